@@ -1,0 +1,166 @@
+"""What happens to the core, in the past tense.
+
+The shell builds these from sockets, processes, signals and the clock, and hands each to ``Core.handle``
+with the time at which it is handled. Request ids, tickets and hook ids are the shell's own positive integers,
+except hook ids, which the core gives out in ``RunHook``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmux.core.policy import Policy
+from llmux.core.spec import ModelSpec, Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """llmux has started and its port is bound.
+
+    ``holders`` are the models that may hold the GPU according to the state file, ``recent`` the models in the
+    order of their last use, most recent first.
+    """
+
+    holders: frozenset[str] = frozenset()
+    recent: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class RequestArrived:
+    """A request that names ``model`` (its canonical name, no alias) wants in."""
+
+    request: int
+    model: str
+
+
+@dataclass(slots=True)
+class RequestAbandoned:
+    """The client left; queued or in flight, the request is over."""
+
+    request: int
+
+
+@dataclass(slots=True)
+class RequestReturned:
+    """An admitted request found its engine dead before anything was sent; it wants to be queued again.
+
+    ``connected`` says whether any connection to this engine was ever accepted since it was woken.
+    """
+
+    request: int
+    connected: bool = True
+
+
+@dataclass(slots=True)
+class RequestFinished:
+    """The last byte of an admitted request's answer is out, or it failed; the engine is done with it."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class HookFinished:
+    """A hook's process has ended (or could not be started).
+
+    ``detail`` is for people: how it ended and the tail of what it printed. ``last_byte`` is when a response
+    of the model's engine last delivered a byte, None if never; it is read for ``alive`` only.
+    """
+
+    hook: int
+    ok: bool
+    detail: str = ""
+    last_byte: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLost:
+    """A connection to the model's engine was refused, or broke off while it was serving.
+
+    It is a suspicion: the core has ``alive`` confirm it.
+    """
+
+    model: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRequested:
+    """An operator wants the model awake. ``ticket`` comes back in ``Answer``."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class SleepRequested:
+    """An operator wants the model asleep."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResetRequested:
+    """An operator has mended the model by hand: clear its backoff, and its fault."""
+
+    model: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinChanged:
+    """The model is pinned until ``until`` (None: until unpinned), or unpinned (``pinned=False``)."""
+
+    model: str
+    ticket: int
+    pinned: bool = True
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChanged:
+    """The whole GPU is lent to a foreign job until ``until`` (None: until ended), or given back."""
+
+    ticket: int
+    leased: bool = True
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReplaced:
+    """A new configuration is in force."""
+
+    models: Sequence[ModelSpec]
+    rules: Rules
+    policy: Policy
+    first_guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """The time that ``next_deadline()`` named has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """Stop: no new admissions, let streams finish within the grace."""
+
+
+Event = (
+    Started
+    | RequestArrived
+    | RequestAbandoned
+    | RequestReturned
+    | RequestFinished
+    | HookFinished
+    | EngineLost
+    | ActivationRequested
+    | SleepRequested
+    | ResetRequested
+    | PinChanged
+    | LeaseChanged
+    | ConfigReplaced
+    | DeadlineReached
+    | ShutdownRequested
+)

@@ -1,0 +1,130 @@
+"""The contract between the core and a switch policy.
+
+A policy is any object with a ``decide`` method. It is asked whenever something happened while no switch is
+under way and a model that is not awake has a waiter; it answers at once, from what it is shown, and keeps
+whatever memory it likes in itself. It cannot break anything: an answer that makes no sense is logged once
+and treated as first-come-first-served, and ``max_wait`` holds over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Do not switch now; ask again at the next event."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchTo:
+    """Switch to ``model`` now. It must be one of ``snapshot.waiting``."""
+
+    model: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Do not switch now; ask again at ``time`` (absolute, on the snapshot's clock) or at the next event."""
+
+    time: float
+    reason: str = ""
+
+
+Decision = Stay | SwitchTo | WaitUntil
+
+
+class ModelView(Protocol):
+    """One model, read live from the core. Durations in seconds, rates per second."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in requests."""
+
+    @property
+    def awake(self) -> bool:
+        """Whether it is awake and admitting."""
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait for it."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests it is serving."""
+
+    @property
+    def limit(self) -> int | None:
+        """``max_in_flight``, or None."""
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        """When its oldest waiter arrived, or None."""
+
+    @property
+    def awake_since(self) -> float | None:
+        """When it was last activated, or None while it is not awake."""
+
+    @property
+    def last_served(self) -> float | None:
+        """When its last answer ended, or None."""
+
+    @property
+    def arrival_rate(self) -> float:
+        """Arrivals per second, an exponential average over about two minutes."""
+
+    @property
+    def service_time(self) -> float:
+        """Seconds from admission to the last byte, an exponential average; 0 until measured."""
+
+    @property
+    def switch_cost(self) -> float:
+        """Expected seconds of a switch to it from what is awake now, without the drain."""
+
+    def arrivals(self) -> Iterator[float]:
+        """Arrival times of its waiters, oldest first."""
+
+
+class Snapshot(Protocol):
+    """What a policy is shown: a live, read-only view. Do not keep it."""
+
+    @property
+    def time(self) -> float:
+        """Now, in seconds of a monotonic clock."""
+
+    @property
+    def models(self) -> Mapping[str, ModelView]:
+        """Every model by name."""
+
+    @property
+    def awake(self) -> tuple[str, ...]:
+        """The models that are awake, in the order of the configuration."""
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The models that are not awake and may be switched to: never empty, oldest waiter first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRecord:
+    """A switch that has ended. ``cost`` is None unless it succeeded."""
+
+    id: int
+    from_models: tuple[str, ...]
+    to: str | None
+    result: str  # success | failure | abandoned
+    drain: float
+    cost: float | None
+    ended: float
+
+
+class Policy(Protocol):
+    """What a switch policy implements. ``on_switch_completed(record)`` may be added; it is optional."""
+
+    def decide(self, now: Snapshot) -> Decision:
+        """Say what to do. Pure in spirit, called often, may not block."""

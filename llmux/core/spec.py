@@ -1,0 +1,66 @@
+"""What the core is told about models and rules: plain values, no configuration format.
+
+All durations are seconds (float, >= 0), all times are the seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class HookKind(enum.StrEnum):
+    """The hooks of a model; the value is what the hook sees as ``LLMUX_HOOK``."""
+
+    WAKE = "wake"
+    SLEEP = "sleep"
+    ALIVE = "alive"
+    VERIFY = "verify"
+    STOP = "stop"
+
+
+DEFAULT_TIMEOUTS: Mapping[HookKind, float] = {
+    HookKind.WAKE: 1800.0,
+    HookKind.SLEEP: 300.0,
+    HookKind.ALIVE: 10.0,
+    HookKind.VERIFY: 60.0,
+    HookKind.STOP: 60.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model as the rules see it.
+
+    ``definition`` is opaque to the core: the shell finds in it what it needs to run hooks and to reach
+    the engine. A model keeps the definition under which it was woken until it is asleep again.
+    """
+
+    name: str
+    definition: object = None
+    hooks: frozenset[HookKind] = frozenset({HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE})
+    timeouts: Mapping[HookKind, float] = field(default_factory=lambda: dict(DEFAULT_TIMEOUTS))
+    max_in_flight: int | None = None
+    max_queued: int = 1000
+    memory: int | None = None  # bytes
+    shared_address: str | None = None  # models with the same one are never awake together
+    idle_sleep: float | None = None
+    preload: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The guard rails: they hold over any policy."""
+
+    request_timeout: float | None = None
+    max_wait: float = 600.0
+    min_active: float = 0.0
+    drain_timeout: float | None = None  # None: a running answer is never cut; 0: cut at once
+    backoff_first: float = 1.0
+    backoff_max: float = 20.0
+    alive_every: float = 15.0  # 0: no periodic probe
+    alive_failures: int = 3
+    capacity: int | None = None  # bytes; needs every model's memory
+    shutdown_grace: float = 30.0
+    sleep_on_exit: bool = False

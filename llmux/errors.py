@@ -1,0 +1,207 @@
+"""Every error that llmux raises or answers with.
+
+LLMuxError
+├── ConfigError                the configuration cannot be used; says where and what to do
+├── PolicyLoadError            a policy cannot be loaded
+├── StateLockedError           another llmux holds the state file
+├── HookError                  a hook did not succeed
+│   ├── HookFailedError        it exited with another code than 0, or was killed
+│   └── HookTimeoutError       it ran past its timeout
+└── RequestError               a request is refused; ``status`` is the HTTP status
+    ├── BadRequestError        400
+    ├── UnauthorizedError      401
+    ├── ForbiddenError         403
+    ├── UnknownModelError      404
+    ├── PathRefusedError       404
+    ├── SlowClientError        408
+    ├── ConflictError          409  (admin API)
+    ├── BodyTooLargeError      413
+    ├── QueueFullError         429
+    ├── HeadersTooLargeError   431
+    ├── EngineError            502
+    ├── UnavailableError       503  (wake failed, backing off, faulted, pinned, leased, stopping)
+    └── WaitedTooLongError     504
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LLMuxError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(LLMuxError):
+    """The configuration cannot be used. ``path`` is the place in the file, as ``models.llama.port``."""
+
+    def __init__(self, message: str, *, path: str = "", file: str = "", line: int | None = None) -> None:
+        self.message = message
+        self.path = path
+        self.file = file
+        self.line = line
+        where = ":".join(str(part) for part in (file, line) if part)
+        super().__init__(": ".join(part for part in (where, path, message) if part))
+
+
+class PolicyLoadError(LLMuxError):
+    """A policy cannot be loaded, or refuses its options."""
+
+
+class StateLockedError(LLMuxError):
+    """Another llmux uses the same state file."""
+
+
+class HookError(LLMuxError):
+    """A hook did not succeed."""
+
+
+class HookFailedError(HookError):
+    """A hook exited with another code than 0, or was killed."""
+
+
+class HookTimeoutError(HookError):
+    """A hook ran past its timeout."""
+
+
+class RequestError(LLMuxError):
+    """A request is refused.
+
+    ``status`` is the HTTP status, ``code`` a stable word for programs, ``type`` the word of OpenAI's
+    envelope, ``anthropic_type`` that of Anthropic's. ``retry_after`` is in seconds.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    anthropic_type: ClassVar[str] = "api_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+
+class BadRequestError(RequestError):
+    """The request cannot be understood, or names no model."""
+
+    status = 400
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "bad_request"
+
+
+class UnauthorizedError(RequestError):
+    """No key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+    anthropic_type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    """The caller may not do this."""
+
+    status = 403
+    type = "permission_error"
+    anthropic_type = "permission_error"
+    code = "forbidden"
+
+
+class UnknownModelError(RequestError):
+    """No model of that name."""
+
+    status = 404
+    type = "invalid_request_error"
+    anthropic_type = "not_found_error"
+    code = "model_not_found"
+
+
+class PathRefusedError(RequestError):
+    """The path is not among those that are forwarded."""
+
+    status = 404
+    type = "invalid_request_error"
+    anthropic_type = "not_found_error"
+    code = "path_not_forwarded"
+
+
+class SlowClientError(RequestError):
+    """The client sent nothing for too long."""
+
+    status = 408
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class ConflictError(RequestError):
+    """An admin command that cannot be carried out now."""
+
+    status = 409
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "conflict"
+
+
+class BodyTooLargeError(RequestError):
+    """The request's body is larger than ``max_body``."""
+
+    status = 413
+    type = "invalid_request_error"
+    anthropic_type = "request_too_large"
+    code = "body_too_large"
+
+
+class QueueFullError(RequestError):
+    """``max_queued`` requests already wait for this model."""
+
+    status = 429
+    type = "rate_limit_error"
+    anthropic_type = "rate_limit_error"
+    code = "queue_full"
+
+
+class HeadersTooLargeError(RequestError):
+    """A header field is larger than llmux takes."""
+
+    status = 431
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class EngineError(RequestError):
+    """The engine broke off before its headers."""
+
+    status = 502
+    code = "engine_error"
+
+
+class UnavailableError(RequestError):
+    """The model cannot be served now; ``code`` says why."""
+
+    status = 503
+    type = "service_unavailable"
+    anthropic_type = "overloaded_error"
+    code = "unavailable"
+
+
+class WaitedTooLongError(RequestError):
+    """The request waited longer than ``request_timeout``."""
+
+    status = 504
+    type = "timeout_error"
+    anthropic_type = "timeout_error"
+    code = "request_timeout"
