@@ -1,0 +1,160 @@
+"""Which web pages may use llmux: the Origin header, and the answers to OPTIONS.
+
+A browser sends ``Origin`` with what a page does to another site. Without a check any page that a user opens
+could talk to the llmux on that user's machine. So a request with an ``Origin`` is refused (403) unless it is
+llmux's own or in ``cors``; one without (curl, the SDKs) is none of this module's business.
+
+llmux's own: the page came from the address that the request is sent to (same host and port as its ``Host``
+header, under http or https: a proxy in front may end TLS), or from a loopback name on llmux's own port.
+``null`` (files, sandboxed frames) is refused unless it is listed; ``*`` in ``cors`` admits every page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+# What the SDKs for browsers send; used when a preflight names no headers.
+_HEADERS = (
+    "Authorization, Content-Type, X-API-Key, X-Request-ID, Anthropic-Version, Anthropic-Beta, OpenAI-Beta"
+)
+_EXPOSED = "X-Request-ID, X-LLMux-Queue-Seconds, Retry-After"
+_MAX_AGE = "600"  # seconds; browsers cap it anyway (Chromium at 2 h)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
+_MAX_HEADER_LIST = 4096
+
+# An engine's own answers to these are not passed on: llmux decides which pages may read its responses.
+REPLACED_RESPONSE_HEADERS = frozenset(
+    {
+        "access-control-allow-origin",
+        "access-control-allow-credentials",
+        "access-control-allow-headers",
+        "access-control-allow-methods",
+        "access-control-allow-private-network",
+        "access-control-expose-headers",
+        "access-control-max-age",
+    }
+)
+
+
+class Verdict(NamedTuple):
+    """Whether a request's origin may use llmux, and the headers that its response gets."""
+
+    allowed: bool
+    headers: Mapping[str, str]
+    reason: str = ""
+
+
+class Answer(NamedTuple):
+    """llmux's answer to OPTIONS; it has no body when ``status`` is 204."""
+
+    status: int
+    headers: Mapping[str, str]
+    reason: str = ""
+
+
+_NO_HEADERS: Mapping[str, str] = {}
+_PLAIN = Verdict(allowed=True, headers=_NO_HEADERS)
+
+
+def canonical(origin: str) -> str:
+    """Return an origin as scheme://host[:port], folded, without the scheme's own port; "" when it is none."""
+    try:
+        parts = urlsplit(origin.strip())
+        port = parts.port
+        host = parts.hostname
+    except ValueError:
+        return ""
+    if not parts.scheme or not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        return ""
+    if "@" in parts.netloc:
+        return ""
+    if ":" in host:
+        host = f"[{host}]"
+    if port is None or port == _DEFAULT_PORTS.get(parts.scheme):
+        return f"{parts.scheme}://{host}"
+    return f"{parts.scheme}://{host}:{port}"
+
+
+def check_cors_entry(entry: str) -> str:
+    """Return an entry of ``cors`` as it is compared; ValueError when it can match no Origin header."""
+    if entry in {"*", "null"}:
+        return entry
+    form = canonical(entry)
+    if not form:
+        raise ValueError(f"{entry!r} is no origin: write scheme://host or scheme://host:port, or *")
+    return form
+
+
+class Origins:
+    """The origins that may use llmux. Made anew when the configuration changes."""
+
+    def __init__(self, cors: Iterable[str] = (), *, port: int | None = None) -> None:
+        """``cors`` as configured, ``port`` the one that llmux listens on."""
+        entries = frozenset(check_cors_entry(entry) for entry in cors)
+        self._any = "*" in entries
+        own = [f"{name}:{port}" for name in _LOOPBACK] if port is not None else []
+        self._listed = entries | {canonical(f"http://{address}") for address in own}
+
+    def check(self, origin: str | None, host: str | None) -> Verdict:
+        """Judge the values of a request's ``Origin`` and ``Host`` headers (None: not sent)."""
+        if origin is None:
+            return _PLAIN
+        if self._any:
+            return Verdict(
+                allowed=True,
+                headers={"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED},
+            )
+        form = origin if origin == "null" else canonical(origin)
+        if form and (form in self._listed or _same_host(form, host)):
+            return Verdict(
+                allowed=True,
+                headers={
+                    "Access-Control-Allow-Origin": origin,
+                    "Access-Control-Expose-Headers": _EXPOSED,
+                    "Vary": "Origin",
+                },
+            )
+        return Verdict(
+            allowed=False,
+            headers={"Vary": "Origin"},
+            reason="pages of this origin may not use llmux: add it to `cors` in the configuration",
+        )
+
+    def options(self, headers: Mapping[str, str]) -> Answer:
+        """Answer an OPTIONS request; ``headers`` are looked up as a CORS preflight writes them.
+
+        The mapping should ignore case, as aiohttp's does.
+        """
+        origin = headers.get("Origin")
+        verdict = self.check(origin, headers.get("Host"))
+        if not verdict.allowed:
+            return Answer(403, verdict.headers, verdict.reason)
+        answer = dict(verdict.headers)
+        if origin is None or "Access-Control-Request-Method" not in headers:
+            answer["Allow"] = METHODS
+            return Answer(204, answer)
+        wanted = headers.get("Access-Control-Request-Headers", "")
+        echo = len(wanted) <= _MAX_HEADER_LIST and _HEADER_LIST.fullmatch(wanted)
+        answer.pop("Access-Control-Expose-Headers")
+        answer["Access-Control-Allow-Methods"] = METHODS
+        answer["Access-Control-Allow-Headers"] = wanted if echo else _HEADERS
+        answer["Access-Control-Max-Age"] = _MAX_AGE
+        answer["Vary"] = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
+        # Chromium asks this before a public page may reach a private or loopback address.
+        if headers.get("Access-Control-Request-Private-Network") == "true":
+            answer["Access-Control-Allow-Private-Network"] = "true"
+        return Answer(204, answer)
+
+
+def _same_host(form: str, host: str | None) -> bool:
+    """Whether a canonical origin is the host that the request is sent to."""
+    if not host:
+        return False
+    scheme = form.partition("://")[0]
+    return scheme in _DEFAULT_PORTS and canonical(f"{scheme}://{host}") == form

@@ -1,0 +1,234 @@
+r"""Which paths are forwarded to an engine: an allowlist, under a deny list that nothing overrides.
+
+The decision is made on a form of the path, never on what is sent on: scheme and authority of an absolute
+target removed, fragment cut, percent-decoded until stable, ``\`` read as ``/``, ``;…`` dropped from each
+segment, slashes merged, dot segments resolved, case folded for the deny list. Control characters, invalid
+escapes and invalid UTF-8 are malformed (400). Where a dot segment, ``\`` or ``;`` changed the path it is
+refused (404), so these are found and never resolved: engines disagree on what such a path means. Slashes
+alone do not refuse.
+
+What is allowed goes on as the raw target, byte for byte, query included. Of an absolute target the engine
+gets the origin form (path and query, as they stood); a fragment, which HTTP does not know, is not sent.
+
+Targets are ``str`` whose undecodable bytes are surrogate escapes, as aiohttp gives them; ``bytes`` are taken
+as well. ``Route.target.encode("utf-8", "surrogateescape")`` gives back the bytes of the client.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from llmux.middleware.denied import denied
+
+DEFAULT_FORWARD: tuple[str, ...] = (
+    "/v1/**",
+    "/completion",
+    "/completions",
+    "/chat/completions",
+    "/infill",
+    "/embedding",
+    "/embeddings",
+    "/rerank",
+    "/reranking",
+    "/score",
+    "/pooling",
+    "/classify",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/sdapi/v1/**",
+)
+_OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)
+_UPSTREAM = "/upstream/"
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]@!$&'()*+,=-]*(?=[/?]|\Z)")
+_RAW_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SEVERAL_SLASHES = re.compile("/{2,}")
+_READS = frozenset({"GET", "HEAD"})
+_MAX_ROUNDS = 16  # of decoding; every round makes an escape shorter, nobody honest needs three
+_MAX_SEGMENTS = 64  # the deny list looks at every one
+_MAX_CACHED = 1024
+_MAX_CACHED_LENGTH = 256
+
+
+class Kind(enum.Enum):
+    """What becomes of a request, as far as its path tells."""
+
+    FORWARD = "forward"
+    OWN = "own"
+    UPSTREAM = "upstream"
+    REFUSED = "refused"  # 404
+    MALFORMED = "malformed"  # 400
+
+
+class Route(NamedTuple):
+    """The decision on one target.
+
+    ``path`` is the normalized path, "" when there is none. ``target`` is what the engine gets (for OWN: the
+    origin form of the target). ``model`` belongs to UPSTREAM: a known name, or the first segment when none
+    matches; ``path`` is then what follows it. ``reason`` is for people (REFUSED, MALFORMED).
+    """
+
+    kind: Kind
+    path: str = ""
+    target: str = ""
+    model: str = ""
+    reason: str = ""
+
+
+class _MalformedError(ValueError):
+    pass
+
+
+class _AmbiguousError(ValueError):
+    pass
+
+
+def glob_expression(glob: str) -> str:
+    """Return the regular expression of a ``forward`` glob; ValueError when it cannot be one.
+
+    ``*`` stays within one segment, ``**`` (a whole segment) is any depth, none included.
+    """
+    if not glob.startswith("/"):
+        raise ValueError(f"{glob!r} does not begin with a slash")
+    parts = []
+    for segment in glob.split("/")[1:]:
+        if segment == "**":
+            parts.append("(?:/[^/]+)*")
+        elif "**" in segment:
+            raise ValueError(f"{glob!r}: ** stands for whole segments")
+        else:
+            parts.append("/" + "[^/]*".join(re.escape(piece) for piece in segment.split("*")))
+    return "".join(parts)
+
+
+def _decode_once(path: str) -> str:
+    """Resolve the escapes of a path; those that are invalid stay."""
+    try:
+        raw = path.encode("utf-8", "surrogateescape")
+        return _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), raw).decode("utf-8")
+    except UnicodeError as error:
+        raise _MalformedError("the path is not UTF-8") from error
+
+
+def normalize(path: str) -> str:
+    """Return the form of a raw path on which everything is decided."""
+    if _BAD_ESCAPE.search(path):
+        raise _MalformedError("the path has an invalid percent-escape")
+    # A % that an escape stood for may be followed by anything: later rounds leave what is no escape.
+    for _ in range(_MAX_ROUNDS):
+        decoded = _decode_once(path)
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        raise _MalformedError("the path is percent-encoded too many times")
+    if _CONTROL.search(path):
+        raise _MalformedError("the path has a control character")
+    if "\\" in path or ";" in path:
+        raise _AmbiguousError("the path has a backslash or a semicolon")
+    path = _SEVERAL_SLASHES.sub("/", path)
+    if path.count("/") > _MAX_SEGMENTS:
+        raise _AmbiguousError("the path has too many segments")
+    if "/." in path and any(segment in {".", ".."} for segment in path.split("/")):
+        raise _AmbiguousError("the path has a dot segment")
+    return path.rstrip("/") or "/"
+
+
+def origin_form(target: str) -> str:
+    """Strip scheme, authority and fragment from a request target."""
+    if _RAW_CONTROL.search(target):
+        raise _MalformedError("the target has a control character")
+    target = target.partition("#")[0]
+    if target.startswith("/"):
+        return target
+    found = _ABSOLUTE.match(target)
+    if found is None:
+        raise _MalformedError("the target is no path")
+    rest = target[found.end() :]
+    return rest if rest.startswith("/") else "/" + rest
+
+
+class ForwardedPaths:
+    """Decides on request targets. Made anew when the configuration changes."""
+
+    def __init__(self, globs: Iterable[str] = DEFAULT_FORWARD, names: Iterable[str] = ()) -> None:
+        """``globs`` are those of ``forward``, ``names`` the models and aliases for ``/upstream/NAME/…``."""
+        expression = "|".join(glob_expression(glob) for glob in globs)
+        self._allowed = re.compile(f"(?:{expression})" if expression else r"(?!)")
+        self._names = frozenset(names)
+        self._name_segments = max((name.count("/") for name in self._names), default=0) + 1
+        self._reads: dict[str, Route] = {}
+        self._writes: dict[str, Route] = {}
+
+    def decide(self, target: str | bytes, method: str = "POST") -> Route:
+        """Say what becomes of a request for this raw target."""
+        if isinstance(target, bytes):
+            target = target.decode("utf-8", "surrogateescape")
+        cache = self._reads if method in _READS else self._writes
+        route = cache.get(target)
+        if route is not None:
+            return route
+        path, question, query = target.partition("?")
+        # A query that could end early, or that no parser should have let through, takes the long way.
+        if not question or "#" in target or _RAW_CONTROL.search(query):
+            return self._decide(target, cache)
+        route = cache.get(path) or self._decide(path, cache)
+        if not route.target:
+            return route
+        kind, normal, forwarded, model, reason = route
+        return Route(kind, normal, f"{forwarded}?{query}", model, reason)
+
+    def _decide(self, target: str, cache: dict[str, Route]) -> Route:
+        try:
+            origin = origin_form(target)
+            raw_path, question, query = origin.partition("?")
+            route = self._route(raw_path, reading=cache is self._reads)
+        except _MalformedError as error:
+            return Route(Kind.MALFORMED, reason=str(error))
+        except _AmbiguousError as error:
+            return Route(Kind.REFUSED, reason=str(error))
+        if question:
+            return route._replace(target=f"{route.target}?{query}") if route.target else route
+        if len(target) <= _MAX_CACHED_LENGTH and "#" not in target:
+            if len(cache) >= _MAX_CACHED:  # invented targets push out the others, and cost one decision each
+                cache.clear()
+            cache[target] = route
+        return route
+
+    def _route(self, raw_path: str, *, reading: bool) -> Route:
+        path = normalize(raw_path)
+        if path.startswith(_UPSTREAM):
+            return self._upstream(raw_path, path, reading=reading)
+        if _OWN.fullmatch(path):
+            return Route(Kind.OWN, path, raw_path)
+        entry = denied(path, reading=reading)
+        if entry is not None:
+            return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
+        if self._allowed.fullmatch(path):
+            return Route(Kind.FORWARD, path, raw_path)
+        return Route(Kind.REFUSED, path, reason=f"{path} is not among the forwarded paths (see `forward`)")
+
+    def _upstream(self, raw_path: str, path: str, *, reading: bool) -> Route:
+        """``/upstream/MODEL/rest``: the longest known name wins; the rest goes on raw."""
+        merged = raw_path.lstrip("/")
+        if not merged.startswith(_UPSTREAM[1:]):
+            return Route(Kind.REFUSED, path, reason="/upstream/ is written plainly")
+        segments = merged[len(_UPSTREAM) - 1 :].lstrip("/").split("/")
+        model, used = _decode_once(segments[0]), 1
+        for count in range(min(self._name_segments, len(segments)), 0, -1):
+            name = _decode_once("/".join(segments[:count]))
+            if name in self._names:
+                model, used = name, count
+                break
+        rest = "/" + "/".join(segments[used:])
+        below = normalize(rest)
+        entry = denied(below, reading=reading)
+        if entry is not None:
+            return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
+        return Route(Kind.UPSTREAM, below, rest, model)
