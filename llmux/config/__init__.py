@@ -1,0 +1,24 @@
+"""The configuration: a YAML or JSON file, or Python values, checked before anything starts."""
+
+from llmux.config.problems import ConfigErrors
+from llmux.config.schema import (
+    BackoffConfig,
+    Config,
+    CostConfig,
+    ModelConfig,
+    PolicyConfig,
+    TimeoutsConfig,
+)
+from llmux.config.specs import EngineDefinition, to_specs
+
+__all__ = [
+    "BackoffConfig",
+    "Config",
+    "ConfigErrors",
+    "CostConfig",
+    "EngineDefinition",
+    "ModelConfig",
+    "PolicyConfig",
+    "TimeoutsConfig",
+    "to_specs",
+]

@@ -1,0 +1,114 @@
+"""Checks that need more than one setting."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmux.config.address import covers, is_loopback
+from llmux.config.problems import Problem
+from llmux.config.sizes import format_size
+
+if TYPE_CHECKING:
+    from llmux.config.schema import Config
+
+SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
+
+
+def check(config: Config) -> list[Problem]:
+    """Return everything that makes ``config`` unusable, as a whole."""
+    return [*_names(config), *_addresses(config), *_memory(config), *_backoff(config)]
+
+
+def _names(config: Config) -> Iterator[Problem]:
+    owners: dict[str, str] = {}
+    for name, model in config.models.items():
+        for index, alias in enumerate(model.aliases):
+            path = ("models", name, "aliases", index)
+            if alias in config.models:
+                yield Problem(path, f"{alias!r} is the name of a model; choose another")
+            elif alias in owners:
+                yield Problem(path, f"{alias!r} is already an alias of {owners[alias]}; keep one of them")
+            owners.setdefault(alias, name)
+
+
+def _addresses(config: Config) -> Iterator[Problem]:
+    taken: dict[tuple[tuple[str, int], str], list[str]] = defaultdict(list)
+    for name, model in config.models.items():
+        address = model.address
+        taken[address.endpoint, address.base_path].append(name)
+        if covers(config.host, address.host) and config.port == address.port:
+            yield Problem(
+                ("models", name, _address_key(config, name)),
+                f"{address.authority} is llmux's own address; change this port or the top-level `port`",
+            )
+    for names in taken.values():
+        if len(names) == 1 or all(config.models[name].upstream_model for name in names):
+            continue
+        alone = [name for name in names if not config.models[name].shared_address]
+        for name in alone:
+            other = next(peer for peer in names if peer != name)
+            yield Problem(
+                ("models", name, _address_key(config, name)),
+                f"{config.models[name].address.authority} is also the address of {other};"
+                " give each its own port, or `upstream_model` to each if one engine serves both,"
+                " or `shared_address: true` to each if they take turns",
+            )
+
+
+def _address_key(config: Config, name: str) -> str:
+    return "url" if config.models[name].url is not None else "port"
+
+
+def _memory(config: Config) -> Iterator[Problem]:
+    if config.capacity is None:
+        return
+    missing = [name for name, model in config.models.items() if model.memory is None]
+    if missing:
+        yield Problem(
+            ("capacity",),
+            f"needs the `memory` of every model; missing for {', '.join(missing)};"
+            " give it, or remove `capacity`",
+        )
+    for name, model in config.models.items():
+        if model.memory is not None and model.memory > config.capacity:
+            excess = model.memory - config.capacity
+            yield Problem(
+                ("models", name, "memory"),
+                f"{format_size(model.memory)} does not fit into the capacity of"
+                f" {format_size(config.capacity)}: {format_size(excess)} too much, so it could never wake",
+            )
+
+
+def _backoff(config: Config) -> Iterator[Problem]:
+    if config.backoff.first > config.backoff.max:
+        yield Problem(("backoff", "first"), "is longer than `backoff.max`; make it shorter")
+
+
+def find_warnings(config: Config) -> tuple[str, ...]:
+    """Return what is allowed but probably not meant."""
+    return tuple(_warnings(config))
+
+
+def _warnings(config: Config) -> Iterator[str]:
+    if not is_loopback(config.host) and not config.api_keys and not config.insecure:
+        yield (
+            f"host: listens on {config.host}, beyond this machine, without `api_keys`:"
+            " anybody who reaches it may use it; give `api_keys`, or `insecure: true` to keep it so"
+        )
+    if config.policy.request_timeout == 0:
+        yield (
+            "policy.request_timeout: is 0: a request whose model is not awake is refused at once;"
+            " null means no limit"
+        )
+    if config.capacity is not None and config.capacity < SMALLEST_PLAUSIBLE:
+        yield f"capacity: is only {config.capacity} bytes; write a unit, as {config.capacity}GiB"
+    endpoints = [model.address.endpoint for model in config.models.values()]
+    for name, model in config.models.items():
+        if model.memory is not None and 0 < model.memory < SMALLEST_PLAUSIBLE:
+            yield f"models.{name}.memory: is only {model.memory} bytes; write a unit, as {model.memory}GiB"
+        if model.memory is not None and config.capacity is None:
+            yield f"models.{name}.memory: has no effect without the top-level `capacity`"
+        if model.shared_address and endpoints.count(model.address.endpoint) == 1:
+            yield f"models.{name}.shared_address: no other model has this address"

@@ -1,0 +1,240 @@
+"""A configuration file as plain data, with the line on which each place begins.
+
+YAML is read by the rules of YAML 1.2's core schema, as the original did: ``on``, ``yes``, ``12:30`` and
+``2024-01-01`` are text. Keys are always text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import yaml
+from yaml.reader import ReaderError
+
+from llmux.config.problems import Path, Problem
+
+YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+_EMPTY = "is empty; it needs at least `models:`"
+
+
+@dataclass(slots=True)
+class Document:
+    """What a file says. ``problems`` are those found while reading; ``data`` is then incomplete."""
+
+    data: Any = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_document(file: FilePath) -> Document:
+    """Read ``file`` as YAML (``.yaml``, ``.yml``) or JSON (``.json``).
+
+    Under any other suffix, for which the original read JSON, what starts with ``{`` is JSON, the rest YAML.
+    """
+    try:
+        text = _read_text(file)
+    except _Unreadable as error:
+        return _failed(str(error), line=error.line)
+    suffix = file.suffix.lower()
+    if suffix == ".json" or (suffix not in YAML_SUFFIXES and text.lstrip().startswith("{")):
+        return parse_json(text)
+    return parse_yaml(text)
+
+
+class _Unreadable(Exception):  # noqa: N818 (never leaves this file)
+    """A file whose text cannot be had."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def _read_text(file: FilePath) -> str:
+    try:
+        raw = file.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise _Unreadable("there is no such file; name another with -c") from None
+    except IsADirectoryError:
+        raise _Unreadable("is a folder; name the file in it") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _Unreadable("is not UTF-8 text; save it as UTF-8", line) from None
+    except OSError as error:
+        raise _Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if not text.strip():
+        raise _Unreadable(_EMPTY)
+    return text
+
+
+def parse_yaml(text: str) -> Document:
+    """Read YAML text; a syntax error is a problem of the document, never an exception."""
+    document = Document()
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return _failed(_explain(error, text), line=mark.line + 1 if mark else None)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        return _failed(f"holds a character that YAML does not allow (code {error.character})", line=line)
+    except (ValueError, RecursionError) as error:  # an escape beyond Unicode; thousands of brackets
+        return _failed(f"is not YAML: {error}")
+    if root is None:
+        return _failed(_EMPTY)
+    document.data = _Builder(document).build(root, ())
+    document.lines.setdefault((), root.start_mark.line + 1)
+    return document
+
+
+def parse_json(text: str) -> Document:
+    """Read JSON text. JSON is YAML, but for tabs: the lines are taken from its YAML reading."""
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not JSON; write a number")
+
+    try:
+        data = json.loads(text, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        return _failed(f"is not JSON: {error.msg} (column {error.colno})", line=error.lineno)
+    except (ValueError, RecursionError) as error:
+        return _failed(f"is not JSON: {error}")
+    # A raw tab inside a JSON string is an error, so every tab is white space.
+    document = parse_yaml(text.replace("\t", " "))
+    if document.data is None:
+        document = Document()
+    document.data = data
+    return document
+
+
+def _failed(message: str, *, line: int | None = None) -> Document:
+    return Document(problems=[Problem((), message, line)])
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Say what a YAML syntax error means to somebody who does not know the grammar."""
+    mark = error.problem_mark
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    what = error.problem or error.context or "it cannot be parsed"
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return "the line is indented with a tab; YAML takes only spaces there"
+    if "mapping values are not allowed" in what:
+        return "a value that contains `: ` must be in quotes, or on the lines after `|`"
+    if "expected a single document" in (error.context or ""):
+        return "holds several YAML documents; remove the `---` between them"
+    if "alias" in what:
+        return f"{what}; an anchor (&name) must stand before its alias (*name)"
+    if mark is None:
+        return f"is not YAML: {what}"
+    where = f"is not YAML: {what} (column {mark.column + 1})"
+    return f"{where}; a value that starts with one of [ {{ & * ! | > % @ ` must be in quotes"
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves plain scalars as YAML 1.2's core schema does."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (the base class's own attribute, filled below)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)\Z", [*"~nN", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", [*"tTfF"]),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", [*"-+0123456789"]),
+    ("float", r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?)\Z", [*"-+.0123456789"]),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", [*"-+."]),
+    ("merge", r"<<\Z", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+_CONVERT: Mapping[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text],
+    "int": lambda text: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
+    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+}
+
+
+class _Builder:
+    """Turns a node tree into data, noting lines, and every key that is there twice."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.open: list[yaml.Node] = []  # the nodes around the one being built
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        if node in self.open:
+            return self.wrong(path, "contains itself; remove the alias", node)
+        self.open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self.mapping(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                return self.sequence(node, path)
+            return self.scalar(node, path)
+        finally:
+            self.open.pop()
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in self.entries(node, path):
+            if key.value in entries and entries[key.value][0] in [own for own, _ in node.value]:
+                first = entries[key.value][0].start_mark.line + 1
+                self.wrong(
+                    (*path, key.value), f"is there twice, first on line {first}; keep one of them", key
+                )
+                continue
+            entries[key.value] = (key, value)
+        data = {}
+        for name, (key, value) in entries.items():
+            self.document.lines[(*path, name)] = key.start_mark.line + 1
+            data[name] = self.build(value, (*path, name))
+        return data
+
+    def entries(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
+        """Return the merged entries, those that win last, then the mapping's own."""
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        own: list[tuple[yaml.Node, yaml.Node]] = []
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.wrong(path, "has a key that is no text", key)
+            elif key.tag == "tag:yaml.org,2002:merge":
+                # Of several merged mappings the first wins.
+                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                for source in reversed(sources):
+                    if not isinstance(source, yaml.MappingNode) or source in self.open:
+                        self.wrong(path, "`<<` takes a mapping, or a list of them", key)
+                        continue
+                    self.open.append(source)
+                    merged += self.entries(source, path)
+                    self.open.pop()
+            else:
+                own.append((key, value))
+        return merged + own
+
+    def sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
+        for index, item in enumerate(node.value):
+            self.document.lines[(*path, index)] = item.start_mark.line + 1
+        return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+
+    def scalar(self, node: yaml.Node, path: Path) -> Any:
+        text: str = node.value
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "null":
+            return None
+        # An environment variable is text: `1.10` must not become 1.1, nor `0755` 755.
+        if kind in ("str", "merge") or (path[:1] == ("models",) and path[2:3] == ("env",)):
+            return text
+        if kind not in _CONVERT:
+            return self.wrong(path, f"has the tag {node.tag!r}, which means nothing here; remove it", node)
+        try:
+            return _CONVERT[kind](text.lower())
+        except (ValueError, KeyError):
+            return self.wrong(path, f"{text[:40]!r} is no {kind}", node)
+
+    def wrong(self, path: Path, message: str, node: yaml.Node) -> None:
+        self.document.problems.append(Problem(path, message, node.start_mark.line + 1))

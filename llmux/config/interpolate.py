@@ -1,0 +1,76 @@
+"""``${VAR}`` and ``${VAR:-default}`` in the string values of a parsed configuration.
+
+Hook scripts are left alone: there the shell expands variables, at run time. Keys are left alone too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmux.config.problems import Path, Problem
+from llmux.core.spec import HookKind
+
+_TOKEN = re.compile(
+    r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
+)
+_MODEL_SETTING = 3  # models.NAME.setting
+_HOOKS = frozenset(kind.value for kind in HookKind)
+
+
+def is_script(path: Path) -> bool:
+    """Whether the value at ``path`` is a hook script."""
+    return len(path) == _MODEL_SETTING and path[0] == "models" and path[2] in _HOOKS
+
+
+def interpolate(
+    data: Any, environ: Mapping[str, str], *, skip: Callable[[Path], bool] = is_script
+) -> tuple[Any, list[Problem]]:
+    """Return ``data`` with its string values filled in, and what could not be filled in.
+
+    A value with a problem is returned as it was. Top-level ``x-`` keys hold anchors, not settings: what they
+    say is filled in where it is used. ``data`` is not changed.
+    """
+    problems: list[Problem] = []
+
+    def walk(value: Any, path: Path) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str) or skip(path) or str(path[0] if path else "").startswith("x-"):
+            return value
+        try:
+            return fill(value, environ)
+        except ValueError as error:
+            problems.append(Problem(path, str(error)))
+            return value
+
+    return walk(data, ()), problems
+
+
+def fill(text: str, environ: Mapping[str, str]) -> str:
+    """Fill in one string. As in the shell, ``:-`` also replaces a variable that is set but empty.
+
+    Raises:
+        ValueError: a variable is unset and has no default, or ``${`` is not followed by a name and ``}``.
+
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        name, default = match["name"], match["default"]
+        if name is None:
+            rest = text[match.start() : match.start() + 20]
+            raise ValueError(
+                f"cannot read {rest!r}; write ${{NAME}} or ${{NAME:-default}}, or $${{ for a literal ${{"
+            )
+        if default is not None:
+            return environ.get(name) or default
+        if name not in environ:
+            raise ValueError(f"the variable {name} is not set; set it, or write ${{{name}:-default}}")
+        return environ[name]
+
+    return _TOKEN.sub(replace, text)

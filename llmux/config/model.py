@@ -1,0 +1,146 @@
+"""The settings of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from llmux.config.address import Address, parse_address
+from llmux.config.durations import Duration, PositiveDuration
+from llmux.config.section import (
+    Count,
+    EnginePort,
+    EnvName,
+    EnvValue,
+    Name,
+    PositiveCount,
+    Script,
+    Section,
+)
+from llmux.config.sizes import Size
+from llmux.config.words import Word
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
+
+LOOPBACK = "127.0.0.1"
+
+
+def _url(value: str) -> str:
+    return parse_address(value).url
+
+
+Url = Annotated[str, AfterValidator(_url), Word("URL")]
+
+
+class TimeoutsConfig(Section):
+    """How long each hook may take before it is ended (TERM, 5 s, KILL) and counts as failed."""
+
+    wake: PositiveDuration = Field(
+        default=DEFAULT_TIMEOUTS[HookKind.WAKE], description="Longest run of the wake hook."
+    )
+    sleep: PositiveDuration = Field(
+        default=DEFAULT_TIMEOUTS[HookKind.SLEEP], description="Longest run of the sleep hook."
+    )
+    alive: PositiveDuration = Field(
+        default=DEFAULT_TIMEOUTS[HookKind.ALIVE], description="Longest run of the alive hook."
+    )
+    verify: PositiveDuration = Field(
+        default=DEFAULT_TIMEOUTS[HookKind.VERIFY],
+        description="How long verify is repeated, every 0.5 s, until it passes.",
+    )
+    stop: PositiveDuration = Field(
+        default=DEFAULT_TIMEOUTS[HookKind.STOP], description="Longest run of the stop hook."
+    )
+
+
+class CostConfig(Section):
+    """A first guess at what a switch costs, used until it has been measured."""
+
+    wake: Duration | None = Field(default=None, description="Expected duration of the wake hook.")
+    sleep: Duration | None = Field(
+        default=None, description="Expected duration of the sleep hook, verify included."
+    )
+
+
+class ModelConfig(Section):
+    """One model: where its engine listens, and the shell hooks that control it."""
+
+    port: EnginePort | None = Field(
+        default=None, description="Port of the engine on 127.0.0.1. Either this or `url`."
+    )
+    url: Url | None = Field(
+        default=None, description="Address of the engine, as http://127.0.0.1:8001. Either this or `port`."
+    )
+    wake: Script = Field(description="Brings the engine up; returns 0 when it answers. Must be idempotent.")
+    sleep: Script = Field(description="Puts the engine to sleep; returns 0 when the GPU is free.")
+    alive: Script = Field(description="Returns 0 when the engine is awake and answers.")
+    verify: Script | None = Field(
+        default=None, description="After sleep: returns 0 only when the memory is really free."
+    )
+    stop: Script | None = Field(
+        default=None, description="Harder than sleep; run when sleep or verify has failed."
+    )
+    aliases: tuple[Name, ...] = Field(
+        default=(), description="Other names under which clients reach the model."
+    )
+    upstream_model: Name | None = Field(
+        default=None, description="What the engine calls the model, when it differs from the name here."
+    )
+    shared_address: bool = Field(
+        default=False,
+        description="Several models take turns on this address; they are never awake together.",
+    )
+    max_in_flight: PositiveCount | None = Field(
+        default=None, description="Requests that the engine serves at once; more wait. null: no limit."
+    )
+    max_queued: Count = Field(default=1000, description="Requests that may wait; more get 429.")
+    memory: Size | None = Field(
+        default=None,
+        description="GPU memory taken while awake; with `capacity`, several models may be awake.",
+    )
+    idle_sleep: PositiveDuration | None = Field(
+        default=None,
+        description="Sleep after this long without a request. null: never. Default: the global `idle_sleep`.",
+    )
+    preload: bool = Field(default=False, description="Wake the model at start.")
+    env: Mapping[EnvName, EnvValue] = Field(
+        default_factory=dict, description="Environment variables for the hooks."
+    )
+    timeouts: TimeoutsConfig = Field(
+        default_factory=TimeoutsConfig, description="How long each hook may take."
+    )
+    cost: CostConfig = Field(
+        default_factory=CostConfig, description="A first guess at the switch cost, until it is measured."
+    )
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Self:
+        if self.port is None and self.url is None:
+            raise PydanticCustomError(
+                "address", "needs `port`: the port on which its engine listens (or `url`)"
+            )
+        if self.port is not None and self.url is not None:
+            raise PydanticCustomError("address", "has both `port` and `url`; keep one of them")
+        return self
+
+    @property
+    def address(self) -> Address:
+        """Where the engine listens."""
+        if self.url is not None:
+            return parse_address(self.url)
+        assert self.port is not None  # _one_address
+        return Address(LOOPBACK, self.port)
+
+    @property
+    def scripts(self) -> Mapping[HookKind, str]:
+        """The hooks that are given, by kind."""
+        given = {
+            HookKind.WAKE: self.wake,
+            HookKind.SLEEP: self.sleep,
+            HookKind.ALIVE: self.alive,
+            HookKind.VERIFY: self.verify,
+            HookKind.STOP: self.stop,
+        }
+        return {kind: script for kind, script in given.items() if script is not None}

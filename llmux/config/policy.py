@@ -1,0 +1,77 @@
+"""The settings of the policy and of the guard rails around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from llmux.config.durations import Duration
+from llmux.config.section import Section
+
+SECS = "_secs"
+WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
+"""Settings that may also be written as in llmux 2.x: ``request_timeout_secs``."""
+
+
+class PolicyConfig(Section):
+    """When to switch: which policy decides, and the limits that hold over any policy."""
+
+    use: str = Field(
+        default="fifo",
+        min_length=1,
+        description="The policy: a shipped NAME, package.module:Class, or ./file.py:Class.",
+    )
+    options: Mapping[str, Any] = Field(
+        default_factory=dict, description="Options of the policy, checked by the policy when it is loaded."
+    )
+    request_timeout: Duration | None = Field(
+        default=None,
+        description="How long a request may wait for its model; then 504. null: as long as its client does.",
+    )
+    max_wait: Duration = Field(
+        default=600.0,
+        description="When a model's oldest waiter has waited this long, the next switch goes to that model,"
+        " whatever the policy says.",
+    )
+    min_active: Duration = Field(
+        default=0.0, description="How long a model stays awake at least before a switch may displace it."
+    )
+    drain_before_switch: bool = Field(
+        default=True,
+        description="Let running answers finish before a switch. false: the same as `drain_timeout: 0`.",
+    )
+    drain_timeout: Duration | None = Field(
+        default=None, description="How long a switch waits for running answers. null: they are never cut."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seconds(cls, data: Any) -> Any:
+        """Accept llmux 2.x's names."""
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        for name in WITH_SECS:
+            if name + SECS not in data:
+                continue
+            if name in data:
+                raise PydanticCustomError("both", f"says both `{name}` and `{name}{SECS}`; keep one of them")
+            data[name] = data.pop(name + SECS)
+        return data
+
+    @model_validator(mode="after")
+    def _one_drain(self) -> Self:
+        if not self.drain_before_switch and self.drain_timeout:
+            raise PydanticCustomError(
+                "drain",
+                "says both `drain_before_switch: false` and a `drain_timeout`; keep one of them",
+            )
+        return self
+
+    @property
+    def effective_drain_timeout(self) -> float | None:
+        """Seconds that a drain may take: None without limit, 0 to cut at once."""
+        return self.drain_timeout if self.drain_before_switch else 0.0

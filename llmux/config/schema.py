@@ -1,0 +1,178 @@
+"""The whole configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+
+from llmux.config.checks import check, find_warnings
+from llmux.config.durations import Duration, PositiveDuration
+from llmux.config.explain import raise_problems
+from llmux.config.forward import DEFAULT_FORWARD, expand
+from llmux.config.load import load
+from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig
+from llmux.config.policy import PolicyConfig
+from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Secret, Section
+from llmux.config.sizes import PositiveSize
+from llmux.config.state import default_state
+from llmux.config.words import Word
+
+__all__ = ["BackoffConfig", "Config", "CostConfig", "ModelConfig", "PolicyConfig", "TimeoutsConfig"]
+
+MIB = 2**20
+GIB = 2**30
+
+
+class BackoffConfig(Section):
+    """How long a model whose wake or sleep failed is left alone: doubling from `first` to `max`, ±20 %."""
+
+    first: PositiveDuration = Field(default=1.0, description="Pause after the first failure.")
+    max: PositiveDuration = Field(default=20.0, description="Longest pause.")
+
+
+class Config(Section):
+    """Everything that llmux is told: made from a file, or in Python.
+
+    ``folder`` is where hooks run and what paths are relative to: the file's, or without a file the current
+    folder when the configuration was made.
+    """
+
+    host: Host = Field(
+        default="127.0.0.1",
+        description="Address to listen on. 0.0.0.0 opens it to the network: give `api_keys` then.",
+    )
+    port: OwnPort = Field(default=3000, description="Port to listen on. 0: any free one.")
+    models: Mapping[Name, ModelConfig] = Field(
+        min_length=1, description="The models by the name that clients ask for."
+    )
+    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="When to switch.")
+    capacity: PositiveSize | None = Field(
+        default=None,
+        description="GPU memory; with every model's `memory`, those that fit are awake together. null: one.",
+    )
+    backoff: BackoffConfig = Field(
+        default_factory=BackoffConfig, description="How long a model that failed is left alone."
+    )
+    alive_every: Duration = Field(
+        default=15.0, description="How often awake models are probed with their alive hook. 0: never."
+    )
+    alive_failures: PositiveCount = Field(
+        default=3, description="Failed probes in a row after which an engine counts as lost."
+    )
+    idle_sleep: PositiveDuration | None = Field(
+        default=None,
+        description="Put any model to sleep after this long without a request. null: never.",
+    )
+    state: str | None = Field(
+        default=None,
+        description="File that remembers who may hold the GPU. null: none. Default: in $XDG_STATE_HOME.",
+    )
+    on_exit: Literal["leave", "sleep"] = Field(
+        default="leave", description="What happens to awake engines when llmux ends."
+    )
+    shutdown_grace: Duration = Field(
+        default=30.0, description="How long running answers may go on after a TERM."
+    )
+    max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
+    max_buffered: PositiveSize = Field(
+        default=GIB, description="All request bodies held at once; beyond: 503."
+    )
+    body_idle_timeout: PositiveDuration = Field(
+        default=60.0, description="How long a client may pause while it sends its body; then 408."
+    )
+    forward: Annotated[tuple[str, ...], AfterValidator(expand), Word("list of globs")] = Field(
+        default=DEFAULT_FORWARD,
+        description="Paths that reach the engines. A list replaces the default, which `default` in it means.",
+    )
+    cors: tuple[Origin, ...] = Field(
+        default=(), description="Origins of web pages that may call llmux, as http://localhost:5173, or *."
+    )
+    admin_key: Secret | None = Field(
+        default=None, description="Key for the admin API. null: only this machine may use it."
+    )
+    api_keys: tuple[Secret, ...] = Field(
+        default=(), description="Keys of which a client must send one. Empty: anybody may use llmux."
+    )
+    insecure: bool = Field(
+        default=False, description="Listen beyond this machine without `api_keys`, and do not warn."
+    )
+    access_log: bool = Field(default=False, description="One log line per request.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe log lines to write."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto: console on a terminal, else json."
+    )
+
+    _file: Path | None = PrivateAttr(default=None)
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
+        """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
+
+        Raises:
+            ConfigErrors: everything that is wrong with it.
+
+        """
+        file = Path(path)
+        config = load(cls, file, os.environ if environ is None else environ)
+        config._file = file.absolute()  # noqa: SLF001
+        config._folder = file.absolute().parent  # noqa: SLF001
+        return config
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_anchors(cls, data: Any) -> Any:
+        """Ignore the top-level keys that only hold YAML anchors."""
+        if isinstance(data, Mapping):
+            return {key: value for key, value in data.items() if not str(key).startswith("x-")}
+        return data
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        raise_problems(check(self))
+        return self
+
+    @property
+    def file(self) -> Path | None:
+        """The file it came from, absolute; None when made in Python."""
+        return self._file
+
+    @property
+    def folder(self) -> Path:
+        """Where hooks run, absolute."""
+        return self._folder
+
+    @property
+    def state_path(self) -> Path | None:
+        """The state file, absolute; None for none.
+
+        Raises:
+            ConfigError: the default is wanted, but there is no home folder.
+
+        """
+        if "state" not in self.model_fields_set:
+            return default_state(self._file or self._folder / f"{self.host}_{self.port}")
+        return None if self.state is None else self._folder / Path(self.state).expanduser()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but probably not meant; one line each, beginning with the setting's path."""
+        return find_warnings(self)
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Every name that a client may use → the model's name: the models' own and their aliases."""
+        own = {name: name for name in self.models}
+        return own | {alias: name for name, model in self.models.items() for alias in model.aliases}
+
+    def idle_sleep_of(self, name: str) -> float | None:
+        """Seconds without a request after which the model ``name`` sleeps; None for never."""
+        model = self.models[name]
+        # An explicit null at the model is an exception from the global setting.
+        return model.idle_sleep if "idle_sleep" in model.model_fields_set else self.idle_sleep

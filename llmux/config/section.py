@@ -1,0 +1,115 @@
+"""What every section of the configuration has in common, and the small types of its settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from llmux.config.words import Word
+
+LONGEST_NAME = 256
+LONGEST_SCRIPT = 131_071  # bytes: Linux refuses a longer argument to sh -c
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_ORIGIN = re.compile(r"https?://[^/\s?#@]+\Z", re.IGNORECASE)
+
+
+class Section(BaseModel):
+    """A mapping of settings: unknown names are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")  # noqa: TRY004
+    return value
+
+
+def _script(value: Any) -> Any:
+    if isinstance(value, bool):
+        word = str(value).lower()
+        raise ValueError(f'is read as the truth value {word}; write the command in quotes: "{word}"')  # noqa: TRY004
+    if isinstance(value, list | tuple):
+        raise ValueError("is a list; write one script: on one line, or on the lines after `|`")  # noqa: TRY004
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("is empty; write a command, `true` in quotes for one that does nothing")
+    if not isinstance(value, str):
+        raise ValueError("is no text; write a command in quotes")  # noqa: TRY004
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no shell takes; remove it")
+    if len(value.encode(errors="replace")) > LONGEST_SCRIPT:
+        raise ValueError(
+            "is longer than 128 KiB, which `sh -c` does not take; put it into a file and name that"
+        )
+    return value
+
+
+def _name(value: str) -> str:
+    if not value:
+        raise ValueError("is empty; a model needs a name")
+    if len(value) > LONGEST_NAME:
+        raise ValueError(f"is longer than {LONGEST_NAME} characters")
+    if not value.isprintable():
+        raise ValueError(f"{value!r} holds characters that cannot be printed; remove them")
+    return value
+
+
+def _env_name(value: str) -> str:
+    if not _ENV_NAME.match(value):
+        raise ValueError("is no name for an environment variable; use letters, digits and _")
+    if value.startswith("LLMUX_"):
+        raise ValueError("is reserved: llmux itself sets the LLMUX_ variables of a hook")
+    return value
+
+
+def _env_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if value is None:
+        raise ValueError('has no value; write "" for the empty text')
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a NUL character, which no environment takes; remove it")
+    return value
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        # Said without the value: it may end up in a log.
+        raise ValueError(
+            "must be printable ASCII without spaces, at least one character; a header carries it"
+        )
+    return value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not _ORIGIN.match(value):
+        raise ValueError(f"{value!r} is no origin; write scheme and host as http://localhost:5173, or *")
+    return value.lower()
+
+
+def _host(value: str) -> str:
+    host = value.strip().removeprefix("[").removesuffix("]")
+    if not host or any(character.isspace() or character in "/@?#" for character in host):
+        raise ValueError(f"{value!r} is no address to listen on; write 127.0.0.1, 0.0.0.0 or a host name")
+    return host
+
+
+EnginePort = Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535), Word("port")]
+"""1 to 65535."""
+OwnPort = Annotated[int, BeforeValidator(_number), Field(ge=0, le=65535), Word("port")]
+"""0 to 65535; 0 lets the system choose."""
+Count = Annotated[int, BeforeValidator(_number), Field(ge=0), Word("whole number")]
+PositiveCount = Annotated[int, BeforeValidator(_number), Field(ge=1), Word("whole number")]
+Script = Annotated[str, BeforeValidator(_script), Field(min_length=1), Word("script")]
+Name = Annotated[str, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_NAME), Word("name")]
+EnvName = Annotated[str, AfterValidator(_env_name)]
+EnvValue = Annotated[str, BeforeValidator(_env_value, json_schema_input_type=str | int | float | bool)]
+Secret = Annotated[SecretStr, AfterValidator(_secret), Word("secret")]
+Origin = Annotated[str, AfterValidator(_origin), Word("origin")]
+Host = Annotated[str, AfterValidator(_host), Word("host")]

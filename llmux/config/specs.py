@@ -1,0 +1,90 @@
+"""From the configuration to what the core and the shell are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmux.config.schema import Config
+from llmux.core.spec import HookKind, ModelSpec, Rules
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDefinition:
+    """How to run a model's hooks and how to reach its engine.
+
+    Two are equal when nothing that matters to a running engine differs: a reload that changes limits,
+    aliases or timeouts leaves the definition as it was.
+    """
+
+    name: str
+    host: str
+    port: int
+    tls: bool = False
+    base_path: str = ""  # "" or "/prefix", put before every forwarded path
+    url: str = ""  # all of the above: http://host:port/prefix
+    scripts: Mapping[HookKind, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path = Path()
+    upstream_model: str | None = None
+
+
+def to_specs(config: Config) -> tuple[list[ModelSpec], Rules]:
+    """Return the models, in the order of the configuration, and the guard rails."""
+    return [_model(config, name) for name in config.models], _rules(config)
+
+
+def first_costs(config: Config) -> Mapping[str, tuple[float | None, float | None]]:
+    """Return the first guesses at (wake, sleep) in seconds, of the models that give any."""
+    return {
+        name: (model.cost.wake, model.cost.sleep)
+        for name, model in config.models.items()
+        if model.cost.wake is not None or model.cost.sleep is not None
+    }
+
+
+def _model(config: Config, name: str) -> ModelSpec:
+    model = config.models[name]
+    address = model.address
+    host, port = address.endpoint
+    return ModelSpec(
+        name=name,
+        definition=EngineDefinition(
+            name=name,
+            host=address.host,
+            port=address.port,
+            tls=address.tls,
+            base_path=address.base_path,
+            url=address.url,
+            scripts=model.scripts,
+            env=dict(model.env),
+            cwd=config.folder,
+            upstream_model=model.upstream_model,
+        ),
+        hooks=frozenset(model.scripts),
+        timeouts={kind: getattr(model.timeouts, kind.value) for kind in HookKind},
+        max_in_flight=model.max_in_flight,
+        max_queued=model.max_queued,
+        memory=model.memory,
+        shared_address=f"{host}:{port}" if model.shared_address else None,
+        idle_sleep=config.idle_sleep_of(name),
+        preload=model.preload,
+    )
+
+
+def _rules(config: Config) -> Rules:
+    policy = config.policy
+    return Rules(
+        request_timeout=policy.request_timeout,
+        max_wait=policy.max_wait,
+        min_active=policy.min_active,
+        drain_timeout=policy.effective_drain_timeout,
+        backoff_first=config.backoff.first,
+        backoff_max=config.backoff.max,
+        alive_every=config.alive_every,
+        alive_failures=config.alive_failures,
+        capacity=config.capacity,
+        shutdown_grace=config.shutdown_grace,
+        sleep_on_exit=config.on_exit == "sleep",
+    )
