@@ -1,0 +1,186 @@
+"""Who gets in, who waits, who is turned away.
+
+Admission and counting are one step: a request is in flight from the ``Admit`` on, in the same transition.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from llmux.core import placement
+from llmux.core.effects import Refusal, Reject, RequestQueued
+from llmux.core.errors import InvalidEventError
+from llmux.core.events import RequestArrived
+from llmux.core.model import Model, Request
+from llmux.core.phases import Phase
+from llmux.core.state import State
+
+# While a model is in one of these, a switch that concerns it is decided or not yet possible: nothing blocks it.
+UNBLOCKED = frozenset({Phase.UNKNOWN, Phase.WAKING, Phase.AWAKE})
+
+Block = tuple[Refusal, str, float | None]
+
+
+def arrived(s: State, event: RequestArrived) -> None:
+    """Admit, queue or reject a request that has just arrived."""
+    if event.request in s.requests:
+        raise InvalidEventError(f"request {event.request} arrived twice")
+    model = s.models.get(event.model)
+    if model is None or model.removed:
+        message = f"model {event.model!r} not found"
+        s.out.append(Reject(event.request, event.model, Refusal.UNKNOWN_MODEL, message, None, 0.0))
+        return
+    request = Request(event.request, model, s.now)
+    model.count_arrival(s.now)
+    if model.has_room and not model.queue and not s.leased and not s.stopping:
+        s.requests[event.request] = request
+        s.admit(request)
+        return
+    block = blocked(s, model)
+    if block is not None:
+        s.reject(request, *block)
+    elif len(model.queue) >= model.spec.max_queued:
+        message = f"{len(model.queue)} requests already wait for {model.name!r}"
+        s.reject(request, Refusal.QUEUE_FULL, message, expected_wait(s, model))
+    else:
+        s.requests[event.request] = request
+        enqueue(s, request)
+
+
+def enqueue(s: State, request: Request) -> None:
+    """Put a request at the place in its queue that its arrival gives it."""
+    model = request.model
+    last = next(reversed(model.queue.values()), None)
+    model.queue[request.id] = request
+    s.queued += 1
+    if last is not None and last.arrived > request.arrived:
+        # Only a returned request can be older than the last one.
+        model.queue = OrderedDict(sorted(model.queue.items(), key=lambda item: item[1].arrived))
+    watch(s, model)
+    s.out.append(RequestQueued(request.id, model.name, len(model.queue)))
+
+
+def watch(s: State, model: Model) -> None:
+    """Keep the deadlines of a queue: its oldest waiter's timeout, and when it is overdue."""
+    oldest = model.oldest()
+    if oldest is None:
+        return
+    timeout = s.rules.request_timeout
+    if timeout is not None:
+        s.agenda.set(("timeout", model.name), oldest.arrived + timeout)
+    overdue = oldest.arrived + s.rules.max_wait
+    if overdue > s.now:
+        s.agenda.set(("overdue", model.name), overdue)
+
+
+def timed_out(s: State, model: Model) -> None:
+    """Turn away the waiters whose time is up."""
+    timeout = s.rules.request_timeout
+    while (
+        timeout is not None and (oldest := model.oldest()) is not None and oldest.arrived + timeout <= s.now
+    ):
+        s.unqueue(oldest)
+        message = f"waited {s.now - oldest.arrived:.3g} s for model {model.name!r}"
+        s.reject(oldest, Refusal.WAITED_TOO_LONG, message)
+    watch(s, model)
+
+
+def admit_waiters(s: State, model: Model) -> None:
+    """Let waiters in, oldest first, as far as there is room."""
+    while model.queue and model.has_room and not s.leased:
+        oldest = next(iter(model.queue.values()))
+        s.unqueue(oldest)
+        s.admit(oldest)
+
+
+def reject_waiters(s: State, model: Model, block: Block) -> None:
+    """Turn all waiters of a model away."""
+    for request in list(model.queue.values()):
+        s.unqueue(request)
+        s.reject(request, *block)
+
+
+def sweep(s: State) -> None:
+    """Turn away everybody who waits for what cannot be had for now."""
+    if s.queued:
+        for model in s.models.values():
+            if model.queue and (block := blocked(s, model)) is not None:
+                reject_waiters(s, model, block)
+
+
+def immovable(s: State, but: Model) -> dict[str, Model]:
+    """Return the holders that may not be put to sleep now for the sake of ``but``."""
+    return {
+        name: model
+        for name, model in s.models.items()
+        if model is not but and model.holds and (model.pinned or model.sleep_backoff.active(s.now))
+    }
+
+
+def leaving_cost(s: State, model: Model) -> float:
+    """Say what it costs to have a model leave: its sleep and its return, and much more while it is busy."""
+    cost = s.costs.sleep_of(model.name) + s.costs.wake_of(model.name)
+    rate = model.arrival_rate(s.now)
+    return cost * (1.0 + rate) + 1e3 * len(model.in_flight) + 1e6 * len(model.queue)
+
+
+def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
+    """Return the models that make room for ``target``, or None if the immovable are in the way."""
+    holders = s.holders()
+    holders.pop(target.name, None)
+    names = placement.leaving(
+        target.running,
+        holders,
+        s.rules.capacity,
+        immovable=immovable(s, target),
+        cost=lambda name: leaving_cost(s, s.models[name]),
+    )
+    return None if names is None else tuple(s.models[name] for name in names)
+
+
+def blocked(s: State, model: Model) -> Block | None:
+    """Say why a model's requests cannot even wait, or None."""
+    if s.stopping:
+        return Refusal.STOPPING, "llmux is stopping", None
+    if s.leased:
+        left = None if s.leased_until is None else s.leased_until - s.now
+        return Refusal.LEASED, "the GPU is leased to another job", left
+    if model.removed:
+        return removed(model)
+    if model.phase in UNBLOCKED:
+        return None
+    now = s.now
+    if model.phase is Phase.FAULTED and model.sleep_backoff.active(now):
+        message = f"model {model.name!r} could not be put to sleep: {model.last_error}"
+        return Refusal.FAULTED, message, model.sleep_backoff.remaining(now)
+    if model.wake_backoff.active(now):
+        message = f"model {model.name!r} failed to wake: {model.last_error}"
+        return Refusal.BACKING_OFF, message, model.wake_backoff.remaining(now)
+    if who_leaves(s, model) is None:
+        return _obstacle(s, model)
+    return None
+
+
+def removed(model: Model) -> Block:
+    """Say that a model is no longer configured."""
+    message = f"model {model.name!r} not found: it was removed from the configuration"
+    return Refusal.UNKNOWN_MODEL, message, None
+
+
+def _obstacle(s: State, model: Model) -> Block:
+    obstacles = immovable(s, model).values()
+    pinned = next((other for other in obstacles if other.pinned), None)
+    if pinned is not None:
+        left = None if pinned.pinned_until is None else pinned.pinned_until - s.now
+        return Refusal.PINNED, f"model {pinned.name!r} is pinned", left
+    worst = max(obstacles, key=lambda other: other.sleep_backoff.until)
+    left = worst.sleep_backoff.remaining(s.now)
+    refusal = Refusal.FAULTED if worst.phase is Phase.FAULTED else Refusal.SLEEP_FAILED
+    return refusal, f"model {worst.name!r} could not be put to sleep: {worst.last_error}", left
+
+
+def expected_wait(s: State, model: Model) -> float:
+    """Estimate when it is worth to come back, in seconds: a switch, or a service."""
+    if model.phase is Phase.AWAKE:
+        return max(1.0, model.service)
+    return s.costs.estimate([name for name in s.holders() if name != model.name], model.name)

@@ -1,0 +1,58 @@
+"""What is due when: named deadlines in a heap, replaced lazily."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterator
+
+
+class Agenda:
+    """Deadlines by key. Setting a key again replaces its time; stale heap entries are skipped on sight."""
+
+    __slots__ = ("_heap", "_serial", "_times")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Hashable]] = []
+        self._times: dict[Hashable, tuple[float, int]] = {}
+        self._serial = 0
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._times
+
+    def __iter__(self) -> Iterator[tuple[Hashable, float]]:
+        return ((key, when) for key, (when, _) in self._times.items())
+
+    def set(self, key: Hashable, when: float) -> None:
+        """Make ``key`` due at ``when``."""
+        self._serial += 1
+        self._times[key] = (when, self._serial)
+        heapq.heappush(self._heap, (when, self._serial, key))
+        if len(self._heap) > 64 + 4 * len(self._times):
+            self._compact()
+
+    def cancel(self, key: Hashable) -> None:
+        """Forget ``key``; it need not be there."""
+        self._times.pop(key, None)
+
+    def next(self) -> float | None:
+        """Return the earliest deadline, or None."""
+        heap, times = self._heap, self._times
+        while heap:
+            when, serial, key = heap[0]
+            if times.get(key) == (when, serial):
+                return when
+            heapq.heappop(heap)
+        return None
+
+    def pop_due(self, now: float) -> Hashable | None:
+        """Take out and return one key that is due, or return None."""
+        when = self.next()
+        if when is None or when > now:
+            return None
+        key = heapq.heappop(self._heap)[2]
+        del self._times[key]
+        return key
+
+    def _compact(self) -> None:
+        self._heap = [(when, serial, key) for key, (when, serial) in self._times.items()]
+        heapq.heapify(self._heap)

@@ -1,0 +1,201 @@
+"""What operators ask for: wake, sleep, reset, pin, lease. Each command gets exactly one ``Answer``."""
+
+from __future__ import annotations
+
+from llmux.core import admission, placement, retirement, switching
+from llmux.core.effects import Answer, LeaseSet, ModelReset, PinSet, Refusal
+from llmux.core.events import (
+    ActivationRequested,
+    LeaseChanged,
+    PinChanged,
+    ResetRequested,
+    SleepRequested,
+)
+from llmux.core.model import Model
+from llmux.core.phases import Phase
+from llmux.core.state import State
+
+
+def wake(s: State, event: ActivationRequested) -> None:
+    """Wake a model whether or not anybody waits for it."""
+    model = _target(s, event.model, event.ticket)
+    if model is None:
+        return
+    if s.leased:
+        _refuse(s, event.ticket, "the GPU is leased to another job")
+    elif s.switch is not None:
+        if s.switch.target is model:
+            s.switch.requested = True
+            _accept(s, event.ticket, s.switch.id)
+        else:
+            _refuse_busy(s, event.ticket)
+    elif model.phase is Phase.AWAKE:
+        _accept(s, event.ticket, None)
+    else:
+        leaving = admission.who_leaves(s, model)
+        if leaving is None:
+            block = admission.blocked(s, model)
+            _refuse(s, event.ticket, block[1] if block else "it cannot be made room for")
+            return
+        # An operator knows why he tries again: the backoff of this model does not hold him.
+        switching.begin(s, model, leaving, "requested", requested=True)
+        _accept(s, event.ticket, _switch_id(s))
+
+
+def sleep(s: State, event: SleepRequested) -> None:
+    """Put a model to sleep once it has drained."""
+    model = _target(s, event.model, event.ticket)
+    if model is None:
+        return
+    if model.pinned:
+        _refuse(s, event.ticket, f"model {model.name!r} is pinned")
+    elif s.switch is not None:
+        if model in s.switch.leaving:
+            _accept(s, event.ticket, s.switch.id)
+        else:
+            _refuse_busy(s, event.ticket)
+    elif model.phase is Phase.ASLEEP:
+        _accept(s, event.ticket, None)
+    else:
+        switching.begin(s, None, (model,), "requested", requested=True)
+        _accept(s, event.ticket, _switch_id(s))
+
+
+def reset(s: State, event: ResetRequested) -> None:
+    """Forget a model's failures: the operator has mended it by hand."""
+    model = _target(s, event.model, event.ticket)
+    if model is None:
+        return
+    if s.switch is not None and (model is s.switch.target or model in s.switch.leaving):
+        _refuse_busy(s, event.ticket)
+        return
+    if model.phase is Phase.LOST and model.in_flight:
+        _refuse(s, event.ticket, f"{len(model.in_flight)} requests of {model.name!r} have not ended yet")
+        return
+    forget_failures(s, model)
+    if model.phase in (Phase.LOST, Phase.FAULTED):
+        s.move(model, Phase.ASLEEP)
+        retirement.fell_asleep(s, model)
+    s.errands = True
+    s.out.append(ModelReset(model.name))
+    _accept(s, event.ticket, None)
+
+
+def forget_failures(s: State, model: Model) -> None:
+    """Clear both backoffs, and the errors that led there."""
+    model.wake_backoff.clear()
+    model.sleep_backoff.clear()
+    model.missed = 0
+    model.last_error = ""
+    s.agenda.cancel(("backoff", model.name))
+
+
+def pin(s: State, event: PinChanged) -> None:
+    """Keep a model awake, or let it go again."""
+    model = _target(s, event.model, event.ticket)
+    if model is None:
+        return
+    if event.pinned and (rival := _pinned_rival(s, model)) is not None:
+        _refuse(s, event.ticket, f"model {rival.name!r} is pinned and may not be awake with it")
+        return
+    set_pin(s, model, pinned=event.pinned, until=event.until)
+    if event.pinned and s.switch is None and not s.leased and model.phase is not Phase.AWAKE:
+        leaving = None if admission.blocked(s, model) else admission.who_leaves(s, model)
+        if leaving is not None:
+            switching.begin(s, model, leaving, "pinned", requested=True)
+    switch = s.switch.id if s.switch is not None and s.switch.target is model else None
+    _accept(s, event.ticket, switch)
+
+
+def set_pin(s: State, model: Model, *, pinned: bool, until: float | None) -> None:
+    """Set or clear a pin, and turn away whom it excludes."""
+    model.pinned = pinned
+    model.pinned_until = until if pinned else None
+    if pinned and until is not None:
+        s.agenda.set(("pin", model.name), until)
+    else:
+        s.agenda.cancel(("pin", model.name))
+    s.errands = True
+    s.out.append(PinSet(model.name, pinned, model.pinned_until))
+    admission.sweep(s)
+    if s.switch is not None and s.switch.target is not None:
+        switching.waiter_left(s, s.switch.target)
+
+
+def lease(s: State, event: LeaseChanged) -> None:
+    """Lend the whole GPU, or take it back."""
+    if s.stopping:
+        _refuse(s, event.ticket, "llmux is stopping")
+        return
+    set_lease(s, leased=event.leased, until=event.until)
+    if event.leased and s.switch is None and s.ready:
+        leaving = tuple(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED))
+        if leaving:
+            switching.begin(s, None, leaving, "lease")
+    _accept(s, event.ticket, _switch_id(s))
+
+
+def set_lease(s: State, *, leased: bool, until: float | None) -> None:
+    """Begin or end a lease."""
+    s.leased = leased
+    s.leased_until = until if leased else None
+    if leased and until is not None:
+        s.agenda.set("lease", until)
+    else:
+        s.agenda.cancel("lease")
+    s.errands = True
+    s.out.append(LeaseSet(leased, s.leased_until))
+    if leased:
+        left = None if until is None else until - s.now
+        for model in s.models.values():
+            admission.reject_waiters(s, model, (Refusal.LEASED, "the GPU is leased to another job", left))
+        if s.switch is not None and s.switch.target is not None:
+            s.switch.requested = False
+            switching.waiter_left(s, s.switch.target)
+    else:
+        for model in s.models.values():
+            admission.admit_waiters(s, model)
+
+
+def _pinned_rival(s: State, model: Model) -> Model | None:
+    for other in s.models.values():
+        if (
+            other.pinned
+            and other is not model
+            and not placement.fits([model.spec, other.running], s.rules.capacity)
+        ):
+            return other
+    return None
+
+
+def _target(s: State, name: str, ticket: int) -> Model | None:
+    model = s.models.get(name)
+    if model is None or model.removed:
+        _refuse(s, ticket, f"model {name!r} not found")
+    elif s.stopping:
+        _refuse(s, ticket, "llmux is stopping")
+    elif not s.ready or model.phase is Phase.UNKNOWN:
+        _refuse(s, ticket, "llmux is still looking at what runs")
+    else:
+        return model
+    return None
+
+
+def _switch_id(s: State) -> int | None:
+    return s.switch.id if s.switch is not None else None
+
+
+def _accept(s: State, ticket: int, switch: int | None) -> None:
+    s.out.append(Answer(ticket, accepted=True, switch=switch))
+
+
+def _refuse(s: State, ticket: int, reason: str) -> None:
+    s.out.append(Answer(ticket, accepted=False, reason=reason))
+
+
+def _refuse_busy(s: State, ticket: int) -> None:
+    switch = s.switch
+    assert switch is not None
+    to = f"to {switch.target.name!r}" if switch.target else "to sleep"
+    reason = f"switch {switch.id} {to} is under way"
+    s.out.append(Answer(ticket, accepted=False, switch=switch.id, reason=reason))

@@ -1,0 +1,131 @@
+"""Switch costs: an exponential moving average per direction, and of each half.
+
+A cost is measured in seconds from the end of the drain to ready. A direction that was never seen is estimated
+from its halves: the slowest sleep (with its verify) of those that leave, plus the wake of the one that comes.
+A half that was never seen is taken from the first guess in the configuration, else from the mean of its kind,
+else from ``DEFAULT_WAKE`` and ``DEFAULT_SLEEP``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ALPHA = 0.3
+DEFAULT_WAKE = 10.0
+DEFAULT_SLEEP = 2.0
+
+
+@dataclass(slots=True)
+class Average:
+    """An exponential moving average; the first sample counts whole."""
+
+    seconds: float
+    samples: int = 1
+
+    def add(self, seconds: float) -> None:
+        """Take in a sample, in seconds."""
+        self.seconds += ALPHA * (seconds - self.seconds)
+        self.samples += 1
+
+
+class SwitchCosts:
+    """What switches cost, measured and estimated. Pairs are (from, to); from is None on a cold start."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[tuple[str | None, str], Average] = {}
+        self.wakes: dict[str, Average] = {}
+        self.sleeps: dict[str, Average] = {}
+        self.guesses: Mapping[str, tuple[float | None, float | None]] = {}
+
+    def record(self, sources: Collection[str], target: str, seconds: float) -> float | None:
+        """Take in a whole switch and return the new estimate; with several leaving there is no pair."""
+        if len(sources) > 1:
+            return None
+        pair = (next(iter(sources), None), target)
+        return _add(self.pairs, pair, seconds)
+
+    def record_wake(self, model: str, seconds: float) -> None:
+        """Take in how long a wake took."""
+        _add(self.wakes, model, seconds)
+
+    def record_sleep(self, model: str, seconds: float) -> None:
+        """Take in how long a sleep took, its verify included."""
+        _add(self.sleeps, model, seconds)
+
+    def measured(self, source: str | None, target: str) -> float | None:
+        """Return the average of a direction, or None if it was never seen."""
+        average = self.pairs.get((source, target))
+        return average.seconds if average else None
+
+    def estimate(self, sources: Collection[str], target: str) -> float:
+        """Return the expected cost of a switch in seconds, >= 0."""
+        if len(sources) <= 1:
+            average = self.pairs.get((next(iter(sources), None), target))
+            if average is not None:
+                return average.seconds
+        slowest = max((self.sleep_of(name) for name in sources), default=0.0)
+        return slowest + self.wake_of(target)
+
+    def wake_of(self, model: str) -> float:
+        """Return the expected duration of a wake."""
+        return self._half(self.wakes, model, 0, DEFAULT_WAKE)
+
+    def sleep_of(self, model: str) -> float:
+        """Return the expected duration of a sleep and its verify."""
+        return self._half(self.sleeps, model, 1, DEFAULT_SLEEP)
+
+    def _half(self, known: Mapping[str, Average], model: str, half: int, default: float) -> float:
+        if model in known:
+            return known[model].seconds
+        guess = self.guesses.get(model, (None, None))[half]
+        if guess is not None:
+            return guess
+        if known:
+            return sum(average.seconds for average in known.values()) / len(known)
+        return default
+
+    def rows(self) -> Iterator[tuple[str | None, str, float, int]]:
+        """Yield (from, to, seconds, samples) of every measured direction."""
+        for (source, target), average in self.pairs.items():
+            yield source, target, average.seconds, average.samples
+
+    def dump(self) -> dict[str, Any]:
+        """Return the averages as JSON values, for ``load``."""
+        return {
+            "pairs": [[source, target, a.seconds, a.samples] for (source, target), a in self.pairs.items()],
+            "wakes": {name: [a.seconds, a.samples] for name, a in self.wakes.items()},
+            "sleeps": {name: [a.seconds, a.samples] for name, a in self.sleeps.items()},
+        }
+
+    def load(self, data: Mapping[str, Any]) -> None:
+        """Take over what ``dump`` returned. Raises ValueError, TypeError or KeyError if it is something else."""
+        pairs = {
+            (None if source is None else str(source), str(target)): Average(_seconds(seconds), int(samples))
+            for source, target, seconds, samples in data["pairs"]
+        }
+        wakes, sleeps = (
+            {
+                str(name): Average(_seconds(seconds), int(samples))
+                for name, (seconds, samples) in data[key].items()
+            }
+            for key in ("wakes", "sleeps")
+        )
+        self.pairs, self.wakes, self.sleeps = pairs, wakes, sleeps
+
+
+def _add(averages: dict[Any, Average], key: object, seconds: float) -> float:
+    average = averages.get(key)
+    if average is None:
+        averages[key] = Average(seconds)
+        return seconds
+    average.add(seconds)
+    return average.seconds
+
+
+def _seconds(value: object) -> float:
+    seconds = float(value)  # type: ignore[arg-type]
+    if not 0.0 <= seconds < float("inf"):
+        raise ValueError(f"not a duration: {value!r}")
+    return seconds

@@ -1,0 +1,174 @@
+"""What happens next while no switch is under way: errands, the overdue, the policy, the idle.
+
+In this order: a lease, what must go (removed, extra, cleanups), pins; then the longest overdue waiter, over
+policy and ``min_active``; then the policy; then idle sleep and preload.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from llmux.core import admission, switching
+from llmux.core.effects import PolicyDecided
+from llmux.core.model import Model
+from llmux.core.phases import Phase
+from llmux.core.policy import Decision, Stay, SwitchTo, WaitUntil
+from llmux.core.snapshot import LiveSnapshot
+from llmux.core.state import State
+
+ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
+
+
+def settle(s: State, snapshot: LiveSnapshot) -> None:
+    """Begin what is to be done until a switch is under way or nothing is left to do."""
+    while s.switch is None and s.ready and not any(s.in_phase(Phase.UNKNOWN)):
+        if s.errands and _errand(s):
+            continue
+        if not s.stopping and s.queued and _serve(s, snapshot):
+            continue
+        if not s.stopping and s.errands and _leisure(s):
+            continue
+        s.errands = False
+        return
+
+
+# ---- without a waiter
+
+
+def _errand(s: State) -> bool:
+    if s.stopping:
+        return s.rules.sleep_on_exit and _put_away(s, s.models.values(), "stopping")
+    if s.leased and _put_away(s, s.models.values(), "lease"):
+        return True
+    removed = (m for m in s.models.values() if m.removed or m.extra or m.cleanup_owed)
+    if _put_away(s, removed, "not wanted"):
+        return True
+    pinned = [
+        m for m in s.models.values() if m.pinned and m.phase in (Phase.ASLEEP, Phase.LOST, Phase.FAULTED)
+    ]
+    return not s.leased and any(_wake(s, model, "pinned") for model in pinned)
+
+
+def _put_away(s: State, models: Iterable[Model], reason: str) -> bool:
+    leaving = tuple(m for m in models if _can_leave(s, m))
+    if leaving:
+        switching.begin(s, None, leaving, reason)
+    return bool(leaving)
+
+
+def _can_leave(s: State, model: Model) -> bool:
+    return model.phase in (Phase.AWAKE, Phase.LOST, Phase.FAULTED) and not model.sleep_backoff.active(s.now)
+
+
+def _wake(s: State, model: Model, reason: str) -> bool:
+    if model.wake_backoff.active(s.now) or (
+        model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now)
+    ):
+        return False
+    leaving = admission.who_leaves(s, model)
+    if leaving is None:
+        return False
+    switching.begin(s, model, leaving, reason, requested=True)
+    return True
+
+
+def _leisure(s: State) -> bool:
+    idle = [m for m in s.in_phase(Phase.AWAKE) if _idle_for_long(s, m) and not m.pinned]
+    if idle and _put_away(s, idle, "idle"):
+        return True
+    for model in s.models.values():
+        if model.wanted:
+            # A preload takes what is free at the start, and displaces nobody.
+            model.wanted = False
+            free = model.phase is Phase.ASLEEP and not s.leased and admission.who_leaves(s, model) == ()
+            if free and _wake(s, model, "preload"):
+                return True
+    return False
+
+
+def _idle_for_long(s: State, model: Model) -> bool:
+    after = model.spec.idle_sleep
+    if after is None or not model.idle or model.awake_since is None:
+        return False
+    return s.now >= max(model.awake_since, model.last_served or -math.inf) + after
+
+
+# ---- for those who wait
+
+
+def _serve(s: State, snapshot: LiveSnapshot) -> bool:
+    waiting = sorted(
+        (m for m in s.models.values() if m.queue and m.phase is not Phase.AWAKE),
+        key=lambda m: (next(iter(m.queue.values())).arrived, m.order),
+    )
+    if not waiting:
+        return False
+    for model in waiting:
+        arrived = next(iter(model.queue.values())).arrived
+        if arrived + s.rules.max_wait <= s.now and (leaving := admission.who_leaves(s, model)) is not None:
+            reason = f"a request has waited {s.now - arrived:.3g} s"
+            _tell(s, "overdue", model.name, reason)
+            switching.begin(s, model, leaving, reason)
+            return True
+    choice = _ask(s, snapshot, waiting)
+    if choice is None:
+        return False
+    model, reason = choice
+    # A waiter whose model cannot be made room for was turned away when that became so.
+    leaving = admission.who_leaves(s, model)
+    assert leaving is not None
+    free_at = max(
+        (m.awake_since + s.rules.min_active for m in leaving if m.awake_since is not None), default=s.now
+    )
+    if free_at > s.now:
+        s.agenda.set("ask", free_at)
+        return False
+    switching.begin(s, model, leaving, reason)
+    return True
+
+
+def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model, str] | None:
+    """Ask the policy; return whom to switch to and why, or None to leave things as they are."""
+    snapshot.waiting = tuple(model.name for model in waiting)
+    decision: Decision | object
+    try:
+        decision = s.policy.decide(snapshot)
+        complaint = _complaint(s, decision, snapshot.waiting)
+    except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
+        decision, complaint = None, f"raised {type(error).__name__}: {error}"
+    if complaint is not None:
+        s.overrule(complaint)
+        oldest = waiting[0]
+        _tell(s, "switch", oldest.name, "first come, first served: the policy was overruled")
+        return oldest, "first come, first served"
+    if isinstance(decision, SwitchTo):
+        _tell(s, "switch", decision.model, decision.reason)
+        return s.models[decision.model], decision.reason or "policy"
+    if isinstance(decision, WaitUntil):
+        s.agenda.set("ask", min(decision.time, s.now + ASK_AGAIN))
+        _tell(s, "wait", None, decision.reason)
+    else:
+        _tell(s, "stay", None, getattr(decision, "reason", ""))
+    return None
+
+
+def _complaint(s: State, decision: object, waiting: tuple[str, ...]) -> str | None:
+    if isinstance(decision, SwitchTo):
+        if decision.model not in waiting:
+            return f"named {decision.model!r}, for which nobody waits"
+    elif isinstance(decision, Stay):
+        if all(model.idle for model in s.in_phase(Phase.AWAKE)):
+            return "stayed although every awake model is idle"
+    elif isinstance(decision, WaitUntil):
+        if not decision.time > s.now:
+            return f"waits until {decision.time!r}, which is not in the future"
+    else:
+        return f"answered {decision!r}, which is no decision"
+    return None
+
+
+def _tell(s: State, decision: str, model: str | None, reason: str) -> None:
+    if s.last_decision != (decision, model):
+        s.last_decision = (decision, model)
+        s.out.append(PolicyDecided(decision, model, reason))

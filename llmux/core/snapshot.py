@@ -1,0 +1,110 @@
+"""What a policy sees: live, read-only views over the state, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from llmux.core import admission
+from llmux.core.model import Model
+from llmux.core.phases import Phase
+from llmux.core.state import State
+
+
+class LiveModel:
+    """One model, read from the state at each access."""
+
+    __slots__ = ("_model", "_state")
+
+    def __init__(self, state: State, model: Model) -> None:
+        self._state = state
+        self._model = model
+
+    @property
+    def name(self) -> str:
+        """The model's name in requests."""
+        return self._model.spec.name
+
+    @property
+    def awake(self) -> bool:
+        """Whether it is awake."""
+        return self._model.phase is Phase.AWAKE
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait for it."""
+        return len(self._model.queue)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests it is serving."""
+        return len(self._model.in_flight)
+
+    @property
+    def limit(self) -> int | None:
+        """``max_in_flight``, or None."""
+        return self._model.spec.max_in_flight
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        """When its oldest waiter arrived, or None."""
+        oldest = self._model.oldest()
+        return None if oldest is None else oldest.arrived
+
+    @property
+    def awake_since(self) -> float | None:
+        """When it was last activated, or None while it is not awake."""
+        return self._model.awake_since if self._model.phase is Phase.AWAKE else None
+
+    @property
+    def last_served(self) -> float | None:
+        """When its last answer ended, or None."""
+        return self._model.last_served
+
+    @property
+    def arrival_rate(self) -> float:
+        """Arrivals per second."""
+        return self._model.arrival_rate(self._state.now)
+
+    @property
+    def service_time(self) -> float:
+        """Seconds from admission to the last byte; 0 until measured."""
+        return self._model.service
+
+    @property
+    def switch_cost(self) -> float:
+        """Expected seconds of a switch to it from what is awake now, without the drain."""
+        leaving = admission.who_leaves(self._state, self._model) or ()
+        return self._state.costs.estimate([model.name for model in leaving], self._model.name)
+
+    def arrivals(self) -> Iterator[float]:
+        """Arrival times of its waiters, oldest first."""
+        return (request.arrived for request in self._model.queue.values())
+
+
+class LiveSnapshot:
+    """The whole, read from the state at each access."""
+
+    __slots__ = ("_models", "_state", "models", "waiting")
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._models: dict[str, LiveModel] = {}
+        self.models: Mapping[str, LiveModel] = MappingProxyType(self._models)
+        self.waiting: tuple[str, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over which models there are."""
+        self._models.clear()
+        self._models.update((name, LiveModel(self._state, m)) for name, m in self._state.models.items())
+
+    @property
+    def time(self) -> float:
+        """Now, in seconds of a monotonic clock."""
+        return self._state.now
+
+    @property
+    def awake(self) -> tuple[str, ...]:
+        """The models that are awake."""
+        return tuple(name for name, model in self._state.models.items() if model.phase is Phase.AWAKE)

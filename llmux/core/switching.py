@@ -1,0 +1,232 @@
+"""How a switch runs: drain what leaves, put it to sleep in parallel, wake the target.
+
+Its plan is fixed when it begins. It ends in one of these ways:
+
+- success: the target is awake (or, without a target, what was to leave is asleep);
+- abandoned: its last waiter left. Before the first sleep hook what leaves is reopened at once; later the hooks
+  under way finish first. A wake under way is finished, and is a success even if nobody waits any more;
+- failure: something would not sleep, or the wake failed and was cleaned up after.
+"""
+
+from __future__ import annotations
+
+from llmux.core import admission, probing, retirement
+from llmux.core.effects import (
+    CancelRequests,
+    CutReason,
+    ModelActivated,
+    Refusal,
+    SwitchDrained,
+    SwitchEnded,
+    SwitchFailed,
+    SwitchStarted,
+)
+from llmux.core.model import Model, Stage, Switch
+from llmux.core.phases import Phase
+from llmux.core.policy import SwitchRecord
+from llmux.core.retirement import Outcome
+from llmux.core.spec import HookKind
+from llmux.core.state import State
+
+
+def begin(
+    s: State, target: Model | None, leaving: tuple[Model, ...], reason: str, *, requested: bool = False
+) -> None:
+    """Begin a switch. None is under way."""
+    assert s.switch is None
+    if target is not None and target.phase is Phase.FAULTED:
+        leaving = (*leaving, target)  # it has to be slept before it can be woken
+    switch = Switch(s.next_switch_id(), target, leaving, reason, requested, s.now)
+    s.switch = switch
+    s.agenda.cancel("ask")
+    name = target.name if target else None
+    s.out.append(SwitchStarted(switch.id, switch.sources, name, reason))
+    for model in leaving:
+        if model.phase is Phase.AWAKE:
+            probing.pause(s, model)
+            s.move(model, Phase.DRAINING)
+    if s.rules.drain_timeout is not None and any(model.in_flight for model in leaving):
+        s.agenda.set(("drain", switch.id), s.now + s.rules.drain_timeout)
+        if s.rules.drain_timeout == 0:
+            drain_deadline(s, switch.id)
+    go_on(s)
+
+
+def go_on(s: State) -> None:
+    """Start the sleep hooks once everything that leaves has drained."""
+    switch = s.switch
+    if switch is None or switch.stage is not Stage.DRAINING:
+        return
+    if any(model.in_flight or model.suspected for model in switch.leaving):
+        return
+    s.agenda.cancel(("drain", switch.id))
+    switch.drained = s.now
+    if not switch.leaving:
+        _wake(s, switch)
+        return
+    switch.stage = Stage.SLEEPING
+    name = switch.target.name if switch.target else None
+    s.out.append(SwitchDrained(switch.id, switch.sources, name, s.now - switch.started))
+    for model in switch.leaving:
+        cleanup = model.phase is Phase.LOST or model.faulted_in_cleanup
+        switch.measurable = switch.measurable and model.phase is Phase.DRAINING
+        probing.deactivated(s, model)
+        retirement.begin(s, model, cleanup=cleanup)
+
+
+def drain_deadline(s: State, switch_id: int) -> None:
+    """The drain has taken long enough: end what still runs. The sleep hooks wait for the end."""
+    switch = s.switch
+    if switch is None or switch.id != switch_id or switch.stage is not Stage.DRAINING:
+        return
+    s.agenda.cancel(("drain", switch_id))
+    for model in switch.leaving:
+        if model.in_flight:
+            estimate = s.costs.estimate(switch.sources, switch.target.name) if switch.target else None
+            requests = tuple(model.in_flight)
+            s.out.append(CancelRequests(requests, model.name, CutReason.DRAIN_DEADLINE, estimate))
+
+
+def waiter_left(s: State, model: Model) -> None:
+    """A waiter of ``model`` is gone: call the switch to it off if it was the last and nothing runs yet."""
+    switch = s.switch
+    if (
+        switch is not None
+        and switch.target is model
+        and switch.stage is Stage.DRAINING
+        and not switch.requested
+        and not model.queue
+    ):
+        call_off(s, switch)
+
+
+def call_off(s: State, switch: Switch) -> None:
+    """End a switch that is still draining, and reopen what was to leave."""
+    _end(s, switch, "abandoned")
+    for model in switch.leaving:
+        if model.phase is Phase.DRAINING:
+            _reopen(s, model)
+
+
+def _reopen(s: State, model: Model) -> None:
+    s.move(model, Phase.AWAKE)
+    probing.schedule(s, model)
+    admission.admit_waiters(s, model)
+    probing.rest(s, model)
+
+
+def retired(s: State, model: Model, outcome: Outcome) -> None:
+    """One of those that leave has ended its retirement."""
+    switch = s.switch
+    if outcome is Outcome.RUNNING:
+        probing.schedule(s, model)
+        probing.rest(s, model)
+    if switch is None:  # stopping
+        return
+    if switch.stage is Stage.CLEANUP:
+        _cleaned_up(s, switch, model, outcome)
+        return
+    if outcome is not Outcome.ASLEEP:
+        switch.error = f"{model.name}: {model.last_error}"
+    if any(other.retirement is not None for other in switch.leaving):
+        if outcome is Outcome.RUNNING:
+            admission.admit_waiters(s, model)
+        return
+    target = switch.target
+    if switch.error:
+        _fail(s, switch)
+    elif target is None:
+        _end(s, switch, "success")
+    elif s.stopping or not (target.queue or switch.requested):
+        _end(s, switch, "abandoned")
+    else:
+        _wake(s, switch)
+    for other in switch.leaving:
+        if other.phase is Phase.AWAKE:
+            admission.admit_waiters(s, other)
+
+
+def _wake(s: State, switch: Switch) -> None:
+    target = switch.target
+    assert target is not None
+    switch.stage = Stage.WAKING
+    if target.phase is Phase.ASLEEP:
+        target.woken = target.spec
+    s.move(target, Phase.WAKING)
+    s.record_holders()
+    s.run_hook(target, HookKind.WAKE)
+
+
+def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> None:
+    """Take in the end of a wake hook."""
+    switch = s.switch
+    if ok:
+        s.move(model, Phase.AWAKE)
+        s.costs.record_wake(model.name, s.now - started)
+        model.wake_backoff.clear()
+        model.cleanup_owed = model.wanted = False
+        model.last_error = ""
+        probing.activated(s, model)
+        model.woken_by_hook = True
+        if switch is not None:
+            duration = s.now - switch.started
+            s.out.append(ModelActivated(model.name, switch.id, switch.sources, duration))
+            _end(s, switch, "success")
+        admission.admit_waiters(s, model)
+        return
+    if s.stopping:
+        # Engines are left as they are; the state file says that this one may hold the GPU.
+        s.move(model, Phase.LOST)
+        if switch is not None:
+            _end(s, switch, "abandoned")
+        return
+    assert switch is not None
+    switch.error = f"wake {detail}"
+    switch.stage = Stage.CLEANUP
+    probing.wake_failed(s, model, detail)
+    retirement.begin(s, model, cleanup=True, error=detail)
+    model.wanted = False
+
+
+def _cleaned_up(s: State, switch: Switch, model: Model, outcome: Outcome) -> None:
+    if outcome is Outcome.RUNNING:
+        # Its wake failed, and so did its sleep, but it answers: it is served.
+        model.wake_backoff.clear()
+    _fail(s, switch)
+    if model.phase is Phase.AWAKE:
+        probing.activated(s, model)
+        admission.admit_waiters(s, model)
+
+
+def _fail(s: State, switch: Switch) -> None:
+    name = switch.target.name if switch.target else None
+    s.out.append(SwitchFailed(switch.id, switch.sources, name, switch.error))
+    target = switch.target
+    _end(s, switch, "failure")
+    if target is not None and switch.stage is Stage.SLEEPING:
+        message = f"model {target.name!r} cannot be woken: {switch.error}"
+        retry_after = max((m.sleep_backoff.remaining(s.now) for m in switch.leaving), default=0.0)
+        target.wanted = False
+        admission.reject_waiters(s, target, (Refusal.SLEEP_FAILED, message, retry_after))
+    admission.sweep(s)
+
+
+def _end(s: State, switch: Switch, result: str) -> None:
+    s.switch = None
+    s.agenda.cancel(("drain", switch.id))
+    s.errands = True
+    drained = switch.drained if switch.stage is not Stage.DRAINING else s.now
+    cost = s.now - drained if result == "success" else None
+    estimate = None
+    if cost is not None and switch.target is not None and switch.measurable:
+        estimate = s.costs.record(switch.sources, switch.target.name, cost)
+    name = switch.target.name if switch.target else None
+    duration, drain = s.now - switch.started, drained - switch.started
+    s.out.append(SwitchEnded(switch.id, switch.sources, name, result, duration, drain, cost, estimate))
+    record = SwitchRecord(switch.id, switch.sources, name, result, drain, cost, s.now)
+    inform = getattr(s.policy, "on_switch_completed", None)
+    if inform is not None:
+        try:
+            inform(record)
+        except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
+            s.overrule(f"on_switch_completed raised {type(error).__name__}: {error}")
