@@ -1,0 +1,244 @@
+#!/bin/sh
+# llama.cpp's llama-server: started to wake, ended to sleep.
+#
+#   models:
+#     qwen:
+#       port: 8001
+#       wake:  ./hooks/llama-cpp.sh wake
+#       sleep: ./hooks/llama-cpp.sh sleep
+#       alive: ./hooks/llama-cpp.sh alive
+#       stop:  ./hooks/llama-cpp.sh stop
+#       env: {MODEL: /models/qwen3-8b-q4_k_m.gguf, CTX: "16384", ARGS: "--flash-attn on"}
+#
+# Actions; without one, $LLMUX_HOOK says which.
+#   wake    start the server, detached, and return when it answers under its alias; if it does already, nothing
+#   sleep   TERM, after $GRACE seconds a second TERM, 2 s later KILL; return when the process is gone: given
+#           TERM in the middle of an answer, llama-server closes its port at once and lives on for 30 s
+#   alive   succeed if the server is ready and answers under its alias
+#   stop    KILL; return when the process is gone
+#   verify  succeed if the process is gone
+#
+# Needs: llama-server; setsid or python3; one of curl, python3, wget.
+#
+# Environment
+#   MODEL         the .gguf file; required to wake
+#   LLAMA_SERVER  the command, as shell words                        llama-server
+#   ARGS          more options for it, as shell words                none
+#   CTX           context size                                       the server's own default
+#   ALIAS         the name it answers under                          $LLMUX_MODEL
+#   HOST, PORT    where it listens                                   127.0.0.1, $LLMUX_PORT
+#   URL           where it is asked                                  $LLMUX_URL, or http://127.0.0.1:$PORT
+#   GRACE         seconds from TERM to the second TERM               10
+#   PID_DIR       for the file that says which process it is         ${XDG_STATE_HOME:-~/.local/state}/llmux/engines
+#   LOG_DIR       for its log; the one before is kept as .log.1      $PID_DIR
+#
+# Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
+#
+# Tested with llama.cpp's server of October 2026 (CPU), under dash and bash, on Debian 12: tests/hooks.
+
+set -u
+
+name=${ALIAS:-${LLMUX_MODEL:-}}
+port=${PORT:-${LLMUX_PORT:-}}
+url=${URL:-${LLMUX_URL:-http://127.0.0.1:$port}}
+health_path=/health
+
+command_line() { # print the engine's command as shell words; the variables are filled in later, quoted
+	[ -n "${MODEL:-}" ] || not_set_up "MODEL is not set: the .gguf file to serve"
+	[ -r "$MODEL" ] || not_set_up "MODEL cannot be read: $MODEL"
+	# shellcheck disable=SC2016
+	printf '%s %s %s %s\n' "${LLAMA_SERVER:-llama-server}" \
+		'--model "$MODEL" --host "${HOST:-127.0.0.1}" --port "$port" --alias "$name"' \
+		"${CTX:+--ctx-size \"\$CTX\"}" "${ARGS:-}"
+}
+
+is_ours() { # does our server answer there, and not somebody else's? The alias tells.
+	served=$(get "$url/v1/models" | tr -d '[:space:]') || return 1
+	case $served in
+	*"\"id\":\"$(printf %s "$name" | tr -d '[:space:]')\""*) ;;
+	*) return 1 ;;
+	esac
+}
+
+# ---- from here on, llama-cpp.sh and process.sh are the same
+
+say() { printf '%s: %s\n' "$name" "$*"; }
+fail() { say "$@" >&2 && exit 1; }
+not_set_up() { say "$@" >&2 && exit 2; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+get() { # print what a URL answers; fail unless its status is 2xx
+	if has curl; then
+		curl -fsS --noproxy '*' --max-time 5 "$1"
+	elif has python3; then
+		python3 -c 'import sys, urllib.request as r
+opener = r.build_opener(r.ProxyHandler({}))
+sys.stdout.buffer.write(opener.open(sys.argv[1], timeout=5).read())' "$1"
+	else
+		wget -q -O - -T 5 "$1"
+	fi 2>/dev/null
+}
+
+speaks_http() { # does anything answer there, whatever it says?
+	if has curl; then
+		curl -s -o /dev/null --noproxy '*' --max-time 5 "$url/"
+	elif has python3; then
+		python3 -c 'import sys, http.client as h, urllib.parse as p
+connection = h.HTTPConnection(p.urlsplit(sys.argv[1]).netloc, timeout=5)
+connection.request("GET", "/")
+connection.getresponse()' "$url"
+	else
+		wget -S -O /dev/null -T 5 "$url/" 2>&1 | grep -q HTTP/
+	fi 2>/dev/null
+}
+
+is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+
+born() { # print when a process was started: with its number, that tells it from any other, even after a reboot
+	if [ -r /proc/self/stat ]; then
+		{ read -r stat <"/proc/$1/stat"; } || return 1
+		# shellcheck disable=SC2086 # fields: state, parent, group, …, the 20th is the time
+		set -- ${stat##*) }
+		echo "${20}-$boot"
+	else
+		ps -o lstart= -p "$1" | tr -s ' ' '-'
+	fi 2>/dev/null
+}
+
+engine_runs() { # is the process of the pid file left, or one that it started? Zombies do not count.
+	kill -s 0 -- "-$pid" 2>/dev/null || return 1
+	leader=$(born "$pid")
+	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
+	[ -r /proc/self/stat ] || return 0
+	[ "${started#*-}" = "$boot" ] || return 1
+	for file in /proc/[0-9]*/stat; do
+		{ read -r stat <"$file"; } 2>/dev/null || continue
+		stat=${stat##*) }
+		group=${stat#* * }
+		[ "${group%% *}" != "$pid" ] || [ "${stat%% *}" = Z ] || return 0
+	done
+	return 1
+}
+
+find_engine() { # read the pid file; fail if no process of that engine is left
+	[ -r "$pid_file" ] && read -r pid started state <"$pid_file" && [ -n "$started" ] && engine_runs
+}
+
+end_engine() { # send $1 to it and what it started, and wait up to $2 seconds for all to be gone
+	kill -s "$1" -- "-$pid" 2>/dev/null
+	tenths=$(($2 * 10))
+	while engine_runs; do
+		[ "$tenths" -gt 0 ] || return 1
+		tenths=$((tenths - 1))
+		sleep 0.1
+	done
+	rm -f "$pid_file"
+}
+
+# shellcheck disable=SC2120 # it sets its arguments itself
+start_engine() { # in a session of its own: no signal that is meant for the hook reaches it
+	line=$(command_line) || exit
+	eval "set -- $line"
+	has "$1" || not_set_up "no such program: $1"
+	mkdir -p "$pid_dir" "$log_dir" || exit 2
+	rm -f "$pid_file"
+	[ ! -f "$log" ] || mv -f "$log" "$log.1"
+	# This script itself writes the pid file and then becomes the engine: a hook that is killed leaves no orphan.
+	if has setsid; then
+		setsid sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 &
+	elif has python3; then
+		python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' \
+			sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 &
+	else
+		not_set_up "needs setsid or python3, to detach the engine"
+	fi
+	tries=0
+	until [ -f "$pid_file" ]; do
+		tries=$((tries + 1))
+		[ "$tries" -lt 100 ] || fail "could not be started: see $log"
+		sleep 0.02
+	done
+	read -r pid started state <"$pid_file"
+}
+
+wake_engine() {
+	if is_ready; then
+		say "is awake already"
+		return
+	fi
+	mine=''
+	if find_engine && [ "$state" = ready ]; then
+		say "process $pid no longer answers; it is ended before a new one is started"
+		end_engine TERM "${GRACE:-10}" || end_engine KILL 10 || fail "process $pid does not end, even after KILL"
+	fi
+	strangers=0
+	until is_ready; do
+		if find_engine; then
+			! get "$url$health_path" >/dev/null || strangers=$((strangers + 1))
+			[ "$strangers" -lt 20 ] || fail "something answers at $url, but it is not $name"
+		elif [ -n "$mine" ]; then
+			say "ended while it was starting; the end of $log:" >&2
+			tail -n 20 "$log" >&2
+			rm -f "$pid_file"
+			exit 1
+		else
+			! speaks_http || fail "something else answers at $url, not $name"
+			mine=yes
+			# shellcheck disable=SC2119
+			start_engine
+		fi
+		sleep 0.1
+	done
+	echo "$pid $started ready" >"$pid_file"
+	say "process $pid is ready at $url"
+}
+
+nothing_runs() { # what is left to say when the pid file leads to no process
+	rm -f "$pid_file"
+	! is_ours || fail "$url answers, but this script has not started what does: end it by hand"
+	say "does not run"
+}
+
+sleep_engine() {
+	if ! find_engine; then
+		nothing_runs
+	else
+		end_engine TERM "${GRACE:-10}" || end_engine TERM 2 || end_engine KILL 10 ||
+			fail "process $pid does not end, even after KILL"
+		say "process $pid has ended"
+	fi
+}
+
+stop_engine() {
+	if ! find_engine; then
+		nothing_runs
+	else
+		end_engine KILL 10 || fail "process $pid does not end, even after KILL"
+		say "process $pid was killed"
+	fi
+}
+
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+pid_dir=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
+log_dir=${LOG_DIR:-$pid_dir}
+file_name=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)-$port
+pid_file=$pid_dir/$file_name.pid
+log=$log_dir/$file_name.log
+action=${1:-${LLMUX_HOOK:-}}
+
+[ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
+[ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
+
+case $action in
+wake) wake_engine ;;
+sleep) sleep_engine ;;
+stop) stop_engine ;;
+alive) is_ready || fail "is not ready at $url" ;;
+verify) ! find_engine || fail "process $pid is still there" ;;
+become-engine)
+	shift
+	echo "$$ $(born $$)" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
+	exec "$@"
+	;;
+*) not_set_up "usage: $0 wake|sleep|alive|stop|verify" ;;
+esac

@@ -1,0 +1,139 @@
+"""Real engines without a GPU, for the tests: llama.cpp's server on tiny models with random weights.
+
+The generator and the server are the quickstart's own, so that there is one copy of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from examples.quickstart.tiny_gguf import Shape, cached
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = ROOT / "examples" / "quickstart" / "engine.py"
+LLAMA_SERVER = shlex.join([sys.executable, str(ENGINE)])
+
+TINY = Shape("tiny")  # about 4,000 tokens/s: answers at once
+SLOW = Shape(
+    "slow", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024
+)  # about 500 tokens/s: streams last
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_until(condition, seconds: float = 10.0, *, what: str = "the condition") -> None:
+    """Poll until the condition holds; fail when it does not within the time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not hold within {seconds} s"
+        time.sleep(0.02)
+
+
+def status_of(url: str) -> int:
+    """Return the HTTP status of a GET, 0 when nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def runs(pid: int) -> bool:
+    """Say whether the process exists; a zombie does not count."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(") ")[2][0] != "Z"
+
+
+@contextlib.contextmanager
+def foreground(alias: str, port: int, *, shape: Shape = TINY) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an engine that no hook has started, until the block ends."""
+    command = [sys.executable, ENGINE, "--model", cached(shape), "--port", str(port), "--alias", alias]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(
+                lambda: status_of(f"http://127.0.0.1:{port}/health") == 200, what="the engine's health"
+            )
+            yield process
+        finally:
+            process.kill()
+
+
+class Hook:
+    """A hook script and the environment that llmux would give it."""
+
+    def __init__(self, script: Path, folder: Path, model: str, *, shell: str = "sh", **env: str) -> None:
+        self.script, self.folder, self.shell, self.model = script, folder, shell, model
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.pid_dir = folder / "pids"
+        self.env = {
+            "LLMUX_MODEL": model,
+            "LLMUX_PORT": str(self.port),
+            "LLMUX_URL": self.url,
+            "PID_DIR": str(self.pid_dir),
+            **env,
+        }
+
+    def run(self, action: str, timeout: float = 60.0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the action, as llmux does in a process group of its own; never raises for an exit code."""
+        return subprocess.run(
+            [self.shell, self.script, action],
+            cwd=self.folder,
+            env={**os.environ, **self.env, "LLMUX_HOOK": action, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            start_new_session=True,
+        )
+
+    def ok(self, action: str, **env: str) -> str:
+        """Run the action, which has to succeed, and return what it printed."""
+        done = self.run(action, **env)
+        assert done.returncode == 0, f"{action}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def fails(self, action: str, code: int = 1, **env: str) -> str:
+        """Run the action, which has to fail with this code, and return what it complained about."""
+        done = self.run(action, **env)
+        assert done.returncode == code, f"{action}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stderr
+
+    @property
+    def pid_file(self) -> Path:
+        """The file in which the script keeps the engine's process id."""
+        return self.pid_dir / f"{self.model.replace('/', '_')}-{self.port}.pid"
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id."""
+        return int(self.pid_file.read_text().split()[0])
+
+    def clean_up(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        if self.pid_file.exists():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                os.killpg(self.pid, signal.SIGKILL)

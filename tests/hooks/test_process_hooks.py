@@ -1,0 +1,272 @@
+"""llama-cpp.sh and process.sh with a real engine: llama.cpp's server, on the CPU."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.quickstart.tiny_gguf import cached
+from tests.engine.real import SLOW, Hook, foreground, runs, status_of, wait_until
+
+FORKING = """
+import http.server, os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    while True:
+        signal.pause()
+class Ok(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"hello")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
+"""
+
+
+def ask(hook: Hook, **fields) -> dict:
+    body = {"model": "any", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4} | fields
+    request = urllib.request.Request(f"{hook.url}/v1/chat/completions", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+@contextlib.contextmanager
+def bystanding() -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_whole_life(hook, shell):
+    hook.shell = shell
+    hook.fails("alive")
+    hook.ok("verify")
+    hook.ok("wake")
+    pid = hook.pid
+    assert "already" in hook.ok("wake")
+    assert hook.pid == pid
+    hook.ok("alive")
+    hook.fails("verify")
+    assert ask(hook)["model"] == "tiny"
+    hook.ok("sleep")
+    assert not runs(pid)
+    assert status_of(f"{hook.url}/health") == 0
+    hook.ok("sleep")
+    hook.fails("alive")
+    hook.ok("verify")
+    hook.ok("wake")
+    pid = hook.pid
+    hook.ok("stop")
+    assert not runs(pid)
+    hook.ok("stop")
+    hook.fails("alive")
+
+
+def test_the_action_may_come_from_llmux(hook):
+    done = subprocess.run(
+        ["sh", hook.script], env={**os.environ, **hook.env, "LLMUX_HOOK": "alive"}, check=False
+    )
+    assert done.returncode == 1
+    assert "usage" in hook.fails("dance", code=2)
+
+
+def test_the_engine_holds_none_of_the_hooks_pipes_and_is_no_member_of_its_group(hook):
+    hook.ok("wake")  # subprocess.run reads to the end of the pipes: it would hang here
+    assert os.getpgid(hook.pid) == hook.pid
+    assert os.getsid(hook.pid) == hook.pid
+    descriptors = {str(Path(f"/proc/{hook.pid}/fd/{number}").readlink()) for number in (0, 1, 2)}
+    assert descriptors == {"/dev/null", str(hook.pid_dir / f"tiny-{hook.port}.log")}
+
+
+def test_sleep_in_the_middle_of_an_answer_waits_for_the_process(make_hook):
+    hook = make_hook("llama-cpp.sh", MODEL=str(cached(SLOW)), GRACE="1")
+    hook.ok("wake")
+    pid = hook.pid
+    with socket.create_connection(("127.0.0.1", hook.port)) as client:
+        body = json.dumps({"prompt": "go", "n_predict": 3000, "stream": True})
+        client.sendall(
+            f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        assert client.recv(1)
+        hook.ok("sleep")
+        assert not runs(pid)
+    hook.fails("alive")
+
+
+def test_an_engine_that_ignores_term_and_has_children_is_killed_with_them(make_hook, tmp_path):
+    (tmp_path / "forking.py").write_text(FORKING)
+    hook = make_hook(
+        "process.sh", COMMAND=f"'{sys.executable}' forking.py $LLMUX_PORT", HEALTH_PATH="/", GRACE="1"
+    )
+    hook.ok("wake")
+    parent = hook.pid
+    children = [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    assert children
+    os.kill(parent, signal.SIGKILL)  # the child is left: it may well be what holds the memory
+    wait_until(lambda: not runs(parent))
+    hook.fails("alive")
+    hook.fails("verify")
+    started = time.monotonic()
+    hook.ok("sleep")
+    assert 1 < time.monotonic() - started < 15  # it had to be killed
+    assert not any(runs(child) for child in children)
+
+
+def test_a_stale_pid_file_whose_number_belongs_to_another_process(hook):
+    with bystanding() as bystander:
+        hook.pid_dir.mkdir()
+        hook.pid_file.write_text(f"{bystander.pid} 1-some-earlier-boot ready\n")
+        for action in ("sleep", "stop"):
+            hook.ok(action)
+            hook.pid_file.write_text(f"{bystander.pid} 1-some-earlier-boot ready\n")
+        hook.ok("verify")
+        hook.ok("wake")
+        assert hook.pid != bystander.pid
+        hook.ok("sleep")
+        assert bystander.poll() is None
+
+
+@pytest.mark.parametrize("content", ["", "\n", "not a number at all\n", "1\n", "-1 1-1 ready\n"])
+def test_a_broken_pid_file_harms_nobody(hook, content):
+    hook.pid_dir.mkdir()
+    hook.pid_file.write_text(content)
+    hook.ok("sleep")
+    hook.ok("wake")
+    hook.ok("stop")
+
+
+def test_somebody_elses_server_on_the_port_is_not_taken_for_ours(hook):
+    with foreground("stranger", hook.port) as stranger:
+        hook.fails("alive")
+        assert "something else answers" in hook.fails("wake")
+        hook.ok("sleep")  # ours does not run: nothing to do, and nothing to the stranger
+        assert stranger.poll() is None
+
+
+def test_process_sh_tells_a_stranger_by_expect(make_hook):
+    hook = make_hook("process.sh", EXPECT='"id":"tiny"')
+    with foreground("stranger", hook.port):
+        hook.fails("alive")
+        hook.fails("wake")
+    hook.ok("wake")
+    hook.ok("alive")
+
+
+def test_our_engine_without_its_pid_file_is_found_but_not_claimed_to_sleep(make_hook):
+    hook = make_hook("llama-cpp.sh")
+    with foreground("tiny", hook.port) as engine:
+        hook.ok("alive")
+        hook.ok("wake")
+        assert "end it by hand" in hook.fails("sleep")
+        assert engine.poll() is None
+
+
+def test_an_engine_that_ends_while_it_starts_is_reported_with_its_log(make_hook, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    complaint = make_hook("llama-cpp.sh", MODEL=str(broken)).fails("wake")
+    assert "ended while it was starting" in complaint
+    assert "broken.gguf" in complaint
+
+
+def test_what_is_not_set_up_is_said(make_hook):
+    assert "MODEL is not set" in make_hook("llama-cpp.sh", MODEL="").fails("wake", code=2)
+    assert "cannot be read" in make_hook("llama-cpp.sh", MODEL="/nowhere.gguf").fails("wake", code=2)
+    assert "no such program" in make_hook("llama-cpp.sh", LLAMA_SERVER="no-such-server").fails("wake", code=2)
+    assert "COMMAND is not set" in make_hook("process.sh", COMMAND="").fails("wake", code=2)
+    assert "LLMUX_PORT" in make_hook("process.sh").fails("alive", code=2, LLMUX_PORT="")
+
+
+def test_an_engine_that_was_ready_and_no_longer_answers_is_replaced(hook):
+    hook.ok("wake")
+    stuck = hook.pid
+    os.kill(stuck, signal.SIGSTOP)
+    hook.ok("wake", GRACE="1")
+    assert hook.pid != stuck
+    assert not runs(stuck)
+    hook.ok("alive")
+
+
+def test_a_wake_that_was_interrupted_goes_on_with_the_engine_that_it_started(make_hook):
+    hook = make_hook(
+        "llama-cpp.sh",
+        LLAMA_SERVER=f"sh -c 'sleep 1; exec \"$@\"' sh {make_hook('process.sh').env['LLAMA_SERVER']}",
+    )
+    with subprocess.Popen(
+        ["sh", hook.script, "wake"],
+        env={**os.environ, **hook.env},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    ) as wake:
+        wait_until(hook.pid_file.exists, what="the pid file")
+        os.killpg(wake.pid, signal.SIGTERM)
+    pid = hook.pid
+    assert runs(pid)
+    hook.ok("wake")
+    assert hook.pid == pid
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not runs(pid))
+    hook.ok("sleep")
+
+
+def test_names_with_slashes_and_spaces_and_options_with_quotes(make_hook):
+    hook = make_hook(
+        "llama-cpp.sh",
+        model="org/tiny",
+        ALIAS="org/tiny model:q4",
+        ARGS='--threads "1" --parallel 1',
+        CTX="512",
+    )
+    hook.ok("wake")
+    hook.ok("alive")
+    assert ask(hook)["model"] == "org/tiny model:q4"
+    assert " --ctx-size 512 --threads 1 --parallel 1" in Path(
+        f"/proc/{engine_of(hook)}/cmdline"
+    ).read_text().replace("\0", " ")
+    hook.ok("sleep")
+
+
+def engine_of(hook: Hook) -> int:
+    (file,) = hook.pid_dir.glob("*.pid")
+    return int(file.read_text().split()[0])
+
+
+@pytest.mark.parametrize("fetcher", ["python3", "wget"])
+def test_works_without_curl(hook, tmp_path, fetcher):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("sh", "setsid", "cat", "tr", "sleep", "rm", "mv", "mkdir", "grep", "tail"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    found = sys.executable if fetcher == "python3" else shutil.which(fetcher)
+    if found is None:
+        pytest.skip(f"no {fetcher} here")
+    (tools / fetcher).symlink_to(found)
+    hook.shell = shutil.which("sh")
+    hook.env["PATH"] = str(tools)
+    hook.fails("alive")
+    hook.ok("wake")
+    hook.ok("alive")
+    hook.ok("sleep")
+    with foreground("stranger", hook.port):
+        assert "something else answers" in hook.fails("wake")
+
+
+def test_the_log_of_the_engine_before_is_kept(hook):
+    for _ in range(2):
+        hook.ok("wake")
+        hook.ok("sleep")
+    logs = sorted(path.name for path in hook.pid_dir.iterdir())
+    assert logs == [f"tiny-{hook.port}.log", f"tiny-{hook.port}.log.1"]

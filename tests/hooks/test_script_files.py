@@ -1,0 +1,62 @@
+"""What every shipped hook script has to look like."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.real import ROOT
+
+SCRIPTS = sorted((ROOT / "hooks").glob("*.sh"))
+ENGINE_SCRIPTS = [script for script in SCRIPTS if "wake)" in script.read_text()]
+# Set by llmux or the system, or the script's own business.
+GIVEN = {"HOME", "IFS", "XDG_STATE_HOME", "CUDA_VISIBLE_DEVICES"}
+
+
+def header_of(script: Path) -> str:
+    head, _, _ = script.read_text().partition("\nset -u")
+    return head
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+class TestScript:
+    def test_is_clean_for_shellcheck(self, script):
+        shellcheck = Path(sys.executable).with_name("shellcheck")
+        done = subprocess.run([shellcheck, "-s", "sh", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+    def test_is_executable_and_posix_sh(self, script):
+        assert os.access(script, os.X_OK)
+        assert script.read_text().startswith("#!/bin/sh\n")
+
+    @pytest.mark.parametrize("part", ["models:", "Needs:", "Environment", "Exit codes:", "Tested with"])
+    def test_header_says(self, script, part):
+        assert part in header_of(script)
+
+    def test_header_names_every_variable_that_is_read(self, script):
+        body = script.read_text().removeprefix(header_of(script))
+        read = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", body)) - GIVEN
+        missing = {name for name in read if not re.search(rf"\b{name}\b", header_of(script))}
+        assert not missing
+
+    def test_is_described_in_the_readme(self, script):
+        assert script.name in (ROOT / "hooks" / "README.md").read_text()
+
+
+def test_lines_that_are_said_to_be_the_same_are_the_same():
+    marker = "# ---- from here on, llama-cpp.sh and process.sh are the same\n"
+    tails = {
+        (ROOT / "hooks" / name).read_text().partition(marker)[2] for name in ("llama-cpp.sh", "process.sh")
+    }
+    assert len(tails) == 1
+    assert tails != {""}
+
+
+def test_engine_scripts_know_all_actions():
+    assert ENGINE_SCRIPTS
+    for script in ENGINE_SCRIPTS:
+        for action in ("wake", "sleep", "stop", "alive", "verify"):
+            assert re.search(rf"^{action}\)", script.read_text(), re.MULTILINE), (script.name, action)
