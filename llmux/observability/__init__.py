@@ -1,0 +1,1 @@
+"""What llmux tells the outside about itself: log, metrics, and the state that survives a restart."""

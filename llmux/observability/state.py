@@ -1,0 +1,208 @@
+"""The state file: what a restarted llmux has to know.
+
+JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ...}``. ``holders`` are
+the models that may hold the GPU, ``costs`` belongs to the core's cost table and is opaque here.
+
+It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
+what a killed llmux wrote, and after a power cut no engine runs and the GPU is empty, so there is nothing to
+remember; should the cut leave a torn file, it is set aside and the start is as if there were none. Without
+fsync a save takes about 0.1 ms, with it 5 to 50 ms, on the event loop, before every wake.
+
+Nothing here raises into serving: a disk that is full or read-only is warned of once and tried again at the
+next save. A lock file beside it, held as long as llmux runs, keeps a second llmux off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from llmux.errors import StateLockedError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is kept. The times are wall-clock epoch seconds."""
+
+    holders: frozenset[str] = frozenset()
+    last_use: Mapping[str, float] = field(default_factory=dict)
+    costs: object = None
+
+    def recent(self) -> tuple[str, ...]:
+        """Return the models in the order of their last use, most recent first."""
+        return tuple(sorted(self.last_use, key=lambda name: (-self.last_use[name], name)))
+
+
+class Warn(Protocol):
+    """Called with the name of a log event and its fields."""
+
+    def __call__(self, event: str, /, **fields: object) -> object:
+        """Report one thing that went wrong and was survived."""
+
+
+class StateStore(Protocol):
+    """Where the state is kept."""
+
+    def open(self) -> None:
+        """Take possession; StateLockedError when another llmux has it."""
+
+    def load(self) -> State:
+        """Return what was saved last, empty when nothing usable was."""
+
+    def save(self, state: State) -> bool:
+        """Keep the state; False when that failed. Quick, and never raises."""
+
+    def close(self) -> None:
+        """Give up possession."""
+
+
+class NoState:
+    """Keeps the state in memory only: for use as a library, and in tests."""
+
+    def __init__(self, state: State | None = None) -> None:
+        self.state = state or State()
+
+    def open(self) -> None:
+        """Do nothing."""
+
+    def load(self) -> State:
+        """Return what was saved last."""
+        return self.state
+
+    def save(self, state: State) -> bool:
+        """Keep the state until the object goes."""
+        self.state = state
+        return True
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _quiet(event: str, /, **fields: object) -> None:
+    """Drop a warning."""
+
+
+class StateFile:
+    """The state in a file of its own, locked against a second llmux."""
+
+    def __init__(self, path: str | os.PathLike[str], warn: Warn = _quiet) -> None:
+        self.path = Path(path).absolute()
+        self.lock_path = self.path.with_name(self.path.name + ".lock")
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._warn = warn
+        self._lock: int | None = None
+        self._written: bytes | None = None
+        self._failing = False
+
+    def open(self) -> None:
+        """Create the folder and take the lock.
+
+        StateLockedError when another llmux holds it; OSError when the folder cannot be made or written to,
+        which is a mistake in the configuration and told at the start.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Python's descriptors are not inherited: no hook or engine keeps the lock beyond llmux.
+        descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise
+            who = f"the llmux with pid {holder}" if holder.isdecimal() else "another llmux"
+            raise StateLockedError(
+                f"{self.path} is in use by {who}: stop that one, or give this one a `state:` of its own"
+            ) from error
+        self._lock = descriptor
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner is not named
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def load(self) -> State:
+        """Read the file. One that is damaged, or not ours, is renamed and warned of."""
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return State()
+        except OSError as error:
+            self._warn("state_file_unreadable", path=str(self.path), error=str(error))
+            return State()
+        try:
+            state = _parse(raw)
+        except (ValueError, TypeError, RecursionError) as error:
+            self._set_aside(str(error))
+            return State()
+        self._written = raw
+        return state
+
+    def save(self, state: State) -> bool:
+        """Replace the file, unless it says the same already."""
+        try:
+            raw = _render(state)
+            if raw == self._written:
+                return True
+            self._temporary.unlink(missing_ok=True)
+            descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, for its mode
+                file.write(raw)
+            os.replace(self._temporary, self.path)  # noqa: PTH105  # half the time of Path.replace
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            if not self._failing:
+                self._failing = True
+                self._warn("state_file_unwritable", path=str(self.path), error=str(error))
+            self._written = None
+            return False
+        self._written = raw
+        self._failing = False
+        return True
+
+    def close(self) -> None:
+        """Release the lock. Its file stays: deleting it would race with the next llmux."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _set_aside(self, error: str) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        try:
+            self.path.rename(aside)
+        except OSError as failed:
+            error, aside = f"{error}; it could not be renamed: {failed}", self.path
+        self._warn("state_file_set_aside", path=str(self.path), moved_to=str(aside), error=error)
+
+
+def _render(state: State) -> bytes:
+    document = {
+        "version": VERSION,
+        "holders": sorted(state.holders),
+        "last_use": dict(state.last_use),
+        "costs": state.costs,
+    }
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _parse(raw: bytes) -> State:
+    document = json.loads(raw)
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        raise ValueError(f"not a state file of version {VERSION}")
+    holders, last_use = document.get("holders"), document.get("last_use")
+    if not isinstance(holders, list) or not all(isinstance(name, str) for name in holders):
+        raise ValueError("`holders` is no list of models")
+    if not isinstance(last_use, dict):
+        raise TypeError("`last_use` is no object")
+    times = {name: float(when) for name, when in last_use.items()}
+    return State(frozenset(holders), times, document.get("costs"))
