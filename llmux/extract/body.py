@@ -1,0 +1,208 @@
+"""A request's body: read once from the client, looked at for its model, sent as often as needed.
+
+What the engine gets is what the client sent. That includes a compressed body, which the server must not
+unpack: it has to be made with ``auto_decompress=False``, as ``AppRunner(app, auto_decompress=False)``. Nobody
+looks into a compressed body; such a request names its model in the query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from llmux.errors import BadRequestError, BodyTooLargeError, SlowClientError
+from llmux.extract.field import SLICE, ModelField, json_literal
+from llmux.extract.json_scan import ModelScanner
+from llmux.extract.limits import BodyBudget, BodyLimits
+from llmux.extract.multipart import MultipartScanner, boundary_of
+from llmux.extract.query import model_in_query
+from llmux.extract.store import Store
+
+SINGLE = SLICE
+"""Bytes: a body up to that size is sent in one piece."""
+
+_STEP = 16 * 1024  # bytes looked at before the clock is: bounds a stall by the worst that is sent
+_WORK = 0.0005  # seconds of work between two turns of the event loop
+_BROKEN = (OSError, RuntimeError, HttpProcessingError, web.RequestPayloadError)
+
+
+class Body:
+    """A complete body. ``close`` it, or leave its ``with`` block, to give its share of the budget back.
+
+    ``size`` is in bytes. ``field`` is None where the body names no model. ``compressed`` bodies were not
+    looked at. Iterating, plainly or with ``async for``, gives slices of at most ``SLICE`` bytes, each time
+    from the start.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        field: ModelField | None,
+        *,
+        form: bool = False,
+        compressed: bool = False,
+        splice: tuple[ModelField, bytes] | None = None,
+    ) -> None:
+        self.field = field
+        self.compressed = compressed
+        self.size = store.size
+        self._store = store
+        self._form = form
+        self._splice = splice  # what is left out of the store, and what goes there
+        if splice:
+            cut, text = splice
+            self.size += len(text) - (cut.end - cut.start)
+
+    @property
+    def spooled(self) -> bool:
+        """Whether the bytes are in a temporary file."""
+        return self._store.spooled
+
+    @property
+    def single(self) -> bytes | None:
+        """The whole body in one piece, or None when it is larger than ``SINGLE``."""
+        return b"".join(self) if self.size <= SINGLE else None
+
+    def replace_model(self, name: str) -> Body:
+        """Return the body with ``name`` in the model's place, every other byte as it was.
+
+        It shares the bytes with this one: closing either closes both. A body without a field is returned
+        as it is.
+        """
+        if self.field is None:
+            return self
+        cut = self._splice[0] if self._splice else self.field
+        text = name.encode() if self._form else json_literal(name)
+        field = ModelField(name, cut.start, cut.start + len(text))
+        return Body(self._store, field, form=self._form, compressed=self.compressed, splice=(cut, text))
+
+    def close(self) -> None:
+        """Drop the bytes. May be called again."""
+        self._store.close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._splice is None:
+            yield from self._range(0, self._store.size)
+            return
+        cut, text = self._splice
+        yield from self._range(0, cut.start)
+        yield text
+        yield from self._range(cut.end, self._store.size)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for data in self:
+            yield data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _range(self, start: int, end: int) -> Iterator[bytes]:
+        for pos in range(start, end, SLICE):
+            yield self._store.read(pos, min(pos + SLICE, end))
+
+
+async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget) -> Body:
+    """Read the body of ``request`` to its end.
+
+    Raises BodyTooLargeError, at once when the client announces the size; SlowClientError; UnavailableError
+    when the budget or the disk is full; BadRequestError for a body that breaks off or that is malformed where
+    it names its model. Nothing is held after an error. The event loop gets its turn every half a millisecond.
+    """
+    length = request.content_length
+    if length is not None and length > limits.max_body:
+        raise _too_large(limits)
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
+    compressed = encoding not in ("", "identity")
+    scanner: ModelScanner | MultipartScanner | None = None
+    if request.body_exists and not compressed:
+        scanner = _scanner_for(request.headers.get(hdrs.CONTENT_TYPE, ""))
+    store = Store(budget)
+    try:
+        await _receive(request.content, store, scanner, limits)
+        field = scanner.finish() if scanner and store.size else None
+    except BaseException:
+        store.close()
+        raise
+    return Body(store, field, form=isinstance(scanner, MultipartScanner), compressed=compressed)
+
+
+def model_of(body: Body, query: str) -> str:
+    """Return the model that a request names: in its body, else in its raw query string.
+
+    BadRequestError when it names none.
+    """
+    if body.field is not None:
+        return body.field.name
+    name = model_in_query(query)
+    if name is not None:
+        return name
+    if body.compressed:
+        raise BadRequestError(
+            "the body is compressed and llmux does not look into it: "
+            "send it uncompressed, or name the model in the query as ?model=NAME",
+            code="compressed_body",
+            param="model",
+        )
+    raise BadRequestError(
+        'the request names no model: expected "model" in a JSON object or a form, or ?model=NAME in the URL',
+        code="model_required",
+        param="model",
+    )
+
+
+def _scanner_for(content_type: str) -> ModelScanner | MultipartScanner:
+    if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
+        return MultipartScanner(boundary_of(content_type))
+    return ModelScanner()  # which leaves alone what does not start like an object, whatever the header says
+
+
+async def _receive(
+    content: StreamReader, store: Store, scanner: ModelScanner | MultipartScanner | None, limits: BodyLimits
+) -> None:
+    since = perf_counter()
+    while True:
+        data, waited = await _next(content, limits.idle_timeout)
+        if not data:
+            return
+        if waited:
+            since = perf_counter()
+        if store.size + len(data) > limits.max_body:
+            raise _too_large(limits)
+        for start in range(0, len(data), _STEP):
+            part = data[start : start + _STEP]
+            if scanner is not None:
+                scanner.feed(part)
+            store.add(part)
+            if perf_counter() - since > _WORK:
+                await asyncio.sleep(0)
+                since = perf_counter()
+
+
+async def _next(content: StreamReader, idle: float) -> tuple[bytes, bool]:
+    """Return what has arrived, b"" at the end, and whether it was waited for."""
+    timer = asyncio.timeout(idle)
+    try:
+        data = content.read_nowait()
+        if data or content.at_eof():
+            return data, False
+        async with timer:  # only a wait pays for a timer
+            return await content.readany(), True
+    except _BROKEN as error:
+        if timer.expired():
+            raise SlowClientError(f"the client sent nothing of its body for {idle:g} s") from None
+        raise BadRequestError("the request's body broke off", code="incomplete_body") from error
+
+
+def _too_large(limits: BodyLimits) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body is larger than {limits.max_body} bytes")

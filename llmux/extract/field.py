@@ -1,0 +1,50 @@
+"""Where a body names its model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from llmux.errors import BadRequestError
+
+SLICE = 64 * 1024
+"""Bytes: the most that a scanner is fed at once, and the most that a body is written or sent at once."""
+
+MAX_NAME = 1024
+"""Bytes: the longest model name, in UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelField:
+    """The model that a body names, and where.
+
+    ``start`` and ``end`` are byte offsets in the body: of the JSON literal with its quotes, or of the
+    content of the form field. What lies between them can be replaced; every other byte stays.
+    """
+
+    name: str
+    start: int
+    end: int
+
+
+def json_literal(name: str) -> bytes:
+    """``name`` as a JSON string, in UTF-8."""
+    return json.dumps(name, ensure_ascii=False).encode()
+
+
+def checked_name(name: str) -> str:
+    """``name`` itself, or BadRequestError when it is empty, too long, or no Unicode text."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # a surrogate without its other half, written as an escape
+        raise BadRequestError("model is not valid Unicode", param="model") from None
+    if not size:
+        raise BadRequestError("model is empty", param="model")
+    if size > MAX_NAME:
+        raise name_too_long()
+    return name
+
+
+def name_too_long() -> BadRequestError:
+    """Return the error for a name of more than ``MAX_NAME`` bytes."""
+    return BadRequestError(f"model is longer than {MAX_NAME} bytes", param="model")

@@ -1,0 +1,273 @@
+r"""The top-level ``"model"`` of a JSON object that arrives in slices.
+
+Theory of operation. The scanner sees each slice once and keeps no more of it than a key, a scalar or the
+model's literal. At the top level it is a state machine: a state is a method that takes a position in the
+slice and returns the next one. Everything below is skipped at the speed of ``bytes`` methods and patterns:
+
+1. ``\\`` and ``\"`` are overwritten, in a copy of the slice, so that every quote left is a delimiter and
+   positions stay. Other escapes do not matter for finding the end of a string.
+2. A string is skipped with one ``find``; runs of short members with one pattern.
+3. Of a nested value only the brackets are looked at (``Brackets``), once a slice.
+
+Nested values are not validated: the engine does that. What decides over the model's name is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from llmux.errors import BadRequestError
+from llmux.extract.brackets import Brackets
+from llmux.extract.field import MAX_NAME, ModelField, checked_name, name_too_long
+
+_BOM = b"\xef\xbb\xbf"
+_BLANKS = re.compile(rb"[ \t\r\n]*")
+_SCALAR_BYTES = re.compile(rb"[-+.0-9A-Za-z]*")
+_NUMBER = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
+_SCALAR = re.compile(rb"true|false|null|NaN|-?Infinity|" + _NUMBER)
+# A small array or object that holds no other; it is bounded for the same reason as the members.
+_FLAT = rb'[\[{][^\[\]{}"]*(?:"[^"]*"[^\[\]{}"]*){0,20}[\]}]'
+# Many whole members at once, none of which can be the model. Bounded, for the pattern's stack.
+_MEMBERS = re.compile(
+    rb'(?:[ \t\r\n]*"(?!model")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
+    rb'(?:"[^"]*"|true|false|null|' + _NUMBER + rb"|" + _FLAT + rb")[ \t\r\n]*,){1,200}"
+)
+_LONGEST_KEY = len("model") * len(r"\u0000")  # no longer spelling of "model" than this
+_LONGEST_LITERAL = MAX_NAME * len(r"\u0000")
+_LONGEST_SCALAR = 4096
+
+_QUOTE, _COLON, _COMMA, _OPEN, _CLOSE, _LIST = b'":,{}['
+
+
+class ModelScanner:
+    """Finds the value of the top-level ``"model"`` of one JSON object.
+
+    The last duplicate counts, and keys compare after unescaping. ``feed`` and ``finish`` raise
+    BadRequestError; after that the scanner is of no use. A body that is blank or whose first byte that is
+    not blank is other than ``{`` is no object: it is not looked at, and names no model.
+    """
+
+    def __init__(self) -> None:
+        self.is_object: bool | None = None
+        """Whether the body is an object; None while it was blank so far."""
+        self._offset = 0  # of the slice, in the body
+        self._slice = b""
+        self._text = b""  # the slice with its escapes blanked
+        self._brackets: Brackets | None = None  # of the slice, made when needed
+        self._escaped = False  # the last slice ended after a backslash
+        self._state: Callable[[int], int] = self._start
+        self._first = True  # no member yet: the object may still be empty
+        self._token = bytearray()  # a key, the model's literal or a scalar, as far as it was seen
+        self._is_model = False  # of the member under way
+        self._depth = 0  # open brackets below the top level
+        self._quoted = False  # in a string below the top level
+        self._model: bytes | None = None  # between its quotes; None: absent or no string
+        self._seen = False
+        self._at = (0, 0)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next slice of the body, at most ``SLICE`` bytes for a bounded time."""
+        self._slice = data
+        self._text = self._blank_escapes(data)
+        self._brackets = None
+        pos, end = 0, len(data)
+        while pos < end:
+            pos = self._state(pos)
+        self._offset += end
+        self._slice = self._text = b""
+
+    def finish(self) -> ModelField | None:
+        """Say what was found, after the last slice: None when the object has no ``"model"``."""
+        if not self.is_object:
+            return None
+        if self._state != self._finished:
+            raise BadRequestError("the body is not valid JSON: it ends too early", code="invalid_json")
+        if not self._seen:
+            return None
+        if self._model is None:
+            raise BadRequestError("model is not a string", param="model")
+        try:
+            name = json.loads(b'"%b"' % self._model)
+        except UnicodeDecodeError:
+            raise BadRequestError("model is not valid UTF-8", param="model") from None
+        except ValueError:
+            raise BadRequestError("model is not a valid JSON string", param="model") from None
+        return ModelField(checked_name(name), *self._at)
+
+    def _blank_escapes(self, data: bytes) -> bytes:
+        if self._escaped and data:
+            data = b"_" + data[1:]
+            self._escaped = False
+        if b"\\" not in data:
+            return data
+        # Backslashes pair up from the left of each run of them, as replace() takes them.
+        data = data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+        self._escaped = data.endswith(b"\\")
+        return data
+
+    def _skip_blanks(self, pos: int) -> int:
+        found = _BLANKS.match(self._text, pos)
+        return found.end() if found else pos
+
+    def _malformed(self, pos: int, wanted: str) -> BadRequestError:
+        where = self._offset + pos
+        return BadRequestError(f"the body is not valid JSON: byte {where} is not {wanted}", code="invalid_json")
+
+    # The states. Each gets a position before the slice's end.
+
+    def _start(self, pos: int) -> int:
+        while pos < len(self._text) and self._text[pos : pos + 1] == _BOM[self._offset + pos :][:1]:
+            pos += 1
+        pos = self._skip_blanks(pos)
+        if pos == len(self._text):
+            return pos
+        self.is_object = self._text[pos] == _OPEN
+        self._state = self._member if self.is_object else self._ignore
+        return pos + 1
+
+    def _ignore(self, _pos: int) -> int:
+        return len(self._text)
+
+    def _member(self, pos: int) -> int:
+        if found := _MEMBERS.match(self._text, pos):
+            self._first = False
+            return found.end()
+        pos = self._skip_blanks(pos)
+        if pos == len(self._text):
+            return pos
+        byte = self._text[pos]
+        if byte == _QUOTE:
+            self._token.clear()
+            self._state = self._key
+        elif byte == _CLOSE and self._first:
+            self._state = self._finished
+        else:
+            raise self._malformed(pos, "the start of a key")
+        self._first = False
+        return pos + 1
+
+    def _key(self, pos: int) -> int:
+        end = self._take_string(pos, _LONGEST_KEY)
+        if end < 0:
+            return len(self._text)
+        self._is_model = _spells_model(self._token)
+        self._state = self._colon
+        return end
+
+    def _colon(self, pos: int) -> int:
+        pos = self._skip_blanks(pos)
+        if pos == len(self._text):
+            return pos
+        if self._text[pos] != _COLON:
+            raise self._malformed(pos, "a colon")
+        self._state = self._value
+        return pos + 1
+
+    def _value(self, pos: int) -> int:
+        pos = self._skip_blanks(pos)
+        if pos == len(self._text):
+            return pos
+        byte = self._text[pos]
+        self._token.clear()
+        if self._is_model:
+            self._seen = True
+            self._model = None
+        if byte == _QUOTE:
+            self._state = self._model_string if self._is_model else self._string
+            self._at = (self._offset + pos, 0) if self._is_model else self._at
+        elif byte in (_OPEN, _LIST):
+            self._depth = 1
+            self._state = self._nested
+        else:
+            self._state = self._scalar
+            return pos
+        return pos + 1
+
+    def _string(self, pos: int) -> int:
+        end = self._text.find(b'"', pos)
+        if end < 0:
+            return len(self._text)
+        self._state = self._after
+        return end + 1
+
+    def _model_string(self, pos: int) -> int:
+        end = self._take_string(pos, _LONGEST_LITERAL)
+        if len(self._token) > _LONGEST_LITERAL:
+            raise name_too_long()
+        if end < 0:
+            return len(self._text)
+        self._model = bytes(self._token)
+        self._at = (self._at[0], self._offset + end)
+        self._state = self._after
+        return end
+
+    def _scalar(self, pos: int) -> int:
+        found = _SCALAR_BYTES.match(self._text, pos)
+        end = found.end() if found else pos
+        if len(self._token) <= _LONGEST_SCALAR:  # what is longer is a number, and the engine's to judge
+            self._token += self._text[pos:end]
+        if end == len(self._text):
+            return end
+        if len(self._token) <= _LONGEST_SCALAR and not _SCALAR.fullmatch(self._token):
+            raise self._malformed(pos, "a value")
+        self._state = self._after
+        return end
+
+    def _nested(self, pos: int) -> int:
+        if self._quoted:
+            end = self._text.find(b'"', pos)
+            if end < 0:
+                return len(self._text)
+            self._quoted = False
+            return end + 1
+        if self._brackets is None:
+            brackets = Brackets(self._text, pos)
+            if not brackets.may_close(self._depth):
+                self._depth += brackets.net
+                self._quoted = brackets.quoted
+                return len(self._text)
+            self._brackets = brackets
+        end, self._depth = self._brackets.close(pos, self._depth)
+        if end < 0:
+            self._quoted = self._brackets.quoted
+            return len(self._text)
+        self._state = self._after
+        return end
+
+    def _after(self, pos: int) -> int:
+        pos = self._skip_blanks(pos)
+        if pos == len(self._text):
+            return pos
+        byte = self._text[pos]
+        if byte == _COMMA:
+            self._state = self._member
+        elif byte == _CLOSE:
+            self._state = self._finished
+        else:
+            raise self._malformed(pos, "a comma or the object's end")
+        return pos + 1
+
+    def _finished(self, pos: int) -> int:
+        pos = self._skip_blanks(pos)
+        if pos < len(self._text):
+            raise self._malformed(pos, "blank, after the object's end")
+        return pos
+
+    def _take_string(self, pos: int, most: int) -> int:
+        """Add to the token, up to one byte more than ``most``; the position after the closing quote or -1."""
+        end = self._text.find(b'"', pos)
+        stop = len(self._text) if end < 0 else end
+        room = most + 1 - len(self._token)
+        self._token += self._slice[pos : min(stop, pos + room)]
+        return end + 1 if end >= 0 else -1
+
+
+def _spells_model(key: bytes | bytearray) -> bool:
+    if b"\\" not in key:
+        return key == b"model"
+    try:
+        return bool(json.loads(b'"%b"' % bytes(key)) == "model")
+    except ValueError:  # the engine's to refuse
+        return False
