@@ -21,7 +21,7 @@ from llmux.config.section import (
     Section,
 )
 from llmux.config.sizes import Size
-from llmux.config.words import Word
+from llmux.config.words import Default, Word
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
 LOOPBACK = "127.0.0.1"
@@ -100,9 +100,9 @@ class ModelConfig(Section):
         default=None,
         description="GPU memory taken while awake; with `capacity`, several models may be awake.",
     )
-    idle_sleep: PositiveDuration | None = Field(
+    idle_sleep: Annotated[PositiveDuration | None, Default("the top-level idle_sleep")] = Field(
         default=None,
-        description="Sleep after this long without a request. null: never. Default: the global `idle_sleep`.",
+        description="Put to sleep after this long without a request. null: never.",
     )
     preload: bool = Field(default=False, description="Wake the model at start.")
     env: Mapping[EnvName, EnvValue] = Field(

@@ -19,7 +19,7 @@ from llmux.config.policy import PolicyConfig
 from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Secret, Section
 from llmux.config.sizes import PositiveSize
 from llmux.config.state import default_state
-from llmux.config.words import Word
+from llmux.config.words import Default, Word
 
 __all__ = ["BackoffConfig", "Config", "CostConfig", "ModelConfig", "PolicyConfig", "TimeoutsConfig"]
 
@@ -67,9 +67,9 @@ class Config(Section):
         default=None,
         description="Put any model to sleep after this long without a request. null: never.",
     )
-    state: str | None = Field(
+    state: Annotated[str | None, Default("$XDG_STATE_HOME/llmux/…")] = Field(
         default=None,
-        description="File that remembers who may hold the GPU. null: none. Default: in $XDG_STATE_HOME.",
+        description="File that remembers who may hold the GPU. null: none.",
     )
     on_exit: Literal["leave", "sleep"] = Field(
         default="leave", description="What happens to awake engines when llmux ends."
@@ -84,7 +84,9 @@ class Config(Section):
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."
     )
-    forward: Annotated[tuple[str, ...], AfterValidator(expand), Word("list of globs")] = Field(
+    forward: Annotated[
+        tuple[str, ...], AfterValidator(expand), Word("list of globs"), Default("[default]")
+    ] = Field(
         default=DEFAULT_FORWARD,
         description="Paths that reach the engines. A list replaces the default, which `default` in it means.",
     )

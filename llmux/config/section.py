@@ -100,12 +100,12 @@ def _host(value: str) -> str:
     return host
 
 
-EnginePort = Annotated[int, BeforeValidator(_number), Field(ge=1, le=65535), Word("port")]
+EnginePort = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_number), Word("port")]
 """1 to 65535."""
-OwnPort = Annotated[int, BeforeValidator(_number), Field(ge=0, le=65535), Word("port")]
+OwnPort = Annotated[int, Field(ge=0, le=65535), BeforeValidator(_number), Word("port")]
 """0 to 65535; 0 lets the system choose."""
-Count = Annotated[int, BeforeValidator(_number), Field(ge=0), Word("whole number")]
-PositiveCount = Annotated[int, BeforeValidator(_number), Field(ge=1), Word("whole number")]
+Count = Annotated[int, Field(ge=0), BeforeValidator(_number), Word("whole number")]
+PositiveCount = Annotated[int, Field(ge=1), BeforeValidator(_number), Word("whole number")]
 Script = Annotated[str, BeforeValidator(_script), Field(min_length=1), Word("script")]
 Name = Annotated[str, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_NAME), Word("name")]
 EnvName = Annotated[str, AfterValidator(_env_name)]

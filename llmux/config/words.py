@@ -1,4 +1,4 @@
-"""What a setting's type is called in the documentation."""
+"""What a setting's type and default are called in the documentation."""
 
 from __future__ import annotations
 
@@ -8,5 +8,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Word:
     """Put into an ``Annotated`` type: the word for it that a user reads."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """Put into an ``Annotated`` type: the default as a user reads it, where the value does not say it."""
 
     text: str
