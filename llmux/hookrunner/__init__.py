@@ -1,0 +1,6 @@
+"""Running hooks: one shell script each, followed until its exit. It decides nothing about switching."""
+
+from llmux.hookrunner.job import HookJob, HookResult, environment
+from llmux.hookrunner.runner import HookRunner
+
+__all__ = ["HookJob", "HookResult", "HookRunner", "environment"]

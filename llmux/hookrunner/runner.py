@@ -1,0 +1,197 @@
+"""The hooks under way. Nothing here decides anything about switching."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from llmux.hookrunner.job import HookJob, HookResult, environment, not_started
+from llmux.hookrunner.orphans import reap_orphans
+from llmux.hookrunner.pipe import PipeReader
+from llmux.hookrunner.process import HookProcess
+from llmux.hookrunner.spawn import spawn
+
+KILL_GRACE = 5.0
+"""Seconds between TERM and KILL."""
+
+ORPHAN_AFTER = 0.2
+"""Seconds that a pipe may stay open after the exit of its hook before ``on_orphan_pipe`` hears of it."""
+
+REAP_EVERY = 0.1
+"""Seconds between two looks for dead orphans, while hooks run and llmux adopts orphans."""
+
+
+class HookRunner:
+    """Runs hooks. All methods are called from the thread of the loop that runs.
+
+    ``on_line(job, line)`` gets what hooks print, escaped and bounded (see ``Output``); the lines of a
+    ``job.quiet`` are worth a debug message only. ``on_orphan_pipe(job)`` tells that something which the hook
+    has left behind holds its output: it is read on, but what writes there does not survive llmux's own death.
+    ``kill_grace`` is the time between TERM and KILL in seconds. ``inherited`` replaces llmux's environment.
+    ``adopts_orphans`` says that llmux is the parent of whatever hooks leave behind: by default, whether it is
+    process 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_line: Callable[[HookJob, str], None] | None = None,
+        on_orphan_pipe: Callable[[HookJob], None] | None = None,
+        kill_grace: float = KILL_GRACE,
+        inherited: Mapping[str, str] | None = None,
+        adopts_orphans: bool | None = None,
+    ) -> None:
+        self._on_line = on_line
+        self._on_orphan_pipe = on_orphan_pipe
+        self._kill_grace = kill_grace
+        self._inherited = inherited
+        self._running: dict[int, HookJob] = {}
+        self._processes: dict[int, HookProcess] = {}
+        self._tasks: set[asyncio.Task[HookResult]] = set()
+        self._orphans: dict[PipeReader, asyncio.TimerHandle] = {}
+        self._closed = False
+        self._adopts_orphans = os.getpid() == 1 if adopts_orphans is None else adopts_orphans
+        self._reaping: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> Mapping[int, HookJob]:
+        """The hooks whose result is still owed, by id; a live view."""
+        return MappingProxyType(self._running)
+
+    def start(self, job: HookJob, on_finished: Callable[[HookResult], None]) -> None:
+        """Start a hook. ``on_finished`` is called exactly once, later, from the loop, whatever happens.
+
+        Raises ValueError when a hook with this id is under way.
+        """
+        if job.id in self._running:
+            raise ValueError(f"hook {job.id} is under way already")
+        loop = asyncio.get_running_loop()
+        self._running[job.id] = job
+        self._reap_orphans()
+        if self._closed:
+            loop.call_soon(self._finish, not_started(job, "llmux is stopping"), on_finished)
+            return
+        try:
+            spawned = spawn(job.script, job.cwd, environment(job, self._inherited))
+        except (OSError, ValueError) as error:
+            loop.call_soon(self._finish, not_started(job, error), on_finished)
+            return
+        process = HookProcess(job, spawned, lambda line: self._line(job, line), self._kill_grace)
+        self._processes[job.id] = process
+        name = f"hook {job.id}: {job.kind} of {job.model}"
+        task = loop.create_task(process.follow(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._followed(process, task, on_finished))
+
+    async def run(self, job: HookJob, timeout: float | None = None) -> HookResult:  # noqa: ASYNC109
+        """Run a hook to its end, ``timeout`` seconds at most (None: as long as it takes)."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[HookResult] = loop.create_future()
+
+        def finished(ended: HookResult) -> None:
+            if not result.done():  # else nobody waits any more
+                result.set_result(ended)
+
+        self.start(job, finished)
+        timer = None if timeout is None else loop.call_later(timeout, self.kill, job.id, "timeout")
+        try:
+            return await result
+        except asyncio.CancelledError:
+            self.kill(job.id, "cancelled")
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def kill(self, hook_id: int, reason: str) -> None:
+        """End a hook: TERM to its group, the grace, KILL. Its result is still owed.
+
+        Without effect on a hook that is unknown, has exited, or is being ended. ``reason`` is ``timeout``,
+        ``stopping`` or words for people.
+        """
+        process = self._processes.get(hook_id)
+        if process is not None:
+            process.kill(reason)
+
+    def kill_all_now(self, reason: str = "stopping") -> None:
+        """End every hook under way with KILL. Their results are still owed, if the loop goes on."""
+        for process in self._processes.values():
+            process.kill_now(reason)
+
+    async def close(self) -> None:
+        """End every hook under way with KILL, wait for the results, let go of all pipes; start nothing more.
+
+        A process that a successful hook has left behind stays, but loses the pipe if it holds it.
+        """
+        self._closed = True
+        self.kill_all_now()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for pipe, timer in self._orphans.items():
+            timer.cancel()
+            pipe.close()
+        self._orphans.clear()
+        if self._reaping is not None:
+            self._reaping.cancel()
+
+    def _followed(
+        self, process: HookProcess, task: asyncio.Task[HookResult], on_finished: Callable[[HookResult], None]
+    ) -> None:
+        job = process.job
+        self._tasks.discard(task)
+        del self._processes[job.id]
+        error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
+        if error is None:
+            result = task.result()
+            self._watch_pipe(process)
+        else:
+            process.abandon()
+            detail = f"could not be followed to its end: {error!r}"
+            result = HookResult(job.id, job.model, job.kind, ok=False, killed="cancelled", detail=detail)
+        self._finish(result, on_finished)
+
+    def _finish(self, result: HookResult, on_finished: Callable[[HookResult], None]) -> None:
+        del self._running[result.id]
+        try:
+            on_finished(result)
+        except Exception as error:  # noqa: BLE001  (the runner outlives its callers' bugs)
+            self._complain("on_finished", error)
+
+    def _watch_pipe(self, process: HookProcess) -> None:
+        """Follow a pipe that outlives its hook."""
+        for pipe in [pipe for pipe in self._orphans if not pipe.open]:
+            del self._orphans[pipe]
+        if process.pipe.open:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(ORPHAN_AFTER, self._warn, process.job, process.pipe)
+            self._orphans[process.pipe] = timer
+
+    def _reap_orphans(self) -> None:
+        # While hooks run, that is: one may wait for the end of an engine.
+        if self._reaping is not None:
+            self._reaping.cancel()
+            self._reaping = None
+        if self._adopts_orphans:
+            reap_orphans(process.pid for process in self._processes.values())
+            if self._running and not self._closed:
+                self._reaping = asyncio.get_running_loop().call_later(REAP_EVERY, self._reap_orphans)
+
+    def _warn(self, job: HookJob, pipe: PipeReader) -> None:
+        if pipe.open and self._on_orphan_pipe is not None:
+            self._on_orphan_pipe(job)
+
+    def _line(self, job: HookJob, line: str) -> None:
+        if self._on_line is not None:
+            try:
+                self._on_line(job, line)
+            except Exception as error:  # noqa: BLE001  (its bug must not stop the reading)
+                self._complain("on_line", error)
+
+    def _complain(self, callback: str, error: Exception) -> None:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"{callback} of the hook runner raised", "exception": error}
+            )

@@ -1,0 +1,262 @@
+"""Starting hooks, what they see, and how their ends are told."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmux.core.spec import HookKind
+from llmux.hookrunner import HookJob, HookRunner, environment
+from llmux.hookrunner import spawn as spawn_module
+
+
+async def test_a_hook_that_succeeds(bench):
+    result = await bench.run("echo hello; echo again >&2", model="llama", kind=HookKind.SLEEP)
+    assert (result.ok, result.exit_code, result.signal, result.killed) == (True, 0, None, None)
+    assert (result.model, result.kind) == ("llama", HookKind.SLEEP)
+    assert result.tail == "hello\nagain\n"
+    assert result.detail == "exited with 0: hello | again"
+    assert 0 < result.duration < 10
+    assert bench.lines == ["hello", "again"]
+    assert bench.orphans == []
+
+
+async def test_a_hook_that_fails(bench):
+    result = await bench.run("for n in 1 2 3 4; do echo line $n; done; exit 3")
+    assert (result.ok, result.exit_code) == (False, 3)
+    assert result.detail == "exited with 3: line 2 | line 3 | line 4"
+
+
+async def test_a_silent_hook_that_fails(bench):
+    assert (await bench.run("exit 1")).detail == "exited with 1"
+
+
+async def test_a_hook_killed_by_a_signal(bench):
+    result = await bench.run("echo out of memory; kill -KILL $$")
+    assert (result.ok, result.exit_code, result.signal, result.killed) == (False, None, 9, None)
+    assert result.detail == "killed by SIGKILL: out of memory"
+
+
+async def test_the_environment_is_exact(bench, monkeypatch):
+    monkeypatch.setenv("FROM_LLMUX", "inherited")
+    monkeypatch.setenv("OVERRIDDEN", "by llmux")
+    result = await bench.run(
+        "tr '\\0' '\\n' < /proc/self/environ > seen",
+        model="llama 3 'q4' \"x\"",
+        kind=HookKind.STOP,
+        env={"CTX": "8192", "OVERRIDDEN": "by the model", "LLMUX_TO": "never"},
+        url="http://127.0.0.1:8001",
+        port=8001,
+        switch=7,
+        sources=("a", "b"),
+        target="c",
+    )
+    assert result.ok, result.detail
+    seen = set((bench.folder / "seen").read_text().splitlines())
+    assert {
+        "FROM_LLMUX=inherited",
+        "CTX=8192",
+        "OVERRIDDEN=by the model",
+        "LLMUX_MODEL=llama 3 'q4' \"x\"",
+        "LLMUX_HOOK=stop",
+        "LLMUX_PORT=8001",
+        "LLMUX_URL=http://127.0.0.1:8001",
+        "LLMUX_SWITCH_ID=7",
+        "LLMUX_FROM=a,b",
+        "LLMUX_TO=c",
+    } <= seen
+    assert {line.partition("=")[0] for line in seen} <= {*os.environ, "CTX", "PWD", *LLMUX_NAMES}
+
+
+LLMUX_NAMES = (
+    "LLMUX_MODEL",
+    "LLMUX_HOOK",
+    "LLMUX_PORT",
+    "LLMUX_URL",
+    "LLMUX_SWITCH_ID",
+    "LLMUX_FROM",
+    "LLMUX_TO",
+)
+
+
+def test_outside_a_switch_the_variables_are_empty_but_set():
+    job = HookJob(1, "m", HookKind.ALIVE, "true", "/")
+    seen = environment(job, {"A": "1"})
+    assert seen == {
+        "A": "1",
+        "LLMUX_MODEL": "m",
+        "LLMUX_HOOK": "alive",
+        **dict.fromkeys(LLMUX_NAMES[2:], ""),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["a'b", 'a"b', "a b", "a\nb", "$(touch ran)", "`touch ran`", "; touch ran", "-n", "ä", "*"]
+)
+async def test_a_model_name_never_runs(bench, name):
+    result = await bench.run('printf %s "$LLMUX_MODEL" > name', model=name)
+    assert result.ok, result.detail
+    assert (bench.folder / "name").read_text() == name
+    assert not (bench.folder / "ran").exists()
+
+
+async def test_it_runs_in_its_folder(bench):
+    folder = bench.folder / "a folder with 'spaces'"
+    folder.mkdir()
+    result = await bench.run("pwd", cwd=folder)
+    assert result.tail == f"{folder}\n"
+    assert (await bench.run("pwd", cwd=str(folder))).tail == f"{folder}\n"
+
+
+async def test_a_script_of_several_lines(bench):
+    result = await bench.run("for n in 1 2\ndo\n  echo \"n is '$n'\"\ndone\n[ $# = 0 ] && echo $0\n")
+    assert result.tail == "n is '1'\nn is '2'\n/bin/sh\n"
+
+
+async def test_a_relative_path_with_arguments(bench):
+    script = bench.folder / "hook.sh"
+    script.write_text('#!/bin/sh\necho "$1 $LLMUX_MODEL"\n')
+    script.chmod(0o755)
+    assert (await bench.run("./hook.sh wake")).tail == "wake m\n"
+
+
+async def test_a_missing_script(bench):
+    result = await bench.run("./no-such-hook.sh wake")
+    assert (result.ok, result.exit_code) == (False, 127)
+    assert "no-such-hook.sh" in result.detail
+
+
+async def test_a_script_that_is_not_executable(bench):
+    (bench.folder / "hook.sh").write_text("#!/bin/sh\n")
+    result = await bench.run("./hook.sh wake")
+    assert (result.ok, result.exit_code) == (False, 126)
+    assert "ermission denied" in result.detail
+
+
+async def test_a_missing_folder(bench):
+    result = await bench.run("true", cwd=bench.folder / "nowhere")
+    assert (result.ok, result.exit_code, result.signal) == (False, None, None)
+    assert result.detail.startswith("could not be started: ")
+    assert "nowhere" in result.detail
+
+
+@pytest.mark.parametrize(("script", "env"), [("echo \0", {}), ("true", {"A": "\0"}), ("x" * 200_000, {})])
+async def test_what_no_process_can_be_given(bench, open_files, script, env):
+    before = open_files()
+    result = await bench.run(script, env=env)
+    assert not result.ok
+    assert result.detail.startswith("could not be started: ")
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.EAGAIN])
+async def test_a_system_that_refuses(bench, monkeypatch, open_files, number):
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = open_files()
+    monkeypatch.setattr(spawn_module.subprocess, "Popen", refuse)
+    result = await bench.run("true")
+    assert result.detail == f"could not be started: [Errno {number}] {os.strerror(number)}"
+    monkeypatch.undo()
+    monkeypatch.setattr(spawn_module.os, "pipe", refuse)
+    assert not (await bench.run("true")).ok
+    monkeypatch.undo()
+    assert open_files() == before
+    assert (await bench.run("true")).ok
+
+
+async def test_it_gets_default_signals_and_nothing_else_open(bench):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        result = await bench.run("grep -E 'SigBlk|SigIgn' /proc/self/status; ls -l /proc/self/fd; cat")
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGUSR1}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+    masks = dict(line.split(":\t") for line in result.tail.splitlines() if line.startswith("Sig"))
+    assert int(masks["SigBlk"], 16) == 0
+    assert not int(masks["SigIgn"], 16) & 1 << (signal.SIGPIPE - 1)
+    descriptors = [line.split(" -> ") for line in result.tail.splitlines() if " -> " in line]
+    names = {left.split()[-1]: right for left, right in descriptors}
+    assert names["0"] == "/dev/null"
+    assert names["1"] == names["2"]
+    assert set(names) == {"0", "1", "2", "3"}  # 3 is the folder that ls reads
+
+
+async def test_a_broken_pipe_inside_a_hook_ends_its_writer(bench):
+    assert (await bench.run("yes | head -n 1")).tail == "y\n"
+
+
+async def test_two_hundred_at_once(bench, open_files):
+    before = open_files()
+    started = [bench.start(f"echo n {n}; exit {n % 7}") for n in range(200)]
+    assert len(bench.runner.running) == 200
+    async with asyncio.timeout(20):
+        results = [await future for _, future in started]
+    assert [r.exit_code for r in results] == [n % 7 for n in range(200)]
+    assert [r.tail for r in results] == [f"n {n}\n" for n in range(200)]
+    assert [r.id for r in results] == [job.id for job, _ in started]
+    assert not bench.runner.running
+    assert bench.orphans == []
+    assert open_files() == before
+
+
+async def test_the_same_id_twice_at_once(bench):
+    job, future = bench.start("exit 0")
+    with pytest.raises(ValueError, match="under way"):
+        bench.runner.start(job, print)
+    await future
+    assert (await bench.run("true", id=job.id)).ok
+
+
+async def test_run_waits_and_keeps_to_its_timeout(bench):
+    assert (await bench.runner.run(bench.job("exit 0"), timeout=20)).ok
+    result = await bench.runner.run(bench.job("sleep 1000"), timeout=0.1)
+    assert result.killed == "timeout"
+    assert result.detail == "ran past its timeout of 0.1 s and was ended"
+
+
+async def test_run_that_is_cancelled_ends_its_hook(bench, gone):
+    task = asyncio.ensure_future(bench.runner.run(bench.job("echo pid $$; exec sleep 1000")))
+    pid = await bench.pid("pid")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await gone(pid)
+
+
+async def test_callbacks_that_raise_break_nothing(tmp_path: Path):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+
+    def broken(*_args: object) -> None:
+        raise ZeroDivisionError
+
+    runner = HookRunner(on_line=broken)
+    runner.start(HookJob(1, "m", HookKind.WAKE, "echo x", tmp_path), broken)
+    result = await runner.run(HookJob(2, "m", HookKind.WAKE, "echo y", tmp_path))
+    await runner.close()
+    assert (result.ok, result.tail) == (True, "y\n")
+    assert sorted(set(complaints)) == [
+        "on_finished of the hook runner raised",
+        "on_line of the hook runner raised",
+    ]
+    assert not runner.running
+
+
+def test_the_hook_does_not_see_llmux_terminal():
+    # A hook that opens the terminal must not stop llmux's group: it has a group of its own.
+    spawned = spawn_module.spawn("exit 0", "/", {})
+    try:
+        assert os.waitid(os.P_PID, spawned.pid, os.WEXITED | os.WNOWAIT) is not None
+        assert os.getpgid(spawned.pid) == spawned.pid
+    finally:
+        os.waitpid(spawned.pid, 0)
+        os.close(spawned.output)
+    assert subprocess.run(["true"], check=True).returncode == 0
