@@ -1,0 +1,16 @@
+"""The streaming path: a request to its engine, and the answer back, byte for byte."""
+
+from llmux.proxy.envelope import error_response
+from llmux.proxy.exchange import EngineActivity, Exchange, RequestBody
+from llmux.proxy.forward import Forwarder
+from llmux.proxy.relay import ClientGoneError, RelayedResponse
+
+__all__ = [
+    "ClientGoneError",
+    "EngineActivity",
+    "Exchange",
+    "Forwarder",
+    "RelayedResponse",
+    "RequestBody",
+    "error_response",
+]

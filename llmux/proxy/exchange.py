@@ -1,0 +1,88 @@
+"""One request on its way: what to send and where, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmux.core.effects import CutReason
+from llmux.upstream import EngineAddress
+
+
+class RequestBody(Protocol):
+    """A buffered request body, in memory or on disk."""
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+
+    @property
+    def single(self) -> bytes | None:
+        """The whole body, when it is one piece in memory."""
+
+    def slices(self) -> Iterator[bytes]:
+        """Iterate over it from the start; a request that is sent again does so a second time."""
+
+
+@dataclass(slots=True, eq=False)
+class EngineActivity:
+    """What is known of an engine from its connections, for one stretch of time that it is awake.
+
+    All requests of that stretch share it; idle connections are kept by it and never outlive it.
+    """
+
+    connected: bool = False  # a connection was accepted at least once
+    last_byte: float | None = None  # loop time at which a response last delivered something
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
+
+    The fields after ``fresh_only`` are the outcome, for the caller to read when ``forward`` is done, however
+    it ended. Times are the loop's.
+    """
+
+    address: EngineAddress
+    method: bytes | str
+    target: bytes  # exactly as the client wrote it
+    raw_headers: Sequence[tuple[bytes, bytes]]
+    body: RequestBody | None
+    request_id: str
+    activity: EngineActivity
+    drop_header: bytes | None = None  # the credential that was meant for llmux
+    extra_headers: Sequence[tuple[str, str]] = ()  # for the response
+    fresh_only: bool = False  # do not use a pooled connection: it was returned once before
+
+    status: int | None = field(default=None, init=False)  # the engine's
+    first_byte_at: float | None = field(default=None, init=False)  # the response's head went out
+    ended_at: float | None = field(default=None, init=False)
+    bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
+    broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
+
+    cut_off: tuple[CutReason, float | None] | None = field(default=None, init=False)
+    on_cut: Callable[[CutReason, float | None], None] | None = field(default=None, init=False, repr=False)
+
+    def cut(self, reason: CutReason, retry_after: float | None = None) -> None:
+        """End it from outside, in whatever state it is; once it has ended this does nothing."""
+        if self.cut_off is not None or self.ended_at is not None:
+            return
+        self.cut_off = (reason, retry_after)
+        if self.on_cut is not None:
+            self.on_cut(reason, retry_after)
+
+    @property
+    def anthropic(self) -> bool:
+        """Whether the client speaks Anthropic's dialect."""
+        return path_of(self.target).startswith(b"/v1/messages")
+
+
+def path_of(target: bytes) -> bytes:
+    """Return a target without the scheme and authority that its absolute form has."""
+    if not target.startswith(b"/"):
+        _, separator, rest = target.partition(b"://")
+        if separator:
+            _, slash, path = rest.partition(b"/")
+            return slash + path or b"/"
+    return target

@@ -1,0 +1,138 @@
+"""Sends an exchange to its engine and relays the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+
+from aiohttp import HttpVersion11, web
+
+from llmux.core.effects import CutReason
+from llmux.proxy.exchange import EngineActivity, Exchange, RequestBody
+from llmux.proxy.heads import RequestHead, request_head
+from llmux.proxy.relay import Relay, RelayedResponse, cut_error
+from llmux.upstream import ConnectionPool, EngineConnection, EngineLostError, EngineRefusedError
+from llmux.upstream.pool import CONNECT_TIMEOUT, IDLE_TIMEOUT
+
+# A head and a body up to this size are written at once; larger bodies in pieces of at most _PIECE.
+_WHOLE = 1 << 16
+_PIECE = 1 << 18
+
+
+class Forwarder:
+    """Sends requests to engines. Owns the connections."""
+
+    def __init__(
+        self,
+        *,
+        idle_timeout: float = IDLE_TIMEOUT,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.pool = ConnectionPool(
+            idle_timeout=idle_timeout, connect_timeout=connect_timeout, ssl_context=ssl_context
+        )
+
+    async def forward(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        """Send the request and relay the answer; return when its last byte is on the client's transport.
+
+        Also returns, with ``exchange.broken`` set, when the answer broke off after its head had gone out.
+
+        Raises EngineRefusedError when nothing was sent, EngineError when the engine broke off before its
+        head, UnavailableError when the exchange was cut before the head, ClientGoneError when the client
+        went away; CancelledError passes through, with the engine's connection closed.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            if exchange.cut_off is not None:
+                raise cut_error(*exchange.cut_off)
+            relay = Relay(request, exchange, loop)
+            head = request_head(exchange, may_upgrade=request.version >= HttpVersion11)
+            try:
+                return await self._exchange(relay, head)
+            finally:
+                exchange.on_cut = None
+                relay.detach()
+        finally:
+            exchange.ended_at = loop.time()
+
+    async def _exchange(self, relay: Relay, head: RequestHead) -> RelayedResponse:
+        exchange = relay.exchange
+        if not exchange.fresh_only:
+            connection = self.pool.take(exchange.activity)
+            if connection is not None:
+                try:
+                    return await self._attempt(connection, relay, head)
+                except EngineLostError:
+                    if connection.received:
+                        raise
+                    # It had died while idle, or died of age as the request was on its way: whatever was
+                    # written counts as not sent. Once more, on a connection that cannot be stale.
+        connection = await self._connect(exchange)
+        exchange.activity.connected = True
+        return await self._attempt(connection, relay, head)
+
+    async def _connect(self, exchange: Exchange) -> EngineConnection:
+        limit = self.pool.interruptible()
+
+        def interrupt(_reason: CutReason, _retry_after: float | None) -> None:
+            if not limit.expired():
+                limit.reschedule(0)
+
+        try:
+            async with limit:
+                exchange.on_cut = interrupt
+                return await self.pool.connect(exchange.address)
+        except TimeoutError as error:
+            if exchange.cut_off is None:
+                raise EngineRefusedError(
+                    f"The engine at {exchange.address} did not accept a connection in time."
+                ) from error
+            raise cut_error(*exchange.cut_off) from None
+        finally:
+            exchange.on_cut = None
+
+    async def _attempt(self, connection: EngineConnection, relay: Relay, head: RequestHead) -> RelayedResponse:
+        relay.attach(connection)
+        exchange = relay.exchange
+        exchange.on_cut = relay.cut
+        try:
+            if exchange.cut_off is not None:  # in the moment before there was anything to cut
+                raise cut_error(*exchange.cut_off)  # noqa: TRY301
+            connection.begin(relay, head_request=head.is_head, upgrade=head.upgrade)
+            body = exchange.body
+            whole = None if body is None else body.single
+            if body is None or not body.size:
+                connection.write_whole(head.data)
+            elif whole is not None and len(whole) <= _WHOLE:
+                connection.write_whole(head.data + whole)
+            else:
+                await connection.send(_pieces(head.data, body))
+            await relay.done
+        except BaseException:
+            connection.abort()
+            raise
+        self.pool.release(connection, exchange.activity)
+        assert relay.response is not None
+        return relay.response
+
+    def discard_idle(self, activity: EngineActivity) -> None:
+        """Close the idle connections to an engine that is about to sleep."""
+        self.pool.discard(activity)
+
+    async def close(self) -> None:
+        """Close the idle connections. Exchanges under way go on, and close theirs when they end."""
+        await self.pool.close()
+
+
+def _pieces(head: bytes, body: RequestBody) -> Iterator[bytes | memoryview]:
+    yield head
+    single = body.single
+    for part in body.slices() if single is None else (single,):
+        if len(part) <= _PIECE:
+            yield part
+        else:
+            view = memoryview(part)
+            for start in range(0, len(view), _PIECE):
+                yield view[start : start + _PIECE]

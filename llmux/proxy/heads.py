@@ -1,0 +1,145 @@
+"""The heads that llmux writes: the client's request for the engine, the engine's response for the client.
+
+Both keep the order, the case and the bytes of what they are made from. Hop-by-hop fields go, in both
+directions; what replaces a field stands where the field stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmux.proxy.exchange import Exchange, path_of
+from llmux.upstream import Framing, ResponseHead
+from llmux.upstream.head import connection_options
+
+# Fields that concern one connection only (RFC 9110, section 7.6.1, and its forerunners).
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# In a request these are replaced or dropped as well.
+_SPECIAL_IN_REQUESTS = _HOP_BY_HOP | {b"host", b"content-length", b"x-request-id", b"expect"}
+# aiohttp's parser leaves HTTP for these protocols only; any other Upgrade is an offer that llmux declines.
+_UPGRADES = frozenset({b"websocket", b"tcp"})
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's head, ready to be written."""
+
+    data: bytes
+    is_head: bool
+    upgrade: bool
+
+
+def request_head(exchange: Exchange, *, may_upgrade: bool) -> RequestHead:
+    """Make the head of the engine's request."""
+    method = exchange.method
+    if isinstance(method, str):
+        method = method.encode("ascii")
+    # What replaces the client's own fields, where they stand. (The body has been read to its end, so its
+    # length is known, however the client framed it.)
+    replacements = {
+        b"host": exchange.address.host_header,
+        b"content-length": b"0" if exchange.body is None else b"%d" % exchange.body.size,
+        b"x-request-id": exchange.request_id.encode("latin-1"),
+    }
+    dropped = None if exchange.drop_header is None else exchange.drop_header.lower()
+    named, upgrade = _connection(exchange.raw_headers, may_upgrade=may_upgrade)
+    if upgrade:
+        replacements[b"connection"] = b"Upgrade"
+
+    lines = [method + b" " + _target(exchange) + b" HTTP/1.1"]
+    for name, value in exchange.raw_headers:
+        lower = name.lower()
+        if lower not in _SPECIAL_IN_REQUESTS:
+            if lower != dropped and lower not in named:
+                lines.append(name + b": " + value)
+            continue
+        if lower == b"transfer-encoding":
+            lower, name = b"content-length", b"Content-Length"  # noqa: PLW2901
+        replacement = replacements.pop(lower, None)
+        if replacement is not None:
+            lines.append(name + b": " + replacement)
+        elif upgrade and lower == b"upgrade":
+            lines.append(name + b": " + value)
+    if replacements:
+        _append_missing(lines, replacements, has_body=exchange.body is not None)
+    lines.append(b"\r\n")
+    return RequestHead(b"\r\n".join(lines), method == b"HEAD", upgrade)
+
+
+def _target(exchange: Exchange) -> bytes:
+    if exchange.address.base_path:
+        return exchange.address.base_path.encode("ascii") + path_of(exchange.target)
+    return exchange.target
+
+
+def _append_missing(lines: list[bytes], missing: dict[bytes, bytes], *, has_body: bool) -> None:
+    if (host := missing.get(b"host")) is not None:
+        lines.insert(1, b"Host: " + host)
+    if has_body and (length := missing.get(b"content-length")) is not None:
+        lines.append(b"Content-Length: " + length)
+    if (request_id := missing.get(b"x-request-id")) is not None:
+        lines.append(b"X-Request-ID: " + request_id)
+
+
+_NOTHING_NAMED: frozenset[bytes] = frozenset()
+
+
+def _connection(raw_headers: Sequence[tuple[bytes, bytes]], *, may_upgrade: bool) -> tuple[frozenset[bytes], bool]:
+    """Return the fields that Connection names, and whether to pass on the client's wish for an upgrade."""
+    options: set[bytes] = set()
+    offered = False
+    for name, value in raw_headers:
+        lower = name.lower()
+        if lower == b"connection":
+            options |= connection_options(value)
+        elif lower == b"upgrade":
+            offered = value.strip().lower() in _UPGRADES
+    if not options:
+        return _NOTHING_NAMED, False
+    return frozenset(options), may_upgrade and offered and b"upgrade" in options
+
+
+def response_head(
+    head: ResponseHead,
+    *,
+    extra: Sequence[tuple[str, str]],
+    chunked: bool,
+    connection: bytes | None,
+) -> bytes:
+    """Make the head of the client's response.
+
+    ``chunked``: the body that follows is. ``connection``: what to say of its connection, if anything.
+    """
+    added = dict(extra)
+    if head.event_stream:
+        added["X-Accel-Buffering"] = "no"
+    replaced = {name.lower().encode("latin-1") for name in added}
+    tunnel = head.framing is Framing.TUNNEL
+
+    lines = [b"HTTP/1.1 %d " % head.status + head.reason]
+    for lower, name, value in head.fields:
+        if lower in _HOP_BY_HOP:
+            if tunnel and lower in {b"connection", b"upgrade"}:
+                lines.append(name + b": " + value)
+        elif lower not in replaced and lower not in head.named:
+            lines.append(name + b": " + value)
+    if chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    if connection is not None:
+        lines.append(b"Connection: " + connection)
+    lines.extend(f"{name}: {value}".encode("latin-1") for name, value in added.items())
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)

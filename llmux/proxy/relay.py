@@ -1,0 +1,307 @@
+"""The answer on its way from the engine's connection to the client's.
+
+Theory of operation
+===================
+
+aiohttp's server parses the client's requests and runs the handler; the answer by-passes it. The relay is the
+sink of the engine's connection: it makes the response's head, and writes it, and every block of body bytes
+after it, on the client's transport in the very callback that delivered them. What aiohttp gets to see is a
+``RelayedResponse`` that counts as sent; from it aiohttp learns whether the client's connection may be used
+again.
+
+What flows how:
+
+    engine's framing    HTTP/1.1 client                  HTTP/1.0 client
+    length, none        the same bytes                   the same bytes
+    chunked             the same bytes                   contents only, then close
+    until close         each block as one chunk          the same bytes, then close
+    tunnel (101)        the same bytes, then close       (never asked for)
+
+Back-pressure: aiohttp's protocol is told by the client's transport when its buffer is full; then the engine's
+connection is not read until it has drained. At most the transport's high-water mark and one block are held.
+
+An answer ends in exactly one way, which resolves ``done``:
+
+- complete: the last byte has been handed to the client's transport;
+- before the head went out: an error, which the caller turns into a response (``EngineError``, or
+  ``UnavailableError`` when the exchange was cut);
+- after that: *broken off*. The body is left without its proper end and the client's connection is closed, so
+  that the client cannot take it for complete. An event stream is given an error event first, where that can
+  be done without falling into the middle of a chunk;
+- the client has gone: ``ClientGoneError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web_protocol import RequestHandler
+
+from llmux.core.effects import CutReason
+from llmux.errors import EngineError, RequestError, UnavailableError
+from llmux.proxy.envelope import error_event
+from llmux.proxy.exchange import Exchange
+from llmux.proxy.heads import response_head
+from llmux.proxy.tunnel import Tunnel
+from llmux.upstream import EngineConnection, Framing, ResponseHead
+
+# After breaking off, how long a client may take to read what it was sent.
+_FLUSH_TIMEOUT = 10.0
+_RESET = struct.pack("ii", 1, 0)
+
+_CUT_MESSAGES = {
+    CutReason.DRAIN_DEADLINE: "The model had to make room for another one before this request was done.",
+    CutReason.STOPPING: "llmux is stopping.",
+}
+
+
+class ClientGoneError(ConnectionResetError):
+    """The client closed its connection before the end of the response."""
+
+
+class RelayedResponse(web.StreamResponse):
+    """A response that is on the client's transport already. aiohttp only learns what became of it."""
+
+    def __init__(self, request: web.BaseRequest, head: ResponseHead, *, keep_alive: bool) -> None:
+        super().__init__(status=head.status, reason=head.reason.decode("latin-1"))
+        self._request = request
+        self._keep_alive = keep_alive
+        self._eof_sent = True
+        self.bytes_out = 0
+
+    @property
+    def body_length(self) -> int:
+        """The bytes handed to the client's transport."""
+        return self.bytes_out
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002
+        """Do nothing: the head went out with the first bytes."""
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002
+        """Wait until the client has read most of it, before its next request is looked at."""
+        if self._request.protocol.writing_paused:
+            await self._request.writer.drain()
+
+
+class Relay:
+    """The sink of one exchange."""
+
+    __slots__ = (
+        "_chunk",
+        "_chunked",
+        "_close_delimited",
+        "_connection",
+        "_draining",
+        "_event_stream",
+        "_head",
+        "_loop",
+        "_protocol",
+        "_request",
+        "_transport",
+        "_tunnel",
+        "_writer",
+        "done",
+        "exchange",
+        "response",
+    )
+
+    def __init__(self, request: web.BaseRequest, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGoneError("The client has gone.")
+        self.exchange = exchange
+        self.response: RelayedResponse | None = None
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._request = request
+        self._protocol: RequestHandler = request.protocol
+        self._transport = transport
+        self._writer = request.writer
+        self._connection: EngineConnection | None = None
+        self._head = b""  # made, and waiting for the first bytes
+        self._chunked = False  # the client gets a chunked body
+        self._chunk = False  # and it is made here, from one that ends with the engine's connection
+        self._close_delimited = False  # the client can tell the body's end by the connection's end only
+        self._event_stream = False
+        self._draining: asyncio.Task[None] | None = None
+        self._tunnel: Tunnel | None = None
+
+    def attach(self, connection: EngineConnection) -> None:
+        """Use this connection for the exchange."""
+        self._connection = connection
+        if self.done.done():
+            self.done = self._loop.create_future()
+
+    # ---- the engine's connection calls these
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Make the client's head, to be written together with the first bytes."""
+        assert self._connection is not None
+        request = self._request
+        framing = head.framing
+        modern = request.version >= HttpVersion11
+        keep_alive = request.keep_alive
+        if framing is Framing.CHUNKED:
+            if modern:
+                self._chunked = True
+            else:
+                self._connection.unchunk()
+                self._close_delimited = True
+        elif framing is Framing.UNTIL_CLOSE:
+            self._chunked = self._chunk = modern
+            self._close_delimited = not modern
+        if self._close_delimited or framing is Framing.TUNNEL:
+            keep_alive = False
+        connection = None
+        if framing is not Framing.TUNNEL and keep_alive is not modern:
+            connection = b"keep-alive" if keep_alive else b"close"
+        self._event_stream = head.event_stream and not head.encoded and self._chunked
+        self._head = response_head(
+            head, extra=self.exchange.extra_headers, chunked=self._chunked, connection=connection
+        )
+        self.exchange.status = head.status
+        self.response = RelayedResponse(request, head, keep_alive=keep_alive)
+        if framing is Framing.TUNNEL:
+            self._tunnel = Tunnel(self._connection, self._transport, self._client_closed)
+
+    def response_data(self, data: bytes) -> None:
+        """Hand the bytes to the client's transport."""
+        exchange = self.exchange
+        transport = self._transport
+        if transport.is_closing():
+            self._client_closed()
+            return
+        if self._chunk and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        now = self._loop.time()
+        if self._head:
+            data = self._head + data
+            self._head = b""
+            exchange.first_byte_at = now
+            # If anything fails from here on, aiohttp must not answer with an error of its own.
+            self._writer.output_size += len(data)
+            transport.write(data)
+            if self._tunnel is not None:
+                self._protocol.set_parser(self._tunnel)  # type: ignore[arg-type]
+        else:
+            transport.write(data)
+        exchange.bytes_out += len(data)
+        exchange.activity.last_byte = now
+        if self._protocol.writing_paused and self._draining is None:
+            self._hold()
+
+    def response_ended(self) -> None:
+        """Finish: the last byte has been handed over."""
+        if self._chunk:
+            if self._transport.is_closing():
+                self._client_closed()
+                return
+            self._transport.write(b"0\r\n\r\n")
+        self._settle(None)
+
+    def response_lost(self, error: EngineError) -> None:
+        """Turn it into an error, or break the response off if some of it has gone out."""
+        if self._started:
+            self._break_off(error)
+        else:
+            self._settle(error)
+
+    # ---- the client's side
+
+    @property
+    def _started(self) -> bool:
+        return self.response is not None and not self._head
+
+    def _client_closed(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+        self._settle(ClientGoneError("The client closed its connection."))
+
+    def _hold(self) -> None:
+        """Stop reading from the engine until the client has read."""
+        assert self._connection is not None
+        self._connection.pause_reading()
+        self._draining = self._loop.create_task(self._writer.drain(), name="llmux: wait for a slow client")
+        self._draining.add_done_callback(self._drained)
+
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        self._draining = None
+        gone = task.cancelled() or task.exception() is not None
+        if self.done.done() or self._connection is None:
+            return
+        if gone or self._transport.is_closing():
+            self._client_closed()
+        else:
+            self._connection.resume_reading()
+
+    # ---- the end
+
+    def cut(self, reason: CutReason, retry_after: float | None) -> None:
+        """End the exchange from outside."""
+        if self.done.done():
+            return
+        between = self._between_chunks
+        if self._connection is not None:
+            self._connection.abort()
+        error = cut_error(reason, retry_after)
+        if self._started:
+            self._break_off(error, between_chunks=between)
+        else:
+            self._settle(error)
+
+    @property
+    def _between_chunks(self) -> bool:
+        # Chunks that are made here go out whole.
+        return self._chunk or (self._connection is not None and self._connection.between_chunks)
+
+    def _break_off(self, error: RequestError, *, between_chunks: bool | None = None) -> None:
+        assert self.response is not None
+        self.exchange.broken = error.code
+        self.response.force_close()
+        transport = self._transport
+        if not transport.is_closing():
+            if between_chunks is None:
+                between_chunks = self._between_chunks
+            if self._event_stream and between_chunks:
+                exchange = self.exchange
+                event = error_event(error, anthropic=exchange.anthropic, request_id=exchange.request_id)
+                chunk = b"%x\r\n%b\r\n" % (len(event), event)
+                transport.write(chunk)
+                exchange.bytes_out += len(chunk)
+            if self._close_delimited:
+                # To this client a proper close would mean the proper end: reset the connection instead.
+                sock = transport.get_extra_info("socket")
+                if sock is not None:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                transport.abort()
+            elif transport.get_write_buffer_size():
+                # aiohttp closes the connection, which waits until all has been read. Not for ever.
+                self._loop.call_later(_FLUSH_TIMEOUT, transport.abort)
+        self._settle(None)
+
+    def _settle(self, error: Exception | None) -> None:
+        if self.response is not None:
+            self.response.bytes_out = self.exchange.bytes_out
+        if not self.done.done():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+    def detach(self) -> None:
+        """Let go of everything, however it ended."""
+        # A task that still waits for the client is left to itself: to cancel it would cancel the future that
+        # aiohttp's protocol hands to everybody who waits.
+        if self.done.done() and not self.done.cancelled():
+            self.done.exception()  # seen, even if the task was cancelled before it could look
+        self._connection = None
+
+
+def cut_error(reason: CutReason, retry_after: float | None) -> UnavailableError:
+    """Return the error that a client gets whose request was cut."""
+    return UnavailableError(_CUT_MESSAGES[reason], code=reason.value, retry_after=retry_after)

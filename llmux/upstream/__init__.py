@@ -1,0 +1,20 @@
+"""The HTTP/1.1 client side: connections to engines, and the pool of idle ones."""
+
+from llmux.upstream.address import EngineAddress
+from llmux.upstream.connection import EngineConnection, ResponseSink
+from llmux.upstream.errors import EngineLostError, EngineProtocolError, EngineRefusedError
+from llmux.upstream.framing import Framing
+from llmux.upstream.head import ResponseHead
+from llmux.upstream.pool import ConnectionPool
+
+__all__ = [
+    "ConnectionPool",
+    "EngineAddress",
+    "EngineConnection",
+    "EngineLostError",
+    "EngineProtocolError",
+    "EngineRefusedError",
+    "Framing",
+    "ResponseHead",
+    "ResponseSink",
+]

@@ -1,0 +1,51 @@
+"""Where an engine listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """An engine's address; ``base_path`` ("" or "/prefix") goes before every request's target."""
+
+    host: str
+    port: int
+    tls: bool = False
+    base_path: str = ""
+    host_header: bytes = field(init=False, repr=False, compare=False)  # worked out once, sent every time
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port != _DEFAULT_PORTS["https" if self.tls else "http"]:
+            host = f"{host}:{self.port}"
+        object.__setattr__(self, "host_header", host.encode("idna" if not host.isascii() else "ascii"))
+
+    @classmethod
+    def from_url(cls, url: str) -> EngineAddress:
+        """Read ``http://host[:port][/base]`` or ``https://…``. ValueError says what is wrong."""
+        parts = urlsplit(url)
+        if parts.scheme not in _DEFAULT_PORTS:
+            raise ValueError(f"{url!r} does not start with http:// or https://")
+        if not parts.hostname:
+            raise ValueError(f"{url!r} names no host")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("an engine's URL cannot carry a user name or password")
+        if parts.query or parts.fragment:
+            raise ValueError(f"{url!r} has a query or a fragment; an engine's URL ends with its path")
+        if any(character <= " " or not character.isascii() for character in parts.path):
+            raise ValueError(f"{url!r} has a path that must be percent-encoded")
+        port = parts.port
+        return cls(
+            host=parts.hostname,
+            port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
+            tls=parts.scheme == "https",
+            base_path=parts.path.rstrip("/"),
+        )
+
+    def __str__(self) -> str:
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://{self.host_header.decode('ascii')}{self.base_path}"

@@ -1,0 +1,366 @@
+"""One connection to an engine.
+
+Theory of operation
+===================
+
+A connection carries one exchange at a time. ``begin`` gives it a *sink* and the caller writes the request;
+from then on two things happen independently of each other:
+
+- The request's body goes out in ``send``, a coroutine in the caller's task, slice by slice, waiting whenever
+  the transport's buffer is full. It ends early when the response has ended or the connection is lost: an
+  engine may answer (413, say) without reading the body.
+- The response comes in through ``data_received``. The head is gathered up to its empty line and parsed at
+  once; interim responses are dropped. After that every block of bytes goes to the sink as the very object
+  that the transport delivered, chunk framing included, while the connection follows the framing to know
+  where the body ends. Nothing is awaited on this path: it is callbacks all the way to the client's socket.
+
+The sink hears ``response_started``, then ``response_data`` (always at least once, perhaps with nothing), and
+then exactly one of ``response_ended`` and ``response_lost``; or ``response_lost`` alone. After either, or
+after ``abort``, the connection has let go of the sink and will not call it again.
+
+    idle ──begin──▶ head ──▶ body (length | chunked | until close | tunnel) ──▶ idle
+                     │ 1xx ↺                        │
+                     └─────────── lost ◀────────────┘
+
+A connection is fit for another exchange (``reusable``) when both messages ended properly, the engine did not
+say otherwise, and nothing came after the end of the response. Whatever arrives on an idle connection ends it:
+it would be taken for the answer to the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol, cast
+
+from llmux.upstream.errors import EngineLostError, EngineProtocolError
+from llmux.upstream.framing import ChunkError, ChunkTracker, Framing
+from llmux.upstream.head import MAX_HEAD, ResponseHead, parse_head
+
+# Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
+# take bytes as fast as they are written, and the others wait meanwhile.
+_TURN = 1 << 20
+
+_END_OF_HEAD = b"\r\n\r\n"
+_START_OF_HEAD = b"HTTP/1."
+
+# Module constants: reading a member off its enum costs more, and this is the innermost loop.
+_NONE = Framing.NONE
+_LENGTH = Framing.LENGTH
+_CHUNKED = Framing.CHUNKED
+_UNTIL_CLOSE = Framing.UNTIL_CLOSE
+_TUNNEL = Framing.TUNNEL
+
+
+class ResponseSink(Protocol):
+    """Who receives a response. All calls are synchronous, from the event loop."""
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Take the head. ``response_data`` follows at once."""
+
+    def response_data(self, data: bytes) -> None:
+        """Take body bytes, as framed by the engine; or the chunks' contents after ``unchunk``."""
+
+    def response_ended(self) -> None:
+        """Take note that the response is complete."""
+
+    def response_lost(self, error: EngineLostError | EngineProtocolError) -> None:
+        """Take note that there will be no more of it."""
+
+
+class UploadWatcher(Protocol):
+    """Who is told when the engine does not take bytes as fast as they come (a tunnel's other side)."""
+
+    def upload_paused(self) -> None:
+        """Stop writing."""
+
+    def upload_resumed(self) -> None:
+        """Go on."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to an engine; see the module's theory of operation."""
+
+    __slots__ = (
+        "_between",
+        "_buffer",
+        "_chunks",
+        "_framing",
+        "_head_request",
+        "_left",
+        "_loop",
+        "_payload",
+        "_reading_paused",
+        "_request_sent",
+        "_sink",
+        "_upgrade",
+        "_watcher",
+        "_writable",
+        "_writing_paused",
+        "idle_since",
+        "lost",
+        "on_idle_end",
+        "received",
+        "reusable",
+        "transport",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # until connection_made
+        self.lost = False
+        self.reusable = False
+        self.received = False  # anything at all since ``begin``
+        self.idle_since = 0.0
+        self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
+        self._sink: ResponseSink | None = None
+        self._framing: Framing | None = None  # None: the head is still to come
+        self._buffer = b""
+        self._left = 0
+        self._chunks: ChunkTracker | None = None
+        self._payload: list[bytes] | None = None
+        self._head_request = False
+        self._upgrade = False
+        self._request_sent = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._watcher: UploadWatcher | None = None
+
+    # ---- the request
+
+    def begin(self, sink: ResponseSink, *, head_request: bool = False, upgrade: bool = False) -> None:
+        """Start an exchange: what comes in from now on is for ``sink``."""
+        assert self._sink is None, "a connection carries one exchange at a time"
+        self._sink = sink
+        self._framing = None
+        self._head_request = head_request
+        self._upgrade = upgrade
+        self._request_sent = False
+        self._payload = None
+        self.received = False
+        self.reusable = False
+
+    def write_whole(self, request: bytes) -> None:
+        """Write all of a small request."""
+        self._request_sent = True
+        self.transport.write(request)
+
+    async def send(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Write a request piece by piece, as fast as the engine takes it, until it or the answer ends."""
+        turn = 0
+        for piece in pieces:
+            if self._sink is None:
+                return
+            self.transport.write(piece)
+            turn += len(piece)
+            if self._writing_paused:
+                turn = 0
+                self._writable = self._loop.create_future()
+                try:
+                    await self._writable
+                finally:
+                    self._writable = None
+            elif turn >= _TURN:
+                turn = 0
+                await asyncio.sleep(0)
+        if self._sink is not None:
+            self._request_sent = True
+
+    def watch_upload(self, watcher: UploadWatcher) -> None:
+        """Tell ``watcher`` when to pause writing (a tunnel writes from callbacks, not from a coroutine)."""
+        self._watcher = watcher
+        if self._writing_paused:
+            watcher.upload_paused()
+
+    def pause_writing(self) -> None:
+        """Take note that the transport's buffer is full."""
+        self._writing_paused = True
+        if self._watcher is not None:
+            self._watcher.upload_paused()
+
+    def resume_writing(self) -> None:
+        """Take note that the transport's buffer has drained."""
+        self._writing_paused = False
+        self._wake_sender()
+        if self._watcher is not None:
+            self._watcher.upload_resumed()
+
+    def _wake_sender(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    # ---- the response
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether a chunked body stands between two of its chunks."""
+        return self._chunks is not None and self._chunks.between_chunks
+
+    def unchunk(self) -> None:
+        """Deliver the chunks' contents only: the sink's reader does not know chunks."""
+        self._payload = []
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the engine for now."""
+        if not self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes from the engine again."""
+        if self._reading_paused:
+            self._reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the bytes on, and follow the framing to know where the response ends."""
+        sink = self._sink
+        if sink is None:
+            # Nobody asked. (Or the exchange was aborted a moment ago.)
+            self.abort()
+            return
+        self.received = True
+        framing = self._framing
+        if framing is _CHUNKED:
+            self._chunked_data(sink, data)
+        elif framing is None:
+            self._head_data(sink, data)
+        elif framing is _LENGTH:
+            left = self._left - len(data)
+            if left > 0:
+                self._left = left
+                sink.response_data(data)
+            else:
+                self._end(sink, data, len(data) + left)
+        else:
+            sink.response_data(data)
+
+    def _chunked_data(self, sink: ResponseSink, data: bytes) -> None:
+        assert self._chunks is not None
+        payload = self._payload
+        try:
+            end = self._chunks.feed(data, payload)
+        except ChunkError as error:
+            if payload is None and error.offset:
+                sink.response_data(data[: error.offset])
+            self._fail(EngineProtocolError(f"The engine's answer is not framed as HTTP/1.1 demands: {error}."))
+            return
+        if payload is not None:
+            data = b"".join(payload)
+            payload.clear()
+            if end >= 0:
+                self._end(sink, data, len(data))
+                return
+        if end < 0:
+            sink.response_data(data)
+        else:
+            self._end(sink, data, end)
+
+    def _head_data(self, sink: ResponseSink, data: bytes) -> None:
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        while True:
+            end = data.find(_END_OF_HEAD)
+            if end < 0:
+                if not data.startswith(_START_OF_HEAD[: len(data)]):
+                    self._fail(EngineProtocolError("The engine's answer is not HTTP/1.1."))
+                elif len(data) > MAX_HEAD:
+                    self._fail(EngineProtocolError("The head of the engine's answer is too large."))
+                else:
+                    self._buffer = data
+                return
+            end += len(_END_OF_HEAD)
+            if end > MAX_HEAD:
+                self._fail(EngineProtocolError("The head of the engine's answer is too large."))
+                return
+            try:
+                head = parse_head(data[:end], to_head_request=self._head_request, upgrade=self._upgrade)
+            except EngineProtocolError as error:
+                self._fail(error)
+                return
+            data = data[end:]
+            if head is not None:
+                break
+            if not data:
+                return
+        self._body_begins(sink, head, data)
+
+    def _body_begins(self, sink: ResponseSink, head: ResponseHead, data: bytes) -> None:
+        self.reusable = head.keep_alive
+        framing = self._framing = head.framing
+        self._left = head.length
+        self._chunks = ChunkTracker() if framing is _CHUNKED else None
+        sink.response_started(head)
+        if self._sink is not sink:
+            return  # the sink gave up
+        if framing is _NONE or (framing is _LENGTH and not head.length):
+            self._end(sink, data, 0)
+        elif data and framing is not _TUNNEL:
+            self.data_received(data)
+        else:
+            sink.response_data(data)
+
+    def _end(self, sink: ResponseSink, data: bytes, end: int) -> None:
+        if end < len(data):
+            data = data[:end]
+            self.reusable = False
+        sink.response_data(data)
+        if self._sink is not sink:
+            return
+        if not self._request_sent:
+            self.reusable = False
+        self._sink = None
+        self._wake_sender()
+        sink.response_ended()
+
+    def _fail(self, error: EngineLostError | EngineProtocolError) -> None:
+        sink = self._sink
+        self.abort()
+        if sink is not None:
+            sink.response_lost(error)
+
+    # ---- the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def eof_received(self) -> None:
+        """End at once: the transport alone would wait until it has written what the engine may never read."""
+        self._over(None)
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what was under way, and leave the pool."""
+        self.lost = True
+        if self.on_idle_end is not None:
+            self.on_idle_end(self)
+        self._over(exc)
+
+    def _over(self, exc: Exception | None) -> None:
+        self.reusable = False
+        sink = self._sink
+        if sink is None:
+            self._wake_sender()
+            return
+        self._sink = None
+        self._watcher = None
+        self._wake_sender()
+        if exc is None and self._framing in {_UNTIL_CLOSE, _TUNNEL}:
+            # Nothing but the end of the connection delimits these.
+            sink.response_ended()
+        elif self._framing is None:
+            sink.response_lost(EngineLostError("The engine closed the connection before it answered."))
+        else:
+            sink.response_lost(EngineLostError("The engine broke off in the middle of its answer."))
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way. The sink hears nothing any more."""
+        self._sink = None
+        self._watcher = None
+        self.reusable = False
+        self._wake_sender()
+        self.transport.abort()

@@ -1,0 +1,123 @@
+"""The head of an engine's response: the status line, the headers, and what they say about the body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import httptools
+
+from llmux.upstream.errors import EngineProtocolError
+from llmux.upstream.framing import Framing
+
+MAX_HEAD = 65536
+SWITCHING_PROTOCOLS = 101
+_FIRST_FINAL = 200
+_WITHOUT_BODY = frozenset({204, 304})
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """A response's head. ``fields`` are (lower-case name, name, value), in the engine's order and case."""
+
+    status: int = 0
+    reason: bytes = b""
+    fields: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)
+    framing: Framing = Framing.UNTIL_CLOSE
+    length: int = 0  # of the body, when the framing is LENGTH
+    keep_alive: bool = False  # the engine will take another request on this connection
+    named: frozenset[bytes] = frozenset()  # headers that Connection names as hop-by-hop, beyond the known ones
+    event_stream: bool = False
+    encoded: bool = False  # has a Content-Encoding
+
+
+_USUAL_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade"})
+
+
+def connection_options(value: bytes) -> set[bytes]:
+    """Return the options in a Connection header's value, in lower case."""
+    return {option for part in value.lower().split(b",") if (option := part.strip())}
+
+
+class _Reader:
+    """Takes httptools' callbacks and notes what matters for the framing as it goes by."""
+
+    __slots__ = ("head", "length", "options", "transfer_encoding")
+
+    def __init__(self) -> None:
+        self.head = ResponseHead()
+        self.length: bytes | None = None
+        self.options: set[bytes] | None = None
+        self.transfer_encoding: bytes | None = None
+
+    def on_status(self, status: bytes) -> None:
+        self.head.reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        lower = name.lower()
+        self.head.fields.append((lower, name, value))
+        if lower == b"content-length":
+            self.length = value
+        elif lower == b"content-type":
+            self.head.event_stream = value[:17].lower() == b"text/event-stream"
+        elif lower == b"transfer-encoding":
+            before = self.transfer_encoding
+            self.transfer_encoding = value if before is None else before + b"," + value
+        elif lower == b"connection":
+            options = connection_options(value)
+            self.options = options if self.options is None else self.options | options
+        elif lower == b"content-encoding":
+            self.head.encoded = value.strip().lower() not in {b"", b"identity"}
+
+
+def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> ResponseHead | None:
+    """Parse a whole head, its empty line included. None for an interim response, which is skipped."""
+    reader = _Reader()
+    parser = httptools.HttpResponseParser(reader)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        raise EngineProtocolError(f"The engine's answer is not HTTP/1.1: {error}.") from error
+    head = reader.head
+    version = parser.get_http_version()
+    if version not in {"1.1", "1.0"}:
+        raise EngineProtocolError(f"The engine answered in HTTP/{version}.")
+    head.status = status = parser.get_status_code()
+    if status < _FIRST_FINAL:
+        if status != SWITCHING_PROTOCOLS:
+            return None
+        if not upgrade:
+            raise EngineProtocolError("The engine switched protocols unasked.")
+        head.framing = Framing.TUNNEL
+        return head
+    _connection(reader, version)
+    if to_head_request or status in _WITHOUT_BODY:
+        head.framing = Framing.NONE
+    else:
+        _body_framing(reader)
+    return head
+
+
+def _body_framing(reader: _Reader) -> None:
+    head = reader.head
+    if reader.transfer_encoding is not None:
+        if reader.transfer_encoding.strip().lower() != b"chunked":
+            raise EngineProtocolError("The engine used a transfer coding that was not offered.")
+        head.framing = Framing.CHUNKED
+    elif reader.length is not None:
+        head.framing = Framing.LENGTH
+        head.length = int(reader.length)
+    else:
+        head.keep_alive = False
+
+
+def _connection(reader: _Reader, version: str) -> None:
+    head = reader.head
+    options = reader.options
+    if options is None:
+        head.keep_alive = version == "1.1"
+    else:
+        head.keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
+        if not options <= _USUAL_OPTIONS:
+            head.named = frozenset(options - _USUAL_OPTIONS)
