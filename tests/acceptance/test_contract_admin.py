@@ -1,0 +1,411 @@
+"""llmux's own pages: admin, origin, metrics, status, health, events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+
+import pytest
+from lease.lab import Lab
+from lease.raw import Wire, request
+
+METRICS = {
+    "llmux_switch_total": {"from", "to", "result"},
+    "llmux_switch_duration_seconds": {"from", "to"},
+    "llmux_switch_drain_duration_seconds": {"from", "to"},
+    "llmux_model_active_duration_seconds": {"model"},
+    "llmux_switch_cost_ema_seconds": {"from", "to"},
+    "llmux_request_queue_depth": {"model"},
+    "llmux_request_queue_wait_seconds": {"model"},
+    "llmux_model_in_flight": {"model"},
+    "llmux_requests_total": {"model", "status"},
+    "llmux_request_duration_seconds": {"model", "status"},
+    "llmux_hook_duration_seconds": {"model", "hook"},
+    "llmux_hook_failures_total": {"model", "hook"},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    found = Lab(tmp_path_factory.mktemp("admin"))
+    found.write({"a": {"aliases": ["ali"]}, "b": {}}, cors=["https://good.example"])
+    found.start()
+    yield found
+    found.finish()
+
+
+async def switch_over(lab) -> None:
+    async def over():
+        return (await lab.status())["switch"] is None
+
+    await lab.until(over)
+
+
+async def test_wake_and_sleep(lab):
+    lab.write("a b")
+    lab.start()
+    answer = await lab.post("/llmux/models/a/wake")
+    assert answer.status == 202
+    assert re.search(r"\d", answer.body.decode()), "the switch's id"
+    await lab.until_phase("a", "AWAKE")
+    answer = await lab.post("/llmux/models/b/wake")
+    assert answer.status == 202
+    await lab.until_phase("b", "AWAKE")
+    assert await lab.phase("a") == "ASLEEP"
+    answer = await lab.post("/llmux/models/b/sleep")
+    assert answer.status == 202
+    await lab.until_phase("b", "ASLEEP")
+    await switch_over(lab)
+    assert lab.order() == ["wake a", "sleep a", "wake b", "sleep b"]
+    assert (await lab.status())["awake"] == []
+
+
+async def test_sleep_drains(lab):
+    lab.write("a")
+    lab.start()
+    line = await lab.begin("a", do={"sse": 5, "hold_after": [2, "x"]})
+    head = await line.head()
+    assert (await lab.post("/llmux/models/a/sleep")).status == 202
+    await lab.until_phase("a", "DRAINING")
+    lab.release("x")
+    assert (await line.body(head)).whole
+    await line.close()
+    await lab.until_phase("a", "ASLEEP")
+
+
+async def test_the_switch_id_is_the_one_of_the_status(lab):
+    lab.write("a")
+    lab.script("a", "wake", lab.hold("w"))
+    lab.start()
+    answer = await lab.post("/llmux/models/a/wake")
+    switch = (await lab.status())["switch"]
+    assert set(switch) == {"id", "from", "to", "phase", "since"}
+    assert (switch["to"], switch["from"]) == ("a", [])
+    assert switch["id"] in answer.json().values()
+    assert lab.hooks("wake", "a")[0].switch == str(switch["id"])
+    lab.release("w")
+    await lab.until_phase("a", "AWAKE")
+
+
+async def test_names_of_nobody_are_404_and_aliases_work(shared):
+    for verb in ("wake", "sleep", "pin", "unpin", "reset"):
+        answer = await shared.post(f"/llmux/models/zz/{verb}")
+        assert answer.status == 404, verb
+        assert answer.json()["error"]["message"]
+    assert (await shared.post("/llmux/models/a/explode")).status in (404, 405)
+    assert (await shared.get("/llmux/models/a/sleep")).status in (404, 405)
+    assert (await shared.get("/llmux/models/a/wake")).status in (404, 405)
+
+
+async def test_pin_and_unpin(lab):
+    lab.write("a b")
+    lab.start()
+    assert (await lab.post("/llmux/models/a/pin")).status == 202
+    await lab.until_phase("a", "AWAKE")
+    answer = await lab.chat("b")
+    assert answer.status == 503
+    assert int(answer.get("Retry-After")) >= 1
+    assert (await lab.chat("a")).status == 200
+    answer = await lab.post("/llmux/models/b/wake")
+    assert answer.status == 409
+    assert answer.json()["error"]["message"]
+    assert (await lab.post("/llmux/models/a/unpin")).status == 202
+    assert (await lab.chat("b")).status == 200
+    assert lab.order() == ["wake a", "sleep a", "wake b"]
+
+
+async def test_a_lease_empties_the_gpu_until_it_ends(lab):
+    lab.write("a b")
+    lab.start()
+    await lab.chat("a")
+    answer = await lab.post("/llmux/lease")
+    assert answer.status == 202
+    await lab.until_phase("a", "ASLEEP")
+    await switch_over(lab)
+    for name in "ab":
+        answer = await lab.chat(name)
+        assert answer.status == 503
+        assert answer.get("Retry-After")
+    assert (await lab.post("/llmux/models/a/wake")).status == 409
+    assert lab.order() == ["wake a", "sleep a"]
+    answer = await lab.ask("DELETE", "/llmux/lease")
+    assert answer.status == 202
+    assert (await lab.chat("b")).status == 200
+
+
+async def test_reset_clears_a_backoff(lab):
+    lab.write("a", backoff={"first": "30s", "max": "30s"})
+    lab.script("a", "wake", "exit 1", times=1)
+    lab.start()
+    assert (await lab.chat("a")).status == 503
+    assert (await lab.chat("a")).status == 503
+    assert (await lab.post("/llmux/models/a/reset")).status == 202
+    assert (await lab.chat("a")).status == 200
+
+
+async def test_an_admin_key(lab):
+    lab.write("a", admin_key="sekrit")
+    lab.start()
+    for headers in ([], [("Authorization", "Bearer nope")]):
+        answer = await lab.post("/llmux/models/a/wake", headers=headers)
+        assert answer.status in (401, 403)
+        assert answer.json()["error"]["message"]
+        assert (await lab.get("/upstream/a/props", headers=headers)).status in (401, 403)
+    assert lab.order() == []
+    answer = await lab.post("/llmux/models/a/wake", headers=[("Authorization", "Bearer sekrit")])
+    assert answer.status == 202
+    await lab.until_phase("a", "AWAKE")
+
+
+def outside() -> str | None:
+    """Return an address of this host that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        found = sock.getsockname()[0]
+        return None if found.startswith(("127.", "0.")) else found
+
+
+async def test_others_than_this_host_may_not_administer(lab):
+    address = outside()
+    if address is None:
+        pytest.skip("this host has only loopback")
+    lab.write("a", host="0.0.0.0", insecure=True)
+    lab.start()
+
+    async def ask(data: bytes):
+        async with Wire(*await asyncio.open_connection(address, lab.port)) as line:
+            return await line.ask(data)
+
+    # spoofed headers must not help
+    more = [("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "127.0.0.1"), ("Forwarded", "for=127.0.0.1")]
+    for target in ("/llmux/models/a/wake", "/llmux/lease", "/upstream/a/sleep", "/upstream/a/v1/x"):
+        answer = await ask(request("POST", target, headers=more, body={}, host="127.0.0.1"))
+        assert answer.status == 403, target
+        assert answer.json()["error"]["message"]
+    assert lab.order() == []
+    answer = await ask(request("POST", "/v1/x", body={"model": "a"}))
+    assert answer.status == 200
+
+
+async def test_foreign_origins_are_refused(shared):
+    own = f"http://127.0.0.1:{shared.port}"
+    asks = [
+        ("POST", "/v1/chat/completions", {"model": "a"}),
+        ("POST", "/llmux/models/b/reset", {}),
+        ("GET", "/llmux/status", None),
+        ("GET", "/v1/models", None),
+    ]
+    bad = (
+        "https://evil.example", "null", "http://127.0.0.1:1", "https://good.example.evil", "http://good.example",
+        f"http://127.0.0.1:{shared.port}.evil.example", f"https://127.0.0.1:{shared.port}",
+    )  # fmt: skip
+    for method, target, body in asks:
+        for origin in bad:
+            answer = await shared.ask(method, target, body=body, headers=[("Origin", origin)])
+            assert answer.status == 403, (target, origin, answer.status)
+            assert answer.json()["error"]["message"]
+            assert answer.get("X-Request-ID")
+        for origin in (own, "https://good.example"):
+            more = {"host": f"127.0.0.1:{shared.port}"}
+            answer = await shared.ask(method, target, body=body, headers=[("Origin", origin)], **more)
+            assert answer.status < 300, (target, origin, answer.status)
+        assert answer.get("Access-Control-Allow-Origin") in ("https://good.example", "*")
+
+
+async def test_dns_rebinding_is_no_way_round(shared):
+    """The page's own name resolves to loopback: Origin and Host agree, and neither is llmux's."""
+    host = f"evil.example:{shared.port}"
+    answer = await shared.post("/llmux/models/a/reset", headers=[("Origin", f"http://{host}")], host=host)
+    assert answer.status == 403
+
+
+async def test_options_are_answered_here(shared):
+    before = len(shared.journal("request"))
+    headers = [
+        ("Origin", "https://good.example"),
+        ("Access-Control-Request-Method", "POST"),
+        ("Access-Control-Request-Headers", "authorization, content-type, x-stainless-os"),
+    ]
+    answer = await shared.ask("OPTIONS", "/v1/chat/completions", headers=headers)
+    assert answer.status in (200, 204)
+    assert answer.get("Access-Control-Allow-Origin") in ("https://good.example", "*")
+    assert "POST" in (answer.get("Access-Control-Allow-Methods") or "POST")
+    allowed = (answer.get("Access-Control-Allow-Headers") or "").lower()
+    assert allowed == "*" or {"authorization", "content-type", "x-stainless-os"} <= set(re.split(r",\s*", allowed))
+    assert (await shared.ask("OPTIONS", "/v1/x", headers=[("Origin", "https://evil.example")])).status == 403
+    assert (await shared.ask("OPTIONS", "/v1/x?model=a")).status in (200, 204)
+    assert len(shared.journal("request")) == before
+
+
+async def test_a_streamed_answer_carries_the_cors_header_too(shared):
+    answer = await shared.chat("a", do={"sse": 2}, headers=[("Origin", "https://good.example")])
+    assert answer.get("Access-Control-Allow-Origin") in ("https://good.example", "*")
+
+
+async def test_all_metrics_with_their_labels(lab):
+    lab.write("a b")
+    lab.start()
+    await lab.chat("a")
+    await lab.chat("b")
+    lab.script("a", "wake", "exit 1", times=1)
+    await lab.chat("a")
+    await lab.chat("nobody-knows-me")
+    await lab.chat("b", do={"status": 418})
+    answer = await lab.get("/metrics")
+    assert answer.get("Content-Type").startswith("text/plain")
+    text = answer.body.decode()
+    assert "nobody-knows-me" not in text
+    found: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        if match := re.match(r"(llmux_\w+)(?:\{(.*?)\})? ", line):
+            name = re.sub(r"_(bucket|sum|count|created)$", "", match[1])
+            labels = set(re.findall(r'(\w+)="', match[2] or "")) - {"le"}
+            found.setdefault(name, labels)
+    for name, labels in METRICS.items():
+        assert found.get(name) == labels, (name, found.get(name))
+    values = await lab.metrics()
+    assert values['llmux_switch_total{from="idle",result="success",to="a"}'] == 1
+    assert values['llmux_switch_total{from="a",result="success",to="b"}'] == 1
+    assert values['llmux_switch_total{from="b",result="failure",to="a"}'] == 1
+    assert values['llmux_requests_total{model="a",status="200"}'] == 1
+    assert values['llmux_requests_total{model="b",status="418"}'] == 1
+    assert values['llmux_requests_total{model="a",status="503"}'] == 1
+    assert values['llmux_model_in_flight{model="a"}'] == 0
+    assert values['llmux_request_queue_depth{model="a"}'] == 0
+    assert values['llmux_request_queue_wait_seconds_count{model="a"}'] >= 1
+    assert values['llmux_model_active_duration_seconds_count{model="a"}'] == 1
+
+
+async def test_gauges_move(lab):
+    lab.write("a b")
+    lab.start()
+    line = await lab.begin("a", do={"hold": "x"})
+    await lab.until_model("a", in_flight=1)
+    waiter = await lab.begin("b")
+    await lab.until_model("b", queued=1)
+    values = await lab.metrics()
+    assert values['llmux_model_in_flight{model="a"}'] == 1
+    assert values['llmux_request_queue_depth{model="b"}'] == 1
+    lab.release("x")
+    for one in (line, waiter):
+        assert (await one.head()).status == 200
+        await one.close()
+
+
+async def test_polls_keep_nothing_awake_and_wake_nothing(lab):
+    lab.write("a", idle_sleep="400ms")
+    lab.start()
+    await lab.chat("a")
+
+    async def asleep():
+        for page in ("/metrics", "/v1/models", "/health", "/llmux/status", "/v1/models/a"):
+            await lab.get(page)
+        return await lab.phase("a") == "ASLEEP"
+
+    await lab.until(asleep, wait=4)
+    assert lab.order() == ["wake a", "sleep a"]
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+async def test_the_status_has_exactly_its_shape(lab):
+    lab.write("a b", policy={"use": "fifo"})
+    lab.script("b", "wake", lab.hold("w"))
+    lab.start()
+    status = await lab.status()
+    assert set(status) >= {"version", "uptime", "ready", "policy", "awake", "switch", "models", "switch_costs"}
+    assert isinstance(status["version"], str)
+    assert is_number(status["uptime"])
+    assert status["ready"] is True
+    assert set(status["policy"]) == {"use", "options"}
+    assert (status["policy"]["use"], status["awake"], status["switch"]) == ("fifo", [], None)
+    await lab.chat("a")
+    waiter = await lab.begin("b")
+    await lab.until_phase("b", "WAKING")
+    status = await lab.status()
+    assert set(status["switch"]) == {"id", "from", "to", "phase", "since"}
+    assert (status["switch"]["from"], status["switch"]["to"]) == (["a"], "b")
+    assert is_number(status["switch"]["since"])
+    model = status["models"]["b"]
+    assert set(model) >= {
+        "phase",
+        "queued",
+        "in_flight",
+        "oldest_wait",
+        "awake_for",
+        "backoff_until",
+        "last_error",
+    }
+    assert (model["queued"], model["in_flight"]) == (1, 0)
+    assert is_number(model["oldest_wait"])
+    assert model["awake_for"] is None
+    lab.release("w")
+    assert (await waiter.head()).status == 200
+    await waiter.close()
+    status = await lab.status()
+    assert is_number(status["models"]["b"]["awake_for"])
+    assert status["models"]["a"]["phase"].lower() == "asleep"
+    for cost in status["switch_costs"]:
+        assert set(cost) == {"from", "to", "seconds", "samples"}
+
+
+async def test_models_tell_their_state(shared):
+    await shared.chat("a")
+    listed = (await shared.get("/v1/models")).json()["data"]
+    assert "awake" in json.dumps(next(m for m in listed if m["id"] == "a")).lower()
+    one = await shared.get("/v1/models/a")
+    assert one.json()["id"] == "a"
+    answer = await shared.get("/v1/models/zz")
+    assert answer.status == 404
+    assert set(answer.json()["error"]) == {"message", "type", "code", "param"}
+
+
+async def test_health_stays_well_during_drains_and_backoffs(lab):
+    lab.write("a b", backoff={"first": "20s", "max": "20s"})
+    lab.start()
+    line = await lab.begin("a", do={"hold": "x"})
+    await lab.until_model("a", in_flight=1)
+    waiter = await lab.begin("b")
+    await lab.until_phase("a", "DRAINING")
+    answer = await lab.get("/health")
+    assert answer.status == 200
+    assert "a" in answer.body.decode()
+    lab.release("x")
+    for one in (line, waiter):
+        assert (await one.head()).status == 200
+        await one.close()
+    lab.script("a", "wake", "exit 1")
+    assert (await lab.chat("a")).status == 503
+    assert (await lab.get("/health")).status == 200
+
+
+async def test_events_stream_what_happens(lab):
+    lab.write("a")
+    lab.start()
+    line = await lab.wire()
+    await line.send(request("GET", "/llmux/events"))
+    head = await line.head()
+    assert head.status == 200
+    assert head.get("Content-Type").startswith("text/event-stream")
+    assert head.get("X-Accel-Buffering") == "no"
+    await lab.chat("a")
+    seen = b""
+    async with asyncio.timeout(5):
+        while b"a" not in seen or b"data:" not in seen or b"\n\n" not in seen:
+            seen += await line.reader.read(65536)
+    await line.close()
+    assert (await lab.get("/health")).status == 200
+
+
+async def test_the_page_is_there(shared):
+    answer = await shared.get("/llmux/ui")
+    assert answer.status in (200, 301, 302, 307, 308)
+    if answer.status == 200:
+        assert answer.get("Content-Type").startswith("text/html")
