@@ -227,12 +227,12 @@ async def test_a_silent_client_gets_408(server, sent):
 
 
 async def test_a_slow_client_is_no_silent_one(server):
-    server.limits = BodyLimits(idle_timeout=0.4)
+    server.limits = BodyLimits(idle_timeout=0.6)
     body = b'{"model":"m"}'
     async with connection(server) as (reader, writer):
         writer.write(head(len(body)))
         for start in range(0, len(body), 2):
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(0.12)
             writer.write(body[start : start + 2])
         assert await answer(reader) == (200, "m", body)
 
