@@ -76,9 +76,7 @@ def watch(s: State, model: Model) -> None:
 def timed_out(s: State, model: Model) -> None:
     """Turn away the waiters whose time is up."""
     timeout = s.rules.request_timeout
-    while (
-        timeout is not None and (oldest := model.oldest()) is not None and oldest.arrived + timeout <= s.now
-    ):
+    while timeout is not None and (oldest := model.oldest()) is not None and oldest.arrived + timeout <= s.now:
         s.unqueue(oldest)
         message = f"waited {s.now - oldest.arrived:.3g} s for model {model.name!r}"
         s.reject(oldest, Refusal.WAITED_TOO_LONG, message)
@@ -113,7 +111,7 @@ def immovable(s: State, but: Model) -> dict[str, Model]:
     return {
         name: model
         for name, model in s.models.items()
-        if model is not but and model.holds and (model.pinned or model.sleep_backoff.active(s.now))
+        if model is not but and (model.pinned or (model.holds and model.sleep_backoff.active(s.now)))
     }
 
 
@@ -127,9 +125,11 @@ def leaving_cost(s: State, model: Model) -> float:
 def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
     """Return the models that make room for ``target``, or None if the immovable are in the way."""
     holders = s.holders()
+    # Who is pinned is as good as there: nobody may take its place before it is awake.
+    holders.update((name, model.running) for name, model in s.models.items() if model.pinned)
     holders.pop(target.name, None)
     names = placement.leaving(
-        target.running,
+        target.next,
         holders,
         s.rules.capacity,
         immovable=immovable(s, target),
@@ -143,7 +143,7 @@ def blocked(s: State, model: Model) -> Block | None:
     if s.stopping:
         return Refusal.STOPPING, "llmux is stopping", None
     if s.leased:
-        left = None if s.leased_until is None else s.leased_until - s.now
+        left = None if s.leased_until is None else max(0.0, s.leased_until - s.now)
         return Refusal.LEASED, "the GPU is leased to another job", left
     if model.removed:
         return removed(model)
@@ -171,7 +171,7 @@ def _obstacle(s: State, model: Model) -> Block:
     obstacles = immovable(s, model).values()
     pinned = next((other for other in obstacles if other.pinned), None)
     if pinned is not None:
-        left = None if pinned.pinned_until is None else pinned.pinned_until - s.now
+        left = None if pinned.pinned_until is None else max(0.0, pinned.pinned_until - s.now)
         return Refusal.PINNED, f"model {pinned.name!r} is pinned", left
     worst = max(obstacles, key=lambda other: other.sleep_backoff.until)
     left = worst.sleep_backoff.remaining(s.now)

@@ -174,7 +174,7 @@ def _target(s: State, name: str, ticket: int) -> Model | None:
         _refuse(s, ticket, f"model {name!r} not found")
     elif s.stopping:
         _refuse(s, ticket, "llmux is stopping")
-    elif not s.ready or model.phase is Phase.UNKNOWN:
+    elif not s.ready or any(s.in_phase(Phase.UNKNOWN)):
         _refuse(s, ticket, "llmux is still looking at what runs")
     else:
         return model

@@ -106,10 +106,7 @@ class SwitchCosts:
             for source, target, seconds, samples in data["pairs"]
         }
         wakes, sleeps = (
-            {
-                str(name): Average(_seconds(seconds), int(samples))
-                for name, (seconds, samples) in data[key].items()
-            }
+            {str(name): Average(_seconds(seconds), int(samples)) for name, (seconds, samples) in data[key].items()}
             for key in ("wakes", "sleeps")
         )
         self.pairs, self.wakes, self.sleeps = pairs, wakes, sleeps

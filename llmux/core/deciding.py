@@ -44,9 +44,7 @@ def _errand(s: State) -> bool:
     removed = (m for m in s.models.values() if m.removed or m.extra or m.cleanup_owed)
     if _put_away(s, removed, "not wanted"):
         return True
-    pinned = [
-        m for m in s.models.values() if m.pinned and m.phase in (Phase.ASLEEP, Phase.LOST, Phase.FAULTED)
-    ]
+    pinned = [m for m in s.models.values() if m.pinned and m.phase in (Phase.ASLEEP, Phase.LOST, Phase.FAULTED)]
     return not s.leased and any(_wake(s, model, "pinned") for model in pinned)
 
 
@@ -62,9 +60,7 @@ def _can_leave(s: State, model: Model) -> bool:
 
 
 def _wake(s: State, model: Model, reason: str) -> bool:
-    if model.wake_backoff.active(s.now) or (
-        model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now)
-    ):
+    if model.wake_backoff.active(s.now) or (model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now)):
         return False
     leaving = admission.who_leaves(s, model)
     if leaving is None:

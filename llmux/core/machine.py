@@ -123,10 +123,10 @@ class Core:
             if s.stopping:
                 stopping.finish(s)
         except CoreError as error:
-            self.story.add(s.now, event, out)
             error.story = self.story.tell()
             raise
-        self.story.add(s.now, event, out)
+        finally:
+            self.story.add(s.now, event, out)
         return out
 
     def next_deadline(self) -> float | None:
@@ -244,9 +244,10 @@ class Core:
         s = self.state
         if not s.ready or any(s.in_phase(Phase.UNKNOWN)):
             return
-        deciding.settle(s, self._snapshot)  # what is extra leaves before anybody is admitted
         for model in s.in_phase(Phase.AWAKE):
-            admission.admit_waiters(s, model)
+            if not model.extra:
+                admission.admit_waiters(s, model)
+        admission.sweep(s)
 
     # ---- time
 

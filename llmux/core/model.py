@@ -78,6 +78,7 @@ class Switch:
 
     id: int
     target: Model | None
+    spec: ModelSpec | None  # what the target will be woken under: fixed, like the whole plan
     leaving: tuple[Model, ...]
     reason: str
     requested: bool  # an operator, a pin or preload wants it: no waiter is needed
@@ -138,6 +139,11 @@ class Model:
         return self.spec.name
 
     @property
+    def next(self) -> ModelSpec:
+        """The definition under which it would be woken now."""
+        return self.running if self.phase is Phase.LOST else self.spec
+
+    @property
     def running(self) -> ModelSpec:
         """The definition that is in force for its engine."""
         return self.woken or self.spec
@@ -156,11 +162,7 @@ class Model:
     def has_room(self) -> bool:
         """Whether it would admit one more."""
         limit = self.spec.max_in_flight
-        return (
-            self.phase is Phase.AWAKE
-            and not self.suspected
-            and (limit is None or len(self.in_flight) < limit)
-        )
+        return self.phase is Phase.AWAKE and not self.suspected and (limit is None or len(self.in_flight) < limit)
 
     def oldest(self) -> Request | None:
         """Return its oldest waiter."""

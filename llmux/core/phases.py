@@ -38,7 +38,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
     Phase.WAKING: {
         Phase.AWAKE: "wake succeeded",
         Phase.SLEEPING: "wake failed: cleanup",
-        Phase.LOST: "stopping: the wake was ended",
+        Phase.LOST: "wake ended, cleanup has to wait",
     },
     Phase.AWAKE: {Phase.DRAINING: "has to leave", Phase.LOST: "engine gone"},
     Phase.DRAINING: {

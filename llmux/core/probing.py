@@ -30,9 +30,7 @@ def first_answer(s: State, model: Model, *, ok: bool) -> None:
 def adopt(s: State) -> None:
     """Adopt what runs. What may not be awake beside it is extra, and is put to sleep at once."""
     unknown = list(s.in_phase(Phase.UNKNOWN))
-    chosen = [
-        model.running for model in s.models.values() if model.holds and model.phase is not Phase.UNKNOWN
-    ]
+    chosen = [model.running for model in s.models.values() if model.holds and model.phase is not Phase.UNKNOWN]
     rank = len(s.recent)
     adopted = []
     # Those that are found alive come first, the most recently used of them first; then those that only the
@@ -150,6 +148,7 @@ def lose(s: State, model: Model, error: str) -> None:
     model.suspected = False
     model.last_error = error
     s.out.append(ModelLost(model.name, error))
+    admission.sweep(s)
 
 
 def pause(s: State, model: Model) -> None:

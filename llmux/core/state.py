@@ -101,9 +101,7 @@ class State:
         switch = self.switch
         if switch is not None and (model is switch.target or model in switch.leaving):
             target = switch.target.name if switch.target else ""
-            effect = RunHook(
-                hook, model.name, kind, model.running.definition, switch.id, switch.sources, target
-            )
+            effect = RunHook(hook, model.name, kind, model.running.definition, switch.id, switch.sources, target)
         else:
             effect = RunHook(hook, model.name, kind, model.running.definition)
         self.out.append(effect)
@@ -144,9 +142,7 @@ class State:
         del request.model.queue[request.id]
         self.queued -= 1
 
-    def reject(
-        self, request: Request, refusal: Refusal, message: str, retry_after: float | None = None
-    ) -> None:
+    def reject(self, request: Request, refusal: Refusal, message: str, retry_after: float | None = None) -> None:
         """Turn a request away that is in no queue."""
         self.requests.pop(request.id, None)
         waited = self.now - request.arrived

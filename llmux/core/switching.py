@@ -36,7 +36,8 @@ def begin(
     assert s.switch is None
     if target is not None and target.phase is Phase.FAULTED:
         leaving = (*leaving, target)  # it has to be slept before it can be woken
-    switch = Switch(s.next_switch_id(), target, leaving, reason, requested, s.now)
+    spec = target.next if target is not None else None
+    switch = Switch(s.next_switch_id(), target, spec, leaving, reason, requested, s.now)
     s.switch = switch
     s.agenda.cancel("ask")
     name = target.name if target else None
@@ -45,6 +46,7 @@ def begin(
         if model.phase is Phase.AWAKE:
             probing.pause(s, model)
             s.move(model, Phase.DRAINING)
+    admission.sweep(s)  # whoever waits for what leaves for a pinned model
     if s.rules.drain_timeout is not None and any(model.in_flight for model in leaving):
         s.agenda.set(("drain", switch.id), s.now + s.rules.drain_timeout)
         if s.rules.drain_timeout == 0:
@@ -150,8 +152,7 @@ def _wake(s: State, switch: Switch) -> None:
     target = switch.target
     assert target is not None
     switch.stage = Stage.WAKING
-    if target.phase is Phase.ASLEEP:
-        target.woken = target.spec
+    target.woken = switch.spec
     s.move(target, Phase.WAKING)
     s.record_holders()
     s.run_hook(target, HookKind.WAKE)
@@ -183,9 +184,15 @@ def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> N
     assert switch is not None
     switch.error = f"wake {detail}"
     switch.stage = Stage.CLEANUP
-    probing.wake_failed(s, model, detail)
-    retirement.begin(s, model, cleanup=True, error=detail)
     model.wanted = False
+    probing.wake_failed(s, model, detail)
+    if model.in_flight:
+        # It was lost with answers still running: they end before anything is done to it.
+        s.move(model, Phase.LOST)
+        model.cleanup_owed = True
+        _fail(s, switch)
+        return
+    retirement.begin(s, model, cleanup=True, error=detail)
 
 
 def _cleaned_up(s: State, switch: Switch, model: Model, outcome: Outcome) -> None:

@@ -1,0 +1,165 @@
+"""Keeps its own books on what goes in and out of a core, and holds the seven invariants against them."""
+
+from __future__ import annotations
+
+from llmux.core import Core, placement
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.phases import Phase
+from llmux.core.spec import HookKind
+
+WANTED = ("requested", "pinned", "preload")
+
+
+class Ledger:
+    """Feeds a core and checks every step."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.queued: dict[int, str] = {}
+        self.in_flight: dict[int, str] = {}
+        self.done: set[int] = set()
+        self.admissions: dict[int, int] = {}
+        self.returns: dict[int, int] = {}
+        self.hooks: dict[int, fx.RunHook] = {}
+        self.killed: set[int] = set()
+        self.cut: set[int] = set()
+        self.answers: dict[int, fx.Answer] = {}
+        self.reason: dict[int, str] = {}
+        self.switch: fx.SwitchStarted | None = None
+        self.now = 0.0
+        self.stopped = False
+
+    def feed(self, event: ev.Event, now: float) -> list[fx.Effect]:
+        """Hand over an event and check what comes back."""
+        assert now >= self.now
+        self.now = now
+        self._before(event)
+        effects = self.core.handle(event, now)
+        for effect in effects:
+            self._effect(effect)
+        self._after()
+        return effects
+
+    def _before(self, event: ev.Event) -> None:
+        match event:
+            case ev.RequestArrived(request=request, model=model):
+                self.queued[request] = model
+                self.admissions[request] = 0
+            case ev.RequestFinished(request=request):
+                del self.in_flight[request]
+                self.done.add(request)
+            case ev.RequestAbandoned(request=request):
+                assert (self.queued.pop(request, None) is None) != (self.in_flight.pop(request, None) is None)
+                self.done.add(request)
+            case ev.RequestReturned(request=request):
+                self.queued[request] = self.in_flight.pop(request)
+                self.returns[request] = self.returns.get(request, 0) + 1
+                assert self.returns[request] == 1
+            case ev.HookFinished(hook=hook):
+                del self.hooks[hook]
+            case _:
+                pass
+
+    def _effect(self, effect: fx.Effect) -> None:
+        assert not self.stopped, "an effect after Stopped"
+        s = self.core.state
+        match effect:
+            case fx.Admit(request=request, model=model):
+                assert self.queued.pop(request) == model
+                self.in_flight[request] = model
+                self.admissions[request] += 1
+                assert self.admissions[request] <= 1 + self.returns.get(request, 0)  # invariant 2
+                assert not s.stopping
+            case fx.Reject(request=request):
+                del self.queued[request]
+                self.done.add(request)
+            case fx.CancelRequests(requests=requests):
+                assert requests
+                assert set(requests) <= self.in_flight.keys()
+                self.cut |= set(requests)
+            case fx.RunHook():
+                self._hook(effect)
+            case fx.KillHook(hook=hook):
+                assert hook in self.hooks
+                assert hook not in self.killed, "killed twice"
+                self.killed.add(hook)
+            case fx.Answer(ticket=ticket):
+                assert ticket not in self.answers, "answered twice"
+                self.answers[ticket] = effect
+            case fx.SwitchStarted(switch=switch, reason=reason, to=to):
+                assert self.switch is None, "two switches"
+                self.switch = effect
+                self.reason[switch] = reason
+                self._bounded(to, reason)
+            case fx.SwitchEnded(switch=switch):
+                assert self.switch is not None
+                assert self.switch.switch == switch
+                self.switch = None
+            case fx.Stopped():
+                assert not self.in_flight
+                assert not self.hooks
+                assert not self.queued
+                self.stopped = True
+            case _:
+                pass
+
+    def _bounded(self, to: str | None, reason: str) -> None:
+        """Invariant 6: the longest overdue goes first, unless something forbids it."""
+        if to is None or reason in WANTED:
+            return
+        s = self.core.state
+        left_out = {*self.switch.sources, to}
+        late = [m for m in s.models.values() if m.name not in left_out and m.queue and m.phase is not Phase.AWAKE]
+        late = [m.oldest().arrived for m in late if m.oldest().arrived + s.rules.max_wait <= self.now]
+        assert not late or s.models[to].oldest().arrived <= min(late), (to, late)
+
+    def _hook(self, effect: fx.RunHook) -> None:
+        assert effect.hook not in self.hooks
+        self.hooks[effect.hook] = effect
+        s = self.core.state
+        if effect.kind in (HookKind.SLEEP, HookKind.STOP):
+            assert effect.model not in self.in_flight.values(), "invariant 4: sleeps under load"
+        if effect.kind is HookKind.WAKE:
+            wanted = s.switch is not None and s.switch.requested
+            assert wanted or effect.model in self.queued.values(), "invariant 5: nobody waits for it"
+            holders = [
+                m.running for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and not m.extra
+            ]
+            assert placement.fits(holders, s.rules.capacity), "invariant 1: not alone when it wakes"
+            assert effect.model in s.recorded
+        lifecycle = [h for h in self.hooks.values() if h.model == effect.model and h.kind is not HookKind.ALIVE]
+        assert len(lifecycle) <= 1, "two hooks of one model at once"
+
+    def _after(self) -> None:
+        s = self.core.state
+        holders = [
+            m.running for m in s.models.values() if m.holds and not m.extra and m.phase is not Phase.UNKNOWN
+        ]
+        assert placement.fits(holders, s.rules.capacity), "invariant 1: two owners"
+        for name, model in s.models.items():
+            mine = {r for r, m in self.in_flight.items() if m == name}
+            assert set(model.in_flight) == mine, "invariant 3: in-flight counts"
+            waiting = {r for r, m in self.queued.items() if m == name}
+            assert set(model.queue) == waiting
+            arrivals = [r.arrived for r in model.queue.values()]
+            assert arrivals == sorted(arrivals)
+            if model.phase in (Phase.ASLEEP, Phase.SLEEPING, Phase.WAKING):
+                assert not model.in_flight or model.phase is Phase.WAKING
+            assert (model.retirement is not None) == (model.phase is Phase.SLEEPING)
+        assert s.queued == len(self.queued) == sum(len(m.queue) for m in s.models.values())
+        assert (self.switch is None) == (s.switch is None)
+        self._something_is_due()
+
+    def _something_is_due(self) -> None:
+        """Invariant 7, locally: whoever waits, waits for something that will come."""
+        s = self.core.state
+        if self.queued and s.ready:
+            assert self.in_flight or self.hooks or self.core.next_deadline() is not None, (
+                "wedged: waiters, and nothing to wait for"
+            )
+            idle = s.switch is None and not self.in_flight and not self.hooks
+            if idle:
+                assert "ask" in s.agenda, "wedged: waiters, nothing under way, and no reason"
+        for hook in self.hooks:
+            assert hook in self.killed or ("hook", hook) in s.agenda

@@ -1,0 +1,223 @@
+"""A random world around a core: clients, engines, hooks, operators and a clock, all out of one seed."""
+
+from __future__ import annotations
+
+import random
+
+from ledger import Ledger
+from llmux.core import Core
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.policy import Stay, SwitchTo, WaitUntil
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
+
+BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
+
+
+class WildPolicy:
+    """Answers at random, nonsense included."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+
+    def decide(self, now):
+        for view in now.models.values():
+            assert view.queued == len(list(view.arrivals()))
+            assert view.switch_cost >= 0
+            assert view.arrival_rate >= 0
+        dice = self.rng.random()
+        if dice < 0.5:
+            return SwitchTo(self.rng.choice(now.waiting))
+        if dice < 0.7:
+            return Stay()
+        if dice < 0.85:
+            return WaitUntil(now.time + self.rng.choice([0, 0.5, 5, 500, float("inf"), float("nan")]))
+        if dice < 0.9:
+            raise RuntimeError("policy is ill")
+        if dice < 0.95:
+            return SwitchTo("nobody")
+        return self.rng.choice([None, "llama", 7])
+
+    def on_switch_completed(self, record):
+        if self.rng.random() < 0.1:
+            raise RuntimeError("policy is ill")
+
+
+class World:
+    """One walk. ``step()`` does one random thing; ``settle()`` lets everything end."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.capacity = rng.choice([None, None, 10, 16])
+        self.names = [f"m{i}" for i in range(rng.randint(1, 5))]
+        self.specs = {name: self._spec(name) for name in self.names}
+        self.policy = WildPolicy(rng)
+        self.rules = self._rules()
+        self.core = Core(self.specs.values(), self.rules, self.policy, rng.random)
+        self.ledger = Ledger(self.core)
+        self.now = 0.0
+        self.next_request = 0
+        self.next_ticket = 0
+        self.health = rng.choice([1.0, 0.9, 0.6, 0.3])
+        holders = frozenset(n for n in self.names if rng.random() < 0.2)
+        if rng.random() < 0.9:
+            self.feed(ev.Started(holders, tuple(rng.sample(self.names, rng.randint(0, len(self.names))))))
+        else:
+            self.arrive()
+            self.feed(ev.Started())
+
+    def _spec(self, name: str) -> ModelSpec:
+        rng = self.rng
+        hooks = BASE | {k for k in (HookKind.VERIFY, HookKind.STOP) if rng.random() < 0.4}
+        return ModelSpec(
+            name,
+            definition=rng.randint(0, 10**6),
+            hooks=frozenset(hooks),
+            timeouts={**DEFAULT_TIMEOUTS, HookKind.WAKE: rng.choice([1.0, 1800.0])},
+            max_in_flight=rng.choice([None, 1, 2]),
+            max_queued=rng.choice([1, 3, 1000]),
+            memory=rng.randint(1, 10) if self.capacity else None,
+            shared_address=rng.choice([None, None, "x"]),
+            idle_sleep=rng.choice([None, 3.0]),
+            preload=rng.random() < 0.2,
+        )
+
+    def _rules(self) -> Rules:
+        rng = self.rng
+        return Rules(
+            request_timeout=rng.choice([None, 5.0, 0.0]),
+            max_wait=rng.choice([0.0, 5.0, 600.0]),
+            min_active=rng.choice([0.0, 2.0]),
+            drain_timeout=rng.choice([None, 0.0, 3.0]),
+            alive_every=rng.choice([0.0, 15.0]),
+            capacity=self.capacity,
+            sleep_on_exit=rng.random() < 0.3,
+        )
+
+    def feed(self, event: ev.Event) -> list[fx.Effect]:
+        return self.ledger.feed(event, self.now)
+
+    def arrive(self) -> None:
+        self.next_request += 1
+        name = self.rng.choice(self.names) if self.rng.random() < 0.98 else "stranger"
+        self.feed(ev.RequestArrived(self.next_request, name))
+
+    def step(self) -> None:
+        rng, ledger = self.rng, self.ledger
+        if ledger.stopped:
+            return
+        self.now += rng.choice([0, 0, 0, 0.01, 0.3, 2.0])
+        dice = rng.random()
+        if dice < 0.30:
+            self.arrive()
+        elif dice < 0.50 and ledger.in_flight:
+            self.feed(ev.RequestFinished(rng.choice(list(ledger.in_flight))))
+        elif dice < 0.55 and ledger.queued:
+            self.feed(ev.RequestAbandoned(rng.choice(list(ledger.queued))))
+        elif dice < 0.57 and ledger.in_flight:
+            self.feed(ev.RequestAbandoned(rng.choice(list(ledger.in_flight))))
+        elif dice < 0.60 and ledger.in_flight:
+            request = rng.choice(list(ledger.in_flight))
+            if ledger.returns.get(request):
+                self.feed(ev.RequestFinished(request))
+            else:
+                self.feed(ev.RequestReturned(request, connected=rng.random() < 0.7))
+        elif dice < 0.80 and ledger.hooks:
+            self.end_hook(rng.choice(list(ledger.hooks)), rng.random() < self.health)
+        elif dice < 0.90:
+            self.wait()
+        elif dice < 0.92:
+            self.feed(ev.EngineLost(rng.choice(self.names), refused=rng.random() < 0.5))
+        elif dice < 0.97:
+            self.operate()
+        elif dice < 0.985:
+            self.replace()
+        elif dice < 0.9855:
+            self.feed(ev.ShutdownRequested())
+
+    def end_hook(self, hook: int, ok: bool) -> None:
+        ok = ok and hook not in self.ledger.killed
+        last_byte = self.now - self.rng.choice([1, 100]) if self.rng.random() < 0.3 else None
+        self.feed(ev.HookFinished(hook, ok, "" if ok else "exited with 1", last_byte))
+
+    def wait(self) -> bool:
+        deadline = self.core.next_deadline()
+        if deadline is None or deadline == float("inf"):
+            return False
+        self.now = max(self.now, deadline)
+        self.feed(ev.DeadlineReached())
+        return True
+
+    def operate(self) -> None:
+        rng = self.rng
+        self.next_ticket += 1
+        name, ticket = rng.choice([*self.names, "stranger"]), self.next_ticket
+        until = rng.choice([None, self.now + 2.0])
+        self.feed(
+            rng.choice(
+                [
+                    ev.ActivationRequested(name, ticket),
+                    ev.SleepRequested(name, ticket),
+                    ev.ResetRequested(name, ticket),
+                    ev.PinChanged(name, ticket, pinned=True, until=self.now + 2.0),
+                    ev.PinChanged(name, ticket, pinned=rng.random() < 0.3, until=until),
+                    ev.LeaseChanged(ticket, leased=rng.random() < 0.4, until=until),
+                ]
+            )
+        )
+        assert ticket in self.ledger.answers, "a command without an answer"
+
+    def replace(self) -> None:
+        rng = self.rng
+        for name in list(self.specs):
+            if rng.random() < 0.2 and len(self.specs) > 1:
+                del self.specs[name]
+            elif rng.random() < 0.2:
+                old = self.specs[name]
+                self.specs[name] = self._spec(name)
+                if self.capacity:
+                    del old
+        if rng.random() < 0.3:
+            name = rng.choice(self.names)
+            self.specs.setdefault(name, self._spec(name))
+        self.rules = self._rules()
+        policy = self.policy if rng.random() < 0.5 else WildPolicy(rng)
+        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy))
+
+    def settle(self) -> None:
+        """Invariant 7: with hooks that end and answers that end, every request ends."""
+        ledger = self.ledger
+        if ledger.stopped:
+            return
+        self.next_ticket += 2
+        self.feed(ev.LeaseChanged(self.next_ticket, leased=False))
+        for name in self.names:
+            self.next_ticket += 1
+            self.feed(ev.PinChanged(name, self.next_ticket, pinned=False))
+        for _ in range(5000):
+            if not ledger.queued and not ledger.in_flight and not ledger.hooks:
+                break
+            if ledger.hooks:
+                self.end_hook(self.rng.choice(list(ledger.hooks)), ok=True)
+            elif ledger.in_flight:
+                self.now += 0.1
+                self.feed(ev.RequestFinished(next(iter(ledger.in_flight))))
+            else:
+                assert self.wait(), "wedged: nothing will ever happen"
+        assert not ledger.queued, f"left waiting for ever: {ledger.queued}"
+        assert not ledger.in_flight
+        everybody = set(range(1, self.next_request + 1))
+        assert ledger.done == everybody, "invariant 2: a request without an end"
+
+
+def walk(seed: int, steps: int) -> None:
+    """Walk, and tell seed and story if it goes wrong."""
+    world = None
+    try:
+        world = World(seed)
+        for _ in range(steps):
+            world.step()
+        world.settle()
+    except Exception as error:
+        story = world.core.story.tell() if world else ""
+        raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{story[-3000:]}") from error
