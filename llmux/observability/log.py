@@ -19,6 +19,7 @@ import structlog
 from llmux.observability.writer import ThreadedHandler
 
 Format = Literal["auto", "console", "json"]
+_NO_FIELDS = frozenset({"event", "exc_info"})
 _MULTILINE = frozenset({"exception", "stack"})
 
 
@@ -57,7 +58,7 @@ class _Fields(dict[str, Any]):
     """An event on its way through logging; as text it is one line."""
 
     def __str__(self) -> str:
-        fields = " ".join(f"{key}={_escaped(value)}" for key, value in self.items() if key != "event")
+        fields = " ".join(f"{key}={_escaped(value)}" for key, value in self.items() if key not in _NO_FIELDS)
         return f"{escape(str(self.get('event', '')))} {fields}".rstrip()
 
 
@@ -65,8 +66,8 @@ def _to_logging(
     logger: logging.Logger, name: str, event: MutableMapping[str, Any]
 ) -> tuple[tuple[_Fields], dict[str, Any]]:
     """Hand an event to the standard logger, so that any formatter can show it."""
-    exc_info = event.pop("exc_info", None)
-    return (_Fields(event),), {"exc_info": exc_info, "extra": {"_logger": logger, "_name": name}}
+    extra = {"_logger": logger, "_name": name}
+    return (_Fields(event),), {"exc_info": event.get("exc_info"), "extra": extra}
 
 
 def get_logger(name: str = "llmux") -> structlog.stdlib.BoundLogger:
@@ -76,16 +77,8 @@ def get_logger(name: str = "llmux") -> structlog.stdlib.BoundLogger:
         processors=[structlog.stdlib.filter_by_level, _to_logging],
         wrapper_class=structlog.stdlib.BoundLogger,
         context_class=dict,
-        cache_logger_on_first_use=True,
-    )
+    ).bind()  # the logger itself: the proxy would be resolved anew at every event
     return logger
-
-
-def _exception_of_record(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    record = event.get("_record")
-    if record is not None and record.exc_info and record.exc_info[0] is not None:
-        event["exc_info"] = record.exc_info
-    return event
 
 
 def formatter(style: Format, stream: TextIO) -> logging.Formatter:
@@ -93,7 +86,6 @@ def formatter(style: Format, stream: TextIO) -> logging.Formatter:
     terminal = stream.isatty()
     json = style == "json" or (style == "auto" and not terminal)
     shared: list[Any] = [
-        _exception_of_record,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.add_log_level,
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,

@@ -162,7 +162,7 @@ class Metrics(Collector):
         self._models.pop(model, None)
         for pairs in (self._durations, self._drains, self._costs):
             for pair in [pair for pair in pairs if model in pair]:
-                del pairs[pair]  # type: ignore[attr-defined]
+                del pairs[pair]
         self._switches = {key: count for key, count in self._switches.items() if model not in key[:2]}
 
     def request_ended(self, model: str | None, status: int, waited: float, first_byte: float | None) -> None:

@@ -41,7 +41,7 @@ class ThreadedHandler(logging.Handler):
         """Wait for what is queued, a little."""
         reached = threading.Event()
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(reached)
+            self._lines.put(reached, timeout=_CLOSE_WAITS)
             if self._thread.is_alive():
                 reached.wait(_CLOSE_WAITS)
 
@@ -50,7 +50,7 @@ class ThreadedHandler(logging.Handler):
         if not self._closed:
             self._closed = True
             with contextlib.suppress(queue.Full):
-                self._lines.put_nowait(None)
+                self._lines.put(None, timeout=_CLOSE_WAITS)
             self._thread.join(_CLOSE_WAITS)
         super().close()
 

@@ -1,0 +1,281 @@
+"""Turns what the core and the hooks tell into events: for the log, and for the live event stream.
+
+``describe`` is pure. ``EventLog`` writes; it is the way to log anything that is in ``events.CATALOGUE``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from urllib.parse import quote
+
+import structlog
+
+from llmux.core import effects as core
+from llmux.observability.events import CATALOGUE
+from llmux.observability.log import get_logger
+
+_PROBES = frozenset({"alive", "verify"})
+_EVERY = 10.0  # seconds between two `request_rejected` lines of one model and reason
+_DEBUG = 10
+_TAIL = 2000  # characters of a failed hook's output
+
+
+class Described(NamedTuple):
+    """An event: its name and its fields."""
+
+    name: str
+    fields: Mapping[str, object]
+
+
+def source_names(sources: tuple[str, ...]) -> str:
+    """Return the ``from`` of an event: ``idle``, the model, or several joined by commas."""
+    return ",".join(sources) or "idle"
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def describe(effect: core.Effect, *, base_url: str = "http://127.0.0.1:3000") -> Described | None:
+    """Return the event that tells an effect; None for those that are no news (``Admit``, …)."""
+    tell = _TELLERS.get(type(effect))
+    if tell is None:
+        return None
+    event = tell(effect)
+    if event.name == "model_faulted":
+        model = quote(str(event.fields["model"]), safe="")
+        repair = f"curl -X POST {base_url}/llmux/models/{model}/reset"
+        return Described(event.name, {**event.fields, "repair": repair})
+    return event
+
+
+def _ready(it: core.Ready) -> Described:
+    return Described("ready", {"adopted": list(it.adopted)})
+
+
+def _request_queued(it: core.RequestQueued) -> Described:
+    return Described("request_queued", {"request": it.request, "model": it.model, "depth": it.depth})
+
+
+def _switch(it: core.SwitchStarted | core.SwitchDrained | core.SwitchEnded) -> dict[str, object]:
+    return {"switch": it.switch, "from": source_names(it.sources), "to": it.to}
+
+
+def _switch_started(it: core.SwitchStarted) -> Described:
+    return Described("switch_started", {**_switch(it), "reason": it.reason})
+
+
+def _switch_drained(it: core.SwitchDrained) -> Described:
+    return Described("switch_drained", {**_switch(it), "drain_secs": _seconds(it.drain)})
+
+
+def _switch_ended(it: core.SwitchEnded) -> Described:
+    fields = {
+        **_switch(it),
+        "result": it.result,
+        "duration_secs": _seconds(it.duration),
+        "drain_secs": _seconds(it.drain),
+        "cost_secs": _seconds(it.cost),
+        "estimate_secs": _seconds(it.estimate),
+    }
+    return Described("switch_ended", fields)
+
+
+def _switch_failed(it: core.SwitchFailed) -> Described:
+    # The original's field is `model`; `to` is there for symmetry, and null when models only went to sleep.
+    model = it.to or source_names(it.sources)
+    sources = source_names(it.sources)
+    return Described(
+        "switch_failed", {"switch": it.switch, "model": model, "from": sources, "to": it.to, "error": it.error}
+    )
+
+
+def _model_activated(it: core.ModelActivated) -> Described:
+    fields = {"model": it.model, "from": source_names(it.sources), "duration_secs": _seconds(it.duration)}
+    return Described("model_activated", {**fields, "switch": it.switch})
+
+
+def _model_deactivated(it: core.ModelDeactivated) -> Described:
+    return Described("model_deactivated", {"model": it.model, "active_secs": _seconds(it.active)})
+
+
+def _sleep_hook_failed(it: core.SleepHookFailed) -> Described:
+    return Described("sleep_hook_failed", {"model": it.model, "to": it.to, "error": it.error})
+
+
+def _backoff_started(it: core.BackoffStarted) -> Described:
+    fields = {"model": it.model, "hook": str(it.kind), "failures": it.failures, "secs": _seconds(it.seconds)}
+    return Described("backoff_started", {**fields, "error": it.error})
+
+
+def _model_lost(it: core.ModelLost) -> Described:
+    return Described("model_lost", {"model": it.model, "error": it.error})
+
+
+def _model_faulted(it: core.ModelFaulted) -> Described:
+    return Described("model_faulted", {"model": it.model, "error": it.error})
+
+
+def _model_assumed_asleep(it: core.ModelAssumedAsleep) -> Described:
+    unproven = "that its GPU memory is free: no `verify` or `stop` hook could tell"
+    fields = {"model": it.model, "tries": it.tries, "unproven": unproven, "error": it.error}
+    return Described("model_assumed_asleep", fields)
+
+
+def _model_reset(it: core.ModelReset) -> Described:
+    return Described("model_reset", {"model": it.model})
+
+
+def _model_removed(it: core.ModelRemoved) -> Described:
+    return Described("model_removed", {"model": it.model})
+
+
+def _policy_overruled(it: core.PolicyOverruled) -> Described:
+    return Described("policy_overruled", {"answer": it.answer})
+
+
+def _policy_decided(it: core.PolicyDecided) -> Described:
+    return Described("policy_decided", {"decision": it.decision, "model": it.model, "reason": it.reason})
+
+
+def _pin_set(it: core.PinSet) -> Described:
+    return Described("pin_set", {"model": it.model, "pinned": it.pinned, "limited": it.until is not None})
+
+
+def _lease_set(it: core.LeaseSet) -> Described:
+    return Described("lease_set", {"leased": it.leased, "limited": it.until is not None})
+
+
+def _stopped(_it: core.Stopped) -> Described:
+    return Described("stopped", {})
+
+
+def _rejected(it: core.Reject) -> Described:
+    if it.refusal is core.Refusal.WAITED_TOO_LONG:
+        # `timeout_secs` is the original's field; the core tells how long the request really waited.
+        fields = {"model": it.model, "timeout_secs": round(it.waited, 1), "request": it.request}
+        return Described("request_timeout", fields)
+    fields = {"model": it.model, "code": str(it.refusal), "error": it.message, "request": it.request}
+    return Described("request_rejected", {**fields, "retry_after_secs": _seconds(it.retry_after)})
+
+
+def _cut(it: core.CancelRequests) -> Described:
+    return Described("requests_cut", {"model": it.model, "reason": str(it.reason), "requests": len(it.requests)})
+
+
+def _hook_started(it: core.RunHook) -> Described:
+    return Described("hook_started", {"model": it.model, "hook": str(it.kind), "switch": it.switch or None})
+
+
+def _answered(it: core.Answer) -> Described:
+    return Described(
+        "command_answered", {"accepted": it.accepted, "switch": it.switch, "reason": it.reason or None}
+    )
+
+
+_TELLERS: dict[type, Callable[..., Described]] = {
+    core.Ready: _ready,
+    core.RequestQueued: _request_queued,
+    core.SwitchStarted: _switch_started,
+    core.SwitchDrained: _switch_drained,
+    core.SwitchEnded: _switch_ended,
+    core.SwitchFailed: _switch_failed,
+    core.ModelActivated: _model_activated,
+    core.ModelDeactivated: _model_deactivated,
+    core.SleepHookFailed: _sleep_hook_failed,
+    core.BackoffStarted: _backoff_started,
+    core.ModelLost: _model_lost,
+    core.ModelFaulted: _model_faulted,
+    core.ModelAssumedAsleep: _model_assumed_asleep,
+    core.ModelReset: _model_reset,
+    core.ModelRemoved: _model_removed,
+    core.PolicyOverruled: _policy_overruled,
+    core.PolicyDecided: _policy_decided,
+    core.PinSet: _pin_set,
+    core.LeaseSet: _lease_set,
+    core.Stopped: _stopped,
+    core.Reject: _rejected,
+    core.CancelRequests: _cut,
+    core.RunHook: _hook_started,
+    core.Answer: _answered,
+}
+# Never built when nobody listens at debug: they come with every request.
+_ONLY_DEBUG = frozenset({core.RequestQueued, core.RunHook, core.PolicyDecided, core.Answer})
+
+
+class EventLog:
+    """Writes events to the log, at the level that the catalogue gives them."""
+
+    def __init__(
+        self,
+        logger: structlog.stdlib.BoundLogger | None = None,
+        *,
+        base_url: str = "http://127.0.0.1:3000",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``base_url`` is where an operator on this machine reaches llmux; it appears in repair commands."""
+        self._logger = get_logger("llmux") if logger is None else logger
+        self.base_url = base_url
+        self._clock = clock
+        self._rejections: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def emit(self, name: str, /, **fields: object) -> None:
+        """Log an event of the catalogue. Fields that are None are left out, but for ``to``."""
+        self._write(CATALOGUE[name].level, name, fields)
+
+    def effect(self, effect: core.Effect) -> None:
+        """Log what an effect of the core tells, if it tells anything."""
+        kind = type(effect)
+        if kind not in _TELLERS or (kind in _ONLY_DEBUG and not self._logger.isEnabledFor(_DEBUG)):
+            return
+        event = describe(effect, base_url=self.base_url)
+        if event is None:
+            return
+        level, fields = CATALOGUE[event.name].level, event.fields
+        if event.name == "request_rejected":
+            level, more = self._rejection(str(fields["model"]), str(fields["code"]), level)
+            fields = {**fields, "more": more or None}
+        elif event.name == "switch_ended" and fields["result"] == "abandoned":
+            fields = {**fields, "note": "the last waiter left"}
+        self._write(level, event.name, fields)
+
+    def hook_ended(
+        self, model: str, hook: str, *, ok: bool, seconds: float, exit_code: int | None, output: str = ""
+    ) -> None:
+        """Log the end of a hook. ``exit_code`` is None when it was never started, negative when it was killed."""
+        name = "hook_completed" if ok else "hook_failed"
+        fields: dict[str, object] = {
+            "model": model,
+            "hook": hook,
+            "exit_code": exit_code,
+            "duration_secs": _seconds(seconds),
+            "stderr": None if ok else output[-_TAIL:] or None,
+        }
+        self._write(_DEBUG if hook in _PROBES else CATALOGUE[name].level, name, fields)
+
+    def hook_output(self, model: str, hook: str, line: str) -> None:
+        """Log one line that a hook printed."""
+        level = _DEBUG if hook in _PROBES else CATALOGUE["hook_output"].level
+        self._write(level, "hook_output", {"model": model, "hook": hook, "line": line})
+
+    def _rejection(self, model: str, code: str, level: int) -> tuple[int, int]:
+        """Return the level of a refusal, and how many like it were passed over before it.
+
+        The keys are models of the core and its own reasons: they are few, whatever clients send.
+        """
+        if code in {core.Refusal.STOPPING, core.Refusal.UNKNOWN_MODEL}:
+            return _DEBUG, 0
+        now = self._clock()
+        last, passed = self._rejections.get((model, code), (now - _EVERY, 0))
+        if now - last < _EVERY:
+            self._rejections[model, code] = (last, passed + 1)
+            return _DEBUG, 0
+        self._rejections[model, code] = (now, 0)
+        return level, passed
+
+    def _write(self, level: int, name: str, fields: Mapping[str, object]) -> None:
+        if self._logger.isEnabledFor(level):
+            told = {key: value for key, value in fields.items() if value is not None or key == "to"}
+            self._logger.log(level, name, **told)
