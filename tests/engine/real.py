@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shlex
 import signal
 import socket
@@ -25,17 +26,16 @@ ENGINE = ROOT / "examples" / "quickstart" / "engine.py"
 LLAMA_SERVER = shlex.join([sys.executable, str(ENGINE)])
 
 TINY = Shape("tiny")  # about 4,000 tokens/s: answers at once
-SLOW = Shape(
-    "slow", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024
-)  # about 500 tokens/s: streams last
+SLOW = Shape("slow", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024)  # about 500 tokens/s: streams last
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port that nothing listens on, below those that outgoing connections are given."""
+    while True:
+        port = random.randint(11000, 31000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition, seconds: float = 10.0, *, what: str = "the condition") -> None:
@@ -72,9 +72,7 @@ def foreground(alias: str, port: int, *, shape: Shape = TINY) -> Iterator[subpro
     command = [sys.executable, ENGINE, "--model", cached(shape), "--port", str(port), "--alias", alias]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(
-                lambda: status_of(f"http://127.0.0.1:{port}/health") == 200, what="the engine's health"
-            )
+            wait_until(lambda: status_of(f"http://127.0.0.1:{port}/health") == 200, what="the engine's health")
             yield process
         finally:
             process.kill()

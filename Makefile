@@ -1,0 +1,55 @@
+# make demo          five to ten seconds of llmux with real engines, no GPU; make demo SERVE=1 stays up for curl
+# make test          everything that has to hold before a change goes in
+# make help          the other targets
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first of these that is Python 3.11 or later; or say make PYTHON=/path/to/python3
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	{ command -v "$$python"; break; }; done)
+SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
+
+.PHONY: help demo test lint types shellcheck format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
+		printf '  make %-11s %s\n' "$$target" "$$what"; done
+
+demo: $(VENV)/.demo ## many clients, three models, one "GPU", real engines on the CPU (SERVE=1: stay up)
+	@$(BIN)/python examples/quickstart/demo.py $(if $(SERVE),--serve)
+
+test: lint types ## lint, types, then all tests; the core with 100 % branch coverage
+	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest tests --ignore=tests/core
+
+lint: $(VENV)/.test shellcheck ## ruff and shellcheck
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+shellcheck: $(VENV)/.test
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+
+types: $(VENV)/.test ## mypy --strict
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+clean: ## remove what was built here, the virtual environment included
+	rm -rf $(VENV) .demo .coverage .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment is made anew only when pyproject.toml has changed.
+$(VENV)/.demo: EXTRAS := fast,demo
+$(VENV)/.test: EXTRAS := fast,demo,test
+$(VENV)/.demo $(VENV)/.test: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "llmux needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		rm -rf $(VENV); exit 1; }
