@@ -51,7 +51,7 @@ DENIED: tuple[Denied, ...] = (
     *_all("SGLang", "changes the engine's settings", "set_internal_state set_trace_level configure_logging"),
     *_all("SGLang router", "changes the router's workers", "add_worker remove_worker workers/**"),
     # llama.cpp's server, alone and as a router
-    *_all("llama.cpp", "loads, unloads or downloads models", "models/load models/unload models/sse"),
+    *_all("llama.cpp", "loads, unloads or downloads models", "models/load/** models/unload/** models/sse"),
     *_all("llama.cpp", "adds or deletes models", "models", reads=True),
     *_all("llama.cpp", "saves, restores or erases slots", "slots slots/**", reads=True),
     *_all("llama.cpp", "changes the engine's settings", "props", reads=True),
@@ -74,6 +74,7 @@ DENIED: tuple[Denied, ...] = (
     *_all("LM Studio", "downloads models", "models/download models/download/**"),
     *_all("LocalAI", "installs or removes models", "models/apply models/delete/** backends/** backend/**"),
     *_all("KoboldCpp", "reloads the engine, ends generations", "admin admin/** extra/abort abort"),
+    *_all("LMDeploy", "connects engines, frees their caches", "distserve/**"),
     # TensorRT-LLM and Triton
     *_all("TensorRT-LLM", "changes the engine's settings", "steady_clock_offset"),
     *_all("Triton", "loads or unloads models", "v2/repository/**"),

@@ -7,9 +7,7 @@ from multidict import CIMultiDict
 
 from llmux.middleware.origin import METHODS, Origins, canonical, check_cors_entry
 
-ORIGINS = Origins(
-    ["https://chat.example.com", "http://192.168.1.5:8080/", "chrome-extension://abcdef"], port=3000
-)
+ORIGINS = Origins(["https://chat.example.com", "http://192.168.1.5:8080/", "chrome-extension://abcdef"], port=3000)
 HOST = "127.0.0.1:3000"
 
 

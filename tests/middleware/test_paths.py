@@ -24,7 +24,8 @@ NEVER = [
     "/lora-adapters", "/release_memory_occupation", "/resume_memory_occupation", "/flush_cache",
     "/update_weights_from_disk", "/update_weights_from_distributed", "/update_weights_from_tensor",
     "/init_weights_update_group", "/update_weights", "/init_weight_transfer_engine", "/models/load",
-    "/models/unload", "/v1/model/load", "/v1/model/unload", "/v1/lora/load", "/v1/lora/unload",
+    "/models/unload", "/api/models/unload/llama", "/distserve/free_cache", "/hicache/storage-backend",
+    "/v1/model/load", "/v1/model/unload", "/v1/lora/load", "/v1/lora/unload",
     "/v1/template/switch", "/v1/sampling/override/switch", "/v1/download", "/slots/0", "/slots/0/erase",
     "/props", "/shutdown", "/api/pull", "/api/delete", "/api/create", "/api/push", "/api/copy",
     "/api/blobs/sha256:00", "/release_memory", "/resume_memory", "/v2/repository/models/m/load",
@@ -247,9 +248,7 @@ def test_anything_gets_an_answer(text):
 
 def test_every_denied_pattern_says_what_it_does():
     assert len({entry.pattern for entry in DENIED}) == len(DENIED)
-    assert all(
-        entry.engine and entry.effect and entry.pattern == entry.pattern.casefold() for entry in DENIED
-    )
+    assert all(entry.engine and entry.effect and entry.pattern == entry.pattern.casefold() for entry in DENIED)
 
 
 def test_invented_targets_do_not_grow_memory():
