@@ -237,9 +237,7 @@ def _options(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                mend = (
-                    f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
-                )
+                mend = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
                 problems.append(f"{OPTIONS}.{name}: is no option; {mend}")
     try:
         made = model.model_validate(dict(options))

@@ -68,8 +68,7 @@ def _memory(config: Config) -> Iterator[Problem]:
     if missing:
         yield Problem(
             ("capacity",),
-            f"needs the `memory` of every model; missing for {', '.join(missing)};"
-            " give it, or remove `capacity`",
+            f"needs the `memory` of every model; missing for {', '.join(missing)}; give it, or remove `capacity`",
         )
     for name, model in config.models.items():
         if model.memory is not None and model.memory > config.capacity:

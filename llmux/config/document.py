@@ -78,12 +78,12 @@ def parse_yaml(text: str) -> Document:
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark = (error.context_mark if _unclosed(error) else None) or error.problem_mark
         return _failed(_explain(error, text), line=mark.line + 1 if mark else None)
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         return _failed(f"holds a character that YAML does not allow (code {error.character})", line=line)
-    except (ValueError, RecursionError) as error:  # an escape beyond Unicode; thousands of brackets
+    except (ValueError, OverflowError, RecursionError) as error:  # an escape beyond Unicode; thousands of brackets
         return _failed(f"is not YAML: {error}")
     if root is None:
         return _failed(_EMPTY)
@@ -116,23 +116,31 @@ def _failed(message: str, *, line: int | None = None) -> Document:
     return Document(problems=[Problem((), message, line)])
 
 
+def _unclosed(error: yaml.MarkedYAMLError) -> bool:
+    return bool(error.context_mark) and "stream" in (error.problem or "")
+
+
+_MEANINGS = (
+    ("mapping values are not allowed", "a value that contains `: ` must be in quotes, or on the lines after `|`"),
+    ("found another document", "holds several YAML documents; remove the `---` between them"),
+    ("undefined alias", "an anchor (&name) must stand before its alias (*name)"),
+)
+
+
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
     """Say what a YAML syntax error means to somebody who does not know the grammar."""
-    mark = error.problem_mark
-    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    if _unclosed(error):
+        return "a quote or bracket that opens here is never closed"
     what = error.problem or error.context or "it cannot be parsed"
+    for sign, meaning in _MEANINGS:
+        if sign in what:
+            return meaning
+    mark = error.problem_mark
+    line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return "the line is indented with a tab; YAML takes only spaces there"
-    if "mapping values are not allowed" in what:
-        return "a value that contains `: ` must be in quotes, or on the lines after `|`"
-    if "expected a single document" in (error.context or ""):
-        return "holds several YAML documents; remove the `---` between them"
-    if "alias" in what:
-        return f"{what}; an anchor (&name) must stand before its alias (*name)"
-    if mark is None:
-        return f"is not YAML: {what}"
-    where = f"is not YAML: {what} (column {mark.column + 1})"
-    return f"{where}; a value that starts with one of [ {{ & * ! | > % @ ` must be in quotes"
+    where = f" (column {mark.column + 1})" if mark else ""
+    return f"is not YAML: {what}{where}; a value that starts with one of [ {{ & * ! | > % @ ` must be in quotes"
 
 
 class _Loader(yaml.SafeLoader):
@@ -184,9 +192,7 @@ class _Builder:
         for key, value in self.entries(node, path):
             if key.value in entries and entries[key.value][0] in [own for own, _ in node.value]:
                 first = entries[key.value][0].start_mark.line + 1
-                self.wrong(
-                    (*path, key.value), f"is there twice, first on line {first}; keep one of them", key
-                )
+                self.wrong((*path, key.value), f"is there twice, first on line {first}; keep one of them", key)
                 continue
             entries[key.value] = (key, value)
         data = {}

@@ -88,8 +88,6 @@ PositiveDuration = Annotated[
     float,
     BeforeValidator(lambda value: _positive(parse_duration(value))),
     Word("duration"),
-    WithJsonSchema(
-        {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": _SHAPE}]}
-    ),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": _SHAPE}]}),
 ]
 """The same, > 0."""

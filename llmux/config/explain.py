@@ -121,9 +121,7 @@ def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[
 def section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
     """Return the section at a place in the file, or None."""
     for place, section in sections(root):
-        if len(place) == len(path) and all(
-            want in ("NAME", part) for want, part in zip(place, path, strict=True)
-        ):
+        if len(place) == len(path) and all(want in ("NAME", part) for want, part in zip(place, path, strict=True)):
             return section
     return None
 

@@ -12,9 +12,7 @@ from typing import Any
 from llmux.config.problems import Path, Problem
 from llmux.core.spec import HookKind
 
-_TOKEN = re.compile(
-    r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
-)
+_TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
 _MODEL_SETTING = 3  # models.NAME.setting
 _HOOKS = frozenset(kind.value for kind in HookKind)
 

@@ -82,9 +82,7 @@ class ModelConfig(Section):
     stop: Script | None = Field(
         default=None, description="Harder than sleep; run when sleep or verify has failed."
     )
-    aliases: tuple[Name, ...] = Field(
-        default=(), description="Other names under which clients reach the model."
-    )
+    aliases: tuple[Name, ...] = Field(default=(), description="Other names under which clients reach the model.")
     upstream_model: Name | None = Field(
         default=None, description="What the engine calls the model, when it differs from the name here."
     )
@@ -108,9 +106,7 @@ class ModelConfig(Section):
     env: Mapping[EnvName, EnvValue] = Field(
         default_factory=dict, description="Environment variables for the hooks."
     )
-    timeouts: TimeoutsConfig = Field(
-        default_factory=TimeoutsConfig, description="How long each hook may take."
-    )
+    timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig, description="How long each hook may take.")
     cost: CostConfig = Field(
         default_factory=CostConfig, description="A first guess at the switch cost, until it is measured."
     )
@@ -118,9 +114,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_address(self) -> Self:
         if self.port is None and self.url is None:
-            raise PydanticCustomError(
-                "address", "needs `port`: the port on which its engine listens (or `url`)"
-            )
+            raise PydanticCustomError("address", "needs `port`: the port on which its engine listens (or `url`)")
         if self.port is not None and self.url is not None:
             raise PydanticCustomError("address", "has both `port` and `url`; keep one of them")
         return self

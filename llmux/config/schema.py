@@ -74,21 +74,17 @@ class Config(Section):
     on_exit: Literal["leave", "sleep"] = Field(
         default="leave", description="What happens to awake engines when llmux ends."
     )
-    shutdown_grace: Duration = Field(
-        default=30.0, description="How long running answers may go on after a TERM."
-    )
+    shutdown_grace: Duration = Field(default=30.0, description="How long running answers may go on after a TERM.")
     max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
-    max_buffered: PositiveSize = Field(
-        default=GIB, description="All request bodies held at once; beyond: 503."
-    )
+    max_buffered: PositiveSize = Field(default=GIB, description="All request bodies held at once; beyond: 503.")
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."
     )
-    forward: Annotated[
-        tuple[str, ...], AfterValidator(expand), Word("list of globs"), Default("[default]")
-    ] = Field(
-        default=DEFAULT_FORWARD,
-        description="Paths that reach the engines. A list replaces the default, which `default` in it means.",
+    forward: Annotated[tuple[str, ...], AfterValidator(expand), Word("list of globs"), Default("[default]")] = (
+        Field(
+            default=DEFAULT_FORWARD,
+            description="Paths that reach the engines. A list replaces the default, which `default` in it means.",
+        )
     )
     cors: tuple[Origin, ...] = Field(
         default=(), description="Origins of web pages that may call llmux, as http://localhost:5173, or *."

@@ -41,9 +41,7 @@ def _script(value: Any) -> Any:
     if "\0" in value:
         raise ValueError("holds a NUL character, which no shell takes; remove it")
     if len(value.encode(errors="replace")) > LONGEST_SCRIPT:
-        raise ValueError(
-            "is longer than 128 KiB, which `sh -c` does not take; put it into a file and name that"
-        )
+        raise ValueError("is longer than 128 KiB, which `sh -c` does not take; put it into a file and name that")
     return value
 
 
@@ -81,9 +79,7 @@ def _secret(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         # Said without the value: it may end up in a log.
-        raise ValueError(
-            "must be printable ASCII without spaces, at least one character; a header carries it"
-        )
+        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
     return value
 
 

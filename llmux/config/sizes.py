@@ -21,6 +21,7 @@ UNITS = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+_LONGEST_COUNT = 100_000
 LARGEST = 2**60  # bytes; more than any machine has, small enough for exact arithmetic anywhere
 
 _BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
@@ -56,14 +57,14 @@ def parse_size(value: Any) -> int:
 
 
 def format_size(size: int) -> str:
-    """Write bytes as a user would, exactly where a unit allows it, else to one decimal: ``18GiB``."""
-    for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "kB"):
-        if size and size % UNITS[unit] == 0:
-            return f"{size // UNITS[unit]}{unit}"
-    for unit in ("GiB", "MiB"):
-        if size >= UNITS[unit]:
-            return f"{size / UNITS[unit]:.1f}{unit}"
-    return f"{size}B"
+    """Write bytes as a user would: exactly where that is short, else to one decimal: ``18GiB``, ``1.3GiB``."""
+    # Binary units come last and win a tie.
+    exact = [(size // factor, unit) for unit, factor in reversed(UNITS.items()) if size % factor == 0]
+    count, unit = min(exact, key=lambda pair: pair[0]) if size else (0, "B")
+    if count < _LONGEST_COUNT:
+        return f"{count}{unit}"
+    unit = "GiB" if size >= UNITS["GiB"] else "MiB"
+    return f"{size / UNITS[unit]:.1f}{unit}"
 
 
 def _positive(value: int) -> int:

@@ -1,0 +1,183 @@
+import os
+
+import pytest
+
+from llmux.config import Config, ConfigErrors
+from llmux.config.document import parse_json, parse_yaml
+
+
+def test_plain_scalars_follow_yaml_1_2():
+    data = parse_yaml(
+        "{a: on, b: yes, c: 12:30, d: 2024-01-01, e: true, f: ~, g: 0x10, h: 1.5, i: 010, j: .inf, k: 1e3, l: , "
+        "m: off, n: 'true', o: 1_000}"
+    ).data
+    assert data == {
+        "a": "on",
+        "b": "yes",
+        "c": "12:30",
+        "d": "2024-01-01",
+        "e": True,
+        "f": None,
+        "g": 16,
+        "h": 1.5,
+        "i": 10,
+        "j": float("inf"),
+        "k": 1000.0,
+        "l": None,
+        "m": "off",
+        "n": "true",
+        "o": "1_000",
+    }
+
+
+def test_keys_are_text():
+    assert parse_yaml("{7: a, true: b, on: c, 1.50: d}").data == {"7": "a", "true": "b", "on": "c", "1.50": "d"}
+
+
+def test_environment_values_keep_their_spelling():
+    document = parse_yaml("models: {m: {env: {A: 1.10, B: 0755, C: yes, D: true, E: 0x10, F: '', G: }}}")
+    assert document.data["models"]["m"]["env"] == {
+        "A": "1.10",
+        "B": "0755",
+        "C": "yes",
+        "D": "true",
+        "E": "0x10",
+        "F": "",
+        "G": None,
+    }
+
+
+def test_lines():
+    lines = parse_yaml(
+        "# one\nmodels:\n  a:\n    wake: |\n      x\n      y\n    aliases:\n    - b\n    - c\n"
+    ).lines
+    assert lines == {
+        (): 2,
+        ("models",): 2,
+        ("models", "a"): 3,
+        ("models", "a", "wake"): 4,
+        ("models", "a", "aliases"): 7,
+        ("models", "a", "aliases", 0): 8,
+        ("models", "a", "aliases", 1): 9,
+    }
+
+
+def test_anchors_and_merge_keys():
+    document = parse_yaml(
+        "x-one: &one {a: 1, b: 1}\nx-two: &two {b: 2, c: 2}\nx-three: &three {<<: *one, d: 3}\n"
+        "m: {<<: [*one, *two], c: 3}\nn: {c: 3, <<: *three}\no: *one\n"
+    )
+    assert not document.problems
+    assert document.data["m"] == {"a": 1, "b": 1, "c": 3}
+    assert document.data["n"] == {"a": 1, "b": 1, "c": 3, "d": 3}
+    assert document.data["o"] == {"a": 1, "b": 1}
+    assert document.lines["n", "a"] == 1
+
+
+@pytest.mark.parametrize("parse", [parse_yaml, parse_json])
+def test_a_key_that_is_there_twice(parse):
+    document = parse('{"a": {"b": 1,\n"c": 2,\n"b": 3},\n"a": 4}')
+    assert [(problem.path, problem.line, problem.message) for problem in document.problems] == [
+        (("a",), 4, "is there twice, first on line 1; keep one of them"),
+        (("a", "b"), 3, "is there twice, first on line 1; keep one of them"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("a:\n\tb: 1\n", 2, "indented with a tab"),
+        ("a: 1\nb: 2\n\tc: 3\n", 3, "indented with a tab"),
+        ("a: 1\nb: c: d\n", 2, "must be in quotes, or on the lines after `|`"),
+        ("a: 1\nb: [ -f x ] && y\n", 2, "must be in quotes"),
+        ("a: 1\nb: 'x\n\n", 2, "never closed"),
+        ("a: {b: 1\n", 1, "never closed"),
+        ("a: @x\n", 1, "must be in quotes"),
+        ("a: *nobody\n", 1, "an anchor (&name) must stand before"),
+        ("a: &x [*x]\n", 1, "contains itself"),
+        ("a: &x\n  <<: *x\n", 2, "takes a mapping"),
+        ("a: 1\n<<: 3\n", 2, "takes a mapping"),
+        ("a: !!python/object:os.system {}\nb: !foo bar\n", 2, "has the tag '!foo'"),
+        ("? [a, b]\n: 1\n", 1, "a key that is no text"),
+        ("a: 1\n---\nb: 2\n", 2, "several YAML documents"),
+        ("a: \x07\n", 1, "a character that YAML does not allow"),
+        ('a: "\\UFFFFFFFF"\n', None, "is not YAML"),
+        ("a: !!int x\n", 1, "'x' is no int"),
+        ("a: !!bool x\n", 1, "'x' is no bool"),
+        ("[" * 1500, None, "is not YAML"),
+        ("", None, "is empty"),
+        ("# only a comment\n", None, "is empty"),
+    ],
+)
+def test_what_is_no_yaml(text, line, words):
+    document = parse_yaml(text)
+    problem = document.problems[0]
+    assert words in problem.message
+    assert problem.line == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('{"a": 1,\n "b": }', 2, "Expecting value (column 7)"),
+        ('{"a": 1,\n}', None, "is not JSON"),
+        ('{"a": NaN}', None, "NaN is not JSON"),
+        ("{'a': 1}", 1, "is not JSON"),
+        ("[" * 100_000, None, "is not JSON"),
+    ],
+)
+def test_what_is_no_json(text, line, words):
+    problem = parse_json(text).problems[0]
+    assert words in problem.message
+    assert line in (None, problem.line)
+
+
+def test_json_that_yaml_reads_otherwise():
+    text = '{"a": "\\/x",\t"b":"\\ud83d\\ude00", "c": 1e3, "<<": {"d": 1}, "e": "\x7f"}'
+    assert parse_json(text).data == {"a": "/x", "b": "😀", "c": 1000.0, "<<": {"d": 1}, "e": "\x7f"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "c.yaml: is empty; it needs at least `models:`"),
+        (b" \n\n", "c.yaml: is empty"),
+        (b"a: 1\nb: \xff\n", "c.yaml:2: is not UTF-8 text"),
+        (b"- a\n", "c.yaml:1: must be a mapping"),
+        (b"just text\n", "c.yaml:1: must be a mapping"),
+        (b"~\n", "c.yaml:1: must be a mapping"),
+        (b"models: {}\n", "c.yaml:1: models: must hold at least one entry, not an empty mapping"),
+        (b"models:\n", "c.yaml:1: models: must be a mapping of names to values, not null"),
+        (b"port: 3000\n", "c.yaml:1: models: is missing; name at least one model"),
+    ],
+)
+def test_files_that_say_nothing_useful(tmp_path, content, words):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigErrors, match=r"c\.yaml") as caught:
+        Config.from_file(tmp_path / "c.yaml")
+    assert str(caught.value).startswith(f"{tmp_path}/{words}")
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "\ufeffmodels: {a: {port: 1, wake: w, sleep: s, alive: a}}\r\n", encoding="utf-8"
+    )
+    assert Config.from_file(tmp_path / "c.yaml").models["a"].port == 1
+
+
+def test_no_file_a_folder_and_no_permission(tmp_path):
+    with pytest.raises(ConfigErrors, match="there is no such file"):
+        Config.from_file(tmp_path / "gone.yaml")
+    with pytest.raises(ConfigErrors, match="is a folder"):
+        Config.from_file(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigErrors, match="cannot be read: not a directory"):
+        Config.from_file(tmp_path / "file" / "c.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_no_permission(tmp_path):
+    (tmp_path / "c.yaml").write_text("models: {}")
+    (tmp_path / "c.yaml").chmod(0)
+    with pytest.raises(ConfigErrors, match="permission denied"):
+        Config.from_file(tmp_path / "c.yaml")
