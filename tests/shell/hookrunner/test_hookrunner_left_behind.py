@@ -96,3 +96,13 @@ async def test_no_descriptor_is_lost(bench, open_files, gone):
     await gone(engine)
     await bench.runner.close()
     assert open_files() == before
+
+
+async def test_an_engine_that_never_stops_printing(bench, is_alive, strays):
+    result = await bench.run("yes & echo $! > pid")
+    strays.append(int((bench.folder / "pid").read_text()))
+    assert result.ok
+    assert result.duration < 5
+    await bench.until(lambda: bench.orphans)
+    assert (await bench.run("echo others still run")).ok
+    assert is_alive(strays[0])

@@ -90,6 +90,14 @@ async def test_everything_printed_before_the_exit_is_in_the_result(bench):
     assert bench.lines[-1] == "a" * LINE_BYTES + "…"
 
 
+async def test_an_exit_that_is_noticed_before_the_output(bench):
+    job, future = bench.start("head -c 60000 /dev/zero | tr '\\0' a; printf end")
+    process = bench.runner._processes[job.id]
+    asyncio.get_running_loop().remove_reader(process.pipe._fd)
+    assert (await future).tail == "a" * (TAIL_BYTES - 3) + "end"
+    assert not process.pipe.open
+
+
 async def test_binary_output(bench):
     result = await bench.run("printf 'a\\377\\376\\000b'; exit 1")
     assert result.tail == "a\ufffd\ufffd\\x00b"
