@@ -123,7 +123,11 @@ engine_runs() { # is the process of the pid file left, or one that it started? Z
 }
 
 find_engine() { # read the pid file; fail if no process of that engine is left
-	[ -r "$pid_file" ] && read -r pid started state <"$pid_file" && [ -n "$started" ] && engine_runs
+	[ -r "$pid_file" ] && read -r pid started state <"$pid_file" && [ -n "$started" ] || return 1
+	case $pid in
+	'' | 0 | 1 | *[!0-9]*) return 1 ;;
+	esac
+	engine_runs
 }
 
 end_engine() { # send $1 to it and what it started, and wait up to $2 seconds for all to be gone
@@ -230,6 +234,7 @@ action=${1:-${LLMUX_HOOK:-}}
 
 [ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
 [ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
+has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
 
 case $action in
 wake) wake_engine ;;

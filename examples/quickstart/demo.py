@@ -77,6 +77,8 @@ class Stage:
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {
             **os.environ,
+            # The hooks need curl, wget or a python3; a bare machine may have only the one that runs this.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "LLMUX_DEMO_DIR": str(self.folder),
             "LLMUX_DEMO_RUN": str(self.run),
             "LLMUX_DEMO_PYTHON": sys.executable,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +16,17 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from examples.quickstart.tiny_gguf import Shape, cached
-from tests.engine.real import LLAMA_SERVER, ROOT, TINY, free_port, runs, status_of, wait_until
+from tests.engine.real import (
+    LLAMA_SERVER,
+    ROOT,
+    TINY,
+    end_engines,
+    free_port,
+    runs,
+    status_of,
+    wait_until,
+    with_tools,
+)
 
 LLMUX = Path(sys.executable).with_name("llmux")
 HOOK = ROOT / "hooks" / "llama-cpp.sh"
@@ -70,6 +78,7 @@ class Mux:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [LLMUX, "-c", self.config],
+                env=with_tools(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,9 +103,7 @@ class Mux:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        for pid in self.engine_pids():
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+        end_engines(self.pids)
 
     def said(self) -> str:
         """What llmux has logged."""

@@ -78,6 +78,19 @@ def foreground(alias: str, port: int, *, shape: Shape = TINY) -> Iterator[subpro
             process.kill()
 
 
+def with_tools() -> dict[str, str]:
+    """Return the environment, with this Python as python3: a bare machine has neither curl nor wget."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def end_engines(pid_dir: Path) -> None:
+    """Kill whatever was started with this folder for pid files, and nothing else."""
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"PID_DIR={pid_dir}".encode() in file.read_bytes().split(b"\0"):
+                os.kill(int(file.parent.name), signal.SIGKILL)
+
+
 class Hook:
     """A hook script and the environment that llmux would give it."""
 
@@ -99,7 +112,7 @@ class Hook:
         return subprocess.run(
             [self.shell, self.script, action],
             cwd=self.folder,
-            env={**os.environ, **self.env, "LLMUX_HOOK": action, **env},
+            env={**with_tools(), **self.env, "LLMUX_HOOK": action, **env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -132,6 +145,4 @@ class Hook:
 
     def clean_up(self) -> None:
         """Leave nothing behind, whatever the test did."""
-        if self.pid_file.exists():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                os.killpg(self.pid, signal.SIGKILL)
+        end_engines(self.pid_dir)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from tests.engine.real import SLOW, Hook, foreground, runs, status_of, wait_until
+from tests.engine.real import SLOW, Hook, foreground, runs, status_of, wait_until, with_tools
 
 FORKING = """
 import http.server, os, signal, sys
@@ -77,7 +77,7 @@ def test_a_whole_life(hook, shell):
 
 def test_the_action_may_come_from_llmux(hook):
     done = subprocess.run(
-        ["sh", hook.script], env={**os.environ, **hook.env, "LLMUX_HOOK": "alive"}, check=False
+        ["sh", hook.script], env={**with_tools(), **hook.env, "LLMUX_HOOK": "alive"}, check=False
     )
     assert done.returncode == 1
     assert "usage" in hook.fails("dance", code=2)
@@ -207,7 +207,7 @@ def test_a_wake_that_was_interrupted_goes_on_with_the_engine_that_it_started(mak
     )
     with subprocess.Popen(
         ["sh", hook.script, "wake"],
-        env={**os.environ, **hook.env},
+        env={**with_tools(), **hook.env},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
     ) as wake:
@@ -262,6 +262,14 @@ def test_works_without_curl(hook, tmp_path, fetcher):
     hook.ok("sleep")
     with foreground("stranger", hook.port):
         assert "something else answers" in hook.fails("wake")
+
+
+def test_without_any_of_them_it_says_so(hook, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "cat", "tr"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    hook.shell = shutil.which("sh")
+    assert "needs curl, python3 or wget" in hook.fails("wake", code=2, PATH=str(tmp_path / "bin"))
 
 
 def test_the_log_of_the_engine_before_is_kept(hook):

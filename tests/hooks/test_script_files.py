@@ -48,9 +48,7 @@ class TestScript:
 
 def test_lines_that_are_said_to_be_the_same_are_the_same():
     marker = "# ---- from here on, llama-cpp.sh and process.sh are the same\n"
-    tails = {
-        (ROOT / "hooks" / name).read_text().partition(marker)[2] for name in ("llama-cpp.sh", "process.sh")
-    }
+    tails = {(ROOT / "hooks" / name).read_text().partition(marker)[2] for name in ("llama-cpp.sh", "process.sh")}
     assert len(tails) == 1
     assert tails != {""}
 
