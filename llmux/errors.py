@@ -13,6 +13,7 @@ LLMuxError
     ├── ForbiddenError         403
     ├── UnknownModelError      404
     ├── PathRefusedError       404
+    ├── MethodNotAllowedError  405
     ├── SlowClientError        408
     ├── ConflictError          409  (admin API)
     ├── BodyTooLargeError      413
@@ -135,6 +136,15 @@ class PathRefusedError(RequestError):
     type = "invalid_request_error"
     anthropic_type = "not_found_error"
     code = "path_not_forwarded"
+
+
+class MethodNotAllowedError(RequestError):
+    """One of llmux's own paths does not take this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "method_not_allowed"
 
 
 class SlowClientError(RequestError):

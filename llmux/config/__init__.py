@@ -9,7 +9,7 @@ from llmux.config.schema import (
     PolicyConfig,
     TimeoutsConfig,
 )
-from llmux.config.specs import EngineDefinition, to_specs
+from llmux.config.specs import EngineDefinition, first_costs, to_specs
 
 __all__ = [
     "BackoffConfig",
@@ -20,5 +20,6 @@ __all__ = [
     "ModelConfig",
     "PolicyConfig",
     "TimeoutsConfig",
+    "first_costs",
     "to_specs",
 ]

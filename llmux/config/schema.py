@@ -20,6 +20,7 @@ from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Sec
 from llmux.config.sizes import PositiveSize
 from llmux.config.state import default_state
 from llmux.config.words import Default, Word
+from llmux.errors import ConfigError
 
 __all__ = ["BackoffConfig", "Config", "CostConfig", "ModelConfig", "PolicyConfig", "TimeoutsConfig"]
 
@@ -135,6 +136,18 @@ class Config(Section):
     def _whole(self) -> Self:
         raise_problems(check(self))
         return self
+
+    def with_port(self, port: int) -> Self:
+        """Return the same configuration with another port to listen on.
+
+        Raises:
+            ConfigError: the port is that of an engine.
+
+        """
+        copy = self.model_copy(update={"port": port})
+        for problem in check(copy):
+            raise ConfigError(problem.message, path="port")
+        return copy
 
     @property
     def file(self) -> Path | None:

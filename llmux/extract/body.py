@@ -95,6 +95,10 @@ class Body:
         yield text
         yield from self._range(cut.end, self._store.size)
 
+    def slices(self) -> Iterator[bytes]:
+        """Iterate over it from the start; a request that is sent again does so a second time."""
+        return iter(self)
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for data in self:
             yield data
@@ -137,17 +141,17 @@ async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget
     return Body(store, field, form=isinstance(scanner, MultipartScanner), compressed=compressed)
 
 
-def model_of(body: Body, query: str) -> str:
+def model_of(body: Body | None, query: str) -> str:
     """Return the model that a request names: in its body, else in its raw query string.
 
     BadRequestError when it names none.
     """
-    if body.field is not None:
+    if body is not None and body.field is not None:
         return body.field.name
     name = model_in_query(query)
     if name is not None:
         return name
-    if body.compressed:
+    if body is not None and body.compressed:
         raise BadRequestError(
             "the body is compressed and llmux does not look into it: "
             "send it uncompressed, or name the model in the query as ?model=NAME",

@@ -14,6 +14,7 @@ races with a stray engine. Only a process that put itself into another session o
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -33,7 +34,10 @@ FIRST_LOOK, CLOSE_LOOK, LAST_LOOK = 0.002, 0.016, 0.1
 
 
 class HookProcess:
-    """A hook that runs. ``kill_grace`` is the time between TERM and KILL in seconds."""
+    """A hook that runs. ``kill_grace`` is the time between TERM and KILL in seconds.
+
+    Raises OSError or RuntimeError when the system has nothing left to watch it with; it has been ended then.
+    """
 
     def __init__(self, job: HookJob, spawned: Spawned, emit: Callable[[str], None], kill_grace: float) -> None:
         self.job = job
@@ -50,7 +54,13 @@ class HookProcess:
         self._given_up = False
         self._over = False
         self.pipe = PipeReader(self._loop, spawned.output, self._output.feed, self._output.flush)
-        self._watch = ExitWatch(self._loop, spawned.pid, self._exited)
+        try:
+            self._watch = ExitWatch(self._loop, spawned.pid, self._exited)
+        except BaseException:
+            self.pipe.close()
+            signal_group(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
     def kill(self, reason: str) -> None:
         """End its group: TERM, the grace, KILL. Without effect when that is under way or it has exited."""

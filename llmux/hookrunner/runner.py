@@ -76,10 +76,10 @@ class HookRunner:
             return
         try:
             spawned = spawn(job.script, job.cwd, environment(job, self._inherited))
-        except (OSError, ValueError) as error:
+            process = HookProcess(job, spawned, lambda line: self._line(job, line), self._kill_grace)
+        except (OSError, ValueError, RuntimeError) as error:
             loop.call_soon(self._finish, not_started(job, error), on_finished)
             return
-        process = HookProcess(job, spawned, lambda line: self._line(job, line), self._kill_grace)
         self._processes[job.id] = process
         name = f"hook {job.id}: {job.kind} of {job.model}"
         task = loop.create_task(process.follow(), name=name)

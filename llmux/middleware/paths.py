@@ -21,26 +21,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from llmux.config.forward import DEFAULT_FORWARD
 from llmux.middleware.denied import denied
 
-DEFAULT_FORWARD: tuple[str, ...] = (
-    "/v1/**",
-    "/completion",
-    "/completions",
-    "/chat/completions",
-    "/infill",
-    "/embedding",
-    "/embeddings",
-    "/rerank",
-    "/reranking",
-    "/score",
-    "/pooling",
-    "/classify",
-    "/tokenize",
-    "/detokenize",
-    "/apply-template",
-    "/sdapi/v1/**",
-)
 _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)
 _UPSTREAM = "/upstream/"
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]@!$&'()*+,=-]*(?=[/?]|\Z)")

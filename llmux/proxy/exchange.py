@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmux.core.effects import CutReason
-from llmux.upstream import EngineAddress
+from llmux.upstream import EngineActivity, EngineAddress
 
 
 class RequestBody(Protocol):
@@ -23,17 +23,6 @@ class RequestBody(Protocol):
 
     def slices(self) -> Iterator[bytes]:
         """Iterate over it from the start; a request that is sent again does so a second time."""
-
-
-@dataclass(slots=True, eq=False)
-class EngineActivity:
-    """What is known of an engine from its connections, for one stretch of time that it is awake.
-
-    All requests of that stretch share it; idle connections are kept by it and never outlive it.
-    """
-
-    connected: bool = False  # a connection was accepted at least once
-    last_byte: float | None = None  # loop time at which a response last delivered something
 
 
 @dataclass(slots=True, eq=False)

@@ -9,10 +9,16 @@ from collections.abc import Iterator
 from aiohttp import HttpVersion11, web
 
 from llmux.core.effects import CutReason
-from llmux.proxy.exchange import EngineActivity, Exchange, RequestBody
+from llmux.proxy.exchange import Exchange, RequestBody
 from llmux.proxy.heads import RequestHead, request_head
 from llmux.proxy.relay import Relay, RelayedResponse, cut_error
-from llmux.upstream import ConnectionPool, EngineConnection, EngineLostError, EngineRefusedError
+from llmux.upstream import (
+    ConnectionPool,
+    EngineActivity,
+    EngineConnection,
+    EngineLostError,
+    EngineRefusedError,
+)
 from llmux.upstream.pool import CONNECT_TIMEOUT, IDLE_TIMEOUT
 
 # A head and a body up to this size are written at once; larger bodies in pieces of at most _PIECE.

@@ -51,6 +51,9 @@ from llmux.upstream import EngineConnection, Framing, ResponseHead
 
 # After breaking off, how long a client may take to read what it was sent.
 _FLUSH_TIMEOUT = 10.0
+# How often to look whether a client that does not read is still there. A transport that closes with bytes
+# in its buffer, as after a half-close, tells nobody before they are gone.
+_LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
 
 _CUT_MESSAGES = {
@@ -99,6 +102,7 @@ class Relay:
         "_draining",
         "_event_stream",
         "_head",
+        "_look",
         "_loop",
         "_protocol",
         "_request",
@@ -129,6 +133,7 @@ class Relay:
         self._close_delimited = False  # the client can tell the body's end by the connection's end only
         self._event_stream = False
         self._draining: asyncio.Task[None] | None = None
+        self._look: asyncio.TimerHandle | None = None
         self._tunnel: Tunnel | None = None
 
     def attach(self, connection: EngineConnection) -> None:
@@ -220,6 +225,7 @@ class Relay:
     def _client_closed(self) -> None:
         if self._connection is not None:
             self._connection.abort()
+        self._transport.abort()
         self._settle(ClientGoneError("The client closed its connection."))
 
     def _hold(self) -> None:
@@ -228,9 +234,20 @@ class Relay:
         self._connection.pause_reading()
         self._draining = self._loop.create_task(self._writer.drain(), name="llmux: wait for a slow client")
         self._draining.add_done_callback(self._drained)
+        self._look = self._loop.call_later(_LOOK_EVERY, self._look_after_client)
+
+    def _look_after_client(self) -> None:
+        if self.done.done():
+            return
+        if self._transport.is_closing():
+            self._client_closed()
+        else:
+            self._look = self._loop.call_later(_LOOK_EVERY, self._look_after_client)
 
     def _drained(self, task: asyncio.Task[None]) -> None:
         self._draining = None
+        if self._look is not None:
+            self._look.cancel()
         gone = task.cancelled() or task.exception() is not None
         if self.done.done() or self._connection is None:
             return
@@ -295,6 +312,8 @@ class Relay:
 
     def detach(self) -> None:
         """Let go of everything, however it ended."""
+        if self._look is not None:
+            self._look.cancel()
         # A task that still waits for the client is left to itself: to cancel it would cancel the future that
         # aiohttp's protocol hands to everybody who waits.
         if self.done.done() and not self.done.cancelled():

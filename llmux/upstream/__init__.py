@@ -1,5 +1,6 @@
 """The HTTP/1.1 client side: connections to engines, and the pool of idle ones."""
 
+from llmux.upstream.activity import EngineActivity
 from llmux.upstream.address import EngineAddress
 from llmux.upstream.connection import EngineConnection, ResponseSink
 from llmux.upstream.errors import EngineLostError, EngineProtocolError, EngineRefusedError
@@ -9,6 +10,7 @@ from llmux.upstream.pool import ConnectionPool
 
 __all__ = [
     "ConnectionPool",
+    "EngineActivity",
     "EngineAddress",
     "EngineConnection",
     "EngineLostError",

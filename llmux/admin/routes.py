@@ -1,0 +1,191 @@
+"""``/v1/models``, ``/health``, ``/ready``, ``/metrics``, ``/llmux/…``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from llmux.admin.stream import EventStream
+from llmux.config.durations import parse_duration
+from llmux.core import events as ev
+from llmux.errors import BadRequestError, ConflictError
+from llmux.middleware.endpoint import unknown_model
+from llmux.runtime import Switcher
+from llmux.runtime.status import health, model_entry, model_list, status
+
+BEAT = 1.0  # seconds
+
+
+class Admin:
+    """llmux's own endpoints. ``beat`` must be called every ``BEAT`` seconds, to notice a loop that stands still."""
+
+    def __init__(self, switcher: Switcher) -> None:
+        self._switcher = switcher
+        self._beaten = time.monotonic()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes for ``app.add_routes``."""
+        return [
+            web.get("/", self.index),
+            web.get("/v1/models", self.models),
+            web.get("/v1/models/{model:.+}", self.model),
+            web.get("/health", self.health),
+            web.get("/ready", self.ready),
+            web.get("/metrics", self.metrics),
+            web.get("/llmux/status", self.status),
+            web.get("/llmux/events", self.events),
+            web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
+            web.post("/llmux/models/{model:.+}/sleep", self._on_model(self._sleep)),
+            web.post("/llmux/models/{model:.+}/pin", self._on_model(self._pin)),
+            web.post("/llmux/models/{model:.+}/unpin", self._on_model(self._unpin)),
+            web.post("/llmux/models/{model:.+}/reset", self._on_model(self._reset)),
+            web.post("/llmux/lease", self.lease),
+            web.delete("/llmux/lease", self.end_lease),
+        ]
+
+    def beat(self) -> None:
+        """Note that the event loop runs."""
+        self._beaten = time.monotonic()
+
+    # ---- looking
+
+    async def index(self, _request: web.Request) -> web.Response:
+        """Say what this is."""
+        return web.json_response({"llmux": "one GPU, many models", "see": ["/v1/models", "/llmux/status"]})
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """List the models."""
+        return web.json_response({"object": "list", "data": model_list(self._switcher)})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Show one model, by its name or an alias."""
+        name = request.match_info["model"]
+        return web.json_response(model_entry(name, self._switcher.core.state.models[self._known(name)]))
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """Say whether everything that is due is done: 200 or 503."""
+        ok, body = health(self._switcher, max(0.0, time.monotonic() - self._beaten - BEAT))
+        return web.json_response(body, status=200 if ok else 503)
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        """Say whether requests are taken: 200 or 503."""
+        s = self._switcher.core.state
+        ready = s.ready and not s.stopping
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Return the metrics in Prometheus' text format."""
+        body, content_type = self._switcher.metrics.render()
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+
+    async def status(self, _request: web.Request) -> web.Response:
+        """Return everything that an operator wants to know."""
+        return web.json_response(status(self._switcher))
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Stream what happens."""
+        headers = {
+            hdrs.CONTENT_TYPE: "text/event-stream",
+            hdrs.CACHE_CONTROL: "no-cache",
+            "X-Accel-Buffering": "no",
+            "X-Request-ID": request.get("llmux_request_id", ""),
+            "X-LLMux-Queue-Seconds": "0.000",
+        }
+        response = web.StreamResponse(headers=headers)
+        await EventStream(self._switcher).serve(request, response)
+        return response
+
+    # ---- operating
+
+    def _on_model(
+        self, act: Callable[[str, dict[str, Any]], Awaitable[int | None]]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handler(request: web.Request) -> web.Response:
+            model = self._known(request.match_info["model"])
+            switch = await act(model, await _options(request))
+            state = self._switcher.core.state.models.get(model)
+            phase = state.phase.value if state is not None else None
+            return web.json_response({"model": model, "switch": switch, "phase": phase}, status=202)
+
+        return handler
+
+    async def _wake(self, model: str, options: dict[str, Any]) -> int | None:
+        _refuse_unknown(options, set())
+        return await self._switcher.force_switch(model)
+
+    async def _sleep(self, model: str, options: dict[str, Any]) -> int | None:
+        _refuse_unknown(options, set())
+        answer = await self._switcher.command(lambda ticket: ev.SleepRequested(model, ticket))
+        return answer.switch
+
+    async def _reset(self, model: str, options: dict[str, Any]) -> int | None:
+        _refuse_unknown(options, set())
+        answer = await self._switcher.command(lambda ticket: ev.ResetRequested(model, ticket))
+        return answer.switch
+
+    async def _pin(self, model: str, options: dict[str, Any]) -> int | None:
+        _refuse_unknown(options, {"for", "reason"})
+        until = self._until(options)
+        answer = await self._switcher.command(lambda ticket: ev.PinChanged(model, ticket, until=until))
+        return answer.switch
+
+    async def _unpin(self, model: str, options: dict[str, Any]) -> int | None:
+        _refuse_unknown(options, set())
+        answer = await self._switcher.command(lambda ticket: ev.PinChanged(model, ticket, pinned=False))
+        return answer.switch
+
+    async def lease(self, request: web.Request) -> web.Response:
+        """Lend the GPU to a foreign job: everything sleeps until it ends."""
+        options = await _options(request)
+        _refuse_unknown(options, {"for", "reason"})
+        until = self._until(options)
+        answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, until=until))
+        return web.json_response({"leased": True, "switch": answer.switch}, status=202)
+
+    async def end_lease(self, _request: web.Request) -> web.Response:
+        """Take the GPU back."""
+        if not self._switcher.core.state.leased:
+            raise ConflictError("the GPU is not leased")
+        answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, leased=False))
+        return web.json_response({"leased": False, "switch": answer.switch}, status=202)
+
+    def _until(self, options: dict[str, Any]) -> float | None:
+        given = options.get("for")
+        if given is None:
+            return None
+        try:
+            seconds = parse_duration(given)
+        except ValueError as error:
+            raise BadRequestError(f'"for": {error}', param="for") from None
+        return self._switcher.now() + seconds
+
+    def _known(self, name: str) -> str:
+        names = self._switcher.config.names
+        model = names.get(name)
+        if model is None:
+            raise unknown_model(name, names)
+        return model
+
+
+async def _options(request: web.Request) -> dict[str, Any]:
+    text = await request.text()
+    if not text.strip():
+        return {}
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise BadRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(options, dict):
+        raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
+    return options
+
+
+def _refuse_unknown(options: dict[str, Any], known: set[str]) -> None:
+    for name in options:
+        if name not in known:
+            takes = ", ".join(sorted(known)) or "no options"
+            raise BadRequestError(f"unknown option {name!r}; this takes {takes}", param=name)

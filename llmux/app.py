@@ -1,0 +1,74 @@
+"""The whole application, from a configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from llmux.admin import Admin
+from llmux.admin.routes import BEAT
+from llmux.config import Config
+from llmux.middleware import Front
+from llmux.observability.metrics import Metrics
+from llmux.observability.notices import EventLog
+from llmux.observability.state import StateStore
+from llmux.proxy import Forwarder
+from llmux.runtime import Switcher
+
+SWITCHER = web.AppKey("switcher", Switcher)
+FRONT = web.AppKey("front", Front)
+
+
+def build_app(
+    config: Config, *, store: StateStore | None = None, log: EventLog | None = None
+) -> tuple[web.Application, Switcher]:
+    """Return llmux as an aiohttp application, and its switcher.
+
+    The switcher starts and stops with the application. Serve it with ``handler_cancellation=True`` (as
+    ``llmux.server`` does), or clients that leave are only noticed after a second, and with
+    ``auto_decompress=False``, or compressed bodies reach the engines unpacked. Without ``store`` nothing is
+    kept across restarts.
+
+    Raises PolicyLoadError.
+    """
+    forwarder = Forwarder()
+    log = log or EventLog(base_url=f"http://127.0.0.1:{config.port}")
+    switcher = Switcher(config, store=store, log=log, on_sleep=forwarder.discard_idle)
+    switcher.metrics = Metrics(switcher.gauges, models=config.models)
+    front = Front(switcher, forwarder, own=True)
+    admin = Admin(switcher)
+    app = web.Application(middlewares=[front.middleware()])
+    app[SWITCHER] = switcher
+    app[FRONT] = front
+    app.add_routes(admin.routes())
+
+    async def life(_app: web.Application) -> AsyncIterator[None]:
+        beating = asyncio.create_task(_beat(admin), name="heartbeat")
+        switcher.start()
+        yield
+        beating.cancel()
+        if not switcher.stopped.is_set():
+            await switcher.stop()
+        await forwarder.close()
+
+    app.cleanup_ctx.append(life)
+    return app, switcher
+
+
+def middleware_for(config: Config) -> tuple[Front, Switcher]:
+    """Return llmux as a middleware for an application of your own, and its switcher.
+
+    Put ``front.middleware()`` among the application's middlewares, call ``switcher.start()`` when it starts and
+    await ``switcher.stop()`` when it ends.
+    """
+    forwarder = Forwarder()
+    switcher = Switcher(config, on_sleep=forwarder.discard_idle)
+    return Front(switcher, forwarder), switcher
+
+
+async def _beat(admin: Admin) -> None:
+    while True:
+        admin.beat()
+        await asyncio.sleep(BEAT)

@@ -1,0 +1,154 @@
+"""``llmux``: serve, check, schema. Without a command it serves, as llmux 2.x did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llmux.config import Config
+from llmux.config.json_schema import json_schema
+from llmux.errors import LLMuxError
+from llmux.observability.log import configure
+from llmux.plugins import load_policy
+from llmux.server import Process
+from llmux.version import __version__
+
+FAILURE = 1
+USAGE = 2
+
+app = typer.Typer(
+    help="One GPU, many models, one OpenAI- and Anthropic-compatible endpoint.",
+    add_completion=True,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration file, YAML or JSON.")]
+PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
+DEFAULT_CONFIG = Path("config.yaml")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmux {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    config: ConfigOption = DEFAULT_CONFIG,
+    port: PortOption = None,
+    verbose: VerboseOption = False,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One GPU, many models, one OpenAI- and Anthropic-compatible endpoint."""
+    if context.invoked_subcommand is None:
+        _serve(config, port, verbose=verbose)
+
+
+@app.command()
+def serve(config: ConfigOption = DEFAULT_CONFIG, port: PortOption = None, verbose: VerboseOption = False) -> None:
+    """Run llmux until TERM or INT; HUP reads the configuration again."""
+    _serve(config, port, verbose=verbose)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Configuration file, YAML or JSON.")] = DEFAULT_CONFIG,
+) -> None:
+    """Check a configuration, its policy included; say what it means, or what is wrong with it."""
+    config = _load(file, None)
+    try:
+        load_policy(config.policy.use, config.policy.options, config.folder)
+    except LLMuxError as error:
+        _fail(str(error))
+    console = Console()
+    console.print(f"{file}: fine", style="green", highlight=False)
+    console.print(summary(config), highlight=False, markup=False)
+    for warning in config.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def summary(config: Config) -> str:
+    """Say in a few lines what a configuration makes llmux do."""
+    lines = [f"listens on {config.host}:{config.port}", f"policy {config.policy.use}"]
+    for name, model in config.models.items():
+        also = f" (also {', '.join(model.aliases)})" if model.aliases else ""
+        lines.append(f"model {name}{also} at {model.address.url}")
+    return "\n".join(lines)
+
+
+def _load(file: Path, port: int | None) -> Config:
+    try:
+        config = Config.from_file(file)
+        if port is not None:
+            config = config.with_port(port)
+    except LLMuxError as error:
+        _fail(str(error))
+    return config
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True).print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(USAGE)
+
+
+def _serve(file: Path, port: int | None, *, verbose: bool) -> None:
+    config = _load(file, port)
+    handler = configure("debug" if verbose else config.log_level, config.log_format)
+
+    def read() -> Config:
+        fresh = Config.from_file(file)
+        return fresh if port is None else fresh.with_port(port)
+
+    def announce(url: str, config: Config) -> None:
+        if sys.stdout.isatty():
+            Console().print(f"llmux {__version__} on {url}\n{summary(config)}", highlight=False, markup=False)
+
+    async def run() -> None:
+        await Process(config, read, announce).run()
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(run())
+    except LLMuxError as error:
+        handler.flush()
+        _fail(str(error))
+    except OSError as error:
+        handler.flush()
+        _fail(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; choose another with -p PORT"
+        )
+    finally:
+        handler.close()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        return None
+    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="llmux")

@@ -1,0 +1,173 @@
+"""The first to see a request: its id, its origin, its path, its key; and the last to see the answer.
+
+Whatever happens further in, here it becomes a response with llmux's headers, in the dialect of the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiohttp import hdrs, web
+
+from llmux.config import Config
+from llmux.errors import (
+    BadRequestError,
+    EngineError,
+    ForbiddenError,
+    MethodNotAllowedError,
+    PathRefusedError,
+    RequestError,
+)
+from llmux.middleware.endpoint import Endpoint, Passage
+from llmux.middleware.identity import request_id
+from llmux.middleware.keys import Keys
+from llmux.middleware.origin import Origins, Verdict
+from llmux.middleware.paths import ForwardedPaths, Kind, Route
+from llmux.observability.metrics import Metrics
+from llmux.observability.notices import EventLog
+from llmux.proxy import Forwarder, error_response
+from llmux.proxy.relay import RelayedResponse
+from llmux.runtime import Switcher
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
+OPEN_PATHS = frozenset({"/health", "/ready"})
+ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease")
+
+
+class Front:
+    """llmux as an aiohttp middleware.
+
+    In llmux's own application (``own=True``) it answers for every path. In somebody else's it takes the
+    forwarded paths, and leaves all others to the application's own routes.
+    """
+
+    def __init__(self, switcher: Switcher, forwarder: Forwarder, *, own: bool = False) -> None:
+        self._switcher = switcher
+        self._own = own
+        self._log: EventLog = switcher.log
+        self._metrics: Metrics = switcher.metrics
+        self._endpoint = Endpoint(switcher, forwarder)
+        self.port = switcher.config.port
+        self.configure(switcher.config)
+
+    def configure(self, config: Config) -> None:
+        """Take over a configuration: names, paths, origins, keys, limits."""
+        self._paths = ForwardedPaths(config.forward, config.names)
+        self._origins = Origins(config.cors, port=self.port)
+        admin = config.admin_key.get_secret_value() if config.admin_key is not None else None
+        self._keys = Keys((key.get_secret_value() for key in config.api_keys), admin)
+        self._access_log = config.access_log
+        self._endpoint.configure(config)
+
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
+
+        @web.middleware
+        async def llmux(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self.handle(request, handler)
+
+        return llmux
+
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve one request."""
+        route = self._paths.decide(request.raw_path, request.method)
+        if not self._own and route.kind is not Kind.FORWARD:
+            return await handler(request)
+        began = self._switcher.now()
+        passage = Passage(request_id(request.headers.get("X-Request-ID")), route)
+        verdict = self._origins.check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
+        passage.headers = [("X-Request-ID", passage.request_id), *verdict.headers.items()]
+        status = 500
+        try:
+            response = await self._serve(request, handler, passage, verdict)
+            status = response.status
+        except RequestError as error:
+            response = self._refuse(request, passage, error)
+            status = response.status
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+            response = self._refuse(request, passage, _own_error(error))
+            status = response.status
+        except (ConnectionError, asyncio.CancelledError):
+            status = GONE
+            self._log.emit("client_left", model=passage.model, request_id=passage.request_id)
+            raise
+        finally:
+            if route.kind is not Kind.OWN:
+                self._account(passage, status, began)
+        return response
+
+    async def _serve(
+        self, request: web.Request, handler: Handler, passage: Passage, verdict: Verdict
+    ) -> web.StreamResponse:
+        route = passage.route
+        if not verdict.allowed:
+            self._log.emit("origin_refused", origin=request.headers.get(hdrs.ORIGIN), path=route.path)
+            raise ForbiddenError(verdict.reason, code="origin_not_allowed")
+        if request.method == hdrs.METH_OPTIONS:
+            answer = self._origins.options(request.headers)
+            response = web.Response(status=answer.status, headers=dict(answer.headers))
+            return _with_headers(response, passage)
+        match route.kind:
+            case Kind.MALFORMED:
+                raise BadRequestError(route.reason, code="malformed_request")
+            case Kind.REFUSED:
+                self._log.emit("path_refused", path=route.path, reason=route.reason)
+                raise PathRefusedError(f"This path is not forwarded: {route.reason}.")
+            case Kind.OWN:
+                self._authorize_own(request, route)
+                request["llmux_request_id"] = passage.request_id
+                return _with_headers(await handler(request), passage)
+            case Kind.UPSTREAM:
+                passage.drop_header = self._keys.operator(request)
+            case Kind.FORWARD:
+                passage.drop_header = self._keys.client(request)
+        return await self._endpoint.serve(request, passage)
+
+    def _authorize_own(self, request: web.Request, route: Route) -> None:
+        if route.path.startswith(ADMIN_PREFIXES):
+            self._keys.operator(request)
+        elif route.path not in OPEN_PATHS:
+            self._keys.client(request)
+
+    def _refuse(self, request: web.Request, passage: Passage, error: RequestError) -> web.Response:
+        if passage.ticket is None or passage.ticket.rejection is None:
+            self._metrics.request_rejected(passage.model, error.code)
+        if isinstance(error, EngineError):
+            self._log.emit("engine_broke_off", model=passage.model, error=error.message)
+        anthropic = passage.route.path.startswith("/v1/messages") or "/v1/messages" in request.raw_path
+        headers = [*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")]
+        return error_response(error, anthropic=anthropic, headers=headers)
+
+    def _account(self, passage: Passage, status: int, began: float) -> None:
+        exchange = passage.exchange
+        first = None if exchange is None or exchange.first_byte_at is None else exchange.first_byte_at - began
+        if first is None and status != GONE:
+            first = self._switcher.now() - began  # llmux's own answer
+        self._metrics.request_ended(passage.model, status, passage.waited, first)
+        if self._access_log:
+            self._log.emit(
+                "request_finished",
+                model=passage.model,
+                status=status,
+                waited_secs=round(passage.waited, 3),
+                duration_secs=round(self._switcher.now() - began, 3),
+                request_id=passage.request_id,
+            )
+
+
+def _with_headers(response: web.StreamResponse, passage: Passage) -> web.StreamResponse:
+    if not response.prepared and not isinstance(response, RelayedResponse):
+        for name, value in passage.headers:
+            response.headers[name] = value
+        response.headers["X-LLMux-Queue-Seconds"] = "0.000"
+    return response
+
+
+def _own_error(error: web.HTTPException) -> RequestError:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowedError(f"This path takes {allowed}.")
+    return PathRefusedError("llmux has nothing at this path.", code="not_found")

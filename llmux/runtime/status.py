@@ -1,0 +1,107 @@
+"""What operators and programs see: the documents of ``/llmux/status``, ``/health`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from llmux.core import diagnosis
+from llmux.core.model import Model
+from llmux.core.phases import Phase
+from llmux.runtime.switcher import Switcher
+from llmux.version import __version__
+
+STALL = 5.0  # seconds without a turn of the event loop that are too many
+
+
+def status(switcher: Switcher) -> dict[str, Any]:
+    """Return the whole status. Times are seconds, as numbers."""
+    s, now = switcher.core.state, switcher.now()
+    switch = s.switch
+    config = switcher.config
+    return {
+        "version": __version__,
+        "uptime": time.monotonic() - switcher.started_at,
+        "ready": s.ready and not s.stopping,
+        "policy": {"use": config.policy.use, "options": dict(config.policy.options)},
+        "awake": [model.name for model in s.in_phase(Phase.AWAKE)],
+        "switch": None
+        if switch is None
+        else {
+            "id": switch.id,
+            "from": list(switch.sources),
+            "to": switch.target.name if switch.target else None,
+            "phase": switch.stage.value,
+            "since": now - switch.started,
+            "reason": switch.reason,
+        },
+        "lease": None
+        if not s.leased
+        else {"expires_in": None if s.leased_until is None else max(0.0, s.leased_until - now)},
+        "models": {name: _model(model, now) for name, model in s.models.items()},
+        "switch_costs": [
+            {"from": source, "to": target, "seconds": seconds, "samples": samples}
+            for source, target, seconds, samples in s.costs.rows()
+        ],
+        "reload_error": switcher.last_reload_error,
+    }
+
+
+def _model(model: Model, now: float) -> dict[str, Any]:
+    oldest = model.oldest()
+    backoff = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))
+    return {
+        "phase": model.phase.value,
+        "queued": len(model.queue),
+        "in_flight": len(model.in_flight),
+        "oldest_wait": None if oldest is None else now - oldest.arrived,
+        "awake_for": None
+        if model.awake_since is None or model.phase is not Phase.AWAKE
+        else now - model.awake_since,
+        "backoff_until": None if backoff == 0 else time.time() + backoff,
+        "last_error": model.last_error or None,
+        "pinned": model.pinned,
+        "pin_expires_in": None if model.pinned_until is None else max(0.0, model.pinned_until - now),
+    }
+
+
+def health(switcher: Switcher, stalled: float) -> tuple[bool, dict[str, Any]]:
+    """Return whether all is well, and the body that says why. ``stalled`` is the loop's last long stall."""
+    s, now = switcher.core.state, switcher.now()
+    ailments = diagnosis.ailments(s, now)
+    if stalled > STALL:
+        ailments.append(f"the event loop stood still for {stalled:.1f} s")
+    body = {
+        "status": "failing" if ailments else "ok",
+        "failing": ailments,
+        "notes": diagnosis.notes(s, now),
+    }
+    return not ailments, body
+
+
+def model_list(switcher: Switcher) -> list[dict[str, Any]]:
+    """Return the entries of ``/v1/models``, aliases among them, sorted by id."""
+    entries = []
+    for name, model in switcher.core.state.models.items():
+        if model.removed:
+            continue
+        configured = switcher.config.models.get(name)
+        aliases = configured.aliases if configured else ()
+        entries.append(model_entry(name, model, aliases=aliases))
+    return sorted(entries, key=lambda entry: str(entry["id"]))
+
+
+def model_entry(name: str, model: Model, *, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return one model as OpenAI's API describes it, with what llmux knows added."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "llmux",
+        "llmux": {
+            "state": model.phase.value,
+            "queued": len(model.queue),
+            "in_flight": len(model.in_flight),
+            "aliases": list(aliases),
+        },
+    }

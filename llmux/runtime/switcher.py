@@ -1,0 +1,385 @@
+"""The owner of the core: the only one that feeds it, and the one that carries its effects out.
+
+Everything happens in one event loop. ``post`` hands an event to the core and carries out what it answers, at
+once and in order; an event that is posted while effects are being carried out waits for its turn. So a
+request for an awake model is admitted, and counted, within the very call that says that it has arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from llmux.config import Config, EngineDefinition, first_costs, to_specs
+from llmux.core import Core
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.errors import CoreError
+from llmux.core.spec import HookKind
+from llmux.errors import ConflictError
+from llmux.hookrunner import HookJob, HookResult, HookRunner
+from llmux.observability.metrics import GaugeRow, Metrics
+from llmux.observability.notices import EventLog
+from llmux.observability.state import NoState, State, StateStore
+from llmux.plugins import load_policy
+from llmux.runtime.ticket import Ticket
+from llmux.upstream import EngineActivity
+
+
+class Switcher:
+    """Runs the core: requests enter and leave here, hooks are run, notices told.
+
+    ``on_sleep(activity)`` is called before an engine is put to sleep, so that idle connections to it can be
+    closed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        store: StateStore | None = None,
+        log: EventLog | None = None,
+        metrics: Metrics | None = None,
+        on_sleep: Callable[[EngineActivity], None] = lambda _activity: None,
+    ) -> None:
+        specs, rules = to_specs(config)
+        policy = load_policy(config.policy.use, config.policy.options, config.folder)
+        self.config = config
+        self.core = Core(specs, rules, policy, random.random)
+        self.core.state.costs.guesses = first_costs(config)
+        self.log = log or EventLog()
+        self.metrics = metrics or Metrics(process=False)
+        self.metrics.declare(config.models)
+        self.hooks = HookRunner(on_line=self._hook_line, on_orphan_pipe=self._orphan_pipe)
+        self.on_sleep = on_sleep
+        self.stopped = asyncio.Event()
+        self.started_at = time.monotonic()
+        self.last_reload_error: str | None = None
+        self._store = store or NoState()
+        self._last_use: dict[str, float] = {}
+        self._tickets: dict[int, Ticket] = {}
+        self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
+        self._activities: dict[str, tuple[int, EngineActivity]] = {}
+        self._serial = 0
+        self._inbox: deque[ev.Event] = deque()
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = float("inf")
+        self._subscribers: list[Callable[[fx.Effect], None]] = []
+        self._now: Callable[[], float] = time.monotonic
+
+    # ---- life
+
+    def start(self) -> None:
+        """Load the state and look at what runs. The loop runs, the port is bound.
+
+        Raises StateLockedError when another llmux uses the same state file.
+        """
+        self._now = asyncio.get_running_loop().time
+        self._store.open()
+        state = self._store.load()
+        self._last_use = dict(state.last_use)
+        if isinstance(state.costs, Mapping):
+            try:
+                self.core.state.costs.load(state.costs)
+            except (KeyError, TypeError, ValueError) as error:
+                self.log.emit("state_file_unreadable", error=f"its switch costs are damaged: {error}")
+        for source, target, seconds, _ in self.core.state.costs.rows():
+            self.metrics.cost_estimated((source,) if source else (), target, seconds)
+        self.post(ev.Started(state.holders, state.recent()))
+
+    async def stop(self) -> None:
+        """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
+        self.post(ev.ShutdownRequested())
+        await self.stopped.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """End whatever hooks still run, keep the state, let go of everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.hooks.close()
+        self._save(self.core.state.recorded)
+        self._store.close()
+
+    def replace(self, config: Config) -> None:
+        """Put a new configuration into force. Raises ConfigError or PolicyLoadError, and changes nothing then."""
+        specs, rules = to_specs(config)
+        old = self.config
+        same = (old.policy.use, old.policy.options, old.folder) == (
+            config.policy.use,
+            config.policy.options,
+            config.folder,
+        )
+        policy = (
+            self.core.state.policy
+            if same and not config.policy.use.endswith(".py")
+            else load_policy(config.policy.use, config.policy.options, config.folder)
+        )
+        self.config = config
+        self.metrics.declare(config.models)
+        self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config)))
+
+    # ---- requests
+
+    def enter(self, model: str) -> Ticket:
+        """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``."""
+        self._serial += 1
+        ticket = Ticket(self._serial, model, self._now())
+        self._tickets[ticket.id] = ticket
+        self.post(ev.RequestArrived(ticket.id, model))
+        return ticket
+
+    async def admission(self, ticket: Ticket) -> fx.Admit:
+        """Wait until the request is let through. Raises the RequestError that it is turned away with."""
+        if ticket.admission is None and ticket.rejection is None:
+            ticket.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await ticket.waiter
+            finally:
+                ticket.waiter = None
+        if ticket.rejection is not None:
+            raise ticket.error()
+        assert ticket.admission is not None
+        return ticket.admission
+
+    def give_back(self, ticket: Ticket, activity: EngineActivity) -> None:
+        """Queue an admitted request again: its engine was dead before anything was sent."""
+        ticket.returned()
+        self.post(ev.RequestReturned(ticket.id, connected=activity.connected))
+
+    def leave(self, ticket: Ticket) -> None:
+        """End a request, wherever it stands: answered, failed, or abandoned by its client."""
+        if self._tickets.pop(ticket.id, None) is None or ticket.rejection is not None:
+            return
+        if ticket.admission is not None:
+            self._last_use[ticket.model] = time.time()
+            self.post(ev.RequestFinished(ticket.id))
+        else:
+            ticket.waited = self._now() - ticket.arrived
+            self.post(ev.RequestAbandoned(ticket.id))
+
+    def hold(self, model: str) -> InFlightGuard:
+        """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
+        return InFlightGuard(self, model)
+
+    def activity(self, admission: fx.Admit) -> EngineActivity:
+        """Return what is known of the engine that serves this admission."""
+        known = self._activities.get(admission.model)
+        if known is None or known[0] != admission.epoch:
+            known = (admission.epoch, EngineActivity())
+            self._activities[admission.model] = known
+        return known[1]
+
+    def suspect(self, model: str, *, refused: bool) -> None:
+        """Tell that a connection to a model's engine was refused or broke off."""
+        self.post(ev.EngineLost(model, refused=refused))
+
+    # ---- operators
+
+    async def command(self, make: Callable[[int], ev.Event]) -> fx.Answer:
+        """Carry out an operator's command; ``make`` gets the ticket for its event. Raises ConflictError."""
+        self._serial += 1
+        future: asyncio.Future[fx.Answer] = asyncio.get_running_loop().create_future()
+        self._commands[self._serial] = future
+        self.post(make(self._serial))
+        answer = await future
+        if not answer.accepted:
+            raise ConflictError(answer.reason)
+        return answer
+
+    async def force_switch(self, model: str) -> int | None:
+        """Wake ``model`` whether or not anybody waits for it; return the switch's id, None if it is awake."""
+        return (await self.command(lambda ticket: ev.ActivationRequested(model, ticket))).switch
+
+    # ---- looking
+
+    def now(self) -> float:
+        """Return the time on the core's clock, in seconds."""
+        return self._now()
+
+    def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
+        """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
+        self._subscribers.append(listener)
+        return lambda: self._subscribers.remove(listener)
+
+    def gauges(self) -> Iterable[GaugeRow]:
+        """Yield what each model looks like at this moment."""
+        for name, model in self.core.state.models.items():
+            yield GaugeRow(name, len(model.queue), len(model.in_flight), model.phase.value)
+
+    def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
+        """Return the measured cost of a direction in seconds, None if it was never seen."""
+        return self.core.state.costs.measured(source, target)
+
+    # ---- the pump
+
+    def post(self, event: ev.Event) -> None:
+        """Hand an event to the core and carry out its answer."""
+        self._inbox.append(event)
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._inbox:
+                self._step(self._inbox.popleft())
+        finally:
+            self._pumping = False
+        self._arm()
+
+    def _step(self, event: ev.Event) -> None:
+        try:
+            effects = self.core.handle(event, self._now())
+        except CoreError as error:
+            # Nothing of it is half done outside; the requests under way go on.
+            self.log.emit("internal_error", error=str(error), during=repr(event))
+            return
+        for effect in effects:
+            carry_out = _CARRY_OUT.get(type(effect))
+            if carry_out is not None:
+                carry_out(self, effect)
+            self.metrics.effect(effect)
+            self.log.effect(effect)
+            for listener in self._subscribers:
+                listener(effect)
+
+    def _arm(self) -> None:
+        deadline = self.core.next_deadline()
+        if deadline is None or (self._timer is not None and self._armed <= deadline):
+            return  # an early timer finds nothing to do, and is set again
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed = deadline
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._alarm)
+
+    def _alarm(self) -> None:
+        self._timer = None
+        self.post(ev.DeadlineReached())
+
+    # ---- effects
+
+    def _admit(self, effect: fx.Admit) -> None:
+        self._tickets[effect.request].admitted(effect)
+
+    def _reject(self, effect: fx.Reject) -> None:
+        self._tickets[effect.request].rejected(effect)
+
+    def _cut(self, effect: fx.CancelRequests) -> None:
+        for request in effect.requests:
+            self._tickets[request].cut(effect.reason, effect.retry_after)
+
+    def _answer(self, effect: fx.Answer) -> None:
+        future = self._commands.pop(effect.ticket)
+        if not future.done():
+            future.set_result(effect)
+
+    def _stop(self, _effect: fx.Stopped) -> None:
+        self.stopped.set()
+
+    def _activated(self, effect: fx.ModelActivated) -> None:
+        self._last_use[effect.model] = time.time()
+
+    def _run_hook(self, effect: fx.RunHook) -> None:
+        definition = effect.definition
+        assert isinstance(definition, EngineDefinition)
+        if effect.kind in (HookKind.SLEEP, HookKind.STOP) and effect.model in self._activities:
+            self.on_sleep(self._activities[effect.model][1])
+        job = HookJob(
+            id=effect.hook,
+            model=effect.model,
+            kind=effect.kind,
+            script=definition.scripts[effect.kind],
+            cwd=definition.cwd,
+            env=definition.env,
+            url=definition.url,
+            port=definition.port,
+            switch=effect.switch,
+            sources=effect.sources,
+            target=effect.target,
+        )
+        self.hooks.start(job, self._hook_ended)
+
+    def _kill_hook(self, effect: fx.KillHook) -> None:
+        job = self.hooks.running.get(effect.hook)
+        if job is not None:
+            self.log.emit("hook_killed", model=job.model, hook=job.kind.value, reason=effect.reason)
+        self.hooks.kill(effect.hook, effect.reason)
+
+    def _hook_ended(self, result: HookResult) -> None:
+        self.metrics.hook_ended(result.model, result.kind.value, result.duration, result.ok)
+        code = -result.signal if result.signal is not None else result.exit_code
+        self.log.hook_ended(
+            result.model,
+            result.kind.value,
+            ok=result.ok,
+            seconds=result.duration,
+            exit_code=code,
+            output=result.tail or result.detail,
+        )
+        known = self._activities.get(result.model)
+        last_byte = known[1].last_byte if known is not None else None
+        self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
+
+    def _hook_line(self, job: HookJob, line: str) -> None:
+        self.log.hook_output(job.model, job.kind.value, line)
+
+    def _orphan_pipe(self, job: HookJob) -> None:
+        self.log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)
+
+    def _record(self, effect: fx.RecordHolders) -> None:
+        self._save(effect.holders)
+
+    def _switch_ended(self, _effect: fx.SwitchEnded) -> None:
+        self._save(self.core.state.recorded)
+
+    def _removed(self, effect: fx.ModelRemoved) -> None:
+        self._activities.pop(effect.model, None)
+        self._last_use.pop(effect.model, None)
+
+    def _save(self, holders: frozenset[str]) -> None:
+        self._store.save(State(holders, dict(self._last_use), self.core.state.costs.dump()))
+
+
+class InFlightGuard:
+    """Counts as one request in flight for as long as it is held: ``async with switcher.hold("llama"): …``."""
+
+    def __init__(self, switcher: Switcher, model: str) -> None:
+        self._switcher = switcher
+        self._model = model
+        self._ticket: Ticket | None = None
+
+    async def __aenter__(self) -> fx.Admit:
+        """Wait for the model. Raises a RequestError when it cannot be had."""
+        ticket = self._ticket = self._switcher.enter(self._model)
+        try:
+            return await self._switcher.admission(ticket)
+        except BaseException:
+            self._switcher.leave(ticket)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let it go."""
+        if self._ticket is not None:
+            self._switcher.leave(self._ticket)
+
+
+_CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
+    fx.Admit: Switcher._admit,  # noqa: SLF001
+    fx.Reject: Switcher._reject,  # noqa: SLF001
+    fx.CancelRequests: Switcher._cut,  # noqa: SLF001
+    fx.RunHook: Switcher._run_hook,  # noqa: SLF001
+    fx.KillHook: Switcher._kill_hook,  # noqa: SLF001
+    fx.RecordHolders: Switcher._record,  # noqa: SLF001
+    fx.Answer: Switcher._answer,  # noqa: SLF001
+    fx.Stopped: Switcher._stop,  # noqa: SLF001
+    fx.ModelActivated: Switcher._activated,  # noqa: SLF001
+    fx.SwitchEnded: Switcher._switch_ended,  # noqa: SLF001
+    fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
+}
