@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from aiohttp import StreamReader, web
@@ -103,7 +104,7 @@ class Runner(web.AppRunner):
         made = await super()._make_server()
         return Server(
             made.request_handler,
-            request_factory=made.request_factory,  # type: ignore[arg-type]
+            request_factory=made.request_factory,
             handler_cancellation=True,
             auto_decompress=False,
             access_log=None,
@@ -159,7 +160,9 @@ class Process:
         if host.startswith("127.") or host == "::1":
             self._log.emit("listening_on_loopback", hint="set `host: 0.0.0.0` to open it to other machines")
         for warning in config.warnings:
-            self._log.emit("original_difference", warning=warning)
+            self._log.emit("config_warning", warning=warning)
+        if config.folder != Path.cwd():
+            self._log.emit("original_difference", hint=f"hooks run in {config.folder}, the configuration's folder")
         self._announce(url, config)
 
     async def _until_stopped(self, switcher: Switcher) -> None:
@@ -169,10 +172,12 @@ class Process:
         at_once = asyncio.create_task(self._at_once.wait(), name="stop at once")
         await asyncio.wait({stopping, at_once}, return_when=asyncio.FIRST_COMPLETED)
         at_once.cancel()
-        if not stopping.done():
-            stopping.cancel()
-            switcher.stopped.set()
-            await switcher.close()
+        if stopping.done():
+            stopping.result()
+            return
+        stopping.cancel()
+        switcher.stopped.set()
+        await switcher.close()
 
     async def _clean_up(self, runner: Runner) -> None:
         # What is still connected has had its grace.

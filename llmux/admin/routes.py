@@ -21,7 +21,7 @@ BEAT = 1.0  # seconds
 
 
 class Admin:
-    """llmux's own endpoints. ``beat`` must be called every ``BEAT`` seconds, to notice a loop that stands still."""
+    """llmux's own endpoints. ``beat`` is called every ``BEAT`` seconds: when it was not, the loop stood still."""
 
     def __init__(self, switcher: Switcher) -> None:
         self._switcher = switcher

@@ -1,4 +1,7 @@
-"""The live event stream: what the core tells, as server-sent events. A slow reader loses events, and is told so."""
+"""The live event stream: what the core tells, as server-sent events.
+
+A slow reader loses events, and is told so; it never slows serving.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The command line."""
 
-from llmux.cli.main import main
+from llmux.cli.main import app, main
 
-__all__ = ["main"]
+__all__ = ["app", "main"]

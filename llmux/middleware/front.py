@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
 
 from llmux.config import Config
 from llmux.errors import (
@@ -62,7 +63,7 @@ class Front:
         self._access_log = config.access_log
         self._endpoint.configure(config)
 
-    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
 
         @web.middleware

@@ -32,6 +32,7 @@ CATALOGUE: dict[str, LogEvent] = {
     "config_reloaded": LogEvent(_INFO, "A new configuration is in force."),
     "config_rejected": LogEvent(_ERROR, "A new configuration has an error; the old one stays in force."),
     "restart_needed": LogEvent(_WARNING, "A changed setting only takes effect after a restart."),
+    "config_warning": LogEvent(_WARNING, "A setting is allowed, but probably not meant."),
     "original_difference": LogEvent(_WARNING, "The configuration relies on something that llmux 2 did otherwise."),
     "internal_error": LogEvent(_ERROR, "A mistake in llmux itself, with its traceback. Please report it."),
     "loop_stalled": LogEvent(_WARNING, "The event loop did not run for a while; every request waited."),
