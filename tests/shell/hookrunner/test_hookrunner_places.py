@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -36,6 +37,19 @@ async def test_a_thread_waits_instead(bench, request, open_files, place):
     assert (await future).killed == "timeout"
     assert (await bench.run("kill -9 $$")).signal == 9
     assert open_files() == before
+
+
+async def test_nothing_left_to_watch_it_with(bench, without_pidfd, monkeypatch, open_files):  # noqa: ARG001
+    def refuse(*_args: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = open_files()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    result = await bench.run("sleep 1000")
+    assert result.detail == "could not be started: can't start new thread"
+    assert open_files() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222  (nothing is left behind)
 
 
 async def test_somebody_else_takes_the_status(bench):
