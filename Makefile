@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	{ command -v "$$python"; break; }; done)
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
-.PHONY: help demo test lint types shellcheck format clean
+.PHONY: help demo test lint types shellcheck format docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -37,16 +37,28 @@ format: $(VENV)/.test ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
+docs: $(VENV)/.test ## write the generated parts of llmux/DESIGN.md anew
+	PYTHONPATH=. $(BIN)/python tests/docs/generated.py
+
 clean: ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) .demo .coverage .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment is made anew only when pyproject.toml has changed.
+# The environment is brought up to date only when pyproject.toml has changed.
 $(VENV)/.demo: EXTRAS := fast,demo
 $(VENV)/.test: EXTRAS := fast,demo,test
 $(VENV)/.demo $(VENV)/.test: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@echo "installing llmux and what it needs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@$(engine_loads) 2>/dev/null || $(install_libgomp); $(engine_loads)
 	@touch $@
+
+# llama.cpp needs GCC's OpenMP library, which every machine with a compiler has and few others.
+engine_loads := $(BIN)/python -c 'import xllamacpp'
+install_libgomp := if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	echo "installing libgomp1, which llama.cpp needs"; \
+	{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install libgomp1; } >/dev/null; \
+	else echo "llama.cpp needs a library that is missing; on Debian and Ubuntu: apt install libgomp1" >&2; fi
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "llmux needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,8 +41,9 @@ class Ledger:
 class Clients:
     """Programs that ask for models in an order of their own, each one request at a time."""
 
-    def __init__(self, url: str, ledger: Ledger, seed: int = 1) -> None:
+    def __init__(self, url: str, ledger: Ledger, by_size: Mapping[int, str], seed: int = 1) -> None:
         self.ledger = ledger
+        self.by_size = by_size
         self.random = random.Random(seed)
         self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
         self.anthropic = anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0, timeout=60)
@@ -110,7 +112,8 @@ class Clients:
         raw = await self.anthropic.messages.with_raw_response.create(
             model=name, messages=[{"role": "user", "content": self.prompt()}], max_tokens=tokens
         )
-        answer = raw.parse()
+        parsed = raw.parse()
+        answer = await parsed if inspect.isawaitable(parsed) else parsed  # it depends on the SDK's version
         return Answer(
             expected, answer.model, waited(raw.headers), answer.usage.input_tokens + answer.usage.output_tokens
         )
@@ -121,7 +124,10 @@ class Clients:
             model=name, input=[self.prompt() for _ in range(3)], encoding_format="float"
         )
         answer = raw.parse()
-        return Answer(expected, answer.model, waited(raw.headers), answer.usage.total_tokens)
+        # Here llama.cpp repeats the name that was asked for; the length of its vectors gives the engine away.
+        sizes = {len(item.embedding) for item in answer.data}
+        model = self.by_size.get(sizes.pop(), "unknown") if len(sizes) == 1 else "unknown"
+        return Answer(expected, model, waited(raw.headers), answer.usage.total_tokens)
 
     def prompt(self) -> str:
         """Return a few words."""

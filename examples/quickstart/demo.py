@@ -38,7 +38,7 @@ SHAPES = (
 )
 MODELS = [shape.name for shape in SHAPES]
 USUAL_PORT = 3000
-AT_LEAST = 15.0  # seconds of load
+AT_LEAST = 12.0  # seconds of load
 AT_MOST = 45.0
 SWITCHES = 12
 
@@ -180,14 +180,14 @@ class Status:
 async def play(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
     """Send the load and show what happens; say whether all went well."""
     ledger, stop, started = Ledger(), asyncio.Event(), time.monotonic()
-    clients = Clients(stage.url, ledger)
+    clients = Clients(stage.url, ledger, {shape.dim: shape.name for shape in SHAPES})
     async with aiohttp.ClientSession() as session:
         status = Status(session, stage.url)
         await status.ready(llmux)
         with Display(stage.console, MODELS, ledger) as display:
             programs = clients.start(stop)
             try:
-                while not all(program.done() for program in programs):
+                while not all(program.done() and program.result() is None for program in programs):
                     display.show(await status.now())
                     seconds = time.monotonic() - started
                     if seconds > AT_LEAST and await status.switches() >= SWITCHES:

@@ -24,7 +24,7 @@ class Display:
         self.ledger = ledger
         self.colours = dict(zip(models, COLOURS, strict=True))
         self.started = time.monotonic()
-        self.last: tuple[object, ...] = ()
+        self.last: object = None
         self.live = Live(console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
@@ -40,7 +40,7 @@ class Display:
     def show(self, status: Mapping[str, Any]) -> None:
         """Show what ``/llmux/status`` said."""
         switch = status["switch"]
-        now = (tuple(status["awake"]), switch and (switch["id"], switch["phase"]))
+        now = switch["id"] if switch else tuple(status["awake"])
         if now != self.last:
             self.last = now
             self.console.print(self.line(status))
@@ -56,7 +56,7 @@ class Display:
         switch = status["switch"]
         if switch:
             who = " and ".join(map(self.name, switch["from"])) or "nobody"
-            holder = f"{who} → {self.name(switch['to'])}: {switch['phase']}"
+            holder = f"{who} → {self.name(switch['to'])}"
         else:
             holder = f"[bold]{' and '.join(map(self.name, status['awake'])) or 'nobody'}[/]"
         waiting = ", ".join(
@@ -65,7 +65,7 @@ class Display:
             if model["queued"]
         )
         line = Text.from_markup(f"{time.monotonic() - self.started:6.1f} s  GPU: {holder}")
-        line.append(" " * max(2, 46 - len(line)))
+        line.append(" " * max(2, 38 - len(line)))
         line.append_text(Text.from_markup(f"waiting: {waiting or 'nobody'}"))
         return line
 

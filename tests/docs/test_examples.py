@@ -25,7 +25,7 @@ def name_of(path: Path) -> str:
 def test_llmux_check_takes_it(config):
     llmux = Path(sys.executable).with_name("llmux")
     done = subprocess.run(
-        [llmux, "check", "-c", config], env=os.environ, capture_output=True, text=True, timeout=30, check=False
+        [llmux, "check", config], env=os.environ, capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

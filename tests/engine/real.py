@@ -28,6 +28,8 @@ LLAMA_SERVER = shlex.join([sys.executable, str(ENGINE)])
 TINY = Shape("tiny")  # about 4,000 tokens/s: answers at once
 SLOW = Shape("slow", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024)  # about 500 tokens/s: streams last
 
+VECTOR = Shape("vector", dim=128, feed_forward=352)  # its embeddings are of a length of their own
+
 
 def free_port() -> int:
     """Return a port that nothing listens on, below those that outgoing connections are given."""
