@@ -19,6 +19,7 @@ LAYERS = (
     {"runtime"},
     {"middleware", "proxy", "admin"},
     {"app"},
+    {"server"},
     {"cli", "__main__"},
 )
 HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in layer}

@@ -1,0 +1,71 @@
+"""The parts of llmux/DESIGN.md that are made from the code. ``python tests/docs/generated.py`` writes them anew."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from llmux import errors
+from llmux.config.settings import settings_table
+from llmux.core.effects import Refusal
+from llmux.core.phases import mermaid
+from llmux.observability.events import EVENTS
+from llmux.observability.metrics import HELP
+
+PAGE = Path(__file__).parents[2] / "llmux" / "DESIGN.md"
+BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->\n)", re.DOTALL)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in lines)
+
+
+def _errors() -> str:
+    classes = [
+        value
+        for _, value in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(value, errors.RequestError) and value is not errors.RequestError
+    ]
+    rows = [
+        [str(kind.status), f"`{kind.code}`", f"`{kind.__name__}`", kind.__doc__.splitlines()[0]]
+        for kind in classes
+    ]
+    rows += [["404" if r is Refusal.UNKNOWN_MODEL else "", f"`{r.value}`", "", _REFUSALS[r]] for r in Refusal]
+    return _table(["status", "code", "class", "when"], sorted(rows, key=lambda row: (row[0] or "503", row[1])))
+
+
+_REFUSALS = {
+    Refusal.UNKNOWN_MODEL: "No such model, or it was removed while the request waited.",
+    Refusal.QUEUE_FULL: "429: `max_queued` requests wait for the model.",
+    Refusal.WAKE_FAILED: "503: its wake hook failed while the request waited.",
+    Refusal.SLEEP_FAILED: "503: what holds the GPU would not go to sleep.",
+    Refusal.BACKING_OFF: "503: its wake failed a moment ago; `Retry-After` says when it is tried again.",
+    Refusal.FAULTED: "503: nobody knows who owns the GPU.",
+    Refusal.PINNED: "503: another model is pinned.",
+    Refusal.LEASED: "503: the GPU is lent to another job.",
+    Refusal.STOPPING: "503: llmux is stopping.",
+    Refusal.WAITED_TOO_LONG: "504: it waited longer than `request_timeout`.",
+}
+
+
+def blocks() -> dict[str, str]:
+    """Return the text of every generated block."""
+    return {
+        "diagram": f"```mermaid\n{mermaid()}```\n",
+        "settings": settings_table().strip() + "\n",
+        "metrics": _table(["metric", "meaning"], [[f"`{name}`", text] for name, text in HELP.items()]),
+        "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, text in EVENTS.items()]),
+        "errors": _errors(),
+    }
+
+
+def renewed(text: str) -> str:
+    """Return the page with every generated block as the code has it now."""
+    made = blocks()
+    return BLOCK.sub(lambda found: f"{found[1]}{made[found[2]]}{found[3]}", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text()))
