@@ -122,6 +122,12 @@ def leaving_cost(s: State, model: Model) -> float:
     return cost * (1.0 + rate) + 1e3 * len(model.in_flight) + 1e6 * len(model.queue)
 
 
+def can_be_had(s: State, target: Model) -> bool:
+    """Whether the immovable leave room for ``target``."""
+    stay = [model.running for model in immovable(s, target).values()]
+    return not stay or placement.fits([target.next, *stay], s.rules.capacity)
+
+
 def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
     """Return the models that make room for ``target``, or None if the immovable are in the way."""
     holders = s.holders()
@@ -149,15 +155,16 @@ def blocked(s: State, model: Model) -> Block | None:
         return removed(model)
     if model.phase in UNBLOCKED:
         return None
-    now = s.now
-    if model.phase is Phase.FAULTED and model.sleep_backoff.active(now):
+    return _failing(s, model) or (None if can_be_had(s, model) else obstacle(s, model))
+
+
+def _failing(s: State, model: Model) -> Block | None:
+    if model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now):
         message = f"model {model.name!r} could not be put to sleep: {model.last_error}"
-        return Refusal.FAULTED, message, model.sleep_backoff.remaining(now)
-    if model.wake_backoff.active(now):
+        return Refusal.FAULTED, message, model.sleep_backoff.remaining(s.now)
+    if model.wake_backoff.active(s.now):
         message = f"model {model.name!r} failed to wake: {model.last_error}"
-        return Refusal.BACKING_OFF, message, model.wake_backoff.remaining(now)
-    if who_leaves(s, model) is None:
-        return _obstacle(s, model)
+        return Refusal.BACKING_OFF, message, model.wake_backoff.remaining(s.now)
     return None
 
 
@@ -167,7 +174,8 @@ def removed(model: Model) -> Block:
     return Refusal.UNKNOWN_MODEL, message, None
 
 
-def _obstacle(s: State, model: Model) -> Block:
+def obstacle(s: State, model: Model) -> Block:
+    """Say what is in the way of a model that cannot be had."""
     obstacles = immovable(s, model).values()
     pinned = next((other for other in obstacles if other.pinned), None)
     if pinned is not None:

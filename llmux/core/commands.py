@@ -24,8 +24,8 @@ def wake(s: State, event: ActivationRequested) -> None:
     if s.leased:
         _refuse(s, event.ticket, "the GPU is leased to another job")
     elif s.switch is not None:
-        if s.switch.target is model:
-            s.switch.requested = True
+        if s.switch.target is model and not s.switch.error:
+            s.switch.requested, s.switch.reason = True, "requested"
             _accept(s, event.ticket, s.switch.id)
         else:
             _refuse_busy(s, event.ticket)
@@ -34,8 +34,7 @@ def wake(s: State, event: ActivationRequested) -> None:
     else:
         leaving = admission.who_leaves(s, model)
         if leaving is None:
-            block = admission.blocked(s, model)
-            _refuse(s, event.ticket, block[1] if block else "it cannot be made room for")
+            _refuse(s, event.ticket, admission.obstacle(s, model)[1])
             return
         # An operator knows why he tries again: the backoff of this model does not hold him.
         switching.begin(s, model, leaving, "requested", requested=True)
@@ -87,7 +86,8 @@ def forget_failures(s: State, model: Model) -> None:
     model.sleep_backoff.clear()
     model.missed = 0
     model.last_error = ""
-    s.agenda.cancel(("backoff", model.name))
+    s.agenda.cancel(("wake backoff", model.name))
+    s.agenda.cancel(("sleep backoff", model.name))
 
 
 def pin(s: State, event: PinChanged) -> None:
@@ -95,8 +95,9 @@ def pin(s: State, event: PinChanged) -> None:
     model = _target(s, event.model, event.ticket)
     if model is None:
         return
-    if event.pinned and (rival := _pinned_rival(s, model)) is not None:
-        _refuse(s, event.ticket, f"model {rival.name!r} is pinned and may not be awake with it")
+    rivals = _pinned_rivals(s, model) if event.pinned else ""
+    if rivals:
+        _refuse(s, event.ticket, f"{rivals} may not be awake with it, and stay awake: pinned")
         return
     set_pin(s, model, pinned=event.pinned, until=event.until)
     if event.pinned and s.switch is None and not s.leased and model.phase is not Phase.AWAKE:
@@ -118,8 +119,15 @@ def set_pin(s: State, model: Model, *, pinned: bool, until: float | None) -> Non
     s.errands = True
     s.out.append(PinSet(model.name, pinned, model.pinned_until))
     admission.sweep(s)
-    if s.switch is not None and s.switch.target is not None:
-        switching.waiter_left(s, s.switch.target)
+    switch = s.switch
+    if switch is None:
+        return
+    if pinned and model in switch.leaving and model is not switch.target and not s.leased:
+        switching.call_off(s, switch)
+    elif switch.target is not None:
+        if switch.target is model and switch.reason == "pinned":
+            switch.requested = pinned
+        switching.waiter_left(s, switch.target)
 
 
 def lease(s: State, event: LeaseChanged) -> None:
@@ -155,17 +163,16 @@ def set_lease(s: State, *, leased: bool, until: float | None) -> None:
     else:
         for model in s.models.values():
             admission.admit_waiters(s, model)
+        if s.switch is not None and s.switch.reason == "lease":
+            switching.call_off(s, s.switch)
 
 
-def _pinned_rival(s: State, model: Model) -> Model | None:
-    for other in s.models.values():
-        if (
-            other.pinned
-            and other is not model
-            and not placement.fits([model.spec, other.running], s.rules.capacity)
-        ):
-            return other
-    return None
+def _pinned_rivals(s: State, model: Model) -> str:
+    """Name the pinned models that leave no room for one more pinned, if they do."""
+    pinned = [other for other in s.models.values() if other.pinned and other is not model]
+    if not pinned or placement.fits([model.spec, *(other.running for other in pinned)], s.rules.capacity):
+        return ""
+    return ", ".join(repr(other.name) for other in pinned)
 
 
 def _target(s: State, name: str, ticket: int) -> Model | None:

@@ -18,13 +18,16 @@ from llmux.core.snapshot import LiveSnapshot
 from llmux.core.state import State
 
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
+CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
 
 
 def settle(s: State, snapshot: LiveSnapshot) -> None:
     """Begin what is to be done until a switch is under way or nothing is left to do."""
     while s.switch is None and s.ready and not any(s.in_phase(Phase.UNKNOWN)):
-        if s.errands and _errand(s):
-            continue
+        if s.errands:
+            admission.sweep(s)
+            if _errand(s):
+                continue
         if not s.stopping and s.queued and _serve(s, snapshot):
             continue
         if not s.stopping and s.errands and _leisure(s):
@@ -38,11 +41,14 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
 
 def _errand(s: State) -> bool:
     if s.stopping:
-        return s.rules.sleep_on_exit and _put_away(s, s.models.values(), "stopping")
+        # No backoff holds the last try; what fails it is left as it is.
+        leaving = tuple(s.in_phase(*CAN_LEAVE)) if s.rules.sleep_on_exit else ()
+        if leaving:
+            switching.begin(s, None, leaving, "stopping")
+        return bool(leaving)
     if s.leased and _put_away(s, s.models.values(), "lease"):
         return True
-    removed = (m for m in s.models.values() if m.removed or m.extra or m.cleanup_owed)
-    if _put_away(s, removed, "not wanted"):
+    if _put_away(s, filter(_unwanted, s.models.values()), "not wanted"):
         return True
     pinned = [m for m in s.models.values() if m.pinned and m.phase in (Phase.ASLEEP, Phase.LOST, Phase.FAULTED)]
     return not s.leased and any(_wake(s, model, "pinned") for model in pinned)
@@ -55,8 +61,13 @@ def _put_away(s: State, models: Iterable[Model], reason: str) -> bool:
     return bool(leaving)
 
 
+def _unwanted(model: Model) -> bool:
+    # What is removed or gone finishes its answers first, and meanwhile holds up no switch.
+    return model.extra or ((model.removed or model.cleanup_owed) and not model.in_flight)
+
+
 def _can_leave(s: State, model: Model) -> bool:
-    return model.phase in (Phase.AWAKE, Phase.LOST, Phase.FAULTED) and not model.sleep_backoff.active(s.now)
+    return model.phase in CAN_LEAVE and not model.sleep_backoff.active(s.now)
 
 
 def _wake(s: State, model: Model, reason: str) -> bool:
@@ -77,8 +88,10 @@ def _leisure(s: State) -> bool:
         if model.wanted:
             # A preload takes what is free at the start, and displaces nobody.
             model.wanted = False
-            free = model.phase is Phase.ASLEEP and not s.leased and admission.who_leaves(s, model) == ()
-            if free and _wake(s, model, "preload"):
+            free = (
+                model.phase in (Phase.ASLEEP, Phase.LOST) and not s.leased and admission.who_leaves(s, model) == ()
+            )
+            if free and not s.leased and _wake(s, model, "preload"):
                 return True
     return False
 

@@ -60,12 +60,14 @@ def _model_notes(model: Model, now: float) -> list[str]:
 def _stuck(s: State, now: float) -> bool:
     if not s.queued or s.switch is not None or s.leased or s.hooks:
         return False
-    return not any(
-        model.in_flight
-        or model.pinned
-        or model.wake_backoff.active(now)
-        or model.sleep_backoff.active(now)
-        or model.awake_since is not None
-        and now < model.awake_since + s.rules.min_active
-        for model in s.models.values()
-    ) and "ask" not in s.agenda
+    return (
+        not any(
+            model.in_flight
+            or model.pinned
+            or model.wake_backoff.active(now)
+            or model.sleep_backoff.active(now)
+            or (model.awake_since is not None and now < model.awake_since + s.rules.min_active)
+            for model in s.models.values()
+        )
+        and "ask" not in s.agenda
+    )

@@ -110,12 +110,13 @@ class Core:
         then), and ``InvalidTransitionError`` for a fault of the core.
         """
         s = self.state
-        if now > s.now:
-            s.now = now
+        s.now = max(s.now, now)
         out: list[Effect] = []
         s.out = out
         try:
             self._handlers[event.__class__](event)
+            if s.stopping:
+                switching.wind_up(s)
             if s.switch is None and (s.queued or s.errands):
                 deciding.settle(s, self._snapshot)
             if s.removals and reloading.forget_removed(s):
@@ -123,10 +124,10 @@ class Core:
             if s.stopping:
                 stopping.finish(s)
         except CoreError as error:
+            self.story.add(s.now, event, out)
             error.story = self.story.tell()
             raise
-        finally:
-            self.story.add(s.now, event, out)
+        self.story.add(s.now, event, out)
         return out
 
     def next_deadline(self) -> float | None:
@@ -173,10 +174,14 @@ class Core:
         s = self.state
         if model.queue:
             admission.admit_waiters(s, model)
-        elif not model.in_flight and model.phase is Phase.AWAKE:
+        if model.in_flight:
+            return
+        if model.phase is Phase.AWAKE:
             probing.rest(s, model)
-        if not model.in_flight and s.switch is not None:
+        if s.switch is not None:
             switching.go_on(s)
+        elif model.removed or model.cleanup_owed:
+            s.errands = True
 
     def _request_returned(self, event: RequestReturned) -> None:
         request = self._request(event.request)
@@ -202,6 +207,8 @@ class Core:
 
     def _started(self, event: Started) -> None:
         s = self.state
+        if s.stopping:
+            return
         s.recorded = event.holders & s.models.keys()
         s.recent = {name: rank for rank, name in enumerate(event.recent)}
         for model in s.models.values():
@@ -258,6 +265,8 @@ class Core:
                 self._due(*key)
             elif key == "grace":
                 stopping.grace_over(s)
+            elif key == "drain":
+                switching.drain_deadline(s)
             elif key == "lease":
                 commands.set_lease(s, leased=False, until=None)
             else:  # ask
@@ -267,9 +276,6 @@ class Core:
         s = self.state
         if what == "hook":
             s.kill_hook(s.hooks[whom], "timeout")
-            return
-        if what == "drain":
-            switching.drain_deadline(s, whom)
             return
         model = s.models[whom]
         if what == "timeout":
@@ -283,7 +289,7 @@ class Core:
             retirement.poll(s, model)
         elif what == "pin":
             commands.set_pin(s, model, pinned=False, until=None)
-        s.errands = True  # idle, backoff: the errands look for themselves
+        s.errands = True  # idle, backoffs: the errands look for themselves
 
     # ---- configuration
 

@@ -118,6 +118,7 @@ class Model:
     missed: int = 0
     found: bool | None = None  # what the first alive said
     woken_by_hook: bool = False  # its first connection proves the wake
+    unproven_failures: int = 0  # the failures in a row that such a wake would end
     # leaving
     retirement: Retirement | None = None
     cleanup_owed: bool = False  # an errand: clean up without anybody asking

@@ -44,6 +44,8 @@ def leaving(
         return None
     if capacity is None:
         return tuple(movable)
+    if fits([target, *holders.values()], capacity):
+        return ()
     if len(movable) <= EXACT:
         return _cheapest(target, stay, movable, holders, capacity, cost)
     return _greedy(target, stay, movable, holders, capacity, cost)
@@ -59,7 +61,7 @@ def _cheapest(
 ) -> tuple[str, ...]:
     costs = {name: cost(name) for name in movable}
     best: tuple[float, int, tuple[str, ...]] | None = None
-    for size in range(len(movable) + 1):
+    for size in range(1, len(movable) + 1):
         for gone in combinations(sorted(movable), size):
             rank = (sum(costs[name] for name in gone), size, gone)
             if best is not None and rank >= best:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmux.core import admission, placement
 from llmux.core.effects import BackoffStarted, ModelActivated, ModelDeactivated, ModelLost, Ready, Refusal
 from llmux.core.model import Model
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 from llmux.core.state import State
-
 
 # ---- at the start, and for models that a reload brings
 
@@ -17,6 +18,7 @@ def ask_unknown(s: State) -> None:
     """Run the first ``alive`` of every model whose state is unknown, in parallel."""
     for model in s.in_phase(Phase.UNKNOWN):
         if model.probe is None and model.found is None:
+            model.woken = model.spec  # what is asked is what is adopted, whatever a reload brings meanwhile
             model.probe = s.run_hook(model, HookKind.ALIVE)
 
 
@@ -29,36 +31,47 @@ def first_answer(s: State, model: Model, *, ok: bool) -> None:
 
 def adopt(s: State) -> None:
     """Adopt what runs. What may not be awake beside it is extra, and is put to sleep at once."""
-    unknown = list(s.in_phase(Phase.UNKNOWN))
-    chosen = [model.running for model in s.models.values() if model.holds and model.phase is not Phase.UNKNOWN]
     rank = len(s.recent)
-    adopted = []
     # Those that are found alive come first, the most recently used of them first; then those that only the
     # state file suspects.
-    for model in sorted(unknown, key=lambda m: (not m.found, s.recent.get(m.name, rank), m.order)):
+    found = sorted(s.in_phase(Phase.UNKNOWN), key=lambda m: (not m.found, s.recent.get(m.name, rank), m.order))
+    for model in found:
         if model.found:
             s.move(model, Phase.AWAKE)
-            adopted.append(model.name)
+            activated(s, model)
         elif model.name in s.recorded:
             s.move(model, Phase.LOST)
             model.last_error = "was on the GPU when llmux ended, and is not alive"
         else:
             s.move(model, Phase.ASLEEP)
-            model.found = None
-            continue
+            model.woken = None
         model.found = None
-        model.woken = model.spec
-        if placement.fits([*chosen, model.spec], s.rules.capacity):
-            chosen.append(model.spec)
-        else:
-            model.extra = s.errands = True
-        if model.phase is Phase.AWAKE:
-            activated(s, model)
-            s.out.append(ModelActivated(model.name, 0, (), None))
+    find_extras(s, found)
+    adopted = tuple(model.name for model in found if model.phase is Phase.AWAKE)
+    s.out.extend(ModelActivated(name, 0, (), None) for name in adopted)
+    s.errands = True
     s.record_holders()
     if not s.ready:
         s.ready = True
-        s.out.append(Ready(tuple(adopted)))
+        s.out.append(Ready(adopted))
+
+
+def find_extras(s: State, newcomers: Sequence[Model] = ()) -> None:
+    """Mark whom there is no room for: a start may find too many, and a reload may leave less room.
+
+    The switch under way has its room. Then come the pinned, those that answer, the most recently used, and
+    the newcomers in their order.
+    """
+    target, leaving = (s.switch.target, s.switch.leaving) if s.switch else (None, ())
+    chosen = [s.switch.spec] if s.switch and s.switch.spec else []
+    staying = [m for m in s.models.values() if m.holds and m not in newcomers and m.phase is not Phase.UNKNOWN]
+    staying.sort(key=lambda m: (not m.pinned, m.phase in (Phase.LOST, Phase.FAULTED), -m.last_used))
+    for model in (*staying, *newcomers):
+        if not model.holds or model is target or model in leaving:
+            continue
+        model.extra = not placement.fits([*chosen, model.running], s.rules.capacity)
+        if not model.extra:
+            chosen.append(model.running)
 
 
 # ---- while awake
@@ -91,7 +104,7 @@ def rest(s: State, model: Model) -> None:
 
 def probe(s: State, model: Model) -> None:
     """Ask ``alive`` of an awake model, unless it is being asked."""
-    if model.probe is None and model.phase is Phase.AWAKE:
+    if model.probe is None and model.phase is Phase.AWAKE and not s.stopping:
         model.probe = s.run_hook(model, HookKind.ALIVE)
 
 
@@ -132,9 +145,10 @@ def answered(s: State, model: Model, *, ok: bool, detail: str, last_byte: float 
         return
     if model.phase is Phase.DRAINING:
         return
-    every = s.rules.alive_every
-    if last_byte is None or s.now - last_byte > every:
-        model.missed += 1
+    if last_byte is not None and s.now - last_byte <= s.rules.alive_every:
+        schedule(s, model)
+        return
+    model.missed += 1
     if model.missed >= s.rules.alive_failures:
         lose(s, model, f"alive failed {model.missed} times in a row: {detail}")
     else:
@@ -148,6 +162,7 @@ def lose(s: State, model: Model, error: str) -> None:
     model.suspected = False
     model.last_error = error
     s.out.append(ModelLost(model.name, error))
+    s.errands = True
     admission.sweep(s)
 
 
@@ -169,6 +184,7 @@ def never_answered(s: State, model: Model) -> None:
     """Its wake hook succeeded, but its first connection was refused: that is a failed wake."""
     error = "its wake hook succeeded, but the engine refuses connections"
     lose(s, model, error)
+    model.wake_backoff.failures = model.unproven_failures
     wake_failed(s, model, error)
     model.cleanup_owed = s.errands = True
 
@@ -177,7 +193,7 @@ def wake_failed(s: State, model: Model, error: str) -> None:
     """Count a failed wake, and turn away who waited for it."""
     model.last_error = error
     seconds = model.wake_backoff.fail(s.now, s.rules.backoff_first, s.rules.backoff_max, s.jitter)
-    s.agenda.set(("backoff", model.name), model.wake_backoff.until)
+    s.agenda.set(("wake backoff", model.name), model.wake_backoff.until)
     s.out.append(BackoffStarted(model.name, HookKind.WAKE, model.wake_backoff.failures, seconds, error))
     message = f"model {model.name!r} failed to wake: {error}"
     retry_after = model.wake_backoff.remaining(s.now)

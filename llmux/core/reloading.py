@@ -11,7 +11,7 @@ from llmux.core.effects import ModelRemoved
 from llmux.core.events import ConfigReplaced
 from llmux.core.model import Model
 from llmux.core.phases import Phase
-from llmux.core.state import State
+from llmux.core.state import MODEL_TIMERS, State
 
 
 def replaced(s: State, event: ConfigReplaced) -> None:
@@ -39,6 +39,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
         probing.ask_unknown(s)
     for model in s.models.values():
         _apply(s, model)
+    probing.find_extras(s)
     admission.sweep(s)
     _call_off_if_unwanted(s)
     s.errands = True
@@ -78,7 +79,7 @@ def forget_removed(s: State) -> bool:
         gone = [m for m in gone if m is not s.switch.target and m not in s.switch.leaving]
     for model in gone:
         del s.models[model.name]
-        for key in ("timeout", "overdue", "idle", "probe", "verify", "backoff", "pin"):
+        for key in MODEL_TIMERS:
             s.agenda.cancel((key, model.name))
         s.out.append(ModelRemoved(model.name))
     s.removals = any(model.removed for model in s.models.values())

@@ -48,8 +48,8 @@ def begin(s: State, model: Model, *, cleanup: bool, error: str = "") -> None:
 def poll(s: State, model: Model) -> None:
     """Run verify again: its pause is over."""
     retirement = model.retirement
-    if retirement is not None and retirement.hook is None and not s.stopping:
-        retirement.hook = s.run_hook(model, HookKind.VERIFY, retirement.verify_until)
+    assert retirement is not None
+    retirement.hook = s.run_hook(model, HookKind.VERIFY, retirement.verify_until)
 
 
 def step_ended(s: State, model: Model, *, ok: bool, detail: str) -> Outcome | None:
@@ -62,7 +62,8 @@ def step_ended(s: State, model: Model, *, ok: bool, detail: str) -> Outcome | No
         retirement.error = f"{step.value.value} {detail}" if detail else f"{step.value.value} failed"
     if ok:
         return _after_success(s, model, retirement, step)
-    if s.stopping:
+    last_resort = step is Step.SLEEP and s.rules.sleep_on_exit and HookKind.STOP in model.running.hooks
+    if s.stopping and not last_resort:
         return None  # nothing further is started; the state file says that it may hold the GPU
     return _after_failure(s, model, retirement, step)
 
@@ -150,7 +151,7 @@ def _end_running(s: State, model: Model, retirement: Retirement) -> Outcome:
     model.retirement = None
     model.last_error = retirement.error
     model.failed_cleanups = 0
-    model.suspected = False
+    model.cleanup_owed = model.faulted_in_cleanup = model.suspected = False
     model.missed = 0
     if model.awake_since is None:
         model.awake_since = s.now
@@ -172,5 +173,5 @@ def _end_faulted(s: State, model: Model, retirement: Retirement) -> Outcome:
 
 def _back_off(s: State, model: Model, error: str) -> None:
     seconds = model.sleep_backoff.fail(s.now, s.rules.backoff_first, s.rules.backoff_max, s.jitter)
-    s.agenda.set(("backoff", model.name), model.sleep_backoff.until)
+    s.agenda.set(("sleep backoff", model.name), model.sleep_backoff.until)
     s.out.append(BackoffStarted(model.name, HookKind.SLEEP, model.sleep_backoff.failures, seconds, error))

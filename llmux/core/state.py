@@ -22,6 +22,9 @@ from llmux.core.phases import TRANSITIONS, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 
+# What may be due for a model; the agenda's keys are (what, name).
+MODEL_TIMERS = ("timeout", "overdue", "idle", "probe", "verify", "wake backoff", "sleep backoff", "pin")
+
 
 class State:
     """Everything the core knows. Only ``Core.handle`` and what it calls change it."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from llmux.core import admission, switching
 from llmux.core.effects import CancelRequests, CutReason, Refusal, Stopped
-from llmux.core.model import Stage
 from llmux.core.spec import HookKind
-from llmux.core.state import State
+from llmux.core.state import MODEL_TIMERS, State
 
 ENDED = frozenset({HookKind.ALIVE, HookKind.VERIFY, HookKind.WAKE})
 
@@ -19,16 +18,16 @@ def requested(s: State) -> None:
     s.errands = True
     for model in s.models.values():
         admission.reject_waiters(s, model, (Refusal.STOPPING, "llmux is stopping", None))
-        for timer in ("probe", "idle", "verify", "backoff", "overdue", "timeout"):
+        for timer in MODEL_TIMERS:
             s.agenda.cancel((timer, model.name))
     for run in list(s.hooks.values()):
         if run.kind in ENDED:
             s.kill_hook(run, "stopping")
     s.agenda.cancel("ask")
+    s.agenda.cancel("lease")
     s.agenda.set("grace", s.now + s.rules.shutdown_grace)
-    switch = s.switch
-    if switch is not None and switch.stage is Stage.DRAINING:
-        switching.call_off(s, switch)
+    if s.switch is not None:
+        switching.call_off(s, s.switch)
 
 
 def grace_over(s: State) -> None:

@@ -47,10 +47,11 @@ def begin(
             probing.pause(s, model)
             s.move(model, Phase.DRAINING)
     admission.sweep(s)  # whoever waits for what leaves for a pinned model
-    if s.rules.drain_timeout is not None and any(model.in_flight for model in leaving):
-        s.agenda.set(("drain", switch.id), s.now + s.rules.drain_timeout)
+    # While stopping, the grace is the only deadline of the answers under way.
+    if s.rules.drain_timeout is not None and not s.stopping and any(model.in_flight for model in leaving):
+        s.agenda.set("drain", s.now + s.rules.drain_timeout)
         if s.rules.drain_timeout == 0:
-            drain_deadline(s, switch.id)
+            drain_deadline(s)
     go_on(s)
 
 
@@ -59,9 +60,9 @@ def go_on(s: State) -> None:
     switch = s.switch
     if switch is None or switch.stage is not Stage.DRAINING:
         return
-    if any(model.in_flight or model.suspected for model in switch.leaving):
+    if any(model.in_flight or (model.suspected and not s.stopping) for model in switch.leaving):
         return
-    s.agenda.cancel(("drain", switch.id))
+    s.agenda.cancel("drain")
     switch.drained = s.now
     if not switch.leaving:
         _wake(s, switch)
@@ -76,12 +77,11 @@ def go_on(s: State) -> None:
         retirement.begin(s, model, cleanup=cleanup)
 
 
-def drain_deadline(s: State, switch_id: int) -> None:
+def drain_deadline(s: State) -> None:
     """The drain has taken long enough: end what still runs. The sleep hooks wait for the end."""
     switch = s.switch
-    if switch is None or switch.id != switch_id or switch.stage is not Stage.DRAINING:
-        return
-    s.agenda.cancel(("drain", switch_id))
+    assert switch is not None
+    s.agenda.cancel("drain")
     for model in switch.leaving:
         if model.in_flight:
             estimate = s.costs.estimate(switch.sources, switch.target.name) if switch.target else None
@@ -92,22 +92,27 @@ def drain_deadline(s: State, switch_id: int) -> None:
 def waiter_left(s: State, model: Model) -> None:
     """A waiter of ``model`` is gone: call the switch to it off if it was the last and nothing runs yet."""
     switch = s.switch
-    if (
-        switch is not None
-        and switch.target is model
-        and switch.stage is Stage.DRAINING
-        and not switch.requested
-        and not model.queue
-    ):
+    if switch is not None and switch.target is model and not switch.requested and not model.queue:
         call_off(s, switch)
 
 
 def call_off(s: State, switch: Switch) -> None:
-    """End a switch that is still draining, and reopen what was to leave."""
+    """End a switch if it is still draining, and reopen what was to leave."""
+    if switch.stage is not Stage.DRAINING:
+        return
     _end(s, switch, "abandoned")
     for model in switch.leaving:
         if model.phase is Phase.DRAINING:
             _reopen(s, model)
+
+
+def wind_up(s: State) -> None:
+    """While stopping: end a switch whose sleep and stop hooks have ended. Nothing further of it is begun."""
+    switch = s.switch
+    if switch is None or switch.stage not in (Stage.SLEEPING, Stage.CLEANUP):
+        return
+    if not any(model.retirement and model.retirement.hook for model in s.models.values()):
+        _end(s, switch, "abandoned")
 
 
 def _reopen(s: State, model: Model) -> None:
@@ -120,20 +125,22 @@ def _reopen(s: State, model: Model) -> None:
 def retired(s: State, model: Model, outcome: Outcome) -> None:
     """One of those that leave has ended its retirement."""
     switch = s.switch
+    assert switch is not None
     if outcome is Outcome.RUNNING:
         probing.schedule(s, model)
         probing.rest(s, model)
-    if switch is None:  # stopping
-        return
     if switch.stage is Stage.CLEANUP:
         _cleaned_up(s, switch, model, outcome)
         return
     if outcome is not Outcome.ASLEEP:
         switch.error = f"{model.name}: {model.last_error}"
-    if any(other.retirement is not None for other in switch.leaving):
-        if outcome is Outcome.RUNNING:
-            admission.admit_waiters(s, model)
-        return
+    if outcome is Outcome.RUNNING:
+        admission.admit_waiters(s, model)
+    if not any(other.retirement is not None for other in switch.leaving):
+        _all_retired(s, switch)
+
+
+def _all_retired(s: State, switch: Switch) -> None:
     target = switch.target
     if switch.error:
         _fail(s, switch)
@@ -143,9 +150,6 @@ def retired(s: State, model: Model, outcome: Outcome) -> None:
         _end(s, switch, "abandoned")
     else:
         _wake(s, switch)
-    for other in switch.leaving:
-        if other.phase is Phase.AWAKE:
-            admission.admit_waiters(s, other)
 
 
 def _wake(s: State, switch: Switch) -> None:
@@ -161,27 +165,25 @@ def _wake(s: State, switch: Switch) -> None:
 def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> None:
     """Take in the end of a wake hook."""
     switch = s.switch
+    assert switch is not None
     if ok:
         s.move(model, Phase.AWAKE)
         s.costs.record_wake(model.name, s.now - started)
+        model.unproven_failures = model.wake_backoff.failures
         model.wake_backoff.clear()
         model.cleanup_owed = model.wanted = False
         model.last_error = ""
         probing.activated(s, model)
         model.woken_by_hook = True
-        if switch is not None:
-            duration = s.now - switch.started
-            s.out.append(ModelActivated(model.name, switch.id, switch.sources, duration))
-            _end(s, switch, "success")
+        s.out.append(ModelActivated(model.name, switch.id, switch.sources, s.now - switch.started))
+        _end(s, switch, "success")
         admission.admit_waiters(s, model)
         return
     if s.stopping:
         # Engines are left as they are; the state file says that this one may hold the GPU.
         s.move(model, Phase.LOST)
-        if switch is not None:
-            _end(s, switch, "abandoned")
+        _end(s, switch, "abandoned")
         return
-    assert switch is not None
     switch.error = f"wake {detail}"
     switch.stage = Stage.CLEANUP
     model.wanted = False
@@ -210,7 +212,7 @@ def _fail(s: State, switch: Switch) -> None:
     s.out.append(SwitchFailed(switch.id, switch.sources, name, switch.error))
     target = switch.target
     _end(s, switch, "failure")
-    if target is not None and switch.stage is Stage.SLEEPING:
+    if target is not None and switch.stage is Stage.SLEEPING and target.phase is not Phase.AWAKE:
         message = f"model {target.name!r} cannot be woken: {switch.error}"
         retry_after = max((m.sleep_backoff.remaining(s.now) for m in switch.leaving), default=0.0)
         target.wanted = False
@@ -220,8 +222,9 @@ def _fail(s: State, switch: Switch) -> None:
 
 def _end(s: State, switch: Switch, result: str) -> None:
     s.switch = None
-    s.agenda.cancel(("drain", switch.id))
+    s.agenda.cancel("drain")
     s.errands = True
+    probing.find_extras(s)  # a reload in its course may have left room for less
     drained = switch.drained if switch.stage is not Stage.DRAINING else s.now
     cost = s.now - drained if result == "success" else None
     estimate = None
@@ -231,9 +234,9 @@ def _end(s: State, switch: Switch, result: str) -> None:
     duration, drain = s.now - switch.started, drained - switch.started
     s.out.append(SwitchEnded(switch.id, switch.sources, name, result, duration, drain, cost, estimate))
     record = SwitchRecord(switch.id, switch.sources, name, result, drain, cost, s.now)
-    inform = getattr(s.policy, "on_switch_completed", None)
-    if inform is not None:
-        try:
+    try:
+        inform = getattr(s.policy, "on_switch_completed", None)
+        if inform is not None:
             inform(record)
-        except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
-            s.overrule(f"on_switch_completed raised {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
+        s.overrule(f"on_switch_completed raised {type(error).__name__}: {error}")

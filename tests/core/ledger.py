@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmux.core import Core, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.model import Stage
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 
@@ -29,6 +30,7 @@ class Ledger:
         self.switch: fx.SwitchStarted | None = None
         self.now = 0.0
         self.stopped = False
+        self.plan_is_old = False  # a reload came while a switch was under way
 
     def feed(self, event: ev.Event, now: float) -> list[fx.Effect]:
         """Hand over an event and check what comes back."""
@@ -58,6 +60,8 @@ class Ledger:
                 assert self.returns[request] == 1
             case ev.HookFinished(hook=hook):
                 del self.hooks[hook]
+            case ev.ConfigReplaced():
+                self.plan_is_old = self.switch is not None
             case _:
                 pass
 
@@ -96,6 +100,7 @@ class Ledger:
                 assert self.switch is not None
                 assert self.switch.switch == switch
                 self.switch = None
+                self.plan_is_old = False
             case fx.Stopped():
                 assert not self.in_flight
                 assert not self.hooks
@@ -118,6 +123,8 @@ class Ledger:
         assert effect.hook not in self.hooks
         self.hooks[effect.hook] = effect
         s = self.core.state
+        if s.stopping:
+            assert effect.kind in (HookKind.SLEEP, HookKind.STOP), "begins something while stopping"
         if effect.kind in (HookKind.SLEEP, HookKind.STOP):
             assert effect.model not in self.in_flight.values(), "invariant 4: sleeps under load"
         if effect.kind is HookKind.WAKE:
@@ -133,10 +140,19 @@ class Ledger:
 
     def _after(self) -> None:
         s = self.core.state
+        # A reload never alters the plan of a switch, so what leaves may need more room than it left.
+        leaving = s.switch.leaving if s.switch is not None and self.plan_is_old else ()
         holders = [
-            m.running for m in s.models.values() if m.holds and not m.extra and m.phase is not Phase.UNKNOWN
+            m.running
+            for m in s.models.values()
+            if m.holds and not m.extra and m.phase is not Phase.UNKNOWN and m not in leaving
         ]
         assert placement.fits(holders, s.rules.capacity), "invariant 1: two owners"
+        if s.switch is not None and s.switch.stage is Stage.DRAINING and s.switch.target is not None:
+            assert s.switch.requested or s.switch.target.queue, "nobody waits for it: to be called off"
+        for model in s.models.values():
+            if model.queue and model.phase is Phase.AWAKE and not s.leased and not model.extra:
+                assert not model.has_room, "a waiter although there is room"
         for name, model in s.models.items():
             mine = {r for r, m in self.in_flight.items() if m == name}
             assert set(model.in_flight) == mine, "invariant 3: in-flight counts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from ledger import Ledger
+
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -25,6 +26,11 @@ class WildPolicy:
             assert view.queued == len(list(view.arrivals()))
             assert view.switch_cost >= 0
             assert view.arrival_rate >= 0
+            assert view.service_time >= 0
+            assert view.awake == (view.name in now.awake)
+            assert (view.awake_since is not None) >= view.awake
+            assert (view.oldest_arrival is None) == (view.queued == 0)
+            assert view.limit is None or view.in_flight >= 0
         dice = self.rng.random()
         if dice < 0.5:
             return SwitchTo(self.rng.choice(now.waiting))
@@ -38,7 +44,7 @@ class WildPolicy:
             return SwitchTo("nobody")
         return self.rng.choice([None, "llama", 7])
 
-    def on_switch_completed(self, record):
+    def on_switch_completed(self, _record):
         if self.rng.random() < 0.1:
             raise RuntimeError("policy is ill")
 
@@ -49,6 +55,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
         self.capacity = rng.choice([None, None, 10, 16])
+        self.rules_capacity = self.capacity
         self.names = [f"m{i}" for i in range(rng.randint(1, 5))]
         self.specs = {name: self._spec(name) for name in self.names}
         self.policy = WildPolicy(rng)
@@ -90,7 +97,9 @@ class World:
             min_active=rng.choice([0.0, 2.0]),
             drain_timeout=rng.choice([None, 0.0, 3.0]),
             alive_every=rng.choice([0.0, 15.0]),
-            capacity=self.capacity,
+            alive_failures=rng.choice([1, 3]),
+            backoff_first=rng.choice([0.0, 1.0]),
+            capacity=self.rules_capacity,
             sleep_on_exit=rng.random() < 0.3,
         )
 
@@ -173,16 +182,16 @@ class World:
             if rng.random() < 0.2 and len(self.specs) > 1:
                 del self.specs[name]
             elif rng.random() < 0.2:
-                old = self.specs[name]
                 self.specs[name] = self._spec(name)
-                if self.capacity:
-                    del old
         if rng.random() < 0.3:
             name = rng.choice(self.names)
             self.specs.setdefault(name, self._spec(name))
+        if self.capacity and rng.random() < 0.3:
+            self.rules_capacity = rng.choice([None, 5, 10, 16])
         self.rules = self._rules()
         policy = self.policy if rng.random() < 0.5 else WildPolicy(rng)
-        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy))
+        guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}
+        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses))
 
     def settle(self) -> None:
         """Invariant 7: with hooks that end and answers that end, every request ends."""

@@ -1,0 +1,96 @@
+"""Playbooks: given these events at these times, exactly these effects. Every step goes through the ledger.
+
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        …
+    )
+
+A ``Story`` prints its steps in this very form; ``ANY`` stands for what only the shell could have made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from unittest.mock import ANY
+
+from ledger import Ledger
+
+from llmux.core import Core
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.policy import SwitchTo
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
+from llmux.core.story import as_python
+
+THREE = frozenset({HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE})
+
+
+class Oldest:
+    """First come, first served."""
+
+    def decide(self, now: Any) -> SwitchTo:
+        return SwitchTo(now.waiting[0])
+
+
+class Step(NamedTuple):
+    time: float
+    event: ev.Event
+    effects: tuple[fx.Effect, ...]
+
+
+def at(time: float, event: ev.Event, *effects: fx.Effect) -> Step:
+    """One step of a playbook."""
+    return Step(time, event, effects)
+
+
+def models(*names: str, verify: bool = False, stop: bool = False, **fields: Any) -> list[ModelSpec]:
+    """Specs that differ by name only."""
+    extra = {kind for kind, given in ((HookKind.VERIFY, verify), (HookKind.STOP, stop)) if given}
+    timeouts = {**DEFAULT_TIMEOUTS, **fields.pop("timeouts", {})}
+    return [ModelSpec(name, hooks=THREE | extra, timeouts=timeouts, **fields) for name in names]
+
+
+class Playbook:
+    """A core with its ledger, to be called with steps."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.ledger = Ledger(core)
+
+    def feed(self, time: float, event: ev.Event) -> list[fx.Effect]:
+        """Hand over one event."""
+        if isinstance(event, ev.ConfigReplaced) and event.policy == ANY:
+            event = dataclasses.replace(event, policy=self.core.state.policy)
+        return self.ledger.feed(event, time)
+
+    def __call__(self, *steps: Step) -> None:
+        for number, (time, event, effects) in enumerate(steps, 1):
+            found = self.feed(time, event)
+            assert found == list(effects), (
+                f"step {number}, {as_python(event)} at {time}:\n  expected\n    "
+                + "\n    ".join(map(as_python, effects))
+                + "\n  found\n    "
+                + "\n    ".join(map(as_python, found))
+            )
+
+
+def given(
+    specs: Iterable[ModelSpec],
+    awake: Iterable[str] = (),
+    policy: Any = None,
+    holders: Iterable[str] = (),
+    first_guesses: Any = None,
+    **rules: Any,
+) -> Playbook:
+    """Return a playbook at time 0, adoption done: ``awake`` were found running, ``holders`` were recorded."""
+    core = Core(specs, Rules(**rules), policy or Oldest())
+    core.state.costs.guesses = first_guesses or {}
+    play = Playbook(core)
+    awake = list(awake)
+    play.feed(0.0, ev.Started(frozenset(holders), tuple(awake)))
+    for hook in list(play.ledger.hooks.values()):
+        play.feed(0.0, ev.HookFinished(hook.hook, hook.model in awake))
+    return play
