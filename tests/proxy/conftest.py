@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -18,8 +21,28 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that hangs fails."""
+    here = Path(__file__).parent
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and item.path.parent == here
+            and inspect.iscoroutinefunction(item.obj)
+        ):
+            item.obj = limited(item.obj)
+
+
+def limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(15):
+            await test(*args, **kwargs)
+
+    return run
+
+
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    async with asyncio.timeout(20):
-        async with Proxy() as proxy:
-            yield proxy
+    async with Proxy() as proxy:
+        yield proxy

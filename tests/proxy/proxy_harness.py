@@ -10,17 +10,24 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
 from llmux.errors import RequestError
 from llmux.proxy import ClientGoneError, EngineActivity, Exchange, Forwarder, error_response
+from llmux.proxy.relay import Relay
 from llmux.upstream import EngineAddress
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 EXTRA = [("X-Request-ID", "req-1"), ("X-LLMux-Queue-Seconds", "0.000")]
 EXTRA_BYTES = b"X-Request-ID: req-1\r\nX-LLMux-Queue-Seconds: 0.000\r\n"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until something has happened that nobody announces. A test's timeout bounds it."""
+    while not condition():  # noqa: ASYNC110, there is no event to wait for
+        await asyncio.sleep(0.001)
 
 
 async def abort(writer: asyncio.StreamWriter) -> None:
@@ -82,7 +89,7 @@ Script = Callable[[EngineSide], Awaitable[None]]
 class Engine:
     """Listens; every connection runs the script."""
 
-    def __init__(self, script: Script, settle: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(self, script: Script) -> None:
         self.script = script
         self.connections = 0
         self.heads: list[bytes] = []
@@ -91,14 +98,14 @@ class Engine:
         self.failures: list[BaseException] = []
         self.open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
-        self._settle = settle
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def settle(self) -> None:
         """Let what was sent arrive: on loopback it has, once the loop has gone round a few times."""
         for _ in range(10):
             await asyncio.sleep(0)
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._run, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -106,6 +113,9 @@ class Engine:
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
             await self.script(EngineSide(self, reader, writer))
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -116,17 +126,24 @@ class Engine:
             self.failures.append(error)
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            try:
                 await writer.wait_closed()
-            self.open.discard(writer)
+            except (ConnectionError, asyncio.CancelledError):
+                pass
+            finally:
+                self.open.discard(writer)
 
-    async def __aexit__(self, *_: object) -> None:
+    def stop_listening(self) -> None:
         assert self._server is not None
         self._server.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop_listening()
         for writer in list(self.open):
             await abort(writer)
-        while self.open:
-            await asyncio.sleep(0)
+        for task in self._tasks:
+            task.cancel()
+        await until(lambda: not self.open)
         assert not self.failures, self.failures
 
 
@@ -201,6 +218,8 @@ class Proxy:
         self.exchanges: list[Exchange] = []
         self.outcomes: list[BaseException | None] = []
         self.requests: list[web.Request] = []
+        self.engines: list[Engine] = []
+        self.on_arrival: Callable[[Exchange], None] | None = None
         self.changed = asyncio.Condition()
         self.port = 0
         self._stack = contextlib.AsyncExitStack()
@@ -209,7 +228,7 @@ class Proxy:
     def exchange(self) -> Exchange:
         return self.exchanges[-1]
 
-    async def __aenter__(self) -> Proxy:
+    async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_route("*", "/{tail:.*}", self._handle)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -242,6 +261,8 @@ class Proxy:
         )
         self.exchanges.append(exchange)
         self.requests.append(request)
+        if self.on_arrival is not None:
+            self.on_arrival(exchange)
         await self._notify()
         outcome: BaseException | None = None
         try:
@@ -254,7 +275,7 @@ class Proxy:
             raise asyncio.CancelledError from None
         finally:
             self.outcomes.append(outcome)
-            asyncio.get_running_loop().create_task(self._notify())  # noqa: RUF006
+            asyncio.get_running_loop().create_task(self._notify())
 
     async def _notify(self) -> None:
         async with self.changed:
@@ -265,12 +286,39 @@ class Proxy:
         async with self.changed:
             await self.changed.wait_for(condition)
 
+    @property
+    def relay(self) -> Relay:
+        """The relay of the exchange under way."""
+        relay = getattr(self.exchange.on_cut, "__self__", None)
+        assert isinstance(relay, Relay)
+        return relay
+
+    async def until_reading_paused(self) -> None:
+        """Wait until a slow client has stopped the reading from the engine for good."""
+        await until(lambda: self.exchanges and getattr(self.exchange.on_cut, "__self__", None))
+        connection = self.relay._connection
+        assert connection is not None
+        calm = 0
+        while calm < 20:
+            await asyncio.sleep(0.001)
+            calm = calm + 1 if connection._reading_paused else 0
+
+    async def until_sender_waits(self) -> None:
+        """Wait until a slow engine has stopped the writing to it for good."""
+        connection = self.relay._connection
+        assert connection is not None
+        calm = 0
+        while calm < 20:
+            await asyncio.sleep(0.001)
+            calm = calm + 1 if connection._writing_paused else 0
+
     async def finished(self, count: int = 1) -> None:
         await self.until(lambda: len(self.outcomes) >= count)
 
     async def engine(self, script: Script) -> Engine:
         engine = await self._stack.enter_async_context(Engine(script))
         self.address = EngineAddress("127.0.0.1", engine.port)
+        self.engines.append(engine)
         return engine
 
     async def client(self) -> Client:

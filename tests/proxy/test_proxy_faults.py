@@ -1,0 +1,382 @@
+"""Engines that refuse, die, or do not speak HTTP; and who is written to how often."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from proxy_harness import EXTRA_BYTES, OK, Body, EngineSide, Proxy, answering, until
+
+from llmux.proxy import EngineActivity, Forwarder
+from llmux.upstream import EngineAddress, EngineLostError, EngineProtocolError, EngineRefusedError
+
+SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nNo colon here\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\r\n folded\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nnonsense",
+    ],
+)
+async def test_what_is_not_http_is_a_502(proxy: Proxy, answer: bytes) -> None:
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(answer)
+        await side.closed()
+
+    engine = await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    assert await client.until(b"\r\n") == b"HTTP/1.1 502 Bad Gateway\r\n"
+    assert isinstance(proxy.outcomes[0], EngineProtocolError)
+    assert engine.connections == 1
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_an_engine_that_dies_before_its_head_is_a_502_and_not_asked_again(
+    proxy: Proxy, how: str, said: bytes
+) -> None:
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(said, b"")
+        getattr(side, how)()
+
+    engine = await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    assert await client.until(b"\r\n") == b"HTTP/1.1 502 Bad Gateway\r\n"
+    await client.until(b'"code": "engine_lost"')
+    assert isinstance(proxy.outcomes[0], EngineLostError)
+    assert len(engine.heads) == 1
+    # The client's own connection has done nothing wrong.
+    await client.until(b"}}")
+    await proxy.engine(answering(OK))
+    await client.get()
+    await client.until(b"ok")
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize(
+    ("sent", "client_head"),
+    [
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfour",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n" + EXTRA_BYTES + b"\r\nfour",
+            id="length",
+        ),
+        pytest.param(
+            CHUNKED + b"4\r\nfour\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + EXTRA_BYTES + b"\r\n4\r\nfour\r\n",
+            id="between chunks",
+        ),
+        pytest.param(
+            CHUNKED + b"5\r\nfour",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + EXTRA_BYTES + b"\r\n5\r\nfour",
+            id="inside a chunk",
+        ),
+        pytest.param(
+            CHUNKED + b"4\r\nfour\r\n0\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + EXTRA_BYTES + b"\r\n4\r\nfour\r\n0\r\n",
+            id="in the trailers",
+        ),
+    ],
+)
+async def test_an_answer_that_breaks_off_has_no_proper_end(
+    proxy: Proxy, how: str, sent: bytes, client_head: bytes
+) -> None:
+    received = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(sent)
+        await received.wait()
+        getattr(side, how)()
+
+    await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.expect(client_head)
+    received.set()
+    await client.expect_end()
+    await proxy.finished()
+    assert proxy.outcomes == [None]
+    assert proxy.exchange.broken == "engine_lost"
+    assert proxy.forwarder.pool.idle_count == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed", "event"),
+    [
+        (b"3\r\nabcX", b"3\r\nabc", False),
+        (b"3\r\nabc\rX", b"3\r\nabc", False),
+        (b"3\r\nabc\r\nxyz\r\n", b"3\r\nabc\r\n", True),
+        (b"3\r\nabc\r\n0x5\r\n", b"3\r\nabc\r\n", True),
+        (b"3\r\nabc\r\n-1\r\n", b"3\r\nabc\r\n", True),
+        (b"3\r\nabc\r\n" + b"1" * 17, b"3\r\nabc\r\n", True),
+        (b"3\r\nabc\r\n1;" + b"x" * 5000, b"3\r\nabc\r\n", True),
+        (b"3\r\nabc\r\n0\r\n" + b"x" * 70000, b"3\r\nabc\r\n0\r\n", False),
+    ],
+)
+async def test_a_malformed_chunk_breaks_the_answer_off_where_it_was_sound(
+    proxy: Proxy, sent: bytes, passed: bytes, *, event: bool
+) -> None:
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(SSE + sent)
+        await side.closed()
+
+    await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"\r\n\r\n")
+    rest = await client.rest()
+    assert rest.startswith(passed)
+    assert (b'"code": "engine_protocol_error"' in rest) is event
+    assert not rest.endswith(b"0\r\n\r\n")
+
+
+async def test_a_malformed_chunk_seen_late(proxy: Proxy) -> None:
+    """The beginning of the bad line has been passed on: nothing may be put behind it."""
+    await proxy.engine(answering(SSE, b"3\r\nabc\r\n4", b"X\r\n"))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"\r\n\r\n")
+    assert await client.rest() == b"3\r\nabc\r\n4"
+
+
+async def test_what_comes_after_the_end_is_kept_from_the_client(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK + b"HTTP/1.1 200 OK\r\n"))
+    client = await proxy.client()
+    for number in range(2):
+        await client.get()
+        await client.expect(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + EXTRA_BYTES + b"\r\nok")
+        await proxy.finished(number + 1)
+        assert proxy.forwarder.pool.idle_count == 0
+    assert engine.connections == 2
+
+
+async def test_bytes_on_an_idle_connection_end_it(proxy: Proxy) -> None:
+    answered = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(OK)
+        await answered.wait()
+        await side.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        await side.closed()
+
+    engine = await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await proxy.finished()
+    assert proxy.forwarder.pool.idle_count == 1
+    answered.set()
+    await until(lambda: proxy.forwarder.pool.idle_count == 0)
+    await client.get()
+    await client.until(b"ok")
+    assert engine.connections == 2
+
+
+# ---- who is written to how often
+
+
+def dropping(*, per_connection: int, connections: int, said: bytes = b"", how: str = "close"):
+    """Each of the first connections answers some requests, then reads one more and dies."""
+
+    async def script(side: EngineSide) -> None:
+        number = side.engine.connections
+        answered = 0
+        while True:
+            await side.request()
+            if number <= connections and answered == per_connection:
+                await side.send(said)
+                getattr(side, how)()
+                return
+            answered += 1
+            await side.send(OK)
+
+    return script
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_pooled_connection_that_died_unheard_counts_as_not_sent(proxy: Proxy, how: str) -> None:
+    engine = await proxy.engine(dropping(per_connection=1, connections=1, how=how))
+    proxy.options["body"] = Body([b"a" * 100_000, b"b" * 100_000])
+    client = await proxy.client()
+    for _ in range(2):
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        await client.until(b"ok")
+    assert engine.connections == 2
+    assert engine.bodies == [b"a" * 100_000 + b"b" * 100_000] * 3
+    assert proxy.outcomes == [None, None]
+
+
+async def test_it_is_sent_to_a_fresh_connection_once(proxy: Proxy) -> None:
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        if side.engine.connections == 1:
+            await side.send(OK)
+            await side.request()
+
+    engine = await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await client.get()
+    await client.until(b"HTTP/1.1 502 ")
+    assert len(engine.heads) == 3
+    assert engine.connections == 2
+
+
+async def test_one_byte_of_an_answer_means_that_it_was_sent(proxy: Proxy) -> None:
+    engine = await proxy.engine(dropping(per_connection=1, connections=1, said=b"H"))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await client.get()
+    await client.until(b"HTTP/1.1 502 ")
+    assert len(engine.heads) == 2
+    assert engine.connections == 1
+
+
+async def test_a_refused_connection_means_that_nothing_was_sent(proxy: Proxy) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        proxy.address = EngineAddress("127.0.0.1", sock.getsockname()[1])
+        client = await proxy.client()
+        await client.get()
+        await client.until(b'"code": "engine_refused"')
+    assert isinstance(proxy.outcomes[0], EngineRefusedError)
+    assert not proxy.activity.connected
+    assert proxy.exchange.ended_at is not None
+
+
+async def test_a_dead_pooled_connection_and_then_a_refused_one(proxy: Proxy) -> None:
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(OK)
+        await side.request()
+        side.engine.stop_listening()
+
+    engine = await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    assert proxy.activity.connected
+    await client.get()
+    await client.until(b'"code": "engine_refused"')
+    assert isinstance(proxy.outcomes[1], EngineRefusedError)
+    assert len(engine.heads) == 2
+
+
+async def test_a_request_that_was_returned_gets_a_fresh_connection(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    proxy.options["fresh_only"] = True
+    await client.get()
+    await client.until(b"ok")
+    assert engine.connections == 2
+
+
+async def test_a_host_that_does_not_answer_is_refused_in_time(proxy: Proxy) -> None:
+    proxy.forwarder = Forwarder(connect_timeout=0.05)
+    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for sock in (one, two):  # the queue is full: whoever comes next hears nothing
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        proxy.address = EngineAddress(*full.getsockname())
+        client = await proxy.client()
+        await client.get()
+        await client.until(b'"code": "engine_refused"')
+    assert isinstance(proxy.outcomes[0], EngineRefusedError)
+
+
+# ---- idle connections
+
+
+async def test_idle_connections_expire_and_dead_ones_go_at_once(proxy: Proxy) -> None:
+    closed = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(OK)
+        await side.closed()
+        closed.set()
+
+    proxy.forwarder = Forwarder(idle_timeout=0.05)
+    await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await closed.wait()
+    await until(lambda: proxy.forwarder.pool.idle_count == 0)
+
+    proxy.forwarder = Forwarder(idle_timeout=60)
+    engine = await proxy.engine(answering(OK, close=True))
+    await client.get()
+    await client.until(b"ok")
+    await until(lambda: proxy.forwarder.pool.idle_count == 0)
+    assert engine.connections == 1
+    await proxy.forwarder.close()
+
+
+async def test_a_connection_serves_one_stretch_of_being_awake_only(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    first, proxy.activity = proxy.activity, EngineActivity()
+    await client.get()
+    await client.until(b"ok")
+    await proxy.finished(2)
+    assert engine.connections == 2
+    assert proxy.forwarder.pool.idle_count == 2
+    proxy.forwarder.discard_idle(first)
+    assert proxy.forwarder.pool.idle_count == 1
+    await until(lambda: len(engine.open) == 1)
+    await proxy.forwarder.close()
+    await until(lambda: not engine.open)
+
+
+async def test_the_last_used_connection_is_used_first(proxy: Proxy) -> None:
+    together = asyncio.Barrier(2)
+
+    async def script(side: EngineSide) -> None:
+        number = side.engine.connections
+        await side.request()
+        await together.wait()
+        while True:
+            await side.send(b"HTTP/1.1 200 OK\r\nX-N: %d\r\nContent-Length: 2\r\n\r\nok" % number)
+            await side.request()
+
+    await proxy.engine(script)
+    one, two = await proxy.client(), await proxy.client()
+    await one.get()
+    await two.get()
+    await one.until(b"ok")
+    await two.until(b"ok")
+    await proxy.finished(2)
+    seen = []
+    for _ in range(3):
+        await one.get()
+        seen.append(await one.until(b"ok"))
+    assert len(set(seen)) == 1
