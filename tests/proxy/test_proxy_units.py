@@ -1,0 +1,125 @@
+"""What needs no sockets: addresses, envelopes, the chunk tracker against every split."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llmux.errors import EngineError, UnavailableError
+from llmux.proxy import error_response
+from llmux.proxy.exchange import path_of
+from llmux.upstream import EngineAddress
+from llmux.upstream.framing import ChunkTracker
+
+
+@pytest.mark.parametrize(
+    ("url", "expected", "host"),
+    [
+        ("http://127.0.0.1:8001", EngineAddress("127.0.0.1", 8001), b"127.0.0.1:8001"),
+        ("http://box/", EngineAddress("box", 80), b"box"),
+        ("https://box", EngineAddress("box", 443, tls=True), b"box"),
+        ("https://box:80/a/b/", EngineAddress("box", 80, tls=True, base_path="/a/b"), b"box:80"),
+        ("http://[::1]:8001", EngineAddress("::1", 8001), b"[::1]:8001"),
+    ],
+)
+def test_an_address_from_a_url(url: str, expected: EngineAddress, host: bytes) -> None:
+    address = EngineAddress.from_url(url)
+    assert address == expected
+    assert address.host_header == host
+    assert str(address) == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:1",
+        "ftp://a",
+        "http://",
+        "http://a:b@c",
+        "http://a?x",
+        "http://a#x",
+        "http://a/ü",
+        "http://a:99999",
+    ],
+)
+def test_urls_that_are_no_address(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011, each has its own words
+        EngineAddress.from_url(url)
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/a?b", b"/a?b"),
+        (b"http://h/a", b"/a"),
+        (b"http://h", b"/"),
+        (b"*", b"*"),
+        (b"http://h/http://x", b"/http://x"),
+    ],
+)
+def test_the_path_of_a_target(target: bytes, path: bytes) -> None:
+    assert path_of(target) == path
+
+
+async def test_openais_envelope() -> None:
+    response = error_response(
+        UnavailableError("wait", code="faulted", retry_after=1.2), anthropic=False, headers=[("X-Request-ID", "r")]
+    )
+    assert response.status == 503
+    assert response.headers["Retry-After"] == "2"
+    assert response.headers["X-Request-ID"] == "r"
+    assert response.content_type == "application/json"
+    assert isinstance(response.body, bytes)
+    assert json.loads(response.body) == {
+        "error": {"message": "wait", "type": "service_unavailable", "code": "faulted", "param": None}
+    }
+
+
+async def test_anthropics_envelope() -> None:
+    response = error_response(EngineError("broke"), anthropic=True, headers=[("X-Request-ID", "r")])
+    assert response.status == 502
+    assert "Retry-After" not in response.headers
+    assert isinstance(response.body, bytes)
+    assert json.loads(response.body) == {
+        "type": "error",
+        "error": {"type": "api_error", "message": "broke"},
+        "request_id": "r",
+    }
+
+
+@pytest.mark.parametrize("retry_after", [0.0, 0.2, 1.0])
+async def test_retry_after_is_at_least_a_second(retry_after: float) -> None:
+    response = error_response(UnavailableError("x", retry_after=retry_after), anthropic=False)
+    assert response.headers["Retry-After"] == "1"
+
+
+BODY = b"5;a=b\r\nhello\r\n1\r\n\n\r\nB\r\n0123456789\r\r\n000\r\nX: y\r\nZ: \r\n\r\n"
+BOUNDARIES = {0, 14, 20, 36}
+
+
+def test_the_tracker_finds_the_same_end_and_the_same_boundaries_however_the_body_is_split() -> None:
+    for first in range(len(BODY) + 1):
+        for second in range(first, len(BODY) + 1):
+            tracker = ChunkTracker()
+            payload: list[bytes] = []
+            ends = []
+            offset = 0
+            for part in (BODY[:first], BODY[first:second], BODY[second:] + b"rest"):
+                if not ends and part:
+                    end = tracker.feed(part, payload)
+                    if end >= 0:
+                        ends.append(offset + end)
+                    else:
+                        assert tracker.between_chunks is (offset + len(part) in BOUNDARIES)
+                offset += len(part)
+            assert ends == [len(BODY)]
+            assert b"".join(payload) == b"hello\n0123456789\r"
+
+
+def test_the_tracker_byte_by_byte() -> None:
+    tracker = ChunkTracker()
+    for number in range(len(BODY) - 1):
+        assert tracker.feed(BODY[number : number + 1]) == -1
+        assert tracker.between_chunks is (number + 1 in BOUNDARIES)
+    assert tracker.feed(BODY[-1:]) == 1
