@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	{ command -v "$$python"; break; }; done)
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
-.PHONY: help demo test lint types shellcheck format docs clean
+.PHONY: help demo test lint types shellcheck format walk soak docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -36,6 +36,12 @@ types: $(VENV)/.test ## mypy --strict
 format: $(VENV)/.test ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
+
+walk: $(VENV)/.test ## a million events of random walk through the core
+	LLMUX_WALK_EVENTS=$(or $(EVENTS),1000000) $(BIN)/python -m pytest -s tests/core/test_walk.py
+
+soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: shorter; SEED=1)
+	PYTHONPATH=tests/acceptance $(BIN)/python tests/soak/soak.py $(or $(SECONDS),600) $(SEED)
 
 docs: $(VENV)/.test ## write the generated parts of llmux/DESIGN.md anew
 	PYTHONPATH=. $(BIN)/python tests/docs/generated.py
