@@ -127,6 +127,7 @@ def response_head(
     if head.event_stream:
         added["X-Accel-Buffering"] = "no"
     replaced = {name.lower().encode("latin-1") for name in added}
+    replaced.discard(b"vary")  # a list that both may add to
     tunnel = head.framing is Framing.TUNNEL
 
     lines = [b"HTTP/1.1 %d " % head.status + head.reason]

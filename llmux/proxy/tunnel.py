@@ -33,6 +33,9 @@ class Tunnel:
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Pass bytes on to the engine. True would tell aiohttp to close, which the relay does."""
+        if self._paused and self._transport.is_reading():
+            # aiohttp had paused too, for the bytes that came before the 101, and has resumed since.
+            self._transport.pause_reading()
         if not self._connection.transport.is_closing():
             self._connection.transport.write(data)
         return False, b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -89,8 +90,9 @@ Script = Callable[[EngineSide], Awaitable[None]]
 class Engine:
     """Listens; every connection runs the script."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, ssl_context: ssl.SSLContext | None = None) -> None:
         self.script = script
+        self.ssl_context = ssl_context
         self.connections = 0
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
@@ -106,7 +108,7 @@ class Engine:
             await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._run, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._run, "127.0.0.1", 0, ssl=self.ssl_context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -280,6 +280,22 @@ async def test_an_early_answer_ends_the_upload(proxy: Proxy) -> None:
         assert engine.connections == number + 1
 
 
+async def test_an_early_answer_and_a_close_with_the_body_unread(proxy: Proxy) -> None:
+    """The engine's system resets the connection then; what it said before counts."""
+
+    async def script(side: EngineSide) -> None:
+        await side.head()
+        await proxy.until_sender_waits()
+        await side.send(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+
+    proxy.options["body"] = Body([b"x" * 100_000] * 300)
+    await proxy.engine(script)
+    client = await proxy.client()
+    for _ in range(3):
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        await client.expect(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n" + EXTRA_BYTES + b"\r\nbig")
+
+
 async def test_an_answer_may_stream_while_the_body_is_still_going_out(proxy: Proxy) -> None:
     async def script(side: EngineSide) -> None:
         head = await side.head()

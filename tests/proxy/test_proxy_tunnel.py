@@ -156,6 +156,33 @@ async def test_an_engine_that_switches_unasked_is_refused(proxy: Proxy) -> None:
     assert isinstance(proxy.outcomes[0], EngineProtocolError)
 
 
+async def test_a_flood_before_the_handshake_is_answered(proxy: Proxy) -> None:
+    """aiohttp holds the first bytes and stops reading; then the engine does not read either."""
+    flood = b"x" * 30_000_000
+    arrived = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.head()
+        transport = proxy.requests[0].transport
+        assert transport is not None
+        await until(lambda: not transport.is_reading())
+        side.writer.transport.pause_reading()
+        await side.send(SWITCH + b"\r\n")
+        await proxy.until_sender_waits()
+        connection = proxy.relay._connection
+        assert connection is not None
+        assert connection.transport.get_write_buffer_size() < 1_000_000
+        side.writer.transport.resume_reading()
+        assert await side.reader.readexactly(len(flood)) == flood
+        arrived.set()
+
+    await proxy.engine(script)
+    client = await proxy.client()
+    sending = asyncio.create_task(client.send(UPGRADE + flood))
+    await arrived.wait()
+    await sending
+
+
 @pytest.mark.parametrize("slow", ["client", "engine"])
 async def test_a_slow_side_stalls_the_other(proxy: Proxy, slow: str) -> None:
     total = 30_000_000
