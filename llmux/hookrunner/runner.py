@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from llmux.hookrunner.job import HookJob, HookResult, environment, not_started
+from llmux.hookrunner.leftover import Trace, trace_of
 from llmux.hookrunner.orphans import reap_orphans
 from llmux.hookrunner.pipe import PipeReader
 from llmux.hookrunner.process import HookProcess
@@ -105,6 +106,11 @@ class HookRunner:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def traces(self) -> tuple[Trace, ...]:
+        """Return how the next llmux recognises the hooks that run and change an engine's state."""
+        found = (trace_of(p.pid) for p in self._processes.values() if not p.job.quiet)
+        return tuple(trace for trace in found if trace is not None)
 
     def kill(self, hook_id: int, reason: str) -> None:
         """End a hook: TERM to its group, the grace, KILL. Its result is still owed.

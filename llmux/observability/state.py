@@ -1,6 +1,7 @@
 """The state file: what a restarted llmux has to know.
 
-JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ...}``. ``holders`` are
+JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ..., "hooks": [[pid,
+start, boot], ...]}``. ``holders`` are
 the models that may hold the GPU, ``costs`` belongs to the core's cost table and is opaque here.
 
 It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
@@ -37,6 +38,7 @@ class State:
     holders: frozenset[str] = frozenset()
     last_use: Mapping[str, float] = field(default_factory=dict)
     costs: object = None
+    hooks: tuple[tuple[int, int, str], ...] = ()  # pid, start and boot of the hooks that run
 
     def recent(self) -> tuple[str, ...]:
         """Return the models in the order of their last use, most recent first."""
@@ -191,6 +193,7 @@ def _render(state: State) -> bytes:
         "holders": sorted(state.holders),
         "last_use": dict(state.last_use),
         "costs": state.costs,
+        "hooks": state.hooks,
     }
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
@@ -205,4 +208,5 @@ def _parse(raw: bytes) -> State:
     if not isinstance(last_use, dict):
         raise TypeError("`last_use` is no object")
     times = {name: float(when) for name, when in last_use.items()}
-    return State(frozenset(holders), times, document.get("costs"))
+    hooks = tuple((int(pid), int(started), str(boot)) for pid, started, boot in document.get("hooks", ()))
+    return State(frozenset(holders), times, document.get("costs"), hooks)
