@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 from lease.lab import Lab
+from lease.raw import close_all
+
+
+@pytest.fixture(autouse=True)
+async def _no_open_wires():
+    yield
+    await close_all()
 
 
 @pytest.fixture
-def lab(tmp_path: Path):
+async def lab(tmp_path: Path):
     found = Lab(tmp_path)
     yield found
+    await close_all()
     found.finish()
 
 
 @pytest.fixture
-def labs(tmp_path: Path):
+async def labs(tmp_path: Path):
     """Return a maker of laboratories."""
     made: list[Lab] = []
 
@@ -25,5 +33,6 @@ def labs(tmp_path: Path):
         return made[-1]
 
     yield make
+    await close_all()
     for one in made:
         one.finish()

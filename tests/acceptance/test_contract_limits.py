@@ -25,6 +25,8 @@ async def test_max_in_flight(lab):
     lab.start()
     lines = [asyncio.create_task(lab.chat("a", do={"hold": f"h{n}"})) for n in range(5)]
     await lab.until_model("a", in_flight=2, queued=3)
+    await lab.until(lambda: len(lab.journal("request")) == 2)
+    await asyncio.sleep(0.05)
     assert len(lab.journal("request")) == 2
     for n in range(5):
         lab.release(f"h{n}")
@@ -98,8 +100,8 @@ async def test_models_outside_the_switch_serve_all_along(lab):
     await lab.chat("a")
     await lab.chat("b")
     task = asyncio.create_task(lab.chat("c"))
-    await lab.until_phase("c", "WAKING")
-    assert lab.order() == ["wake a", "wake b", "sleep b"]
+    await lab.until(lambda: lab.count("wake", "c"))
+    assert lab.order() == ["wake a", "wake b", "sleep b", "wake c"]
     assert (await lab.chat("a", wait=3)).status == 200
     lab.release("w")
     assert (await task).status == 200

@@ -139,15 +139,10 @@ async def test_the_cost_excludes_the_drain(lab):
 
 async def test_a_file_of_the_original_runs_from_another_folder(lab):
     """Only the original's keys; hooks are relative to the file; JSON by suffix."""
-    for key in ("org/one", "two"):
-        lab.ports[key] = 0
     one, two = lab.model("one"), lab.model("two")
     for key, model in (("one", one), ("two", two)):
         del model["env"]
         for hook in ("wake", "sleep", "alive"):
-            model[hook] = (
-                f"export KEY={key}\n. ./hook.sh {hook}" if hook != "alive" else f"KEY={key} sh ./hook.sh alive"
-            )
             model[hook] = f"KEY={key} NAMES=org/one,two sh ./hook.sh {hook}"
     config = {
         "models": {"org/one": one, "two": two},

@@ -88,7 +88,7 @@ async def refused(answer) -> None:
 
 
 @pytest.mark.parametrize("target", DENIED + TRICKS)
-async def test_control_paths_are_refused(target):
+async def test_control_paths_are_refused(lab, target):
     before = reached(lab)
     await refused(await lab.raw(request("POST", target, body={"model": "a"})))
     joiner = "&" if "?" in target else "?"

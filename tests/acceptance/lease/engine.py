@@ -9,7 +9,7 @@ sleep with requests in flight, a model that is not this engine's.
 
 What it answers is said by the request header ``X-Do`` (JSON); without one it describes the request it got.
 
-  delay        seconds before the first byte          hold        wait before the first byte for $LAB/ctl/release.NAME
+  delay        seconds before the first byte         hold      wait for $LAB/ctl/release.NAME, too
   sse          number of events to stream             interval    seconds between them
   hold_after   [k, NAME]: after k events wait for a release
   sse_body     the events as one body with Content-Length
@@ -17,6 +17,7 @@ What it answers is said by the request header ``X-Do`` (JSON); without one it de
   raw          [base64, …] written to the connection as they are; raw_close closes it afterwards
   fail         crash | reset | eof, with fail_after = number of events (none: before the headers)
   partial      with fail: half an event was sent before it
+  flood        so many MiB of body, chunked
   drop_next    the next request on this connection is answered by closing it
   ws_refuse    answer an upgrade with this status     greeting    bytes sent right behind the 101
 """
@@ -251,7 +252,7 @@ class Connection(asyncio.Protocol):
         method, target, _ = line.split(" ", 2)
         model = None
         if body[:1] == b"{":
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 model = json.loads(body).get("model")
         if model is not None and model not in NAMES and not do.get("any_model"):
             violation("wrong model", model=model, mine=sorted(NAMES))
@@ -278,6 +279,13 @@ class Connection(asyncio.Protocol):
                 self.transport.close()
         elif "sse" in do:
             await self.stream(target, do)
+        elif "flood" in do:
+            await self.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for n in range(do["flood"] * 16):
+                await self.send(b"10000\r\n" + bytes(65536) + b"\r\n")
+                if n % 160 == 0:
+                    journal("flood", sent=n * 65536)
+            await self.send(b"0\r\n\r\n")
         else:
             await self.plain(method, target, head, body, model, do)
 

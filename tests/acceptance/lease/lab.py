@@ -22,6 +22,7 @@ import yaml
 from lease.raw import HOST, Answer, Gone, Wire, request, wire
 
 HERE = Path(__file__).parent
+COMMAND = os.environ.get("LLMUX_UNDER_TEST", f"{sys.executable} -m llmux").split()
 TROUBLE = ("Traceback", "never retrieved", "was never awaited", "Unclosed", "Exception ignored", "was destroyed")
 
 
@@ -141,7 +142,7 @@ class Lab:
         }
         with (self.root / "llmux.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "llmux", *args],
+                [*COMMAND, *args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -257,7 +258,7 @@ class Lab:
         marker = f"LAB={self.root}".encode()
         found = []
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             with contextlib.suppress(OSError):
                 if marker in (entry / "environ").read_bytes().split(b"\0"):

@@ -20,7 +20,7 @@ class Answer:
     status: int
     headers: list[tuple[str, str]]
     head: bytes
-    body: bytes = b""
+    body: bytes | bytearray = b""
     whole: bool = True  # the body ended as its framing says
     times: list[float] = field(default_factory=list)
 
@@ -48,11 +48,21 @@ class Gone(Exception):  # noqa: N818
     """The connection ended before an answer's head was whole."""
 
 
+OPEN: list[Wire] = []
+
+
+async def close_all() -> None:
+    """Reset what a failed test has left open."""
+    while OPEN:
+        await OPEN[-1].reset()
+
+
 class Wire:
     """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        OPEN.append(self)
 
     async def __aenter__(self):
         return self
@@ -60,12 +70,18 @@ class Wire:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def forget(self) -> None:
+        if self in OPEN:
+            OPEN.remove(self)
+
     async def close(self) -> None:
+        self.forget()
         self.writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             await asyncio.wait_for(self.writer.wait_closed(), 2)
 
     async def reset(self) -> None:
+        self.forget()
         sock = self.writer.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -95,6 +111,7 @@ class Wire:
                 if method == "HEAD" or answer.status in (101, 204, 304):
                     return answer
                 if "chunked" in (answer.get("Transfer-Encoding") or "").lower():
+                    answer.body = bytearray()
                     while True:
                         size = int((await self.reader.readuntil(b"\r\n")).split(b";")[0], 16)
                         data = await self.reader.readexactly(size + 2)
@@ -111,6 +128,8 @@ class Wire:
                 answer.body += error.partial
             except (OSError, ValueError):
                 answer.whole = False
+            finally:
+                answer.body = bytes(answer.body)
         return answer
 
     async def ask(self, data: bytes, *, method: str = "POST", wait: float = 10) -> Answer:
