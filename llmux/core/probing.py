@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llmux.core import admission, placement
 from llmux.core.effects import BackoffStarted, ModelActivated, ModelDeactivated, ModelLost, Ready, Refusal
@@ -59,19 +59,25 @@ def adopt(s: State) -> None:
 def find_extras(s: State, newcomers: Sequence[Model] = ()) -> None:
     """Mark whom there is no room for: a start may find too many, and a reload may leave less room.
 
-    The switch under way has its room. Then come the pinned, those that answer, the most recently used, and
-    the newcomers in their order.
+    The switch under way has its room. Then come the pinned, those that answer, the most recently used, and at
+    last the newcomers in their order, for whom what leaves still is there.
     """
     target, leaving = (s.switch.target, s.switch.leaving) if s.switch else (None, ())
     chosen = [s.switch.spec] if s.switch and s.switch.spec else []
-    staying = [m for m in s.models.values() if m.holds and m not in newcomers and m.phase is not Phase.UNKNOWN]
-    staying.sort(key=lambda m: (not m.pinned, m.phase in (Phase.LOST, Phase.FAULTED), -m.last_used))
-    for model in (*staying, *newcomers):
-        if not model.holds or model is target or model in leaving:
-            continue
-        model.extra = not placement.fits([*chosen, model.running], s.rules.capacity)
-        if not model.extra:
-            chosen.append(model.running)
+
+    def choose(models: Iterable[Model]) -> None:
+        for model in models:
+            was_extra, model.extra = model.extra, not placement.fits([*chosen, model.running], s.rules.capacity)
+            if not model.extra:
+                chosen.append(model.running)
+                if was_extra:
+                    admission.admit_waiters(s, model)
+
+    apart = {target, *leaving, *newcomers}
+    staying = [m for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and m not in apart]
+    choose(sorted(staying, key=lambda m: (not m.pinned, m.phase in (Phase.LOST, Phase.FAULTED), -m.last_used)))
+    chosen.extend(model.running for model in leaving if model.holds and model is not target)
+    choose(model for model in newcomers if model.holds)
 
 
 # ---- while awake
@@ -133,6 +139,7 @@ def answered(s: State, model: Model, *, ok: bool, detail: str, last_byte: float 
         # It was asked before the connection failed: ask again.
         model.probe = s.run_hook(model, HookKind.ALIVE)
         return
+    detail = detail or "failed"
     if ok:
         model.missed = 0
         model.suspected = False

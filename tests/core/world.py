@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from ledger import Ledger
 
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
+
+HABITS = {  # what happens, and how often
+    "arrive": 300,
+    "finish": 200,
+    "leave_queue": 50,
+    "break_off": 20,
+    "find_dead": 30,
+    "some_hook": 200,
+    "wait": 100,
+    "suspect": 20,
+    "operate": 50,
+    "replace": 15,
+    "shut_down": 1,
+}
+DEEDS, WEIGHTS = list(HABITS), list(HABITS.values())
 
 
 class WildPolicy:
@@ -112,40 +129,49 @@ class World:
         self.feed(ev.RequestArrived(self.next_request, name))
 
     def step(self) -> None:
-        rng, ledger = self.rng, self.ledger
-        if ledger.stopped:
+        """Do something; what cannot be done now is nothing."""
+        if self.ledger.stopped:
             return
-        self.now += rng.choice([0, 0, 0, 0.01, 0.3, 2.0])
-        dice = rng.random()
-        if dice < 0.30:
-            self.arrive()
-        elif dice < 0.50 and ledger.in_flight:
-            self.feed(ev.RequestFinished(rng.choice(list(ledger.in_flight))))
-        elif dice < 0.55 and ledger.queued:
-            self.feed(ev.RequestAbandoned(rng.choice(list(ledger.queued))))
-        elif dice < 0.57 and ledger.in_flight:
-            self.feed(ev.RequestAbandoned(rng.choice(list(ledger.in_flight))))
-        elif dice < 0.60 and ledger.in_flight:
-            request = rng.choice(list(ledger.in_flight))
-            if ledger.returns.get(request):
-                self.feed(ev.RequestFinished(request))
-            else:
-                self.feed(ev.RequestReturned(request, connected=rng.random() < 0.7))
-        elif dice < 0.80 and ledger.hooks:
-            self.end_hook(rng.choice(list(ledger.hooks)), rng.random() < self.health)
-        elif dice < 0.90:
-            self.wait()
-        elif dice < 0.92:
-            self.feed(ev.EngineLost(rng.choice(self.names), refused=rng.random() < 0.5))
-        elif dice < 0.97:
-            self.operate()
-        elif dice < 0.985:
-            self.replace()
-        elif dice < 0.9855:
-            self.feed(ev.ShutdownRequested())
+        self.now += self.rng.choice([0, 0, 0, 0.01, 0.3, 2.0])
+        (deed,) = self.rng.choices(DEEDS, WEIGHTS)
+        getattr(self, deed)()
+
+    def _any(self, among: Collection[int]) -> int | None:
+        return self.rng.choice(list(among)) if among else None
+
+    def finish(self) -> None:
+        if (request := self._any(self.ledger.in_flight)) is not None:
+            self.feed(ev.RequestFinished(request))
+
+    def leave_queue(self) -> None:
+        if (request := self._any(self.ledger.queued)) is not None:
+            self.feed(ev.RequestAbandoned(request))
+
+    def break_off(self) -> None:
+        if (request := self._any(self.ledger.in_flight)) is not None:
+            self.feed(ev.RequestAbandoned(request))
+
+    def find_dead(self) -> None:
+        if (request := self._any(self.ledger.in_flight)) is None:
+            return
+        if self.ledger.returns.get(request):
+            self.feed(ev.RequestFinished(request))
+        else:
+            self.feed(ev.RequestReturned(request, connected=self.rng.random() < 0.7))
+
+    def some_hook(self) -> None:
+        if (hook := self._any(self.ledger.hooks)) is not None:
+            self.end_hook(hook, self.rng.random() < self.health)
+
+    def suspect(self) -> None:
+        self.feed(ev.EngineLost(self.rng.choice(self.names), refused=self.rng.random() < 0.5))
+
+    def shut_down(self) -> None:
+        self.feed(ev.ShutdownRequested())
 
     def end_hook(self, hook: int, ok: bool) -> None:
-        ok = ok and hook not in self.ledger.killed
+        # A hook that is ended may have succeeded at that very moment.
+        ok = ok and (hook not in self.ledger.killed or self.rng.random() < 0.2)
         last_byte = self.now - self.rng.choice([1, 100]) if self.rng.random() < 0.3 else None
         self.feed(ev.HookFinished(hook, ok, "" if ok else "exited with 1", last_byte))
 
@@ -196,7 +222,10 @@ class World:
     def settle(self) -> None:
         """Invariant 7: with hooks that end and answers that end, every request ends."""
         ledger = self.ledger
+        if not ledger.stopped and self.rng.random() < 0.1:
+            self.shut_down()
         if ledger.stopped:
+            self._all_ended()
             return
         self.next_ticket += 2
         self.feed(ev.LeaseChanged(self.next_ticket, leased=False))
@@ -213,10 +242,18 @@ class World:
                 self.feed(ev.RequestFinished(next(iter(ledger.in_flight))))
             else:
                 assert self.wait(), "wedged: nothing will ever happen"
+        self._all_ended()
+
+    def _all_ended(self) -> None:
+        ledger, s = self.ledger, self.core.state
         assert not ledger.queued, f"left waiting for ever: {ledger.queued}"
         assert not ledger.in_flight
-        everybody = set(range(1, self.next_request + 1))
-        assert ledger.done == everybody, "invariant 2: a request without an end"
+        assert ledger.done == set(range(1, self.next_request + 1)), "invariant 2: a request without an end"
+        assert ledger.stopped == s.stopping
+        if s.stopping:
+            assert self.core.next_deadline() is None
+            if s.ready and s.rules.sleep_on_exit and not any(s.in_phase(Phase.UNKNOWN)):
+                assert not any(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED)), "left awake"
 
 
 def walk(seed: int, steps: int) -> None:

@@ -1,0 +1,425 @@
+"""Deciding: the policy, the guard rails over it, idle sleep."""
+
+from __future__ import annotations
+
+from playbook import ANY, at, given, models
+
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.spec import HookKind, Rules
+
+
+class Answers:
+    """A policy that gives these answers, one after the other, the last one for ever."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = 0
+        self.records = []
+
+    def decide(self, _now):
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def on_switch_completed(self, record):
+        self.records.append(record)
+
+
+def test_policy_is_asked_only_while_somebody_waits_for_what_is_not_awake() -> None:
+    policy = Answers(Stay())
+    play = given(models("a", "b", max_in_flight=1), awake=["a"], policy=policy)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.RequestArrived(2, "a"), fx.RequestQueued(2, "a", 1)),
+    )
+    assert policy.asked == 0
+    play(at(3.0, ev.RequestArrived(3, "b"), fx.RequestQueued(3, "b", 1), fx.PolicyDecided("stay", None, "")))
+    assert policy.asked == 1
+
+
+def test_stay_while_every_awake_model_is_idle_is_overruled_and_said_once() -> None:
+    play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()))
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1), fx.PolicyDecided("stay", None, "")),
+        at(
+            3.0,
+            ev.RequestFinished(1),
+            fx.PolicyOverruled("stayed although every awake model is idle"),
+            fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
+            fx.SwitchStarted(1, ("a",), "b", "first come, first served"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 3.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            5.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("b", 1, ("a",), 2.0),
+            fx.SwitchEnded(1, ("a",), "b", "success", 2.0, 0.0, 2.0, 2.0),
+            fx.Admit(2, "b", None, 1, False, 3.0),
+        ),
+        at(6.0, ev.RequestFinished(2)),
+        at(
+            7.0,
+            ev.RequestArrived(3, "a"),
+            fx.RequestQueued(3, "a", 1),
+            fx.PolicyDecided("switch", "a", "first come, first served: the policy was overruled"),
+            fx.SwitchStarted(2, ("b",), "a", "first come, first served"),
+            fx.SwitchDrained(2, ("b",), "a", 0.0),
+            fx.ModelDeactivated("b", 2.0),
+            fx.RunHook(5, "b", HookKind.SLEEP, None, switch=2, sources=("b",), target="a"),
+        ),
+    )
+
+
+def test_a_policy_that_always_stays_cannot_starve_anybody() -> None:
+    play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()), max_wait=10.0)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1), fx.PolicyDecided("stay", None, "")),
+        at(
+            12.0,
+            ev.DeadlineReached(),
+            fx.PolicyDecided("overdue", "b", "a request has waited 10 s"),
+            fx.SwitchStarted(1, ("a",), "b", "a request has waited 10 s"),
+        ),
+        at(13.0, ev.RequestArrived(3, "a"), fx.RequestQueued(3, "a", 1)),
+    )
+
+
+def test_the_longest_overdue_goes_first_over_policy_and_min_active() -> None:
+    policy = Answers(SwitchTo("c"))
+    play = given(models("a", "b", "c"), awake=["a"], policy=policy, max_wait=10.0, min_active=100.0)
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyOverruled("named 'c', for which nobody waits"),
+            fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
+        ),
+        at(2.0, ev.RequestArrived(2, "c"), fx.RequestQueued(2, "c", 1), fx.PolicyDecided("switch", "c", "")),
+        at(
+            11.0,
+            ev.DeadlineReached(),
+            fx.PolicyDecided("overdue", "b", "a request has waited 10 s"),
+            fx.SwitchStarted(1, ("a",), "b", "a request has waited 10 s"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 11.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            13.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(5, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            14.0,
+            ev.HookFinished(5, ok=True),
+            fx.ModelActivated("b", 1, ("a",), 3.0),
+            fx.SwitchEnded(1, ("a",), "b", "success", 3.0, 0.0, 3.0, 3.0),
+            fx.Admit(1, "b", None, 1, False, 13.0),
+            fx.PolicyDecided("overdue", "c", "a request has waited 12 s"),
+            fx.SwitchStarted(2, ("b",), "c", "a request has waited 12 s"),
+        ),
+    )
+
+
+def test_min_active_holds_a_switch_back() -> None:
+    play = given(models("a", "b"), awake=["a"], min_active=5.0)
+    play(at(1.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1), fx.PolicyDecided("switch", "b", "")))
+    assert play.core.next_deadline() == 5.0
+    play(
+        at(
+            5.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 5.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        )
+    )
+
+
+def test_wait_until_is_asked_again_then_and_after_sixty_seconds_at_the_latest() -> None:
+    policy = Answers(WaitUntil(4.0, "soon"), WaitUntil(1e9, "never"), SwitchTo("b", "enough"))
+    play = given(models("a", "b"), awake=["a"], policy=policy, alive_every=0.0)
+    play(at(1.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1), fx.PolicyDecided("wait", None, "soon")))
+    assert play.core.next_deadline() == 4.0
+    play(at(4.0, ev.DeadlineReached()))
+    assert play.core.next_deadline() == 64.0
+    play(
+        at(
+            64.0,
+            ev.DeadlineReached(),
+            fx.PolicyDecided("switch", "b", "enough"),
+            fx.SwitchStarted(1, ("a",), "b", "enough"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 64.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        )
+    )
+
+
+def test_nonsense_is_treated_as_first_come_first_served() -> None:
+    nonsense = [
+        SwitchTo("nobody"),
+        SwitchTo("a"),
+        WaitUntil(0.5),
+        WaitUntil(float("nan")),
+        WaitUntil("later"),
+        RuntimeError("ill"),
+        None,
+        "b",
+    ]
+    found = []
+    for answer in nonsense:
+        play = given(models("a", "b"), awake=["a"], policy=Answers(answer))
+        effects = play.feed(1.0, ev.RequestArrived(1, "b"))
+        assert fx.SwitchStarted(1, ("a",), "b", "first come, first served") in effects
+        found += [effect.answer for effect in effects if isinstance(effect, fx.PolicyOverruled)]
+    assert found == [
+        "named 'nobody', for which nobody waits",
+        "named 'a', for which nobody waits",
+        "waits until 0.5, which is not in the future",
+        "waits until nan, which is not in the future",
+        "raised TypeError: '>' not supported between instances of 'str' and 'float'",
+        "raised RuntimeError: ill",
+        "answered None, which is no decision",
+        "answered 'b', which is no decision",
+    ]
+
+
+def test_policy_hears_of_every_switch_that_ended() -> None:
+    policy = Answers(SwitchTo("b"))
+    play = given(models("a", "b"), awake=["a"], policy=policy)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+        ),
+        at(3.0, ev.RequestAbandoned(2), fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None)),
+        at(
+            4.0, ev.RequestArrived(3, "b"), fx.RequestQueued(3, "b", 1), fx.SwitchStarted(2, ("a",), "b", "policy")
+        ),
+        at(
+            5.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(2, ("a",), "b", 1.0),
+            fx.ModelDeactivated("a", 5.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=2, sources=("a",), target="b"),
+        ),
+        at(
+            6.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(4, "b", HookKind.WAKE, None, switch=2, sources=("a",), target="b"),
+        ),
+        at(
+            9.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("b", 2, ("a",), 5.0),
+            fx.SwitchEnded(2, ("a",), "b", "success", 5.0, 1.0, 4.0, 4.0),
+            fx.Admit(3, "b", None, 1, False, 5.0),
+        ),
+    )
+    assert policy.records == [
+        SwitchRecord(1, ("a",), "b", "abandoned", 1.0, None, 3.0),
+        SwitchRecord(2, ("a",), "b", "success", 1.0, 4.0, 9.0),
+    ]
+
+
+def test_policy_that_raises_when_it_hears_of_a_switch_is_complained_about_once() -> None:
+    class Deaf(Answers):
+        def on_switch_completed(self, _record):
+            raise RuntimeError("what?")
+
+    play = given(models("a", "b"), awake=["a"], policy=Deaf(SwitchTo("b")))
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+            fx.PolicyOverruled("on_switch_completed raised RuntimeError: what?"),
+        ),
+        at(
+            3.0,
+            ev.ActivationRequested("a", 2),
+            fx.SwitchStarted(2, (), "a", "requested"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(4, "a", HookKind.WAKE, None, switch=2, target="a"),
+            fx.Answer(2, True, switch=2),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 2, (), 1.0),
+            fx.SwitchEnded(2, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
+        ),
+    )
+
+
+def test_idle_model_sleeps_after_a_while_without_a_request() -> None:
+    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(4.0, ev.RequestFinished(1)),
+        at(10.0, ev.DeadlineReached()),
+    )
+    assert play.core.next_deadline() == 14.0
+    play(
+        at(
+            14.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(1, ("a",), None, "idle"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 14.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            15.0,
+            ev.HookFinished(2, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+        ),
+    )
+
+
+def test_idle_model_that_is_pinned_sleeps_when_the_pin_is_over() -> None:
+    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
+    play(
+        at(1.0, ev.PinChanged("a", 1, until=30.0), fx.PinSet("a", True, 30.0), fx.Answer(1, True)),
+        at(10.0, ev.DeadlineReached()),
+        at(
+            30.0,
+            ev.DeadlineReached(),
+            fx.PinSet("a", False, None),
+            fx.SwitchStarted(1, ("a",), None, "idle"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 30.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+    )
+
+
+def test_idle_sleep_that_fails_is_tried_again_when_it_has_been_idle_as_long_again() -> None:
+    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
+    play(
+        at(
+            10.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(1, ("a",), None, "idle"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 10.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            11.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(
+            12.0,
+            ev.HookFinished(3, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+        ),
+        at(13.0, ev.DeadlineReached()),
+        at(
+            22.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(2, ("a",), None, "idle"),
+            fx.SwitchDrained(2, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 10.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
+        ),
+    )
+
+
+def test_a_lost_engine_leaves_the_policy_no_reason_to_stay() -> None:
+    play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()))
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1), fx.PolicyDecided("stay", None, "")),
+        at(3.0, ev.EngineLost("a", refused=True), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(
+            4.0,
+            ev.HookFinished(3, ok=False),
+            fx.ModelDeactivated("a", 4.0),
+            fx.ModelLost("a", "a connection failed, and alive failed"),
+            fx.PolicyOverruled("stayed although every awake model is idle"),
+            fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
+            fx.SwitchStarted(1, ("a",), "b", "first come, first served"),
+        ),
+        at(
+            5.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(1, ("a",), "b", 1.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+    )
+
+
+def test_waiter_whose_model_has_no_room_any_more_under_its_new_definition_is_turned_away() -> None:
+    small, big, others = models("a", memory=4), models("a", memory=8), models("p", memory=4)
+    play = given([*small, *others], awake=["a", "p"], capacity=8, policy=Answers(WaitUntil(1e9)))
+    play(
+        at(1.0, ev.PinChanged("p", 1), fx.PinSet("p", True, None), fx.Answer(1, True)),
+        at(2.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.RequestReturned(1), fx.RunHook(3, "a", HookKind.ALIVE, None), fx.RequestQueued(1, "a", 1)),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=False),
+            fx.ModelDeactivated("a", 3.0),
+            fx.ModelLost("a", "a connection failed, and alive failed"),
+            fx.PolicyDecided("wait", None, ""),
+        ),
+        # What it was woken under counts until it is asleep: there is room for it.
+        at(4.0, ev.ConfigReplaced([*big, *others], Rules(capacity=8), ANY)),
+        at(
+            5.0,
+            ev.SleepRequested("a", 2),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(2, True, switch=1),
+        ),
+        at(
+            6.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset({"p"})),
+            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", None, 4.0),
+        ),
+    )

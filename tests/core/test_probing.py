@@ -1,0 +1,387 @@
+"""Probing: engines that are asked, suspected, lost and woken again."""
+
+from __future__ import annotations
+
+from playbook import ANY, at, given, models
+
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.spec import HookKind, Rules
+
+
+def test_periodic_alive_loses_an_engine_after_three_failures_in_a_row() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(15.0, ev.DeadlineReached(), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(16.0, ev.HookFinished(2, ok=False, detail="exited with 1")),
+        at(31.0, ev.DeadlineReached(), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(32.0, ev.HookFinished(3, ok=True)),
+        at(47.0, ev.DeadlineReached(), fx.RunHook(4, "a", HookKind.ALIVE, None)),
+        at(48.0, ev.HookFinished(4, ok=False, detail="exited with 1")),
+        at(63.0, ev.DeadlineReached(), fx.RunHook(5, "a", HookKind.ALIVE, None)),
+        at(64.0, ev.HookFinished(5, ok=False, detail="exited with 1")),
+        at(79.0, ev.DeadlineReached(), fx.RunHook(6, "a", HookKind.ALIVE, None)),
+        at(
+            80.0,
+            ev.HookFinished(6, ok=False, detail="exited with 1"),
+            fx.ModelDeactivated("a", 80.0),
+            fx.ModelLost("a", "alive failed 3 times in a row: exited with 1"),
+        ),
+    )
+    assert play.core.next_deadline() is None
+
+
+def test_periodic_alive_does_not_count_while_an_answer_delivers_bytes() -> None:
+    play = given(models("a"), awake=["a"], alive_failures=1)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(15.0, ev.DeadlineReached(), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(16.0, ev.HookFinished(2, ok=False, detail="timeout", last_byte=1.0)),
+        at(31.0, ev.DeadlineReached(), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(
+            32.0,
+            ev.HookFinished(3, ok=False, detail="timeout", last_byte=16.9),
+            fx.ModelDeactivated("a", 32.0),
+            fx.ModelLost("a", "alive failed 1 times in a row: timeout"),
+        ),
+    )
+
+
+def test_fewer_failures_allowed_by_a_reload_do_not_lose_an_engine_that_delivers() -> None:
+    play = given(models("a"), awake=["a"], alive_failures=5)
+    play(
+        at(15.0, ev.DeadlineReached(), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(15.0, ev.HookFinished(2, ok=False)),
+        at(30.0, ev.DeadlineReached(), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(30.0, ev.HookFinished(3, ok=False)),
+        at(31.0, ev.ConfigReplaced(models("a"), Rules(alive_failures=2), ANY)),
+        at(46.0, ev.DeadlineReached(), fx.RunHook(4, "a", HookKind.ALIVE, None)),
+        at(46.0, ev.HookFinished(4, ok=False, last_byte=45.0)),
+    )
+
+
+def test_alive_every_zero_asks_only_after_a_broken_connection() -> None:
+    play = given(models("a"), awake=["a"], alive_every=0.0)
+    assert play.core.next_deadline() is None
+    play(
+        at(1.0, ev.EngineLost("a"), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(2.0, ev.HookFinished(2, ok=False)),
+        at(3.0, ev.EngineLost("a"), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(3.0, ev.EngineLost("a")),
+        at(4.0, ev.HookFinished(3, ok=True), fx.RunHook(4, "a", HookKind.ALIVE, None)),
+        at(5.0, ev.HookFinished(4, ok=True)),
+    )
+    assert play.core.next_deadline() is None
+
+
+def test_refused_connection_is_confirmed_and_its_request_wakes_the_engine_again() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, ev.RequestReturned(1), fx.RunHook(2, "a", HookKind.ALIVE, None), fx.RequestQueued(1, "a", 1)),
+        at(1.5, ev.RequestArrived(2, "a"), fx.RequestQueued(2, "a", 2)),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False, detail="exited with 1"),
+            fx.ModelDeactivated("a", 2.0),
+            fx.ModelLost("a", "a connection failed, and alive exited with 1"),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RunHook(3, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            9.0,
+            ev.HookFinished(3, ok=True),
+            fx.ModelActivated("a", 1, (), 7.0),
+            fx.SwitchEnded(1, (), "a", "success", 7.0, 0.0, 7.0, 7.0),
+            fx.Admit(1, "a", None, 2, True, 8.0),
+            fx.Admit(2, "a", None, 2, False, 7.5),
+        ),
+    )
+
+
+def test_refused_connection_of_an_engine_that_answers_is_tried_once_more() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, ev.RequestReturned(1), fx.RunHook(2, "a", HookKind.ALIVE, None), fx.RequestQueued(1, "a", 1)),
+        at(1.5, ev.RequestArrived(2, "a"), fx.RequestQueued(2, "a", 2)),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=True),
+            fx.Admit(1, "a", None, 1, True, 1.0),
+            fx.Admit(2, "a", None, 1, False, 0.5),
+        ),
+    )
+
+
+def test_suspicion_during_a_periodic_alive_has_it_asked_again() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(15.0, ev.DeadlineReached(), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(15.1, ev.EngineLost("a", refused=True)),
+        at(15.2, ev.HookFinished(2, ok=True), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(
+            15.3,
+            ev.HookFinished(3, ok=False, detail="exited with 1"),
+            fx.ModelDeactivated("a", 15.3),
+            fx.ModelLost("a", "a connection failed, and alive exited with 1"),
+        ),
+    )
+
+
+def test_suspicion_of_what_is_not_awake_is_ignored() -> None:
+    play = given(models("a"))
+    play(
+        at(1.0, ev.EngineLost("a", refused=True)),
+        at(1.0, ev.EngineLost("b", refused=True)),
+    )
+
+
+def test_lost_engine_is_cleaned_up_before_a_conflicting_model_wakes_and_after_its_last_answer() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.EngineLost("a", refused=True), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=False, detail="exited with 1"),
+            fx.ModelDeactivated("a", 3.0),
+            fx.ModelLost("a", "a connection failed, and alive exited with 1"),
+        ),
+        at(
+            4.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+        ),
+        at(
+            5.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(1, ("a",), "b", 1.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            6.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(5, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
+        ),
+    )
+
+
+def test_engine_that_never_answered_after_its_wake_counts_as_a_failed_wake() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(1.1, ev.RequestArrived(2, "a"), fx.RequestQueued(2, "a", 2)),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("a", 1, (), 1.0),
+            fx.SwitchEnded(1, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
+            fx.Admit(1, "a", None, 1, False, 1.0),
+            fx.Admit(2, "a", None, 1, False, 0.8999999999999999),
+        ),
+        at(
+            2.1,
+            ev.RequestReturned(1, connected=False),
+            fx.ModelDeactivated("a", 0.10000000000000009),
+            fx.ModelLost("a", "its wake hook succeeded, but the engine refuses connections"),
+            fx.BackoffStarted(
+                "a", HookKind.WAKE, 1, 1.0, "its wake hook succeeded, but the engine refuses connections"
+            ),
+            fx.Reject(
+                1,
+                "a",
+                fx.Refusal.BACKING_OFF,
+                "model 'a' failed to wake: its wake hook succeeded, but the engine refuses connections",
+                1.0,
+                1.1,
+            ),
+        ),
+        at(
+            2.2,
+            ev.RequestReturned(2, connected=False),
+            fx.Reject(
+                2,
+                "a",
+                fx.Refusal.BACKING_OFF,
+                "model 'a' failed to wake: its wake hook succeeded, but the engine refuses connections",
+                0.8999999999999999,
+                1.1,
+            ),
+            fx.SwitchStarted(2, ("a",), None, "not wanted"),
+            fx.SwitchDrained(2, ("a",), None, 0.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(2, ("a",), None, "success", 0.7999999999999998, 0.0, 0.7999999999999998, None),
+        ),
+        # The second time its backoff is twice as long, although its wake hook succeeded in between.
+        at(
+            4.0,
+            ev.RequestArrived(3, "a"),
+            fx.RequestQueued(3, "a", 1),
+            fx.SwitchStarted(3, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(4, "a", HookKind.WAKE, None, switch=3, target="a"),
+        ),
+        at(
+            5.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 3, (), 1.0),
+            fx.SwitchEnded(3, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
+            fx.Admit(3, "a", None, 2, False, 1.0),
+        ),
+        at(
+            5.1,
+            ev.RequestReturned(3, connected=False),
+            fx.ModelDeactivated("a", 0.09999999999999964),
+            fx.ModelLost("a", "its wake hook succeeded, but the engine refuses connections"),
+            fx.BackoffStarted(
+                "a", HookKind.WAKE, 2, 2.0, "its wake hook succeeded, but the engine refuses connections"
+            ),
+            fx.Reject(
+                3,
+                "a",
+                fx.Refusal.BACKING_OFF,
+                "model 'a' failed to wake: its wake hook succeeded, but the engine refuses connections",
+                2.0,
+                1.0999999999999996,
+            ),
+            fx.SwitchStarted(4, ("a",), None, "not wanted"),
+            fx.SwitchDrained(4, ("a",), None, 0.0),
+            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=4, sources=("a",)),
+        ),
+        at(
+            6.0,
+            ev.HookFinished(5, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(4, ("a",), None, "success", 0.9000000000000004, 0.0, 0.9000000000000004, None),
+        ),
+    )
+
+
+def test_engine_that_never_answered_but_whose_cleanup_fails_and_which_is_alive_is_served() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("a", 1, (), 1.0),
+            fx.SwitchEnded(1, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
+            fx.Admit(1, "a", None, 1, False, 1.0),
+        ),
+        at(
+            2.1,
+            ev.RequestReturned(1, connected=False),
+            fx.ModelDeactivated("a", 0.10000000000000009),
+            fx.ModelLost("a", "its wake hook succeeded, but the engine refuses connections"),
+            fx.BackoffStarted(
+                "a", HookKind.WAKE, 1, 1.0, "its wake hook succeeded, but the engine refuses connections"
+            ),
+            fx.Reject(
+                1,
+                "a",
+                fx.Refusal.BACKING_OFF,
+                "model 'a' failed to wake: its wake hook succeeded, but the engine refuses connections",
+                1.0,
+                1.1,
+            ),
+            fx.SwitchStarted(2, ("a",), None, "not wanted"),
+            fx.SwitchDrained(2, ("a",), None, 0.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=False, detail="exited with 1"),
+            fx.SleepHookFailed("a", None, "sleep exited with 1"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=2, sources=("a",)),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(4, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
+            fx.SwitchFailed(2, ("a",), None, "a: sleep exited with 1"),
+            fx.SwitchEnded(2, ("a",), None, "failure", 1.9, 0.0, None, None),
+        ),
+        # Nobody asks for its cleanup any more when the backoff is over.
+        at(5.0, ev.DeadlineReached()),
+    )
+
+
+def test_engine_that_answered_once_is_suspected_like_any_other() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("a", 1, (), 1.0),
+            fx.SwitchEnded(1, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
+            fx.Admit(1, "a", None, 1, False, 1.0),
+        ),
+        at(
+            3.0,
+            ev.RequestReturned(1, connected=True),
+            fx.RunHook(3, "a", HookKind.ALIVE, None),
+            fx.RequestQueued(1, "a", 1),
+        ),
+    )
+
+
+def test_pinned_engine_that_is_lost_is_woken_without_anybody_waiting() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.PinChanged("a", 1), fx.PinSet("a", True, None), fx.Answer(1, True)),
+        at(2.0, ev.EngineLost("a", refused=True), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=False),
+            fx.ModelDeactivated("a", 3.0),
+            fx.ModelLost("a", "a connection failed, and alive failed"),
+            fx.SwitchStarted(1, (), "a", "pinned"),
+            fx.RunHook(3, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+    )
+
+
+def test_periodic_alive_waits_for_the_one_that_runs() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(14.0, ev.EngineLost("a"), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(15.0, ev.DeadlineReached()),
+        at(16.0, ev.HookFinished(2, ok=True)),
+    )
+    assert play.core.next_deadline() == 31.0
