@@ -84,7 +84,7 @@ class Mux:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_until(self.is_ready, 20, what=f"/ready; llmux says:\n{self.said()}\n")
+        wait_until(self.is_ready, 30, what=f"/ready; llmux says:\n{self.said()}\n")
 
     def is_ready(self) -> bool:
         """Say whether llmux takes requests; fail when it has ended."""

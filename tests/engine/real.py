@@ -40,7 +40,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(condition, seconds: float = 10.0, *, what: str = "the condition") -> None:
+def wait_until(condition, seconds: float = 20.0, *, what: str = "the condition") -> None:
     """Poll until the condition holds; fail when it does not within the time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -57,6 +57,13 @@ def status_of(url: str) -> int:
         return error.code
     except OSError:
         return 0
+
+
+def text_of(url: str) -> str:
+    """Return what a GET answers."""
+    with urllib.request.urlopen(url, timeout=5) as response:
+        text: str = response.read().decode()
+        return text
 
 
 def runs(pid: int) -> bool:
