@@ -97,7 +97,7 @@ def pin(s: State, event: PinChanged) -> None:
         return
     rivals = _pinned_rivals(s, model) if event.pinned else ""
     if rivals:
-        _refuse(s, event.ticket, f"{rivals} may not be awake with it, and stay awake: pinned")
+        _refuse(s, event.ticket, f"{rivals} pinned and may not be awake with it")
         return
     set_pin(s, model, pinned=event.pinned, until=event.until)
     if event.pinned and s.switch is None and not s.leased and model.phase is not Phase.AWAKE:
@@ -172,7 +172,8 @@ def _pinned_rivals(s: State, model: Model) -> str:
     pinned = [other for other in s.models.values() if other.pinned and other is not model]
     if not pinned or placement.fits([model.spec, *(other.running for other in pinned)], s.rules.capacity):
         return ""
-    return ", ".join(repr(other.name) for other in pinned)
+    names = ", ".join(repr(other.name) for other in pinned)
+    return f"model {names} is" if len(pinned) == 1 else f"models {names} are"
 
 
 def _target(s: State, name: str, ticket: int) -> Model | None:

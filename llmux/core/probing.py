@@ -96,7 +96,7 @@ def activated(s: State, model: Model) -> None:
 
 def schedule(s: State, model: Model) -> None:
     """Set when ``alive`` is asked next."""
-    if s.rules.alive_every > 0:
+    if s.rules.alive_every > 0 and not s.stopping:
         s.agenda.set(("probe", model.name), s.now + s.rules.alive_every)
     else:
         s.agenda.cancel(("probe", model.name))
@@ -104,13 +104,13 @@ def schedule(s: State, model: Model) -> None:
 
 def rest(s: State, model: Model) -> None:
     """Start the idle clock if the model may sleep after a while without requests."""
-    if model.spec.idle_sleep is not None and model.idle:
+    if model.spec.idle_sleep is not None and model.idle and not s.stopping:
         s.agenda.set(("idle", model.name), s.now + model.spec.idle_sleep)
 
 
 def probe(s: State, model: Model) -> None:
     """Ask ``alive`` of an awake model, unless it is being asked."""
-    if model.probe is None and model.phase is Phase.AWAKE and not s.stopping:
+    if model.probe is None and model.phase is Phase.AWAKE:
         model.probe = s.run_hook(model, HookKind.ALIVE)
 
 

@@ -62,7 +62,7 @@ class Playbook:
 
     def feed(self, time: float, event: ev.Event) -> list[fx.Effect]:
         """Hand over one event."""
-        if isinstance(event, ev.ConfigReplaced) and event.policy == ANY:
+        if isinstance(event, ev.ConfigReplaced) and event.policy is ANY:
             event = dataclasses.replace(event, policy=self.core.state.policy)
         return self.ledger.feed(event, time)
 

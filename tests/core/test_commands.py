@@ -1,0 +1,739 @@
+"""Commands: wake, sleep, reset, pin, lease. Each is answered exactly once."""
+
+from __future__ import annotations
+
+from playbook import ANY, Oldest, Playbook, at, given, models
+
+from llmux.core import Core
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.spec import HookKind, Rules
+
+
+def test_commands_before_the_start_is_over_and_for_strangers_are_refused() -> None:
+    play = Playbook(Core(models("a"), Rules(), Oldest()))
+    play(
+        at(0.0, ev.Started(), fx.RunHook(1, "a", HookKind.ALIVE, None)),
+        at(0.1, ev.ActivationRequested("a", 1), fx.Answer(1, False, reason="llmux is still looking at what runs")),
+        at(0.2, ev.HookFinished(1, ok=False), fx.Ready(())),
+        at(0.3, ev.ActivationRequested("b", 2), fx.Answer(2, False, reason="model 'b' not found")),
+        at(0.4, ev.SleepRequested("b", 3), fx.Answer(3, False, reason="model 'b' not found")),
+        at(0.5, ev.ResetRequested("b", 4), fx.Answer(4, False, reason="model 'b' not found")),
+        at(0.6, ev.PinChanged("b", 5), fx.Answer(5, False, reason="model 'b' not found")),
+    )
+
+
+def test_wake_needs_no_waiter() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.ActivationRequested("b", 1),
+            fx.SwitchStarted(1, ("a",), "b", "requested"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(1.1, ev.ActivationRequested("b", 2), fx.Answer(2, True, switch=1)),
+        at(
+            1.2,
+            ev.ActivationRequested("a", 3),
+            fx.Answer(3, False, switch=1, reason="switch 1 to 'b' is under way"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("b", 1, ("a",), 2.0),
+            fx.SwitchEnded(1, ("a",), "b", "success", 2.0, 0.0, 2.0, 2.0),
+        ),
+        at(4.0, ev.ActivationRequested("b", 4), fx.Answer(4, True)),
+    )
+
+
+def test_wake_of_the_target_keeps_a_switch_that_has_lost_its_waiters() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+        ),
+        at(3.0, ev.ActivationRequested("b", 1), fx.Answer(1, True, switch=1)),
+        at(4.0, ev.RequestAbandoned(2)),
+        at(
+            5.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(1, ("a",), "b", 3.0),
+            fx.ModelDeactivated("a", 5.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+    )
+
+
+def test_wake_of_a_target_that_has_failed_is_refused() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False, detail="exited with 1"),
+            fx.BackoffStarted("a", HookKind.WAKE, 1, 1.0, "exited with 1"),
+            fx.Reject(1, "a", fx.Refusal.WAKE_FAILED, "model 'a' failed to wake: exited with 1", 1.0, 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, target="a"),
+        ),
+        at(
+            3.0,
+            ev.ActivationRequested("a", 1),
+            fx.Answer(1, False, switch=1, reason="switch 1 to 'a' is under way"),
+        ),
+    )
+
+
+def test_wake_is_not_held_by_the_backoff_of_its_model_but_by_a_pin() -> None:
+    play = given(models("a", "b"))
+    play(
+        at(
+            1.0,
+            ev.ActivationRequested("a", 1),
+            fx.SwitchStarted(1, (), "a", "requested"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(3, "a", HookKind.WAKE, None, switch=1, target="a"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(3, ok=False, detail="exited with 1"),
+            fx.BackoffStarted("a", HookKind.WAKE, 1, 1.0, "exited with 1"),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, target="a"),
+        ),
+        at(
+            2.1,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchFailed(1, (), "a", "wake exited with 1"),
+            fx.SwitchEnded(1, (), "a", "failure", 1.1, 0.0, None, None),
+        ),
+        at(
+            2.2,
+            ev.ActivationRequested("a", 2),
+            fx.SwitchStarted(2, (), "a", "requested"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(5, "a", HookKind.WAKE, None, switch=2, target="a"),
+            fx.Answer(2, True, switch=2),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(5, ok=True),
+            fx.ModelActivated("a", 2, (), 0.7999999999999998),
+            fx.SwitchEnded(2, (), "a", "success", 0.7999999999999998, 0.0, 0.7999999999999998, 0.7999999999999998),
+        ),
+        at(4.0, ev.PinChanged("a", 3), fx.PinSet("a", True, None), fx.Answer(3, True)),
+        at(5.0, ev.ActivationRequested("b", 4), fx.Answer(4, False, reason="model 'a' is pinned")),
+    )
+
+
+def test_sleep_that_is_asked_for() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.SleepRequested("b", 1), fx.Answer(1, True)),
+        at(
+            2.0,
+            ev.SleepRequested("a", 2),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 2.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(2, True, switch=1),
+        ),
+        at(2.1, ev.SleepRequested("a", 3), fx.Answer(3, True, switch=1)),
+        at(2.2, ev.SleepRequested("b", 4), fx.Answer(4, False, switch=1, reason="switch 1 to sleep is under way")),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+        ),
+    )
+
+
+def test_reset_forgets_a_fault() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.0, ev.ResetRequested("a", 2), fx.Answer(2, False, switch=1, reason="switch 1 to sleep is under way")),
+        at(
+            2.0,
+            ev.HookFinished(3, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(4, ok=False),
+            fx.ModelFaulted("a", "sleep failed"),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+        ),
+        at(3.1, ev.ResetRequested("a", 3), fx.RecordHolders(frozenset()), fx.ModelReset("a"), fx.Answer(3, True)),
+        at(
+            3.2,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(2, (), "b", "policy"),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(5, "b", HookKind.WAKE, None, switch=2, target="b"),
+        ),
+    )
+
+
+def test_reset_waits_for_the_answers_of_a_lost_engine() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.EngineLost("a", refused=True), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=False),
+            fx.ModelDeactivated("a", 3.0),
+            fx.ModelLost("a", "a connection failed, and alive failed"),
+        ),
+        at(4.0, ev.ResetRequested("a", 1), fx.Answer(1, False, reason="1 requests of 'a' have not ended yet")),
+        at(5.0, ev.RequestFinished(1)),
+        at(6.0, ev.ResetRequested("a", 2), fx.RecordHolders(frozenset()), fx.ModelReset("a"), fx.Answer(2, True)),
+    )
+
+
+def test_pin_excludes_the_others_until_it_is_over() -> None:
+    play = given(models("a", "b"), awake=["a"], max_wait=5.0)
+    play(
+        at(1.0, ev.PinChanged("a", 1, until=30.0), fx.PinSet("a", True, 30.0), fx.Answer(1, True)),
+        at(2.0, ev.RequestArrived(1, "b"), fx.Reject(1, "b", fx.Refusal.PINNED, "model 'a' is pinned", 28.0, 0.0)),
+        at(3.0, ev.SleepRequested("a", 2), fx.Answer(2, False, reason="model 'a' is pinned")),
+        at(
+            4.0,
+            ev.PinChanged("b", 3),
+            fx.Answer(3, False, reason="model 'a' is pinned and may not be awake with it"),
+        ),
+        at(30.0, ev.DeadlineReached(), fx.RunHook(3, "a", HookKind.ALIVE, None), fx.PinSet("a", False, None)),
+        at(
+            31.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 31.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+    )
+
+
+def test_pin_wakes_its_model_and_keeps_trying() -> None:
+    play = given(models("a"), backoff_first=4.0)
+    play(
+        at(
+            1.0,
+            ev.PinChanged("a", 1),
+            fx.PinSet("a", True, None),
+            fx.SwitchStarted(1, (), "a", "pinned"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False, detail="exited with 1"),
+            fx.BackoffStarted("a", HookKind.WAKE, 1, 4.0, "exited with 1"),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, target="a"),
+        ),
+        # The wake may be tried at 6 s, the sleep at 7 s.
+        at(
+            2.0,
+            ev.HookFinished(3, ok=False, detail="exited with 1"),
+            fx.SleepHookFailed("a", "a", "sleep exited with 1"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, target="a"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(4, ok=False, detail="exited with 1"),
+            fx.ModelFaulted("a", "sleep exited with 1"),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 4.0, "sleep exited with 1"),
+            fx.SwitchFailed(1, (), "a", "wake exited with 1"),
+            fx.SwitchEnded(1, (), "a", "failure", 2.0, 0.0, None, None),
+        ),
+        at(6.0, ev.DeadlineReached()),
+        at(
+            7.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(2, (), "a", "pinned"),
+            fx.SwitchDrained(2, (), "a", 0.0),
+            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=2, target="a"),
+        ),
+    )
+
+
+def test_wake_backoff_that_outlasts_the_sleep_backoff_is_waited_for() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.PinChanged("a", 1),
+            fx.PinSet("a", True, None),
+            fx.SwitchStarted(1, (), "a", "pinned"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False, detail="exited with 1"),
+            fx.BackoffStarted("a", HookKind.WAKE, 1, 1.0, "exited with 1"),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchFailed(1, (), "a", "wake exited with 1"),
+            fx.SwitchEnded(1, (), "a", "failure", 1.0, 0.0, None, None),
+        ),
+        at(
+            3.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(2, (), "a", "pinned"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(4, "a", HookKind.WAKE, None, switch=2, target="a"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(4, ok=False, detail="exited with 1"),
+            fx.BackoffStarted("a", HookKind.WAKE, 2, 2.0, "exited with 1"),
+            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=2, target="a"),
+        ),
+        # The wake may be tried at 5 s, the sleep at 4 s.
+        at(
+            3.0,
+            ev.HookFinished(5, ok=False, detail="exited with 1"),
+            fx.SleepHookFailed("a", "a", "sleep exited with 1"),
+            fx.RunHook(6, "a", HookKind.ALIVE, None, switch=2, target="a"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(6, ok=False, detail="exited with 1"),
+            fx.ModelFaulted("a", "sleep exited with 1"),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
+            fx.SwitchFailed(2, (), "a", "wake exited with 1"),
+            fx.SwitchEnded(2, (), "a", "failure", 0.0, 0.0, None, None),
+        ),
+        at(4.0, ev.DeadlineReached()),
+    )
+    assert play.core.next_deadline() == 5.0
+    play(
+        at(
+            5.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(3, (), "a", "pinned"),
+            fx.SwitchDrained(3, (), "a", 0.0),
+            fx.RunHook(7, "a", HookKind.SLEEP, None, switch=3, target="a"),
+        )
+    )
+
+
+def test_pin_of_what_leaves_calls_the_switch_off() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.ActivationRequested("b", 1),
+            fx.SwitchStarted(1, ("a",), "b", "requested"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            3.0,
+            ev.PinChanged("a", 2),
+            fx.PinSet("a", True, None),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),
+            fx.Answer(2, True),
+        ),
+        at(4.0, ev.RequestArrived(2, "a"), fx.Admit(2, "a", None, 1, False, 0.0)),
+    )
+
+
+def test_pin_of_what_leaves_when_its_sleep_hook_runs_comes_too_late() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            2.0,
+            ev.PinChanged("a", 1),
+            fx.PinSet("a", True, None),
+            fx.Reject(1, "b", fx.Refusal.PINNED, "model 'a' is pinned", None, 1.0),
+            fx.Answer(1, True),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 2.0, 0.0, None, None),
+            fx.SwitchStarted(2, (), "a", "pinned"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(4, "a", HookKind.WAKE, None, switch=2, target="a"),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 2, (), 1.0),
+            fx.SwitchEnded(2, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
+        ),
+    )
+
+
+def test_pin_that_ends_during_its_switch_calls_it_off() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.PinChanged("b", 1, until=5.0),
+            fx.PinSet("b", True, 5.0),
+            fx.SwitchStarted(1, ("a",), "b", "pinned"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(3.0, ev.RequestArrived(2, "a"), fx.Reject(2, "a", fx.Refusal.PINNED, "model 'b' is pinned", 2.0, 0.0)),
+        at(
+            5.0,
+            ev.DeadlineReached(),
+            fx.PinSet("b", False, None),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 3.0, 3.0, None, None),
+        ),
+    )
+
+
+def test_pin_that_ends_during_a_switch_with_waiters_changes_nothing() -> None:
+    play = given(models("a", "b", "c"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.PinChanged("b", 1),
+            fx.PinSet("b", True, None),
+            fx.SwitchStarted(1, ("a",), "b", "pinned"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.5, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1)),
+        at(3.0, ev.PinChanged("b", 2, pinned=False), fx.PinSet("b", False, None), fx.Answer(2, True, switch=1)),
+        at(4.0, ev.RequestAbandoned(2), fx.SwitchEnded(1, ("a",), "b", "abandoned", 2.0, 2.0, None, None)),
+    )
+
+
+def test_pinned_models_have_to_fit_together() -> None:
+    play = given(models("a", "b", "c", memory=4), awake=["a", "b"], capacity=10)
+    play(
+        at(1.0, ev.PinChanged("a", 1), fx.PinSet("a", True, None), fx.Answer(1, True)),
+        at(2.0, ev.PinChanged("b", 2), fx.PinSet("b", True, None), fx.Answer(2, True)),
+        at(
+            3.0,
+            ev.PinChanged("c", 3),
+            fx.Answer(3, False, reason="models 'a', 'b' are pinned and may not be awake with it"),
+        ),
+        at(4.0, ev.RequestArrived(1, "c"), fx.Reject(1, "c", fx.Refusal.PINNED, "model 'a' is pinned", None, 0.0)),
+    )
+
+
+def test_pin_during_a_backoff_wakes_when_it_is_over() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(3, ok=False),
+            fx.SleepHookFailed("a", "b", "sleep failed"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(4, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), "b", "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), "b", "failure", 1.0, 0.0, None, None),
+            fx.Reject(1, "b", fx.Refusal.SLEEP_FAILED, "model 'b' cannot be woken: a: sleep failed", 1.0, 1.0),
+        ),
+        at(2.5, ev.PinChanged("b", 1), fx.PinSet("b", True, None), fx.Answer(1, True)),
+        at(
+            2.6,
+            ev.RequestArrived(2, "b"),
+            fx.Reject(
+                2,
+                "b",
+                fx.Refusal.SLEEP_FAILED,
+                "model 'a' could not be put to sleep: sleep failed",
+                0.3999999999999999,
+                0.0,
+            ),
+        ),
+        at(2.7, ev.RequestArrived(3, "a"), fx.Admit(3, "a", None, 1, False, 0.0)),
+        at(3.0, ev.DeadlineReached(), fx.SwitchStarted(2, ("a",), "b", "pinned")),
+    )
+
+
+def test_lease_drains_and_sleeps_everything_and_keeps_everybody_out() -> None:
+    play = given(models("a", "b", memory=4), awake=["a", "b"], capacity=8)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.LeaseChanged(1, until=60.0),
+            fx.LeaseSet(True, 60.0),
+            fx.SwitchStarted(1, ("a", "b"), None, "lease"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            3.0,
+            ev.RequestArrived(2, "b"),
+            fx.Reject(2, "b", fx.Refusal.LEASED, "the GPU is leased to another job", 57.0, 0.0),
+        ),
+        at(3.5, ev.ActivationRequested("a", 2), fx.Answer(2, False, reason="the GPU is leased to another job")),
+        at(
+            4.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(1, ("a", "b"), None, 2.0),
+            fx.ModelDeactivated("a", 4.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a", "b")),
+            fx.ModelDeactivated("b", 4.0),
+            fx.RunHook(4, "b", HookKind.SLEEP, None, switch=1, sources=("a", "b")),
+        ),
+        at(5.0, ev.HookFinished(3, ok=True), fx.RecordHolders(frozenset({"b"}))),
+        at(
+            6.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a", "b"), None, "success", 4.0, 2.0, 2.0, None),
+        ),
+        at(60.0, ev.DeadlineReached(), fx.LeaseSet(False, None)),
+        at(
+            61.0,
+            ev.RequestArrived(3, "b"),
+            fx.RequestQueued(3, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(2, (), "b", "policy"),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.RunHook(5, "b", HookKind.WAKE, None, switch=2, target="b"),
+        ),
+    )
+
+
+def test_lease_that_ends_during_its_drain_reopens() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.LeaseChanged(1),
+            fx.LeaseSet(True, None),
+            fx.SwitchStarted(1, ("a",), None, "lease"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            3.0,
+            ev.LeaseChanged(2, leased=False),
+            fx.LeaseSet(False, None),
+            fx.SwitchEnded(1, ("a",), None, "abandoned", 1.0, 1.0, None, None),
+            fx.Answer(2, True),
+        ),
+        at(4.0, ev.RequestArrived(2, "a"), fx.Admit(2, "a", None, 1, False, 0.0)),
+    )
+
+
+def test_lease_turns_away_who_waits_and_calls_their_switch_off() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+        ),
+        at(
+            3.0,
+            ev.LeaseChanged(1, until=9.0),
+            fx.LeaseSet(True, 9.0),
+            fx.Reject(2, "b", fx.Refusal.LEASED, "the GPU is leased to another job", 6.0, 1.0),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),
+            fx.SwitchStarted(2, ("a",), None, "lease"),
+            fx.Answer(1, True, switch=2),
+        ),
+        at(
+            4.0,
+            ev.RequestReturned(1),
+            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=2, sources=("a",)),
+            fx.Reject(1, "a", fx.Refusal.LEASED, "the GPU is leased to another job", 5.0, 3.0),
+        ),
+    )
+
+
+def test_lease_during_a_wake_sleeps_what_was_woken() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.LeaseChanged(1),
+            fx.LeaseSet(True, None),
+            fx.Reject(1, "a", fx.Refusal.LEASED, "the GPU is leased to another job", None, 1.0),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("a", 1, (), 2.0),
+            fx.SwitchEnded(1, (), "a", "success", 2.0, 0.0, 2.0, 2.0),
+            fx.SwitchStarted(2, ("a",), None, "lease"),
+            fx.SwitchDrained(2, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 0.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(3, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=2, sources=("a",)),
+        ),
+        at(
+            5.0,
+            ev.HookFinished(4, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(2, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(2, ("a",), None, "failure", 2.0, 0.0, None, None),
+        ),
+        # What would not sleep is tried again after its backoff.
+        at(
+            6.0,
+            ev.DeadlineReached(),
+            fx.SwitchStarted(3, ("a",), None, "lease"),
+            fx.SwitchDrained(3, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=3, sources=("a",)),
+        ),
+    )
+
+
+def test_lease_before_the_start_is_over_sleeps_what_is_found() -> None:
+    play = Playbook(Core(models("a"), Rules(), Oldest()))
+    play(
+        at(0.0, ev.Started(), fx.RunHook(1, "a", HookKind.ALIVE, None)),
+        at(0.1, ev.LeaseChanged(1), fx.LeaseSet(True, None), fx.Answer(1, True)),
+        at(
+            0.2,
+            ev.HookFinished(1, ok=True),
+            fx.ModelActivated("a", 0, (), None),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.Ready(("a",)),
+            fx.SwitchStarted(1, ("a",), None, "lease"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 0.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+    )
+
+
+def test_lease_during_a_reload_sleeps_what_that_finds() -> None:
+    play = given(models("a"))
+    play(
+        at(1.0, ev.ConfigReplaced(models("a", "b"), Rules(), ANY), fx.RunHook(2, "b", HookKind.ALIVE, None)),
+        at(2.0, ev.LeaseChanged(1), fx.LeaseSet(True, None), fx.Answer(1, True)),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("b", 0, (), None),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.SwitchStarted(1, ("b",), None, "lease"),
+            fx.SwitchDrained(1, ("b",), None, 0.0),
+            fx.ModelDeactivated("b", 0.0),
+            fx.RunHook(3, "b", HookKind.SLEEP, None, switch=1, sources=("b",)),
+        ),
+    )
+
+
+def test_pin_during_a_lease_wakes_when_it_is_over() -> None:
+    play = given(models("a"))
+    play(
+        at(1.0, ev.LeaseChanged(1), fx.LeaseSet(True, None), fx.Answer(1, True)),
+        at(2.0, ev.PinChanged("a", 2), fx.PinSet("a", True, None), fx.Answer(2, True)),
+        at(
+            3.0,
+            ev.LeaseChanged(3, leased=False),
+            fx.LeaseSet(False, None),
+            fx.Answer(3, True),
+            fx.SwitchStarted(1, (), "a", "pinned"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+    )
+
+
+def test_commands_while_stopping_are_refused() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.ShutdownRequested()),
+        at(3.0, ev.SleepRequested("a", 1), fx.Answer(1, False, reason="llmux is stopping")),
+        at(4.0, ev.LeaseChanged(2), fx.Answer(2, False, reason="llmux is stopping")),
+    )

@@ -1,0 +1,525 @@
+"""Stopping: TERM at every stage."""
+
+from __future__ import annotations
+
+from playbook import Oldest, Playbook, at, given, models
+
+from llmux.core import Core
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.spec import HookKind, Rules
+
+
+def test_nothing_under_way_stops_at_once() -> None:
+    given(models("a"), awake=["a"])(at(1.0, ev.ShutdownRequested(), fx.Stopped()))
+
+
+def test_everything_queued_is_turned_away_and_answers_may_finish_within_the_grace() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+        ),
+        at(
+            3.0,
+            ev.ShutdownRequested(),
+            fx.Reject(2, "b", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),
+        ),
+        at(3.0, ev.ShutdownRequested()),
+        at(4.0, ev.RequestArrived(3, "a"), fx.Reject(3, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 0.0)),
+        at(5.0, ev.EngineLost("a", refused=True)),
+    )
+    # No alive is asked meanwhile: the next thing due is the end of the grace.
+    assert play.core.next_deadline() == 33.0
+    play(
+        at(33.0, ev.DeadlineReached(), fx.CancelRequests((1,), "a", fx.CutReason.STOPPING)),
+        at(
+            33.1,
+            ev.RequestReturned(1),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 32.1),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_the_start() -> None:
+    play = Playbook(Core(models("a", "b"), Rules(), Oldest()))
+    play(
+        at(0.0, ev.Started(), fx.RunHook(1, "a", HookKind.ALIVE, None), fx.RunHook(2, "b", HookKind.ALIVE, None)),
+        at(0.1, ev.RequestArrived(1, "a"), fx.RequestQueued(1, "a", 1)),
+        at(0.2, ev.HookFinished(1, ok=True)),
+        at(
+            0.3,
+            ev.ShutdownRequested(),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 0.19999999999999998),
+            fx.KillHook(2, "stopping"),
+        ),
+        at(0.4, ev.HookFinished(2, ok=True), fx.Stopped()),
+    )
+
+
+def test_term_before_the_start() -> None:
+    play = Playbook(Core(models("a"), Rules(), Oldest()))
+    play(
+        at(0.0, ev.ShutdownRequested(), fx.Stopped()),
+        at(0.1, ev.Started()),
+    )
+
+
+def test_term_during_a_sleep_lets_it_finish_and_wakes_nobody() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(2.0, ev.ShutdownRequested(), fx.Reject(1, "b", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0)),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 2.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_a_sleep_that_fails_begins_nothing_further() -> None:
+    play = given(models("a", "b", stop=True), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+        ),
+        at(2.0, ev.ShutdownRequested(), fx.Reject(1, "b", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0)),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=False),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 2.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_verify_ends_it_and_the_state_file_keeps_the_model() -> None:
+    play = given(models("a", verify=True), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.0, ev.HookFinished(2, ok=True), fx.RunHook(3, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
+        at(3.0, ev.ShutdownRequested(), fx.KillHook(3, "stopping")),
+        at(
+            3.1,
+            ev.HookFinished(3, ok=False),
+            fx.SwitchEnded(1, ("a",), None, "abandoned", 2.1, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_a_sleep_that_verify_was_to_prove() -> None:
+    play = given(models("a", verify=True), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.0, ev.ShutdownRequested()),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=True),
+            fx.SwitchEnded(1, ("a",), None, "abandoned", 2.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_between_two_polls_of_verify() -> None:
+    play = given(models("a", verify=True), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.0, ev.HookFinished(2, ok=True), fx.RunHook(3, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
+        at(3.0, ev.HookFinished(3, ok=False)),
+        at(
+            3.1,
+            ev.ShutdownRequested(),
+            fx.SwitchEnded(1, ("a",), None, "abandoned", 2.1, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_while_one_of_two_is_asleep_and_the_other_is_verified() -> None:
+    specs = [*models("a", memory=4), *models("b", memory=4, verify=True), *models("c", memory=8)]
+    play = given(specs, awake=["a", "b"], capacity=8)
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "c"),
+            fx.RequestQueued(1, "c", 1),
+            fx.PolicyDecided("switch", "c", ""),
+            fx.SwitchStarted(1, ("a", "b"), "c", "policy"),
+            fx.SwitchDrained(1, ("a", "b"), "c", 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a", "b"), target="c"),
+            fx.ModelDeactivated("b", 1.0),
+            fx.RunHook(5, "b", HookKind.SLEEP, None, switch=1, sources=("a", "b"), target="c"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(5, ok=True),
+            fx.RunHook(6, "b", HookKind.VERIFY, None, switch=1, sources=("a", "b"), target="c"),
+        ),
+        at(
+            3.0,
+            ev.ShutdownRequested(),
+            fx.Reject(1, "c", fx.Refusal.STOPPING, "llmux is stopping", None, 2.0),
+            fx.KillHook(6, "stopping"),
+        ),
+        at(3.1, ev.HookFinished(6, ok=False)),
+        at(
+            4.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset({"b"})),
+            fx.SwitchEnded(1, ("a", "b"), "c", "abandoned", 3.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_a_wake_ends_it_and_leaves_the_engine() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.ShutdownRequested(),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.KillHook(2, "stopping"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=False),
+            fx.SwitchEnded(1, (), "a", "abandoned", 2.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_a_wake_that_succeeds_all_the_same() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.ShutdownRequested(),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.KillHook(2, "stopping"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("a", 1, (), 2.0),
+            fx.SwitchEnded(1, (), "a", "success", 2.0, 0.0, 2.0, 2.0),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_term_during_the_cleanup_of_a_failed_wake() -> None:
+    play = given(models("a"))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False, detail="exited with 1"),
+            fx.BackoffStarted("a", HookKind.WAKE, 1, 1.0, "exited with 1"),
+            fx.Reject(1, "a", fx.Refusal.WAKE_FAILED, "model 'a' failed to wake: exited with 1", 1.0, 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, target="a"),
+        ),
+        at(2.5, ev.ShutdownRequested()),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchFailed(1, (), "a", "wake exited with 1"),
+            fx.SwitchEnded(1, (), "a", "failure", 2.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_alive_that_is_ended_but_succeeds_says_that_the_engine_runs() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(3.0, ev.ShutdownRequested(), fx.KillHook(3, "stopping")),
+        at(
+            3.1,
+            ev.HookFinished(3, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 2.1, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_sleep_on_exit_sleeps_what_is_awake_once_it_has_drained() -> None:
+    play = given(models("a", "b", memory=4), awake=["a", "b"], capacity=8, sleep_on_exit=True, drain_timeout=0.0)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        # The grace is the only limit of what runs, whatever the drain's is.
+        at(2.0, ev.ShutdownRequested(), fx.SwitchStarted(1, ("a", "b"), None, "stopping")),
+        at(
+            3.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(1, ("a", "b"), None, 1.0),
+            fx.ModelDeactivated("a", 3.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a", "b")),
+            fx.ModelDeactivated("b", 3.0),
+            fx.RunHook(4, "b", HookKind.SLEEP, None, switch=1, sources=("a", "b")),
+        ),
+        at(4.0, ev.HookFinished(3, ok=True), fx.RecordHolders(frozenset({"b"}))),
+        at(
+            5.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a", "b"), None, "success", 3.0, 1.0, 2.0, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_sleep_on_exit_after_a_verify_that_was_ended_sleeps_the_others() -> None:
+    specs = [*models("a", memory=4, verify=True), *models("b", memory=4)]
+    play = given(specs, awake=["a", "b"], capacity=8, sleep_on_exit=True)
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.0, ev.HookFinished(3, ok=True), fx.RunHook(4, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
+        at(3.0, ev.ShutdownRequested(), fx.KillHook(4, "stopping")),
+        at(
+            3.1,
+            ev.HookFinished(4, ok=False),
+            fx.SwitchEnded(1, ("a",), None, "abandoned", 2.1, 0.0, None, None),
+            fx.SwitchStarted(2, ("b",), None, "stopping"),
+            fx.SwitchDrained(2, ("b",), None, 0.0),
+            fx.ModelDeactivated("b", 3.1),
+            fx.RunHook(5, "b", HookKind.SLEEP, None, switch=2, sources=("b",)),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(5, ok=True),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.SwitchEnded(2, ("b",), None, "success", 0.8999999999999999, 0.0, 0.8999999999999999, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_sleep_on_exit_does_not_wait_for_a_suspicion_or_a_backoff() -> None:
+    play = given(models("a"), awake=["a"], sleep_on_exit=True)
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+        ),
+        at(3.1, ev.EngineLost("a", refused=True), fx.RunHook(4, "a", HookKind.ALIVE, None)),
+        at(
+            3.2,
+            ev.ShutdownRequested(),
+            fx.KillHook(4, "stopping"),
+            fx.SwitchStarted(2, ("a",), None, "stopping"),
+            fx.SwitchDrained(2, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 0.20000000000000018),
+            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
+        ),
+        at(3.3, ev.HookFinished(4, ok=False)),
+        at(
+            4.0,
+            ev.HookFinished(5, ok=False),
+            fx.SwitchEnded(2, ("a",), None, "abandoned", 0.7999999999999998, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_sleep_on_exit_that_fails_is_followed_by_stop() -> None:
+    play = given(models("a", stop=True), awake=["a"], sleep_on_exit=True)
+    play(
+        at(
+            1.0,
+            ev.ShutdownRequested(),
+            fx.SwitchStarted(1, ("a",), None, "stopping"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(3, "a", HookKind.STOP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), None, "success", 2.0, 0.0, 2.0, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_sleep_on_exit_cleans_up_after_a_wake_that_was_ended() -> None:
+    play = given(models("a"), sleep_on_exit=True)
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(
+            2.0,
+            ev.ShutdownRequested(),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.KillHook(2, "stopping"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(2, ok=False),
+            fx.SwitchEnded(1, (), "a", "abandoned", 2.0, 0.0, None, None),
+            fx.SwitchStarted(2, ("a",), None, "stopping"),
+            fx.SwitchDrained(2, ("a",), None, 0.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(2, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+            fx.Stopped(),
+        ),
+    )
+
+
+def test_lease_that_would_end_while_stopping_is_forgotten() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.LeaseChanged(1, until=5.0),
+            fx.LeaseSet(True, 5.0),
+            fx.SwitchStarted(1, ("a",), None, "lease"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(3.0, ev.ShutdownRequested(), fx.SwitchEnded(1, ("a",), None, "abandoned", 1.0, 1.0, None, None)),
+        at(6.0, ev.RequestFinished(1), fx.Stopped()),
+    )
