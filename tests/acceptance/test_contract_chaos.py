@@ -28,6 +28,7 @@ async def test_chaos(lab, seed, stop):  # noqa: C901
     for key in "abc":
         lab.script(key, "wake", DICE.format(n=8))
         lab.script(key, "sleep", DICE.format(n=8))
+    lab.allow_again = True
     lab.start()
     chance = random.Random(seed)
     statuses: list[int] = []

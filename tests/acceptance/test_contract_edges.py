@@ -347,3 +347,37 @@ async def test_reading_an_own_page_with_head(shared):
     for page in ("/health", "/v1/models", "/llmux/status"):
         answer = await shared.ask("HEAD", page)
         assert answer.status == 200
+
+
+async def test_an_engine_that_answers_before_the_body_has_come(shared):
+    for _ in range(2):
+        answer = await shared.post("/v1/x", body={"model": "a", "x": "y" * 8_000_000}, do={"early": 413})
+        assert (answer.status, answer.body) == (413, b"early")
+    await shared.until_model("a", in_flight=0)
+    assert (await shared.chat("a")).status == 200
+
+
+async def test_names_with_slashes_in_llmuxs_own_paths(lab):
+    lab.write({"org/sl ash": {"key": "s"}, "b": {}})
+    lab.start()
+    for name in ("org%2Fsl%20ash", "org/sl%20ash"):
+        assert (await lab.get(f"/v1/models/{name}")).json()["id"] == "org/sl ash"
+        assert (await lab.post(f"/llmux/models/{name}/wake")).status == 202
+        await lab.until_phase("org/sl ash", "AWAKE")
+        answer = await lab.get(f"/upstream/{name}/health%2Fx?y")
+        assert (answer.status, answer.json()["target"]) == (200, "/health%2Fx?y")
+
+
+async def test_three_hundred_waiters_are_admitted_at_once(lab):
+    lab.write("a b")
+    lab.script("a", "wake", lab.hold("go"))
+    lab.start()
+    waiting = [asyncio.create_task(lab.chat("a", wait=20)) for _ in range(300)]
+    await lab.until_model("a", queued=300)
+    other = asyncio.create_task(lab.chat("b"))
+    await lab.until_model("b", queued=1)
+    lab.release("go")
+    answers = await asyncio.gather(*waiting)
+    assert {a.status for a in answers} == {200}
+    assert (await other).status == 200
+    assert lab.order() == ["wake a", "sleep a", "wake b"]

@@ -338,3 +338,77 @@ async def test_a_missing_file_is_a_clear_error(lab):
     process = lab.spawn("-c", str(lab.root / "none.yaml"))
     assert process.wait(15) not in (0, -9)
     assert "none.yaml" in lab.log
+
+
+async def test_the_orphan_of_a_killed_llmux_wakes_nothing_later(lab):
+    """kill -9 in mid-wake: the wake hook lives on by itself, and must not take the GPU beside another."""
+    lab.write("a b")
+    lab.script("a", "wake", lab.hold("w"))
+    lab.start()
+    line = await lab.begin("a")
+    await lab.until(lambda: lab.count("wake", "a"))
+    lab.kill()
+    await line.close()
+    lab.start()
+    assert (await lab.chat("b")).status == 200
+    lab.release("w")
+    await asyncio.sleep(0.3)
+    assert (await lab.chat("b")).status == 200
+    order = lab.order()
+    assert order.index("sleep a") < order.index("wake b")
+
+
+async def test_kill_9_in_mid_sleep_is_finished_first(lab):
+    lab.write("a b")
+    lab.script("a", "sleep", "sleep 60", times=1)
+    lab.start()
+    await lab.chat("a")
+    line = await lab.begin("b")
+    await lab.until(lambda: lab.count("sleep", "a"))
+    lab.kill()
+    await line.close()
+    lab.start()
+    assert (await lab.chat("b")).status == 200
+    assert lab.order() == ["wake a", "sleep a", "sleep a", "wake b"]
+
+
+async def test_open_files_are_not_the_limit(lab):
+    lab.write("a")
+    lab.start()
+    for line in open(f"/proc/{lab.process.pid}/limits"):  # noqa: SIM115, PTH123, ASYNC230
+        if line.startswith("Max open files"):
+            soft, hard = line.split()[3:5]
+            assert soft == hard
+
+
+async def test_the_default_state_file_is_under_xdg(lab):
+    lab.write("a", state=None)
+    lab.start()
+    await lab.chat("a")
+    assert lab.end() == 0
+    assert [p for p in (lab.root / "xdg" / "llmux").rglob("*") if p.is_file()]
+
+
+async def test_a_reload_takes_effect_and_a_bad_one_does_not(lab):
+    lab.write("a b")
+    lab.start()
+    await lab.chat("a")
+    line = await lab.begin("a", do={"sse": 4, "hold_after": [1, "x"]})
+    head = await line.head()
+    good = yaml.safe_load(lab.file.read_text())
+    lab.file.write_text("models: [")
+    lab.signal(signal.SIGHUP)
+    await lab.until(lambda: "config_rejected" in lab.log)
+    assert (await lab.chat("a")).status == 200
+    new = {**good, "models": {"b": {**good["models"]["b"], "aliases": ["bee"]}, "c": lab.model("c")}}
+    new["models"]["b"]["env"]["NAMES"] = "b,bee"
+    lab.file.write_text(yaml.safe_dump(new))
+    lab.signal(signal.SIGHUP)
+    await lab.until(lambda: "config_reloaded" in lab.log)
+    assert (await lab.chat("a")).status == 404, "removed"
+    lab.release("x")
+    assert (await line.body(head)).whole, "what was in flight finishes"
+    await line.close()
+    await lab.until(lambda: "sleep a" in lab.order())
+    assert (await lab.chat("bee")).json()["engine"] == "b"
+    assert (await lab.chat("c")).status == 200

@@ -69,6 +69,14 @@ async def test_the_engine_closing_ends_it(shared):
     await shared.until(lambda: [r for r in shared.journal("gone") if r["uid"] == uid(data)])
 
 
+async def test_the_engine_closing_in_order_closes_the_client_too(shared):
+    async with await shared.wire() as line:
+        await line.send(handshake(do={"greeting": "bye", "ws_close": 0.05}))
+        assert (await line.head()).status == 101
+        assert await asyncio.wait_for(line.reader.read(), 3) == b"bye"
+    await shared.until_model("a", in_flight=0)
+
+
 async def test_control_paths_are_refused_here_too(shared):
     for target in (
         "/sleep?model=a",

@@ -17,6 +17,8 @@ What it answers is said by the request header ``X-Do`` (JSON); without one it de
   raw          [base64, …] written to the connection as they are; raw_close closes it afterwards
   fail         crash | reset | eof, with fail_after = number of events (none: before the headers)
   partial      with fail: half an event was sent before it
+  early        answer with this status as soon as the head is there, read no body, close
+  ws_close     close the WebSocket after this many seconds
   flood        so many MiB of body, chunked
   drop_next    the next request on this connection is answered by closing it
   ws_refuse    answer an upgrade with this status     greeting    bytes sent right behind the 101
@@ -194,6 +196,10 @@ class Connection(asyncio.Protocol):
         lines = head.decode("latin-1").split("\r\n")
         fields = [(n.lower(), v.strip()) for n, _, v in (line.partition(":") for line in lines[1:])]
         headers = dict(fields)
+        do = json.loads(headers.get("x-do") or "{}")
+        if do.get("early"):
+            self.early(do["early"], headers.get("x-uid", ""))
+            return
         if "chunked" in headers.get("transfer-encoding", "").lower():
             body, used = dechunk(rest)
             if used < 0:
@@ -230,6 +236,14 @@ class Connection(asyncio.Protocol):
             self.idle = asyncio.get_running_loop().call_later(IDLE_CLOSE, self.transport.close)
         if not self.echoing:
             self.next()
+
+    def early(self, status: int, uid: str) -> None:
+        """Answer before the body has come, and read no more of it."""
+        journal("early", uid=uid)
+        self.transport.pause_reading()
+        self.transport.write(b"HTTP/1.1 %d No\r\nConnection: close\r\nContent-Length: 5\r\n\r\nearly" % status)
+        self.buffer.clear()
+        asyncio.get_running_loop().call_later(0.3, self.transport.close)
 
     async def send(self, data: bytes) -> None:
         self.transport.write(data)
@@ -305,7 +319,8 @@ class Connection(asyncio.Protocol):
             + do.get("greeting", "").encode()
             + early
         )
-        await asyncio.get_running_loop().create_future()  # until the connection is lost
+        await asyncio.sleep(do.get("ws_close", 1e6))  # or until the connection is lost
+        self.transport.close()
 
     async def plain(self, method: str, target: str, head: bytes, body: bytes, model: object, do: dict) -> None:
         if "chunks" in do:

@@ -9,12 +9,15 @@ log() {
         "$LLMUX_MODEL" "$LLMUX_HOOK" "$LLMUX_PORT" "$LLMUX_URL" "$LLMUX_SWITCH_ID" "$LLMUX_FROM" "$LLMUX_TO" "$2" "$PWD" \
         >>"$LAB/hooks.tsv"
 }
+living() {
+    { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+    case ${stat##*)} in " Z"* | " X"*) return 1 ;; esac
+}
 running() {
     pid=
     { read -r pid <"$run.pid"; } 2>/dev/null
     [ -n "$pid" ] || return 1
-    { read -r stat <"/proc/$pid/stat"; } 2>/dev/null || return 1
-    case ${stat##*)} in " Z"* | " X"*) return 1 ;; esac
+    living "$pid"
 }
 state() {
     word=
@@ -41,8 +44,12 @@ wake)
         rm -f "$run.pid" "$run.state"
         if command -v setsid >/dev/null; then detach=setsid; else detach=nohup; fi
         $detach "$PYTHON" -I -S "$LAB/engine.py" "$LLMUX_PORT" </dev/null >>"$LAB/log/$KEY.log" 2>&1 &
+        pid=$!
     fi
-    until state awake; do sleep 0.01; done
+    until state awake; do
+        sleep 0.01
+        living "$pid" || exit 1
+    done
     ;;
 sleep)
     [ -z "$SLEEP_DELAY" ] || sleep "$SLEEP_DELAY"
