@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import httptools
+from httptools.parser import parser as _extension
 
 from llmux.upstream.errors import EngineProtocolError
 from llmux.upstream.framing import Framing
+
+# The classes that the extension module raises. ``httptools.HttpParserError`` is another one after the package
+# has been imported a second time, which coverage does.
+_ParserError: type[Exception] = _extension.HttpParserError  # type: ignore[attr-defined]
+_ParserUpgrade: type[Exception] = _extension.HttpParserUpgrade  # type: ignore[attr-defined]
 
 MAX_HEAD = 65536
 SWITCHING_PROTOCOLS = 101
@@ -75,9 +81,9 @@ def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> Response
     parser = httptools.HttpResponseParser(reader)
     try:
         parser.feed_data(data)
-    except httptools.HttpParserUpgrade:
+    except _ParserUpgrade:
         pass
-    except httptools.HttpParserError as error:
+    except _ParserError as error:
         raise EngineProtocolError(f"The engine's answer is not HTTP/1.1: {error}.") from error
     head = reader.head
     version = parser.get_http_version()

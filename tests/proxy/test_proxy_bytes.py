@@ -59,6 +59,18 @@ async def test_hop_by_hop_fields_stay_behind_and_a_chunked_body_gets_its_length(
     assert engine.bodies == [b"abcde"]
 
 
+async def test_what_an_old_client_leaves_out_is_added(proxy: Proxy) -> None:
+    proxy.options["body"] = Body([b"abc"])
+    engine = await proxy.engine(answering(OK))
+    client = await proxy.client()
+    await client.send(b"POST /v1/x HTTP/1.0\r\nA: b\r\n\r\n")
+    await client.until(b"ok")
+    assert engine.heads == [
+        b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nA: b\r\nContent-Length: 3\r\n"
+        b"X-Request-ID: req-1\r\n\r\n" % engine.port
+    ]
+
+
 async def test_the_base_path_goes_before_the_target(proxy: Proxy) -> None:
     engine = await proxy.engine(answering(OK))
     proxy.address = EngineAddress.from_url(f"http://127.0.0.1:{engine.port}/base/")

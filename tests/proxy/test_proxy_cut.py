@@ -13,7 +13,7 @@ from proxy_harness import EXTRA_BYTES, Body, EngineSide, Proxy, until
 
 from llmux.core.effects import CutReason
 from llmux.errors import UnavailableError
-from llmux.upstream import EngineAddress
+from llmux.upstream import EngineAddress, EngineConnection
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -73,6 +73,26 @@ async def test_while_it_connects(proxy: Proxy) -> None:
         proxy.exchange.cut(CutReason.DRAIN_DEADLINE, 2.5)
         await client.until(b'"code": "drain_deadline"')
     assert unavailable(proxy).retry_after == 2.5
+
+
+async def test_in_the_moment_when_its_connection_is_made(proxy: Proxy) -> None:
+    """Neither is there anything to interrupt any more, nor a relay that could be told yet."""
+    held = Held()
+    engine = await proxy.engine(held)
+    connect = proxy.forwarder.pool.connect
+
+    async def connect_and_cut(address: EngineAddress) -> EngineConnection:
+        connection = await connect(address)
+        proxy.exchange.on_cut = None
+        proxy.exchange.cut(CutReason.STOPPING)
+        return connection
+
+    proxy.forwarder.pool.connect = connect_and_cut  # type: ignore[method-assign]
+    client = await proxy.client()
+    await client.get()
+    await client.until(b'"code": "stopping"')
+    unavailable(proxy)
+    assert engine.heads == []
 
 
 async def test_while_its_answer_is_awaited(proxy: Proxy) -> None:
@@ -222,7 +242,9 @@ async def test_after_the_end_it_does_nothing(proxy: Proxy) -> None:
     assert engine.connections == 1
 
 
-async def test_a_stalled_client_does_not_hold_it_up(proxy: Proxy) -> None:
+async def test_a_stalled_client_does_not_hold_it_up(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.proxy.relay._FLUSH_TIMEOUT", 0.01)
+
     async def script(side: EngineSide) -> None:
         await side.request()
         await side.send(SSE)
@@ -237,6 +259,7 @@ async def test_a_stalled_client_does_not_hold_it_up(proxy: Proxy) -> None:
     proxy.exchange.cut(CutReason.DRAIN_DEADLINE)
     await proxy.finished()
     assert proxy.exchange.broken == "drain_deadline"
+    await until(lambda: proxy.requests[0].transport is None)
 
 
 # ---- with the official SDKs

@@ -339,6 +339,50 @@ async def test_idle_connections_expire_and_dead_ones_go_at_once(proxy: Proxy) ->
     await proxy.forwarder.close()
 
 
+async def test_a_connection_that_is_too_old_is_not_taken(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await proxy.finished()
+    [[connection]] = proxy.forwarder.pool._idle.values()
+    connection.idle_since -= 60  # as if the timer were late
+    await client.get()
+    await client.until(b"ok")
+    assert engine.connections == 2
+
+
+async def test_a_connection_that_is_closing_is_not_taken(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await proxy.finished()
+    [[connection]] = proxy.forwarder.pool._idle.values()
+    connection.transport.abort()  # and its end has not been announced yet
+    assert proxy.forwarder.pool.take(proxy.activity) is None
+    assert engine.connections == 1
+
+
+async def test_the_timer_goes_on_while_there_are_idle_connections(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK))
+    first, second = await proxy.client(), await proxy.client()
+    proxy.forwarder = Forwarder(idle_timeout=0.1)
+    await first.get()
+    await first.until(b"ok")
+    await proxy.finished()
+    [[connection]] = proxy.forwarder.pool._idle.values()
+    proxy.activity = EngineActivity()
+    await second.get()
+    await second.until(b"ok")
+    await proxy.finished(2)
+    connection.idle_since -= 0.1
+    proxy.forwarder.pool._sweep()
+    assert proxy.forwarder.pool.idle_count == 1
+    await until(lambda: proxy.forwarder.pool.idle_count == 0)
+    await until(lambda: not engine.open)
+
+
 async def test_a_connection_serves_one_stretch_of_being_awake_only(proxy: Proxy) -> None:
     engine = await proxy.engine(answering(OK))
     client = await proxy.client()

@@ -212,6 +212,39 @@ async def test_leaving_while_it_connects(proxy: Proxy) -> None:
     assert isinstance(proxy.outcomes[0], asyncio.CancelledError)
 
 
+async def test_a_client_that_goes_at_the_very_end(proxy: Proxy) -> None:
+    go_on = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        await go_on.wait()
+
+    await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"abc\r\n")
+    proxy.relay._transport = Closing()  # type: ignore[assignment]
+    go_on.set()
+    await proxy.finished()
+    assert isinstance(proxy.outcomes[0], ClientGoneError)
+
+
+async def test_a_client_that_reads_again_after_a_while(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.proxy.relay._LOOK_EVERY", 0.005)
+    size = 30_000_000
+    await proxy.engine(answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size))
+    client = await proxy.client()
+    client.writer.transport.pause_reading()
+    await client.get()
+    await proxy.until_reading_paused()
+    look = proxy.relay._look
+    await until(lambda: proxy.relay._look is not look)
+    client.writer.transport.resume_reading()
+    await client.until(b"\r\n\r\n")
+    assert len(await client.reader.readexactly(size)) == size
+
+
 async def test_a_closing_client_is_noticed_by_writing_to_it(proxy: Proxy) -> None:
     """Without waiting for aiohttp to cancel the handler."""
     watched = Watched(HEAD)
