@@ -153,8 +153,7 @@ def _end_running(s: State, model: Model, retirement: Retirement) -> Outcome:
     model.failed_cleanups = 0
     model.cleanup_owed = model.faulted_in_cleanup = model.suspected = False
     model.missed = 0
-    if model.awake_since is None:
-        model.awake_since = s.now
+    model.awake_since = s.now
     _back_off(s, model, retirement.error)
     return Outcome.RUNNING
 

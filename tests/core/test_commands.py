@@ -737,3 +737,72 @@ def test_commands_while_stopping_are_refused() -> None:
         at(3.0, ev.SleepRequested("a", 1), fx.Answer(1, False, reason="llmux is stopping")),
         at(4.0, ev.LeaseChanged(2), fx.Answer(2, False, reason="llmux is stopping")),
     )
+
+
+def test_reset_of_an_awake_model_clears_the_backoff_of_its_sleep() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+        ),
+        at(3.1, ev.ResetRequested("a", 2), fx.ModelReset("a"), fx.Answer(2, True)),
+    )
+    assert not play.core.state.models["a"].sleep_backoff.active(3.2)
+
+
+def test_pin_of_a_third_model_leaves_a_switch_alone() -> None:
+    specs = models("a", "b", "c", "d", memory=4)
+    play = given(specs, awake=["a", "b", "c"], capacity=12)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, ev.RequestArrived(2, "b"), fx.Admit(2, "b", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.5, ev.PinChanged("b", 2), fx.PinSet("b", True, None), fx.Answer(2, True)),
+        at(
+            3.0,
+            ev.RequestFinished(1),
+            fx.SwitchDrained(1, ("a",), None, 1.0),
+            fx.ModelDeactivated("a", 3.0),
+            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(5, ok=True),
+            fx.RecordHolders(frozenset({"b", "c"})),
+            fx.SwitchEnded(1, ("a",), None, "success", 2.0, 1.0, 1.0, None),
+        ),
+        at(
+            5.0,
+            ev.RequestArrived(3, "d"),
+            fx.RequestQueued(3, "d", 1),
+            fx.PolicyDecided("switch", "d", ""),
+            fx.SwitchStarted(2, (), "d", "policy"),
+            fx.RecordHolders(frozenset({"b", "c", "d"})),
+            fx.RunHook(6, "d", HookKind.WAKE, None, switch=2, target="d"),
+        ),
+        at(6.0, ev.PinChanged("b", 3, pinned=False), fx.PinSet("b", False, None), fx.Answer(3, True)),
+    )

@@ -456,3 +456,40 @@ def test_reload_while_stopping_begins_nothing() -> None:
         at(18.0, ev.DeadlineReached()),
         at(19.0, ev.RequestFinished(1), fx.Stopped()),
     )
+
+
+def test_returned_request_of_a_removed_model_is_turned_away() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, replaced(models("b"))),
+        at(
+            3.0,
+            ev.RequestReturned(1),
+            fx.RunHook(3, "a", HookKind.ALIVE, None),
+            fx.Reject(
+                1,
+                "a",
+                fx.Refusal.UNKNOWN_MODEL,
+                "model 'a' not found: it was removed from the configuration",
+                None,
+                2.0,
+            ),
+            fx.SwitchStarted(1, ("a",), None, "not wanted"),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(3, ok=False),
+            fx.ModelDeactivated("a", 4.0),
+            fx.ModelLost("a", "a connection failed, and alive failed"),
+            fx.SwitchDrained(1, ("a",), None, 1.0),
+            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            5.0,
+            ev.HookFinished(4, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), None, "success", 2.0, 1.0, 1.0, None),
+            fx.ModelRemoved("a"),
+        ),
+    )

@@ -523,3 +523,26 @@ def test_lease_that_would_end_while_stopping_is_forgotten() -> None:
         at(3.0, ev.ShutdownRequested(), fx.SwitchEnded(1, ("a",), None, "abandoned", 1.0, 1.0, None, None)),
         at(6.0, ev.RequestFinished(1), fx.Stopped()),
     )
+
+
+def test_hook_that_is_being_ended_is_not_ended_twice() -> None:
+    play = given(models("a", timeouts={HookKind.WAKE: 30.0}))
+    play(
+        at(
+            1.0,
+            ev.RequestArrived(1, "a"),
+            fx.RequestQueued(1, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
+            fx.SwitchStarted(1, (), "a", "policy"),
+            fx.RecordHolders(frozenset({"a"})),
+            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
+        ),
+        at(31.0, ev.DeadlineReached(), fx.KillHook(2, "timeout")),
+        at(32.0, ev.ShutdownRequested(), fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 31.0)),
+        at(
+            33.0,
+            ev.HookFinished(2, ok=False),
+            fx.SwitchEnded(1, (), "a", "abandoned", 32.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )

@@ -654,3 +654,50 @@ def test_alive_that_fails_during_a_drain_but_was_not_asked_for_it_changes_nothin
             fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
         ),
     )
+
+
+def test_drain_timeout_cuts_only_what_still_runs() -> None:
+    play = given(
+        [*models("a", "b", memory=4), *models("c", memory=8)], awake=["a", "b"], capacity=8, drain_timeout=5.0
+    )
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.RequestArrived(2, "c"),
+            fx.RequestQueued(2, "c", 1),
+            fx.PolicyDecided("switch", "c", ""),
+            fx.SwitchStarted(1, ("a", "b"), "c", "policy"),
+        ),
+        at(7.0, ev.DeadlineReached(), fx.CancelRequests((1,), "a", fx.CutReason.DRAIN_DEADLINE, retry_after=12.0)),
+    )
+
+
+def test_switch_that_is_called_off_leaves_a_lost_engine_lost() -> None:
+    play = given([*models("a", "b", memory=4), *models("c", memory=8)], awake=["a", "b"], capacity=8)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(2.0, ev.EngineLost("b", refused=True), fx.RunHook(4, "b", HookKind.ALIVE, None)),
+        at(
+            3.0,
+            ev.HookFinished(4, ok=False),
+            fx.ModelDeactivated("b", 3.0),
+            fx.ModelLost("b", "a connection failed, and alive failed"),
+        ),
+        at(
+            4.0,
+            ev.RequestArrived(2, "c"),
+            fx.RequestQueued(2, "c", 1),
+            fx.PolicyDecided("switch", "c", ""),
+            fx.SwitchStarted(1, ("a", "b"), "c", "policy"),
+        ),
+        at(5.0, ev.RequestArrived(3, "b"), fx.RequestQueued(3, "b", 1)),
+        at(
+            6.0,
+            ev.RequestAbandoned(2),
+            fx.SwitchEnded(1, ("a", "b"), "c", "abandoned", 2.0, 2.0, None, None),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(2, (), "b", "policy"),
+            fx.RunHook(5, "b", HookKind.WAKE, None, switch=2, target="b"),
+        ),
+    )

@@ -12,6 +12,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
+from llmux.core.snapshot import LiveSnapshot
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
@@ -27,6 +28,7 @@ HABITS = {  # what happens, and how often
     "suspect": 20,
     "operate": 50,
     "replace": 15,
+    "look": 20,
     "shut_down": 1,
 }
 DEEDS, WEIGHTS = list(HABITS), list(HABITS.values())
@@ -35,49 +37,41 @@ DEEDS, WEIGHTS = list(HABITS), list(HABITS.values())
 class WildPolicy:
     """Answers at random, nonsense included."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+    def __init__(self, world: World) -> None:
+        self.world = world
 
     def decide(self, now):
-        for view in now.models.values():
-            assert view.queued == len(list(view.arrivals()))
-            assert view.switch_cost >= 0
-            assert view.arrival_rate >= 0
-            assert view.service_time >= 0
-            assert view.awake == (view.name in now.awake)
-            assert (view.awake_since is not None) >= view.awake
-            assert (view.oldest_arrival is None) == (view.queued == 0)
-            assert view.limit is None or view.in_flight >= 0
-        dice = self.rng.random()
+        rng = self.world.rng
+        dice = rng.random()
         if dice < 0.5:
-            return SwitchTo(self.rng.choice(now.waiting))
+            return SwitchTo(rng.choice(now.waiting))
         if dice < 0.7:
             return Stay()
         if dice < 0.85:
-            return WaitUntil(now.time + self.rng.choice([0, 0.5, 5, 500, float("inf"), float("nan")]))
+            return WaitUntil(now.time + rng.choice([0, 0.5, 5, 500, float("inf"), float("nan")]))
         if dice < 0.9:
             raise RuntimeError("policy is ill")
         if dice < 0.95:
             return SwitchTo("nobody")
-        return self.rng.choice([None, "llama", 7])
+        return rng.choice([None, "llama", 7])
 
     def on_switch_completed(self, _record):
-        if self.rng.random() < 0.1:
+        if self.world.rng.random() < 0.1:
             raise RuntimeError("policy is ill")
 
 
 class World:
     """One walk. ``step()`` does one random thing; ``settle()`` lets everything end."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = rng = random.Random(seed)
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
         self.capacity = rng.choice([None, None, 10, 16])
         self.rules_capacity = self.capacity
         self.names = [f"m{i}" for i in range(rng.randint(1, 5))]
         self.specs = {name: self._spec(name) for name in self.names}
-        self.policy = WildPolicy(rng)
+        self.policy = WildPolicy(self)
         self.rules = self._rules()
-        self.core = Core(self.specs.values(), self.rules, self.policy, rng.random)
+        self.core = Core(self.specs.values(), self.rules, self.policy, self._jitter)
         self.ledger = Ledger(self.core)
         self.now = 0.0
         self.next_request = 0
@@ -119,6 +113,21 @@ class World:
             capacity=self.rules_capacity,
             sleep_on_exit=rng.random() < 0.3,
         )
+
+    def _jitter(self) -> float:
+        return self.rng.random()
+
+    def look(self) -> None:
+        """What a policy is shown agrees with itself, and with what went in and out."""
+        now = LiveSnapshot(self.core.state)
+        for view in now.models.values():
+            assert view.queued == len(list(view.arrivals())) == list(self.ledger.queued.values()).count(view.name)
+            assert view.in_flight == list(self.ledger.in_flight.values()).count(view.name)
+            assert view.awake == (view.name in now.awake) == (view.awake_since is not None)
+            assert (view.oldest_arrival is None) == (view.queued == 0)
+            assert view.switch_cost >= 0
+            assert view.arrival_rate >= 0
+            assert view.service_time >= 0
 
     def feed(self, event: ev.Event) -> list[fx.Effect]:
         return self.ledger.feed(event, self.now)
@@ -215,7 +224,7 @@ class World:
         if self.capacity and rng.random() < 0.3:
             self.rules_capacity = rng.choice([None, 5, 10, 16])
         self.rules = self._rules()
-        policy = self.policy if rng.random() < 0.5 else WildPolicy(rng)
+        policy = self.policy if rng.random() < 0.5 else WildPolicy(self)
         guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}
         self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses))
 
@@ -260,7 +269,7 @@ def walk(seed: int, steps: int) -> None:
     """Walk, and tell seed and story if it goes wrong."""
     world = None
     try:
-        world = World(seed)
+        world = World(random.Random(seed))
         for _ in range(steps):
             world.step()
         world.settle()

@@ -1,0 +1,31 @@
+"""Phases: the table is complete, and the diagram is made from it."""
+
+from __future__ import annotations
+
+import pytest
+from playbook import given, models
+
+from llmux.core.errors import InvalidTransitionError
+from llmux.core.phases import HOLDING, TRANSITIONS, Phase, mermaid
+
+
+def test_every_phase_can_be_reached_and_left() -> None:
+    assert set(TRANSITIONS) == set(Phase)
+    assert {to for targets in TRANSITIONS.values() for to in targets} == set(Phase) - {Phase.UNKNOWN}
+
+
+def test_everything_but_sleep_may_hold_the_gpu() -> None:
+    assert set(Phase) - {Phase.ASLEEP} == HOLDING
+
+
+def test_diagram_shows_every_transition() -> None:
+    lines = mermaid().splitlines()
+    assert lines[0] == "stateDiagram-v2"
+    assert "    ASLEEP --> WAKING: wake hook starts" in lines
+    assert len(lines) == 2 + sum(len(targets) for targets in TRANSITIONS.values())
+
+
+def test_transition_that_the_table_does_not_have_is_an_error() -> None:
+    s = given(models("a"), awake=["a"]).core.state
+    with pytest.raises(InvalidTransitionError, match="a: AWAKE → ASLEEP"):
+        s.move(s.models["a"], Phase.ASLEEP)
