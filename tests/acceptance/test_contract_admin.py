@@ -142,6 +142,7 @@ async def test_reset_clears_a_backoff(lab):
     lab.start()
     assert (await lab.chat("a")).status == 503
     assert (await lab.chat("a")).status == 503
+    await switch_over(lab)
     assert (await lab.post("/llmux/models/a/reset")).status == 202
     assert (await lab.chat("a")).status == 200
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -375,7 +376,7 @@ async def test_kill_9_in_mid_sleep_is_finished_first(lab):
 async def test_open_files_are_not_the_limit(lab):
     lab.write("a")
     lab.start()
-    for line in open(f"/proc/{lab.process.pid}/limits"):  # noqa: SIM115, PTH123, ASYNC230
+    for line in Path(f"/proc/{lab.process.pid}/limits").read_text().splitlines():
         if line.startswith("Max open files"):
             soft, hard = line.split()[3:5]
             assert soft == hard
