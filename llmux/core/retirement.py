@@ -17,7 +17,13 @@ from __future__ import annotations
 
 import enum
 
-from llmux.core.effects import BackoffStarted, ModelAssumedAsleep, ModelFaulted, SleepHookFailed
+from llmux.core.effects import (
+    BackoffStarted,
+    ModelActivated,
+    ModelAssumedAsleep,
+    ModelFaulted,
+    SleepHookFailed,
+)
 from llmux.core.model import Model, Retirement, Step
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
@@ -154,6 +160,7 @@ def _end_running(s: State, model: Model, retirement: Retirement) -> Outcome:
     model.cleanup_owed = model.faulted_in_cleanup = model.suspected = False
     model.missed = 0
     model.awake_since = s.now
+    s.out.append(ModelActivated(model.name, s.switch.id if s.switch else 0, (), None))
     _back_off(s, model, retirement.error)
     return Outcome.RUNNING
 

@@ -30,6 +30,7 @@ class Ledger:
         self.switch: fx.SwitchStarted | None = None
         self.now = 0.0
         self.stopped = False
+        self.awake: set[str] = set()  # according to the notices
         self.plan_is_old = False  # a reload came while a switch was under way
 
     def feed(self, event: ev.Event, now: float) -> list[fx.Effect]:
@@ -101,6 +102,11 @@ class Ledger:
                 assert self.switch.switch == switch
                 self.switch = None
                 self.plan_is_old = False
+            case fx.ModelActivated(model=model):
+                assert model not in self.awake
+                self.awake.add(model)
+            case fx.ModelDeactivated(model=model):
+                self.awake.remove(model)
             case fx.Stopped():
                 assert not self.in_flight
                 assert not self.hooks
@@ -153,6 +159,8 @@ class Ledger:
         for model in s.models.values():
             if model.queue and model.phase is Phase.AWAKE and not s.leased and not model.extra:
                 assert not model.has_room, "a waiter although there is room"
+        awake = {name for name, model in s.models.items() if model.phase in (Phase.AWAKE, Phase.DRAINING)}
+        assert self.awake == awake, "the notices tell another story"
         for name, model in s.models.items():
             mine = {r for r, m in self.in_flight.items() if m == name}
             assert set(model.in_flight) == mine, "invariant 3: in-flight counts"

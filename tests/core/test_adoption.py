@@ -125,6 +125,7 @@ def test_extra_that_will_not_sleep_is_served_and_tried_again_after_its_backoff()
         at(
             2.0,
             ev.HookFinished(4, ok=True),
+            fx.ModelActivated("b", 1, (), None),
             fx.BackoffStarted("b", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(1, ("b",), None, "b: sleep failed"),
             fx.SwitchEnded(1, ("b",), None, "failure", 1.9, 0.0, None, None),
@@ -180,6 +181,7 @@ def test_extra_is_none_any_more_when_the_other_has_left() -> None:
         at(
             2.0,
             ev.HookFinished(4, ok=True),
+            fx.ModelActivated("b", 1, (), None),
             fx.BackoffStarted("b", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.Admit(1, "b", None, 1, False, 1.0),
             fx.SwitchFailed(1, ("b",), None, "b: sleep failed"),

@@ -501,6 +501,7 @@ def test_pin_during_a_backoff_wakes_when_it_is_over() -> None:
         at(
             2.0,
             ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(1, ("a",), "b", "a: sleep failed"),
             fx.SwitchEnded(1, ("a",), "b", "failure", 1.0, 0.0, None, None),
@@ -659,6 +660,7 @@ def test_lease_during_a_wake_sleeps_what_was_woken() -> None:
         at(
             5.0,
             ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 2, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(2, ("a",), None, "a: sleep failed"),
             fx.SwitchEnded(2, ("a",), None, "failure", 2.0, 0.0, None, None),
@@ -760,6 +762,7 @@ def test_reset_of_an_awake_model_clears_the_backoff_of_its_sleep() -> None:
         at(
             3.0,
             ev.HookFinished(3, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
             fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),

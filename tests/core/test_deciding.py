@@ -351,6 +351,7 @@ def test_idle_sleep_that_fails_is_tried_again_when_it_has_been_idle_as_long_agai
         at(
             12.0,
             ev.HookFinished(3, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
             fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),

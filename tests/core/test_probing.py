@@ -324,6 +324,7 @@ def test_engine_that_never_answered_but_whose_cleanup_fails_and_which_is_alive_i
         at(
             4.0,
             ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 2, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
             fx.SwitchFailed(2, ("a",), None, "a: sleep exited with 1"),
             fx.SwitchEnded(2, ("a",), None, "failure", 1.9, 0.0, None, None),

@@ -63,6 +63,7 @@ def test_verify_that_never_passes_is_tried_until_its_time_is_over() -> None:
         at(
             3.5,
             ev.HookFinished(6, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "verify exited with 1"),
             fx.SwitchFailed(1, ("a",), None, "a: verify exited with 1"),
             fx.SwitchEnded(1, ("a",), None, "failure", 2.5, 0.0, None, None),
@@ -157,6 +158,7 @@ def test_failed_sleep_and_stop_of_an_engine_that_answers_leave_it_awake() -> Non
         at(
             4.0,
             ev.HookFinished(5, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "stop exited with 2"),
             fx.SwitchFailed(1, ("a",), "b", "a: stop exited with 2"),
             fx.SwitchEnded(1, ("a",), "b", "failure", 3.0, 0.0, None, None),
@@ -203,6 +205,7 @@ def test_failed_sleep_and_stop_of_an_engine_that_answers_leave_it_awake() -> Non
         at(
             9.0,
             ev.HookFinished(8, ok=True),
+            fx.ModelActivated("a", 2, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 2, 2.0, "stop exited with 2"),
             fx.SwitchFailed(2, ("a",), "b", "a: stop exited with 2"),
             fx.SwitchEnded(2, ("a",), "b", "failure", 3.0, 0.0, None, None),
@@ -373,6 +376,7 @@ def test_faulted_model_that_turns_out_to_run_serves_the_request_that_tried_again
         at(
             7.0,
             ev.HookFinished(5, ok=True),
+            fx.ModelActivated("a", 2, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 2, 2.0, "sleep exited with 1"),
             fx.Admit(1, "a", None, 1, False, 2.0),
             fx.SwitchFailed(2, (), "a", "a: sleep exited with 1"),
@@ -671,6 +675,7 @@ def test_an_engine_that_was_seen_running_again_needs_three_failed_cleanups_anew(
         at(
             40.0,
             ev.HookFinished(6, ok=True),
+            fx.ModelActivated("a", 2, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 2, 2.0, "sleep exited with 1"),
             fx.SwitchFailed(2, ("a",), "b", "a: sleep exited with 1"),
             fx.SwitchEnded(2, ("a",), "b", "failure", 0.0, 0.0, None, None),

@@ -333,6 +333,7 @@ def test_alive_that_is_ended_but_succeeds_says_that_the_engine_runs() -> None:
         at(
             3.1,
             ev.HookFinished(3, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
             fx.SwitchEnded(1, ("a",), None, "failure", 2.1, 0.0, None, None),
@@ -422,6 +423,7 @@ def test_sleep_on_exit_does_not_wait_for_a_suspicion_or_a_backoff() -> None:
         at(
             3.0,
             ev.HookFinished(3, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
             fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
             fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),

@@ -324,6 +324,7 @@ def test_failed_wake_whose_cleanup_fails_too_but_which_answers_is_served() -> No
         at(
             4.0,
             ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 2"),
             fx.SwitchFailed(1, (), "a", "wake exited with 1"),
             fx.SwitchEnded(1, (), "a", "failure", 3.0, 0.0, None, None),
@@ -420,6 +421,7 @@ def test_of_two_that_leave_one_fails_and_is_served_while_the_other_still_sleeps(
         at(
             3.0,
             ev.HookFinished(6, ok=True),
+            fx.ModelActivated("a", 1, (), None),
             fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
             fx.Admit(2, "a", None, 1, False, 1.5),
         ),
@@ -468,6 +470,7 @@ def test_of_two_that_leave_the_last_fails_and_both_are_served_again() -> None:
         at(
             4.0,
             ev.HookFinished(6, ok=True),
+            fx.ModelActivated("b", 1, (), None),
             fx.BackoffStarted("b", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
             fx.Admit(2, "b", None, 1, False, 2.5),
             fx.SwitchFailed(1, ("a", "b"), "c", "b: sleep exited with 1"),
