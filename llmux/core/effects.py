@@ -147,8 +147,9 @@ class SwitchDrained:
 
 @dataclass(frozen=True, slots=True)
 class ModelActivated:
-    """The model is awake. ``duration`` covers the whole switch, drain included; None when it was so already: it
-    was adopted, or would not sleep.
+    """The model is awake.
+
+    ``duration`` covers the whole switch, drain included; None for what was adopted, or would not sleep.
     """
 
     model: str

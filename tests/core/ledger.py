@@ -24,9 +24,7 @@ class Ledger:
         self.returns: dict[int, int] = {}
         self.hooks: dict[int, fx.RunHook] = {}
         self.killed: set[int] = set()
-        self.cut: set[int] = set()
         self.answers: dict[int, fx.Answer] = {}
-        self.reason: dict[int, str] = {}
         self.switch: fx.SwitchStarted | None = None
         self.now = 0.0
         self.stopped = False
@@ -68,21 +66,9 @@ class Ledger:
 
     def _effect(self, effect: fx.Effect) -> None:
         assert not self.stopped, "an effect after Stopped"
-        s = self.core.state
         match effect:
-            case fx.Admit(request=request, model=model):
-                assert self.queued.pop(request) == model
-                self.in_flight[request] = model
-                self.admissions[request] += 1
-                assert self.admissions[request] <= 1 + self.returns.get(request, 0)  # invariant 2
-                assert not s.stopping
-            case fx.Reject(request=request):
-                del self.queued[request]
-                self.done.add(request)
-            case fx.CancelRequests(requests=requests):
-                assert requests
-                assert set(requests) <= self.in_flight.keys()
-                self.cut |= set(requests)
+            case fx.Admit() | fx.Reject() | fx.CancelRequests():
+                self._request(effect)
             case fx.RunHook():
                 self._hook(effect)
             case fx.KillHook(hook=hook):
@@ -92,10 +78,34 @@ class Ledger:
             case fx.Answer(ticket=ticket):
                 assert ticket not in self.answers, "answered twice"
                 self.answers[ticket] = effect
-            case fx.SwitchStarted(switch=switch, reason=reason, to=to):
+            case fx.Stopped():
+                assert not self.in_flight
+                assert not self.hooks
+                assert not self.queued
+                self.stopped = True
+            case _:
+                self._notice(effect)
+
+    def _request(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Admit(request=request, model=model):
+                assert self.queued.pop(request) == model
+                self.in_flight[request] = model
+                self.admissions[request] += 1
+                assert self.admissions[request] <= 1 + self.returns.get(request, 0), "invariant 2: admitted twice"
+                assert not self.core.state.stopping
+            case fx.Reject(request=request):
+                del self.queued[request]
+                self.done.add(request)
+            case fx.CancelRequests(requests=requests):
+                assert requests
+                assert set(requests) <= self.in_flight.keys()
+
+    def _notice(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.SwitchStarted(reason=reason, to=to):
                 assert self.switch is None, "two switches"
                 self.switch = effect
-                self.reason[switch] = reason
                 self._bounded(to, reason)
             case fx.SwitchEnded(switch=switch):
                 assert self.switch is not None
@@ -107,11 +117,6 @@ class Ledger:
                 self.awake.add(model)
             case fx.ModelDeactivated(model=model):
                 self.awake.remove(model)
-            case fx.Stopped():
-                assert not self.in_flight
-                assert not self.hooks
-                assert not self.queued
-                self.stopped = True
             case _:
                 pass
 
