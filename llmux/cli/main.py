@@ -1,4 +1,4 @@
-"""``llmux``: serve, check, schema. Without a command it serves, as llmux 2.x did."""
+"""``llmux``: serve, check, schema, simulate. Without a command it serves, as llmux 2.x did."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from llmux.cli import simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -85,6 +86,9 @@ def check(
 def schema() -> None:
     """Print the JSON schema of the configuration."""
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+app.command("simulate")(simulate.run)
 
 
 def summary(config: Config) -> str:

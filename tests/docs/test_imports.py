@@ -16,7 +16,7 @@ LAYERS = (
     {"errors", "version"},
     {"core"},
     {"config", "extract", "plugins", "hookrunner", "observability", "upstream", "policies", "hooks"},
-    {"runtime"},
+    {"runtime", "simulator"},
     {"middleware", "proxy", "admin"},
     {"app"},
     {"server"},

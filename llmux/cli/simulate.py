@@ -1,0 +1,255 @@
+"""``llmux simulate``: the same traffic under several policies, side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from llmux.config.durations import parse_duration
+from llmux.core.policy import Policy
+from llmux.core.spec import Rules
+from llmux.errors import LLMuxError
+from llmux.plugins import load_policy
+from llmux.simulator.advice import recommend
+from llmux.simulator.costs import parse_costs
+from llmux.simulator.engine import EngineModel
+from llmux.simulator.misjudged import Misjudged
+from llmux.simulator.plot import plot
+from llmux.simulator.reading import read_trace
+from llmux.simulator.run import Outcome, simulate
+from llmux.simulator.statistics import SLO, Statistics, statistics_of
+from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate, parse_load
+from llmux.simulator.trace import Trace, TraceError
+
+USAGE = 2
+ABREAST = 4  # policies in one table: wider ones break on a terminal of 80 columns
+COMPARED = ("fifo", "idle", "adaptive")
+GENERATED = 2400.0  # seconds of synthetic traffic
+ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
+    ("mean wait", lambda each: f"{each.mean_wait:.1f}"),
+    ("p50", lambda each: f"{each.p50_wait:.1f}"),
+    ("p95", lambda each: f"{each.p95_wait:.1f}"),
+    ("p99", lambda each: f"{each.p99_wait:.1f}"),
+    ("max", lambda each: f"{each.max_wait:.1f}"),
+    ("mean time to first token", lambda each: f"{each.mean_ttft:.1f}"),
+    ("p99 time to first token", lambda each: f"{each.p99_ttft:.1f}"),
+    ("time switching", lambda each: f"{each.switching:.0%}"),
+    ("time draining", lambda each: f"{each.draining:.0%}"),
+    ("switches", lambda each: f"{each.switches}"),
+    ("completed", lambda each: f"{each.completed}/{each.requests}"),
+    ("within the SLO", lambda each: f"{each.slo:.0%}"),
+)
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _positive(value: float) -> float:
+    if not 0.0 < value < float("inf"):
+        raise typer.BadParameter("must be greater than 0")
+    return value
+
+
+def _factor(name: str, what: str) -> Any:
+    return typer.Option(name, help=what, callback=_positive)
+
+
+TraceArgument = Annotated[
+    Path | None,
+    typer.Argument(help="CSV or JSON lines (arrival_s, model, prompt_tokens, output_tokens), BurstGPT; .gz too."),
+]
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option("--policy", "-p", metavar="NAME[:k=v,…]", help="A policy and its options; may be repeated."),
+]
+PoissonOption = Annotated[
+    str | None, typer.Option("--poisson", metavar="models=4,rate=0.5,skew=1", help="Independent arrivals.")
+]
+OnOffOption = Annotated[
+    str | None, typer.Option("--onoff", metavar="models=4,rate=0.5,on=60,off=180", help="Bursts of each model.")
+]
+AgentsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--agents", metavar="agents=1,think=1,background=0,models=2", help="Clients that alternate two models."
+    ),
+]
+
+
+def run(
+    trace: TraceArgument = None,
+    policy: PolicyOption = None,
+    *,
+    cost: Annotated[
+        str,
+        typer.Option("--cost", metavar="DURATION|FILE", help="Cost of a switch, or a file of costs."),
+    ] = "10s",
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Requests an engine serves at once.")] = 16,
+    decode: Annotated[float, _factor("--decode", "Tokens/s of one stream.")] = 60.0,
+    prefill: Annotated[float, _factor("--prefill", "Prompt tokens/s.")] = 6000.0,
+    slowdown: Annotated[
+        float, typer.Option("--slowdown", min=0.0, help="What each further stream costs the others, as a share.")
+    ] = 0.03,
+    stretch: Annotated[
+        float, _factor("--stretch", "Multiply the trace's times: 8 is an eighth of the load.")
+    ] = 1.0,
+    start: Annotated[str, typer.Option("--start", help="Begin the (stretched) trace here.")] = "0s",
+    horizon: Annotated[
+        str | None, typer.Option("--horizon", help="Stop here; without it, when everything is answered.")
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Only the busiest models.")] = None,
+    max_wait: Annotated[str, typer.Option("--max-wait", help="The guard rail over every policy.")] = "10m",
+    slo: Annotated[str, typer.Option("--slo", help="Objective for the time to the first token.")] = f"{SLO:g}s",
+    poisson: PoissonOption = None,
+    onoff: OnOffOption = None,
+    agents: AgentsOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the generated traffic.")] = 1,
+    misjudge: Annotated[
+        float,
+        _factor("--misjudge", "Show the policies estimates that are wrong by this factor."),
+    ] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Draw waits and visits into this file.")] = None,
+) -> None:
+    """Replay traffic under several policies in virtual time, and say which one to use."""
+    until = None if horizon is None else _duration(horizon)
+    if until is None and trace is None:
+        until = GENERATED
+    loads: dict[type[Load], str | None] = {Poisson: poisson, OnOff: onoff, Agents: agents}
+    try:
+        traffic = _traffic(trace, loads, until, seed)
+        if stretch != 1.0:
+            traffic = traffic.stretched(stretch)
+        if top is not None:
+            traffic = traffic.busiest(top)
+        if offset := _duration(start):
+            traffic = traffic.sliced(offset, float("inf"))
+        if until is not None and not traffic.closed_loop:
+            traffic = traffic.sliced(0.0, until)
+        costs = parse_costs(cost)
+        policies = _policies(policy or list(COMPARED))
+        engine = EngineModel(slots, decode, prefill, slowdown)
+        rules = Rules(max_wait=_duration(max_wait))
+        outcomes: dict[str, Outcome] = {}
+        with _Bar(traffic, until, show=not as_json) as bar:
+            for name, each in policies.items():
+                judge = each if misjudge == 1.0 else Misjudged(each, misjudge)
+                outcomes[name] = simulate(
+                    traffic, judge, costs, engine=engine, rules=rules, horizon=until, progress=bar.begin(name)
+                )
+        if picture is not None:
+            plot(outcomes, picture)
+    except LLMuxError as error:
+        _fail(str(error))
+    results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in outcomes.items()}
+    if as_json:
+        typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
+    else:
+        _print(traffic, outcomes, results, engine)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(USAGE)
+
+
+def _traffic(trace: Path | None, loads: Mapping[type[Load], str | None], until: float | None, seed: int) -> Trace:
+    wanted = [(kind, text) for kind, text in loads.items() if text is not None]
+    if (trace is not None) + len(wanted) != 1:
+        raise TraceError("give a trace, or one of --poisson, --onoff and --agents")
+    if trace is not None:
+        return read_trace(trace)
+    return generate(parse_load(*wanted[0]), until or GENERATED, seed)
+
+
+def _policies(texts: list[str]) -> dict[str, Policy]:
+    """Load the policies; each is called by its name, or by the whole text where a name comes twice."""
+    split = [_split(text) for text in texts]
+    names = [name for name, _ in split]
+    return {
+        name if names.count(name) == 1 else text: load_policy(name, options, Path())
+        for text, (name, options) in zip(texts, split, strict=True)
+    }
+
+
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``NAME[:key=value,…]``; NAME may itself hold a colon, as ./file.py:Class does."""
+    name, colon, rest = text.rpartition(":")
+    if not colon or "=" not in rest:
+        return text, {}
+    options: dict[str, Any] = {}
+    for word in filter(None, rest.split(",")):
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise TraceError(f"--policy {text}: {word!r} is no KEY=VALUE")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[key.strip()] = value
+    return name, options
+
+
+@dataclass(slots=True)
+class _Bar:
+    """A progress bar on a terminal; elsewhere nothing."""
+
+    traffic: Trace
+    until: float | None
+    show: bool
+    progress: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self.show and sys.stderr.isatty():
+            self.progress = Progress(console=Console(stderr=True), transient=True)
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def begin(self, name: str) -> Callable[[float], None] | None:
+        """Return what takes in the virtual time of a run."""
+        if self.progress is None:
+            return None
+        last = max((job.arrival for job in self.traffic.jobs if job.arrival is not None), default=0.0)
+        bar, task = self.progress, self.progress.add_task(name, total=self.until or last)
+        return lambda time: bar.update(task, completed=time)
+
+
+def _print(
+    traffic: Trace, outcomes: Mapping[str, Outcome], results: Mapping[str, Statistics], engine: EngineModel
+) -> None:
+    console = Console()
+    end = max(outcome.end for outcome in outcomes.values())
+    load = engine.load(traffic.jobs, end)
+    console.print(
+        f"{traffic.name}: {len(traffic.jobs)} requests, {len(traffic.models)} models, {end:.0f} s,"
+        f" {load:.0%} of what one engine could serve without switching",
+        highlight=False,
+        markup=False,
+    )
+    names = list(results)
+    for begin in range(0, len(names), ABREAST):
+        abreast = names[begin : begin + ABREAST]
+        table = Table("seconds", *abreast)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for title, show in ROWS:
+            table.add_row(title, *(show(results[name]) for name in abreast))
+        console.print(table)
+    console.print(str(recommend(results)), highlight=False, markup=False)

@@ -1,0 +1,35 @@
+"""Replay traffic through the production core in virtual time, to compare policies.
+
+Theory of operation
+===================
+
+``llmux.core.Core`` does no I/O and reads no clock, so what drives it may be sockets and processes or, as here, a
+heap of virtual times. There is no second rule book: admission, gates, guard rails and switch-cost averages are
+the ones that run in production, and a policy is asked exactly as it is there.
+
+- ``trace``       the traffic: jobs (arrival, model, prompt and output tokens), files of them in ``reading``,
+                  generated ones in ``synthetic``;
+- ``engine``      how fast an engine works: streams share it, each advances by the same number of tokens;
+- ``costs``       what a switch costs in each direction;
+- ``run``         one run: events in, effects out, a clock that jumps;
+- ``statistics``  what came of it: waits, times to the first token, shares of time;
+- ``advice``      which policy to use, in words; ``plot`` draws it.
+"""
+
+from llmux.simulator.costs import CostMatrix
+from llmux.simulator.engine import EngineModel
+from llmux.simulator.run import Outcome, simulate
+from llmux.simulator.statistics import Statistics, statistics_of
+from llmux.simulator.trace import Job, Trace, TraceError
+
+__all__ = [
+    "CostMatrix",
+    "EngineModel",
+    "Job",
+    "Outcome",
+    "Statistics",
+    "Trace",
+    "TraceError",
+    "simulate",
+    "statistics_of",
+]

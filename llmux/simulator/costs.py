@@ -1,0 +1,153 @@
+"""What a switch costs: seconds from the end of the drain to ready, for each direction.
+
+From one duration for all (``10s``), from a YAML or JSON file, or from llmux's own state file. A file is one of:
+
+- ``{FROM: {TO: duration}}``;
+- ``{sleep: {MODEL: duration}, wake: {MODEL: duration}}``: a direction costs the one's sleep and the other's wake;
+- ``{models: [A, B], costs: [[0, 5s], [9s, 0]]}``: a row for each model that leaves;
+- a list of ``{from: A, to: B, seconds: 5}``, as ``switch_costs`` in ``/llmux/status``;
+- the state file, whose averages are taken.
+
+``default: duration`` may be added to the mappings; without it a direction that is missing is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmux.config.durations import parse_duration
+from llmux.core.costs import SwitchCosts
+from llmux.simulator.trace import TraceError
+
+Pairs = Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class CostMatrix:
+    """Seconds for each (from, to); elsewhere from the halves, else ``default``."""
+
+    default: float | None = None
+    pairs: Pairs = field(default_factory=dict)
+    sleeps: Mapping[str, float] = field(default_factory=dict)
+    wakes: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, source: str, target: str) -> float:
+        """Return the seconds of a switch from ``source`` to ``target``.
+
+        Raises:
+            TraceError: nothing says what it costs.
+
+        """
+        known = self.pairs.get((source, target))
+        if known is not None:
+            return known
+        if source in self.sleeps and target in self.wakes:
+            return self.sleeps[source] + self.wakes[target]
+        if self.default is None:
+            raise TraceError(f"no cost is given for a switch from {source!r} to {target!r}; add it, or `default:`")
+        return self.default
+
+    def check(self, models: Iterable[str]) -> None:
+        """Raise TraceError unless every direction between ``models`` has a cost."""
+        names = list(models)
+        for source in names:
+            for target in names:
+                if source != target:
+                    self.of(source, target)
+
+
+def parse_costs(text: str) -> CostMatrix:
+    """Read ``--cost``: a duration, or the name of a file.
+
+    Raises:
+        TraceError: it is neither, or the file says something else than costs.
+
+    """
+    path = Path(text)
+    if path.suffix.lower() in (".yaml", ".yml", ".json") or path.is_file():
+        return read_costs(path)
+    return CostMatrix(default=_seconds(text, "--cost"))
+
+
+def read_costs(path: Path) -> CostMatrix:
+    """Read a file of costs; see the top of this module for what it may hold."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: {error}") from None
+    if isinstance(data, list):
+        return CostMatrix(pairs=dict(_row(path, row) for row in data if _has_source(row)))
+    if not isinstance(data, Mapping):
+        raise TraceError(f"{path}: holds no costs; write {{FROM: {{TO: 10s}}}}")
+    if "version" in data and "costs" in data:
+        return _from_state(path, data["costs"])
+    return _from_mapping(path, dict(data))
+
+
+def _from_mapping(path: Path, data: dict[Any, Any]) -> CostMatrix:
+    default = _seconds(data.pop("default"), f"{path}: default") if "default" in data else None
+    if {"models", "costs"} == data.keys():
+        return CostMatrix(default, _grid(path, data["models"], data["costs"]))
+    if data and data.keys() <= {"sleep", "wake"}:
+        sleeps, wakes = (_halves(path, half, data.get(half, {})) for half in ("sleep", "wake"))
+        return CostMatrix(default, {}, sleeps, wakes)
+    pairs: dict[tuple[str, str], float] = {}
+    for source, row in data.items():
+        if not isinstance(row, Mapping):
+            raise TraceError(f"{path}: {source}: is no mapping of TO to a duration")
+        for target, value in row.items():
+            pairs[str(source), str(target)] = _seconds(value, f"{path}: {source}.{target}")
+    return CostMatrix(default, pairs)
+
+
+def _grid(path: Path, models: Any, rows: Any) -> Pairs:
+    square = isinstance(models, list) and isinstance(rows, list) and len(rows) == len(models)
+    if not square or any(not isinstance(row, list) or len(row) != len(models) for row in rows):
+        raise TraceError(f"{path}: costs: must have one row and one column for each of `models`")
+    return {
+        (str(source), str(target)): _seconds(value, f"{path}: costs, {source} to {target}")
+        for source, row in zip(models, rows, strict=True)
+        for target, value in zip(models, row, strict=True)
+    }
+
+
+def _halves(path: Path, half: str, data: Any) -> dict[str, float]:
+    if not isinstance(data, Mapping):
+        raise TraceError(f"{path}: {half}: is no mapping of models to durations")
+    return {str(model): _seconds(value, f"{path}: {half}.{model}") for model, value in data.items()}
+
+
+def _has_source(row: object) -> bool:
+    return not isinstance(row, Mapping) or row.get("from") not in (None, "idle", "several")
+
+
+def _row(path: Path, row: Any) -> tuple[tuple[str, str], float]:
+    if not isinstance(row, Mapping) or not {"from", "to", "seconds"} <= row.keys():
+        raise TraceError(f"{path}: each row needs from, to and seconds")
+    return (str(row["from"]), str(row["to"])), _seconds(row["seconds"], f"{path}: {row['from']} to {row['to']}")
+
+
+def _from_state(path: Path, data: Any) -> CostMatrix:
+    costs = SwitchCosts()
+    try:
+        costs.load(data)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise TraceError(f"{path}: is a state file without usable costs") from None
+    pairs = {(source, target): seconds for source, target, seconds, _ in costs.rows() if source is not None}
+    mean = sum(pairs.values()) / len(pairs) if pairs else None
+    sleeps = {name: average.seconds for name, average in costs.sleeps.items()}
+    return CostMatrix(mean, pairs, sleeps, {name: average.seconds for name, average in costs.wakes.items()})
+
+
+def _seconds(value: Any, where: str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise TraceError(f"{where}: {error}") from None

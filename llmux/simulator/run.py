@@ -1,0 +1,262 @@
+"""One run of the core in virtual time: what arrives goes in, what it wants done is done at once or in due time.
+
+A switch's whole cost is spent in its wake hook; sleep hooks and ``alive`` take no time. The first-asked model is
+the one whose ``alive`` says yes at the start.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from llmux.core import Core
+from llmux.core.effects import Admit, Effect, RunHook, SwitchDrained, SwitchEnded, SwitchStarted
+from llmux.core.events import (
+    DeadlineReached,
+    Event,
+    HookFinished,
+    RequestArrived,
+    RequestFinished,
+    Started,
+)
+from llmux.core.policy import Policy
+from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.simulator.costs import CostMatrix
+from llmux.simulator.engine import EngineModel
+from llmux.simulator.trace import Trace, TraceError
+
+NEVER = float("inf")
+EPSILON = 1e-9  # tokens: work smaller than this is done
+REPORT_EVERY = 256  # events between two calls of ``progress``
+UNBOUNDED = 1 << 40  # max_queued: what is turned away would not show in the waits
+
+
+@dataclass(slots=True)
+class Visit:
+    """A stretch of the GPU's time. ``what`` is ``awake``, ``drain`` (of ``model``) or ``switch`` (to it)."""
+
+    start: float
+    end: float
+    model: str
+    what: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened to each job (by its index in the trace) and to the GPU. Times in seconds, None: not yet."""
+
+    trace: Trace
+    end: float
+    arrived: list[float | None]
+    admitted: list[float | None]
+    finished: list[float | None]
+    first_token: list[float | None]
+    visits: list[Visit] = field(default_factory=list)
+    switches: int = 0
+
+
+def simulate(
+    trace: Trace,
+    policy: Policy,
+    costs: CostMatrix,
+    *,
+    engine: EngineModel | None = None,
+    rules: Rules | None = None,
+    horizon: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
+
+    ``progress`` is called now and then with the virtual time.
+    """
+    return _Run(trace, policy, costs, engine or EngineModel(), rules or Rules(), horizon).go(progress)
+
+
+class _Run:
+    """The clock, the one engine that is awake, and what is due."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        policy: Policy,
+        costs: CostMatrix,
+        engine: EngineModel,
+        rules: Rules,
+        horizon: float | None,
+    ) -> None:
+        names = trace.models
+        if not names:
+            raise TraceError(f"{trace.name}: nothing arrives")
+        costs.check(names)
+        self.jobs, self.costs, self.engine = trace.jobs, costs, engine
+        self.rates = engine.rates()
+        self.works = [engine.work(job) for job in trace.jobs]
+        self.until = NEVER if horizon is None else horizon
+        self.awake_at_start = names[0]
+        specs = [ModelSpec(name, max_in_flight=engine.slots, max_queued=UNBOUNDED) for name in names]
+        # Nothing dies in here: probes would only cost time.
+        self.core = Core(specs, _without_probes(rules), policy)
+        count = len(trace.jobs)
+        self.outcome = Outcome(trace, 0.0, [None] * count, [None] * count, [None] * count, [None] * count)
+        self.time = 0.0
+        self.progress_made = 0.0  # tokens that a stream in flight since the start would have got
+        self.streams: list[tuple[float, int]] = []  # heap of (progress at which it is done, job)
+        self.hooks: list[tuple[float, int]] = []  # heap of (time, hook)
+        self.spawned: list[tuple[float, int]] = []  # heap of (time, job): successors
+        self.heaps = ((2, self.hooks), (3, self.spawned))
+        arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
+        self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
+        self.history: list[tuple[float, float]] = [(0.0, 0.0)]  # (progress, time) whenever the speed changes
+        self.first_tokens: list[tuple[int, float]] = []  # (job, progress at its first token)
+        self.stage = Visit(0.0, NEVER, names[0], "awake")
+
+    def go(self, progress: Callable[[float], None] | None) -> Outcome:
+        """Run to the end."""
+        handlers = (self._arrive, self._finish, self._hook_ended, self._follow, self._deadline)
+        turns = 0
+        self._feed(Started())
+        while True:
+            time, what = self._next()
+            if time >= self.until or (self.arrivals[-1][0] == NEVER and not self._anybody_left()):
+                break
+            if time > self.time:
+                if self.streams:
+                    self.progress_made += (time - self.time) * self.rates[len(self.streams)]
+                self.time = time
+            handlers[what]()
+            turns += 1
+            if progress is not None and not turns % REPORT_EVERY:
+                progress(self.time)
+        return self._end()
+
+    def _next(self) -> tuple[float, int]:
+        """Return when something happens next, and which of the handlers it is for."""
+        time, what = self.arrivals[-1][0], 0
+        streams = self.streams
+        if streams:
+            done = self.time + (streams[0][0] - self.progress_made) / self.rates[len(streams)]
+            if done <= time:
+                time, what = done, 1
+        for number, heap in self.heaps:
+            if heap and heap[0][0] < time:
+                time, what = heap[0][0], number
+        due = self.core.next_deadline()
+        if due is not None and due < time:
+            return due, 4
+        return time, what
+
+    def _anybody_left(self) -> bool:
+        return bool(self.streams or self.core.state.queued or self.hooks or self.spawned)
+
+    # ---- events
+
+    def _arrive(self) -> None:
+        self._ask(self.arrivals.pop()[1])
+
+    def _follow(self) -> None:
+        self._ask(heapq.heappop(self.spawned)[1])
+
+    def _ask(self, job: int) -> None:
+        self.outcome.arrived[job] = self.time
+        self._feed(RequestArrived(job, self.jobs[job].model))
+
+    def _hook_ended(self) -> None:
+        self._feed(HookFinished(heapq.heappop(self.hooks)[1], ok=True))
+
+    def _deadline(self) -> None:
+        self._feed(DeadlineReached())
+
+    def _finish(self) -> None:
+        """Take out the stream that is done; those that are done with it follow in the next turns."""
+        work, index = heapq.heappop(self.streams)
+        self.progress_made = max(self.progress_made, work)
+        self.history.append((self.progress_made, self.time))
+        self.outcome.finished[index] = self.time
+        job = self.jobs[index]
+        if job.successor is not None:
+            heapq.heappush(self.spawned, (self.time + job.think, job.successor))
+        self._feed(RequestFinished(index))
+
+    # ---- effects
+
+    def _feed(self, event: Event) -> None:
+        pending = [event]
+        for each in pending:
+            for effect in self.core.handle(each, self.time):
+                kind = effect.__class__
+                if kind is Admit:
+                    self._admit(effect.request)  # type: ignore[union-attr]
+                elif kind is RunHook:
+                    self._run_hook(effect, pending)  # type: ignore[arg-type]
+                else:
+                    self._note(effect)
+
+    def _admit(self, index: int) -> None:
+        self.outcome.admitted[index] = self.time
+        made = self.progress_made
+        self.history.append((made, self.time))
+        self.first_tokens.append((index, made + self.engine.before_first_token(self.jobs[index])))
+        heapq.heappush(self.streams, (made + self.works[index], index))
+
+    def _run_hook(self, effect: RunHook, pending: list[Event]) -> None:
+        if effect.kind is HookKind.WAKE:
+            cost = self.costs.of(effect.sources[0], effect.model) if effect.sources else 0.0
+            heapq.heappush(self.hooks, (self.time + cost, effect.hook))
+        else:
+            ok = effect.kind is not HookKind.ALIVE or effect.model == self.awake_at_start
+            pending.append(HookFinished(effect.hook, ok=ok))
+
+    def _note(self, effect: Effect) -> None:
+        """Keep the chronicle of who had the GPU."""
+        kind = effect.__class__
+        if kind is SwitchStarted:
+            self._stage(self.stage.model, "drain")
+        elif kind is SwitchDrained:
+            self._stage(effect.to or "", "switch")  # type: ignore[union-attr]
+        elif kind is SwitchEnded:
+            self.outcome.switches += 1
+            self._stage(effect.to or "", "awake")  # type: ignore[union-attr]
+
+    def _stage(self, model: str, what: str) -> None:
+        self.stage.end = self.time
+        if self.stage.end > self.stage.start:
+            self.outcome.visits.append(self.stage)
+        self.stage = Visit(self.time, NEVER, model, what)
+
+    # ---- the end
+
+    def _end(self) -> Outcome:
+        outcome = self.outcome
+        end = self.until if self.until < NEVER else self.time
+        if self.streams:
+            self.progress_made += (end - self.time) * self.rates[len(self.streams)]
+        self.time = outcome.end = end
+        self._stage("", "awake")
+        self.history.append((self.progress_made, end))
+        self._place_first_tokens()
+        return outcome
+
+    def _place_first_tokens(self) -> None:
+        """Turn the progress at which each first token came into a time: progress is linear in between."""
+        history, position = self.history, 0
+        for index, progress in sorted(self.first_tokens, key=lambda pair: pair[1]):
+            if progress > self.progress_made + EPSILON:
+                break
+            while position < len(history) and history[position][0] < progress:
+                position += 1
+            after = history[min(position, len(history) - 1)]
+            before = history[position - 1]
+            width = after[0] - before[0]
+            share = (progress - before[0]) / width if width > 0 else 1.0
+            self.outcome.first_token[index] = before[1] + share * (after[1] - before[1])
+
+
+def _without_probes(rules: Rules) -> Rules:
+    return Rules(
+        request_timeout=None,
+        max_wait=rules.max_wait,
+        min_active=rules.min_active,
+        drain_timeout=None,
+        alive_every=0.0,
+    )

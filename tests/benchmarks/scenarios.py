@@ -1,0 +1,128 @@
+"""The scenarios on which policies are compared: a trace, a matrix of switch costs, a horizon.
+
+``development`` is what the shipped policies were tuned on; ``held_out`` are other seeds, slices, rates and mixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from llmux.simulator import CostMatrix, Trace
+from llmux.simulator.reading import read_trace
+from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate
+
+TRACES = Path(__file__).parent / "traces"
+HORIZON = 2400.0  # seconds
+# Sleeps and wakes of models from half a second to 36 s, asymmetric.
+SLEEPS = (1.0, 6.0, 0.5, 12.0, 2.0, 0.5, 4.0, 1.0)
+WAKES = (2.0, 24.0, 5.0, 9.0, 1.5, 12.0, 3.0, 18.0)
+COSTS = ("2", "10", "40", "het")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One comparison. ``real`` tells recorded traffic from generated."""
+
+    name: str
+    trace: Trace
+    costs: CostMatrix
+    real: bool
+    horizon: float = HORIZON
+
+
+def matrix(kind: str, trace: Trace) -> CostMatrix:
+    """Return uniform costs in seconds, or for ``het`` models of different sizes."""
+    if kind != "het":
+        return CostMatrix(default=float(kind))
+    models = sorted(trace.models)
+    return CostMatrix(
+        sleeps={model: SLEEPS[i % len(SLEEPS)] for i, model in enumerate(models)},
+        wakes={model: WAKES[i % len(WAKES)] for i, model in enumerate(models)},
+    )
+
+
+@cache
+def recorded(name: str) -> Trace:
+    """Read one of the traces in ``traces/``."""
+    return read_trace(next(TRACES.glob(f"{name}*.csv.gz")))
+
+
+def piece(name: str, stretch: float = 1.0, start: float = 0.0, top: int | None = None) -> Trace:
+    """Return a horizon's worth of a recorded trace from ``start`` (stretched seconds) on."""
+    trace = recorded(name)
+    if top is not None:
+        trace = trace.busiest(top)
+    trace = trace.stretched(stretch).sliced(start, start + HORIZON)
+    return replace(trace, name=f"{name} x{stretch:g} @{start:g}" + (f" top {top}" if top else ""))
+
+
+def mixed(*traces: Trace) -> Trace:
+    """Merge open-loop traces; their models stay apart."""
+    jobs = [
+        replace(job, model=f"{number}/{job.model}") for number, trace in enumerate(traces) for job in trace.jobs
+    ]
+    return Trace(" + ".join(trace.name for trace in traces), jobs)
+
+
+def _synthetic(loads: dict[str, Load], seeds: tuple[int, ...]) -> Iterator[Scenario]:
+    for name, load in loads.items():
+        for number, kind in enumerate(COSTS):
+            seed = seeds[number % len(seeds)]
+            trace = generate(load, HORIZON, seed)
+            yield Scenario(f"{name}, {kind} s", trace, matrix(kind, trace), real=False)
+
+
+def _real(traces: list[Trace]) -> Iterator[Scenario]:
+    for trace in traces:
+        for kind in COSTS:
+            yield Scenario(f"{trace.name}, {kind} s", trace, matrix(kind, trace), real=True)
+
+
+def development() -> list[Scenario]:
+    """Return the scenarios that the policies were tuned on."""
+    loads: dict[str, Load] = {
+        "poisson 2": Poisson(2, 0.5, 1.0),
+        "poisson 4": Poisson(4, 0.5, 1.0),
+        "poisson 8": Poisson(8, 0.4, 1.0),
+        "skewed": Poisson(4, 0.8, 2.0),
+        "on/off 4": OnOff(4, 0.5, 60, 180),
+        "on/off 6, long": OnOff(6, 0.3, 120, 360),
+        "agents": Agents(3, 1.0, 0.1, 3),
+    }
+    traces = [
+        piece("azure", 8),
+        piece("azure", 8, 4800),
+        piece("azure", 16, 9600),
+        piece("lmsys", 8, top=8),
+        piece("lmsys", 8),
+        piece("servegen"),
+        mixed(piece("servegen", 2), piece("azure", 24)),
+    ]
+    return [*_synthetic(loads, (1, 2)), *_real(traces)]
+
+
+def held_out() -> list[Scenario]:
+    """Return scenarios of the same kinds that the policies were not tuned on."""
+    loads: dict[str, Load] = {
+        "poisson 2 b": Poisson(2, 0.8, 0.5),
+        "poisson 3": Poisson(3, 0.4, 1.0),
+        "poisson 4 b": Poisson(4, 0.7, 1.0),
+        "poisson 8 b": Poisson(8, 0.6, 1.5),
+        "on/off 4 b": OnOff(4, 0.8, 40, 200),
+        "on/off 8": OnOff(8, 0.3, 60, 240),
+        "agents b": Agents(4, 3.0, 0.15, 4),
+    }
+    traces = [
+        piece("azure", 8, 2400),
+        piece("azure", 8, 9600),
+        piece("azure", 12, 12000),
+        piece("lmsys", 8, top=4),
+        piece("lmsys", 12, 600, top=16),
+        piece("servegen", 1, 2400),
+        piece("servegen", 1.5, 7200),
+        mixed(piece("lmsys", 10, top=3), piece("azure", 20, 4800)),
+    ]
+    return [*_synthetic(loads, (101, 102, 103)), *_real(traces)]
