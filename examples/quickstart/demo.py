@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import os
 import random
 import shutil
@@ -38,7 +37,7 @@ SHAPES = (
 )
 MODELS = [shape.name for shape in SHAPES]
 USUAL_PORT = 3000
-AT_LEAST = 12.0  # seconds of load
+AT_LEAST = 12.0  # seconds of load, by default
 AT_MOST = 45.0
 SWITCHES = 12
 
@@ -103,8 +102,8 @@ class Stage:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops llmux
-                preexec_fn=end_with_parent,  # noqa: PLW1509
             ) as llmux,
+            guard(llmux),
         ):
             try:
                 yield llmux
@@ -133,10 +132,15 @@ class Stage:
         shutil.rmtree(self.run, ignore_errors=True)
 
 
-def end_with_parent() -> None:
-    """Ask Linux to stop this process when its parent dies, were it by KILL."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+@contextlib.contextmanager
+def guard(llmux: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Have llmux stopped even if the demo is killed: its end of a pipe closes then, whatever ended it."""
+    watch = ["sh", "-c", 'read -r _; kill "$1"', "sh", str(llmux.pid)]
+    with subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True) as guardian:
+        try:
+            yield
+        finally:
+            guardian.kill()
 
 
 class Status:
@@ -177,7 +181,7 @@ class Status:
         raise DemoError("llmux did not become ready")
 
 
-async def play(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
+async def play(stage: Stage, llmux: subprocess.Popen[bytes], at_least: float) -> bool:
     """Send the load and show what happens; say whether all went well."""
     ledger, stop, started = Ledger(), asyncio.Event(), time.monotonic()
     clients = Clients(stage.url, ledger, {shape.dim: shape.name for shape in SHAPES})
@@ -190,7 +194,7 @@ async def play(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
                 while not all(program.done() and program.result() is None for program in programs):
                     display.show(await status.now())
                     seconds = time.monotonic() - started
-                    if seconds > AT_LEAST and await status.switches() >= SWITCHES:
+                    if seconds > at_least and await status.switches() >= SWITCHES:
                         stop.set()
                     if seconds > AT_MOST:
                         stop.set()
@@ -228,28 +232,29 @@ async def serve(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
     raise DemoError(f"llmux ended with exit code {llmux.returncode}")
 
 
-async def interruptible(stage: Stage, llmux: subprocess.Popen[bytes], *, stay: bool) -> int:
-    """Run the load, or stay up; return an exit code. INT and TERM end it in order."""
-    task = asyncio.ensure_future((serve if stay else play)(stage, llmux))
+async def interruptible(stage: Stage, llmux: subprocess.Popen[bytes], seconds: float | None) -> int:
+    """Run the load, or without a time stay up; return an exit code. INT and TERM end it in order."""
+    task = asyncio.ensure_future(play(stage, llmux, seconds) if seconds else serve(stage, llmux))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         return 0 if await task else 1
     except asyncio.CancelledError:
-        return 0 if stay else 130
+        return 130 if seconds else 0
 
 
 def main() -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description="llmux with real engines on the CPU.")
     parser.add_argument("--serve", action="store_true", help="stay up until Ctrl-C")
+    parser.add_argument("--seconds", type=float, default=AT_LEAST, help="how long to send requests, at least")
     given = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     stage = Stage(console, usual_port=given.serve)
     code = 1
     try:
         with stage.set_up() as llmux:
-            code = asyncio.run(interruptible(stage, llmux, stay=given.serve))
+            code = asyncio.run(interruptible(stage, llmux, None if given.serve else given.seconds))
     except (DemoError, aiohttp.ClientError) as error:
         console.print(f"The demo failed: {error}", style="red", markup=False)
     except KeyboardInterrupt:

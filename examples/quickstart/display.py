@@ -84,7 +84,8 @@ class Display:
 
     def summary(self, status: Mapping[str, Any], switches: int, seconds: float) -> None:
         """Print the tables at the end."""
-        table = Table(title="\nRequests, by the model that was asked for", title_justify="left")
+        self.console.print("\nRequests, by the model that was asked for")
+        table = Table()
         for column in ("model", "answered", "by another engine", "tokens", "longest wait"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for model in self.colours:
@@ -95,7 +96,8 @@ class Display:
             table.add_row(self.name(model), str(len(mine)), str(wrong), f"{tokens:,}", f"{longest:.2f} s")
         self.console.print(table)
 
-        costs = Table(title="\nWhat a switch costs, as measured (draining apart)", title_justify="left")
+        self.console.print("\nWhat a switch costs, as measured, without the time until running answers had ended")
+        costs = Table()
         for column in ("from", "to", "seconds", "times"):
             costs.add_column(column, justify="right" if column in ("seconds", "times") else "left")
         for cost in status["switch_costs"]:

@@ -236,7 +236,7 @@ async def test_an_engine_that_dies_in_mid_stream_ends_the_stream_with_an_error(m
         async for _ in chunks:
             pass
     assert not isinstance(broken.value, TimeoutError)
-    # Until the kernel has buried it, its port still takes connections, of which nobody can tell what was read: 502.
+    # Until the kernel has buried it, its port takes connections, of which nobody can tell what was read: 502.
     await asyncio.to_thread(wait_until, lambda: not runs(pid))
     assert await ask(client, "slow") == "slow"
 

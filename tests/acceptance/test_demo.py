@@ -1,0 +1,96 @@
+"""The demo does what the README promises, ends by itself and leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.engine.real import ROOT, wait_until, with_tools
+
+DEMO = ROOT / "examples" / "quickstart" / "demo.py"
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Return a function that starts the demo; at the end nothing of it may be running."""
+    started = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        log = tmp_path / "demo.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [sys.executable, DEMO, *options],
+                env={**with_tools(), "LLMUX_DEMO_DIR": str(tmp_path)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    nothing_is_left(tmp_path)
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Return the commands that still run with this folder for the demo's."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"LLMUX_DEMO_DIR={folder}".encode() in file.read_bytes().split(b"\0"):
+                found.append(file.with_name("cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def nothing_is_left(folder: Path) -> None:
+    """Wait until everything has ended; say what has not."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not left_behind(folder))
+    logs = "".join(log.read_text() for log in folder.glob("run-*/llmux.log"))
+    assert not left_behind(folder), "\n".join(logs.splitlines()[-30:])
+
+
+def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
+    process = demo("--seconds", "3")
+    assert process.wait(90) == 0, (tmp_path / "demo.log").read_text()
+    said = (tmp_path / "demo.log").read_text()
+    assert not left_behind(tmp_path)
+    assert int(re.search(r"and (\d+) switches in", said)[1]) >= 10
+    assert "Every answer came from the engine that was asked for; none failed." in said
+    assert "\x1b" not in said
+    assert "→" in said
+    assert not list(tmp_path.glob("run-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_it_leaves_nothing_running(demo, tmp_path, number):
+    process = demo()
+    log = tmp_path / "demo.log"
+    wait_until(lambda: log.read_text().count("→") > 2, what="a few switches")
+    process.send_signal(number)
+    assert process.wait(30) in (130, -signal.SIGKILL)
+    nothing_is_left(tmp_path)
+
+
+def test_it_stays_up_for_curl_when_asked_to(demo, tmp_path):
+    process = demo("--serve")
+    log = tmp_path / "demo.log"
+    wait_until(lambda: "curl" in log.read_text(), what="the command to copy")
+    url, body = re.search(r"curl (http\S+/v1/chat/completions) -H '[^']+' -d '([^']+)'", log.read_text()).groups()
+    with urllib.request.urlopen(urllib.request.Request(url, body.encode()), timeout=30) as answer:
+        assert b'"model":"quill"' in answer.read()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert not left_behind(tmp_path)
