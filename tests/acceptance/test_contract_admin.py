@@ -411,3 +411,67 @@ async def test_the_page_is_there(shared):
     assert answer.status in (200, 301, 302, 307, 308)
     if answer.status == 200:
         assert answer.get("Content-Type").startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"not json", "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"\xff\xfe\x00", "application/json", 400),
+        (b"{}", "application/json; charset=no-such", 400),
+        (b'{"for":"soon"}', "application/json", 400),
+        (b'{"for":-1}', "application/json", 400),
+        (b'{"for":1e400}', "application/json", 400),
+        (b'{"for":NaN}', "application/json", 400),
+        (b'{"until":1}', "application/json", 400),
+        (b'{"for":[1]}', "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b" " * 3_000_000, "application/json", 413),
+    ],
+)
+async def test_bodies_that_the_admin_api_does_not_understand(shared, body, kind, status):
+    before = len(shared.log)
+    data = request("POST", "/llmux/models/a/pin", headers=[("Content-Type", kind)], body=body)
+    answer = await shared.raw(data)
+    assert answer.status == status or (kind.endswith("such") and answer.status == 202), answer.body
+    if answer.status != 202:
+        assert set(answer.json()["error"]) == {"message", "type", "code", "param"}
+    else:
+        assert (await shared.post("/llmux/models/a/unpin")).status == 202
+    assert len(answer.all("X-Request-ID")) == 1
+    assert len(answer.all("X-LLMux-Queue-Seconds")) == 1
+    assert "Traceback" not in shared.log[before:]
+
+
+@pytest.mark.parametrize("data", [
+    b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n",
+    b"TRACE /v1/x HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"BREW /v1/x?model=zz HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /v1/models/%ff HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /v1/models/%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET health HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http:///health HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http://[::1/health HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http://x:99999999/health HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: [::1\r\nOrigin: http://[::1\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x:abc\r\nOrigin: http://x:abc\r\n\r\n",
+])  # fmt: skip
+async def test_odd_requests_cause_no_accident(shared, data):
+    before = len(shared.log)
+    answer = await shared.raw(data)
+    assert answer.status < 500 or answer.status in (501, 505), (answer.status, answer.body)
+    assert len(answer.all("X-Request-ID")) == 1, answer
+    assert len(answer.all("X-LLMux-Queue-Seconds")) == 1
+    assert "Traceback" not in shared.log[before:]
+
+
+async def test_foreign_origins_may_not_open_websockets(shared):
+    headers = [
+        ("Origin", "https://evil.example"), ("Connection", "Upgrade"), ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ]  # fmt: skip
+    answer = await shared.raw(request("GET", "/v1/realtime?model=a", headers=headers))
+    assert answer.status == 403

@@ -56,12 +56,13 @@ def files(lab) -> int:
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_strange_model_names(shared, path, model):
+    before = len(shared.log)
     answer = await shared.raw(request("POST", path, body=f'{{"model":"{model}"}}'.encode()))
     assert answer.status in (400, 404), answer.status
     assert answer.json()["error"]["message"]
     assert len(answer.body) < 5000
     assert answer.get("X-Evil") is None
-    assert "Traceback" not in shared.log
+    assert "Traceback" not in shared.log[before:]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,10 @@ async def test_nothing_leaks(shared):
     for _ in range(5):
         lines = [await shared.begin("a", do={"sse": 50, "interval": 0.01}) for _ in range(20)]
         for line in lines:
+            await line.reset()
+        for _ in range(5):
+            line = await shared.wire()
+            await line.send(request("POST", "/v1/x", headers=[("Content-Length", "9000000")]) + b" " * 3_000_000)
             await line.reset()
         await asyncio.gather(*(shared.chat("zz") for _ in range(20)))
         await asyncio.gather(*(shared.chat("a", do={"fail": "reset"}) for _ in range(10)))

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -376,10 +375,8 @@ async def test_kill_9_in_mid_sleep_is_finished_first(lab):
 async def test_open_files_are_not_the_limit(lab):
     lab.write("a")
     lab.start()
-    for line in Path(f"/proc/{lab.process.pid}/limits").read_text().splitlines():
-        if line.startswith("Max open files"):
-            soft, hard = line.split()[3:5]
-            assert soft == hard
+    soft, hard = lab.open_files()
+    assert soft == hard
 
 
 async def test_the_default_state_file_is_under_xdg(lab):
@@ -413,3 +410,45 @@ async def test_a_reload_takes_effect_and_a_bad_one_does_not(lab):
     await lab.until(lambda: "sleep a" in lab.order())
     assert (await lab.chat("bee")).json()["engine"] == "b"
     assert (await lab.chat("c")).status == 200
+
+
+async def test_the_event_stream_does_not_hold_up_the_end(lab):
+    lab.write("a")
+    lab.start()
+    line = await lab.wire()
+    await line.send(b"GET /llmux/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await line.head()).status == 200
+    before = time.monotonic()
+    lab.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(lab.ended, 10) == 0
+    assert time.monotonic() - before < 3
+    await line.close()
+
+
+async def test_an_idle_connection_does_not_hold_up_the_end(lab):
+    lab.write("a")
+    lab.start()
+    idle, half = await lab.wire(), await lab.wire()
+    await half.send(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    before = time.monotonic()
+    lab.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(lab.ended, 10) == 0
+    assert time.monotonic() - before < 5
+    await idle.close()
+    await half.close()
+
+
+async def test_a_websocket_is_given_the_grace(lab):
+    lab.write("a", shutdown_grace="300ms")
+    lab.start()
+    line = await lab.wire()
+    await line.send(
+        b"GET /v1/realtime?model=a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    assert (await line.head()).status == 101
+    before = time.monotonic()
+    lab.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(lab.ended, 10) == 0
+    assert 0.25 < time.monotonic() - before < 5
+    await line.close()

@@ -216,6 +216,13 @@ class Lab:
             return (self.root / "llmux.log").read_text(errors="replace")
         return ""
 
+    def open_files(self) -> tuple[str, str]:
+        """The soft and the hard limit of llmux."""
+        assert self.process
+        lines = Path(f"/proc/{self.process.pid}/limits").read_text().splitlines()
+        soft, hard = next(line for line in lines if line.startswith("Max open files")).split()[3:5]
+        return soft, hard
+
     # ---- what happened
 
     def journal(self, ev: str | None = None) -> list[dict]:
