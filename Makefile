@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	{ command -v "$$python"; break; }; done)
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
-.PHONY: help demo test lint types shellcheck format walk soak docs clean
+.PHONY: help demo test lint types shellcheck format walk soak bench docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -42,6 +42,9 @@ walk: $(VENV)/.test ## a million events of random walk through the core
 
 soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: shorter; SEED=1)
 	PYTHONPATH=tests/acceptance $(BIN)/python tests/soak/soak.py $(or $(SECONDS),600) $(SEED)
+
+bench: $(VENV)/.test ## what llmux adds to a request, next to nginx and others (ROUNDS=5 PEER=name=url; needs gcc)
+	$(BIN)/python tests/benchmarks/bench.py --rounds $(or $(ROUNDS),5) --out tests/benchmarks/figures $(if $(PEER),--peer $(PEER))
 
 docs: $(VENV)/.test ## write the generated parts of llmux/DESIGN.md anew
 	PYTHONPATH=. $(BIN)/python tests/docs/generated.py
