@@ -15,7 +15,7 @@ from tests.docs.pages import ROOT
 LAYERS = (
     {"errors", "version"},
     {"core"},
-    {"config", "extract", "plugins", "hookrunner", "observability", "upstream", "policies", "hooks"},
+    {"config", "extract", "plugins", "hookrunner", "observability", "upstream", "policies", "hooks", "notify", "watch"},
     {"runtime", "simulator"},
     {"middleware", "proxy", "admin"},
     {"app"},
