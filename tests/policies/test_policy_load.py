@@ -86,7 +86,7 @@ def test_an_imported_class_is_not_taken_for_the_files_own(tmp_path):
 @pytest.mark.parametrize(
     ("use", "source", "words"),
     [
-        ("fifp", None, ["did you mean fifo?", "known: fifo"]),
+        ("fifp", None, ["did you mean fifo?", "known: adaptive, "]),
         ("", None, ["write a shipped NAME"]),
         ("a b", None, ["write a shipped NAME"]),
         ("./gone.py:X", None, ["there is no file", "gone.py"]),

@@ -1,0 +1,130 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from llmux.cli import app
+from llmux.simulator import Job
+from llmux.simulator.reading import lines
+from llmux.simulator.synthetic import Poisson, generate
+
+KEYS = {
+    "mean_wait", "p50_wait", "p95_wait", "p99_wait", "max_wait", "mean_ttft", "p99_ttft", "switching", "draining",
+    "switches", "completed", "requests",
+}  # fmt: skip
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join(lines(generate(Poisson(3, 2.0), 100.0, 1).jobs)))
+    return str(path)
+
+
+def simulate(*words):
+    return CliRunner().invoke(app, ["simulate", *map(str, words)])
+
+
+def test_json(trace):
+    done = simulate(
+        trace, "--policy", "fifo", "--policy", "idle", "--policy", "adaptive", "--cost", "10s", "--slots", 16,
+        "--decode", 60, "--prefill", 6000, "--slowdown", 0.03, "--stretch", 8, "--horizon", "700s", "--json",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert list(found) == ["policies"]
+    assert list(found["policies"]) == ["fifo", "idle", "adaptive"]
+    assert all(set(each) >= KEYS for each in found["policies"].values())
+    assert found["policies"]["fifo"]["requests"] > 100
+
+
+def test_the_same_again(trace):
+    words = (trace, "--policy", "adaptive", "--json")
+    assert simulate(*words).stdout == simulate(*words).stdout
+
+
+def test_options_of_a_policy(trace):
+    words = (trace, "-p", "exhaustive:staleness=5,route=longest", "-p", "exhaustive", "--stretch", 4, "--json")
+    found = json.loads(simulate(*words).stdout)["policies"]
+    assert list(found) == ["exhaustive:staleness=5,route=longest", "exhaustive"]
+    assert found["exhaustive"] != found["exhaustive:staleness=5,route=longest"]
+
+
+def test_a_policy_of_ones_own(trace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from llmux.core.policy import SwitchTo\n"
+        "class Mine:\n"
+        "    def decide(self, now):\n"
+        "        return SwitchTo(now.waiting[-1])\n"
+    )
+    assert list(json.loads(simulate(trace, "-p", "./mine.py:Mine", "--json").stdout)["policies"]) == [
+        "./mine.py:Mine"
+    ]
+
+
+def test_a_table_and_advice(trace):
+    done = simulate(trace, "--stretch", 4)
+    assert done.exit_code == 0
+    assert "p99" in done.stdout
+    assert "Use " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("load", ["--poisson=models=2", "--onoff=", "--agents=agents=2"])
+def test_generated_traffic(load):
+    assert simulate(load, "--horizon", "300s", "-p", "fifo", "--json").exit_code == 0
+
+
+def test_a_picture(trace, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = simulate(trace, "--stretch", 4, "--plot", tmp_path / "waits.png")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "waits.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_picture_that_cannot_be_written(trace, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert simulate(trace, "--plot", tmp_path / "no" / "waits.png").exit_code == 2
+    assert simulate(trace, "--plot", tmp_path / "waits.nonsense").exit_code == 2
+
+
+def test_wrong_estimates(trace):
+    words = (trace, "--stretch", 6, "-p", "adaptive", "--json")
+    assert simulate(*words).stdout != simulate(*words, "--misjudge", 3).stdout
+    assert simulate(*words).stdout == simulate(*words, "--misjudge", 1).stdout
+
+
+def test_parts_of_a_trace(trace):
+    def requests(*words):
+        return json.loads(simulate(trace, "-p", "fifo", "--json", *words).stdout)["policies"]["fifo"]["requests"]
+
+    everything = requests()
+    assert requests("--start", "50s") < everything
+    assert requests("--top", 1) < everything
+
+
+def test_bad_lines_are_named(tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join([*lines([Job(0.0, "a", 1, 1)]), "x,a,1,1"]))
+    done = simulate(path)
+    assert done.exit_code == 2
+    assert "bad.csv:3: arrival_s is no number: 'x'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give a trace, or one of"),
+        (["--poisson", "", "--onoff", ""], "give a trace, or one of"),
+        (["--poisson", "", "-p", "fifp"], "did you mean fifo?"),
+        (["--poisson", "", "-p", "exhaustive:route=sideways"], "policy.options.route"),
+        (["--poisson", "", "-p", "exhaustive:=3"], "is no KEY=VALUE"),
+        (["--poisson", "", "--cost", "cheap"], "--cost"),
+        (["--poisson", "", "--horizon", "later"], "is no duration"),
+        (["--poisson", "", "--stretch", "0"], "greater than 0"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, said):
+    done = simulate(*words)
+    assert done.exit_code == 2
+    assert said in done.stderr
