@@ -249,8 +249,6 @@ class Core:
 
     def _serve_adopted(self) -> None:
         s = self.state
-        if not s.ready or any(s.in_phase(Phase.UNKNOWN)):
-            return
         for model in s.in_phase(Phase.AWAKE):
             if not model.extra:
                 admission.admit_waiters(s, model)

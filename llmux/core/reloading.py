@@ -55,7 +55,6 @@ def _remove(s: State, model: Model) -> None:
 
 def _apply(s: State, model: Model) -> None:
     s.agenda.cancel(("timeout", model.name))
-    s.agenda.cancel(("overdue", model.name))
     admission.timed_out(s, model)
     if model.phase is Phase.AWAKE:
         admission.admit_waiters(s, model)

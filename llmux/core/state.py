@@ -114,7 +114,6 @@ class State:
         """End a hook, once."""
         if not run.killed:
             run.killed = True
-            self.agenda.cancel(("hook", run.id))
             self.out.append(KillHook(run.id, reason))
 
     def next_switch_id(self) -> int:

@@ -217,7 +217,6 @@ def _fail(s: State, switch: Switch) -> None:
         retry_after = max((m.sleep_backoff.remaining(s.now) for m in switch.leaving), default=0.0)
         target.wanted = False
         admission.reject_waiters(s, target, (Refusal.SLEEP_FAILED, message, retry_after))
-    admission.sweep(s)
 
 
 def _end(s: State, switch: Switch, result: str) -> None:

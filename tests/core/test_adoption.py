@@ -328,3 +328,13 @@ def test_llmux_without_models_starts_when_a_reload_brings_one() -> None:
         at(1.0, ev.ConfigReplaced(models("a"), Rules(), ANY), fx.RunHook(1, "a", HookKind.ALIVE, None)),
         at(2.0, ev.HookFinished(1, ok=False), fx.Ready(())),
     )
+
+
+def test_reload_before_the_start_asks_nobody_yet() -> None:
+    play = unstarted(*models("a"))
+    play(
+        at(0.0, ev.ConfigReplaced(models("b"), Rules(), ANY)),
+        at(0.1, ev.Started(), fx.RunHook(1, "b", HookKind.ALIVE, None), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(0.2, ev.HookFinished(1, ok=False)),
+        at(0.3, ev.HookFinished(2, ok=False), fx.Ready(()), fx.ModelRemoved("a")),
+    )

@@ -52,3 +52,11 @@ def test_against_a_plain_dict(steps) -> None:
             agenda.set(key, float(when))
             plain[key] = float(when)
         assert agenda.next() == min(plain.values(), default=None)
+
+
+def test_order_survives_the_clearing_out_of_replaced_entries() -> None:
+    agenda = Agenda()
+    for turn in range(100):
+        for number, key in enumerate("edcba"):
+            agenda.set(key, float(turn * 10 + 9 - number))
+    assert [agenda.pop_due(1e9) for _ in range(5)] == ["a", "b", "c", "d", "e"]

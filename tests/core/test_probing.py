@@ -386,3 +386,60 @@ def test_periodic_alive_waits_for_the_one_that_runs() -> None:
         at(16.0, ev.HookFinished(2, ok=True)),
     )
     assert play.core.next_deadline() == 31.0
+
+
+def test_failures_before_a_sleep_that_failed_do_not_count_after_it() -> None:
+    play = given(models("a"), awake=["a"], alive_failures=2)
+    play(
+        at(15.0, ev.DeadlineReached(), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(15.0, ev.HookFinished(2, ok=False)),
+        at(
+            16.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 16.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            17.0,
+            ev.HookFinished(3, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(
+            18.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 1, (), None),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+        ),
+        at(33.0, ev.DeadlineReached(), fx.RunHook(5, "a", HookKind.ALIVE, None)),
+        at(33.0, ev.HookFinished(5, ok=False)),
+    )
+
+
+def test_alive_that_ends_when_its_model_is_asleep_changes_nothing() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(15.0, ev.DeadlineReached(), fx.RunHook(2, "a", HookKind.ALIVE, None)),
+        at(
+            16.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 16.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(
+            17.0,
+            ev.HookFinished(3, ok=True),
+            fx.RecordHolders(frozenset()),
+            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+        ),
+        at(18.0, ev.HookFinished(2, ok=True)),
+    )
+    assert play.core.next_deadline() is None

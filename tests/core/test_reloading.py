@@ -430,17 +430,34 @@ def test_less_room_puts_to_sleep_what_was_used_longest_ago() -> None:
     )
 
 
+class Mute:
+    def decide(self, _now):
+        return None
+
+
 def test_new_policy_is_asked_from_now_on_and_may_be_complained_about_anew() -> None:
-    play = given(models("a", "b"), awake=["a"], policy=Later())
+    play = given(models("a", "b"), awake=["a"], policy=Mute(), min_active=1e6)
     play(
-        at(1.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1), fx.PolicyDecided("wait", None, "")),
+        at(
+            1.0,
+            ev.RequestArrived(1, "b"),
+            fx.RequestQueued(1, "b", 1),
+            fx.PolicyOverruled("answered None, which is no decision"),
+            fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
+        ),
         at(
             2.0,
+            ev.ConfigReplaced(models("a", "b"), Rules(min_active=1e6), Mute()),
+            fx.PolicyOverruled("answered None, which is no decision"),
+            fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
+        ),
+        at(
+            3.0,
             ev.ConfigReplaced(models("a", "b"), Rules(), Oldest(), {"b": (4.0, None)}),
             fx.PolicyDecided("switch", "b", ""),
             fx.SwitchStarted(1, ("a",), "b", "policy"),
             fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 2.0),
+            fx.ModelDeactivated("a", 3.0),
             fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
         ),
     )
@@ -493,3 +510,9 @@ def test_returned_request_of_a_removed_model_is_turned_away() -> None:
             fx.ModelRemoved("a"),
         ),
     )
+
+
+def test_order_of_the_models_is_that_of_the_new_configuration() -> None:
+    play = given(models("a", "b"))
+    play.feed(1.0, replaced(models("b", "c", "a")))
+    assert list(play.core.state.models) == ["b", "c", "a"]

@@ -629,7 +629,7 @@ def test_three_failed_cleanups_over_a_minute_with_a_dead_engine_count_as_asleep(
     )
 
 
-def test_an_engine_that_was_seen_running_again_needs_three_failed_cleanups_anew() -> None:
+def test_fault_of_an_engine_that_was_seen_running_after_a_cleanup_is_an_ordinary_one() -> None:
     play = given(models("a", "b"), holders=["a"])
     play(
         at(
@@ -683,7 +683,6 @@ def test_an_engine_that_was_seen_running_again_needs_three_failed_cleanups_anew(
                 2, "b", fx.Refusal.SLEEP_FAILED, "model 'b' cannot be woken: a: sleep exited with 1", 2.0, 0.0
             ),
         ),
-        # It runs: this is no cleanup any more, and if it fails, nobody knows.
         at(
             90.0,
             ev.RequestArrived(3, "b"),
@@ -712,3 +711,19 @@ def test_an_engine_that_was_seen_running_again_needs_three_failed_cleanups_anew(
         ),
     )
     assert not play.core.state.models["a"].faulted_in_cleanup
+
+
+def test_an_engine_that_was_seen_running_again_needs_three_failed_cleanups_anew() -> None:
+    play = given(models("a", "b"), holders=["a"])
+    hook, request = 3, 1
+    for time, alive in [(1.0, False), (30.0, False), (60.0, True), (100.0, False), (120.0, False), (170.0, False)]:
+        if time == 100.0:
+            play.feed(99.0, ev.EngineLost("a", refused=True))
+            play.feed(99.0, ev.HookFinished(hook, ok=False))
+            hook += 1
+        assert "a" in play.core.state.recorded
+        play.feed(time, ev.RequestArrived(request, "b"))
+        play.feed(time, ev.HookFinished(hook, ok=False))
+        play.feed(time, ev.HookFinished(hook + 1, ok=alive))
+        hook, request = hook + 2, request + 1
+    assert play.core.state.recorded == {"b"}

@@ -85,3 +85,10 @@ def test_with_capacity_the_cost_is_that_of_the_cheapest_to_leave(policy) -> None
     play = given(specs, awake=["a", "b"], capacity=8, policy=policy, first_guesses=guesses)
     play.feed(1.0, ev.RequestArrived(1, "c"))
     assert policy.now.models["c"].switch_cost == 8.0
+
+
+def test_cost_of_a_model_that_a_pin_excludes_is_that_of_its_wake(policy) -> None:
+    play = given(models("a", "b", "c"), awake=["a"], policy=policy, first_guesses={"b": (5.0, None)})
+    play.feed(1.0, ev.RequestArrived(1, "b"))
+    play.feed(2.0, ev.PinChanged("a", 1))
+    assert policy.now.models["b"].switch_cost == 5.0
