@@ -53,6 +53,12 @@ def load_policy(use: str, options: Mapping[str, Any], folder: Path) -> Policy:
     return _make(load_class(use, folder), use, options)
 
 
+def comes_from_file(use: str) -> bool:
+    """Whether ``use`` names a file of the user's, which may have changed since it was loaded."""
+    place = use.rpartition(":")[0] or use
+    return place.endswith(".py") or "/" in place
+
+
 def load_class(use: str, folder: Path) -> type:
     """Return the policy class that ``use`` names.
 
@@ -63,7 +69,7 @@ def load_class(use: str, folder: Path) -> type:
     place, _, class_name = use.rpartition(":") if ":" in use else (use, "", "")
     if ":" in use and not _CLASS.match(class_name):
         raise _wrong(use, f"{class_name!r} is no name of a class; {_SHAPES}")
-    if place.endswith(".py") or "/" in place:
+    if comes_from_file(use):
         module = _import_file(use, folder / Path(place).expanduser())
     elif class_name:
         if not _DOTTED.match(place):

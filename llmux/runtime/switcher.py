@@ -8,34 +8,40 @@ request for an awake model is admitted, and counted, within the very call that s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from llmux.config import Config, EngineDefinition, first_costs, to_specs
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.errors import CoreError
 from llmux.core.spec import HookKind
-from llmux.errors import ConflictError
+from llmux.errors import ConflictError, RequestError
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.observability.metrics import GaugeRow, Metrics
 from llmux.observability.notices import EventLog
 from llmux.observability.state import NoState, State, StateStore
-from llmux.plugins import load_policy
+from llmux.plugins import comes_from_file, load_policy
+from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.ticket import Ticket
 from llmux.upstream import EngineActivity
+
+RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 class Switcher:
     """Runs the core: requests enter and leave here, hooks are run, notices told.
 
     ``on_sleep(activity)`` is called before an engine is put to sleep, so that idle connections to it can be
-    closed.
+    closed; ``on_close()`` is awaited at the end.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Switcher:
         log: EventLog | None = None,
         metrics: Metrics | None = None,
         on_sleep: Callable[[EngineActivity], None] = lambda _activity: None,
+        on_close: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         specs, rules = to_specs(config)
         policy = load_policy(config.policy.use, config.policy.options, config.folder)
@@ -53,10 +60,11 @@ class Switcher:
         self.core = Core(specs, rules, policy, random.random)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()
-        self.metrics = metrics or Metrics(process=False)
+        self.metrics = metrics or Metrics(self.gauges, process=False)
         self.metrics.declare(config.models)
         self.hooks = HookRunner(on_line=self._hook_line, on_orphan_pipe=self._orphan_pipe)
         self.on_sleep = on_sleep
+        self.on_close = on_close
         self.stopped = asyncio.Event()
         self.started_at = time.monotonic()
         self.last_reload_error: str | None = None
@@ -70,7 +78,8 @@ class Switcher:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._armed = float("inf")
-        self._subscribers: list[Callable[[fx.Effect], None]] = []
+        self._not_before = 0.0  # when the core may be asked again, after a mistake
+        self._subscribers: tuple[Callable[[fx.Effect], None], ...] = ()
         self._now: Callable[[], float] = time.monotonic
 
     # ---- life
@@ -106,6 +115,7 @@ class Switcher:
         await self.hooks.close()
         self._save(self.core.state.recorded)
         self._store.close()
+        await self.on_close()
 
     def replace(self, config: Config) -> None:
         """Put a new configuration into force. Raises ConfigError or PolicyLoadError, and changes nothing then."""
@@ -118,7 +128,7 @@ class Switcher:
         )
         policy = (
             self.core.state.policy
-            if same and not config.policy.use.endswith(".py")
+            if same and not comes_from_file(config.policy.use)
             else load_policy(config.policy.use, config.policy.options, config.folder)
         )
         self.config = config
@@ -144,7 +154,7 @@ class Switcher:
             finally:
                 ticket.waiter = None
         if ticket.rejection is not None:
-            raise ticket.error()
+            raise ticket.rejection
         assert ticket.admission is not None
         return ticket.admission
 
@@ -155,13 +165,15 @@ class Switcher:
 
     def leave(self, ticket: Ticket) -> None:
         """End a request, wherever it stands: answered, failed, or abandoned by its client."""
-        if self._tickets.pop(ticket.id, None) is None or ticket.rejection is not None:
+        if self._tickets.pop(ticket.id, None) is None:
             return
         if ticket.admission is not None:
             self._last_use[ticket.model] = time.time()
             self.post(ev.RequestFinished(ticket.id))
-        else:
+        elif ticket.rejection is None:
             ticket.waited = self._now() - ticket.arrived
+            self.post(ev.RequestAbandoned(ticket.id))
+        elif ticket.id in self.core.state.requests:  # its rejection was a mistake of llmux
             self.post(ev.RequestAbandoned(ticket.id))
 
     def hold(self, model: str) -> InFlightGuard:
@@ -205,8 +217,11 @@ class Switcher:
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
-        self._subscribers.append(listener)
-        return lambda: self._subscribers.remove(listener)
+        self._subscribers = (*self._subscribers, listener)
+        return lambda: self._unsubscribe(listener)
+
+    def _unsubscribe(self, listener: Callable[[fx.Effect], None]) -> None:
+        self._subscribers = tuple(one for one in self._subscribers if one is not listener)
 
     def gauges(self) -> Iterable[GaugeRow]:
         """Yield what each model looks like at this moment."""
@@ -233,23 +248,60 @@ class Switcher:
         self._arm()
 
     def _step(self, event: ev.Event) -> None:
+        """Hand over one event. Whatever fails in here, the rest is carried out, and nobody is left waiting."""
         try:
             effects = self.core.handle(event, self._now())
-        except CoreError as error:
-            # Nothing of it is half done outside; the requests under way go on.
-            self.log.emit("internal_error", error=str(error), during=repr(event))
+        except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
+            self._mistaken(error, event)
+            self._not_before = self._now() + RETRY
+            for effect in self.core.state.out:  # what had been decided, and is counted
+                self._carry_out(effect)
+            self._make_good(event)
             return
         for effect in effects:
-            carry_out = _CARRY_OUT.get(type(effect))
-            if carry_out is not None:
-                carry_out(self, effect)
-            self.metrics.effect(effect)
-            self.log.effect(effect)
-            for listener in self._subscribers:
-                listener(effect)
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: fx.Effect) -> None:
+        act = _CARRY_OUT.get(effect.__class__)
+        if act is not None:
+            try:
+                act(self, effect)
+            except Exception as error:  # noqa: BLE001
+                self._mistaken(error, effect)
+                if isinstance(effect, fx.RunHook):
+                    self._inbox.append(ev.HookFinished(effect.hook, ok=False, detail=f"could not be run: {error}"))
+        self._tell(self.metrics.effect, effect)
+        self._tell(self.log.effect, effect)
+        for listener in self._subscribers:
+            self._tell(listener, effect)
+
+    def _tell(self, observer: Callable[[fx.Effect], None], effect: fx.Effect) -> None:
+        try:
+            observer(effect)
+        except Exception as error:  # noqa: BLE001 - it only looks on
+            self._mistaken(error, effect)
+
+    def _mistaken(self, error: Exception, during: object) -> None:
+        with contextlib.suppress(Exception):
+            self.log.emit("internal_error", error=str(error), during=repr(during), exc_info=error)
+
+    def _make_good(self, event: ev.Event) -> None:
+        """See to it that nobody waits for the answer to an event that the core failed at."""
+        mistake = RequestError("llmux made a mistake; its log says more.")
+        match event:
+            case ev.RequestArrived() | ev.RequestReturned():
+                ticket = self._tickets.get(event.request)
+                if ticket is not None and ticket.admission is None and ticket.rejection is None:
+                    ticket.failed(mistake)
+            case _:
+                future = self._commands.pop(getattr(event, "ticket", 0), None)
+                if future is not None and not future.done():
+                    future.set_exception(mistake)
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
+        if deadline is not None and deadline < self._not_before:
+            deadline = self._not_before
         if deadline is None or (self._timer is not None and self._armed <= deadline):
             return  # an early timer finds nothing to do, and is set again
         if self._timer is not None:
@@ -264,18 +316,22 @@ class Switcher:
     # ---- effects
 
     def _admit(self, effect: fx.Admit) -> None:
-        self._tickets[effect.request].admitted(effect)
+        # A request that has left already is told to the core by an event that is still to come.
+        if (ticket := self._tickets.get(effect.request)) is not None:
+            ticket.admitted(effect)
 
     def _reject(self, effect: fx.Reject) -> None:
-        self._tickets[effect.request].rejected(effect)
+        if (ticket := self._tickets.get(effect.request)) is not None:
+            ticket.rejected(effect)
 
     def _cut(self, effect: fx.CancelRequests) -> None:
         for request in effect.requests:
-            self._tickets[request].cut(effect.reason, effect.retry_after)
+            if (ticket := self._tickets.get(request)) is not None:
+                ticket.cut(effect.reason, effect.retry_after)
 
     def _answer(self, effect: fx.Answer) -> None:
-        future = self._commands.pop(effect.ticket)
-        if not future.done():
+        future = self._commands.pop(effect.ticket, None)
+        if future is not None and not future.done():
             future.set_result(effect)
 
     def _stop(self, _effect: fx.Stopped) -> None:
@@ -311,6 +367,15 @@ class Switcher:
         self.hooks.kill(effect.hook, effect.reason)
 
     def _hook_ended(self, result: HookResult) -> None:
+        try:
+            self._tell_end(result)
+        except Exception as error:  # noqa: BLE001 - the core must hear of it
+            self._mistaken(error, result)
+        known = self._activities.get(result.model)
+        last_byte = known[1].last_byte if known is not None else None
+        self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
+
+    def _tell_end(self, result: HookResult) -> None:
         self.metrics.hook_ended(result.model, result.kind.value, result.duration, result.ok)
         code = -result.signal if result.signal is not None else result.exit_code
         self.log.hook_ended(
@@ -321,9 +386,6 @@ class Switcher:
             exit_code=code,
             output=result.tail or result.detail,
         )
-        known = self._activities.get(result.model)
-        last_byte = known[1].last_byte if known is not None else None
-        self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
 
     def _hook_line(self, job: HookJob, line: str) -> None:
         self.log.hook_output(job.model, job.kind.value, line)
@@ -343,31 +405,6 @@ class Switcher:
 
     def _save(self, holders: frozenset[str]) -> None:
         self._store.save(State(holders, dict(self._last_use), self.core.state.costs.dump()))
-
-
-class InFlightGuard:
-    """Counts as one request in flight for as long as it is held: ``async with switcher.hold("llama"): …``."""
-
-    def __init__(self, switcher: Switcher, model: str) -> None:
-        self._switcher = switcher
-        self._model = model
-        self._ticket: Ticket | None = None
-
-    async def __aenter__(self) -> fx.Admit:
-        """Wait for the model. Raises a RequestError when it cannot be had."""
-        ticket = self._ticket = self._switcher.enter(self._model)
-        try:
-            return await self._switcher.admission(ticket)
-        except BaseException:
-            self._switcher.leave(ticket)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Let it go."""
-        if self._ticket is not None:
-            self._switcher.leave(self._ticket)
 
 
 _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {

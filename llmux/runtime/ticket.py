@@ -33,7 +33,7 @@ class Ticket:
         self.model = model
         self.arrived = arrived
         self.admission: Admit | None = None
-        self.rejection: Reject | None = None
+        self.rejection: RequestError | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.on_cut: Cut | None = None
         self.cut_off: tuple[CutReason, float | None] | None = None
@@ -47,9 +47,15 @@ class Ticket:
 
     def rejected(self, effect: Reject) -> None:
         """Take in the core's decision to turn it away."""
-        self.rejection = effect
-        self.admission = None
+        kind = _ERRORS.get(effect.refusal, UnavailableError)
+        param = "model" if kind is UnknownModelError else None
         self.waited = effect.waited
+        self.failed(kind(effect.message, code=effect.refusal.value, param=param, retry_after=effect.retry_after))
+
+    def failed(self, error: RequestError) -> None:
+        """End its wait with an error."""
+        self.rejection = error
+        self.admission = None
         self._wake()
 
     def returned(self) -> None:
@@ -69,14 +75,6 @@ class Ticket:
         self.on_cut = cut
         if self.cut_off is not None:
             cut(*self.cut_off)
-
-    def error(self) -> RequestError:
-        """Return the error that its rejection means."""
-        effect = self.rejection
-        assert effect is not None
-        kind = _ERRORS.get(effect.refusal, UnavailableError)
-        param = "model" if kind is UnknownModelError else None
-        return kind(effect.message, code=effect.refusal.value, param=param, retry_after=effect.retry_after)
 
     def _wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():

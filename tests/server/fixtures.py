@@ -1,0 +1,50 @@
+"""What the conftests of the folders that test a running llmux have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from tests.server.house import House
+
+LIMIT = 15.0  # seconds; a test that hangs fails
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with House(tmp_path) as house:
+        yield house
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,  # noqa: ARG001
+    item: pytest.Item,  # noqa: ARG001
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def limit(items: list[pytest.Item], folder: Path) -> None:
+    """Have a folder's tests fail when they hang."""
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and item.path.parent == folder
+            and inspect.iscoroutinefunction(item.obj)
+        ):
+            item.obj = _limited(item.obj)
+
+
+def _limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(LIMIT):
+            await test(*args, **kwargs)
+
+    return run
