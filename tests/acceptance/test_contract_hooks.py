@@ -347,6 +347,7 @@ async def test_a_crash_in_mid_stream(lab):
     answer = await lab.chat("a", do={"sse": 9, "fail": "crash", "fail_after": 4})
     assert answer.status == 200
     assert not answer.whole
+    await lab.until(lambda: not running(lab.engine_pid("a")))
     assert (await lab.chat("a")).status == 200
     assert (await lab.chat("b")).status == 200
 
@@ -356,6 +357,7 @@ async def test_a_crash_before_the_headers(lab):
     lab.start()
     answer = await lab.chat("a", do={"fail": "crash"})
     assert answer.status in (502, 503)
+    await lab.until(lambda: not running(lab.engine_pid("a")))
     assert (await lab.chat("a")).status == 200
 
 
