@@ -35,7 +35,9 @@ def build_app(
     """
     forwarder = Forwarder()
     log = log or EventLog(base_url=f"http://127.0.0.1:{config.port}")
-    switcher = Switcher(config, store=store, log=log, on_sleep=forwarder.discard_idle)
+    switcher = Switcher(
+        config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close
+    )
     switcher.metrics = Metrics(switcher.gauges, models=config.models)
     front = Front(switcher, forwarder, own=True)
     admin = Admin(switcher)
@@ -45,26 +47,31 @@ def build_app(
     app.add_routes(admin.routes())
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
-        beating = asyncio.create_task(_beat(admin), name="heartbeat")
         switcher.start()
+        beating = asyncio.create_task(_beat(admin), name="heartbeat")
         yield
         beating.cancel()
+
+    async def stop(_app: web.Application) -> None:
+        # Before aiohttp waits for the handlers: what is queued has to be told.
         if not switcher.stopped.is_set():
             await switcher.stop()
-        await forwarder.close()
 
     app.cleanup_ctx.append(life)
+    app.on_shutdown.append(stop)
     return app, switcher
 
 
 def middleware_for(config: Config) -> tuple[Front, Switcher]:
     """Return llmux as a middleware for an application of your own, and its switcher.
 
-    Put ``front.middleware()`` among the application's middlewares, call ``switcher.start()`` when it starts and
-    await ``switcher.stop()`` when it ends.
+    Put ``front.middleware()`` among the application's middlewares, call ``switcher.start()`` when it starts, and
+    await ``switcher.stop()`` when it shuts down (``on_shutdown``: before aiohttp waits for the handlers).
+
+    Raises PolicyLoadError.
     """
     forwarder = Forwarder()
-    switcher = Switcher(config, on_sleep=forwarder.discard_idle)
+    switcher = Switcher(config, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
     return Front(switcher, forwarder), switcher
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import StreamReader, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from llmux.app import FRONT, build_app
 from llmux.config import Config
-from llmux.errors import BadRequestError, LLMuxError, RequestError
+from llmux.errors import BadRequestError, ConfigError, LLMuxError, RequestError
 from llmux.middleware import Front
 from llmux.middleware.identity import request_id
 from llmux.observability.notices import EventLog
@@ -31,10 +31,6 @@ from llmux.runtime import Switcher
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
 BACKLOG = 4096
 LINGER = 1.0  # seconds to read on after an answer that came before the end of the request's body
-
-
-class InternalError(RequestError):
-    """A mistake in llmux itself."""
 
 
 class Connection(RequestHandler):
@@ -55,20 +51,22 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Answer malformed HTTP (400) and mistakes of llmux (500)."""
         error: RequestError
-        if status == InternalError.status:
-            self._event_log.emit("internal_error", error=repr(exc), exc_info=exc)
-            error = InternalError("llmux made a mistake; its log says more.")
-        else:
+        if isinstance(exc, ConnectionError):  # the client has left; whoever noticed has told it
+            raise exc
+        if status == BadRequestError.status:
             reason = str(message or "").strip().partition("\n")[0].rstrip(":") or "malformed HTTP"
             self._event_log.emit("malformed_request", client=request.remote, error=reason)
             error = BadRequestError(f"Malformed HTTP: {reason}", code="malformed_request")
+        else:
+            self._event_log.emit("internal_error", error=repr(exc), exc_info=exc)
+            error = RequestError("llmux made a mistake; its log says more.")
         if request.writer.output_size > 0:
             raise ConnectionResetError("the answer is under way already")
         headers = [
             ("X-Request-ID", request_id(request.headers.get("X-Request-ID"))),
             ("X-LLMux-Queue-Seconds", "0.000"),
         ]
-        response = error_response(error, anthropic="/v1/messages" in request.path, headers=headers)
+        response = error_response(error, anthropic=False, headers=headers)
         response.force_close()
         return response
 
@@ -76,13 +74,16 @@ class Connection(RequestHandler):
         """Tell the reader of a body at once when its framing breaks in the middle."""
         before = len(self._messages)
         super().data_received(data)
-        current = self._current_request
-        if current is None or len(self._messages) == before or not self._messages:
+        if len(self._messages) == before or not isinstance(self._messages[-1][0], _ErrInfo):
             return
-        failure = getattr(self._messages[-1][0], "exc", None)
-        payload = current.content
-        if failure is not None and isinstance(payload, StreamReader) and not payload.is_eof():
+        current = self._current_request
+        payload = self._messages[-2][1] if before else current.content if current is not None else None
+        if isinstance(payload, StreamReader) and not payload.is_eof():
+            # The answer to that request says what was wrong, and is the last one on this connection.
+            self._messages.pop()
+            self._close = True
             payload.set_exception(BadRequestError("The body's framing is broken.", code="incomplete_body"))
+            payload.feed_eof()
 
 
 class Server(web.Server):
@@ -102,8 +103,9 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+        front = self.app.get(FRONT)
         return Server(
-            made.request_handler,
+            made.request_handler if front is None else front.server_handler(made.request_handler),
             request_factory=made.request_factory,
             handler_cancellation=True,
             auto_decompress=False,
@@ -121,7 +123,7 @@ class Process:
     def __init__(
         self, config: Config, read: Callable[[], Config], announce: Callable[[str, Config], None]
     ) -> None:
-        self._config = config
+        self._config = config  # of the start: what a reload cannot change
         self._read = read
         self._announce = announce
         self._log = EventLog(base_url=f"http://127.0.0.1:{config.port}")
@@ -129,9 +131,14 @@ class Process:
         self._at_once = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until a signal says to stop. Raises OSError when the address cannot be had, LLMuxError."""
+        """Serve until a signal says to stop. Raises LLMuxError when the address or the state file cannot be had."""
         config = self._config
-        listener = _listen(config.host, config.port)
+        try:
+            listener = _listen(config.host, config.port)
+        except OSError as error:
+            where = f"{_bracketed(config.host)}:{config.port}"
+            why = error.strerror or error
+            raise ConfigError(f"cannot listen on {where}: {why}; choose another with -p PORT") from error
         with contextlib.closing(listener):
             host, port = listener.getsockname()[:2]
             self._log.base_url = f"http://{_bracketed(host)}:{port}"
@@ -145,7 +152,7 @@ class Process:
             self._listen_to_signals(switcher, front)
             runner = Runner(app, self._log)
             try:
-                await runner.setup()
+                await _set_up(runner, path)
                 await web.SockSite(runner, listener, backlog=BACKLOG).start()
                 self._started(host, port)
                 await self._until_stopped(switcher)
@@ -181,7 +188,8 @@ class Process:
 
     async def _clean_up(self, runner: Runner) -> None:
         # What is still connected has had its grace.
-        runner._shutdown_timeout = 0.0 if self._at_once.is_set() else 1.0  # noqa: SLF001
+        # (For aiohttp 0 means for ever.)
+        runner._shutdown_timeout = 0.01 if self._at_once.is_set() else 1.0  # noqa: SLF001
         await runner.cleanup()
 
     def _listen_to_signals(self, switcher: Switcher, front: Front) -> None:
@@ -202,12 +210,13 @@ class Process:
             switcher.last_reload_error = str(error)
             self._log.emit("config_rejected", error=str(error))
             return
-        for setting in ("host", "port", "state"):
-            if getattr(config, setting) != getattr(self._config, setting):
-                self._log.emit("restart_needed", setting=setting)
-        switcher.last_reload_error = None
-        self._config = config
         front.configure(config)
+        for setting in ("host", "port", "state_path", "log_level", "log_format"):
+            if getattr(config, setting) != getattr(self._config, setting):
+                self._log.emit("restart_needed", setting=setting.removesuffix("_path"))
+        for warning in config.warnings:
+            self._log.emit("config_warning", warning=warning)
+        switcher.last_reload_error = None
         self._log.emit("config_reloaded", models=list(config.models), policy=config.policy.use)
 
 
@@ -223,6 +232,14 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+async def _set_up(runner: web.AppRunner, state: Path | None) -> None:
+    try:
+        await runner.setup()
+    except OSError as error:  # the only file that is opened there
+        why = error.strerror or error
+        raise ConfigError(f"{state} cannot be used: {why}; give another file, or null for none", path="state") from error
 
 
 def _bracketed(host: str) -> str:

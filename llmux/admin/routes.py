@@ -9,15 +9,19 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
+from llmux.admin.page import PAGE
 from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
 from llmux.errors import BadRequestError, ConflictError
+from llmux.extract import BodyBudget, BodyLimits, read_body
 from llmux.middleware.endpoint import unknown_model
+from llmux.middleware.front import HEADERS
 from llmux.runtime import Switcher
 from llmux.runtime.status import health, model_entry, model_list, status
 
 BEAT = 1.0  # seconds
+_LARGEST = 64 * 1024  # bytes of an operator's request
 
 
 class Admin:
@@ -26,6 +30,8 @@ class Admin:
     def __init__(self, switcher: Switcher) -> None:
         self._switcher = switcher
         self._beaten = time.monotonic()
+        self._stalled = 0.0  # seconds, as of the last beat
+        self._bodies = BodyBudget(64 * _LARGEST)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for ``app.add_routes``."""
@@ -38,6 +44,7 @@ class Admin:
             web.get("/metrics", self.metrics),
             web.get("/llmux/status", self.status),
             web.get("/llmux/events", self.events),
+            web.get("/llmux/ui", self.page),
             web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
             web.post("/llmux/models/{model:.+}/sleep", self._on_model(self._sleep)),
             web.post("/llmux/models/{model:.+}/pin", self._on_model(self._pin)),
@@ -48,8 +55,12 @@ class Admin:
         ]
 
     def beat(self) -> None:
-        """Note that the event loop runs."""
-        self._beaten = time.monotonic()
+        """Note that the event loop runs, and whether it had stood still."""
+        now = time.monotonic()
+        self._stalled = max(0.0, now - self._beaten - BEAT)
+        self._beaten = now
+        if self._stalled > BEAT:
+            self._switcher.log.emit("loop_stalled", secs=round(self._stalled, 1))
 
     # ---- looking
 
@@ -64,11 +75,15 @@ class Admin:
     async def model(self, request: web.Request) -> web.Response:
         """Show one model, by its name or an alias."""
         name = request.match_info["model"]
-        return web.json_response(model_entry(name, self._switcher.core.state.models[self._known(name)]))
+        model = self._known(name)
+        aliases = self._switcher.config.models[model].aliases
+        return web.json_response(model_entry(name, self._switcher.core.state.models[model], aliases=aliases))
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say whether everything that is due is done: 200 or 503."""
-        ok, body = health(self._switcher, max(0.0, time.monotonic() - self._beaten - BEAT))
+        # Who asked while the loop stood still is answered after the beat that noticed it.
+        stalled = max(self._stalled, time.monotonic() - self._beaten - BEAT)
+        ok, body = health(self._switcher, stalled)
         return web.json_response(body, status=200 if ok else 503)
 
     async def ready(self, _request: web.Request) -> web.Response:
@@ -92,12 +107,20 @@ class Admin:
             hdrs.CONTENT_TYPE: "text/event-stream",
             hdrs.CACHE_CONTROL: "no-cache",
             "X-Accel-Buffering": "no",
-            "X-Request-ID": request.get("llmux_request_id", ""),
-            "X-LLMux-Queue-Seconds": "0.000",
+            **dict(request.get(HEADERS, ())),
         }
         response = web.StreamResponse(headers=headers)
-        await EventStream(self._switcher).serve(request, response)
+        if request.method != hdrs.METH_HEAD:
+            await EventStream(self._switcher).serve(request, response)
         return response
+
+    async def page(self, _request: web.Request) -> web.Response:
+        """Show the status to people."""
+        return web.Response(
+            text=PAGE,
+            content_type="text/html",
+            headers={"Content-Security-Policy": "default-src 'self' 'unsafe-inline'", "X-Frame-Options": "DENY"},
+        )
 
     # ---- operating
 
@@ -106,7 +129,7 @@ class Admin:
     ) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handler(request: web.Request) -> web.Response:
             model = self._known(request.match_info["model"])
-            switch = await act(model, await _options(request))
+            switch = await act(model, await self._options(request))
             state = self._switcher.core.state.models.get(model)
             phase = state.phase.value if state is not None else None
             return web.json_response({"model": model, "switch": switch, "phase": phase}, status=202)
@@ -140,7 +163,7 @@ class Admin:
 
     async def lease(self, request: web.Request) -> web.Response:
         """Lend the GPU to a foreign job: everything sleeps until it ends."""
-        options = await _options(request)
+        options = await self._options(request)
         _refuse_unknown(options, {"for", "reason"})
         until = self._until(options)
         answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, until=until))
@@ -170,18 +193,19 @@ class Admin:
             raise unknown_model(name, names)
         return model
 
-
-async def _options(request: web.Request) -> dict[str, Any]:
-    text = await request.text()
-    if not text.strip():
-        return {}
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise BadRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(options, dict):
-        raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
-    return options
+    async def _options(self, request: web.Request) -> dict[str, Any]:
+        limits = BodyLimits(_LARGEST, self._bodies.max_buffered, self._switcher.config.body_idle_timeout)
+        with await read_body(request, limits, self._bodies) as body:
+            data = b"".join(body)
+        if not data.strip():
+            return {}
+        try:
+            options = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+        if not isinstance(options, dict):
+            raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
+        return options
 
 
 def _refuse_unknown(options: dict[str, Any], known: set[str]) -> None:

@@ -32,7 +32,7 @@ class EventStream:
 
     def take(self, effect: Effect) -> None:
         """Queue an effect if it is news; never waits."""
-        event = describe(effect)
+        event = describe(effect, base_url=self._switcher.log.base_url)
         if event is None or event.name in QUIET:
             return
         if len(self._events) >= BACKLOG:
@@ -44,9 +44,9 @@ class EventStream:
     async def serve(self, request: web.Request, response: web.StreamResponse) -> None:
         """Write events until the client leaves or llmux stops."""
         await response.prepare(request)
-        await response.write(sse("status", status(self._switcher)))
         unsubscribe = self._switcher.subscribe(self.take)
         try:
+            await response.write(sse("status", status(self._switcher)))
             while not self._switcher.stopped.is_set():
                 try:
                     async with asyncio.timeout(HEARTBEAT):

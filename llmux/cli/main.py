@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import simulate
+from llmux.cli import hooks, simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration file, YAML or JSON.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file, YAML or JSON [default: config.yaml].")]
 PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
 DEFAULT_CONFIG = Path("config.yaml")
@@ -47,7 +48,7 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = None,
     port: PortOption = None,
     verbose: VerboseOption = False,
     version: Annotated[  # noqa: ARG001 - its callback does it
@@ -55,22 +56,31 @@ def _root(
     ] = False,
 ) -> None:
     """One GPU, many models, one OpenAI- and Anthropic-compatible endpoint."""
+    context.obj = (config, port, verbose)
     if context.invoked_subcommand is None:
-        _serve(config, port, verbose=verbose)
+        _serve(config or DEFAULT_CONFIG, port, verbose=verbose)
 
 
 @app.command()
-def serve(config: ConfigOption = DEFAULT_CONFIG, port: PortOption = None, verbose: VerboseOption = False) -> None:
+def serve(
+    context: typer.Context, config: ConfigOption = None, port: PortOption = None, verbose: VerboseOption = False
+) -> None:
     """Run llmux until TERM or INT; HUP reads the configuration again."""
-    _serve(config, port, verbose=verbose)
+    before = context.obj  # `llmux -c FILE serve` means the same as `llmux serve -c FILE`
+    _serve(config or before[0] or DEFAULT_CONFIG, before[1] if port is None else port, verbose=verbose or before[2])
 
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="Configuration file, YAML or JSON.")] = DEFAULT_CONFIG,
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="Configuration file, YAML or JSON.", show_default="config.yaml")
+    ] = None,
+    given: Annotated[Path | None, typer.Option("--config", "-c", hidden=True)] = None,
 ) -> None:
     """Check a configuration, its policy included; say what it means, or what is wrong with it."""
-    config = _load(file, None)
+    file = file or given or context.obj[0] or DEFAULT_CONFIG
+    config = _load(file, context.obj[1])
     try:
         load_policy(config.policy.use, config.policy.options, config.folder)
     except LLMuxError as error:
@@ -89,6 +99,7 @@ def schema() -> None:
 
 
 app.command("simulate")(simulate.run)
+app.add_typer(hooks.app, name="hooks")
 
 
 def summary(config: Config) -> str:
@@ -136,11 +147,6 @@ def _serve(file: Path, port: int | None, *, verbose: bool) -> None:
     except LLMuxError as error:
         handler.flush()
         _fail(str(error))
-    except OSError as error:
-        handler.flush()
-        _fail(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; choose another with -p PORT"
-        )
     finally:
         handler.close()
 
@@ -155,4 +161,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="llmux")
+    try:
+        app(prog_name="llmux")
+    except BrokenPipeError:  # `llmux schema | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
@@ -84,9 +85,16 @@ def _secret(value: SecretStr) -> SecretStr:
 
 
 def _origin(value: str) -> str:
-    if value != "*" and not _ORIGIN.match(value):
+    if value not in {"*", "null"} and not (_ORIGIN.match(value) and _has_port_or_none(value)):
         raise ValueError(f"{value!r} is no origin; write scheme and host as http://localhost:5173, or *")
     return value.lower()
+
+
+def _has_port_or_none(origin: str) -> bool:
+    try:
+        return bool(urlsplit(origin).hostname) and urlsplit(origin).port != 0
+    except ValueError:
+        return False
 
 
 def _host(value: str) -> str:

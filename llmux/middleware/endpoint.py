@@ -7,28 +7,29 @@ import functools
 from collections.abc import Iterable
 from urllib.parse import quote_plus, unquote_plus
 
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
-from llmux.errors import EngineError, UnknownModelError
+from llmux.errors import BadRequestError, EngineError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body
 from llmux.middleware.paths import Kind, Route
-from llmux.proxy import Exchange, Forwarder
+from llmux.proxy import ClientGoneError, Exchange, Forwarder
 from llmux.runtime import Switcher, Ticket
 from llmux.upstream import EngineAddress, EngineRefusedError
 
-GONE_POLL = 1.0  # seconds; only where aiohttp does not tell that a client has left
+GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
 
 class Passage:
     """One request and what became of it; the caller reads it when ``Endpoint.serve`` is done."""
 
-    __slots__ = ("drop_header", "exchange", "headers", "model", "request_id", "route", "ticket")
+    __slots__ = ("drop_header", "exchange", "headers", "model", "request_id", "route", "ticket", "told_to_send")
 
-    def __init__(self, request_id: str, route: Route) -> None:
+    def __init__(self, request_id: str, route: Route, *, told_to_send: bool = True) -> None:
         self.request_id = request_id
         self.route = route
+        self.told_to_send = told_to_send  # False: a client that expects it is still to be told `100 Continue`
         self.drop_header: bytes | None = None  # the credential that was meant for llmux
         self.headers: list[tuple[str, str]] = []
         self.model: str | None = None
@@ -41,28 +42,65 @@ class Passage:
         return self.ticket.waited if self.ticket is not None else 0.0
 
 
+class Watch:
+    """Cancels the handler of a client that has left, in a server that does not do so by itself."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        self._timer = self._loop.call_later(GONE_POLL, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._request.transport is not None:
+            self.__enter__()
+        elif self._task is not None:
+            self._task.cancel()
+
+
 class Endpoint:
     """Serves the requests that name a model."""
 
     def __init__(self, switcher: Switcher, forwarder: Forwarder) -> None:
         self._switcher = switcher
         self._forwarder = forwarder
-        self.configure(switcher.config)
         self._budget = BodyBudget(switcher.config.max_buffered)
+        self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
+        self._budget.max_buffered = config.max_buffered
 
     async def serve(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         """Read the request, wait for its model, relay the answer.
 
         Raises a RequestError for what is refused, ClientGoneError when the client went away.
         """
+        protocol = request.protocol
+        manager = protocol._manager  # noqa: SLF001 - it alone knows; None: the client has left already
+        if manager is None:
+            raise ClientGoneError("The client has left.")
+        if manager.handler_cancellation:
+            return await self._serve(request, passage)
+        with Watch(request):
+            return await self._serve(request, passage)
+
+    async def _serve(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         route = passage.route
         if not request.can_read_body:
             return await self._with_body(request, passage, None, _named(route, None))
+        expects = request.headers.get(hdrs.EXPECT)
+        if expects is not None:
+            _meet(expects, request, passage)
         with await read_body(request, self._limits, self._budget) as body:
             return await self._with_body(request, passage, body, _named(route, body))
 
@@ -77,7 +115,7 @@ class Endpoint:
         ticket = passage.ticket = switcher.enter(model)
         try:
             while True:
-                admission = ticket.admission or await self._admission(request, ticket)
+                admission = ticket.admission or await switcher.admission(ticket)
                 try:
                     return await self._attempt(request, passage, admission, body)
                 except EngineRefusedError:
@@ -87,19 +125,6 @@ class Endpoint:
                     switcher.give_back(ticket, switcher.activity(admission))
         finally:
             switcher.leave(ticket)
-
-    async def _admission(self, request: web.Request, ticket: Ticket) -> Admit:
-        if request.protocol._manager is None or request.protocol._manager.handler_cancellation:  # noqa: SLF001
-            return await self._switcher.admission(ticket)
-        # In a server that does not cancel the handlers of clients that have left, ask now and then.
-        waiting = asyncio.ensure_future(self._switcher.admission(ticket))
-        try:
-            while not (await asyncio.wait({waiting}, timeout=GONE_POLL))[0]:
-                if request.transport is None:
-                    raise ConnectionResetError("the client has left")
-            return waiting.result()
-        finally:
-            waiting.cancel()
 
     async def _attempt(
         self, request: web.Request, passage: Passage, admission: Admit, body: Body | None
@@ -137,6 +162,14 @@ class Endpoint:
         if exchange.broken is not None and exchange.cut_off is None:
             self._switcher.suspect(admission.model, refused=False)
         return response
+
+
+def _meet(expects: str, request: web.Request, passage: Passage) -> None:
+    """Tell a client that waits for it to send its body, now that its path and key are in order."""
+    if expects.strip().lower() != "100-continue":
+        raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
+    if not passage.told_to_send and request.transport is not None and request.version >= HttpVersion11:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def unknown_model(name: str, names: Iterable[str]) -> UnknownModelError:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from llmux.config.forward import DEFAULT_FORWARD
+from llmux.config.forward import DEFAULT_FORWARD, glob_expression
 from llmux.middleware.denied import denied
 
 _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)
@@ -70,24 +70,6 @@ class _MalformedError(ValueError):
 
 class _AmbiguousError(ValueError):
     pass
-
-
-def glob_expression(glob: str) -> str:
-    """Return the regular expression of a ``forward`` glob; ValueError when it cannot be one.
-
-    ``*`` stays within one segment, ``**`` (a whole segment) is any depth, none included.
-    """
-    if not glob.startswith("/"):
-        raise ValueError(f"{glob!r} does not begin with a slash")
-    parts = []
-    for segment in glob.split("/")[1:]:
-        if segment == "**":
-            parts.append("(?:/[^/]+)*")
-        elif "**" in segment:
-            raise ValueError(f"{glob!r}: ** stands for whole segments")
-        else:
-            parts.append("/" + "[^/]*".join(re.escape(piece) for piece in segment.split("*")))
-    return "".join(parts)
 
 
 def _decode_once(path: str) -> str:
