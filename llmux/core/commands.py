@@ -71,7 +71,7 @@ def reset(s: State, event: ResetRequested) -> None:
     if model.phase is Phase.LOST and model.in_flight:
         _refuse(s, event.ticket, f"{len(model.in_flight)} requests of {model.name!r} have not ended yet")
         return
-    forget_failures(s, model)
+    forget_failures(model)
     if model.phase in (Phase.LOST, Phase.FAULTED):
         s.move(model, Phase.ASLEEP)
         retirement.fell_asleep(s, model)
@@ -80,14 +80,12 @@ def reset(s: State, event: ResetRequested) -> None:
     _accept(s, event.ticket, None)
 
 
-def forget_failures(s: State, model: Model) -> None:
+def forget_failures(model: Model) -> None:
     """Clear both backoffs, and the errors that led there."""
     model.wake_backoff.clear()
     model.sleep_backoff.clear()
     model.missed = 0
     model.last_error = ""
-    s.agenda.cancel(("wake backoff", model.name))
-    s.agenda.cancel(("sleep backoff", model.name))
 
 
 def pin(s: State, event: PinChanged) -> None:
@@ -136,7 +134,7 @@ def lease(s: State, event: LeaseChanged) -> None:
         _refuse(s, event.ticket, "llmux is stopping")
         return
     set_lease(s, leased=event.leased, until=event.until)
-    if event.leased and s.switch is None and s.ready:
+    if event.leased and s.switch is None:
         leaving = tuple(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED))
         if leaving:
             switching.begin(s, None, leaving, "lease")

@@ -18,7 +18,8 @@ Who does what, from the bottom up:
 - ``probing``      adoption at the start, ``alive`` while awake, engines that are lost;
 - ``switching``    one switch: drain, sleep, wake, and its three endings;
 - ``deciding``     what to begin while no switch is under way: errands, the overdue, the policy, the idle;
-- ``commands``, ``reloading``, ``stopping``   operators, new configurations, the end.
+- ``commands``, ``reloading``, ``stopping``   operators, new configurations, the end;
+- ``diagnosis``, ``story``   what is due and not done; what has happened, as a test that can be run.
 
 After every event the core *settles*: while no switch is under way it begins what is due next. At most one switch
 is under way at any time, its target never changes, and everything that leaves has drained before the first

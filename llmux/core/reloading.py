@@ -31,7 +31,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
         model.order = order
         if spec != model.spec:
             model.spec = spec
-            commands.forget_failures(s, model)
+            commands.forget_failures(model)
         model.removed = False
         s.models[spec.name] = model
     s.models = dict(sorted(s.models.items(), key=lambda item: (item[1].removed, item[1].order)))

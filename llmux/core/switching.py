@@ -186,7 +186,6 @@ def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> N
         return
     switch.error = f"wake {detail}"
     switch.stage = Stage.CLEANUP
-    model.wanted = False
     probing.wake_failed(s, model, detail)
     if model.in_flight:
         # It was lost with answers still running: they end before anything is done to it.
@@ -215,7 +214,6 @@ def _fail(s: State, switch: Switch) -> None:
     if target is not None and switch.stage is Stage.SLEEPING and target.phase is not Phase.AWAKE:
         message = f"model {target.name!r} cannot be woken: {switch.error}"
         retry_after = max((m.sleep_backoff.remaining(s.now) for m in switch.leaving), default=0.0)
-        target.wanted = False
         admission.reject_waiters(s, target, (Refusal.SLEEP_FAILED, message, retry_after))
 
 

@@ -338,3 +338,49 @@ def test_reload_before_the_start_asks_nobody_yet() -> None:
         at(0.2, ev.HookFinished(1, ok=False)),
         at(0.3, ev.HookFinished(2, ok=False), fx.Ready(()), fx.ModelRemoved("a")),
     )
+
+
+def test_model_that_is_not_found_wakes_under_what_a_reload_brought_meanwhile() -> None:
+    play = unstarted(*models("a", definition="old"))
+    play(
+        at(0.0, ev.Started(), fx.RunHook(1, "a", HookKind.ALIVE, "old")),
+        at(0.1, ev.ConfigReplaced(models("a", definition="new"), Rules(), ANY)),
+        at(0.2, ev.HookFinished(1, ok=False), fx.Ready(())),
+    )
+    assert play.core.state.models["a"].running.definition == "new"
+
+
+def test_model_that_a_reload_brings_while_another_sleeps_is_extra_beside_it() -> None:
+    play = given(models("a"), awake=["a"])
+    play(
+        at(
+            1.0,
+            ev.SleepRequested("a", 1),
+            fx.SwitchStarted(1, ("a",), None, "requested"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.Answer(1, True, switch=1),
+        ),
+        at(2.0, ev.ConfigReplaced(models("a", "b"), Rules(), ANY), fx.RunHook(3, "b", HookKind.ALIVE, None)),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.ModelActivated("b", 0, (), None),
+            fx.RecordHolders(frozenset({"a", "b"})),
+        ),
+        at(
+            4.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
+        ),
+        at(
+            5.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("a", 1, (), None),
+            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
+            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
+            fx.SwitchEnded(1, ("a",), None, "failure", 4.0, 0.0, None, None),
+        ),
+    )

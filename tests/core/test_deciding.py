@@ -424,3 +424,14 @@ def test_waiter_whose_model_has_no_room_any_more_under_its_new_definition_is_tur
             fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", None, 4.0),
         ),
     )
+
+
+def test_model_that_answers_for_longer_than_its_idle_sleep_is_not_idle() -> None:
+    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(10.0, ev.DeadlineReached()),
+        at(20.0, ev.EngineLost("b")),
+        at(30.0, ev.RequestFinished(1)),
+    )
+    assert play.core.next_deadline() == 40.0
