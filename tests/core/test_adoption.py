@@ -310,10 +310,12 @@ def test_model_that_a_reload_brings_during_a_switch_is_extra_beside_its_target()
             fx.ModelActivated("c", 0, (), None),
             fx.RecordHolders(frozenset({"a", "c"})),
         ),
+        at(3.5, ev.RequestArrived(4, "c"), fx.RequestQueued(4, "c", 2)),
         at(
             4.0,
             ev.RequestAbandoned(2),
             fx.Admit(3, "c", None, 1, False, 1.5),
+            fx.Admit(4, "c", None, 1, False, 0.5),
             fx.SwitchEnded(1, ("a",), "b", "abandoned", 3.0, 3.0, None, None),
         ),
     )

@@ -349,3 +349,9 @@ def test_pin_of_a_third_model_leaves_a_switch_alone() -> None:
         ),
         at(6.0, ev.PinChanged("b", 3, pinned=False), fx.PinSet("b", False, None), fx.Answer(3, True)),
     )
+
+
+def test_end_of_a_pin_wakes_nobody() -> None:
+    given(models("a"))(
+        at(1.0, ev.PinChanged("a", 1, pinned=False), fx.PinSet("a", False, None), fx.Answer(1, True))
+    )

@@ -176,3 +176,29 @@ def test_sleep_on_exit_cleans_up_after_a_wake_that_was_ended() -> None:
             fx.Stopped(),
         ),
     )
+
+
+def test_sleep_on_exit_whose_stop_fails_too_leaves_things_as_they_are() -> None:
+    play = given(models("a", stop=True), awake=["a"], sleep_on_exit=True)
+    play(
+        at(
+            1.0,
+            ev.ShutdownRequested(),
+            fx.SwitchStarted(1, ("a",), None, "stopping"),
+            fx.SwitchDrained(1, ("a",), None, 0.0),
+            fx.ModelDeactivated("a", 1.0),
+            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            2.0,
+            ev.HookFinished(2, ok=False),
+            fx.SleepHookFailed("a", None, "sleep failed"),
+            fx.RunHook(3, "a", HookKind.STOP, None, switch=1, sources=("a",)),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=False),
+            fx.SwitchEnded(1, ("a",), None, "abandoned", 2.0, 0.0, None, None),
+            fx.Stopped(),
+        ),
+    )
