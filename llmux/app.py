@@ -35,9 +35,7 @@ def build_app(
     """
     forwarder = Forwarder()
     log = log or EventLog(base_url=f"http://127.0.0.1:{config.port}")
-    switcher = Switcher(
-        config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close
-    )
+    switcher = Switcher(config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
     switcher.metrics = Metrics(switcher.gauges, models=config.models)
     front = Front(switcher, forwarder, own=True)
     admin = Admin(switcher)

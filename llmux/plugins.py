@@ -59,6 +59,12 @@ def comes_from_file(use: str) -> bool:
     return place.endswith(".py") or "/" in place
 
 
+def file_of(use: str, folder: Path) -> Path | None:
+    """Return the user's file that ``use`` names, None when it names no file."""
+    place = use.rpartition(":")[0] or use
+    return folder / Path(place).expanduser() if comes_from_file(use) else None
+
+
 def load_class(use: str, folder: Path) -> type:
     """Return the policy class that ``use`` names.
 

@@ -19,7 +19,7 @@ from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
 from llmux.observability.log import configure
 from llmux.plugins import load_policy
-from llmux.server import Process
+from llmux.process import Process
 from llmux.version import __version__
 
 FAILURE = 1
@@ -33,7 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file, YAML or JSON [default: config.yaml].")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration file [default: config.yaml].")
+]
 PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
 DEFAULT_CONFIG = Path("config.yaml")
@@ -66,8 +68,9 @@ def serve(
     context: typer.Context, config: ConfigOption = None, port: PortOption = None, verbose: VerboseOption = False
 ) -> None:
     """Run llmux until TERM or INT; HUP reads the configuration again."""
-    before = context.obj  # `llmux -c FILE serve` means the same as `llmux serve -c FILE`
-    _serve(config or before[0] or DEFAULT_CONFIG, before[1] if port is None else port, verbose=verbose or before[2])
+    # `llmux -c FILE serve` means the same as `llmux serve -c FILE`.
+    file, root_port, root_verbose = context.obj
+    _serve(config or file or DEFAULT_CONFIG, root_port if port is None else port, verbose=verbose or root_verbose)
 
 
 @app.command()

@@ -99,6 +99,9 @@ class Config(Section):
     insecure: bool = Field(
         default=False, description="Listen beyond this machine without `api_keys`, and do not warn."
     )
+    watch: bool = Field(
+        default=True, description="Read the configuration again when its file, or the policy's, changes."
+    )
     access_log: bool = Field(default=False, description="One log line per request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log lines to write."

@@ -20,6 +20,9 @@ UNBLOCKED = frozenset({Phase.UNKNOWN, Phase.WAKING, Phase.AWAKE})
 
 Block = tuple[Refusal, str, float | None]
 
+OPEN_END = 60.0  # seconds: of a pin or lease without an end nobody knows when it is worth to come back
+RESTART = 5.0  # seconds until another llmux may be there
+
 
 def arrived(s: State, event: RequestArrived) -> None:
     """Admit, queue or reject a request that has just arrived."""
@@ -147,9 +150,9 @@ def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
 def blocked(s: State, model: Model) -> Block | None:
     """Say why a model's requests cannot even wait, or None."""
     if s.stopping:
-        return Refusal.STOPPING, "llmux is stopping", None
+        return Refusal.STOPPING, "llmux is stopping", RESTART
     if s.leased:
-        left = None if s.leased_until is None else max(0.0, s.leased_until - s.now)
+        left = time_left(s, s.leased_until)
         return Refusal.LEASED, "the GPU is leased to another job", left
     if model.removed:
         return removed(model)
@@ -168,6 +171,11 @@ def _failing(s: State, model: Model) -> Block | None:
     return None
 
 
+def time_left(s: State, until: float | None) -> float:
+    """Return how long a pin or lease still lasts, in seconds."""
+    return OPEN_END if until is None else max(0.0, until - s.now)
+
+
 def removed(model: Model) -> Block:
     """Say that a model is no longer configured."""
     message = f"model {model.name!r} not found: it was removed from the configuration"
@@ -179,7 +187,7 @@ def obstacle(s: State, model: Model) -> Block:
     obstacles = immovable(s, model).values()
     pinned = next((other for other in obstacles if other.pinned), None)
     if pinned is not None:
-        left = None if pinned.pinned_until is None else max(0.0, pinned.pinned_until - s.now)
+        left = time_left(s, pinned.pinned_until)
         return Refusal.PINNED, f"model {pinned.name!r} is pinned", left
     worst = max(obstacles, key=lambda other: other.sleep_backoff.until)
     left = worst.sleep_backoff.remaining(s.now)

@@ -152,7 +152,7 @@ def set_lease(s: State, *, leased: bool, until: float | None) -> None:
     s.errands = True
     s.out.append(LeaseSet(leased, s.leased_until))
     if leased:
-        left = None if until is None else until - s.now
+        left = admission.time_left(s, until)
         for model in s.models.values():
             admission.reject_waiters(s, model, (Refusal.LEASED, "the GPU is leased to another job", left))
         if s.switch is not None and s.switch.target is not None:

@@ -17,7 +17,7 @@ def requested(s: State) -> None:
     s.stopping = True
     s.errands = True
     for model in s.models.values():
-        admission.reject_waiters(s, model, (Refusal.STOPPING, "llmux is stopping", None))
+        admission.reject_waiters(s, model, (Refusal.STOPPING, "llmux is stopping", admission.RESTART))
         for timer in MODEL_TIMERS:
             s.agenda.cancel((timer, model.name))
     for run in list(s.hooks.values()):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
@@ -61,7 +63,10 @@ class Front:
 
     def configure(self, config: Config) -> None:
         """Take over a configuration: names, paths, origins, keys, limits."""
-        paths, origins = ForwardedPaths(config.forward, config.names), Origins(config.cors, port=self.port)
+        paths, origins = (
+            ForwardedPaths(config.forward, config.names),
+            Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname())),
+        )
         self._paths, self._origins = paths, origins
         admin = config.admin_key.get_secret_value() if config.admin_key is not None else None
         self._keys = Keys((key.get_secret_value() for key in config.api_keys), admin)
@@ -77,7 +82,7 @@ class Front:
 
         return llmux
 
-    def server_handler(self, application: Handler) -> Handler:
+    def server_handler(self, application: Handler) -> Callable[[Any], Awaitable[web.StreamResponse]]:
         """Return the handler for a server of llmux's own: only llmux's own paths go through the application.
 
         For the others its routes have nothing to say, and to find that out takes a seventh of the time that
@@ -171,9 +176,7 @@ class Front:
         headers = [*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")]
         return error_response(error, anthropic=anthropic, headers=headers)
 
-    def _translate(
-        self, request: web.Request, passage: Passage, error: web.HTTPException
-    ) -> web.StreamResponse:
+    def _translate(self, request: web.Request, passage: Passage, error: web.HTTPException) -> web.StreamResponse:
         """Put what aiohttp or a handler raised into the envelope; what is no error stays as it is."""
         if isinstance(error, web.HTTPNotFound):
             return self._refuse(request, passage, PathRefusedError("llmux has nothing here.", code="not_found"))

@@ -5,12 +5,14 @@ could talk to the llmux on that user's machine. So a request with an ``Origin`` 
 llmux's own or in ``cors``; one without (curl, the SDKs) is none of this module's business.
 
 llmux's own: the page came from the address that the request is sent to (same host and port as its ``Host``
-header, under http or https: a proxy in front may end TLS), or from a loopback name on llmux's own port.
+header, under http or https: a proxy in front may end TLS), where that is an IP address, ``localhost`` or a name
+of this machine; or from a loopback name on llmux's own port. A proxy's public name belongs into ``cors``.
 ``null`` (files, sandboxed frames) is refused unless it is listed; ``*`` in ``cors`` admits every page.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -92,8 +94,10 @@ def check_cors_entry(entry: str) -> str:
 class Origins:
     """The origins that may use llmux. Made anew when the configuration changes."""
 
-    def __init__(self, cors: Iterable[str] = (), *, port: int | None = None) -> None:
-        """``cors`` as configured, ``port`` the one that llmux listens on."""
+    def __init__(self, cors: Iterable[str] = (), *, port: int | None = None, hosts: Iterable[str] = ()) -> None:
+        """``cors`` as configured, ``port`` the one that llmux listens on, ``hosts`` the names of this machine."""
+        names = {host.lower().rstrip(".") for host in hosts}
+        self._hosts = names | {f"{name}.local" for name in names}
         entries = frozenset(check_cors_entry(entry) for entry in cors)
         self._any = "*" in entries
         own = [f"{name}:{port}" for name in _LOOPBACK] if port is not None else []
@@ -109,7 +113,7 @@ class Origins:
                 headers={"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED},
             )
         form = origin if origin == "null" else canonical(origin)
-        if form and (form in self._listed or _same_host(form, host)):
+        if form and (form in self._listed or self._same_host(form, host)):
             return Verdict(
                 allowed=True,
                 headers={
@@ -149,10 +153,21 @@ class Origins:
             answer["Access-Control-Allow-Private-Network"] = "true"
         return Answer(204, answer)
 
+    def _same_host(self, form: str, host: str | None) -> bool:
+        """Whether a canonical origin is the host that the request is sent to, and that host is this machine.
 
-def _same_host(form: str, host: str | None) -> bool:
-    """Whether a canonical origin is the host that the request is sent to."""
-    if not host:
+        A name that is not known to be this machine's may be an attacker's that points here (DNS rebinding).
+        """
+        scheme = form.partition("://")[0]
+        if not host or scheme not in _DEFAULT_PORTS or canonical(f"{scheme}://{host}") != form:
+            return False
+        name = urlsplit(form).hostname or ""
+        return name in self._hosts or name == "localhost" or name.endswith(".localhost") or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
         return False
-    scheme = form.partition("://")[0]
-    return scheme in _DEFAULT_PORTS and canonical(f"{scheme}://{host}") == form
+    return True

@@ -170,11 +170,12 @@ class ForwardedPaths:
         path = normalize(raw_path)
         if path.startswith(_UPSTREAM):
             return self._upstream(raw_path, path, reading=reading)
-        if _OWN.fullmatch(path):
-            return Route(Kind.OWN, path, raw_path)
-        entry = denied(path, reading=reading)
+        mine = path == "/v1/models" or path.startswith("/llmux/")
+        entry = None if mine else denied(path, reading=reading)
         if entry is not None:
             return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
+        if _OWN.fullmatch(path):
+            return Route(Kind.OWN, path, raw_path)
         if self._allowed.fullmatch(path):
             return Route(Kind.FORWARD, path, raw_path)
         return Route(Kind.REFUSED, path, reason=f"{path} is not among the forwarded paths (see `forward`)")

@@ -34,8 +34,7 @@ class InFlightGuard:
         ticket = self._ticket = self._switcher.enter(self._model)
         try:
             admission = await self._switcher.admission(ticket)
-            if ticket.cut_off is not None:  # before this task got its turn
-                raise _ended(*ticket.cut_off)
+            _refuse_if_cut(ticket)
         except BaseException:
             self._switcher.leave(ticket)
             raise
@@ -51,15 +50,21 @@ class InFlightGuard:
         if self._ticket is not None:
             self._ticket.on_cut = None
             self._switcher.leave(self._ticket)
-        if self._cut is not None and self._task is not None:
-            # As asyncio.timeout does it: the cancellation was ours, unless somebody else asked for one too.
-            if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-                raise self._cut from error
+        if self._cut is None or self._task is None:
+            return
+        # As asyncio.timeout does it: the cancellation was ours, unless somebody else asked for one too.
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._cut from error
 
     def _end(self, reason: CutReason, retry_after: float | None) -> None:
         if self._cut is None and self._task is not None:
             self._cut = _ended(reason, retry_after)
             self._task.cancel()
+
+
+def _refuse_if_cut(ticket: Ticket) -> None:
+    if ticket.cut_off is not None:  # before the task that waited got its turn
+        raise _ended(*ticket.cut_off)
 
 
 def _ended(reason: CutReason, retry_after: float | None) -> UnavailableError:

@@ -15,18 +15,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from llmux.config import Config, EngineDefinition, first_costs, to_specs
+from llmux.config import Config, first_costs, to_specs
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind
 from llmux.errors import ConflictError, RequestError
-from llmux.hookrunner import HookJob, HookResult, HookRunner
+from llmux.hookrunner import HookJob, HookResult, HookRunner, Trace, end_leftovers
 from llmux.observability.metrics import GaugeRow, Metrics
 from llmux.observability.notices import EventLog
 from llmux.observability.state import NoState, State, StateStore
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.guard import InFlightGuard
+from llmux.runtime.job import job_for
 from llmux.runtime.ticket import Ticket
 from llmux.upstream import EngineActivity
 
@@ -76,6 +77,7 @@ class Switcher:
         self._serial = 0
         self._inbox: deque[ev.Event] = deque()
         self._pumping = False
+        self._starting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed = float("inf")
         self._not_before = 0.0  # when the core may be asked again, after a mistake
@@ -100,6 +102,12 @@ class Switcher:
                 self.log.emit("state_file_unreadable", error=f"its switch costs are damaged: {error}")
         for source, target, seconds, _ in self.core.state.costs.rows():
             self.metrics.cost_estimated((source,) if source else (), target, seconds)
+        self._starting = asyncio.get_running_loop().create_task(self._begin(state), name="start")
+
+    async def _begin(self, state: State) -> None:
+        # A hook of a llmux that was killed could wake a second engine behind the core's back.
+        for trace in await end_leftovers(Trace(*hook) for hook in state.hooks):
+            self.log.emit("leftover_hook_ended", pid=trace.pid)
         self.post(ev.Started(state.holders, state.recent()))
 
     async def stop(self) -> None:
@@ -112,6 +120,8 @@ class Switcher:
         """End whatever hooks still run, keep the state, let go of everything."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
         await self.hooks.close()
         self._save(self.core.state.recorded)
         self._store.close()
@@ -217,11 +227,12 @@ class Switcher:
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
-        self._subscribers = (*self._subscribers, listener)
-        return lambda: self._unsubscribe(listener)
 
-    def _unsubscribe(self, listener: Callable[[fx.Effect], None]) -> None:
-        self._subscribers = tuple(one for one in self._subscribers if one is not listener)
+        def end() -> None:
+            self._subscribers = tuple(one for one in self._subscribers if one is not listener)
+
+        self._subscribers = (*self._subscribers, listener)
+        return end
 
     def gauges(self) -> Iterable[GaugeRow]:
         """Yield what each model looks like at this moment."""
@@ -341,24 +352,12 @@ class Switcher:
         self._last_use[effect.model] = time.time()
 
     def _run_hook(self, effect: fx.RunHook) -> None:
-        definition = effect.definition
-        assert isinstance(definition, EngineDefinition)
         if effect.kind in (HookKind.SLEEP, HookKind.STOP) and effect.model in self._activities:
             self.on_sleep(self._activities[effect.model][1])
-        job = HookJob(
-            id=effect.hook,
-            model=effect.model,
-            kind=effect.kind,
-            script=definition.scripts[effect.kind],
-            cwd=definition.cwd,
-            env=definition.env,
-            url=definition.url,
-            port=definition.port,
-            switch=effect.switch,
-            sources=effect.sources,
-            target=effect.target,
-        )
+        job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
+        if not job.quiet:
+            self._save(self.core.state.recorded)  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         job = self.hooks.running.get(effect.hook)
@@ -404,7 +403,8 @@ class Switcher:
         self._last_use.pop(effect.model, None)
 
     def _save(self, holders: frozenset[str]) -> None:
-        self._store.save(State(holders, dict(self._last_use), self.core.state.costs.dump()))
+        state = State(holders, dict(self._last_use), self.core.state.costs.dump(), self.hooks.traces())
+        self._store.save(state)
 
 
 _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {

@@ -75,7 +75,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
         for values in reader:
             yield reader.line_num, values
     except csv.Error as error:
-        raise TraceError(f"{path}:{reader.line_num}: {error}") from None
+        raise TraceError(f"{path}:{reader.line_num + 1}: {error}") from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:

@@ -421,7 +421,7 @@ def test_waiter_whose_model_has_no_room_any_more_under_its_new_definition_is_tur
             ev.HookFinished(4, ok=True),
             fx.RecordHolders(frozenset({"p"})),
             fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
-            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", None, 4.0),
+            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", 60.0, 4.0),
         ),
     )
 

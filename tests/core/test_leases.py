@@ -123,7 +123,7 @@ def test_lease_during_a_wake_sleeps_what_was_woken() -> None:
             2.0,
             ev.LeaseChanged(1),
             fx.LeaseSet(True, None),
-            fx.Reject(1, "a", fx.Refusal.LEASED, "the GPU is leased to another job", None, 1.0),
+            fx.Reject(1, "a", fx.Refusal.LEASED, "the GPU is leased to another job", 60.0, 1.0),
             fx.Answer(1, True, switch=1),
         ),
         at(

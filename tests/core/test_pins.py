@@ -183,7 +183,7 @@ def test_pin_of_what_leaves_when_its_sleep_hook_runs_comes_too_late() -> None:
             2.0,
             ev.PinChanged("a", 1),
             fx.PinSet("a", True, None),
-            fx.Reject(1, "b", fx.Refusal.PINNED, "model 'a' is pinned", None, 1.0),
+            fx.Reject(1, "b", fx.Refusal.PINNED, "model 'a' is pinned", 60.0, 1.0),
             fx.Answer(1, True),
         ),
         at(
@@ -252,7 +252,7 @@ def test_pinned_models_have_to_fit_together() -> None:
             ev.PinChanged("c", 3),
             fx.Answer(3, False, reason="models 'a', 'b' are pinned and may not be awake with it"),
         ),
-        at(4.0, ev.RequestArrived(1, "c"), fx.Reject(1, "c", fx.Refusal.PINNED, "model 'a' is pinned", None, 0.0)),
+        at(4.0, ev.RequestArrived(1, "c"), fx.Reject(1, "c", fx.Refusal.PINNED, "model 'a' is pinned", 60.0, 0.0)),
     )
 
 

@@ -157,7 +157,7 @@ def test_sleep_on_exit_cleans_up_after_a_wake_that_was_ended() -> None:
         at(
             2.0,
             ev.ShutdownRequested(),
-            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0),
             fx.KillHook(2, "stopping"),
         ),
         at(

@@ -28,11 +28,11 @@ def test_everything_queued_is_turned_away_and_answers_may_finish_within_the_grac
         at(
             3.0,
             ev.ShutdownRequested(),
-            fx.Reject(2, "b", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.Reject(2, "b", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0),
             fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),
         ),
         at(3.0, ev.ShutdownRequested()),
-        at(4.0, ev.RequestArrived(3, "a"), fx.Reject(3, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 0.0)),
+        at(4.0, ev.RequestArrived(3, "a"), fx.Reject(3, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 0.0)),
         at(5.0, ev.EngineLost("a", refused=True)),
     )
     # No alive is asked meanwhile: the next thing due is the end of the grace.
@@ -42,7 +42,7 @@ def test_everything_queued_is_turned_away_and_answers_may_finish_within_the_grac
         at(
             33.1,
             ev.RequestReturned(1),
-            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 32.1),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 32.1),
             fx.Stopped(),
         ),
     )
@@ -57,7 +57,7 @@ def test_term_during_the_start() -> None:
         at(
             0.3,
             ev.ShutdownRequested(),
-            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 0.19999999999999998),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 0.19999999999999998),
             fx.KillHook(2, "stopping"),
         ),
         at(0.4, ev.HookFinished(2, ok=True), fx.Stopped()),
@@ -85,7 +85,7 @@ def test_term_during_a_sleep_lets_it_finish_and_wakes_nobody() -> None:
             fx.ModelDeactivated("a", 1.0),
             fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
         ),
-        at(2.0, ev.ShutdownRequested(), fx.Reject(1, "b", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0)),
+        at(2.0, ev.ShutdownRequested(), fx.Reject(1, "b", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0)),
         at(
             3.0,
             ev.HookFinished(3, ok=True),
@@ -109,7 +109,7 @@ def test_term_during_a_sleep_that_fails_begins_nothing_further() -> None:
             fx.ModelDeactivated("a", 1.0),
             fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
         ),
-        at(2.0, ev.ShutdownRequested(), fx.Reject(1, "b", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0)),
+        at(2.0, ev.ShutdownRequested(), fx.Reject(1, "b", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0)),
         at(
             3.0,
             ev.HookFinished(3, ok=False),
@@ -211,7 +211,7 @@ def test_term_while_one_of_two_is_asleep_and_the_other_is_verified() -> None:
         at(
             3.0,
             ev.ShutdownRequested(),
-            fx.Reject(1, "c", fx.Refusal.STOPPING, "llmux is stopping", None, 2.0),
+            fx.Reject(1, "c", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 2.0),
             fx.KillHook(6, "stopping"),
         ),
         at(3.1, ev.HookFinished(6, ok=False)),
@@ -240,7 +240,7 @@ def test_term_during_a_wake_ends_it_and_leaves_the_engine() -> None:
         at(
             2.0,
             ev.ShutdownRequested(),
-            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0),
             fx.KillHook(2, "stopping"),
         ),
         at(
@@ -267,7 +267,7 @@ def test_term_during_a_wake_that_succeeds_all_the_same() -> None:
         at(
             2.0,
             ev.ShutdownRequested(),
-            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 1.0),
+            fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0),
             fx.KillHook(2, "stopping"),
         ),
         at(
@@ -372,7 +372,7 @@ def test_hook_that_is_being_ended_is_not_ended_twice() -> None:
             fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
         ),
         at(31.0, ev.DeadlineReached(), fx.KillHook(2, "timeout")),
-        at(32.0, ev.ShutdownRequested(), fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", None, 31.0)),
+        at(32.0, ev.ShutdownRequested(), fx.Reject(1, "a", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 31.0)),
         at(
             33.0,
             ev.HookFinished(2, ok=False),

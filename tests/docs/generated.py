@@ -1,4 +1,4 @@
-"""The parts of llmux/DESIGN.md that are made from the code. ``python tests/docs/generated.py`` writes them anew."""
+"""The parts of llmux/DESIGN.md that are made from the code; run it to write them anew."""
 
 from __future__ import annotations
 

@@ -15,11 +15,23 @@ from tests.docs.pages import ROOT
 LAYERS = (
     {"errors", "version"},
     {"core"},
-    {"config", "extract", "plugins", "hookrunner", "observability", "upstream", "policies", "hooks", "notify", "watch"},
+    {
+        "config",
+        "extract",
+        "plugins",
+        "hookrunner",
+        "observability",
+        "upstream",
+        "policies",
+        "hooks",
+        "notify",
+        "watch",
+    },
     {"runtime", "simulator"},
     {"middleware", "proxy", "admin"},
     {"app"},
     {"server"},
+    {"process"},
     {"cli", "__main__"},
 )
 HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in layer}

@@ -7,7 +7,11 @@ from multidict import CIMultiDict
 
 from llmux.middleware.origin import METHODS, Origins, canonical, check_cors_entry
 
-ORIGINS = Origins(["https://chat.example.com", "http://192.168.1.5:8080/", "chrome-extension://abcdef"], port=3000)
+ORIGINS = Origins(
+    ["https://chat.example.com", "http://192.168.1.5:8080/", "chrome-extension://abcdef"],
+    port=3000,
+    hosts=("box.lan",),
+)
 HOST = "127.0.0.1:3000"
 
 
@@ -54,6 +58,8 @@ def test_allowed(origin, host):
         ("https://localhost:3000", HOST),
         ("http://localhost", HOST),
         ("http://box.lan:3000", "box.lan"),
+        ("http://evil.example:3000", "evil.example:3000"),
+        ("http://127.0.0.1.evil.example:3000", "127.0.0.1.evil.example:3000"),
         ("http://box.lan:3000", None),
         ("http://127.0.0.1:3000, http://evil.example", HOST),
         ("http://127.0.0.1:3000 http://evil.example", HOST),

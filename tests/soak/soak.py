@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import sys
@@ -21,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-
 from lease.lab import Lab
 
 MODELS = "ada bob cyd dot eve"
@@ -183,7 +181,7 @@ class Soak:
             status = Path(f"/proc/{process.pid}/status").read_text()
             memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
             self.report.memory.append(int(memory.split()[1]))
-            self.report.descriptors.append(len(os.listdir(f"/proc/{process.pid}/fd")))
+            self.report.descriptors.append(sum(1 for _ in Path(f"/proc/{process.pid}/fd").iterdir()))
 
     def close_life(self) -> None:
         memory, descriptors = self.report.memory, self.report.descriptors

@@ -1,0 +1,207 @@
+"""llmux as a process: the socket, the signals, the order of start, reload and stop.
+
+Start: the configuration is read and checked, the port is bound, then the application starts, which runs the
+first hooks. Reload: on HUP, and when the configuration's or the policy's file changes; a mistake in it changes
+nothing. Stop: see ``llmux.core.stopping``; the listener stays open meanwhile, so that who comes is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from aiohttp import web
+
+from llmux.app import FRONT, build_app
+from llmux.config import Config
+from llmux.errors import ConfigError, LLMuxError
+from llmux.middleware import Front
+from llmux.notify import Notifier
+from llmux.observability.notices import EventLog
+from llmux.observability.state import NoState, StateFile
+from llmux.plugins import file_of
+from llmux.runtime import Switcher
+from llmux.server import BACKLOG, Runner
+from llmux.watch import changes
+
+LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
+RESTART_NEEDED = ("host", "port", "state_path", "log_level", "log_format")
+
+
+class Process:
+    """One running llmux. ``read`` reads the configuration again; ``announce`` tells people that it runs."""
+
+    def __init__(
+        self, config: Config, read: Callable[[], Config], announce: Callable[[str, Config], None]
+    ) -> None:
+        self._config = config
+        self._running = config  # what host, port and state came from
+        self._read = read
+        self._announce = announce
+        self._log = EventLog(base_url=f"http://127.0.0.1:{config.port}")
+        self._systemd = Notifier()
+        self._ending = asyncio.Event()
+        self._at_once = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until a signal says to stop. Raises LLMuxError when address or state file cannot be had."""
+        config = self._config
+        try:
+            listener = _listen(config.host, config.port)
+        except OSError as error:
+            where = f"{_bracketed(config.host)}:{config.port}"
+            why = error.strerror or error
+            raise ConfigError(f"cannot listen on {where}: {why}; choose another with -p PORT") from error
+        with contextlib.closing(listener):
+            host, port = listener.getsockname()[:2]
+            self._log.base_url = f"http://{_bracketed(host)}:{port}"
+            _raise_open_files(self._log)
+            path = config.state_path
+            store = NoState() if path is None else StateFile(path, self._log.emit)
+            app, switcher = build_app(config, store=store, log=self._log)
+            front = app[FRONT]
+            front.port = port
+            front.configure(config)
+            self._listen_to_signals(switcher, front)
+            runner = Runner(app, self._log)
+            chores = [self._watch(switcher, front), self._beat()]
+            tasks = [asyncio.create_task(chore) for chore in chores]
+            try:
+                await _set_up(runner, path)
+                await web.SockSite(runner, listener, backlog=BACKLOG).start()
+                self._started(host, port)
+                await self._until_stopped(switcher)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await self._clean_up(runner)
+
+    # ---- start and stop
+
+    def _started(self, host: str, port: int) -> None:
+        config = self._config
+        url = f"http://{_bracketed(host)}:{port}"
+        self._log.emit("started", url=url, models=list(config.models), policy=config.policy.use)
+        if host.startswith("127.") or host == "::1":
+            self._log.emit("listening_on_loopback", hint="set `host: 0.0.0.0` to open it to other machines")
+        for warning in config.warnings:
+            self._log.emit("config_warning", warning=warning)
+        if config.folder != Path.cwd():
+            self._log.emit("original_difference", hint=f"hooks run in {config.folder}, the configuration's folder")
+        self._announce(url, config)
+        self._systemd.ready(f"{len(config.models)} models on {url}")
+
+    async def _until_stopped(self, switcher: Switcher) -> None:
+        await self._ending.wait()
+        self._log.emit("stopping")
+        self._systemd.stopping()
+        stopping = asyncio.create_task(switcher.stop(), name="stop")
+        at_once = asyncio.create_task(self._at_once.wait(), name="stop at once")
+        await asyncio.wait({stopping, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        at_once.cancel()
+        if stopping.done():
+            stopping.result()
+            return
+        stopping.cancel()
+        switcher.stopped.set()
+        await switcher.close()
+
+    async def _clean_up(self, runner: Runner) -> None:
+        runner._shutdown_timeout = 0.01 if self._at_once.is_set() else LAST_WORDS  # noqa: SLF001 - 0: for ever
+        await runner.cleanup()
+
+    def _listen_to_signals(self, switcher: Switcher, front: Front) -> None:
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            (self._at_once if self._ending.is_set() else self._ending).set()
+
+        loop.add_signal_handler(signal.SIGTERM, end)
+        loop.add_signal_handler(signal.SIGINT, end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, switcher, front)
+
+    async def _beat(self) -> None:
+        """Tell systemd's watchdog that the event loop runs."""
+        if self._systemd.watchdog is not None:
+            while True:
+                self._systemd.alive()
+                await asyncio.sleep(self._systemd.watchdog)
+
+    # ---- reload
+
+    async def _watch(self, switcher: Switcher, front: Front) -> None:
+        async for _ in changes(self._watched):
+            if self._config.watch:
+                self._reload(switcher, front)
+
+    def _watched(self) -> Iterable[Path]:
+        policy = file_of(self._config.policy.use, self._config.folder)
+        return [file for file in (self._config.file, policy) if file is not None]
+
+    def _reload(self, switcher: Switcher, front: Front) -> None:
+        if self._ending.is_set():
+            return
+        self._systemd.reloading()
+        try:
+            config = self._read()
+            switcher.replace(config)
+        except LLMuxError as error:
+            switcher.last_reload_error = str(error)
+            self._log.emit("config_rejected", error=str(error))
+            self._systemd.ready("the configuration has a mistake; the old one is in force")
+            return
+        front.configure(config)
+        for setting in RESTART_NEEDED:
+            if getattr(config, setting) != getattr(self._running, setting):
+                self._log.emit("restart_needed", setting=setting.removesuffix("_path"))
+        for warning in config.warnings:
+            self._log.emit("config_warning", warning=warning)
+        switcher.last_reload_error = None
+        self._config = config
+        self._log.emit("config_reloaded", models=list(config.models), policy=config.policy.use)
+        self._systemd.ready(f"{len(config.models)} models")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _set_up(runner: web.AppRunner, state: Path | None) -> None:
+    try:
+        await runner.setup()
+    except OSError as error:  # the only file that is opened there
+        why = error.strerror or error
+        raise ConfigError(
+            f"{state} cannot be used: {why}; give another file, or null for none", path="state"
+        ) from error
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _raise_open_files(log: EventLog) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        log.emit("open_files_limit", soft=soft, hard=hard, error=str(error))
+    else:
+        log.emit("open_files_limit", soft=hard, was=soft)
