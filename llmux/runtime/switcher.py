@@ -130,17 +130,11 @@ class Switcher:
     def replace(self, config: Config) -> None:
         """Put a new configuration into force. Raises ConfigError or PolicyLoadError, and changes nothing then."""
         specs, rules = to_specs(config)
-        old = self.config
-        same = (old.policy.use, old.policy.options, old.folder) == (
-            config.policy.use,
-            config.policy.options,
-            config.folder,
-        )
-        policy = (
-            self.core.state.policy
-            if same and not comes_from_file(config.policy.use)
-            else load_policy(config.policy.use, config.policy.options, config.folder)
-        )
+        policy = self.core.state.policy
+        old, new = self.config, config.policy
+        same = (old.policy.use, old.policy.options, old.folder) == (new.use, new.options, config.folder)
+        if not same or comes_from_file(new.use):
+            policy = load_policy(new.use, new.options, config.folder)
         self.config = config
         self.metrics.declare(config.models)
         self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config)))
@@ -178,7 +172,7 @@ class Switcher:
         if self._tickets.pop(ticket.id, None) is None:
             return
         if ticket.admission is not None:
-            self._last_use[ticket.model] = time.time()
+            self._used(ticket.model)
             self.post(ev.RequestFinished(ticket.id))
         elif ticket.rejection is None:
             ticket.waited = self._now() - ticket.arrived
@@ -345,12 +339,6 @@ class Switcher:
         if future is not None and not future.done():
             future.set_result(effect)
 
-    def _stop(self, _effect: fx.Stopped) -> None:
-        self.stopped.set()
-
-    def _activated(self, effect: fx.ModelActivated) -> None:
-        self._last_use[effect.model] = time.time()
-
     def _run_hook(self, effect: fx.RunHook) -> None:
         if effect.kind in (HookKind.SLEEP, HookKind.STOP) and effect.model in self._activities:
             self.on_sleep(self._activities[effect.model][1])
@@ -392,15 +380,12 @@ class Switcher:
     def _orphan_pipe(self, job: HookJob) -> None:
         self.log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)
 
-    def _record(self, effect: fx.RecordHolders) -> None:
-        self._save(effect.holders)
-
-    def _switch_ended(self, _effect: fx.SwitchEnded) -> None:
-        self._save(self.core.state.recorded)
-
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self._activities.pop(effect.model, None)
         self._last_use.pop(effect.model, None)
+
+    def _used(self, model: str) -> None:
+        self._last_use[model] = time.time()
 
     def _save(self, holders: frozenset[str]) -> None:
         state = State(holders, dict(self._last_use), self.core.state.costs.dump(), self.hooks.traces())
@@ -413,10 +398,10 @@ _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
     fx.CancelRequests: Switcher._cut,  # noqa: SLF001
     fx.RunHook: Switcher._run_hook,  # noqa: SLF001
     fx.KillHook: Switcher._kill_hook,  # noqa: SLF001
-    fx.RecordHolders: Switcher._record,  # noqa: SLF001
+    fx.RecordHolders: lambda switcher, effect: switcher._save(effect.holders),  # noqa: SLF001
     fx.Answer: Switcher._answer,  # noqa: SLF001
-    fx.Stopped: Switcher._stop,  # noqa: SLF001
-    fx.ModelActivated: Switcher._activated,  # noqa: SLF001
-    fx.SwitchEnded: Switcher._switch_ended,  # noqa: SLF001
+    fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
+    fx.ModelActivated: lambda switcher, effect: switcher._used(effect.model),  # noqa: SLF001
+    fx.SwitchEnded: lambda switcher, _effect: switcher._save(switcher.core.state.recorded),  # noqa: SLF001
     fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
 }

@@ -22,7 +22,7 @@ def failing_at(core, kind):
     def failing(event, now):
         if isinstance(event, kind):
             core.state.out = []
-            raise LookupError("broken")
+            broken()
         return handle(event, now)
 
     core.handle = failing
@@ -42,7 +42,7 @@ async def test_a_subscriber_may_leave_while_it_is_told_something(house):
     switcher = await house.open()
     seen = []
 
-    def once(effect):
+    def once(_effect):
         end()
         end()
 

@@ -57,7 +57,7 @@ class Log(EventLog):
         super().__init__()
         self.events: list[tuple[str, dict[str, Any]]] = []
 
-    def _write(self, level: int, name: str, fields: Any) -> None:
+    def _write(self, _level: int, name: str, fields: Any) -> None:
         self.events.append((name, dict(fields)))
 
     def named(self, name: str) -> list[dict[str, Any]]:

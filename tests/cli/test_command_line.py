@@ -1,0 +1,294 @@
+"""The real process: what it prints, how it exits."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.server.house import ALIVE, HOST, SLEEP, WAKE, free_port
+
+LLMUX = [sys.executable, "-m", "llmux"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run llmux to its end."""
+
+    def go(*arguments, **more):
+        more = {
+            "cwd": tmp_path,
+            "capture_output": True,
+            "text": True,
+            "timeout": 20,
+            "env": environment(tmp_path),
+        } | more
+        return subprocess.run([*LLMUX, *map(str, arguments)], check=False, **more)
+
+    return go
+
+
+def environment(folder):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLMUX")}
+    return clean | {"XDG_STATE_HOME": str(folder / "xdg"), "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def write(folder, name="config.json", **more):
+    hooks = {"wake": WAKE, "sleep": SLEEP, "alive": ALIVE}
+    models = more.pop("models", None) or {"a": {"port": 9}, "b": {"port": 10}}
+    config = {"port": 0, "models": {name: hooks | model for name, model in models.items()}, **more}
+    (folder / name).write_text(json.dumps(config))
+    return folder / name
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start llmux and wait until it listens."""
+    started = []
+
+    def go(*arguments, **more):
+        process = subprocess.Popen(
+            [*LLMUX, *map(str, arguments)],
+            **{"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "env": environment(tmp_path)} | more,
+        )
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def event(process, name):
+    """Read the log until an event."""
+    seen = []
+    for line in process.stderr:
+        found = json.loads(line)
+        seen.append(found)
+        if found["event"] == name:
+            return found
+    raise AssertionError(f"no {name}: {seen}")
+
+
+def get(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def one_line(ended):
+    assert ended.returncode == 2, ended
+    assert "Traceback" not in ended.stderr
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
+    return lines[0]
+
+
+def test_without_a_configuration_it_says_so_in_one_line(run):
+    assert "config.yaml" in one_line(run())
+
+
+@pytest.mark.parametrize("arguments", [("-c", "x.yaml"), ("serve", "-c", "x.yaml"), ("-c", "x.yaml", "serve")])
+def test_the_file_is_named_before_or_after_the_command(run, arguments):
+    assert "x.yaml" in one_line(run(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [("check", "x.yaml"), ("check", "-c", "x.yaml"), ("-c", "x.yaml", "check")])
+def test_check_takes_the_file_in_every_way(run, arguments):
+    assert "x.yaml" in one_line(run(*arguments))
+
+
+def test_a_file_that_cannot_be_read(run, tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "folder.yaml" in one_line(run("-c", "folder.yaml"))
+    assert "bytes.yaml" in one_line(run("-c", "bytes.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "place"),
+    [
+        ("forward", ["/v1/a**"], "forward"),
+        ("cors", ["http://page.test:port"], "cors"),
+        ("cors", ["http://[::1"], "cors"),
+        ("policy", {"use": "nothing"}, "policy.use"),
+        ("policy", {"use": "./missing.py:P"}, "policy.use"),
+        ("port", "abc", "port"),
+    ],
+)
+@pytest.mark.parametrize("command", [(), ("check",)])
+def test_a_setting_that_cannot_be_used_is_named(run, tmp_path, setting, value, place, command):
+    file = write(tmp_path, **{setting: value})
+    line = one_line(run(*command, "-c", file))
+    assert place in line
+
+
+def test_a_taken_port(run, tmp_path):
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = one_line_of_log(run("-c", write(tmp_path), "-p", port))
+    assert f"{HOST}:{port}" in line
+    assert "-p PORT" in line
+
+
+def one_line_of_log(ended):
+    """The message; what was logged before it are events."""
+    assert ended.returncode == 2, ended
+    assert "Traceback" not in ended.stderr
+    *events, line = ended.stderr.strip().splitlines()
+    for each in events:
+        assert json.loads(each)["level"] in {"info", "warning"}
+    return line
+
+
+def test_a_host_that_is_none(run, tmp_path):
+    assert "nowhere.invalid" in one_line_of_log(run("-c", write(tmp_path, host="nowhere.invalid")))
+
+
+def test_a_state_file_that_cannot_be_used_is_named(run, tmp_path):
+    (tmp_path / "plain").write_text("")
+    line = one_line_of_log(run("-c", write(tmp_path, state="plain/state.json")))
+    assert "state" in line
+    assert "plain/state.json" in line
+    assert "listen" not in line
+
+
+def test_a_second_llmux_on_the_same_state_refuses_to_start(run, serve, tmp_path):
+    file = write(tmp_path, state="state.json")
+    first = serve("-c", file)
+    event(first, "ready")
+    line = one_line_of_log(run("-c", file))
+    assert str(first.pid) in line
+    assert "state.json" in line
+
+
+def test_a_policy_file_that_fails_is_named_with_its_line(run, tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine:\n    def decide(self, now)\n        pass\n")
+    line = one_line(run("check", write(tmp_path, policy={"use": "./mine.py:Mine"})))
+    assert "mine.py" in line
+    assert "2" in line
+
+
+def test_a_closed_stdout_is_no_traceback(tmp_path):
+    process = subprocess.Popen(
+        [*LLMUX, "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path)
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+def test_serving_survives_closed_pipes(serve, tmp_path):
+    port = free_port()
+    process = serve("-c", write(tmp_path, port=port), stdout=subprocess.PIPE)
+    event(process, "ready")
+    process.stdout.close()
+    process.stderr.close()
+    for _ in range(3):
+        assert get(f"http://{HOST}:{port}/nothing")[0] == 404
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+
+
+def test_the_hook_scripts_can_be_shown(run):
+    listed = run("hooks", "list").stdout
+    assert "llama-cpp" in listed
+    shown = run("hooks", "show", "llama-cpp").stdout
+    assert shown.startswith("#!/")
+    assert run("hooks", "show", "llama-cpp.sh").stdout == shown
+    assert "llama-cpp" in one_line(run("hooks", "show", "lama-cpp"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::", "0.0.0.0"])
+def test_it_listens_where_it_is_told(serve, tmp_path, host):
+    process = serve("-c", write(tmp_path, host=host, insecure=True))
+    url = event(process, "started")["url"]
+    assert get(f"{url}/health")[0] == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+
+
+def test_term_ends_it_with_0(serve, tmp_path):
+    process = serve("-c", write(tmp_path))
+    event(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    event(process, "stopped")
+    assert process.wait(10) == 0
+
+
+def test_a_term_at_the_very_start_ends_it_with_0(serve, tmp_path):
+    slow = {"a": {"port": 9, "alive": "sleep 100"}}
+    process = serve("-c", write(tmp_path, models=slow))
+    event(process, "started")
+    process.send_signal(signal.SIGTERM)
+    event(process, "stopped")
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_term_ends_at_once_what_runs(serve, tmp_path, first):
+    with socket.socket() as engine:
+        engine.bind((HOST, 0))
+        engine.listen()
+        (tmp_path / "a.up").touch()
+        port = free_port()
+        models = {"a": {"port": engine.getsockname()[1]}, "b": {"port": 10, "sleep": "sleep 100"}}
+        process = serve("-c", write(tmp_path, port=port, models=models, shutdown_grace="1h"))
+        event(process, "ready")
+        with socket.create_connection((HOST, port)) as client:
+            client.sendall(b'POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{"model":"a"}')
+            upstream, _ = engine.accept()
+            assert upstream.recv(10)
+            process.send_signal(first)
+            event(process, "stopping")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+            assert time.monotonic() - began < 4
+            upstream.close()
+
+
+def test_hup_reads_the_configuration_again(serve, tmp_path):
+    port = free_port()
+    file = write(tmp_path, port=port)
+    process = serve("-c", file)
+    event(process, "ready")
+    file.write_text("{")
+    process.send_signal(signal.SIGHUP)
+    assert "config.json" in event(process, "config_rejected")["error"]
+    url = f"http://{HOST}:{port}"
+    assert "config.json" in json.loads(get(f"{url}/llmux/status")[1])["reload_error"]
+    other = free_port()
+    models = {"b": {"port": 10}, "c": {"port": 11}}
+    write(tmp_path, port=other, models=models, forward=["/mine/**"], log_level="debug")
+    process.send_signal(signal.SIGHUP)
+    assert event(process, "restart_needed")["setting"] == "port"
+    assert event(process, "restart_needed")["setting"] == "log_level"
+    assert event(process, "config_reloaded")["models"] == ["b", "c"]
+    status = json.loads(get(f"{url}/llmux/status")[1])
+    assert status["reload_error"] is None
+    assert set(status["models"]) == {"b", "c"}
+    names = {entry["id"] for entry in json.loads(get(f"{url}/v1/models")[1])["data"]}
+    assert names == {"b", "c"}
+    assert b"c" in get(f"{url}/mine/x?model=a")[1]
+    assert json.loads(get(f"{url}/mine/x?model=a")[1])["error"]["code"] == "model_not_found"
+    assert json.loads(get(f"{url}/v1/x?model=b")[1])["error"]["code"] == "path_not_forwarded"
+    # What the start cannot be told again is said again, until it is as it was.
+    write(tmp_path, port=port, models=models)
+    process.send_signal(signal.SIGHUP)
+    for line in process.stderr:
+        assert json.loads(line)["event"] != "restart_needed"
+        if json.loads(line)["event"] == "config_reloaded":
+            break
