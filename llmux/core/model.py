@@ -106,6 +106,7 @@ class Model:
     in_flight: dict[int, Request] = field(default_factory=dict)
     epoch: int = 0
     awake_since: float | None = None
+    admissions: int = 0  # since it was last activated
     last_served: float | None = None
     last_used: float = -math.inf
     last_error: str = ""

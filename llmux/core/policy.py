@@ -71,6 +71,14 @@ class ModelView(Protocol):
         """When it was last activated, or None while it is not awake."""
 
     @property
+    def admissions(self) -> int:
+        """How many requests it was given since it was last activated."""
+
+    @property
+    def oldest_admission(self) -> float | None:
+        """When the one it has been serving for longest was admitted, or None while it serves nobody."""
+
+    @property
     def last_served(self) -> float | None:
         """When its last answer ended, or None."""
 

@@ -87,6 +87,7 @@ def activated(s: State, model: Model) -> None:
     """Start the clocks of a model that has just become awake."""
     model.epoch += 1
     model.awake_since = s.now
+    model.admissions = 0
     model.missed = 0
     model.suspected = model.woken_by_hook = False
     model.last_used = s.now

@@ -57,6 +57,17 @@ class LiveModel:
         return self._model.awake_since if self._model.phase is Phase.AWAKE else None
 
     @property
+    def admissions(self) -> int:
+        """How many requests it was given since it was last activated."""
+        return self._model.admissions
+
+    @property
+    def oldest_admission(self) -> float | None:
+        """When the one it has been serving for longest was admitted, or None while it serves nobody."""
+        first = next(iter(self._model.in_flight.values()), None)
+        return None if first is None else first.admitted
+
+    @property
     def last_served(self) -> float | None:
         """When its last answer ended, or None."""
         return self._model.last_served

@@ -128,6 +128,7 @@ class State:
         model = request.model
         request.admitted = self.now
         model.in_flight[request.id] = request
+        model.admissions += 1
         self.out.append(
             Admit(
                 request.id,

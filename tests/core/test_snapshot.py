@@ -45,6 +45,20 @@ def test_what_a_policy_sees(policy) -> None:
     assert c.switch_cost == 9.0
 
 
+def test_what_a_visit_has_served(policy) -> None:
+    play = given(models("a", "b"), awake=["a"], policy=policy)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "a"))
+    play.feed(3.0, ev.RequestArrived(3, "b"))
+    a, b = policy.now.models["a"], policy.now.models["b"]
+    assert (a.admissions, a.oldest_admission) == (2, 1.0)
+    assert (b.admissions, b.oldest_admission) == (0, None)
+    play.feed(4.0, ev.RequestFinished(1))
+    assert (a.admissions, a.oldest_admission) == (2, 2.0)
+    play.feed(5.0, ev.RequestFinished(2))
+    assert (a.admissions, a.oldest_admission) == (2, None)
+
+
 def test_snapshot_is_live_and_follows_a_reload(policy) -> None:
     play = given(models("a", "b"), awake=["a"], policy=policy)
     play.feed(1.0, ev.RequestArrived(1, "a"))
