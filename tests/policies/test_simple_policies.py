@@ -97,6 +97,19 @@ class TestAmortized:
         assert goes_to(ask("amortized", 100.0, home, Model("b", [40.0]), Model("c", [41.0] * 9)), "b")
 
 
+class TestKLimited:
+    def test_a_visit_has_its_share(self):
+        home = Model("a", in_flight=2, awake_since=0.0, admissions=7)
+        assert isinstance(ask("k_limited", 10.0, home, Model("b", [1.0]), k=8), Stay)
+
+    def test_and_no_more(self):
+        home = Model("a", [9.0], in_flight=2, awake_since=0.0, admissions=8)
+        assert goes_to(ask("k_limited", 10.0, home, Model("b", [1.0]), k=8), "b")
+
+    def test_leaves_when_idle(self):
+        assert goes_to(ask("k_limited", 10.0, IDLE, Model("b", [5.0]), Model("c", [4.0])), "c")
+
+
 class TestPriority:
     def test_the_most_important_when_idle(self):
         decision = ask("priority", 10.0, IDLE, Model("b", [5.0]), Model("c", [9.0]), priorities={"c": 3})

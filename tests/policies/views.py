@@ -18,6 +18,8 @@ class Model:
     in_flight: int = 0
     limit: int | None = 16
     awake_since: float | None = None
+    admissions: int = 0
+    oldest_admission: float | None = None
     last_served: float | None = None
     arrival_rate: float = 0.0
     service_time: float = 4.0
