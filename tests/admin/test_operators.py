@@ -178,8 +178,7 @@ async def test_a_stall_of_the_loop_fails_health_once(house):
 
 
 def _handler(house):
-    context = house._runner.app.cleanup_ctx[-1]
-    return context
+    return house._runner.app.cleanup_ctx[-1]
 
 
 async def test_the_stream_tells_what_happens_and_where_to_mend(house):
