@@ -10,6 +10,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from llmux.app import FRONT
 from llmux.errors import BadRequestError, RequestError
 from llmux.middleware.identity import request_id
+from llmux.middleware.lane_connection import LaneConnection
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
 
@@ -18,7 +19,7 @@ BACKLOG = 4096
 LINGER = 1.0  # seconds to read on after an answer that came before the end of the request's body
 
 
-class Connection(RequestHandler):
+class Connection(LaneConnection):
     """One client's connection. It answers what aiohttp would answer by itself in llmux's way."""
 
     __slots__ = ("_event_log",)
@@ -85,6 +86,7 @@ class Runner(web.AppRunner):
     def __init__(self, app: web.Application, log: EventLog) -> None:
         super().__init__(app)
         self._event_log = log
+        self._lane = app[FRONT].lane
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -99,4 +101,5 @@ class Runner(web.AppRunner):
             max_field_size=HEADER_LIMIT,
             lingering_time=LINGER,
             event_log=self._event_log,
+            lane=self._lane,
         )

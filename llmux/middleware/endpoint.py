@@ -21,10 +21,33 @@ from llmux.upstream import EngineAddress, EngineRefusedError
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
 
+class Handover:
+    """A request that could not end on the lane (see ``lane``), for the long way to go on with."""
+
+    __slots__ = ("began", "error", "fresh_only", "request_id", "ticket")
+
+    def __init__(self, ticket: Ticket, request_id: str, began: float, error: Exception | None) -> None:
+        self.ticket = ticket
+        self.request_id = request_id
+        self.began = began
+        self.error = error
+        self.fresh_only = error is None  # it met a connection that had died while idle
+
+
 class Passage:
     """One request and what became of it; the caller reads it when ``Endpoint.serve`` is done."""
 
-    __slots__ = ("drop_header", "exchange", "headers", "model", "request_id", "route", "ticket", "told_to_send")
+    __slots__ = (
+        "drop_header",
+        "exchange",
+        "handover",
+        "headers",
+        "model",
+        "request_id",
+        "route",
+        "ticket",
+        "told_to_send",
+    )
 
     def __init__(self, request_id: str, route: Route, *, told_to_send: bool = True) -> None:
         self.request_id = request_id
@@ -33,6 +56,7 @@ class Passage:
         self.drop_header: bytes | None = None  # the credential that was meant for llmux
         self.headers: list[tuple[str, str]] = []
         self.model: str | None = None
+        self.handover: Handover | None = None  # it was on the lane before
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None
 
@@ -71,14 +95,14 @@ class Endpoint:
     def __init__(self, switcher: Switcher, forwarder: Forwarder) -> None:
         self._switcher = switcher
         self._forwarder = forwarder
-        self._budget = BodyBudget(switcher.config.max_buffered)
+        self.budget = BodyBudget(switcher.config.max_buffered)
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
-        self._budget.max_buffered = config.max_buffered
+        self.budget.max_buffered = config.max_buffered
 
     async def serve(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         """Read the request, wait for its model, relay the answer.
@@ -101,7 +125,7 @@ class Endpoint:
         expects = request.headers.get(hdrs.EXPECT)
         if expects is not None:
             _meet(expects, request, passage)
-        with await read_body(request, self._limits, self._budget) as body:
+        with await read_body(request, self._limits, self.budget) as body:
             return await self._with_body(request, passage, body, _named(route, body))
 
     async def _with_body(
@@ -112,7 +136,8 @@ class Endpoint:
             raise unknown_model(name, self._names)
         passage.model = model
         switcher = self._switcher
-        ticket = passage.ticket = switcher.enter(model)
+        handover = passage.handover
+        ticket = passage.ticket = switcher.enter(model) if handover is None else handover.ticket
         try:
             while True:
                 admission = ticket.admission or await switcher.admission(ticket)
@@ -140,7 +165,7 @@ class Endpoint:
                 target = rename_in_query(target, definition.upstream_model)
         activity = self._switcher.activity(admission)
         exchange = passage.exchange = Exchange(
-            address=_address(definition.host, definition.port, definition.tls, definition.base_path),
+            address=engine_address(definition.host, definition.port, definition.tls, definition.base_path),
             method=request.method,
             target=target.encode("utf-8", "surrogateescape"),
             raw_headers=request.raw_headers,
@@ -152,7 +177,12 @@ class Endpoint:
             fresh_only=admission.returned,
         )
         passage.ticket.attach(exchange.cut)
+        handover = passage.handover
         try:
+            if handover is not None:
+                exchange.fresh_only |= handover.fresh_only
+                if handover.error is not None:
+                    raise handover.error
             response = await self._forwarder.forward(request, exchange)
         except EngineRefusedError:
             raise
@@ -195,5 +225,6 @@ def _named(route: Route, body: Body | None) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _address(host: str, port: int, tls: bool, base_path: str) -> EngineAddress:
+def engine_address(host: str, port: int, tls: bool, base_path: str) -> EngineAddress:
+    """Return an engine's address, the same object every time."""
     return EngineAddress(host, port, tls, base_path)

@@ -26,6 +26,7 @@ from llmux.errors import (
 from llmux.middleware.endpoint import Endpoint, Passage
 from llmux.middleware.identity import request_id
 from llmux.middleware.keys import Keys
+from llmux.middleware.lane import Lane
 from llmux.middleware.origin import Origins, Verdict
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
 from llmux.observability.metrics import Metrics
@@ -58,6 +59,7 @@ class Front:
         self._log: EventLog = switcher.log
         self._metrics: Metrics = switcher.metrics
         self._endpoint = Endpoint(switcher, forwarder)
+        self.lane = Lane(switcher, forwarder, self._endpoint.budget)
         self.port = switcher.config.port
         self.configure(switcher.config)
 
@@ -72,6 +74,8 @@ class Front:
         self._keys = Keys((key.get_secret_value() for key in config.api_keys), admin)
         self._access_log = config.access_log
         self._endpoint.configure(config)
+        most, log = config.max_body, config.access_log
+        self.lane.configure(paths, config.names, most=most, access_log=log, keys=self._keys.required)
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
@@ -102,8 +106,15 @@ class Front:
         route = self._paths.decide(request.raw_path, request.method)
         if not self._own and route.kind is not Kind.FORWARD:
             return await handler(request)
-        began = self._switcher.now()
-        passage = Passage(request_id(request.headers.get("X-Request-ID")), route, told_to_send=not direct)
+        handover = getattr(request.protocol, "handover", None)
+        if handover is None:
+            began = self._switcher.now()
+            passage = Passage(request_id(request.headers.get("X-Request-ID")), route, told_to_send=not direct)
+        else:
+            request.protocol.handover = None  # type: ignore[attr-defined]
+            began = handover.began
+            passage = Passage(handover.request_id, route, told_to_send=True)
+            passage.handover, passage.ticket = handover, handover.ticket
         verdict = self._origins.check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
         passage.headers = [("X-Request-ID", passage.request_id), *verdict.headers.items()]
         status = 500
@@ -126,6 +137,8 @@ class Front:
                 raise ConnectionResetError("the answer is under way already") from error
             response = self._refuse(request, passage, RequestError("llmux made a mistake; its log says more."))
         finally:
+            if handover is not None:
+                self._switcher.leave(handover.ticket)
             if route.kind is not Kind.OWN:
                 self._account(passage, status, began)
         return response

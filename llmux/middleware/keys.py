@@ -25,6 +25,11 @@ class Keys:
         self._api = [key.encode() for key in api_keys]
         self._admin = admin_key.encode() if admin_key is not None else None
 
+    @property
+    def required(self) -> bool:
+        """Whether clients have to show one."""
+        return bool(self._api)
+
     def client(self, request: web.BaseRequest) -> bytes | None:
         """Let a client in; return the header that must not go on to the engine. Raises UnauthorizedError."""
         if not self._api:

@@ -1,7 +1,7 @@
 """The streaming path: a request to its engine, and the answer back, byte for byte."""
 
 from llmux.proxy.envelope import error_response
-from llmux.proxy.exchange import Exchange, RequestBody
+from llmux.proxy.exchange import Exchange, ExtraFields, RequestBody
 from llmux.proxy.forward import Forwarder
 from llmux.proxy.relay import ClientGoneError, RelayedResponse
 from llmux.upstream import EngineActivity
@@ -10,6 +10,7 @@ __all__ = [
     "ClientGoneError",
     "EngineActivity",
     "Exchange",
+    "ExtraFields",
     "Forwarder",
     "RelayedResponse",
     "RequestBody",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
 from llmux.upstream import EngineActivity, EngineAddress
@@ -25,6 +25,22 @@ class RequestBody(Protocol):
         """Iterate over it from the start; a request that is sent again does so a second time."""
 
 
+class ExtraFields(NamedTuple):
+    """What is added to a response's head, made up beforehand."""
+
+    lines: bytes  # without the last line's end
+    names: frozenset[bytes]  # of the engine's fields that they replace, in lower case
+
+    @classmethod
+    def of(cls, fields: Sequence[tuple[str, str]]) -> ExtraFields:
+        """Make them from names and values."""
+        added = dict(fields)
+        lines = b"\r\n".join(f"{name}: {value}".encode("latin-1") for name, value in added.items())
+        names = {name.lower().encode("latin-1") for name in added}
+        names.discard(b"vary")  # a list that both may add to
+        return cls(lines, frozenset(names))
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
     """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
@@ -41,7 +57,7 @@ class Exchange:
     request_id: str
     activity: EngineActivity
     drop_header: bytes | None = None  # the credential that was meant for llmux
-    extra_headers: Sequence[tuple[str, str]] = ()  # for the response
+    extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
 
     status: int | None = field(default=None, init=False)  # the engine's

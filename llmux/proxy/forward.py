@@ -120,7 +120,7 @@ class Forwarder:
             connection.abort()
             raise
         self.pool.release(connection, exchange.activity)
-        assert relay.response is not None
+        assert isinstance(relay.response, RelayedResponse)
         return relay.response
 
     def discard_idle(self, activity: EngineActivity) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmux.proxy.exchange import Exchange, path_of
+from llmux.proxy.exchange import Exchange, ExtraFields, path_of
 from llmux.upstream import Framing, ResponseHead
 from llmux.upstream.head import connection_options
 
@@ -112,10 +112,13 @@ def _connection(raw_headers: Sequence[tuple[bytes, bytes]], *, may_upgrade: bool
     return frozenset(options), may_upgrade and offered and b"upgrade" in options
 
 
+_NO_BUFFERING = ExtraFields.of([("X-Accel-Buffering", "no")])
+
+
 def response_head(
     head: ResponseHead,
     *,
-    extra: Sequence[tuple[str, str]],
+    extra: Sequence[tuple[str, str]] | ExtraFields,
     chunked: bool,
     connection: bytes | None,
 ) -> bytes:
@@ -123,11 +126,10 @@ def response_head(
 
     ``chunked``: the body that follows is. ``connection``: what to say of its connection, if anything.
     """
-    added = dict(extra)
+    added = extra if isinstance(extra, ExtraFields) else ExtraFields.of(extra)
+    replaced = added.names
     if head.event_stream:
-        added["X-Accel-Buffering"] = "no"
-    replaced = {name.lower().encode("latin-1") for name in added}
-    replaced.discard(b"vary")  # a list that both may add to
+        replaced = replaced | _NO_BUFFERING.names
     tunnel = head.framing is Framing.TUNNEL
 
     lines = [b"HTTP/1.1 %d " % head.status + head.reason]
@@ -141,6 +143,9 @@ def response_head(
         lines.append(b"Transfer-Encoding: chunked")
     if connection is not None:
         lines.append(b"Connection: " + connection)
-    lines.extend(f"{name}: {value}".encode("latin-1") for name, value in added.items())
+    if added.lines:
+        lines.append(added.lines)
+    if head.event_stream:
+        lines.append(_NO_BUFFERING.lines)
     lines.append(b"\r\n")
     return b"\r\n".join(lines)

@@ -36,6 +36,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import Protocol
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -64,6 +65,15 @@ _CUT_MESSAGES = {
 
 class ClientGoneError(ConnectionResetError):
     """The client closed its connection before the end of the response."""
+
+
+class Answer(Protocol):
+    """What the relay tells of the response that it has begun."""
+
+    bytes_out: int
+
+    def force_close(self) -> None:
+        """Do not use the client's connection again."""
 
 
 class RelayedResponse(web.StreamResponse):
@@ -111,6 +121,7 @@ class Relay:
         "_writer",
         "done",
         "exchange",
+        "over",
         "response",
     )
 
@@ -119,7 +130,8 @@ class Relay:
         if transport is None or transport.is_closing():
             raise ClientGoneError("The client has gone.")
         self.exchange = exchange
-        self.response: RelayedResponse | None = None
+        self.response: Answer | None = None
+        self.over = False
         self.done: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._request = request
@@ -139,7 +151,8 @@ class Relay:
     def attach(self, connection: EngineConnection) -> None:
         """Use this connection for the exchange."""
         self._connection = connection
-        if self.done.done():
+        if self.over:
+            self.over = False
             self.done = self._loop.create_future()
 
     # ---- the engine's connection calls these
@@ -170,9 +183,12 @@ class Relay:
             head, extra=self.exchange.extra_headers, chunked=self._chunked, connection=connection
         )
         self.exchange.status = head.status
-        self.response = RelayedResponse(request, head, keep_alive=keep_alive)
+        self.response = self._answer(head, keep_alive=keep_alive)
         if framing is Framing.TUNNEL:
             self._tunnel = Tunnel(self._connection, self._transport, self._client_closed)
+
+    def _answer(self, head: ResponseHead, *, keep_alive: bool) -> Answer:
+        return RelayedResponse(self._request, head, keep_alive=keep_alive)
 
     def response_data(self, data: bytes) -> None:
         """Hand the bytes to the client's transport."""
@@ -237,7 +253,7 @@ class Relay:
         self._look = self._loop.call_later(_LOOK_EVERY, self._look_after_client)
 
     def _look_after_client(self) -> None:
-        if self.done.done():
+        if self.over:
             return
         if self._transport.is_closing():
             self._client_closed()
@@ -249,7 +265,7 @@ class Relay:
         if self._look is not None:
             self._look.cancel()
         gone = task.cancelled() or task.exception() is not None
-        if self.done.done() or self._connection is None:
+        if self.over or self._connection is None:
             return
         if gone or self._transport.is_closing():
             self._client_closed()
@@ -260,7 +276,7 @@ class Relay:
 
     def cut(self, reason: CutReason, retry_after: float | None) -> None:
         """End the exchange from outside."""
-        if self.done.done():
+        if self.over:
             return
         between = self._between_chunks
         if self._connection is not None:
@@ -304,11 +320,15 @@ class Relay:
     def _settle(self, error: Exception | None) -> None:
         if self.response is not None:
             self.response.bytes_out = self.exchange.bytes_out
-        if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
+        if self.over:
+            return
+        self.over = True
+        if self.done.done():  # the task that waited was cancelled
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
 
     def detach(self) -> None:
         """Let go of everything, however it ended."""

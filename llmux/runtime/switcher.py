@@ -192,6 +192,16 @@ class Switcher:
             self._activities[admission.model] = known
         return known[1]
 
+    def open_activity(self, model: str) -> EngineActivity | None:
+        """Return what is known of a model's engine, if a request for it would be let through at once."""
+        state = self.core.state
+        known, record = self._activities.get(model), state.models.get(model)
+        if known is None or record is None or known[0] != record.epoch:
+            return None
+        if record.queue or not record.has_room or record.removed or state.leased or state.stopping:
+            return None
+        return known[1]
+
     def suspect(self, model: str, *, refused: bool) -> None:
         """Tell that a connection to a model's engine was refused or broke off."""
         self.post(ev.EngineLost(model, refused=refused))
