@@ -21,21 +21,17 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind
 from llmux.errors import ConflictError, RequestError
-from llmux.hookrunner import HookJob, HookResult, HookRunner, Trace, end_leftovers
+from llmux.hookrunner import HookResult, HookRunner, Trace, end_leftovers
 from llmux.observability.metrics import GaugeRow, Metrics
 from llmux.observability.notices import EventLog
 from llmux.observability.state import NoState, State, StateStore
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.guard import InFlightGuard
-from llmux.runtime.job import job_for
+from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.ticket import Ticket
 from llmux.upstream import EngineActivity
 
 RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
-
-
-async def _nothing() -> None:
-    """Do nothing."""
 
 
 class Switcher:
@@ -53,7 +49,7 @@ class Switcher:
         log: EventLog | None = None,
         metrics: Metrics | None = None,
         on_sleep: Callable[[EngineActivity], None] = lambda _activity: None,
-        on_close: Callable[[], Awaitable[None]] = _nothing,
+        on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         specs, rules = to_specs(config)
         policy = load_policy(config.policy.use, config.policy.options, config.folder)
@@ -63,7 +59,7 @@ class Switcher:
         self.log = log or EventLog()
         self.metrics = metrics or Metrics(self.gauges, process=False)
         self.metrics.declare(config.models)
-        self.hooks = HookRunner(on_line=self._hook_line, on_orphan_pipe=self._orphan_pipe)
+        self.hooks = HookRunner(on_line=line_to(self.log), on_orphan_pipe=orphan_to(self.log))
         self.on_sleep = on_sleep
         self.on_close = on_close
         self.stopped = asyncio.Event()
@@ -123,9 +119,10 @@ class Switcher:
         if self._starting is not None:
             self._starting.cancel()
         await self.hooks.close()
-        self._save(self.core.state.recorded)
+        self._save()
         self._store.close()
-        await self.on_close()
+        if self.on_close is not None:
+            await self.on_close()
 
     def replace(self, config: Config) -> None:
         """Put a new configuration into force. Raises ConfigError or PolicyLoadError, and changes nothing then."""
@@ -309,9 +306,9 @@ class Switcher:
                 if ticket is not None and ticket.admission is None and ticket.rejection is None:
                     ticket.failed(mistake)
             case _:
-                future = self._commands.pop(getattr(event, "ticket", 0), None)
-                if future is not None and not future.done():
-                    future.set_exception(mistake)
+                answer = self._commands.pop(getattr(event, "ticket", 0), None)
+                if answer is not None and not answer.done():
+                    answer.set_exception(mistake)
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
@@ -355,40 +352,21 @@ class Switcher:
         job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
         if not job.quiet:
-            self._save(self.core.state.recorded)  # with what tells its process from others
+            self._save()  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
-        job = self.hooks.running.get(effect.hook)
-        if job is not None:
-            self.log.emit("hook_killed", model=job.model, hook=job.kind.value, reason=effect.reason)
         self.hooks.kill(effect.hook, effect.reason)
+        if (job := self.hooks.running.get(effect.hook)) is not None:
+            self.log.emit("hook_killed", model=job.model, hook=job.kind.value, reason=effect.reason)
 
     def _hook_ended(self, result: HookResult) -> None:
         try:
-            self._tell_end(result)
+            tell_end(result, self.log, self.metrics)
         except Exception as error:  # noqa: BLE001 - the core must hear of it
             self._mistaken(error, result)
         known = self._activities.get(result.model)
         last_byte = known[1].last_byte if known is not None else None
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
-
-    def _tell_end(self, result: HookResult) -> None:
-        self.metrics.hook_ended(result.model, result.kind.value, result.duration, result.ok)
-        code = -result.signal if result.signal is not None else result.exit_code
-        self.log.hook_ended(
-            result.model,
-            result.kind.value,
-            ok=result.ok,
-            seconds=result.duration,
-            exit_code=code,
-            output=result.tail or result.detail,
-        )
-
-    def _hook_line(self, job: HookJob, line: str) -> None:
-        self.log.hook_output(job.model, job.kind.value, line)
-
-    def _orphan_pipe(self, job: HookJob) -> None:
-        self.log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)
 
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self._activities.pop(effect.model, None)
@@ -397,7 +375,8 @@ class Switcher:
     def _used(self, model: str) -> None:
         self._last_use[model] = time.time()
 
-    def _save(self, holders: frozenset[str]) -> None:
+    def _save(self, holders: frozenset[str] | None = None) -> None:
+        holders = self.core.state.recorded if holders is None else holders
         state = State(holders, dict(self._last_use), self.core.state.costs.dump(), self.hooks.traces())
         self._store.save(state)
 
@@ -412,6 +391,6 @@ _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
     fx.Answer: Switcher._answer,  # noqa: SLF001
     fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
     fx.ModelActivated: lambda switcher, effect: switcher._used(effect.model),  # noqa: SLF001
-    fx.SwitchEnded: lambda switcher, _effect: switcher._save(switcher.core.state.recorded),  # noqa: SLF001
+    fx.SwitchEnded: lambda switcher, _effect: switcher._save(),  # noqa: SLF001
     fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
 }
