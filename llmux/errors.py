@@ -18,7 +18,6 @@ LLMuxError
     ├── ConflictError          409  (admin API)
     ├── BodyTooLargeError      413
     ├── QueueFullError         429
-    ├── HeadersTooLargeError   431
     ├── EngineError            502
     ├── UnavailableError       503  (wake failed, backing off, faulted, pinned, leased, stopping)
     └── WaitedTooLongError     504
@@ -181,15 +180,6 @@ class QueueFullError(RequestError):
     type = "rate_limit_error"
     anthropic_type = "rate_limit_error"
     code = "queue_full"
-
-
-class HeadersTooLargeError(RequestError):
-    """A header field is larger than llmux takes."""
-
-    status = 431
-    type = "invalid_request_error"
-    anthropic_type = "invalid_request_error"
-    code = "headers_too_large"
 
 
 class EngineError(RequestError):

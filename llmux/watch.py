@@ -56,6 +56,5 @@ async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncItera
         step=50,
         rust_timeout=int(look * 1000),
         yield_on_timeout=True,
-        raise_interrupt=False,
     ):
         yield
