@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## many clients, three models, one "GPU", real engines on th
 
 test: lint types ## lint, types, then all tests; the core with 100 % branch coverage
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
-	$(BIN)/python -m pytest tests --ignore=tests/core
+	$(BIN)/python -m pytest tests --ignore=tests/core --numprocesses=auto --maxprocesses=4
 
 lint: $(VENV)/.test shellcheck ## ruff and shellcheck
 	$(BIN)/ruff check

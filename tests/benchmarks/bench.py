@@ -47,8 +47,8 @@ class Load:
 
     streams: int = 1000
     rate: float = 10.0
-    events: int = 100
-    stream_seconds: float = 8.0
+    events: int = 60
+    stream_seconds: float = 9.0
     ramp: float = 2.0
     connections: int = 32
     json_seconds: float = 3.0
