@@ -123,4 +123,6 @@ def configure(
     # What asyncio and aiohttp say at debug is about themselves, not about llmux.
     root.setLevel(max(number, logging.INFO))
     logging.getLogger("llmux").setLevel(number)
+    # It would tell of every file that changes in the configuration's folder: the log itself may be one.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     return handler

@@ -224,7 +224,12 @@ class EngineConnection(asyncio.Protocol):
         self.received = True
         framing = self._framing
         if framing is _CHUNKED:
-            self._chunked_data(sink, data)
+            # Most of what comes is one whole event in one whole chunk: no more than is needed for that.
+            chunks = self._chunks
+            if chunks is not None and self._payload is None and chunks.is_one_chunk(data):
+                sink.response_data(data)
+            else:
+                self._chunked_data(sink, data)
         elif framing is None:
             self._head_data(sink, data)
         elif framing is _LENGTH:

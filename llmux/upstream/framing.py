@@ -56,6 +56,16 @@ class ChunkTracker:
         """Whether the next byte would be the first of a size line."""
         return not (self._left or self._line or self._trailers)
 
+    def is_one_chunk(self, data: bytes) -> bool:
+        """Whether the body stands between two chunks, and these bytes are exactly one that is not the last."""
+        if self._left or self._line or self._trailers:
+            return False
+        match = _SIZE_LINE.match(data)
+        if match is None:
+            return False
+        size = int(match[1], 16)
+        return size > 0 and match.end() + size + len(_CRLF) == len(data) and data.endswith(_CRLF)
+
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:  # noqa: C901, the innermost loop
         """Walk along ``data``. Return where in it the body ends, or -1.
 

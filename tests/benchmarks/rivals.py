@@ -115,7 +115,7 @@ def running(name: str, place: Place) -> Iterator[Rival]:
             yield Rival(name, place.engine, None)
             return
         command = _command(name, place, values)
-        pid = stack.enter_context(process(command, core=measure.PROXY_CORE, log=place.folder / "log"))
+        pid = stack.enter_context(process(command, core=measure.PROXY_CORE, log=place.folder.with_suffix(".log")))
         if name.startswith("llmux"):
             wait_for(port, "/ready")
         else:
