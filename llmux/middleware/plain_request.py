@@ -12,7 +12,7 @@ UNKNOWN = -1
 
 _MOST_HEAD = 16 * 1024
 _HEAD = re.compile(
-    rb"([A-Z]{1,16}) (/[!-~]{0,1024}) HTTP/1\.1\r\n"
+    rb"([A-Z]{1,16}) (/[!\"$-~]{0,1024}) HTTP/1\.1\r\n"  # no #: the long way cuts it
     rb"((?:[A-Za-z0-9_-]{1,64}: [!-~](?:[ -~]*[!-~])?\r\n){1,100})\r\n"
 )
 # Fields that the long way looks at: their values decide over more than bytes to pass on.

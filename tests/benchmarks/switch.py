@@ -49,8 +49,8 @@ def serve(file: Path, notes: Path) -> None:
     from llmux.config import Config  # noqa: PLC0415
     from llmux.core.effects import RunHook  # noqa: PLC0415
     from llmux.observability.log import configure  # noqa: PLC0415
+    from llmux.process import Process  # noqa: PLC0415
     from llmux.runtime import Switcher  # noqa: PLC0415
-    from llmux.server import Process  # noqa: PLC0415
 
     configure("info", "json")
     started = Switcher.start
