@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import math
+import resource
 from typing import Any
 
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from llmux.app import FRONT
-from llmux.errors import BadRequestError, RequestError
+from llmux.app import FRONT, SWITCHER
+from llmux.errors import BadRequestError, RequestError, UnavailableError
 from llmux.middleware.identity import request_id
 from llmux.middleware.lane_connection import LaneConnection
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
+from llmux.proxy.envelope import error_body
 
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
 BACKLOG = 4096
+RESERVED = 128  # open files for hooks, logs, spooled bodies
+TELL_EVERY = 10.0  # seconds between two log lines about too many connections
 LINGER = 1.0  # seconds to read on after an answer that came before the end of the request's body
 
 
@@ -72,12 +79,40 @@ class Connection(LaneConnection):
             payload.feed_eof()
 
 
-class Server(web.Server):
-    """Makes our connections."""
+class Surplus(asyncio.Protocol):
+    """A connection beyond ``max_connections``: told to come back, and closed."""
 
-    def __call__(self) -> RequestHandler:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Answer without waiting for the request."""
+        error = UnavailableError("llmux has too many open connections.", code="too_many_connections")
+        body = json.dumps(error_body(error, anthropic=False)).encode()
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+            b"Retry-After: 1\r\nX-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000\r\nConnection: close\r\n\r\n%b"
+            % (len(body), request_id(None).encode(), body)
+        )
+        # Closed at once it would be reset by what the client still sends, and the answer lost.
+        asyncio.get_running_loop().call_later(LINGER, transport.close)
+
+
+class Server(web.Server):
+    """Makes our connections, ``limit`` of them at most."""
+
+    def __init__(self, *args: Any, limit: int, event_log: EventLog, **kwargs: Any) -> None:
+        super().__init__(*args, event_log=event_log, **kwargs)
+        self._limit = limit
+        self._event_log = event_log
+        self._told = -math.inf
+
+    def __call__(self) -> RequestHandler | Surplus:  # type: ignore[override]
         """Return the protocol for a new connection."""
-        return Connection(self, loop=self._loop, **self._kwargs)
+        if len(self._connections) < self._limit:
+            return Connection(self, loop=self._loop, **self._kwargs)
+        now = self._loop.time()
+        if now - self._told > TELL_EVERY:
+            self._told = now
+            self._event_log.emit("too_many_connections", limit=self._limit)
+        return Surplus()
 
 
 class Runner(web.AppRunner):
@@ -86,6 +121,8 @@ class Runner(web.AppRunner):
     def __init__(self, app: web.Application, log: EventLog) -> None:
         super().__init__(app)
         self._event_log = log
+        # A request in flight needs a file for its client and one for its engine.
+        self._limit = app[SWITCHER].config.max_connections or max(64, (open_files() - RESERVED) // 2)
         self._lane = app[FRONT].lane
 
     async def _make_server(self) -> web.Server:
@@ -102,4 +139,10 @@ class Runner(web.AppRunner):
             lingering_time=LINGER,
             event_log=self._event_log,
             lane=self._lane,
+            limit=self._limit,
         )
+
+
+def open_files() -> int:
+    """Return how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -78,6 +78,9 @@ class Config(Section):
     shutdown_grace: Duration = Field(default=30.0, description="How long running answers may go on after a TERM.")
     max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
     max_buffered: PositiveSize = Field(default=GIB, description="All request bodies held at once; beyond: 503.")
+    max_connections: PositiveCount | None = Field(
+        default=None, description="Open client connections; beyond: 503. null: half of the files llmux may open."
+    )
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."
     )

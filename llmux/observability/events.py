@@ -73,6 +73,7 @@ CATALOGUE: dict[str, LogEvent] = {
     "requests_cut": LogEvent(_WARNING, "Requests in flight were ended: the drain's deadline, or llmux stops."),
     "client_left": LogEvent(_DEBUG, "A client left before its answer was complete."),
     "malformed_request": LogEvent(_WARNING, "What came is no HTTP, or more than llmux takes; answered with 4xx."),
+    "too_many_connections": LogEvent(_WARNING, "More clients than `max_connections`; told once in 10 s."),
     "path_refused": LogEvent(_DEBUG, "A path that is not forwarded."),
     "origin_refused": LogEvent(_WARNING, "A web page that is not in `cors` tried to use llmux."),
     "engine_broke_off": LogEvent(_WARNING, "The engine's connection ended before the answer was complete."),
