@@ -49,6 +49,9 @@ bench: $(VENV)/.test ## what llmux adds to a request, next to nginx and others (
 docs: $(VENV)/.test ## write the generated parts of llmux/DESIGN.md anew
 	PYTHONPATH=. $(BIN)/python tests/docs/generated.py
 
+policies: $(VENV)/.test ## compare the policies on all scenarios; write the guide's tables and picture
+	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.policies --write
+
 clean: ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) .demo .coverage .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from llmux.core.policy import Decision, ModelView, Policy, Snapshot, SwitchRecord
@@ -25,11 +24,10 @@ class Misjudged:
         return self._policy.decide(_Shown(now, self._costs, self._rates, self._services))
 
     def on_switch_completed(self, record: SwitchRecord) -> None:
-        """Tell the policy of a switch, its cost as wrong as everything else."""
+        """Tell the policy of a switch: what it cost is measured, and right."""
         inform = getattr(self._policy, "on_switch_completed", None)
         if inform is not None:
-            cost = None if record.cost is None else record.cost * self._costs
-            inform(replace(record, cost=cost))
+            inform(record)
 
 
 class _Shown:

@@ -101,12 +101,7 @@ def development() -> list[Scenario]:
         piece("servegen"),
         mixed(piece("servegen", 2), piece("azure", 24)),
     ]
-    return [*_synthetic(loads, (1, 2)), *_real(traces)]
-
-
-def held_out() -> list[Scenario]:
-    """Return scenarios of the same kinds that the policies were not tuned on."""
-    loads: dict[str, Load] = {
+    loads_b: dict[str, Load] = {
         "poisson 2 b": Poisson(2, 0.8, 0.5),
         "poisson 3": Poisson(3, 0.4, 1.0),
         "poisson 4 b": Poisson(4, 0.7, 1.0),
@@ -115,7 +110,7 @@ def held_out() -> list[Scenario]:
         "on/off 8": OnOff(8, 0.3, 60, 240),
         "agents b": Agents(4, 3.0, 0.15, 4),
     }
-    traces = [
+    traces += [
         piece("azure", 8, 2400),
         piece("azure", 8, 9600),
         piece("azure", 12, 12000),
@@ -125,4 +120,29 @@ def held_out() -> list[Scenario]:
         piece("servegen", 1.5, 7200),
         mixed(piece("lmsys", 10, top=3), piece("azure", 20, 4800)),
     ]
-    return [*_synthetic(loads, (101, 102, 103)), *_real(traces)]
+    return [*_synthetic(loads, (1, 2)), *_synthetic(loads_b, (101, 102, 103)), *_real(traces)]
+
+
+def held_out() -> list[Scenario]:
+    """Return scenarios of the same kinds that nothing was tuned on: other seeds, rates, slices and mixes."""
+    loads: dict[str, Load] = {
+        "poisson 2 c": Poisson(2, 0.6, 1.0),
+        "poisson 4 c": Poisson(4, 0.45, 0.5),
+        "poisson 5": Poisson(5, 0.5, 1.5),
+        "poisson 8 c": Poisson(8, 0.5, 1.0),
+        "skewed c": Poisson(4, 0.7, 2.5),
+        "on/off 3": OnOff(3, 0.6, 90, 200),
+        "on/off 8 c": OnOff(8, 0.4, 50, 300),
+        "agents c": Agents(2, 2.0, 0.2, 3),
+    }
+    traces = [
+        piece("azure", 8, 7200),
+        piece("azure", 6, 3000),
+        piece("azure", 10, 14000),
+        piece("lmsys", 10, top=6),
+        piece("lmsys", 7, top=12),
+        piece("servegen", 1, 4800),
+        piece("servegen", 0.8, 1500),
+        mixed(piece("servegen", 3, 6000), piece("lmsys", 12, 600, top=3)),
+    ]
+    return [*_synthetic(loads, (201, 202, 203, 204)), *_real(traces)]

@@ -1,0 +1,120 @@
+"""Adaptive: leave when staying is worth less than going, and go where most waiting ends per second.
+
+- **Gate**: whoever waited when the model came is served before it is left (see ``exhaustive`` for why).
+- **Price**: leaving shuts out those who come during the drain and the time away; staying until the engine is idle
+  by itself keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with its load
+  (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. It is left once as many
+  wait as outweigh those who would be shut out.
+- **Limit**: past the gate nobody waits longer than ``patience`` times the way there and back, drain included.
+- **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
+  oldest waiter is about to outwait a tour of all queues, so that small queues get their turn.
+
+Averages can be wrong: what the policy has seen for itself bounds them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, Field
+
+from llmux.core.policy import ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.policy_memory import Memory, longest
+
+STEEP = 6.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
+MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
+AGEING = 0.2  # weight that a waiter gains for each way there and back that it has waited
+OTHERS = 0.5  # share of the other queues that come before the return
+UNLIMITED = 1000  # requests that an engine without max_in_flight serves at once
+
+
+class Adaptive:
+    """Weighs those who wait against those who would be shut out."""
+
+    class Options(BaseModel):
+        """Larger values make visits longer, except of ``tour``."""
+
+        patience: float = Field(default=1.5, gt=0, description="Longest wait past the gate, in ways.")
+        price: float = Field(default=4.0, ge=0, description="Weight of those whom a drain shuts out.")
+        reluctance: float = Field(default=0.1, ge=0, description="Weight of those who come while it is away.")
+        tour: float = Field(default=0.6, gt=0, description="Tours after which a small queue takes precedence.")
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._seen = Memory()
+        self._gate = (-1.0, 0.0)  # visit, when its gate opened
+
+    def on_switch_completed(self, record: SwitchRecord) -> None:
+        """Learn what the direction and the drain took."""
+        self._seen.learn(record)
+
+    def decide(self, now: Snapshot) -> Stay | SwitchTo | WaitUntil:
+        """Compare staying with going, once the gate is open."""
+        if not now.awake:
+            return SwitchTo(now.waiting[0], reason="nothing is awake")
+        # Of several that are awake, the least busy one is likely to leave.
+        home = min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
+        self._seen.watch(home, now.time)
+        if self._gated(home, now.time):
+            return Stay("those who waited at the wake come first")
+        waiting = [now.models[name] for name in now.waiting]
+        target, away = self._route(home, waiting, now.time)
+        drain = self._seen.drain(home, now.time)
+        way = drain + away
+        weight = sum(m.queued * (1.0 + AGEING * _age(m, now.time) / (way or 1.0)) for m in waiting)
+        limit = max(self._gate[1], now.time - _age(waiting[0], now.time)) + self._options.patience * way
+        if (
+            limit > now.time
+            if home.queued
+            else limit > now.time and weight < self._price(home, now.time, drain, away)
+        ):
+            return WaitUntil(limit + 0.001, reason="more come here than wait there")
+        if home.queued >= weight:
+            return Stay("more wait here than there")
+        self._seen.left(home, now.time)
+        return SwitchTo(target.name, reason="most waiting ends there per second")
+
+    def _gated(self, home: ModelView, time: float) -> bool:
+        """Say whether somebody who waited at the wake still does."""
+        since = home.awake_since or 0.0
+        gated = home.in_flight > 0 and home.oldest_arrival is not None and home.oldest_arrival <= since
+        if gated or self._gate[0] != since:
+            self._gate = since, time if gated else since
+        return gated
+
+    def _route(self, home: ModelView, waiting: list[ModelView], time: float) -> tuple[ModelView, float]:
+        """Return where to go, and the seconds that home would be away."""
+        ways = [(model, self._seen.cost(home, model), self._visit(model)) for model in waiting]
+        tour = sum(cost + visit for _, cost, visit in ways)
+        span = self._options.tour * (tour + ways[0][1]) or 1.0
+
+        def worth(way: tuple[ModelView, float, float]) -> float:
+            model, cost, visit = way
+            urgency: float = ((_age(model, time) + cost) / span) ** STEEP
+            return model.queued * (1.0 + urgency) / (1.0 + cost + visit)
+
+        best, cost, visit = max(ways, key=worth)
+        serving = self._seen.service(best) * (1.0 + best.queued / (best.limit or UNLIMITED))
+        back = self._seen.costs.get((best.name, home.name), cost)
+        return best, cost + serving + back + OTHERS * (tour - cost - visit)
+
+    def _visit(self, model: ModelView) -> float:
+        """Return the seconds in which its waiters would be served."""
+        slots = model.limit or UNLIMITED
+        return self._seen.service(model) * (longest(min(model.queued, slots)) + model.queued / slots)
+
+    def _price(self, home: ModelView, time: float, drain: float, away: float) -> float:
+        """Return how many must wait elsewhere for home to be left: those shut out, over those kept waiting."""
+        rate = self._seen.rate(home, time)
+        reluctance = self._options.reluctance * rate * (drain + away)
+        load = rate * self._seen.service(home)
+        if not drain or not load:
+            return reluctance
+        # By how many seconds arrivals prolong the busy period, once all that runs now has ended.
+        capped = min(load, MAX_LOAD)
+        extension = (1.0 - math.exp(-capped)) * math.expm1(capped) * load / (capped * rate)
+        return max(reluctance, self._options.price * rate * drain * (drain / 2.0 + away) / extension)
+
+
+def _age(model: ModelView, time: float) -> float:
+    return time - (time if model.oldest_arrival is None else model.oldest_arrival)
