@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	{ command -v "$$python"; break; }; done)
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
-.PHONY: help demo test lint types shellcheck format walk soak bench docs clean
+.PHONY: help demo test lint types shellcheck format walk soak bench docs policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
