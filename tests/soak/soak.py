@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -255,10 +256,11 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 600.0
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
     print(f"soak: {seconds:.0f} s, seed {seed}")
-    with tempfile.TemporaryDirectory(prefix="llmux-soak-") as folder:
-        soak = Soak(Lab(Path(folder)), seconds, seed)
-        fine = asyncio.run(soak.run())
-    sys.exit(0 if fine else 1)
+    folder = Path(tempfile.mkdtemp(prefix="llmux-soak-"))
+    fine = asyncio.run(Soak(Lab(folder), seconds, seed).run())
+    if not fine:
+        sys.exit(f"what happened is in {folder}: journal.jsonl, hooks.tsv, llmux.log")
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
