@@ -116,10 +116,15 @@ class Engine:
         self.server = await loop.create_server(lambda: Connection(self), "127.0.0.1", port, backlog=1024)
         self.over: asyncio.Future[None] = loop.create_future()
         loop.add_signal_handler(signal.SIGUSR2, self.wake)
-        loop.add_signal_handler(signal.SIGUSR1, lambda: loop.call_later(0.02, self.sleep))
+        loop.add_signal_handler(signal.SIGUSR1, lambda: loop.call_later(0.02, self.soon, self.sleep))
         loop.add_signal_handler(signal.SIGTERM, lambda: loop.call_later(0.02, self.end))
         self.wake()
         await self.over
+
+    def soon(self, act) -> None:
+        """Act once the closed connections that the kernel knows of have been taken note of."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, act)
 
     def wake(self) -> None:
         if not self.awake:
