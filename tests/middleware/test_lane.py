@@ -1,0 +1,177 @@
+"""The short way of small requests: the same bytes as the long way, wherever a request is cut into segments."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmux.middleware.lane import Lane
+from llmux.middleware.plain_request import UNKNOWN, read
+from tests.server.house import House, message, until
+
+BODY = b' {"model" : "a", "messages": [{"role": "user", "content": "h\\u00e9"}], "model": "a"}\n'
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with asyncio.timeout(20), House(tmp_path) as found:
+        found.up("a")
+        await found.open("a b")
+        assert (await found.chat("a")).status == 200  # leaves a connection to the engine behind
+        yield found
+
+
+@pytest.fixture
+def rides(monkeypatch):
+    """Count what is taken by the lane."""
+    taken = []
+    offer = Lane.offer
+
+    def counted(lane, client, data, seen):
+        took = offer(lane, client, data, seen)
+        taken.append(took)
+        return took
+
+    monkeypatch.setattr(Lane, "offer", counted)
+    return taken
+
+
+def request(**headers: str) -> bytes:
+    return message("POST", "/v1/chat/completions?x=%2F&&y", BODY, X_Request_ID="mine", **headers)
+
+
+def timeless(reply) -> tuple:
+    return reply.status, reply.fields, reply.body
+
+
+async def test_both_ways_say_the_same_to_the_engine_and_to_the_client(house, rides):
+    data = request(Accept="*/*", Authorization="Bearer k", cOOkie="b=1")
+    short = await house.raw(data)
+    assert rides == [True]
+    house.front.lane.open = False
+    long = await house.raw(data)
+    assert rides == [True]
+    assert timeless(short) == timeless(long)
+    assert house.engine.heads[-1] == house.engine.heads[-2]
+    assert house.engine.bodies[-1] == house.engine.bodies[-2] == BODY
+
+
+@pytest.mark.parametrize("step", [1, 7, 60, 200])
+async def test_a_request_in_pieces(house, step):
+    data = request()
+    line = await house.line()
+    for start in range(0, len(data), step):
+        line.send(data[start : start + step])
+        await line.writer.drain()
+        await asyncio.sleep(0)
+    assert (await line.reply()).status == 200
+    assert house.engine.bodies[-1] == BODY
+
+
+async def test_pipelined_requests_are_answered_in_order_whichever_way_they_take(house, rides):
+    line = await house.line()
+    line.send(request() + message("GET", "/v1/models") + request() + request() + message("GET", "/health"))
+    found = [(await line.reply()).body for _ in range(5)]
+    assert [found[i] for i in (0, 2, 3)] == [b"ok"] * 3
+    assert b'"list"' in found[1]
+    assert b'"status"' in found[4]
+    assert True in rides
+    assert len(house.engine.bodies) == 1 + 3
+
+
+async def test_an_engine_connection_that_has_died_is_replaced_and_the_request_delivered_once(house):
+    for task in list(house.engine._tasks):
+        task.cancel()
+    assert (await house.raw(request())).status == 200
+    assert len(house.engine.bodies) == 2
+
+
+async def test_a_client_that_leaves_frees_its_place_and_the_engine(house):
+    line = await house.begin("POST", "/v1/hold", BODY)
+    await until(lambda: len(house.engine.bodies) == 2)
+    assert house.in_flight("a") == 1
+    line.abort()
+    await until(lambda: house.in_flight("a") == 0)
+    await until(lambda: house.engine.open == 0)
+
+
+async def test_what_breaks_off_before_its_head_is_a_502(house):
+    line = await house.begin("POST", "/v1/hold", BODY)
+    for delivered in (2, 3):  # a pooled connection that died counts as not sent: it is tried once more, fresh
+        await until(lambda delivered=delivered: len(house.engine.bodies) == delivered)
+        for task in list(house.engine._tasks):
+            task.cancel()
+    reply = await line.reply()
+    assert reply.status == 502
+    assert reply.marked
+    assert house.in_flight("a") == 0
+
+
+async def test_what_is_cut_before_its_head_is_a_503(tmp_path):
+    async with asyncio.timeout(20), House(tmp_path) as house:
+        house.up("a")
+        await house.open("a b", policy={"drain_timeout": 0})
+        await house.chat("a")
+        line = await house.begin("POST", "/v1/hold", BODY)
+        await until(lambda: len(house.engine.bodies) == 2)
+        other = asyncio.create_task(house.chat("b"))
+        reply = await line.reply()
+        assert reply.status == 503
+        assert reply.marked
+        assert int(reply.headers["retry-after"]) >= 1
+        assert (await other).status == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        message("POST", "/v1/x", BODY, Expect="100-continue"),
+        message("POST", "/v1/x", BODY, Origin="http://127.0.0.1"),
+        message("POST", "/v1/x#part", BODY),
+        message("POST", "/v1/x", BODY).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        % (len(BODY), BODY),
+        message("POST", "/v1/x", BODY, Connection="close"),
+    ],
+)
+async def test_what_needs_judging_takes_the_long_way(house, rides, data):
+    line = await house.line()
+    line.send(data)
+    reply = await line.head()
+    if reply.status == 100:
+        reply = await line.head()
+    assert reply.status in {200, 403}
+    assert True not in rides
+
+
+@pytest.mark.parametrize("field", ["Content-Length: 5", "Host: y"])
+async def test_what_says_a_thing_twice_never_rides(house, rides, field):
+    data = message("POST", "/v1/x", BODY).replace(b"\r\n\r\n", f"\r\n{field}\r\n\r\n".encode(), 1)
+    line = await house.line()
+    line.send(data)
+    assert (await line.head()).status in {200, 400}
+    assert True not in rides
+
+
+NAMES = st.sampled_from(["Host", "Content-Length", "X-A", "connection", "Accept", "Transfer-Encoding", "Cookie"])
+VALUES = st.sampled_from(["x", "7", "0", "keep-alive", "close", "chunked", "a, b", "1 2", " 7", "+7", "\u0667"])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.sampled_from(["POST", "GET", "post"]))
+def test_a_length_is_only_claimed_where_there_is_exactly_one(fields, method):
+    head = f"{method} /v1/x HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields) + "\r\n"
+    seen = read(head.encode() + b"1234567890")
+    lengths = [v for n, v in fields if n == "Content-Length"]
+    framed = any(n == "Transfer-Encoding" for n, _ in fields)
+    if seen.total != UNKNOWN:
+        assert not framed
+        assert len(lengths) <= 1
+        assert all(re.fullmatch("[0-9]+", v) for v in lengths)
+        assert seen.total == len(head.encode()) + sum(map(int, lengths))
+    if seen.plain:
+        assert len(lengths) == 1
+        assert [n for n, _ in fields].count("Host") == 1
