@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from llmux.hookrunner.group import group_is_empty, signal_group
 from llmux.hookrunner.job import ExitStatus, HookJob, HookResult, describe
+from llmux.hookrunner.leftover import Trace, trace_of
 from llmux.hookrunner.output import Output
 from llmux.hookrunner.pipe import PipeReader
 from llmux.hookrunner.spawn import Spawned
@@ -34,14 +35,24 @@ FIRST_LOOK, CLOSE_LOOK, LAST_LOOK = 0.002, 0.016, 0.1
 
 
 class HookProcess:
-    """A hook that runs. ``kill_grace`` is the time between TERM and KILL in seconds.
+    """A hook that runs.
 
+    ``kill_grace`` is the time between TERM and KILL in seconds; ``on_ending`` is called once TERM has been sent.
     Raises OSError or RuntimeError when the system has nothing left to watch it with; it has been ended then.
     """
 
-    def __init__(self, job: HookJob, spawned: Spawned, emit: Callable[[str], None], kill_grace: float) -> None:
+    def __init__(
+        self,
+        job: HookJob,
+        spawned: Spawned,
+        emit: Callable[[str], None],
+        kill_grace: float,
+        on_ending: Callable[[HookJob], None] = lambda _job: None,
+    ) -> None:
         self.job = job
         self.pid = spawned.pid
+        self._trace = trace_of(self.pid)
+        self._on_ending = on_ending
         self._kill_grace = kill_grace
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()  # uvloop's clock counts whole milliseconds, and only once a turn
@@ -61,6 +72,10 @@ class HookProcess:
             signal_group(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise
+
+    def trace(self) -> Trace | None:
+        """Return what the next llmux recognises it by, None where that cannot be known."""
+        return self._trace and self._trace._replace(ending=self._ending)
 
     def kill(self, reason: str) -> None:
         """End its group: TERM, the grace, KILL. Without effect when that is under way or it has exited."""
@@ -139,6 +154,7 @@ class HookProcess:
         self._ending = True
         # A stopped process takes TERM only when it continues.
         signal_group(self.pid, signal.SIGTERM, signal.SIGCONT)
+        self._on_ending(self.job)
         self._timer = self._loop.call_later(self._kill_grace, self._kill)
 
     def _kill(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from llmux.hookrunner.job import HookJob, HookResult, environment, not_started
-from llmux.hookrunner.leftover import Trace, trace_of
+from llmux.hookrunner.leftover import Trace
 from llmux.hookrunner.orphans import reap_orphans
 from llmux.hookrunner.pipe import PipeReader
 from llmux.hookrunner.process import HookProcess
@@ -31,6 +32,7 @@ class HookRunner:
     ``on_line(job, line)`` gets what hooks print, escaped and bounded (see ``Output``); the lines of a
     ``job.quiet`` are worth a debug message only. ``on_orphan_pipe(job)`` tells that something which the hook
     has left behind holds its output: it is read on, but what writes there does not survive llmux's own death.
+    ``on_ending(job)`` tells that a hook has failed or is being ended, which may take a while: TERM has been sent.
     ``kill_grace`` is the time between TERM and KILL in seconds. ``inherited`` replaces llmux's environment.
     ``adopts_orphans`` says that llmux is the parent of whatever hooks leave behind: by default, whether it is
     process 1.
@@ -41,12 +43,14 @@ class HookRunner:
         *,
         on_line: Callable[[HookJob, str], None] | None = None,
         on_orphan_pipe: Callable[[HookJob], None] | None = None,
+        on_ending: Callable[[HookJob], None] | None = None,
         kill_grace: float = KILL_GRACE,
         inherited: Mapping[str, str] | None = None,
         adopts_orphans: bool | None = None,
     ) -> None:
         self._on_line = on_line
         self._on_orphan_pipe = on_orphan_pipe
+        self._on_ending = on_ending
         self._kill_grace = kill_grace
         self._inherited = inherited
         self._running: dict[int, HookJob] = {}
@@ -77,7 +81,8 @@ class HookRunner:
             return
         try:
             spawned = spawn(job.script, job.cwd, environment(job, self._inherited))
-            process = HookProcess(job, spawned, lambda line: self._line(job, line), self._kill_grace)
+            tell_line = functools.partial(self._line, job)
+            process = HookProcess(job, spawned, tell_line, self._kill_grace, self._tell_ending)
         except (OSError, ValueError, RuntimeError) as error:
             loop.call_soon(self._finish, not_started(job, error), on_finished)
             return
@@ -108,8 +113,8 @@ class HookRunner:
                 timer.cancel()
 
     def traces(self) -> tuple[Trace, ...]:
-        """Return how the next llmux recognises the hooks that run and change an engine's state."""
-        found = (trace_of(p.pid) for p in self._processes.values() if not p.job.quiet)
+        """Return how the next llmux recognises the hooks that run."""
+        found = (process.trace() for process in self._processes.values())
         return tuple(trace for trace in found if trace is not None)
 
     def kill(self, hook_id: int, reason: str) -> None:
@@ -188,6 +193,13 @@ class HookRunner:
     def _warn(self, job: HookJob, pipe: PipeReader) -> None:
         if pipe.open and self._on_orphan_pipe is not None:
             self._on_orphan_pipe(job)
+
+    def _tell_ending(self, job: HookJob) -> None:
+        if self._on_ending is not None:
+            try:
+                self._on_ending(job)
+            except Exception as error:  # noqa: BLE001  (its bug must not stop the ending)
+                self._complain("on_ending", error)
 
     def _line(self, job: HookJob, line: str) -> None:
         if self._on_line is not None:

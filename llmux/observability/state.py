@@ -1,7 +1,7 @@
 """The state file: what a restarted llmux has to know.
 
 JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ..., "hooks": [[pid,
-start, boot], ...]}``. ``holders`` are
+start, boot, ending], ...]}``. ``holders`` are
 the models that may hold the GPU, ``costs`` belongs to the core's cost table and is opaque here.
 
 It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
@@ -38,7 +38,7 @@ class State:
     holders: frozenset[str] = frozenset()
     last_use: Mapping[str, float] = field(default_factory=dict)
     costs: object = None
-    hooks: tuple[tuple[int, int, str], ...] = ()  # pid, start and boot of the hooks that run
+    hooks: tuple[tuple[int, int, str, bool], ...] = ()  # pid, start and boot of the hooks that run; being ended?
 
     def recent(self) -> tuple[str, ...]:
         """Return the models in the order of their last use, most recent first."""
@@ -208,5 +208,8 @@ def _parse(raw: bytes) -> State:
     if not isinstance(last_use, dict):
         raise TypeError("`last_use` is no object")
     times = {name: float(when) for name, when in last_use.items()}
-    hooks = tuple((int(pid), int(started), str(boot)) for pid, started, boot in document.get("hooks", ()))
+    hooks = tuple(
+        (int(pid), int(started), str(boot), bool(ending and ending[0]))
+        for pid, started, boot, *ending in document.get("hooks", ())
+    )
     return State(frozenset(holders), times, document.get("costs"), hooks)

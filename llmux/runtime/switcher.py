@@ -59,7 +59,9 @@ class Switcher:
         self.log = log or EventLog()
         self.metrics = metrics or Metrics(self.gauges, process=False)
         self.metrics.declare(config.models)
-        self.hooks = HookRunner(on_line=line_to(self.log), on_orphan_pipe=orphan_to(self.log))
+        self.hooks = HookRunner(
+            on_line=line_to(self.log), on_orphan_pipe=orphan_to(self.log), on_ending=lambda _job: self._save()
+        )
         self.on_sleep = on_sleep
         self.on_close = on_close
         self.stopped = asyncio.Event()
@@ -351,8 +353,7 @@ class Switcher:
             self.on_sleep(self._activities[effect.model][1])
         job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
-        if not job.quiet:
-            self._save()  # with what tells its process from others
+        self._save()  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         self.hooks.kill(effect.hook, effect.reason)

@@ -358,6 +358,22 @@ async def test_the_orphan_of_a_killed_llmux_wakes_nothing_later(lab):
     assert order.index("sleep a") < order.index("wake b")
 
 
+async def test_what_ignores_term_of_a_killed_llmux_s_hook_acts_no_more(lab):
+    """The shell of the sleep hook has taken TERM, its child has not; then llmux gets KILL."""
+    lab.write({"a": {"sleep": "sh ./hook.sh sleep & wait", "timeouts": {"sleep": 0.3}}, "b": {}})
+    lab.script("a", "sleep", "trap '' TERM; " + lab.hold("s"), times=1)
+    lab.start()
+    await lab.chat("a")
+    line = await lab.begin("b")
+    await lab.until(lambda: "hook_killed" in lab.log)
+    assert [c for c in lab.leftovers() if "hook.sh sleep" in c]
+    lab.kill()
+    await line.close()
+    lab.start()
+    assert not [c for c in lab.leftovers() if "hook.sh" in c]
+    assert "leftover_hook_ended" in lab.log
+
+
 async def test_kill_9_in_mid_sleep_is_finished_first(lab):
     lab.write("a b")
     lab.script("a", "sleep", "sleep 60", times=1)

@@ -228,7 +228,7 @@ class Soak:
         try:
             self.lab.finish()
         except AssertionError as error:
-            return [str(error)]
+            return str(error).partition("\n---- log")[0].splitlines()
         return []
 
     def tell(self, problems: list[str], switches: int) -> bool:

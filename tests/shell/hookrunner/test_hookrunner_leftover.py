@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -11,8 +13,11 @@ from llmux.hookrunner.leftover import Trace, end_leftovers, trace_of
 
 
 @contextlib.contextmanager
-def hook(script: str) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sh", "-c", script], process_group=0, stdout=subprocess.PIPE) as process:
+def hook(script: str, *, foreign: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    env = {**os.environ, "LLMUX_HOOK": "sleep"}
+    if foreign:
+        del env["LLMUX_HOOK"]
+    with subprocess.Popen(["sh", "-c", script], process_group=0, stdout=subprocess.PIPE, env=env) as process:
         process.stdout.read(1)
         yield process
 
@@ -45,3 +50,44 @@ async def test_another_process_with_the_same_number_is_left_alone():
 
 async def test_what_leads_no_group_is_left_alone():
     assert await end_leftovers([trace_of(os.getpid()), Trace(1, 0, ""), Trace(0, 0, "")]) == []
+
+
+LEADERLESS = "sh -c \"trap '' TERM; echo; sleep 60; :\" & wait"
+
+
+async def test_what_a_hook_that_was_being_ended_has_left_of_its_group_is_ended():
+    with hook(LEADERLESS) as process:
+        trace = trace_of(process.pid)._replace(ending=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait() == -15
+        assert await end_leftovers([trace], grace=0.1) == [trace]
+        assert process.stdout.read() == b""  # those who held the pipe are gone
+        assert await end_leftovers([trace], grace=0.1) == []
+
+
+async def test_what_a_hook_has_left_behind_when_it_was_done_stays():
+    with hook("sleep 60 & echo; exit 0") as process:
+        trace = trace_of(process.pid)
+        process.wait()
+        assert await end_leftovers([trace] if trace else [Trace(process.pid, 0, "")]) == []
+        os.killpg(process.pid, 0)  # it lives
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def test_a_group_that_no_hook_of_llmux_leads_is_left_alone():
+    with hook(LEADERLESS, foreign=True) as process:
+        trace = trace_of(process.pid)._replace(ending=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        assert await end_leftovers([trace]) == []
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def test_cut_short_it_ends_them_at_once():
+    with hook("trap '' TERM; echo; while :; do sleep 0.05; done") as process:
+        ending = asyncio.create_task(end_leftovers([trace_of(process.pid)], grace=60))
+        await asyncio.sleep(0)
+        ending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ending
+        assert await asyncio.to_thread(process.wait, 5) == -9
