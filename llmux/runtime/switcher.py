@@ -29,6 +29,7 @@ from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.ticket import Ticket
+from llmux.runtime.waking import Waking
 from llmux.upstream import EngineActivity
 
 RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
@@ -72,6 +73,7 @@ class Switcher:
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self._activities: dict[str, tuple[int, EngineActivity]] = {}
+        self._waking = Waking()
         self._serial = 0
         self._inbox: deque[ev.Event] = deque()
         self._pumping = False
@@ -307,6 +309,7 @@ class Switcher:
                 ticket = self._tickets.get(event.request)
                 if ticket is not None and ticket.admission is None and ticket.rejection is None:
                     ticket.failed(mistake)
+                    self._go_on(ticket)
             case _:
                 answer = self._commands.pop(getattr(event, "ticket", 0), None)
                 if answer is not None and not answer.done():
@@ -333,10 +336,16 @@ class Switcher:
         # A request that has left already is told to the core by an event that is still to come.
         if (ticket := self._tickets.get(effect.request)) is not None:
             ticket.admitted(effect)
+            self._go_on(ticket)
 
     def _reject(self, effect: fx.Reject) -> None:
         if (ticket := self._tickets.get(effect.request)) is not None:
             ticket.rejected(effect)
+            self._go_on(ticket)
+
+    def _go_on(self, ticket: Ticket) -> None:
+        if ticket.waiter is not None:
+            self._waking.add(ticket.waiter)
 
     def _cut(self, effect: fx.CancelRequests) -> None:
         for request in effect.requests:

@@ -43,7 +43,6 @@ class Ticket:
         """Take in the core's decision to let it through."""
         self.admission = effect
         self.waited = effect.waited
-        self._wake()
 
     def rejected(self, effect: Reject) -> None:
         """Take in the core's decision to turn it away."""
@@ -56,7 +55,6 @@ class Ticket:
         """End its wait with an error."""
         self.rejection = error
         self.admission = None
-        self._wake()
 
     def returned(self) -> None:
         """Forget the admission: it waits again."""
@@ -75,7 +73,3 @@ class Ticket:
         self.on_cut = cut
         if self.cut_off is not None:
             cut(*self.cut_off)
-
-    def _wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
