@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 from llmux.runtime.waking import AT_ONCE, Waking
 
@@ -21,7 +22,7 @@ async def test_the_loop_turns_in_between_and_the_order_stays():
         await asyncio.sleep(0)
         done.append(sum(w.done() for w in waiters))
     assert done[0] == AT_ONCE
-    assert max(b - a for a, b in zip(done, done[1:], strict=False)) == AT_ONCE
+    assert max(b - a for a, b in pairwise(done)) == AT_ONCE
     await asyncio.sleep(0)
     assert order == sorted(order)
 
