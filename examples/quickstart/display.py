@@ -25,6 +25,7 @@ class Display:
         self.colours = dict(zip(models, COLOURS, strict=True))
         self.started = time.monotonic()
         self.last: object = None
+        self.left: set[str] = set()  # who has had to make room
         self.live = Live(console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
@@ -55,6 +56,7 @@ class Display:
         """Return one line: when, who holds the GPU, how many wait for whom."""
         switch = status["switch"]
         if switch:
+            self.left.update(switch["from"])
             who = " and ".join(map(self.name, switch["from"])) or "nobody"
             holder = f"{who} → {self.name(switch['to'])}"
         else:
@@ -113,9 +115,23 @@ class Display:
             f"\n{len(answers)} requests, {tokens:,} tokens and {switches} switches in {seconds:.0f} s; "
             f"the longest wait was {longest:.2f} s."
         )
+        self.console.print(self.residents())
         for failure in self.ledger.failures:
             self.console.print(f"failed: {failure}", style="red", markup=False)
         if self.ledger.misrouted:
             self.console.print(f"{len(self.ledger.misrouted)} answers came from the wrong engine.", style="red")
         elif answers and not self.ledger.failures:
             self.console.print("Every answer came from the engine that was asked for; none failed.", style="green")
+
+    def residents(self) -> str:
+        """Say how often those who never had to leave were asked, and how often they had to be waited for."""
+        told = []
+        for model in self.colours:
+            mine = [answer for answer in self.ledger.answers if answer.expected == model]
+            late = sum(answer.waited > 0 for answer in mine)
+            if model not in self.left and len(mine) > late:
+                told.append(
+                    f"{self.name(model)} stayed awake beside the others: "
+                    f"{len(mine) - late} of its {len(mine)} requests did not wait at all."
+                )
+        return "\n".join(told) or "Nobody stayed awake throughout."
