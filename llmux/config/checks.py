@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llmux.config.address import covers, is_loopback
 from llmux.config.problems import Problem
-from llmux.config.sizes import format_size
+from llmux.config.residency import check_residency
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config
@@ -18,7 +18,7 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 
 def check(config: Config) -> list[Problem]:
     """Return everything that makes ``config`` unusable, as a whole."""
-    return [*_names(config), *_addresses(config), *_memory(config), *_backoff(config)]
+    return [*_names(config), *_addresses(config), *check_residency(config), *_backoff(config)]
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -61,25 +61,6 @@ def _address_key(config: Config, name: str) -> str:
     return "url" if config.models[name].url is not None else "port"
 
 
-def _memory(config: Config) -> Iterator[Problem]:
-    if config.capacity is None:
-        return
-    missing = [name for name, model in config.models.items() if model.memory is None]
-    if missing:
-        yield Problem(
-            ("capacity",),
-            f"needs the `memory` of every model; missing for {', '.join(missing)}; give it, or remove `capacity`",
-        )
-    for name, model in config.models.items():
-        if model.memory is not None and model.memory > config.capacity:
-            excess = model.memory - config.capacity
-            yield Problem(
-                ("models", name, "memory"),
-                f"{format_size(model.memory)} does not fit into the capacity of"
-                f" {format_size(config.capacity)}: {format_size(excess)} too much, so it could never wake",
-            )
-
-
 def _backoff(config: Config) -> Iterator[Problem]:
     if config.backoff.first > config.backoff.max:
         yield Problem(("backoff", "first"), "is longer than `backoff.max`; make it shorter")
@@ -101,13 +82,24 @@ def _warnings(config: Config) -> Iterator[str]:
             "policy.request_timeout: is 0: a request whose model is not awake is refused at once;"
             " null means no limit"
         )
-    if config.capacity is not None and config.capacity < SMALLEST_PLAUSIBLE:
-        yield f"capacity: is only {config.capacity} bytes; write a unit, as {config.capacity}GiB"
+    yield from _sizes(config)
     endpoints = [model.address.endpoint for model in config.models.values()]
     for name, model in config.models.items():
-        if model.memory is not None and 0 < model.memory < SMALLEST_PLAUSIBLE:
-            yield f"models.{name}.memory: is only {model.memory} bytes; write a unit, as {model.memory}GiB"
-        if model.memory is not None and config.capacity is None:
-            yield f"models.{name}.memory: has no effect without the top-level `capacity`"
         if model.shared_address and endpoints.count(model.address.endpoint) == 1:
             yield f"models.{name}.shared_address: no other model has this address"
+
+
+def _sizes(config: Config) -> Iterator[str]:
+    given = {"capacity": config.capacity} | {f"gpus.{gpu}": size for gpu, size in (config.gpus or {}).items()}
+    for name, model in config.models.items():
+        at = f"models.{name}.memory"
+        if isinstance(model.memory, Mapping):
+            given |= {f"{at}.{gpu}": size for gpu, size in model.memory.items()}
+        else:
+            given[at] = model.memory
+    for at, size in given.items():
+        if size is not None and 0 < size < SMALLEST_PLAUSIBLE:
+            yield f"{at}: is only {size} bytes; write a unit, as {size}GiB"
+    for name, model in config.models.items():
+        if model.memory is not None and config.capacity is None and config.gpus is None:
+            yield f"models.{name}.memory: has no effect without the top-level `capacity`"

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from llmux.config.address import Address, parse_address
 from llmux.config.durations import Duration, PositiveDuration
+from llmux.config.residency import Gpus, ModelMemory
 from llmux.config.section import (
     Count,
     EnginePort,
@@ -20,7 +21,6 @@ from llmux.config.section import (
     Script,
     Section,
 )
-from llmux.config.sizes import Size
 from llmux.config.words import Default, Word
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
@@ -94,10 +94,12 @@ class ModelConfig(Section):
         default=None, description="Requests that the engine serves at once; more wait. null: no limit."
     )
     max_queued: Count = Field(default=1000, description="Requests that may wait; more get 429.")
-    memory: Size | None = Field(
+    memory: ModelMemory | None = Field(
         default=None,
-        description="GPU memory taken while awake; with `capacity`, several models may be awake.",
+        description="GPU memory taken while awake, spread evenly over its `gpus` or given for each;"
+        " with `capacity` or `gpus`, several models may be awake.",
     )
+    gpus: Gpus = Field(default=(), description="The GPUs that it runs on, out of the top-level `gpus`.")
     idle_sleep: Annotated[PositiveDuration | None, Default("the top-level idle_sleep")] = Field(
         default=None,
         description="Put to sleep after this long without a request. null: never.",

@@ -16,13 +16,14 @@ from llmux.config.forward import DEFAULT_FORWARD, expand
 from llmux.config.load import load
 from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig
 from llmux.config.policy import PolicyConfig
+from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Secret, Section
 from llmux.config.sizes import PositiveSize
 from llmux.config.state import default_state
 from llmux.config.words import Default, Word
 from llmux.errors import ConfigError
 
-__all__ = ["BackoffConfig", "Config", "CostConfig", "ModelConfig", "PolicyConfig", "TimeoutsConfig"]
+__all__ = ["BackoffConfig", "Config", "CostConfig", "GroupConfig", "ModelConfig", "PolicyConfig", "TimeoutsConfig"]
 
 MIB = 2**20
 GIB = 2**30
@@ -54,6 +55,13 @@ class Config(Section):
     capacity: PositiveSize | None = Field(
         default=None,
         description="GPU memory; with every model's `memory`, those that fit are awake together. null: one.",
+    )
+    gpus: GpuSizes | None = Field(
+        default=None, description="In place of `capacity`: the memory of each GPU, as {0: 24GiB, 1: 24GiB}."
+    )
+    groups: Mapping[Name, GroupConfig] = Field(
+        default_factory=dict,
+        description="Which models may be awake together, for those who cannot state their memory.",
     )
     backoff: BackoffConfig = Field(
         default_factory=BackoffConfig, description="How long a model that failed is left alone."

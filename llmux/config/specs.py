@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmux.config.residency import capacity_of, companions_of, memory_of
 from llmux.config.schema import Config
 from llmux.core.spec import HookKind, ModelSpec, Rules
 
@@ -66,7 +67,8 @@ def _model(config: Config, name: str) -> ModelSpec:
         timeouts={kind: getattr(model.timeouts, kind.value) for kind in HookKind},
         max_in_flight=model.max_in_flight,
         max_queued=model.max_queued,
-        memory=model.memory,
+        memory=memory_of(config, name),
+        companions=companions_of(config, name),
         shared_address=f"{host}:{port}" if model.shared_address else None,
         idle_sleep=config.idle_sleep_of(name),
         preload=model.preload,
@@ -84,7 +86,7 @@ def _rules(config: Config) -> Rules:
         backoff_max=config.backoff.max,
         alive_every=config.alive_every,
         alive_failures=config.alive_failures,
-        capacity=config.capacity,
+        capacity=capacity_of(config),
         shutdown_grace=config.shutdown_grace,
         sleep_on_exit=config.on_exit == "sleep",
     )

@@ -11,7 +11,7 @@ from llmux.core import placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.errors import InvalidEventError
 from llmux.core.events import RequestArrived
-from llmux.core.model import Model, Request
+from llmux.core.model import ARRIVAL_WINDOW, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.state import State
 
@@ -118,11 +118,15 @@ def immovable(s: State, but: Model) -> dict[str, Model]:
     }
 
 
-def leaving_cost(s: State, model: Model) -> float:
-    """Say what it costs to have a model leave: its sleep and its return, and much more while it is busy."""
-    cost = s.costs.sleep_of(model.name) + s.costs.wake_of(model.name)
-    rate = model.arrival_rate(s.now)
-    return cost * (1.0 + rate) + 1e3 * len(model.in_flight) + 1e6 * len(model.queue)
+def leaving_cost(s: State, model: Model) -> placement.Cost:
+    """Say what it costs to have a model leave: its sleep, and its return for each who is there or to be expected.
+
+    To be expected are as many as came, at its arrival rate, within two minutes, and one in any case.
+    """
+    present = len(model.in_flight) + len(model.queue)
+    expected = 1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW
+    seconds = s.costs.sleep_of(model.name) + s.costs.wake_of(model.name) * (present + expected)
+    return placement.Cost(int(present > 0), seconds)
 
 
 def can_be_had(s: State, target: Model) -> bool:

@@ -1,92 +1,148 @@
 """Which models may be awake together, and which must leave so that another fits. Pure functions.
 
-The rule: without ``capacity`` one model at a time. With it, any set whose memories sum to at most the
-capacity; models on one shared address are never awake together. Of all the sets of holders whose leaving
-makes the target fit, and that spare the immovable, the one of least total cost is taken; at equal cost the
-smaller, then the first by name. It is exact for up to ``EXACT`` movable holders; beyond, the costliest are
-spared first as long as they fit.
+The rule: any set of models may be awake together that is one model alone; or whose memories fit on every GPU
+(with ``capacity``) and that names of each other as companions (with groups), and of which no two share an
+address. With neither capacity nor groups that is one model at a time.
+
+Of all the sets of holders whose leaving makes the target fit, and that spare the immovable, the one of least
+cost is taken: the fewest busy ones, then the fewest seconds; at equal cost the smaller, then the first by name.
+It is exact for up to ``EXACT`` holders that could stay; beyond, the costliest are spared first while they fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
-from llmux.core.spec import ModelSpec
+from llmux.core.spec import Memory, ModelSpec
 
 EXACT = 12
 
 
-def fits(specs: Sequence[ModelSpec], capacity: int | None) -> bool:
+class Cost(NamedTuple):
+    """What it costs that a model leaves. Costs compare in this order."""
+
+    busy: int = 0  # 1 when somebody uses it or waits for it
+    seconds: float = 0.0  # >= 0
+
+
+Price = Callable[[str], Cost]
+
+
+def fits(specs: Sequence[ModelSpec], capacity: Memory | None) -> bool:
     """Whether these models may hold the GPU together."""
     if len(specs) <= 1:
         return True
-    if capacity is None or any(spec.memory is None for spec in specs):
+    if not all(_companions(a, b, grouped=capacity is None) for a, b in combinations(specs, 2)):
         return False
-    addresses = [spec.shared_address for spec in specs if spec.shared_address is not None]
-    if len(addresses) != len(set(addresses)):
+    return capacity is None or not any(left < 0 for left in free(specs, capacity).values())
+
+
+def free(specs: Sequence[ModelSpec], capacity: Memory) -> dict[str, int]:
+    """Return the bytes that these models leave of each GPU; less than 0 where they are too many."""
+    left = dict(per_gpu(capacity))
+    for spec in specs:
+        if spec.memory is None:  # it may need everything
+            return dict.fromkeys(left, -1)
+        for gpu, need in per_gpu(spec.memory).items():
+            left[gpu] = left.get(gpu, 0) - need
+    return left
+
+
+def per_gpu(memory: Memory) -> Mapping[str, int]:
+    """Return bytes by GPU; the one GPU of which nobody says a name is ``""``."""
+    return {"": memory} if isinstance(memory, int) else memory
+
+
+def _companions(a: ModelSpec, b: ModelSpec, *, grouped: bool) -> bool:
+    """Whether nothing but memory keeps these two apart."""
+    if a.shared_address is not None and a.shared_address == b.shared_address:
         return False
-    return sum(spec.memory or 0 for spec in specs) <= capacity
+    if a.companions is None or b.companions is None:
+        return not grouped and a.companions is b.companions
+    return b.name in a.companions and a.name in b.companions
 
 
 def leaving(
     target: ModelSpec,
     holders: Mapping[str, ModelSpec],
-    capacity: int | None,
+    capacity: Memory | None,
     *,
     immovable: Collection[str] = (),
-    cost: Callable[[str], float] = lambda _name: 1.0,
+    cost: Price = lambda _name: Cost(0, 1.0),
 ) -> tuple[str, ...] | None:
     """Return the holders (``target`` not among them) that must leave, or None if that cannot be."""
     stay = [spec for name, spec in holders.items() if name in immovable]
-    movable = [name for name in holders if name not in immovable]
     if not fits([target, *stay], capacity):
         return None
-    if capacity is None:
+    movable = [name for name in holders if name not in immovable]
+    if capacity is None and target.companions is None:
         return tuple(movable)
     if fits([target, *holders.values()], capacity):
         return ()
-    if len(movable) <= EXACT:
-        return _cheapest(target, stay, movable, holders, capacity, cost)
-    return _greedy(target, stay, movable, holders, capacity, cost)
-
-
-def _cheapest(
-    target: ModelSpec,
-    stay: list[ModelSpec],
-    movable: list[str],
-    holders: Mapping[str, ModelSpec],
-    capacity: int,
-    cost: Callable[[str], float],
-) -> tuple[str, ...]:
-    costs = {name: cost(name) for name in movable}
-    best: tuple[float, int, tuple[str, ...]] | None = None
-    for size in range(1, len(movable) + 1):
-        for gone in combinations(sorted(movable), size):
-            rank = (sum(costs[name] for name in gone), size, gone)
-            if best is not None and rank >= best:
-                continue
-            kept = [holders[name] for name in movable if name not in gone]
-            if fits([target, *stay, *kept], capacity):
-                best = rank
-    # With all movable gone the target fits: the caller has checked that.
-    assert best is not None
-    return best[2]
-
-
-def _greedy(
-    target: ModelSpec,
-    stay: list[ModelSpec],
-    movable: list[str],
-    holders: Mapping[str, ModelSpec],
-    capacity: int,
-    cost: Callable[[str], float],
-) -> tuple[str, ...]:
-    kept: list[ModelSpec] = []
+    kept = [target, *stay]
     gone: list[str] = []
-    for name in sorted(movable, key=lambda name: (-cost(name), name)):
-        if fits([target, *stay, *kept, holders[name]], capacity):
-            kept.append(holders[name])
-        else:
-            gone.append(name)
+    may_stay: list[str] = []
+    for name in sorted(movable):
+        (may_stay if fits([*kept, holders[name]], capacity) else gone).append(name)
+    search = _Search(kept, {name: holders[name] for name in may_stay}, capacity, cost)
+    gone += search.best() if len(may_stay) <= EXACT else search.greedy()
     return tuple(sorted(gone))
+
+
+class _Search:
+    """Who of some models, each of which fits beside those that stay, has to leave."""
+
+    def __init__(
+        self, stay: list[ModelSpec], models: Mapping[str, ModelSpec], capacity: Memory | None, cost: Price
+    ) -> None:
+        self.stay, self.models, self.capacity = stay, models, capacity
+        self.names = list(models)  # sorted
+        self.costs = {name: cost(name) for name in models}
+        alone = capacity is None
+        self.foes = {
+            name: {
+                other for other in models if other != name and not _companions(one, models[other], grouped=alone)
+            }
+            for name, one in models.items()
+        }
+
+    def best(self) -> list[str]:
+        """Return the cheapest."""
+        found: tuple[Cost, int, list[str]] | None = None
+        # Depth first, sparing before leaving; what costs more than the best so far is cut off.
+        room = None if self.capacity is None else free(self.stay, self.capacity)
+        stack: list[tuple[int, list[str], dict[str, int] | None, Cost, list[str]]] = [(0, [], room, Cost(), [])]
+        while stack:
+            index, kept, room, cost, out = stack.pop()
+            if found is not None and (cost, len(out)) > found[:2]:
+                continue
+            if index == len(self.names):
+                found = (cost, len(out), out)  # of equals the later has the earlier name: it spared less early
+                continue
+            name = self.names[index]
+            more = self.costs[name]
+            total = Cost(cost.busy + more.busy, cost.seconds + more.seconds)
+            stack.append((index + 1, kept, room, total, [*out, name]))
+            if not self.foes[name].isdisjoint(kept):
+                continue
+            if room is not None:
+                need = per_gpu(self.models[name].memory or 0)
+                room = {gpu: left - need.get(gpu, 0) for gpu, left in room.items()}
+                if min(room.values()) < 0:
+                    continue
+            stack.append((index + 1, [*kept, name], room, cost, out))
+        assert found is not None  # with all of them gone the target fits
+        return found[2]
+
+    def greedy(self) -> list[str]:
+        """Return what is cheap enough for too many to try."""
+        kept, out = list(self.stay), []
+        for name in sorted(self.names, key=lambda name: (*(-part for part in self.costs[name]), name)):
+            staying = [*kept, self.models[name]]
+            if fits(staying, self.capacity):
+                kept = staying
+            else:
+                out.append(name)
+        return out

@@ -20,6 +20,9 @@ class HookKind(enum.StrEnum):
     STOP = "stop"
 
 
+Memory = int | Mapping[str, int]
+"""Bytes: of the one GPU, or by the name of each of several."""
+
 DEFAULT_TIMEOUTS: Mapping[HookKind, float] = {
     HookKind.WAKE: 1800.0,
     HookKind.SLEEP: 300.0,
@@ -43,7 +46,8 @@ class ModelSpec:
     timeouts: Mapping[HookKind, float] = field(default_factory=lambda: dict(DEFAULT_TIMEOUTS))
     max_in_flight: int | None = None
     max_queued: int = 1000
-    memory: int | None = None  # bytes
+    memory: Memory | None = None
+    companions: frozenset[str] | None = None  # whom its groups let it be awake with; None: no groups are in use
     shared_address: str | None = None  # models with the same one are never awake together
     idle_sleep: float | None = None
     preload: bool = False
@@ -61,6 +65,6 @@ class Rules:
     backoff_max: float = 20.0
     alive_every: float = 15.0  # 0: no periodic probe
     alive_failures: int = 3
-    capacity: int | None = None  # bytes; needs every model's memory
+    capacity: Memory | None = None  # needs every model's memory
     shutdown_grace: float = 30.0
     sleep_on_exit: bool = False

@@ -98,7 +98,12 @@ def test_a_setting(refused, model, settings, line):
         ("port: 1, env: {A: [1]}", "m.env.A: must be text"),
         ("port: 1, env: {A: }", 'm.env.A: has no value; write "" for the empty text'),
         ("port: 1, memory: lots", "m.memory: 'lots' is no size"),
-        ("port: 1, gpus: [0]", "m.gpus: is no setting"),
+        ("port: 1, cards: [0]", "m.cards: is no setting"),
+        ("port: 1, gpus: 0", "m.gpus: must be a list; write [0]"),
+        ("port: 1, gpus: [[0]]", "m.gpus[0]: is no name of a GPU"),
+        ("port: 1, memory: {}", "m.memory: names no GPU"),
+        ("port: 1, memory: {0: lots}", "m.memory: 0: 'lots' is no size"),
+        ("port: 1, gpus: [0]", "m.gpus: names a GPU; say at the top level what each has"),
     ],
 )
 def test_a_models_setting(refused, model, settings, line):

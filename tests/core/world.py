@@ -13,7 +13,7 @@ from llmux.core import events as ev
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.snapshot import LiveSnapshot
-from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Memory, ModelSpec, Rules
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
 
@@ -65,8 +65,9 @@ class World:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.capacity = rng.choice([None, None, 10, 16])
+        self.capacity = rng.choice([None, None, 10, 16, {"0": 8, "1": 6}])
         self.rules_capacity = self.capacity
+        self.grouped = rng.random() < 0.3
         self.names = [f"m{i}" for i in range(rng.randint(1, 5))]
         self.specs = {name: self._spec(name) for name in self.names}
         self.policy = WildPolicy(self)
@@ -94,11 +95,17 @@ class World:
             timeouts={**DEFAULT_TIMEOUTS, HookKind.WAKE: rng.choice([1.0, 1800.0])},
             max_in_flight=rng.choice([None, 1, 2]),
             max_queued=rng.choice([1, 3, 1000]),
-            memory=rng.randint(1, 10) if self.capacity else None,
+            memory=self._memory(),
+            companions=frozenset(n for n in self.names if rng.random() < 0.6) if self.grouped else None,
             shared_address=rng.choice([None, None, "x"]),
             idle_sleep=rng.choice([None, 3.0]),
             preload=rng.random() < 0.2,
         )
+
+    def _memory(self) -> Memory | None:
+        if not isinstance(self.capacity, dict):
+            return self.rng.randint(1, 10) if self.capacity else None
+        return {gpu: self.rng.randint(0, 6) for gpu in self.capacity}
 
     def _rules(self) -> Rules:
         rng = self.rng
@@ -222,7 +229,9 @@ class World:
             name = rng.choice(self.names)
             self.specs.setdefault(name, self._spec(name))
         if self.capacity and rng.random() < 0.3:
-            self.rules_capacity = rng.choice([None, 5, 10, 16])
+            self.rules_capacity = rng.choice([None, 5, 10, 16, {"0": 4, "1": 8}, {"0": 12, "1": 8}])
+        if rng.random() < 0.1:
+            self.grouped = not self.grouped
         self.rules = self._rules()
         policy = self.policy if rng.random() < 0.5 else WildPolicy(self)
         guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}

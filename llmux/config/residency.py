@@ -1,0 +1,213 @@
+"""Who may be awake beside whom: memory of one GPU or of several, and groups for those who cannot state it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from llmux.config.problems import Problem
+from llmux.config.section import Name, Section
+from llmux.config.sizes import PositiveSize, format_size, parse_size
+from llmux.config.words import Word
+
+if TYPE_CHECKING:
+    from llmux.config.schema import Config
+    from llmux.core.spec import Memory
+
+_SIZE = {"type": ["integer", "string"]}
+
+
+def _gpu(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise ValueError("is no name of a GPU; write its number, or any name of `gpus`")
+    return str(value).strip()
+
+
+def _gpu_list(value: Any) -> Any:
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        raise ValueError(f"must be a list; write [{value}]")  # noqa: TRY004
+    return value
+
+
+def _memory(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return parse_size(value)
+    if not value:
+        raise ValueError("names no GPU; write a size, or one for each GPU, as {0: 10GiB, 1: 6GiB}")
+    sizes = {}
+    for gpu, size in value.items():
+        try:
+            sizes[_gpu(gpu)] = parse_size(size)
+        except ValueError as error:
+            raise ValueError(f"{gpu}: {error}") from None
+    return sizes
+
+
+Gpu = Annotated[
+    str, BeforeValidator(_gpu), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}]}), Word("GPU")
+]
+Gpus = Annotated[tuple[Gpu, ...], BeforeValidator(_gpu_list)]
+GpuSizes = Annotated[Mapping[Gpu, PositiveSize], Word("size by GPU")]
+ModelMemory = Annotated[
+    int | Mapping[str, int],
+    BeforeValidator(_memory),
+    WithJsonSchema({"anyOf": [_SIZE, {"type": "object", "minProperties": 1, "additionalProperties": _SIZE}]}),
+    Word("size, or size by GPU"),
+]
+"""Bytes, >= 0: of the one GPU, spread evenly over several, or of each by its name."""
+
+
+class GroupConfig(Section):
+    """Models that may, or may not, be awake together."""
+
+    models: tuple[Name, ...] = Field(min_length=1, description="The models in the group.")
+    together: bool = Field(
+        default=False, description="true: they may all be awake at once. false: they take turns."
+    )
+    exclusive: bool = Field(
+        default=True, description="true: no model of another group is awake beside one of these."
+    )
+    persistent: bool = Field(
+        default=False, description="true: these never make room for another group, exclusive or not."
+    )
+
+
+# ---- what they come to
+
+
+def capacity_of(config: Config) -> Memory | None:
+    """Return how much there is of each GPU, or None where nobody says."""
+    return config.capacity if config.gpus is None else dict(config.gpus)
+
+
+def memory_of(config: Config, name: str) -> Memory | None:
+    """Return what a model takes of each GPU. Evenly spread, the first one carries what is left over."""
+    memory, gpus = config.models[name].memory, _gpus_of(config, name)
+    if memory is None or config.gpus is None or isinstance(memory, Mapping):
+        return memory
+    share, rest = divmod(memory, len(gpus))
+    return {gpu: share + (rest if index == 0 else 0) for index, gpu in enumerate(gpus)}
+
+
+def _gpus_of(config: Config, name: str) -> tuple[str, ...]:
+    """Return the GPUs that a model names; with only one there is no need to."""
+    model = config.models[name]
+    if model.gpus:
+        return model.gpus
+    return tuple(config.gpus) if config.gpus is not None and len(config.gpus) == 1 else ()
+
+
+def companions_of(config: Config, name: str) -> frozenset[str] | None:
+    """Return whom the groups let a model be awake with; None without groups.
+
+    A model in no group is a group of its own.
+    """
+    if not config.groups:
+        return None
+    return frozenset(other for other in config.models if other != name and _together(config, name, other))
+
+
+def _together(config: Config, one: str, other: str) -> bool:
+    return any(
+        a.together if a is b else a.persistent or b.persistent or not (a.exclusive or b.exclusive)
+        for a in _groups_of(config, one)
+        for b in _groups_of(config, other)
+    )
+
+
+def _groups_of(config: Config, name: str) -> list[GroupConfig]:
+    mine = [group for group in config.groups.values() if name in group.models]
+    return mine or [GroupConfig(models=(name,))]
+
+
+# ---- what is wrong with them
+
+
+def check_residency(config: Config) -> Iterator[Problem]:
+    """Yield what is wrong with memory and groups."""
+    yield from _groups(config)
+    if config.capacity is not None and config.gpus is not None:
+        yield Problem(("gpus",), "is there beside `capacity`; keep `gpus` for several GPUs, `capacity` for one")
+        return
+    if config.capacity is None and config.gpus is None:
+        for name, model in config.models.items():
+            if model.gpus or isinstance(model.memory, Mapping):
+                key = "gpus" if model.gpus else "memory"
+                yield Problem(
+                    ("models", name, key), "names a GPU; say at the top level what each has, as `gpus: {0: 24GiB}`"
+                )
+        return
+    missing = [name for name, model in config.models.items() if model.memory is None]
+    if missing:
+        key = "capacity" if config.gpus is None else "gpus"
+        yield Problem(
+            (key,),
+            f"needs the `memory` of every model; missing for {', '.join(missing)}; give it, or remove `{key}`",
+        )
+    for name in config.models:
+        yield from _model(config, name)
+
+
+def _model(config: Config, name: str) -> Iterator[Problem]:
+    model, at = config.models[name], ("models", name)
+    if model.memory is None:
+        return
+    if config.gpus is None:
+        if model.gpus or isinstance(model.memory, Mapping):
+            key = "gpus" if model.gpus else "memory"
+            yield Problem((*at, key), "names a GPU; give `gpus` at the top level in place of `capacity`")
+        elif config.capacity is not None and model.memory > config.capacity:
+            excess = format_size(model.memory - config.capacity)
+            yield Problem(
+                (*at, "memory"),
+                f"{format_size(model.memory)} does not fit into the capacity of {format_size(config.capacity)}:"
+                f" {excess} too much, so it could never wake",
+            )
+        return
+    yield from _placed(config, name)
+
+
+def _placed(config: Config, name: str) -> Iterator[Problem]:
+    model, at = config.models[name], ("models", name)
+    known = config.gpus or {}
+    for index, gpu in enumerate(model.gpus):
+        if gpu not in known:
+            yield Problem((*at, "gpus", index), f"{gpu!r} is none of `gpus`: {', '.join(known)}")
+        elif gpu in model.gpus[:index]:
+            yield Problem((*at, "gpus", index), f"{gpu!r} is there twice; keep one of them")
+    if isinstance(model.memory, Mapping):
+        stray = [gpu for gpu in model.memory if gpu not in (model.gpus or known)]
+        for gpu in stray:
+            other = "the model's own `gpus`" if model.gpus else "`gpus`"
+            yield Problem((*at, "memory"), f"names GPU {gpu!r}, which is none of {other}")
+        if stray:
+            return
+    elif not _gpus_of(config, name):
+        yield Problem((*at, "memory"), f"is on which GPU? Give `gpus`, a list out of {', '.join(known)}")
+        return
+    memory = memory_of(config, name)
+    assert isinstance(memory, Mapping)
+    for gpu, need in memory.items():
+        if gpu in known and need > known[gpu]:
+            excess = format_size(need - known[gpu])
+            yield Problem(
+                (*at, "memory"),
+                f"{format_size(need)} does not fit into the {format_size(known[gpu])} of GPU {gpu}:"
+                f" {excess} too much, so it could never wake",
+            )
+
+
+def _groups(config: Config) -> Iterator[Problem]:
+    for label, group in config.groups.items():
+        for index, name in enumerate(group.models):
+            at = ("groups", label, "models", index)
+            if name in group.models[:index]:
+                yield Problem(at, f"{name!r} is there twice; keep one of them")
+            elif name not in config.models:
+                owner = config.names.get(name)
+                near = get_close_matches(name, list(config.models), n=1)
+                hint = f"it is an alias of {owner!r}: name that" if owner else "name one of `models`"
+                yield Problem(at, f"{name!r} is no model; " + (f"did you mean {near[0]!r}?" if near else hint))
