@@ -26,12 +26,20 @@ class Handover:
 
     __slots__ = ("began", "error", "fresh_only", "request_id", "ticket")
 
-    def __init__(self, ticket: Ticket, request_id: str, began: float, error: Exception | None) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        request_id: str,
+        began: float,
+        error: Exception | None = None,
+        *,
+        fresh_only: bool = False,
+    ) -> None:
         self.ticket = ticket
         self.request_id = request_id
         self.began = began
-        self.error = error
-        self.fresh_only = error is None  # it met a connection that had died while idle
+        self.error = error  # what its first attempt ended with
+        self.fresh_only = fresh_only  # it met a connection that had died while idle
 
 
 class Passage:
@@ -181,8 +189,9 @@ class Endpoint:
         try:
             if handover is not None:
                 exchange.fresh_only |= handover.fresh_only
-                if handover.error is not None:
-                    raise handover.error
+                error, handover.error = handover.error, None
+                if error is not None:
+                    raise error
             response = await self._forwarder.forward(request, exchange)
         except EngineRefusedError:
             raise

@@ -3,18 +3,18 @@
 Theory of operation
 ===================
 
-Such a request needs nothing to wait for, so it needs no task, no future and none of aiohttp's objects. The
+Such a request has nothing to wait for, so it needs no future and none of aiohttp's objects. The
 server's connection offers what arrives to the lane before aiohttp sees it. The lane takes a request that
 
 - has arrived whole (or soon does), and has at most ``MOST`` bytes of body,
 - is a plain POST on a forwarded path whose head has nothing that needs judging (``plain_request``),
-- names, in valid JSON, a model that would be let through at once,
-- and finds an idle connection to its engine.
+- and names, in valid JSON, a model that would be let through at once.
 
-Everything else takes the long way through aiohttp, untouched; the two give the same bytes. A ride is a
-``Relay``: back-pressure, cuts and ends are the same code on both ways. What cannot end well on the lane (an
-engine that broke off before its answer, a cut before the head) is *handed over*: aiohttp is given the request
-after all, and the long way goes on with its ticket, with the error, or with a fresh connection.
+When its engine has no idle connection for it, a task opens one; nothing else needs a task. Everything else takes
+the long way through aiohttp, untouched; the two give the same bytes. A ride is a ``Relay``: back-pressure, cuts
+and ends are the same code on both ways. What cannot end well on the lane (an engine that is not there or broke
+off before its answer, a cut before the head) is *handed over*: aiohttp is given the request after all, and the
+long way goes on with its ticket, with the error, or with a fresh connection.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from llmux.middleware.plain_request import Read
 from llmux.proxy import Exchange, ExtraFields, Forwarder
 from llmux.proxy.relay import ClientGoneError, Relay
 from llmux.runtime import Switcher, Ticket
-from llmux.upstream import EngineConnection, EngineLostError, ResponseHead
+from llmux.upstream import EngineConnection, EngineLostError, EngineRefusedError, ResponseHead
 
 MOST = 64 * 1024  # bytes of body
 GONE = 499
@@ -75,6 +75,7 @@ class Lane:
         self._forwarder = forwarder
         self._budget = budget
         self._loads = json.JSONDecoder().decode
+        self._connecting: set[asyncio.Task[None]] = set()
         self.open = False
         self.most = 0
 
@@ -88,7 +89,7 @@ class Lane:
         self.most = min(most, MOST)
         self.open = not keys
 
-    def offer(self, client: Client, data: bytes, seen: Read) -> bool:  # noqa: PLR0911, what is not fit leaves at once
+    def offer(self, client: Client, data: bytes, seen: Read) -> bool:
         """Take a request that has arrived whole, if everything it needs is there.
 
         ``data`` may have more after it.
@@ -112,8 +113,6 @@ class Lane:
         if given is not None and ident != given:
             return False
         connection = self._forwarder.pool.take(activity)
-        if connection is None:
-            return False
         if seen.total < len(data):
             client.keep(data[seen.total :])
             data = data[: seen.total]
@@ -127,8 +126,9 @@ class Lane:
             or admission is None
             or switcher.activity(admission) is not activity
         ):
-            self._forwarder.pool.release(connection, activity)
-            client.hand_over(Handover(ticket, request_id, began, None), data)
+            if connection is not None:
+                self._forwarder.pool.release(connection, activity)
+            client.hand_over(Handover(ticket, request_id, began), data)
             return True
         self._budget.take(len(body))
         address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
@@ -151,9 +151,30 @@ class Lane:
         ride = client.ride = Ride(self, client, exchange, connection, ticket, data, began, len(body), loop)
         ticket.attach(exchange.cut)
         exchange.on_cut = ride.cut
-        connection.begin(ride)
-        connection.write_whole(b"\r\n".join(lines) + body)
+        message = b"\r\n".join(lines) + body
+        if connection is None:
+            task = loop.create_task(self._connect(ride, message), name="llmux: connect for the lane")
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+        else:
+            connection.begin(ride)
+            connection.write_whole(message)
         return True
+
+    async def _connect(self, ride: Ride, message: bytes) -> None:
+        exchange = ride.exchange
+        try:
+            connection = await self._forwarder.connect(exchange.address)
+        except EngineRefusedError as error:
+            ride.response_lost(error)
+            return
+        except Exception as error:  # noqa: BLE001 - nobody else would end the ride
+            ride.response_lost(
+                EngineRefusedError(f"No connection to the engine at {exchange.address}: {error!r}.")
+            )
+            return
+        exchange.activity.connected = True
+        ride.go_on(connection, message)
 
     def _model(self, body: bytes) -> str | None:
         # What is valid JSON names the same model to the scanner of the long way; the rest is for that to judge.
@@ -164,14 +185,15 @@ class Lane:
         name = value.get("model") if type(value) is dict else None
         return self._names.get(name) if type(name) is str else None
 
-    def finish(self, ride: Ride, connection: EngineConnection, error: Exception | None) -> None:
-        """Do what is due when a ride is over."""
+    def finish(self, ride: Ride, connection: EngineConnection | None, error: Exception | None) -> None:
+        """Do what is due when a ride is over. Without a connection, it was over before there was one."""
         switcher = self._switcher
         exchange, ticket = ride.exchange, ride.ticket
         exchange.on_cut = None
         exchange.ended_at = switcher.now()
         self._budget.give_back(ride.held)
         if error is None:
+            assert connection is not None
             self._forwarder.pool.release(connection, exchange.activity)
             if exchange.broken is not None and exchange.cut_off is None:
                 switcher.suspect(ticket.model, refused=False)
@@ -180,16 +202,18 @@ class Lane:
             switcher.leave(ticket)
             ride.client.ride_over(keep_alive=ride.keep_alive)
             return
-        connection.abort()
+        if connection is not None:
+            connection.abort()
         if isinstance(error, ClientGoneError):
             switcher.log.emit("client_left", model=ticket.model, request_id=exchange.request_id)
             self._account(ride, GONE)
             switcher.leave(ticket)
             ride.client.ride_over(keep_alive=False)
             return
-        # Whatever was written to a connection that died without a byte of an answer counts as not sent.
-        stale = isinstance(error, EngineLostError) and not connection.received
-        handover = Handover(ticket, exchange.request_id, ride.began, None if stale else error)
+        # Whatever was written to a pooled connection that died without a byte of an answer counts as not sent.
+        stale = ride.pooled and connection is not None and not connection.received
+        stale = stale and isinstance(error, EngineLostError)
+        handover = Handover(ticket, exchange.request_id, ride.began, None if stale else error, fresh_only=stale)
         ride.client.hand_over(handover, ride.raw)
 
     def abandon(self, handover: Handover) -> None:
@@ -229,14 +253,14 @@ _PLAIN: Any = _Request()
 class Ride(Relay):
     """One request on the lane, and its answer."""
 
-    __slots__ = ("_lane", "began", "bytes_out", "client", "held", "keep_alive", "raw", "ticket")
+    __slots__ = ("_lane", "began", "bytes_out", "client", "held", "keep_alive", "pooled", "raw", "ticket")
 
     def __init__(
         self,
         lane: Lane,
         client: Client,
         exchange: Exchange,
-        connection: EngineConnection,
+        connection: EngineConnection | None,
         ticket: Ticket,
         raw: bytes,
         began: float,
@@ -262,6 +286,7 @@ class Ride(Relay):
         self._writer = cast("AbstractStreamWriter", client)
         self._request = _PLAIN
         self._connection = connection
+        self.pooled = connection is not None
         self._head = b""
         self._chunked = self._chunk = self._close_delimited = self._event_stream = False
         self._draining = None
@@ -280,12 +305,20 @@ class Ride(Relay):
         """Take note that the client has closed its connection."""
         self._client_closed()
 
+    def go_on(self, connection: EngineConnection, message: bytes) -> None:
+        """Send the request: there is a connection."""
+        if self.over:
+            connection.abort()
+            return
+        self._connection = connection
+        connection.begin(self)
+        connection.write_whole(message)
+
     def _settle(self, error: Exception | None) -> None:
         if self.over:
             return
         self.over = True
         connection = self._connection
-        assert connection is not None
         if self._look is not None:
             self._look.cancel()
         self._lane.finish(self, connection, error)

@@ -15,6 +15,7 @@ from llmux.proxy.relay import Relay, RelayedResponse, cut_error
 from llmux.upstream import (
     ConnectionPool,
     EngineActivity,
+    EngineAddress,
     EngineConnection,
     EngineLostError,
     EngineRefusedError,
@@ -79,6 +80,14 @@ class Forwarder:
         exchange.activity.connected = True
         return await self._attempt(connection, relay, head)
 
+    async def connect(self, address: EngineAddress) -> EngineConnection:
+        """Open a connection. EngineRefusedError when there is none in time."""
+        try:
+            async with self.pool.interruptible():
+                return await self.pool.connect(address)
+        except TimeoutError as error:
+            raise _too_late(address) from error
+
     async def _connect(self, exchange: Exchange) -> EngineConnection:
         limit = self.pool.interruptible()
 
@@ -92,9 +101,7 @@ class Forwarder:
                 return await self.pool.connect(exchange.address)
         except TimeoutError as error:
             if exchange.cut_off is None:
-                raise EngineRefusedError(
-                    f"The engine at {exchange.address} did not accept a connection in time."
-                ) from error
+                raise _too_late(exchange.address) from error
             raise cut_error(*exchange.cut_off) from None
         finally:
             exchange.on_cut = None
@@ -130,6 +137,10 @@ class Forwarder:
     async def close(self) -> None:
         """Close the idle connections. Exchanges under way go on, and close theirs when they end."""
         await self.pool.close()
+
+
+def _too_late(address: EngineAddress) -> EngineRefusedError:
+    return EngineRefusedError(f"The engine at {address} did not accept a connection in time.")
 
 
 def _pieces(head: bytes, body: RequestBody) -> Iterator[bytes | memoryview]:

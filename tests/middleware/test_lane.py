@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from llmux.middleware.lane import Lane
 from llmux.middleware.plain_request import UNKNOWN, read
+from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.server.house import House, message, until
 
 BODY = b' {"model" : "a", "messages": [{"role": "user", "content": "h\\u00e9"}], "model": "a"}\n'
@@ -97,6 +99,98 @@ async def test_a_client_that_leaves_frees_its_place_and_the_engine(house):
     line.abort()
     await until(lambda: house.in_flight("a") == 0)
     await until(lambda: house.engine.open == 0)
+
+
+def forget_idle_connections(house) -> None:
+    house.switcher.on_sleep(house.switcher.open_activity("a"))
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Hold up those who open a connection to an engine until it is set; count them."""
+    gate = asyncio.Event()
+    gate.callers = 0
+    connect = ConnectionPool.connect
+
+    async def held(pool, address):
+        gate.callers += 1
+        await gate.wait()
+        return await connect(pool, address)
+
+    monkeypatch.setattr(ConnectionPool, "connect", held)
+    return gate
+
+
+async def test_without_an_idle_connection_one_is_opened(house, rides):
+    forget_idle_connections(house)
+    lines = [await house.line() for _ in range(3)]
+    for line in lines:
+        line.send(request())
+    assert [(await line.reply()).body for line in lines] == [b"ok"] * 3
+    assert rides == [True] * 3
+    assert len(house.engine.bodies) == 4
+
+
+async def test_a_fresh_connection_that_dies_without_an_answer_is_a_502_and_no_second_try(house, rides):
+    forget_idle_connections(house)
+    line = await house.begin("POST", "/v1/hold", BODY)
+    await until(lambda: len(house.engine.bodies) == 2)
+    for task in list(house.engine._tasks):
+        task.cancel()
+    assert (await line.reply()).status == 502
+    assert rides == [True]
+    assert len(house.engine.bodies) == 2
+
+
+@pytest.mark.parametrize("mistake", [EngineRefusedError("nobody there"), LookupError("odd")])
+async def test_one_whose_engine_is_not_there_is_queued_again_and_served(house, rides, monkeypatch, mistake):
+    forget_idle_connections(house)
+    (house.folder / "a.up").unlink()
+    connect = ConnectionPool.connect
+    mistakes = [mistake]
+
+    async def refused_once(pool, address):
+        if mistakes:
+            raise mistakes.pop()
+        return await connect(pool, address)
+
+    monkeypatch.setattr(ConnectionPool, "connect", refused_once)
+    reply = await house.raw(request())
+    assert reply.status == 200
+    assert float(reply.headers["x-llmux-queue-seconds"]) > 0
+    assert rides == [True]
+    assert len(house.engine.bodies) == 2
+    assert house.in_flight("a") == 0
+
+
+async def test_a_client_that_leaves_while_a_connection_is_opened(house, gate):
+    forget_idle_connections(house)
+    line = await house.begin("POST", "/v1/x", BODY)
+    await until(lambda: gate.callers == 1)
+    assert house.in_flight("a") == 1
+    line.abort()
+    await until(lambda: house.in_flight("a") == 0)
+    gate.set()
+    await until(lambda: house.engine.open == 0)
+    assert len(house.engine.bodies) == 1
+
+
+async def test_one_that_is_cut_while_a_connection_is_opened(tmp_path, gate):
+    async with asyncio.timeout(20), House(tmp_path) as house:
+        gate.set()
+        house.up("a")
+        await house.open("a b", policy={"drain_timeout": 0})
+        await house.chat("a")
+        forget_idle_connections(house)
+        gate.clear()
+        before = gate.callers
+        line = await house.begin("POST", "/v1/x", BODY)
+        await until(lambda: gate.callers == before + 1)
+        other = asyncio.create_task(house.chat("b"))
+        assert (await line.reply()).status == 503
+        gate.set()
+        assert (await other).status == 200
+        assert b"a" not in [json.loads(body).get("model", "").encode() for body in house.engine.bodies[1:]]
 
 
 async def test_what_breaks_off_before_its_head_is_a_502(house):
