@@ -216,6 +216,19 @@ class Relay:
         if self._protocol.writing_paused and self._draining is None:
             self._hold()
 
+    def response_chunk(self, data: bytes) -> None:
+        """Hand one chunk to the client's transport: ``response_data`` for most bytes."""
+        transport = self._transport
+        if transport.is_closing():
+            self._client_closed()
+            return
+        transport.write(data)
+        exchange = self.exchange
+        exchange.bytes_out += len(data)
+        exchange.activity.last_byte = self._loop.time()
+        if self._protocol.writing_paused and self._draining is None:
+            self._hold()
+
     def response_ended(self) -> None:
         """Finish: the last byte has been handed over."""
         if self._chunk:

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 from llmux.upstream.errors import EngineLostError, EngineProtocolError
-from llmux.upstream.framing import ChunkError, ChunkTracker, Framing
+from llmux.upstream.framing import ChunkError, ChunkTracker, Framing, is_one_chunk
 from llmux.upstream.head import MAX_HEAD, ResponseHead, parse_head
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
@@ -60,6 +60,9 @@ class ResponseSink(Protocol):
 
     def response_data(self, data: bytes) -> None:
         """Take body bytes, as framed by the engine; or the chunks' contents after ``unchunk``."""
+
+    def response_chunk(self, data: bytes) -> None:
+        """Take one whole chunk: as ``response_data``, which has been called before."""
 
     def response_ended(self) -> None:
         """Take note that the response is complete."""
@@ -93,6 +96,7 @@ class EngineConnection(asyncio.Protocol):
         "_reading_paused",
         "_request_sent",
         "_sink",
+        "_take_chunk",
         "_upgrade",
         "_watcher",
         "_writable",
@@ -114,6 +118,7 @@ class EngineConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
         self._sink: ResponseSink | None = None
+        self._take_chunk: Callable[[bytes], None] | None = None  # set while the body stands between two chunks
         self._framing: Framing | None = None  # None: the head is still to come
         self._buffer = b""
         self._left = 0
@@ -216,6 +221,10 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the bytes on, and follow the framing to know where the response ends."""
+        take_chunk = self._take_chunk
+        if take_chunk is not None and is_one_chunk(data):
+            take_chunk(data)
+            return
         sink = self._sink
         if sink is None:
             # Nobody asked. (Or the exchange was aborted a moment ago.)
@@ -224,12 +233,7 @@ class EngineConnection(asyncio.Protocol):
         self.received = True
         framing = self._framing
         if framing is _CHUNKED:
-            # Most of what comes is one whole event in one whole chunk: no more than is needed for that.
-            chunks = self._chunks
-            if chunks is not None and self._payload is None and chunks.is_one_chunk(data):
-                sink.response_data(data)
-            else:
-                self._chunked_data(sink, data)
+            self._chunked_data(sink, data)
         elif framing is None:
             self._head_data(sink, data)
         elif framing is _LENGTH:
@@ -245,6 +249,7 @@ class EngineConnection(asyncio.Protocol):
     def _chunked_data(self, sink: ResponseSink, data: bytes) -> None:
         assert self._chunks is not None
         payload = self._payload
+        self._take_chunk = None
         try:
             end = self._chunks.feed(data, payload)
         except ChunkError as error:
@@ -258,10 +263,13 @@ class EngineConnection(asyncio.Protocol):
             if end >= 0:
                 self._end(sink, data, len(data))
                 return
-        if end < 0:
-            sink.response_data(data)
-        else:
+        if end >= 0:
             self._end(sink, data, end)
+            return
+        sink.response_data(data)
+        if payload is None and self._sink is sink and self._chunks.between_chunks:
+            # Most of what comes is one whole event in one whole chunk: no more is done than is needed for that.
+            self._take_chunk = sink.response_chunk
 
     def _head_data(self, sink: ResponseSink, data: bytes) -> None:
         if self._buffer:
@@ -318,6 +326,7 @@ class EngineConnection(asyncio.Protocol):
         if not self._request_sent:
             self.reusable = False
         self._sink = None
+        self._take_chunk = None
         self._wake_sender()
         sink.response_ended()
 
@@ -352,6 +361,7 @@ class EngineConnection(asyncio.Protocol):
             self._wake_sender()
             return
         self._sink = None
+        self._take_chunk = None
         self._watcher = None
         self._wake_sender()
         if exc is None and self._framing in {_UNTIL_CLOSE, _TUNNEL}:
@@ -365,6 +375,7 @@ class EngineConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is under way. The sink hears nothing any more."""
         self._sink = None
+        self._take_chunk = None
         self._watcher = None
         self.reusable = False
         self._wake_sender()

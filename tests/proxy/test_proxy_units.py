@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from llmux.errors import EngineError, UnavailableError
 from llmux.proxy import error_response
 from llmux.proxy.exchange import path_of
 from llmux.upstream import EngineAddress
-from llmux.upstream.framing import ChunkTracker
+from llmux.upstream.framing import ChunkTracker, is_one_chunk
 
 
 @pytest.mark.parametrize(
@@ -123,3 +125,27 @@ def test_the_tracker_byte_by_byte() -> None:
         assert tracker.feed(BODY[number : number + 1]) == -1
         assert tracker.between_chunks is (number + 1 in BOUNDARIES)
     assert tracker.feed(BODY[-1:]) == 1
+
+
+@given(
+    st.binary(max_size=40) | st.builds(lambda body: b"%x\r\n%b\r\n" % (len(body), body), st.binary(max_size=40))
+)
+@example(b"0\r\n\r\n")
+@example(b"5\r\nabcdef\r\n")
+@example(b"5\r\nab\r\n1\r\na\r\n")
+@example(b"05\r\nabcde\r\n")
+@example(b"+5\r\nabcde\r\n")
+@example(b"")
+def test_what_counts_as_one_chunk_is_one(data):
+    if is_one_chunk(data):
+        tracker = ChunkTracker()
+        contents: list[bytes] = []
+        assert tracker.feed(data, contents) == -1
+        assert tracker.between_chunks
+        assert len(contents) == 1
+        assert contents[0]
+
+
+@given(st.binary(min_size=1, max_size=4095))
+def test_a_chunk_as_they_usually_are_counts_as_one(body):
+    assert is_one_chunk(b"%x\r\n%b\r\n" % (len(body), body))
