@@ -13,11 +13,13 @@ from llmux.admin.page import PAGE
 from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
+from llmux.core.decisions import KEPT
 from llmux.errors import BadRequestError, ConflictError
 from llmux.extract import BodyBudget, BodyLimits, read_body
 from llmux.middleware.endpoint import unknown_model
 from llmux.middleware.front import HEADERS
 from llmux.runtime import Switcher
+from llmux.runtime.decisions import decisions
 from llmux.runtime.status import health, model_entry, model_list, status
 
 BEAT = 1.0  # seconds
@@ -43,6 +45,7 @@ class Admin:
             web.get("/ready", self.ready),
             web.get("/metrics", self.metrics),
             web.get("/llmux/status", self.status),
+            web.get("/llmux/decisions", self.decisions),
             web.get("/llmux/events", self.events),
             web.get("/llmux/ui", self.page),
             web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
@@ -100,6 +103,14 @@ class Admin:
     async def status(self, _request: web.Request) -> web.Response:
         """Return everything that an operator wants to know."""
         return web.json_response(status(self._switcher))
+
+    async def decisions(self, request: web.Request) -> web.Response:
+        """Return the last decisions, oldest first."""
+        text = request.query.get("limit", str(KEPT))
+        # A number of a thousand digits is none that anybody means.
+        if not (text.isascii() and text.isdigit() and len(text) <= 6):  # noqa: PLR2004
+            raise BadRequestError('"limit" must be a whole number, as ?limit=20', param="limit")
+        return web.json_response({"decisions": decisions(self._switcher, int(text))})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Stream what happens."""

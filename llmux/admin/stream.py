@@ -11,14 +11,16 @@ from collections import deque
 
 from aiohttp import web
 
-from llmux.core.effects import Effect
+from llmux.core.effects import Effect, PolicyDecided, SwitchStarted
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
+from llmux.runtime.decisions import decisions_since
 from llmux.runtime.status import status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds
-QUIET = frozenset({"request_queued", "hook_started"})  # told by the status, too many to be told one by one
+# Told by the status, too many to be told one by one; decisions are told whole.
+QUIET = frozenset({"request_queued", "hook_started", "policy_decided"})
 
 
 class EventStream:
@@ -28,17 +30,24 @@ class EventStream:
         self._switcher = switcher
         self._events: deque[bytes] = deque()
         self._lost = 0
+        self._decision = switcher.core.state.decision_ids
         self._news = asyncio.Event()
 
     def take(self, effect: Effect) -> None:
         """Queue an effect if it is news; never waits."""
+        if isinstance(effect, PolicyDecided | SwitchStarted):
+            for decision in decisions_since(self._switcher, self._decision):
+                self._decision = decision["id"]
+                self._put("decision", decision)
         event = describe(effect, base_url=self._switcher.log.base_url)
-        if event is None or event.name in QUIET:
-            return
+        if event is not None and event.name not in QUIET:
+            self._put(event.name, event.fields)
+
+    def _put(self, name: str, fields: object) -> None:
         if len(self._events) >= BACKLOG:
             self._lost += 1
         else:
-            self._events.append(sse(event.name, event.fields))
+            self._events.append(sse(name, fields))
         self._news.set()
 
     async def serve(self, request: web.Request, response: web.StreamResponse) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from llmux.core import admission, switching
+from llmux.core import admission, chronicle, switching
+from llmux.core.decisions import By
 from llmux.core.effects import PolicyDecided
 from llmux.core.model import Model
 from llmux.core.phases import Phase
@@ -18,6 +19,8 @@ from llmux.core.snapshot import LiveSnapshot
 from llmux.core.state import State
 
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
+LONGEST = 200  # characters of a policy's reason that are kept
+FALLBACK = "first come, first served"
 CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
 
 
@@ -107,10 +110,7 @@ def _idle_for_long(s: State, model: Model) -> bool:
 
 
 def _serve(s: State, snapshot: LiveSnapshot) -> bool:
-    waiting = sorted(
-        (m for m in s.models.values() if m.queue and m.phase is not Phase.AWAKE),
-        key=lambda m: (next(iter(m.queue.values())).arrived, m.order),
-    )
+    waiting = chronicle.waiting_models(s)
     if not waiting:
         return False
     for model in waiting:
@@ -118,12 +118,13 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
         if arrived + s.rules.max_wait <= s.now and (leaving := admission.who_leaves(s, model)) is not None:
             reason = f"a request has waited {s.now - arrived:.3g} s"
             _tell(s, "overdue", model.name, reason)
-            switching.begin(s, model, leaving, reason)
+            chronicle.keep(s, "switch", model.name, "max_wait", reason, waiting)
+            switching.begin(s, model, leaving, reason, decided=True)
             return True
     choice = _ask(s, snapshot, waiting)
     if choice is None:
         return False
-    model, reason = choice
+    model, by, reason = choice
     # A waiter whose model cannot be made room for was turned away when that became so.
     leaving = admission.who_leaves(s, model)
     assert leaving is not None
@@ -132,13 +133,15 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
     )
     if free_at > s.now:
         s.agenda.set("ask", free_at)
+        chronicle.keep(s, "wait", model.name, "min_active", reason, waiting, free_at)
         return False
-    switching.begin(s, model, leaving, reason)
+    chronicle.keep(s, "switch", model.name, by, reason, waiting)
+    switching.begin(s, model, leaving, FALLBACK if by == "overruled" else reason or "policy", decided=True)
     return True
 
 
-def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model, str] | None:
-    """Ask the policy; return whom to switch to and why, or None to leave things as they are."""
+def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model, By, str] | None:
+    """Ask the policy; return whom to switch to, who says so and why, or None to leave things as they are."""
     snapshot.waiting = tuple(model.name for model in waiting)
     decision: Decision | object
     try:
@@ -149,16 +152,21 @@ def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model,
     if complaint is not None:
         s.overrule(complaint)
         oldest = waiting[0]
-        _tell(s, "switch", oldest.name, "first come, first served: the policy was overruled")
-        return oldest, "first come, first served"
+        _tell(s, "switch", oldest.name, f"{FALLBACK}: the policy was overruled")
+        return oldest, "overruled", complaint
+    reason = getattr(decision, "reason", "")
+    said = reason[:LONGEST] if isinstance(reason, str) else ""
     if isinstance(decision, SwitchTo):
-        _tell(s, "switch", decision.model, decision.reason)
-        return s.models[decision.model], decision.reason or "policy"
+        _tell(s, "switch", decision.model, said)
+        return s.models[decision.model], "policy", said
     if isinstance(decision, WaitUntil):
-        s.agenda.set("ask", min(decision.time, s.now + ASK_AGAIN))
-        _tell(s, "wait", None, decision.reason)
+        again = min(decision.time, s.now + ASK_AGAIN)
+        s.agenda.set("ask", again)
+        _tell(s, "wait", None, said)
+        chronicle.keep(s, "wait", None, "policy", said, waiting, again)
     else:
-        _tell(s, "stay", None, getattr(decision, "reason", ""))
+        _tell(s, "stay", None, said)
+        chronicle.keep(s, "stay", None, "policy", said, waiting)
     return None
 
 

@@ -251,7 +251,7 @@ class PolicyOverruled:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDecided:
-    """What the policy answered, when it differs from its last answer."""
+    """What the policy answered, when it differs from its last answer or a switch came between."""
 
     decision: str  # stay | switch | wait | overdue
     model: str | None

@@ -18,6 +18,7 @@ Who does what, from the bottom up:
 - ``probing``      adoption at the start, ``alive`` while awake, engines that are lost;
 - ``switching``    one switch: drain, sleep, wake, and its three endings;
 - ``deciding``     what to begin while no switch is under way: errands, the overdue, the policy, the idle;
+- ``decisions``, ``chronicle``   what was decided last, and why;
 - ``commands``, ``reloading``, ``stopping``   operators, new configurations, the end;
 - ``diagnosis``, ``story``   what is due and not done; what has happened, as a test that can be run.
 
@@ -28,6 +29,7 @@ sleep hook starts.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,6 +43,7 @@ from llmux.core import (
     stopping,
     switching,
 )
+from llmux.core.decisions import KEPT
 from llmux.core.effects import Effect
 from llmux.core.errors import CoreError, InvalidEventError
 from llmux.core.events import (
@@ -73,7 +76,8 @@ from llmux.core.story import Story
 class Core:
     """The state machine of llmux.
 
-    ``jitter`` returns numbers in [0, 1); it is the only chance in here, and it is injected.
+    ``jitter`` returns numbers in [0, 1); it is the only chance in here, and it is injected. The last ``decisions``
+    decisions are kept, none with 0.
     """
 
     def __init__(
@@ -82,8 +86,12 @@ class Core:
         rules: Rules,
         policy: Policy,
         jitter: Callable[[], float] = lambda: 0.5,
+        *,
+        decisions: int = KEPT,
     ) -> None:
         self.state = State(models, rules, policy, jitter)
+        if decisions:
+            self.state.decisions = deque(maxlen=decisions)
         self.story = Story()
         self._snapshot = LiveSnapshot(self.state)
         self._handlers: dict[type, Callable[[Any], None]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from llmux.core.agenda import Agenda
 from llmux.core.costs import SwitchCosts
+from llmux.core.decisions import DecisionRecord
 from llmux.core.effects import (
     Admit,
     Effect,
@@ -55,7 +57,9 @@ class State:
         self.recorded: frozenset[str] = frozenset()
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent
         self.overruled: set[str] = set()  # complaints about this policy that were already made
-        self.last_decision: tuple[str, str | None] | None = None
+        self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
+        self.decisions: deque[DecisionRecord] | None = None  # the last ones; None: none are kept
+        self.decision_ids = 0
         self._hook_ids = 0
         self._switch_ids = 0
 

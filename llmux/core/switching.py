@@ -10,7 +10,7 @@ Its plan is fixed when it begins. It ends in one of these ways:
 
 from __future__ import annotations
 
-from llmux.core import admission, probing, retirement
+from llmux.core import admission, chronicle, probing, retirement
 from llmux.core.effects import (
     CancelRequests,
     CutReason,
@@ -30,15 +30,23 @@ from llmux.core.state import State
 
 
 def begin(
-    s: State, target: Model | None, leaving: tuple[Model, ...], reason: str, *, requested: bool = False
+    s: State,
+    target: Model | None,
+    leaving: tuple[Model, ...],
+    reason: str,
+    *,
+    requested: bool = False,
+    decided: bool = False,
 ) -> None:
-    """Begin a switch. None is under way."""
+    """Begin a switch. None is under way. ``decided``: it was for those who wait, and is in the chronicle."""
     assert s.switch is None
     if target is not None and target.phase is Phase.FAULTED:
         leaving = (*leaving, target)  # it has to be slept before it can be woken
     spec = target.next if target is not None else None
     switch = Switch(s.next_switch_id(), target, spec, leaving, reason, requested, s.now)
+    chronicle.begun(s, switch, decided=decided)
     s.switch = switch
+    s.last_decision = None
     s.agenda.cancel("ask")
     name = target.name if target else None
     s.out.append(SwitchStarted(switch.id, switch.sources, name, reason))

@@ -59,7 +59,9 @@ CATALOGUE: dict[str, LogEvent] = {
     "lease_set": LogEvent(_INFO, "The GPU is lent to a foreign job, or came back."),
     "command_answered": LogEvent(_DEBUG, "An operator's command was accepted, or why not."),
     # policy
-    "policy_decided": LogEvent(_DEBUG, "What the policy answered, when it differs from its last answer."),
+    "policy_decided": LogEvent(
+        _DEBUG, "What the policy answered, when it differs from its last answer or a switch came between."
+    ),
     "policy_overruled": LogEvent(
         _WARNING, "The policy's answer cannot be followed; first come, first served was used instead."
     ),

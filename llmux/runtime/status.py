@@ -8,6 +8,7 @@ from typing import Any
 from llmux.core import diagnosis
 from llmux.core.model import Model
 from llmux.core.phases import Phase
+from llmux.runtime.decisions import IN_STATUS, decisions
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 
@@ -43,6 +44,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
             {"from": source, "to": target, "seconds": seconds, "samples": samples}
             for source, target, seconds, samples in s.costs.rows()
         ],
+        "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
     }
 

@@ -96,7 +96,7 @@ class _Run:
         self.awake_at_start = names[0]
         specs = [ModelSpec(name, max_in_flight=engine.slots, max_queued=UNBOUNDED) for name in names]
         # Nothing dies in here: probes would only cost time.
-        self.core = Core(specs, _without_probes(rules), policy)
+        self.core = Core(specs, _without_probes(rules), policy, decisions=0)
         count = len(trace.jobs)
         self.outcome = Outcome(trace, 0.0, [None] * count, [None] * count, [None] * count, [None] * count)
         self.time = 0.0

@@ -218,7 +218,11 @@ def test_policy_hears_of_every_switch_that_ended() -> None:
         ),
         at(3.0, ev.RequestAbandoned(2), fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None)),
         at(
-            4.0, ev.RequestArrived(3, "b"), fx.RequestQueued(3, "b", 1), fx.SwitchStarted(2, ("a",), "b", "policy")
+            4.0,
+            ev.RequestArrived(3, "b"),
+            fx.RequestQueued(3, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(2, ("a",), "b", "policy"),
         ),
         at(
             5.0,

@@ -239,7 +239,11 @@ def test_of_two_that_leave_one_fails_and_is_served_while_the_other_still_sleeps(
         ),
         # In the backoff nobody waits for what needs a's room; b fits beside it.
         at(
-            5.1, ev.RequestArrived(4, "c"), fx.RequestQueued(4, "c", 1), fx.SwitchStarted(2, ("a",), "c", "policy")
+            5.1,
+            ev.RequestArrived(4, "c"),
+            fx.RequestQueued(4, "c", 1),
+            fx.PolicyDecided("switch", "c", ""),
+            fx.SwitchStarted(2, ("a",), "c", "policy"),
         ),
         at(5.2, ev.RequestArrived(5, "b"), fx.RequestQueued(5, "b", 1)),
     )

@@ -107,6 +107,7 @@ def test_engine_that_never_answered_after_its_wake_counts_as_a_failed_wake() -> 
             4.0,
             ev.RequestArrived(3, "a"),
             fx.RequestQueued(3, "a", 1),
+            fx.PolicyDecided("switch", "a", ""),
             fx.SwitchStarted(3, (), "a", "policy"),
             fx.RecordHolders(frozenset({"a"})),
             fx.RunHook(4, "a", HookKind.WAKE, None, switch=3, target="a"),

@@ -186,6 +186,7 @@ def test_failed_sleep_and_stop_of_an_engine_that_answers_leave_it_awake() -> Non
             6.0,
             ev.RequestArrived(4, "b"),
             fx.RequestQueued(4, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
             fx.SwitchStarted(2, ("a",), "b", "policy"),
             fx.SwitchDrained(2, ("a",), "b", 0.0),
             fx.ModelDeactivated("a", 2.0),
