@@ -80,6 +80,13 @@ class Config(Section):
         default=None,
         description="File that remembers who may hold the GPU. null: none.",
     )
+    record: str | None = Field(
+        default=None,
+        description="File that a line is appended to for each request, switch and decision. null: none.",
+    )
+    record_size: PositiveSize = Field(
+        default=64 * MIB, ge=MIB, description="Size at which the record becomes FILE.1, in place of the last one."
+    )
     on_exit: Literal["leave", "sleep"] = Field(
         default="leave", description="What happens to awake engines when llmux ends."
     )
@@ -184,6 +191,11 @@ class Config(Section):
         if "state" not in self.model_fields_set:
             return default_state(self._file or self._folder / f"{self.host}_{self.port}")
         return None if self.state is None else self._folder / Path(self.state).expanduser()
+
+    @property
+    def record_path(self) -> Path | None:
+        """The file of the record, absolute; None for none."""
+        return None if self.record is None else self.folder / Path(self.record).expanduser()
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -207,6 +207,19 @@ class Front:
         if first is None and status != GONE:
             first = self._switcher.now() - began  # llmux's own answer
         self._metrics.request_ended(passage.model, status, passage.waited, first)
+        recorder = self._switcher.recorder
+        if recorder is not None and passage.ticket is not None:
+            if exchange is None:
+                recorder.request(passage.ticket, status)
+            else:
+                recorder.request(
+                    passage.ticket,
+                    status,
+                    sent=exchange.body.size if exchange.body is not None else 0,
+                    got=exchange.bytes_out,
+                    first=exchange.first_byte_at,
+                    broken=exchange.broken is not None,
+                )
         if self._access_log:
             self._log.emit(
                 "request_finished",

@@ -200,6 +200,8 @@ class Lane:
             assert exchange.status is not None
             self._account(ride, exchange.status)
             switcher.leave(ticket)
+            if switcher.recorder is not None:
+                self._record(ride, exchange.status)
             ride.client.ride_over(keep_alive=ride.keep_alive)
             return
         if connection is not None:
@@ -208,6 +210,8 @@ class Lane:
             switcher.log.emit("client_left", model=ticket.model, request_id=exchange.request_id)
             self._account(ride, GONE)
             switcher.leave(ticket)
+            if switcher.recorder is not None:
+                self._record(ride, GONE)
             ride.client.ride_over(keep_alive=False)
             return
         # Whatever was written to a pooled connection that died without a byte of an answer counts as not sent.
@@ -222,6 +226,20 @@ class Lane:
         self._switcher.log.emit("client_left", model=ticket.model, request_id=handover.request_id)
         self._switcher.metrics.request_ended(ticket.model, GONE, ticket.waited, None)
         self._switcher.leave(ticket)
+        if self._switcher.recorder is not None:
+            self._switcher.recorder.request(ticket, GONE)
+
+    def _record(self, ride: Ride, status: int) -> None:
+        exchange, recorder = ride.exchange, self._switcher.recorder
+        assert recorder is not None
+        recorder.request(
+            ride.ticket,
+            status,
+            sent=ride.held,
+            got=exchange.bytes_out,
+            first=exchange.first_byte_at,
+            broken=exchange.broken is not None,
+        )
 
     def _account(self, ride: Ride, status: int) -> None:
         switcher, ticket, exchange = self._switcher, ride.ticket, ride.exchange

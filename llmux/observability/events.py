@@ -98,6 +98,10 @@ CATALOGUE: dict[str, LogEvent] = {
     "state_file_unwritable": LogEvent(
         _WARNING, "The state file cannot be written: a crash now forgets who holds the GPU. Told once."
     ),
+    "record_lines_lost": LogEvent(
+        _WARNING, "The record's disk is too slow; lines are missing, and the file says how many."
+    ),
+    "record_unwritable": LogEvent(_WARNING, "The record cannot be written. Told once, until it can be again."),
     "log_lines_dropped": LogEvent(_WARNING, "Whoever reads the log is too slow; `count` lines are missing."),
 }
 

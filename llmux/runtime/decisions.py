@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmux.core import chronicle
 from llmux.core.decisions import DecisionRecord
-from llmux.runtime.switcher import Switcher
+
+if TYPE_CHECKING:
+    from llmux.runtime.switcher import Switcher
 
 IN_STATUS = 10  # the last ones
 

@@ -36,7 +36,7 @@ class InFlightGuard:
             admission = await self._switcher.admission(ticket)
             _refuse_if_cut(ticket)
         except BaseException:
-            self._switcher.leave(ticket)
+            self._leave(ticket)
             raise
         self._task = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task is not None else 0
@@ -49,12 +49,17 @@ class InFlightGuard:
         """Let it go."""
         if self._ticket is not None:
             self._ticket.on_cut = None
-            self._switcher.leave(self._ticket)
+            self._leave(self._ticket)
         if self._cut is None or self._task is None:
             return
         # As asyncio.timeout does it: the cancellation was ours, unless somebody else asked for one too.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._cut from error
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._switcher.leave(ticket)
+        if self._switcher.recorder is not None:
+            self._switcher.recorder.request(ticket, None)
 
     def _end(self, reason: CutReason, retry_after: float | None) -> None:
         if self._cut is None and self._task is not None:

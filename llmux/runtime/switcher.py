@@ -24,10 +24,12 @@ from llmux.errors import ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner, Trace, end_leftovers
 from llmux.observability.metrics import GaugeRow, Metrics
 from llmux.observability.notices import EventLog
+from llmux.observability.record import RecordFile
 from llmux.observability.state import NoState, State, StateStore
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
+from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.ticket import Ticket
 from llmux.runtime.waking import Waking
 from llmux.upstream import EngineActivity
@@ -68,6 +70,7 @@ class Switcher:
         self.stopped = asyncio.Event()
         self.started_at = time.monotonic()
         self.last_reload_error: str | None = None
+        self.recorder: Recorder | None = None
         self._store = store or NoState()
         self._last_use: dict[str, float] = {}
         self._tickets: dict[int, Ticket] = {}
@@ -89,9 +92,12 @@ class Switcher:
     def start(self) -> None:
         """Load the state and look at what runs. The loop runs, the port is bound.
 
-        Raises StateLockedError when another llmux uses the same state file.
+        Raises StateLockedError when another llmux uses the same state file, ConfigError when the record cannot be
+        written.
         """
         self._now = asyncio.get_running_loop().time
+        if (record := open_record(self.config, self.log)) is not None:
+            self._record_into(record, "start")
         self._store.open()
         state = self._store.load()
         self._last_use = dict(state.last_use)
@@ -123,6 +129,9 @@ class Switcher:
         if self._starting is not None:
             self._starting.cancel()
         await self.hooks.close()
+        if self.recorder is not None:
+            self.recorder.end()
+            await asyncio.to_thread(self.recorder.file.close)
         self._save()
         self._store.close()
         if self.on_close is not None:
@@ -136,9 +145,27 @@ class Switcher:
         same = (old.policy.use, old.policy.options, old.folder) == (new.use, new.options, config.folder)
         if not same or comes_from_file(new.use):
             policy = load_policy(new.use, new.options, config.folder)
+        old_record = (self.config.record_path, self.config.record_size)
+        moved = old_record != (config.record_path, config.record_size)
+        record = open_record(config, self.log) if moved else None
         self.config = config
         self.metrics.declare(config.models)
         self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config)))
+        if moved:
+            self._record_into(record, "turned on")
+        elif self.recorder is not None:
+            self.recorder.begin("reload")
+
+    def _record_into(self, file: RecordFile | None, because: str) -> None:
+        """Begin a record, or end it."""
+        old, self.recorder = self.recorder, None
+        if old is not None:
+            self._subscribers = tuple(one for one in self._subscribers if one != old.effect)
+            old.end()
+            old.file.close_soon()
+        if file is not None:
+            self.recorder = Recorder(self, file, because)
+            self.subscribe(self.recorder.effect)
 
     # ---- requests
 
@@ -147,6 +174,8 @@ class Switcher:
         self._serial += 1
         ticket = Ticket(self._serial, model, self._now())
         self._tickets[ticket.id] = ticket
+        if self.recorder is not None:
+            self.recorder.entered(ticket)
         self.post(ev.RequestArrived(ticket.id, model))
         return ticket
 
@@ -180,6 +209,8 @@ class Switcher:
             self.post(ev.RequestAbandoned(ticket.id))
         elif ticket.id in self.core.state.requests:  # its rejection was a mistake of llmux
             self.post(ev.RequestAbandoned(ticket.id))
+        if self.recorder is not None:
+            self.recorder.left(ticket)
 
     def hold(self, model: str) -> InFlightGuard:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
@@ -376,6 +407,8 @@ class Switcher:
             self._mistaken(error, result)
         known = self._activities.get(result.model)
         last_byte = known[1].last_byte if known is not None else None
+        if self.recorder is not None:
+            self.recorder.hook_ended(result.id, ok=result.ok)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
 
     def _removed(self, effect: fx.ModelRemoved) -> None:

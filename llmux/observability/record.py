@@ -1,0 +1,171 @@
+"""The record: JSON lines in a file, written by a thread of its own.
+
+The event loop never waits for the disk: lines wait in a bounded queue, and what does not fit is counted,
+dropped, and said in the file (a line of type ``lost``) and in the log. At its bound the file becomes FILE.1, in
+place of an older one, so that the two together take at most about twice the bound. A line that a crash has torn is
+ended by the next llmux; readers pass over it (``record_reading``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Line = Mapping[str, Any]
+
+WAITING = 10_000  # lines
+BATCH = 200  # lines written at once
+_CLOSE_WAITS = 2.0  # seconds for the last lines
+
+
+class _NewFile:
+    """Asks the thread to begin a new file."""
+
+
+class RecordFile:
+    """Appends lines to ``path``. All but the thread's own part is called from one thread.
+
+    ``tell(event, **fields)`` is called, from the thread too, with what goes wrong.
+    """
+
+    def __init__(self, path: Path, bound: int, tell: Callable[..., None], *, waiting: int = WAITING) -> None:
+        self.path = path
+        self.full = False  # the bound is reached: the owner is to call ``begin_new``
+        self._bound = bound
+        self._tell = tell
+        self._lines: queue.Queue[Line | _NewFile | None] = queue.Queue(waiting)
+        # Each is counted by one thread only.
+        self._dropped = 0  # lines that did not fit into the queue
+        self._unwritten = 0  # lines that could not be written
+        self._said = 0  # of both, those that the file tells of
+        self._told = False  # that lines are lost, since the file told of some
+        self._failed = False
+        self._file = _open(path)
+        self._size = os.fstat(self._file).st_size
+        self._torn = self._size > 0 and not _ends_whole(path)
+        self._thread = threading.Thread(target=self._run, name="llmux-record", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """How many lines are missing of which the file does not tell yet."""
+        return self._dropped + self._unwritten - self._said
+
+    def put(self, line: Line) -> None:
+        """Queue a line, which must not be changed any more; never waits."""
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+            if not self._told:
+                self._told = True
+                self._tell("record_lines_lost", path=str(self.path))
+
+    def begin_new(self) -> None:
+        """Have what is put from here on begin a new file."""
+        self.full = False
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(_NewFile())
+
+    def close(self) -> None:
+        """Write what is queued and let go of the file; waits for that, but not long."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=_CLOSE_WAITS)
+        self._thread.join(_CLOSE_WAITS)
+
+    def close_soon(self) -> None:
+        """Do so without waiting."""
+        threading.Thread(target=self.close, name="llmux-record-close", daemon=True).start()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._lines.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < BATCH:
+                    batch.append(self._lines.get_nowait())
+            lines: list[Line] = []
+            for each in batch:
+                if isinstance(each, Mapping):
+                    lines.append(each)
+                    continue
+                self._write(lines)
+                lines = []
+                if each is None:
+                    ended = True
+                    break
+                self._rotate()
+            self._write(lines)
+        self._write([])
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+
+    def _write(self, lines: list[Line]) -> None:
+        lost = self.lost
+        if lost:
+            lines = [{"type": "lost", "lines": lost}, *lines]
+        if not lines:
+            return
+        data = b"".join(_encoded(line) for line in lines)
+        written = 0
+        try:
+            if self._torn:
+                data = b"\n" + data
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError as error:
+            self._torn = data[:written][-1:] != b"\n" if written else self._torn
+            missing = lines[len(lines) - min(data.count(b"\n", written), len(lines)) :]
+            told_of_loss = bool(lost) and len(missing) < len(lines)
+            self._unwritten += len(missing) - (bool(lost) and not told_of_loss)
+            self._trouble(error)
+        else:
+            self._torn = self._failed = False
+            told_of_loss = bool(lost)
+        if told_of_loss:
+            self._said += lost
+            self._told = False
+        self._size += written
+        if self._size >= self._bound:
+            self.full = True
+
+    def _rotate(self) -> None:
+        try:
+            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+            fresh = _open(self.path)
+        except OSError as error:
+            self._trouble(error)
+            return
+        os.close(self._file)
+        self._file, self._size, self._torn = fresh, 0, False
+
+    def _trouble(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            self._tell("record_unwritable", path=str(self.path), error=error.strerror or str(error))
+
+
+def _encoded(line: Line) -> bytes:
+    return json.dumps(line, default=str, skipkeys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _open(path: Path) -> int:
+    # Not to wait for the reader of a pipe; what is written later may wait.
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    os.set_blocking(file, True)
+    return file
+
+
+def _ends_whole(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+    return True

@@ -1,0 +1,287 @@
+"""What goes into the record: a line for each request, switch and decision.
+
+See "The record" in ``llmux/DESIGN.md``.
+
+Times are seconds on the core's clock from ``origin`` on, which the ``start`` line puts into calendar time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmux.config import Config
+from llmux.core import chronicle
+from llmux.core import effects as fx
+from llmux.core.spec import HookKind
+from llmux.errors import ConfigError
+from llmux.observability.notices import EventLog
+from llmux.observability.record import RecordFile
+from llmux.observability.record_reading import FORMAT
+from llmux.runtime.decisions import document
+from llmux.version import __version__
+
+if TYPE_CHECKING:
+    from llmux.core.model import Model
+    from llmux.runtime.switcher import Switcher
+    from llmux.runtime.ticket import Ticket
+
+DIGITS = 9
+GONE = 499  # the client left first
+
+
+@dataclass(slots=True)
+class _Request:
+    arrived: float
+    admitted: float | None = None
+    ended: float | None = None
+    switch: int | None = None
+
+
+@dataclass(slots=True)
+class _Hook:
+    model: str
+    hook: str
+    began: float
+    seconds: float | None = None
+    ok: bool = False
+
+    def line(self, origin: float) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "hook": self.hook,
+            "at": round(self.began - origin, DIGITS),
+            "seconds": None if self.seconds is None else round(self.seconds, DIGITS),
+            "ok": self.ok,
+        }
+
+
+@dataclass(slots=True)
+class _Switch:
+    decided: float
+    reason: str
+    error: str = ""
+    hooks: dict[int, _Hook] = field(default_factory=dict)
+
+
+class Recorder:
+    """Turns what happens into lines. Listens to every effect."""
+
+    def __init__(self, switcher: Switcher, file: RecordFile, because: str) -> None:
+        self.file = file
+        self._switcher = switcher
+        self._origin = switcher.now()
+        self._requests: dict[int, _Request] = {}
+        self._visits: dict[str, int] = {}  # by which switch a model is awake
+        self._switches: dict[int, _Switch] = {}
+        self._reasons: dict[int, str] = {}  # in words, of switches that have just begun
+        self._decision = switcher.core.state.decision_ids
+        self._handlers: Mapping[type, Callable[[Any], None]] = {
+            fx.Admit: self._admitted,
+            fx.SwitchStarted: self._switch_started,
+            fx.PolicyDecided: lambda _effect: self._decided(),
+            fx.RunHook: self._hook_started,
+            fx.ModelActivated: self._activated,
+            fx.SwitchFailed: self._switch_failed,
+            fx.SwitchEnded: self._switch_ended,
+            fx.Ready: lambda _effect: self.begin("start"),
+            fx.PinSet: lambda effect: self._operator("pin", model=effect.model, pinned=effect.pinned),
+            fx.LeaseSet: lambda effect: self._operator("lease", leased=effect.leased),
+            fx.ModelReset: lambda effect: self._operator("reset", model=effect.model),
+            fx.ModelLost: lambda effect: self._operator("lost_engine", model=effect.model),
+        }
+        if switcher.core.state.ready:
+            self.begin(because)
+
+    def begin(self, because: str) -> None:
+        """Write down where things stand and by which rules, as what follows is to be understood from that."""
+        s, config = self._switcher.core.state, self._switcher.config
+        rules = s.rules
+        self._put(
+            "start",
+            because=because,
+            format=FORMAT,
+            llmux=__version__,
+            at=self._at(self._switcher.now()),
+            time=time.time(),
+            policy={"use": config.policy.use, "options": dict(config.policy.options)},
+            rules={
+                "request_timeout": rules.request_timeout,
+                "max_wait": rules.max_wait,
+                "min_active": rules.min_active,
+                "drain_timeout": rules.drain_timeout,
+                "capacity": rules.capacity,
+            },
+            models=[_model(model) for model in s.models.values() if not model.removed],
+            costs=s.costs.dump(),
+            guesses={name: list(guess) for name, guess in s.costs.guesses.items()},
+        )
+
+    def effect(self, effect: fx.Effect) -> None:
+        """Take in an effect."""
+        handler = self._handlers.get(effect.__class__)
+        if handler is not None:
+            handler(effect)
+
+    def entered(self, ticket: Ticket) -> None:
+        """Take in a request that is about to be told to the core."""
+        self._requests[ticket.id] = _Request(ticket.arrived)
+
+    def left(self, ticket: Ticket) -> None:
+        """Take in that a request was told to the core as ended."""
+        entry = self._requests.get(ticket.id)
+        if entry is not None:
+            entry.ended = self._switcher.core.state.now
+
+    def request(
+        self,
+        ticket: Ticket,
+        status: int | None,
+        *,
+        sent: int = 0,
+        got: int = 0,
+        first: float | None = None,
+        broken: bool = False,
+    ) -> None:
+        """Write a request's line, once it has left. ``status`` is None for a guard that was held.
+
+        ``sent`` and ``got`` are the bytes of its body and of its answer, ``first`` is when the answer began.
+        """
+        entry = self._requests.pop(ticket.id, None)
+        if entry is None:  # it came before the record was begun
+            entry = _Request(ticket.arrived)
+        ended = self._switcher.now() if entry.ended is None else entry.ended
+        admitted = entry.admitted
+        self._put(
+            "request",
+            id=ticket.id,
+            arrival_s=self._at(entry.arrived),
+            model=ticket.model,
+            prompt_bytes=sent,
+            answer_bytes=got,
+            wait_s=round((ended if admitted is None else admitted) - entry.arrived, DIGITS),
+            first_byte_s=None if first is None else round(first - entry.arrived, DIGITS),
+            service_s=None if admitted is None else round(ended - admitted, DIGITS),
+            outcome=_outcome(ticket, status, began=first is not None, broken=broken),
+            status=status,
+            switch=entry.switch,
+        )
+        if self.file.full:
+            self.file.begin_new()
+            self.begin("rotated")
+
+    def hook_ended(self, hook: int, *, ok: bool) -> None:
+        """Take in the end of a hook, before the core is told."""
+        for switch in self._switches.values():
+            run = switch.hooks.get(hook)
+            if run is not None:
+                run.seconds, run.ok = self._switcher.now() - run.began, ok
+
+    def end(self) -> None:
+        """Say that this is the end; the file is still to be closed."""
+        self._put("stop", at=self._at(self._switcher.now()))
+
+    # ---- effects
+
+    def _admitted(self, effect: fx.Admit) -> None:
+        entry = self._requests.get(effect.request)
+        if entry is not None:
+            now = self._switcher.core.state.now
+            entry.arrived = now - effect.waited
+            entry.admitted = now
+            entry.switch = self._visits.get(effect.model)
+
+    def _activated(self, effect: fx.ModelActivated) -> None:
+        self._visits[effect.model] = effect.switch
+
+    def _switch_started(self, effect: fx.SwitchStarted) -> None:
+        self._decided()
+        reason = self._reasons.pop(effect.switch, effect.reason)
+        self._switches[effect.switch] = _Switch(self._switcher.core.state.now, reason)
+
+    def _decided(self) -> None:
+        for record in chronicle.since(self._switcher.core.state, self._decision):
+            self._decision = record.id
+            if record.switch is not None:
+                self._reasons[record.switch] = record.reason
+            self._put("decision", **document(record, -self._origin))
+
+    def _hook_started(self, effect: fx.RunHook) -> None:
+        switch = self._switches.get(effect.switch)
+        if switch is not None and effect.kind is not HookKind.ALIVE:
+            began = self._switcher.core.state.now
+            switch.hooks[effect.hook] = _Hook(effect.model, effect.kind.value, began)
+
+    def _switch_failed(self, effect: fx.SwitchFailed) -> None:
+        if effect.switch in self._switches:
+            self._switches[effect.switch].error = effect.error
+
+    def _switch_ended(self, effect: fx.SwitchEnded) -> None:
+        known = self._switches.pop(effect.switch, None)
+        if known is None:  # it began before the record
+            return
+        self._put(
+            "switch",
+            id=effect.switch,
+            **{"from": list(effect.sources), "to": effect.to},
+            decided_s=self._at(known.decided),
+            reason=known.reason,
+            drain_s=round(effect.drain, DIGITS),
+            cost_s=None if effect.cost is None else round(effect.cost, DIGITS),
+            duration_s=round(effect.duration, DIGITS),
+            result=effect.result,
+            error=known.error or None,
+            hooks=[hook.line(self._origin) for hook in known.hooks.values()],
+        )
+
+    def _operator(self, what: str, **fields: object) -> None:
+        self._put("event", event=what, at=self._at(self._switcher.core.state.now), **fields)
+
+    def _at(self, moment: float) -> float:
+        return round(moment - self._origin, DIGITS)
+
+    def _put(self, kind: str, /, **fields: object) -> None:
+        self.file.put({"type": kind, **fields})
+
+
+def open_record(config: Config, log: EventLog) -> RecordFile | None:
+    """Open the file that a configuration names. Raises ConfigError when it cannot be written."""
+    path = config.record_path
+    if path is None:
+        return None
+    try:
+        return RecordFile(path, config.record_size, log.emit)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"{path} cannot be written: {why}; give another file, or null", path="record") from error
+
+
+def _outcome(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -> str:
+    if status is None:
+        return "held"
+    if status == GONE:
+        return "left"
+    if ticket.rejection is not None:
+        return "refused"
+    if broken:
+        return "broken"
+    return "answered" if began else "failed"
+
+
+def _model(model: Model) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "name": spec.name,
+        "phase": model.phase.value,
+        "in_flight": len(model.in_flight),
+        "queued": len(model.queue),
+        "max_in_flight": spec.max_in_flight,
+        "max_queued": spec.max_queued,
+        "memory": spec.memory,
+        "companions": None if spec.companions is None else sorted(spec.companions),
+        "shared_address": spec.shared_address,
+        "idle_sleep": spec.idle_sleep,
+        "preload": spec.preload,
+    }

@@ -1,0 +1,159 @@
+"""The record's file: its lines, its bound, and what a crash, a slow disk and a full one do to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from llmux.observability.record import RecordFile
+from llmux.observability.record_reading import RecordError, read_record
+
+START = {"type": "start", "format": 1}
+
+
+class Told(list):
+    def __call__(self, event, **fields):
+        self.append((event, fields))
+
+
+def write(path, *lines, bound=1 << 20):
+    file = RecordFile(path, bound, Told())
+    for line in lines:
+        file.put(line)
+    file.close()
+
+
+def test_lines_are_appended_and_read_by_run(tmp_path):
+    path = tmp_path / "record"
+    write(path, START, {"type": "request", "id": 1}, {"type": "switch", "id": 1}, {"type": "stop"})
+    write(path, START, {"type": "decision", "id": 1}, {"type": "request", "id": 2})
+    first, second = read_record(path)
+    assert [line["id"] for line in first.requests + first.switches] == [1, 1]
+    assert [line["type"] for line in first.others] == ["stop"]
+    assert [line["id"] for line in second.requests + second.decisions] == [2, 1]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_torn_line_is_ended_by_the_next_llmux_and_passed_over(tmp_path):
+    path = tmp_path / "record"
+    write(path, START, {"type": "request", "id": 1})
+    with path.open("ab") as file:
+        file.write(b'{"type":"request","i')
+    (run,) = read_record(path)
+    assert len(run.requests) == 1
+    write(path, START, {"type": "request", "id": 3})
+    assert [len(run.requests) for run in read_record(path)] == [1, 1]
+
+
+def test_the_bound(tmp_path):
+    path = tmp_path / "record"
+    file = RecordFile(path, 1000, Told())
+    wait_for(lambda: file.full, lambda: file.put({"type": "request", "text": "x" * 100}))
+    file.begin_new()
+    file.put(START)
+    file.close()
+    assert path.read_text() == '{"type":"start","format":1}\n'
+    assert (tmp_path / "record.1").stat().st_size >= 1000
+
+
+def test_a_disk_that_is_too_slow_loses_lines_and_says_so(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    told = Told()
+    file = RecordFile(path, 1 << 30, told, waiting=10)
+    file.put(START)
+    began, count = time.monotonic(), 0
+    while not file.lost or count < 2000:  # a pipe holds 64 KiB
+        file.put({"type": "request", "text": "x" * 100})
+        count += 1
+    assert time.monotonic() - began < 5
+    assert [event for event, _ in told][:1] == ["record_lines_lost"]
+    os.set_blocking(reader, True)
+    file.close_soon()
+    data = b""
+    while part := os.read(reader, 1 << 16):
+        data += part
+    os.close(reader)
+    lines = [json.loads(line) for line in data.splitlines()]
+    requests = sum(line["type"] == "request" for line in lines)
+    assert requests + sum(line["lines"] for line in lines if line["type"] == "lost") == count
+
+
+def test_a_pipe_without_a_reader_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device"):
+        RecordFile(tmp_path / "pipe", 1 << 20, Told())
+
+
+def test_a_full_disk_is_told_once():
+    told = Told()
+    file = RecordFile("/dev/full", 1 << 20, told)
+    for number in range(3):
+        file.put({"type": "request", "id": number})
+        wait_for(lambda number=number: file.lost > number)
+    file.close()
+    assert told == [("record_unwritable", {"path": "/dev/full", "error": "No space left on device"})]
+
+
+def test_kill_9_leaves_what_was_written(tmp_path):
+    path = tmp_path / "record"
+    code = """
+        import sys, time
+        from pathlib import Path
+        from llmux.observability.record import RecordFile
+        file = RecordFile(Path(sys.argv[1]), 1 << 30, print)
+        file.put({"type": "start", "format": 1})
+        number = 0
+        while True:
+            number += 1
+            file.put({"type": "request", "id": number})
+            time.sleep(0.0001)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path)])
+    try:
+        wait_for(lambda: path.exists() and path.stat().st_size > 10_000)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (run,) = read_record(path)
+    assert [line["id"] for line in run.requests] == list(range(1, len(run.requests) + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no record; set `record: FILE`"),
+        ("hello\n", "holds no record"),
+        ('{"type": "request"}\n', ":1: is no record of llmux"),
+        ('{"type": "start", "format": 9}\n', ":1: format 9; this llmux reads 1"),
+        ('{"type": "start", "format": 1}\nnonsense\n{"type": "request"}\n', ":2: is no line of a record"),
+        ('{"type": "start", "format": 1}\n[1]\n[2]\n', ":2: is no line of a record"),
+        ("[" * 100_000 + "\n", "holds no record"),
+        ("\x1f\x8bno gzip", "holds no record"),
+    ],
+)
+def test_what_is_no_record(tmp_path, text, message):
+    path = tmp_path / "record"
+    path.write_text(text)
+    with pytest.raises(RecordError) as caught:
+        read_record(path)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(RecordError, match="No such file"):
+        read_record(tmp_path / "nothing")
+
+
+def wait_for(condition, act=lambda: None):
+    end = time.monotonic() + 10
+    while not condition():
+        act()
+        assert time.monotonic() < end
+        time.sleep(0.001)

@@ -1,0 +1,115 @@
+"""The record of a running llmux: a line for each request, switch and decision."""
+
+import json
+
+import pytest
+
+from llmux.errors import ConfigError
+from llmux.observability.record_reading import read_record
+from tests.server.house import until
+
+
+async def finished(house, **more):
+    """Close llmux and return the runs in its record."""
+    await house.close()
+    return read_record(house.folder / "record.jsonl", **more)
+
+
+async def test_every_request_switch_and_decision_has_a_line(house):
+    await house.open(record="record.jsonl")
+    assert (await house.chat("a")).status == 200
+    assert (await house.chat("a")).status == 200
+    assert (await house.chat("b")).status == 200
+    (run,) = await finished(house)
+    assert run.start["because"] == "start"
+    assert run.start["policy"] == {"use": house.switcher.config.policy.use, "options": {}}
+    assert [(model["name"], model["phase"]) for model in run.start["models"]] == [("a", "asleep"), ("b", "asleep")]
+    first, second, third = run.requests
+    assert [line["model"] for line in run.requests] == ["a", "a", "b"]
+    assert {line["outcome"] for line in run.requests} == {"answered"}
+    assert [line["switch"] for line in run.requests] == [1, 1, 2]
+    assert first["prompt_bytes"] == len(json.dumps({"model": "a"}))
+    assert first["answer_bytes"] > 0
+    assert second["wait_s"] == 0
+    assert 0 < first["first_byte_s"] <= first["wait_s"] + first["service_s"]
+    assert third["wait_s"] > 0
+    cold, warm = run.switches
+    assert (cold["id"], cold["from"], cold["to"], cold["result"]) == (1, [], "a", "success")
+    assert (warm["id"], warm["from"], warm["to"]) == (2, ["a"], "b")
+    assert [(hook["model"], hook["hook"], hook["ok"]) for hook in warm["hooks"]] == [
+        ("a", "sleep", True),
+        ("b", "wake", True),
+    ]
+    assert sum(hook["seconds"] for hook in warm["hooks"]) == pytest.approx(warm["cost_s"], abs=0.05)
+    assert warm["reason"].startswith("goes from a to b: ")
+    assert warm["reason"] == run.decisions[-1]["reason"]
+    assert [line["switch"] for line in run.decisions] == [1, 2]
+    assert [line["type"] for line in run.others] == ["stop"]
+
+
+async def test_outcomes(house):
+    await house.open(
+        models={
+            "a": {"max_queued": 1, "wake": "while ! test -e release.a; do sleep 0.01; done; touch a.up"},
+            "b": {},
+        },
+        record="record.jsonl",
+    )
+    waiting = await house.begin("POST", "/v1/x", {"model": "a"})
+    await until(lambda: house.queued("a"))
+    assert (await house.chat("a")).status == 429
+    waiting.abort()
+    await until(lambda: not house.queued("a"))
+    house.release("a")
+    await until(lambda: house.switcher.core.state.switch is None)
+    async with house.switcher.hold("a"):
+        pass
+    await house.ask("POST", "/llmux/models/a/pin")
+    assert (await house.chat("b")).status == 503
+    (run,) = await finished(house)
+    assert [line["outcome"] for line in run.requests] == ["refused", "left", "held", "refused"]
+    assert [line["status"] for line in run.requests] == [429, 499, None, 503]
+    assert run.requests[0]["service_s"] is None
+    assert [line["event"] for line in run.others if line["type"] == "event"] == ["pin"]
+
+
+async def test_the_record_can_be_turned_on_moved_and_off(house):
+    switcher = await house.open()
+    assert switcher.recorder is None
+    await house.chat("a")
+    switcher.replace(house.config(record="record.jsonl"))
+    await house.chat("a")
+    switcher.replace(house.config(record="record.jsonl", alive_failures=5))
+    switcher.replace(house.config(record="other.jsonl"))
+    await house.chat("a")
+    switcher.replace(house.config())
+    assert switcher.recorder is None
+    assert not switcher._subscribers
+    await house.chat("a")
+    await until(lambda: b'"stop"' in (house.folder / "other.jsonl").read_bytes())
+    first, second = await finished(house)
+    assert (first.start["because"], second.start["because"]) == ("turned on", "reload")
+    assert [len(run.requests) for run in (first, second)] == [1, 0]
+    (other,) = read_record(house.folder / "other.jsonl")
+    assert len(other.requests) == 1
+
+
+async def test_a_record_that_cannot_be_written_changes_nothing(house):
+    switcher = await house.open()
+    before = switcher.config
+    with pytest.raises(ConfigError, match=r"record: .*nowhere.*cannot be written: No such file"):
+        switcher.replace(house.config(record="nowhere/record"))
+    assert switcher.config is before
+
+
+async def test_the_record_is_bounded(house):
+    switcher = await house.open(record="record.jsonl")
+    assert (await house.chat("a")).status == 200
+    switcher.recorder.file.full = True  # after 64 MiB
+    assert (await house.chat("a")).status == 200
+    assert (await house.chat("a")).status == 200
+    (run,) = await finished(house)
+    assert len(run.requests) == 1
+    assert run.start["because"] == "rotated"
+    assert [model["phase"] for model in run.start["models"]] == ["awake", "asleep"]
+    assert len(read_record(house.folder / "record.jsonl.1")[0].requests) == 2
