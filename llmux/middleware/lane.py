@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from os import urandom
 from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11
@@ -32,6 +31,7 @@ from aiohttp.web_protocol import RequestHandler
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
 from llmux.middleware.endpoint import Handover, engine_address
+from llmux.middleware.identity import new_id
 from llmux.middleware.identity import request_id as usable_id
 from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.middleware.plain_request import Read
@@ -49,6 +49,7 @@ _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 class Client(Protocol):
     """The server's connection, as a ride sees it."""
 
+    loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport | None
     output_size: int
     ride: Ride | None
@@ -108,7 +109,7 @@ class Lane:
         if activity is None or self._budget.held + len(body) > self._budget.max_buffered:
             return False
         given = seen.given_id
-        request_id = urandom(16).hex() if given is None else usable_id(given.decode("ascii"))
+        request_id = new_id() if given is None else usable_id(given.decode("ascii"))
         ident = request_id.encode()
         if given is not None and ident != given:
             return False
@@ -147,7 +148,7 @@ class Lane:
         if seen.given_id is None:
             lines.append(b"X-Request-ID: " + ident)
         lines.append(b"\r\n")
-        loop = asyncio.get_running_loop()
+        loop = client.loop
         ride = client.ride = Ride(self, client, exchange, connection, ticket, data, began, len(body), loop)
         ticket.attach(exchange.cut)
         exchange.on_cut = ride.cut

@@ -22,10 +22,11 @@ MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request i
 class LaneConnection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_ahead", "_busy", "_held", "_lane", "_owed", "_timer", "handover", "output_size", "ride")
+    __slots__ = ("_ahead", "_busy", "_held", "_lane", "_owed", "_timer", "handover", "loop", "output_size", "ride")
 
     def __init__(self, *args: Any, lane: Lane, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.loop = self._loop
         self.ride: Ride | None = None  # a request is on the lane
         self.handover: Handover | None = None  # the next request that aiohttp begins was on the lane
         self.output_size = 0

@@ -91,7 +91,6 @@ class EngineConnection(asyncio.Protocol):
         "_framing",
         "_head_request",
         "_left",
-        "_loop",
         "_payload",
         "_reading_paused",
         "_request_sent",
@@ -102,6 +101,7 @@ class EngineConnection(asyncio.Protocol):
         "_writable",
         "_writing_paused",
         "idle_since",
+        "loop",
         "lost",
         "on_idle_end",
         "received",
@@ -110,7 +110,7 @@ class EngineConnection(asyncio.Protocol):
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # until connection_made
         self.lost = False
         self.reusable = False
@@ -161,7 +161,7 @@ class EngineConnection(asyncio.Protocol):
             turn += len(piece)
             if self._writing_paused:
                 turn = 0
-                self._writable = self._loop.create_future()
+                self._writable = self.loop.create_future()
                 try:
                     await self._writable
                 finally:

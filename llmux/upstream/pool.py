@@ -52,8 +52,7 @@ class ConnectionPool:
             connection.on_idle_end = None
             if connection.lost or connection.transport.is_closing():
                 continue
-            loop = asyncio.get_running_loop()
-            if loop.time() - connection.idle_since > self._idle_timeout:
+            if connection.loop.time() - connection.idle_since > self._idle_timeout:
                 connection.abort()
                 continue
             return connection
@@ -94,7 +93,7 @@ class ConnectionPool:
             connection.abort()
             return
         connection.resume_reading()  # so that its end is noticed
-        loop = asyncio.get_running_loop()
+        loop = connection.loop  # asking asyncio which one runs costs a system call
         connection.idle_since = loop.time()
         idle = self._idle.get(owner)
         if idle is None:
