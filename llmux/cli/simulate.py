@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, NamedTuple, NoReturn, Self
 
 import typer
 import yaml
@@ -15,18 +15,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from llmux.cli import replay
+from llmux.cli.replay import recorded_policy
 from llmux.config.durations import parse_duration
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
 from llmux.simulator.advice import recommend
-from llmux.simulator.costs import parse_costs
+from llmux.simulator.costs import CostMatrix, parse_costs
 from llmux.simulator.engine import EngineModel
 from llmux.simulator.misjudged import Misjudged
 from llmux.simulator.plot import plot
-from llmux.simulator.reading import read_trace
-from llmux.simulator.run import Outcome, simulate
+from llmux.simulator.reading import is_record, read_trace
+from llmux.simulator.recorded import Recorded, read_recorded
+from llmux.simulator.run import Outcome, Scene, simulate
 from llmux.simulator.statistics import SLO, Statistics, statistics_of
 from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate, parse_load
 from llmux.simulator.trace import Trace, TraceError
@@ -34,6 +37,7 @@ from llmux.simulator.trace import Trace, TraceError
 USAGE = 2
 ABREAST = 4  # policies in one table: wider ones break on a terminal of 80 columns
 COMPARED = ("fifo", "idle", "adaptive")
+COST = "10s"
 GENERATED = 2400.0  # seconds of synthetic traffic
 ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
     ("mean wait", lambda each: f"{each.mean_wait:.1f}"),
@@ -70,7 +74,9 @@ def _factor(name: str, what: str) -> Any:
 
 TraceArgument = Annotated[
     Path | None,
-    typer.Argument(help="CSV or JSON lines (arrival_s, model, prompt_tokens, output_tokens), BurstGPT; .gz too."),
+    typer.Argument(
+        help="CSV or JSON lines (arrival_s, model, prompt_tokens, output_tokens), BurstGPT, a record of llmux; .gz"
+    ),
 ]
 PolicyOption = Annotated[
     list[str] | None,
@@ -94,10 +100,19 @@ def run(
     trace: TraceArgument = None,
     policy: PolicyOption = None,
     *,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Replay a record as it was; are the switches the recorded ones?"),
+    ] = False,
     cost: Annotated[
-        str,
-        typer.Option("--cost", metavar="DURATION|FILE", help="Cost of a switch, or a file of costs."),
-    ] = "10s",
+        str | None,
+        typer.Option(
+            "--cost",
+            metavar="DURATION|FILE",
+            help="Cost of a switch, or a file of costs.",
+            show_default="10s, or what a record has",
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Requests an engine serves at once.")] = 16,
     decode: Annotated[float, _factor("--decode", "Tokens/s of one stream.")] = 60.0,
     prefill: Annotated[float, _factor("--prefill", "Prompt tokens/s.")] = 6000.0,
@@ -112,7 +127,12 @@ def run(
         str | None, typer.Option("--horizon", help="Stop here; without it, when everything is answered.")
     ] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Only the busiest models.")] = None,
-    max_wait: Annotated[str, typer.Option("--max-wait", help="The guard rail over every policy.")] = "10m",
+    max_wait: Annotated[
+        str | None,
+        typer.Option(
+            "--max-wait", help="The guard rail over every policy.", show_default="10m, or what a record has"
+        ),
+    ] = None,
     slo: Annotated[str, typer.Option("--slo", help="Objective for the time to the first token.")] = f"{SLO:g}s",
     poisson: PoissonOption = None,
     onoff: OnOffOption = None,
@@ -131,25 +151,30 @@ def run(
         until = GENERATED
     loads: dict[type[Load], str | None] = {Poisson: poisson, OnOff: onoff, Agents: agents}
     try:
-        traffic = _traffic(trace, loads, until, seed)
+        recorded = read_recorded(trace) if trace is not None and is_record(trace) else None
+        if exact:
+            raise typer.Exit(replay.run(trace, recorded, policy, as_json=as_json))
+        traffic = _traffic(trace, loads, until, seed, recorded)
         if stretch != 1.0:
             traffic = traffic.stretched(stretch)
         if top is not None:
             traffic = traffic.busiest(top)
-        if offset := _duration(start):
-            traffic = traffic.sliced(offset, float("inf"))
-        if until is not None and not traffic.closed_loop:
-            traffic = traffic.sliced(0.0, until)
-        costs = parse_costs(cost)
-        policies = _policies(policy or list(COMPARED))
+        traffic = _between(traffic, _duration(start), until)
+        given = _given(recorded, policy, cost, max_wait)
         engine = EngineModel(slots, decode, prefill, slowdown)
-        rules = Rules(max_wait=_duration(max_wait))
         outcomes: dict[str, Outcome] = {}
         with _Bar(traffic, until, show=not as_json) as bar:
-            for name, each in policies.items():
+            for name, each in given.policies.items():
                 judge = each if misjudge == 1.0 else Misjudged(each, misjudge)
                 outcomes[name] = simulate(
-                    traffic, judge, costs, engine=engine, rules=rules, horizon=until, progress=bar.begin(name)
+                    traffic,
+                    judge,
+                    given.costs,
+                    engine=engine,
+                    rules=given.rules,
+                    horizon=until,
+                    progress=bar.begin(name),
+                    scene=given.scene,
                 )
         if picture is not None:
             plot(outcomes, picture)
@@ -159,7 +184,7 @@ def run(
     if as_json:
         typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
     else:
-        _print(traffic, outcomes, results, engine)
+        _print(traffic, outcomes, results, engine if recorded is None else None)
 
 
 def _fail(message: str) -> NoReturn:
@@ -167,10 +192,46 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def _traffic(trace: Path | None, loads: Mapping[type[Load], str | None], until: float | None, seed: int) -> Trace:
+class _Given(NamedTuple):
+    """What a record says where the command line does not."""
+
+    policies: Mapping[str, Policy]
+    costs: CostMatrix
+    rules: Rules
+    scene: Scene | None
+
+
+def _given(recorded: Recorded | None, policy: list[str] | None, cost: str | None, max_wait: str | None) -> _Given:
+    policies = _policies(policy or list(COMPARED))
+    rules, costs, scene = Rules(), None, None
+    if recorded is not None:
+        rules, scene = recorded.rules, recorded.scene()
+        costs = recorded.costs if cost is None else None
+        if not policy:
+            policies = {**recorded_policy(recorded), **policies}
+    if max_wait is not None:
+        rules = replace(rules, max_wait=_duration(max_wait))
+    return _Given(policies, costs or parse_costs(cost or COST), rules, scene)
+
+
+def _between(traffic: Trace, start: float, until: float | None) -> Trace:
+    if start:
+        traffic = traffic.sliced(start, float("inf"))
+    return traffic if until is None or traffic.closed_loop else traffic.sliced(0.0, until)
+
+
+def _traffic(
+    trace: Path | None,
+    loads: Mapping[type[Load], str | None],
+    until: float | None,
+    seed: int,
+    recorded: Recorded | None,
+) -> Trace:
     wanted = [(kind, text) for kind, text in loads.items() if text is not None]
     if (trace is not None) + len(wanted) != 1:
         raise TraceError("give a trace, or one of --poisson, --onoff and --agents")
+    if recorded is not None:
+        return recorded.trace()
     if trace is not None:
         return read_trace(trace)
     return generate(parse_load(*wanted[0]), until or GENERATED, seed)
@@ -232,14 +293,15 @@ class _Bar:
 
 
 def _print(
-    traffic: Trace, outcomes: Mapping[str, Outcome], results: Mapping[str, Statistics], engine: EngineModel
+    traffic: Trace, outcomes: Mapping[str, Outcome], results: Mapping[str, Statistics], engine: EngineModel | None
 ) -> None:
     console = Console()
     end = max(outcome.end for outcome in outcomes.values())
-    load = engine.load(traffic.jobs, end)
+    load = "answers take as long as they were recorded to"
+    if engine is not None:
+        load = f"{engine.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
     console.print(
-        f"{traffic.name}: {len(traffic.jobs)} requests, {len(traffic.models)} models, {end:.0f} s,"
-        f" {load:.0%} of what one engine could serve without switching",
+        f"{traffic.name}: {len(traffic.jobs)} requests, {len(traffic.models)} models, {end:.0f} s, {load}",
         highlight=False,
         markup=False,
     )

@@ -35,6 +35,8 @@ GONE = 499  # the client left first
 @dataclass(slots=True)
 class _Request:
     arrived: float
+    order: int = 0  # its arrival's place among all that the core was told of
+    order_ended: int = 0
     admitted: float | None = None
     ended: float | None = None
     switch: int | None = None
@@ -47,6 +49,7 @@ class _Hook:
     began: float
     seconds: float | None = None
     ok: bool = False
+    order: int = 0  # of its end; 0: it has not ended
 
     def line(self, origin: float) -> dict[str, Any]:
         return {
@@ -55,6 +58,7 @@ class _Hook:
             "at": round(self.began - origin, DIGITS),
             "seconds": None if self.seconds is None else round(self.seconds, DIGITS),
             "ok": self.ok,
+            "order": self.order,
         }
 
 
@@ -73,6 +77,7 @@ class Recorder:
         self.file = file
         self._switcher = switcher
         self._origin = switcher.now()
+        self._order = 0  # of what the core was told: moments may be equal, the clock of uvloop has milliseconds
         self._requests: dict[int, _Request] = {}
         self._visits: dict[str, int] = {}  # by which switch a model is awake
         self._switches: dict[int, _Switch] = {}
@@ -106,6 +111,7 @@ class Recorder:
             llmux=__version__,
             at=self._at(self._switcher.now()),
             time=time.time(),
+            clock=self._origin,
             policy={"use": config.policy.use, "options": dict(config.policy.options)},
             rules={
                 "request_timeout": rules.request_timeout,
@@ -127,13 +133,14 @@ class Recorder:
 
     def entered(self, ticket: Ticket) -> None:
         """Take in a request that is about to be told to the core."""
-        self._requests[ticket.id] = _Request(ticket.arrived)
+        self._requests[ticket.id] = _Request(ticket.arrived, self._next())
 
     def left(self, ticket: Ticket) -> None:
         """Take in that a request was told to the core as ended."""
         entry = self._requests.get(ticket.id)
         if entry is not None:
             entry.ended = self._switcher.core.state.now
+            entry.order_ended = self._next()
 
     def request(
         self,
@@ -167,17 +174,27 @@ class Recorder:
             outcome=_outcome(ticket, status, began=first is not None, broken=broken),
             status=status,
             switch=entry.switch,
+            order=[entry.order, entry.order_ended],
         )
         if self.file.full:
             self.file.begin_new()
             self.begin("rotated")
 
     def hook_ended(self, hook: int, *, ok: bool) -> None:
-        """Take in the end of a hook, before the core is told."""
+        """Take in the end of a hook, before the core is told; ``settle`` is to be called afterwards."""
         for switch in self._switches.values():
             run = switch.hooks.get(hook)
             if run is not None:
-                run.seconds, run.ok = self._switcher.now() - run.began, ok
+                run.ok, run.order = ok, self._next()
+
+    def alarm(self) -> None:
+        """Take in that the core was told that a moment has come which it had asked for."""
+        self._put("tick", at=self._at(self._switcher.core.state.now), order=self._next())
+
+    def settle(self) -> None:
+        """Take in when the core was told of the end of a hook."""
+        for switch in self._switches.values():
+            self._settle(switch)
 
     def end(self) -> None:
         """Say that this is the end; the file is still to be closed."""
@@ -222,6 +239,7 @@ class Recorder:
         known = self._switches.pop(effect.switch, None)
         if known is None:  # it began before the record
             return
+        self._settle(known)
         self._put(
             "switch",
             id=effect.switch,
@@ -236,8 +254,18 @@ class Recorder:
             hooks=[hook.line(self._origin) for hook in known.hooks.values()],
         )
 
+    def _settle(self, switch: _Switch) -> None:
+        for run in switch.hooks.values():
+            if run.order and run.seconds is None:
+                run.seconds = max(0.0, self._switcher.core.state.now - run.began)
+
+    def _next(self) -> int:
+        self._order += 1
+        return self._order
+
     def _operator(self, what: str, **fields: object) -> None:
-        self._put("event", event=what, at=self._at(self._switcher.core.state.now), **fields)
+        at = self._at(self._switcher.core.state.now)
+        self._put("event", event=what, at=at, order=self._next(), **fields)
 
     def _at(self, moment: float) -> float:
         return round(moment - self._origin, DIGITS)
@@ -277,6 +305,7 @@ def _model(model: Model) -> dict[str, Any]:
         "phase": model.phase.value,
         "in_flight": len(model.in_flight),
         "queued": len(model.queue),
+        "hooks": sorted(kind.value for kind in spec.hooks),
         "max_in_flight": spec.max_in_flight,
         "max_queued": spec.max_queued,
         "memory": spec.memory,

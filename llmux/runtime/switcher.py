@@ -360,6 +360,8 @@ class Switcher:
     def _alarm(self) -> None:
         self._timer = None
         self.post(ev.DeadlineReached())
+        if self.recorder is not None:
+            self.recorder.alarm()
 
     # ---- effects
 
@@ -410,6 +412,8 @@ class Switcher:
         if self.recorder is not None:
             self.recorder.hook_ended(result.id, ok=result.ok)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
+        if self.recorder is not None:
+            self.recorder.settle()
 
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self._activities.pop(effect.model, None)

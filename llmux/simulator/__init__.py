@@ -9,6 +9,7 @@ the ones that run in production, and a policy is asked exactly as it is there.
 
 - ``trace``       the traffic: jobs (arrival, model, prompt and output tokens), files of them in ``reading``,
                   generated ones in ``synthetic``;
+- ``recorded``    llmux's own record as a trace; ``replay`` plays it again exactly;
 - ``engine``      how fast an engine works: streams share it, each advances by the same number of tokens;
 - ``costs``       what a switch costs in each direction;
 - ``run``         one run: events in, effects out, a clock that jumps;

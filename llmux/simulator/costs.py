@@ -52,6 +52,10 @@ class CostMatrix:
             raise TraceError(f"no cost is given for a switch from {source!r} to {target!r}; add it, or `default:`")
         return self.default
 
+    def cold(self, target: str) -> float:
+        """Return the seconds of a wake when nothing has to leave; 0 where nothing says it."""
+        return self.wakes.get(target, 0.0)
+
     def check(self, models: Iterable[str]) -> None:
         """Raise TraceError unless every direction between ``models`` has a cost."""
         names = list(models)

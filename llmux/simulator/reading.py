@@ -2,8 +2,8 @@
 
 - CSV with a header, JSON lines: ``arrival_s``, ``model``, ``prompt_tokens``, ``output_tokens``;
 - BurstGPT as it is: ``Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type``;
-- llmux's own record: JSON lines of which those with ``arrival_s`` are requests and all others are skipped.
 
+llmux's own record is read by ``recorded``.
 Further columns are ignored. Times are shifted so that the first arrival is not before 0.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmux.observability.record_reading import looks_like_record
 from llmux.simulator.trace import Job, Trace, TraceError
 
 ARRIVAL, MODEL, PROMPT, OUTPUT = "arrival_s", "model", "prompt_tokens", "output_tokens"
@@ -53,6 +54,16 @@ def read_trace(path: Path) -> Trace:
     if start < 0.0:
         jobs = [Job((job.arrival or 0.0) - start, job.model, job.prompt_tokens, job.output_tokens) for job in jobs]
     return Trace(path.name, jobs)
+
+
+def is_record(path: Path) -> bool:
+    """Say whether a file is llmux's own record; False for what cannot be read, and for ``-``."""
+    if str(path) == "-":
+        return False
+    try:
+        return looks_like_record(_text(path).lstrip().partition("\n")[0])
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return False
 
 
 def _text(path: Path) -> str:

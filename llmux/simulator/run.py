@@ -7,15 +7,16 @@ the one whose ``alive`` says yes at the start.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmux.core import Core
-from llmux.core.effects import Admit, Effect, RunHook, SwitchDrained, SwitchEnded, SwitchStarted
+from llmux.core.effects import Admit, Effect, Reject, RunHook, SwitchDrained, SwitchEnded, SwitchStarted
 from llmux.core.events import (
     DeadlineReached,
     Event,
     HookFinished,
+    RequestAbandoned,
     RequestArrived,
     RequestFinished,
     Started,
@@ -28,6 +29,7 @@ from llmux.simulator.trace import Trace, TraceError
 
 NEVER = float("inf")
 EPSILON = 1e-9  # tokens: work smaller than this is done
+HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP = 2, 3, 4, 5, 6  # what happens next, besides arrivals and ends
 REPORT_EVERY = 256  # events between two calls of ``progress``
 UNBOUNDED = 1 << 40  # max_queued: what is turned away would not show in the waits
 
@@ -65,15 +67,36 @@ def simulate(
     rules: Rules | None = None,
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
+    scene: Scene | None = None,
 ) -> Outcome:
     """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
 
-    ``progress`` is called now and then with the virtual time.
+    ``progress`` is called now and then with the virtual time. Without a ``scene`` the models are those of the
+    trace, with as many slots as the engine has, and the first-asked one is awake.
     """
-    return _Run(trace, policy, costs, engine or EngineModel(), rules or Rules(), horizon).go(progress)
+    engine = engine or EngineModel()
+    scene = scene or Scene.of(trace, engine)
+    return Run(trace, policy, costs, engine, _without_probes(rules or Rules()), horizon, scene).go(progress)
 
 
-class _Run:
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Which models there are, and which are awake as a run begins."""
+
+    specs: Sequence[ModelSpec]
+    awake: frozenset[str]
+
+    @classmethod
+    def of(cls, trace: Trace, engine: EngineModel) -> Scene:
+        """Make it up for a trace. Raises TraceError for an empty one."""
+        names = trace.models
+        if not names:
+            raise TraceError(f"{trace.name}: nothing arrives")
+        specs = [ModelSpec(name, max_in_flight=engine.slots, max_queued=UNBOUNDED) for name in names]
+        return cls(specs, frozenset(names[:1]))
+
+
+class Run:
     """The clock, the one engine that is awake, and what is due."""
 
     def __init__(
@@ -84,19 +107,16 @@ class _Run:
         engine: EngineModel,
         rules: Rules,
         horizon: float | None,
+        scene: Scene,
     ) -> None:
-        names = trace.models
-        if not names:
-            raise TraceError(f"{trace.name}: nothing arrives")
-        costs.check(names)
+        costs.check(trace.models)
         self.jobs, self.costs, self.engine = trace.jobs, costs, engine
         self.rates = engine.rates()
         self.works = [engine.work(job) for job in trace.jobs]
         self.until = NEVER if horizon is None else horizon
-        self.awake_at_start = names[0]
-        specs = [ModelSpec(name, max_in_flight=engine.slots, max_queued=UNBOUNDED) for name in names]
-        # Nothing dies in here: probes would only cost time.
-        self.core = Core(specs, _without_probes(rules), policy, decisions=0)
+        self.awake_at_start = scene.awake
+        self.core = Core(scene.specs, rules, policy, decisions=0)
+        self.handle, self.next_deadline = self.core.handle, self.core.next_deadline
         count = len(trace.jobs)
         self.outcome = Outcome(trace, 0.0, [None] * count, [None] * count, [None] * count, [None] * count)
         self.time = 0.0
@@ -104,16 +124,33 @@ class _Run:
         self.streams: list[tuple[float, int]] = []  # heap of (progress at which it is done, job)
         self.hooks: list[tuple[float, int]] = []  # heap of (time, hook)
         self.spawned: list[tuple[float, int]] = []  # heap of (time, job): successors
-        self.heaps = ((2, self.hooks), (3, self.spawned))
+        self.timed: list[tuple[float, int]] = []  # heap of (time, job): ends of those whose service is known
+        self.leaving: list[tuple[float, int]] = []  # heap of (time, job): ends of patience
+        self.failing: set[int] = set()  # hooks that will fail
+        self.heaps: tuple[tuple[int, list[tuple[float, int]]], ...] = (
+            (HOOK_ENDED, self.hooks),
+            (FOLLOWS, self.spawned),
+        )
+        if any(job.service is not None for job in trace.jobs):
+            self.heaps = (*self.heaps, (SERVED, self.timed), (GAVE_UP, self.leaving))
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
         self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
         self.history: list[tuple[float, float]] = [(0.0, 0.0)]  # (progress, time) whenever the speed changes
         self.first_tokens: list[tuple[int, float]] = []  # (job, progress at its first token)
-        self.stage = Visit(0.0, NEVER, names[0], "awake")
+        self.stage = Visit(0.0, NEVER, next(iter(sorted(scene.awake)), ""), "awake")
 
     def go(self, progress: Callable[[float], None] | None) -> Outcome:
         """Run to the end."""
-        handlers = (self._arrive, self._finish, self._hook_ended, self._follow, self._deadline)
+        handlers = (
+            self._arrive,
+            self._finish,
+            self._hook_ended,
+            self._follow,
+            self._deadline,
+            self._served,
+            self._give_up,
+            self._act,
+        )
         turns = 0
         self._feed(Started())
         while True:
@@ -141,13 +178,13 @@ class _Run:
         for number, heap in self.heaps:
             if heap and heap[0][0] < time:
                 time, what = heap[0][0], number
-        due = self.core.next_deadline()
+        due = self.next_deadline()
         if due is not None and due < time:
-            return due, 4
+            return due, DEADLINE
         return time, what
 
     def _anybody_left(self) -> bool:
-        return bool(self.streams or self.core.state.queued or self.hooks or self.spawned)
+        return bool(self.streams or self.timed or self.core.state.queued or self.hooks or self.spawned)
 
     # ---- events
 
@@ -159,10 +196,28 @@ class _Run:
 
     def _ask(self, job: int) -> None:
         self.outcome.arrived[job] = self.time
+        patience = self.jobs[job].patience
+        if patience is not None:
+            heapq.heappush(self.leaving, (self.time + patience, job))
         self._feed(RequestArrived(job, self.jobs[job].model))
 
     def _hook_ended(self) -> None:
-        self._feed(HookFinished(heapq.heappop(self.hooks)[1], ok=True))
+        hook = heapq.heappop(self.hooks)[1]
+        self._feed(HookFinished(hook, ok=hook not in self.failing))
+
+    def _served(self) -> None:
+        index = heapq.heappop(self.timed)[1]
+        self.outcome.finished[index] = self.time
+        self._feed(RequestFinished(index))
+
+    def _give_up(self) -> None:
+        index = heapq.heappop(self.leaving)[1]
+        if self.outcome.admitted[index] is None and self.outcome.arrived[index] is not None:
+            self.outcome.arrived[index] = None
+            self._feed(RequestAbandoned(index))
+
+    def _act(self) -> None:
+        """Do what an operator did; only a replay has one."""
 
     def _deadline(self) -> None:
         self._feed(DeadlineReached())
@@ -183,7 +238,7 @@ class _Run:
     def _feed(self, event: Event) -> None:
         pending = [event]
         for each in pending:
-            for effect in self.core.handle(each, self.time):
+            for effect in self.handle(each, self.time):
                 kind = effect.__class__
                 if kind is Admit:
                     self._admit(effect.request)  # type: ignore[union-attr]
@@ -194,23 +249,32 @@ class _Run:
 
     def _admit(self, index: int) -> None:
         self.outcome.admitted[index] = self.time
+        job = self.jobs[index]
+        if job.service is not None:
+            self.outcome.first_token[index] = self.time + min(job.first, job.service)
+            heapq.heappush(self.timed, (self.time + job.service, index))
+            return
         made = self.progress_made
         self.history.append((made, self.time))
-        self.first_tokens.append((index, made + self.engine.before_first_token(self.jobs[index])))
+        self.first_tokens.append((index, made + self.engine.before_first_token(job)))
         heapq.heappush(self.streams, (made + self.works[index], index))
 
     def _run_hook(self, effect: RunHook, pending: list[Event]) -> None:
         if effect.kind is HookKind.WAKE:
-            cost = self.costs.of(effect.sources[0], effect.model) if effect.sources else 0.0
+            cost = (
+                self.costs.of(effect.sources[0], effect.model) if effect.sources else self.costs.cold(effect.model)
+            )
             heapq.heappush(self.hooks, (self.time + cost, effect.hook))
         else:
-            ok = effect.kind is not HookKind.ALIVE or effect.model == self.awake_at_start
+            ok = effect.kind is not HookKind.ALIVE or effect.model in self.awake_at_start
             pending.append(HookFinished(effect.hook, ok=ok))
 
     def _note(self, effect: Effect) -> None:
         """Keep the chronicle of who had the GPU."""
         kind = effect.__class__
-        if kind is SwitchStarted:
+        if kind is Reject:
+            self.outcome.arrived[effect.request] = None  # type: ignore[union-attr]
+        elif kind is SwitchStarted:
             self._stage(self.stage.model, "drain")
         elif kind is SwitchDrained:
             self._stage(effect.to or "", "switch")  # type: ignore[union-attr]
@@ -253,6 +317,7 @@ class _Run:
 
 
 def _without_probes(rules: Rules) -> Rules:
+    # Nothing dies in here: probes would only cost time.
     return Rules(
         request_timeout=None,
         max_wait=rules.max_wait,

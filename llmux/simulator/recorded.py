@@ -1,0 +1,169 @@
+"""llmux's own record as a trace: who asked for what and when, how long it took, and what switches cost.
+
+How long an answer took is taken as it was; it does not change with who else is in flight.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.observability.record_reading import RecordedRun, RecordError, read_record
+from llmux.simulator.costs import CostMatrix
+from llmux.simulator.run import UNBOUNDED, Scene
+from llmux.simulator.trace import Job, Trace, TraceError
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The last llmux that wrote into a record, from where the file has it."""
+
+    name: str
+    start: Line
+    requests: list[Line]  # by arrival
+    switches: list[Line]  # by their beginning
+    decisions: list[Line]
+    events: list[Line]
+    reloads: int
+    lost: int  # lines that are missing
+
+    def trace(self, *, refused: bool = False) -> Trace:
+        """Return the requests as jobs; those that were ``refused`` only on demand."""
+        means = _means((line["model"], line["service_s"]) for line in self.requests)
+        jobs = [_job(line, means) for line in self.requests if refused or line["outcome"] != "refused"]
+        if not jobs:
+            raise TraceError(f"{self.name}: holds no requests")
+        return Trace(self.name, jobs)
+
+    def scene(self) -> Scene:
+        """Return the models for comparing policies: as configured, but nobody is turned away."""
+        specs = [_spec(model, hooks=False) for model in self.start["models"]]
+        return Scene(specs, self.awake)
+
+    def exact_specs(self) -> list[ModelSpec]:
+        """Return the models as they were."""
+        return [_spec(model, hooks=True) for model in self.start["models"]]
+
+    @property
+    def awake(self) -> frozenset[str]:
+        """Which models were awake as the record begins."""
+        return frozenset(model["name"] for model in self.start["models"] if model["phase"] == "awake")
+
+    @property
+    def rules(self) -> Rules:
+        """The guard rails, but for those that end what is in flight: recorded services have that in them."""
+        rules = self.start["rules"]
+        return Rules(
+            request_timeout=rules["request_timeout"],
+            max_wait=float("inf") if rules["max_wait"] is None else rules["max_wait"],
+            min_active=rules["min_active"],
+            drain_timeout=None,
+            alive_every=0.0,
+            capacity=rules["capacity"],
+        )
+
+    @property
+    def costs(self) -> CostMatrix | None:
+        """The mean cost of each direction, None where no switch succeeded."""
+        done = [line for line in self.switches if line["result"] == "success" and line["to"] is not None]
+        if not done:
+            return None
+        pairs = _means(((line["from"][0], line["to"]), line["cost_s"]) for line in done if len(line["from"]) == 1)
+        hooks = [hook for line in self.switches for hook in line["hooks"] if hook["ok"]]
+        sleeps, wakes = (
+            _means((hook["model"], hook["seconds"]) for hook in hooks if hook["hook"] == kind)
+            for kind in ("sleep", "wake")
+        )
+        return CostMatrix(sum(line["cost_s"] for line in done) / len(done), pairs, sleeps, wakes)
+
+    @property
+    def end(self) -> float:
+        """When the last thing in it happened."""
+        ends = [line["arrival_s"] + line["wait_s"] + (line["service_s"] or 0.0) for line in self.requests]
+        ends += [line["decided_s"] + line["duration_s"] for line in self.switches]
+        latest: float = max([*ends, *(line["at"] for line in self.events), self.start["at"]])
+        return latest
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a record.
+
+    Raises:
+        RecordError: it cannot be read.
+        TraceError: a line of it lacks what it should have.
+
+    """
+    return recorded_from(path.name, read_record(path))
+
+
+def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
+    """Take the last llmux of these runs; a reload goes on with the one before."""
+    first = max(index for index, run in enumerate(runs) if index == 0 or run.start.get("because") != "reload")
+    parts = runs[first:]
+
+    def all_of(kind: Callable[[RecordedRun], list[Line]]) -> list[Line]:
+        return [line for part in parts for line in kind(part)]
+
+    recorded = Recorded(
+        name,
+        parts[0].start,
+        all_of(lambda run: run.requests),
+        all_of(lambda run: run.switches),
+        all_of(lambda run: run.decisions),
+        [line for line in all_of(lambda run: run.others) if line.get("type") in ("event", "tick", "stop")],
+        len(parts) - 1,
+        sum(part.lost for part in parts),
+    )
+    try:
+        recorded.requests.sort(key=lambda line: (float(line["arrival_s"]), int(line["id"])))
+        recorded.switches.sort(key=lambda line: int(line["id"]))
+        _ = recorded.end, recorded.costs, recorded.exact_specs(), recorded.rules
+        for line in recorded.requests:
+            _job(line, {})
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RecordError(f"{name}: a line lacks what a record's has, or it makes no sense: {error!r}") from None
+    return recorded
+
+
+def _job(line: Line, means: Mapping[Any, float]) -> Job:
+    service, wait = line["service_s"], float(line["wait_s"])
+    left = line["outcome"] == "left" and service is None
+    first = line["first_byte_s"]
+    return Job(
+        float(line["arrival_s"]),
+        str(line["model"]),
+        0,
+        0,
+        service=means.get(line["model"], 0.0) if service is None else float(service),
+        first=0.0 if first is None else max(0.0, first - wait),
+        patience=wait if left else None,
+    )
+
+
+def _spec(model: Line, *, hooks: bool) -> ModelSpec:
+    companions = model["companions"]
+    return ModelSpec(
+        model["name"],
+        hooks=frozenset(HookKind(kind) for kind in model["hooks"]) if hooks else ModelSpec("").hooks,
+        max_in_flight=model["max_in_flight"],
+        max_queued=model["max_queued"] if hooks else UNBOUNDED,
+        memory=model["memory"],
+        companions=None if companions is None else frozenset(companions),
+        shared_address=model["shared_address"],
+        idle_sleep=model["idle_sleep"],
+        preload=bool(model["preload"]),
+    )
+
+
+def _means(samples: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:
+    found: dict[Any, list[float]] = defaultdict(list)
+    for key, seconds in samples:
+        if seconds is not None:
+            found[key].append(seconds)
+    return {key: sum(each) / len(each) for key, each in found.items()}

@@ -1,0 +1,89 @@
+"""A record of a running llmux, replayed: the switches are the recorded ones."""
+
+import asyncio
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from llmux.cli import app
+from llmux.simulator.recorded import read_recorded
+from llmux.simulator.replay import replay
+from tests.server.house import ALIVE, SLEEP, WAKE
+
+LOAD = "aabacbbacaabcbca"
+SLOWLY = {"wake": f"sleep 0.04; {WAKE}", "sleep": f"sleep 0.01; {SLEEP}", "alive": ALIVE}
+
+
+async def load(house, **more):
+    """Have a scripted load served, and return the record's file."""
+    await house.open(models=dict.fromkeys("abc", SLOWLY), record="record.jsonl", **more)
+    pending = []
+    for name in LOAD:
+        pending.append(asyncio.create_task(house.chat(name)))
+        await asyncio.sleep(0.015)
+    assert {reply.status for reply in await asyncio.gather(*pending)} == {200}
+    assert (await house.ask("POST", "/llmux/models/a/sleep")).status in (202, 409)
+    await house.close()
+    return house.folder / "record.jsonl"
+
+
+@pytest.mark.parametrize("policy", ["fifo", "adaptive"])
+async def test_the_switches_of_a_replay_are_the_recorded_ones(house, policy):
+    recorded = read_recorded(await load(house, policy={"use": policy}))
+    found = replay(recorded)
+    assert len(found.recorded) >= 4
+    assert [each.way for each in found.replayed] == [each.way for each in found.recorded]
+    assert found.exact
+    assert found.apart < 1e-6
+    assert found.limits == []
+
+
+def simulate(*words):
+    return CliRunner().invoke(app, ["simulate", *map(str, words)])
+
+
+async def test_a_record_on_the_command_line(house):
+    path = await load(house)
+    done = await asyncio.to_thread(simulate, path, "--exact")
+    assert done.exit_code == 0, done.output
+    assert "switches are the recorded ones under " in done.output
+    found = json.loads((await asyncio.to_thread(simulate, path, "--exact", "--json")).stdout)
+    assert found["exact"]
+    assert found["same"] == found["recorded"] == found["replayed"] >= 4
+    # The same requests under several policies, with the recorded policy and costs.
+    done = await asyncio.to_thread(simulate, path, "--json")
+    policies = json.loads(done.stdout)["policies"]
+    assert set(policies) == {"fifo", "idle", "adaptive"}
+    assert {each["requests"] for each in policies.values()} == {len(LOAD)}
+    assert {each["completed"] for each in policies.values()} == {len(LOAD)}
+    done = await asyncio.to_thread(simulate, path)
+    assert "answers take as long as they were" in done.output
+    # A story that the record does not tell.
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    second = next(line for line in lines if line["type"] == "switch" and line["id"] == 2)
+    second["to"] = "c" if second["to"] == "b" else "b"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = await asyncio.to_thread(simulate, path, "--exact")
+    assert done.exit_code == 1
+    assert "1 switches are the recorded ones under " in done.output
+    found = json.loads((await asyncio.to_thread(simulate, path, "--exact", "--json")).stdout)
+    assert found["first_difference"]["switch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ('{"type": "start", "format": 1}', ["--exact"], "a line lacks what a record's has"),
+        ('{"type": "start", "format": 1}', [], "a line lacks what a record's has"),
+        ('{"type": "start", "format": 2}', [], "format 2; this llmux reads 1"),
+        ("arrival_s,model,prompt_tokens,output_tokens\n0,a,1,1", ["--exact"], "--exact replays a record of llmux"),
+        ('{"type": "stop"}', [], "does not begin with a `start` line"),
+    ],
+)
+def test_what_cannot_be_replayed(tmp_path, text, words, message):
+    path = tmp_path / "record"
+    path.write_text(text + "\n")
+    done = simulate(path, *words)
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
