@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import hooks, simulate
+from llmux.cli import explain, hooks, simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -102,6 +102,7 @@ def schema() -> None:
 
 
 app.command("simulate")(simulate.run)
+app.command("explain")(explain.run)
 app.add_typer(hooks.app, name="hooks")
 
 

@@ -40,6 +40,7 @@ def document(record: DecisionRecord, offset: float) -> dict[str, Any]:
         "said": record.said,
         "until": None if record.until is None else record.until + offset,
         "switch": record.switch,
+        "leaving": list(record.leaving),
         "serving": [each._asdict() for each in record.serving],
         "waiting": [each._asdict() for each in record.waiting],
     }

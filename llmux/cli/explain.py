@@ -1,0 +1,178 @@
+"""``llmux explain``: the last switches and their reasons, from a record or from a running llmux."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from llmux.core.decisions import duration
+from llmux.errors import LLMuxError
+from llmux.observability.record_reading import RecordedRun, RecordError, read_record
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+FAILURE = 1
+USAGE = 2
+TIMEOUT = 10.0  # seconds
+
+
+class UnreachableError(LLMuxError):
+    """No llmux answers there."""
+
+
+@dataclass(slots=True)
+class Explained:
+    """One switch. Times are Unix times, durations seconds; what is not known is None."""
+
+    id: int
+    time: float
+    source: str
+    to: str | None
+    by: str | None
+    reason: str
+    result: str | None = None
+    drain: float | None = None
+    cost: float | None = None
+    error: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        found = asdict(self)
+        return {"id": found.pop("id"), "time": found.pop("time"), "from": found.pop("source"), **found}
+
+    @property
+    def took(self) -> str:
+        """What it cost, in words."""
+        parts = [
+            f"drained {duration(self.drain)}" if self.drain else "",
+            f"cost {duration(self.cost)}" if self.cost else "",
+        ]
+        if self.result not in (None, "success"):
+            parts.append(f"{self.result}{f': {self.error}' if self.error else ''}")
+        return ", ".join(filter(None, parts))
+
+
+def run(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A record (`record: FILE`); - is standard input. Without it: a running llmux."),
+    ] = None,
+    url: Annotated[str, typer.Option("--url", help="Where the running llmux is.")] = DEFAULT_URL,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", envvar="LLMUX_API_KEY", help="A key of the running llmux, if it wants one."),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many switches, the last ones.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say why llmux switched: its last switches with their reasons, and what holds now."""
+    try:
+        switches, now = _of_record(read_record(file)) if file is not None else _of_llmux(_ask(url, key))
+    except LLMuxError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(FAILURE if isinstance(error, UnreachableError) else USAGE) from None
+    switches = switches[-count:]
+    if as_json:
+        typer.echo(json.dumps({"switches": [each.document() for each in switches], "now": now}, indent=2))
+        return
+    console = Console()
+    if switches:
+        table = Table("when", "#", "why", "took")
+        for each in switches:
+            table.add_row(_when(each.time), str(each.id), _plain(each.reason), _plain(each.took))
+        console.print(table, markup=False, highlight=False)
+    else:
+        console.print("no switch yet")
+    if now is not None:
+        console.print(f"now: {now['reason']}", markup=False, highlight=False)
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")  # no markup in a model's name or a policy's words
+
+
+def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:
+    switches = []
+    try:
+        for run in runs:
+            offset = float(run.start["time"]) - float(run.start["at"])
+            by = {line["switch"]: str(line["by"]) for line in run.decisions if line["switch"] is not None}
+            switches += [
+                Explained(
+                    int(line["id"]),
+                    offset + float(line["decided_s"]),
+                    ",".join(line["from"]) or "idle",
+                    line["to"],
+                    by.get(line["id"]),
+                    str(line["reason"]),
+                    str(line["result"]),
+                    float(line["drain_s"]),
+                    None if line["cost_s"] is None else float(line["cost_s"]),
+                    line["error"],
+                )
+                for line in run.switches
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"a line of the record lacks what it should have: {error!r}") from None
+    return switches, None
+
+
+def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str, Any] | None]:
+    try:
+        decisions = document["decisions"]
+        switches = [
+            Explained(
+                each["switch"],
+                float(each["time"]),
+                ",".join(each["leaving"]) or "idle",
+                each["target"],
+                each["by"],
+                str(each["reason"]),
+            )
+            for each in decisions
+            if each["switch"] is not None
+        ]
+        last = decisions[-1] if decisions and decisions[-1]["switch"] is None else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreachableError(f"what answers there is no llmux of this version: {error!r}") from None
+    return switches, last
+
+
+def _ask(url: str, key: str | None) -> Mapping[str, Any]:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise RecordError(f"--url {url}: write http://HOST:PORT")
+    request = urllib.request.Request(f"{url.rstrip('/')}/llmux/decisions")  # noqa: S310 - http, as was seen to
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+            found = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise UnreachableError(f"{url} wants a key: give --key or LLMUX_API_KEY ({error.code})") from None
+        raise UnreachableError(f"{url} answers {error.code}: is it llmux, and of this version?") from None
+    except ValueError as error:
+        raise UnreachableError(f"{url} answers with something else than llmux does: {error}") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UnreachableError(
+            f"{url}: {reason}; does llmux run there? Give its address with --url, or a record"
+        ) from None
+    if not isinstance(found, dict):
+        raise UnreachableError(f"{url} answers with something else than llmux does")
+    return found
