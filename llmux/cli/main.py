@@ -20,6 +20,7 @@ from llmux.errors import LLMuxError
 from llmux.observability.log import configure
 from llmux.plugins import load_policy
 from llmux.process import Process
+from llmux.runtime.shadow import load_shadows
 from llmux.version import __version__
 
 FAILURE = 1
@@ -86,6 +87,7 @@ def check(
     config = _load(file, context.obj[1])
     try:
         load_policy(config.policy.use, config.policy.options, config.folder)
+        load_shadows(config)
     except LLMuxError as error:
         _fail(str(error))
     console = Console()

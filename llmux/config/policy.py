@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmux.config.durations import Duration
 from llmux.config.section import Section
+from llmux.config.words import Default, Word
 
 SECS = "_secs"
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
 """Settings that may also be written as in llmux 2.x: ``request_timeout_secs``."""
+
+
+class ShadowConfig(Section):
+    """A policy that is asked what it would do, and is not followed."""
+
+    use: str = Field(min_length=1, description="As `policy.use`.")
+    options: Mapping[str, Any] = Field(default_factory=dict, description="As `policy.options`.")
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"use": value}
+    if not isinstance(value, ShadowConfig | Mapping):
+        raise ValueError(f"must be the name of a policy, or {{use: NAME, options: {{…}}}}, not {value!r}")  # noqa: TRY004
+    for key in value if isinstance(value, Mapping) else ():
+        if key not in ShadowConfig.model_fields:
+            raise ValueError(f"has no setting {key!r}; it takes `use` and `options`")
+    return value
 
 
 class PolicyConfig(Section):
@@ -26,6 +45,12 @@ class PolicyConfig(Section):
     )
     options: Mapping[str, Any] = Field(
         default_factory=dict, description="Options of the policy, checked by the policy when it is loaded."
+    )
+    shadow: Annotated[
+        tuple[Annotated[ShadowConfig, BeforeValidator(_named)], ...], Word("list of policies"), Default("[]")
+    ] = Field(
+        default=(),
+        description="Policies whose answers are only counted: as `use`, or {use: NAME, options: {…}}.",
     )
     request_timeout: Duration | None = Field(
         default=None,

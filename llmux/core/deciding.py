@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from llmux.core import admission, chronicle, switching
+from llmux.core import admission, chronicle, shadows, switching
 from llmux.core.decisions import By
 from llmux.core.effects import PolicyDecided
 from llmux.core.model import Model
@@ -122,6 +122,8 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
             switching.begin(s, model, leaving, reason, decided=True)
             return True
     choice = _ask(s, snapshot, waiting)
+    if s.shadows:
+        shadows.ask(s, snapshot, choice[0].name if choice is not None else None)
     if choice is None:
         return False
     model, by, reason = choice

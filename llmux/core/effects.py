@@ -259,6 +259,14 @@ class PolicyDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowDropped:
+    """A shadow policy failed; it is asked no more."""
+
+    policy: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class PinSet:
     """The model is pinned (``pinned``) or no longer pinned."""
 
@@ -304,6 +312,7 @@ Notice = (
     | ModelReset
     | PolicyOverruled
     | PolicyDecided
+    | ShadowDropped
     | PinSet
     | LeaseSet
     | ModelRemoved

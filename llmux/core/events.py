@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llmux.core.model import Shadow
 from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
 
@@ -135,6 +136,7 @@ class ConfigReplaced:
     rules: Rules
     policy: Policy
     first_guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    shadows: tuple[Shadow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

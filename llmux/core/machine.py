@@ -18,6 +18,7 @@ Who does what, from the bottom up:
 - ``probing``      adoption at the start, ``alive`` while awake, engines that are lost;
 - ``switching``    one switch: drain, sleep, wake, and its three endings;
 - ``deciding``     what to begin while no switch is under way: errands, the overdue, the policy, the idle;
+- ``shadows``      what other policies would have decided;
 - ``decisions``, ``chronicle``   what was decided last, and why;
 - ``commands``, ``reloading``, ``stopping``   operators, new configurations, the end;
 - ``diagnosis``, ``story``   what is due and not done; what has happened, as a test that can be run.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llmux.core.backoff import Backoff
 from llmux.core.phases import HOLDING, Phase
+from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec
 
 ARRIVAL_WINDOW = 120.0  # seconds over which arrivals are averaged
@@ -92,6 +93,18 @@ class Switch:
     def sources(self) -> tuple[str, ...]:
         """The names of those that leave, the target's own cleanup left out."""
         return tuple(model.name for model in self.leaving if model is not self.target)
+
+
+@dataclass(slots=True, eq=False)
+class Shadow:
+    """A policy that is asked what it would do, and is not followed."""
+
+    name: str
+    policy: Policy
+    dropped: str = ""  # why it is asked no more
+    counts: dict[tuple[str, bool], int] = field(
+        default_factory=dict
+    )  # (kind of answer, as the policy did) → how often
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     """Take over new models, rules and policy."""
     s.rules = event.rules
     s.costs.guesses = event.first_guesses
+    s.shadows = event.shadows
     if event.policy is not s.policy:
         s.policy = event.policy
         s.overruled.clear()

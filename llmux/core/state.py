@@ -19,7 +19,7 @@ from llmux.core.effects import (
     RunHook,
 )
 from llmux.core.errors import InvalidTransitionError
-from llmux.core.model import HookRun, Model, Request, Switch
+from llmux.core.model import HookRun, Model, Request, Shadow, Switch
 from llmux.core.phases import TRANSITIONS, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
@@ -58,6 +58,7 @@ class State:
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent
         self.overruled: set[str] = set()  # complaints about this policy that were already made
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
+        self.shadows: tuple[Shadow, ...] = ()
         self.decisions: deque[DecisionRecord] | None = None  # the last ones; None: none are kept
         self.decision_ids = 0
         self._hook_ids = 0

@@ -10,7 +10,7 @@ Its plan is fixed when it begins. It ends in one of these ways:
 
 from __future__ import annotations
 
-from llmux.core import admission, chronicle, probing, retirement
+from llmux.core import admission, chronicle, probing, retirement, shadows
 from llmux.core.effects import (
     CancelRequests,
     CutReason,
@@ -239,6 +239,8 @@ def _end(s: State, switch: Switch, result: str) -> None:
     duration, drain = s.now - switch.started, drained - switch.started
     s.out.append(SwitchEnded(switch.id, switch.sources, name, result, duration, drain, cost, estimate))
     record = SwitchRecord(switch.id, switch.sources, name, result, drain, cost, s.now)
+    if s.shadows:
+        shadows.tell(s, record)
     try:
         inform = getattr(s.policy, "on_switch_completed", None)
         if inform is not None:

@@ -65,6 +65,7 @@ CATALOGUE: dict[str, LogEvent] = {
     "policy_overruled": LogEvent(
         _WARNING, "The policy's answer cannot be followed; first come, first served was used instead."
     ),
+    "shadow_dropped": LogEvent(_WARNING, "A shadow policy failed or was too slow; it is asked no more."),
     # requests
     "request_queued": LogEvent(_DEBUG, "A request waits for its model."),
     "request_finished": LogEvent(_DEBUG, "A request was answered: status, wait and duration."),

@@ -32,6 +32,7 @@ from llmux.core.effects import (
     SwitchDrained,
     SwitchEnded,
 )
+from llmux.core.model import Shadow
 from llmux.core.phases import Phase
 from llmux.version import __version__
 
@@ -63,6 +64,7 @@ HELP: dict[str, str] = {
     "llmux_model_lost_total": "Engines that were found gone.",
     "llmux_model_backoffs_total": "Backoffs begun after a failed wake or sleep.",
     "llmux_policy_overruled_total": "Answers of the policy that could not be followed.",
+    "llmux_shadow_decisions_total": "Answers of shadow policies, and whether the policy did the same.",
     "llmux_build_info": "1, with the version as label.",
 }
 
@@ -132,10 +134,16 @@ class Metrics(Collector):
     """The metrics of one app."""
 
     def __init__(
-        self, gauges: Callable[[], Iterable[GaugeRow]] = tuple, *, models: Iterable[str] = (), process: bool = True
+        self,
+        gauges: Callable[[], Iterable[GaugeRow]] = tuple,
+        *,
+        shadows: Callable[[], Iterable[Shadow]] = tuple,
+        models: Iterable[str] = (),
+        process: bool = True,
     ) -> None:
-        """``gauges`` is asked at every scrape; ``process`` adds the metrics of the process and of Python."""
+        """``gauges`` and ``shadows`` are asked at a scrape; ``process`` adds those of process and Python."""
         self._gauges = gauges
+        self._shadows = shadows
         self._models: dict[str | None, _Model] = {}
         self._unknown = _Model()
         self._switches: dict[tuple[str, str, str], int] = {}
@@ -254,6 +262,12 @@ class Metrics(Collector):
         yield from self._model_metrics()
         yield from self._gauge_metrics()
         yield _counter("llmux_policy_overruled_total", (), [((), self._overruled)])
+        answers = [
+            ((shadow.name, kind, str(agrees).lower()), count)
+            for shadow in self._shadows()
+            for (kind, agrees), count in shadow.counts.items()
+        ]
+        yield _counter("llmux_shadow_decisions_total", ("policy", "decision", "agrees"), answers)
         yield _gauge("llmux_build_info", ("version",), [((__version__,), 1)])
 
     def describe(self) -> Iterator[Metric]:

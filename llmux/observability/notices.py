@@ -136,6 +136,10 @@ def _policy_overruled(it: core.PolicyOverruled) -> Described:
     return Described("policy_overruled", {"answer": it.answer})
 
 
+def _shadow_dropped(it: core.ShadowDropped) -> Described:
+    return Described("shadow_dropped", {"policy": it.policy, "error": it.error})
+
+
 def _policy_decided(it: core.PolicyDecided) -> Described:
     return Described("policy_decided", {"decision": it.decision, "model": it.model, "reason": it.reason})
 
@@ -193,6 +197,7 @@ _TELLERS: dict[type, Callable[..., Described]] = {
     core.ModelRemoved: _model_removed,
     core.PolicyOverruled: _policy_overruled,
     core.PolicyDecided: _policy_decided,
+    core.ShadowDropped: _shadow_dropped,
     core.PinSet: _pin_set,
     core.LeaseSet: _lease_set,
     core.Stopped: _stopped,

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from llmux.core import diagnosis
-from llmux.core.model import Model
+from llmux.core.model import Model, Shadow
 from llmux.core.phases import Phase
 from llmux.runtime.decisions import IN_STATUS, decisions
 from llmux.runtime.switcher import Switcher
@@ -25,6 +25,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "uptime": time.monotonic() - switcher.started_at,
         "ready": s.ready and not s.stopping,
         "policy": {"use": config.policy.use, "options": dict(config.policy.options)},
+        "shadows": [_shadow(shadow) for shadow in s.shadows],
         "awake": [model.name for model in s.in_phase(Phase.AWAKE)],
         "switch": None
         if switch is None
@@ -46,6 +47,16 @@ def status(switcher: Switcher) -> dict[str, Any]:
         ],
         "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
+    }
+
+
+def _shadow(shadow: Shadow) -> dict[str, Any]:
+    agreed = sum(count for (_, agrees), count in shadow.counts.items() if agrees)
+    return {
+        "policy": shadow.name,
+        "asked": sum(shadow.counts.values()),
+        "agreed": agreed,
+        "dropped": shadow.dropped or None,
     }
 
 

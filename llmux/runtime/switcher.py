@@ -30,6 +30,7 @@ from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.recorder import Recorder, open_record
+from llmux.runtime.shadow import load_shadows
 from llmux.runtime.ticket import Ticket
 from llmux.runtime.waking import Waking
 from llmux.upstream import EngineActivity
@@ -58,9 +59,10 @@ class Switcher:
         policy = load_policy(config.policy.use, config.policy.options, config.folder)
         self.config = config
         self.core = Core(specs, rules, policy, random.random)
+        self.core.state.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()
-        self.metrics = metrics or Metrics(self.gauges, process=False)
+        self.metrics = metrics or Metrics(self.gauges, shadows=lambda: self.core.state.shadows, process=False)
         self.metrics.declare(config.models)
         self.hooks = HookRunner(
             on_line=line_to(self.log), on_orphan_pipe=orphan_to(self.log), on_ending=lambda _job: self._save()
@@ -145,12 +147,13 @@ class Switcher:
         same = (old.policy.use, old.policy.options, old.folder) == (new.use, new.options, config.folder)
         if not same or comes_from_file(new.use):
             policy = load_policy(new.use, new.options, config.folder)
+        shadows = load_shadows(config, self.core.state.shadows, self.config)
         old_record = (self.config.record_path, self.config.record_size)
         moved = old_record != (config.record_path, config.record_size)
         record = open_record(config, self.log) if moved else None
         self.config = config
         self.metrics.declare(config.models)
-        self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config)))
+        self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config), shadows))
         if moved:
             self._record_into(record, "turned on")
         elif self.recorder is not None:

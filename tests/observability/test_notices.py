@@ -28,6 +28,7 @@ EFFECTS = [
     core.ModelReset("a"),
     core.PolicyOverruled("SwitchTo('x')"),
     core.PolicyDecided("wait", None, "young"),
+    core.ShadowDropped("mine", "RuntimeError: ill"),
     core.PinSet("a", pinned=True, until=None),
     core.LeaseSet(leased=True, until=5.0),
     core.ModelRemoved("a"),

@@ -1,0 +1,77 @@
+"""Shadow policies from the configuration, and a watch over how long they think."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from llmux.config import Config
+from llmux.core.model import Shadow
+from llmux.core.policy import Decision, Policy, Snapshot
+from llmux.errors import PolicyLoadError
+from llmux.plugins import OPTIONS, USE, comes_from_file, load_policy
+
+TOO_LONG = 0.05  # seconds: one such answer is enough
+LONG = 0.005
+PATIENCE = 10  # answers that may take so long
+
+
+class SlowShadowError(Exception):
+    """A shadow held up the event loop."""
+
+
+class Timed:
+    """Passes everything on to a policy; raises SlowShadowError when its answers take too long."""
+
+    def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._policy = policy
+        self._slow = 0
+        if hasattr(policy, "on_switch_completed"):
+            self.on_switch_completed = policy.on_switch_completed
+
+    def decide(self, now: Snapshot) -> Decision:
+        """Ask it, and look at the clock."""
+        began = self._clock()
+        decision = self._policy.decide(now)
+        took = self._clock() - began
+        if took > LONG:
+            self._slow += 1
+            if took > TOO_LONG or self._slow > PATIENCE:
+                raise SlowShadowError(f"an answer took {took * 1000:.0f} ms")
+        return decision
+
+
+def load_shadows(config: Config, known: Iterable[Shadow] = (), before: Config | None = None) -> tuple[Shadow, ...]:
+    """Make the shadows of a configuration; what did not change since ``before`` is taken from ``known``.
+
+    Raises:
+        PolicyLoadError: one of them cannot be had; the message names ``policy.shadow``.
+
+    """
+    old = dict(zip(_names(before), known, strict=True)) if before is not None else {}
+    unchanged = [] if before is None or before.folder != config.folder else list(before.policy.shadow)
+    shadows = []
+    for index, (name, wanted) in enumerate(zip(_names(config), config.policy.shadow, strict=True)):
+        if name in old and wanted in unchanged and not comes_from_file(wanted.use):
+            shadows.append(old[name])
+            continue
+        place = f"policy.shadow[{index}]"
+        try:
+            policy = load_policy(wanted.use, wanted.options, config.folder)
+        except PolicyLoadError as error:
+            text = str(error).replace(USE, f"{place}.use").replace(OPTIONS, f"{place}.options")
+            raise PolicyLoadError(text) from error
+        shadow = Shadow(name, Timed(policy))
+        if name in old:
+            shadow.counts = old[name].counts
+        shadows.append(shadow)
+    return tuple(shadows)
+
+
+def _names(config: Config) -> list[str]:
+    """Return what the shadows are called in metrics: what they use, with a number where that comes twice."""
+    uses = [each.use for each in config.policy.shadow]
+    return [
+        use if uses.count(use) == 1 else f"{use}#{uses[: index + 1].count(use)}" for index, use in enumerate(uses)
+    ]
