@@ -70,12 +70,14 @@ def _print(recorded: Recorded, found: Comparison) -> None:
     use = recorded.start["policy"]["use"]
     if found.exact:
         text = (
-            f"{recorded.name}: all {found.same} switches are the recorded ones under {use},"
+            f"{recorded.name}: {found.same} of {found.same} switches are the recorded ones under {use},"
             f" at most {found.apart * 1000:.1f} ms apart"
         )
         console.print(text, style="green", highlight=False, markup=False)
     else:
-        text = f"{recorded.name}: {found.same} switches are the recorded ones under {use}, then they differ"
+        text = (
+            f"{recorded.name}: the first {found.same} switches are the recorded ones under {use}, then they differ"
+        )
         console.print(text, style="red", highlight=False, markup=False)
         table = Table("switch", "recorded", "at s", "replayed", "at s")
         start = max(0, found.same - 1)

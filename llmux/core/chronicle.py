@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmux.core import admission
-from llmux.core.decisions import By, DecisionRecord, Kind, Serving, Waiting
+from llmux.core.decisions import FIGURES, By, DecisionRecord, Kind, Serving, Waiting
 from llmux.core.model import Model, Switch
 from llmux.core.phases import Phase
 from llmux.core.state import State
@@ -38,7 +38,7 @@ def keep(
         last.last, last.said, last.until = s.now, said, until
         return
     s.decision_ids += 1
-    figures = _serving(s), _waiting(s, waiting)
+    figures = _serving(s), *_waiting(s, waiting)
     s.decisions.append(DecisionRecord(s.decision_ids, s.now, kind, target, by, said, *figures, until, last=s.now))
 
 
@@ -56,7 +56,8 @@ def latest(s: State, count: int) -> list[DecisionRecord]:
     """Return the last ``count`` decisions, oldest first; what still holds has the figures of this moment."""
     records = list(s.decisions or ())[-count:] if count > 0 else []
     if records and records[-1].switch is None and s.switch is None and (waiting := waiting_models(s)):
-        records[-1] = replace(records[-1], last=s.now, serving=_serving(s), waiting=_waiting(s, waiting))
+        figures, more = _waiting(s, waiting)
+        records[-1] = replace(records[-1], last=s.now, serving=_serving(s), waiting=figures, more=more)
     return records
 
 
@@ -74,8 +75,10 @@ def _serving(s: State) -> tuple[Serving, ...]:
     return tuple(Serving(m.name, len(m.in_flight), len(m.queue)) for m in s.in_phase(Phase.AWAKE))
 
 
-def _waiting(s: State, models: Sequence[Model]) -> tuple[Waiting, ...]:
-    return tuple(_queue(s, model) for model in models)
+def _waiting(s: State, models: Sequence[Model]) -> tuple[tuple[Waiting, ...], int]:
+    """Return the figures of some, and how many wait for the others: with many models they would take long."""
+    figures = tuple(_queue(s, model) for model in models[:FIGURES])
+    return figures, sum(len(model.queue) for model in models[FIGURES:])
 
 
 def _queue(s: State, model: Model) -> Waiting:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 KEPT = 200
-SHOWN = 3  # models whose waiters are named
+FIGURES = 8  # models whose waiters are told of one by one
+SHOWN = 3  # those of them that are named in words
 MINUTE = 60.0
 
 Kind = Literal["stay", "switch", "wait"]
@@ -56,7 +57,8 @@ class DecisionRecord:
     by: By  # who made it; ``min_active`` holds back what the policy wants
     said: str  # the policy's own reason, its fault, or the errand
     serving: tuple[Serving, ...]
-    waiting: tuple[Waiting, ...]  # oldest waiter first
+    waiting: tuple[Waiting, ...]  # oldest waiter first; at most FIGURES
+    more: int = 0  # waiters of further models
     until: float | None = None  # when it ends by itself, for ``wait``
     last: float = 0.0  # when it was made last
     times: int = 1
@@ -101,9 +103,9 @@ class DecisionRecord:
             have = "has" if each.queued == 1 else "have"
             waited, cost = duration(each.waited), duration(each.cost)
             yield f"{each.queued} waiting for {each.model} {have} cost {waited} of waiting, a switch costs {cost}"
-        others = self.waiting[SHOWN:]
+        others = self.more + sum(each.queued for each in self.waiting[SHOWN:])
         if others:
-            yield f"{sum(each.queued for each in others)} more waiting for other models"
+            yield f"{others} more waiting for other models"
 
 
 def duration(seconds: float) -> str:

@@ -43,6 +43,7 @@ def document(record: DecisionRecord, offset: float) -> dict[str, Any]:
         "leaving": list(record.leaving),
         "serving": [each._asdict() for each in record.serving],
         "waiting": [each._asdict() for each in record.waiting],
+        "more": record.more,
     }
 
 

@@ -110,8 +110,9 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
     def all_of(kind: Callable[[RecordedRun], list[Line]]) -> list[Line]:
         return [line for part in parts for line in kind(part)]
 
+    begun = sum(run.start.get("because") != "reload" for run in runs)
     recorded = Recorded(
-        name,
+        f"{name} (the last of {begun} runs)" if begun > 1 else name,
         parts[0].start,
         all_of(lambda run: run.requests),
         all_of(lambda run: run.switches),

@@ -8,7 +8,7 @@ from tests.server.house import until
 
 FIELDS = {
     "id", "time", "last", "times", "kind", "by", "awake", "target", "reason", "said", "until", "switch", "serving",
-    "waiting", "leaving",
+    "waiting", "leaving", "more",
 }  # fmt: skip
 
 

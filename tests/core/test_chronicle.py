@@ -126,13 +126,15 @@ def test_nobody_awake_and_nothing_to_do():
     assert told(play)[0].startswith("wakes nobody yet, and thinks again in 8 s at the latest; 1 waiting for b")
 
 
-def test_only_some_of_many_that_wait_are_named():
-    play = asked(
-        Says(Stay()), "m0", "m1", "m2", "m3", "m3", "m4", specs=models(*(f"m{i}" for i in range(6))), awake=["m0"]
-    )
-    assert told(play)[0].endswith("; 1 more waiting for other models")
+def test_only_some_of_many_that_wait_are_told_of():
+    names = [f"m{number}" for number in range(12)]
+    play = asked(Says(Stay()), *names[:4], *names[3:], specs=models(*names), awake=["m0"])
+    assert told(play)[0].endswith("; 8 more waiting for other models")
     assert "2 waiting for m3" in told(play)[0]
     assert "m4" not in told(play)[0]
+    (record,) = chronicle.latest(play.core.state, 1)
+    assert [each.model for each in record.waiting] == names[1:9]
+    assert record.more == 3
 
 
 def test_the_chronicle_is_bounded_and_can_be_left_out():

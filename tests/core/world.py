@@ -7,9 +7,11 @@ from collections.abc import Collection
 
 from ledger import Ledger
 
-from llmux.core import Core
+from llmux.core import Core, chronicle
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.decisions import KEPT
+from llmux.core.model import Shadow
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.snapshot import LiveSnapshot
@@ -73,6 +75,7 @@ class World:
         self.policy = WildPolicy(self)
         self.rules = self._rules()
         self.core = Core(self.specs.values(), self.rules, self.policy, self._jitter)
+        self.core.state.shadows = self._shadows()
         self.ledger = Ledger(self.core)
         self.now = 0.0
         self.next_request = 0
@@ -121,6 +124,9 @@ class World:
             sleep_on_exit=rng.random() < 0.3,
         )
 
+    def _shadows(self) -> tuple[Shadow, ...]:
+        return tuple(Shadow(str(number), WildPolicy(self)) for number in range(self.rng.choice([0, 0, 2])))
+
     def _jitter(self) -> float:
         return self.rng.random()
 
@@ -135,6 +141,21 @@ class World:
             assert view.switch_cost >= 0
             assert view.arrival_rate >= 0
             assert view.service_time >= 0
+        self._look_back()
+
+    def _look_back(self) -> None:
+        """Every decision says why, in order; a switch under way is one of them."""
+        s = self.core.state
+        records = chronicle.latest(s, KEPT)
+        assert [record.id for record in records] == list(
+            range(s.decision_ids - len(records) + 1, s.decision_ids + 1)
+        )
+        for record in records:
+            assert record.reason.split()[0] in {"stays", "wakes", "goes", "puts"}
+            assert (record.kind == "switch") == (record.switch is not None)
+            assert record.time <= record.last <= s.now
+        if s.switch is not None:
+            assert any(record.switch == s.switch.id for record in records)
 
     def feed(self, event: ev.Event) -> list[fx.Effect]:
         return self.ledger.feed(event, self.now)
@@ -235,7 +256,7 @@ class World:
         self.rules = self._rules()
         policy = self.policy if rng.random() < 0.5 else WildPolicy(self)
         guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}
-        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses))
+        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses, self._shadows()))
 
     def settle(self) -> None:
         """Invariant 7: with hooks that end and answers that end, every request ends."""
