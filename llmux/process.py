@@ -32,6 +32,7 @@ from llmux.watch import changes
 
 LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
 GARBAGE_AT = 20_000  # more objects than at the last look: Python's 700 costs a twentieth of a stream's CPU
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_NEEDED = ("host", "port", "state_path", "log_level", "log_format")
 
 
@@ -83,6 +84,8 @@ class Process:
                 for task in tasks:
                     task.cancel()
                 await self._clean_up(runner)
+                for number in SIGNALS:  # one that comes in the last moment does not change the exit code
+                    signal.signal(number, signal.SIG_IGN)
 
     # ---- start and stop
 
@@ -124,9 +127,15 @@ class Process:
         def end() -> None:
             (self._at_once if self._ending.is_set() else self._ending).set()
 
-        loop.add_signal_handler(signal.SIGTERM, end)
-        loop.add_signal_handler(signal.SIGINT, end)
-        loop.add_signal_handler(signal.SIGHUP, self._reload, switcher, front)
+        def received(number: int, _frame: object) -> None:
+            if number == signal.SIGHUP:
+                loop.call_soon_threadsafe(self._reload, switcher, front)
+            else:
+                loop.call_soon_threadsafe(end)
+
+        # Not the loop's handlers: it would put the default back, which kills, before the process has ended.
+        for number in SIGNALS:
+            signal.signal(number, received)
 
     async def _beat(self) -> None:
         """Tell systemd's watchdog that the event loop runs."""

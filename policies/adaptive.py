@@ -9,7 +9,8 @@
 - **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
   oldest waiter is about to outwait a tour of all queues, so that small queues get their turn.
 
-Averages can be wrong: what the policy has seen for itself bounds them.
+Averages can be wrong: what the policy has seen for itself bounds them. Until it has seen a switch it is
+first come, first served.
 """
 
 from __future__ import annotations
@@ -57,17 +58,15 @@ class Adaptive:
         self._seen.watch(home, now.time)
         if self._gated(home, now.time):
             return Stay("those who waited at the wake come first")
+        if not self._seen.costs:
+            return SwitchTo(now.waiting[0], reason="no switch has been seen yet: first come, first served")
         waiting = [now.models[name] for name in now.waiting]
         target, away = self._route(home, waiting, now.time)
         drain = self._seen.drain(home, now.time)
         way = drain + away
         weight = sum(m.queued * (1.0 + AGEING * _age(m, now.time) / (way or 1.0)) for m in waiting)
         limit = max(self._gate[1], now.time - _age(waiting[0], now.time)) + self._options.patience * way
-        if (
-            limit > now.time
-            if home.queued
-            else limit > now.time and weight < self._price(home, now.time, drain, away)
-        ):
+        if limit > now.time and (home.queued or weight < self._price(home, now.time, drain, away)):
             return WaitUntil(limit + 0.001, reason="more come here than wait there")
         if home.queued >= weight:
             return Stay("more wait here than there")

@@ -39,7 +39,7 @@ class PolicyConfig(Section):
     """When to switch: which policy decides, and the limits that hold over any policy."""
 
     use: str = Field(
-        default="fifo",
+        default="adaptive",
         min_length=1,
         description="The policy: a shipped NAME, package.module:Class, or ./file.py:Class.",
     )

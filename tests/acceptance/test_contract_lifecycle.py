@@ -334,6 +334,17 @@ async def test_variables_are_filled_in_but_never_in_hooks(lab):
     assert (lab.root / "said").read_text() == "from-the-shell none\n"
 
 
+async def test_term_again_and_again_ends_it_with_0(lab):
+    lab.write("a")
+    lab.start()
+    process = lab.process
+    while process.poll() is None:
+        lab.signal(signal.SIGTERM)
+        await asyncio.sleep(0.0005)
+    lab.process = None
+    assert process.returncode == 0
+
+
 async def test_a_missing_file_is_a_clear_error(lab):
     process = lab.spawn("-c", str(lab.root / "none.yaml"))
     assert process.wait(15) not in (0, -9)

@@ -69,7 +69,7 @@ def test_defaults(read, model):
     assert (models[0].max_in_flight, models[0].max_queued, models[0].idle_sleep) == (None, 1000, None)
     assert config.host == "127.0.0.1"
     assert config.port == 3000
-    assert config.policy.use == "fifo"
+    assert config.policy.use == "adaptive"
     assert config.forward == DEFAULT_FORWARD
     assert (config.max_body, config.max_buffered, config.body_idle_timeout) == (2**28, 2**30, 60.0)
     assert (config.admin_key, config.api_keys, config.cors) == (None, (), ())

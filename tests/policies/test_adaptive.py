@@ -3,7 +3,14 @@ from pathlib import Path
 from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
 from llmux.plugins import load_policy
 from tests.benchmarks.decide import crowded, seconds
-from tests.policies.views import Model, View, ask, policy
+from tests.policies.views import Model, View, policy
+
+
+def ask(time, *models):
+    """Ask one that has seen a switch before."""
+    adaptive = policy("adaptive")
+    adaptive.on_switch_completed(SwitchRecord(1, ("x",), "y", "success", 0.0, 1.0, 0.0))
+    return adaptive.decide(View(time, *models))
 
 
 def home(**more):
@@ -11,48 +18,54 @@ def home(**more):
 
 
 def test_an_idle_model_is_left_for_whoever_waits():
-    assert isinstance(ask("adaptive", 10.0, home(in_flight=0), Model("b", [9.0])), SwitchTo)
+    assert isinstance(ask(10.0, home(in_flight=0), Model("b", [9.0])), SwitchTo)
 
 
 def test_whoever_waited_at_the_wake_comes_first():
-    decision = ask("adaptive", 900.0, Model("a", [4.0], in_flight=16, awake_since=5.0), Model("b", [1.0] * 50))
+    decision = ask(900.0, Model("a", [4.0], in_flight=16, awake_since=5.0), Model("b", [1.0] * 50))
     assert isinstance(decision, Stay)
 
 
+def test_until_it_has_seen_a_switch_it_is_first_come_first_served():
+    b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [9.5] * 5, switch_cost=10.0)
+    assert policy("adaptive").decide(View(10.0, home(arrival_rate=0.2), b, c)).model == "b"
+
+
 def test_few_wait_until_a_lightly_loaded_engine_is_idle():
-    decision = ask("adaptive", 10.0, home(arrival_rate=0.2), Model("b", [9.0]))
+    decision = ask(10.0, home(arrival_rate=0.2), Model("b", [9.0]))
     assert isinstance(decision, WaitUntil)
     assert decision.time > 10.0
 
 
 def test_many_do_not():
-    assert isinstance(ask("adaptive", 10.0, home(arrival_rate=0.2), Model("b", [9.0] * 200)), SwitchTo)
+    assert isinstance(ask(10.0, home(arrival_rate=0.2), Model("b", [9.0] * 200)), SwitchTo)
 
 
 def test_nobody_waits_longer_than_the_limit():
-    decision = ask("adaptive", 10.0, home(arrival_rate=0.2), Model("b", [9.0]))
-    assert isinstance(ask("adaptive", decision.time, home(arrival_rate=0.2), Model("b", [9.0])), SwitchTo)
+    decision = ask(10.0, home(arrival_rate=0.2), Model("b", [9.0]))
+    assert isinstance(ask(decision.time, home(arrival_rate=0.2), Model("b", [9.0])), SwitchTo)
 
 
 def test_a_longer_queue_at_home_is_served_on():
     mine = home(in_flight=16, arrival_rate=1.0)
     mine.waiters = [5.0] * 30
-    assert isinstance(ask("adaptive", 200.0, mine, Model("b", [6.0])), Stay)
-    assert isinstance(ask("adaptive", 20.0, mine, Model("b", [6.0])), WaitUntil)
+    assert isinstance(ask(200.0, mine, Model("b", [6.0])), Stay)
+    assert isinstance(ask(20.0, mine, Model("b", [6.0])), WaitUntil)
 
 
 def test_the_route_clears_most_waiting_per_second():
     b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [9.5] * 5, switch_cost=10.0)
-    assert ask("adaptive", 10.0, home(in_flight=0), b, c).model == "c"
+    assert ask(10.0, home(in_flight=0), b, c).model == "c"
 
 
 def test_a_small_queue_gets_its_turn():
     b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [199.5] * 5, switch_cost=10.0)
-    assert ask("adaptive", 200.0, home(in_flight=0), b, c).model == "b"
+    assert ask(200.0, home(in_flight=0), b, c).model == "b"
 
 
 def test_it_learns_what_switches_cost():
     learner = policy("adaptive")
+    learner.on_switch_completed(SwitchRecord(0, ("x",), "y", "success", 0.0, 1.0, 0.0))
     dear, cheap = Model("b", [9.0, 9.0], switch_cost=10.0), Model("c", [9.0], switch_cost=10.0)
     view = View(10.0, home(in_flight=0), dear, cheap)
     assert learner.decide(view).model == "b"
@@ -63,11 +76,11 @@ def test_it_learns_what_switches_cost():
 
 def test_of_several_awake_the_least_busy_is_likely_to_leave():
     busy, idle = Model("a", in_flight=9, awake_since=0.0), Model("b", awake_since=0.0)
-    assert isinstance(ask("adaptive", 10.0, busy, idle, Model("c", [9.0])), SwitchTo)
+    assert isinstance(ask(10.0, busy, idle, Model("c", [9.0])), SwitchTo)
 
 
 def test_an_engine_without_a_limit():
-    assert isinstance(ask("adaptive", 10.0, home(in_flight=0), Model("b", [9.0], limit=None)), SwitchTo)
+    assert isinstance(ask(10.0, home(in_flight=0), Model("b", [9.0], limit=None)), SwitchTo)
 
 
 def test_deciding_is_quick():
