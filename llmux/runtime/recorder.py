@@ -65,6 +65,7 @@ class _Hook:
 @dataclass(slots=True)
 class _Switch:
     decided: float
+    order: int
     reason: str
     error: str = ""
     hooks: dict[int, _Hook] = field(default_factory=dict)
@@ -92,10 +93,10 @@ class Recorder:
             fx.SwitchFailed: self._switch_failed,
             fx.SwitchEnded: self._switch_ended,
             fx.Ready: lambda _effect: self.begin("start"),
-            fx.PinSet: lambda effect: self._operator("pin", model=effect.model, pinned=effect.pinned),
-            fx.LeaseSet: lambda effect: self._operator("lease", leased=effect.leased),
-            fx.ModelReset: lambda effect: self._operator("reset", model=effect.model),
-            fx.ModelLost: lambda effect: self._operator("lost_engine", model=effect.model),
+            fx.PinSet: lambda effect: self.event("pin", model=effect.model, pinned=effect.pinned),
+            fx.LeaseSet: lambda effect: self.event("lease", leased=effect.leased),
+            fx.ModelReset: lambda effect: self.event("reset", model=effect.model),
+            fx.ModelLost: lambda effect: self.event("lost_engine", model=effect.model),
         }
         if switcher.core.state.ready:
             self.begin(because)
@@ -187,6 +188,11 @@ class Recorder:
             if run is not None:
                 run.ok, run.order = ok, self._next()
 
+    def event(self, what: str, **fields: object) -> None:
+        """Write down what the core was told that came neither from a client nor from a hook."""
+        at = self._at(self._switcher.core.state.now)
+        self._put("event", event=what, at=at, order=self._next(), **fields)
+
     def alarm(self) -> None:
         """Take in that the core was told that a moment has come which it had asked for."""
         self._put("tick", at=self._at(self._switcher.core.state.now), order=self._next())
@@ -216,7 +222,7 @@ class Recorder:
     def _switch_started(self, effect: fx.SwitchStarted) -> None:
         self._decided()
         reason = self._reasons.pop(effect.switch, effect.reason)
-        self._switches[effect.switch] = _Switch(self._switcher.core.state.now, reason)
+        self._switches[effect.switch] = _Switch(self._switcher.core.state.now, self._next(), reason)
 
     def _decided(self) -> None:
         for record in chronicle.since(self._switcher.core.state, self._decision):
@@ -251,6 +257,7 @@ class Recorder:
             duration_s=round(effect.duration, DIGITS),
             result=effect.result,
             error=known.error or None,
+            order=known.order,
             hooks=[hook.line(self._origin) for hook in known.hooks.values()],
         )
 
@@ -262,10 +269,6 @@ class Recorder:
     def _next(self) -> int:
         self._order += 1
         return self._order
-
-    def _operator(self, what: str, **fields: object) -> None:
-        at = self._at(self._switcher.core.state.now)
-        self._put("event", event=what, at=at, order=self._next(), **fields)
 
     def _at(self, moment: float) -> float:
         return round(moment - self._origin, DIGITS)

@@ -121,6 +121,8 @@ class Switcher:
     async def stop(self) -> None:
         """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
         self.post(ev.ShutdownRequested())
+        if self.recorder is not None:
+            self.recorder.event("stopping")
         await self.stopped.wait()
         await self.close()
 

@@ -21,6 +21,7 @@ from llmux.core.events import (
     LeaseChanged,
     PinChanged,
     ResetRequested,
+    ShutdownRequested,
     SleepRequested,
 )
 from llmux.core.policy import Policy
@@ -202,7 +203,7 @@ def _acts(recorded: Recorded) -> list[_Act]:
         if line["id"] in asked:
             to, sources = line["to"], line["from"]
             event = SleepRequested(sources[0], 0) if to is None else ActivationRequested(to, 0)
-            acts.append(_Act(line["decided_s"], LAST, event))
+            acts.append(_Act(line["decided_s"], line["order"], event))
     return sorted(acts, key=lambda act: act[:2])
 
 
@@ -214,6 +215,8 @@ def _event(line: Line) -> Event | None:
             return PinChanged(line["model"], 0, pinned=line["pinned"])
         case "lease":
             return LeaseChanged(0, leased=line["leased"])
+        case "stopping":
+            return ShutdownRequested()
         case "reset":
             return ResetRequested(line["model"], 0)
     return None

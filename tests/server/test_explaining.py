@@ -73,10 +73,10 @@ async def test_what_is_no_llmux(answer):
         writer.write(answer)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    done = await explain("--url", f"http://127.0.0.1:{port}")
-    server.close()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with await asyncio.start_server(serve, sock=sock):
+            done = await explain("--url", f"http://127.0.0.1:{sock.getsockname()[1]}")
     assert done.exit_code == 1, done.output
     assert "llmux" in done.output
     assert "Traceback" not in done.output

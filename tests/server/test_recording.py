@@ -44,7 +44,7 @@ async def test_every_request_switch_and_decision_has_a_line(house):
     assert warm["reason"].startswith("goes from a to b: ")
     assert warm["reason"] == run.decisions[-1]["reason"]
     assert [line["switch"] for line in run.decisions] == [1, 2]
-    assert [line["type"] for line in run.others] == ["stop"]
+    assert [line["type"] for line in run.others] == ["event", "stop"]
 
 
 async def test_outcomes(house):
@@ -70,7 +70,7 @@ async def test_outcomes(house):
     assert [line["outcome"] for line in run.requests] == ["refused", "left", "held", "refused"]
     assert [line["status"] for line in run.requests] == [429, 499, None, 503]
     assert run.requests[0]["service_s"] is None
-    assert [line["event"] for line in run.others if line["type"] == "event"] == ["pin"]
+    assert [line["event"] for line in run.others if line["type"] == "event"] == ["pin", "stopping"]
 
 
 async def test_the_record_can_be_turned_on_moved_and_off(house):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from llmux.cli import app
 from llmux.simulator.recorded import read_recorded
 from llmux.simulator.replay import replay
-from tests.server.house import ALIVE, SLEEP, WAKE
+from tests.server.house import ALIVE, SLEEP, WAKE, until
 
 LOAD = "aabacbbacaabcbca"
 SLOWLY = {"wake": f"sleep 0.04; {WAKE}", "sleep": f"sleep 0.01; {SLEEP}", "alive": ALIVE}
@@ -37,6 +37,34 @@ async def test_the_switches_of_a_replay_are_the_recorded_ones(house, policy):
     assert found.exact
     assert found.apart < 1e-6
     assert found.limits == []
+
+
+async def test_a_stop_in_the_middle_of_a_switch_is_replayed(house):
+    await house.open(models=dict.fromkeys("abc", SLOWLY), record="record.jsonl")
+    assert (await house.chat("a")).status == 200
+    for name in "bcb":
+        await house.begin("POST", "/v1/x", {"model": name})
+    await until(lambda: house.switcher.core.state.switch is not None)
+    await house.close()
+    recorded = read_recorded(house.folder / "record.jsonl")
+    found = replay(recorded)
+    assert [each.way for each in found.recorded] == ["nothing → a", "a → b"]
+    assert found.exact
+    assert found.limits == []
+
+
+async def test_what_ends_exactness_is_said(house):
+    switcher = await house.open(models=dict.fromkeys("ab", SLOWLY), record="record.jsonl")
+    assert (await house.chat("a")).status == 200
+    switcher.replace(house.config(models=dict.fromkeys("abc", SLOWLY), record="record.jsonl"))
+    switcher.recorder.file.full = True
+    assert (await house.chat("a")).status == 200
+    assert (await house.chat("b")).status == 200
+    await house.close()
+    (limit,) = replay(read_recorded(house.folder / "record.jsonl.1")).limits
+    assert "the configuration was read again" in limit
+    (limit,) = replay(read_recorded(house.folder / "record.jsonl")).limits
+    assert "it begins while llmux was running" in limit
 
 
 def simulate(*words):
