@@ -20,11 +20,13 @@ class Started:
     """llmux has started and its port is bound.
 
     ``holders`` are the models that may hold the GPU according to the state file, ``recent`` the models in the
-    order of their last use, most recent first.
+    order of their last use, most recent first, ``gone`` the definitions of holders that are configured no more:
+    they are put to sleep as removed models are.
     """
 
     holders: frozenset[str] = frozenset()
     recent: tuple[str, ...] = ()
+    gone: tuple[ModelSpec, ...] = ()
 
 
 @dataclass(slots=True)

@@ -219,6 +219,7 @@ class Core:
         s = self.state
         if s.stopping:
             return
+        reloading.take_over(s, event.gone)
         s.recorded = event.holders & s.models.keys()
         s.recent = {name: rank for rank, name in enumerate(event.recent)}
         for model in s.models.values():

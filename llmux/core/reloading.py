@@ -6,11 +6,14 @@ policy apply at once. A switch under way keeps its plan.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmux.core import admission, commands, probing, switching
 from llmux.core.effects import ModelRemoved
 from llmux.core.events import ConfigReplaced
 from llmux.core.model import Model
 from llmux.core.phases import Phase
+from llmux.core.spec import ModelSpec
 from llmux.core.state import MODEL_TIMERS, State
 
 
@@ -70,6 +73,15 @@ def _call_off_if_unwanted(s: State) -> None:
         if switch.target.removed:
             switch.requested = False
         switching.waiter_left(s, switch.target)
+
+
+def take_over(s: State, specs: Iterable[ModelSpec]) -> None:
+    """Take in models that were removed while llmux did not run, and may hold the GPU."""
+    for spec in specs:
+        if spec.name not in s.models:
+            model = s.models[spec.name] = Model(spec)
+            model.order = len(s.models)
+            model.removed = s.removals = True
 
 
 def forget_removed(s: State) -> bool:

@@ -87,6 +87,10 @@ CATALOGUE: dict[str, LogEvent] = {
         _ERROR, "A hook failed (debug for `alive` and `verify`, which fail whenever the answer is no)."
     ),
     "hook_killed": LogEvent(_WARNING, "A hook is ended: its timeout has passed, or llmux stops."),
+    "holder_unknown": LogEvent(
+        _WARNING,
+        "A model that is configured no more may hold the GPU, and its hooks are unknown: see to it by hand.",
+    ),
     "leftover_hook_ended": LogEvent(_WARNING, "A hook of a llmux that was killed still ran, and was ended."),
     "hook_output": LogEvent(_INFO, "A line that a hook printed (debug for `alive` and `verify`)."),
     "hook_output_truncated": LogEvent(_WARNING, "A hook printed more than is kept."),

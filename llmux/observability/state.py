@@ -1,7 +1,7 @@
 """The state file: what a restarted llmux has to know.
 
 JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ..., "hooks": [[pid,
-start, boot, ending], ...]}``. ``holders`` are
+start, boot, ending], ...], "definitions": {MODEL: {...}}}``. ``holders`` are
 the models that may hold the GPU, ``costs`` belongs to the core's cost table and is opaque here.
 
 It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
@@ -38,6 +38,7 @@ class State:
     holders: frozenset[str] = frozenset()
     last_use: Mapping[str, float] = field(default_factory=dict)
     costs: object = None
+    definitions: Mapping[str, object] = field(default_factory=dict)  # of the holders
     hooks: tuple[tuple[int, int, str, bool], ...] = ()  # pid, start and boot of the hooks that run; being ended?
 
     def recent(self) -> tuple[str, ...]:
@@ -200,6 +201,7 @@ def _render(state: State) -> bytes:
         "holders": sorted(state.holders),
         "last_use": dict(state.last_use),
         "costs": state.costs,
+        "definitions": dict(state.definitions),
         "hooks": state.hooks,
     }
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
@@ -219,4 +221,7 @@ def _parse(raw: bytes) -> State:
         (int(pid), int(started), str(boot), bool(ending and ending[0]))
         for pid, started, boot, *ending in document.get("hooks", ())
     )
-    return State(frozenset(holders), times, document.get("costs"), hooks)
+    definitions = document.get("definitions", {})
+    if not isinstance(definitions, dict):
+        raise TypeError("`definitions` is no object")
+    return State(frozenset(holders), times, document.get("costs"), definitions, hooks)

@@ -21,14 +21,15 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind
 from llmux.errors import ConflictError, RequestError
-from llmux.hookrunner import HookResult, HookRunner, Trace, end_leftovers
+from llmux.hookrunner import HookResult, HookRunner
 from llmux.observability.metrics import GaugeRow, Metrics
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
-from llmux.observability.state import NoState, State, StateStore
+from llmux.observability.state import StateStore
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
+from llmux.runtime.keeper import Keeper
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.shadow import load_shadows
 from llmux.runtime.ticket import Ticket
@@ -65,7 +66,9 @@ class Switcher:
         self.metrics = metrics or Metrics(self.gauges, shadows=lambda: self.core.state.shadows, process=False)
         self.metrics.declare(config.models)
         self.hooks = HookRunner(
-            on_line=line_to(self.log), on_orphan_pipe=orphan_to(self.log), on_ending=lambda _job: self._save()
+            on_line=line_to(self.log),
+            on_orphan_pipe=orphan_to(self.log),
+            on_ending=lambda _job: self._keeper.save(),
         )
         self.on_sleep = on_sleep
         self.on_close = on_close
@@ -73,8 +76,7 @@ class Switcher:
         self.started_at = time.monotonic()
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
-        self._store = store or NoState()
-        self._last_use: dict[str, float] = {}
+        self._keeper = Keeper(store, self.core.state, self.log, self.hooks.traces)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self._activities: dict[str, tuple[int, EngineActivity]] = {}
@@ -100,23 +102,13 @@ class Switcher:
         self._now = asyncio.get_running_loop().time
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
-        self._store.open()
-        state = self._store.load()
-        self._last_use = dict(state.last_use)
-        if isinstance(state.costs, Mapping):
-            try:
-                self.core.state.costs.load(state.costs)
-            except (KeyError, TypeError, ValueError) as error:
-                self.log.emit("state_file_unreadable", error=f"its switch costs are damaged: {error}")
+        self._keeper.open()
         for source, target, seconds, _ in self.core.state.costs.rows():
             self.metrics.cost_estimated((source,) if source else (), target, seconds)
-        self._starting = asyncio.get_running_loop().create_task(self._begin(state), name="start")
+        self._starting = asyncio.get_running_loop().create_task(self._begin(), name="start")
 
-    async def _begin(self, state: State) -> None:
-        # A hook of a llmux that was killed could wake a second engine behind the core's back.
-        for trace in await end_leftovers(Trace(*hook) for hook in state.hooks):
-            self.log.emit("leftover_hook_ended", pid=trace.pid)
-        self.post(ev.Started(state.holders, state.recent()))
+    async def _begin(self) -> None:
+        self.post(await self._keeper.begin())
 
     async def stop(self) -> None:
         """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
@@ -136,8 +128,7 @@ class Switcher:
         if self.recorder is not None:
             self.recorder.end()
             await asyncio.to_thread(self.recorder.file.close)
-        self._save()
-        self._store.close()
+        self._keeper.close()
         if self.on_close is not None:
             await self.on_close()
 
@@ -207,7 +198,7 @@ class Switcher:
         if self._tickets.pop(ticket.id, None) is None:
             return
         if ticket.admission is not None:
-            self._used(ticket.model)
+            self._keeper.used(ticket.model)
             self.post(ev.RequestFinished(ticket.id))
         elif ticket.rejection is None:
             ticket.waited = self._now() - ticket.arrived
@@ -400,7 +391,7 @@ class Switcher:
             self.on_sleep(self._activities[effect.model][1])
         job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
-        self._save()  # with what tells its process from others
+        self._keeper.save()  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         self.hooks.kill(effect.hook, effect.reason)
@@ -422,15 +413,7 @@ class Switcher:
 
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self._activities.pop(effect.model, None)
-        self._last_use.pop(effect.model, None)
-
-    def _used(self, model: str) -> None:
-        self._last_use[model] = time.time()
-
-    def _save(self, holders: frozenset[str] | None = None) -> None:
-        holders = self.core.state.recorded if holders is None else holders
-        state = State(holders, dict(self._last_use), self.core.state.costs.dump(), self.hooks.traces())
-        self._store.save(state)
+        self._keeper.forget(effect.model)
 
 
 _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
@@ -439,10 +422,10 @@ _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
     fx.CancelRequests: Switcher._cut,  # noqa: SLF001
     fx.RunHook: Switcher._run_hook,  # noqa: SLF001
     fx.KillHook: Switcher._kill_hook,  # noqa: SLF001
-    fx.RecordHolders: lambda switcher, effect: switcher._save(effect.holders),  # noqa: SLF001
+    fx.RecordHolders: lambda switcher, effect: switcher._keeper.save(effect),  # noqa: SLF001
     fx.Answer: Switcher._answer,  # noqa: SLF001
     fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
-    fx.ModelActivated: lambda switcher, effect: switcher._used(effect.model),  # noqa: SLF001
-    fx.SwitchEnded: lambda switcher, _effect: switcher._save(),  # noqa: SLF001
+    fx.ModelActivated: lambda switcher, effect: switcher._keeper.used(effect.model),  # noqa: SLF001
+    fx.SwitchEnded: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
     fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
 }

@@ -385,6 +385,26 @@ async def test_what_ignores_term_of_a_killed_llmux_s_hook_acts_no_more(lab):
     assert "leftover_hook_ended" in lab.log
 
 
+async def test_a_model_removed_while_llmux_was_dead_is_put_to_sleep_with_its_old_hooks(lab):
+    lab.write("a b")
+    lab.start()
+    await lab.chat("a")
+    lab.kill()
+    lab.write("b")
+    lab.start()
+    assert (await lab.chat("b")).status == 200
+    assert lab.order() == ["wake a", "sleep a", "wake b"]
+    assert (await lab.chat("a")).status == 404
+
+
+async def test_a_holder_that_nothing_is_known_of_is_told(lab):
+    lab.write("b")
+    (lab.root / "state").mkdir()
+    (lab.root / "state" / "s.json").write_text('{"version": 1, "holders": ["a"], "last_use": {}, "costs": null}')
+    lab.start()
+    assert "holder_unknown" in lab.log
+
+
 async def test_kill_9_in_mid_sleep_is_finished_first(lab):
     lab.write("a b")
     lab.script("a", "sleep", "sleep 60", times=1)

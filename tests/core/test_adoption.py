@@ -386,3 +386,48 @@ def test_model_that_a_reload_brings_while_another_sleeps_is_extra_beside_it() ->
             fx.SwitchEnded(1, ("a",), None, "failure", 4.0, 0.0, None, None),
         ),
     )
+
+
+def test_what_was_removed_meanwhile_and_runs_is_put_to_sleep() -> None:
+    play = unstarted(*models("a"))
+    (gone,) = models("x")
+    play(
+        at(
+            0.0,
+            ev.Started(frozenset({"x"}), (), (gone,)),
+            fx.RunHook(1, "a", HookKind.ALIVE, None),
+            fx.RunHook(2, "x", HookKind.ALIVE, None),
+        ),
+        at(0.1, ev.RequestArrived(1, "a"), fx.RequestQueued(1, "a", 1)),
+        at(0.1, ev.HookFinished(1, ok=False)),
+        at(
+            0.2,
+            ev.HookFinished(2, ok=True),
+            fx.ModelActivated("x", 0, (), None),
+            fx.Ready(("x",)),
+            fx.SwitchStarted(1, ("x",), None, "not wanted"),
+            fx.SwitchDrained(1, ("x",), None, 0.0),
+            fx.ModelDeactivated("x", 0.0),
+            fx.RunHook(3, "x", HookKind.SLEEP, None, switch=1, sources=("x",)),
+        ),
+    )
+
+
+def test_what_was_removed_meanwhile_and_does_not_answer_is_cleaned_up_before_another_wakes() -> None:
+    play = unstarted(*models("a"))
+    (gone,) = models("x")
+    play.feed(0.0, ev.Started(frozenset({"x"}), (), (gone,)))
+    play.feed(0.1, ev.RequestArrived(1, "a"))
+    play.feed(0.1, ev.HookFinished(1, ok=False))
+    found = play.feed(0.2, ev.HookFinished(2, ok=False))
+    assert [e.model for e in found if isinstance(e, fx.RunHook)] == ["x"]
+    found = play.feed(0.3, ev.HookFinished(3, ok=True))
+    assert [(e.model, e.kind) for e in found if isinstance(e, fx.RunHook)] == [("a", HookKind.WAKE)]
+    assert fx.ModelRemoved("x") in found
+
+
+def test_what_is_configured_is_not_taken_over() -> None:
+    (old,) = models("a")
+    play = unstarted(*models("a"))
+    play.feed(0.0, ev.Started(frozenset({"a"}), (), (old,)))
+    assert not play.core.state.models["a"].removed
