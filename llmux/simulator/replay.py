@@ -144,10 +144,15 @@ class _Replay(Run):
 
     def _next(self) -> tuple[float, int]:
         first, _ = super()._next()
-        tied = [(self._order(0, self.arrivals[-1][1]), *self.arrivals[-1][:1], 0)]
-        tied += [(self._order(number, heap[0][1]), heap[0][0], number) for number, heap in self.heaps if heap]
-        _, time, what = min(each for each in tied if each[1] <= first + TIE)
-        return max(time, self.time), what
+        waiting = [(0, self.arrivals[-1]), *((number, entry) for number, heap in self.heaps for entry in heap)]
+        tied = ((self._order(what, entry[1]), what, entry) for what, entry in waiting if entry[0] <= first + TIE)
+        _, what, entry = min(tied)
+        for number, heap in self.heaps:
+            if number == what and heap[0] != entry:
+                heap.remove(entry)
+                heapq.heapify(heap)
+                heapq.heappush(heap, (-1.0, entry[1]))  # it is the next of its kind
+        return max(entry[0], self.time), what
 
     def _order(self, what: int, whom: int) -> int:
         if what == 0:
