@@ -78,6 +78,7 @@ class Recorder:
         self.file = file
         self._switcher = switcher
         self._origin = switcher.now()
+        self._tick = (-1.0, -1)  # the last one: when, and its order
         self._order = 0  # of what the core was told: moments may be equal, the clock of uvloop has milliseconds
         self._requests: dict[int, _Request] = {}
         self._visits: dict[str, int] = {}  # by which switch a model is awake
@@ -86,6 +87,7 @@ class Recorder:
         self._decision = switcher.core.state.decision_ids
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             fx.Admit: self._admitted,
+            fx.RequestQueued: self._queued,
             fx.SwitchStarted: self._switch_started,
             fx.PolicyDecided: lambda _effect: self._decided(),
             fx.RunHook: self._hook_started,
@@ -195,7 +197,11 @@ class Recorder:
 
     def alarm(self) -> None:
         """Take in that the core was told that a moment has come which it had asked for."""
-        self._put("tick", at=self._at(self._switcher.core.state.now), order=self._next())
+        now = self._switcher.core.state.now
+        if (now, self._order) == self._tick:
+            return  # a timer that came too early comes again, often within the same moment
+        self._put("tick", at=self._at(now), order=self._next())
+        self._tick = now, self._order
 
     def settle(self) -> None:
         """Take in when the core was told of the end of a hook."""
@@ -212,9 +218,15 @@ class Recorder:
         entry = self._requests.get(effect.request)
         if entry is not None:
             now = self._switcher.core.state.now
-            entry.arrived = now - effect.waited
+            if effect.waited == 0:
+                entry.arrived = now
             entry.admitted = now
             entry.switch = self._visits.get(effect.model)
+
+    def _queued(self, effect: fx.RequestQueued) -> None:
+        entry = self._requests.get(effect.request)
+        if entry is not None and entry.admitted is None:  # else it is queued again
+            entry.arrived = self._switcher.core.state.now
 
     def _activated(self, effect: fx.ModelActivated) -> None:
         self._visits[effect.model] = effect.switch

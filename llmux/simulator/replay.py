@@ -34,6 +34,8 @@ from llmux.simulator.run import GAVE_UP, HOOK_ENDED, NEVER, SERVED, Run, Scene
 
 TIE = 1e-7  # seconds: what is closer together happens in the recorded order
 LAST = 1 << 60
+NEAR = 1e-6  # seconds: what ends so near to where it ended ends there
+DIGITS = 9  # of the record's times
 AFTER = 1e-6  # seconds by which the end is later than the last thing that happened
 
 
@@ -128,7 +130,7 @@ class _Replay(Run):
         self.next_deadline = lambda: None  # the record says when that was
         # A policy may take the clock's zero for a moment like others.
         clock, handle = float(recorded.start["clock"]), self.core.handle
-        self.handle = lambda event, now: handle(event, clock + now)
+        self.handle = lambda event, now: handle(event, round(clock + now, DIGITS))
         self._ready = float(recorded.start["at"])
         self._durations: dict[tuple[int, str, str], deque[Line]] = defaultdict(deque)
         for line in recorded.switches:
@@ -140,6 +142,7 @@ class _Replay(Run):
         self._times = times
         self.heaps = (*self.heaps, (7, times))
         self._order_of_hooks: dict[int, int] = {}
+        self._requests = recorded.requests
         self._orders = [line["order"] for line in recorded.requests]
 
     def _next(self) -> tuple[float, int]:
@@ -174,11 +177,21 @@ class _Replay(Run):
             else:
                 pending.append(HookFinished(effect.hook, ok=True))
             return
-        known = self._durations.get((effect.switch, effect.model, effect.kind.value))
+        known = self._durations.get((effect.switch, effect.model, effect.kind.value)) or None
         hook: dict[str, Any] = dict(known.popleft()) if known else {"seconds": 0.0, "ok": True}
         seconds = hook["seconds"]
         self._order_of_hooks[effect.hook] = hook.get("order", LAST)
-        self._end_at(NEVER if seconds is None else self.time + seconds, effect, ok=hook["ok"])
+        end = NEVER if seconds is None else self.time + seconds
+        if known is not None and seconds is not None:
+            end = _near(round(hook["at"] + seconds, DIGITS), end)
+        self._end_at(end, effect, ok=hook["ok"])
+
+    def _end_of(self, index: int, time: float) -> float:
+        line = self._requests[index]
+        service = line["service_s"]
+        if service is None:
+            return time
+        return _near(round(line["arrival_s"] + line["wait_s"] + service, DIGITS), time)
 
     def _end_at(self, time: float, effect: RunHook, *, ok: bool) -> None:
         if not ok:
@@ -189,6 +202,11 @@ class _Replay(Run):
         if isinstance(effect, SwitchStarted):
             self.begun.append(Begun(self.time, effect.sources, effect.to))
         super()._note(effect)
+
+
+def _near(recorded: float, time: float) -> float:
+    """Return the recorded moment if it is this one: rounding errors must not add up."""
+    return recorded if abs(recorded - time) < NEAR else time
 
 
 class _Act(NamedTuple):

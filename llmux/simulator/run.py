@@ -252,12 +252,16 @@ class Run:
         job = self.jobs[index]
         if job.service is not None:
             self.outcome.first_token[index] = self.time + min(job.first, job.service)
-            heapq.heappush(self.timed, (self.time + job.service, index))
+            heapq.heappush(self.timed, (self._end_of(index, self.time + job.service), index))
             return
         made = self.progress_made
         self.history.append((made, self.time))
         self.first_tokens.append((index, made + self.engine.before_first_token(job)))
         heapq.heappush(self.streams, (made + self.works[index], index))
+
+    def _end_of(self, _index: int, time: float) -> float:
+        """Return when an answer ends that would end at ``time``."""
+        return time
 
     def _run_hook(self, effect: RunHook, pending: list[Event]) -> None:
         if effect.kind is HookKind.WAKE:
