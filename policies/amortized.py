@@ -33,13 +33,14 @@ class Amortized:
         since = max((model.awake_since or 0.0 for model in home), default=0.0)
         if any(model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= since for model in home):
             return Stay("those who waited at the wake come first")
-        bound = self._options.staleness, self._options.factor
+        options = self._options
         for name in now.waiting:
             model = now.models[name]
-            if now.time - (model.oldest_arrival or now.time) >= max(bound[0], bound[1] * model.switch_cost):
+            age = now.time - (model.oldest_arrival or now.time)
+            if age >= options.staleness and age >= options.factor * model.switch_cost:
                 return SwitchTo(name, reason="waited too long")
         best = max((now.models[name] for name in now.waiting), key=lambda model: _need(model, now.time))
-        paid = since + self._options.alpha * best.switch_cost
+        paid = since + options.alpha * best.switch_cost
         if home and paid > now.time:
             return WaitUntil(paid, reason="the visit has not paid for the next switch")
         return SwitchTo(best.name, reason="the greatest need per second of switching")

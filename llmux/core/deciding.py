@@ -144,7 +144,7 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
 
 def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model, By, str] | None:
     """Ask the policy; return whom to switch to, who says so and why, or None to leave things as they are."""
-    snapshot.waiting = tuple(model.name for model in waiting)
+    snapshot.ask(tuple(model.name for model in waiting))
     decision: Decision | object
     try:
         decision = s.policy.decide(snapshot)

@@ -14,9 +14,10 @@ from llmux.core.state import State
 class LiveModel:
     """One model, read from the state at each access."""
 
-    __slots__ = ("_model", "_state")
+    __slots__ = ("_model", "_snapshot", "_state")
 
-    def __init__(self, state: State, model: Model) -> None:
+    def __init__(self, snapshot: LiveSnapshot, state: State, model: Model) -> None:
+        self._snapshot = snapshot
         self._state = state
         self._model = model
 
@@ -85,8 +86,7 @@ class LiveModel:
     @property
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
-        leaving = admission.who_leaves(self._state, self._model) or ()
-        return self._state.costs.estimate([model.name for model in leaving], self._model.name)
+        return self._state.costs.estimate(self._snapshot.leaving(self._model), self._model.name)
 
     def arrivals(self) -> Iterator[float]:
         """Arrival times of its waiters, oldest first."""
@@ -96,19 +96,35 @@ class LiveModel:
 class LiveSnapshot:
     """The whole, read from the state at each access."""
 
-    __slots__ = ("_models", "_state", "models", "waiting")
+    __slots__ = ("_all", "_models", "_state", "models", "waiting")
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._models: dict[str, LiveModel] = {}
         self.models: Mapping[str, LiveModel] = MappingProxyType(self._models)
         self.waiting: tuple[str, ...] = ()
+        self._all: list[str] | None = None  # who leaves for anybody; None: not looked at since it was asked last
         self.refresh()
+
+    def ask(self, waiting: tuple[str, ...]) -> None:
+        """Show what is the case now."""
+        self.waiting = waiting
+        self._all = None
+
+    def leaving(self, target: Model) -> list[str]:
+        """Return the names of those that would leave for ``target``, none if it cannot be had."""
+        s = self._state
+        if s.rules.capacity is not None or target.next.companions is not None:
+            return [model.name for model in admission.who_leaves(s, target) or ()]
+        # One at a time: all leave, whoever comes. A policy may look at each of many models.
+        if self._all is None:
+            self._all = [] if admission.immovable(s, target) else [m.name for m in s.models.values() if m.holds]
+        return [name for name in self._all if name != target.name]
 
     def refresh(self) -> None:
         """Take over which models there are."""
         self._models.clear()
-        self._models.update((name, LiveModel(self._state, m)) for name, m in self._state.models.items())
+        self._models.update((name, LiveModel(self, self._state, m)) for name, m in self._state.models.items())
 
     @property
     def time(self) -> float:

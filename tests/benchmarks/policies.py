@@ -1,6 +1,6 @@
 """``make policies``: every shipped policy on every scenario; the guide's table and picture are made from it.
 
-    python -m tests.benchmarks.policies [--write] [--only NAME]... [--details NAME] [--misjudge]
+    python -m tests.benchmarks.policies [--write] [--only NAME]... [--details NAME]
 
 Ratios to ``fifo`` and to ``idle`` are geometric means over the scenarios; ``worst`` is the largest ratio of a 99th
 percentile in any of them.
