@@ -163,6 +163,7 @@ def _ask(url: str, key: str | None) -> Mapping[str, Any]:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             found = json.loads(answer.read())
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise UnreachableError(f"{url} wants a key: give --key or LLMUX_API_KEY ({error.code})") from None
         raise UnreachableError(f"{url} answers {error.code}: is it llmux, and of this version?") from None
