@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import openai
 from clients import Clients, Ledger
+from comparison import POLICIES, Outcome, plan, send, show
 from display import Display
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
@@ -37,7 +39,7 @@ SHAPES = (
 )
 MODELS = [shape.name for shape in SHAPES]
 USUAL_PORT = 3000
-AT_LEAST = 12.0  # seconds of load, by default
+AT_LEAST = 8.0  # seconds of load, by default
 AT_MOST = 45.0
 SWITCHES = 12
 
@@ -86,7 +88,7 @@ class Stage:
         }
 
     @contextlib.contextmanager
-    def set_up(self) -> Iterator[subprocess.Popen[bytes]]:
+    def set_up(self, policy: str = "adaptive") -> Iterator[subprocess.Popen[bytes]]:
         """Make the models, start llmux; at the end stop it, and make sure that no engine is left."""
         for shape in SHAPES:
             path = self.folder / f"{shape.name}.gguf"
@@ -97,7 +99,7 @@ class Stage:
             self.log.open("wb") as log,
             subprocess.Popen(
                 command,
-                env=self.env,
+                env=self.env | {"LLMUX_DEMO_POLICY": policy},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -210,6 +212,25 @@ async def play(stage: Stage, llmux: subprocess.Popen[bytes], at_least: float) ->
     return bool(ledger.answers) and not ledger.failures and not ledger.misrouted and switches >= SWITCHES
 
 
+async def compare(stage: Stage, seconds: float) -> bool:
+    """Send the same requests to llmux under two policies, and show what became of them."""
+    outcomes, planned = [], plan(seconds)
+    for policy in POLICIES:
+        stage.console.print(f"Now the same {len(planned)} requests under {policy} …", style="dim")
+        with stage.set_up(policy) as llmux:
+            async with aiohttp.ClientSession() as session:
+                status = Status(session, stage.url)
+                await status.ready(llmux)
+                clients, started = Clients(stage.url, Ledger(), {}), time.monotonic()
+                try:
+                    answers = await send(clients, planned)
+                finally:
+                    await clients.close()
+                outcomes.append(Outcome(policy, answers, await status.switches(), time.monotonic() - started))
+    show(stage.console, outcomes)
+    return all(answer.model == answer.expected for outcome in outcomes for answer in outcome.answers)
+
+
 async def serve(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
     """Stay up until the user has seen enough."""
     async with aiohttp.ClientSession() as session:
@@ -232,9 +253,19 @@ async def serve(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
     raise DemoError(f"llmux ended with exit code {llmux.returncode}")
 
 
-async def interruptible(stage: Stage, llmux: subprocess.Popen[bytes], seconds: float | None) -> int:
-    """Run the load, or without a time stay up; return an exit code. INT and TERM end it in order."""
-    task = asyncio.ensure_future(play(stage, llmux, seconds) if seconds else serve(stage, llmux))
+async def perform(stage: Stage, seconds: float | None) -> bool:
+    """Run the load and the comparison, or without a time stay up."""
+    with stage.set_up() as llmux:
+        if seconds is None:
+            return await serve(stage, llmux)
+        if not await play(stage, llmux, seconds):
+            return False
+    return await compare(stage, seconds)
+
+
+async def interruptible(stage: Stage, seconds: float | None) -> int:
+    """Perform; return an exit code. INT and TERM end it in order."""
+    task = asyncio.ensure_future(perform(stage, seconds))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
@@ -253,9 +284,8 @@ def main() -> int:
     stage = Stage(console, usual_port=given.serve)
     code = 1
     try:
-        with stage.set_up() as llmux:
-            code = asyncio.run(interruptible(stage, llmux, None if given.serve else given.seconds))
-    except (DemoError, aiohttp.ClientError) as error:
+        code = asyncio.run(interruptible(stage, None if given.serve else given.seconds))
+    except (DemoError, aiohttp.ClientError, openai.OpenAIError) as error:
         console.print(f"The demo failed: {error}", style="red", markup=False)
     except KeyboardInterrupt:
         code = 130

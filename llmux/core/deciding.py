@@ -1,7 +1,7 @@
 """What happens next while no switch is under way: errands, the overdue, the policy, the idle.
 
 In this order: a lease, what must go (removed, extra, cleanups), pins; then the longest overdue waiter, over
-policy and ``min_active``; then the policy; then idle sleep and preload.
+policy and ``min_active``; then whoever fits beside what is awake; then the policy; then idle sleep and preload.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llmux.core.state import State
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
 LONGEST = 200  # characters of a policy's reason that are kept
 FALLBACK = "first come, first served"
+ROOM = "there is room beside what is awake"
 CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
 
 
@@ -121,6 +122,11 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
             chronicle.keep(s, "switch", model.name, "max_wait", reason, waiting)
             switching.begin(s, model, leaving, reason, decided=True)
             return True
+    fitting = _that_fits_beside(s, waiting)
+    if fitting is not None:
+        chronicle.keep(s, "switch", fitting.name, "core", ROOM, waiting)
+        switching.begin(s, fitting, (), ROOM, decided=True)
+        return True
     choice = _ask(s, snapshot, waiting)
     if s.shadows:
         shadows.ask(s, snapshot, choice[0].name if choice is not None else None)
@@ -140,6 +146,17 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
     chronicle.keep(s, "switch", model.name, by, reason, waiting)
     switching.begin(s, model, leaving, FALLBACK if by == "overruled" else reason or "policy", decided=True)
     return True
+
+
+def _that_fits_beside(s: State, waiting: list[Model]) -> Model | None:
+    """Return the first for which nobody has to leave what is awake: there is nothing to ask the policy."""
+    if not any(s.in_phase(Phase.AWAKE)):
+        return None  # which one comes first may matter to the policy
+    for model in waiting:
+        several = s.rules.capacity is not None or model.next.companions is not None
+        if several and admission.who_leaves(s, model) == ():
+            return model
+    return None
 
 
 def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model, By, str] | None:

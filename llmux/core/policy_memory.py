@@ -37,10 +37,13 @@ class Memory:
         self._left: dict[str, float] = {}  # when
         self._leaving = ("", 0)  # model, streams in flight
         self._work: dict[str, tuple[float, float]] = {}  # stream-seconds, answers
+        self._began = -1.0  # when it was asked first
         self._last = (-1.0, 0.0, 0, 0)  # at the last decision: visit, time, admissions, in flight
 
     def watch(self, home: ModelView, time: float) -> None:
         """Count what the awake model has worked off since the last decision of this visit."""
+        if self._began < 0.0:
+            self._began = time
         visit, then, admissions, streams = self._last
         if visit == home.awake_since:
             work, answers = self._work.get(home.name, (0.0, 0.0))
@@ -84,7 +87,7 @@ class Memory:
     def rate(self, home: ModelView, time: float) -> float:
         """Return arrivals per second; all that came since home was left have been admitted or wait."""
         count = home.admissions + home.queued
-        seconds = max(time - self._left.get(home.name, 0.0), 1.0)
+        seconds = max(time - self._left.get(home.name, self._began), 1.0)
         return _near(home.arrival_rate, count / seconds, RATE_OFF) if count >= SAMPLES else home.arrival_rate
 
     def drain(self, home: ModelView, time: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import deque
@@ -344,6 +345,9 @@ class Switcher:
 
     def _arm(self) -> None:
         deadline = self.core.next_deadline()
+        if deadline is not None:
+            # uvloop's clock counts milliseconds: a timer due within this one would fire again and again.
+            deadline = math.ceil(deadline * 1000.0) / 1000.0
         if deadline is not None and deadline < self._not_before:
             deadline = self._not_before
         if deadline is None or (self._timer is not None and self._armed <= deadline):

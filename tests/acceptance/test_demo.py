@@ -70,6 +70,7 @@ def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
     assert int(re.search(r"and (\d+) switches in", said)[1]) >= 10
     assert "Every answer came from the engine that was asked for; none failed." in said
     assert re.search(r"vector stayed awake beside the others: \d+ of its \d+ requests did not wait", said)
+    assert all(re.search(rf"{policy} +│ +\d+\.\d\d s │", said) for policy in ("adaptive", "fifo"))
     assert "\x1b" not in said
     assert "→" in said
     assert not list(tmp_path.glob("run-*"))

@@ -398,36 +398,61 @@ def test_a_lost_engine_leaves_the_policy_no_reason_to_stay() -> None:
 
 def test_waiter_whose_model_has_no_room_any_more_under_its_new_definition_is_turned_away() -> None:
     small, big, others = models("a", memory=4), models("a", memory=8), models("p", memory=4)
-    play = given([*small, *others], awake=["a", "p"], capacity=8, policy=Answers(WaitUntil(1e9)))
+    play = given([*small, *others], awake=["a", "p"], capacity=8)
     play(
         at(1.0, ev.PinChanged("p", 1), fx.PinSet("p", True, None), fx.Answer(1, True)),
-        at(2.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(2.0, ev.RequestReturned(1), fx.RunHook(3, "a", HookKind.ALIVE, None), fx.RequestQueued(1, "a", 1)),
         at(
-            3.0,
-            ev.HookFinished(3, ok=False),
-            fx.ModelDeactivated("a", 3.0),
-            fx.ModelLost("a", "a connection failed, and alive failed"),
-            fx.PolicyDecided("wait", None, ""),
-        ),
-        # What it was woken under counts until it is asleep: there is room for it.
-        at(4.0, ev.ConfigReplaced([*big, *others], Rules(capacity=8), ANY)),
-        at(
-            5.0,
+            2.0,
             ev.SleepRequested("a", 2),
             fx.SwitchStarted(1, ("a",), None, "requested"),
             fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            fx.ModelDeactivated("a", 2.0),
+            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
             fx.Answer(2, True, switch=1),
+        ),
+        at(3.0, ev.RequestArrived(1, "a"), fx.RequestQueued(1, "a", 1)),
+        at(
+            4.0,
+            ev.ConfigReplaced([*big, *others], Rules(capacity=8), ANY),
+            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", 60.0, 1.0),
         ),
         at(
             6.0,
-            ev.HookFinished(4, ok=True),
+            ev.HookFinished(3, ok=True),
             fx.RecordHolders(frozenset({"p"})),
-            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
-            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", 60.0, 4.0),
+            fx.SwitchEnded(1, ("a",), None, "success", 4.0, 0.0, 4.0, None),
         ),
     )
+
+
+def test_what_fits_beside_those_awake_is_woken_whatever_the_policy_says() -> None:
+    play = given(models("a", "b", "c", memory=4), awake=["a"], capacity=8, policy=Answers(WaitUntil(1e9)))
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            2.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.SwitchStarted(1, (), "b", "there is room beside what is awake"),
+            fx.RecordHolders(frozenset({"a", "b"})),
+            fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, target="b"),
+        ),
+        at(
+            3.0,
+            ev.HookFinished(4, ok=True),
+            fx.ModelActivated("b", 1, (), 1.0),
+            fx.SwitchEnded(1, (), "b", "success", 1.0, 0.0, 1.0, 1.0),
+            fx.Admit(2, "b", None, 1, False, 1.0),
+        ),
+        at(4.0, ev.RequestArrived(3, "c"), fx.RequestQueued(3, "c", 1), fx.PolicyDecided("wait", None, "")),
+    )
+
+
+def test_of_groups_too() -> None:
+    specs = models("a", "b", "c", companions=frozenset({"a", "b"}))
+    play = given(specs, awake=["a"], policy=Answers(WaitUntil(1e9)))
+    found = play.feed(1.0, ev.RequestArrived(1, "b"))
+    assert [effect.model for effect in found if isinstance(effect, fx.RunHook)] == ["b"]
 
 
 def test_model_that_answers_for_longer_than_its_idle_sleep_is_not_idle() -> None:

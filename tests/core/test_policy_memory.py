@@ -70,6 +70,7 @@ def test_old_services_are_forgotten(memory) -> None:
 
 
 def test_arrivals_seen_bound_their_average(memory) -> None:
+    memory.watch(View(), 0.0)
     assert memory.rate(View(admissions=2, arrival_rate=5.0), 10.0) == 5.0
     assert memory.rate(View(admissions=3, queued=7, arrival_rate=5.0), 10.0) == 1.5
     memory.left(View(), 90.0)

@@ -373,8 +373,7 @@ def test_switch_that_is_called_off_leaves_a_lost_engine_lost() -> None:
             6.0,
             ev.RequestAbandoned(2),
             fx.SwitchEnded(1, ("a", "b"), "c", "abandoned", 2.0, 2.0, None, None),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(2, (), "b", "policy"),
+            fx.SwitchStarted(2, (), "b", "there is room beside what is awake"),
             fx.RunHook(5, "b", HookKind.WAKE, None, switch=2, target="b"),
         ),
     )
