@@ -19,8 +19,8 @@ import math
 
 from pydantic import BaseModel, Field
 
-from llmux.core.policy import ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
-from llmux.core.policy_memory import Memory, longest
+from llmux.core.policy import ModelView, Snapshot, Stay, SwitchTo, WaitUntil
+from llmux.core.policy_memory import Memory, foresee, longest
 
 STEEP = 6.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
 MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
@@ -43,11 +43,12 @@ class Adaptive:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._seen = Memory()
+        self.on_switch_completed = self._seen.learn
         self._gate = (-1.0, 0.0)  # visit, when its gate opened
 
-    def on_switch_completed(self, record: SwitchRecord) -> None:
-        """Learn what the direction and the drain took."""
-        self._seen.learn(record)
+    def anticipate(self, now: Snapshot) -> Stay | SwitchTo:
+        """Wake, where the user allows it, whoever is likely to be asked next."""
+        return foresee(now, self._seen)
 
     def decide(self, now: Snapshot) -> Stay | SwitchTo | WaitUntil:
         """Compare staying with going, once the gate is open."""

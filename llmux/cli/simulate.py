@@ -133,6 +133,9 @@ def run(
             "--max-wait", help="The guard rail over every policy.", show_default="10m, or what a record has"
         ),
     ] = None,
+    anticipate: Annotated[
+        bool, typer.Option("--anticipate", help="Let policies wake what is likely to be asked next.")
+    ] = False,
     slo: Annotated[str, typer.Option("--slo", help="Objective for the time to the first token.")] = f"{SLO:g}s",
     poisson: PoissonOption = None,
     onoff: OnOffOption = None,
@@ -171,7 +174,7 @@ def run(
                     judge,
                     given.costs,
                     engine=engine,
-                    rules=given.rules,
+                    rules=replace(given.rules, anticipate=True) if anticipate else given.rules,
                     horizon=until,
                     progress=bar.begin(name),
                     scene=given.scene,

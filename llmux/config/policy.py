@@ -64,6 +64,11 @@ class PolicyConfig(Section):
     min_active: Duration = Field(
         default=0.0, description="How long a model stays awake at least before a switch may displace it."
     )
+    anticipate: bool = Field(
+        default=False,
+        description="true: while all is quiet the policy may wake the model that is likely to be asked next,"
+        " though nobody waits for it; for agents that alternate between models. `adaptive` can.",
+    )
     drain_before_switch: bool = Field(
         default=True,
         description="Let running answers finish before a switch. false: the same as `drain_timeout: 0`.",

@@ -81,6 +81,7 @@ def _rules(config: Config) -> Rules:
         request_timeout=policy.request_timeout,
         max_wait=policy.max_wait,
         min_active=policy.min_active,
+        anticipate=policy.anticipate,
         drain_timeout=policy.effective_drain_timeout,
         backoff_first=config.backoff.first,
         backoff_max=config.backoff.max,

@@ -35,6 +35,7 @@ def arrived(s: State, event: RequestArrived) -> None:
         return
     request = Request(event.request, model, s.now)
     model.count_arrival(s.now)
+    s.transitions.arrived(model.name, s.now)
     if model.has_room and not model.queue and not s.leased and not s.stopping:
         s.requests[event.request] = request
         s.admit(request)

@@ -7,7 +7,7 @@ policy and ``min_active``; then whoever fits beside what is awake; then the poli
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from llmux.core import admission, chronicle, shadows, switching
 from llmux.core.decisions import By
@@ -21,6 +21,7 @@ from llmux.core.state import State
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
 LONGEST = 200  # characters of a policy's reason that are kept
 FALLBACK = "first come, first served"
+ANTICIPATED = "it is likely to be asked next"
 ROOM = "there is room beside what is awake"
 CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
 
@@ -34,7 +35,7 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
                 continue
         if not s.stopping and s.queued and _serve(s, snapshot):
             continue
-        if not s.stopping and s.errands and _leisure(s):
+        if not s.stopping and s.errands and (_leisure(s) or _anticipate(s, snapshot)):
             continue
         s.errands = False
         return
@@ -105,6 +106,31 @@ def _idle_for_long(s: State, model: Model) -> bool:
     if after is None or not model.idle or model.awake_since is None:
         return False
     return s.now >= max(model.awake_since, model.last_served or -math.inf) + after
+
+
+def _anticipate(s: State, snapshot: LiveSnapshot) -> bool:
+    """Ask the policy, while all is quiet, whom to wake for those who may come."""
+    ask = getattr(s.policy, "anticipate", None)
+    if ask is None or not (s.foresee and s.rules.anticipate) or s.queued or s.leased:
+        return False
+    s.foresee = False
+    awake = list(s.in_phase(Phase.AWAKE))
+    if not awake or not all(model.idle for model in awake):
+        return False
+    snapshot.ask(())
+    try:
+        decision = ask(snapshot)
+        complaint = _complaint(s, decision, [m.name for m in s.in_phase(Phase.ASLEEP)], quiet=True)
+    except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
+        decision, complaint = None, f"raised {type(error).__name__}: {error}"
+    if complaint is not None:
+        s.overrule(complaint)
+    elif isinstance(decision, SwitchTo):
+        model = s.models[decision.model]
+        leaving = admission.who_leaves(s, model) or ()
+        settled = all(s.now >= (m.awake_since or 0.0) + s.rules.min_active for m in leaving)
+        return settled and not model.removed and _wake(s, model, ANTICIPATED)
+    return False
 
 
 # ---- for those who wait
@@ -189,12 +215,12 @@ def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model,
     return None
 
 
-def _complaint(s: State, decision: object, waiting: tuple[str, ...]) -> str | None:
+def _complaint(s: State, decision: object, choice: Collection[str], *, quiet: bool = False) -> str | None:
     if isinstance(decision, SwitchTo):
-        if decision.model not in waiting:
-            return f"named {decision.model!r}, for which nobody waits"
+        if decision.model not in choice:
+            return f"named {decision.model!r}, " + ("which is not asleep" if quiet else "for which nobody waits")
     elif isinstance(decision, Stay):
-        if all(model.idle for model in s.in_phase(Phase.AWAKE)):
+        if not quiet and all(model.idle for model in s.in_phase(Phase.AWAKE)):
             return "stayed although every awake model is idle"
     elif isinstance(decision, WaitUntil):
         if not decision.time > s.now:

@@ -161,6 +161,7 @@ class Core:
             raise InvalidEventError(f"request {event.request} was not admitted")
         self._left(request)
         request.model.count_service(self.state.now - request.admitted)
+        self.state.transitions.answered(request.model.name, self.state.now)
 
     def _request_abandoned(self, event: RequestAbandoned) -> None:
         request = self._request(event.request)
@@ -188,6 +189,8 @@ class Core:
             return
         if model.phase is Phase.AWAKE:
             probing.rest(s, model)
+        if s.rules.anticipate:
+            s.errands = s.foresee = True
         if s.switch is not None:
             switching.go_on(s)
         elif model.removed or model.cleanup_owed:

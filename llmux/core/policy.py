@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from llmux.core.transitions import Successor
+
 
 @dataclass(frozen=True, slots=True)
 class Stay:
@@ -94,6 +96,10 @@ class ModelView(Protocol):
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
 
+    @property
+    def successors(self) -> Mapping[str, Successor]:
+        """Which models were asked next after its answers, and how soon, by name."""
+
     def arrivals(self) -> Iterator[float]:
         """Arrival times of its waiters, oldest first."""
 
@@ -132,7 +138,13 @@ class SwitchRecord:
 
 
 class Policy(Protocol):
-    """What a switch policy implements. ``on_switch_completed(record)`` may be added; it is optional."""
+    """What a switch policy implements.
+
+    Two more methods may be added: ``on_switch_completed(record)``; and ``anticipate(now)``, which returns a
+    decision as ``decide`` does. It is asked, where the user has said ``anticipate: true``, when an answer has
+    ended, nobody waits and nothing is in flight, and may name any model that is asleep; all else leaves things as
+    they are.
+    """
 
     def decide(self, now: Snapshot) -> Decision:
         """Say what to do. Pure in spirit, called often, may not block."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
-from llmux.core.policy import ModelView, SwitchRecord
+from llmux.core.policy import ModelView, Snapshot, Stay, SwitchRecord, SwitchTo
 
 UNSEEN_COST = 0.35  # of the estimate: a direction that is thought too dear is never tried, and never measured
 UNSEEN_SERVICE = 4.0  # seconds
@@ -97,6 +97,29 @@ class Memory:
         one = self._drains.get(home.name, self.service(home))
         age = time - (time if home.oldest_admission is None else home.oldest_admission)
         return max(one * longest(home.in_flight), AGE_LEFT * age)
+
+
+def foresee(now: Snapshot, seen: Memory) -> Stay | SwitchTo:
+    """Return the model that is worth waking before it is asked: less waiting on average, whoever comes next.
+
+    If its request comes after ``delay``, that much of the switch is over; if the awake model is asked again after
+    all, its request waits for the whole switch and the one back.
+    """
+    awake = [now.models[name] for name in now.awake]
+    if len(awake) != 1 or (awake[0].last_served or 0.0) <= (awake[0].awake_since or 0.0):
+        return Stay("who is awake now has not been asked yet")
+    home = awake[0]
+    again = home.successors.get(home.name)
+    best, most = "", 0.0
+    for name, next_one in home.successors.items():
+        if name not in now.models or name == home.name or next_one.seen < SAMPLES:
+            continue
+        there = seen.cost(home, now.models[name])
+        back = seen.costs.get((name, home.name), there)
+        saved = next_one.share * min(there, next_one.delay) - (again.share * (there + back) if again else 0.0)
+        if saved > most:
+            best, most = name, saved
+    return SwitchTo(best, reason="likely to be asked next") if best else Stay("nobody is likely enough to be next")
 
 
 def _near(value: float, own: float, factor: float) -> float:

@@ -9,6 +9,7 @@ from llmux.core import admission
 from llmux.core.model import Model
 from llmux.core.phases import Phase
 from llmux.core.state import State
+from llmux.core.transitions import Successor
 
 
 class LiveModel:
@@ -87,6 +88,11 @@ class LiveModel:
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
         return self._state.costs.estimate(self._snapshot.leaving(self._model), self._model.name)
+
+    @property
+    def successors(self) -> Mapping[str, Successor]:
+        """Which models were asked next after its answers, and how soon, by name."""
+        return self._state.transitions.after(self._model.name)
 
     def arrivals(self) -> Iterator[float]:
         """Arrival times of its waiters, oldest first."""

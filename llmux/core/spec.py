@@ -60,6 +60,7 @@ class Rules:
     request_timeout: float | None = None
     max_wait: float = 600.0
     min_active: float = 0.0
+    anticipate: bool = False  # the policy may wake a model that nobody waits for yet
     drain_timeout: float | None = None  # None: a running answer is never cut; 0: cut at once
     backoff_first: float = 1.0
     backoff_max: float = 20.0

@@ -23,6 +23,7 @@ from llmux.core.model import HookRun, Model, Request, Shadow, Switch
 from llmux.core.phases import TRANSITIONS, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.core.transitions import Transitions
 
 # What may be due for a model; the agenda's keys are (what, name).
 MODEL_TIMERS = ("timeout", "overdue", "idle", "probe", "verify", "wake backoff", "sleep backoff", "pin")
@@ -44,6 +45,7 @@ class State:
         self.hooks: dict[int, HookRun] = {}
         self.agenda = Agenda()
         self.costs = SwitchCosts()
+        self.transitions = Transitions()
         self.switch: Switch | None = None
         self.queued = 0  # over all models
         self.started = False
@@ -51,6 +53,7 @@ class State:
         self.stopping = False
         self.stopped = False
         self.errands = False  # something may be to be done that no waiter asks for
+        self.foresee = False  # an answer has ended: the policy may be asked who comes next
         self.removals = False  # a removed model is still to be forgotten
         self.leased = False
         self.leased_until: float | None = None

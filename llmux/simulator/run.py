@@ -326,6 +326,7 @@ def _without_probes(rules: Rules) -> Rules:
         request_timeout=None,
         max_wait=rules.max_wait,
         min_active=rules.min_active,
+        anticipate=rules.anticipate,
         drain_timeout=None,
         alive_every=0.0,
     )

@@ -279,3 +279,13 @@ async def test_more_connections_than_may_be_are_told(lab):
         assert b"too_many_connections" in answer.body
     await held.pop().close()
     await lab.until(served)
+
+
+async def test_the_next_model_of_an_agent_is_woken_before_it_is_asked(lab):
+    lab.write("a b", policy={"anticipate": True})
+    lab.start()
+    for model in "ababababa":
+        await lab.chat(model)
+        await asyncio.sleep(0.05)  # it thinks
+    await lab.until_phase("b", "AWAKE")  # and nobody has asked for it
+    assert "likely to be asked next" in lab.log

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmux.core import Core, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.deciding import ANTICIPATED
 from llmux.core.model import Stage
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
@@ -141,6 +142,8 @@ class Ledger:
         if effect.kind is HookKind.WAKE:
             wanted = s.switch is not None and s.switch.requested
             assert wanted or effect.model in self.queued.values(), "invariant 5: nobody waits for it"
+            if wanted and s.switch.reason == ANTICIPATED and not self.plan_is_old:
+                assert s.rules.anticipate, "invariant 5: anticipated, which nobody allowed"
             holders = [
                 m.running for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and not m.extra
             ]

@@ -170,3 +170,10 @@ def test_one_model_fits_alone_whatever_it_needs() -> None:
 def test_models_on_one_address_are_never_awake_together() -> None:
     assert not fits([spec("a", 1, "x"), spec("b", 1, "x")], 10)
     assert fits([spec("a", 1, "x"), spec("b", 1, "y"), spec("c", 1), spec("d", 1)], 10)
+
+
+def test_of_two_that_bear_only_the_target_the_cheaper_one_leaves() -> None:
+    target = ModelSpec("t", companions=frozenset("xy"))
+    x, y = (ModelSpec(name, companions=frozenset("t")) for name in "xy")
+    seconds = {"x": 9.0, "y": 1.0}
+    assert leaving(target, {"x": x, "y": y}, None, cost=lambda name: Cost(0, seconds[name])) == ("y",)

@@ -57,6 +57,17 @@ class WildPolicy:
             return SwitchTo("nobody")
         return rng.choice([None, "llama", 7])
 
+    def anticipate(self, now):
+        rng = self.world.rng
+        dice = rng.random()
+        if dice < 0.4:
+            return SwitchTo(rng.choice(list(now.models)))
+        if dice < 0.9:
+            return Stay()
+        if dice < 0.95:
+            raise RuntimeError("policy is ill")
+        return rng.choice([None, "llama", SwitchTo("nobody"), WaitUntil(now.time + 5)])
+
     def on_switch_completed(self, _record):
         if self.world.rng.random() < 0.1:
             raise RuntimeError("policy is ill")
@@ -116,6 +127,7 @@ class World:
             request_timeout=rng.choice([None, 5.0, 0.0]),
             max_wait=rng.choice([0.0, 5.0, 600.0]),
             min_active=rng.choice([0.0, 2.0]),
+            anticipate=rng.random() < 0.5,
             drain_timeout=rng.choice([None, 0.0, 3.0]),
             alive_every=rng.choice([0.0, 15.0]),
             alive_failures=rng.choice([1, 3]),
