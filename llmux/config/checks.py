@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmux.config.address import covers, is_loopback
+from llmux.config.levels import check_levels, levels_warnings
 from llmux.config.problems import Problem
 from llmux.config.residency import check_residency
 
@@ -18,7 +19,8 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 
 def check(config: Config) -> list[Problem]:
     """Return everything that makes ``config`` unusable, as a whole."""
-    return [*_names(config), *_addresses(config), *check_residency(config), *_backoff(config)]
+    problems = [*_names(config), *_addresses(config), *check_residency(config)]
+    return [*problems, *check_levels(config), *_backoff(config)]
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -83,6 +85,7 @@ def _warnings(config: Config) -> Iterator[str]:
             " null means no limit"
         )
     yield from _sizes(config)
+    yield from levels_warnings(config)
     endpoints = [model.address.endpoint for model in config.models.values()]
     for name, model in config.models.items():
         if model.shared_address and endpoints.count(model.address.endpoint) == 1:
@@ -90,13 +93,15 @@ def _warnings(config: Config) -> Iterator[str]:
 
 
 def _sizes(config: Config) -> Iterator[str]:
-    given = {"capacity": config.capacity} | {f"gpus.{gpu}": size for gpu, size in (config.gpus or {}).items()}
+    given: dict[str, Any] = {"capacity": config.capacity, "host_memory": config.host_memory}
+    given |= {f"gpus.{gpu}": size for gpu, size in (config.gpus or {}).items()}
     for name, model in config.models.items():
         at = f"models.{name}.memory"
         if isinstance(model.memory, Mapping):
             given |= {f"{at}.{gpu}": size for gpu, size in model.memory.items()}
         else:
             given[at] = model.memory
+        given |= {f"models.{name}.levels.{level}": size for level, size in model.levels.items()}
     for at, size in given.items():
         if size is not None and 0 < size < SMALLEST_PLAUSIBLE:
             yield f"{at}: is only {size} bytes; write a unit, as {size}GiB"

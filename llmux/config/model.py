@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from llmux.config.address import Address, parse_address
 from llmux.config.durations import Duration, PositiveDuration
+from llmux.config.levels import Levels
 from llmux.config.residency import Gpus, ModelMemory
 from llmux.config.section import (
     Count,
@@ -100,6 +101,11 @@ class ModelConfig(Section):
         " with `capacity` or `gpus`, several models may be awake.",
     )
     gpus: Gpus = Field(default=(), description="The GPUs that it runs on, out of the top-level `gpus`.")
+    levels: Levels = Field(
+        default_factory=dict,
+        description="How it may sleep, lightest first, with the host memory that each takes, as"
+        " [ram: 18GiB, disk]; the hooks see `LLMUX_SLEEP_LEVEL`.",
+    )
     idle_sleep: Annotated[PositiveDuration | None, Default("the top-level idle_sleep")] = Field(
         default=None,
         description="Put to sleep after this long without a request. null: never.",

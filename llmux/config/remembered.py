@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmux.config.specs import EngineDefinition
-from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, ModelSpec
 
 _TEXTS = ("name", "host", "base_path", "url")
 
@@ -29,6 +29,7 @@ def remember(spec: ModelSpec) -> dict[str, Any] | None:
         "env": dict(definition.env),
         "cwd": str(definition.cwd),
         "timeouts": {kind.value: seconds for kind, seconds in spec.timeouts.items()},
+        "levels": [[level.name, level.host_memory] for level in spec.levels],
     }
 
 
@@ -49,4 +50,7 @@ def recall(kept: object) -> ModelSpec:
         cwd=Path(kept["cwd"]),
     )
     timeouts = {HookKind(kind): float(seconds) for kind, seconds in kept["timeouts"].items()}
-    return ModelSpec(definition.name, definition, frozenset(scripts), {**DEFAULT_TIMEOUTS, **timeouts})
+    levels = tuple(Level(str(name), int(need)) for name, need in kept.get("levels", ()))
+    return ModelSpec(
+        definition.name, definition, frozenset(scripts), {**DEFAULT_TIMEOUTS, **timeouts}, levels=levels
+    )

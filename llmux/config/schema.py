@@ -59,6 +59,11 @@ class Config(Section):
     gpus: GpuSizes | None = Field(
         default=None, description="In place of `capacity`: the memory of each GPU, as {0: 24GiB, 1: 24GiB}."
     )
+    host_memory: PositiveSize | None = Field(
+        default=None,
+        description="Host memory for models that sleep: where it is short, the least likely go to deeper `levels`."
+        " null: no limit.",
+    )
     groups: Mapping[Name, GroupConfig] = Field(
         default_factory=dict,
         description="Which models may be awake together, for those who cannot state their memory.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmux.config.residency import capacity_of, companions_of, memory_of
 from llmux.config.schema import Config
-from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.core.spec import HookKind, Level, ModelSpec, Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ def _model(config: Config, name: str) -> ModelSpec:
         max_queued=model.max_queued,
         memory=memory_of(config, name),
         companions=companions_of(config, name),
+        levels=tuple(Level(level, need) for level, need in model.levels.items()),
         shared_address=f"{host}:{port}" if model.shared_address else None,
         idle_sleep=config.idle_sleep_of(name),
         preload=model.preload,
@@ -88,6 +89,7 @@ def _rules(config: Config) -> Rules:
         alive_every=config.alive_every,
         alive_failures=config.alive_failures,
         capacity=capacity_of(config),
+        host_memory=config.host_memory,
         shutdown_grace=config.shutdown_grace,
         sleep_on_exit=config.on_exit == "sleep",
     )

@@ -6,8 +6,9 @@ Admission and counting are one step: a request is in flight from the ``Admit`` o
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
-from llmux.core import placement
+from llmux.core import levels, placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.errors import InvalidEventError
 from llmux.core.events import RequestArrived
@@ -126,8 +127,16 @@ def leaving_cost(s: State, model: Model) -> placement.Cost:
     """
     present = len(model.in_flight) + len(model.queue)
     expected = 1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW
-    seconds = s.costs.sleep_of(model.name) + s.costs.wake_of(model.name) * (present + expected)
+    level = levels.lightest(model)
+    wake = s.costs.wake_of(model.name, level)
+    seconds = s.costs.sleep_of(model.name, level) + wake * (present + expected)
     return placement.Cost(int(present > 0), seconds)
+
+
+def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:
+    """Return the expected cost of a switch in seconds."""
+    sources = [model.name for model in leaving if model is not target]
+    return s.costs.estimate(sources, target.name, levels.at_stake(leaving, target))
 
 
 def can_be_had(s: State, target: Model) -> bool:
@@ -204,4 +213,4 @@ def expected_wait(s: State, model: Model) -> float:
     """Estimate when it is worth to come back, in seconds: a switch, or a service."""
     if model.phase is Phase.AWAKE:
         return max(1.0, model.service)
-    return s.costs.estimate([name for name in s.holders() if name != model.name], model.name)
+    return switch_cost(s, [other for other in s.models.values() if other.holds], model)

@@ -84,5 +84,5 @@ def _waiting(s: State, models: Sequence[Model]) -> tuple[tuple[Waiting, ...], in
 def _queue(s: State, model: Model) -> Waiting:
     arrived = [request.arrived for request in model.queue.values()]
     leaving = admission.who_leaves(s, model) or ()
-    cost = s.costs.estimate([each.name for each in leaving], model.name)
+    cost = admission.switch_cost(s, leaving, model)
     return Waiting(model.name, len(arrived), s.now - arrived[0], s.now * len(arrived) - sum(arrived), cost)

@@ -53,7 +53,7 @@ def sleep(s: State, event: SleepRequested) -> None:
             _accept(s, event.ticket, s.switch.id)
         else:
             _refuse_busy(s, event.ticket)
-    elif model.phase is Phase.ASLEEP:
+    elif model.phase in (Phase.ASLEEP, Phase.DEEPENING):
         _accept(s, event.ticket, None)
     else:
         switching.begin(s, None, (model,), "requested", requested=True)

@@ -4,6 +4,9 @@ A cost is measured in seconds from the end of the drain to ready. A direction th
 from its halves: the slowest sleep (with its verify) of those that leave, plus the wake of the one that comes.
 A half that was never seen is taken from the first guess in the configuration, else from the mean of its kind,
 else from ``DEFAULT_WAKE`` and ``DEFAULT_SLEEP``.
+
+Of a model that sleeps at several levels the halves are kept per level, and directions are estimated from them:
+waking out of host memory and from a disk have nothing in common.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 ALPHA = 0.3
 DEFAULT_WAKE = 10.0
 DEFAULT_SLEEP = 2.0
+NO_LEVELS: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -37,6 +41,7 @@ class SwitchCosts:
         self.pairs: dict[tuple[str | None, str], Average] = {}
         self.wakes: dict[str, Average] = {}
         self.sleeps: dict[str, Average] = {}
+        self.levels: dict[tuple[str, str, str], Average] = {}  # (wake or sleep, model, level)
         self.guesses: Mapping[str, tuple[float | None, float | None]] = {}
 
     def record(self, sources: Collection[str], target: str, seconds: float) -> float | None:
@@ -46,35 +51,55 @@ class SwitchCosts:
         pair = (next(iter(sources), None), target)
         return _add(self.pairs, pair, seconds)
 
-    def record_wake(self, model: str, seconds: float) -> None:
-        """Take in how long a wake took."""
-        _add(self.wakes, model, seconds)
+    def record_wake(self, model: str, seconds: float, level: str = "") -> None:
+        """Take in how long a wake took, out of that level."""
+        if level:
+            _add(self.levels, ("wake", model, level), seconds)
+        else:
+            _add(self.wakes, model, seconds)
 
-    def record_sleep(self, model: str, seconds: float) -> None:
-        """Take in how long a sleep took, its verify included."""
-        _add(self.sleeps, model, seconds)
+    def record_sleep(self, model: str, seconds: float, level: str = "") -> None:
+        """Take in how long a sleep took, its verify included, at that level."""
+        if level:
+            _add(self.levels, ("sleep", model, level), seconds)
+        else:
+            _add(self.sleeps, model, seconds)
 
     def measured(self, source: str | None, target: str) -> float | None:
         """Return the average of a direction, or None if it was never seen."""
         average = self.pairs.get((source, target))
         return average.seconds if average else None
 
-    def estimate(self, sources: Collection[str], target: str) -> float:
-        """Return the expected cost of a switch in seconds, >= 0."""
-        if len(sources) <= 1:
+    def estimate(self, sources: Collection[str], target: str, levels: Mapping[str, str] = NO_LEVELS) -> float:
+        """Return the expected cost of a switch in seconds, >= 0. With ``levels`` (by model), from its halves."""
+        if len(sources) <= 1 and not levels:
             average = self.pairs.get((next(iter(sources), None), target))
             if average is not None:
                 return average.seconds
-        slowest = max((self.sleep_of(name) for name in sources), default=0.0)
-        return slowest + self.wake_of(target)
+        slowest = max((self.sleep_of(name, levels.get(name, "")) for name in sources), default=0.0)
+        return slowest + self.wake_of(target, levels.get(target, ""))
 
-    def wake_of(self, model: str) -> float:
-        """Return the expected duration of a wake."""
-        return self._half(self.wakes, model, 0, DEFAULT_WAKE)
+    def wake_of(self, model: str, level: str = "") -> float:
+        """Return the expected duration of a wake, out of that level."""
+        known = self._at_level("wake", model, level, 0)
+        return self._half(self.wakes, model, 0, DEFAULT_WAKE) if known is None else known
 
-    def sleep_of(self, model: str) -> float:
-        """Return the expected duration of a sleep and its verify."""
-        return self._half(self.sleeps, model, 1, DEFAULT_SLEEP)
+    def sleep_of(self, model: str, level: str = "") -> float:
+        """Return the expected duration of a sleep and its verify, at that level."""
+        known = self._at_level("sleep", model, level, 1)
+        return self._half(self.sleeps, model, 1, DEFAULT_SLEEP) if known is None else known
+
+    def _at_level(self, half: str, model: str, level: str, guessed: int) -> float | None:
+        if not level:
+            return None
+        own = self.levels.get((half, model, level))
+        if own is not None:
+            return own.seconds
+        guess = self.guesses.get(model, (None, None))[guessed]
+        alike = [
+            average.seconds for (kind, _, name), average in self.levels.items() if (kind, name) == (half, level)
+        ]
+        return sum(alike) / len(alike) if alike and guess is None else guess
 
     def _half(self, known: Mapping[str, Average], model: str, half: int, default: float) -> float:
         if model in known:
@@ -91,12 +116,18 @@ class SwitchCosts:
         for (source, target), average in self.pairs.items():
             yield source, target, average.seconds, average.samples
 
+    def level_rows(self) -> Iterator[tuple[str, str, str, float, int]]:
+        """Yield (model, level, wake or sleep, seconds, samples) of what was measured at each level."""
+        for (half, model, level), average in self.levels.items():
+            yield model, level, half, average.seconds, average.samples
+
     def dump(self) -> dict[str, Any]:
         """Return the averages as JSON values, for ``load``."""
         return {
             "pairs": [[source, target, a.seconds, a.samples] for (source, target), a in self.pairs.items()],
             "wakes": {name: [a.seconds, a.samples] for name, a in self.wakes.items()},
             "sleeps": {name: [a.seconds, a.samples] for name, a in self.sleeps.items()},
+            "levels": [[*key, a.seconds, a.samples] for key, a in self.levels.items()],
         }
 
     def load(self, data: Mapping[str, Any]) -> None:
@@ -109,7 +140,11 @@ class SwitchCosts:
             {str(name): Average(_seconds(seconds), int(samples)) for name, (seconds, samples) in data[key].items()}
             for key in ("wakes", "sleeps")
         )
-        self.pairs, self.wakes, self.sleeps = pairs, wakes, sleeps
+        levels = {
+            (str(half), str(model), str(level)): Average(_seconds(seconds), int(samples))
+            for half, model, level, seconds, samples in data.get("levels", ())
+        }
+        self.pairs, self.wakes, self.sleeps, self.levels = pairs, wakes, sleeps, levels
 
 
 def _add(averages: dict[Any, Average], key: object, seconds: float) -> float:

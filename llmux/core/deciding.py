@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from llmux.core import admission, chronicle, shadows, switching
+from llmux.core import admission, chronicle, levels, shadows, switching
 from llmux.core.decisions import By
 from llmux.core.effects import PolicyDecided
 from llmux.core.model import Model
@@ -24,6 +24,7 @@ FALLBACK = "first come, first served"
 ANTICIPATED = "it is likely to be asked next"
 ROOM = "there is room beside what is awake"
 CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
+CAN_WAKE = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST, Phase.FAULTED)
 
 
 def settle(s: State, snapshot: LiveSnapshot) -> None:
@@ -31,6 +32,7 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
     while s.switch is None and s.ready and not any(s.in_phase(Phase.UNKNOWN)):
         if s.errands:
             admission.sweep(s)
+            levels.make_room(s)
             if _errand(s):
                 continue
         if not s.stopping and s.queued and _serve(s, snapshot):
@@ -55,7 +57,7 @@ def _errand(s: State) -> bool:
         return True
     if _put_away(s, filter(_unwanted, s.models.values()), "not wanted"):
         return True
-    pinned = [m for m in s.models.values() if m.pinned and m.phase in (Phase.ASLEEP, Phase.LOST, Phase.FAULTED)]
+    pinned = [m for m in s.models.values() if m.pinned and m.phase in CAN_WAKE]
     return not s.leased and any(_wake(s, model, "pinned") for model in pinned)
 
 
@@ -94,7 +96,9 @@ def _leisure(s: State) -> bool:
             # A preload takes what is free at the start, and displaces nobody.
             model.wanted = False
             free = (
-                model.phase in (Phase.ASLEEP, Phase.LOST) and not s.leased and admission.who_leaves(s, model) == ()
+                model.phase in (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
+                and not s.leased
+                and admission.who_leaves(s, model) == ()
             )
             if free and not s.leased and _wake(s, model, "preload"):
                 return True

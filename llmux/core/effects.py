@@ -60,7 +60,10 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class RunHook:
-    """Start a hook. ``switch`` is 0 and ``sources``/``target`` are empty outside a switch."""
+    """Start a hook. ``switch`` is 0 and ``sources``/``target`` are empty outside a switch.
+
+    ``level`` is the sleep level: to go to, or for ``wake`` to come from; empty where there is none, or none known.
+    """
 
     hook: int
     model: str
@@ -69,6 +72,7 @@ class RunHook:
     switch: int = 0
     sources: tuple[str, ...] = ()
     target: str = ""
+    level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +204,16 @@ class SleepHookFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelDeepened:
+    """A sleeping model was put into a deeper level: host memory was short."""
+
+    model: str
+    before: str
+    level: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class BackoffStarted:
     """The model is left alone for ``seconds`` after its ``failures``-th failure in a row."""
 
@@ -305,6 +319,7 @@ Notice = (
     | SwitchEnded
     | SwitchFailed
     | SleepHookFailed
+    | ModelDeepened
     | BackoffStarted
     | ModelLost
     | ModelFaulted

@@ -21,12 +21,13 @@ class Started:
 
     ``holders`` are the models that may hold the GPU according to the state file, ``recent`` the models in the
     order of their last use, most recent first, ``gone`` the definitions of holders that are configured no more:
-    they are put to sleep as removed models are.
+    they are put to sleep as removed models are. ``levels`` are the levels at which models slept.
     """
 
     holders: frozenset[str] = frozenset()
     recent: tuple[str, ...] = ()
     gone: tuple[ModelSpec, ...] = ()
+    levels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ Who does what, from the bottom up:
 - ``model``        the records: request, model, hook run, switch;
 - ``state``        the whole, and the few primitive changes (move a phase, start a hook, admit, reject);
 - ``admission``    who gets in, who waits, who is turned away, who would have to leave for whom;
+- ``levels``       how deeply models sleep, as far as host memory lets them;
 - ``retirement``   how one model leaves the GPU: sleep → verify → stop → alive → what that means;
 - ``probing``      adoption at the start, ``alive`` while awake, engines that are lost;
 - ``switching``    one switch: drain, sleep, wake, and its three endings;
@@ -38,6 +39,7 @@ from llmux.core import (
     admission,
     commands,
     deciding,
+    levels,
     probing,
     reloading,
     retirement,
@@ -224,6 +226,7 @@ class Core:
             return
         reloading.take_over(s, event.gone)
         s.recorded = event.holders & s.models.keys()
+        s.recorded_levels = dict(event.levels)
         s.recent = {name: rank for rank, name in enumerate(event.recent)}
         for model in s.models.values():
             model.wanted = model.spec.preload
@@ -248,6 +251,9 @@ class Core:
                 switching.retired(s, model, outcome)
         elif run.kind is HookKind.WAKE:
             switching.woken(s, model, run.started, ok=event.ok, detail=event.detail)
+        elif run.kind is HookKind.SLEEP:
+            levels.deepened(s, run, ok=event.ok, detail=event.detail)
+            switching.go_on(s)
         else:
             model.probe = None
             self._probe_ended(model, event)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from llmux.core.backoff import Backoff
 from llmux.core.phases import HOLDING, Phase
 from llmux.core.policy import Policy
-from llmux.core.spec import HookKind, ModelSpec
+from llmux.core.spec import HookKind, Level, ModelSpec
 
 ARRIVAL_WINDOW = 120.0  # seconds over which arrivals are averaged
 SERVICE_ALPHA = 0.1
@@ -46,6 +46,7 @@ class Retirement:
     started: float
     step: Step = Step.SLEEP
     hook: int | None = None  # None between two polls of verify
+    slept: bool = False  # the sleep hook succeeded
     stopped: bool = False  # stop was tried
     verified: bool = False  # verify was tried
     verify_until: float = 0.0
@@ -118,6 +119,8 @@ class Model:
     queue: OrderedDict[int, Request] = field(default_factory=OrderedDict)
     in_flight: dict[int, Request] = field(default_factory=dict)
     epoch: int = 0
+    level: Level | None = None  # at which it sleeps, goes to sleep, or wakes from; None: awake, or not known
+    deepening: Level | None = None  # to which it goes while it sleeps
     awake_since: float | None = None
     admissions: int = 0  # since it was last activated
     last_served: float | None = None

@@ -17,6 +17,7 @@ class Phase(enum.StrEnum):
     WAKING = "waking"
     AWAKE = "awake"
     DRAINING = "draining"
+    DEEPENING = "deepening"  # asleep, and its sleep hook runs again: host memory is short
     SLEEPING = "sleeping"  # sleep, stop, verify, and the cleanup after a failure
     LOST = "lost"  # the engine is gone, cleanup is owed
     FAULTED = "faulted"  # a sleep failed: nobody knows who owns the GPU
@@ -34,7 +35,8 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
         Phase.ASLEEP: "not alive",
         Phase.LOST: "not alive, but the state file says it may hold the GPU",
     },
-    Phase.ASLEEP: {Phase.WAKING: "wake hook starts"},
+    Phase.ASLEEP: {Phase.WAKING: "wake hook starts", Phase.DEEPENING: "host memory is short: deeper"},
+    Phase.DEEPENING: {Phase.ASLEEP: "sleep hook ended"},
     Phase.WAKING: {
         Phase.AWAKE: "wake succeeded",
         Phase.SLEEPING: "wake failed: cleanup",

@@ -45,7 +45,10 @@ def adopt(s: State) -> None:
         else:
             s.move(model, Phase.ASLEEP)
             model.woken = None
+            slept = s.recorded_levels.get(model.name)
+            model.level = next((level for level in model.spec.levels if level.name == slept), None)
         model.found = None
+    s.recorded_levels = {}  # what a reload brings later may have slept elsewhere
     find_extras(s, found)
     adopted = tuple(model.name for model in found if model.phase is Phase.AWAKE)
     s.out.extend(ModelActivated(name, 0, (), None) for name in adopted)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmux.core import admission, commands, probing, switching
+from llmux.core import admission, commands, levels, probing, switching
 from llmux.core.effects import ModelRemoved
 from llmux.core.events import ConfigReplaced
 from llmux.core.model import Model
@@ -36,6 +36,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
         if spec != model.spec:
             model.spec = spec
             commands.forget_failures(model)
+            levels.redefined(model)
         model.removed = False
         s.models[spec.name] = model
     s.models = dict(sorted(s.models.items(), key=lambda item: (item[1].removed, item[1].order)))
@@ -89,6 +90,7 @@ def forget_removed(s: State) -> bool:
     gone = [m for m in s.models.values() if m.removed and m.phase is Phase.ASLEEP and not m.in_flight]
     if s.switch is not None:
         gone = [m for m in gone if m is not s.switch.target and m not in s.switch.leaving]
+    gone = [model for model in gone if not levels.clear_out(s, model)]
     for model in gone:
         del s.models[model.name]
         for key in MODEL_TIMERS:

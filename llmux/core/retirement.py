@@ -26,7 +26,7 @@ from llmux.core.effects import (
 )
 from llmux.core.model import Model, Retirement, Step
 from llmux.core.phases import Phase
-from llmux.core.spec import HookKind
+from llmux.core.spec import HookKind, Level
 from llmux.core.state import State
 
 VERIFY_EVERY = 0.5  # seconds
@@ -42,9 +42,10 @@ class Outcome(enum.Enum):
     FAULTED = enum.auto()
 
 
-def begin(s: State, model: Model, *, cleanup: bool, error: str = "") -> None:
-    """Start to put a model to sleep. Nothing of it is in flight."""
+def begin(s: State, model: Model, *, cleanup: bool, level: Level | None = None, error: str = "") -> None:
+    """Start to put a model to sleep at ``level``, if it has any. Nothing of it is in flight."""
     s.move(model, Phase.SLEEPING)
+    model.level = level
     s.agenda.cancel(("idle", model.name))
     s.agenda.cancel(("probe", model.name))
     model.retirement = Retirement(cleanup=cleanup, started=s.now, error=error)
@@ -86,6 +87,8 @@ def _run(s: State, model: Model, retirement: Retirement, step: Step) -> None:
 def _after_success(s: State, model: Model, retirement: Retirement, step: Step) -> Outcome | None:
     if step is Step.ALIVE:
         return _end_running(s, model, retirement)
+    if step is Step.SLEEP:
+        retirement.slept = True
     if step is not Step.VERIFY and HookKind.VERIFY in model.running.hooks:
         if not s.stopping:
             _run(s, model, retirement, Step.VERIFY)
@@ -133,17 +136,19 @@ def _not_alive(s: State, model: Model, retirement: Retirement) -> Outcome | None
 
 
 def _end_asleep(s: State, model: Model, retirement: Retirement) -> Outcome:
+    level = model.level if retirement.slept and not retirement.stopped else None
     if not retirement.cleanup:
-        s.costs.record_sleep(model.name, s.now - retirement.started)
+        s.costs.record_sleep(model.name, s.now - retirement.started, level.name if level else "")
     s.move(model, Phase.ASLEEP)
     model.retirement = None
-    fell_asleep(s, model)
+    fell_asleep(s, model, level)
     return Outcome.ASLEEP
 
 
-def fell_asleep(s: State, model: Model) -> None:
+def fell_asleep(s: State, model: Model, level: Level | None = None) -> None:
     """Forget what belonged to the engine that is gone."""
     model.woken = None
+    model.level = level
     model.awake_since = None
     model.sleep_backoff.clear()
     model.failed_cleanups = 0
@@ -154,7 +159,7 @@ def fell_asleep(s: State, model: Model) -> None:
 
 def _end_running(s: State, model: Model, retirement: Retirement) -> Outcome:
     s.move(model, Phase.AWAKE)
-    model.retirement = None
+    model.level = model.retirement = None
     model.last_error = retirement.error
     model.failed_cleanups = 0
     model.cleanup_owed = model.faulted_in_cleanup = model.suspected = False

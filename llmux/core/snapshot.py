@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from llmux.core import admission
@@ -87,7 +87,7 @@ class LiveModel:
     @property
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
-        return self._state.costs.estimate(self._snapshot.leaving(self._model), self._model.name)
+        return admission.switch_cost(self._state, self._snapshot.leaving(self._model), self._model)
 
     @property
     def successors(self) -> Mapping[str, Successor]:
@@ -109,7 +109,7 @@ class LiveSnapshot:
         self._models: dict[str, LiveModel] = {}
         self.models: Mapping[str, LiveModel] = MappingProxyType(self._models)
         self.waiting: tuple[str, ...] = ()
-        self._all: list[str] | None = None  # who leaves for anybody; None: not looked at since it was asked last
+        self._all: list[Model] | None = None  # who leaves for anybody; None: not looked at since it was asked last
         self.refresh()
 
     def ask(self, waiting: tuple[str, ...]) -> None:
@@ -117,15 +117,15 @@ class LiveSnapshot:
         self.waiting = waiting
         self._all = None
 
-    def leaving(self, target: Model) -> list[str]:
-        """Return the names of those that would leave for ``target``, none if it cannot be had."""
+    def leaving(self, target: Model) -> Sequence[Model]:
+        """Return those that would leave for ``target``, none if it cannot be had."""
         s = self._state
         if s.rules.capacity is not None or target.next.companions is not None:
-            return [model.name for model in admission.who_leaves(s, target) or ()]
+            return admission.who_leaves(s, target) or ()
         # One at a time: all leave, whoever comes. A policy may look at each of many models.
         if self._all is None:
-            self._all = [] if admission.immovable(s, target) else [m.name for m in s.models.values() if m.holds]
-        return [name for name in self._all if name != target.name]
+            self._all = [] if admission.immovable(s, target) else [m for m in s.models.values() if m.holds]
+        return [model for model in self._all if model is not target]
 
     def refresh(self) -> None:
         """Take over which models there are."""

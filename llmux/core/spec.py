@@ -33,6 +33,14 @@ DEFAULT_TIMEOUTS: Mapping[HookKind, float] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """A way to sleep, and the bytes of host memory that it takes."""
+
+    name: str
+    host_memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model as the rules see it.
 
@@ -48,6 +56,7 @@ class ModelSpec:
     max_queued: int = 1000
     memory: Memory | None = None
     companions: frozenset[str] | None = None  # whom its groups let it be awake with; None: no groups are in use
+    levels: tuple[Level, ...] = ()  # how it may sleep, lightest first; none takes more than the one before
     shared_address: str | None = None  # models with the same one are never awake together
     idle_sleep: float | None = None
     preload: bool = False
@@ -67,5 +76,6 @@ class Rules:
     alive_every: float = 15.0  # 0: no periodic probe
     alive_failures: int = 3
     capacity: Memory | None = None  # needs every model's memory
+    host_memory: int | None = None  # bytes for those who sleep; None: no limit
     shutdown_grace: float = 30.0
     sleep_on_exit: bool = False

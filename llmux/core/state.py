@@ -58,6 +58,7 @@ class State:
         self.leased = False
         self.leased_until: float | None = None
         self.recorded: frozenset[str] = frozenset()
+        self.recorded_levels: dict[str, str] = {}  # before the start
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent
         self.overruled: set[str] = set()  # complaints about this policy that were already made
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
@@ -109,12 +110,16 @@ class State:
             deadline = self.now + model.running.timeouts[kind]
         self.hooks[hook] = HookRun(hook, model, kind, self.now, deadline)
         self.agenda.set(("hook", hook), deadline)
+        level = model.deepening or model.level if kind is not HookKind.ALIVE else None
+        name = level.name if level else ""
         switch = self.switch
         if switch is not None and (model is switch.target or model in switch.leaving):
             target = switch.target.name if switch.target else ""
-            effect = RunHook(hook, model.name, kind, model.running.definition, switch.id, switch.sources, target)
+            effect = RunHook(
+                hook, model.name, kind, model.running.definition, switch.id, switch.sources, target, name
+            )
         else:
-            effect = RunHook(hook, model.name, kind, model.running.definition)
+            effect = RunHook(hook, model.name, kind, model.running.definition, level=name)
         self.out.append(effect)
         return hook
 

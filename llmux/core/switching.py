@@ -10,7 +10,7 @@ Its plan is fixed when it begins. It ends in one of these ways:
 
 from __future__ import annotations
 
-from llmux.core import admission, chronicle, probing, retirement, shadows
+from llmux.core import admission, chronicle, levels, probing, retirement, shadows
 from llmux.core.effects import (
     CancelRequests,
     CutReason,
@@ -55,6 +55,7 @@ def begin(
             probing.pause(s, model)
             s.move(model, Phase.DRAINING)
     admission.sweep(s)  # whoever waits for what leaves for a pinned model
+    levels.make_room(s, leaving)
     # While stopping, the grace is the only deadline of the answers under way.
     if s.rules.drain_timeout is not None and not s.stopping and any(model.in_flight for model in leaving):
         s.agenda.set("drain", s.now + s.rules.drain_timeout)
@@ -70,6 +71,8 @@ def go_on(s: State) -> None:
         return
     if any(model.in_flight or (model.suspected and not s.stopping) for model in switch.leaving):
         return
+    if levels.awaited(s, switch):
+        return
     s.agenda.cancel("drain")
     switch.drained = s.now
     if not switch.leaving:
@@ -78,11 +81,12 @@ def go_on(s: State) -> None:
     switch.stage = Stage.SLEEPING
     name = switch.target.name if switch.target else None
     s.out.append(SwitchDrained(switch.id, switch.sources, name, s.now - switch.started))
+    depths = levels.for_sleep(s, switch.leaving)
     for model in switch.leaving:
         cleanup = model.phase is Phase.LOST or model.faulted_in_cleanup
-        switch.measurable = switch.measurable and model.phase is Phase.DRAINING
+        switch.measurable = switch.measurable and model.phase is Phase.DRAINING and model not in depths
         probing.deactivated(s, model)
-        retirement.begin(s, model, cleanup=cleanup)
+        retirement.begin(s, model, cleanup=cleanup, level=depths.get(model))
 
 
 def drain_deadline(s: State) -> None:
@@ -92,7 +96,7 @@ def drain_deadline(s: State) -> None:
     s.agenda.cancel("drain")
     for model in switch.leaving:
         if model.in_flight:
-            estimate = s.costs.estimate(switch.sources, switch.target.name) if switch.target else None
+            estimate = admission.switch_cost(s, switch.leaving, switch.target) if switch.target else None
             requests = tuple(model.in_flight)
             s.out.append(CancelRequests(requests, model.name, CutReason.DRAIN_DEADLINE, estimate))
 
@@ -164,7 +168,9 @@ def _wake(s: State, switch: Switch) -> None:
     target = switch.target
     assert target is not None
     switch.stage = Stage.WAKING
+    switch.measurable = switch.measurable and target.level is None
     target.woken = switch.spec
+    target.sleep_backoff.clear()  # of a try to put it deeper
     s.move(target, Phase.WAKING)
     s.record_holders()
     s.run_hook(target, HookKind.WAKE)
@@ -176,7 +182,8 @@ def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> N
     assert switch is not None
     if ok:
         s.move(model, Phase.AWAKE)
-        s.costs.record_wake(model.name, s.now - started)
+        s.costs.record_wake(model.name, s.now - started, model.level.name if model.level else "")
+        model.level = None
         model.unproven_failures = model.wake_backoff.failures
         model.wake_backoff.clear()
         model.cleanup_owed = model.wanted = False
@@ -197,11 +204,12 @@ def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> N
     probing.wake_failed(s, model, detail)
     if model.in_flight:
         # It was lost with answers still running: they end before anything is done to it.
+        model.level = None
         s.move(model, Phase.LOST)
         model.cleanup_owed = True
         _fail(s, switch)
         return
-    retirement.begin(s, model, cleanup=True, error=detail)
+    retirement.begin(s, model, cleanup=True, level=levels.for_sleep(s, [model]).get(model), error=detail)
 
 
 def _cleaned_up(s: State, switch: Switch, model: Model, outcome: Outcome) -> None:

@@ -22,7 +22,8 @@ class HookJob:
     """One hook to run. ``id`` is unique among the hooks under way.
 
     ``script`` is given to ``sh -c`` in the folder ``cwd``. ``env`` is the model's own. ``switch`` is 0 and
-    ``sources`` and ``target`` are empty outside a switch; ``port`` is 0 when the address has none.
+    ``sources`` and ``target`` are empty outside a switch; ``port`` is 0 when the address has none. ``level`` is
+    the sleep level to go to, or to wake from; empty where there is none.
     """
 
     id: int
@@ -36,6 +37,7 @@ class HookJob:
     switch: int = 0
     sources: tuple[str, ...] = ()
     target: str = ""
+    level: str = ""
 
     @property
     def quiet(self) -> bool:
@@ -93,6 +95,7 @@ def environment(job: HookJob, inherited: Mapping[str, str] | None = None) -> dic
         "LLMUX_SWITCH_ID": str(job.switch) if job.switch else "",
         "LLMUX_FROM": ",".join(job.sources),
         "LLMUX_TO": job.target,
+        "LLMUX_SLEEP_LEVEL": job.level,
     }
 
 

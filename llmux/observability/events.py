@@ -43,6 +43,9 @@ CATALOGUE: dict[str, LogEvent] = {
     "switch_failed": LogEvent(_ERROR, "A switch did not reach its target."),
     "model_activated": LogEvent(_INFO, "The model is awake; without `duration_secs` it was found running."),
     "model_deactivated": LogEvent(_INFO, "The model no longer is awake; `active_secs` says how long it was."),
+    "model_deepened": LogEvent(
+        _INFO, "A model that sleeps was put into a deeper level, as the host memory was short."
+    ),
     "model_lost": LogEvent(_WARNING, "The model's engine is gone; its sleep hook is to clean up."),
     "model_faulted": LogEvent(
         _ERROR,

@@ -101,6 +101,11 @@ def _model_deactivated(it: core.ModelDeactivated) -> Described:
     return Described("model_deactivated", {"model": it.model, "active_secs": _seconds(it.active)})
 
 
+def _model_deepened(it: core.ModelDeepened) -> Described:
+    fields = {"model": it.model, "from_level": it.before, "to_level": it.level}
+    return Described("model_deepened", {**fields, "duration_secs": _seconds(it.seconds)})
+
+
 def _sleep_hook_failed(it: core.SleepHookFailed) -> Described:
     return Described("sleep_hook_failed", {"model": it.model, "to": it.to, "error": it.error})
 
@@ -188,6 +193,7 @@ _TELLERS: dict[type, Callable[..., Described]] = {
     core.SwitchFailed: _switch_failed,
     core.ModelActivated: _model_activated,
     core.ModelDeactivated: _model_deactivated,
+    core.ModelDeepened: _model_deepened,
     core.SleepHookFailed: _sleep_hook_failed,
     core.BackoffStarted: _backoff_started,
     core.ModelLost: _model_lost,

@@ -1,8 +1,9 @@
 """The state file: what a restarted llmux has to know.
 
 JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ..., "hooks": [[pid,
-start, boot, ending], ...], "definitions": {MODEL: {...}}}``. ``holders`` are
-the models that may hold the GPU, ``costs`` belongs to the core's cost table and is opaque here.
+start, boot, ending], ...], "definitions": {MODEL: {...}}, "levels": {MODEL: LEVEL}}``. ``holders`` are
+the models that may hold the GPU, ``levels`` says how deeply others sleep, ``costs`` belongs to the core's cost
+table and is opaque here.
 
 It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
 what a killed llmux wrote, and after a power cut no engine runs and the GPU is empty, so there is nothing to
@@ -39,6 +40,7 @@ class State:
     last_use: Mapping[str, float] = field(default_factory=dict)
     costs: object = None
     definitions: Mapping[str, object] = field(default_factory=dict)  # of the holders
+    levels: Mapping[str, str] = field(default_factory=dict)  # at which models sleep
     hooks: tuple[tuple[int, int, str, bool], ...] = ()  # pid, start and boot of the hooks that run; being ended?
 
     def recent(self) -> tuple[str, ...]:
@@ -202,6 +204,7 @@ def _render(state: State) -> bytes:
         "last_use": dict(state.last_use),
         "costs": state.costs,
         "definitions": dict(state.definitions),
+        "levels": dict(state.levels),
         "hooks": state.hooks,
     }
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
@@ -224,4 +227,8 @@ def _parse(raw: bytes) -> State:
     definitions = document.get("definitions", {})
     if not isinstance(definitions, dict):
         raise TypeError("`definitions` is no object")
-    return State(frozenset(holders), times, document.get("costs"), definitions, hooks)
+    levels = document.get("levels", {})
+    if not isinstance(levels, dict):
+        raise TypeError("`levels` is no object")
+    levels = {name: str(level) for name, level in levels.items()}
+    return State(frozenset(holders), times, document.get("costs"), definitions, levels, hooks)

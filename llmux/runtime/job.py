@@ -27,6 +27,7 @@ def job_for(effect: RunHook) -> HookJob:
         switch=effect.switch,
         sources=effect.sources,
         target=effect.target,
+        level=effect.level,
     )
 
 

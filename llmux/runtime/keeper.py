@@ -46,7 +46,8 @@ class Keeper:
         for trace in await end_leftovers(Trace(*hook) for hook in self._found.hooks):
             self._log.emit("leftover_hook_ended", pid=trace.pid)
         self._begun = True
-        return Started(self._found.holders, self._found.recent(), tuple(self._gone()))
+        found = self._found
+        return Started(found.holders, found.recent(), tuple(self._gone()), found.levels)
 
     def _gone(self) -> Iterator[ModelSpec]:
         for name in sorted(self._found.holders - self._core.models.keys()):
@@ -70,7 +71,10 @@ class Keeper:
         core = self._core
         holders = core.recorded if effect is None else effect.holders
         definitions = {name: remember(core.models[name].running) for name in holders if name in core.models}
-        self._store.save(State(holders, dict(self._last_use), core.costs.dump(), definitions, self._hooks()))
+        # While it goes deeper the lighter level is kept: it takes more.
+        levels = {name: m.level.name for name, m in core.models.items() if m.level and name not in holders}
+        last_use = dict(self._last_use)
+        self._store.save(State(holders, last_use, core.costs.dump(), definitions, levels, self._hooks()))
 
     def close(self) -> None:
         """Save a last time, and let go of the file."""

@@ -83,6 +83,7 @@ class Recorder:
         self._requests: dict[int, _Request] = {}
         self._visits: dict[str, int] = {}  # by which switch a model is awake
         self._switches: dict[int, _Switch] = {}
+        self._deepening: dict[int, _Hook] = {}  # hooks outside a switch
         self._reasons: dict[int, str] = {}  # in words, of switches that have just begun
         self._decision = switcher.core.state.decision_ids
         self._handlers: Mapping[type, Callable[[Any], None]] = {
@@ -122,6 +123,7 @@ class Recorder:
                 "min_active": rules.min_active,
                 "drain_timeout": rules.drain_timeout,
                 "capacity": rules.capacity,
+                "host_memory": rules.host_memory,
             },
             models=[_model(model) for model in s.models.values() if not model.removed],
             costs=s.costs.dump(),
@@ -185,8 +187,8 @@ class Recorder:
 
     def hook_ended(self, hook: int, *, ok: bool) -> None:
         """Take in the end of a hook, before the core is told; ``settle`` is to be called afterwards."""
-        for switch in self._switches.values():
-            run = switch.hooks.get(hook)
+        for hooks in (self._deepening, *(switch.hooks for switch in self._switches.values())):
+            run = hooks.get(hook)
             if run is not None:
                 run.ok, run.order = ok, self._next()
 
@@ -206,7 +208,11 @@ class Recorder:
     def settle(self) -> None:
         """Take in when the core was told of the end of a hook."""
         for switch in self._switches.values():
-            self._settle(switch)
+            self._settle(switch.hooks)
+        self._settle(self._deepening)
+        for hook, run in list(self._deepening.items()):
+            if run.seconds is not None:
+                self._put("hook", **self._deepening.pop(hook).line(self._origin))
 
     def end(self) -> None:
         """Say that this is the end; the file is still to be closed."""
@@ -244,10 +250,12 @@ class Recorder:
             self._put("decision", **document(record, -self._origin))
 
     def _hook_started(self, effect: fx.RunHook) -> None:
+        if effect.kind is HookKind.ALIVE:
+            return
         switch = self._switches.get(effect.switch)
-        if switch is not None and effect.kind is not HookKind.ALIVE:
-            began = self._switcher.core.state.now
-            switch.hooks[effect.hook] = _Hook(effect.model, effect.kind.value, began)
+        hooks = self._deepening if not effect.switch else None if switch is None else switch.hooks
+        if hooks is not None:
+            hooks[effect.hook] = _Hook(effect.model, effect.kind.value, self._switcher.core.state.now)
 
     def _switch_failed(self, effect: fx.SwitchFailed) -> None:
         if effect.switch in self._switches:
@@ -257,7 +265,7 @@ class Recorder:
         known = self._switches.pop(effect.switch, None)
         if known is None:  # it began before the record
             return
-        self._settle(known)
+        self._settle(known.hooks)
         self._put(
             "switch",
             id=effect.switch,
@@ -273,8 +281,8 @@ class Recorder:
             hooks=[hook.line(self._origin) for hook in known.hooks.values()],
         )
 
-    def _settle(self, switch: _Switch) -> None:
-        for run in switch.hooks.values():
+    def _settle(self, hooks: Mapping[int, _Hook]) -> None:
+        for run in hooks.values():
             if run.order and run.seconds is None:
                 run.seconds = max(0.0, self._switcher.core.state.now - run.began)
 
@@ -328,4 +336,6 @@ def _model(model: Model) -> dict[str, Any]:
         "shared_address": spec.shared_address,
         "idle_sleep": spec.idle_sleep,
         "preload": spec.preload,
+        "levels": [[level.name, level.host_memory] for level in spec.levels],
+        "level": None if model.level is None else model.level.name,
     }

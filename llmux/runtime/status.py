@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from llmux.core import diagnosis
+from llmux.core import diagnosis, levels
 from llmux.core.model import Model, Shadow
 from llmux.core.phases import Phase
 from llmux.runtime.decisions import IN_STATUS, decisions
@@ -40,10 +40,17 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "lease": None
         if not s.leased
         else {"expires_in": None if s.leased_until is None else max(0.0, s.leased_until - now)},
+        "host_memory": None
+        if s.rules.host_memory is None
+        else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
         "models": {name: _model(model, now) for name, model in s.models.items()},
         "switch_costs": [
             {"from": source, "to": target, "seconds": seconds, "samples": samples}
             for source, target, seconds, samples in s.costs.rows()
+        ],
+        "level_costs": [
+            {"model": name, "level": level, "hook": hook, "seconds": seconds, "samples": samples}
+            for name, level, hook, seconds, samples in s.costs.level_rows()
         ],
         "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
@@ -65,6 +72,7 @@ def _model(model: Model, now: float) -> dict[str, Any]:
     backoff = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))
     return {
         "phase": model.phase.value,
+        **_place(model),
         "queued": len(model.queue),
         "in_flight": len(model.in_flight),
         "oldest_wait": None if oldest is None else now - oldest.arrived,
@@ -75,6 +83,15 @@ def _model(model: Model, now: float) -> dict[str, Any]:
         "last_error": model.last_error or None,
         "pinned": model.pinned,
         "pin_expires_in": None if model.pinned_until is None else max(0.0, model.pinned_until - now),
+    }
+
+
+def _place(model: Model) -> dict[str, Any]:
+    """Return what a model takes, awake and asleep; ``level`` is null where none is known, and while awake."""
+    return {
+        "level": None if model.level is None else model.level.name,
+        "host_memory": None if model.level is None else model.level.host_memory,
+        "memory": model.running.memory,
     }
 
 
@@ -113,6 +130,8 @@ def model_entry(name: str, model: Model, *, aliases: tuple[str, ...] = ()) -> di
         "owned_by": "llmux",
         "llmux": {
             "state": model.phase.value,
+            **_place(model),
+            "pinned": model.pinned,
             "queued": len(model.queue),
             "in_flight": len(model.in_flight),
             "aliases": list(aliases),

@@ -430,6 +430,7 @@ _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
     fx.Answer: Switcher._answer,  # noqa: SLF001
     fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
     fx.ModelActivated: lambda switcher, effect: switcher._keeper.used(effect.model),  # noqa: SLF001
+    fx.ModelDeepened: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
     fx.SwitchEnded: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
     fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
 }

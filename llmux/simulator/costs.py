@@ -147,7 +147,11 @@ def _from_state(path: Path, data: Any) -> CostMatrix:
     pairs = {(source, target): seconds for source, target, seconds, _ in costs.rows() if source is not None}
     mean = sum(pairs.values()) / len(pairs) if pairs else None
     sleeps = {name: average.seconds for name, average in costs.sleeps.items()}
-    return CostMatrix(mean, pairs, sleeps, {name: average.seconds for name, average in costs.wakes.items()})
+    wakes = {name: average.seconds for name, average in costs.wakes.items()}
+    for name, _, half, seconds, _ in costs.level_rows():
+        known = wakes if half == "wake" else sleeps
+        known[name] = min(seconds, known.get(name, seconds))  # the lightest sleep, which is the usual
+    return CostMatrix(mean, pairs, sleeps, wakes)
 
 
 def _seconds(value: Any, where: str) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.core.spec import HookKind, Level, ModelSpec, Rules
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
 from llmux.simulator.costs import CostMatrix
 from llmux.simulator.run import UNBOUNDED, Scene
@@ -30,6 +30,7 @@ class Recorded:
     switches: list[Line]  # by their beginning
     decisions: list[Line]
     events: list[Line]
+    deepenings: list[Line]  # the hooks that put sleeping models deeper
     reloads: int
     lost: int  # lines that are missing
 
@@ -56,6 +57,11 @@ class Recorded:
         return frozenset(model["name"] for model in self.start["models"] if model["phase"] == "awake")
 
     @property
+    def levels(self) -> Mapping[str, str]:
+        """At which levels models slept as the record begins."""
+        return {model["name"]: model["level"] for model in self.start["models"] if model.get("level") is not None}
+
+    @property
     def rules(self) -> Rules:
         """The guard rails, but for those that end what is in flight: recorded services have that in them."""
         rules = self.start["rules"]
@@ -66,6 +72,7 @@ class Recorded:
             drain_timeout=None,
             alive_every=0.0,
             capacity=rules["capacity"],
+            host_memory=rules.get("host_memory"),
         )
 
     @property
@@ -118,6 +125,7 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
         all_of(lambda run: run.switches),
         all_of(lambda run: run.decisions),
         [line for line in all_of(lambda run: run.others) if line.get("type") in ("event", "tick", "stop")],
+        [line for line in all_of(lambda run: run.others) if line.get("type") == "hook"],
         len(parts) - 1,
         sum(part.lost for part in parts),
     )
@@ -159,6 +167,7 @@ def _spec(model: Line, *, hooks: bool) -> ModelSpec:
         shared_address=model["shared_address"],
         idle_sleep=model["idle_sleep"],
         preload=bool(model["preload"]),
+        levels=tuple(Level(str(name), int(need)) for name, need in model.get("levels", ()) if hooks),
     )
 
 

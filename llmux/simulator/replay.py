@@ -118,7 +118,7 @@ class _Replay(Run):
     """A run in which everything takes as long as it did."""
 
     def __init__(self, recorded: Recorded, policy: Policy) -> None:
-        scene = Scene(recorded.exact_specs(), recorded.awake)
+        scene = Scene(recorded.exact_specs(), recorded.awake, recorded.levels)
         trace = recorded.trace(refused=True)
         free = CostMatrix(0.0)  # not asked: hooks have their own durations
         super().__init__(trace, policy, free, EngineModel(), recorded.rules, recorded.end + AFTER, scene)
@@ -136,6 +136,8 @@ class _Replay(Run):
         for line in recorded.switches:
             for hook in line["hooks"]:
                 self._durations[line["id"], hook["model"], hook["hook"]].append(hook)
+        for hook in recorded.deepenings:
+            self._durations[0, hook["model"], hook["hook"]].append(hook)
         self._acts = _acts(recorded)
         times = [(act.time, index) for index, act in enumerate(self._acts)]
         heapq.heapify(times)

@@ -7,7 +7,7 @@ the one whose ``alive`` says yes at the start.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmux.core import Core
@@ -85,6 +85,7 @@ class Scene:
 
     specs: Sequence[ModelSpec]
     awake: frozenset[str]
+    levels: Mapping[str, str] = field(default_factory=dict)  # at which others sleep
 
     @classmethod
     def of(cls, trace: Trace, engine: EngineModel) -> Scene:
@@ -114,7 +115,7 @@ class Run:
         self.rates = engine.rates()
         self.works = [engine.work(job) for job in trace.jobs]
         self.until = NEVER if horizon is None else horizon
-        self.awake_at_start = scene.awake
+        self.awake_at_start, self.levels_at_start = scene.awake, scene.levels
         self.core = Core(scene.specs, rules, policy, decisions=0)
         self.handle, self.next_deadline = self.core.handle, self.core.next_deadline
         count = len(trace.jobs)
@@ -152,7 +153,7 @@ class Run:
             self._act,
         )
         turns = 0
-        self._feed(Started())
+        self._feed(Started(levels=self.levels_at_start))
         while True:
             time, what = self._next()
             if time >= self.until or (self.arrivals[-1][0] == NEVER and not self._anybody_left()):

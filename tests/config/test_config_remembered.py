@@ -21,6 +21,7 @@ models:
     upstream_model: other
     env: {A: "1", B: "ü"}
     timeouts: {wake: 90s}
+    levels: [ram: 3GiB, disk]
 """
 
 
@@ -36,6 +37,8 @@ def test_what_hooks_need_comes_back(tmp_path):
     assert after.name == before.name
     assert after.hooks == before.hooks
     assert after.timeouts == before.timeouts
+    assert after.levels == before.levels
+    assert len(after.levels) == 2
     for what in ("name", "host", "port", "tls", "base_path", "url", "scripts", "env", "cwd"):
         assert getattr(after.definition, what) == getattr(before.definition, what), what
 

@@ -30,6 +30,7 @@ class Ledger:
         self.now = 0.0
         self.stopped = False
         self.awake: set[str] = set()  # according to the notices
+        self.levels: dict[str, str] = {}  # the last sleep hook that succeeded was told this
         self.plan_is_old = False  # a reload came while a switch was under way
 
     def feed(self, event: ev.Event, now: float) -> list[fx.Effect]:
@@ -58,12 +59,23 @@ class Ledger:
                 self.queued[request] = self.in_flight.pop(request)
                 self.returns[request] = self.returns.get(request, 0) + 1
                 assert self.returns[request] == 1
-            case ev.HookFinished(hook=hook):
-                del self.hooks[hook]
+            case ev.HookFinished(hook=hook, ok=ok):
+                self._book_level(self.hooks.pop(hook), ok)
+            case ev.Started(levels=levels):
+                self.levels = dict(levels)
             case ev.ConfigReplaced():
                 self.plan_is_old = self.switch is not None
             case _:
                 pass
+
+    def _book_level(self, run: fx.RunHook, ok: bool) -> None:
+        """Keep the level at which a model sleeps: what the last successful sleep was told, if nothing undid it."""
+        if run.kind is HookKind.SLEEP and self.core.state.models[run.model].phase is Phase.SLEEPING:
+            self.levels[run.model] = run.level if ok else ""
+        elif run.kind is HookKind.SLEEP and ok:
+            self.levels[run.model] = run.level
+        elif run.kind in (HookKind.WAKE, HookKind.STOP):
+            self.levels[run.model] = ""
 
     def _effect(self, effect: fx.Effect) -> None:
         assert not self.stopped, "an effect after Stopped"
@@ -149,8 +161,30 @@ class Ledger:
             ]
             assert placement.fits(holders, s.rules.capacity), "invariant 1: not alone when it wakes"
             assert effect.model in s.recorded
+            if effect.level:
+                assert self.levels[effect.model] == effect.level, "wakes from a level where it does not sleep"
+        if effect.kind is HookKind.SLEEP:
+            self._sleeps_at(effect)
         lifecycle = [h for h in self.hooks.values() if h.model == effect.model and h.kind is not HookKind.ALIVE]
         assert len(lifecycle) <= 1, "two hooks of one model at once"
+
+    def _sleeps_at(self, effect: fx.RunHook) -> None:
+        """A sleep takes a level that there is host memory for, or the one that takes least."""
+        s = self.core.state
+        model = s.models[effect.model]
+        levels = {level.name: level.host_memory for level in model.running.levels}
+        assert effect.level in levels or not (effect.level or levels)
+        if model.phase is Phase.DEEPENING:
+            assert effect.switch == 0
+            assert model.deepening.host_memory < model.level.host_memory
+            assert self.switch is None or self.switch.to != model.name, "goes deeper though it is to wake"
+            assert not model.queue, "goes deeper though somebody waits for it"
+            assert not s.stopping
+        elif levels and s.rules.host_memory is not None:
+            total = sum(m.level.host_memory for m in s.models.values() if m.level is not None)
+            # All that leave start in one step: the last of them has seen all.
+            fits = total <= s.rules.host_memory or levels[effect.level] == min(levels.values())
+            assert fits, "sleeps lighter than there is host memory"
 
     def _after(self) -> None:
         s = self.core.state
@@ -176,7 +210,11 @@ class Ledger:
             assert set(model.queue) == waiting
             arrivals = [r.arrived for r in model.queue.values()]
             assert arrivals == sorted(arrivals)
-            if model.phase in (Phase.ASLEEP, Phase.SLEEPING, Phase.WAKING):
+            if model.phase in (Phase.ASLEEP, Phase.DEEPENING):
+                known = self.levels.get(name, "") if model.level is not None else ""
+                assert (model.level.name if model.level is not None else "") == known
+            assert (model.deepening is not None) == (model.phase is Phase.DEEPENING)
+            if model.phase in (Phase.ASLEEP, Phase.SLEEPING, Phase.WAKING, Phase.DEEPENING):
                 assert not model.in_flight or model.phase is Phase.WAKING
             assert (model.retirement is not None) == (model.phase is Phase.SLEEPING)
         assert s.queued == len(self.queued) == sum(len(m.queue) for m in s.models.values())

@@ -83,6 +83,7 @@ def given(
     policy: Any = None,
     holders: Iterable[str] = (),
     first_guesses: Any = None,
+    levels: Any = None,
     **rules: Any,
 ) -> Playbook:
     """Return a playbook at time 0, adoption done: ``awake`` were found running, ``holders`` were recorded."""
@@ -90,7 +91,7 @@ def given(
     core.state.costs.guesses = first_guesses or {}
     play = Playbook(core)
     awake = list(awake)
-    play.feed(0.0, ev.Started(frozenset(holders), tuple(awake)))
+    play.feed(0.0, ev.Started(frozenset(holders), tuple(awake), levels=levels or {}))
     for hook in list(play.ledger.hooks.values()):
         play.feed(0.0, ev.HookFinished(hook.hook, hook.model in awake))
     return play

@@ -15,7 +15,7 @@ from llmux.core.model import Shadow
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.snapshot import LiveSnapshot
-from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Memory, ModelSpec, Rules
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec, Rules
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
 
@@ -81,6 +81,7 @@ class World:
         self.capacity = rng.choice([None, None, 10, 16, {"0": 8, "1": 6}])
         self.rules_capacity = self.capacity
         self.grouped = rng.random() < 0.3
+        self.host_memory = rng.choice([None, 8, 20])
         self.names = [f"m{i}" for i in range(rng.randint(1, 5))]
         self.specs = {name: self._spec(name) for name in self.names}
         self.policy = WildPolicy(self)
@@ -94,7 +95,9 @@ class World:
         self.health = rng.choice([1.0, 0.9, 0.6, 0.3])
         holders = frozenset(n for n in self.names if rng.random() < 0.2)
         if rng.random() < 0.9:
-            self.feed(ev.Started(holders, tuple(rng.sample(self.names, rng.randint(0, len(self.names))))))
+            levels = {n: rng.choice(["l0", "l1", "gone"]) for n in self.names}
+            recent = tuple(rng.sample(self.names, rng.randint(0, len(self.names))))
+            self.feed(ev.Started(holders, recent, levels=levels))
         else:
             self.arrive()
             self.feed(ev.Started())
@@ -110,6 +113,7 @@ class World:
             max_in_flight=rng.choice([None, 1, 2]),
             max_queued=rng.choice([1, 3, 1000]),
             memory=self._memory(),
+            levels=self._levels(),
             companions=frozenset(n for n in self.names if rng.random() < 0.6) if self.grouped else None,
             shared_address=rng.choice([None, None, "x"]),
             idle_sleep=rng.choice([None, 3.0]),
@@ -120,6 +124,12 @@ class World:
         if not isinstance(self.capacity, dict):
             return self.rng.randint(1, 10) if self.capacity else None
         return {gpu: self.rng.randint(0, 6) for gpu in self.capacity}
+
+    def _levels(self) -> tuple[Level, ...]:
+        if self.host_memory is None and self.rng.random() < 0.8:
+            return ()
+        needs = sorted((self.rng.randint(0, 9) for _ in range(self.rng.randint(0, 3))), reverse=True)
+        return tuple(Level(f"l{depth}", need) for depth, need in enumerate(needs))
 
     def _rules(self) -> Rules:
         rng = self.rng
@@ -133,6 +143,7 @@ class World:
             alive_failures=rng.choice([1, 3]),
             backoff_first=rng.choice([0.0, 1.0]),
             capacity=self.rules_capacity,
+            host_memory=self.host_memory,
             sleep_on_exit=rng.random() < 0.3,
         )
 
@@ -263,6 +274,8 @@ class World:
             self.specs.setdefault(name, self._spec(name))
         if self.capacity and rng.random() < 0.3:
             self.rules_capacity = rng.choice([None, 5, 10, 16, {"0": 4, "1": 8}, {"0": 12, "1": 8}])
+        if rng.random() < 0.2:
+            self.host_memory = rng.choice([None, 4, 8, 20])
         if rng.random() < 0.1:
             self.grouped = not self.grouped
         self.rules = self._rules()

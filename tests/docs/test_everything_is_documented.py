@@ -48,7 +48,9 @@ def test_hook_variables():
     names = {name for source in SOURCES for name in HOOK_VARIABLE.findall(source.read_text())}
     assert {"LLMUX_MODEL", "LLMUX_HOOK", "LLMUX_PORT", "LLMUX_URL"} <= names
     assert not undocumented(names)
-    for_hooks = {name for name in names if re.fullmatch("LLMUX_(MODEL|HOOK|PORT|URL|SWITCH_ID|FROM|TO)", name)}
+    for_hooks = {
+        name for name in names if re.fullmatch("LLMUX_(MODEL|HOOK|PORT|URL|SWITCH_ID|FROM|TO|SLEEP_LEVEL)", name)
+    }
     assert not undocumented(for_hooks, "hooks/README.md")
 
 

@@ -20,6 +20,7 @@ EFFECTS = [
     core.ModelDeactivated("a", 60.0),
     core.SwitchEnded(7, ("a",), None, "abandoned", 3.0, 1.0, None, None),
     core.SwitchFailed(7, (), "c", "wake failed"),
+    core.ModelDeepened("a", "ram", "disk", 1.5),
     core.SleepHookFailed("a", "c", "exit 1"),
     core.BackoffStarted("c", HookKind.WAKE, 2, 2.1, "exit 1"),
     core.ModelLost("a", "refused"),
@@ -101,6 +102,11 @@ def test_every_effect_is_one_line(log, caplog, effect):
             core.SleepHookFailed("a", "c", "no"),
             "sleep_hook_failed",
             {"model": "a", "to": "c", "error": "no"},
+        ),
+        (
+            core.ModelDeepened("a", "ram", "disk", 1.23456),
+            "model_deepened",
+            {"model": "a", "from_level": "ram", "to_level": "disk", "duration_secs": 1.235},
         ),
         (
             core.Reject(1, "a", core.Refusal.WAITED_TOO_LONG, "", None, 30.004),

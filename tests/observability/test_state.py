@@ -12,7 +12,9 @@ import pytest
 from llmux.errors import StateLockedError
 from llmux.observability.state import NoState, State, StateFile
 
-STATE = State(frozenset({"a", "b"}), {"a": 5.5, "b": 7.0}, {"pairs": [["a", "b", 3.0]]})
+STATE = State(
+    frozenset({"a", "b"}), {"a": 5.5, "b": 7.0}, {"pairs": [["a", "b", 3.0]]}, levels={"c": "ram", "d": "disk"}
+)
 
 
 @pytest.fixture
@@ -144,7 +146,7 @@ def test_the_same_again_is_not_written(make):
     file.open()
     file.save(STATE)
     before = file.path.stat().st_ino
-    file.save(State(STATE.holders, dict(STATE.last_use), STATE.costs))
+    file.save(State(STATE.holders, dict(STATE.last_use), STATE.costs, levels=dict(STATE.levels)))
     assert file.path.stat().st_ino == before
     file.save(State())
     assert json.loads(file.path.read_bytes())["holders"] == []

@@ -53,6 +53,22 @@ async def test_a_stop_in_the_middle_of_a_switch_is_replayed(house):
     assert found.limits == []
 
 
+async def test_hooks_that_put_a_model_deeper_are_replayed(house):
+    models = {name: {**SLOWLY, "levels": [{"ram": "1GiB"}, "disk"]} for name in "abc"}
+    await house.open(models=models, record="record.jsonl", host_memory="1GiB")
+    for name in "abcab":
+        assert (await house.chat(name)).status == 200
+    await house.close()
+    recorded = read_recorded(house.folder / "record.jsonl")
+    assert [hook["model"] for hook in recorded.deepenings] == ["a", "b", "c"]
+    assert recorded.rules.host_memory == 2**30
+    found = replay(recorded)
+    assert len(found.recorded) == 5
+    assert found.exact
+    assert found.apart < 1e-6
+    assert found.limits == []
+
+
 async def test_what_ends_exactness_is_said(house):
     switcher = await house.open(models=dict.fromkeys("ab", SLOWLY), record="record.jsonl")
     assert (await house.chat("a")).status == 200

@@ -56,6 +56,7 @@ async def test_the_environment_is_exact(bench, monkeypatch):
         switch=7,
         sources=("a", "b"),
         target="c",
+        level="ram only",
     )
     assert result.ok, result.detail
     seen = set((bench.folder / "seen").read_text().splitlines())
@@ -70,6 +71,7 @@ async def test_the_environment_is_exact(bench, monkeypatch):
         "LLMUX_SWITCH_ID=7",
         "LLMUX_FROM=a,b",
         "LLMUX_TO=c",
+        "LLMUX_SLEEP_LEVEL=ram only",
     } <= seen
     assert {line.partition("=")[0] for line in seen} <= {*os.environ, "CTX", "PWD", *LLMUX_NAMES}
 
@@ -82,6 +84,7 @@ LLMUX_NAMES = (
     "LLMUX_SWITCH_ID",
     "LLMUX_FROM",
     "LLMUX_TO",
+    "LLMUX_SLEEP_LEVEL",
 )
 
 
