@@ -51,51 +51,100 @@ command_line() { # print the engine's command as shell words
 }
 
 is_ours() { # does our server answer there, and not somebody else's?
-	if [ -z "${EXPECT:-}" ]; then
+	if [ -n "${EXPECT:-}" ]; then
+		expected
+	else
 		find_engine
-		return
 	fi
+}
+
+is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+
+# ---- shared: expected
+expected() { # does what answers say what only this server says? Without EXPECT there is nothing to go by.
+	[ -n "${EXPECT:-}" ] || return 0
 	served=$(get "$url${EXPECT_PATH:-/v1/models}") || return 1
 	case $served in
 	*"$EXPECT"*) ;;
 	*) return 1 ;;
 	esac
 }
+# ---- end of expected
 
-# ---- from here on, llama-cpp.sh and process.sh are the same
-
+# ---- shared: words
+nl='
+'
 say() { printf '%s: %s\n' "$name" "$*"; }
 fail() { say "$@" >&2 && exit 1; }
 not_set_up() { say "$@" >&2 && exit 2; }
 has() { command -v "$1" >/dev/null 2>&1; }
+# ---- end of words
 
-get() { # print what a URL answers; fail unless its status is 2xx
+# ---- shared: http
+ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. No status: "refused", or "none" in time
+	method=$1 address=$2 json=${3:-} seconds=${4:-5}
+	answer='' status=none code=0
 	if has curl; then
-		curl -fsS --noproxy '*' --max-time 5 "$1"
+		# A key goes through standard input: the list of processes shows none.
+		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
+		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
+		answer=$(printf '%s\n' "${auth:+header = \"$auth\"}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
 	elif has python3; then
-		python3 -c 'import sys, urllib.request as r
-opener = r.build_opener(r.ProxyHandler({}))
-sys.stdout.buffer.write(opener.open(sys.argv[1], timeout=5).read())' "$1"
+		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
+method, url, body, seconds = sys.argv[1:]
+signal.setitimer(signal.ITIMER_REAL, float(seconds))
+request = r.Request(url, body.encode() or None, method=method)
+name, _, value = os.environ["AUTH"].partition(": ")
+for name, value in ((name, value), ("Content-Type", body and "application/json")):
+    if value: request.add_header(name, value)
+try:
+    with r.build_opener(r.ProxyHandler({})).open(request) as reply: code, text = reply.status, reply.read()
+except e.HTTPError as error: code, text = error.code, error.read()
+except e.URLError as error: sys.exit(7 if isinstance(error.reason, ConnectionRefusedError) else 1)
+sys.stdout.buffer.write(text + b"\n%d" % code)' "$method" "$address" "$json" "$seconds" 2>/dev/null) || code=$?
+	elif [ "$method" = GET ] && [ -z "${auth:-}" ]; then # with wget, whatever is no success is a 500
+		if answer=$(wget -q -O - -T "$seconds" "$address" 2>/dev/null); then
+			answer=$answer${nl}200
+		elif wget -S -O /dev/null -T "$seconds" "$address" 2>&1 | grep -q HTTP/; then
+			answer=${nl}500
+		else
+			code=1
+		fi
 	else
-		wget -q -O - -T 5 "$1"
-	fi 2>/dev/null
+		not_set_up "needs curl or python3, to tell the engine what to do"
+	fi
+	case $code in
+	0) status=${answer##*"$nl"} answer=${answer%"$nl"*} ;;
+	7) status=refused answer='' ;;
+	*) answer='' ;;
+	esac
+	case $status in
+	2??) ;;
+	*) return 1 ;;
+	esac
 }
+
+get() { ask GET "$1" && printf '%s\n' "$answer"; }
 
 speaks_http() { # does anything answer there, whatever it says?
-	if has curl; then
-		curl -s -o /dev/null --noproxy '*' --max-time 5 "$url/"
-	elif has python3; then
-		python3 -c 'import sys, http.client as h, urllib.parse as p
-connection = h.HTTPConnection(p.urlsplit(sys.argv[1]).netloc, timeout=5)
-connection.request("GET", "/")
-connection.getresponse()' "$url"
-	else
-		wget -S -O /dev/null -T 5 "$url/" 2>&1 | grep -q HTTP/
-	fi 2>/dev/null
+	ask GET "$url/" && return
+	case $status in
+	none | refused) return 1 ;;
+	esac
 }
 
-is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+answered() { # what it answered, in a line for people
+	case $status in
+	refused) echo "nobody listens at $url" ;;
+	none) echo "$address did not answer within $seconds s" ;;
+	*) printf '%s answers %s: %s\n' "$method ${address#"$url"}" "$status" "$(printf %s "$answer" | tr '\n' ' ' | cut -c 1-300)" ;;
+	esac
+}
 
+json_text() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')"; }
+# ---- end of http
+
+# ---- shared: process
 born() { # print when a process was started: with its number, that tells it from any other, even after a reboot
 	if [ -r /proc/self/stat ]; then
 		{ read -r stat <"/proc/$1/stat"; } || return 1
@@ -167,6 +216,16 @@ start_engine() { # in a session of its own: no signal that is meant for the hook
 	read -r pid started state <"$pid_file"
 }
 
+become_engine() {
+	echo "$$ $(born $$)" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
+	exec "$@"
+}
+
+note() { # keep a word about the engine in its pid file
+	echo "$pid $started $1" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 1
+	state=$1
+}
+
 wake_engine() {
 	if is_ready; then
 		say "is awake already"
@@ -195,7 +254,7 @@ wake_engine() {
 		fi
 		sleep 0.1
 	done
-	echo "$pid $started ready" >"$pid_file"
+	note ready
 	say "process $pid is ready at $url"
 }
 
@@ -235,7 +294,9 @@ action=${1:-${LLMUX_HOOK:-}}
 [ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
 [ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
 has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
+# ---- end of process
 
+# ---- shared: actions of a process
 case $action in
 wake) wake_engine ;;
 sleep) sleep_engine ;;
@@ -244,8 +305,8 @@ alive) is_ready || fail "is not ready at $url" ;;
 verify) ! find_engine || fail "process $pid is still there" ;;
 become-engine)
 	shift
-	echo "$$ $(born $$)" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
-	exec "$@"
+	become_engine "$@"
 	;;
 *) not_set_up "usage: $0 wake|sleep|alive|stop|verify" ;;
 esac
+# ---- end of actions of a process

@@ -214,15 +214,6 @@ def test_serving_survives_closed_pipes(serve, tmp_path):
     assert process.wait(10) == 0
 
 
-def test_the_hook_scripts_can_be_shown(run):
-    listed = run("hooks", "list").stdout
-    assert "llama-cpp" in listed
-    shown = run("hooks", "show", "llama-cpp").stdout
-    assert shown.startswith("#!/")
-    assert run("hooks", "show", "llama-cpp.sh").stdout == shown
-    assert "llama-cpp" in one_line(run("hooks", "show", "lama-cpp"))
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::", "0.0.0.0"])
 def test_it_listens_where_it_is_told(serve, tmp_path, host):
     process = serve("-c", write(tmp_path, host=host, insecure=True))

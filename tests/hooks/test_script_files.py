@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.real import ROOT
+from tests.hooks.shared_blocks import blocks_of
 
 SCRIPTS = sorted((ROOT / "hooks").glob("*.sh"))
 ENGINE_SCRIPTS = [script for script in SCRIPTS if "wake)" in script.read_text()]
@@ -46,11 +47,19 @@ class TestScript:
         assert script.name in (ROOT / "hooks" / "README.md").read_text()
 
 
-def test_lines_that_are_said_to_be_the_same_are_the_same():
-    marker = "# ---- from here on, llama-cpp.sh and process.sh are the same\n"
-    tails = {(ROOT / "hooks" / name).read_text().partition(marker)[2] for name in ("llama-cpp.sh", "process.sh")}
-    assert len(tails) == 1
-    assert tails != {""}
+def test_what_is_said_to_be_shared_is_the_same_everywhere():
+    seen: dict[str, dict[str, list[str]]] = {}
+    for script in SCRIPTS:
+        for name, text in blocks_of(script).items():
+            seen.setdefault(name, {}).setdefault(text, []).append(script.name)
+    assert {"words", "http", "process"} <= set(seen)
+    assert not {name: list(texts.values()) for name, texts in seen.items() if len(texts) > 1}
+
+
+def test_no_mark_of_a_shared_part_is_left_over():
+    for script in SCRIPTS:
+        marks = re.findall(r"^# ---- (?:shared:|end of) (.+)$", script.read_text(), re.MULTILINE)
+        assert sorted(marks) == sorted([*blocks_of(script), *blocks_of(script)]), script.name
 
 
 def test_engine_scripts_know_all_actions():

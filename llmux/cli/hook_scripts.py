@@ -1,0 +1,92 @@
+"""The hook scripts that come with llmux: which there are, what they say of themselves, and copying them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmux.errors import LLMuxError
+
+EXECUTABLE = 0o755
+
+
+class HookScriptError(LLMuxError):
+    """There is no such script, or it cannot be copied there."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookScript:
+    """One script. All but the path is read from its first lines."""
+
+    name: str
+    path: Path
+
+    @property
+    def text(self) -> str:
+        """The whole script."""
+        return self.path.read_text()
+
+    @property
+    def summary(self) -> str:
+        """What it is for, in a sentence."""
+        header = self._header()
+        paragraph = " ".join(line.removeprefix("# ") for line in header[: header.index("#")])
+        return re.split(r"(?<=[.?]) ", paragraph)[0]
+
+    @property
+    def example(self) -> str:
+        """The lines of a configuration that use it, as its header has them, beginning with ``models:``."""
+        lines = self._header()
+        begin = lines.index("#   models:")
+        end = lines.index("#", begin)
+        return "\n".join(line.removeprefix("#   ") for line in lines[begin:end])
+
+    def _header(self) -> list[str]:
+        lines = self.text.splitlines()[1:]
+        end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+        return lines[:end]
+
+
+def shipped() -> dict[str, HookScript]:
+    """Return the scripts by name, sorted."""
+    return {file.stem: HookScript(file.stem, file) for file in sorted(_folder().glob("*.sh"))}
+
+
+def find(name: str) -> HookScript:
+    """Return a script by its name, with or without ``.sh``; HookScriptError names those that there are."""
+    scripts = shipped()
+    found = scripts.get(name.removesuffix(".sh"))
+    if found is None:
+        near = difflib.get_close_matches(name, scripts, n=1)
+        mean = f"; did you mean {near[0]}?" if near else ""
+        raise HookScriptError(f"no hook script {name!r}{mean} Known: {', '.join(scripts)}")
+    return found
+
+
+def copy(name: str, folder: Path, *, force: bool = False) -> Path:
+    """Copy a script into a folder, which is made if need be, and return where it is now.
+
+    HookScriptError when there is none of that name, when another file has its place (unless ``force``), or when
+    it cannot be written.
+    """
+    script = find(name)
+    target = folder / script.path.name
+    content = script.path.read_bytes()
+    try:
+        if target.exists() and target.read_bytes() != content and not force:
+            raise HookScriptError(f"{target} exists and differs: move it away, or replace it with --force")
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        target.chmod(EXECUTABLE)
+    except OSError as error:
+        raise HookScriptError(f"{target} cannot be written: {error.strerror}") from None
+    return target
+
+
+def _folder() -> Path:
+    # Inside the installed package, or next to it in a checkout.
+    package = Path(__file__).parent.parent
+    installed = package / "hooks"
+    return installed if installed.is_dir() else package.parent / "hooks"

@@ -1,0 +1,102 @@
+"""The shipped hook scripts: listed, shown, copied, and in the wheel."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from typer.testing import CliRunner
+
+from llmux.cli import app
+from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
+from tests.engine.real import ROOT
+
+SOURCES = sorted((ROOT / "hooks").glob("*.sh"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def go(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return go
+
+
+def test_each_is_listed_with_what_it_is_for(run):
+    listed = run("hooks", "list").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == [path.stem for path in SOURCES]
+    assert "llama-server" in next(line for line in listed if line.startswith("llama-cpp "))
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in listed)
+
+
+def test_one_is_shown_as_it_is(run):
+    assert run("hooks", "show", "process").stdout == (ROOT / "hooks" / "process.sh").read_text()
+    assert run("hooks", "show", "process.sh", "--path").stdout.strip() == str(ROOT / "hooks" / "process.sh")
+
+
+def test_a_copy_is_the_same_and_executable_and_the_lines_that_use_it_are_printed(run, tmp_path):
+    done = run("hooks", "copy", "llama-cpp")
+    target = tmp_path / "hooks" / "llama-cpp.sh"
+    assert target.read_bytes() == (ROOT / "hooks" / "llama-cpp.sh").read_bytes()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert done.stdout.startswith("models:\n  qwen:\n")
+    assert "hooks/llama-cpp.sh" in done.stderr
+    assert run("hooks", "copy", "llama-cpp").exit_code == 0  # the same again changes nothing
+
+
+def test_a_file_that_differs_is_not_replaced_unless_forced(run, tmp_path):
+    target = tmp_path / "mine" / "process.sh"
+    target.parent.mkdir()
+    target.write_text("my own work\n")
+    done = run("hooks", "copy", "process", "mine")
+    assert done.exit_code == 2
+    assert "exists and differs" in done.stderr
+    assert target.read_text() == "my own work\n"
+    assert run("hooks", "copy", "process", "mine", "--force").exit_code == 0
+    assert target.read_text() == find("process").text
+
+
+def test_a_folder_that_cannot_be_written_is_named(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("hooks", "copy", "process", "file")
+    assert done.exit_code == 2
+    assert "file/process.sh cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "copy"])
+def test_an_unknown_name_is_answered_with_those_that_there_are(run, command):
+    done = run("hooks", command, "lama-cpp")
+    assert done.exit_code == 2
+    assert "did you mean llama-cpp?" in done.stderr
+    assert "process" in done.stderr
+
+
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path):
+    with pytest.raises(HookScriptError):
+        copy("../.ci/run", tmp_path)
+
+
+@pytest.mark.parametrize("script", shipped().values(), ids=lambda script: script.name)
+def test_the_header_has_an_example_and_a_summary(script):
+    assert script.example.startswith("models:\n  ")
+    assert f"hooks/{script.name}.sh" in script.example
+    assert script.summary.endswith((".", "?"))
+
+
+def test_they_are_in_the_wheel(tmp_path):
+    for name in ("llmux", "hooks", "policies"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=os.environ, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for script in SOURCES:
+            assert archive.read(f"llmux/hooks/{script.name}") == script.read_bytes()
