@@ -101,7 +101,7 @@ class ModelConfig(Section):
         " with `capacity` or `gpus`, several models may be awake.",
     )
     gpus: Gpus = Field(default=(), description="The GPUs that it runs on, out of the top-level `gpus`.")
-    levels: Levels = Field(
+    levels: Annotated[Levels, Default("[]")] = Field(
         default_factory=dict,
         description="How it may sleep, lightest first, with the host memory that each takes, as"
         " [ram: 18GiB, disk]; the hooks see `LLMUX_SLEEP_LEVEL`.",
@@ -111,6 +111,11 @@ class ModelConfig(Section):
         description="Put to sleep after this long without a request. null: never.",
     )
     preload: bool = Field(default=False, description="Wake the model at start.")
+    keep_awake: bool = Field(
+        default=False,
+        description="Never sleeps for being idle, is the last to make room for others, and comes back as soon as"
+        " it fits.",
+    )
     env: Mapping[EnvName, EnvValue] = Field(
         default_factory=dict, description="Environment variables for the hooks."
     )

@@ -129,6 +129,7 @@ def _groups_of(config: Config, name: str) -> list[GroupConfig]:
 def check_residency(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with memory and groups."""
     yield from _groups(config)
+    yield from _staying(config)
     if config.capacity is not None and config.gpus is not None:
         yield Problem(("gpus",), "is there beside `capacity`; keep `gpus` for several GPUs, `capacity` for one")
         return
@@ -200,6 +201,14 @@ def _placed(config: Config, name: str) -> Iterator[Problem]:
             )
 
 
+def _staying(config: Config) -> Iterator[Problem]:
+    if config.default_model is not None and config.default_model not in config.models:
+        yield Problem(("default_model",), _no_model(config, config.default_model))
+    for name, model in config.models.items():
+        if model.keep_awake and model.idle_sleep is not None:
+            yield Problem(("models", name, "idle_sleep"), "is there beside `keep_awake: true`; keep one of them")
+
+
 def _groups(config: Config) -> Iterator[Problem]:
     for label, group in config.groups.items():
         for index, name in enumerate(group.models):
@@ -207,7 +216,11 @@ def _groups(config: Config) -> Iterator[Problem]:
             if name in group.models[:index]:
                 yield Problem(at, f"{name!r} is there twice; keep one of them")
             elif name not in config.models:
-                owner = config.names.get(name)
-                near = get_close_matches(name, list(config.models), n=1)
-                hint = f"it is an alias of {owner!r}: name that" if owner else "name one of `models`"
-                yield Problem(at, f"{name!r} is no model; " + (f"did you mean {near[0]!r}?" if near else hint))
+                yield Problem(at, _no_model(config, name))
+
+
+def _no_model(config: Config, name: str) -> str:
+    owner = config.names.get(name)
+    near = get_close_matches(name, list(config.models), n=1)
+    hint = f"it is an alias of {owner!r}: name that" if owner else "name one of `models`"
+    return f"{name!r} is no model; " + (f"did you mean {near[0]!r}?" if near else hint)

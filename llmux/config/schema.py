@@ -81,6 +81,12 @@ class Config(Section):
         default=None,
         description="Put any model to sleep after this long without a request. null: never.",
     )
+    default_model: Name | None = Field(
+        default=None, description="The model to return to when nobody has asked for anything for `default_after`."
+    )
+    default_after: PositiveDuration = Field(
+        default=300.0, description="How long all must be quiet until the `default_model` is woken."
+    )
     state: Annotated[str | None, Default("$XDG_STATE_HOME/llmux/…")] = Field(
         default=None,
         description="File that remembers who may hold the GPU. null: none.",
@@ -216,5 +222,7 @@ class Config(Section):
     def idle_sleep_of(self, name: str) -> float | None:
         """Seconds without a request after which the model ``name`` sleeps; None for never."""
         model = self.models[name]
+        if model.keep_awake:
+            return None
         # An explicit null at the model is an exception from the global setting.
         return model.idle_sleep if "idle_sleep" in model.model_fields_set else self.idle_sleep

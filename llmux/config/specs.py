@@ -73,6 +73,7 @@ def _model(config: Config, name: str) -> ModelSpec:
         shared_address=f"{host}:{port}" if model.shared_address else None,
         idle_sleep=config.idle_sleep_of(name),
         preload=model.preload,
+        keep_awake=model.keep_awake,
     )
 
 
@@ -90,6 +91,8 @@ def _rules(config: Config) -> Rules:
         alive_failures=config.alive_failures,
         capacity=capacity_of(config),
         host_memory=config.host_memory,
+        default_model=config.default_model,
+        default_after=config.default_after,
         shutdown_grace=config.shutdown_grace,
         sleep_on_exit=config.on_exit == "sleep",
     )

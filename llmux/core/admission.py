@@ -123,14 +123,15 @@ def immovable(s: State, but: Model) -> dict[str, Model]:
 def leaving_cost(s: State, model: Model) -> placement.Cost:
     """Say what it costs to have a model leave: its sleep, and its return for each who is there or to be expected.
 
-    To be expected are as many as came, at its arrival rate, within two minutes, and one in any case.
+    To be expected are as many as came, at its arrival rate, within two minutes, and one in any case. Who is to be
+    kept awake costs more than all others.
     """
     present = len(model.in_flight) + len(model.queue)
     expected = 1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW
     level = levels.lightest(model)
     wake = s.costs.wake_of(model.name, level)
     seconds = s.costs.sleep_of(model.name, level) + wake * (present + expected)
-    return placement.Cost(int(present > 0), seconds)
+    return placement.Cost(int(model.spec.keep_awake), int(present > 0), seconds)
 
 
 def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:

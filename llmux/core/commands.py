@@ -54,6 +54,7 @@ def sleep(s: State, event: SleepRequested) -> None:
         else:
             _refuse_busy(s, event.ticket)
     elif model.phase in (Phase.ASLEEP, Phase.DEEPENING):
+        model.put_away = True
         _accept(s, event.ticket, None)
     else:
         switching.begin(s, None, (model,), "requested", requested=True)

@@ -1,7 +1,8 @@
 """What happens next while no switch is under way: errands, the overdue, the policy, the idle.
 
 In this order: a lease, what must go (removed, extra, cleanups), pins; then the longest overdue waiter, over
-policy and ``min_active``; then whoever fits beside what is awake; then the policy; then idle sleep and preload.
+policy and ``min_active``; then whoever fits beside what is awake; then the policy; then idle sleep, preload, what
+is to be kept awake, and the default model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from llmux.core import admission, chronicle, levels, shadows, switching
+from llmux.core import admission, chronicle, levels, quiet, shadows, switching
 from llmux.core.decisions import By
 from llmux.core.effects import PolicyDecided
 from llmux.core.model import Model
@@ -102,12 +103,20 @@ def _leisure(s: State) -> bool:
             )
             if free and not s.leased and _wake(s, model, "preload"):
                 return True
-    return False
+    return not s.leased and _come_back(s)
+
+
+def _come_back(s: State) -> bool:
+    if any(_wake(s, model, "keep_awake") for model in quiet.keepsakes(s)):
+        return True
+    homeward, s.homeward = s.homeward, False
+    model = quiet.default(s) if homeward else None
+    return model is not None and _wake(s, model, "default")
 
 
 def _idle_for_long(s: State, model: Model) -> bool:
     after = model.spec.idle_sleep
-    if after is None or not model.idle or model.awake_since is None:
+    if after is None or model.spec.keep_awake or not model.idle or model.awake_since is None:
         return False
     return s.now >= max(model.awake_since, model.last_served or -math.inf) + after
 

@@ -20,6 +20,8 @@ By = Literal["policy", "overruled", "max_wait", "min_active", "core"]
 ERRANDS = {
     "requested": "an operator asked for it",
     "pinned": "it is pinned",
+    "keep_awake": "it is to be kept awake, and there is room",
+    "default": "all has been quiet, and it is the default model",
     "preload": "it is to be awake from the start (preload)",
     "lease": "the GPU is lent to another job",
     "idle": "nobody has asked for it for as long as idle_sleep says",

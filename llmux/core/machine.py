@@ -18,6 +18,7 @@ Who does what, from the bottom up:
 - ``retirement``   how one model leaves the GPU: sleep → verify → stop → alive → what that means;
 - ``probing``      adoption at the start, ``alive`` while awake, engines that are lost;
 - ``switching``    one switch: drain, sleep, wake, and its three endings;
+- ``quiet``        what comes back by itself: the default model, and what is to be kept awake;
 - ``deciding``     what to begin while no switch is under way: errands, the overdue, the policy, the idle;
 - ``shadows``      what other policies would have decided;
 - ``decisions``, ``chronicle``   what was decided last, and why;
@@ -41,6 +42,7 @@ from llmux.core import (
     deciding,
     levels,
     probing,
+    quiet,
     reloading,
     retirement,
     stopping,
@@ -133,6 +135,8 @@ class Core:
                 deciding.settle(s, self._snapshot)
             if s.removals and reloading.forget_removed(s):
                 self._snapshot.refresh()
+            if s.rules.default_model is not None:
+                quiet.watch(s)
             if s.stopping:
                 stopping.finish(s)
         except CoreError as error:
@@ -285,6 +289,8 @@ class Core:
                 stopping.grace_over(s)
             elif key == "drain":
                 switching.drain_deadline(s)
+            elif key == "quiet":
+                s.homeward = s.errands = True
             elif key == "lease":
                 commands.set_lease(s, leased=False, until=None)
             else:  # ask

@@ -147,6 +147,7 @@ class Model:
     pinned: bool = False
     pinned_until: float | None = None
     wanted: bool = False  # preload
+    put_away: bool = False  # by an operator: only what asks for it wakes it
     arrival_mass: float = 0.0
     arrival_seen: float = 0.0
     service: float = 0.0

@@ -5,8 +5,9 @@ The rule: any set of models may be awake together that is one model alone; or wh
 address. With neither capacity nor groups that is one model at a time.
 
 Of all the sets of holders whose leaving makes the target fit, and that spare the immovable, the one of least
-cost is taken: the fewest busy ones, then the fewest seconds; at equal cost the smaller, then the first by name.
-It is exact for up to ``EXACT`` holders that could stay; beyond, the costliest are spared first while they fit.
+cost is taken: the fewest that are to be kept awake, then the fewest busy ones, then the fewest seconds; at equal
+cost the smaller, then the first by name. It is exact for up to ``EXACT`` holders that could stay; beyond, the
+costliest are spared first while they fit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ EXACT = 12
 class Cost(NamedTuple):
     """What it costs that a model leaves. Costs compare in this order."""
 
+    kept: int = 0  # 1 when it is to be kept awake
     busy: int = 0  # 1 when somebody uses it or waits for it
     seconds: float = 0.0  # >= 0
 
@@ -70,7 +72,7 @@ def leaving(
     capacity: Memory | None,
     *,
     immovable: Collection[str] = (),
-    cost: Price = lambda _name: Cost(0, 1.0),
+    cost: Price = lambda _name: Cost(seconds=1.0),
 ) -> tuple[str, ...] | None:
     """Return the holders (``target`` not among them) that must leave, or None if that cannot be."""
     stay = [spec for name, spec in holders.items() if name in immovable]
@@ -123,7 +125,7 @@ class _Search:
                 continue
             name = self.names[index]
             more = self.costs[name]
-            total = Cost(cost.busy + more.busy, cost.seconds + more.seconds)
+            total = Cost(cost.kept + more.kept, cost.busy + more.busy, cost.seconds + more.seconds)
             stack.append((index + 1, kept, room, total, [*out, name]))
             if not self.foes[name].isdisjoint(kept):
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmux.core import admission, commands, levels, probing, switching
+from llmux.core import admission, commands, levels, probing, quiet, switching
 from llmux.core.effects import ModelRemoved
 from llmux.core.events import ConfigReplaced
 from llmux.core.model import Model
@@ -47,6 +47,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     probing.find_extras(s)
     admission.sweep(s)
     _call_off_if_unwanted(s)
+    quiet.forget(s)
     s.errands = True
 
 

@@ -60,6 +60,7 @@ class ModelSpec:
     shared_address: str | None = None  # models with the same one are never awake together
     idle_sleep: float | None = None
     preload: bool = False
+    keep_awake: bool = False  # the last to leave, and back as soon as it fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +78,7 @@ class Rules:
     alive_failures: int = 3
     capacity: Memory | None = None  # needs every model's memory
     host_memory: int | None = None  # bytes for those who sleep; None: no limit
+    default_model: str | None = None  # is woken when all has been quiet for default_after seconds
+    default_after: float = 300.0
     shutdown_grace: float = 30.0
     sleep_on_exit: bool = False

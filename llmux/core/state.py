@@ -54,6 +54,8 @@ class State:
         self.stopped = False
         self.errands = False  # something may be to be done that no waiter asks for
         self.foresee = False  # an answer has ended: the policy may be asked who comes next
+        self.calm = False  # nobody is served or waits, and there is a default model
+        self.homeward = False  # it has been calm for long enough
         self.removals = False  # a removed model is still to be forgotten
         self.leased = False
         self.leased_until: float | None = None

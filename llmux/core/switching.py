@@ -144,7 +144,9 @@ def retired(s: State, model: Model, outcome: Outcome) -> None:
     if switch.stage is Stage.CLEANUP:
         _cleaned_up(s, switch, model, outcome)
         return
-    if outcome is not Outcome.ASLEEP:
+    if outcome is Outcome.ASLEEP:
+        model.put_away = switch.target is None and switch.requested
+    else:
         switch.error = f"{model.name}: {model.last_error}"
     if outcome is Outcome.RUNNING:
         admission.admit_waiters(s, model)
@@ -186,7 +188,7 @@ def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> N
         model.level = None
         model.unproven_failures = model.wake_backoff.failures
         model.wake_backoff.clear()
-        model.cleanup_owed = model.wanted = False
+        model.cleanup_owed = model.wanted = model.put_away = False
         model.last_error = ""
         probing.activated(s, model)
         model.woken_by_hook = True

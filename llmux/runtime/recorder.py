@@ -124,6 +124,8 @@ class Recorder:
                 "drain_timeout": rules.drain_timeout,
                 "capacity": rules.capacity,
                 "host_memory": rules.host_memory,
+                "default_model": rules.default_model,
+                "default_after": rules.default_after,
             },
             models=[_model(model) for model in s.models.values() if not model.removed],
             costs=s.costs.dump(),
@@ -336,6 +338,7 @@ def _model(model: Model) -> dict[str, Any]:
         "shared_address": spec.shared_address,
         "idle_sleep": spec.idle_sleep,
         "preload": spec.preload,
+        "keep_awake": spec.keep_awake,
         "levels": [[level.name, level.host_memory] for level in spec.levels],
         "level": None if model.level is None else model.level.name,
     }

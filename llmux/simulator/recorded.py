@@ -73,6 +73,8 @@ class Recorded:
             alive_every=0.0,
             capacity=rules["capacity"],
             host_memory=rules.get("host_memory"),
+            default_model=rules.get("default_model"),
+            default_after=float(rules.get("default_after", 0.0)),
         )
 
     @property
@@ -167,6 +169,7 @@ def _spec(model: Line, *, hooks: bool) -> ModelSpec:
         shared_address=model["shared_address"],
         idle_sleep=model["idle_sleep"],
         preload=bool(model["preload"]),
+        keep_awake=bool(model.get("keep_awake")),
         levels=tuple(Level(str(name), int(need)) for name, need in model.get("levels", ()) if hooks),
     )
 

@@ -72,6 +72,42 @@ async def test_preload(lab):
     assert lab.order() == ["wake b"]
 
 
+async def test_the_default_model_comes_back_when_all_is_quiet(lab):
+    lab.write("a b", default_model="a", default_after="400ms")
+    lab.start()
+    await lab.until_phase("a", "AWAKE")
+    answer = await lab.chat("b", do={"sse": 20, "interval": 0.03})  # longer than the quiet
+    assert answer.whole
+    ended = time.time()
+    await lab.until_phase("a", "AWAKE")
+    assert lab.order() == ["wake a", "sleep a", "wake b", "sleep b", "wake a"]
+    assert lab.hooks("sleep", "b")[0].t - ended >= 0.3
+    assert "all has been quiet" in (await lab.status())["decisions"][-1]["reason"]
+    # What an operator puts to sleep stays asleep.
+    assert (await lab.post("/llmux/models/a/sleep")).status == 202
+    await lab.until_phase("a", "ASLEEP")
+    await asyncio.sleep(0.6)
+    assert await lab.phase("a") == "ASLEEP"
+
+
+async def test_keep_awake(lab):
+    lab.check_holding = False
+    small = {**sized("small", 4), "keep_awake": True}
+    big, all_of_it = sized("big", 12), sized("all", 20)
+    lab.write({"small": small, "big": big, "all": all_of_it}, capacity="20GiB", idle_sleep="300ms")
+    lab.start()
+    await lab.until_phase("small", "AWAKE")
+    assert (await lab.chat("big")).status == 200
+    await lab.until_phase("big", "ASLEEP")
+    assert await lab.phase("small") == "AWAKE"  # idle for longer than the other
+    assert (await lab.chat("all")).status == 200
+    await lab.until_phase("small", "AWAKE")  # as soon as the other has gone to sleep
+    assert lab.order() == [
+        *("wake small", "wake big", "sleep big"),
+        *("sleep small", "wake all", "sleep all", "wake small"),
+    ]
+
+
 def sized(key: str, size: int) -> dict:
     return {"memory": f"{size}GiB", "env": {"KEY": key, "LEASE_CAPACITY": "20", "LEASE_SIZE": str(size)}}
 

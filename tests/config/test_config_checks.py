@@ -49,6 +49,9 @@ import pytest
             "capacity: 1GiB",
             "config.yaml:1: capacity: needs the `memory` of every model; missing for a, b; give it",
         ),
+        ("default_model: bb", "config.yaml:1: default_model: 'bb' is no model; did you mean 'b'?"),
+        ("default_model: zz", "config.yaml:1: default_model: 'zz' is no model; name one of `models`"),
+        ("default_after: 0", "config.yaml:1: default_after: must be longer than 0"),
         ("port: 8001", "config.yaml:3: models.a.port: 127.0.0.1:8001 is llmux's own address"),
         ("{host: localhost, port: 8002}", None),
     ],
@@ -66,6 +69,10 @@ def test_a_setting(refused, model, settings, line):
     [
         ("port: 0", "m.port: must be at least 1, not 0"),
         ("url: 'http://x', port: 1", "m: has both `port` and `url`; keep one of them"),
+        (
+            "port: 1, keep_awake: true, idle_sleep: 5m",
+            "m.idle_sleep: is there beside `keep_awake: true`; keep one of them",
+        ),
         ("preload: true", "m: needs `port`: the port on which its engine listens (or `url`)"),
         ("url: ftp://x", "m.url: 'ftp://x' is no http or https URL; write it as http://127.0.0.1:8001"),
         ("url: 127.0.0.1:80", "m.url: '127.0.0.1:80' is no http or https URL"),

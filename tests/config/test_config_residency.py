@@ -173,6 +173,14 @@ def test_groups_and_memory_both_have_to_allow_it(read, model):
     assert not together(config, "a", "c")
 
 
+def test_what_comes_back_by_itself(read, model):
+    text = "idle_sleep: 10m\ndefault_model: a\ndefault_after: 90s\n"
+    specs, rules = to_specs(read(text + models(model, a="", b=", keep_awake: true, idle_sleep: null")))
+    assert (rules.default_model, rules.default_after) == ("a", 90.0)
+    assert [(spec.keep_awake, spec.idle_sleep) for spec in specs] == [(False, 600.0), (True, None)]
+    assert to_specs(read(models(model, a="")))[1].default_model is None
+
+
 def test_warnings(read, model):
     config = read("gpus: {0: 24}\n" + models(model, a=", memory: {0: 18}"))
     assert config.warnings == (

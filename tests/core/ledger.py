@@ -10,7 +10,7 @@ from llmux.core.model import Stage
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 
-WANTED = ("requested", "pinned", "preload")
+WANTED = ("requested", "pinned", "preload", "keep_awake", "default")
 
 
 class Ledger:
@@ -30,6 +30,7 @@ class Ledger:
         self.now = 0.0
         self.stopped = False
         self.awake: set[str] = set()  # according to the notices
+        self.busy_at = 0.0  # when somebody was last served or waited
         self.levels: dict[str, str] = {}  # the last sleep hook that succeeded was told this
         self.plan_is_old = False  # a reload came while a switch was under way
 
@@ -37,12 +38,18 @@ class Ledger:
         """Hand over an event and check what comes back."""
         assert now >= self.now
         self.now = now
+        self._stir()
         self._before(event)
         effects = self.core.handle(event, now)
         for effect in effects:
             self._effect(effect)
+        self._stir()
         self._after()
         return effects
+
+    def _stir(self) -> None:
+        if self.queued or self.in_flight:
+            self.busy_at = self.now
 
     def _before(self, event: ev.Event) -> None:
         match event:
@@ -120,6 +127,7 @@ class Ledger:
                 assert self.switch is None, "two switches"
                 self.switch = effect
                 self._bounded(to, reason)
+                self._unasked(effect)
             case fx.SwitchEnded(switch=switch):
                 assert self.switch is not None
                 assert self.switch.switch == switch
@@ -132,6 +140,23 @@ class Ledger:
                 self.awake.remove(model)
             case _:
                 pass
+
+    def _unasked(self, effect: fx.SwitchStarted) -> None:
+        """What begins by itself: who is to be kept awake is never idle; the default comes after quiet."""
+        s = self.core.state
+        kept = {name for name in effect.sources if s.models[name].spec.keep_awake}
+        match effect.reason:
+            case "idle":
+                assert not kept
+            case "keep_awake":
+                assert not effect.sources
+                assert s.models[effect.to].spec.keep_awake
+            case "default":
+                assert effect.to == s.rules.default_model
+                assert not kept
+                assert not self.queued
+                assert not self.in_flight
+                assert self.now >= self.busy_at + s.rules.default_after
 
     def _bounded(self, to: str | None, reason: str) -> None:
         """Invariant 6: the longest overdue goes first, unless something forbids it."""

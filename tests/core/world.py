@@ -118,6 +118,7 @@ class World:
             shared_address=rng.choice([None, None, "x"]),
             idle_sleep=rng.choice([None, 3.0]),
             preload=rng.random() < 0.2,
+            keep_awake=rng.random() < 0.1,
         )
 
     def _memory(self) -> Memory | None:
@@ -144,6 +145,8 @@ class World:
             backoff_first=rng.choice([0.0, 1.0]),
             capacity=self.rules_capacity,
             host_memory=self.host_memory,
+            default_model=rng.choice([None, None, *self.names]),
+            default_after=rng.choice([0.5, 3.0]),
             sleep_on_exit=rng.random() < 0.3,
         )
 
