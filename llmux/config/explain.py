@@ -94,12 +94,16 @@ def _missing(path: Path) -> str:
     return "is missing"
 
 
+# What others call the setting for the policy's name.
+_USE = (("policy", "policy"), ("policy", "name"))
+
+
 def _unknown(path: Path, root: type[BaseModel]) -> str:
     """Suggest the nearest name here, else the section where the name belongs."""
     name = str(path[-1])
     section = section_at(path[:-1], root)
     here = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(name, here, n=1)
+    near = ["use"] if path in _USE else difflib.get_close_matches(name, here, n=1)
     if near:
         return f"is no setting; did you mean `{near[0]}`?"
     for place, other in sections(root):

@@ -151,7 +151,7 @@ def _stalls(say: Callable[[str], None]) -> dict[str, Any]:
     """Measure, in processes of their own, how long a large body holds up the event loop."""
     found = {}
     for name in ("llmux", "llmux without uvloop"):
-        command = [*measure.pinned(measure.PROXY_CORE), sys.executable, str(measure.HERE / "stall.py"), "--json"]
+        command = [sys.executable, str(measure.HERE / "stall.py"), "--json"]
         command += [] if name == "llmux" else ["--plain"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
         found[name] = json.loads(done.stdout)

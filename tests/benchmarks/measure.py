@@ -38,9 +38,19 @@ def _older(program: Path, source: Path) -> bool:
     return not program.exists() or program.stat().st_mtime < source.stat().st_mtime
 
 
+# Before this process is kept on one itself.
+_SEVERAL_CORES = len(os.sched_getaffinity(0)) > 1
+
+
 def pinned(core: int) -> list[str]:
     """Return the words that, before a command, keep it on a core; none where there is only one."""
-    return ["taskset", "-c", str(core)] if len(os.sched_getaffinity(0)) > 1 else []
+    return ["taskset", "-c", str(core)] if _SEVERAL_CORES else []
+
+
+def pin(core: int) -> None:
+    """Keep this process on a core; whom it starts is kept on another with ``pinned``."""
+    if _SEVERAL_CORES:
+        os.sched_setaffinity(0, {core})
 
 
 def free_port() -> int:

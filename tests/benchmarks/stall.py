@@ -145,6 +145,7 @@ def main() -> None:
 
         factory = uvloop.new_event_loop
     measure.build()
+    measure.pin(measure.PROXY_CORE)  # alone there: whom it starts is on the other
     with (
         tempfile.TemporaryDirectory() as name,
         rivals.engine(Path(name)) as engine,

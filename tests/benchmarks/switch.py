@@ -33,6 +33,7 @@ import rivals
 
 CONFIG = """\
 port: {port}
+policy: {{use: fifo}}  # which decides at once: what is measured is how long the rest takes
 state: {folder}/state
 models:
   a: {{port: {engine}, wake: {hook} wake, sleep: {hook} sleep, alive: ":"}}
@@ -142,6 +143,8 @@ def run(switches: int, waiters: int) -> dict[str, dict[str, float]]:
         names = ("a", "b")
         for number in range(switches):
             idle = number % 4 >= 2
+            if idle:
+                time.sleep(0.2)  # until those who were answered before have closed their connections
             parts = one_switch(port, names, 1 if idle else waiters, notes, idle=idle)
             names = (names[1], names[0])
             for part, value in parts.items():

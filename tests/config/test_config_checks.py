@@ -7,6 +7,7 @@ import pytest
     ("settings", "line"),
     [
         ("prot: 1", "config.yaml:1: prot: is no setting; did you mean `port`?"),
+        ("policy: {policy: fifo}", "config.yaml:1: policy.policy: is no setting; did you mean `use`?"),
         ("wake: x", "config.yaml:1: wake: is no setting here; it belongs under `models.NAME`"),
         ("max_wait: 1", "config.yaml:1: max_wait: is no setting here; it belongs under `policy`"),
         (
