@@ -13,7 +13,8 @@
 #
 # Actions; without one, $LLMUX_HOOK says which.
 #   wake    start the command, detached, and return when it is ready; if it is already, nothing
-#   sleep   TERM to it and its children, after $GRACE seconds a second TERM, 2 s later KILL; return when all are gone
+#   sleep   TERM to it and its children, after $GRACE seconds a second TERM, 2 s later KILL; return when all are gone.
+#           With STOP_COMMAND, that first, and TERM when it has not helped within $GRACE seconds
 #   alive   succeed if it is ready
 #   stop    KILL; return when all are gone
 #   verify  succeed if all are gone
@@ -24,7 +25,10 @@
 #
 # Environment
 #   COMMAND       the command, as shell words; it stays in the foreground; required to wake
-#   HEALTH_PATH   the path that answers 2xx once it is ready         /health
+#   STOP_COMMAND  ends it, as `docker stop NAME`; may use $pid       none
+#   FOLDER        where both commands run                            where the hooks do
+#   HEALTH_PATH   the path that answers 2xx once it is ready;        /health
+#                 `none`: any answer at all will do
 #   EXPECT        a text that only this server's answer contains     none
 #   EXPECT_PATH   the path whose answer contains it                  /v1/models
 #   LLMUX_MODEL, LLMUX_PORT, LLMUX_URL   given by llmux
@@ -44,11 +48,16 @@ name=${LLMUX_MODEL:-}
 port=${PORT:-${LLMUX_PORT:-}}
 url=${URL:-${LLMUX_URL:-http://127.0.0.1:$port}}
 health_path=${HEALTH_PATH:-/health}
+[ "$health_path" != none ] || health_path=/
 
 command_line() { # print the engine's command as shell words
 	[ -n "${COMMAND:-}" ] || not_set_up "COMMAND is not set: the server to start"
+	# shellcheck disable=SC2016 # for later
+	[ -z "${FOLDER:-}" ] || printf 'sh -c "$in_folder" sh '
 	printf '%s\n' "$COMMAND"
 }
+# shellcheck disable=SC2016,SC2034
+in_folder='cd "$FOLDER" && exec "$@"'
 
 is_ours() { # does our server answer there, and not somebody else's?
 	if [ -n "${EXPECT:-}" ]; then
@@ -58,7 +67,32 @@ is_ours() { # does our server answer there, and not somebody else's?
 	fi
 }
 
-is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+is_ready() {
+	if [ "${HEALTH_PATH:-}" = none ]; then
+		speaks_http && is_ours
+	else
+		get "$url$health_path" >/dev/null && is_ours
+	fi
+}
+
+run_stop_command() { (cd "${FOLDER:-.}" && eval "$STOP_COMMAND") </dev/null; }
+
+ask_to_end() { # what STOP_COMMAND leaves is ended as without it
+	if find_engine; then
+		run_stop_command &
+		tenths=$((${GRACE:-10} * 10))
+		while engine_runs && [ "$tenths" -gt 0 ]; do
+			tenths=$((tenths - 1))
+			sleep 0.1
+		done
+	else
+		case $STOP_COMMAND in
+		*[\$\{]pid*) ;;
+		# A container may have outlived the process that started it. If there is none, this fails, and all is well.
+		*) run_stop_command || : ;;
+		esac
+	fi
+}
 
 # ---- shared: expected
 expected() { # does what answers say what only this server says? Without EXPECT there is nothing to go by.
@@ -295,6 +329,8 @@ action=${1:-${LLMUX_HOOK:-}}
 [ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
 has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
 # ---- end of process
+
+[ "$action" != sleep ] || [ -z "${STOP_COMMAND:-}" ] || ask_to_end
 
 # ---- shared: actions of a process
 case $action in
