@@ -54,6 +54,9 @@ class TimeoutsConfig(Section):
     stop: PositiveDuration = Field(
         default=DEFAULT_TIMEOUTS[HookKind.STOP], description="Longest run of the stop hook."
     )
+    prefetch: PositiveDuration = Field(
+        default=DEFAULT_TIMEOUTS[HookKind.PREFETCH], description="Longest run of the prefetch hook."
+    )
 
 
 class CostConfig(Section):
@@ -82,6 +85,11 @@ class ModelConfig(Section):
     )
     stop: Script | None = Field(
         default=None, description="Harder than sleep; run when sleep or verify has failed."
+    )
+    prefetch: Script | None = Field(
+        default=None,
+        description="Beside the drain and the sleep of those that leave for it: prepares its wake"
+        " without the GPU, as by reading its weights into the page cache.",
     )
     aliases: tuple[Name, ...] = Field(default=(), description="Other names under which clients reach the model.")
     upstream_model: Name | None = Field(
@@ -149,5 +157,6 @@ class ModelConfig(Section):
             HookKind.ALIVE: self.alive,
             HookKind.VERIFY: self.verify,
             HookKind.STOP: self.stop,
+            HookKind.PREFETCH: self.prefetch,
         }
         return {kind: script for kind, script in given.items() if script is not None}

@@ -34,6 +34,9 @@ class CutReason(enum.StrEnum):
     STOPPING = "stopping"
 
 
+SWITCH_OVER = "its switch is over"  # why a prefetch is ended that is no longer of use
+
+
 @dataclass(slots=True)
 class Admit:
     """Send the request to its engine; it counts as in flight from this moment."""
@@ -80,7 +83,7 @@ class KillHook:
     """End a hook's process group: TERM, 5 s, KILL. Its ``HookFinished`` is still owed."""
 
     hook: int
-    reason: str  # timeout | stopping
+    reason: str  # timeout | stopping | SWITCH_OVER
 
 
 @dataclass(frozen=True, slots=True)

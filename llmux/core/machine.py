@@ -258,6 +258,8 @@ class Core:
         elif run.kind is HookKind.SLEEP:
             levels.deepened(s, run, ok=event.ok, detail=event.detail)
             switching.go_on(s)
+        elif run.kind is HookKind.PREFETCH:
+            model.prefetch = None
         else:
             model.probe = None
             self._probe_ended(model, event)

@@ -136,6 +136,7 @@ class Model:
     found: bool | None = None  # what the first alive said
     woken_by_hook: bool = False  # its first connection proves the wake
     unproven_failures: int = 0  # the failures in a row that such a wake would end
+    prefetch: int | None = None  # the prefetch hook that runs
     # leaving
     retirement: Retirement | None = None
     cleanup_owed: bool = False  # an errand: clean up without anybody asking

@@ -87,8 +87,12 @@ def take_over(s: State, specs: Iterable[ModelSpec]) -> None:
 
 
 def forget_removed(s: State) -> bool:
-    """Drop the removed models that are off the GPU; return whether there were any."""
-    gone = [m for m in s.models.values() if m.removed and m.phase is Phase.ASLEEP and not m.in_flight]
+    """Drop the removed models that are off the GPU and run no hook; return whether there were any."""
+    gone = [
+        m
+        for m in s.models.values()
+        if m.removed and m.phase is Phase.ASLEEP and not m.in_flight and m.prefetch is None
+    ]
     if s.switch is not None:
         gone = [m for m in gone if m is not s.switch.target and m not in s.switch.leaving]
     gone = [model for model in gone if not levels.clear_out(s, model)]

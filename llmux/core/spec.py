@@ -18,6 +18,7 @@ class HookKind(enum.StrEnum):
     ALIVE = "alive"
     VERIFY = "verify"
     STOP = "stop"
+    PREFETCH = "prefetch"
 
 
 Memory = int | Mapping[str, int]
@@ -29,6 +30,7 @@ DEFAULT_TIMEOUTS: Mapping[HookKind, float] = {
     HookKind.ALIVE: 10.0,
     HookKind.VERIFY: 60.0,
     HookKind.STOP: 60.0,
+    HookKind.PREFETCH: 600.0,
 }
 
 

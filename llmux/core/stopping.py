@@ -7,7 +7,7 @@ from llmux.core.effects import CancelRequests, CutReason, Refusal, Stopped
 from llmux.core.spec import HookKind
 from llmux.core.state import MODEL_TIMERS, State
 
-ENDED = frozenset({HookKind.ALIVE, HookKind.VERIFY, HookKind.WAKE})
+ENDED = frozenset({HookKind.ALIVE, HookKind.VERIFY, HookKind.WAKE, HookKind.PREFETCH})
 
 
 def requested(s: State) -> None:

@@ -6,12 +6,16 @@ Its plan is fixed when it begins. It ends in one of these ways:
 - abandoned: its last waiter left. Before the first sleep hook what leaves is reopened at once; later the hooks
   under way finish first. A wake under way is finished, and is a success even if nobody waits any more;
 - failure: something would not sleep, or the wake failed and was cleaned up after.
+
+While something leaves, the target's prefetch hook may run. Nothing depends on it: the wake does not wait for its
+end, its failure changes nothing, and it is ended with the switch at the latest.
 """
 
 from __future__ import annotations
 
 from llmux.core import admission, chronicle, levels, probing, retirement, shadows
 from llmux.core.effects import (
+    SWITCH_OVER,
     CancelRequests,
     CutReason,
     ModelActivated,
@@ -56,12 +60,31 @@ def begin(
             s.move(model, Phase.DRAINING)
     admission.sweep(s)  # whoever waits for what leaves for a pinned model
     levels.make_room(s, leaving)
+    _prefetch(s, switch)
     # While stopping, the grace is the only deadline of the answers under way.
     if s.rules.drain_timeout is not None and not s.stopping and any(model.in_flight for model in leaving):
         s.agenda.set("drain", s.now + s.rules.drain_timeout)
         if s.rules.drain_timeout == 0:
             drain_deadline(s)
     go_on(s)
+
+
+def _prefetch(s: State, switch: Switch) -> None:
+    """Start the target's prefetch beside the drain and the sleep. The wake does not wait for it.
+
+    Only of a model that is asleep, so that it runs beside no other hook of its own.
+    """
+    target = switch.target
+    if target is None or target.phase is not Phase.ASLEEP or target.prefetch is not None:
+        return
+    if switch.leaving and HookKind.PREFETCH in target.spec.hooks:
+        target.prefetch = s.run_hook(target, HookKind.PREFETCH)
+
+
+def _end_prefetch(s: State, switch: Switch) -> None:
+    target = switch.target
+    if target is not None and target.prefetch is not None:
+        s.kill_hook(s.hooks[target.prefetch], SWITCH_OVER)
 
 
 def go_on(s: State) -> None:
@@ -203,6 +226,7 @@ def woken(s: State, model: Model, started: float, *, ok: bool, detail: str) -> N
         return
     switch.error = f"wake {detail}"
     switch.stage = Stage.CLEANUP
+    _end_prefetch(s, switch)
     probing.wake_failed(s, model, detail)
     if model.in_flight:
         # It was lost with answers still running: they end before anything is done to it.
@@ -238,6 +262,7 @@ def _fail(s: State, switch: Switch) -> None:
 def _end(s: State, switch: Switch, result: str) -> None:
     s.switch = None
     s.agenda.cancel("drain")
+    _end_prefetch(s, switch)
     s.errands = True
     probing.find_extras(s)  # a reload in its course may have left room for less
     drained = switch.drained if switch.stage is not Stage.DRAINING else s.now

@@ -94,6 +94,7 @@ CATALOGUE: dict[str, LogEvent] = {
         _WARNING,
         "A model that is configured no more may hold the GPU, and its hooks are unknown: see to it by hand.",
     ),
+    "prefetch_ended": LogEvent(_INFO, "A prefetch that still ran when its switch was over is ended."),
     "leftover_hook_ended": LogEvent(_WARNING, "A hook of a llmux that was killed still ran, and was ended."),
     "hook_output": LogEvent(_INFO, "A line that a hook printed (debug for `alive` and `verify`)."),
     "hook_output_truncated": LogEvent(_WARNING, "A hook printed more than is kept."),

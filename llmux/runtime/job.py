@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmux.config import EngineDefinition
-from llmux.core.effects import RunHook
+from llmux.core.effects import SWITCH_OVER, RunHook
 from llmux.hookrunner import HookJob, HookResult
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
@@ -32,9 +32,12 @@ def job_for(effect: RunHook) -> HookJob:
 
 
 def tell_end(result: HookResult, log: EventLog, metrics: Metrics) -> None:
-    """Count and log the end of a hook."""
+    """Count and log the end of a hook. A prefetch that was ended with its switch has not failed, and was told."""
     kind = result.kind.value
-    metrics.hook_ended(result.model, kind, result.duration, result.ok)
+    over = result.killed == SWITCH_OVER
+    metrics.hook_ended(result.model, kind, result.duration, result.ok or over)
+    if over:
+        return
     code = -result.signal if result.signal is not None else result.exit_code
     output = result.tail or result.detail
     log.hook_ended(result.model, kind, ok=result.ok, seconds=result.duration, exit_code=code, output=output)

@@ -400,7 +400,10 @@ class Switcher:
     def _kill_hook(self, effect: fx.KillHook) -> None:
         self.hooks.kill(effect.hook, effect.reason)
         if (job := self.hooks.running.get(effect.hook)) is not None:
-            self.log.emit("hook_killed", model=job.model, hook=job.kind.value, reason=effect.reason)
+            if effect.reason == fx.SWITCH_OVER:
+                self.log.emit("prefetch_ended", model=job.model)
+            else:
+                self.log.emit("hook_killed", model=job.model, hook=job.kind.value, reason=effect.reason)
 
     def _hook_ended(self, result: HookResult) -> None:
         try:

@@ -26,6 +26,7 @@ models:
     alive: ./a
     verify: ./v
     stop: ./x
+    prefetch: ./p
     aliases: [gpt-4o-mini]
     upstream_model: served
     memory: 18GiB
@@ -96,7 +97,7 @@ def test_everything(read, tmp_path):
         host="127.0.0.1",
         port=8001,
         url="http://127.0.0.1:8001",
-        scripts=dict(zip(HookKind, ["./w", "./s", "./a", "./v", "./x"], strict=True)),
+        scripts=dict(zip(HookKind, ["./w", "./s", "./a", "./v", "./x", "./p"], strict=True)),
         env={"CTX": "8192", "RATIO": "0.90", "ON": "true"},
         cwd=tmp_path,
         upstream_model="served",

@@ -25,6 +25,7 @@ class Ledger:
         self.returns: dict[int, int] = {}
         self.hooks: dict[int, fx.RunHook] = {}
         self.killed: set[int] = set()
+        self.prefetched = 0  # the last switch that had a prefetch
         self.answers: dict[int, fx.Answer] = {}
         self.switch: fx.SwitchStarted | None = None
         self.now = 0.0
@@ -174,6 +175,9 @@ class Ledger:
         s = self.core.state
         if s.stopping:
             assert effect.kind in (HookKind.SLEEP, HookKind.STOP), "begins something while stopping"
+        if effect.kind is HookKind.PREFETCH:
+            self._prefetch(effect)
+            return
         if effect.kind in (HookKind.SLEEP, HookKind.STOP):
             assert effect.model not in self.in_flight.values(), "invariant 4: sleeps under load"
         if effect.kind is HookKind.WAKE:
@@ -190,7 +194,7 @@ class Ledger:
                 assert self.levels[effect.model] == effect.level, "wakes from a level where it does not sleep"
         if effect.kind is HookKind.SLEEP:
             self._sleeps_at(effect)
-        lifecycle = [h for h in self.hooks.values() if h.model == effect.model and h.kind is not HookKind.ALIVE]
+        lifecycle = [h for h in self._hooks(effect.model) if h.kind not in (HookKind.ALIVE, HookKind.PREFETCH)]
         assert len(lifecycle) <= 1, "two hooks of one model at once"
 
     def _sleeps_at(self, effect: fx.RunHook) -> None:
@@ -210,6 +214,22 @@ class Ledger:
             # All that leave start in one step: the last of them has seen all.
             fits = total <= s.rules.host_memory or levels[effect.level] == min(levels.values())
             assert fits, "sleeps lighter than there is host memory"
+
+    def _hooks(self, model: str) -> list[fx.RunHook]:
+        return [hook for hook in self.hooks.values() if hook.model == model]
+
+    def _prefetch(self, effect: fx.RunHook) -> None:
+        """It runs beside others that leave, once a switch, and beside no other hook of its model."""
+        switch = self.core.state.switch
+        assert switch is not None
+        assert switch.target is not None
+        assert effect.model == switch.target.name
+        assert switch.target.phase is Phase.ASLEEP, "a prefetch of what may hold the GPU"
+        assert switch.sources, "a prefetch beside nothing"
+        assert effect.switch == switch.id > self.prefetched, "two prefetches in one switch"
+        self.prefetched = switch.id
+        beside = [hook for hook in self._hooks(effect.model) if hook.kind is not HookKind.ALIVE]
+        assert beside == [effect], "a prefetch beside another hook of its model"
 
     def _after(self) -> None:
         s = self.core.state
@@ -244,16 +264,23 @@ class Ledger:
             assert (model.retirement is not None) == (model.phase is Phase.SLEEPING)
         assert s.queued == len(self.queued) == sum(len(m.queue) for m in s.models.values())
         assert (self.switch is None) == (s.switch is None)
+        for hook in self.hooks.values():
+            if hook.kind is HookKind.PREFETCH and hook.hook not in self.killed:
+                assert s.switch is not None, "a prefetch outlives its switch"
+                assert s.switch.id == hook.switch, "a prefetch outlives its switch"
+                assert s.switch.stage is not Stage.CLEANUP, "a prefetch of what failed to wake"
         self._something_is_due()
 
     def _something_is_due(self) -> None:
         """Invariant 7, locally: whoever waits, waits for something that will come."""
         s = self.core.state
+        # Nobody waits for a prefetch.
+        hooks = [hook for hook in self.hooks.values() if hook.kind is not HookKind.PREFETCH]
         if self.queued and s.ready:
-            assert self.in_flight or self.hooks or self.core.next_deadline() is not None, (
+            assert self.in_flight or hooks or self.core.next_deadline() is not None, (
                 "wedged: waiters, and nothing to wait for"
             )
-            idle = s.switch is None and not self.in_flight and not self.hooks
+            idle = s.switch is None and not self.in_flight and not hooks
             if idle:
                 assert "ask" in s.agenda, "wedged: waiters, nothing under way, and no reason"
         for hook in self.hooks:

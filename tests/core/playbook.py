@@ -46,9 +46,12 @@ def at(time: float, event: ev.Event, *effects: fx.Effect) -> Step:
     return Step(time, event, effects)
 
 
-def models(*names: str, verify: bool = False, stop: bool = False, **fields: Any) -> list[ModelSpec]:
+def models(
+    *names: str, verify: bool = False, stop: bool = False, prefetch: bool = False, **fields: Any
+) -> list[ModelSpec]:
     """Specs that differ by name only."""
-    extra = {kind for kind, given in ((HookKind.VERIFY, verify), (HookKind.STOP, stop)) if given}
+    optional = ((HookKind.VERIFY, verify), (HookKind.STOP, stop), (HookKind.PREFETCH, prefetch))
+    extra = {kind for kind, given in optional if given}
     timeouts = {**DEFAULT_TIMEOUTS, **fields.pop("timeouts", {})}
     return [ModelSpec(name, hooks=THREE | extra, timeouts=timeouts, **fields) for name in names]
 

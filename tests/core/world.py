@@ -104,7 +104,7 @@ class World:
 
     def _spec(self, name: str) -> ModelSpec:
         rng = self.rng
-        hooks = BASE | {k for k in (HookKind.VERIFY, HookKind.STOP) if rng.random() < 0.4}
+        hooks = BASE | {k for k in (HookKind.VERIFY, HookKind.STOP, HookKind.PREFETCH) if rng.random() < 0.4}
         return ModelSpec(
             name,
             definition=rng.randint(0, 10**6),

@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(path for kind in ("*.yaml", "*.yml", "*.json") for path in EXAMPLES.rglob(kind))
-HOOKS = ("wake", "sleep", "alive", "verify", "stop")
+HOOKS = ("wake", "sleep", "alive", "verify", "stop", "prefetch")
 
 
 def name_of(path: Path) -> str:

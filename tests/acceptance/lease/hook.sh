@@ -1,5 +1,5 @@
 #!/bin/sh
-# The hooks of the pretended engine: hook.sh wake|sleep|alive|verify|stop
+# The hooks of the pretended engine: hook.sh wake|sleep|alive|verify|stop|prefetch
 # $LAB is the laboratory's folder, $KEY a file-safe name of the model. Before it does its work each run executes
 # $LAB/ctl/$KEY.$1, where a test has put one (with $LAB/ctl/$KEY.$1.n: that many times). Each run is journalled.
 action=$1
