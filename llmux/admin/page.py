@@ -18,7 +18,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884 
 .awake { color: #2a2 } .faulted, .lost, .error { color: #d33 } .waking, .draining, .sleeping { color: #c80 }
 #news { font: 12px/1.5 ui-monospace, monospace; white-space: pre-wrap; max-height: 20rem; overflow: auto }
 </style>
-<h1>llmux</h1><p id="now">…</p>
+<h1>llmux</h1><p id="now">…</p><p id="why"></p>
 <table><thead><tr><th>model<th>phase<th class="number">queued<th class="number">in flight
 <th class="number">oldest wait<th>last error</thead><tbody id="models"></tbody></table>
 <table><thead><tr><th>from<th>to<th class="number">seconds<th class="number">times</thead>
@@ -45,8 +45,10 @@ async function look() {
     at("now").textContent = `${now.version}, policy ${now.policy.use}; ` + (move
       ? `switch ${move.id}: ${move.from.join(", ") || "nobody"} → ${move.to ?? "sleep"}, ${move.phase}`
       : `awake: ${now.awake.join(", ") || "nobody"}`) + (now.lease ? "; the GPU is lent" : "")
+    at("why").textContent = now.last_eviction?.reason ?? ""
     at("models").replaceChildren(...Object.entries(now.models).map(([name, it]) => row([
-      [name + (it.pinned ? " (pinned)" : "")], [it.phase, it.phase.toLowerCase()], [it.queued, "number"],
+      [name + (it.pinned ? " (pinned)" : "")],
+      [it.phase + (it.level == null ? "" : ` (${it.level})`), it.phase.toLowerCase()], [it.queued, "number"],
       [it.in_flight, "number"], [secs(it.oldest_wait), "number"], [it.last_error, "error"]])))
     at("costs").replaceChildren(...now.switch_costs.map(it => row([
       [it.from ?? "nobody"], [it.to ?? "sleep"], [it.seconds.toFixed(2), "number"], [it.samples, "number"]])))

@@ -80,7 +80,9 @@ class Admin:
         name = request.match_info["model"]
         model = self._known(name)
         aliases = self._switcher.config.models[model].aliases
-        return web.json_response(model_entry(name, self._switcher.core.state.models[model], aliases=aliases))
+        switcher = self._switcher
+        entry = model_entry(name, switcher.core.state.models[model], switcher.now(), aliases=aliases)
+        return web.json_response(entry)
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say whether everything that is due is done: 200 or 503."""

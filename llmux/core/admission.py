@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from llmux.core import levels, placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
@@ -120,18 +121,39 @@ def immovable(s: State, but: Model) -> dict[str, Model]:
     }
 
 
+class Loss(NamedTuple):
+    """What it takes that a model leaves, in seconds."""
+
+    present: int  # requests in flight or waiting
+    expected: float  # requests in the next two minutes, one at least
+    sleep: float
+    wake: float
+
+    @property
+    def seconds(self) -> float:
+        """Its sleep, and a wake for each request."""
+        return self.sleep + self.wake * (self.present + self.expected)
+
+
+def loss(s: State, model: Model) -> Loss:
+    """Return what it takes that a model leaves."""
+    level = levels.lightest(model)
+    return Loss(
+        len(model.in_flight) + len(model.queue),
+        1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW,
+        s.costs.sleep_of(model.name, level),
+        s.costs.wake_of(model.name, level),
+    )
+
+
 def leaving_cost(s: State, model: Model) -> placement.Cost:
     """Say what it costs to have a model leave: its sleep, and its return for each who is there or to be expected.
 
     To be expected are as many as came, at its arrival rate, within two minutes, and one in any case. Who is to be
     kept awake costs more than all others.
     """
-    present = len(model.in_flight) + len(model.queue)
-    expected = 1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW
-    level = levels.lightest(model)
-    wake = s.costs.wake_of(model.name, level)
-    seconds = s.costs.sleep_of(model.name, level) + wake * (present + expected)
-    return placement.Cost(int(model.spec.keep_awake), int(present > 0), seconds)
+    taken = loss(s, model)
+    return placement.Cost(int(model.spec.keep_awake), int(taken.present > 0), taken.seconds)
 
 
 def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:

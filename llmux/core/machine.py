@@ -21,7 +21,7 @@ Who does what, from the bottom up:
 - ``quiet``        what comes back by itself: the default model, and what is to be kept awake;
 - ``deciding``     what to begin while no switch is under way: errands, the overdue, the policy, the idle;
 - ``shadows``      what other policies would have decided;
-- ``decisions``, ``chronicle``   what was decided last, and why;
+- ``decisions``, ``chronicle``, ``evictions``   what was decided last, and why;
 - ``commands``, ``reloading``, ``stopping``   operators, new configurations, the end;
 - ``diagnosis``, ``story``   what is due and not done; what has happened, as a test that can be run.
 

@@ -6,11 +6,15 @@ import enum
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmux.core.backoff import Backoff
 from llmux.core.phases import HOLDING, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, Level, ModelSpec
+
+if TYPE_CHECKING:
+    from llmux.core.evictions import Eviction
 
 ARRIVAL_WINDOW = 120.0  # seconds over which arrivals are averaged
 SERVICE_ALPHA = 0.1
@@ -144,6 +148,7 @@ class Model:
     failed_cleanups: int = 0
     first_failed_cleanup: float = 0.0
     extra: bool = False  # found awake at the start although it may not be
+    evicted: Eviction | None = None  # the last time that it made room for another
     removed: bool = False
     pinned: bool = False
     pinned_until: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from llmux.core.agenda import Agenda
 from llmux.core.costs import SwitchCosts
@@ -24,6 +25,9 @@ from llmux.core.phases import TRANSITIONS, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.transitions import Transitions
+
+if TYPE_CHECKING:
+    from llmux.core.evictions import Eviction
 
 # What may be due for a model; the agenda's keys are (what, name).
 MODEL_TIMERS = ("timeout", "overdue", "idle", "probe", "verify", "wake backoff", "sleep backoff", "pin")
@@ -67,6 +71,7 @@ class State:
         self.shadows: tuple[Shadow, ...] = ()
         self.decisions: deque[DecisionRecord] | None = None  # the last ones; None: none are kept
         self.decision_ids = 0
+        self.eviction: Eviction | None = None  # the last one
         self._hook_ids = 0
         self._switch_ids = 0
 

@@ -13,7 +13,7 @@ end, its failure changes nothing, and it is ended with the switch at the latest.
 
 from __future__ import annotations
 
-from llmux.core import admission, chronicle, levels, probing, retirement, shadows
+from llmux.core import admission, chronicle, evictions, levels, probing, retirement, shadows
 from llmux.core.effects import (
     SWITCH_OVER,
     CancelRequests,
@@ -49,6 +49,7 @@ def begin(
     spec = target.next if target is not None else None
     switch = Switch(s.next_switch_id(), target, spec, leaving, reason, requested, s.now)
     chronicle.begun(s, switch, decided=decided)
+    evictions.note(s, switch)
     s.switch = switch
     s.last_decision = None
     s.agenda.cancel("ask")

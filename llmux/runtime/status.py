@@ -9,6 +9,7 @@ from llmux.core import diagnosis, levels
 from llmux.core.model import Model, Shadow
 from llmux.core.phases import Phase
 from llmux.runtime.decisions import IN_STATUS, decisions
+from llmux.runtime.evictions import brief, eviction
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 
@@ -52,6 +53,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
             {"model": name, "level": level, "hook": hook, "seconds": seconds, "samples": samples}
             for name, level, hook, seconds, samples in s.costs.level_rows()
         ],
+        "last_eviction": None if s.eviction is None else eviction(s.eviction, time.time() - now),
         "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
     }
@@ -82,6 +84,7 @@ def _model(model: Model, now: float) -> dict[str, Any]:
         "backoff_until": None if backoff == 0 else time.time() + backoff,
         "last_error": model.last_error or None,
         "pinned": model.pinned,
+        "evicted": None if model.evicted is None else brief(model.evicted, time.time() - now),
         "pin_expires_in": None if model.pinned_until is None else max(0.0, model.pinned_until - now),
     }
 
@@ -117,12 +120,12 @@ def model_list(switcher: Switcher) -> list[dict[str, Any]]:
             continue
         configured = switcher.config.models.get(name)
         aliases = configured.aliases if configured else ()
-        entries.append(model_entry(name, model, aliases=aliases))
+        entries.append(model_entry(name, model, switcher.now(), aliases=aliases))
     return sorted(entries, key=lambda entry: str(entry["id"]))
 
 
-def model_entry(name: str, model: Model, *, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return one model as OpenAI's API describes it, with what llmux knows added."""
+def model_entry(name: str, model: Model, now: float, *, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return one model as OpenAI's API describes it, with what llmux knows at ``now`` of the core's clock."""
     return {
         "id": name,
         "object": "model",
@@ -132,6 +135,7 @@ def model_entry(name: str, model: Model, *, aliases: tuple[str, ...] = ()) -> di
             "state": model.phase.value,
             **_place(model),
             "pinned": model.pinned,
+            "evicted": None if model.evicted is None else brief(model.evicted, time.time() - now),
             "queued": len(model.queue),
             "in_flight": len(model.in_flight),
             "aliases": list(aliases),

@@ -102,6 +102,19 @@ async def test_keep_awake(lab):
     assert await lab.phase("small") == "AWAKE"  # idle for longer than the other
     assert (await lab.chat("all")).status == 200
     await lab.until_phase("small", "AWAKE")  # as soon as the other has gone to sleep
+    made = (await lab.status())["last_eviction"]
+    assert (made["left"], made["for"]) == (["small"], "all")
+    assert made["reason"].startswith(
+        "small makes room for all: it needs 20GiB (16GiB free); small cannot be awake"
+    )
+    entries = {entry["id"]: entry["llmux"] for entry in (await lab.get("/v1/models")).json()["data"]}
+    assert entries["small"]["evicted"]["reason"] == made["reason"]
+    assert entries["small"]["memory"] == made["models"][0]["memory"] == 4 * 2**30
+    assert (entries["small"]["state"], entries["small"]["pinned"], entries["big"]["evicted"]) == (
+        "awake",
+        False,
+        None,
+    )
     assert lab.order() == [
         *("wake small", "wake big", "sleep big"),
         *("sleep small", "wake all", "sleep all", "wake small"),

@@ -1,0 +1,89 @@
+"""Why the last eviction chose what it chose, in words and as JSON: for ``/llmux/status`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llmux.config.sizes import format_size
+from llmux.core.decisions import duration
+from llmux.core.evictions import Candidate, Eviction
+
+
+def eviction(made: Eviction, offset: float) -> dict[str, Any]:
+    """Return all of it as JSON values; ``offset`` is added to its time."""
+    return {
+        "time": made.time + offset,
+        "switch": made.switch,
+        "for": made.target,
+        "left": list(made.left),
+        "reason": reason(made),
+        "need": _sizes(made.need),
+        "free": _sizes(made.free),
+        "models": [{**each._asdict(), "memory": _sizes(each.memory)} for each in made.candidates],
+    }
+
+
+def brief(made: Eviction, offset: float) -> dict[str, Any]:
+    """Return what one of those that left is told of."""
+    return {"time": made.time + offset, "switch": made.switch, "for": made.target, "reason": reason(made)}
+
+
+def reason(made: Eviction) -> str:
+    """Say why those left who left, and not the others."""
+    left = [each for each in made.candidates if each.left]
+    names = " and ".join(each.model for each in left)
+    first = f"{names} {'makes' if len(left) == 1 else 'make'} room for {made.target}"
+    shortage = _shortage(made)
+    parts = [f"{first}: {shortage}" if shortage else first]
+    parts += [_left(made, each) for each in left]
+    parts += [f"{each.model} stays, {_stays(each)}" for each in made.candidates if not each.left]
+    return "; ".join(parts)
+
+
+def _shortage(made: Eviction) -> str:
+    if made.free is None:
+        return "" if made.grouped else "one model at a time is awake"
+    need = made.need or {}
+    return "it needs " + " and ".join(_gpu(gpu, need[gpu], made.free.get(gpu, 0)) for gpu in need)
+
+
+def _gpu(gpu: str, need: int, free: int) -> str:
+    of_gpu = f" of GPU {gpu}" if gpu else ""
+    there = f"{format_size(free)} free" if free >= 0 else f"{format_size(-free)} too much in use"
+    return f"{format_size(need)}{of_gpu} ({there})"
+
+
+def _left(made: Eviction, each: Candidate) -> str:
+    if each.why == "apart" and (made.grouped or made.free is not None):
+        return f"{each.model} cannot be awake beside it"
+    parts = [*_busy(each), f"sleep {duration(each.sleep)}", f"wake {duration(each.wake)}"]
+    expected = f"{each.expected:.2g} expected in 2 min"
+    return f"to lose {each.model} costs {duration(each.cost)} ({', '.join([*parts, expected])})"
+
+
+def _stays(each: Candidate) -> str:
+    match each.why:
+        case "pinned":
+            return "it is pinned"
+        case "backoff":
+            return "it would not go to sleep a moment ago"
+    would = f"it would cost {duration(each.cost)}"
+    if each.keep_awake:
+        return f"it is to be kept awake ({would})"
+    busy = list(_busy(each))
+    return f"it is busy: {', '.join(busy)} ({would})" if busy else would
+
+
+def _busy(each: Candidate) -> Iterator[str]:
+    if each.in_flight:
+        yield f"{each.in_flight} in flight"
+    if each.queued:
+        yield f"{each.queued} waiting"
+
+
+def _sizes(sizes: Mapping[str, int] | None) -> int | dict[str, int] | None:
+    """Return bytes: of the one GPU, or by the name of each."""
+    if sizes is None:
+        return None
+    return sizes[""] if list(sizes) == [""] else dict(sizes)
