@@ -18,6 +18,7 @@ LLMuxError
     ├── ConflictError          409  (admin API)
     ├── BodyTooLargeError      413
     ├── QueueFullError         429
+    ├── TooManyAttemptsError   429  (wrong keys)
     ├── EngineError            502
     ├── UnavailableError       503  (wake failed, backing off, faulted, pinned, leased, stopping)
     └── WaitedTooLongError     504
@@ -180,6 +181,15 @@ class QueueFullError(RequestError):
     type = "rate_limit_error"
     anthropic_type = "rate_limit_error"
     code = "queue_full"
+
+
+class TooManyAttemptsError(RequestError):
+    """Too many wrong keys were shown; one that is new to llmux is not looked at for now."""
+
+    status = 429
+    type = "rate_limit_error"
+    anthropic_type = "rate_limit_error"
+    code = "too_many_attempts"
 
 
 class EngineError(RequestError):

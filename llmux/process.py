@@ -20,6 +20,7 @@ from aiohttp import web
 
 from llmux.app import FRONT, build_app
 from llmux.config import Config
+from llmux.config.checks import open_to_all
 from llmux.errors import ConfigError, LLMuxError
 from llmux.middleware import Front
 from llmux.notify import Notifier
@@ -94,7 +95,9 @@ class Process:
         url = f"http://{_bracketed(host)}:{port}"
         self._log.emit("started", url=url, models=list(config.models), policy=config.policy.use)
         if host.startswith("127.") or host == "::1":
-            self._log.emit("listening_on_loopback", hint="set `host: 0.0.0.0` to open it to other machines")
+            self._log.emit(
+                "listening_on_loopback", hint="set `host: 0.0.0.0` and `api_keys` to open it to other machines"
+            )
         for warning in config.warnings:
             self._log.emit("config_warning", warning=warning)
         if config.folder != Path.cwd():
@@ -161,6 +164,9 @@ class Process:
         self._systemd.reloading()
         try:
             config = self._read()
+            # Another `host` takes a restart: what the old one lets in is what counts.
+            if problem := open_to_all(self._running.host, config):
+                raise ConfigError(f"llmux listens on an address that {problem}", path="api_keys")
             switcher.replace(config)
         except LLMuxError as error:
             switcher.last_reload_error = str(error)

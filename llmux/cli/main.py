@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import explain, hooks, simulate
+from llmux.cli import explain, hooks, keys, simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -106,15 +106,23 @@ def schema() -> None:
 app.command("simulate")(simulate.run)
 app.command("explain")(explain.run)
 app.add_typer(hooks.app, name="hooks")
+app.add_typer(keys.app, name="key")
 
 
 def summary(config: Config) -> str:
     """Say in a few lines what a configuration makes llmux do."""
-    lines = [f"listens on {config.host}:{config.port}", f"policy {config.policy.use}"]
+    lines = [f"listens on {config.host}:{config.port}{_opened_by(config)}", f"policy {config.policy.use}"]
     for name, model in config.models.items():
         also = f" (also {', '.join(model.aliases)})" if model.aliases else ""
         lines.append(f"model {name}{also} at {model.address.url}")
     return "\n".join(lines)
+
+
+def _opened_by(config: Config) -> str:
+    keys = len(config.api_keys)
+    if not keys:
+        return ", for anybody who reaches it"
+    return f", for who shows {'the key' if keys == 1 else f'one of {keys} keys'}"
 
 
 def _load(file: Path, port: int | None) -> Config:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmux.config.address import covers, is_loopback
+from llmux.config.keys import check_keys
 from llmux.config.levels import check_levels, levels_warnings
 from llmux.config.problems import Problem
 from llmux.config.residency import check_residency
@@ -20,7 +21,7 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 def check(config: Config) -> list[Problem]:
     """Return everything that makes ``config`` unusable, as a whole."""
     problems = [*_names(config), *_addresses(config), *check_residency(config)]
-    return [*problems, *check_levels(config), *_backoff(config)]
+    return [*problems, *check_levels(config), *_backoff(config), *check_keys(config), *_openness(config)]
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -73,12 +74,23 @@ def find_warnings(config: Config) -> tuple[str, ...]:
     return tuple(_warnings(config))
 
 
+def _openness(config: Config) -> Iterator[Problem]:
+    problem = open_to_all(config.host, config)
+    if problem:
+        yield Problem(("host",), problem)
+
+
+def open_to_all(host: str, config: Config) -> str:
+    """Say what is wrong with listening on ``host`` under this configuration; "" when nothing is."""
+    if is_loopback(host) or config.api_keys or config.insecure:
+        return ""
+    return (
+        f"is {host}, beyond this machine, without `api_keys`: anybody who reaches it could use llmux;"
+        " give `api_keys` (`llmux key new` makes one), or say `insecure: true` if that is meant"
+    )
+
+
 def _warnings(config: Config) -> Iterator[str]:
-    if not is_loopback(config.host) and not config.api_keys and not config.insecure:
-        yield (
-            f"host: listens on {config.host}, beyond this machine, without `api_keys`:"
-            " anybody who reaches it may use it; give `api_keys`, or `insecure: true` to keep it so"
-        )
     if config.policy.request_timeout == 0:
         yield (
             "policy.request_timeout: is 0: a request whose model is not awake is refused at once;"

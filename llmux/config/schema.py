@@ -13,17 +13,27 @@ from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
 from llmux.config.explain import raise_problems
 from llmux.config.forward import DEFAULT_FORWARD, expand
+from llmux.config.keys import ApiKey, ApiKeyConfig, Key
 from llmux.config.load import load
 from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig
 from llmux.config.policy import PolicyConfig
 from llmux.config.residency import GpuSizes, GroupConfig
-from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Secret, Section
+from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Section
 from llmux.config.sizes import PositiveSize
 from llmux.config.state import default_state
 from llmux.config.words import Default, Word
 from llmux.errors import ConfigError
 
-__all__ = ["BackoffConfig", "Config", "CostConfig", "GroupConfig", "ModelConfig", "PolicyConfig", "TimeoutsConfig"]
+__all__ = [
+    "ApiKeyConfig",
+    "BackoffConfig",
+    "Config",
+    "CostConfig",
+    "GroupConfig",
+    "ModelConfig",
+    "PolicyConfig",
+    "TimeoutsConfig",
+]
 
 MIB = 2**20
 GIB = 2**30
@@ -45,7 +55,7 @@ class Config(Section):
 
     host: Host = Field(
         default="127.0.0.1",
-        description="Address to listen on. 0.0.0.0 opens it to the network: give `api_keys` then.",
+        description="Address to listen on. 0.0.0.0 opens it to the network, which takes `api_keys`.",
     )
     port: OwnPort = Field(default=3000, description="Port to listen on. 0: any free one.")
     models: Mapping[Name, ModelConfig] = Field(
@@ -119,14 +129,16 @@ class Config(Section):
     cors: tuple[Origin, ...] = Field(
         default=(), description="Origins of web pages that may call llmux, as http://localhost:5173, or *."
     )
-    admin_key: Secret | None = Field(
-        default=None, description="Key for the admin API. null: only this machine may use it."
+    admin_key: Key | None = Field(
+        default=None, description="Key for the admin API, or its hash. null: only this machine may use it."
     )
-    api_keys: tuple[Secret, ...] = Field(
-        default=(), description="Keys of which a client must send one. Empty: anybody may use llmux."
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(),
+        description="Keys of which a client must send one: hashes that `llmux key new` prints, each alone or as"
+        " {name: …, key: …}. Empty: anybody may use llmux.",
     )
     insecure: bool = Field(
-        default=False, description="Listen beyond this machine without `api_keys`, and do not warn."
+        default=False, description="true: listen beyond this machine without `api_keys`, which is an error else."
     )
     watch: bool = Field(
         default=True, description="Read the configuration again when its file, or the policy's, changes."

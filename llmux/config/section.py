@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from llmux.config.words import Word
 
@@ -76,14 +76,6 @@ def _env_value(value: Any) -> Any:
     return value
 
 
-def _secret(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        # Said without the value: it may end up in a log.
-        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
-    return value
-
-
 def _origin(value: str) -> str:
     if value not in {"*", "null"} and not (_ORIGIN.match(value) and _has_port_or_none(value)):
         raise ValueError(f"{value!r} is no origin; write scheme and host as http://localhost:5173, or *")
@@ -114,6 +106,5 @@ Script = Annotated[str, BeforeValidator(_script), Field(min_length=1), Word("scr
 Name = Annotated[str, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_NAME), Word("name")]
 EnvName = Annotated[str, AfterValidator(_env_name)]
 EnvValue = Annotated[str, BeforeValidator(_env_value, json_schema_input_type=str | int | float | bool)]
-Secret = Annotated[SecretStr, AfterValidator(_secret), Word("secret")]
 Origin = Annotated[str, AfterValidator(_origin), Word("origin")]
 Host = Annotated[str, AfterValidator(_host), Word("host")]

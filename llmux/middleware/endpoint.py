@@ -13,6 +13,7 @@ from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, EngineError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body
+from llmux.middleware.keyring import Holder
 from llmux.middleware.paths import Kind, Route
 from llmux.proxy import ClientGoneError, Exchange, Forwarder
 from llmux.runtime import Switcher, Ticket
@@ -46,10 +47,11 @@ class Passage:
     """One request and what became of it; the caller reads it when ``Endpoint.serve`` is done."""
 
     __slots__ = (
-        "drop_header",
+        "drop_headers",
         "exchange",
         "handover",
         "headers",
+        "holder",
         "model",
         "request_id",
         "route",
@@ -61,7 +63,8 @@ class Passage:
         self.request_id = request_id
         self.route = route
         self.told_to_send = told_to_send  # False: a client that expects it is still to be told `100 Continue`
-        self.drop_header: bytes | None = None  # the credential that was meant for llmux
+        self.holder: Holder | None = None  # whose key it showed
+        self.drop_headers: frozenset[bytes] = frozenset()  # credentials that were meant for llmux
         self.headers: list[tuple[str, str]] = []
         self.model: str | None = None
         self.handover: Handover | None = None  # it was on the lane before
@@ -180,7 +183,7 @@ class Endpoint:
             body=body,
             request_id=passage.request_id,
             activity=activity,
-            drop_header=passage.drop_header,
+            drop_headers=passage.drop_headers,
             extra_headers=[*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")],
             fresh_only=admission.returned,
         )

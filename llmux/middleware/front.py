@@ -22,6 +22,7 @@ from llmux.errors import (
     MethodNotAllowedError,
     PathRefusedError,
     RequestError,
+    UnauthorizedError,
 )
 from llmux.middleware.endpoint import Endpoint, Passage
 from llmux.middleware.identity import request_id
@@ -61,6 +62,7 @@ class Front:
         self._endpoint = Endpoint(switcher, forwarder)
         self.lane = Lane(switcher, forwarder, self._endpoint.budget)
         self.port = switcher.config.port
+        self._keys = Keys()
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
@@ -70,12 +72,11 @@ class Front:
             Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname())),
         )
         self._paths, self._origins = paths, origins
-        admin = config.admin_key.get_secret_value() if config.admin_key is not None else None
-        self._keys = Keys((key.get_secret_value() for key in config.api_keys), admin)
+        self._keys.configure(config)
         self._access_log = config.access_log
         self._endpoint.configure(config)
         most, log = config.max_body, config.access_log
-        self.lane.configure(paths, config.names, most=most, access_log=log, keys=self._keys.required)
+        self.lane.configure(paths, config.names, most=most, access_log=log, keys=self._keys)
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
@@ -161,20 +162,20 @@ class Front:
                 self._log.emit("path_refused", path=route.path, reason=route.reason)
                 raise PathRefusedError(f"This path is not forwarded: {route.reason}.")
             case Kind.OWN:
-                self._authorize_own(request, route)
+                await self._authorize_own(request, route)
                 request[HEADERS] = [*passage.headers, ("X-LLMux-Queue-Seconds", "0.000")]
                 return _with_headers(await handler(request), passage)
             case Kind.UPSTREAM:
-                passage.drop_header = self._keys.operator(request)
+                passage.holder, passage.drop_headers = await self._keys.operator(request)
             case Kind.FORWARD:
-                passage.drop_header = self._keys.client(request)
+                passage.holder, passage.drop_headers = await self._keys.client(request)
         return await self._endpoint.serve(request, passage)
 
-    def _authorize_own(self, request: web.Request, route: Route) -> None:
+    async def _authorize_own(self, request: web.Request, route: Route) -> None:
         if route.path.startswith(ADMIN_PREFIXES):
-            self._keys.operator(request)
+            await self._keys.operator(request)
         elif route.path not in OPEN_PATHS:
-            self._keys.client(request)
+            await self._keys.client(request)
 
     def _refuse(self, request: web.Request, passage: Passage, error: RequestError) -> web.Response:
         if passage.ticket is None or passage.ticket.rejection is None:
@@ -187,6 +188,8 @@ class Front:
         else:  # refused or malformed: nobody knows what it means, but it was somebody's
             anthropic = _MESSAGES.match(request.raw_path) is not None
         headers = [*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")]
+        if isinstance(error, UnauthorizedError):
+            headers.append((hdrs.WWW_AUTHENTICATE, "Bearer"))
         return error_response(error, anthropic=anthropic, headers=headers)
 
     def _translate(self, request: web.Request, passage: Passage, error: web.HTTPException) -> web.StreamResponse:
@@ -228,6 +231,7 @@ class Front:
                 waited_secs=round(passage.waited, 3),
                 duration_secs=round(self._switcher.now() - began, 3),
                 request_id=passage.request_id,
+                key=passage.holder.name if passage.holder is not None else None,
             )
 
 

@@ -1,55 +1,107 @@
 """Who may use llmux, and who may operate it.
 
-With ``api_keys`` a client shows one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``; the header
-that did it is kept from the engine. Without, all credentials pass untouched. Operators show ``admin_key`` the
-same way; without one they are whoever connects from this machine. Comparisons take the same time for every key.
+With ``api_keys`` a client shows one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Operators show
+``admin_key`` the same way, which opens everything else too; without one they are whoever connects from this
+machine, and not through a proxy. Without either all credentials pass untouched; else a header that holds one of
+llmux's keys is kept from the engine.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
+from llmux.config import Config
 from llmux.errors import ForbiddenError, UnauthorizedError
+from llmux.middleware.keyring import Holder, Keyring, network_of
 
-_API_KEY = "X-API-Key"
+_AUTHORIZATION = b"authorization"
+_API_KEY = b"x-api-key"
 _LOOPBACK = ("127.", "::ffff:127.")
+_FROM_ELSEWHERE = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP")
+_HOW = "send Authorization: Bearer KEY, or X-API-Key: KEY"
+
+
+class Let(NamedTuple):
+    """Who was let in, and the headers (in lower case) that must not go on to an engine."""
+
+    holder: Holder | None = None
+    drop: frozenset[bytes] = frozenset()
+
+
+NOBODY = Let()
 
 
 class Keys:
-    """The keys of one configuration."""
+    """The keys of the configuration in force."""
 
-    def __init__(self, api_keys: Iterable[str] = (), admin_key: str | None = None) -> None:
-        self._api = [key.encode() for key in api_keys]
-        self._admin = admin_key.encode() if admin_key is not None else None
+    def __init__(self) -> None:
+        self.ring = Keyring()
 
-    @property
-    def required(self) -> bool:
-        """Whether clients have to show one."""
-        return bool(self._api)
+    def configure(self, config: Config) -> None:
+        """Take over a configuration's keys, at once."""
+        self.ring.configure(config)
 
-    def client(self, request: web.BaseRequest) -> bytes | None:
-        """Let a client in; return the header that must not go on to the engine. Raises UnauthorizedError."""
-        if not self._api:
-            return None
-        accepted = self._api if self._admin is None else [*self._api, self._admin]
-        header = _shown(request, accepted)
-        if header is None:
-            raise UnauthorizedError("No valid API key: send Authorization: Bearer KEY, or X-API-Key: KEY.")
-        return header
+    async def client(self, request: web.BaseRequest) -> Let:
+        """Let a client in. Raises UnauthorizedError or TooManyAttemptsError."""
+        ring = self.ring
+        if not ring.any:
+            return NOBODY
+        shown = _shown(request)
+        let = self._recognized(shown)
+        if let.holder is not None or not ring.wanted:
+            return let
+        if await ring.ask(shown.values(), address_of(request)) is None:
+            raise UnauthorizedError(f"No valid API key: {_HOW}.")
+        return self._recognized(shown)
 
-    def operator(self, request: web.BaseRequest) -> bytes | None:
-        """Let an operator in. Raises UnauthorizedError or ForbiddenError."""
-        if self._admin is not None:
-            header = _shown(request, [self._admin])
-            if header is None:
-                raise UnauthorizedError("No valid admin key: send Authorization: Bearer KEY, or X-API-Key: KEY.")
-            return header
-        if not is_loopback(request):
-            raise ForbiddenError("Without `admin_key` only this machine may do this.")
-        return _shown(request, self._api)  # not asked for, but not the engine's business either
+    async def operator(self, request: web.BaseRequest) -> Let:
+        """Let an operator in. Raises UnauthorizedError, ForbiddenError or TooManyAttemptsError."""
+        ring = self.ring
+        shown = _shown(request) if ring.any else {}
+        let = self._recognized(shown)
+        if not ring.guarded:
+            if not is_loopback(request) or any(name in request.headers for name in _FROM_ELSEWHERE):
+                raise ForbiddenError("Without `admin_key` only this machine may do this, and not through a proxy.")
+            return let
+        if let.holder is None or not let.holder.operator:
+            unknown = [key for key in shown.values() if ring.recognize(key) is None]
+            holder = await ring.ask(unknown, address_of(request))
+            if holder is None or not holder.operator:
+                what = "No valid admin key" if let.holder is None else "This takes the admin key"
+                raise UnauthorizedError(f"{what}: {_HOW}.")
+        return self._recognized(shown)
+
+    def on_lane(self, lines: list[bytes], shown: Sequence[int]) -> Sequence[int] | None:
+        """Return which of a head's lines must not go on, the last first; None if that takes more than a look.
+
+        ``shown`` are those that hold a credential.
+        """
+        found = []
+        seen = b""
+        for at in reversed(shown):
+            name, _, value = lines[at].partition(b": ")
+            name = name.lower()
+            if name == seen or len(shown) > 2:  # noqa: PLR2004 - one of them twice
+                return None
+            seen = name
+            key = _bearer(value) if name == _AUTHORIZATION else value
+            if key is not None and self.ring.recognize(key) is not None:
+                found.append(at)
+        return found if found or not self.ring.wanted else None
+
+    def _recognized(self, shown: dict[bytes, bytes]) -> Let:
+        best: Holder | None = None
+        drop = set()
+        for header, key in shown.items():
+            holder = self.ring.recognize(key)
+            if holder is not None:
+                drop.add(header)
+                if best is None or holder.operator:
+                    best = holder
+        return Let(best, frozenset(drop)) if drop else NOBODY
 
 
 def is_loopback(request: web.BaseRequest) -> bool:
@@ -60,16 +112,24 @@ def is_loopback(request: web.BaseRequest) -> bool:
     return peer is not None
 
 
-def _shown(request: web.BaseRequest, accepted: list[bytes]) -> bytes | None:
-    scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if scheme.lower() == "bearer" and _known(key.strip(), accepted):
-        return b"authorization"
-    if _known(request.headers.get(_API_KEY, ""), accepted):
-        return b"x-api-key"
-    return None
+def address_of(request: web.BaseRequest) -> str:
+    """Return whose wrong keys are counted together."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return network_of(str(peer[0])) if isinstance(peer, tuple) else ""
 
 
-def _known(key: str, accepted: list[bytes]) -> bool:
-    given = key.encode("utf-8", "surrogateescape")
-    # Not `any`: it would stop at the first match.
-    return bool(sum(hmac.compare_digest(given, one) for one in accepted))
+def _shown(request: web.BaseRequest) -> dict[bytes, bytes]:
+    """Return the keys that a request shows, by header."""
+    shown = {}
+    value = request.headers.get(hdrs.AUTHORIZATION)
+    if value is not None and (key := _bearer(value.encode("utf-8", "surrogateescape"))) is not None:
+        shown[_AUTHORIZATION] = key
+    value = request.headers.get("X-API-Key")
+    if value is not None:
+        shown[_API_KEY] = value.encode("utf-8", "surrogateescape")
+    return shown
+
+
+def _bearer(value: bytes) -> bytes | None:
+    scheme, _, key = value.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else None

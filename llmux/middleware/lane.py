@@ -33,6 +33,7 @@ from llmux.extract import BodyBudget
 from llmux.middleware.endpoint import Handover, engine_address
 from llmux.middleware.identity import new_id
 from llmux.middleware.identity import request_id as usable_id
+from llmux.middleware.keys import Keys
 from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.middleware.plain_request import Read
 from llmux.proxy import Exchange, ExtraFields, Forwarder
@@ -81,16 +82,17 @@ class Lane:
         self.most = 0
 
     def configure(
-        self, paths: ForwardedPaths, names: Mapping[str, str], *, most: int, access_log: bool, keys: bool
+        self, paths: ForwardedPaths, names: Mapping[str, str], *, most: int, access_log: bool, keys: Keys
     ) -> None:
-        """Take over a configuration. With keys to be shown everybody takes the long way."""
+        """Take over a configuration."""
         self._paths = paths
         self._names = names
         self._access_log = access_log
         self.most = min(most, MOST)
-        self.open = not keys
+        self._keys = keys if keys.ring.any else None
+        self.open = self._keys is None or not access_log  # the log says whose key it was
 
-    def offer(self, client: Client, data: bytes, seen: Read) -> bool:
+    def offer(self, client: Client, data: bytes, seen: Read) -> bool:  # noqa: C901, once for every request
         """Take a request that has arrived whole, if everything it needs is there.
 
         ``data`` may have more after it.
@@ -100,10 +102,11 @@ class Lane:
         route = self._paths.decide(seen.target, "POST")
         if route.kind is not Kind.FORWARD:
             return False
+        dropped = () if self._keys is None else self._keys.on_lane(seen.lines, seen.shown)
         head = seen.head
         body = data[head : seen.total]
         model = self._model(body)
-        if model is None:
+        if model is None or dropped is None:
             return False
         activity = switcher.open_activity(model)
         if activity is None or self._budget.held + len(body) > self._budget.max_buffered:
@@ -145,6 +148,8 @@ class Lane:
         )
         lines = seen.lines
         lines[seen.host] += b": " + address.host_header
+        for at in dropped:
+            del lines[at]
         if seen.given_id is None:
             lines.append(b"X-Request-ID: " + ident)
         lines.append(b"\r\n")

@@ -33,7 +33,8 @@ _JUDGED = frozenset(
     }
 )
 _FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"expect", b"sec-websocket-key"})
-_SPECIAL = _JUDGED | {b"host", b"content-length", b"content-type", b"connection", b"x-request-id"}
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+_SPECIAL = _JUDGED | _CREDENTIALS | {b"host", b"content-length", b"content-type", b"connection", b"x-request-id"}
 
 
 class Read(NamedTuple):
@@ -46,12 +47,13 @@ class Read(NamedTuple):
     given_id: bytes | None
     lines: list[bytes]  # of the engine's head
     host: int  # where Host stands among them, without its value
+    shown: list[int]  # where credentials stand
 
 
-_UNREAD = Read(UNKNOWN, plain=False, head=0, target="", given_id=None, lines=[], host=0)
+_UNREAD = Read(UNKNOWN, plain=False, head=0, target="", given_id=None, lines=[], host=0, shown=[])
 
 
-def read(data: bytes) -> Read:  # noqa: C901, once for every request: one loop, no calls
+def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: one loop, no calls
     """Read a head, and make the engine's from it."""
     found = _HEAD.match(data, 0, _MOST_HEAD)
     if found is None:
@@ -63,6 +65,7 @@ def read(data: bytes) -> Read:  # noqa: C901, once for every request: one loop, 
     given_id = None
     seen = 0
     lines = [b"%b %b HTTP/1.1" % (method, target)]
+    shown: list[int] = []
     for line in fields.split(b"\r\n"):
         name, _, value = line.partition(b": ")
         lower = name.lower()
@@ -90,6 +93,9 @@ def read(data: bytes) -> Read:  # noqa: C901, once for every request: one loop, 
             plain = plain and value.lower() == b"keep-alive"
             if value.lower() not in {b"keep-alive", b"close"}:
                 return _UNREAD
+        elif lower in _CREDENTIALS:
+            shown.append(len(lines))
+            lines.append(line)
         else:
             plain = False
             if lower in _FRAMING:
@@ -97,4 +103,4 @@ def read(data: bytes) -> Read:  # noqa: C901, once for every request: one loop, 
     lines.pop()  # the empty string after the last field
     end = found.end()
     plain = plain and host > 0 and bool(seen & 1)
-    return Read(end + length, plain, end, target.decode("ascii"), given_id, lines, host)
+    return Read(end + length, plain, end, target.decode("ascii"), given_id, lines, host, shown)

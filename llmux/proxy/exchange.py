@@ -56,7 +56,7 @@ class Exchange:
     body: RequestBody | None
     request_id: str
     activity: EngineActivity
-    drop_header: bytes | None = None  # the credential that was meant for llmux
+    drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
 

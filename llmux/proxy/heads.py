@@ -54,7 +54,7 @@ def request_head(exchange: Exchange, *, may_upgrade: bool) -> RequestHead:
         b"content-length": b"0" if exchange.body is None else b"%d" % exchange.body.size,
         b"x-request-id": exchange.request_id.encode("latin-1"),
     }
-    dropped = None if exchange.drop_header is None else exchange.drop_header.lower()
+    dropped = exchange.drop_headers
     named, upgrade = _connection(exchange.raw_headers, may_upgrade=may_upgrade)
     if upgrade:
         replacements[b"connection"] = b"Upgrade"
@@ -63,7 +63,7 @@ def request_head(exchange: Exchange, *, may_upgrade: bool) -> RequestHead:
     for name, value in exchange.raw_headers:
         lower = name.lower()
         if lower not in _SPECIAL_IN_REQUESTS:
-            if lower != dropped and lower not in named:
+            if lower not in dropped and lower not in named:
                 lines.append(name + b": " + value)
             continue
         if lower == b"transfer-encoding":

@@ -1,5 +1,6 @@
 """The real process: what it prints, how it exits."""
 
+import io
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import pytest
 
 from llmux.cli import app
+from llmux.config import Config
+from llmux.keys import fits
 from tests.server.house import ALIVE, HOST, SLEEP, WAKE, free_port
 
 LLMUX = [sys.executable, "-m", "llmux"]
@@ -221,6 +224,28 @@ def test_it_listens_where_it_is_told(serve, tmp_path, host):
     assert get(f"{url}/health")[0] == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
+
+
+def test_a_key_is_made_and_can_be_pasted(run, tmp_path):
+    said = run("key", "new", "--name", 'a "b": c').stdout
+    key = said.split("\n")[0].rpartition(" ")[2]
+    section = said.partition("configuration:\n")[2]
+    (tmp_path / "c.yaml").write_text(f"{section}models: {{a: {{port: 1, wake: w, sleep: s, alive: a}}}}\n")
+    (entry,) = Config.from_file(tmp_path / "c.yaml").api_keys
+    assert (entry.name, fits(key.encode(), entry.key.get_secret_value())) == ('a "b": c', True)
+    assert "for who shows the key" in run("check", "c.yaml").stdout
+    admin = run("key", "new", "--admin").stdout.splitlines()[-1]
+    assert admin.startswith('admin_key: "$argon2id$')
+
+
+def test_a_key_of_ones_own_is_hashed(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("own\n"))
+    found = json.loads(run("key", "hash", "--json", "-n", "me").stdout)
+    assert (found["key"], found["name"], fits(b"own", found["hash"])) == (None, "me", True)
+    for text in ("", "a b\n", "ä\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert "printable ASCII" in one_line(run("key", "hash"))
+    assert "--name" in one_line(run("key", "new", "--name", ""))
 
 
 def test_term_ends_it_with_0(serve, tmp_path):

@@ -59,8 +59,8 @@ import pytest
 )
 def test_a_setting(refused, model, settings, line):
     if line is None:
-        settings = "host: 0.0.0.0\nport: 8002"
-        line = "config.yaml:5: models.b.port: 127.0.0.1:8002 is llmux's own address"
+        settings = "host: 0.0.0.0\nport: 8002\ninsecure: true"
+        line = "config.yaml:6: models.b.port: 127.0.0.1:8002 is llmux's own address"
     (said,) = refused(f"{settings}\nmodels:\n  a: {model()}\n  b: {model('port: 8002')}\n")
     assert said.startswith(line)
 
@@ -237,11 +237,11 @@ def test_a_model_that_can_never_fit(refused, model):
 @pytest.mark.parametrize(
     ("settings", "more", "words"),
     [
-        ("host: 0.0.0.0", "", "host: listens on 0.0.0.0, beyond this machine, without `api_keys`"),
-        ("host: '::'", "", "host: listens on ::"),
         ("host: 0.0.0.0\ninsecure: true", "", None),
         ("host: 0.0.0.0\napi_keys: [k]", "", None),
+        ("host: 0.0.0.0\napi_keys: [{key: k, name: me}]", "", None),
         ("host: localhost", "", None),
+        ("host: 127.0.0.2", "", None),
         ("policy: {request_timeout: 0}", "", "policy.request_timeout: is 0"),
         ("capacity: 24", ", memory: 18", "capacity: is only 24 bytes; write a unit, as 24GiB"),
         ("capacity: 24GiB", ", memory: 18", "models.a.memory: is only 18 bytes; write a unit, as 18GiB"),
@@ -257,3 +257,50 @@ def test_warnings(read, model, settings, more, words):
         assert warnings == ()
     else:
         assert warnings[0].startswith(words)
+
+
+HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$" + "A" * 43
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "'::'", "gpu.lan", "192.168.1.2"])
+def test_beyond_this_machine_only_with_keys(read, refused, model, host):
+    text = f"host: {host}\nmodels: {{a: {model()}}}\n"
+    (said,) = refused(text)
+    assert said.startswith(
+        f"config.yaml:1: host: is {host.strip(chr(39))}, beyond this machine, without `api_keys`"
+    )
+    assert "llmux key new" in said
+    assert "insecure: true" in said
+    assert read(f"insecure: true\n{text}")
+    assert read(f"api_keys: [k]\n{text}")
+    (said,) = refused(f"admin_key: k\n{text}")
+    assert "beyond this machine" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (f"[{HASH}]", "config.yaml:1: api_keys[0]: is no whole hash; copy all of it, in quotes"),
+        (f"['{HASH[:-30]}']", "config.yaml:1: api_keys[0]: is no whole hash"),
+        ("['$argon2i$v=19$x']", "config.yaml:1: api_keys[0]: is a hash of another kind than Argon2id"),
+        ("[{name: a}]", "config.yaml:1: api_keys[0].key: is missing"),
+        ("[{name: a, key: k, secret: s}]", "config.yaml:1: api_keys[0]: has a setting that is not known here"),
+        ("[{name: '', key: k}]", "config.yaml:1: api_keys[0].name: "),
+        ("[{name: a, key: 'x y'}]", "config.yaml:1: api_keys[0].key: must be printable ASCII"),
+        ("[[k]]", "config.yaml:1: api_keys[0]: must be a key, its hash, or {name: …, key: …}"),
+        ("[{name: a, key: k}, {name: a, key: l}]", "config.yaml:1: api_keys[1].name: 'a' is the name of another"),
+        ("secret-k", "config.yaml:1: api_keys: must be a list"),
+    ],
+)
+def test_keys_that_cannot_be(refused, model, keys, said):
+    found = refused(f"api_keys: {keys}\nmodels: {{a: {model()}}}\n")
+    assert found[0].startswith(said)
+    assert "secret-k" not in found[0]
+
+
+def test_keys_that_can_be(read, model):
+    config = read(f"api_keys: ['{HASH}', {{name: me, key: '{HASH}'}}, plain]\nmodels: {{a: {model()}}}\n")
+    assert [entry.name for entry in config.api_keys] == [None, "me", None]
+    assert config.api_keys[2].key.get_secret_value() == "plain"
+    assert "argon2" not in repr(config)
+    assert "plain" not in repr(config)

@@ -18,6 +18,7 @@ LAYERS = (
     {
         "config",
         "extract",
+        "keys",
         "plugins",
         "hookrunner",
         "observability",

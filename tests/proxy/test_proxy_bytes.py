@@ -40,7 +40,7 @@ async def test_the_request_reaches_the_engine_as_it_was_written(proxy: Proxy) ->
 
 
 async def test_hop_by_hop_fields_stay_behind_and_a_chunked_body_gets_its_length(proxy: Proxy) -> None:
-    proxy.options["drop_header"] = b"x-api-key"
+    proxy.options["drop_headers"] = frozenset({b"x-api-key"})
     engine = await proxy.engine(answering(OK))
     client = await proxy.client()
     await client.send(

@@ -1,0 +1,63 @@
+"""The keys with which clients and operators show themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from llmux.config.problems import Problem
+from llmux.config.section import Name, Section
+from llmux.config.words import Word
+from llmux.keys import check_hash, is_hash
+
+if TYPE_CHECKING:
+    from llmux.config.schema import Config
+
+
+def _key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    # Said without the value: it may end up in a log.
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
+    if is_hash(text):
+        check_hash(text)
+    return value
+
+
+Key = Annotated[SecretStr, AfterValidator(_key), Word("key or its hash")]
+"""An Argon2id hash, or a key as it is."""
+
+
+class ApiKeyConfig(Section):
+    """One key, or its hash, and whose it is."""
+
+    key: Key = Field(description="The key's Argon2id hash, as `llmux key new` prints it; or the key itself.")
+    name: Name | None = Field(default=None, description="Whose it is, for the access log.")
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, str):
+        _key(SecretStr(value))
+        return {"key": value}
+    if not isinstance(value, ApiKeyConfig | Mapping):
+        raise ValueError("must be a key, its hash, or {name: …, key: …}")  # noqa: TRY004
+    for key in value if isinstance(value, Mapping) else ():
+        if key not in ApiKeyConfig.model_fields:
+            takes = ", ".join(f"`{name}`" for name in ApiKeyConfig.model_fields)
+            raise ValueError(f"has a setting that is not known here; it takes {takes}")
+    return value
+
+
+ApiKey = Annotated[ApiKeyConfig, BeforeValidator(_entry, json_schema_input_type=str | ApiKeyConfig), Word("key")]
+"""An entry of ``api_keys``: a text stands for ``{key: text}``."""
+
+
+def check_keys(config: Config) -> Iterator[Problem]:
+    """Yield what is wrong with the keys as a whole."""
+    names: dict[str, int] = {}
+    for index, entry in enumerate(config.api_keys):
+        if entry.name is not None and names.setdefault(entry.name, index) != index:
+            path = ("api_keys", index, "name")
+            yield Problem(path, f"{entry.name!r} is the name of another key already; choose another")

@@ -1,0 +1,205 @@
+"""Whose key is it? A known one is told in a microsecond; one that nobody has shown yet takes an Argon2id.
+
+Theory of operation
+===================
+
+The configuration holds hashes, and a hash is dear on purpose. So the key that a hash was made of is remembered
+once it has been shown: not itself, but its digest under a secret that this process has made up. To recognize a key
+is to look its digest up. Whoever does not have the secret cannot choose keys whose digests begin alike, so the
+time that a look-up takes tells nothing. Keys that fit no hash leave nothing behind: the memory holds at most one
+digest for each configured key.
+
+What is not recognized is checked against the hashes whose keys have not been shown yet (the others can only fit
+what would have been recognized): in a thread, one after the other, and all who show the same key meanwhile wait
+for the same answer. Somebody who sends wrong keys without end gets, and takes from others, little:
+
+- after a key that fits nothing there is a pause of three times as long as that took: wrong keys take a quarter of
+  one core at most;
+- an address may have ``BURST`` wrong keys, and one more every ``EVERY`` seconds; beyond that, and when ``PENDING``
+  keys wait to be checked, the answer is 429. Keys that have been shown before do not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+from llmux.config import Config
+from llmux.errors import TooManyAttemptsError
+from llmux.keys import fits, is_hash
+
+BURST = 20
+EVERY = 3.0  # seconds
+PENDING = 64
+PAUSE = 3.0  # times as long as the check took
+LONGEST = 512  # bytes; no key is longer
+_ADDRESSES = 1024
+
+
+class Holder(NamedTuple):
+    """Whose key it is, and what it opens."""
+
+    name: str | None
+    operator: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    text: str  # a hash
+    holder: Holder
+    digest: bytes | None = None  # of its key, once that has been shown
+
+
+class Keyring:
+    """The keys of the configuration in force."""
+
+    def __init__(self, *, check: Callable[[bytes, str], bool] = fits) -> None:
+        self.wanted = False  # clients have to show one
+        self.guarded = False  # operators have to
+        self.any = False
+        self._check = check
+        self._secret = blake2b(key=os.urandom(32), digest_size=16)
+        self._known: dict[bytes, Holder] = {}
+        self._entries: list[_Entry] = []
+        self._generation = 0
+        self._pending: dict[bytes, asyncio.Task[Holder | None]] = {}
+        self._turn = asyncio.Lock()
+        self._attempts = Attempts()
+
+    def configure(self, config: Config) -> None:
+        """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
+        old = {entry.text: entry.digest for entry in self._entries}
+        given = [(entry.key, Holder(entry.name, operator=False)) for entry in config.api_keys]
+        if config.admin_key is not None:  # the last: a key that is both opens both
+            given.append((config.admin_key, Holder("admin_key", operator=True)))
+        known: dict[bytes, Holder] = {}
+        entries: list[_Entry] = []
+        for secret, holder in given:
+            text = secret.get_secret_value()
+            if is_hash(text):
+                entries.append(_Entry(text, holder, old.get(text)))
+                digest = old.get(text)
+            else:
+                digest = self._digest(text.encode())
+            if digest is not None:
+                known[digest] = holder
+        self._known, self._entries = known, entries
+        self._generation += 1
+        self.wanted, self.guarded = bool(config.api_keys), config.admin_key is not None
+        self.any = self.wanted or self.guarded
+
+    def recognize(self, key: bytes) -> Holder | None:
+        """Return whose key it is, if it is in plain text in the configuration or has been shown before."""
+        return self._known.get(self._digest(key))
+
+    async def ask(self, keys: Iterable[bytes], address: str) -> Holder | None:
+        """Return whose key one of these is, None when they fit nothing. They have not been recognized.
+
+        Raises TooManyAttemptsError when this address, or all together, have shown too many wrong ones.
+        """
+        attempts = 0
+        for key in keys:
+            if not 0 < len(key) <= LONGEST or not self._open:
+                continue
+            digest = self._digest(key)
+            task = self._pending.get(digest)
+            if task is None:
+                if len(self._pending) >= PENDING:
+                    raise TooManyAttemptsError("Too many keys wait to be checked.", retry_after=1.0)
+                self._attempts.begin(address)
+                attempts += 1
+                task = asyncio.get_running_loop().create_task(self._look(key, digest), name="llmux: check a key")
+                self._pending[digest] = task
+                task.add_done_callback(functools.partial(self._looked, digest))
+            # Shielded: the client that was first may leave, the others still want to know.
+            holder = await asyncio.shield(task)
+            if holder is not None:
+                self._attempts.take_back(address, attempts)
+                return holder
+        return None
+
+    @property
+    def _open(self) -> list[_Entry]:
+        """The hashes whose keys have not been shown, the operators' first: their key may be a client's too."""
+        entries = [entry for entry in self._entries if entry.digest is None]
+        return sorted(entries, key=lambda entry: not entry.holder.operator)
+
+    def _digest(self, key: bytes) -> bytes:
+        state = self._secret.copy()
+        state.update(key)
+        return state.digest()
+
+    async def _look(self, key: bytes, digest: bytes) -> Holder | None:
+        loop = asyncio.get_running_loop()
+        await self._turn.acquire()
+        pause = 0.0
+        try:
+            while True:
+                generation = self._generation
+                began = loop.time()
+                entry = await asyncio.to_thread(self._first, key, self._open)
+                if generation == self._generation:
+                    break
+            if entry is None:
+                pause = PAUSE * (loop.time() - began)
+                return self._known.get(digest)  # a reload may have brought it in plain text
+            entry.digest = digest
+            self._known[digest] = entry.holder
+            return entry.holder
+        finally:
+            loop.call_later(pause, self._turn.release)
+
+    def _looked(self, digest: bytes, _task: asyncio.Task[Holder | None]) -> None:
+        del self._pending[digest]
+
+    def _first(self, key: bytes, entries: Iterable[_Entry]) -> _Entry | None:
+        return next((entry for entry in entries if self._check(key, entry.text)), None)
+
+
+class Attempts:
+    """How many wrong keys each address may still show."""
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, as of when
+
+    def begin(self, address: str) -> None:
+        """Count an attempt. Raises TooManyAttemptsError."""
+        now = asyncio.get_running_loop().time()
+        left, seen = self._left.get(address, (float(BURST), now))
+        left = min(float(BURST), left + (now - seen) / EVERY)
+        if left < 1.0:
+            raise TooManyAttemptsError(
+                "Too many wrong keys came from this address; a key that is new to llmux is not looked at for now.",
+                retry_after=(1.0 - left) * EVERY,
+            )
+        self._keep(address, left - 1.0, now)
+
+    def take_back(self, address: str, count: int) -> None:
+        """Forget attempts: they led to a right one."""
+        left, seen = self._left.get(address, (float(BURST), 0.0))
+        self._keep(address, min(float(BURST), left + count), seen)
+
+    def _keep(self, address: str, left: float, now: float) -> None:
+        self._left[address] = (left, now)
+        self._left.move_to_end(address)
+        if len(self._left) > _ADDRESSES:
+            self._left.popitem(last=False)
+
+
+def network_of(host: str) -> str:
+    """Return what stands for one who can choose among many addresses: of IPv6 the first 64 bits."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        return str(mapped) if mapped is not None else str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)

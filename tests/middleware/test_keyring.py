@@ -1,0 +1,241 @@
+"""Whose key it is: known ones at once, unknown ones by Argon2id, and a flood of wrong ones costs little."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from llmux.config import Config
+from llmux.errors import TooManyAttemptsError
+from llmux.keys import check_hash, fits, hash_of, new_key
+from llmux.middleware.keyring import BURST, PENDING, Keyring, network_of
+from tests.server.house import until
+
+MODEL = {"port": 9, "wake": "true", "sleep": "true", "alive": "true"}
+KEYS = {name: new_key() for name in ("one", "two", "root", "other")}
+HASHES = {name: hash_of(key) for name, key in KEYS.items()}
+
+
+def config(*api, **more) -> Config:
+    return Config(models={"m": MODEL}, api_keys=api, **more)
+
+
+def named(name: str) -> dict[str, str]:
+    return {"name": name, "key": HASHES[name]}
+
+
+def key(name: str) -> bytes:
+    return KEYS[name].encode()
+
+
+class Checker:
+    """Counts the checks, and holds them up while it is told to."""
+
+    def __init__(self) -> None:
+        self.checks = 0
+        self.at_once = self.most = 0
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, key: bytes, text: str) -> bool:
+        self.checks += 1
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        self.go.wait(10)
+        self.at_once -= 1
+        return fits(key, text)
+
+
+@pytest.fixture
+def checker():
+    checker = Checker()
+    yield checker
+    checker.go.set()
+
+
+def ring(checker, *api, **more) -> Keyring:
+    made = Keyring(check=checker)
+    made.configure(config(*api, **more))
+    return made
+
+
+def test_made_keys_differ_and_their_hashes_fit_only_them():
+    assert len(set(KEYS.values())) == len(KEYS)
+    assert all(made.startswith("sk-llmux-") and len(made) == 52 for made in KEYS.values())
+    for name, hashed in HASHES.items():
+        check_hash(hashed)
+        assert [other for other in KEYS if fits(key(other), hashed)] == [name]
+    assert hash_of("k") != hash_of("k")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("argon2id", "argon2i"), "another kind"),
+        (lambda text: text.replace("v=19", "v=16"), "another kind"),
+        (lambda text: text[: text.index(",")], "no whole hash"),
+        (lambda text: text[: text.rindex("$") + 5], "no whole hash"),
+        (lambda text: text + "!", "no whole hash"),
+        (lambda text: text.replace("m=19456", "m=99999999"), "takes more than"),
+        (lambda text: text.replace("m=19456", "m=7"), "or less than"),
+        (lambda text: text.replace("t=2", "t=0"), "or less than"),
+        (lambda text: text.replace("t=2", "t=1000"), "takes more than"),
+        (lambda text: text.replace("p=1", "p=64"), "takes more than"),
+    ],
+)
+def test_a_hash_that_cannot_be_used_is_refused_without_repeating_it(change, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        check_hash(change(HASHES["one"]))
+    assert HASHES["one"].split("$")[-2] not in str(caught.value)
+
+
+async def test_a_key_is_recognized_from_its_first_showing_on(checker):
+    keys = ring(checker, named("one"), named("two"))
+    assert keys.recognize(key("two")) is None
+    assert (await keys.ask([key("two")], "1.2.3.4")).name == "two"
+    assert checker.checks == 2
+    assert keys.recognize(key("two")).name == "two"
+    assert keys.recognize(key("one")) is None
+    assert await keys.ask([key("other")], "1.2.3.4") is None
+    assert checker.checks == 3  # the hash whose key is known cannot be another's
+    assert keys.recognize(key("other")) is None
+
+
+async def test_a_key_in_plain_text_needs_no_check(checker):
+    keys = ring(checker, "plain", admin_key="root")
+    assert keys.recognize(b"plain") == (None, False)
+    assert keys.recognize(b"root") == ("admin_key", True)
+    assert keys.recognize(b"plai") is None
+    assert await keys.ask([b"plai"], "") is None
+    assert checker.checks == 0
+
+
+async def test_an_operators_key_opens_everything_whatever_else_it_is(checker):
+    keys = ring(checker, named("one"), HASHES["root"], admin_key=HASHES["root"])
+    assert (await keys.ask([key("root")], "")).operator
+    assert not (await keys.ask([key("one")], "")).operator
+    assert ring(checker, "both", admin_key="both").recognize(b"both").operator
+
+
+async def test_a_reload_forgets_what_is_gone_and_keeps_what_stays(checker):
+    keys = ring(checker, named("one"), named("two"))
+    for name in ("one", "two"):
+        assert await keys.ask([key(name)], "")
+    keys.configure(config({"name": "renamed", "key": HASHES["two"]}))
+    assert keys.recognize(key("one")) is None
+    assert await keys.ask([key("one")], "") is None
+    assert keys.recognize(key("two")).name == "renamed"
+    assert keys.wanted
+    keys.configure(config())
+    assert (keys.wanted, keys.guarded, keys.any) == (False, False, False)
+    assert keys.recognize(key("two")) is None
+
+
+async def test_a_reload_during_a_check_counts(checker):
+    keys = ring(checker, named("one"))
+    checker.go.clear()
+    asking = asyncio.create_task(keys.ask([key("one")], ""))
+    await until(lambda: checker.at_once)
+    keys.configure(config(named("two")))
+    checker.go.set()
+    assert await asking is None
+    assert keys.recognize(key("one")) is None
+
+
+async def test_who_shows_the_same_key_at_once_waits_for_one_check(checker):
+    keys = ring(checker, named("one"))
+    found = await asyncio.gather(*(keys.ask([key("one")], "1.2.3.4") for _ in range(4 * BURST)))
+    assert {holder.name for holder in found} == {"one"}
+    assert checker.checks == 1
+
+
+async def test_the_first_to_ask_may_leave(checker):
+    keys = ring(checker, named("one"))
+    checker.go.clear()
+    first, second = (asyncio.create_task(keys.ask([key("one")], "")) for _ in range(2))
+    await until(lambda: checker.at_once)
+    first.cancel()
+    checker.go.set()
+    assert (await second).name == "one"
+    assert checker.checks == 1
+
+
+async def test_wrong_keys_of_one_address_are_limited_and_known_ones_do_not_notice(checker):
+    keys = ring(checker, named("one"), named("two"))
+    assert await keys.ask([key("one")], "1.2.3.4")
+    keys._check = lambda _key, _text: False
+    for attempt in range(BURST):
+        assert await keys.ask([b"wrong %d" % attempt], "1.2.3.4") is None
+    with pytest.raises(TooManyAttemptsError) as caught:
+        await keys.ask([b"one more"], "1.2.3.4")
+    assert 0 < caught.value.retry_after <= 3
+    assert keys.recognize(key("one")).name == "one"
+    keys._check = fits
+    assert (await keys.ask([key("two")], "1.2.3.5")).name == "two"
+
+
+async def test_right_keys_are_not_counted():
+    owners = {text: name for name, text in HASHES.items()}
+    keys = ring(lambda shown, text: shown == key(owners[text]), *map(named, KEYS))
+    for _ in range(BURST):
+        for name in KEYS:
+            assert await keys.ask([b"engine's own", key(name)], "1.2.3.4")
+        keys.configure(config())
+        keys.configure(config(*map(named, KEYS)))
+    assert keys._attempts._left["1.2.3.4"][0] == BURST
+
+
+async def test_one_is_checked_at_a_time_and_few_wait(checker):
+    keys = ring(checker, named("one"))
+    checker.go.clear()
+    asking = [asyncio.create_task(keys.ask([b"wrong %d" % n], f"10.0.0.{n}")) for n in range(PENDING)]
+    await until(lambda: checker.at_once)
+    with pytest.raises(TooManyAttemptsError):
+        await keys.ask([key("one")], "10.0.1.1")
+    for task in asking[1:]:
+        task.cancel()
+    checker.go.set()
+    await asking[0]
+    assert checker.most == 1
+    for task in list(keys._pending.values()):
+        task.cancel()
+
+
+async def test_wrong_keys_take_a_quarter_of_a_core(checker):
+    keys = ring(checker, named("one"))
+    busy = 0.0
+
+    def slow(_key, _text):
+        nonlocal busy
+        began = time.perf_counter()
+        time.sleep(0.005)
+        busy += time.perf_counter() - began
+        return False
+
+    keys._check = slow
+    began = time.perf_counter()
+    await asyncio.gather(*(keys.ask([b"wrong %d" % n], f"10.0.0.{n}") for n in range(10)))
+    assert busy / (time.perf_counter() - began) < 0.35  # the pause after the last one is not in it
+
+
+async def test_what_can_be_no_key_is_not_checked(checker):
+    keys = ring(checker, named("one"))
+    assert await keys.ask([b"", b"x" * 513], "") is None
+    assert checker.checks == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_addresses_that_one_may_choose_among_count_as_one(host, network):
+    assert network_of(host) == network
