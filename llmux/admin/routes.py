@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,16 +15,17 @@ from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
 from llmux.core.decisions import KEPT
-from llmux.errors import BadRequestError, ConflictError
+from llmux.errors import BadRequestError
 from llmux.extract import BodyBudget, BodyLimits, read_body
 from llmux.middleware.endpoint import unknown_model
 from llmux.middleware.front import HEADERS
 from llmux.runtime import Switcher
 from llmux.runtime.decisions import decisions
-from llmux.runtime.status import health, model_entry, model_list, status
+from llmux.runtime.status import health, lease_document, model_entry, model_list, status
 
 BEAT = 1.0  # seconds
 _LARGEST = 64 * 1024  # bytes of an operator's request
+_LONGEST = 200  # characters of a reason
 
 
 class Admin:
@@ -55,6 +57,8 @@ class Admin:
             web.post("/llmux/models/{model:.+}/reset", self._on_model(self._reset)),
             web.post("/llmux/lease", self.lease),
             web.delete("/llmux/lease", self.end_lease),
+            web.post("/llmux/manual", self.manual),
+            web.delete("/llmux/manual", self.end_manual),
         ]
 
     def beat(self) -> None:
@@ -165,8 +169,10 @@ class Admin:
 
     async def _pin(self, model: str, options: dict[str, Any]) -> int | None:
         _refuse_unknown(options, {"for", "reason"})
-        until = self._until(options)
-        answer = await self._switcher.command(lambda ticket: ev.PinChanged(model, ticket, until=until))
+        until, reason = self._until(options), _reason(options)
+        answer = await self._switcher.command(
+            lambda ticket: ev.PinChanged(model, ticket, until=until, reason=reason)
+        )
         return answer.switch
 
     async def _unpin(self, model: str, options: dict[str, Any]) -> int | None:
@@ -175,19 +181,39 @@ class Admin:
         return answer.switch
 
     async def lease(self, request: web.Request) -> web.Response:
-        """Lend the GPU to a foreign job: everything sleeps until it ends."""
+        """Lend the GPU to a foreign job: everything sleeps until it ends. With an ``id``: renew that lease."""
         options = await self._options(request)
-        _refuse_unknown(options, {"for", "reason"})
-        until = self._until(options)
-        answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, until=until))
-        return web.json_response({"leased": True, "switch": answer.switch}, status=202)
+        _refuse_unknown(options, {"for", "reason", "requests", "id"})
+        until, reason, waits = self._until(options), _reason(options), _waits(options)
+        given = _text(options, "id")
+        name = given or secrets.token_hex(4)
+        answer = await self._switcher.command(
+            lambda ticket: ev.LeaseChanged(
+                ticket, until=until, reason=reason, waits=waits, id=name, renew=bool(given)
+            )
+        )
+        s = self._switcher.core.state
+        lease = {} if s.lease is None else lease_document(s, s.lease, self._switcher.now())
+        return web.json_response({"leased": True, "switch": answer.switch, "id": name, **lease}, status=202)
 
-    async def end_lease(self, _request: web.Request) -> web.Response:
-        """Take the GPU back."""
-        if not self._switcher.core.state.leased:
-            raise ConflictError("the GPU is not leased")
-        answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, leased=False))
+    async def end_lease(self, request: web.Request) -> web.Response:
+        """Take the GPU back; with ``?id=`` only from that lease."""
+        name = request.query.get("id", "")
+        answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, leased=False, id=name))
         return web.json_response({"leased": False, "switch": answer.switch}, status=202)
+
+    async def manual(self, request: web.Request) -> web.Response:
+        """Leave all switching to operators."""
+        _refuse_unknown(await self._options(request), set())
+        return await self._set_manual(manual=True)
+
+    async def end_manual(self, _request: web.Request) -> web.Response:
+        """Have the policy switch again."""
+        return await self._set_manual(manual=False)
+
+    async def _set_manual(self, *, manual: bool) -> web.Response:
+        answer = await self._switcher.command(lambda ticket: ev.ManualChanged(ticket, manual))
+        return web.json_response({"manual": manual, "switch": answer.switch}, status=202)
 
     def _until(self, options: dict[str, Any]) -> float | None:
         given = options.get("for")
@@ -219,6 +245,28 @@ class Admin:
         if not isinstance(options, dict):
             raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
         return options
+
+
+def _text(options: dict[str, Any], name: str) -> str:
+    given = options.get(name)
+    if given is None:
+        return ""
+    if not isinstance(given, str) or len(given) > _LONGEST or not given.isprintable():
+        raise BadRequestError(
+            f'"{name}" must be a text of one line, with at most {_LONGEST} characters', param=name
+        )
+    return given
+
+
+def _reason(options: dict[str, Any]) -> str:
+    return _text(options, "reason").strip()
+
+
+def _waits(options: dict[str, Any]) -> bool | None:
+    given = options.get("requests")
+    if given not in (None, "wait", "reject"):
+        raise BadRequestError('"requests" must be "wait" or "reject"', param="requests")
+    return None if given is None else given == "wait"
 
 
 def _refuse_unknown(options: dict[str, Any], known: set[str]) -> None:

@@ -52,6 +52,10 @@ class PolicyConfig(Section):
         default=(),
         description="Policies whose answers are only counted: as `use`, or {use: NAME, options: {…}}.",
     )
+    manual: bool = Field(
+        default=False,
+        description="true: only operators switch; who asks for a model that is asleep waits for them.",
+    )
     request_timeout: Duration | None = Field(
         default=None,
         description="How long a request may wait for its model; then 504. null: as long as its client does.",

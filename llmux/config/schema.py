@@ -97,6 +97,10 @@ class Config(Section):
     default_after: PositiveDuration = Field(
         default=300.0, description="How long all must be quiet until the `default_model` is woken."
     )
+    lease_requests: Literal["reject", "wait"] = Field(
+        default="reject",
+        description="While the GPU is leased requests wait for its end, or get 503 with Retry-After.",
+    )
     state: Annotated[str | None, Default("$XDG_STATE_HOME/llmux/…")] = Field(
         default=None,
         description="File that remembers who may hold the GPU. null: none.",

@@ -84,6 +84,8 @@ def _rules(config: Config) -> Rules:
         max_wait=policy.max_wait,
         min_active=policy.min_active,
         anticipate=policy.anticipate,
+        manual=policy.manual,
+        lease_waits=config.lease_requests == "wait",
         drain_timeout=policy.effective_drain_timeout,
         backoff_first=config.backoff.first,
         backoff_max=config.backoff.max,

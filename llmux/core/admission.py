@@ -13,7 +13,7 @@ from llmux.core import levels, placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.errors import InvalidEventError
 from llmux.core.events import RequestArrived
-from llmux.core.model import ARRIVAL_WINDOW, Model, Request
+from llmux.core.model import ARRIVAL_WINDOW, Lease, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.state import State
 
@@ -38,7 +38,7 @@ def arrived(s: State, event: RequestArrived) -> None:
     request = Request(event.request, model, s.now)
     model.count_arrival(s.now)
     s.transitions.arrived(model.name, s.now)
-    if model.has_room and not model.queue and not s.leased and not s.stopping:
+    if model.has_room and not model.queue and s.lease is None and not s.stopping:
         s.requests[event.request] = request
         s.admit(request)
         return
@@ -91,7 +91,7 @@ def timed_out(s: State, model: Model) -> None:
 
 def admit_waiters(s: State, model: Model) -> None:
     """Let waiters in, oldest first, as far as there is room."""
-    while model.queue and model.has_room and not s.leased:
+    while model.queue and model.has_room and s.lease is None:
         oldest = next(iter(model.queue.values()))
         s.unqueue(oldest)
         s.admit(oldest)
@@ -188,9 +188,8 @@ def blocked(s: State, model: Model) -> Block | None:
     """Say why a model's requests cannot even wait, or None."""
     if s.stopping:
         return Refusal.STOPPING, "llmux is stopping", RESTART
-    if s.leased:
-        left = time_left(s, s.leased_until)
-        return Refusal.LEASED, "the GPU is leased to another job", left
+    if s.lease is not None and not s.lease.waits:
+        return leased(s, s.lease)
     if model.removed:
         return removed(model)
     if model.phase in UNBLOCKED:
@@ -219,13 +218,23 @@ def removed(model: Model) -> Block:
     return Refusal.UNKNOWN_MODEL, message, None
 
 
+def leased(s: State, lease: Lease) -> Block:
+    """Say that the GPU is lent."""
+    return Refusal.LEASED, because("the GPU is leased to another job", lease.reason), time_left(s, lease.until)
+
+
+def because(what: str, reason: str) -> str:
+    """Return what is so, with an operator's reason if there is one."""
+    return f"{what}: {reason}" if reason else what
+
+
 def obstacle(s: State, model: Model) -> Block:
     """Say what is in the way of a model that cannot be had."""
     obstacles = immovable(s, model).values()
     pinned = next((other for other in obstacles if other.pinned), None)
     if pinned is not None:
         left = time_left(s, pinned.pinned_until)
-        return Refusal.PINNED, f"model {pinned.name!r} is pinned", left
+        return Refusal.PINNED, because(f"model {pinned.name!r} is pinned", pinned.pin_reason), left
     worst = max(obstacles, key=lambda other: other.sleep_backoff.until)
     left = worst.sleep_backoff.remaining(s.now)
     refusal = Refusal.FAULTED if worst.phase is Phase.FAULTED else Refusal.SLEEP_FAILED

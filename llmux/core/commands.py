@@ -1,19 +1,23 @@
-"""What operators ask for: wake, sleep, reset, pin, lease. Each command gets exactly one ``Answer``."""
+"""What operators ask for: wake, sleep, reset, pin, lease, manual mode. Each gets exactly one ``Answer``."""
 
 from __future__ import annotations
 
-from llmux.core import admission, placement, retirement, switching
-from llmux.core.effects import Answer, LeaseSet, ModelReset, PinSet, Refusal
+from llmux.core import admission, lending, placement, retirement, switching
+from llmux.core.effects import Answer, ManualSet, ModelReset, PinSet
 from llmux.core.events import (
     ActivationRequested,
     LeaseChanged,
+    ManualChanged,
     PinChanged,
     ResetRequested,
     SleepRequested,
+    Started,
 )
-from llmux.core.model import Model
+from llmux.core.model import Lease, Model
 from llmux.core.phases import Phase
 from llmux.core.state import State
+
+LOOKING = "llmux is still looking at what runs"
 
 
 def wake(s: State, event: ActivationRequested) -> None:
@@ -21,8 +25,8 @@ def wake(s: State, event: ActivationRequested) -> None:
     model = _target(s, event.model, event.ticket)
     if model is None:
         return
-    if s.leased:
-        _refuse(s, event.ticket, "the GPU is leased to another job")
+    if s.lease is not None:
+        _refuse(s, event.ticket, admission.leased(s, s.lease)[1])
     elif s.switch is not None:
         if s.switch.target is model and not s.switch.error:
             s.switch.requested, s.switch.reason = True, "requested"
@@ -47,7 +51,7 @@ def sleep(s: State, event: SleepRequested) -> None:
     if model is None:
         return
     if model.pinned:
-        _refuse(s, event.ticket, f"model {model.name!r} is pinned")
+        _refuse(s, event.ticket, admission.because(f"model {model.name!r} is pinned", model.pin_reason))
     elif s.switch is not None:
         if model in s.switch.leaving:
             _accept(s, event.ticket, s.switch.id)
@@ -98,8 +102,8 @@ def pin(s: State, event: PinChanged) -> None:
     if rivals:
         _refuse(s, event.ticket, f"{rivals} pinned and may not be awake with it")
         return
-    set_pin(s, model, pinned=event.pinned, until=event.until)
-    if event.pinned and s.switch is None and not s.leased and model.phase is not Phase.AWAKE:
+    set_pin(s, model, pinned=event.pinned, until=event.until, reason=event.reason)
+    if event.pinned and s.switch is None and s.lease is None and model.phase is not Phase.AWAKE:
         leaving = None if admission.blocked(s, model) else admission.who_leaves(s, model)
         if leaving is not None:
             switching.begin(s, model, leaving, "pinned", requested=True)
@@ -107,21 +111,22 @@ def pin(s: State, event: PinChanged) -> None:
     _accept(s, event.ticket, switch)
 
 
-def set_pin(s: State, model: Model, *, pinned: bool, until: float | None) -> None:
+def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason: str = "") -> None:
     """Set or clear a pin, and turn away whom it excludes."""
     model.pinned = pinned
     model.pinned_until = until if pinned else None
+    model.pin_reason = reason if pinned else ""
     if pinned and until is not None:
         s.agenda.set(("pin", model.name), until)
     else:
         s.agenda.cancel(("pin", model.name))
     s.errands = True
-    s.out.append(PinSet(model.name, pinned, model.pinned_until))
+    s.out.append(PinSet(model.name, pinned, model.pinned_until, reason))
     admission.sweep(s)
     switch = s.switch
     if switch is None:
         return
-    if pinned and model in switch.leaving and model is not switch.target and not s.leased:
+    if pinned and model in switch.leaving and model is not switch.target and s.lease is None:
         switching.call_off(s, switch)
     elif switch.target is not None:
         if switch.target is model and switch.reason == "pinned":
@@ -130,40 +135,60 @@ def set_pin(s: State, model: Model, *, pinned: bool, until: float | None) -> Non
 
 
 def lease(s: State, event: LeaseChanged) -> None:
-    """Lend the whole GPU, or take it back."""
-    if s.stopping:
-        _refuse(s, event.ticket, "llmux is stopping")
+    """Lend the whole GPU, renew the lease, or take the GPU back."""
+    complaint = _not_now(s) or _not_his(s.lease, event)
+    if complaint:
+        _refuse(s, event.ticket, complaint)
         return
-    set_lease(s, leased=event.leased, until=event.until)
-    if event.leased and s.switch is None:
+    if event.leased:
+        lending.grant(s, event)
         leaving = tuple(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED))
-        if leaving:
+        if s.switch is None and leaving:
             switching.begin(s, None, leaving, "lease")
+    else:
+        lending.end(s)
     _accept(s, event.ticket, _switch_id(s))
 
 
-def set_lease(s: State, *, leased: bool, until: float | None) -> None:
-    """Begin or end a lease."""
-    s.leased = leased
-    s.leased_until = until if leased else None
-    if leased and until is not None:
-        s.agenda.set("lease", until)
-    else:
-        s.agenda.cancel("lease")
-    s.errands = True
-    s.out.append(LeaseSet(leased, s.leased_until))
-    if leased:
-        left = admission.time_left(s, until)
-        for model in s.models.values():
-            admission.reject_waiters(s, model, (Refusal.LEASED, "the GPU is leased to another job", left))
-        if s.switch is not None and s.switch.target is not None:
-            s.switch.requested = False
-            switching.waiter_left(s, s.switch.target)
-    else:
-        for model in s.models.values():
-            admission.admit_waiters(s, model)
-        if s.switch is not None and s.switch.reason == "lease":
-            switching.call_off(s, s.switch)
+def _not_his(current: Lease | None, event: LeaseChanged) -> str:
+    if current is None:
+        return "" if event.leased and not event.renew else "the GPU is not leased"
+    if event.id == current.id or not (event.leased or event.id):
+        return ""
+    return admission.because("the GPU is leased to another job", current.reason)
+
+
+def manual(s: State, event: ManualChanged) -> None:
+    """Leave all switching to operators, or to the policy again."""
+    complaint = _not_now(s)
+    if complaint:
+        _refuse(s, event.ticket, complaint)
+        return
+    set_manual(s, manual=event.manual)
+    _accept(s, event.ticket, _switch_id(s))
+
+
+def set_manual(s: State, *, manual: bool) -> None:
+    """Begin or end the manual mode. A switch under way goes on."""
+    if s.manual != manual:
+        s.manual = manual
+        s.errands = True
+        s.out.append(ManualSet(manual))
+
+
+def resume(s: State, event: Started) -> None:
+    """Go on with what operators had asked of the last llmux, as far as it still holds and can be."""
+    if event.manual is not None:
+        set_manual(s, manual=event.manual)
+    for name, kept in event.pins.items():
+        model = s.models.get(name)
+        if model is None or model.removed or (kept.until is not None and kept.until <= s.now):
+            continue
+        rivals = _pinned_rivals(s, model)  # the configuration may have changed
+        reason = f"{rivals} pinned and may not be awake with it" if rivals else kept.reason
+        set_pin(s, model, pinned=not rivals, until=kept.until, reason=reason)
+    if event.lease is not None and (event.lease.until is None or event.lease.until > s.now):
+        lending.resume(s, event.lease)
 
 
 def _pinned_rivals(s: State, model: Model) -> str:
@@ -182,10 +207,16 @@ def _target(s: State, name: str, ticket: int) -> Model | None:
     elif s.stopping:
         _refuse(s, ticket, "llmux is stopping")
     elif not s.ready or any(s.in_phase(Phase.UNKNOWN)):
-        _refuse(s, ticket, "llmux is still looking at what runs")
+        _refuse(s, ticket, LOOKING)
     else:
         return model
     return None
+
+
+def _not_now(s: State) -> str:
+    if s.stopping:
+        return "llmux is stopping"
+    return "" if s.started else LOOKING
 
 
 def _switch_id(s: State) -> int | None:

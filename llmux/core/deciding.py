@@ -2,7 +2,8 @@
 
 In this order: a lease, what must go (removed, extra, cleanups), pins; then the longest overdue waiter, over
 policy and ``min_active``; then whoever fits beside what is awake; then the policy; then idle sleep, preload, what
-is to be kept awake, and the default model.
+is to be kept awake, and the default model. In manual mode nobody is switched to for those who wait, nothing goes
+to sleep because it is idle, and nothing comes back.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from llmux.core import admission, chronicle, levels, quiet, shadows, switching
+from llmux.core import admission, chronicle, lending, levels, quiet, shadows, switching
 from llmux.core.decisions import By
 from llmux.core.effects import PolicyDecided
 from llmux.core.model import Model
@@ -24,6 +25,7 @@ LONGEST = 200  # characters of a policy's reason that are kept
 FALLBACK = "first come, first served"
 ANTICIPATED = "it is likely to be asked next"
 ROOM = "there is room beside what is awake"
+BACK = "its engine is gone"
 CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
 CAN_WAKE = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST, Phase.FAULTED)
 
@@ -36,11 +38,13 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
             levels.make_room(s)
             if _errand(s):
                 continue
-        if not s.stopping and s.queued and _serve(s, snapshot):
+        serve = _serve if s.lease is None and not s.manual else _leave_to_operators
+        if not s.stopping and s.queued and serve(s, snapshot):
             continue
         if not s.stopping and s.errands and (_leisure(s) or _anticipate(s, snapshot)):
             continue
         s.errands = False
+        lending.look(s)
         return
 
 
@@ -54,12 +58,12 @@ def _errand(s: State) -> bool:
         if leaving:
             switching.begin(s, None, leaving, "stopping")
         return bool(leaving)
-    if s.leased and _put_away(s, s.models.values(), "lease"):
+    if s.lease is not None and _put_away(s, s.models.values(), "lease"):
         return True
     if _put_away(s, filter(_unwanted, s.models.values()), "not wanted"):
         return True
     pinned = [m for m in s.models.values() if m.pinned and m.phase in CAN_WAKE]
-    return not s.leased and any(_wake(s, model, "pinned") for model in pinned)
+    return s.lease is None and any(_wake(s, model, "pinned") for model in pinned)
 
 
 def _put_away(s: State, models: Iterable[Model], reason: str) -> bool:
@@ -89,21 +93,19 @@ def _wake(s: State, model: Model, reason: str) -> bool:
 
 
 def _leisure(s: State) -> bool:
+    if s.lease is not None:
+        return False
     idle = [m for m in s.in_phase(Phase.AWAKE) if _idle_for_long(s, m) and not m.pinned]
-    if idle and _put_away(s, idle, "idle"):
+    if idle and not s.manual and _put_away(s, idle, "idle"):
         return True
     for model in s.models.values():
         if model.wanted:
             # A preload takes what is free at the start, and displaces nobody.
             model.wanted = False
-            free = (
-                model.phase in (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
-                and not s.leased
-                and admission.who_leaves(s, model) == ()
-            )
-            if free and not s.leased and _wake(s, model, "preload"):
+            asleep = model.phase in (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
+            if asleep and admission.who_leaves(s, model) == () and _wake(s, model, "preload"):
                 return True
-    return not s.leased and _come_back(s)
+    return not s.manual and _come_back(s)
 
 
 def _come_back(s: State) -> bool:
@@ -124,7 +126,7 @@ def _idle_for_long(s: State, model: Model) -> bool:
 def _anticipate(s: State, snapshot: LiveSnapshot) -> bool:
     """Ask the policy, while all is quiet, whom to wake for those who may come."""
     ask = getattr(s.policy, "anticipate", None)
-    if ask is None or not (s.foresee and s.rules.anticipate) or s.queued or s.leased:
+    if ask is None or not (s.foresee and s.rules.anticipate) or s.queued or s.lease is not None or s.manual:
         return False
     s.foresee = False
     awake = list(s.in_phase(Phase.AWAKE))
@@ -185,6 +187,23 @@ def _serve(s: State, snapshot: LiveSnapshot) -> bool:
     chronicle.keep(s, "switch", model.name, by, reason, waiting)
     switching.begin(s, model, leaving, FALLBACK if by == "overruled" else reason or "policy", decided=True)
     return True
+
+
+def _leave_to_operators(s: State, _snapshot: LiveSnapshot) -> bool:
+    """Under a lease all wait for its end; in manual mode only whose engine is gone is woken again."""
+    waiting = chronicle.waiting_models(s)
+    if not waiting:
+        return False
+    if s.lease is not None:
+        chronicle.keep(s, "stay", None, "core", "lease", waiting)
+        return False
+    for model in waiting:
+        if model.phase is Phase.LOST and admission.who_leaves(s, model) == ():
+            chronicle.keep(s, "switch", model.name, "core", BACK, waiting)
+            switching.begin(s, model, (), BACK, decided=True)
+            return True
+    chronicle.keep(s, "stay", None, "manual", "", waiting)
+    return False
 
 
 def _that_fits_beside(s: State, waiting: list[Model]) -> Model | None:

@@ -15,7 +15,7 @@ SHOWN = 3  # those of them that are named in words
 MINUTE = 60.0
 
 Kind = Literal["stay", "switch", "wait"]
-By = Literal["policy", "overruled", "max_wait", "min_active", "core"]
+By = Literal["policy", "overruled", "max_wait", "min_active", "core", "manual"]
 
 ERRANDS = {
     "requested": "an operator asked for it",
@@ -96,6 +96,8 @@ class DecisionRecord:
             return f"the oldest waiter is there; the policy cannot be followed, it {self.said}"
         if self.by == "max_wait":
             return f"{self.said}, which is as long as max_wait allows"
+        if self.by == "manual":
+            return "manual mode, only an operator switches"
         if self.by == "min_active":
             return f"{self.said}, but min_active is not over" if self.said else "min_active is not over"
         return ERRANDS.get(self.said, self.said) if self.by == "core" else self.said

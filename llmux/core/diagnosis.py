@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmux.core import admission
 from llmux.core.model import Model
 from llmux.core.phases import Phase
 from llmux.core.state import State
@@ -36,8 +37,11 @@ def notes(s: State, now: float) -> list[str]:
         to = s.switch.target.name if s.switch.target else "sleep"
         seconds = now - s.switch.started
         found.append(f"switch {s.switch.id} to {to} is {s.switch.stage.value} since {seconds:.0f} s")
-    if s.leased:
-        found.append("the GPU is leased")
+    if s.lease is not None:
+        left = "" if s.lease.until is None else f" for {max(0.0, s.lease.until - now):.0f} s more"
+        found.append(admission.because(f"the GPU is leased{left}", s.lease.reason))
+    if s.manual:
+        found.append("manual mode: only an operator switches")
     for model in s.models.values():
         found.extend(_model_notes(model, now))
     return found
@@ -48,7 +52,7 @@ def _model_notes(model: Model, now: float) -> list[str]:
     if model.queue:
         found.append(f"{len(model.queue)} wait for {name!r}")
     if model.pinned:
-        found.append(f"{name!r} is pinned")
+        found.append(admission.because(f"{name!r} is pinned", model.pin_reason))
     pause = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))
     if pause > 0:
         found.append(f"{name!r} is left alone for {pause:.0f} s: {model.last_error}")
@@ -58,7 +62,7 @@ def _model_notes(model: Model, now: float) -> list[str]:
 
 
 def _stuck(s: State, now: float) -> bool:
-    if not s.queued or s.switch is not None or s.leased or s.hooks:
+    if not s.queued or s.switch is not None or s.lease is not None or s.manual or s.hooks:
         return False
     return (
         not any(

@@ -290,14 +290,31 @@ class PinSet:
     model: str
     pinned: bool
     until: float | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseSet:
-    """The GPU is lent to a foreign job, or came back."""
+    """The GPU is lent to a foreign job, or came back. ``waits``: requests wait for its end."""
 
     leased: bool
     until: float | None
+    reason: str = ""
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseHeld:
+    """Nothing holds the GPU any more: the foreign job may begin, ``after`` seconds of its lease."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class ManualSet:
+    """Operators alone switch, or the policy does again."""
+
+    manual: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +350,8 @@ Notice = (
     | ShadowDropped
     | PinSet
     | LeaseSet
+    | LeaseHeld
+    | ManualSet
     | ModelRemoved
     | Stopped
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmux.core.model import Shadow
+from llmux.core.model import Lease, Pin, Shadow
 from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
 
@@ -21,13 +21,17 @@ class Started:
 
     ``holders`` are the models that may hold the GPU according to the state file, ``recent`` the models in the
     order of their last use, most recent first, ``gone`` the definitions of holders that are configured no more:
-    they are put to sleep as removed models are. ``levels`` are the levels at which models slept.
+    they are put to sleep as removed models are. ``levels`` are the levels at which models slept. What operators
+    had asked of the last llmux is in ``pins``, ``lease`` and ``manual`` (None: as configured).
     """
 
     holders: frozenset[str] = frozenset()
     recent: tuple[str, ...] = ()
     gone: tuple[ModelSpec, ...] = ()
     levels: Mapping[str, str] = field(default_factory=dict)
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+    lease: Lease | None = None
+    manual: bool | None = None
 
 
 @dataclass(slots=True)
@@ -120,15 +124,32 @@ class PinChanged:
     ticket: int
     pinned: bool = True
     until: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseChanged:
-    """The whole GPU is lent to a foreign job until ``until`` (None: until ended), or given back."""
+    """The whole GPU is lent to a foreign job until ``until`` (None: until ended), or given back.
+
+    ``id`` is the lease's name; with ``renew`` it must be that of the lease that is there. ``waits`` says whether
+    requests wait for its end (None: as the rules say). ``leased=False`` without ``id`` ends any lease.
+    """
 
     ticket: int
     leased: bool = True
     until: float | None = None
+    reason: str = ""
+    waits: bool | None = None
+    id: str = ""
+    renew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ManualChanged:
+    """From now on operators alone switch (``manual``), or the policy does again."""
+
+    ticket: int
+    manual: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +186,7 @@ Event = (
     | ResetRequested
     | PinChanged
     | LeaseChanged
+    | ManualChanged
     | ConfigReplaced
     | DeadlineReached
     | ShutdownRequested

@@ -22,7 +22,8 @@ Who does what, from the bottom up:
 - ``deciding``     what to begin while no switch is under way: errands, the overdue, the policy, the idle;
 - ``shadows``      what other policies would have decided;
 - ``decisions``, ``chronicle``, ``evictions``   what was decided last, and why;
-- ``commands``, ``reloading``, ``stopping``   operators, new configurations, the end;
+- ``commands``, ``lending``   what operators ask for;
+- ``reloading``, ``stopping``   new configurations, the end;
 - ``diagnosis``, ``story``   what is due and not done; what has happened, as a test that can be run.
 
 After every event the core *settles*: while no switch is under way it begins what is due next. At most one switch
@@ -40,6 +41,7 @@ from llmux.core import (
     admission,
     commands,
     deciding,
+    lending,
     levels,
     probing,
     quiet,
@@ -59,6 +61,7 @@ from llmux.core.events import (
     Event,
     HookFinished,
     LeaseChanged,
+    ManualChanged,
     PinChanged,
     RequestAbandoned,
     RequestArrived,
@@ -113,6 +116,7 @@ class Core:
             ResetRequested: lambda event: commands.reset(self.state, event),
             PinChanged: lambda event: commands.pin(self.state, event),
             LeaseChanged: lambda event: commands.lease(self.state, event),
+            ManualChanged: lambda event: commands.manual(self.state, event),
             ConfigReplaced: self._config_replaced,
             ShutdownRequested: lambda _event: stopping.requested(self.state),
         }
@@ -235,6 +239,7 @@ class Core:
         for model in s.models.values():
             model.wanted = model.spec.preload
         s.errands = s.started = True
+        commands.resume(s, event)
         probing.ask_unknown(s)
 
     def _engine_lost(self, event: EngineLost) -> None:
@@ -294,7 +299,7 @@ class Core:
             elif key == "quiet":
                 s.homeward = s.errands = True
             elif key == "lease":
-                commands.set_lease(s, leased=False, until=None)
+                lending.end(s)
             else:  # ask
                 s.errands = True
 

@@ -100,6 +100,26 @@ class Switch:
         return tuple(model.name for model in self.leaving if model is not self.target)
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """That a model is to stay awake: until when on the core's clock (None: until it is unpinned), and why."""
+
+    until: float | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Lease:
+    """The whole GPU, lent to a foreign job. Times are on the core's clock, in seconds."""
+
+    until: float | None  # None: until it is given back
+    reason: str = ""
+    waits: bool = False  # whether requests wait for its end; else they are turned away
+    id: str = ""  # who knows it may renew the lease
+    since: float = 0.0
+    told: bool = False  # that everything sleeps, and the job may begin
+
+
 @dataclass(slots=True, eq=False)
 class Shadow:
     """A policy that is asked what it would do, and is not followed."""
@@ -152,6 +172,7 @@ class Model:
     removed: bool = False
     pinned: bool = False
     pinned_until: float | None = None
+    pin_reason: str = ""
     wanted: bool = False  # preload
     put_away: bool = False  # by an operator: only what asks for it wakes it
     arrival_mass: float = 0.0

@@ -19,6 +19,8 @@ from llmux.core.state import MODEL_TIMERS, State
 
 def replaced(s: State, event: ConfigReplaced) -> None:
     """Take over new models, rules and policy."""
+    if event.rules.manual != s.rules.manual:
+        commands.set_manual(s, manual=event.rules.manual)
     s.rules = event.rules
     s.costs.guesses = event.first_guesses
     s.shadows = event.shadows
@@ -42,6 +44,8 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     s.models = dict(sorted(s.models.items(), key=lambda item: (item[1].removed, item[1].order)))
     if s.started and not s.stopping:
         probing.ask_unknown(s)
+    if s.lease is not None:
+        s.lease.told = False  # what that finds may hold the GPU
     for model in s.models.values():
         _apply(s, model)
     probing.find_extras(s)

@@ -73,6 +73,8 @@ class Rules:
     max_wait: float = 600.0
     min_active: float = 0.0
     anticipate: bool = False  # the policy may wake a model that nobody waits for yet
+    manual: bool = False  # operators alone switch
+    lease_waits: bool = False  # requests wait for the end of a lease; else they are turned away
     drain_timeout: float | None = None  # None: a running answer is never cut; 0: cut at once
     backoff_first: float = 1.0
     backoff_max: float = 20.0

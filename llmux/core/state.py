@@ -20,7 +20,7 @@ from llmux.core.effects import (
     RunHook,
 )
 from llmux.core.errors import InvalidTransitionError
-from llmux.core.model import HookRun, Model, Request, Shadow, Switch
+from llmux.core.model import HookRun, Lease, Model, Request, Shadow, Switch
 from llmux.core.phases import TRANSITIONS, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
@@ -61,8 +61,8 @@ class State:
         self.calm = False  # nobody is served or waits, and there is a default model
         self.homeward = False  # it has been calm for long enough
         self.removals = False  # a removed model is still to be forgotten
-        self.leased = False
-        self.leased_until: float | None = None
+        self.lease: Lease | None = None
+        self.manual = rules.manual  # operators alone switch
         self.recorded: frozenset[str] = frozenset()
         self.recorded_levels: dict[str, str] = {}  # before the start
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent

@@ -184,7 +184,7 @@ def _all_retired(s: State, switch: Switch) -> None:
         _fail(s, switch)
     elif target is None:
         _end(s, switch, "success")
-    elif s.stopping or not (target.queue or switch.requested):
+    elif s.stopping or s.lease is not None or not (target.queue or switch.requested):
         _end(s, switch, "abandoned")
     else:
         _wake(s, switch)

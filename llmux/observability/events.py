@@ -60,6 +60,8 @@ CATALOGUE: dict[str, LogEvent] = {
     "backoff_started": LogEvent(_WARNING, "After failures in a row the model is left alone for a while."),
     "pin_set": LogEvent(_INFO, "A model is pinned, or no longer."),
     "lease_set": LogEvent(_INFO, "The GPU is lent to a foreign job, or came back."),
+    "lease_held": LogEvent(_INFO, "Nothing holds the GPU any more: whoever leased it may begin."),
+    "manual_set": LogEvent(_INFO, "Manual mode began: only operators switch. Or it ended."),
     "command_answered": LogEvent(_DEBUG, "An operator's command was accepted, or why not."),
     # policy
     "policy_decided": LogEvent(

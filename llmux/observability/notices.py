@@ -150,11 +150,22 @@ def _policy_decided(it: core.PolicyDecided) -> Described:
 
 
 def _pin_set(it: core.PinSet) -> Described:
-    return Described("pin_set", {"model": it.model, "pinned": it.pinned, "limited": it.until is not None})
+    fields = {"model": it.model, "pinned": it.pinned, "limited": it.until is not None, "reason": it.reason or None}
+    return Described("pin_set", fields)
 
 
 def _lease_set(it: core.LeaseSet) -> Described:
-    return Described("lease_set", {"leased": it.leased, "limited": it.until is not None})
+    fields = {"leased": it.leased, "limited": it.until is not None, "reason": it.reason or None}
+    requests = ("wait" if it.waits else "reject") if it.leased else None
+    return Described("lease_set", {**fields, "requests": requests})
+
+
+def _lease_held(it: core.LeaseHeld) -> Described:
+    return Described("lease_held", {"after_secs": _seconds(it.after)})
+
+
+def _manual_set(it: core.ManualSet) -> Described:
+    return Described("manual_set", {"manual": it.manual})
 
 
 def _stopped(_it: core.Stopped) -> Described:
@@ -206,6 +217,8 @@ _TELLERS: dict[type, Callable[..., Described]] = {
     core.ShadowDropped: _shadow_dropped,
     core.PinSet: _pin_set,
     core.LeaseSet: _lease_set,
+    core.LeaseHeld: _lease_held,
+    core.ManualSet: _manual_set,
     core.Stopped: _stopped,
     core.Reject: _rejected,
     core.CancelRequests: _cut,

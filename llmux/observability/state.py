@@ -1,9 +1,9 @@
 """The state file: what a restarted llmux has to know.
 
 JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ..., "hooks": [[pid,
-start, boot, ending], ...], "definitions": {MODEL: {...}}, "levels": {MODEL: LEVEL}}``. ``holders`` are
-the models that may hold the GPU, ``levels`` says how deeply others sleep, ``costs`` belongs to the core's cost
-table and is opaque here.
+start, boot, ending], ...], "definitions": {MODEL: {...}}, "levels": {MODEL: LEVEL}, "asked": ...}``. ``holders``
+are the models that may hold the GPU, ``levels`` says how deeply others sleep; ``costs``, of the core's cost
+table, and ``asked``, the operators' pins, lease and manual mode, are opaque here.
 
 It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
 what a killed llmux wrote, and after a power cut no engine runs and the GPU is empty, so there is nothing to
@@ -42,6 +42,7 @@ class State:
     definitions: Mapping[str, object] = field(default_factory=dict)  # of the holders
     levels: Mapping[str, str] = field(default_factory=dict)  # at which models sleep
     hooks: tuple[tuple[int, int, str, bool], ...] = ()  # pid, start and boot of the hooks that run; being ended?
+    asked: object = None  # what operators have asked for
 
     def recent(self) -> tuple[str, ...]:
         """Return the models in the order of their last use, most recent first."""
@@ -206,6 +207,7 @@ def _render(state: State) -> bytes:
         "definitions": dict(state.definitions),
         "levels": dict(state.levels),
         "hooks": state.hooks,
+        "asked": state.asked,
     }
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
@@ -231,4 +233,5 @@ def _parse(raw: bytes) -> State:
     if not isinstance(levels, dict):
         raise TypeError("`levels` is no object")
     levels = {name: str(level) for name, level in levels.items()}
-    return State(frozenset(holders), times, document.get("costs"), definitions, levels, hooks)
+    asked = document.get("asked")
+    return State(frozenset(holders), times, document.get("costs"), definitions, levels, hooks, asked)

@@ -1,4 +1,7 @@
-"""What outlives this llmux: who may hold the GPU, with which definition, what switches cost, which hooks run."""
+"""What outlives this llmux.
+
+Who may hold the GPU, with which definition, what switches cost, which hooks run, what operators have asked for.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,25 @@ from llmux.core.state import State as CoreState
 from llmux.hookrunner import Trace, end_leftovers
 from llmux.observability.notices import EventLog
 from llmux.observability.state import NoState, State, StateStore
+from llmux.runtime import asked
 
 
 class Keeper:
-    """Loads the state at the start, and saves it whenever it matters. ``hooks`` tells which hooks run."""
+    """Loads the state at the start, and saves it whenever it matters.
+
+    ``hooks`` tells which hooks run, ``now`` what time it is on the core's clock.
+    """
 
     def __init__(
-        self, store: StateStore | None, core: CoreState, log: EventLog, hooks: Callable[[], tuple[Trace, ...]]
+        self,
+        store: StateStore | None,
+        core: CoreState,
+        log: EventLog,
+        hooks: Callable[[], tuple[Trace, ...]],
+        now: Callable[[], float],
     ) -> None:
         self._store = store or NoState()
+        self._now = now
         self._core = core
         self._log = log
         self._hooks = hooks
@@ -46,8 +59,16 @@ class Keeper:
         for trace in await end_leftovers(Trace(*hook) for hook in self._found.hooks):
             self._log.emit("leftover_hook_ended", pid=trace.pid)
         self._begun = True
-        found = self._found
-        return Started(found.holders, found.recent(), tuple(self._gone()), found.levels)
+        found, wish = self._found, self._asked()
+        gone = tuple(self._gone())
+        return Started(found.holders, found.recent(), gone, found.levels, wish.pins, wish.lease, wish.manual)
+
+    def _asked(self) -> asked.Asked:
+        try:
+            return asked.load(self._found.asked, self._now())
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._log.emit("state_file_unreadable", error=f"its pins and lease are damaged: {error!r}")
+            return asked.Asked()
 
     def _gone(self) -> Iterator[ModelSpec]:
         for name in sorted(self._found.holders - self._core.models.keys()):
@@ -73,8 +94,8 @@ class Keeper:
         definitions = {name: remember(core.models[name].running) for name in holders if name in core.models}
         # While it goes deeper the lighter level is kept: it takes more.
         levels = {name: m.level.name for name, m in core.models.items() if m.level and name not in holders}
-        last_use = dict(self._last_use)
-        self._store.save(State(holders, last_use, core.costs.dump(), definitions, levels, self._hooks()))
+        last_use, costs, wish = dict(self._last_use), core.costs.dump(), asked.dump(core, self._now())
+        self._store.save(State(holders, last_use, costs, definitions, levels, self._hooks(), wish))
 
     def close(self) -> None:
         """Save a last time, and let go of the file."""

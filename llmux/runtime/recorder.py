@@ -97,7 +97,8 @@ class Recorder:
             fx.SwitchEnded: self._switch_ended,
             fx.Ready: lambda _effect: self.begin("start"),
             fx.PinSet: lambda effect: self.event("pin", model=effect.model, pinned=effect.pinned),
-            fx.LeaseSet: lambda effect: self.event("lease", leased=effect.leased),
+            fx.LeaseSet: lambda effect: self.event("lease", leased=effect.leased, waits=effect.waits),
+            fx.ManualSet: lambda effect: self.event("manual", manual=effect.manual),
             fx.ModelReset: lambda effect: self.event("reset", model=effect.model),
             fx.ModelLost: lambda effect: self.event("lost_engine", model=effect.model),
         }
@@ -128,6 +129,9 @@ class Recorder:
                 "default_after": rules.default_after,
             },
             models=[_model(model) for model in s.models.values() if not model.removed],
+            pins=[model.name for model in s.models.values() if model.pinned],
+            lease=None if s.lease is None else {"waits": s.lease.waits},
+            manual=s.manual,
             costs=s.costs.dump(),
             guesses={name: list(guess) for name, guess in s.costs.guesses.items()},
         )
@@ -196,6 +200,8 @@ class Recorder:
 
     def event(self, what: str, **fields: object) -> None:
         """Write down what the core was told that came neither from a client nor from a hook."""
+        if not self._switcher.core.state.ready:
+            return  # where things stand is told by the line that begins the record
         at = self._at(self._switcher.core.state.now)
         self._put("event", event=what, at=at, order=self._next(), **fields)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from llmux.core import diagnosis, levels
-from llmux.core.model import Model, Shadow
+from llmux.core import diagnosis, lending, levels
+from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
+from llmux.core.state import State
 from llmux.runtime.decisions import IN_STATUS, decisions
 from llmux.runtime.evictions import brief, eviction
 from llmux.runtime.switcher import Switcher
@@ -38,9 +39,8 @@ def status(switcher: Switcher) -> dict[str, Any]:
             "since": now - switch.started,
             "reason": switch.reason,
         },
-        "lease": None
-        if not s.leased
-        else {"expires_in": None if s.leased_until is None else max(0.0, s.leased_until - now)},
+        "manual": s.manual,
+        "lease": None if s.lease is None else lease_document(s, s.lease, now),
         "host_memory": None
         if s.rules.host_memory is None
         else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
@@ -56,6 +56,18 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "last_eviction": None if s.eviction is None else eviction(s.eviction, time.time() - now),
         "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
+    }
+
+
+def lease_document(s: State, lease: Lease, now: float) -> dict[str, Any]:
+    """Return a lease. ``held``: nothing holds the GPU any more, the foreign job has it."""
+    return {
+        "id": lease.id,
+        "reason": lease.reason or None,
+        "held": lending.held(s),
+        "for": now - lease.since,
+        "expires_in": None if lease.until is None else max(0.0, lease.until - now),
+        "requests": "wait" if lease.waits else "reject",
     }
 
 
@@ -86,6 +98,7 @@ def _model(model: Model, now: float) -> dict[str, Any]:
         "pinned": model.pinned,
         "evicted": None if model.evicted is None else brief(model.evicted, time.time() - now),
         "pin_expires_in": None if model.pinned_until is None else max(0.0, model.pinned_until - now),
+        "pin_reason": model.pin_reason or None,
     }
 
 

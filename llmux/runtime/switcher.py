@@ -77,7 +77,7 @@ class Switcher:
         self.started_at = time.monotonic()
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
-        self._keeper = Keeper(store, self.core.state, self.log, self.hooks.traces)
+        self._keeper = Keeper(store, self.core.state, self.log, self.hooks.traces, self.now)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self._activities: dict[str, tuple[int, EngineActivity]] = {}
@@ -227,7 +227,7 @@ class Switcher:
         known, record = self._activities.get(model), state.models.get(model)
         if known is None or record is None or known[0] != record.epoch:
             return None
-        if record.queue or not record.has_room or record.removed or state.leased or state.stopping:
+        if record.queue or not record.has_room or record.removed or state.lease is not None or state.stopping:
             return None
         return known[1]
 
@@ -435,5 +435,8 @@ _CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
     fx.ModelActivated: lambda switcher, effect: switcher._keeper.used(effect.model),  # noqa: SLF001
     fx.ModelDeepened: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
     fx.SwitchEnded: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+    fx.PinSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+    fx.LeaseSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+    fx.ManualSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
     fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
 }

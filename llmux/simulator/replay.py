@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,13 @@ from llmux.core.events import (
     Event,
     HookFinished,
     LeaseChanged,
+    ManualChanged,
     PinChanged,
     ResetRequested,
     ShutdownRequested,
     SleepRequested,
 )
+from llmux.core.model import Lease, Pin
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind
 from llmux.plugins import load_policy
@@ -122,6 +124,7 @@ class _Replay(Run):
         trace = recorded.trace(refused=True)
         free = CostMatrix(0.0)  # not asked: hooks have their own durations
         super().__init__(trace, policy, free, EngineModel(), recorded.rules, recorded.end + AFTER, scene)
+        self.started = replace(self.started, **_asked(recorded.start))
         self.begun: list[Begun] = []
         self.core.state.costs.load(recorded.start["costs"])
         self.core.state.costs.guesses = {
@@ -206,6 +209,17 @@ class _Replay(Run):
         super()._note(effect)
 
 
+def _asked(start: Line) -> dict[str, Any]:
+    """Return what operators had asked for before. The record has the end of each pin and lease."""
+    lease = start.get("lease")
+    pins = {name: Pin() for name in start.get("pins", ())}
+    return {
+        "pins": pins,
+        "lease": lease and Lease(None, waits=lease["waits"]),
+        "manual": bool(start.get("manual")),
+    }
+
+
 def _near(recorded: float, time: float) -> float:
     """Return the recorded moment if it is this one: rounding errors must not add up."""
     return recorded if abs(recorded - time) < NEAR else time
@@ -233,15 +247,18 @@ def _acts(recorded: Recorded) -> list[_Act]:
 
 
 def _event(line: Line) -> Event | None:
+    event: Event | None = None
     match line.get("event", line["type"]):
         case "tick":
-            return DeadlineReached()
+            event = DeadlineReached()
         case "pin":
-            return PinChanged(line["model"], 0, pinned=line["pinned"])
+            event = PinChanged(line["model"], 0, pinned=line["pinned"])
         case "lease":
-            return LeaseChanged(0, leased=line["leased"])
+            event = LeaseChanged(0, leased=line["leased"], waits=line.get("waits", False))
+        case "manual":
+            event = ManualChanged(0, line["manual"])
         case "stopping":
-            return ShutdownRequested()
+            event = ShutdownRequested()
         case "reset":
-            return ResetRequested(line["model"], 0)
-    return None
+            event = ResetRequested(line["model"], 0)
+    return event

@@ -115,7 +115,8 @@ class Run:
         self.rates = engine.rates()
         self.works = [engine.work(job) for job in trace.jobs]
         self.until = NEVER if horizon is None else horizon
-        self.awake_at_start, self.levels_at_start = scene.awake, scene.levels
+        self.awake_at_start = scene.awake
+        self.started = Started(levels=scene.levels)
         self.core = Core(scene.specs, rules, policy, decisions=0)
         self.handle, self.next_deadline = self.core.handle, self.core.next_deadline
         count = len(trace.jobs)
@@ -153,7 +154,7 @@ class Run:
             self._act,
         )
         turns = 0
-        self._feed(Started(levels=self.levels_at_start))
+        self._feed(self.started)
         while True:
             time, what = self._next()
             if time >= self.until or (self.arrivals[-1][0] == NEVER and not self._anybody_left()):

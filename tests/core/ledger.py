@@ -5,12 +5,13 @@ from __future__ import annotations
 from llmux.core import Core, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.deciding import ANTICIPATED
+from llmux.core.deciding import ANTICIPATED, BACK
 from llmux.core.model import Stage
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 
 WANTED = ("requested", "pinned", "preload", "keep_awake", "default")
+BY_HAND = ("requested", "pinned", "preload", "lease", "not wanted", "stopping", BACK)  # may begin in manual mode
 
 
 class Ledger:
@@ -34,6 +35,8 @@ class Ledger:
         self.busy_at = 0.0  # when somebody was last served or waited
         self.levels: dict[str, str] = {}  # the last sleep hook that succeeded was told this
         self.plan_is_old = False  # a reload came while a switch was under way
+        self.leased = self.lent = False  # lent: the foreign job was told that it may begin
+        self.manual = core.state.manual
 
     def feed(self, event: ev.Event, now: float) -> list[fx.Effect]:
         """Hand over an event and check what comes back."""
@@ -73,6 +76,7 @@ class Ledger:
                 self.levels = dict(levels)
             case ev.ConfigReplaced():
                 self.plan_is_old = self.switch is not None
+                self.lent = False  # what it finds awake has to be put to sleep first
             case _:
                 pass
 
@@ -110,6 +114,7 @@ class Ledger:
     def _request(self, effect: fx.Effect) -> None:
         match effect:
             case fx.Admit(request=request, model=model):
+                assert not self.leased, "admitted under a lease"
                 assert self.queued.pop(request) == model
                 self.in_flight[request] = model
                 self.admissions[request] += 1
@@ -127,6 +132,7 @@ class Ledger:
             case fx.SwitchStarted(reason=reason, to=to):
                 assert self.switch is None, "two switches"
                 self.switch = effect
+                assert not self.manual or reason in BY_HAND, "switched although only operators may"
                 self._bounded(to, reason)
                 self._unasked(effect)
             case fx.SwitchEnded(switch=switch):
@@ -139,6 +145,16 @@ class Ledger:
                 self.awake.add(model)
             case fx.ModelDeactivated(model=model):
                 self.awake.remove(model)
+            case fx.LeaseSet(leased=leased):
+                self.leased = leased
+                self.lent = self.lent and leased
+            case fx.LeaseHeld():
+                assert self.leased
+                assert not self.lent, "told twice"
+                self.lent = True
+            case fx.ManualSet(manual=manual):
+                assert manual != self.manual
+                self.manual = manual
             case _:
                 pass
 
@@ -161,7 +177,7 @@ class Ledger:
 
     def _bounded(self, to: str | None, reason: str) -> None:
         """Invariant 6: the longest overdue goes first, unless something forbids it."""
-        if to is None or reason in WANTED:
+        if to is None or reason in (*WANTED, BACK):
             return
         s = self.core.state
         left_out = {*self.switch.sources, to}
@@ -181,6 +197,7 @@ class Ledger:
         if effect.kind in (HookKind.SLEEP, HookKind.STOP):
             assert effect.model not in self.in_flight.values(), "invariant 4: sleeps under load"
         if effect.kind is HookKind.WAKE:
+            assert not self.leased, "woken under a lease"
             wanted = s.switch is not None and s.switch.requested
             assert wanted or effect.model in self.queued.values(), "invariant 5: nobody waits for it"
             if wanted and s.switch.reason == ANTICIPATED and not self.plan_is_old:
@@ -244,7 +261,7 @@ class Ledger:
         if s.switch is not None and s.switch.stage is Stage.DRAINING and s.switch.target is not None:
             assert s.switch.requested or s.switch.target.queue, "nobody waits for it: to be called off"
         for model in s.models.values():
-            if model.queue and model.phase is Phase.AWAKE and not s.leased and not model.extra:
+            if model.queue and model.phase is Phase.AWAKE and not self.leased and not model.extra:
                 assert not model.has_room, "a waiter although there is room"
         awake = {name for name, model in s.models.items() if model.phase in (Phase.AWAKE, Phase.DRAINING)}
         assert self.awake == awake, "the notices tell another story"
@@ -270,18 +287,43 @@ class Ledger:
                 assert s.switch.id == hook.switch, "a prefetch outlives its switch"
                 assert s.switch.stage is not Stage.CLEANUP, "a prefetch of what failed to wake"
         self._something_is_due()
+        self._lease()
+
+    def _lease(self) -> None:
+        """Nothing holds the GPU that the foreign job has, and it gets it back."""
+        s = self.core.state
+        assert (s.lease is not None) == self.leased
+        assert s.manual == self.manual
+        if s.lease is None:
+            assert "lease" not in s.agenda
+            return
+        if self.lent:
+            assert not any(m.holds and m.phase is not Phase.UNKNOWN for m in s.models.values()), "lent, and held"
+        if s.lease.until is not None and not s.stopping:
+            assert "lease" in s.agenda, "a lease that never ends"
+        switch = s.switch
+        if switch is not None and switch.target is not None:
+            assert switch.stage is not Stage.DRAINING, "drains for somebody under a lease"
+
+    def _up_to_operators(self) -> bool:
+        """Whether who waits may wait for an operator: manual mode, or a lease that is to be given back."""
+        lease = self.core.state.lease
+        return self.manual or (lease is not None and lease.waits)
 
     def _something_is_due(self) -> None:
         """Invariant 7, locally: whoever waits, waits for something that will come."""
         s = self.core.state
         # Nobody waits for a prefetch.
         hooks = [hook for hook in self.hooks.values() if hook.kind is not HookKind.PREFETCH]
-        if self.queued and s.ready:
+        if self.queued and s.ready and not self._up_to_operators():
             assert self.in_flight or hooks or self.core.next_deadline() is not None, (
                 "wedged: waiters, and nothing to wait for"
             )
             idle = s.switch is None and not self.in_flight and not hooks
             if idle:
                 assert "ask" in s.agenda, "wedged: waiters, nothing under way, and no reason"
+        if self.leased and s.ready and not s.stopping and s.switch is None and not self.lent:
+            holders = [m for m in s.models.values() if m.holds]
+            assert not holders or self.hooks or self.core.next_deadline() is not None, "never held, and no reason"
         for hook in self.hooks:
             assert hook in self.killed or ("hook", hook) in s.agenda

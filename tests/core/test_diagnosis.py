@@ -72,5 +72,8 @@ def test_notes_say_what_makes_requests_wait() -> None:
     play.feed(7.0, ev.ResetRequested("a", 4))
     play.feed(8.0, ev.LeaseChanged(5))
     assert notes(s, 8.0) == ["the GPU is leased"]
+    play.feed(8.0, ev.LeaseChanged(6, until=60.0, reason="training"))
+    play.feed(8.0, ev.ManualChanged(7))
+    assert notes(s, 9.0) == ["the GPU is leased for 51 s more: training", "manual mode: only an operator switches"]
     play.feed(9.0, ev.ShutdownRequested())
     assert "stopping" in notes(s, 9.0)

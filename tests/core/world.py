@@ -11,7 +11,7 @@ from llmux.core import Core, chronicle
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.decisions import KEPT
-from llmux.core.model import Shadow
+from llmux.core.model import Lease, Pin, Shadow
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.snapshot import LiveSnapshot
@@ -97,7 +97,7 @@ class World:
         if rng.random() < 0.9:
             levels = {n: rng.choice(["l0", "l1", "gone"]) for n in self.names}
             recent = tuple(rng.sample(self.names, rng.randint(0, len(self.names))))
-            self.feed(ev.Started(holders, recent, levels=levels))
+            self.feed(ev.Started(holders, recent, levels=levels, **self._asked()))
         else:
             self.arrive()
             self.feed(ev.Started())
@@ -121,6 +121,17 @@ class World:
             keep_awake=rng.random() < 0.1,
         )
 
+    def _asked(self):
+        """What operators had asked of the last llmux, for names that may be gone, and times that may be over."""
+        rng = self.rng
+
+        def until() -> float | None:
+            return rng.choice([None, -1.0, 0.0, 2.0, 50.0])
+
+        lease = Lease(until(), waits=rng.random() < 0.5, id="0") if rng.random() < 0.2 else None
+        pins = {name: Pin(until()) for name in [*self.names, "stranger"] if rng.random() < 0.1}
+        return {"pins": pins, "lease": lease, "manual": rng.choice([None, None, None, True, False])}
+
     def _memory(self) -> Memory | None:
         if not isinstance(self.capacity, dict):
             return self.rng.randint(1, 10) if self.capacity else None
@@ -139,6 +150,8 @@ class World:
             max_wait=rng.choice([0.0, 5.0, 600.0]),
             min_active=rng.choice([0.0, 2.0]),
             anticipate=rng.random() < 0.5,
+            manual=rng.random() < 0.1,
+            lease_waits=rng.random() < 0.5,
             drain_timeout=rng.choice([None, 0.0, 3.0]),
             alive_every=rng.choice([0.0, 15.0]),
             alive_failures=rng.choice([1, 3]),
@@ -259,11 +272,18 @@ class World:
                     ev.ResetRequested(name, ticket),
                     ev.PinChanged(name, ticket, pinned=True, until=self.now + 2.0),
                     ev.PinChanged(name, ticket, pinned=rng.random() < 0.3, until=until),
-                    ev.LeaseChanged(ticket, leased=rng.random() < 0.4, until=until),
+                    self._lease(ticket, until),
+                    ev.ManualChanged(ticket, rng.random() < 0.4),
                 ]
             )
         )
         assert ticket in self.ledger.answers, "a command without an answer"
+
+    def _lease(self, ticket: int, until: float | None) -> ev.LeaseChanged:
+        rng = self.rng
+        leased, waits = rng.random() < 0.5, rng.choice([None, True, False])
+        name = rng.choice(["", "0", "1"])
+        return ev.LeaseChanged(ticket, leased, until, waits=waits, id=name, renew=leased and rng.random() < 0.3)
 
     def replace(self) -> None:
         rng = self.rng
@@ -295,12 +315,16 @@ class World:
             self._all_ended()
             return
         self.next_ticket += 2
-        self.feed(ev.LeaseChanged(self.next_ticket, leased=False))
+        lease = self.core.state.lease
+        if lease is not None and (lease.until is None or self.rng.random() < 0.5):  # else it ends by itself
+            self.feed(ev.LeaseChanged(self.next_ticket, leased=False))
+        self.feed(ev.ManualChanged(self.next_ticket - 1, manual=False))
         for name in self.names:
             self.next_ticket += 1
             self.feed(ev.PinChanged(name, self.next_ticket, pinned=False))
         for _ in range(5000):
-            if not ledger.queued and not ledger.in_flight and not ledger.hooks:
+            leased = ledger.leased and not ledger.core.state.stopping
+            if not ledger.queued and not ledger.in_flight and not ledger.hooks and not leased:
                 break
             if ledger.hooks:
                 self.end_hook(self.rng.choice(list(ledger.hooks)), ok=True)
@@ -317,6 +341,7 @@ class World:
         assert not ledger.in_flight
         assert ledger.done == set(range(1, self.next_request + 1)), "invariant 2: a request without an end"
         assert ledger.stopped == s.stopping
+        assert s.stopping or not ledger.leased, "a lease that never ends"
         if s.stopping:
             assert self.core.next_deadline() is None
             if s.ready and s.rules.sleep_on_exit and not any(s.in_phase(Phase.UNKNOWN)):
