@@ -69,6 +69,28 @@ async def test_hooks_that_put_a_model_deeper_are_replayed(house):
     assert found.limits == []
 
 
+async def test_leases_and_the_manual_mode_are_replayed(house):
+    await house.open(models=dict.fromkeys("abc", SLOWLY), record="record.jsonl")
+    switches = house.switcher.core.state
+    assert (await house.chat("a")).status == 200
+    lease = await house.ask("POST", "/llmux/lease", {"for": "1h", "requests": "wait"})
+    waiter = await house.begin("POST", "/v1/x", {"model": "b"})
+    await until(lambda: switches.lease.told and house.queued("b"))
+    await house.ask("POST", "/llmux/lease", {"for": 0.05, "id": lease.json()["id"]})
+    assert (await waiter.reply()).status == 200
+    assert (await house.ask("POST", "/llmux/manual")).status == 202
+    waiter = await house.begin("POST", "/v1/x", {"model": "c"})
+    await until(lambda: house.queued("c"))
+    assert (await house.ask("POST", "/llmux/models/c/pin")).status == 202
+    assert (await waiter.reply()).status == 200
+    await house.ask("DELETE", "/llmux/manual")
+    await house.close()
+    found = replay(read_recorded(house.folder / "record.jsonl"))
+    assert [each.way for each in found.recorded] == ["nothing → a", "a → sleep", "nothing → b", "b → c"]
+    assert found.exact
+    assert found.limits == []
+
+
 async def test_what_ends_exactness_is_said(house):
     switcher = await house.open(models=dict.fromkeys("ab", SLOWLY), record="record.jsonl")
     assert (await house.chat("a")).status == 200

@@ -1,0 +1,71 @@
+"""What operators have asked for, kept for the next llmux."""
+
+import json
+
+import pytest
+
+from llmux.app import build_app
+from llmux.core import Core
+from llmux.core import events as ev
+from llmux.core.spec import ModelSpec, Rules
+from llmux.observability.state import NoState, State
+from llmux.runtime import asked
+from tests.server.house import until
+
+
+class Nobody:
+    def decide(self, _now):
+        raise AssertionError("nobody waits")
+
+
+def core(**rules):
+    made = Core([ModelSpec("a"), ModelSpec("b")], Rules(**rules), Nobody())
+    made.handle(ev.Started(), 0.0)
+    for hook in (1, 2):
+        made.handle(ev.HookFinished(hook, ok=False), 0.0)
+    return made
+
+
+def test_the_next_clock_begins_elsewhere(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    first = core()
+    first.handle(ev.PinChanged("a", 1, until=70.0, reason="a demo"), 5.0)
+    first.handle(ev.LeaseChanged(2, until=90.0, reason="training", waits=True, id="x"), 5.0)
+    first.handle(ev.ManualChanged(3), 5.0)
+    kept = json.loads(json.dumps(asked.dump(first.state, 10.0)))
+    monkeypatch.setattr("time.time", lambda: 1020.0)
+    found = asked.load(kept, 3.0)  # 20 s later
+    assert (found.pins["a"].until, found.pins["a"].reason) == (43.0, "a demo")
+    lease = found.lease
+    assert (lease.until, lease.since, lease.reason, lease.waits, lease.id) == (63.0, -22.0, "training", True, "x")
+    assert found.manual is True
+
+
+def test_without_a_wish_nothing_is_kept():
+    kept = asked.dump(core(manual=True).state, 10.0)
+    assert kept == {"pins": {}, "lease": None, "manual": None}
+    assert asked.load(kept, 0.0) == asked.load(None, 0.0) == asked.Asked()
+
+
+DAMAGED = [
+    7,
+    "x",
+    {},
+    {"pins": 7, "lease": None, "manual": None},
+    {"pins": {"a": None}, "lease": None, "manual": None},
+    {"pins": {"a": {"until": "x", "reason": ""}}, "lease": None, "manual": None},
+    {"pins": {"a": {"until": float("nan"), "reason": ""}}, "lease": None, "manual": None},
+    {"pins": {}, "lease": {"until": 1}, "manual": None},
+    {"pins": {}, "lease": [], "manual": None},
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+async def test_what_is_damaged_is_told_and_left_out(house, damaged):
+    store = NoState(State(asked=damaged))
+    app, switcher = build_app(house.config(), store=store, log=house.log)
+    await house.serve(app)
+    await until(lambda: switcher.core.state.ready)
+    assert "pins and lease" in house.log.named("state_file_unreadable")[0]["error"]
+    assert switcher.core.state.lease is None
+    assert (await house.chat("a")).status == 200
