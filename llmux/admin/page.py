@@ -15,7 +15,8 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884 }
 .number { text-align: right; font-variant-numeric: tabular-nums }
-.awake { color: #2a2 } .faulted, .lost, .error { color: #d33 } .waking, .draining, .sleeping { color: #c80 }
+.awake { color: #2a2 } .faulted, .lost, .error { color: #d33 }
+.waking, .draining, .sleeping, .deepening { color: #c80 }
 #news { font: 12px/1.5 ui-monospace, monospace; white-space: pre-wrap; max-height: 20rem; overflow: auto }
 </style>
 <h1>llmux</h1><p id="now">…</p><p id="why"></p>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from llmux.config.words import Word
 if TYPE_CHECKING:
     from llmux.config.schema import Config
 
+_NAME = re.compile(r"[\w.-]+\Z")
 _HOW = "write them lightest first, as [ram: 18GiB, disk]"
 _SIZE = {"type": ["integer", "string"]}
 _BY_NAME = {"type": "object", "minProperties": 1, "additionalProperties": _SIZE}
@@ -56,9 +58,9 @@ def _item(item: Any) -> list[tuple[Any, Any]]:
 def _name(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{value!r} is no name of a level; {_HOW}")  # noqa: TRY004
-    name = str(value).strip()
-    if not name or not name.isprintable():
-        raise ValueError(f"{value!r} is no name of a level; {_HOW}")
+    name = str(value)
+    if not _NAME.match(name):  # `ram 18GiB` and `ram:18GiB` are slips
+        raise ValueError(f"{value!r} is no name of a level (letters, digits, . _ -); {_HOW}")
     return name
 
 

@@ -65,6 +65,27 @@ async def test_when_going_deeper_fails_it_stays_and_the_other_goes_deeper_at_onc
     assert "sleep exited with 3" in lab.log
 
 
+async def test_a_kill_while_it_goes_deeper(lab):
+    write(lab)
+    lab.start()
+    for name in "ab":
+        assert (await lab.chat(name)).status == 200
+    told(lab)
+    lab.script("a", "sleep", f"{TELL}; {lab.hold('deep')}")
+    line = await lab.begin("c")
+    await lab.until_phase("a", "DEEPENING")
+    await lab.until((lab.root / "levels").exists)
+    lab.kill()
+    await line.close()
+    lab.script("a", "sleep", TELL)
+    lab.start()
+    # Its hook was ended, and who knows how far it had come: it counts for what it took before.
+    assert "leftover_hook_ended" in lab.log
+    assert await depths(lab) == {"a": ("asleep", "ram"), "b": ("awake", None), "c": ("asleep", None)}
+    assert (await lab.chat("c")).status == 200
+    assert told(lab) == ["sleep a disk", "sleep a disk", "sleep b ram", "wake c -"]
+
+
 async def test_a_smaller_host_memory_takes_effect_at_once(lab):
     write(lab)
     lab.start()

@@ -47,6 +47,8 @@ def test_without_a_size_they_take_nothing(read, model):
         ("", "[null]", "None is no name of a level"),
         ("", "['']", "'' is no name of a level"),
         ("", '["a\\nb"]', "'a\\nb' is no name of a level"),
+        ("", "[ram 18GiB, disk]", "'ram 18GiB' is no name of a level (letters, digits, . _ -); write them"),
+        ("", "[ram:18GiB, disk]", "'ram:18GiB' is no name of a level"),
         ("", "[[ram]]", "['ram'] is no name of a level"),
         ("", "[ram, ram]", "'ram' is there twice; keep one of them"),
         ("", "[1, '1']", "'1' is there twice"),
