@@ -82,11 +82,14 @@ class Soak:
                 "stop": "sh ./hook.sh stop",
                 "max_in_flight": rng.choice([None, 3]),
                 "idle_sleep": rng.choice([None, "500ms"]),
+                "levels": rng.choice([None, [{"ram": "4GiB"}, "disk"]]),
             }
             for name in names
         }
         policy = {"max_wait": MAX_WAIT, "drain_timeout": DRAIN, "min_active": rng.choice([0, 0.1])}
-        self.lab.write(models, policy=policy, alive_every="700ms", shutdown_grace=5)
+        quiet = {"default_model": rng.choice([None, *names]), "default_after": "300ms"}
+        room = {"host_memory": rng.choice([None, "4GiB", "8GiB"])}
+        self.lab.write(models, policy=policy, alive_every="700ms", shutdown_grace=5, **quiet, **room)
 
     # ---- clients
 
