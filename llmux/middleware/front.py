@@ -40,7 +40,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 OPEN_PATHS = frozenset({"/health", "/ready"})
-ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease")
+ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease", "/llmux/manual")
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """What a handler that prepares its response by itself has to put on it."""
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
+from llmux.admin.routes import Admin
 from llmux.core import effects as fx
 from llmux.middleware.keys import is_loopback
 from tests.server.house import WAKE, until
@@ -146,6 +147,16 @@ async def test_from_elsewhere_only_with_a_key(house, monkeypatch):
     ):
         assert (await house.ask(method, path)).status == 403, path
     assert (await house.ask("GET", "/llmux/status")).status == 200
+
+
+async def test_whatever_changes_something_is_for_operators(house, monkeypatch):
+    switcher = await house.open()
+    monkeypatch.setattr("llmux.middleware.keys.is_loopback", lambda _request: False)
+    routes = [(route.method, route.path) for route in Admin(switcher).routes() if route.method != "GET"]
+    assert ("POST", "/llmux/manual") in routes
+    for method, path in routes:
+        reply = await house.ask(method, path.replace("{model:.+}", "a"))
+        assert reply.status == 403, path
 
 
 async def test_a_preflight_says_what_varies(house):
