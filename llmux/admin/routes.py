@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from llmux.admin.page import PAGE
+from llmux.admin.page import page_file
 from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
@@ -18,7 +18,8 @@ from llmux.core.decisions import KEPT
 from llmux.errors import BadRequestError
 from llmux.extract import BodyBudget, BodyLimits, read_body
 from llmux.middleware.endpoint import unknown_model
-from llmux.middleware.front import HEADERS
+from llmux.middleware.front import HEADERS, OPERATOR
+from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.decisions import decisions
 from llmux.runtime.status import health, lease_document, model_entry, model_list, status
@@ -26,6 +27,7 @@ from llmux.runtime.status import health, lease_document, model_entry, model_list
 BEAT = 1.0  # seconds
 _LARGEST = 64 * 1024  # bytes of an operator's request
 _LONGEST = 200  # characters of a reason
+_OFTENEST, _SELDOMEST = 0.2, 60.0  # seconds between two statuses of the event stream
 
 
 class Admin:
@@ -36,6 +38,7 @@ class Admin:
         self._beaten = time.monotonic()
         self._stalled = 0.0  # seconds, as of the last beat
         self._bodies = BodyBudget(64 * _LARGEST)
+        self._gpus = Gpus()
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for ``app.add_routes``."""
@@ -49,7 +52,10 @@ class Admin:
             web.get("/llmux/status", self.status),
             web.get("/llmux/decisions", self.decisions),
             web.get("/llmux/events", self.events),
+            web.get("/llmux/history", self.history),
+            web.get("/llmux/gpus", self.gpus),
             web.get("/llmux/ui", self.page),
+            web.get("/llmux/ui/{file}", self.page_file),
             web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
             web.post("/llmux/models/{model:.+}/sleep", self._on_model(self._sleep)),
             web.post("/llmux/models/{model:.+}/pin", self._on_model(self._pin)),
@@ -119,7 +125,8 @@ class Admin:
         return web.json_response({"decisions": decisions(self._switcher, int(text))})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Stream what happens."""
+        """Stream what happens; with ``?every=1s`` the status and the GPUs again and again, too."""
+        every = _every(request.query.get("every"))
         headers = {
             hdrs.CONTENT_TYPE: "text/event-stream",
             hdrs.CACHE_CONTROL: "no-cache",
@@ -128,16 +135,26 @@ class Admin:
         }
         response = web.StreamResponse(headers=headers)
         if request.method != hdrs.METH_HEAD:
-            await EventStream(self._switcher).serve(request, response)
+            gpus = None if every is None else self._gpus
+            stream = EventStream(self._switcher, every=every, gpus=gpus, output=request.get(OPERATOR, False))
+            await stream.serve(request, response)
         return response
 
-    async def page(self, _request: web.Request) -> web.Response:
-        """Show the status to people."""
-        return web.Response(
-            text=PAGE,
-            content_type="text/html",
-            headers={"Content-Security-Policy": "default-src 'self' 'unsafe-inline'", "X-Frame-Options": "DENY"},
-        )
+    async def history(self, request: web.Request) -> web.Response:
+        """Return the last hour; to operators, with what hooks printed last."""
+        return web.json_response(self._switcher.history.document(output=request.get(OPERATOR, False)))
+
+    async def gpus(self, _request: web.Request) -> web.Response:
+        """Return the GPUs' memory and load, or why they are not known."""
+        return web.json_response(await self._gpus.read())
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Show all of it to people."""
+        return page_file(request, "index.html")
+
+    async def page_file(self, request: web.Request) -> web.Response:
+        """Return what the page is made of."""
+        return page_file(request, request.match_info["file"])
 
     # ---- operating
 
@@ -267,6 +284,18 @@ def _waits(options: dict[str, Any]) -> bool | None:
     if given not in (None, "wait", "reject"):
         raise BadRequestError('"requests" must be "wait" or "reject"', param="requests")
     return None if given is None else given == "wait"
+
+
+def _every(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise BadRequestError(f'"every": {error}', param="every") from None
+    if not _OFTENEST <= seconds <= _SELDOMEST:
+        raise BadRequestError(f'"every" must be {_OFTENEST} s to {_SELDOMEST:.0f} s, as ?every=1s', param="every")
+    return seconds
 
 
 def _refuse_unknown(options: dict[str, Any], known: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""The live event stream: what the core tells, as server-sent events.
+"""The live event stream: what the core and the hooks tell, as server-sent events.
 
 A slow reader loses events, and is told so; it never slows serving.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
-from llmux.core.effects import Effect, PolicyDecided, SwitchStarted
+from llmux.core.effects import Effect, PolicyDecided, RunHook, SwitchStarted
+from llmux.core.spec import HookKind
+from llmux.observability.gpus import Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
 from llmux.runtime.decisions import decisions_since
@@ -19,54 +24,107 @@ from llmux.runtime.status import status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds
+SOON = 0.05  # seconds after a model has changed its phase until who wants the status often is told it
 # Told by the status, too many to be told one by one; decisions are told whole.
-QUIET = frozenset({"request_queued", "hook_started", "policy_decided"})
+QUIET = frozenset({"request_queued", "policy_decided"})
+_PROBES = frozenset({HookKind.ALIVE, HookKind.VERIFY})
 
 
 class EventStream:
-    """One subscriber."""
+    """One subscriber.
 
-    def __init__(self, switcher: Switcher) -> None:
+    ``every`` (seconds) has the status told again and again, and counts streamed events meanwhile; with ``gpus``
+    what they do is told beside it. ``output`` is for operators: what hooks print.
+    """
+
+    def __init__(
+        self, switcher: Switcher, *, every: float | None = None, gpus: Gpus | None = None, output: bool = False
+    ) -> None:
         self._switcher = switcher
+        self._every = every
+        self._gpus = gpus
+        self._output = output
         self._events: deque[bytes] = deque()
         self._lost = 0
         self._decision = switcher.core.state.decision_ids
+        self._move = switcher.core.state.move_ids
+        self._due = 0.0  # when the status, or a heartbeat, is told next
+        self._gpus_told: Mapping[str, Any] | None = None
         self._news = asyncio.Event()
 
     def take(self, effect: Effect) -> None:
         """Queue an effect if it is news; never waits."""
+        self._take_moves()
         if isinstance(effect, PolicyDecided | SwitchStarted):
             for decision in decisions_since(self._switcher, self._decision):
                 self._decision = decision["id"]
                 self._put("decision", decision)
+        if isinstance(effect, RunHook) and effect.kind in _PROBES:
+            return
         event = describe(effect, base_url=self._switcher.log.base_url)
         if event is not None and event.name not in QUIET:
             self._put(event.name, event.fields)
 
-    def _put(self, name: str, fields: object) -> None:
+    def take_hook(self, name: str, fields: Mapping[str, object]) -> None:
+        """Queue what a hook printed, or how it ended; never waits."""
+        if self._output or name != "hook_output":
+            self._put(name, fields)
+
+    def _take_moves(self) -> None:
+        if self._switcher.core.state.move_ids != self._move:
+            for move in self._switcher.history.moves_since(self._move):
+                self._move = move["id"]
+                self._put("phase", move)
+            if self._every is not None:
+                self._due = min(self._due, asyncio.get_running_loop().time() + SOON)
+
+    def _put(self, name: str, fields: Mapping[str, object]) -> None:
         if len(self._events) >= BACKLOG:
             self._lost += 1
         else:
-            self._events.append(sse(name, fields))
+            self._events.append(sse(name, {"time": time.time(), **fields}))
         self._news.set()
 
     async def serve(self, request: web.Request, response: web.StreamResponse) -> None:
         """Write events until the client leaves or llmux stops."""
         await response.prepare(request)
-        unsubscribe = self._switcher.subscribe(self.take)
+        switcher = self._switcher
+        ends = [switcher.subscribe(self.take), switcher.history.listen(self.take_hook)]
+        if self._every is not None:
+            ends.append(switcher.activities.watch())
         try:
-            await response.write(sse("status", status(self._switcher)))
-            while not self._switcher.stopped.is_set():
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
-                        await self._news.wait()
-                except TimeoutError:
-                    await response.write(b": llmux\n\n")
-                    continue
-                self._news.clear()
-                await self._write_all(response)
+            await self._write_events(response)
         finally:
-            unsubscribe()
+            for end in ends:
+                end()
+
+    async def _write_events(self, response: web.StreamResponse) -> None:
+        now = asyncio.get_running_loop().time
+        pause = self._every or HEARTBEAT
+        await self._tell_status(response)
+        self._due = now() + pause
+        while not self._switcher.stopped.is_set():
+            if now() >= self._due:
+                self._due = now() + pause
+                if self._every is None:
+                    await response.write(b": llmux\n\n")
+                else:
+                    self._take_moves()
+                    await self._tell_status(response)
+            try:
+                async with asyncio.timeout_at(self._due):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+            self._news.clear()
+            await self._write_all(response)
+
+    async def _tell_status(self, response: web.StreamResponse) -> None:
+        await self._write_all(response)
+        await response.write(sse("status", status(self._switcher)))
+        if self._gpus is not None and (found := self._gpus.glance()) is not self._gpus_told:
+            self._gpus_told = found
+            await response.write(sse("gpus", found))
 
     async def _write_all(self, response: web.StreamResponse) -> None:
         while self._events:

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import NamedTuple
+
+KEPT = 5000
+"""Moves that are remembered: an hour of a switch every six seconds."""
 
 
 class Phase(enum.StrEnum):
@@ -21,6 +25,16 @@ class Phase(enum.StrEnum):
     SLEEPING = "sleeping"  # sleep, stop, verify, and the cleanup after a failure
     LOST = "lost"  # the engine is gone, cleanup is owed
     FAULTED = "faulted"  # a sleep failed: nobody knows who owns the GPU
+
+
+class Move(NamedTuple):
+    """A model came from one phase into another."""
+
+    id: int  # 1, 2, …; grows by one with each move, of whatever model
+    time: float  # on the core's clock, in seconds
+    model: str
+    source: Phase
+    target: Phase
 
 
 # In these phases a model holds the GPU, as far as anybody can know.

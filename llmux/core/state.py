@@ -21,7 +21,7 @@ from llmux.core.effects import (
 )
 from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import HookRun, Lease, Model, Request, Shadow, Switch
-from llmux.core.phases import TRANSITIONS, Phase
+from llmux.core.phases import KEPT, TRANSITIONS, Move, Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.transitions import Transitions
@@ -72,6 +72,8 @@ class State:
         self.decisions: deque[DecisionRecord] | None = None  # the last ones; None: none are kept
         self.decision_ids = 0
         self.eviction: Eviction | None = None  # the last one
+        self.moves: deque[Move] = deque(maxlen=KEPT)  # the last ones, oldest first
+        self.move_ids = 0
         self._hook_ids = 0
         self._switch_ids = 0
 
@@ -88,6 +90,8 @@ class State:
         """Bring the model into another phase, if the table allows it."""
         if phase not in TRANSITIONS[model.phase]:
             raise InvalidTransitionError(f"{model.name}: {model.phase.name} → {phase.name}")
+        self.move_ids += 1
+        self.moves.append(Move(self.move_ids, self.now, model.name, model.phase, phase))
         model.phase = phase
 
     def holders(self) -> dict[str, ModelSpec]:

@@ -41,8 +41,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease", "/llmux/manual")
+TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """What a handler that prepares its response by itself has to put on it."""
+OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
+"""Whether a request for one of llmux's own paths comes from an operator."""
+PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it has no key to show yet
 
 _MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
 
@@ -174,8 +178,18 @@ class Front:
     async def _authorize_own(self, request: web.Request, route: Route) -> None:
         if route.path.startswith(ADMIN_PREFIXES):
             await self._keys.operator(request)
-        elif route.path not in OPEN_PATHS:
+        elif route.path not in OPEN_PATHS and route.path != PAGE and not route.path.startswith(f"{PAGE}/"):
             await self._keys.client(request)
+            if route.path in TELL_MORE:
+                request[OPERATOR] = await self._is_operator(request)
+
+    async def _is_operator(self, request: web.Request) -> bool:
+        try:
+            let = await self._keys.operator(request)
+        except RequestError:
+            return False
+        # Without a key a name that is not this machine's may be a web page's that points here (DNS rebinding).
+        return let.holder is not None or self._origins.is_here(request.headers.get(hdrs.HOST))
 
     def _refuse(self, request: web.Request, passage: Passage, error: RequestError) -> web.Response:
         if passage.ticket is None or passage.ticket.rejection is None:

@@ -161,7 +161,16 @@ class Origins:
         scheme = form.partition("://")[0]
         if not host or scheme not in _DEFAULT_PORTS or canonical(f"{scheme}://{host}") != form:
             return False
-        name = urlsplit(form).hostname or ""
+        return self._is_ours(urlsplit(form).hostname or "")
+
+    def is_here(self, host: str | None) -> bool:
+        """Whether a ``Host`` header holds an address or a name of this machine. No header: it is no browser."""
+        if host is None:
+            return True
+        form = canonical(f"http://{host}")
+        return bool(form) and self._is_ours(urlsplit(form).hostname or "")
+
+    def _is_ours(self, name: str) -> bool:
         return name in self._hosts or name == "localhost" or name.endswith(".localhost") or _is_address(name)
 
 

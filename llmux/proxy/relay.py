@@ -56,6 +56,7 @@ _FLUSH_TIMEOUT = 10.0
 # in its buffer, as after a half-close, tells nobody before they are gone.
 _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
+_EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
 
 _CUT_MESSAGES = {
     CutReason.DRAIN_DEADLINE: "The model had to make room for another one before this request was done.",
@@ -212,7 +213,10 @@ class Relay:
         else:
             transport.write(data)
         exchange.bytes_out += len(data)
-        exchange.activity.last_byte = now
+        activity = exchange.activity
+        activity.last_byte = now
+        if activity.counting and self._event_stream:
+            activity.streamed += data.count(_EVENT)
         if self._protocol.writing_paused and self._draining is None:
             self._hold()
 
@@ -225,7 +229,10 @@ class Relay:
         transport.write(data)
         exchange = self.exchange
         exchange.bytes_out += len(data)
-        exchange.activity.last_byte = self._loop.time()
+        activity = exchange.activity
+        activity.last_byte = self._loop.time()
+        if activity.counting and self._event_stream:
+            activity.streamed += data.count(_EVENT)
         if self._protocol.writing_paused and self._draining is None:
             self._hold()
 

@@ -22,8 +22,10 @@ def status(switcher: Switcher) -> dict[str, Any]:
     s, now = switcher.core.state, switcher.now()
     switch = s.switch
     config = switcher.config
+    counted = switcher.activities.streamed
     return {
         "version": __version__,
+        "time": time.time(),
         "uptime": time.monotonic() - switcher.started_at,
         "ready": s.ready and not s.stopping,
         "policy": {"use": config.policy.use, "options": dict(config.policy.options)},
@@ -44,7 +46,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "host_memory": None
         if s.rules.host_memory is None
         else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
-        "models": {name: _model(model, now) for name, model in s.models.items()},
+        "models": {name: _model(model, now, counted(name)) for name, model in s.models.items()},
         "switch_costs": [
             {"from": source, "to": target, "seconds": seconds, "samples": samples}
             for source, target, seconds, samples in s.costs.rows()
@@ -81,7 +83,7 @@ def _shadow(shadow: Shadow) -> dict[str, Any]:
     }
 
 
-def _model(model: Model, now: float) -> dict[str, Any]:
+def _model(model: Model, now: float, streamed: int) -> dict[str, Any]:
     oldest = model.oldest()
     backoff = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))
     return {
@@ -89,6 +91,7 @@ def _model(model: Model, now: float) -> dict[str, Any]:
         **_place(model),
         "queued": len(model.queue),
         "in_flight": len(model.in_flight),
+        "streamed": streamed,
         "oldest_wait": None if oldest is None else now - oldest.arrived,
         "awake_for": None
         if model.awake_since is None or model.phase is not Phase.AWAKE

@@ -28,7 +28,9 @@ from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
 from llmux.observability.state import StateStore
 from llmux.plugins import comes_from_file, load_policy
+from llmux.runtime.activities import Activities
 from llmux.runtime.guard import InFlightGuard
+from llmux.runtime.history import History, noting
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.keeper import Keeper
 from llmux.runtime.recorder import Recorder, open_record
@@ -66,8 +68,9 @@ class Switcher:
         self.log = log or EventLog()
         self.metrics = metrics or Metrics(self.gauges, shadows=lambda: self.core.state.shadows, process=False)
         self.metrics.declare(config.models)
+        self.history = History(self.core.state, self.now, line_to(self.log))
         self.hooks = HookRunner(
-            on_line=line_to(self.log),
+            on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
             on_ending=lambda _job: self._keeper.save(),
         )
@@ -80,7 +83,7 @@ class Switcher:
         self._keeper = Keeper(store, self.core.state, self.log, self.hooks.traces, self.now)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
-        self._activities: dict[str, tuple[int, EngineActivity]] = {}
+        self.activities = Activities()
         self._waking = Waking()
         self._serial = 0
         self._inbox: deque[ev.Event] = deque()
@@ -101,6 +104,7 @@ class Switcher:
         written.
         """
         self._now = asyncio.get_running_loop().time
+        self.history.begin()
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
         self._keeper.open()
@@ -215,16 +219,12 @@ class Switcher:
 
     def activity(self, admission: fx.Admit) -> EngineActivity:
         """Return what is known of the engine that serves this admission."""
-        known = self._activities.get(admission.model)
-        if known is None or known[0] != admission.epoch:
-            known = (admission.epoch, EngineActivity())
-            self._activities[admission.model] = known
-        return known[1]
+        return self.activities.of(admission)
 
     def open_activity(self, model: str) -> EngineActivity | None:
         """Return what is known of a model's engine, if a request for it would be let through at once."""
         state = self.core.state
-        known, record = self._activities.get(model), state.models.get(model)
+        known, record = self.activities.get(model), state.models.get(model)
         if known is None or record is None or known[0] != record.epoch:
             return None
         if record.queue or not record.has_room or record.removed or state.lease is not None or state.stopping:
@@ -391,8 +391,8 @@ class Switcher:
             future.set_result(effect)
 
     def _run_hook(self, effect: fx.RunHook) -> None:
-        if effect.kind in (HookKind.SLEEP, HookKind.STOP) and effect.model in self._activities:
-            self.on_sleep(self._activities[effect.model][1])
+        if effect.kind in (HookKind.SLEEP, HookKind.STOP) and effect.model in self.activities:
+            self.on_sleep(self.activities[effect.model][1])
         job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
         self._keeper.save()  # with what tells its process from others
@@ -408,9 +408,10 @@ class Switcher:
     def _hook_ended(self, result: HookResult) -> None:
         try:
             tell_end(result, self.log, self.metrics)
+            self.history.hook_ended(result)
         except Exception as error:  # noqa: BLE001 - the core must hear of it
             self._mistaken(error, result)
-        known = self._activities.get(result.model)
+        known = self.activities.get(result.model)
         last_byte = known[1].last_byte if known is not None else None
         if self.recorder is not None:
             self.recorder.hook_ended(result.id, ok=result.ok)
@@ -419,24 +420,26 @@ class Switcher:
             self.recorder.settle()
 
     def _removed(self, effect: fx.ModelRemoved) -> None:
-        self._activities.pop(effect.model, None)
+        self.activities.pop(effect.model, None)
         self._keeper.forget(effect.model)
 
 
-_CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = {
-    fx.Admit: Switcher._admit,  # noqa: SLF001
-    fx.Reject: Switcher._reject,  # noqa: SLF001
-    fx.CancelRequests: Switcher._cut,  # noqa: SLF001
-    fx.RunHook: Switcher._run_hook,  # noqa: SLF001
-    fx.KillHook: Switcher._kill_hook,  # noqa: SLF001
-    fx.RecordHolders: lambda switcher, effect: switcher._keeper.save(effect),  # noqa: SLF001
-    fx.Answer: Switcher._answer,  # noqa: SLF001
-    fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
-    fx.ModelActivated: lambda switcher, effect: switcher._keeper.used(effect.model),  # noqa: SLF001
-    fx.ModelDeepened: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-    fx.SwitchEnded: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-    fx.PinSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-    fx.LeaseSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-    fx.ManualSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-    fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
-}
+_CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = noting(
+    {
+        fx.Admit: Switcher._admit,  # noqa: SLF001
+        fx.Reject: Switcher._reject,  # noqa: SLF001
+        fx.CancelRequests: Switcher._cut,  # noqa: SLF001
+        fx.RunHook: Switcher._run_hook,  # noqa: SLF001
+        fx.KillHook: Switcher._kill_hook,  # noqa: SLF001
+        fx.RecordHolders: lambda switcher, effect: switcher._keeper.save(effect),  # noqa: SLF001
+        fx.Answer: Switcher._answer,  # noqa: SLF001
+        fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
+        fx.ModelActivated: lambda switcher, effect: switcher._keeper.used(effect.model),  # noqa: SLF001
+        fx.ModelDeepened: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+        fx.SwitchEnded: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+        fx.PinSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+        fx.LeaseSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+        fx.ManualSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
+        fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
+    }
+)

@@ -84,9 +84,10 @@ async def test_an_operator_that_is_slow_is_given_up(house):
 
 async def test_keys(house):
     await house.open(api_keys=["user"], admin_key="root")
-    for path in ("/llmux/status", "/metrics", "/v1/models", "/llmux/events", "/llmux/ui", "/"):
+    for path in ("/llmux/status", "/metrics", "/v1/models", "/llmux/events", "/llmux/history", "/llmux/gpus", "/"):
         assert (await house.ask("GET", path)).status == 401, path
-    for path in ("/health", "/ready"):
+    # The page asks for a key by itself; what it is made of tells nothing.
+    for path in ("/health", "/ready", "/llmux/ui", "/llmux/ui/main.js"):
         assert (await house.ask("GET", path)).status == 200
     assert (await house.ask("GET", "/llmux/status", X_API_Key="user")).status == 200
     assert (await house.ask("POST", "/llmux/models/a/wake", Authorization="Bearer user")).status == 401

@@ -1,0 +1,156 @@
+"""What has happened lately, for whoever comes to look: the phases of models, what went wrong, what hooks print.
+
+All of it is bounded, and none of it is touched by a request. What hooks print is kept apart: it is for operators.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmux.core import effects as fx
+from llmux.core.phases import Move
+from llmux.core.state import State
+from llmux.hookrunner import HookJob, HookResult
+from llmux.observability.notices import describe
+
+HOUR = 3600.0  # seconds that are told
+NOTES = 1000
+LINES = 200  # of 4 KiB at most: see the hook runner's ``Output``
+
+NOTED = (
+    fx.SwitchStarted,
+    fx.SwitchEnded,
+    fx.SwitchFailed,
+    fx.SleepHookFailed,
+    fx.BackoffStarted,
+    fx.ModelLost,
+    fx.ModelFaulted,
+    fx.ModelAssumedAsleep,
+    fx.ModelReset,
+    fx.PinSet,
+    fx.LeaseSet,
+    fx.ManualSet,
+)
+"""The effects that are kept."""
+
+Listener = Callable[[str, dict[str, Any]], None]
+
+
+class History:
+    """The last hour of one switcher.
+
+    ``now`` is the core's clock. ``log_line(job, line)`` is called with every line that a hook prints.
+    """
+
+    def __init__(self, core: State, now: Callable[[], float], log_line: Callable[[HookJob, str], None]) -> None:
+        self._core = core
+        self._now = now
+        self._log_line = log_line
+        self._began: float | None = None
+        self._notes: deque[tuple[float, fx.Effect]] = deque(maxlen=NOTES)
+        self._lines: deque[tuple[float, str, str, str]] = deque(maxlen=LINES)
+        self._listeners: tuple[Listener, ...] = ()
+
+    def begin(self) -> None:
+        """Take note of the start: nothing is known of what was before."""
+        self._began = self._now()
+
+    def note(self, effect: fx.Effect) -> None:
+        """Keep one of the effects that are ``NOTED``."""
+        self._notes.append((self._now(), effect))
+
+    # ---- hooks
+
+    def line(self, job: HookJob, line: str) -> None:
+        """Log a line that a hook printed; keep it and pass it on, but for those of ``alive`` and ``verify``."""
+        self._log_line(job, line)
+        if not job.quiet:
+            self._lines.append((self._now(), job.model, job.kind.value, line))
+            self._tell("hook_output", {"model": job.model, "hook": job.kind.value, "line": line})
+
+    def hook_ended(self, result: HookResult) -> None:
+        """Pass on how a hook ended."""
+        code = -result.signal if result.signal is not None else result.exit_code
+        fields = {"model": result.model, "hook": result.kind.value, "exit_code": code}
+        name = "hook_completed" if result.ok else "hook_failed"
+        self._tell(name, {**fields, "duration_secs": round(result.duration, 3)})
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have ``listener(name, fields)`` called with what hooks do, at once; returns how to end it."""
+
+        def end() -> None:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+        self._listeners = (*self._listeners, listener)
+        return end
+
+    def _tell(self, name: str, fields: dict[str, Any]) -> None:
+        for listener in self._listeners:
+            listener(name, fields)
+
+    # ---- looking
+
+    def moves_since(self, number: int) -> list[dict[str, Any]]:
+        """Return the moves after the one with this id, oldest first."""
+        new = []
+        for move in reversed(self._core.moves):
+            if move.id <= number:
+                break
+            new.append(_move(move, self._offset()))
+        return new[::-1]
+
+    def document(self, *, output: bool) -> dict[str, Any]:
+        """Return the last hour. Times are Unix times. ``output``: with what hooks printed."""
+        now, offset = self._now(), self._offset()
+        began = now if self._began is None else self._began
+        moves = self._core.moves
+        if len(moves) == moves.maxlen:
+            began = max(began, moves[0].time)
+        begins = max(began, now - HOUR)
+        return {
+            "now": now + offset,
+            "begins": begins + offset,
+            "phases": {name: model.phase.value for name, model in self._core.models.items()},
+            "moves": [_move(move, offset) for move in moves if move.time >= begins],
+            "notes": [
+                {"time": at + offset, "event": event.name, **event.fields}
+                for at, effect in self._notes
+                if at >= begins and (event := describe(effect)) is not None
+            ],
+            "output": [
+                {"time": at + offset, "model": model, "hook": hook, "line": line}
+                for at, model, hook, line in self._lines
+            ]
+            if output
+            else None,
+        }
+
+    def _offset(self) -> float:
+        return time.time() - self._now()
+
+
+def noting(acts: Mapping[type, Callable[[Any, Any], None]]) -> dict[type, Callable[[Any, Any], None]]:
+    """Return what is done for each kind of effect, with those that are ``NOTED`` kept, too, in ``history``."""
+
+    def noted(act: Callable[[Any, Any], None] | None) -> Callable[[Any, Any], None]:
+        def act_and_note(switcher: Any, effect: fx.Effect) -> None:
+            if act is not None:
+                act(switcher, effect)
+            switcher.history.note(effect)
+
+        return act_and_note
+
+    return {**acts, **{kind: noted(acts.get(kind)) for kind in NOTED}}
+
+
+def _move(move: Move, offset: float) -> dict[str, Any]:
+    return {
+        "id": move.id,
+        "time": move.time + offset,
+        "model": move.model,
+        "from": move.source.value,
+        "to": move.target.value,
+    }

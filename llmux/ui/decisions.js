@@ -1,0 +1,73 @@
+// The last decisions in words, and what switches cost.
+
+import { at, make, mark, only, say } from "./dom.js"
+import { clock, duration } from "./format.js"
+import { shape } from "./palette.js"
+
+const WORDS = { stay: "stay", wait: "wait", switch: "switch" }
+const BY = { overruled: "the policy overruled", max_wait: "max_wait", min_active: "min_active", core: "no policy asked", policy: "" }
+const SHOWN = 50
+
+const items = new Map()
+
+export function showDecisions(world) {
+  const list = at("decisions")
+  const last = world.decisions.slice(-SHOWN)
+  const wanted = new Set(last.map(one => one.id))
+  for (const [id, item] of items) {
+    if (!wanted.has(id)) {
+      item.remove()
+      items.delete(id)
+    }
+  }
+  if (!last.length) {
+    only(list, make("li", { class: "sub" }, "Nothing has been decided yet: nobody has waited."))
+    return
+  }
+  if (!items.size) only(list)
+  for (const decision of last) {
+    if (!items.has(decision.id)) {
+      const item = make("li", {}, make("time"), make("span", { class: "tag" }), make("span", { class: "text" }))
+      items.set(decision.id, item)
+      list.prepend(item)
+    }
+    const item = items.get(decision.id), [time, tag, text] = item.children
+    mark(item, "class", decision.kind)
+    say(time, clock(decision.time))
+    say(tag, WORDS[decision.kind] ?? decision.kind)
+    const more = [BY[decision.by], decision.times > 1 && `${decision.times} times until ${clock(decision.last)}`]
+    say(text, [decision.reason, ...more.filter(Boolean)].join(" · "))
+  }
+}
+
+let drawn = ""
+
+export function showCosts(world) {
+  const costs = world.status.switch_costs
+  const key = JSON.stringify([costs, Object.keys(world.status.models)])
+  if (key === drawn) return
+  drawn = key
+  const known = new Map(costs.map(cost => [JSON.stringify([cost.from ?? null, cost.to ?? null]), cost]))
+  const names = Object.keys(world.status.models)
+  const rows = [null, ...names].filter(name => costs.some(cost => (cost.from ?? null) === name))
+  const columns = [...names, null].filter(name => costs.some(cost => (cost.to ?? null) === name))
+  if (!rows.length) {
+    only(at("costs"), make("tbody", {}, make("tr", {}, make("td", { class: "sub" }, "No switch has been measured yet."))))
+    return
+  }
+  const seconds = costs.map(cost => cost.seconds)
+  const least = Math.min(...seconds), most = Math.max(...seconds)
+  const label = (name, none) => name === null ? [make("span", {}, none)] : [shape(name), make("bdi", { title: name }, name)]
+  only(at("costs"),
+    make("thead", {}, make("tr", {},
+      make("td", { class: "corner" }, make("span", { class: "hidden" }, "from, by row; to, by column")),
+      ...columns.map(name => make("th", { scope: "col" }, ...label(name, "asleep"))))),
+    make("tbody", {}, ...rows.map(from => make("tr", {}, make("th", { scope: "row" }, ...label(from, "nobody")), ...columns.map(to => {
+      const cost = known.get(JSON.stringify([from, to]))
+      if (!cost) return make("td", { class: "none" }, from === to ? "" : "·")
+      const heat = most > least ? (Math.log(cost.seconds + .05) - Math.log(least + .05)) / (Math.log(most + .05) - Math.log(least + .05)) : 0
+      const cell = make("td", { class: "number" }, make("b", {}, duration(cost.seconds)), make("small", {}, `×${cost.samples}`))
+      cell.style.setProperty("--heat", `${Math.round(8 + heat * 44)}%`)
+      return cell
+    })))))
+}

@@ -1,0 +1,27 @@
+// Figures and times for people.
+
+const two = number => String(number).padStart(2, "0")
+
+// 0.4 s, 14 s, 3 min 20 s, 2 h 5 min
+export function duration(seconds) {
+  if (seconds == null) return "–"
+  const value = Math.max(0, seconds)
+  if (value < 9.95) return `${value.toFixed(1)} s`
+  const whole = Math.round(value)
+  if (whole < 120) return `${whole} s`
+  if (whole < 7200) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`
+  return `${Math.floor(whole / 3600)} h ${two(Math.floor(whole % 3600 / 60))} min`
+}
+
+export function clock(time, seconds = true) {
+  const date = new Date(time * 1000)
+  return `${two(date.getHours())}:${two(date.getMinutes())}${seconds ? `:${two(date.getSeconds())}` : ""}`
+}
+
+export const rate = number => number == null ? "–" : number < 99.95 ? number.toFixed(1) : String(Math.round(number))
+
+export const gib = bytes => (bytes / 2 ** 30).toFixed(1)
+
+export const several = (names, none = "nobody") => names.length ? names.join(" and ") : none
+
+export const count = (number, one, more = `${one}s`) => `${number} ${number === 1 ? one : more}`

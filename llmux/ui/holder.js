@@ -1,0 +1,174 @@
+// Who holds the GPU, and why: the answer to the first question, at a glance.
+
+import { at, make, mark, only, say } from "./dom.js"
+import { duration, gib, rate, several } from "./format.js"
+import { shape } from "./palette.js"
+
+const STAGES = [["draining", "drain"], ["sleeping", "sleep"], ["waking", "wake"]]
+const HOLDING = new Set(["awake", "draining", "waking", "sleeping", "lost", "faulted"])
+
+const named = model => make("span", { class: "model" }, shape(model), make("bdi", {}, model))
+
+function list(models) {
+  return models.flatMap((model, place) => place ? [make("span", { class: "and" }, "+"), named(model)] : [named(model)])
+}
+
+let shown = ""
+
+export function showHolder(world) {
+  const { status } = world
+  const move = status.switch
+  const key = JSON.stringify([status.awake, move && [move.from, move.to], status.lease != null, holders(status)])
+  if (key !== shown) {
+    shown = key
+    only(at("who"), ...who(status))
+  }
+  say(at("who-facts"), facts(world))
+  steps(world)
+  why(world)
+  document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake, "nobody")} · llmux`
+}
+
+const holders = status => Object.entries(status.models).filter(([, it]) => HOLDING.has(it.phase)).map(([name]) => name)
+
+function who(status) {
+  const move = status.switch
+  if (move) {
+    const arrow = make("span", { class: "arrow", role: "img", "aria-label": "makes room for" }, "→")
+    const from = move.from.length ? list(move.from) : [make("span", { class: "nobody" }, "nobody")]
+    return [...from, arrow, move.to ? named(move.to) : make("span", { class: "nobody" }, "asleep")]
+  }
+  if (status.lease && !status.awake.length) return [make("span", { class: "nobody" }, "lent to another job")]
+  const all = holders(status)
+  return all.length ? list(all) : [make("span", { class: "nobody" }, status.ready ? "nobody" : "…")]
+}
+
+function facts(world) {
+  const { status } = world, move = status.switch
+  if (move) return `switch ${move.id}, for ${duration(move.since)}`
+  const parts = []
+  if (status.lease) parts.push(`lent${status.lease.expires_in == null ? "" : `, ${duration(status.lease.expires_in)} left`}`)
+  for (const name of holders(status)) {
+    const it = status.models[name]
+    if (it.phase !== "awake") parts.push(`${name} is ${it.phase}`)
+    else if (status.awake.length === 1) {
+      parts.push(`awake for ${duration(it.awake_for)}`, `${it.in_flight} in flight`)
+      const speed = world.rate(name)
+      if (speed) parts.push(`${rate(speed)} tokens/s`)
+      if (it.pinned) parts.push(`pinned${it.pin_expires_in == null ? "" : `, ${duration(it.pin_expires_in)} left`}`)
+    } else if (it.pinned) parts.push(`${name} is pinned`)
+  }
+  if (!parts.length) return status.ready ? "The first request wakes its model." : "Looking at what runs."
+  return parts.join(" · ")
+}
+
+function steps(world) {
+  const move = world.status.switch, list = at("steps")
+  list.hidden = !move
+  if (!move) return
+  const expected = world.cost(move.from, move.to)
+  const cleanup = move.phase === "cleanup"
+  const stages = STAGES.filter(([stage]) =>
+    stage === "waking" ? move.to : cleanup || move.from.length || stage === move.phase)
+  const here = stages.findIndex(([stage]) => stage === (cleanup ? "sleeping" : move.phase))
+  while (list.children.length > stages.length) list.lastChild.remove()
+  stages.forEach(([, word], place) => {
+    const item = list.children[place] ?? list.appendChild(make("li"))
+    mark(item, "class", place < here ? "done" : place === here ? "here" : null)
+    mark(item, "aria-current", place === here ? "step" : null)
+    say(item, place === here && cleanup ? "clean up" : word)
+  })
+  if (expected != null) {
+    say(at("who-facts"), `switch ${move.id}, for ${duration(move.since)}; it costs about ${duration(expected)} after the drain`)
+  }
+}
+
+function why(world) {
+  const { status } = world, lines = []
+  const last = world.decisions.at(-1)
+  const move = status.switch
+  if (move) {
+    const by = world.decisions.findLast(one => one.switch === move.id)
+    lines.push(["Why", by?.reason ?? move.reason])
+  } else {
+    for (const name of status.awake.slice(0, 3)) {
+      const by = world.cameBy(name)
+      if (by) lines.push([status.awake.length > 1 ? `Why ${name}` : "Why", by.reason])
+    }
+    if (last && last.switch == null && last.kind !== "switch" && last.waiting.length && waits(status)) lines.push(["Now", last.reason])
+  }
+  const box = at("why")
+  while (box.children.length > lines.length) box.lastChild.remove()
+  lines.forEach(([title, text], place) => {
+    const line = box.children[place] ?? box.appendChild(make("p", {}, make("b"), make("span")))
+    say(line.firstChild, title)
+    say(line.lastChild, text)
+  })
+}
+
+const waits = status => Object.values(status.models).some(model => model.queued && model.phase !== "awake")
+
+// ---- sums
+
+export function showSums(world) {
+  const { status } = world, models = Object.values(status.models)
+  const hour = world.now() - 3600
+  const ended = world.notes.filter(note => note.event === "switch_ended" && note.time >= hour)
+  const oldest = Math.max(...models.map(model => model.oldest_wait ?? -1), -1)
+  const speed = Object.keys(status.models).map(name => world.rate(name) ?? 0).reduce((one, other) => one + other, 0)
+  const spent = ended.reduce((sum, note) => sum + (note.duration_secs ?? 0), 0)
+  const known = Math.max(1, Math.min(3600, world.now() - (world.begins ?? hour)))
+  const sums = [
+    ["waiting", models.reduce((sum, model) => sum + model.queued, 0)],
+    ["oldest", oldest < 0 ? "–" : duration(oldest)],
+    ["in flight", models.reduce((sum, model) => sum + model.in_flight, 0)],
+    ["tokens/s", rate(speed)],
+    ["switches in 1 h", ended.length],
+    ["time switching", `${Math.round(100 * Math.min(1, spent / known))} %`],
+  ]
+  const box = at("sums")
+  sums.forEach(([name, value], place) => {
+    const item = box.children[place] ?? box.appendChild(make("div", {}, make("dt"), make("dd")))
+    say(item.firstChild, name)
+    say(item.lastChild, String(value))
+  })
+}
+
+// ---- GPUs
+
+export function showGpus(world) {
+  const box = at("gpus"), found = world.gpus
+  if (!found) return
+  const key = `${found.gpus.length} ${found.error}`
+  if (box.dataset.key !== key) {
+    box.dataset.key = key
+    only(box, ...found.gpus.map(card), found.error && make("p", { class: "sub" }, `No figures of the GPU: ${found.error}`))
+  }
+  found.gpus.forEach((gpu, place) => {
+    const { memory_used: used, memory_total: total } = gpu
+    const parts = box.children[place].children
+    say(parts[0], `GPU ${gpu.index} · ${gpu.name}`)
+    meter(parts[1], "memory", used == null ? null : used / total, used == null ? "not told" : `${gib(used)} of ${gib(total)} GiB`)
+    meter(parts[2], "load", gpu.load, gpu.load == null ? "not told" : `${Math.round(gpu.load * 100)} %`)
+    const more = [gpu.temperature != null && `${gpu.temperature} °C`, gpu.power != null && `${Math.round(gpu.power)} W`]
+    say(parts[3], more.filter(Boolean).join(" · "))
+  })
+}
+
+function card() {
+  const bar = () => make("div", { class: "meter" }, make("span"), make("div", { class: "bar", role: "meter", "aria-valuemin": 0, "aria-valuemax": 100 }, make("i")), make("span", { class: "number" }))
+  return make("div", { class: "gpu" }, make("p", { class: "name" }), bar(), bar(), make("p", { class: "sub" }))
+}
+
+function meter(element, name, share, text) {
+  const [label, bar, value] = element.children
+  say(label, name)
+  say(value, text)
+  mark(bar, "aria-label", name)
+  mark(bar, "aria-valuenow", Math.round((share ?? 0) * 100))
+  mark(bar, "aria-valuetext", text)
+  bar.firstChild.style.inlineSize = `${Math.min(1, share ?? 0) * 100}%`
+}
+
+export const summary = status =>
+  status.awake.length ? `${several(status.awake)} ${status.awake.length > 1 ? "hold" : "holds"} the GPU` : "nobody holds the GPU"

@@ -1,0 +1,67 @@
+// What hooks print, as they print it.
+
+import { askForKey } from "./api.js"
+import { at, make, only, say } from "./dom.js"
+import { clock, duration } from "./format.js"
+import { shape } from "./palette.js"
+
+const MOST = 300
+let last = null // the newest line that is shown
+let filter = ""
+let state = ""
+
+export function showHooks(world) {
+  options(world)
+  const box = at("hooks")
+  const now = `${world.mayRead} ${world.output.length > 0} ${filter}`
+  if (now !== state || (last && !world.output.includes(last))) {
+    state = now
+    last = null
+    only(box)
+    if (!world.mayRead) {
+      box.append(make("p", { class: "sub" }, "What hooks print is shown to operators. ", make("button", { type: "button", onclick: giveKey }, "Give the admin key")))
+    } else if (!world.output.length) {
+      box.append(make("p", { class: "sub" }, "No hook has printed anything yet."))
+    }
+  }
+  const begin = last ? world.output.indexOf(last) + 1 : 0
+  const fresh = world.output.slice(begin).filter(line => !filter || line.model === filter)
+  last = world.output.at(-1) ?? null
+  if (!fresh.length) return
+  const follow = box.scrollHeight - box.scrollTop - box.clientHeight < 30
+  box.append(...fresh.slice(-MOST).map(lineOf))
+  while (box.children.length > MOST) box.firstChild.remove()
+  if (follow) box.scrollTop = box.scrollHeight
+}
+
+async function giveKey() {
+  if (await askForKey("What hooks print is for operators: it needs the admin key.", true)) dispatchEvent(new Event("llmux-key"))
+}
+
+function lineOf(line) {
+  return make("p", { class: line.name },
+    make("time", {}, clock(line.time)), make("span", { class: "model" }, shape(line.model), make("bdi", {}, line.model)),
+    make("span", { class: "hook" }, line.hook), make("span", { class: "text" }, words(line)))
+}
+
+function words(line) {
+  if (line.name === "hook_started") return "begins"
+  if (line.name === "hook_completed") return `done after ${duration(line.duration_secs)}`
+  if (line.name === "hook_failed") {
+    const code = line.exit_code
+    const how = code == null ? "failed" : code < 0 ? `was ended by signal ${-code}` : `exited with ${code}`
+    return `${how} after ${duration(line.duration_secs)}`
+  }
+  return line.line
+}
+
+function options(world) {
+  const select = at("hooks-of"), names = Object.keys(world.status.models)
+  if (select.options.length === names.length + 1 && names.every((name, place) => select.options[place + 1].value === name)) return
+  only(select, make("option", { value: "" }, "all models"), ...names.map(name => make("option", { value: name }, name)))
+  select.value = names.includes(filter) ? filter : ""
+  select.onchange = () => {
+    filter = select.value
+    showHooks(world)
+  }
+}

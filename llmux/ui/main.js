@@ -1,0 +1,123 @@
+// The page, put together: events in, everything shown anew at most once a frame.
+
+import { askForKey, read } from "./api.js"
+import { showCosts, showDecisions } from "./decisions.js"
+import { at, say } from "./dom.js"
+import { clock, duration } from "./format.js"
+import { showGpus, showHolder, showSums, summary } from "./holder.js"
+import { showHooks } from "./hooks.js"
+import { showModels } from "./models.js"
+import { Stream } from "./stream.js"
+import { Timeline } from "./timeline.js"
+import { World } from "./world.js"
+
+const world = new World()
+const timeline = new Timeline(world)
+const stream = new Stream("events?every=1s", told, changed)
+let due = false
+let fresh = false // the history of this connection has been asked for
+
+function soon() {
+  if (due) return
+  due = true
+  requestAnimationFrame(() => {
+    due = false
+    if (!world.status) return
+    for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks]) show(world)
+    timeline.show()
+    header()
+    announce()
+  })
+}
+
+function told(name, data) {
+  world.apply(name, data)
+  if (name === "status" && !fresh) {
+    fresh = true
+    load()
+  }
+  soon()
+}
+
+async function load() {
+  try {
+    const [history, decisions] = await Promise.all([read("history"), read("decisions")])
+    world.load(history, decisions.decisions)
+    soon()
+  } catch (error) {
+    stream.again(error)
+  }
+}
+
+// ---- the connection
+
+let since = 0
+let locked = false
+
+function changed(state, why) {
+  if (state === "live") {
+    if (world.link === "live") return
+    locked = false
+    tell(world.link === "lost" ? "Connected again." : "")
+  } else {
+    if (world.link === "live") {
+      since = Date.now()
+      world.lostAt = world.seen
+      tell("The connection to llmux is lost.")
+    }
+    fresh = false
+    world.connecting()
+  }
+  world.link = state
+  document.body.dataset.link = state
+  say(at("link-text"), { live: "live", lost: "connection lost", locked: "a key is needed" }[state])
+  banner(why)
+  if (state === "locked" && !locked) {
+    locked = true
+    unlock()
+  }
+}
+
+async function unlock() {
+  if (await askForKey("This llmux shows itself to those who have one of its keys.", true)) stream.again()
+}
+
+function banner(why) {
+  const box = at("banner")
+  box.hidden = world.link === "live" || world.link === "connecting"
+  if (world.link === "locked") say(box, "llmux wants a key before it tells anything: use the button “Key…”.")
+  else if (world.link === "lost") {
+    say(box, world.seen ? `Connection lost at ${clock(since / 1000)}; what you see is as of ${clock(world.seen)}. Trying again.` : `llmux cannot be reached. Trying again.`)
+    box.title = why ?? ""
+  }
+}
+
+// ---- words
+
+function header() {
+  const { status } = world
+  const shadows = status.shadows?.length ? `, shadows ${status.shadows.map(one => one.policy).join(", ")}` : ""
+  say(at("facts"), `${status.version} · policy ${status.policy.use}${shadows} · up ${duration(status.uptime)}${status.reload_error ? " · the configuration has a mistake" : ""}`)
+  at("facts").title = status.reload_error ?? ""
+}
+
+let holding = null
+
+// For those who listen: only what changes the picture.
+function announce() {
+  const { status } = world
+  if (status.switch) return
+  const now = summary(status)
+  if (holding !== null && now !== holding) tell(now)
+  holding = now
+}
+
+function tell(text) {
+  say(at("told"), text)
+}
+
+at("key").addEventListener("click", async () => {
+  if (await askForKey("The admin key operates llmux; one of the API keys lets you look on.")) stream.again()
+})
+addEventListener("llmux-key", () => stream.again())
+stream.run()
