@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmux.core import levels, placement
+from llmux.core.costs import NO_LEVELS
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.errors import InvalidEventError
 from llmux.core.events import RequestArrived
@@ -159,7 +160,8 @@ def leaving_cost(s: State, model: Model) -> placement.Cost:
 def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:
     """Return the expected cost of a switch in seconds."""
     sources = [model.name for model in leaving if model is not target]
-    return s.costs.estimate(sources, target.name, levels.at_stake(leaving, target))
+    stake = levels.at_stake(leaving, target) if s.leveled else NO_LEVELS
+    return s.costs.estimate(sources, target.name, stake)
 
 
 def can_be_had(s: State, target: Model) -> bool:

@@ -81,17 +81,15 @@ class SwitchCosts:
 
     def wake_of(self, model: str, level: str = "") -> float:
         """Return the expected duration of a wake, out of that level."""
-        known = self._at_level("wake", model, level, 0)
+        known = self._at_level("wake", model, level, 0) if level else None
         return self._half(self.wakes, model, 0, DEFAULT_WAKE) if known is None else known
 
     def sleep_of(self, model: str, level: str = "") -> float:
         """Return the expected duration of a sleep and its verify, at that level."""
-        known = self._at_level("sleep", model, level, 1)
+        known = self._at_level("sleep", model, level, 1) if level else None
         return self._half(self.sleeps, model, 1, DEFAULT_SLEEP) if known is None else known
 
     def _at_level(self, half: str, model: str, level: str, guessed: int) -> float | None:
-        if not level:
-            return None
         own = self.levels.get((half, model, level))
         if own is not None:
             return own.seconds

@@ -83,7 +83,12 @@ def make_room(s: State, coming: Iterable[Model] = ()) -> None:
         if model.level is not None and model is not target and not model.queue
         if not model.sleep_backoff.active(s.now)
     }
-    options = movable | {model: _open_to(model) for model in coming if _has_choice(model)}
+    options = dict(movable)
+    for model in coming:
+        if _has_choice(model):
+            options[model] = _open_to(model)
+        elif model.running.levels:
+            room -= model.running.levels[-1].host_memory
     for model in s.models.values():
         if model not in options:
             level = model.deepening or model.level

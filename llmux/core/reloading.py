@@ -28,6 +28,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
         s.policy = event.policy
         s.overruled.clear()
         s.last_decision = None
+    s.leveled = s.leveled or any(spec.levels for spec in event.models)
     names = [spec.name for spec in event.models]
     for name, model in list(s.models.items()):
         if name not in names and not model.removed:
@@ -88,6 +89,7 @@ def take_over(s: State, specs: Iterable[ModelSpec]) -> None:
             model = s.models[spec.name] = Model(spec)
             model.order = len(s.models)
             model.removed = s.removals = True
+            s.leveled = s.leveled or bool(spec.levels)
 
 
 def forget_removed(s: State) -> bool:

@@ -87,7 +87,11 @@ class LiveModel:
     @property
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
-        return admission.switch_cost(self._state, self._snapshot.leaving(self._model), self._model)
+        state, model, leaving = self._state, self._model, self._snapshot.leaving(self._model)
+        if state.leveled:
+            return admission.switch_cost(state, leaving, model)
+        # A policy may look at each of many models.
+        return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
 
     @property
     def successors(self) -> Mapping[str, Successor]:
@@ -122,7 +126,7 @@ class LiveSnapshot:
         s = self._state
         if s.rules.capacity is not None or target.next.companions is not None:
             return admission.who_leaves(s, target) or ()
-        # One at a time: all leave, whoever comes. A policy may look at each of many models.
+        # One at a time: all leave, whoever comes.
         if self._all is None:
             self._all = [] if admission.immovable(s, target) else [m for m in s.models.values() if m.holds]
         return [model for model in self._all if model is not target]

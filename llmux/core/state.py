@@ -64,6 +64,7 @@ class State:
         self.lease: Lease | None = None
         self.manual = rules.manual  # operators alone switch
         self.recorded: frozenset[str] = frozenset()
+        self.leveled = any(model.spec.levels for model in self.models.values())  # whether any has levels
         self.recorded_levels: dict[str, str] = {}  # before the start
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent
         self.overruled: set[str] = set()  # complaints about this policy that were already made

@@ -292,6 +292,16 @@ def test_a_cleanup_takes_the_deepest_level() -> None:
     assert level_of(play, "a") == "disk"
 
 
+def test_room_is_made_for_a_cleanup_too() -> None:
+    both = (Level("ram", 20), Level("disk", 5))
+    play = given([*models("a", "c", levels=both), *models("b")], holders=["a"], host_memory=24)
+    play.core.state.models["c"].level = both[0]
+    play.ledger.levels["c"] = "ram"
+    assert hooks(play.feed(1.0, ev.RequestArrived(1, "b"))) == [("c", SLEEP, "disk")]
+    assert end(play, 2.0, "c") == [("a", SLEEP, "disk")]
+    assert end(play, 3.0, "a") == [("b", WAKE, "")]
+
+
 def test_a_removed_model_sleeps_at_its_deepest_level() -> None:
     play = given(three(), awake=["a"])
     assert hooks(play.feed(1.0, ev.ConfigReplaced(three()[1:], Rules(), ANY))) == [("a", SLEEP, "disk")]
