@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import explain, hooks, keys, simulate
+from llmux.cli import explain, hooks, imports, keys, simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -107,6 +107,7 @@ app.command("simulate")(simulate.run)
 app.command("explain")(explain.run)
 app.add_typer(hooks.app, name="hooks")
 app.add_typer(keys.app, name="key")
+app.add_typer(imports.app, name="import")
 
 
 def summary(config: Config) -> str:

@@ -31,13 +31,13 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_document(file: FilePath) -> Document:
-    """Read ``file`` as YAML (``.yaml``, ``.yml``) or JSON (``.json``).
+def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Document:
+    """Read ``file`` as YAML (``.yaml``, ``.yml``) or JSON (``.json``); ``prepare`` changes its text before that.
 
     Under any other suffix, for which the original read JSON, what starts with ``{`` is JSON, the rest YAML.
     """
     try:
-        text = _read_text(file)
+        text = prepare(_read_text(file))
     except _Unreadable as error:
         return _failed(str(error), line=error.line)
     suffix = file.suffix.lower()

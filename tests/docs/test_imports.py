@@ -28,7 +28,7 @@ LAYERS = (
         "notify",
         "watch",
     },
-    {"runtime", "simulator"},
+    {"runtime", "simulator", "llama_swap"},
     {"middleware", "proxy", "admin"},
     {"app"},
     {"server"},

@@ -1,0 +1,13 @@
+"""Reading llama-swap's configuration, and writing llmux's from it.
+
+``source`` reads the file, ``macros`` fills it in, ``schema`` says what its settings mean there, ``translation``,
+``engine`` and ``residency`` turn it into llmux's settings, ``page`` writes them down. What cannot be carried over
+becomes a ``Note``: nothing is dropped in silence.
+
+What its settings mean was read from llama-swap's source and its config-schema.json of August 2026.
+"""
+
+from llmux.llama_swap.notes import Note
+from llmux.llama_swap.translation import Translation, translate
+
+__all__ = ["Note", "Translation", "translate"]

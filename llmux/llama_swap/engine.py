@@ -1,0 +1,166 @@
+"""One model's server: where it is, and how hooks/process.sh is told to start and end it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path as FilePath
+from typing import Any
+
+from llmux.config.address import Address, parse_address
+from llmux.config.problems import Path, Problem
+from llmux.llama_swap.command import Word, shell, split
+from llmux.llama_swap.marks import ENV, PORT
+from llmux.llama_swap.notes import Note
+from llmux.llama_swap.schema import Model
+
+GRACE = 10  # seconds; what both llama-swap and hooks/process.sh take when nobody says
+SHORTEST_WAKE = 15  # seconds; llama-swap takes less for this
+KILLING = 60  # seconds; more than hooks/process.sh needs for a second TERM and KILL
+LONGEST_SLEEP = 300  # seconds; llmux's own limit for a sleep hook
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1"})
+_PORT_OPTION = re.compile(r"--(?:listen-)?port(?:=(\d+))?\Z")
+# What hooks/process.sh reads itself, and the variables of its own, cannot be told to the engine in the same way.
+_PLAIN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
+_TAKEN = frozenset(
+    {
+        "COMMAND", "STOP_COMMAND", "FOLDER", "HEALTH_PATH", "EXPECT", "EXPECT_PATH", "PORT", "URL", "GRACE",
+        "PID_DIR", "LOG_DIR",
+    }
+)  # fmt: skip
+
+
+def text(value: str) -> str:
+    """Write a text for llmux's file: variables are filled in there at load."""
+    return ENV.sub(lambda found: f"${{{found[1]}}}", literal(value))
+
+
+def literal(value: str) -> str:
+    """Write a text so that nothing in it is filled in."""
+    return value.replace("${", "$${")
+
+
+class Engine:
+    """``address`` is None where nothing says it, or a problem says why."""
+
+    def __init__(self, name: str, model: Model, *, port: int | None, folder: FilePath) -> None:
+        """Read ``model``. ``port`` is what ``${PORT}`` stands for; relative paths begin at ``folder``."""
+        self.at: Path = ("models", name)
+        self.model = model
+        self.folder = folder
+        self.notes: list[Note] = []
+        self.problems: list[Problem] = []
+        self.command = self._words("cmd", model.cmd)
+        self.stop = self._words("cmdStop", model.cmdStop)
+        self.address = self._address(port) if self.command else None
+        if self.address and (port != self.address.port):
+            self.command, self.stop = _numbered(self.command, port), _numbered(self.stop, port)
+        if not model.checkEndpoint.strip().startswith("/") and model.checkEndpoint.strip() != "none":
+            self.problems.append(Problem((*self.at, "checkEndpoint"), "must begin with /, or be none"))
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """``port`` or ``url``, as llmux's settings."""
+        assert self.address is not None  # the model would have been left out
+        here = self.address.host in _LOOPBACK and not self.address.tls and not self.address.base_path
+        return {"port": self.address.port} if here else {"url": literal(self.address.url)}
+
+    def timeouts(self, health_check: int | None, grace: int) -> dict[str, str]:
+        """How long the hooks may take, where that is not llmux's default."""
+        timeouts = {}
+        if health_check is not None:
+            timeouts["wake"] = f"{max(health_check, SHORTEST_WAKE)}s"
+        longest = 2 * grace + KILLING  # the script waits that long for `cmdStop`, then for TERM
+        if longest > LONGEST_SLEEP:
+            timeouts["sleep"] = f"{longest}s"
+        return timeouts
+
+    def env(self, grace: int) -> dict[str, str]:
+        """What hooks/process.sh and the engine are told."""
+        plain: dict[str, str] = {}
+        special: list[Word] = []
+        for index, item in enumerate(self.model.env):
+            name, equals, value = item.partition("=")
+            if not equals or not name or "\0" in item:
+                self.notes.append(Note((*self.at, "env", index), "is not NAME=value"))
+            elif _PLAIN_NAME.match(name) and name not in _TAKEN and not name.startswith("LLMUX_"):
+                plain[name] = text(value)
+            else:
+                special.append(Word(item, bare=False))
+        before = [Word("env"), *special] if special else []
+        settings = {"COMMAND": _script([*before, *self.command])}
+        if self.stop:
+            settings["STOP_COMMAND"] = _script([*before, *self.stop])
+        health = self.model.checkEndpoint.strip()
+        if health != "/health":
+            settings["HEALTH_PATH"] = text(health)
+        if grace not in (0, GRACE):
+            settings["GRACE"] = str(grace)
+        if self._is_relative():
+            settings["FOLDER"] = text(str(self.folder))
+        return settings | plain
+
+    # ---- reading
+
+    def _words(self, key: str, command: str) -> list[Word]:
+        try:
+            words = split(command)
+        except ValueError as error:
+            self.problems.append(Problem((*self.at, key), str(error)))
+            return []
+        if not words and (key == "cmd" or command.strip()):
+            self.problems.append(Problem((*self.at, key), "holds no command"))
+        return words
+
+    def _address(self, port: int | None) -> Address | None:
+        url = self.model.proxy or ("" if port is None else f"http://localhost:{port}")
+        if not url or "${PORT}" in url:
+            found = _port_option(self.command)
+            if found is None:
+                self.notes.append(
+                    Note(self.at, "nothing says on which port it listens; use ${PORT} in `cmd`, or give `proxy`")
+                )
+                return None
+            self.notes.append(
+                Note(self.at, f"no `proxy` and no ${{PORT}} say where it listens; --port {found} does", lost=False)
+            )
+            url = url.replace("${PORT}", found) or f"http://localhost:{found}"
+        try:
+            return parse_address(url)
+        except ValueError as error:
+            self.problems.append(Problem((*self.at, "proxy"), str(error)))
+            return None
+
+    def _is_relative(self) -> bool:
+        """Whether the command depends on where it is started."""
+        program = self.command[0].text
+        if "/" in program and not program.startswith("/"):
+            if not (self.folder / program).exists():
+                self.notes.append(
+                    Note(
+                        (*self.at, "cmd"),
+                        f"{program!r} is relative to where llama-swap was started; taken to be {self.folder}",
+                        lost=False,
+                    )
+                )
+            return True
+        values = [word.text.rpartition("=")[2] for word in self.command[1:]]
+        return any("/" in value and value[0] != "/" and (self.folder / value).exists() for value in values)
+
+
+def _port_option(words: list[Word]) -> str | None:
+    for index, word in enumerate(words):
+        option = _PORT_OPTION.match(word.text)
+        if option:
+            value = option[1] or (words[index + 1].text if index + 1 < len(words) else "")
+            return value if value.isdecimal() else None
+    return None
+
+
+def _numbered(words: list[Word], port: int | None) -> list[Word]:
+    """Write the port that ``${PORT}`` stands for as a number, where the engine is reached on another."""
+    return [Word(word.text.replace(PORT, str(port)), word.bare) for word in words]
+
+
+def _script(words: list[Word]) -> str:
+    return literal(shell(words))  # the shell fills in what is to be filled in

@@ -1,0 +1,223 @@
+"""From llama-swap's settings to llmux's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from llmux.config.address import Address, covers
+from llmux.config.durations import format_duration
+from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
+from llmux.llama_swap import source
+from llmux.llama_swap.engine import Engine, literal, text
+from llmux.llama_swap.leftovers import leftovers, model_leftovers
+from llmux.llama_swap.marks import variables
+from llmux.llama_swap.notes import Note
+from llmux.llama_swap.residency import Groups, Residency
+from llmux.llama_swap.schema import LlamaSwap, Model
+
+OWN_PORT = 3000
+_LOOPBACK = "127.0.0.1"
+_LOG_LEVELS = {"warn": "warning"}
+
+Settings = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Translation:
+    """llmux's settings. ``variables`` are those that its environment has to hold."""
+
+    file: FilePath
+    settings: Settings = field(default_factory=dict)
+    models: dict[str, Settings] = field(default_factory=dict)
+    groups: Groups = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    variables: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was carried over."""
+        return not any(note.lost for note in self.notes)
+
+
+def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = None) -> Translation:
+    """Translate llama-swap's ``file``. llmux is to listen on ``port``; None: 3000, or the next that no engine has.
+
+    Raises:
+        ConfigErrors: the file cannot be used; says where and why.
+
+    """
+    read = source.read(file, environ)
+    translator = _Translator(read)
+    raise_all(translator.problems, file=str(file), lines=read.lines)
+    result = translator.result
+    result.settings = {"port": _own_port(port, translator.addresses), **_whole(read.config), **result.settings}
+    result.variables = list(dict.fromkeys(variables(_all_text(read.config))))
+    result.notes = _in_order([*leftovers(read.raw), *translator.notes], read.lines)
+    return result
+
+
+class _Translator:
+    """Goes through the models, then through what is said about them elsewhere."""
+
+    def __init__(self, read: source.Source) -> None:
+        self.read = read
+        self.config = read.config
+        self.notes: list[Note] = []
+        self.problems: list[Problem] = []
+        self.addresses: dict[str, Address] = {}
+        self.known: dict[str, str] = {}
+        self.result = Translation(read.file)
+        engines = {name: self.engine(name, model) for name, model in self.config.models.items()}
+        found = {name: engine for name, engine in engines.items() if engine}
+        self.known.update({name: name for name in found})
+        for name, engine in found.items():
+            self.result.models[name] = self.model(name, self.config.models[name], engine)
+        if not found and not self.problems:
+            self.problems.append(Problem(("models",), "holds no model that can be carried over"))
+        self.share()
+        self.select()
+        self.preload()
+        residency = Residency(self.config, self.known)
+        self.result.groups = residency.groups
+        self.notes += residency.notes
+        self.problems += residency.problems
+        self.prioritize()
+
+    def engine(self, name: str, model: Model) -> Engine | None:
+        engine = Engine(name, model, port=self.read.ports.get(name), folder=self.read.file.absolute().parent)
+        self.problems += engine.problems
+        if engine.address is None:
+            self.notes += engine.notes
+            return None
+        self.addresses[name] = engine.address
+        return engine
+
+    def model(self, name: str, model: Model, engine: Engine) -> Settings:
+        at = ("models", name)
+        raw = self.read.raw["models"][name]
+        self.notes += model_leftovers(name, raw)
+        settings: Settings = {**engine.where}
+        if model.useModelName:
+            settings["upstream_model"] = literal(model.useModelName)
+        aliases = self.aliases(name, model)
+        if aliases:
+            settings["aliases"] = [literal(alias) for alias in aliases]
+        if model.concurrencyLimit:
+            settings["max_in_flight"] = model.concurrencyLimit
+            self.notes.append(
+                Note((*at, "concurrencyLimit"), "there, more get 429; here, more wait in the queue", lost=False)
+            )
+        if model.ttl > 0:
+            settings["idle_sleep"] = format_duration(float(model.ttl))
+        elif model.ttl == 0 and self.config.globalTTL:
+            settings["idle_sleep"] = None
+        grace = model.unloadTimeout or self.config.unloadTimeout
+        timeouts = engine.timeouts(self.config.healthCheckTimeout, grace)
+        if timeouts:
+            settings["timeouts"] = timeouts
+        settings["env"] = engine.env(grace)
+        self.notes += engine.notes
+        return settings
+
+    def aliases(self, name: str, model: Model) -> list[str]:
+        by_id = ("models", name, "filters", "setParamsByID")
+        places: list[tuple[Path, str]] = [
+            (("models", name, "aliases", index), alias) for index, alias in enumerate(model.aliases)
+        ]
+        places += [((*by_id, alias), alias) for alias in model.filters.setParamsByID if alias != name]
+        aliases: list[str] = []
+        for place, alias in places:
+            owner = self.known.get(alias)
+            if alias in self.config.models:
+                if alias != name:
+                    self.notes.append(Note(place, f"{alias!r} is the name of a model, which goes first"))
+            elif owner not in (None, name):
+                self.problems.append(Problem(place, f"{alias!r} is already an alias of {owner}; keep one of them"))
+            elif owner is None:
+                self.known[alias] = name
+                aliases.append(alias)
+        return aliases
+
+    # ---- what is said elsewhere
+
+    def share(self) -> None:
+        """Let models on one port take turns, as they do where only one runs at a time."""
+        at: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for name, address in self.addresses.items():
+            at[(*address.endpoint, address.base_path)].append(name)
+        for names in at.values():
+            if len(names) > 1 and not all(self.config.models[name].useModelName for name in names):
+                for name in names:
+                    self.result.models[name]["shared_address"] = True
+
+    def select(self) -> None:
+        for name, selector in self.config.selectors.items():
+            at = ("selectors", name)
+            target = self.known.get(selector.targets[0]) if selector.targets else None
+            if selector.strategy != "pin" or target is None:
+                self.notes.append(Note(at, "a name leads to one model; make it one of that model's `aliases`"))
+            elif name not in self.known:
+                self.known[name] = target
+                self.result.models[target].setdefault("aliases", []).append(literal(name))
+
+    def preload(self) -> None:
+        for index, name in enumerate(self.config.hooks.on_startup.preload):
+            at = ("hooks", "on_startup", "preload", index)
+            model = self.known.get(name.strip())
+            if model is None:
+                self.notes.append(Note(at, f"{name!r} is none of the models"))
+            else:
+                self.result.models[model]["preload"] = True
+
+    def prioritize(self) -> None:
+        scheduler = self.config.routing.scheduler
+        at = ("routing", "scheduler", "settings", "fifo", "priority")
+        if scheduler.use != "fifo":
+            self.notes.append(Note((*at[:2], "use"), f"{scheduler.use!r} is not known here; see `policy`"))
+        priorities: dict[str, int] = {}
+        for name, number in scheduler.settings.fifo.priority.items():
+            model = self.known.get(name)
+            if model is None:
+                self.notes.append(Note((*at, name), f"{name!r} is none of the models"))
+            else:
+                priorities[model] = number
+        if any(priorities.values()):
+            options = {"priorities": priorities, "default": 0}
+            self.result.settings["policy"] = {"use": "priority", "options": options}
+            self.notes.append(
+                Note(at, "there, strictly; here, a waiter's priority grows by 1 every 30 s (`ageing`)", lost=False)
+            )
+
+
+def _whole(config: LlamaSwap) -> Settings:
+    settings: Settings = {}
+    if config.globalTTL:
+        settings["idle_sleep"] = format_duration(float(config.globalTTL))
+    if config.logLevel:
+        settings["log_level"] = _LOG_LEVELS.get(config.logLevel, config.logLevel)
+    if config.logRequests:
+        settings["access_log"] = True
+    if config.apiKeys:
+        settings["api_keys"] = [text(key) for key in config.apiKeys]
+    return settings
+
+
+def _own_port(wanted: int | None, addresses: Mapping[str, Address]) -> int:
+    taken = {address.port for address in addresses.values() if covers(_LOOPBACK, address.host)}
+    if wanted is not None:
+        return wanted
+    return next(port for port in range(OWN_PORT, OWN_PORT + len(taken) + 1) if port not in taken)
+
+
+def _all_text(config: LlamaSwap) -> str:
+    used = [piece for model in config.models.values() for piece in (model.cmd, model.cmdStop, *model.env)]
+    return "\n".join([*used, *config.apiKeys])
+
+
+def _in_order(notes: list[Note], lines: Lines) -> list[Note]:
+    located = [replace(note, line=line_of(note.path, lines)) for note in notes]
+    return sorted(located, key=lambda note: note.line or 0)

@@ -1,0 +1,147 @@
+"""A configuration of llama-swap, imported and run: real engines, requests across switches, a group."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+from examples.quickstart.tiny_gguf import cached
+from tests.engine.mux import LLMUX, Mux
+from tests.engine.real import ENGINE, TINY, VECTOR, free_port, runs, wait_until
+
+MESSAGES = [{"role": "user", "content": "wake up"}]
+
+# As people write it: macros in macros, comments between lines, quotes, backslashes, a variable, a relative path.
+CONFIG = """
+startPort: {first}
+healthCheckTimeout: 30
+logLevel: warn
+macros:
+  server: >
+    {python} "{engine}" --port ${{PORT}}
+  name: --alias ${{MODEL_ID}}
+  small: "--ctx-size 512 ${{name}}"
+models:
+  "quick one":
+    name: Shown nowhere
+    cmd: |
+      # ${{server}} is above
+      ${{server}} \\
+        --model "models/a tiny.gguf" --alias '${{MODEL_ID}}'
+      # the end
+    aliases: [gpt-4o-mini]
+    ttl: 300
+    concurrencyLimit: 2
+  slow:
+    macros: {{name: "--alias 'not so slow'"}}
+    cmd: ${{server}} ${{small}} --model ${{env.TINY}}
+    cmdStop: sh -c 'echo "$0" > stopped && kill -TERM "$1"' ${{MODEL_ID}} ${{PID}}
+    useModelName: whatever
+    env: ["TINY_SAYS=hello", "PORT=1"]
+    filters: {{strip_params: temperature}}
+  vector:
+    cmd: ${{server}} --model {vector} --embedding --alias vector
+    checkEndpoint: /v1/models
+groups:
+  chat:
+    members: ["quick one", slow]
+  always:
+    swap: false
+    exclusive: false
+    persistent: true
+    members: [vector]
+hooks: {{on_startup: {{preload: [vector]}}}}
+"""
+
+
+class Imported(Mux):
+    """llmux on what `llmux import` has made of a file of llama-swap's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.pids, self.log = folder, folder / "pids", folder / "llmux.log"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = folder / "out" / "config.yaml"
+        self.process = None
+        self.source = folder / "llama-swap" / "config.yaml"
+        self.source.parent.mkdir()
+
+    def make(self) -> subprocess.CompletedProcess[str]:
+        command = [LLMUX, "import", "llama-swap", self.source, "-o", self.config.parent, "-p", str(self.port)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def three_ports() -> int:
+    """Return the first of three ports in a row that nothing listens on."""
+    while True:
+        first = free_port()
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + 3):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    mux = Imported(tmp_path)
+    monkeypatch.setenv("PID_DIR", str(mux.pids))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TINY", str(cached(TINY)))
+    (mux.source.parent / "models").mkdir()
+    (mux.source.parent / "models" / "a tiny.gguf").symlink_to(cached(TINY))
+    text = CONFIG.format(
+        first=three_ports(), python=shlex.quote(sys.executable), engine=ENGINE, vector=cached(VECTOR)
+    )
+    mux.source.write_text(text)
+    yield mux
+    mux.clean_up()
+
+
+async def ask(client: openai.AsyncOpenAI, model: str) -> str:
+    answer = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4)
+    return answer.model
+
+
+async def embed(client: openai.AsyncOpenAI) -> int:
+    answer = await client.embeddings.create(model="vector", input=["one"], encoding_format="float")
+    return len(answer.data[0].embedding)
+
+
+def check(imported: Imported) -> None:
+    """See that what was written is right, and that all else was named."""
+    made = imported.make()
+    assert made.returncode == 1, made.stderr  # something was not carried over, and is named
+    lost = [line for line in made.stderr.splitlines() if "not carried over" in line]
+    assert [line.split(": ")[1] for line in lost] == ["models.quick one.name", "models.slow.filters.strip_params"]
+    checked = subprocess.run([LLMUX, "check", imported.config], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    hook = imported.config.parent / "hooks" / "process.sh"
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    assert subprocess.run([shellcheck, "-s", "sh", hook], check=False).returncode == 0
+
+
+async def test_an_imported_file_runs(imported):
+    await asyncio.to_thread(check, imported)
+    await asyncio.to_thread(imported.start)
+    await asyncio.to_thread(wait_until, lambda: imported.phase("vector") == "awake")
+    async with openai.AsyncOpenAI(base_url=f"{imported.url}/v1", api_key="none", max_retries=0) as client:
+        (vector,) = imported.engine_pids()
+        assert await ask(client, "quick one") == "quick one"
+        assert sorted(imported.status()["awake"]) == ["quick one", "vector"]
+        assert await ask(client, "slow") == "not so slow"
+        assert sorted(imported.status()["awake"]) == ["slow", "vector"]
+        assert await ask(client, "gpt-4o-mini") == "quick one"
+        assert await embed(client) == VECTOR.dim
+        assert vector in imported.engine_pids()  # it was never in the way
+    assert (imported.config.parent / "stopped").read_text() == "slow\n"  # by `cmdStop`
+    assert imported.stop() == 0
+    assert runs(vector)  # engines are left as they are
+    assert "Traceback" not in imported.said()

@@ -1,0 +1,342 @@
+"""What becomes of llama-swap's settings, and what is said about those that nothing becomes of."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmux.plugins import load_policy
+
+EVERYTHING = (Path(__file__).parent / "everything.yaml").read_text()
+
+
+@pytest.fixture
+def everything(load):
+    return load(EVERYTHING, {"MODELS": "/m", "SECOND_KEY": "sk-two"})
+
+
+class TestEverything:
+    def test_the_file(self, everything):
+        config = everything.config
+        assert (config.port, config.log_level, config.idle_sleep) == (3000, "warning", 600)
+        assert [entry.key.get_secret_value() for entry in config.api_keys] == ["sk-one", "sk-two"]
+        assert config.policy.use == "priority"
+        assert config.policy.options == {"priorities": {"big": 10, "small": -1}, "default": 0}
+        load_policy(config.policy.use, config.policy.options, config.folder)
+
+    def test_a_model(self, everything):
+        model = everything.config.models["big"]
+        assert (model.port, model.upstream_model, model.max_in_flight) == (10001, "vendor/big", 4)
+        assert model.aliases == ("gpt-4o-mini", "big:high", "coder")
+        assert (model.idle_sleep, model.preload, model.timeouts.wake) == (60, True, 500)
+        assert model.env["CUDA_VISIBLE_DEVICES"] == "0"
+        assert (model.env["HEALTH_PATH"], model.env["GRACE"]) == ("/v1/models", "30")
+        assert everything.words("big") == [
+            "/opt/llama/llama-server", "--host", "127.0.0.1", "--port", "10001", "--ctx-size", "16384",
+            "--flash-attn", "on", "--model", "/m/gguf/a big one.gguf", "--temp", "0.7",
+        ]  # fmt: skip
+        assert everything.config.idle_sleep_of("small") is None
+        assert everything.config.idle_sleep_of("embed") == 600
+
+    def test_a_container(self, everything):
+        model = everything.config.models["in a box"]
+        assert (model.port, model.env["HEALTH_PATH"], model.env["GRACE"]) == (10003, "none", "20")
+        assert everything.words("in a box")[:7] == [
+            "docker",
+            "run",
+            "--rm",
+            "--name",
+            "box-10003",
+            "-p",
+            "10003:8080",
+        ]
+        assert everything.words("in a box", "STOP_COMMAND") == ["docker", "stop", "box-10003"]
+
+    def test_another_address(self, everything):
+        assert everything.config.models["elsewhere"].address.url == "http://127.0.0.1:9999/base"
+
+    def test_the_groups(self, everything):
+        groups = {name: group.model_dump() for name, group in everything.config.groups.items()}
+        assert groups == {
+            "together": {
+                "models": ("small", "in a box"),
+                "together": True,
+                "exclusive": False,
+                "persistent": False,
+            },
+            "always": {"models": ("embed",), "together": True, "exclusive": False, "persistent": True},
+        }
+
+    def test_all_else_is_named_on_its_line(self, everything):
+        assert set(everything.lost()) == {
+            "logTimeFormat", "logToStdout", "metricsMaxInMemory", "captureBuffer", "store", "ui", "performance",
+            "sendLoadingState", "includeAliasesInList", "upstream", "profiles", "selectors.any", "models.big.name",
+            "models.big.description", "models.big.compat", "models.big.filters.stripParams",
+            "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.metadata",
+            "models.big.sendLoadingState", "models.big.timeouts", "models.big.capabilities",
+            "models.small.unlisted", "models.nowhere", "hooks.on_startup.preload[2]",
+            "routing.router.settings.groups.together.members[2]",
+            "routing.scheduler.settings.fifo.priority.strange", "peers",
+        }  # fmt: skip
+        assert everything.differs() == [
+            "models.big.concurrencyLimit",
+            "routing.router.settings.groups.together.exclusive",
+            "routing.scheduler.settings.fifo.priority",
+        ]
+        lines = EVERYTHING.splitlines()
+        for note in everything.notes:
+            assert str(note.path[-1] if isinstance(note.path[-1], str) else note.path[-2]) in lines[note.line - 1]
+
+    def test_the_notes_are_in_the_file_where_they_belong(self, everything):
+        text = " ".join(line.strip().removeprefix("# ") for line in everything.text.splitlines())
+        for note in everything.notes:
+            assert note.message in text
+        before_small = everything.text.partition("\n  small:\n")[0].rpartition("\n\n")[2]
+        assert "# unlisted: not carried over" in before_small
+
+    def test_a_setting_that_llama_swap_will_have_one_day_is_named(self, load):
+        result = load("later: 1\nx-mine: 2\nmodels: {m: {cmd: 'x ${PORT}', sooner: 2}}")
+        assert set(result.lost()) == {"later", "models.m.sooner"}
+
+
+# ---- one at a time
+
+
+def test_the_least_file(load):
+    result = load("models: {m: {cmd: 'x --port ${PORT}'}}")
+    assert result.translation.complete
+    assert not result.notes
+    assert result.config.models["m"].model_dump(exclude_defaults=True, include={"port", "aliases", "env"}) == {
+        "port": 5800,
+        "env": {"COMMAND": 'x \\\n  --port "$LLMUX_PORT"'},
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "name: ''",
+        "metadata: {}",
+        "unlisted: false",
+        "filters:",
+        "filters: {stripParams: ''}",
+        "aliases:",
+        "ttl: -1",
+    ],
+)
+def test_what_changes_nothing_is_not_worth_a_word(load, setting):
+    assert not load(f"captureBuffer: 5\nmodels:\n  m:\n    cmd: x --port ${{PORT}}\n    {setting}").notes
+
+
+@pytest.mark.parametrize(
+    ("proxy", "url"),
+    [
+        ("http://localhost:9000", "http://127.0.0.1:9000"),
+        ("http://127.0.0.1:9000/", "http://127.0.0.1:9000"),
+        ("https://localhost:9000", "https://localhost:9000"),
+        ("http://gpu.lan:9000/x/", "http://gpu.lan:9000/x"),
+        ("http://[::1]:9000", "http://[::1]:9000"),
+    ],
+)
+def test_addresses(load, proxy, url):
+    assert load(f"models: {{m: {{cmd: x, proxy: '{proxy}'}}}}").config.models["m"].address.url == url
+
+
+@pytest.mark.parametrize("option", ["--port 9999", "--port=9999", "--listen-port 9999"])
+def test_a_port_that_only_the_command_says(load, option):
+    result = load(f"models: {{m: {{cmd: x {option}}}}}")
+    assert result.config.models["m"].port == 9999
+    assert result.differs() == ["models.m"]
+
+
+def test_models_on_one_port_take_turns(load):
+    result = load("""
+        models:
+          a: {cmd: x --port 9, proxy: "http://localhost:9"}
+          b: {cmd: y --port 9, proxy: "http://127.0.0.1:9"}
+          c: {cmd: z, proxy: "http://localhost:10", useModelName: one}
+          d: {cmd: z, proxy: "http://localhost:10", useModelName: two}
+    """)
+    assert [model.shared_address for model in result.config.models.values()] == [True, True, False, False]
+
+
+def test_llmux_listens_where_no_engine_does(load):
+    text = "startPort: 3000\nmodels: {a: {cmd: 'x ${PORT}'}, b: {cmd: 'x ${PORT}'}}"
+    assert load(text).config.port == 3002
+    assert load(text, port=8080).config.port == 8080
+
+
+def test_variables_of_the_engine_that_the_script_would_take_for_its_own(load):
+    result = load("""
+        models:
+          m:
+            cmd: srv --port ${PORT}
+            cmdStop: end it
+            env: ["PORT=7", "lower=${env.X} y", "A.B=1", "OK=a=b"]
+    """)
+    env = result.config.models["m"].env
+    assert set(env) == {"COMMAND", "STOP_COMMAND", "OK"}
+    assert env["OK"] == "a=b"
+    before = ["env", "PORT=7", "lower=z y", "A.B=1"]
+    assert result.words("m", X="z") == [*before, "srv", "--port", "5800"]
+    assert result.words("m", "STOP_COMMAND", X="z") == [*before, "end", "it"]
+
+
+def test_a_variable_that_is_none(load):
+    assert set(load("models: {m: {cmd: 'x ${PORT}', env: [A, =b, C=1]}}").lost()) == {
+        "models.m.env[0]",
+        "models.m.env[1]",
+    }
+
+
+def test_a_slow_end_is_waited_for(load):
+    result = load("unloadTimeout: 400\nmodels: {m: {cmd: 'x ${PORT}'}}")
+    model = result.config.models["m"]
+    assert (model.env["GRACE"], model.timeouts.sleep) == ("400", 860)
+
+
+@pytest.mark.parametrize(
+    ("given", "wake"), [("", 1800), ("healthCheckTimeout: 500", 500), ("healthCheckTimeout: 1", 15)]
+)
+def test_how_long_a_wake_may_take(load, given, wake):
+    assert load(f"{given}\nmodels: {{m: {{cmd: 'x ${{PORT}}'}}}}").config.models["m"].timeouts.wake == wake
+
+
+class TestRelativePaths:
+    def test_none(self, load):
+        assert (
+            "FOLDER" not in load("models: {m: {cmd: 'x --port ${PORT} -m /m/x.gguf a/b'}}").config.models["m"].env
+        )
+
+    def test_of_the_program(self, load, tmp_path):
+        result = load("models: {m: {cmd: './bin/x --port ${PORT}'}}")
+        assert result.config.models["m"].env["FOLDER"] == str(tmp_path)
+        assert result.differs() == ["models.m.cmd"]
+
+    @pytest.mark.parametrize("word", ["models/x.gguf", "--model=models/x.gguf"])
+    def test_of_a_file_that_is_there(self, load, tmp_path, word):
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "x.gguf").touch()
+        result = load(f"models: {{m: {{cmd: 'x --port ${{PORT}} {word}'}}}}")
+        assert result.config.models["m"].env["FOLDER"] == str(tmp_path)
+        assert not result.notes
+
+
+class TestAliases:
+    def test_one_that_is_a_models_name(self, load):
+        result = load("models: {a: {cmd: 'x ${PORT}', aliases: [b, c, c]}, b: {cmd: 'x ${PORT}'}}")
+        assert result.config.models["a"].aliases == ("c",)
+        assert set(result.lost()) == {"models.a.aliases[0]"}
+
+    def test_one_of_two_models(self, problems):
+        text = "models:\n  a: {cmd: 'x ${PORT}', aliases: [c]}\n  b:\n    cmd: x ${PORT}\n    aliases:\n    - c"
+        assert problems(text) == [
+            (6, "models.b.aliases[0]: 'c' is already an alias of a; keep one of them"),
+        ]
+
+    def test_strange_names(self, load):
+        name = 'org/mödel: "x" #1 \'${y}'
+        quoted = yaml.safe_dump({name: {"cmd": "x --port ${PORT} '${MODEL_ID'"}})
+        result = load("models:\n" + "\n".join("  " + line for line in quoted.splitlines()))
+        assert list(result.config.models) == [name]
+
+
+# ---- who runs beside whom
+
+
+TWO = "models: {a: {cmd: 'x ${PORT}'}, b: {cmd: 'x ${PORT}'}, c: {cmd: 'x ${PORT}'}}\n"
+
+
+def groups_of(result):
+    return {name: (group.models, group.together) for name, group in result.config.groups.items()}
+
+
+def test_groups_as_older_versions_write_them(load):
+    result = load(TWO + "groups: {g: {swap: false, members: [a, b]}, none: {members: []}}")
+    assert groups_of(result) == {"g": (("a", "b"), True)}
+    assert not result.notes
+
+
+def test_a_persistent_group_that_is_exclusive_is_not_quite_the_same(load):
+    result = load(TWO + "groups: {g: {persistent: true, members: [a]}}")
+    assert result.differs() == ["groups.g.persistent"]
+
+
+def test_a_matrix(load):
+    result = load(
+        TWO + "matrix: {vars: {x: a}, evict_costs: {x: 5}, sets: {one: (x | b) & c, two: a, three: +one}}"
+    )
+    assert groups_of(result) == {"one-1": (("a", "c"), True), "one-2": (("b", "c"), True)}
+    assert set(result.lost()) == {"matrix.evict_costs"}
+
+
+def test_a_matrix_as_newer_versions_write_it(load):
+    result = load(TWO + "routing: {router: {use: matrix, settings: {matrix: {sets: {s: a & b & d}}}}}")
+    assert groups_of(result) == {"s": (("a", "b"), True)}
+    assert set(result.lost()) == {"routing.router.settings.matrix.sets.s"}
+
+
+def test_a_matrix_that_groups_cannot_say(load):
+    result = load(TWO + "matrix: {sets: {s: a & b | b & c | a & c}}")
+    assert len(result.config.groups) == 2
+    assert "memory" in result.lost()["matrix.sets.s"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("groups:\n  g: {members: [a]}\n  h: {members: [b, a]}", 4, "'a' is there already in the group g"),
+        ("groups: {g: {members: [a, a]}}", 2, "'a' is there already; keep one"),
+        ("groups: {g: {members: [a]}}\nmatrix: {sets: {s: a}}", 3, "is there beside `groups`"),
+        ("groups: {g: {members: [a]}}\nrouting: {router: {use: group}}", 2, "is there beside `routing.router`"),
+        ("routing: {router: {use: matrix, settings: {groups: {g: {members: [a]}}}}}", 2, "is not there"),
+        ("routing: {router: {use: magic}}", 2, "must be group or matrix"),
+        ("matrix:\n  sets:\n    s: a & (b", 4, "a parenthesis is never closed"),
+        ("matrix: {sets: {}}", 2, "must hold at least one entry"),
+        ("groups: [g]", 2, "groups: must be a mapping"),
+    ],
+)
+def test_what_is_wrong_with_them(problems, text, line, said):
+    assert any(found[0] == line and said in found[1] for found in problems(TWO + text)), problems(TWO + text)
+
+
+# ---- files that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("", None, "is empty"),
+        ("- a", None, "must be a mapping"),
+        ("models:\n  m:\n    cmd: 'x\n", 3, "never closed"),
+        ("models:\n  m:\n\tcmd: x", 3, "tab"),
+        ("models: {}", 1, "models: must hold at least one entry"),
+        ("startPort: 1", 1, "models: is missing"),
+        ("models:\n  m: {}", 2, "models.m.cmd: is missing"),
+        ("models:\n  m:\n    cmd:", 3, "models.m.cmd: is missing"),
+        ("models:\n  m: llama-server", 2, "must be a mapping"),
+        ("models:\n  m:\n    cmd: [a, b]", 3, "must be text"),
+        ("models:\n  m:\n    cmd: '# nothing'", 3, "holds no command"),
+        ('models:\n  m:\n    proxy: http://x\n    cmd: a "b', 4, "never closed"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    cmdStop: a 'b", 4, "never closed"),
+        ("models:\n  m:\n    cmd: x\n    proxy: localhost", 4, "is no http or https URL"),
+        ("models:\n  m:\n    cmd: x\n    proxy: http://a:b@c", 4, "holds a user or password"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    checkEndpoint: health", 4, "must begin with /"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: soon", 4, "must be a whole number, not 'soon'"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: -2", 4, "must be at least -1"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: true", 4, "must be a whole number, not true"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    env: {A: b}", 4, "must be a list"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n    aliases: one", 4, "must be a list"),
+        ("models:\n  m:\n    cmd: x ${PORT}\n  m:\n    cmd: y", 4, "is there twice"),
+        ("models: {m: {cmd: 'x ${PORT}'}}\nlogLevel: loud", 2, "must be debug, info, warn or error, not 'loud'"),
+        ("models:\n  m:\n    cmd: x", 1, "models: holds no model that can be carried over"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(problems, text, line, said):
+    found = problems(text)
+    assert any((line is None or at == line) and said in message for at, message in found), found
+
+
+def test_everything_that_is_wrong_is_said_at_once(problems):
+    found = problems("logLevel: loud\nmodels:\n  m:\n    cmd: x ${nope}\n    ttl: soon\nglobalTTL: -1")
+    assert [line for line, _ in found] == [1, 4, 5, 6]
