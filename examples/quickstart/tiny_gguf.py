@@ -247,6 +247,7 @@ def write(path: Path, shape: Shape) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces(shape))
+        Path(name).chmod(0o644)  # an engine may run as somebody else
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

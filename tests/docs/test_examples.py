@@ -13,7 +13,7 @@ from llmux.config import Config
 from tests.docs.pages import ROOT
 
 EXAMPLES = ROOT / "examples"
-CONFIGS = sorted(path for kind in ("*.yaml", "*.yml", "*.json") for path in EXAMPLES.rglob(kind))
+CONFIGS = sorted(EXAMPLES.rglob("config.*"))
 HOOKS = ("wake", "sleep", "alive", "verify", "stop", "prefetch")
 
 
@@ -43,6 +43,7 @@ def test_the_hook_scripts_that_it_names_are_there(config):
 def test_each_example_says_what_it_is(folder):
     if folder.name != "__pycache__":
         assert (folder / "README.md").is_file()
+        assert f"({folder.name}/README.md)" in (EXAMPLES / "README.md").read_text()
 
 
 def test_there_are_examples():

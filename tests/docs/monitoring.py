@@ -1,0 +1,51 @@
+"""The dashboard and the alerts among the examples: what they ask Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from llmux.observability.metrics import Metrics
+from tests.docs.pages import ROOT
+
+FOLDER = ROOT / "examples" / "monitoring"
+METRIC = re.compile(r"\b(?:llmux|process|python)_[a-z_]+\b")
+# What Grafana puts in for its variables.
+FILLED_IN = {"$instance": ".*", "$model": ".*", "$__rate_interval": "1m"}
+
+
+def dashboard() -> Any:
+    return json.loads((FOLDER / "grafana" / "dashboard.json").read_text())
+
+
+def alerts() -> list[Any]:
+    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    return group["rules"]
+
+
+def questions() -> Iterator[tuple[str, str]]:
+    """Yield every expression of the dashboard, as Prometheus gets it, with its panel's title."""
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            yield f"{panel['title']} {target['refId']}", filled_in(target["expr"])
+
+
+def filled_in(expression: str) -> str:
+    for variable, value in FILLED_IN.items():
+        expression = re.sub(re.escape(variable) + r"\b", value, expression)
+    assert "$" not in expression, expression
+    return expression
+
+
+def metrics() -> set[str]:
+    """Return the names of all series that llmux has."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return {
+        family.name + suffix
+        for family in Metrics().registry.collect()
+        for suffix in suffixes.get(family.type, ("",))
+    }
