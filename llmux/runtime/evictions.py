@@ -56,7 +56,8 @@ def _gpu(gpu: str, need: int, free: int) -> str:
 
 def _left(made: Eviction, each: Candidate) -> str:
     if each.why == "apart" and (made.grouped or made.free is not None):
-        return f"{each.model} cannot be awake beside it"
+        size = f" ({format_size(sum(each.memory.values()))})" if each.memory and made.free is not None else ""
+        return f"{each.model}{size} cannot be awake beside it"
     parts = [*_busy(each), f"sleep {duration(each.sleep)}", f"wake {duration(each.wake)}"]
     expected = f"{each.expected:.2g} expected in 2 min"
     return f"to lose {each.model} costs {duration(each.cost)} ({', '.join([*parts, expected])})"

@@ -105,7 +105,7 @@ async def test_keep_awake(lab):
     made = (await lab.status())["last_eviction"]
     assert (made["left"], made["for"]) == (["small"], "all")
     assert made["reason"].startswith(
-        "small makes room for all: it needs 20GiB (16GiB free); small cannot be awake"
+        "small makes room for all: it needs 20GiB (16GiB free); small (4GiB) cannot be"
     )
     entries = {entry["id"]: entry["llmux"] for entry in (await lab.get("/v1/models")).json()["data"]}
     assert entries["small"]["evicted"]["reason"] == made["reason"]

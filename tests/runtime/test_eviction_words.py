@@ -54,14 +54,14 @@ def made(*candidates, need=None, free=None, grouped=False):
         ),
         (
             made(
-                candidate("a", left=True, why="apart"),
+                candidate("a", left=True, why="apart", memory={"0": 2 * GIB, "1": GIB}),
                 candidate("b", left=True, queued=1),
                 need={"0": 9 * GIB, "1": GIB},
                 free={"0": 2 * GIB, "1": -GIB},
             ),
             (
                 "a and b make room for big: it needs 9GiB of GPU 0 (2GiB free) and 1GiB of GPU 1 (1GiB too much"
-                " in use); a cannot be awake beside it;"
+                " in use); a (3GiB) cannot be awake beside it;"
                 " to lose b costs 24 s (1 waiting, sleep 2 s, wake 10 s, 1.2 expected in 2 min)"
             ),
         ),
