@@ -67,12 +67,16 @@ def text_of(url: str) -> str:
 
 
 def runs(pid: int) -> bool:
-    """Say whether the process exists; a zombie does not count."""
+    """Say whether the process exists; a zombie does not count, unless some of its threads still run.
+
+    They hold its sockets: until the last one has gone its port takes connections.
+    """
+    process = Path(f"/proc/{pid}")
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = (process / "stat").read_text()
+        return stat.rpartition(") ")[2][0] != "Z" or len(list((process / "task").iterdir())) > 1
     except OSError:
         return False
-    return stat.rpartition(") ")[2][0] != "Z"
 
 
 @contextlib.contextmanager

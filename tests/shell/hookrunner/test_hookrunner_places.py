@@ -67,7 +67,7 @@ def python(program: str, **options) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         **options,
     )
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ from llmux.hookrunner import HookJob, HookRunner
 
 async def run(script, **options):
     runner = HookRunner(kill_grace=0.2, **options)
-    result = await runner.run(HookJob(1, "m", HookKind.SLEEP, script, "/"), timeout=10)
+    result = await runner.run(HookJob(1, "m", HookKind.SLEEP, script, "/"), timeout=40)
     await runner.close()
     print(result.ok, result.detail)
 """
