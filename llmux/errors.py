@@ -72,7 +72,7 @@ class RequestError(LLMuxError):
     envelope, ``anthropic_type`` that of Anthropic's. ``retry_after`` is in seconds.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     type: ClassVar[str] = "server_error"
     anthropic_type: ClassVar[str] = "api_error"
     code: str = "internal_error"

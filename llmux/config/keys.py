@@ -35,6 +35,7 @@ class ApiKeyConfig(Section):
 
     key: Key = Field(description="The key's Argon2id hash, as `llmux key new` prints it; or the key itself.")
     name: Name | None = Field(default=None, description="Whose it is, for the access log.")
+    progress: bool | None = Field(default=None, description="The top-level `progress` for who shows it.")
 
 
 def _entry(value: Any) -> Any:

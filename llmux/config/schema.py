@@ -144,6 +144,13 @@ class Config(Section):
     insecure: bool = Field(
         default=False, description="true: listen beyond this machine without `api_keys`, which is an error else."
     )
+    progress: bool = Field(
+        default=False,
+        description="Tell clients that wait where they stand, before their answer; fixes its status at 200.",
+    )
+    progress_every: PositiveDuration = Field(
+        default=5.0, description="How long a client waits until it is told so first, and between two times."
+    )
     watch: bool = Field(
         default=True, description="Read the configuration again when its file, or the policy's, changes."
     )

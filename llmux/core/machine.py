@@ -24,6 +24,7 @@ Who does what, from the bottom up:
 - ``decisions``, ``chronicle``, ``evictions``   what was decided last, and why;
 - ``commands``, ``lending``   what operators ask for;
 - ``reloading``, ``stopping``   new configurations, the end;
+- ``outlook``      how long those who wait will have to;
 - ``diagnosis``, ``story``   what is due and not done; what has happened, as a test that can be run.
 
 After every event the core *settles*: while no switch is under way it begins what is due next. At most one switch

@@ -29,16 +29,19 @@ _NUMBER = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _SCALAR = re.compile(rb"true|false|null|NaN|-?Infinity|" + _NUMBER)
 # A small array or object that holds no other; it is bounded for the same reason as the members.
 _FLAT = rb'[\[{][^\[\]{}"]*(?:"[^"]*"[^\[\]{}"]*){0,20}[\]}]'
-# Many whole members at once, none of which can be the model. Bounded, for the pattern's stack.
-_MEMBERS = re.compile(
-    rb'(?:[ \t\r\n]*"(?!model")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
-    rb'(?:"[^"]*"|true|false|null|' + _NUMBER + rb"|" + _FLAT + rb")[ \t\r\n]*,){1,200}"
-)
-_LONGEST_KEY = len("model") * len(r"\u0000")  # no longer spelling of "model" than this
+_ESCAPE = len(r"\u0000")  # no character of a key takes more
 _LONGEST_LITERAL = MAX_NAME * len(r"\u0000")
 _LONGEST_SCALAR = 4096
 
 _QUOTE, _COLON, _COMMA, _OPEN, _CLOSE, _LIST = b'":,{}['
+
+
+def members_but(key: bytes) -> re.Pattern[bytes]:
+    """Match many whole members at once, none of which has this key. Bounded, for the pattern's stack."""
+    return re.compile(
+        rb'(?:[ \t\r\n]*"(?!' + key + rb'")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
+        rb'(?:"[^"]*"|true|false|null|' + _NUMBER + rb"|" + _FLAT + rb")[ \t\r\n]*,){1,200}"
+    )
 
 
 class ModelScanner:
@@ -48,6 +51,9 @@ class ModelScanner:
     BadRequestError; after that the scanner is of no use. A body that is blank or whose first byte that is
     not blank is other than ``{`` is no object: it is not looked at, and names no model.
     """
+
+    _wanted = b"model"
+    _members = members_but(_wanted)
 
     def __init__(self) -> None:
         self.is_object: bool | None = None
@@ -60,7 +66,7 @@ class ModelScanner:
         self._state: Callable[[int], int] = self._start
         self._first = True  # no member yet: the object may still be empty
         self._token = bytearray()  # a key, the model's literal or a scalar, as far as it was seen
-        self._is_model = False  # of the member under way
+        self._is_wanted = False  # the member under way is the wanted one
         self._depth = 0  # open brackets below the top level
         self._quoted = False  # in a string below the top level
         self._model: bytes | None = None  # between its quotes; None: absent or no string
@@ -131,7 +137,7 @@ class ModelScanner:
         return len(self._text)
 
     def _member(self, pos: int) -> int:
-        if found := _MEMBERS.match(self._text, pos):
+        if found := self._members.match(self._text, pos):
             self._first = False
             return found.end()
         pos = self._skip_blanks(pos)
@@ -149,10 +155,10 @@ class ModelScanner:
         return pos + 1
 
     def _key(self, pos: int) -> int:
-        end = self._take_string(pos, _LONGEST_KEY)
+        end = self._take_string(pos, len(self._wanted) * _ESCAPE)
         if end < 0:
             return len(self._text)
-        self._is_model = _spells_model(self._token)
+        self._is_wanted = _spells(self._token, self._wanted)
         self._state = self._colon
         return end
 
@@ -171,12 +177,12 @@ class ModelScanner:
             return pos
         byte = self._text[pos]
         self._token.clear()
-        if self._is_model:
+        if self._is_wanted:
             self._seen = True
             self._model = None
         if byte == _QUOTE:
-            self._state = self._model_string if self._is_model else self._string
-            self._at = (self._offset + pos, 0) if self._is_model else self._at
+            self._state = self._model_string if self._is_wanted else self._string
+            self._at = (self._offset + pos, 0) if self._is_wanted else self._at
         elif byte in (_OPEN, _LIST):
             self._depth = 1
             self._state = self._nested
@@ -264,10 +270,10 @@ class ModelScanner:
         return end + 1 if end >= 0 else -1
 
 
-def _spells_model(key: bytes | bytearray) -> bool:
+def _spells(key: bytes | bytearray, wanted: bytes) -> bool:
     if b"\\" not in key:
-        return key == b"model"
+        return key == wanted
     try:
-        return bool(json.loads(b'"%b"' % bytes(key)) == "model")
+        return bool(json.loads(b'"%b"' % bytes(key)) == wanted.decode())
     except ValueError:  # the engine's to refuse
         return False

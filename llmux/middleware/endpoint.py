@@ -13,9 +13,12 @@ from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, EngineError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body
+from llmux.middleware.herald import EXPECTED, Herald, InBody, Interim, Voice
 from llmux.middleware.keyring import Holder
 from llmux.middleware.paths import Kind, Route
+from llmux.middleware.progress import INTERIM, dialect_of, wish
 from llmux.proxy import ClientGoneError, Exchange, Forwarder
+from llmux.proxy.early import Early
 from llmux.runtime import Switcher, Ticket
 from llmux.upstream import EngineAddress, EngineRefusedError
 
@@ -57,6 +60,7 @@ class Passage:
         "route",
         "ticket",
         "told_to_send",
+        "voice",
     )
 
     def __init__(self, request_id: str, route: Route, *, told_to_send: bool = True) -> None:
@@ -70,6 +74,12 @@ class Passage:
         self.handover: Handover | None = None  # it was on the lane before
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None
+        self.voice: Voice | None = None  # how its client is told where it stands
+
+    @property
+    def early(self) -> Early | None:
+        """The answer, if it has begun before the engine's."""
+        return self.voice.early if isinstance(self.voice, InBody) and self.voice.early.begun else None
 
     @property
     def waited(self) -> float:
@@ -107,6 +117,7 @@ class Endpoint:
         self._switcher = switcher
         self._forwarder = forwarder
         self.budget = BodyBudget(switcher.config.max_buffered)
+        self._herald = Herald(switcher)
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
@@ -114,6 +125,8 @@ class Endpoint:
         self._names = config.names
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
+        self._progress = config.progress
+        self._herald.every = config.progress_every
 
     async def serve(self, request: web.Request, passage: Passage) -> web.StreamResponse:
         """Read the request, wait for its model, relay the answer.
@@ -151,7 +164,7 @@ class Endpoint:
         ticket = passage.ticket = switcher.enter(model) if handover is None else handover.ticket
         try:
             while True:
-                admission = ticket.admission or await switcher.admission(ticket)
+                admission = ticket.admission or await self._admission(request, passage, body)
                 try:
                     return await self._attempt(request, passage, admission, body)
                 except EngineRefusedError:
@@ -160,7 +173,46 @@ class Endpoint:
                         raise
                     switcher.give_back(ticket, switcher.activity(admission))
         finally:
+            if passage.voice is not None:
+                self._herald.remove(ticket)
             switcher.leave(ticket)
+
+    async def _admission(self, request: web.Request, passage: Passage, body: Body | None) -> Admit:
+        """Wait until the request is let through; meanwhile tell its client where it stands, if that is wanted."""
+        ticket = passage.ticket
+        assert ticket is not None
+        if ticket.rejection is None:
+            ticket.request_id = passage.request_id
+            if passage.voice is None:
+                passage.voice = await self._voice(request, passage, body)
+            if passage.voice is not None:
+                self._herald.add(ticket, passage.voice)
+        try:
+            return await self._switcher.admission(ticket)
+        finally:
+            if passage.voice is not None and passage.early is None:
+                self._herald.remove(ticket)
+
+    async def _voice(self, request: web.Request, passage: Passage, body: Body | None) -> Voice | None:
+        ticket, holder = passage.ticket, passage.holder
+        assert ticket is not None
+        by_key = None if holder is None else holder.progress
+        word = wish(request, default=self._progress if by_key is None else by_key)
+        if word == "off":
+            return None
+        if (expected := self._herald.expected(ticket)) is not None:
+            passage.headers.append((EXPECTED, str(expected)))
+        if word == INTERIM:
+            return Interim(request)
+        dialect = await dialect_of(request, passage.route, body)
+        if dialect is None:
+            return None
+
+        def headers() -> list[tuple[str, str]]:
+            waited = self._switcher.now() - ticket.arrived
+            return [*passage.headers, ("X-LLMux-Queue-Seconds", f"{waited:.3f}")]
+
+        return InBody(Early(request, dialect), headers)
 
     async def _attempt(
         self, request: web.Request, passage: Passage, admission: Admit, body: Body | None
@@ -175,6 +227,8 @@ class Endpoint:
             else:
                 target = rename_in_query(target, definition.upstream_model)
         activity = self._switcher.activity(admission)
+        early = passage.early
+        drop = passage.drop_headers
         exchange = passage.exchange = Exchange(
             address=engine_address(definition.host, definition.port, definition.tls, definition.base_path),
             method=request.method,
@@ -183,7 +237,9 @@ class Endpoint:
             body=body,
             request_id=passage.request_id,
             activity=activity,
-            drop_headers=passage.drop_headers,
+            # What has begun goes on uncompressed.
+            drop_headers=drop if early is None else drop | {b"accept-encoding"},
+            early=early,
             extra_headers=[*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")],
             fresh_only=admission.returned,
         )

@@ -128,7 +128,7 @@ class Front:
             status = response.status
         except RequestError as error:
             response = self._refuse(request, passage, error)
-            status = response.status
+            status = error.status
         except web.HTTPException as error:
             response = self._translate(request, passage, error)
             status = response.status
@@ -191,7 +191,7 @@ class Front:
         # Without a key a name that is not this machine's may be a web page's that points here (DNS rebinding).
         return let.holder is not None or self._origins.is_here(request.headers.get(hdrs.HOST))
 
-    def _refuse(self, request: web.Request, passage: Passage, error: RequestError) -> web.Response:
+    def _refuse(self, request: web.Request, passage: Passage, error: RequestError) -> web.StreamResponse:
         if passage.ticket is None or passage.ticket.rejection is None:
             self._metrics.request_rejected(passage.model, error.code)
         if isinstance(error, EngineError):
@@ -201,6 +201,8 @@ class Front:
             anthropic = path == "/v1/messages" or path.startswith("/v1/messages/")
         else:  # refused or malformed: nobody knows what it means, but it was somebody's
             anthropic = _MESSAGES.match(request.raw_path) is not None
+        if passage.early is not None:
+            return passage.early.fail(error, anthropic=anthropic, request_id=passage.request_id)
         headers = [*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")]
         if isinstance(error, UnauthorizedError):
             headers.append((hdrs.WWW_AUTHENTICATE, "Bearer"))

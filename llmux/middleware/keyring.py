@@ -48,6 +48,7 @@ class Holder(NamedTuple):
 
     name: str | None
     operator: bool
+    progress: bool | None = None  # whether who shows it is told where it stands; None: as everybody
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +77,9 @@ class Keyring:
     def configure(self, config: Config) -> None:
         """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
         old = {entry.text: entry.digest for entry in self._entries}
-        given = [(entry.key, Holder(entry.name, operator=False)) for entry in config.api_keys]
+        given = [
+            (entry.key, Holder(entry.name, operator=False, progress=entry.progress)) for entry in config.api_keys
+        ]
         if config.admin_key is not None:  # the last: a key that is both opens both
             given.append((config.admin_key, Holder("admin_key", operator=True)))
         known: dict[bytes, Holder] = {}

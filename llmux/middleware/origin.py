@@ -20,8 +20,11 @@ from urllib.parse import urlsplit
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 # What the SDKs for browsers send; used when a preflight names no headers.
-_HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-ID, Anthropic-Version, Anthropic-Beta, OpenAI-Beta"
-_EXPOSED = "X-Request-ID, X-LLMux-Queue-Seconds, Retry-After"
+_HEADERS = (
+    "Authorization, Content-Type, X-API-Key, X-Request-ID, X-LLMux-Progress, Anthropic-Version, Anthropic-Beta,"
+    " OpenAI-Beta"
+)
+_EXPOSED = "X-Request-ID, X-LLMux-Queue-Seconds, X-LLMux-Expected-Seconds, Retry-After"
 _MAX_AGE = "600"  # seconds; browsers cap it anyway (Chromium at 2 h)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aiohttp import web
 
@@ -48,6 +48,11 @@ def error_event(error: RequestError, *, anthropic: bool, request_id: str | None 
 
     It starts with a blank line, which ends whatever event was being sent.
     """
-    data = json.dumps(error_body(error, anthropic=anthropic, request_id=request_id)).encode()
+    return event_of(error_body(error, anthropic=anthropic, request_id=request_id), anthropic=anthropic)
+
+
+def event_of(document: Mapping[str, object], *, anthropic: bool) -> bytes:
+    """Return an envelope as such an event."""
+    data = json.dumps(document).encode()
     name = b"event: error\n" if anthropic else b""
     return b"\n\n" + name + b"data: " + data + b"\n\n"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
 from llmux.upstream import EngineActivity, EngineAddress
+
+if TYPE_CHECKING:
+    from llmux.proxy.early import Early
 
 
 class RequestBody(Protocol):
@@ -58,6 +61,7 @@ class Exchange:
     activity: EngineActivity
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
+    early: Early | None = None  # the client's answer, if that has begun
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
 
     status: int | None = field(default=None, init=False)  # the engine's

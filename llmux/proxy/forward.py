@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, web
 from llmux.core.effects import CutReason
 from llmux.proxy.exchange import Exchange, RequestBody
 from llmux.proxy.heads import RequestHead, request_head
+from llmux.proxy.late_relay import LateRelay
 from llmux.proxy.relay import Relay, RelayedResponse, cut_error
 from llmux.upstream import (
     ConnectionPool,
@@ -54,7 +55,8 @@ class Forwarder:
         try:
             if exchange.cut_off is not None:
                 raise cut_error(*exchange.cut_off)
-            relay = Relay(request, exchange, loop)
+            early = exchange.early
+            relay = Relay(request, exchange, loop) if early is None else LateRelay(request, exchange, early, loop)
             head = request_head(exchange, may_upgrade=request.version >= HttpVersion11)
             try:
                 return await self._exchange(relay, head)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
-from llmux.core import diagnosis, lending, levels
+from llmux.core import diagnosis, lending, levels, outlook
 from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
 from llmux.core.state import State
@@ -14,6 +15,7 @@ from llmux.runtime.evictions import brief, eviction
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 
+SHOWN = 100  # of those who wait for a model, the first
 STALL = 5.0  # seconds without a turn of the event loop that are too many
 
 
@@ -46,7 +48,10 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "host_memory": None
         if s.rules.host_memory is None
         else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
-        "models": {name: _model(model, now, counted(name)) for name, model in s.models.items()},
+        "models": {
+            name: {**_model(model, now, counted(name)), **_outlook(switcher, model, now)}
+            for name, model in s.models.items()
+        },
         "switch_costs": [
             {"from": source, "to": target, "seconds": seconds, "samples": samples}
             for source, target, seconds, samples in s.costs.rows()
@@ -102,6 +107,24 @@ def _model(model: Model, now: float, streamed: int) -> dict[str, Any]:
         "evicted": None if model.evicted is None else brief(model.evicted, time.time() - now),
         "pin_expires_in": None if model.pinned_until is None else max(0.0, model.pinned_until - now),
         "pin_reason": model.pin_reason or None,
+    }
+
+
+def _outlook(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
+    """Return how long who comes now would wait (null: it would be turned away), and who waits where."""
+    s = switcher.core.state
+    awake = outlook.until_awake(s, model, now) if model.queue else 0.0
+    return {
+        "expected_wait": outlook.for_a_newcomer(s, model, now),
+        "waiting": [
+            {
+                "position": position,
+                "request_id": switcher.request_id(request.id),
+                "waited": now - request.arrived,
+                "expected": awake + outlook.in_queue(model, position),
+            }
+            for position, request in enumerate(islice(model.queue.values(), SHOWN), 1)
+        ],
     }
 
 

@@ -267,6 +267,11 @@ class Switcher:
         self._subscribers = (*self._subscribers, listener)
         return end
 
+    def request_id(self, request: int) -> str:
+        """Return what the client of a request that waits calls it; "" where nobody knows."""
+        ticket = self._tickets.get(request)
+        return "" if ticket is None else ticket.request_id
+
     def gauges(self) -> Iterable[GaugeRow]:
         """Yield what each model looks like at this moment."""
         for name, model in self.core.state.models.items():

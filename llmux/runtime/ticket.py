@@ -26,7 +26,18 @@ _ERRORS: dict[Refusal, type[RequestError]] = {
 class Ticket:
     """One request in the eyes of the runtime. Made by ``Switcher.enter``, ended by ``Switcher.leave``."""
 
-    __slots__ = ("admission", "arrived", "cut_off", "id", "model", "on_cut", "rejection", "waited", "waiter")
+    __slots__ = (
+        "admission",
+        "arrived",
+        "cut_off",
+        "id",
+        "model",
+        "on_cut",
+        "rejection",
+        "request_id",
+        "waited",
+        "waiter",
+    )
 
     def __init__(self, ticket: int, model: str, arrived: float) -> None:
         self.id = ticket
@@ -38,6 +49,7 @@ class Ticket:
         self.on_cut: Cut | None = None
         self.cut_off: tuple[CutReason, float | None] | None = None
         self.waited = 0.0
+        self.request_id = ""  # as its client knows it; set when it waits
 
     def admitted(self, effect: Admit) -> None:
         """Take in the core's decision to let it through."""

@@ -1,0 +1,142 @@
+"""Tells clients that wait where they stand, if they or the configuration want that.
+
+One timer for all who wait, and only while somebody does. At each turn those are told whose time has come; the
+positions in a model's queue are counted once for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from llmux.core import outlook
+from llmux.proxy import ClientGoneError
+from llmux.proxy.early import Early
+from llmux.runtime import Switcher, Ticket
+
+TURN = 1.0  # seconds between two looks at who is to be told, at most
+
+EXPECTED = "X-LLMux-Expected-Seconds"
+POSITION = "X-LLMux-Position"
+Headers = Callable[[], list[tuple[str, str]]]
+
+
+class Voice(Protocol):
+    """How one client is told."""
+
+    def waiting(self, position: int, seconds: int) -> None:
+        """Say where it stands: ``position`` from 1 on, about so many seconds to go. Raises ClientGoneError."""
+
+    def working(self) -> None:
+        """Say that its engine works on it."""
+
+
+class InBody:
+    """Tells it in the body of the answer, which begins with that."""
+
+    def __init__(self, early: Early, headers: Headers) -> None:
+        self.early = early
+        self._headers = headers
+
+    def waiting(self, position: int, seconds: int) -> None:
+        """Begin the answer, if it has not begun, and say it."""
+        if not self.early.begun:
+            self.early.begin(self._headers())
+        self.early.say(f"llmux waiting, position {position}, about {seconds} s")
+
+    def working(self) -> None:
+        """Say it, if the answer has begun."""
+        self.early.say("llmux waiting for the engine's first byte")
+
+
+class Interim:
+    """Tells it by informational responses, before the answer."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+
+    def waiting(self, position: int, seconds: int) -> None:
+        """Send a `102 Processing`."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGoneError("The client has gone.")
+        head = f"HTTP/1.1 102 Processing\r\n{POSITION}: {position}\r\n{EXPECTED}: {seconds}\r\n\r\n"
+        transport.write(head.encode("ascii"))
+
+    def working(self) -> None:
+        """Say nothing: what there was to say is over."""
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    ticket: Ticket
+    voice: Voice
+    due: float
+
+
+class Herald:
+    """Knows who is to be told, and when."""
+
+    def __init__(self, switcher: Switcher) -> None:
+        self._switcher = switcher
+        self._listeners: dict[int, _Listener] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.every = 5.0  # seconds
+
+    def add(self, ticket: Ticket, voice: Voice) -> None:
+        """Tell a client from now on, the first time when ``every`` has passed."""
+        self._listeners[ticket.id] = _Listener(ticket, voice, self._switcher.now() + self.every)
+        self._arm()
+
+    def expected(self, ticket: Ticket) -> int | None:
+        """Return how many seconds one that has just come will wait, about; None when it need not."""
+        state, now = self._switcher.core.state, self._switcher.now()
+        model = state.models[ticket.model]
+        position = next((at for at, request in enumerate(model.queue, 1) if request == ticket.id), None)
+        if position is None:
+            return None
+        return about(outlook.until_awake(state, model, now) + outlook.in_queue(model, position))
+
+    def remove(self, ticket: Ticket) -> None:
+        """Tell it nothing more."""
+        self._listeners.pop(ticket.id, None)
+
+    def _arm(self) -> None:
+        if self._timer is None and self._listeners:
+            self._timer = asyncio.get_running_loop().call_later(min(TURN, self.every), self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        now = self._switcher.now()
+        due: dict[str, list[_Listener]] = {}
+        for listener in self._listeners.values():
+            if listener.due <= now:
+                listener.due = now + self.every
+                due.setdefault(listener.ticket.model, []).append(listener)
+        for name, listeners in due.items():
+            self._tell(name, listeners, now)
+        self._arm()
+
+    def _tell(self, name: str, listeners: list[_Listener], now: float) -> None:
+        state = self._switcher.core.state
+        model = state.models[name]
+        positions: Mapping[int, int] = {request: at for at, request in enumerate(model.queue, 1)}
+        awake = outlook.until_awake(state, model, now)
+        for listener in listeners:
+            position = positions.get(listener.ticket.id)
+            with contextlib.suppress(ClientGoneError):  # whoever serves it notices
+                if position is None:
+                    listener.voice.working()
+                else:
+                    listener.voice.waiting(position, about(awake + outlook.in_queue(model, position)))
+
+
+def about(seconds: float) -> int:
+    """Return seconds as people are told them: whole, and at least one."""
+    return max(1, math.ceil(seconds))
