@@ -152,7 +152,7 @@ class Front:
         self, request: web.Request, handler: Handler, passage: Passage, verdict: Verdict
     ) -> web.StreamResponse:
         route = passage.route
-        if not verdict.allowed:
+        if not verdict.allowed and not _is_page(request, route):
             self._log.emit("origin_refused", origin=request.headers.get(hdrs.ORIGIN), path=route.path)
             raise ForbiddenError(verdict.reason, code="origin_not_allowed")
         if request.method == hdrs.METH_OPTIONS:
@@ -178,7 +178,7 @@ class Front:
     async def _authorize_own(self, request: web.Request, route: Route) -> None:
         if route.path.startswith(ADMIN_PREFIXES):
             await self._keys.operator(request)
-        elif route.path not in OPEN_PATHS and route.path != PAGE and not route.path.startswith(f"{PAGE}/"):
+        elif route.path not in OPEN_PATHS and not _is_page(request, route):
             await self._keys.client(request)
             if route.path in TELL_MORE:
                 request[OPERATOR] = await self._is_operator(request)
@@ -249,6 +249,12 @@ class Front:
                 request_id=passage.request_id,
                 key=passage.holder.name if passage.holder is not None else None,
             )
+
+
+def _is_page(request: web.Request, route: Route) -> bool:
+    """Whether this asks for a file of the page. Browsers send the page's origin with each of them."""
+    ours = route.path == PAGE or route.path.startswith(f"{PAGE}/")
+    return ours and route.kind is Kind.OWN and request.method in {hdrs.METH_GET, hdrs.METH_HEAD}
 
 
 def _with_headers(response: web.StreamResponse, passage: Passage) -> web.StreamResponse:

@@ -30,8 +30,10 @@ NOTED = (
     fx.ModelFaulted,
     fx.ModelAssumedAsleep,
     fx.ModelReset,
+    fx.ModelDeepened,
     fx.PinSet,
     fx.LeaseSet,
+    fx.LeaseHeld,
     fx.ManualSet,
 )
 """The effects that are kept."""

@@ -2,10 +2,11 @@
 
 const two = number => String(number).padStart(2, "0")
 
-// 0.4 s, 14 s, 3 min 20 s, 2 h 5 min
+// 40 ms, 0.4 s, 14 s, 3 min 20 s, 2 h 5 min
 export function duration(seconds) {
   if (seconds == null) return "–"
   const value = Math.max(0, seconds)
+  if (value < .0995) return `${Math.round(value * 1000)} ms`
   if (value < 9.95) return `${value.toFixed(1)} s`
   const whole = Math.round(value)
   if (whole < 120) return `${whole} s`

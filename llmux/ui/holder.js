@@ -38,7 +38,7 @@ function who(status) {
     const from = move.from.length ? list(move.from) : [make("span", { class: "nobody" }, "nobody")]
     return [...from, arrow, move.to ? named(move.to) : make("span", { class: "nobody" }, "asleep")]
   }
-  if (status.lease && !status.awake.length) return [make("span", { class: "nobody" }, "lent to another job")]
+  if (status.lease?.held) return [make("span", { class: "nobody" }, "lent to another job")]
   const all = holders(status)
   return all.length ? list(all) : [make("span", { class: "nobody" }, status.ready ? "nobody" : "…")]
 }
@@ -47,7 +47,11 @@ function facts(world) {
   const { status } = world, move = status.switch
   if (move) return `switch ${move.id}, for ${duration(move.since)}`
   const parts = []
-  if (status.lease) parts.push(`lent${status.lease.expires_in == null ? "" : `, ${duration(status.lease.expires_in)} left`}`)
+  const { lease } = status
+  if (lease) {
+    const left = lease.expires_in == null ? "until it is given back" : `${duration(lease.expires_in)} left`
+    parts.push(`${lease.held ? "lent" : "to be lent"} for ${duration(lease.for)}, ${left}${lease.reason ? ` (${lease.reason})` : ""}; requests ${lease.requests === "wait" ? "wait" : "are turned away"}`)
+  }
   for (const name of holders(status)) {
     const it = status.models[name]
     if (it.phase !== "awake") parts.push(`${name} is ${it.phase}`)
@@ -86,17 +90,23 @@ function steps(world) {
 function why(world) {
   const { status } = world, lines = []
   const last = world.decisions.at(-1)
+  const left = ({ last_eviction: made }, id) => {
+    if (made?.switch === id && made.models.length > 1) lines.push(["Who left", made.reason])
+  }
   const move = status.switch
   if (move) {
     const by = world.decisions.findLast(one => one.switch === move.id)
     lines.push(["Why", by?.reason ?? move.reason])
+    left(status, move.id)
   } else {
     for (const name of status.awake.slice(0, 3)) {
       const by = world.cameBy(name)
       if (by) lines.push([status.awake.length > 1 ? `Why ${name}` : "Why", by.reason])
+      if (by) left(status, by.switch)
     }
     if (last && last.switch == null && last.kind !== "switch" && last.waiting.length && waits(status)) lines.push(["Now", last.reason])
   }
+  if (status.manual) lines.push(["Manual mode", "operators alone switch; requests for a model that is asleep wait until it is woken"])
   const box = at("why")
   while (box.children.length > lines.length) box.lastChild.remove()
   lines.forEach(([title, text], place) => {

@@ -52,7 +52,8 @@ function rowOf(name) {
 function update(row, model, speed) {
   const { cells, name } = row
   mark(row.element, "data-phase", model.phase)
-  say(cells.phase, model.phase + (model.pinned ? `, pinned${model.pin_expires_in == null ? "" : ` ${duration(model.pin_expires_in)}`}` : ""))
+  say(cells.phase, phase(model))
+  mark(cells.phase, "title", model.pinned ? model.pin_reason : model.evicted?.reason)
   say(cells.queued, String(model.queued))
   say(cells.oldest, duration(model.oldest_wait))
   say(cells.flight, String(model.in_flight))
@@ -61,11 +62,18 @@ function update(row, model, speed) {
   say(cells.error, model.last_error ?? "")
   mark(cells.error, "title", model.last_error)
   mark(row.wake, "aria-disabled", model.phase === "awake" || model.phase === "waking" ? "true" : null)
-  mark(row.sleep, "aria-disabled", model.phase === "asleep" || model.phase === "sleeping" ? "true" : null)
+  mark(row.sleep, "aria-disabled", ["asleep", "deepening", "sleeping"].includes(model.phase) ? "true" : null)
   const word = model.pinned ? "Unpin" : "Pin"
   mark(row.pin, "data-deed", word.toLowerCase())
   mark(row.pin, "aria-label", `${word} ${name}`)
   say(row.pin, word)
+}
+
+function phase(model) {
+  const parts = [model.phase]
+  if (model.level) parts.push(`level ${model.level}`)
+  if (model.pinned) parts.push(model.pin_expires_in == null ? "pinned" : `pinned, ${duration(model.pin_expires_in)} left`)
+  return parts.join(" · ")
 }
 
 async function act(button, name) {

@@ -5,6 +5,7 @@ import { clock, count, duration } from "./format.js"
 import { colour, shape } from "./palette.js"
 
 const HOUR = 3600, LEAST = 5 // seconds
+const PRESETS = [[60, "1 min"], [300, "5 min"], [900, "15 min"], [HOUR, "1 h"]]
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800]
 const FAILURES = {
   switch_failed: note => [note.model, `a switch failed: ${note.error}`],
@@ -18,13 +19,17 @@ const OTHERS = {
     note.cost_secs == null ? "" : `, cost ${duration(note.cost_secs)} after ${duration(note.drain_secs)} of drain`}`],
   backoff_started: note => [note.model, `left alone for ${duration(note.secs)} after failure ${note.failures}`],
   model_reset: note => [note.model, "reset by an operator"],
-  pin_set: note => [note.model, note.pinned ? "pinned" : "no longer pinned"],
-  lease_set: note => ["", note.leased ? "the GPU is lent to another job" : "the GPU came back"],
+  pin_set: note => [note.model, note.pinned ? `pinned${note.reason ? ` (${note.reason})` : ""}` : "no longer pinned"],
+  model_deepened: note => [note.model, `sleeps deeper: from ${note.from_level} to ${note.to_level}`],
+  lease_set: note => ["", note.leased ? `the GPU is lent to another job${note.reason ? ` (${note.reason})` : ""}` : "the GPU came back"],
+  lease_held: note => ["", `the GPU is free for that job, after ${duration(note.after_secs)}`],
+  manual_set: note => ["", note.manual ? "manual mode: operators alone switch" : "the policy switches again"],
 }
 const LEGEND = [["awake", "awake"], ["waking", "wakes"], ["draining", "drains"], ["sleeping", "goes to sleep"], ["lost", "lost or faulted"], ["failure", "failure"], ["unseen", "not known"]]
 const IN_TABLE = 200
 
 export class Timeline {
+  #chosen = false
   #span = HOUR
   #end = null // null: now
   #pointer = null
@@ -49,6 +54,10 @@ export class Timeline {
 
   get range() {
     const now = this.world.now(), end = this.#end ?? now
+    if (!this.#chosen && this.world.begins !== null) {
+      // Until somebody chooses: as much as there is to see.
+      this.#span = PRESETS.map(([span]) => span).find(span => span >= now - this.world.begins) ?? HOUR
+    }
     return [end - this.#span, end]
   }
 
@@ -68,6 +77,7 @@ export class Timeline {
   }
 
   #set(span, end) {
+    this.#chosen = true
     const now = this.world.now()
     this.#span = span
     const last = Math.max(end, now - HOUR + span)
@@ -80,7 +90,7 @@ export class Timeline {
     only(at("zoom"),
       button("back", "Earlier", "‹", () => this.move(-.5)), button("on", "Later", "›", () => this.move(.5)),
       button("in", "Zoom in", "+", () => this.zoom(.5)), button("out", "Zoom out", "−", () => this.zoom(2)),
-      ...[[60, "1 min"], [300, "5 min"], [900, "15 min"], [HOUR, "1 h"]].map(([span, text]) =>
+      ...PRESETS.map(([span, text]) =>
         button(span, `The last ${text}`, text, () => this.whole(span))))
   }
 
@@ -189,8 +199,9 @@ export class Timeline {
     for (let time = Math.ceil((start - zone) / step) * step + zone; time <= end; time += step) {
       const at = x(time)
       marks.push(draw("path", { class: "grid", d: `M${at} 4V${bottom + 4}` }))
-      const anchor = at < this.gutter + 22 ? "start" : at > this.gutter + this.width - 22 ? "end" : "middle"
-      marks.push(draw("text", { class: "tick", x: at, y: bottom + 17, "text-anchor": anchor }, clock(time, step < 60)))
+      const half = step < 60 ? 26 : 16 // of its text
+      const middle = Math.min(Math.max(at, this.gutter + half), this.gutter + this.width - half)
+      marks.push(draw("text", { class: "tick", x: middle, y: bottom + 17, "text-anchor": "middle" }, clock(time, step < 60)))
     }
     return marks
   }
@@ -291,6 +302,7 @@ export class Timeline {
 }
 
 function fillOf(phase, model) {
+  if (phase === "deepening") return `url(#sleeping-${colour(model)})`
   if (["waking", "draining", "sleeping"].includes(phase)) return `url(#${phase}-${colour(model)})`
   if (phase === "lost" || phase === "faulted") return "url(#lost)"
   return phase === "awake" ? "currentColor" : "url(#unknown)"

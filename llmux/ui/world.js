@@ -7,7 +7,8 @@ const WINDOW = 4 // seconds over which tokens are averaged
 
 export const NOTED = new Set([
   "switch_started", "switch_ended", "switch_failed", "sleep_hook_failed", "backoff_started", "model_lost",
-  "model_faulted", "model_assumed_asleep", "model_reset", "pin_set", "lease_set",
+  "model_faulted", "model_assumed_asleep", "model_reset", "model_deepened", "pin_set", "lease_set", "lease_held",
+  "manual_set",
 ])
 export const HOOKS = new Set(["hook_started", "hook_output", "hook_completed", "hook_failed"])
 
@@ -33,6 +34,7 @@ export class World {
   }
 
   connecting() {
+    for (const [name, data] of this.#waiting ?? []) this.#event(name, data)
     this.#waiting = []
     this.#streamed.clear()
   }

@@ -1,0 +1,161 @@
+"""llmux as a process, with real shell hooks, in front of one engine that streams as slowly as it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.engine.real import free_port, status_of, wait_until
+
+LLMUX = Path(sys.executable).with_name("llmux")
+
+
+class Engine(ThreadingHTTPServer):
+    """Answers for every model. What says ``hold`` in its body is sent an event every 20 ms until ``go`` is set."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.port = self.server_address[1]
+        self.go = threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that leave."""
+
+    def stop(self) -> None:
+        """End what is held, and the server."""
+        self.go.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Engine
+
+    def do_GET(self) -> None:
+        """Be a web page of another origin."""
+        body = b"<!doctype html><title>another page</title>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while body.get("hold") and not self.server.go.wait(0.02):
+            self._event("word")
+        self._event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _event(self, data: str) -> None:
+        text = f"data: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(text), text))
+        self.wfile.flush()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class Stage:
+    """One llmux in a folder of its own. Model number n is up while the file ``up.n`` is there."""
+
+    def __init__(
+        self, folder: Path, models: Mapping[str, Mapping[str, Any]], *, fake_gpu: bool = False, **settings: Any
+    ) -> None:
+        self.folder = folder
+        self.env = {**os.environ, "PYTHONPATH": str(Path(__file__).with_name("nvml"))} if fake_gpu else None
+        self.engine = Engine()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        sections = {name: self._section(number, more) for number, (name, more) in enumerate(models.items())}
+        config = {"port": self.port, "state": "state.json", "alive_every": 0, "models": sections, **settings}
+        (folder / "config.json").write_text(json.dumps(config))
+        self.process: subprocess.Popen[bytes] | None = None
+        self.clients: list[threading.Thread] = []
+
+    def _section(self, number: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        up = f"up.{number}"
+        return {
+            "port": self.engine.port,
+            "shared_address": True,
+            "wake": f"touch {up}",
+            "sleep": f"rm -f {up}",
+            "alive": f"test -e {up}",
+            **more,
+        }
+
+    def start(self) -> None:
+        """Start llmux and wait until it is ready."""
+        log = (self.folder / "llmux.log").open("ab")
+        command = [LLMUX, "-c", self.folder / "config.json"]
+        with log:
+            self.process = subprocess.Popen(
+                command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until(lambda: status_of(f"{self.url}/ready") == 200, 30, what="/ready")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Stop llmux."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(30)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.engine.stop()
+        if self.process is not None and self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+        for client in self.clients:
+            client.join(10)
+
+    def release(self, name: str) -> None:
+        """Let the hook go on that waits for this file."""
+        (self.folder / name).touch()
+
+    def ask(self, model: str, **body: Any) -> threading.Thread:
+        """Send a request from a thread, and read its answer there."""
+        client = threading.Thread(target=self._post, args=({"model": model, **body},), daemon=True)
+        client.start()
+        self.clients.append(client)
+        return client
+
+    def _post(self, body: Mapping[str, Any]) -> None:
+        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", data, kind)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                response.read()
+        except OSError:
+            return
+
+    def status(self) -> dict[str, Any]:
+        """Return /llmux/status."""
+        with urllib.request.urlopen(f"{self.url}/llmux/status", timeout=10) as response:
+            status: dict[str, Any] = json.load(response)
+        return status
+
+    def in_flight(self, model: str) -> None:
+        """Wait until a request for the model is in flight."""
+        wait_until(lambda: self.status()["models"][model]["in_flight"], what=f"a request in flight for {model}")
+
+
+def held(name: str) -> str:
+    """Shell text that waits for ``Stage.release(name)``."""
+    return f"until [ -e {name} ]; do sleep 0.01; done"
