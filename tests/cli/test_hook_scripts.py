@@ -1,4 +1,4 @@
-"""The shipped hook scripts: listed, shown, copied, and in the wheel."""
+"""The shipped hook scripts: listed, shown, copied, and in the wheel (with the files of the page)."""
 
 import os
 import shutil
@@ -100,3 +100,5 @@ def test_they_are_in_the_wheel(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         for script in SOURCES:
             assert archive.read(f"llmux/hooks/{script.name}") == script.read_bytes()
+        for file in (ROOT / "llmux" / "ui").iterdir():  # built once for both: it takes a while
+            assert archive.read(f"llmux/ui/{file.name}") == file.read_bytes()
