@@ -81,7 +81,7 @@ def make_room(s: State, coming: Iterable[Model] = ()) -> None:
         model: _open_to(model, model.level)
         for model in s.in_phase(Phase.ASLEEP)
         if model.level is not None and model is not target and not model.queue
-        if not model.sleep_backoff.active(s.now)
+        if model.prefetch is None and not model.sleep_backoff.active(s.now)
     }
     options = dict(movable)
     for model in coming:

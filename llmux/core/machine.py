@@ -266,6 +266,7 @@ class Core:
             switching.go_on(s)
         elif run.kind is HookKind.PREFETCH:
             model.prefetch = None
+            s.errands = True  # it may have kept the model from going deeper
         else:
             model.probe = None
             self._probe_ended(model, event)

@@ -222,6 +222,7 @@ class Ledger:
         assert effect.level in levels or not (effect.level or levels)
         if model.phase is Phase.DEEPENING:
             assert effect.switch == 0
+            assert model.prefetch is None, "goes deeper beside its prefetch"
             assert model.deepening.host_memory < model.level.host_memory
             assert self.switch is None or self.switch.to != model.name, "goes deeper though it is to wake"
             assert not model.queue, "goes deeper though somebody waits for it"

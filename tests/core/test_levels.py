@@ -19,7 +19,7 @@ from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo
 from llmux.core.spec import HookKind, Level, Rules
 
-WAKE, SLEEP, ALIVE, STOP = HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.STOP
+WAKE, SLEEP, ALIVE, STOP, PREFETCH = (HookKind[name] for name in ("WAKE", "SLEEP", "ALIVE", "STOP", "PREFETCH"))
 RAM_OR_DISK = (Level("ram", 20), Level("disk"))
 
 
@@ -300,6 +300,18 @@ def test_room_is_made_for_a_cleanup_too() -> None:
     assert hooks(play.feed(1.0, ev.RequestArrived(1, "b"))) == [("c", SLEEP, "disk")]
     assert end(play, 2.0, "c") == [("a", SLEEP, "disk")]
     assert end(play, 3.0, "a") == [("b", WAKE, "")]
+
+
+def test_a_prefetch_that_is_being_ended_is_waited_for() -> None:
+    specs = [*models("a"), *models("b", levels=RAM_OR_DISK, prefetch=True)]
+    play = given(specs, awake=["a"], host_memory=20)
+    play.core.state.models["b"].level = RAM_OR_DISK[0]
+    play.ledger.levels["b"] = "ram"
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    assert hooks(play.feed(2.0, ev.RequestArrived(2, "b"))) == [("b", PREFETCH, "ram")]
+    play.feed(3.0, ev.RequestAbandoned(2))  # the switch is called off
+    assert hooks(play.feed(4.0, ev.ConfigReplaced(specs, Rules(host_memory=10), ANY))) == []
+    assert end(play, 5.0, "b", ok=False) == [("b", SLEEP, "disk")]
 
 
 def test_a_removed_model_sleeps_at_its_deepest_level() -> None:
