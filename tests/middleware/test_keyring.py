@@ -106,8 +106,8 @@ async def test_a_key_is_recognized_from_its_first_showing_on(checker):
 
 async def test_a_key_in_plain_text_needs_no_check(checker):
     keys = ring(checker, "plain", admin_key="root")
-    assert keys.recognize(b"plain") == (None, False)
-    assert keys.recognize(b"root") == ("admin_key", True)
+    assert keys.recognize(b"plain") == (None, False, None)
+    assert keys.recognize(b"root") == ("admin_key", True, None)
     assert keys.recognize(b"plai") is None
     assert await keys.ask([b"plai"], "") is None
     assert checker.checks == 0
