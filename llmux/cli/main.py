@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import explain, hooks, imports, keys, simulate
+from llmux.cli import explain, hooks, imports, keys, operating, simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -103,6 +103,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
+operating.register(app)
 app.command("simulate")(simulate.run)
 app.command("explain")(explain.run)
 app.add_typer(hooks.app, name="hooks")

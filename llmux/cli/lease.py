@@ -1,0 +1,176 @@
+"""``llmux lease``: have the whole GPU for another job, or for as long as a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import signal
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from llmux.cli.exits import CommandError, Exit
+from llmux.cli.following import TimeoutOption
+from llmux.cli.pin import ReasonOption
+from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.release import LEASE, give_back
+from llmux.cli.remote import Remote, complain, speak
+from llmux.cli.seen import Leased, SeenStatus
+
+LOOK_EVERY = 0.2  # seconds
+RENEWED = "5m"  # a command's lease, renewed long before its end; should this process die, it ends by itself
+RENEW_EVERY = 30.0  # seconds
+NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 126, 127, 128  # as a shell says it
+
+
+class Requests(enum.StrEnum):
+    """What becomes of requests."""
+
+    WAIT = "wait"
+    REJECT = "reject"
+
+
+def run(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND…]", help="Run this while the GPU is leased."),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. [default: without end]"),
+    ] = None,
+    reason: ReasonOption = None,
+    requests: Annotated[
+        Requests | None,
+        typer.Option("--requests", help="Meanwhile they wait, or get 503. [default: as `lease_requests` says]"),
+    ] = None,
+    renew: Annotated[str | None, typer.Option("--renew", metavar="ID", help="Renew this lease.")] = None,
+    wait: Annotated[bool, typer.Option(help="Return when nothing holds the GPU any more; or at once.")] = True,
+    timeout: TimeoutOption = None,
+    url: UrlOption = DEFAULT_URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have everything go to sleep, and keep it asleep: the GPU is for another job."""
+    if command and (duration or renew or as_json or not wait):
+        complain("with a COMMAND the lease lasts as long as it runs: without --for, --renew, --no-wait and --json")
+        raise typer.Exit(Exit.USAGE)
+    options = {
+        "for": RENEWED if command else duration,
+        "reason": reason,
+        "requests": requests,
+        "id": renew,
+    }
+
+    async def act(remote: Remote) -> int | None:
+        answer = remote.read(Leased, await remote.post(LEASE, options))
+        with _given_back_on_term():
+            if command:
+                return await _run(remote, answer.id, command, timeout)
+            if wait:
+                await _held(remote, answer.id, timeout, keep=renew is not None)
+                answer.held = True
+        typer.echo(json.dumps(answer.model_dump()) if as_json else _told(answer, duration))
+        return None
+
+    speak(url, key_file, act)
+
+
+def _told(lease: Leased, duration: str | None) -> str:
+    state = "nothing holds the GPU" if lease.held else "the GPU is being cleared"
+    until = f"for {duration}" if duration else "until it is given back"
+    return f"{state}; it is leased {until}: llmux release {lease.id}"
+
+
+@contextlib.contextmanager
+def _given_back_on_term() -> Iterator[None]:
+    """Have TERM cancel what runs, as Ctrl-C does: else it would leave a lease behind."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    try:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    except (RuntimeError, ValueError):  # not the main thread: no signal comes here
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def _held(remote: Remote, lease: str, within: float | None, *, keep: bool = False) -> None:
+    """Wait until nothing holds the GPU. What does not come to that is given back, unless it is to be kept."""
+    try:
+        async with asyncio.timeout(within):
+            while not await _look(remote, lease):  # noqa: ASYNC110 - llmux is asked
+                await asyncio.sleep(LOOK_EVERY)
+    except BaseException as error:
+        if not keep:
+            with contextlib.suppress(CommandError):
+                await give_back(remote, lease)
+        if isinstance(error, TimeoutError):
+            after = "stays" if keep else "is given back"
+            message = f"something still holds the GPU after {within:.3g} s; the lease {after}"
+            raise CommandError(Exit.TIMED_OUT, message) from None
+        raise
+
+
+async def _look(remote: Remote, lease: str) -> bool:
+    status = remote.read(SeenStatus, await remote.get("/llmux/status"))
+    if status.lease is None or status.lease.id != lease:
+        raise CommandError(Exit.FAILED, "the lease ended before nothing held the GPU any more")
+    return status.lease.held
+
+
+async def _run(remote: Remote, lease: str, command: list[str], within: float | None) -> int:
+    stop = asyncio.Event()
+    keeping = asyncio.create_task(_keep(remote, lease, stop))
+    try:
+        await _held(remote, lease, within)
+        code = await _child(command, stop)
+    finally:
+        keeping.cancel()
+    try:
+        await give_back(remote, lease)
+    except CommandError as error:
+        complain(f"the lease could not be given back; it ends by itself within {RENEWED}: {error}")
+    return code
+
+
+async def _child(command: list[str], stop: asyncio.Event) -> int:
+    """Run the command to its end, or to that of the lease; return its exit code as a shell says it."""
+    loop = asyncio.get_running_loop()
+    # Ctrl-C reaches the command by itself; here it must not end what is to give the GPU back.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    try:
+        process = await asyncio.create_subprocess_exec(*command)
+    except OSError as error:
+        complain(f"{command[0]}: {error.strerror or error}")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    ending = asyncio.create_task(_end(process, stop))
+    code = await process.wait()
+    ending.cancel()
+    return code if code >= 0 else BY_SIGNAL - code
+
+
+async def _keep(remote: Remote, lease: str, stop: asyncio.Event) -> None:
+    """Renew the lease; one that is over stops the command: the GPU is somebody else's."""
+    while True:
+        await asyncio.sleep(RENEW_EVERY)
+        try:
+            await remote.post(LEASE, {"for": RENEWED, "id": lease})
+        except CommandError as error:
+            complain(f"the lease cannot be renewed: {error}")
+            if error.exit is Exit.REFUSED:
+                stop.set()
+                return
+
+
+async def _end(process: asyncio.subprocess.Process, stop: asyncio.Event) -> None:
+    await stop.wait()
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()

@@ -1,0 +1,96 @@
+"""``llmux logs``: what hooks print and how they end, of one model or of all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from llmux.cli.exits import CommandError, Exit
+from llmux.cli.model_name import complete
+from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.remote import Remote, complain, speak
+from llmux.cli.seen import History, SeenStatus
+
+HOOK_EVENTS = ("hook_started", "hook_output", "hook_completed", "hook_failed")
+
+
+def run(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="The model's name, or an alias; without it all.", autocompletion=complete),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, live, until Ctrl-C.")] = False,
+    count: Annotated[int, typer.Option("-n", min=0, help="How many of the last lines to begin with.")] = 50,
+    url: UrlOption = DEFAULT_URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on."""
+
+    async def act(remote: Remote) -> None:
+        name = None if model is None else await _name(remote, model)
+        if not follow:
+            await _last(remote, name, count, as_json=as_json)
+            return
+        async with remote.events() as events:
+            await anext(events, None)  # the status
+            shown = await _last(remote, name, count, as_json=as_json)
+            async for event, fields in events:
+                old = event == "hook_output" and fields["time"] <= shown
+                if event in HOOK_EVENTS and name in (None, fields.get("model")) and not old:
+                    _show(event, fields, name, as_json=as_json)
+                elif event == "lost":
+                    complain(f"{fields.get('events')} events are missing: they were not read fast enough")
+        raise CommandError(Exit.UNREACHABLE, f"{remote.url}: llmux stopped, or the connection broke")
+
+    speak(url, key_file, act)
+
+
+async def _name(remote: Remote, model: str) -> str:
+    """Return the name of a model that may be given by an alias."""
+    status = remote.read(SeenStatus, await remote.get("/llmux/status"))
+    if model in status.models:
+        return model
+    for entry in (await remote.get("/v1/models")).get("data", ()):
+        if model in entry["llmux"]["aliases"]:
+            return str(entry["id"])
+    known = ", ".join(sorted(status.models))
+    raise CommandError(Exit.NO_SUCH_MODEL, f"model {model!r} not found; known: {known}")
+
+
+async def _last(remote: Remote, model: str | None, count: int, *, as_json: bool) -> float:
+    """Show the last lines; return up to when."""
+    history = remote.read(History, await remote.get("/llmux/history"))
+    if history.output is None:
+        hint = "give the admin key in LLMUX_ADMIN_KEY, or its file with --key-file"
+        raise CommandError(Exit.NOT_ALLOWED, f"{remote.url}: what hooks print is for operators ({hint})")
+    lines = [line for line in history.output if model in (None, line["model"])]
+    for line in lines[len(lines) - count :] if count else ():
+        _show("hook_output", line, model, as_json=as_json)
+    return history.now
+
+
+def _show(event: str, fields: dict[str, Any], model: str | None, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"event": event, **fields}))
+    else:
+        typer.echo(" ".join(_words(event, fields, model)))
+
+
+def _words(event: str, fields: dict[str, Any], model: str | None) -> Iterator[str]:
+    yield datetime.fromtimestamp(fields["time"]).astimezone().strftime("%H:%M:%S")
+    yield fields["hook"] if model is not None else f"{fields['model']} {fields['hook']}"
+    if event == "hook_output":
+        yield f"| {fields['line']}"
+    elif event == "hook_started":
+        yield "begins"
+    elif event == "hook_completed":
+        yield f"has succeeded after {fields['duration_secs']:.3g} s"
+    else:
+        code = fields["exit_code"]
+        how = "could not be started" if code is None else f"was killed by signal {-code}" if code < 0 else ""
+        yield f"{how or f'has failed with exit code {code}'} after {fields['duration_secs']:.3g} s"
