@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from llmux.cli.place import DEFAULT_URL, UrlOption
 from llmux.core.decisions import duration
 from llmux.errors import LLMuxError
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
 
-DEFAULT_URL = "http://127.0.0.1:3000"
 FAILURE = 1
 USAGE = 2
 TIMEOUT = 10.0  # seconds
@@ -68,10 +68,14 @@ def run(
         Path | None,
         typer.Argument(help="A record (`record: FILE`); - is standard input. Without it: a running llmux."),
     ] = None,
-    url: Annotated[str, typer.Option("--url", help="Where the running llmux is.")] = DEFAULT_URL,
+    url: UrlOption = DEFAULT_URL,
     key: Annotated[
         str | None,
-        typer.Option("--key", envvar="LLMUX_API_KEY", help="A key of the running llmux, if it wants one."),
+        typer.Option(
+            "--key",
+            envvar=["LLMUX_API_KEY", "LLMUX_ADMIN_KEY"],
+            help="Its key, if it wants one.",
+        ),
     ] = None,
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many switches, the last ones.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

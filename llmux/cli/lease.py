@@ -66,8 +66,8 @@ def run(
     }
 
     async def act(remote: Remote) -> int | None:
-        answer = remote.read(Leased, await remote.post(LEASE, options))
         with _given_back_on_term():
+            answer = await _take(remote, options)
             if command:
                 return await _run(remote, answer.id, command, timeout)
             if wait:
@@ -77,6 +77,18 @@ def run(
         return None
 
     speak(url, key_file, act)
+
+
+async def _take(remote: Remote, options: dict[str, str | None]) -> Leased:
+    """Lease the GPU. Who is interrupted just then leaves no lease behind."""
+    taking = asyncio.ensure_future(remote.post(LEASE, options))
+    try:
+        return remote.read(Leased, await asyncio.shield(taking))
+    except asyncio.CancelledError:
+        if options["id"] is None:
+            with contextlib.suppress(CommandError):
+                await give_back(remote, (await taking)["id"])
+        raise
 
 
 def _told(lease: Leased, duration: str | None) -> str:

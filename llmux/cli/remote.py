@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -134,7 +135,9 @@ class Remote:
         try:
             yield
         except aiohttp.ClientConnectorError as error:
-            self._unreachable(error.os_error.strerror or str(error.os_error))
+            number = error.os_error.errno
+            # Its own text names the address, which is told anyway; a name that is not known has no such number.
+            self._unreachable(os.strerror(number) if number and number > 0 else str(error.os_error))
         except TimeoutError:
             self._unreachable(f"no answer within {TIMEOUT:.0f} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from llmux import errors
+from llmux.cli.exits import MEANINGS
 from llmux.config.settings import settings_table
 from llmux.core.effects import Refusal
 from llmux.core.phases import mermaid
@@ -58,6 +59,7 @@ def blocks() -> dict[str, str]:
         "metrics": _table(["metric", "meaning"], [[f"`{name}`", text] for name, text in HELP.items()]),
         "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, text in EVENTS.items()]),
         "errors": _errors(),
+        "exits": _table(["exit code", "means"], [[f"{code:d}", text] for code, text in MEANINGS.items()]),
     }
 
 

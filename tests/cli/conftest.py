@@ -1,0 +1,3 @@
+from tests.server.fixtures import house
+
+__all__ = ["house"]
