@@ -31,11 +31,13 @@
 #   GRACE         seconds from TERM to the second TERM               10
 #   PID_DIR       for the file that says which process it is         ${XDG_STATE_HOME:-~/.local/state}/llmux/engines
 #   LOG_DIR       for its log; the one before is kept as .log.1      $PID_DIR
+#   ASK_SECONDS   how long an answer may take                        5
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
 # Tested with llama.cpp's server of October 2026 (CPU), under dash and bash, on Debian 12: tests/hooks.
 
+# shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u
 
 name=${ALIAS:-${LLMUX_MODEL:-}}
@@ -76,7 +78,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # ---- shared: http
 ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. No status: "refused", or "none" in time
-	method=$1 address=$2 json=${3:-} seconds=${4:-5}
+	method=$1 address=$2 json=${3:-} seconds=${4:-${ASK_SECONDS:-5}}
 	answer='' status=none code=0
 	if has curl; then
 		# A key goes through standard input: the list of processes shows none.
@@ -131,7 +133,7 @@ answered() { # what it answered, in a line for people
 	case $status in
 	refused) echo "nobody listens at $url" ;;
 	none) echo "$address did not answer within $seconds s" ;;
-	*) printf '%s answers %s: %s\n' "$method ${address#"$url"}" "$status" "$(printf %s "$answer" | tr '\n' ' ' | cut -c 1-300)" ;;
+	*) printf '%s\n' "$method ${address#"$url"} answers $status: $(printf %s "$answer" | tr '\n' ' ' | cut -c 1-300)" ;;
 	esac
 }
 
@@ -150,8 +152,10 @@ born() { # print when a process was started: with its number, that tells it from
 	fi 2>/dev/null
 }
 
+signal_group() { kill "-$1" "-$pid" 2>/dev/null; } # this way dash, bash and busybox understand it
+
 engine_runs() { # is the process of the pid file left, or one that it started? Zombies do not count.
-	kill -s 0 -- "-$pid" 2>/dev/null || return 1
+	signal_group 0 || return 1
 	leader=$(born "$pid")
 	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
 	[ -r /proc/self/stat ] || return 0
@@ -174,7 +178,7 @@ find_engine() { # read the pid file; fail if no process of that engine is left
 }
 
 end_engine() { # send $1 to it and what it started, and wait up to $2 seconds for all to be gone
-	kill -s "$1" -- "-$pid" 2>/dev/null
+	signal_group "$1"
 	tenths=$(($2 * 10))
 	while engine_runs; do
 		[ "$tenths" -gt 0 ] || return 1
@@ -183,8 +187,6 @@ end_engine() { # send $1 to it and what it started, and wait up to $2 seconds fo
 	done
 	rm -f "$pid_file"
 }
-
-# shellcheck disable=SC2120 # it sets its arguments itself
 start_engine() { # in a session of its own: no signal that is meant for the hook reaches it
 	line=$(command_line) || exit
 	eval "set -- $line"
@@ -243,7 +245,6 @@ wake_engine() {
 		else
 			! speaks_http || fail "something else answers at $url, not $name"
 			mine=yes
-			# shellcheck disable=SC2119
 			start_engine
 		fi
 		sleep 0.1

@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,3 +32,62 @@ def make_hook(tmp_path: Path) -> Iterator[Callable[..., Hook]]:
 @pytest.fixture(params=["llama-cpp.sh", "process.sh"])
 def hook(request, make_hook) -> Hook:
     return make_hook(request.param)
+
+
+@pytest.fixture(params=["sh", "bash", "busybox"])
+def shell(request, tmp_path) -> str:
+    """A shell that the scripts have to work under."""
+    found = shutil.which(request.param)
+    if found is None:
+        pytest.skip(f"no {request.param} here")
+    if request.param != "busybox":
+        return found
+    tools = tmp_path / "busybox"  # all that busybox has, and what the scripts want besides
+    tools.mkdir()
+    for applet in (
+        "ash",
+        "awk",
+        "cat",
+        "cut",
+        "grep",
+        "mkdir",
+        "mv",
+        "rm",
+        "sed",
+        "setsid",
+        "sleep",
+        "tail",
+        "timeout",
+        "tr",
+    ):
+        (tools / applet).symlink_to(found)
+    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"
+    return str(tools / "ash")
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch):
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+
+
+def live(hook: Hook) -> None:
+    """Go through a hook's whole life; an engine may be there already, asleep."""
+    hook.fails("alive")
+    hook.ok("verify")
+    hook.ok("sleep")  # nothing is awake: nothing to do
+    hook.ok("wake")
+    assert "already" in hook.ok("wake")
+    hook.ok("alive")
+    hook.fails("verify")
+    hook.ok("sleep")
+    hook.fails("alive")
+    hook.ok("verify")
+    hook.ok("sleep")
+    hook.fails("alive")
+    hook.ok("wake")
+    hook.ok("alive")
+
+
+@pytest.fixture(name="live")
+def _live():
+    return live

@@ -16,7 +16,7 @@ def check(request, tmp_path):
     """Return a function that runs the script with an nvidia-smi made of these lines, or with none."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("timeout", "sleep", "cat", "rm", request.param):
+    for tool in ("timeout", "sleep", "cat", "rm", "awk", "tr", request.param):
         (tools / tool).symlink_to(shutil.which(tool))
 
     def run(nvidia_smi: str | None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -107,6 +107,116 @@ def test_an_nvidia_smi_that_hangs_is_given_up(check):
 def test_by_hand_it_can_wait(check):
     script = "if [ -f again ]; then echo '0, 23000, 1'; else echo '0, 4000, 20000'; : >again; fi"
     assert check(script, WAIT="5").returncode == 0
+
+
+@pytest.mark.parametrize("said", ["No devices were found", "No devices were found.; exit 6"])
+def test_no_gpu_is_said_and_succeeds(check, said):
+    done = check(f"echo {said}")
+    assert done.returncode == 0
+    assert "no GPU here" in done.stdout
+
+
+def test_a_driver_that_knows_no_mig_is_asked_without(check):
+    old = """case "$*" in
+    *mig.mode*) echo 'Field "mig.mode.current" is not a valid field to query.'; exit 2;;
+    *) echo '0, 23000, 1';;
+    esac"""
+    assert check(old).returncode == 0
+
+
+def test_its_own_processes_have_to_be_small_or_gone(check):
+    gpu = figures((60_000, 20_000), apps="4711, 19900\n4712, 300")
+    allowed = {"MIN_FREE": "18000"}
+    assert check(gpu, **allowed).returncode == 0
+    assert check(gpu, **allowed, PIDS="4712,9").returncode == 0
+    done = check(gpu, **allowed, PIDS="4712, 4711")
+    assert done.returncode == 1
+    assert "process 4711 of the engine holds 19900 MiB, 1024 allowed" in done.stderr
+    assert check(gpu, **allowed, PIDS="4711", OWN_MAX="20000").returncode == 0
+
+
+def test_the_engines_processes_are_those_of_its_pid_file(check, tmp_path):
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as engine:
+        try:
+            (tmp_path / "org_m-8001.pid").write_text(f"{engine.pid} 1-boot ready\n")
+            gpu = figures((60_000, 20_000), apps=f"{engine.pid}, 5000")
+            known = {"PID_DIR": str(tmp_path), "LLMUX_MODEL": "org/m", "LLMUX_PORT": "8001", "MAX_USED": "30000"}
+            done = check(gpu, **known)
+            assert f"process {engine.pid} of the engine holds 5000 MiB" in done.stderr
+            assert done.returncode == 1
+            assert check(gpu, **{**known, "LLMUX_PORT": "8002"}).returncode == 0
+        finally:
+            engine.kill()
+
+
+def test_processes_without_figures_are_left_to_the_gpus_own(check):
+    assert check(figures((23_000, 300), apps="4711, [N/A]"), PIDS="4711").returncode == 0
+
+
+LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89852c)
+  MIG 3g.20gb     Device  0: (UUID: MIG-aaaa)
+  MIG 3g.20gb     Device  1: (UUID: MIG-bbbb)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-77777777)"""
+
+REPORT = """GPU 00000000:07:00.0
+    MIG Mode
+        Current                           : Enabled
+    MIG Device
+        Index                             : 0
+        FB Memory Usage
+            Total                         : 20096 MiB
+            Used                          : 11 MiB
+            Free                          : 20085 MiB
+        BAR1 Memory Usage
+            Used                          : 7777 MiB
+            Free                          : 0 MiB
+    MIG Device
+        Index                             : 1
+        FB Memory Usage
+            Total                         : 20096 MiB
+            Used                          : 15000 MiB
+            Free                          : 5096 MiB
+    FB Memory Usage
+        Total                             : 40537 MiB
+        Used                              : 15011 MiB
+        Free                              : 25526 MiB
+    Processes
+        Process ID                        : 4711
+            Used GPU Memory               : 15000 MiB
+GPU 00000000:0F:00.0
+    FB Memory Usage
+        Used                              : 4 MiB
+        Free                              : 40000 MiB"""
+
+DIVIDED = f"""case "$*" in
+*compute-apps*) echo '4711, 15000, python3';;
+-L) cat <<'END'
+{LISTED}
+END
+;;
+--query) cat <<'END'
+{REPORT}
+END
+;;
+*--id=1*) echo '1, 40000, 4, Disabled';;
+*) echo '0, 25526, 15011, Enabled'; echo '1, 40000, 4, Disabled';;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "free"),
+    [("MIG-aaaa", True), ("MIG-bbbb", False), ("MIG-aaaa,MIG-bbbb", False), ("1", True), ("", False)],
+)
+def test_mig_devices_are_looked_at_each_for_itself(check, gpus, free):
+    done = check(DIVIDED, CUDA_VISIBLE_DEVICES=gpus)
+    assert done.returncode == (0 if free else 1), done.stderr
+    assert free or "GPU 0.1: 15000 MiB in use, 1024 allowed" in done.stderr
+
+
+def test_a_mig_device_that_is_not_there_cannot_be_told(check):
+    done = check(DIVIDED, GPUS="MIG-cccc")
+    assert done.returncode == 2
+    assert "knows none of these: MIG-cccc" in done.stderr
 
 
 def test_the_script_is_where_the_readme_says():

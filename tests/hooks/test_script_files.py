@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from llmux.cli.hook_scripts import find
+from llmux.config import Config
 from tests.engine.real import ROOT
 from tests.hooks.shared_blocks import blocks_of
 
 SCRIPTS = sorted((ROOT / "hooks").glob("*.sh"))
 ENGINE_SCRIPTS = [script for script in SCRIPTS if "wake)" in script.read_text()]
-# Set by llmux or the system, or the script's own business.
-GIVEN = {"HOME", "IFS", "XDG_STATE_HOME", "CUDA_VISIBLE_DEVICES"}
+# Set by llmux or the system, or the script's own business, or awk's.
+GIVEN = {"HOME", "IFS", "NF", "XDG_STATE_HOME", "CUDA_VISIBLE_DEVICES"}
+
+
+LONGEST = 122
+# What gpu-free.sh's example leaves out.
+BASE = "\n    port: 1\n    wake: w\n    sleep: s\n    alive: a\n"
 
 
 def header_of(script: Path) -> str:
@@ -42,6 +49,16 @@ class TestScript:
         read = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", body)) - GIVEN
         missing = {name for name in read if not re.search(rf"\b{name}\b", header_of(script))}
         assert not missing
+
+    def test_header_has_a_configuration_that_llmux_takes(self, script, tmp_path, monkeypatch):
+        monkeypatch.setenv("TABBY_ADMIN_KEY", "k")
+        monkeypatch.setenv("TRTLLM_RUNTIME_CONTROL_API_KEY", "k")
+        (tmp_path / "config.yaml").write_text(find(script.stem).example + BASE * (script.stem == "gpu-free"))
+        (model,) = Config.from_file(tmp_path / "config.yaml").models.values()
+        assert f"./hooks/{script.name}" in (model.verify if script.stem == "gpu-free" else model.wake)
+
+    def test_header_ends_its_lines_in_time(self, script):
+        assert max(map(len, header_of(script).splitlines())) <= LONGEST
 
     def test_is_described_in_the_readme(self, script):
         assert script.name in (ROOT / "hooks" / "README.md").read_text()

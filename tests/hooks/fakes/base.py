@@ -1,0 +1,94 @@
+"""What the stand-ins for engines have in common: an HTTP server, and a state that a test can see and change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from aiohttp import web
+
+DIED = 9  # the exit code of an engine that died of an order
+
+
+class Fake:
+    """An engine's HTTP API. ``POST /fake`` sets its attributes, ``GET /fake`` shows them."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.calls: list[str] = []  # all that was asked, but for /fake
+        self.broken: list[str] = []  # paths that are answered with 500
+        self.hanging: list[str] = []  # paths that are not answered
+        self.in_flight = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return what the engine answers."""
+        raise NotImplementedError
+
+    def app(self) -> web.Application:
+        """Return the server."""
+        app = web.Application(middlewares=[self._guard])
+        app.add_routes([web.post("/fake", self._set), web.get("/fake", self._show), *self.routes()])
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.path == "/fake":
+            return await handler(request)
+        self.calls.append(f"{request.method} {request.path_qs} {await request.text()}".strip())
+        if request.path in self.hanging:
+            await asyncio.sleep(3600)
+        if request.path in self.broken:
+            return web.json_response({"error": {"message": "CUDA out of memory"}}, status=500)
+        return await handler(request)
+
+    async def _set(self, request: web.Request) -> web.Response:
+        for name, value in (await request.json()).items():
+            assert hasattr(self, name), name
+            setattr(self, name, value)
+        return web.json_response({})
+
+    async def _show(self, _request: web.Request) -> web.Response:
+        return web.json_response(vars(self))
+
+    def models(self) -> web.Response:
+        """Answer /v1/models."""
+        return web.json_response({"object": "list", "data": [{"id": self.alias, "object": "model"}]})
+
+    def die(self, seconds: float = 0.0) -> None:
+        """End the process, as an engine does that fails an assertion."""
+        asyncio.get_running_loop().call_later(seconds, os._exit, DIED)
+
+
+@contextlib.contextmanager
+def serving(fake: Fake, port: int) -> Iterator[Fake]:
+    """Serve it from a thread until the block ends."""
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    stopping = asyncio.Event()
+
+    async def serve() -> None:
+        runner = web.AppRunner(fake.app(), handler_cancellation=True, shutdown_timeout=1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        started.set()
+        await stopping.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert started.wait(20)
+    try:
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+        loop.close()
+
+
+def run(fake: Fake, port: int) -> None:
+    """Serve it as this process."""
+    web.run_app(fake.app(), host="127.0.0.1", port=port, print=None, handler_cancellation=True)

@@ -1,0 +1,85 @@
+"""SGLang's server with its memory saver, and what it dies of.
+
+Facts, from its scheduler_update_weights_mixin.py: it asserts that no request is under way when memory is released;
+it keeps what is released in a set, so that to resume what is not released ends it; and it wants a JSON body.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from aiohttp import web
+
+from tests.hooks.fakes.base import Fake, run
+
+
+class Sglang(Fake):
+    """``released``: whether its memory is."""
+
+    def __init__(self, alias: str, *, saver: bool = True) -> None:
+        super().__init__(alias)
+        self.saver = saver
+        self.released = False
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health", self._health),
+            web.get("/v1/models", self._models),
+            web.post("/flush_cache", self._flush),
+            web.post("/release_memory_occupation", self._release),
+            web.post("/resume_memory_occupation", self._resume),
+            web.post("/v1/completions", self._complete),
+        ]
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        return self.models()
+
+    async def _flush(self, _request: web.Request) -> web.Response:
+        return web.Response(status=400 if self.in_flight else 200, text="Cache flushed.")
+
+    async def _release(self, request: web.Request) -> web.Response:
+        if not await self._body_is_an_object(request):
+            return web.json_response({"error": "Field required"}, status=422)
+        if self.in_flight or self.released:
+            self.die(0.02)
+        self.released = self.saver
+        return web.json_response(None)
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        if not await self._body_is_an_object(request):
+            return web.json_response({"error": "Field required"}, status=422)
+        if not self.released:
+            self.die()
+        self.released = False
+        return web.json_response(None)
+
+    async def _complete(self, _request: web.Request) -> web.Response:
+        if self.released:
+            self.die()
+        return web.json_response({"model": self.alias, "choices": [{"text": " Paris"}]})
+
+    @staticmethod
+    async def _body_is_an_object(request: web.Request) -> bool:
+        return request.content_type == "application/json" and isinstance(await request.json(), dict)
+
+
+def main() -> None:
+    """Take SGLang's options, and run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--host", choices=["127.0.0.1"], required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--enable-memory-saver", action="store_true")
+    given = parser.parse_args()
+    if given.model_path == "broken":
+        sys.exit("OSError: broken is no folder, and no model on the hub")
+    run(Sglang(given.served_model_name, saver=given.enable_memory_saver), given.port)
+
+
+if __name__ == "__main__":
+    main()
