@@ -29,6 +29,7 @@
 #
 # Environment
 #   COMMAND       the command, as shell words; it stays in the foreground; required to start it
+#   LLMUX_SLEEP_LEVEL   where llmux wants it, for a model with `levels`: stop (ended), or any other (checkpointed)
 #   CUDA_CHECKPOINT   the program, as shell words: 'sudo cuda-checkpoint'           cuda-checkpoint
 #   LOCK_SECONDS  how long a process may go on working before it is locked          30
 #   STEP_SECONDS  how long one checkpoint or restore may take; with several GPUs it hangs           240
@@ -379,6 +380,10 @@ go_to_sleep() {
 		nothing_runs
 		return
 	}
+	if [ "${LLMUX_SLEEP_LEVEL:-}" = stop ]; then
+		sleep_engine
+		return
+	fi
 	look
 	case $states in
 	*:failed*) # of no more use, and nobody knows what it holds

@@ -25,6 +25,7 @@
 # Needs: sglang; setsid or python3; curl or python3.
 #
 # Environment
+#   LLMUX_SLEEP_LEVEL   where llmux wants it, for a model with `levels`: stop (ended), or any other (released)
 #   MODEL         what to serve: a name on Hugging Face, or a folder; required to wake
 #   SGLANG        the command, as shell words                            python3 -m sglang.launch_server
 #   ARGS          more options for it, as shell words                    none
@@ -373,7 +374,9 @@ go_to_sleep() {
 		nothing_runs
 		return
 	}
-	if [ "$state" = asleep ]; then
+	if [ "${LLMUX_SLEEP_LEVEL:-}" = stop ]; then
+		sleep_engine
+	elif [ "$state" = asleep ]; then
 		say "sleeps already"
 	elif [ "$state" != ready ] || ! is_ready; then # it starts, or hangs, or nobody knows how far it came
 		sleep_engine

@@ -39,6 +39,7 @@
 #   CANARY_SECONDS   how long that may take                              60
 #   SLEEP_SECONDS, WAKE_SECONDS   how long releasing and resuming may take          240, 600
 #   STOP          a command that ends a server that this script has not started         none
+#   LLMUX_SLEEP_LEVEL   where llmux wants it, for a model with `levels`: stop (ended), or any other (parked)
 #   LLMUX_MODEL, LLMUX_PORT, LLMUX_URL   given by llmux
 #   HOST, PORT    where it listens                                       127.0.0.1, $LLMUX_PORT
 #   URL           where it is asked                                      $LLMUX_URL, or http://127.0.0.1:$PORT
@@ -436,6 +437,9 @@ wake() {
 go_to_sleep() {
 	if ! is_ready; then # it does not run, or starts, or hangs
 		find_engine || not_hanging
+		sleep_engine
+		return
+	elif [ "${LLMUX_SLEEP_LEVEL:-}" = stop ]; then
 		sleep_engine
 		return
 	fi

@@ -29,7 +29,8 @@
 # Environment
 #   MODEL         what to serve: a name on Hugging Face, or a folder; without it, the server is not started here: run
 #                 it with VLLM_SERVER_DEV_MODE=1 vllm serve … --enable-sleep-mode
-#   LEVEL         1 or 2                                                 1
+#   LLMUX_SLEEP_LEVEL   where llmux wants it, for a model with `levels: [1: 18GiB, stop]`: 1, 2, or stop (ended)
+#   LEVEL         1 or 2, for a model without                            1
 #   CANARY_PATH   where one token is asked for after waking; empty: nowhere             /v1/completions
 #   CANARY_JSON   what is asked there                                    one token of "The capital of France is"
 #   CANARY_EXPECT a text that the answer has to contain                  none
@@ -61,7 +62,7 @@ alias=${ALIAS:-$name}
 port=${PORT:-${LLMUX_PORT:-}}
 url=${URL:-${LLMUX_URL:-http://127.0.0.1:$port}}
 health_path=/health
-level=${LEVEL:-1}
+level=${LLMUX_SLEEP_LEVEL:-${LEVEL:-1}}
 auth=${API_KEY:+Authorization: Bearer $API_KEY}
 GRACE=${GRACE:-20}
 [ -z "${API_KEY:-}" ] || export VLLM_API_KEY="$API_KEY"
@@ -438,16 +439,23 @@ go_to_sleep() {
 		rm -f "$sleep_file"
 		return
 	fi
+	if [ "$level" = stop ]; then
+		sleep_engine
+		rm -f "$sleep_file"
+		return
+	fi
 	look
 	if [ "$asleep" = yes ]; then
-		if [ "$(cat "$sleep_file" 2>/dev/null)" = waking ]; then
+		case $(cat "$sleep_file" 2>/dev/null).$level in
+		waking.*)
 			find_engine || fail "is half awake, after a wake that failed: restart it"
 			say "is half awake, after a wake that failed"
 			sleep_engine
 			rm -f "$sleep_file"
-		else
-			say "sleeps already"
-		fi
+			;;
+		1.2) fail "sleeps at level 1, and cannot go to 2 from there: let its levels be 1 and stop" ;;
+		*) say "sleeps already" ;;
+		esac
 		return
 	fi
 	idle_soon || fail "has requests in flight after $GRACE s: it would die of going to sleep"
@@ -466,8 +474,8 @@ stop() {
 
 sleep_file=$pid_dir/$file_name.sleep
 case $level in
-1 | 2) ;;
-*) not_set_up "LEVEL is 1 or 2, not '$level'" ;;
+1 | 2 | stop) ;;
+*) not_set_up "LEVEL is 1 or 2, and a level of the model's 1, 2 or stop; not '$level'" ;;
 esac
 
 case $action in

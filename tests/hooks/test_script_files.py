@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmux.cli.hook_scripts import find
 from llmux.config import Config
@@ -20,8 +21,6 @@ GIVEN = {"HOME", "IFS", "NF", "XDG_STATE_HOME", "CUDA_VISIBLE_DEVICES"}
 
 
 LONGEST = 122
-# What gpu-free.sh's example leaves out.
-BASE = "\n    port: 1\n    wake: w\n    sleep: s\n    alive: a\n"
 
 
 def header_of(script: Path) -> str:
@@ -53,9 +52,12 @@ class TestScript:
     def test_header_has_a_configuration_that_llmux_takes(self, script, tmp_path, monkeypatch):
         monkeypatch.setenv("TABBY_ADMIN_KEY", "k")
         monkeypatch.setenv("TRTLLM_RUNTIME_CONTROL_API_KEY", "k")
-        (tmp_path / "config.yaml").write_text(find(script.stem).example + BASE * (script.stem == "gpu-free"))
-        (model,) = Config.from_file(tmp_path / "config.yaml").models.values()
-        assert f"./hooks/{script.name}" in (model.verify if script.stem == "gpu-free" else model.wake)
+        example = yaml.safe_load(find(script.stem).example)
+        for port, (name, model) in enumerate(example["models"].items(), 1):  # what an example leaves out
+            example["models"][name] = {"port": port, "wake": "w", "sleep": "s", "alive": "a"} | model
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(example))
+        for model in Config.from_file(tmp_path / "config.yaml").models.values():
+            assert any(f"./hooks/{script.name}" in hook for hook in model.scripts.values())
 
     def test_header_ends_its_lines_in_time(self, script):
         assert max(map(len, header_of(script).splitlines())) <= LONGEST

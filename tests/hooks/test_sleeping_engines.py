@@ -153,6 +153,20 @@ def test_a_canary_that_dies_or_talks_nonsense_is_a_failed_wake(sleeper):
     sleeper.ok("sleep")
 
 
+def test_the_deepest_of_its_levels_is_the_end_of_the_process(sleeper):
+    sleeper.ok("wake")
+    pid = sleeper.pid
+    sleeper.ok("sleep", LLMUX_SLEEP_LEVEL="1")
+    assert runs(pid)
+    sleeper.ok("sleep", LLMUX_SLEEP_LEVEL="stop")
+    assert not runs(pid)
+    sleeper.ok("sleep", LLMUX_SLEEP_LEVEL="stop")
+    sleeper.ok("wake", LLMUX_SLEEP_LEVEL="stop")
+    sleeper.ok("alive")
+    sleeper.ok("sleep", LLMUX_SLEEP_LEVEL="stop")
+    sleeper.ok("verify", LLMUX_SLEEP_LEVEL="stop")
+
+
 # ---- vLLM
 
 
@@ -185,6 +199,8 @@ def test_vllm_wakes_from_the_level_at_which_it_sleeps_whatever_is_configured_now
     assert "level 2" in hook.ok("wake", LEVEL="1")
     hook.ok("sleep", LEVEL="1")
     assert "level 1" in hook.ok("wake", LEVEL="2")
+    hook.ok("sleep", LEVEL="2", LLMUX_SLEEP_LEVEL="1")
+    assert "cannot go to 2 from there" in hook.fails("sleep", LLMUX_SLEEP_LEVEL="2")
     assert "LEVEL is 1 or 2" in hook.fails("sleep", code=2, LEVEL="3")
 
 
