@@ -240,8 +240,7 @@ async def serve(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
         stage.console.print(
             f"llmux serves {', '.join(MODELS)} at {stage.url}. In another terminal:\n\n"
             f"  curl {stage.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n\n"
-            f"  curl {stage.url}/llmux/status\n\n"
-            "The same with another model makes it switch. Ctrl-C ends it.\n",
+            f"The same with another model makes it switch: {stage.url}/llmux/ui shows it. Ctrl-C ends it.\n",
             markup=False,
             highlight=False,
             soft_wrap=True,

@@ -55,6 +55,7 @@ class Admin:
             web.get("/llmux/history", self.history),
             web.get("/llmux/gpus", self.gpus),
             web.get("/llmux/ui", self.page),
+            web.get("/llmux/ui/", self.page_below),
             web.get("/llmux/ui/{file}", self.page_file),
             web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
             web.post("/llmux/models/{model:.+}/sleep", self._on_model(self._sleep)),
@@ -79,7 +80,9 @@ class Admin:
 
     async def index(self, _request: web.Request) -> web.Response:
         """Say what this is."""
-        return web.json_response({"llmux": "one GPU, many models", "see": ["/v1/models", "/llmux/status"]})
+        return web.json_response(
+            {"llmux": "one GPU, many models", "see": ["/v1/models", "/llmux/status", "/llmux/ui"]}
+        )
 
     async def models(self, _request: web.Request) -> web.Response:
         """List the models."""
@@ -151,6 +154,10 @@ class Admin:
     async def page(self, request: web.Request) -> web.Response:
         """Show all of it to people."""
         return page_file(request, "index.html")
+
+    async def page_below(self, _request: web.Request) -> web.Response:
+        """Show the page where it is: what it is made of is addressed from there."""
+        raise web.HTTPPermanentRedirect("../ui")
 
     async def page_file(self, request: web.Request) -> web.Response:
         """Return what the page is made of."""

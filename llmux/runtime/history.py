@@ -14,6 +14,7 @@ from llmux.core import effects as fx
 from llmux.core.phases import Move
 from llmux.core.state import State
 from llmux.hookrunner import HookJob, HookResult
+from llmux.hookrunner.job import QUIET_KINDS
 from llmux.observability.notices import describe
 
 HOUR = 3600.0  # seconds that are told
@@ -74,7 +75,9 @@ class History:
             self._tell("hook_output", {"model": job.model, "hook": job.kind.value, "line": line})
 
     def hook_ended(self, result: HookResult) -> None:
-        """Pass on how a hook ended."""
+        """Pass on how a hook ended, but for ``alive`` and ``verify``."""
+        if result.kind in QUIET_KINDS:
+            return
         code = -result.signal if result.signal is not None else result.exit_code
         fields = {"model": result.model, "hook": result.kind.value, "exit_code": code}
         name = "hook_completed" if result.ok else "hook_failed"

@@ -126,7 +126,7 @@ export function showSums(world) {
   const ended = world.notes.filter(note => note.event === "switch_ended" && note.time >= hour)
   const oldest = Math.max(...models.map(model => model.oldest_wait ?? -1), -1)
   const speed = Object.keys(status.models).map(name => world.rate(name) ?? 0).reduce((one, other) => one + other, 0)
-  const spent = ended.reduce((sum, note) => sum + (note.duration_secs ?? 0), 0)
+  const spent = ended.reduce((sum, note) => sum + note.duration_secs - note.drain_secs, 0)
   const known = Math.max(1, Math.min(3600, world.now() - (world.begins ?? hour)))
   const sums = [
     ["waiting", models.reduce((sum, model) => sum + model.queued, 0)],
@@ -134,7 +134,7 @@ export function showSums(world) {
     ["in flight", models.reduce((sum, model) => sum + model.in_flight, 0)],
     ["tokens/s", rate(speed)],
     ["switches in 1 h", ended.length],
-    ["time switching", `${Math.round(100 * Math.min(1, spent / known))} %`],
+    ["sleep + wake", `${Math.round(100 * Math.min(1, spent / known))} %`],
   ]
   const box = at("sums")
   sums.forEach(([name, value], place) => {

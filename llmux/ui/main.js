@@ -1,4 +1,4 @@
-// The page, put together: events in, everything shown anew at most once a frame.
+// The page, put together: events in, everything shown anew at most sixty times a second.
 
 import { askForKey, read } from "./api.js"
 import { showCosts, showDecisions } from "./decisions.js"
@@ -20,14 +20,15 @@ let fresh = false // the history of this connection has been asked for
 function soon() {
   if (due) return
   due = true
-  requestAnimationFrame(() => {
+  // Not at the next frame: there is none in a tab that is hidden, and its title tells, too.
+  setTimeout(() => {
     due = false
     if (!world.status) return
     for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks]) show(world)
     timeline.show()
     header()
     announce()
-  })
+  }, 16)
 }
 
 function told(name, data) {
@@ -101,14 +102,19 @@ function header() {
   at("facts").title = status.reload_error ?? ""
 }
 
+const QUIET = 5000 // ms at least between two announcements
 let holding = null
+let announced = -Infinity
 
-// For those who listen: only what changes the picture.
+// For those who listen: only what changes the picture, and not too often.
 function announce() {
   const { status } = world
-  if (status.switch) return
+  if (status.switch || performance.now() - announced < QUIET) return
   const now = summary(status)
-  if (holding !== null && now !== holding) tell(now)
+  if (holding !== null && now !== holding) {
+    announced = performance.now()
+    tell(now)
+  }
   holding = now
 }
 

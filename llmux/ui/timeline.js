@@ -25,7 +25,7 @@ const OTHERS = {
   lease_held: note => ["", `the GPU is free for that job, after ${duration(note.after_secs)}`],
   manual_set: note => ["", note.manual ? "manual mode: operators alone switch" : "the policy switches again"],
 }
-const LEGEND = [["awake", "awake"], ["waking", "wakes"], ["draining", "drains"], ["sleeping", "goes to sleep"], ["lost", "lost or faulted"], ["failure", "failure"], ["unseen", "not known"]]
+const LEGEND = [["awake", "awake"], ["waking", "wakes"], ["draining", "drains"], ["sleeping", "goes to sleep"], ["lost", "lost or faulted"], ["failure", "failure"], ["unseen", "not known"], ["lent", "lent to another job"]]
 const IN_TABLE = 200
 
 export class Timeline {
@@ -155,7 +155,7 @@ export class Timeline {
     mark(this.svg, "height", height)
     mark(this.svg, "viewBox", `0 0 ${whole} ${height}`)
     const x = time => this.gutter + (time - start) / (end - start) * this.width
-    only(this.svg, ...this.#patterns(models), ...this.#unseen(x, start, end, models.length), ...this.#axis(x, start, end, models.length),
+    only(this.svg, ...this.#patterns(models), ...this.#unseen(x, start, end, models.length), ...this.#lent(x, start, end, models.length), ...this.#axis(x, start, end, models.length),
       ...models.map((model, place) => this.#lane(model, 8 + place * this.lane, x, start, end)))
     this.#tell(start, end)
     this.#read()
@@ -190,6 +190,26 @@ export class Timeline {
     })
   }
 
+  // When the GPU was lent to another job.
+  #lent(x, start, end, lanes) {
+    const found = []
+    let from = null
+    for (const note of this.world.notes) {
+      if (note.event !== "lease_set") continue
+      if (note.leased) from ??= note.time
+      else {
+        found.push([from ?? start, note.time])
+        from = null
+      }
+    }
+    const { lease } = this.world.status
+    if (lease) found.push([from ?? this.world.now() - lease.for, end])
+    return found.filter(([from, to]) => to > start && from < end).map(([from, to]) => {
+      const left = Math.max(x(from), this.gutter)
+      return draw("rect", { class: "lent", x: left, y: 4, width: Math.max(1, Math.min(x(to), x(end)) - left), height: lanes * this.lane + 4 })
+    })
+  }
+
   #axis(x, start, end, lanes) {
     const bottom = 8 + lanes * this.lane
     const step = STEPS.find(one => one / (end - start) * this.width >= (one < 60 ? 78 : 58)) ?? STEPS.at(-1)
@@ -218,7 +238,8 @@ export class Timeline {
       // Where many are narrower than a dot the first stands for them.
       if (right <= edge) continue
       edge = left + wide
-      group.append(draw("rect", { class: `stretch ${phase}`, "data-phase": phase, x: left, y: top, width: wide, height: bar, fill: fillOf(phase, model) }))
+      const thin = wide < 4 && phase !== "awake" // no room for hatching
+      group.append(draw("rect", { class: `stretch ${phase}${thin ? " thin" : ""}`, "data-phase": phase, x: left, y: top, width: wide, height: bar, fill: thin ? "currentColor" : fillOf(phase, model) }))
     }
     for (const { time, said } of this.failures) {
       if (said[0] === model) group.append(draw("path", { class: "failure", d: `M${x(time) - 4} ${top - 1}l8 8m0-8l-8 8` }))

@@ -130,6 +130,16 @@ async def test_hooks_are_streamed_as_they_print(house):
     assert (failed["model"], failed["hook"], failed["exit_code"]) == ("b", "wake", 3)
 
 
+async def test_hooks_that_only_ask_are_not_streamed(house):
+    await house.open(models={"a": {"verify": "echo free"}, "b": {"wake": f"echo last; {WAKE}"}})
+    events = await listen(house)
+    assert (await house.chat("a")).status == 200
+    assert (await house.chat("b")).status == 200
+    seen = await events.line.reader.readuntil(b'"line": "last"')
+    assert seen.count(b"event: hook_started") == seen.count(b"event: hook_completed") + 1 == 3
+    assert b"verify" not in seen
+
+
 async def test_nobody_listens_and_nothing_is_kept_but_the_last_lines(house):
     switcher = await house.open(models={"a": {"wake": f"seq 1 900; {WAKE}"}})
     events = await listen(house)
