@@ -20,7 +20,8 @@ EXAMPLES = sorted(
     file
     for folder in ("examples", "hooks")
     for file in (ROOT / folder).rglob("*")
-    if file.suffix in {".yaml", ".yml", ".json"} and "models:" in file.read_text()
+    if file.suffix in {".yaml", ".yml", ".json"}
+    and re.search(r'^models:|"models":', file.read_text(), re.MULTILINE)
 )
 MODEL = {"port": 8001, "wake": "w", "sleep": "s", "alive": "a"}
 
