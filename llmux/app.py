@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -16,28 +17,34 @@ from llmux.observability.notices import EventLog
 from llmux.observability.state import StateStore
 from llmux.proxy import Forwarder
 from llmux.runtime import Switcher
+from llmux.tracing import open_tracing
+
+if TYPE_CHECKING:
+    from llmux.tracing import Tracing
 
 SWITCHER = web.AppKey("switcher", Switcher)
 FRONT = web.AppKey("front", Front)
 
 
 def build_app(
-    config: Config, *, store: StateStore | None = None, log: EventLog | None = None
+    config: Config, *, store: StateStore | None = None, log: EventLog | None = None, tracer_provider: Any = None
 ) -> tuple[web.Application, Switcher]:
     """Return llmux as an aiohttp application, and its switcher.
 
     The switcher starts and stops with the application. Serve it with ``handler_cancellation=True`` (as
     ``llmux.server`` does), or clients that leave are only noticed after a second, and with
     ``auto_decompress=False``, or compressed bodies reach the engines unpacked. Without ``store`` nothing is
-    kept across restarts.
+    kept across restarts. With a ``tracer_provider`` of OpenTelemetry's spans go there, whatever ``otlp`` says.
 
-    Raises PolicyLoadError.
+    Raises PolicyLoadError, and ConfigError for ``otlp`` without OpenTelemetry.
     """
+    tracing = open_tracing(config.otlp, tracer_provider)
     forwarder = Forwarder()
     log = log or EventLog(base_url=f"http://127.0.0.1:{config.port}")
     switcher = Switcher(config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
     switcher.metrics = Metrics(switcher.gauges, shadows=lambda: switcher.core.state.shadows, models=config.models)
-    front = Front(switcher, forwarder, own=True)
+    front = Front(switcher, forwarder, own=True, tracing=tracing)
+    _trace(switcher, tracing)
     admin = Admin(switcher)
     app = web.Application(middlewares=[front.middleware()])
     app[SWITCHER] = switcher
@@ -49,6 +56,8 @@ def build_app(
         beating = asyncio.create_task(_beat(admin), name="heartbeat")
         yield
         beating.cancel()
+        if tracing is not None and tracer_provider is None:
+            await asyncio.to_thread(tracing.close)
 
     async def stop(_app: web.Application) -> None:
         # Before aiohttp waits for the handlers: what is queued has to be told.
@@ -60,17 +69,26 @@ def build_app(
     return app, switcher
 
 
-def middleware_for(config: Config) -> tuple[Front, Switcher]:
+def middleware_for(config: Config, *, tracer_provider: Any = None) -> tuple[Front, Switcher]:
     """Return llmux as a middleware for an application of your own, and its switcher.
 
     Put ``front.middleware()`` among the application's middlewares, call ``switcher.start()`` when it starts, and
-    await ``switcher.stop()`` when it shuts down (``on_shutdown``: before aiohttp waits for the handlers).
+    await ``switcher.stop()`` when it shuts down (``on_shutdown``: before aiohttp waits for the handlers). Spans go
+    to a ``tracer_provider`` of OpenTelemetry's; ``otlp`` is left to you.
 
     Raises PolicyLoadError.
     """
+    tracing = open_tracing(None, tracer_provider)
     forwarder = Forwarder()
     switcher = Switcher(config, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
-    return Front(switcher, forwarder), switcher
+    _trace(switcher, tracing)
+    return Front(switcher, forwarder, tracing=tracing), switcher
+
+
+def _trace(switcher: Switcher, tracing: Tracing | None) -> None:
+    if tracing is not None:
+        switcher.subscribe(tracing.follow(switcher.now))
+        switcher.history.on_hook = tracing.hook_ended
 
 
 async def _beat(admin: Admin) -> None:

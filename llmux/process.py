@@ -34,7 +34,7 @@ from llmux.watch import changes
 LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
 GARBAGE_AT = 20_000  # more objects than at the last look: Python's 700 costs a twentieth of a stream's CPU
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-RESTART_NEEDED = ("host", "port", "state_path", "log_level", "log_format")
+RESTART_NEEDED = ("host", "port", "state_path", "otlp", "log_level", "log_format")
 
 
 class Process:

@@ -21,6 +21,7 @@ from llmux.observability.log import configure
 from llmux.plugins import load_policy
 from llmux.process import Process
 from llmux.runtime.shadow import load_shadows
+from llmux.tracing import require
 from llmux.version import __version__
 
 FAILURE = 1
@@ -88,6 +89,8 @@ def check(
     try:
         load_policy(config.policy.use, config.policy.options, config.folder)
         load_shadows(config)
+        if config.otlp is not None:
+            require()
     except LLMuxError as error:
         _fail(str(error))
     console = Console()

@@ -15,7 +15,7 @@ from llmux.config.explain import raise_problems
 from llmux.config.forward import DEFAULT_FORWARD, expand
 from llmux.config.keys import ApiKey, ApiKeyConfig, Key
 from llmux.config.load import load
-from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig
+from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig, Url
 from llmux.config.policy import PolicyConfig
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Section
@@ -155,6 +155,11 @@ class Config(Section):
         default=True, description="Read the configuration again when its file, or the policy's, changes."
     )
     access_log: bool = Field(default=False, description="One log line per request.")
+    otlp: Url | None = Field(
+        default=None,
+        description="Where traces are sent, by OTLP over HTTP, as http://127.0.0.1:4318; takes the extra `otel`."
+        " null: none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log lines to write."
     )

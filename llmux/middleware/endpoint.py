@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, unquote_plus
 
 from aiohttp import HttpVersion11, hdrs, web
 
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
-from llmux.errors import BadRequestError, EngineError, UnknownModelError
+from llmux.errors import BadRequestError, EngineError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body
 from llmux.middleware.herald import EXPECTED, Herald, InBody, Interim, Voice
 from llmux.middleware.keyring import Holder
@@ -21,6 +22,9 @@ from llmux.proxy import ClientGoneError, Exchange, Forwarder
 from llmux.proxy.early import Early
 from llmux.runtime import Switcher, Ticket
 from llmux.upstream import EngineAddress, EngineRefusedError
+
+if TYPE_CHECKING:
+    from llmux.tracing import RequestTrace
 
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
@@ -60,6 +64,7 @@ class Passage:
         "route",
         "ticket",
         "told_to_send",
+        "trace",
         "voice",
     )
 
@@ -74,6 +79,7 @@ class Passage:
         self.handover: Handover | None = None  # it was on the lane before
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None
+        self.trace: RequestTrace | None = None
         self.voice: Voice | None = None  # how its client is told where it stands
 
     @property
@@ -179,9 +185,10 @@ class Endpoint:
 
     async def _admission(self, request: web.Request, passage: Passage, body: Body | None) -> Admit:
         """Wait until the request is let through; meanwhile tell its client where it stands, if that is wanted."""
-        ticket = passage.ticket
+        ticket, since = passage.ticket, self._switcher.now()
         assert ticket is not None
-        if ticket.rejection is None:
+        waits = ticket.rejection is None
+        if waits:
             ticket.request_id = passage.request_id
             if passage.voice is None:
                 passage.voice = await self._voice(request, passage, body)
@@ -192,6 +199,8 @@ class Endpoint:
         finally:
             if passage.voice is not None and passage.early is None:
                 self._herald.remove(ticket)
+            if passage.trace is not None and waits:
+                passage.trace.queued(ticket.model, since, self._switcher.now())
 
     async def _voice(self, request: web.Request, passage: Passage, body: Body | None) -> Voice | None:
         ticket, holder = passage.ticket, passage.holder
@@ -251,7 +260,7 @@ class Endpoint:
                 error, handover.error = handover.error, None
                 if error is not None:
                     raise error
-            response = await self._forwarder.forward(request, exchange)
+            response = await self._forward(request, passage, exchange)
         except EngineRefusedError:
             raise
         except EngineError:
@@ -260,6 +269,22 @@ class Endpoint:
         if exchange.broken is not None and exchange.cut_off is None:
             self._switcher.suspect(admission.model, refused=False)
         return response
+
+    async def _forward(self, request: web.Request, passage: Passage, exchange: Exchange) -> web.StreamResponse:
+        trace = passage.trace
+        if trace is None:
+            return await self._forwarder.forward(request, exchange)
+        exchange.drop_headers |= trace.fields
+        exchange.added_headers = trace.sending(self._switcher.now())
+        failure = None
+        try:
+            return await self._forwarder.forward(request, exchange)
+        except RequestError as error:
+            failure = error.code
+            raise
+        finally:
+            failure = failure or exchange.broken
+            trace.sent(self._switcher.now(), exchange.status, exchange.first_byte_at, failure)
 
 
 def _meet(expects: str, request: web.Request, passage: Passage) -> None:

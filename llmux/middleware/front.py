@@ -9,7 +9,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
@@ -36,9 +36,13 @@ from llmux.proxy import Forwarder, error_response
 from llmux.proxy.relay import RelayedResponse
 from llmux.runtime import Switcher
 
+if TYPE_CHECKING:
+    from llmux.tracing import RequestTrace, Tracing
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
+_SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease", "/llmux/manual")
 TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
@@ -58,9 +62,12 @@ class Front:
     forwarded paths, and leaves all others to the application's own routes.
     """
 
-    def __init__(self, switcher: Switcher, forwarder: Forwarder, *, own: bool = False) -> None:
+    def __init__(
+        self, switcher: Switcher, forwarder: Forwarder, *, own: bool = False, tracing: Tracing | None = None
+    ) -> None:
         self._switcher = switcher
         self._own = own
+        self._tracing = tracing
         self._log: EventLog = switcher.log
         self._metrics: Metrics = switcher.metrics
         self._endpoint = Endpoint(switcher, forwarder)
@@ -80,7 +87,8 @@ class Front:
         self._access_log = config.access_log
         self._endpoint.configure(config)
         most, log = config.max_body, config.access_log
-        self.lane.configure(paths, config.names, most=most, access_log=log, keys=self._keys)
+        alone = self._tracing is None
+        self.lane.configure(paths, config.names, most=most, access_log=log, keys=self._keys, alone=alone)
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
@@ -122,13 +130,14 @@ class Front:
             passage.handover, passage.ticket = handover, handover.ticket
         verdict = self._origins.check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
         passage.headers = [("X-Request-ID", passage.request_id), *verdict.headers.items()]
-        status = 500
+        status, failure = 500, None
+        passage.trace = None if self._tracing is None else self._begin_trace(self._tracing, request, route, began)
         try:
             response = await self._serve(request, handler, passage, verdict)
             status = response.status
         except RequestError as error:
             response = self._refuse(request, passage, error)
-            status = error.status
+            status, failure = error.status, error.code
         except web.HTTPException as error:
             response = self._translate(request, passage, error)
             status = response.status
@@ -145,7 +154,7 @@ class Front:
             if handover is not None:
                 self._switcher.leave(handover.ticket)
             if route.kind is not Kind.OWN:
-                self._account(passage, status, began)
+                self._account(passage, status, began, failure)
         return response
 
     async def _serve(
@@ -174,6 +183,27 @@ class Front:
             case Kind.FORWARD:
                 passage.holder, passage.drop_headers = await self._keys.client(request)
         return await self._endpoint.serve(request, passage)
+
+    def _begin_trace(
+        self, tracing: Tracing, request: web.Request, route: Route, began: float
+    ) -> RequestTrace | None:
+        if route.kind not in _SERVED:
+            return None
+        return tracing.request(request.method, route.path, request.headers, began, self._switcher.now())
+
+    def _end_trace(self, passage: Passage, status: int, failure: str | None) -> None:
+        assert passage.trace is not None
+        if failure is None and passage.exchange is not None:
+            failure = passage.exchange.broken
+        passage.trace.ended(
+            self._switcher.now(),
+            status,
+            failure,
+            model=passage.model,
+            request_id=passage.request_id,
+            key=passage.holder.name if passage.holder is not None else None,
+            queue_seconds=passage.waited,
+        )
 
     async def _authorize_own(self, request: web.Request, route: Route) -> None:
         if route.path.startswith(ADMIN_PREFIXES):
@@ -220,7 +250,9 @@ class Front:
         response = web.Response(status=error.status, headers=error.headers, body=error.body)
         return _with_headers(response, passage)
 
-    def _account(self, passage: Passage, status: int, began: float) -> None:
+    def _account(self, passage: Passage, status: int, began: float, failure: str | None) -> None:
+        if passage.trace is not None:
+            self._end_trace(passage, status, failure)
         exchange = passage.exchange
         first = None if exchange is None or exchange.first_byte_at is None else exchange.first_byte_at - began
         if first is None and status != GONE:

@@ -82,15 +82,22 @@ class Lane:
         self.most = 0
 
     def configure(
-        self, paths: ForwardedPaths, names: Mapping[str, str], *, most: int, access_log: bool, keys: Keys
+        self,
+        paths: ForwardedPaths,
+        names: Mapping[str, str],
+        *,
+        most: int,
+        access_log: bool,
+        keys: Keys,
+        alone: bool,
     ) -> None:
-        """Take over a configuration."""
+        """Take over a configuration. Not ``alone``: what is traced takes the long way."""
         self._paths = paths
         self._names = names
         self._access_log = access_log
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
-        self.open = self._keys is None or not access_log  # the log says whose key it was
+        self.open = alone and (self._keys is None or not access_log)  # the log says whose key it was
 
     def offer(self, client: Client, data: bytes, seen: Read) -> bool:  # noqa: C901, once for every request
         """Take a request that has arrived whole, if everything it needs is there.

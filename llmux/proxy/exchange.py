@@ -61,6 +61,7 @@ class Exchange:
     activity: EngineActivity
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
+    added_headers: Sequence[tuple[bytes, bytes]] = ()  # for the engine
     early: Early | None = None  # the client's answer, if that has begun
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
 

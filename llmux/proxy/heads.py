@@ -75,6 +75,7 @@ def request_head(exchange: Exchange, *, may_upgrade: bool) -> RequestHead:
             lines.append(name + b": " + value)
     if replacements:
         _append_missing(lines, replacements, has_body=exchange.body is not None)
+    lines += [name + b": " + value for name, value in exchange.added_headers]
     lines.append(b"\r\n")
     return RequestHead(b"\r\n".join(lines), method == b"HEAD", upgrade)
 

@@ -56,6 +56,7 @@ class History:
         self._notes: deque[tuple[float, fx.Effect]] = deque(maxlen=NOTES)
         self._lines: deque[tuple[float, str, str, str]] = deque(maxlen=LINES)
         self._listeners: tuple[Listener, ...] = ()
+        self.on_hook: Callable[[HookResult], None] | None = None  # is told how each hook ended
 
     def begin(self) -> None:
         """Take note of the start: nothing is known of what was before."""
@@ -75,7 +76,9 @@ class History:
             self._tell("hook_output", {"model": job.model, "hook": job.kind.value, "line": line})
 
     def hook_ended(self, result: HookResult) -> None:
-        """Pass on how a hook ended, but for ``alive`` and ``verify``."""
+        """Pass on how a hook ended, but for ``alive`` and ``verify``; to ``on_hook`` whichever it was."""
+        if self.on_hook is not None:
+            self.on_hook(result)
         if result.kind in QUIET_KINDS:
             return
         code = -result.signal if result.signal is not None else result.exit_code

@@ -20,6 +20,7 @@ LAYERS = (
         "extract",
         "keys",
         "plugins",
+        "tracing",
         "hookrunner",
         "observability",
         "upstream",

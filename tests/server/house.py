@@ -223,6 +223,7 @@ class House:
         self.engine = Engine()
         self.log = Log()
         self.lines: list[Line] = []
+        self.tracer_provider: Any = None
         self.port = 0
         self._runner: web.AppRunner | None = None
 
@@ -267,7 +268,8 @@ class House:
 
     async def open(self, models: Any = "a b", **more: Any) -> Switcher:
         """Serve, and wait until what runs has been looked at."""
-        app, self.switcher = build_app(self.config(models, **more), log=self.log)
+        config = self.config(models, **more)
+        app, self.switcher = build_app(config, log=self.log, tracer_provider=self.tracer_provider)
         self.front = app[FRONT]
         await self.serve(app)
         self.front.port = self.port
