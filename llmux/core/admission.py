@@ -244,7 +244,9 @@ def obstacle(s: State, model: Model) -> Block:
 
 
 def expected_wait(s: State, model: Model) -> float:
-    """Estimate when it is worth to come back, in seconds: a switch, or a service."""
+    """Estimate when it is worth to come back, in seconds: a switch, a service, or the end of the lease."""
+    if s.lease is not None:
+        return max(1.0, time_left(s, s.lease.until))
     if model.phase is Phase.AWAKE:
         return max(1.0, model.service)
     return switch_cost(s, [other for other in s.models.values() if other.holds], model)

@@ -58,19 +58,16 @@ def load(kept: object, now: float) -> Asked:
         str(name): Pin(_moment(pin["until"], offset), str(pin["reason"])) for name, pin in kept["pins"].items()
     }
     lease, manual = kept["lease"], kept["manual"]
-    return Asked(
-        pins,
-        None
-        if lease is None
-        else Lease(
-            _moment(lease["until"], offset),
-            str(lease["reason"]),
-            bool(lease["waits"]),
-            str(lease["id"]),
-            _moment(lease["since"], offset) or now,
-        ),
-        None if manual is None else bool(manual),
-    )
+    return Asked(pins, None if lease is None else _lease(lease, now), None if manual is None else bool(manual))
+
+
+def _lease(kept: Mapping[str, Any], now: float) -> Lease:
+    offset = now - time.time()
+    until, since = _moment(kept["until"], offset), _moment(kept["since"], offset)
+    since = now if since is None else since
+    if until is not None and since > now:  # the clock was put back: it lasts no longer than it was given for
+        until, since = now + until - since, now
+    return Lease(until, str(kept["reason"]), bool(kept["waits"]), str(kept["id"]), since)
 
 
 def _kept(moment: float | None, offset: float) -> float | None:

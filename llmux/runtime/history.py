@@ -36,6 +36,8 @@ NOTED = (
     fx.LeaseSet,
     fx.LeaseHeld,
     fx.ManualSet,
+    fx.LeaseHeld,
+    fx.ManualSet,
 )
 """The effects that are kept."""
 

@@ -339,6 +339,14 @@ def test_requests_that_wait_for_the_end_of_a_lease() -> None:
     )
 
 
+def test_queue_that_is_full_under_a_lease_is_worth_asking_again_at_its_end() -> None:
+    play = given(models("a", max_queued=1), lease_waits=True)
+    play.feed(1.0, ev.LeaseChanged(1, until=101.0))
+    play.feed(2.0, ev.RequestArrived(1, "a"))
+    full = "1 requests already wait for 'a'"
+    play(at(11.0, ev.RequestArrived(2, "a"), fx.Reject(2, "a", fx.Refusal.QUEUE_FULL, full, 90.0, 0.0)))
+
+
 def test_lease_during_a_sleep_hook_wakes_nobody_though_they_wait() -> None:
     play = given(models("a", "b"), awake=["a"], lease_waits=True)
     play(

@@ -41,6 +41,16 @@ def test_the_next_clock_begins_elsewhere(monkeypatch):
     assert found.manual is True
 
 
+def test_a_clock_that_is_put_back_makes_no_lease_longer(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    first = core()
+    first.handle(ev.LeaseChanged(1, until=65.0), 5.0)
+    kept = asked.dump(first.state, 35.0)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    lease = asked.load(kept, 3.0).lease
+    assert (lease.since, lease.until) == (3.0, 63.0)
+
+
 def test_without_a_wish_nothing_is_kept():
     kept = asked.dump(core(manual=True).state, 10.0)
     assert kept == {"pins": {}, "lease": None, "manual": None}

@@ -1,8 +1,9 @@
 """A long run on bad days: ``python tests/soak/soak.py SECONDS [SEED]`` (``make soak``).
 
 A real llmux, five models, real hooks and engine processes that hold a lease on a pretended GPU. Clients come and
-leave in every phase; hooks fail, hang, talk too much; engines are killed; the configuration is replaced; llmux
-itself is killed and started again. At the end a report; the exit code is 0 only without a violation.
+leave in every phase; hooks fail, hang, talk too much; engines are killed; the configuration is replaced; operators
+pin models, switch by hand and lend the GPU to a foreign job; llmux itself is killed and started again. At the end
+a report; the exit code is 0 only without a violation.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-from lease.lab import Lab
+from lease.lab import Lab, running
 
 MODELS = "ada bob cyd dot eve"
 MAX_WAIT = 4.0
 DRAIN = 3.0
 HANG = 1.0  # timeout of wake and sleep hooks
 CLIENTS = 24
+BY_OPERATORS = 30.0  # that leases and switching by hand may add to a wait
 PATIENCE = 60.0  # no answer for so long, while llmux is up, is a wedge
 
 STAYS = "sleep 5"  # what a successful wake leaves behind is nobody's to end
@@ -159,6 +161,63 @@ class Soak:
             else:
                 await self.restart()
 
+    # ---- operators
+
+    async def operate(self, session: aiohttp.ClientSession) -> None:
+        rng = self.rng
+        while time.monotonic() < self.until - 5:
+            await asyncio.sleep(rng.expovariate(0.4))
+            act = rng.choice([self.lend, self.lend, self.pin, self.by_hand])
+            with contextlib.suppress(aiohttp.ClientError, OSError):  # llmux is being killed
+                await self.order(session, "DELETE", "/llmux/manual")  # a kill may have come between the two
+                await act(session)
+
+    async def order(self, session: aiohttp.ClientSession, method: str, path: str, **body: object) -> int:
+        async with session.request(method, f"http://127.0.0.1:{self.lab.port}{path}", json=body) as answer:
+            return answer.status
+
+    async def lend(self, session: aiohttp.ClientSession) -> None:
+        """Be the foreign job: nothing else may be on the GPU while the lease is held."""
+        lasts, requests = self.rng.uniform(0.5, 3), self.rng.choice(["wait", "reject"])
+        if await self.order(session, "POST", "/llmux/lease", requests=requests, **{"for": lasts}) != 202:
+            return
+        held = False
+        while True:
+            asked = time.monotonic()
+            async with session.get(f"http://127.0.0.1:{self.lab.port}/llmux/status") as answer:
+                lease = (await answer.json())["lease"]
+            if lease is None:
+                break
+            if lease["held"]:
+                held = True
+                there = self.on_the_gpu()
+                if there and time.monotonic() < asked + lease["expires_in"]:
+                    self.report.wrong.append(f"{there} on the leased GPU")
+            await asyncio.sleep(0.02)
+        self.report.faults["GPU leased" if held else "GPU leased, but never held"] += 1
+
+    def on_the_gpu(self) -> list[str]:
+        found = []
+        for file in (self.lab.root / "gpu").iterdir():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if running(int(file.read_text().split()[0])):
+                    found.append(file.name)
+        return found
+
+    async def pin(self, session: aiohttp.ClientSession) -> None:
+        path = f"/llmux/models/{self.rng.choice(MODELS.split())}/pin"
+        if await self.order(session, "POST", path, **{"for": self.rng.uniform(0.2, 2)}) == 202:
+            self.report.faults["model pinned"] += 1
+
+    async def by_hand(self, session: aiohttp.ClientSession) -> None:
+        if await self.order(session, "POST", "/llmux/manual") != 202:
+            return
+        self.report.faults["switched by hand"] += 1
+        for _ in range(self.rng.randint(1, 3)):
+            await asyncio.sleep(0.3)
+            await self.order(session, "POST", f"/llmux/models/{self.rng.choice(MODELS.split())}/wake")
+        await self.order(session, "DELETE", "/llmux/manual")
+
     async def crash(self, key: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             await asyncio.to_thread(self.lab.crash, key)
@@ -204,7 +263,7 @@ class Soak:
         connector = aiohttp.TCPConnector(limit=0, force_close=self.rng.random() < 0.5)
         async with aiohttp.ClientSession(connector=connector) as session:
             jobs = [self.client(session) for _ in range(CLIENTS)]
-            await asyncio.gather(*jobs, self.trouble(), self.watch())
+            await asyncio.gather(*jobs, self.trouble(), self.operate(session), self.watch())
             await self.quiet(session)
         switches = sum(1 for hook in self.lab.hooks("wake"))
         self.sample()
@@ -218,6 +277,8 @@ class Soak:
             path.unlink(missing_ok=True)
         self.configure()
         await asyncio.sleep(1)
+        for path in ("/llmux/manual", "/llmux/lease"):
+            await self.order(session, "DELETE", path)
         for model in MODELS.split():
             deadline = time.monotonic() + 30
             outcome = ""
@@ -241,7 +302,7 @@ class Soak:
 
     def tell(self, problems: list[str], switches: int) -> bool:
         report = self.report
-        bound = MAX_WAIT + 5 * (DRAIN + 5 * HANG + 5 + 2)
+        bound = MAX_WAIT + 5 * (DRAIN + 5 * HANG + 5 + 2) + BY_OPERATORS
         print(f"requests: {sum(report.outcomes.values())}, wakes: {switches}, lives of llmux: {self.lives + 1}")
         for outcome, count in report.outcomes.most_common():
             print(f"  {count:7d}  {outcome}")
