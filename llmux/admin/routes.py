@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -209,7 +209,7 @@ class Admin:
         options = await self._options(request)
         _refuse_unknown(options, {"for", "reason", "requests", "id"})
         until, reason, waits = self._until(options), _reason(options), _waits(options)
-        given = _text(options, "id")
+        given = _id(options)
         name = given or secrets.token_hex(4)
         answer = await self._switcher.command(
             lambda ticket: ev.LeaseChanged(
@@ -222,7 +222,7 @@ class Admin:
 
     async def end_lease(self, request: web.Request) -> web.Response:
         """Take the GPU back; with ``?id=`` only from that lease."""
-        name = request.query.get("id", "")
+        name = _id(request.query)
         answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, leased=False, id=name))
         return web.json_response({"leased": False, "switch": answer.switch}, status=202)
 
@@ -271,7 +271,7 @@ class Admin:
         return options
 
 
-def _text(options: dict[str, Any], name: str) -> str:
+def _text(options: Mapping[str, Any], name: str) -> str:
     given = options.get(name)
     if given is None:
         return ""
@@ -280,6 +280,12 @@ def _text(options: dict[str, Any], name: str) -> str:
             f'"{name}" must be a text of one line, with at most {_LONGEST} characters', param=name
         )
     return given
+
+
+def _id(options: Mapping[str, Any]) -> str:
+    if options.get("id") == "":  # a script's variable that is not set must not mean the lease of another
+        raise BadRequestError('"id" is empty: leave it out, or say which lease', param="id")
+    return _text(options, "id")
 
 
 def _reason(options: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ TimeoutOption = Annotated[
         "--timeout",
         parser=_duration,
         metavar="DURATION",
-        help="How long to wait for it, as 90s or 10m; then exit code 7. [default: for ever]",
+        help="How long to wait for it, as 90s or 10m; then exit code 7. Without it: for ever.",
         show_default=False,
     ),
 ]

@@ -36,16 +36,16 @@ class Requests(enum.StrEnum):
 def run(
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND…]", help="Run this while the GPU is leased."),
+        typer.Argument(metavar="-- COMMAND", help="Run this while the GPU is leased."),
     ] = None,
     duration: Annotated[
         str | None,
-        typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. [default: without end]"),
+        typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. Without it: no end."),
     ] = None,
     reason: ReasonOption = None,
     requests: Annotated[
         Requests | None,
-        typer.Option("--requests", help="Meanwhile they wait, or get 503. [default: as `lease_requests` says]"),
+        typer.Option("--requests", help="Meanwhile they wait, or get 503. Without it: as lease_requests says."),
     ] = None,
     renew: Annotated[str | None, typer.Option("--renew", metavar="ID", help="Renew this lease.")] = None,
     wait: Annotated[bool, typer.Option(help="Return when nothing holds the GPU any more; or at once.")] = True,

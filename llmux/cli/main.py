@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Configuration file [default: config.yaml].")
+    Path | None, typer.Option("--config", "-c", help="Configuration file (default: config.yaml).")
 ]
 PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]

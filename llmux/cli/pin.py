@@ -12,7 +12,7 @@ from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 
 ForOption = Annotated[
-    str | None, typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. [default: without end]")
+    str | None, typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. Without it: no end.")
 ]
 ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Why; others are told it.")]
 

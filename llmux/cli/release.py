@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from llmux.cli.exits import CommandError, Exit
 from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 
@@ -16,7 +17,7 @@ LEASE = "/llmux/lease"
 
 def run(
     lease: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The lease, as `llmux lease` printed it. Without it: any.")
+        str | None, typer.Argument(metavar="ID", help="The lease, as `llmux lease` printed it. Without it: any.")
     ] = None,
     url: UrlOption = DEFAULT_URL,
     key_file: KeyFileOption = None,
@@ -25,6 +26,8 @@ def run(
     """Give the leased GPU back."""
 
     async def act(remote: Remote) -> None:
+        if lease == "":
+            raise CommandError(Exit.USAGE, "the lease's ID is empty; leave it out to end any lease")
         answer = await give_back(remote, lease)
         typer.echo(json.dumps(answer) if as_json else "the GPU is llmux's again")
 
@@ -33,4 +36,4 @@ def run(
 
 async def give_back(remote: Remote, lease: str | None) -> dict[str, object]:
     """End a lease, or any."""
-    return await remote.delete(LEASE if lease is None else f"{LEASE}?id={quote(lease, safe='')}")
+    return await remote.delete(LEASE if lease is None else f"{LEASE}?id={quote(lease, safe='', errors='replace')}")

@@ -58,7 +58,9 @@ class Remote:
 
     async def command(self, model: str, verb: str, body: Mapping[str, Any] | None = None) -> Commanded:
         """Have something done with a model."""
-        answer = await self.post(f"/llmux/models/{quote(model, safe='')}/{verb}", body)
+        if {"", ".", ".."} & set(model.split("/")):  # a path would not hold it
+            raise CommandError(Exit.NO_SUCH_MODEL, f"model {model!r} not found")
+        answer = await self.post(f"/llmux/models/{quote(model, safe='', errors='replace')}/{verb}", body)
         return self.read(Commanded, answer)
 
     def read(self, shape: type[M], document: Mapping[str, Any]) -> M:

@@ -17,7 +17,7 @@ def run(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a model woken, whether or not anybody waits for it; return at once (``llmux switch`` waits)."""
+    """Have a model woken, whether or not anybody waits for it; return at once (switch waits)."""
 
     async def act(remote: Remote) -> None:
         answer = await remote.command(model, "wake")

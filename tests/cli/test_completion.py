@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cli.operator import llmux
+from tests.cli.invoking import llmux
 from tests.server.house import HOST, free_port
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from llmux.cli.exits import Exit
-from tests.cli.operator import CLEAN
+from tests.cli.invoking import CLEAN
 from tests.server.house import HOST, until
 
 OFTEN = "from llmux.cli import lease, main; lease.RENEW_EVERY = 0.05; main()"

@@ -8,7 +8,7 @@ import pytest
 
 from llmux.cli.exits import MEANINGS, Exit
 from llmux.core.effects import LeaseSet
-from tests.cli.operator import answered, llmux, said
+from tests.cli.invoking import answered, llmux, said
 from tests.server.house import ALIVE, HOST, SLEEP, WAKE, free_port, until
 
 NAMES = ["a", "org/model 1", "[bold]x", "100%"]
@@ -41,6 +41,13 @@ async def test_models_of_any_name(house, name):
     assert (await said(house, "switch", name)).startswith(f"{name} is awake")
     assert name in await said(house, "status")
     assert (await said(house, "switch", "gpt")).startswith("other is awake")
+
+
+@pytest.mark.parametrize("name", ["", ".", "a/../b", "/", "\udcff", "é", "a?b#c", "x" * 5000])
+async def test_names_of_nobody(house, name):
+    await house.open()
+    for command in ("switch", "pin", "logs"):
+        assert "not found" in await said(house, command, "--", name, exit_code=Exit.NO_SUCH_MODEL)
 
 
 async def test_what_fails_is_said_with_its_reason(house):
@@ -104,6 +111,8 @@ async def test_leases(house):
     assert f"leased to another job for 60 min more (lease {name}): training; requests wait" in line
     assert "training" in await said(house, "lease", exit_code=Exit.REFUSED)
     assert "training" in await said(house, "release", "another", exit_code=Exit.REFUSED)
+    assert "is empty" in await said(house, "release", "", exit_code=Exit.USAGE)
+    assert "is empty" in await said(house, "lease", "--renew", "", exit_code=Exit.USAGE)
     found = await answered(house, "lease", "--renew", name, "--for", "2h")
     assert (found["id"], found["held"], found["reason"], found["requests"]) == (name, True, "training", "wait")
     assert await said(house, "release", name) == "the GPU is llmux's again"

@@ -13,6 +13,7 @@ BODIES = [
     (b'{"requests": "go away"}', 400),
     (b'{"requests": true}', 400),
     (b'{"id": 7}', 400),
+    (b'{"id": ""}', 400),
     (b'{"to": "me"}', 400),
     (b'{"id": "nobody\'s"}', 409),
     (b"", 202),
@@ -40,6 +41,7 @@ async def test_the_lease_of_another_is_left_alone(house):
     assert "training" in second.error["message"]
     assert (await house.ask("POST", "/llmux/lease", {"id": "other"})).status == 409
     assert (await house.ask("DELETE", "/llmux/lease?id=other")).status == 409
+    assert (await house.ask("DELETE", "/llmux/lease?id=")).status == 400
     renewed = await house.ask("POST", "/llmux/lease", {"id": name, "for": "2h"})
     assert (renewed.status, renewed.json()["id"], renewed.json()["reason"]) == (202, name, "training")
     assert 7000 < renewed.json()["expires_in"] < 7201
