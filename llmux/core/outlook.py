@@ -2,8 +2,8 @@
 
 The time until a model is awake is the sum of
 
-- the rest of the switch under way: of its drain, and of what it is expected to cost; and of a lease, of which one
-  without an end counts as a minute;
+- the rest of the switch under way: of its drain, and of what it is expected to cost; and of a lease. One without
+  an end counts as a minute, as does the wait for an operator in manual mode;
 - the turns of the others who wait, those that have waited longer first, as if the policy were `fifo`: each is a
   switch, and the answers to those who wait there now (at least ``min_active``);
 - the drain of those that leave (at least the rest of their ``min_active``) and the expected cost of the switch.
@@ -38,8 +38,10 @@ def until_awake(s: State, model: Model, now: float) -> float:
         if switch.target is not None:
             before = switch.target
             seconds += _turn(s, before)
-    if s.lease is not None:
-        seconds = max(seconds, admission.OPEN_END if s.lease.until is None else s.lease.until - now)
+    if s.lease is not None and s.lease.until is not None:
+        seconds = max(seconds, s.lease.until - now)
+    elif s.lease is not None or s.manual:
+        seconds = max(seconds, admission.OPEN_END)
     for other in _earlier(s, model):
         seconds += _switch(s, before, other, now) + _turn(s, other)
         before = other

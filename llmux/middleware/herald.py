@@ -119,9 +119,9 @@ class Herald:
             if listener.due <= now:
                 listener.due = now + self.every
                 due.setdefault(listener.ticket.model, []).append(listener)
+        self._arm()
         for name, listeners in due.items():
             self._tell(name, listeners, now)
-        self._arm()
 
     def _tell(self, name: str, listeners: list[_Listener], now: float) -> None:
         state = self._switcher.core.state

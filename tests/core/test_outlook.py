@@ -178,6 +178,14 @@ def test_a_lease_that_requests_wait_for_counts_until_its_end():
     assert newcomer(play, "b", 2.0) == 60 + 2 + 20
 
 
+def test_the_wait_for_an_operator_counts_as_a_minute():
+    play = open_play(manual=True)
+    arrive(play, (1.0, "b"))
+    assert wait(play, "b", 1.0) == 60 + 2 + 20
+    play.feed(2.0, ev.ActivationRequested("b", 1))
+    assert wait(play, "b", 2.0) == 2 + 20
+
+
 def test_beside_others_nobody_has_to_leave():
     play = open_play("ab", memory=4, capacity=10)
     assert newcomer(play, "b", 1.0) == 20.0

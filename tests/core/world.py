@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection
 
 from ledger import Ledger
 
-from llmux.core import Core, chronicle
+from llmux.core import Core, chronicle, outlook
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.decisions import KEPT
@@ -180,7 +181,17 @@ class World:
             assert view.switch_cost >= 0
             assert view.arrival_rate >= 0
             assert view.service_time >= 0
+        self._look_ahead()
         self._look_back()
+
+    def _look_ahead(self) -> None:
+        """Of everybody who waits it can be said how long, whatever is the case."""
+        s = self.core.state
+        for model in s.models.values():
+            assert 0 <= outlook.until_awake(s, model, self.now) < math.inf
+            assert outlook.in_queue(model, 1) <= outlook.in_queue(model, 2) < math.inf
+            newcomer = outlook.for_a_newcomer(s, model, self.now)
+            assert newcomer is None or 0 <= newcomer < math.inf
 
     def _look_back(self) -> None:
         """Every decision says why, in order; a switch under way is one of them."""
