@@ -142,14 +142,16 @@ class History:
         return time.time() - self._now()
 
 
-def noting(acts: Mapping[type, Callable[[Any, Any], None]]) -> dict[type, Callable[[Any, Any], None]]:
-    """Return what is done for each kind of effect, with those that are ``NOTED`` kept, too, in ``history``."""
+def noting(
+    acts: Mapping[type, Callable[[Any], None]], note: Callable[[Any], None]
+) -> dict[type, Callable[[Any], None]]:
+    """Return what is done for each kind of effect, with those that are ``NOTED`` given to ``note``, too."""
 
-    def noted(act: Callable[[Any, Any], None] | None) -> Callable[[Any, Any], None]:
-        def act_and_note(switcher: Any, effect: fx.Effect) -> None:
+    def noted(act: Callable[[Any], None] | None) -> Callable[[Any], None]:
+        def act_and_note(effect: fx.Effect) -> None:
             if act is not None:
-                act(switcher, effect)
-            switcher.history.note(effect)
+                act(effect)
+            note(effect)
 
         return act_and_note
 

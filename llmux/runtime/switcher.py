@@ -1,20 +1,11 @@
-"""The owner of the core: the only one that feeds it, and the one that carries its effects out.
-
-Everything happens in one event loop. ``post`` hands an event to the core and carries out what it answers, at
-once and in order; an event that is posted while effects are being carried out waits for its turn. So a
-request for an awake model is admitted, and counted, within the very call that says that it has arrived.
-"""
+"""What the core decides, carried out: requests enter and leave here, hooks are run, the state is kept."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
 import random
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 from llmux.config import Config, first_costs, to_specs
 from llmux.core import Core
@@ -33,13 +24,12 @@ from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.history import History, noting
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.keeper import Keeper
+from llmux.runtime.pump import Act, Pump
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.shadow import load_shadows
 from llmux.runtime.ticket import Ticket
 from llmux.runtime.waking import Waking
 from llmux.upstream import EngineActivity
-
-RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
 
 
 class Switcher:
@@ -86,14 +76,18 @@ class Switcher:
         self.activities = Activities()
         self._waking = Waking()
         self._serial = 0
-        self._inbox: deque[ev.Event] = deque()
-        self._pumping = False
         self._starting: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._armed = float("inf")
-        self._not_before = 0.0  # when the core may be asked again, after a mistake
-        self._subscribers: tuple[Callable[[fx.Effect], None], ...] = ()
         self._now: Callable[[], float] = time.monotonic
+        self._pump = Pump(
+            self.core,
+            noting(self._acts(), self.history.note),
+            observers=(self.metrics.effect, self.log.effect),
+            make_good=self._make_good,
+            on_alarm=self._alarm,
+            log=self.log,
+        )
+        self.post = self._pump.post
+        """Hand an event to the core, and carry out its answer."""
 
     # ---- life
 
@@ -103,7 +97,7 @@ class Switcher:
         Raises StateLockedError when another llmux uses the same state file, ConfigError when the record cannot be
         written.
         """
-        self._now = asyncio.get_running_loop().time
+        self._now = self._pump.now = asyncio.get_running_loop().time
         self.history.begin()
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
@@ -125,8 +119,7 @@ class Switcher:
 
     async def close(self) -> None:
         """End whatever hooks still run, keep the state, let go of everything."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pump.close()
         if self._starting is not None:
             self._starting.cancel()
         await self.hooks.close()
@@ -161,7 +154,7 @@ class Switcher:
         """Begin a record, or end it."""
         old, self.recorder = self.recorder, None
         if old is not None:
-            self._subscribers = tuple(one for one in self._subscribers if one != old.effect)
+            self._pump.unsubscribe(old.effect)
             old.end()
             old.file.close_soon()
         if file is not None:
@@ -260,12 +253,8 @@ class Switcher:
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
-
-        def end() -> None:
-            self._subscribers = tuple(one for one in self._subscribers if one is not listener)
-
-        self._subscribers = (*self._subscribers, listener)
-        return end
+        self._pump.subscribe(listener)
+        return lambda: self._pump.unsubscribe(listener)
 
     def request_id(self, request: int) -> str:
         """Return what the client of a request that waits calls it; "" where nobody knows."""
@@ -281,58 +270,30 @@ class Switcher:
         """Return the measured cost of a direction in seconds, None if it was never seen."""
         return self.core.state.costs.measured(source, target)
 
-    # ---- the pump
+    # ---- effects
 
-    def post(self, event: ev.Event) -> None:
-        """Hand an event to the core and carry out its answer."""
-        self._inbox.append(event)
-        if self._pumping:
-            return
-        self._pumping = True
-        try:
-            while self._inbox:
-                self._step(self._inbox.popleft())
-        finally:
-            self._pumping = False
-        self._arm()
+    def _acts(self) -> dict[type, Act]:
+        return {
+            fx.Admit: self._admit,
+            fx.Reject: self._reject,
+            fx.CancelRequests: self._cut,
+            fx.RunHook: self._run_hook,
+            fx.KillHook: self._kill_hook,
+            fx.RecordHolders: self._keeper.save,
+            fx.Answer: self._answer,
+            fx.Stopped: lambda _effect: self.stopped.set(),
+            fx.ModelActivated: lambda effect: self._keeper.used(effect.model),
+            fx.ModelDeepened: self._save,
+            fx.SwitchEnded: self._save,
+            fx.PinSet: self._save,
+            fx.LeaseSet: self._save,
+            fx.ManualSet: self._save,
+            fx.ModelRemoved: self._removed,
+        }
 
-    def _step(self, event: ev.Event) -> None:
-        """Hand over one event. Whatever fails in here, the rest is carried out, and nobody is left waiting."""
-        try:
-            effects = self.core.handle(event, self._now())
-        except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
-            self._mistaken(error, event)
-            self._not_before = self._now() + RETRY
-            for effect in self.core.state.out:  # what had been decided, and is counted
-                self._carry_out(effect)
-            self._make_good(event)
-            return
-        for effect in effects:
-            self._carry_out(effect)
-
-    def _carry_out(self, effect: fx.Effect) -> None:
-        act = _CARRY_OUT.get(effect.__class__)
-        if act is not None:
-            try:
-                act(self, effect)
-            except Exception as error:  # noqa: BLE001
-                self._mistaken(error, effect)
-                if isinstance(effect, fx.RunHook):
-                    self._inbox.append(ev.HookFinished(effect.hook, ok=False, detail=f"could not be run: {error}"))
-        self._tell(self.metrics.effect, effect)
-        self._tell(self.log.effect, effect)
-        for listener in self._subscribers:
-            self._tell(listener, effect)
-
-    def _tell(self, observer: Callable[[fx.Effect], None], effect: fx.Effect) -> None:
-        try:
-            observer(effect)
-        except Exception as error:  # noqa: BLE001 - it only looks on
-            self._mistaken(error, effect)
-
-    def _mistaken(self, error: Exception, during: object) -> None:
-        with contextlib.suppress(Exception):
-            self.log.emit("internal_error", error=str(error), during=repr(during), exc_info=error)
+    def _alarm(self) -> None:
+        if self.recorder is not None:
+            self.recorder.alarm()
 
     def _make_good(self, event: ev.Event) -> None:
         """See to it that nobody waits for the answer to an event that the core failed at."""
@@ -347,28 +308,6 @@ class Switcher:
                 answer = self._commands.pop(getattr(event, "ticket", 0), None)
                 if answer is not None and not answer.done():
                     answer.set_exception(mistake)
-
-    def _arm(self) -> None:
-        deadline = self.core.next_deadline()
-        if deadline is not None:
-            # uvloop's clock counts milliseconds: a timer due within this one would fire again and again.
-            deadline = math.ceil(deadline * 1000.0) / 1000.0
-        if deadline is not None and deadline < self._not_before:
-            deadline = self._not_before
-        if deadline is None or (self._timer is not None and self._armed <= deadline):
-            return  # an early timer finds nothing to do, and is set again
-        if self._timer is not None:
-            self._timer.cancel()
-        self._armed = deadline
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._alarm)
-
-    def _alarm(self) -> None:
-        self._timer = None
-        self.post(ev.DeadlineReached())
-        if self.recorder is not None:
-            self.recorder.alarm()
-
-    # ---- effects
 
     def _admit(self, effect: fx.Admit) -> None:
         # A request that has left already is told to the core by an event that is still to come.
@@ -415,7 +354,7 @@ class Switcher:
             tell_end(result, self.log, self.metrics)
             self.history.hook_ended(result)
         except Exception as error:  # noqa: BLE001 - the core must hear of it
-            self._mistaken(error, result)
+            self._pump.mistaken(error, result)
         known = self.activities.get(result.model)
         last_byte = known[1].last_byte if known is not None else None
         if self.recorder is not None:
@@ -424,27 +363,9 @@ class Switcher:
         if self.recorder is not None:
             self.recorder.settle()
 
+    def _save(self, _effect: fx.Effect) -> None:
+        self._keeper.save()
+
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self.activities.pop(effect.model, None)
         self._keeper.forget(effect.model)
-
-
-_CARRY_OUT: Mapping[type, Callable[[Switcher, Any], None]] = noting(
-    {
-        fx.Admit: Switcher._admit,  # noqa: SLF001
-        fx.Reject: Switcher._reject,  # noqa: SLF001
-        fx.CancelRequests: Switcher._cut,  # noqa: SLF001
-        fx.RunHook: Switcher._run_hook,  # noqa: SLF001
-        fx.KillHook: Switcher._kill_hook,  # noqa: SLF001
-        fx.RecordHolders: lambda switcher, effect: switcher._keeper.save(effect),  # noqa: SLF001
-        fx.Answer: Switcher._answer,  # noqa: SLF001
-        fx.Stopped: lambda switcher, _effect: switcher.stopped.set(),
-        fx.ModelActivated: lambda switcher, effect: switcher._keeper.used(effect.model),  # noqa: SLF001
-        fx.ModelDeepened: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-        fx.SwitchEnded: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-        fx.PinSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-        fx.LeaseSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-        fx.ManualSet: lambda switcher, _effect: switcher._keeper.save(),  # noqa: SLF001
-        fx.ModelRemoved: Switcher._removed,  # noqa: SLF001
-    }
-)
