@@ -51,7 +51,8 @@ class HookScript:
 
 def shipped() -> dict[str, HookScript]:
     """Return the scripts by name, sorted."""
-    return {file.stem: HookScript(file.stem, file) for file in sorted(_folder().glob("*.sh"))}
+    files = sorted(_folder().glob("*.sh"), key=lambda file: file.stem)
+    return {file.stem: HookScript(file.stem, file) for file in files}
 
 
 def find(name: str) -> HookScript:

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from llmux.cli import trying
 from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
 
 USAGE = 2
@@ -52,6 +53,9 @@ def copy_one(
         _fail(error)
     Console(stderr=True).print(f"{target} is there; in the configuration:", highlight=False, markup=False)
     typer.echo(find(name).example)
+
+
+app.command("test")(trying.run)
 
 
 def _fail(error: HookScriptError) -> NoReturn:

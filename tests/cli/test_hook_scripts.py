@@ -14,7 +14,7 @@ from llmux.cli import app
 from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
 from tests.engine.real import ROOT
 
-SOURCES = sorted((ROOT / "hooks").glob("*.sh"))
+SOURCES = sorted((ROOT / "hooks").glob("*.sh"), key=lambda path: path.stem)
 
 
 @pytest.fixture

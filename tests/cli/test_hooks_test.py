@@ -1,0 +1,333 @@
+"""`llmux hooks test`: good hooks with real engines, and bad ones, each caught by name."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from examples.quickstart.tiny_gguf import cached
+from llmux.cli import app, trial
+from llmux.cli.findings import MENDING, WARNINGS, Wrong
+from llmux.config import Config
+from llmux.observability.state import StateFile
+from tests.engine.real import (
+    LLAMA_SERVER,
+    ROOT,
+    TINY,
+    end_engines,
+    foreground,
+    free_port,
+    runs,
+    wait_until,
+    with_tools,
+)
+
+# Answers as engines do, says in a file when it is up, and takes some time for all.
+ENGINE = """
+import http.server, json, os, signal, sys, threading, time
+name, port, delay, linger, status = sys.argv[1], *map(float, sys.argv[2:])
+class Engine(http.server.BaseHTTPRequestHandler):
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(int(status))
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": name}]})
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(status, {"model": name, "choices": []})
+    def log_message(self, *_):
+        pass
+time.sleep(delay)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Engine)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+open("up", "w").close()
+server.serve_forever(0.02)
+server.server_close()
+time.sleep(linger)
+"""
+
+# A hook that does all that it should, but for what $BAD says.
+HOOK = """
+bad() { [ "$BAD" = "$1" ]; }
+up() { [ -e up ] && [ -e pid ] && kill -0 "$(cat pid)" 2>/dev/null; }
+asks() { "$PYTHON" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=2)' "$LLMUX_URL/health"; }
+start() {
+	rm -f up
+	set -- "$PYTHON" -S engine.py "${SERVED:-$LLMUX_MODEL}" "$LLMUX_PORT" "${DELAY:-0}" "${LINGER:-0}"
+	set -- "$@" "${STATUS:-200}"
+	if bad pipe-left-open; then
+		setsid "$@" </dev/null &
+	elif bad in-hooks-group; then
+		"$@" </dev/null >log 2>&1 &
+	else
+		setsid "$@" </dev/null >log 2>&1 &
+	fi
+	echo $! >pid
+	echo 9000 >gpu
+}
+end() {
+	kill "$(cat pid)" || return
+	bad sleep-too-early || while kill -0 "$(cat pid)" 2>/dev/null; do sleep 0.02; done
+	rm -f up pid
+	bad memory-not-freed || echo 100 >gpu
+}
+case $LLMUX_HOOK in
+wake)
+	! bad wake-fails || { echo "no such file: model.gguf"; exit 7; }
+	! bad wake-lies || exit 0
+	if up; then
+		! bad wake-not-idempotent || { echo "address already in use"; exit 1; }
+		bad wake-restarts || exit 0
+		end
+	fi
+	start
+	bad wake-too-early || until up; do sleep 0.02; done
+	;;
+sleep)
+	! bad sleep-fails || { echo "permission denied"; exit 3; }
+	! bad alive-after-sleep || exit 0
+	! bad cannot-go-deeper || [ "$LLMUX_SLEEP_LEVEL" != disk ] || exit 1
+	if up || bad sleep-not-idempotent; then end; fi
+	;;
+alive)
+	if bad alive-takes-a-stranger; then asks; else up; fi
+	;;
+verify)
+	case $BAD in
+	verify-fails) exit 1 ;;
+	verify-always-passes) exit 0 ;;
+	*) ! up ;;
+	esac
+	;;
+esac
+"""
+
+MORE = {
+    Wrong.WAKE_TOO_EARLY: {"DELAY": "0.6"},
+    Wrong.SLEEP_TOO_EARLY: {"LINGER": "0.6"},
+    Wrong.CANARY_FAILS: {"STATUS": "500"},
+    Wrong.WRONG_SERVER: {"SERVED": "stranger"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a configuration to be; engines that are left in it are ended."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PATH", with_tools()["PATH"])
+    monkeypatch.setattr(trial, "LINGER", 3.0)
+    monkeypatch.setattr(trial, "MEMORY_PATIENCE", 0.2)
+    (tmp_path / "engine.py").write_text(ENGINE)
+    (tmp_path / "hook.sh").write_text(HOOK)
+    yield tmp_path
+    end_engines(tmp_path)
+
+
+@pytest.fixture
+def configure(folder):
+    def write(bad="", *, port=None, models=None, **settings):
+        env = {"BAD": str(bad), "PYTHON": sys.executable, "PID_DIR": str(folder), **MORE.get(bad, {})}
+        hooks = dict.fromkeys(("wake", "sleep", "alive", "verify"), "sh hook.sh")
+        model = {"port": free_port(), "env": env, "timeouts": {"verify": "0.2s"}, **hooks, **settings}
+        config = {"port": port or free_port(), "models": {"m": model, **(models or {})}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        return model
+
+    return write
+
+
+def try_hooks(*arguments):
+    return CliRunner().invoke(app, ["hooks", "test", *map(str, arguments)])
+
+
+def found(done) -> set[str]:
+    lines = done.output.splitlines()
+    return {line.split(": ")[1] for line in lines if line.startswith(("error: ", "warning: "))}
+
+
+@pytest.mark.parametrize("script", ["llama-cpp", "vllm-sleep"])
+def test_a_good_hook_is_not_found_fault_with(folder, configure, script):
+    command = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m tests.hooks.fakes.vllm"
+    env = {
+        "llama-cpp": {"LLAMA_SERVER": LLAMA_SERVER, "MODEL": str(cached(TINY))},
+        "vllm-sleep": {"VLLM": command, "MODEL": "org/m"},
+    }[script]
+    hooks = {hook: f"'{ROOT}/hooks/{script}.sh' {hook}" for hook in ("wake", "sleep", "alive", "verify", "stop")}
+    configure(**hooks, env={"PID_DIR": str(folder), "GRACE": "1", **env}, timeouts={})
+    done = try_hooks("m")
+    assert done.exit_code == 0, done.output
+    assert "These hooks do what llmux relies on." in done.output
+    assert not found(done)
+    steps = [line.split("  ")[0].strip() for line in done.output.splitlines() if " ok " in line]
+    assert steps[:6] == ["alive", "wake", "alive", "wake again", "request", "verify, while awake"]
+    assert {"sleep", "verify", "sleep again"} <= set(steps)
+
+
+@pytest.mark.parametrize("wrong", Wrong)
+def test_each_mistake_is_found_by_its_name(folder, configure, monkeypatch, wrong):
+    if wrong is Wrong.MEMORY_NOT_FREED:
+        (folder / "nvidia-smi").write_text("#!/bin/sh\ncat gpu 2>/dev/null || echo 100\n")
+        (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    if wrong is Wrong.WAKE_LIES:
+        monkeypatch.setattr(trial, "LINGER", 0.3)
+    settings = {"levels": ["ram", "disk"]} if wrong is Wrong.CANNOT_GO_DEEPER else {}
+    if wrong is Wrong.ALIVE_AFTER_SLEEP:
+        settings = {"verify": None}  # it would find out as well
+    configure(wrong, **settings)
+    done = try_hooks("m", "--strict")
+    assert found(done) == {wrong}, done.output
+    assert done.exit_code == 1
+    assert " ".join(MENDING[wrong].split()) in " ".join(done.output.split())
+    if wrong not in (Wrong.SLEEP_FAILS, Wrong.ALIVE_AFTER_SLEEP):
+        assert not (folder / "up").exists()
+
+
+def test_a_hook_without_a_mistake_has_none(folder, configure, monkeypatch):
+    (folder / "nvidia-smi").write_text("#!/bin/sh\ncat gpu 2>/dev/null || echo 100\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    configure(levels=["ram", "disk"], aliases=["other"])
+    done = try_hooks("other", "--strict", "-v")
+    assert done.exit_code == 0, done.output
+    assert "100 MiB in use before, 9000 awake, 100 after sleep" in done.output
+    assert "sleep, on to level disk" in done.output
+
+
+def test_a_warning_alone_is_no_failure_unless_strict(configure):
+    configure(Wrong.VERIFY_ALWAYS_PASSES)
+    done = try_hooks("m")
+    assert found(done) == {Wrong.VERIFY_ALWAYS_PASSES}
+    assert done.exit_code == 0
+
+
+def test_what_is_awake_at_the_start_is_put_to_sleep_first(folder, configure):
+    model = configure()
+    subprocess.run(
+        ["sh", "hook.sh"],
+        env={
+            **os.environ,
+            **model["env"],
+            "LLMUX_HOOK": "wake",
+            "LLMUX_PORT": str(model["port"]),
+            "LLMUX_MODEL": "m",
+        },
+        check=True,
+    )
+    pid = int((folder / "pid").read_text())
+    done = try_hooks("m")
+    assert "sleep, for it was awake" in done.output
+    assert done.exit_code == 0
+    assert not runs(pid)
+
+
+def test_an_alive_that_always_says_yes_is_found(configure):
+    configure(alive="true")
+    done = try_hooks("m")
+    assert found(done) == {Wrong.ALIVE_AFTER_SLEEP}
+    assert done.exit_code == 1
+
+
+def test_a_hook_past_its_timeout_is_ended_and_said(folder, configure):
+    configure(wake="echo $$ >hung; sleep 600", timeouts={"wake": "0.3s"}, stop="touch stopped", sleep="exit 1")
+    done = try_hooks("m")
+    assert "wake ran past its timeout of 0.3 s" in done.output
+    assert found(done) == {Wrong.WAKE_FAILS}
+    assert not runs(int((folder / "hung").read_text()))
+    assert (folder / "stopped").exists()  # as llmux does when sleep fails
+
+
+def test_an_engine_that_speaks_no_openai_is_not_asked(configure):
+    configure(env={**configure()["env"], "STATUS": "404"})
+    done = try_hooks("m")
+    assert "it knows none of OpenAI's paths" in done.output
+    assert done.exit_code == 0, done.output
+
+
+# ---- when it refuses
+
+
+def refused(done) -> str:
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    return " ".join(done.stderr.split())
+
+
+def test_a_running_llmux_is_left_alone(folder, configure):
+    configure()
+    store = StateFile(Config.from_file(folder / "config.yaml").state_path)
+    store.open()
+    try:
+        assert "is in use by the llmux with pid" in refused(try_hooks("m"))
+        assert not (folder / "pid").exists()
+        assert try_hooks("m", "--force").exit_code == 0
+    finally:
+        store.close()
+
+
+def test_a_taken_port_may_be_llmux(configure):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        configure(port=taken.getsockname()[1])
+        assert "if it is llmux with these models, stop it first" in refused(try_hooks("m"))
+
+
+def test_another_model_that_is_awake_is_in_the_way(configure):
+    configure(models={"other": {"port": free_port(), "wake": "true", "sleep": "true", "alive": "true"}})
+    assert refused(try_hooks("m")).startswith("other: awake, and may hold the GPU")
+    assert try_hooks("m", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("m2",), "no model 'm2'; did you mean m? Known: m"),
+        (("m", "-c", "nowhere.yaml"), "nowhere.yaml"),
+        (("m", "-c", "hook.sh"), "hook.sh"),
+    ],
+)
+def test_bad_input_is_said(configure, arguments, said):
+    configure()
+    assert said in refused(try_hooks(*arguments))
+
+
+def test_ctrl_c_ends_the_hook(folder, configure):
+    configure(wake="echo $$ >hung; sleep 600")
+    command = [sys.executable, "-m", "llmux", "hooks", "test", "m"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: (folder / "hung").exists() and (folder / "hung").read_text(), what="the hook")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130, said
+    assert "m may be awake" in said
+    assert not runs(int((folder / "hung").read_text()))
+
+
+def test_somebody_elses_server_at_the_start_is_no_engine_of_ours(folder):
+    port = free_port()
+    with foreground("stranger", port):
+        hooks = {hook: f"'{ROOT}/hooks/llama-cpp.sh' {hook}" for hook in ("wake", "sleep", "alive")}
+        model = {"port": port, "env": {"PID_DIR": str(folder), "MODEL": str(cached(TINY))}, **hooks}
+        (folder / "config.yaml").write_text(yaml.safe_dump({"port": free_port(), "models": {"m": model}}))
+        done = try_hooks("m")
+        assert found(done) == {Wrong.WAKE_FAILS}
+        assert "something else answers" in done.output
+
+
+def test_every_mistake_is_explained():
+    assert set(MENDING) == set(Wrong)
+    assert set(Wrong) >= WARNINGS
+    page = (ROOT / "hooks" / "README.md").read_text()
+    assert not [wrong for wrong in Wrong if f"`{wrong}`" not in page]
