@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import explain, hooks, imports, keys, operating, simulate
+from llmux.cli import explain, hooks, imports, init, keys, operating, simulate
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -109,6 +109,7 @@ def schema() -> None:
 operating.register(app)
 app.command("simulate")(simulate.run)
 app.command("explain")(explain.run)
+app.command("init")(init.run)
 app.add_typer(hooks.app, name="hooks")
 app.add_typer(keys.app, name="key")
 app.add_typer(imports.app, name="import")

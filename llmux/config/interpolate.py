@@ -48,6 +48,11 @@ def interpolate(
     return walk(data, ()), problems
 
 
+def literal(text: str) -> str:
+    """Write a text for a configuration so that nothing in it is filled in."""
+    return text.replace("${", "$${")
+
+
 def fill(text: str, environ: Mapping[str, str]) -> str:
     """Fill in one string. As in the shell, ``:-`` also replaces a variable that is set but empty.
 

@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from llmux.config.address import Address, parse_address
+from llmux.config.interpolate import literal
 from llmux.config.problems import Path, Problem
 from llmux.llama_swap.command import Word, shell, split
 from llmux.llama_swap.marks import ENV, PORT
@@ -33,11 +34,6 @@ _TAKEN = frozenset(
 def text(value: str) -> str:
     """Write a text for llmux's file: variables are filled in there at load."""
     return ENV.sub(lambda found: f"${{{found[1]}}}", literal(value))
-
-
-def literal(value: str) -> str:
-    """Write a text so that nothing in it is filled in."""
-    return value.replace("${", "$${")
 
 
 class Engine:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llmux.config.interpolate import literal
 from llmux.config.problems import Path, Problem
-from llmux.llama_swap.engine import literal
 from llmux.llama_swap.matrix import ExpressionError, expand, in_pairs
 from llmux.llama_swap.notes import Note
 from llmux.llama_swap.schema import Group, LlamaSwap, Matrix

@@ -10,9 +10,10 @@ from typing import Any
 
 from llmux.config.address import Address, covers
 from llmux.config.durations import format_duration
+from llmux.config.interpolate import literal
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
 from llmux.llama_swap import source
-from llmux.llama_swap.engine import Engine, literal, text
+from llmux.llama_swap.engine import Engine, text
 from llmux.llama_swap.leftovers import leftovers, model_leftovers
 from llmux.llama_swap.marks import variables
 from llmux.llama_swap.notes import Note

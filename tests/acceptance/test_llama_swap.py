@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -62,23 +63,6 @@ hooks: {{on_startup: {{preload: [vector]}}}}
 """
 
 
-class Imported(Mux):
-    """llmux on what `llmux import` has made of a file of llama-swap's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.pids, self.log = folder, folder / "pids", folder / "llmux.log"
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.config = folder / "out" / "config.yaml"
-        self.process = None
-        self.source = folder / "llama-swap" / "config.yaml"
-        self.source.parent.mkdir()
-
-    def make(self) -> subprocess.CompletedProcess[str]:
-        command = [LLMUX, "import", "llama-swap", self.source, "-o", self.config.parent, "-p", str(self.port)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def three_ports() -> int:
     """Return the first of three ports in a row that nothing listens on."""
     while True:
@@ -90,19 +74,37 @@ def three_ports() -> int:
 
 
 @pytest.fixture
-def imported(tmp_path, monkeypatch):
-    mux = Imported(tmp_path)
-    monkeypatch.setenv("PID_DIR", str(mux.pids))
+def source(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("PID_DIR", str(tmp_path / "pids"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TINY", str(cached(TINY)))
-    (mux.source.parent / "models").mkdir()
-    (mux.source.parent / "models" / "a tiny.gguf").symlink_to(cached(TINY))
-    text = CONFIG.format(
-        first=three_ports(), python=shlex.quote(sys.executable), engine=ENGINE, vector=cached(VECTOR)
-    )
-    mux.source.write_text(text)
+    source = tmp_path / "llama-swap" / "config.yaml"
+    (source.parent / "models").mkdir(parents=True)
+    (source.parent / "models" / "a tiny.gguf").symlink_to(cached(TINY))
+    python, vector = shlex.quote(sys.executable), cached(VECTOR)
+    source.write_text(CONFIG.format(first=three_ports(), python=python, engine=ENGINE, vector=vector))
+    return source
+
+
+@pytest.fixture
+def imported(source, tmp_path) -> Iterator[Mux]:
+    mux = Mux.on(tmp_path / "out" / "config.yaml", free_port())
+    command = [LLMUX, "import", "llama-swap", source, "-o", mux.config.parent, "-p", str(mux.port)]
+    check(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False), mux.config)
     yield mux
     mux.clean_up()
+
+
+def check(made: subprocess.CompletedProcess[str], config: Path) -> None:
+    """See that what was written is right, and that all else was named."""
+    assert made.returncode == 1, made.stderr  # something was not carried over, and is named
+    lost = [line for line in made.stderr.splitlines() if "not carried over" in line]
+    assert [line.split(": ")[1] for line in lost] == ["models.quick one.name", "models.slow.filters.strip_params"]
+    checked = subprocess.run([LLMUX, "check", config], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    hook = config.parent / "hooks" / "process.sh"
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    assert subprocess.run([shellcheck, "-s", "sh", hook], check=False).returncode == 0
 
 
 async def ask(client: openai.AsyncOpenAI, model: str) -> str:
@@ -115,21 +117,7 @@ async def embed(client: openai.AsyncOpenAI) -> int:
     return len(answer.data[0].embedding)
 
 
-def check(imported: Imported) -> None:
-    """See that what was written is right, and that all else was named."""
-    made = imported.make()
-    assert made.returncode == 1, made.stderr  # something was not carried over, and is named
-    lost = [line for line in made.stderr.splitlines() if "not carried over" in line]
-    assert [line.split(": ")[1] for line in lost] == ["models.quick one.name", "models.slow.filters.strip_params"]
-    checked = subprocess.run([LLMUX, "check", imported.config], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-    hook = imported.config.parent / "hooks" / "process.sh"
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    assert subprocess.run([shellcheck, "-s", "sh", hook], check=False).returncode == 0
-
-
 async def test_an_imported_file_runs(imported):
-    await asyncio.to_thread(check, imported)
     await asyncio.to_thread(imported.start)
     await asyncio.to_thread(wait_until, lambda: imported.phase("vector") == "awake")
     async with openai.AsyncOpenAI(base_url=f"{imported.url}/v1", api_key="none", max_retries=0) as client:

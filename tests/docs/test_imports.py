@@ -29,7 +29,7 @@ LAYERS = (
         "notify",
         "watch",
     },
-    {"runtime", "simulator", "llama_swap"},
+    {"runtime", "simulator", "llama_swap", "survey"},
     {"middleware", "proxy", "admin"},
     {"app"},
     {"server"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,6 +63,16 @@ class Mux:
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config, sort_keys=False))
         self.process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def on(cls, config: Path, port: int) -> Mux:
+        """Return llmux on a configuration that is written by somebody else, with PID_DIR in the environment."""
+        mux = cls.__new__(cls)
+        mux.folder, mux.config, mux.port = config.parent, config, port
+        mux.pids, mux.log = Path(os.environ["PID_DIR"]), config.parent / "llmux.log"
+        mux.url = f"http://127.0.0.1:{port}"
+        mux.ports, mux.process = {}, None
+        return mux
 
     def section(self, name: str, engine: Engine) -> dict[str, Any]:
         env = {

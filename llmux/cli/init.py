@@ -1,0 +1,226 @@
+"""``llmux init``: a first configuration, made from what is on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llmux.cli import written
+from llmux.cli.hook_scripts import find, shipped
+from llmux.errors import LLMuxError
+from llmux.survey import gguf, machine
+from llmux.survey.candidates import Candidate, candidates, gibibytes, of_file, unique
+from llmux.survey.draft import Draft, Recipe, is_free
+from llmux.survey.engines import PORTS, Engine, probe
+from llmux.survey.machine import Machine
+
+USAGE = 2
+OWN_PORT = 3000
+MANY = 8
+"""More than this are not taken unless told so."""
+
+_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
+
+
+class InitError(LLMuxError):
+    """The command line asks for something that cannot be done."""
+
+
+def run(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="NAME=PATH: only this; PATH is a GGUF file, or what --engine takes."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Hook script for --model (see `llmux hooks list`).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to [default: this one].")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", min=1, max=65535, help="llmux's own port.")] = None,
+    probe_port: Annotated[
+        list[int] | None, typer.Option("--probe", min=1, max=65535, help="Look for an engine on this port, too.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, take everything that is found.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Look at this machine and write config.yaml, with comments, and the hook scripts that it needs.
+
+    It finds GGUF files, engines that run, containers and GPUs. Exit code 0: written. 1: called off. 2: impossible.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    try:
+        recipes = _recipes()
+        given = [_given(text, engine, recipes) for text in model or ()]
+        if engine is not None and not given:
+            raise InitError("--engine says what --model is for; give --model NAME=PATH, too")
+        _Init(console, recipes, probe_port or [], ask=not yes).run(given, out, port, force=force)
+    except LLMuxError as error:
+        console.print(str(error), style="red")
+        raise typer.Exit(USAGE) from None
+
+
+class _Init:
+    """One go: look, ask, write."""
+
+    def __init__(self, console: Console, recipes: dict[str, Recipe], ports: Sequence[int], *, ask: bool) -> None:
+        self.console = console
+        self.recipes = recipes
+        self.ports = ports
+        self.ask = ask
+
+    def run(self, given: list[Candidate], out: Path | None, port: int | None, *, force: bool) -> None:
+        self.console.print("looking at this machine …", style="dim")
+        found, engines, here = asyncio.run(self.look())
+        self.tell(found, engines, here)
+        known, left = candidates(found.models, engines, here, self.recipes)
+        chosen = unique(given) if given else self.choose(known)
+        if port is None:
+            port = self.free_port(engines)
+        folder = out if out is not None else self.folder(force=force)
+        draft = Draft(chosen, self.recipes, here, port=port, left=left, taken=[engine.port for engine in engines])
+        target = written.write(draft.text, folder, draft.scripts, force=force)
+        names = ", ".join(one.name for one in chosen[:MANY]) + (", …" if len(chosen) > MANY else "")
+        typer.echo(
+            f"wrote {target} ({names}), and {len(draft.scripts)} scripts in {target.parent / written.HOOKS}"
+        )
+        typer.echo(f"now: llmux check {target} && llmux -c {target}")
+
+    async def look(self) -> tuple[gguf.Found, list[Engine], Machine]:
+        """Look everywhere at once."""
+        home = _home()
+        return await asyncio.gather(
+            asyncio.to_thread(gguf.find, os.environ, home),
+            probe([*PORTS, *self.ports]),
+            asyncio.to_thread(machine.look, os.environ, home),
+        )
+
+    # ---- saying what was found
+
+    def tell(self, found: gguf.Found, engines: list[Engine], here: Machine) -> None:
+        for line in [
+            *(f"GPU {gpu.index}: {gpu.name}, {gibibytes(gpu.memory)}" for gpu in here.gpus),
+            *([] if here.gpus or "nvidia-smi" in here.said else ["no NVIDIA GPU (nvidia-smi shows none)"]),
+            *(f"{name}: {what}" for name, what in here.said.items()),
+            *(f"docker: {container.name} ({container.image})" for container in here.containers),
+            *(engine.about for engine in engines),
+            *([] if engines else ["no engine runs on the usual ports; --probe PORT looks on others"]),
+            *(f"{place} holds more than was looked at" for place in found.cut),
+        ]:
+            self.console.print(f"  {line}")
+        if not found.models:
+            self.console.print(
+                "  no GGUF files in ~/models, nor where Hugging Face, llama.cpp and LM Studio keep theirs"
+            )
+        if here.ollama_store and not any(engine.kind == "Ollama" for engine in engines):
+            self.console.print(
+                f"  {here.ollama_store} has Ollama's models, whose files have no names: start Ollama and try again"
+            )
+
+    # ---- asking
+
+    def choose(self, known: list[Candidate]) -> list[Candidate]:
+        if not self.ask:
+            if not known:
+                raise InitError("nothing was found to serve; name a model: llmux init --model NAME=PATH")
+            return known
+        chosen: list[Candidate] = []
+        if known:
+            for number, one in enumerate(known, 1):
+                self.console.print(f"{number:>4}  {one.name}  ({one.about})")
+            default = "all" if len(known) <= MANY else "1"
+            question = "Which of them? Numbers, as 1,3-5; all; none"
+            chosen = typer.prompt(question, default=default, value_proc=lambda text: _picked(text, known))
+        while not chosen or typer.confirm("Another one?", default=False):
+            chosen.append(typer.prompt("NAME=PATH of a GGUF file", value_proc=self.answered))
+        return unique(chosen)
+
+    def answered(self, text: str) -> Candidate:
+        try:
+            return _given(text, None, self.recipes)
+        except InitError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    def free_port(self, engines: Iterable[Engine]) -> int:
+        taken = {engine.port for engine in engines}
+        free = next(
+            number for number in range(OWN_PORT, OWN_PORT + 1000) if number not in taken and is_free(number)
+        )
+        if not self.ask:
+            return free
+        return int(typer.prompt("llmux's own port", default=free, value_proc=_port))
+
+    def folder(self, *, force: bool) -> Path:
+        if not self.ask:
+            return Path()
+
+        def empty(text: str) -> Path:
+            folder = Path(text).expanduser()
+            if (folder / written.CONFIG).exists() and not force:
+                raise typer.BadParameter(f"{folder / written.CONFIG} is there already; name another folder")
+            return folder
+
+        folder: Path = typer.prompt("Folder for config.yaml and hooks/", default=".", value_proc=empty)
+        return folder
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without one, as in containers
+        return Path("/nonexistent")
+
+
+def _recipes() -> dict[str, Recipe]:
+    read = {name: Recipe.of(script.example) for name, script in shipped().items()}
+    return {name: recipe for name, recipe in read.items() if recipe is not None}
+
+
+def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candidate:
+    """Read NAME=PATH."""
+    name, equals, source = text.strip().partition("=")
+    name, source = name.strip(), source.strip()
+    if not equals or not name or not source:
+        raise InitError(f"{text!r} is not NAME=PATH, as qwen=/models/qwen3-8b.gguf")
+    if engine is not None and find(engine).name not in recipes:
+        raise InitError(f"--engine {engine}: that script is for no engine; take one of {', '.join(recipes)}")
+    script = find(engine or "llama-cpp").name
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~somebody who is nobody
+        raise InitError(f"{source}: {error}") from None
+    if script == "llama-cpp":
+        model = gguf.read(path.absolute(), sorted(path.absolute().parent.glob("*.gguf")))
+        if model is None:
+            other = "" if engine else "; for anything else than GGUF say which --engine"
+            raise InitError(f"{source} is no GGUF file that can be read, or no model by itself{other}")
+        return of_file(model, name)
+    return Candidate(name, script, str(path.absolute()) if path.exists() else source, f"{script}: {source}")
+
+
+def _picked(text: str, known: list[Candidate]) -> list[Candidate]:
+    """Read ``1,3-5``, ``all`` or ``none``."""
+    word = text.strip().lower()
+    if word in ("all", "none"):
+        return list(known) if word == "all" else []
+    numbers: list[int] = []
+    for part in re.split(r"[\s,]+", word.strip(", ")):
+        found = _RANGE.match(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last <= len(known):
+            raise typer.BadParameter(f"{part!r} is none of 1 to {len(known)}; write numbers, as 1,3-5; all; none")
+        numbers += range(first, last + 1)
+    return [known[number - 1] for number in dict.fromkeys(numbers)]
+
+
+def _port(text: str) -> int:
+    if not str(text).isdecimal() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 (ports)
+        raise typer.BadParameter("a port is a number from 1 to 65535")
+    return int(text)

@@ -1,0 +1,239 @@
+"""``llmux init``: with flags, and with a person at a real terminal."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from llmux.cli import app, init
+from tests.survey.conftest import answering, listed, write_gguf
+
+QWEN = {"general.architecture": "qwen3", "general.type": "model"}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A machine with two models, and nothing else."""
+    home = tmp_path / "home"
+    write_gguf(home / "models" / "qwen.gguf", QWEN, size=3 * 2**20)
+    write_gguf(home / "models" / "nomic-embed.gguf", {"general.architecture": "nomic-bert"})
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for name in [name for name in os.environ if name.startswith(("HF_", "XDG_", "LLAMA_", "OLLAMA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(init, "PORTS", {})
+    return home
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["init", *map(str, arguments)])
+
+
+def checked():
+    done = CliRunner().invoke(app, ["check"])
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.usefixtures("home")
+class TestWithFlags:
+    def test_everything_that_is_found(self, home, tmp_path):
+        done = run("--yes")
+        assert done.exit_code == 0, done.stderr
+        said = checked()
+        assert "model nomic-embed at" in said
+        assert "model qwen at" in said
+        work = tmp_path / "work"
+        assert os.access(work / "hooks" / "llama-cpp.sh", os.X_OK)
+        text = (work / "config.yaml").read_text()
+        assert f"# 3 MiB, {home}/models/qwen.gguf\n" in text
+        assert "ARGS: --embedding\n" in text
+
+    def test_an_engine_that_runs(self):
+        with answering(
+            {"/v1/models": listed("llamacpp", "mine"), "/props": {"model_path": "/x/mine.gguf"}}
+        ) as port:
+            done = run("--yes", "--probe", port)
+        assert f"llama.cpp on port {port}: mine" in done.stderr
+        assert f"model mine at http://127.0.0.1:{port}" in checked()
+
+    def test_only_the_models_that_are_named(self, home):
+        done = run("--yes", "--model", "a=~/models/qwen.gguf", "-m", f"b b={home}/models/qwen.gguf", "-p", 4321)
+        assert done.exit_code == 0, done.stderr
+        said = checked()
+        assert "listens on 127.0.0.1:4321" in said
+        assert re.findall("model (.*) at", said) == ["a", "b b"]
+
+    def test_another_engine(self, tmp_path):
+        assert run("-y", "--engine", "process", "--model", "w=whisper-server --port 9").exit_code == 0
+        assert "COMMAND: whisper-server --port 9" in (tmp_path / "work" / "config.yaml").read_text()
+        checked()
+
+    def test_what_is_there_stays_there_unless_forced(self, tmp_path):
+        (tmp_path / "work" / "config.yaml").write_text("mine")
+        done = run("--yes")
+        assert done.exit_code == 2
+        assert "config.yaml is there already" in done.stderr
+        assert (tmp_path / "work" / "config.yaml").read_text() == "mine"
+        assert run("--yes", "--out", "new/folder").exit_code == 0
+        assert run("--yes", "--force").exit_code == 0
+        checked()
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--model", "qwen"], "is not NAME=PATH"),
+            (["--model", "=x"], "is not NAME=PATH"),
+            (["--model", "a=/no/such.gguf"], "/no/such.gguf is no GGUF file"),
+            (["--model", "a=~nobody-at-all/x.gguf"], "~nobody-at-all/x.gguf: "),
+            (["--engine", "process"], "give --model NAME=PATH, too"),
+            (["--engine", "lama-cpp", "--model", "a=b"], "did you mean llama-cpp?"),
+            (["--engine", "gpu-free", "--model", "a=b"], "that script is for no engine"),
+            (["--port", "8001", "--model", "a\tb=~/models/qwen.gguf"], "cannot be printed"),
+        ],
+    )
+    def test_nonsense(self, tmp_path, arguments, said):
+        done = run("--yes", *arguments)
+        assert done.exit_code == 2
+        assert said in done.stderr
+        assert not list((tmp_path / "work").iterdir())
+
+    def test_nothing_is_found(self, home, tmp_path):
+        for file in (home / "models").iterdir():
+            file.unlink()
+        (home / ".ollama" / "models" / "manifests").mkdir(parents=True)
+        done = run("--yes")
+        assert done.exit_code == 2
+        assert "no GGUF files in ~/models" in done.stderr
+        assert "Ollama's models, whose files have no names" in done.stderr
+        assert "--model NAME=PATH" in done.stderr
+        assert not list((tmp_path / "work").iterdir())
+
+
+class Terminal:
+    """llmux at a terminal, and somebody who reads and types."""
+
+    def __init__(self, folder, home):
+        self.master, slave = pty.openpty()
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_", "LLMUX"))
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llmux", "init"],
+            cwd=folder,
+            env=environ | {"HOME": str(home), "TERM": "dumb", "COLUMNS": "200"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            # so that Ctrl-C reaches it
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (one system call)
+        )
+        os.close(slave)
+        self.said = ""
+
+    def wait_for(self, text, seconds=30):
+        """Read until the text appears; return what came before it since the last time."""
+        deadline = time.monotonic() + seconds
+        while text not in self.said:
+            ready, _, _ = select.select([self.master], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"no {text!r} in:\n{self.said}"
+            try:
+                read = os.read(self.master, 65536)
+            except OSError:  # the other end is closed
+                read = b""
+            assert read, f"llmux ended before {text!r}:\n{self.said}"
+            self.said += read.decode()
+        before, _, self.said = self.said.partition(text)
+        return before
+
+    def type(self, text):
+        os.write(self.master, f"{text}\n".encode())
+
+    def end(self):
+        try:
+            while os.read(self.master, 65536):
+                pass
+        except OSError:
+            pass
+        return self.process.wait(20)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal(home, tmp_path):
+    terminal = Terminal(tmp_path / "work", home)
+    yield terminal
+    terminal.close()
+
+
+class TestAtATerminal:
+    def test_somebody_answers(self, terminal, tmp_path):
+        shown = terminal.wait_for("Which of them?")
+        number = re.search(r"(\d+)  nomic-embed  \(", shown)[1]
+        terminal.wait_for(": ")
+        terminal.type("7-99")
+        terminal.wait_for("'7-99' is none of 1 to")
+        terminal.wait_for("]: ")
+        terminal.type(number)
+        terminal.wait_for("Another one?")
+        terminal.wait_for(": ")
+        terminal.type("y")
+        terminal.wait_for("NAME=PATH of a GGUF file: ")
+        terminal.type("mine=/no/such.gguf")
+        terminal.wait_for("is no GGUF file")
+        terminal.wait_for("NAME=PATH of a GGUF file: ")
+        terminal.type("mine=~/models/qwen.gguf")
+        terminal.wait_for("Another one?")
+        terminal.type("")
+        terminal.wait_for("llmux's own port")
+        terminal.type("99999")
+        terminal.wait_for("a port is a number")
+        terminal.wait_for("llmux's own port")
+        terminal.type("4321")
+        terminal.wait_for("Folder for config.yaml")
+        terminal.type("")
+        terminal.wait_for("now: llmux check config.yaml")
+        assert terminal.end() == 0
+        said = checked()
+        assert "listens on 127.0.0.1:4321" in said
+        assert re.findall("model (.*) at", said) == ["nomic-embed", "mine"]
+        assert oct((tmp_path / "work" / "config.yaml").stat().st_mode)[-3:] in ("644", "600")
+
+    def test_somebody_goes_away(self, terminal, tmp_path):
+        terminal.wait_for("Which of them?")
+        terminal.wait_for(": ")
+        os.write(terminal.master, b"\x03")  # Ctrl-C
+        terminal.wait_for("Aborted")
+        assert terminal.end() == 1
+        assert not list((tmp_path / "work").iterdir())
+
+    def test_a_folder_that_is_taken_is_asked_for_again(self, terminal, tmp_path):
+        (tmp_path / "work" / "config.yaml").write_text("mine")
+        terminal.wait_for("Which of them?")
+        terminal.type("all")
+        terminal.wait_for("Another one?")
+        terminal.type("n")
+        terminal.wait_for("llmux's own port")
+        terminal.type("")
+        terminal.wait_for("Folder for config.yaml")
+        terminal.type(".")
+        terminal.wait_for("config.yaml is there already")
+        terminal.wait_for("Folder for config.yaml")
+        terminal.type("other")
+        terminal.wait_for("now: llmux check other/config.yaml")
+        assert terminal.end() == 0
+        assert (tmp_path / "work" / "config.yaml").read_text() == "mine"
