@@ -52,15 +52,17 @@ function facts(world) {
     const left = lease.expires_in == null ? "until it is given back" : `${duration(lease.expires_in)} left`
     parts.push(`${lease.held ? "lent" : "to be lent"} for ${duration(lease.for)}, ${left}${lease.reason ? ` (${lease.reason})` : ""}; requests ${lease.requests === "wait" ? "wait" : "are turned away"}`)
   }
+  const alone = holders(status).length === 1
   for (const name of holders(status)) {
     const it = status.models[name]
     if (it.phase !== "awake") parts.push(`${name} is ${it.phase}`)
-    else if (status.awake.length === 1) {
-      parts.push(`awake for ${duration(it.awake_for)}`, `${it.in_flight} in flight`)
-      const speed = world.rate(name)
-      if (speed) parts.push(`${rate(speed)} tokens/s`)
-      if (it.pinned) parts.push(`pinned${it.pin_expires_in == null ? "" : `, ${duration(it.pin_expires_in)} left`}`)
-    } else if (it.pinned) parts.push(`${name} is pinned`)
+    else if (alone) parts.push(`awake for ${duration(it.awake_for)}`)
+    if (it.pinned) parts.push(`${alone ? "" : `${name} is `}pinned${it.pin_expires_in == null ? "" : `, ${duration(it.pin_expires_in)} left`}`)
+  }
+  if (status.awake.length) {
+    const speed = status.awake.reduce((sum, name) => sum + (world.rate(name) ?? 0), 0)
+    parts.push(`${status.awake.reduce((sum, name) => sum + status.models[name].in_flight, 0)} in flight`)
+    if (speed) parts.push(`${rate(speed)} tokens/s`)
   }
   if (!parts.length) return status.ready ? "The first request wakes its model." : "Looking at what runs."
   return parts.join(" · ")

@@ -7,6 +7,7 @@ import { clock, duration } from "./format.js"
 import { showGpus, showHolder, showSums, summary } from "./holder.js"
 import { showHooks } from "./hooks.js"
 import { showModels } from "./models.js"
+import { settle } from "./palette.js"
 import { Stream } from "./stream.js"
 import { Timeline } from "./timeline.js"
 import { World } from "./world.js"
@@ -24,6 +25,7 @@ function soon() {
   setTimeout(() => {
     due = false
     if (!world.status) return
+    settle(Object.keys(world.status.models))
     for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks]) show(world)
     timeline.show()
     header()
@@ -102,7 +104,7 @@ function header() {
   at("facts").title = status.reload_error ?? ""
 }
 
-const QUIET = 5000 // ms at least between two announcements
+const QUIET = 2000 // ms at least between two announcements
 let holding = null
 let announced = -Infinity
 

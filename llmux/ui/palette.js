@@ -16,7 +16,11 @@ export const COLOURS = SHAPES.length
 
 const places = new Map()
 
-// By the order in which models are first seen, which is that of the configuration.
+// Give out places in this order, the configuration's: every page has the same.
+export function settle(models) {
+  for (const model of models) place(model)
+}
+
 function place(model) {
   if (!places.has(model)) places.set(model, places.size)
   return places.get(model)
