@@ -19,6 +19,7 @@ PATIENCE = 2.0  # seconds to wait for NVML
 LET_GO = 30.0  # seconds without a look after which NVML is closed: open, it keeps a driver from being unloaded
 
 MISSING = "nvidia-ml-py is not installed: pip install 'llmux[gpu]'"
+NO_DRIVER = "there is no NVIDIA driver on this machine"
 
 Found = dict[str, Any]
 """``{"gpus": [...], "error": None or why they cannot be read}``."""
@@ -108,7 +109,8 @@ class _Nvml:
                 return {"gpus": [_gpu(nvml, number) for number in range(count)], "error": None}
             except nvml.NVMLError as error:
                 self._shut()
-                return {"gpus": [], "error": f"NVML says: {error}"}
+                missing = {nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED}
+                return {"gpus": [], "error": NO_DRIVER if error.value in missing else f"NVML says: {error}"}
 
     def close(self) -> None:
         with self._lock:

@@ -101,10 +101,11 @@ function why(world) {
     lines.push(["Why", by?.reason ?? move.reason])
     left(status, move.id)
   } else {
-    for (const name of status.awake.slice(0, 3)) {
-      const by = world.cameBy(name)
-      if (by) lines.push([status.awake.length > 1 ? `Why ${name}` : "Why", by.reason])
-      if (by) left(status, by.switch)
+    // Of several the one that came last; the list of decisions has the others.
+    const by = status.awake.map(name => world.cameBy(name)).filter(Boolean).sort((one, other) => other.id - one.id)[0]
+    if (by) {
+      lines.push(["Why", by.reason])
+      left(status, by.switch)
     }
     if (last && last.switch == null && last.kind !== "switch" && last.waiting.length && waits(status)) lines.push(["Now", last.reason])
   }

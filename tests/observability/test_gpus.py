@@ -9,7 +9,7 @@ import types
 import pytest
 
 from llmux.observability import gpus as module
-from llmux.observability.gpus import MISSING, Gpus
+from llmux.observability.gpus import MISSING, NO_DRIVER, Gpus
 
 
 class NVMLError(Exception):
@@ -24,6 +24,8 @@ class Board(types.ModuleType):
     NVMLError = NVMLError
     NVML_ERROR_NOT_SUPPORTED = 3
     NVML_ERROR_NO_PERMISSION = 4
+    NVML_ERROR_DRIVER_NOT_LOADED = 9
+    NVML_ERROR_LIBRARY_NOT_FOUND = 12
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, *names, unsupported=()):
@@ -165,5 +167,5 @@ async def test_the_real_library_answers_or_says_why_not():
         count = nvml.nvmlDeviceGetCount()
         nvml.nvmlShutdown()
     except nvml.NVMLError as error:
-        why = f"NVML says: {error}"
+        why = NO_DRIVER if error.value in {9, 12} else f"NVML says: {error}"
     assert (len(found["gpus"]), found["error"]) == (count, why)
