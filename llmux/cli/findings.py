@@ -77,9 +77,7 @@ MENDING: dict[Wrong, str] = {
     Wrong.VERIFY_FAILS: (
         "See what holds the memory; `timeouts.verify` may be too short, or verify's limit too strict."
     ),
-    Wrong.VERIFY_ALWAYS_PASSES: (
-        "Let verify fail while the memory is in use; on a machine without a GPU it may have nothing to look at."
-    ),
+    Wrong.VERIFY_ALWAYS_PASSES: "Let verify fail while the memory is in use: it may look at another GPU.",
 }
 
 WARNINGS = frozenset({Wrong.IN_HOOKS_GROUP, Wrong.ALIVE_TAKES_A_STRANGER, Wrong.VERIFY_ALWAYS_PASSES})
