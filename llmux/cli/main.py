@@ -181,6 +181,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def main() -> None:
     """Run the command line."""
+    if "LLMUX_HOOK" in os.environ:
+        os.environ.pop("LLMUX_URL", None)  # in a hook, and in an engine that it has started, this is the engine's
     try:
         app(prog_name="llmux")
     except BrokenPipeError:  # `llmux schema | head`: the reader has seen enough

@@ -67,6 +67,9 @@ class HookResult:
     detail: str = ""
 
 
+KEPT_BACK = frozenset({"LLMUX_ADMIN_KEY", "LLMUX_API_KEY"})
+
+
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
     """What the kernel says of a process that has exited; both None: the kernel no longer knows."""
@@ -83,10 +86,12 @@ class ExitStatus:
 def environment(job: HookJob, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what the hook sees: ``inherited`` (llmux's own by default), the model's ``env``, ``LLMUX_*``.
 
-    The later wins. Names travel as values of variables, so that no shell ever reads them as text.
+    The later wins. Names travel as values of variables, so that no shell ever reads them as text. The keys of
+    whoever operates llmux are kept back: an engine, and what it runs, would inherit them.
     """
+    own = os.environ if inherited is None else inherited
     return {
-        **(os.environ if inherited is None else inherited),
+        **{name: value for name, value in own.items() if name not in KEPT_BACK},
         **job.env,
         "LLMUX_MODEL": job.model,
         "LLMUX_HOOK": job.kind.value,

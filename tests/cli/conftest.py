@@ -1,3 +1,11 @@
-from tests.server.fixtures import house
+from pathlib import Path
+
+from tests.server.fixtures import house, limit
 
 __all__ = ["house"]
+
+PROCESSES = 60.0  # seconds: some start several
+
+
+def pytest_collection_modifyitems(items):
+    limit(items, Path(__file__).parent, PROCESSES)

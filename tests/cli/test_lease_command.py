@@ -99,10 +99,19 @@ async def test_a_command_that_is_none(house, start):
 
 async def row(process, *words):
     """Read until a line of the table holds these."""
-    async with asyncio.timeout(10):
-        async for line in process.stdout:
-            if all(word in line.split() for word in words):
-                return
+    async for line in process.stdout:
+        if all(word in line.split() for word in words):
+            return
+    raise AssertionError(await process.stderr.read())
+
+
+async def test_in_a_hook_the_engine_is_not_taken_for_llmux(house, start, monkeypatch):
+    monkeypatch.setenv("LLMUX_HOOK", "wake")
+    await house.open()
+    process = await start("status")
+    assert b"http://127.0.0.1:3000" in b"".join(await process.communicate())
+    process = await start("status", "--url", f"http://{HOST}:{house.port}")
+    assert await process.wait() == Exit.DONE
 
 
 async def test_the_status_is_watched(house, start):

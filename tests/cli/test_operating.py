@@ -201,8 +201,8 @@ async def test_top(house):
     await house.open()
     house.up("a")
     looking = asyncio.create_task(llmux(house, "top", "--once", "--every", "0.4"))
-    await until(lambda: house.switcher.activities._watchers)
-    assert (await house.chat("a")).status == 200
+    while not looking.done():
+        assert (await house.chat("a")).status == 200
     done = await looking
     assert done.exit_code == 0, done.output
     (row,) = [line for line in done.output.splitlines() if "│ a " in line]

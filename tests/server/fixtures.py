@@ -30,7 +30,7 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
-def limit(items: list[pytest.Item], folder: Path) -> None:
+def limit(items: list[pytest.Item], folder: Path, seconds: float = LIMIT) -> None:
     """Have a folder's tests fail when they hang."""
     for item in items:
         if (
@@ -38,13 +38,13 @@ def limit(items: list[pytest.Item], folder: Path) -> None:
             and item.path.parent == folder
             and inspect.iscoroutinefunction(item.obj)
         ):
-            item.obj = _limited(item.obj)
+            item.obj = _limited(item.obj, seconds)
 
 
-def _limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def _limited(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def run(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(seconds):
             await test(*args, **kwargs)
 
     return run

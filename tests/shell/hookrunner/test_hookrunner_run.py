@@ -99,6 +99,15 @@ def test_outside_a_switch_the_variables_are_empty_but_set():
     }
 
 
+def test_the_keys_of_whoever_operates_llmux_are_kept_back():
+    inherited = {"LLMUX_ADMIN_KEY": "root", "LLMUX_API_KEY": "user", "B": "2"}
+    seen = environment(HookJob(1, "m", HookKind.WAKE, "true", "/", env={"C": "3"}), inherited)
+    assert not seen.keys() & {"LLMUX_ADMIN_KEY", "LLMUX_API_KEY"}
+    assert (seen["B"], seen["C"]) == ("2", "3")
+    own = {"LLMUX_ADMIN_KEY": "on purpose"}
+    assert environment(HookJob(1, "m", HookKind.WAKE, "true", "/", env=own), inherited)["LLMUX_ADMIN_KEY"]
+
+
 @pytest.mark.parametrize(
     "name", ["a'b", 'a"b', "a b", "a\nb", "$(touch ran)", "`touch ran`", "; touch ran", "-n", "ä", "*"]
 )
