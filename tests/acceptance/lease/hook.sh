@@ -45,6 +45,7 @@ wake)
         if command -v setsid >/dev/null; then detach=setsid; else detach=nohup; fi
         $detach "$PYTHON" -I -S "$LAB/engine.py" "$LLMUX_PORT" </dev/null >>"$LAB/log/$KEY.log" 2>&1 &
         pid=$!
+        echo "$pid" >"$run.pid" # before it has begun: who ends this hook has to find it
     fi
     until state awake; do
         sleep 0.01
