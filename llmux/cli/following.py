@@ -39,18 +39,19 @@ async def follow(remote: Remote, model: str, verb: str, within: float | None) ->
     """Have something done with a model, and wait for the end of the switch that does it.
 
     Returns the answer, and the seconds that the switch took. Raises CommandError when it fails or is called off,
-    or takes longer than ``within`` seconds.
+    or takes longer than ``within`` seconds from when llmux has accepted it.
     """
-    try:
-        async with asyncio.timeout(within), remote.events() as events:
-            await anext(events, None)  # the status: from here on nothing is missed
-            answer = await remote.command(model, verb)
-            if answer.switch is None:
-                return answer, 0.0
+    async with remote.events() as events:
+        await anext(events, None)  # the status: from here on nothing is missed
+        answer = await remote.command(model, verb)
+        if answer.switch is None:
+            return answer, 0.0
+        try:
             with _told(f"switch {answer.switch} is under way") as tell:
-                ended = await _end(remote, events, answer.switch, tell)
-    except TimeoutError:
-        raise CommandError(Exit.TIMED_OUT, f"not within {within:.3g} s; it goes on by itself") from None
+                async with asyncio.timeout(within):
+                    ended = await _end(remote, events, answer.switch, tell)
+        except TimeoutError:
+            raise CommandError(Exit.TIMED_OUT, f"not within {within:.3g} s; it goes on by itself") from None
     return answer, float(ended["duration_secs"])
 
 

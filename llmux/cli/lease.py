@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import json
+import os
 import signal
 from collections.abc import Iterator
 from typing import Annotated
@@ -60,7 +61,7 @@ def run(
         raise typer.Exit(Exit.USAGE)
     options = {
         "for": RENEWED if command else duration,
-        "reason": reason,
+        "reason": reason or _name(command),
         "requests": requests,
         "id": renew,
     }
@@ -77,6 +78,12 @@ def run(
         return None
 
     speak(url, key_file, act)
+
+
+def _name(command: list[str] | None) -> str | None:
+    """Return what others are told of a command: not its arguments, which may hold secrets."""
+    name = os.path.basename(command[0]) if command else ""  # noqa: PTH119 - it need not be a path
+    return name[:200] if name.isprintable() else None
 
 
 async def _take(remote: Remote, options: dict[str, str | None]) -> Leased:

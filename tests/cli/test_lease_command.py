@@ -61,6 +61,7 @@ async def test_a_command_whose_lease_is_taken_away_is_ended(house, start):
     await house.open()
     process = await start("lease", "--", "sh", "-c", "touch runs; exec sleep 100", code=OFTEN)
     await until((house.folder / "runs").exists)
+    assert lease_of(house).reason == "sh"
     assert (await house.ask("DELETE", "/llmux/lease")).status == 202
     assert await process.wait() == 128 + signal.SIGTERM
     assert b"the lease cannot be renewed: the GPU is not leased" in await process.stderr.read()
