@@ -203,12 +203,16 @@ async def test_top(house):
     looking = asyncio.create_task(llmux(house, "top", "--once", "--every", "0.4"))
     while not looking.done():
         assert (await house.chat("a")).status == 200
+        line = await house.begin("POST", "/v1/stream", {"model": "a"})
+        await line.reader.readuntil(b"data: 1")
+        line.abort()
     done = await looking
     assert done.exit_code == 0, done.output
     (row,) = [line for line in done.output.splitlines() if "│ a " in line]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
     assert cells[1] == "awake"
     assert float(cells[6]) > 0, "answers a second"
+    assert float(cells[7]) > 0, "events a second"
 
 
 # ---- who may, and where
