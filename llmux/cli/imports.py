@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from llmux.cli.written import HOOKS, write
-from llmux.errors import LLMuxError
+from llmux.errors import ConfigError, LLMuxError
 from llmux.llama_swap import Translation, translate
 from llmux.llama_swap.page import SCRIPT, page
 
@@ -39,6 +39,8 @@ def llama_swap(
     """
     stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
+        if not file.exists():
+            raise ConfigError("there is no such file", file=str(file))
         result = translate(file, os.environ, port=port)
         target = write(page(result), out, [SCRIPT], force=force, unset=result.variables, spare=file)
     except LLMuxError as error:

@@ -42,7 +42,7 @@ def run(
         str | None, typer.Option("--engine", help="Hook script for --model (see `llmux hooks list`).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write to [default: this one].")
+        Path | None, typer.Option("--out", "-o", help="Folder to write to; without it, this one.")
     ] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", min=1, max=65535, help="llmux's own port.")] = None,
     probe_port: Annotated[

@@ -11,7 +11,7 @@ from llmux.llama_swap.schema import LlamaSwap, Model
 
 _LIST = "`/v1/models` shows a model's name, aliases and state"
 _TIMEOUTS = "llmux does not limit how long an engine takes to answer"
-_OPEN = "clients wait in silence until their model is awake"
+_PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLMux-Progress`)"
 
 # What a value stands for that changes nothing: nobody needs to hear of it.
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", {}, [])
@@ -21,13 +21,11 @@ _MODEL = {
     "metadata": _LIST,
     "capabilities": _LIST,
     "unlisted": "`/v1/models` lists every model",
-    "sendLoadingState": _OPEN,
     "timeouts": _TIMEOUTS,
     "compat": "a WebSocket wakes its model, and keeps it awake while it is open",
 }
 _FILTERS = "llmux changes nothing in a request but the model's name; let the engine or the client set parameters"
 _GLOBAL = {
-    "sendLoadingState": _OPEN,
     "includeAliasesInList": "`/v1/models` lists the models; `/v1/models/ALIAS` answers all the same",
     "logTimeFormat": "log lines carry the time as ISO 8601",
     "logToStdout": "the log goes to stderr; what an engine prints goes to its own file, named in hooks/process.sh",
@@ -41,7 +39,7 @@ _GLOBAL = {
     "upstream": "what reaches an engine is told by `forward`; `/upstream/MODEL/` is for operators",
 }
 _DEFAULTS = {"logToStdout": ("proxy",), "captureBuffer": (5,), "metricsMaxInMemory": (1000,)}
-_KNOWN_MODEL = frozenset({*Model.model_fields, *_MODEL, "macros"})
+_KNOWN_MODEL = frozenset({*Model.model_fields, *_MODEL, "macros", "sendLoadingState"})
 _KNOWN = frozenset({*LlamaSwap.model_fields, *_GLOBAL, "macros"})
 
 
@@ -50,9 +48,11 @@ def leftovers(raw: Mapping[str, Any]) -> Iterator[Note]:
     yield from _named((), raw, _GLOBAL, _KNOWN)
 
 
-def model_leftovers(name: str, model: Mapping[str, Any]) -> Iterator[Note]:
-    """Yield what is set for a model and is not carried over."""
+def model_leftovers(name: str, model: Mapping[str, Any], *, loading_state: bool) -> Iterator[Note]:
+    """Yield what is set for a model and is not carried over; ``loading_state`` is that of the whole file."""
     at = ("models", name)
+    if model.get("sendLoadingState", loading_state) not in (None, loading_state):
+        yield Note((*at, "sendLoadingState"), _PROGRESS)
     yield from _named(at, model, _MODEL, _KNOWN_MODEL)
     for key, value in (model.get("filters") or {}).items():
         if value not in _NOTHING:

@@ -155,4 +155,5 @@ class LlamaSwap(Part):
     matrix: Matrix | None = None
     routing: Routing = Field(default_factory=Routing)
     hooks: Hooks = Field(default_factory=Hooks)
+    sendLoadingState: bool = False
     selectors: Mapping[str, Selector] = Field(default_factory=dict)

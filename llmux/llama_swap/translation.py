@@ -24,6 +24,8 @@ OWN_PORT = 3000
 _LOOPBACK = "127.0.0.1"
 _LOG_LEVELS = {"warn": "warning"}
 
+_LOADING = "there, words in what the model seems to think; here, comments in the stream, which keep it open"
+
 Settings = dict[str, Any]
 
 
@@ -80,6 +82,8 @@ class _Translator:
         if not found and not self.problems:
             self.problems.append(Problem(("models",), "holds no model that can be carried over"))
         self.share()
+        if self.config.sendLoadingState:
+            self.notes.append(Note(("sendLoadingState",), _LOADING, lost=False))
         self.select()
         self.preload()
         residency = Residency(self.config, self.known)
@@ -100,7 +104,7 @@ class _Translator:
     def model(self, name: str, model: Model, engine: Engine) -> Settings:
         at = ("models", name)
         raw = self.read.raw["models"][name]
-        self.notes += model_leftovers(name, raw)
+        self.notes += model_leftovers(name, raw, loading_state=self.config.sendLoadingState)
         settings: Settings = {**engine.where}
         if model.useModelName:
             settings["upstream_model"] = literal(model.useModelName)
@@ -202,6 +206,8 @@ def _whole(config: LlamaSwap) -> Settings:
         settings["log_level"] = _LOG_LEVELS.get(config.logLevel, config.logLevel)
     if config.logRequests:
         settings["access_log"] = True
+    if config.sendLoadingState:
+        settings["progress"] = True
     if config.apiKeys:
         settings["api_keys"] = [text(key) for key in config.apiKeys]
     return settings

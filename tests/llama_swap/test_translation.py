@@ -18,7 +18,7 @@ def everything(load):
 class TestEverything:
     def test_the_file(self, everything):
         config = everything.config
-        assert (config.port, config.log_level, config.idle_sleep) == (3000, "warning", 600)
+        assert (config.port, config.log_level, config.idle_sleep, config.progress) == (3000, "warning", 600, True)
         assert [entry.key.get_secret_value() for entry in config.api_keys] == ["sk-one", "sk-two"]
         assert config.policy.use == "priority"
         assert config.policy.options == {"priorities": {"big": 10, "small": -1}, "default": 0}
@@ -70,15 +70,17 @@ class TestEverything:
     def test_all_else_is_named_on_its_line(self, everything):
         assert set(everything.lost()) == {
             "logTimeFormat", "logToStdout", "metricsMaxInMemory", "captureBuffer", "store", "ui", "performance",
-            "sendLoadingState", "includeAliasesInList", "upstream", "profiles", "selectors.any", "models.big.name",
+            "includeAliasesInList", "upstream", "profiles", "selectors.any", "models.big.name",
             "models.big.description", "models.big.compat", "models.big.filters.stripParams",
             "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.metadata",
-            "models.big.sendLoadingState", "models.big.timeouts", "models.big.capabilities",
+            "models.big.sendLoadingState",
+            "models.big.timeouts", "models.big.capabilities",
             "models.small.unlisted", "models.nowhere", "hooks.on_startup.preload[2]",
             "routing.router.settings.groups.together.members[2]",
             "routing.scheduler.settings.fifo.priority.strange", "peers",
         }  # fmt: skip
         assert everything.differs() == [
+            "sendLoadingState",
             "models.big.concurrencyLimit",
             "routing.router.settings.groups.together.exclusive",
             "routing.scheduler.settings.fifo.priority",
