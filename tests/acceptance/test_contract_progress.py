@@ -26,38 +26,41 @@ def asleep(lab: Lab, **more) -> None:
     lab.start()
 
 
-class Clients:
-    """Both SDKs, and the bytes that they are sent."""
+class Tap:
+    """Listens in on what llmux sends to one client, which uses the SDKs ``one`` (OpenAI's) or ``other``."""
 
-    def __init__(self, lab: Lab, retries: int = 0) -> None:
-        self.lab = lab
-        self.retries = retries
+    def __init__(self, port: int) -> None:
         self.raw = b""
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    @contextlib.asynccontextmanager
-    async def tapped(self):
-        """Listen in on a connection to llmux."""
+    async def open(self, one: openai.AsyncOpenAI, other: anthropic.AsyncAnthropic, retries: int) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.one = one.with_options(base_url=f"{url}/v1", max_retries=retries)
+        self.other = other.with_options(base_url=url, max_retries=retries)
 
-        async def pass_on(reader, writer, note=False) -> None:
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(65536):
-                    if note:
-                        self.raw += data
-                    writer.write(data)
-            writer.close()
+    async def close(self) -> None:
+        self._server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
-        async def serve(reader, writer) -> None:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.lab.port)
-            await asyncio.gather(pass_on(reader, up_writer), pass_on(up_reader, writer, note=True))
+    async def _serve(self, reader, writer) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        await asyncio.gather(self._pass_on(reader, up_writer), self._pass_on(up_reader, writer, note=True))
 
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            options = {"api_key": "k", "max_retries": self.retries, "timeout": 15}
-            async with (
-                openai.AsyncOpenAI(base_url=f"{url}/v1", **options) as one,
-                anthropic.AsyncAnthropic(base_url=url, **options) as other,
-            ):
-                yield one, other
+    async def _pass_on(self, reader, writer, *, note: bool = False) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if note:
+                    self.raw += data
+                writer.write(data)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     @property
     def head(self) -> dict[str, str]:
@@ -78,21 +81,32 @@ class Clients:
 
     async def stream(self, which: str, do: dict) -> list:
         headers = {"X-Do": json.dumps(do)}
-        async with self.tapped() as (one, other):
-            if which == "openai":
-                create = one.chat.completions.create
-                stream = await create(model="a", messages=HELLO, stream=True, extra_headers=headers)
-                return [chunk async for chunk in stream]
-            create = other.messages.stream
-            async with create(model="a", messages=HELLO, max_tokens=9, extra_headers=headers) as stream:
-                return [event async for event in stream]
+        if which == "openai":
+            create = self.one.chat.completions.create
+            stream = await create(model="a", messages=HELLO, stream=True, extra_headers=headers)
+            return [chunk async for chunk in stream]
+        create = self.other.messages.stream
+        async with create(model="a", messages=HELLO, max_tokens=9, extra_headers=headers) as stream:
+            return [event async for event in stream]
 
     async def whole(self, which: str, do: dict):
         headers = {"X-Do": json.dumps(do)}
-        async with self.tapped() as (one, other):
-            if which == "openai":
-                return await one.chat.completions.create(model="a", messages=HELLO, extra_headers=headers)
-            return await other.messages.create(model="a", messages=HELLO, max_tokens=9, extra_headers=headers)
+        if which == "openai":
+            return await self.one.chat.completions.create(model="a", messages=HELLO, extra_headers=headers)
+        return await self.other.messages.create(model="a", messages=HELLO, max_tokens=9, extra_headers=headers)
+
+
+@contextlib.asynccontextmanager
+async def taps(lab: Lab, count: int = 1, retries: int = 0):
+    """Open some, with one pool of connections for each SDK: to make one takes longer than what is asked here."""
+    found = [Tap(lab.port) for _ in range(count)]
+    options = {"api_key": "k", "timeout": 30}
+    async with openai.AsyncOpenAI(**options) as one, anthropic.AsyncAnthropic(**options) as other:
+        for tap in found:
+            await tap.open(one, other, retries)
+        yield found
+    for tap in found:
+        await tap.close()
 
 
 BOTH = ("openai", "anthropic")
@@ -103,17 +117,21 @@ async def ask(lab: Lab, *asks: tuple[str, str, dict], then: bytes = b"", release
 
     The wake goes on when all have been told that they wait, the engine when all have been told ``then``.
     """
-    clients = [Clients(lab) for _ in asks]
-    asking = [
-        asyncio.create_task(getattr(client, how)(which, do))
-        for client, (which, how, do) in zip(clients, asks, strict=True)
-    ]
-    await lab.until(lambda: all(client.read or task.done() for client, task in zip(clients, asking, strict=True)))
-    lab.release("go")
-    if release:
-        await lab.until(lambda: all(then in client.read for client in clients))
-        lab.release(release)
-    return list(zip(clients, await asyncio.gather(*asking, return_exceptions=True), strict=True))
+    async with taps(lab, len(asks)) as found:
+        asking = [
+            asyncio.create_task(getattr(tap, how)(which, do))
+            for tap, (which, how, do) in zip(found, asks, strict=True)
+        ]
+
+        def all_told() -> bool:
+            return all(tap.read or task.done() for tap, task in zip(found, asking, strict=True))
+
+        await lab.until(all_told, wait=30)
+        lab.release("go")
+        if release:
+            await lab.until(lambda: all(then in tap.read for tap in found), wait=30)
+            lab.release(release)
+        return list(zip(found, await asyncio.gather(*asking, return_exceptions=True), strict=True))
 
 
 async def test_streams_begin_with_where_they_stand(lab):
@@ -228,37 +246,36 @@ async def test_a_client_that_tries_again_gets_its_answer(lab):
     lab.write("a", **FAST)
     lab.script("a", "wake", lab.hold("go") + "; exit 1", times=1)
     lab.start()
-    clients = Clients(lab, retries=4)
-    asking = asyncio.create_task(clients.whole("openai", {}))
-    await lab.until(lambda: clients.read)
-    lab.release("go")
-    assert (await asking).id == "x"
+    async with taps(lab, retries=4) as (tap,):
+        asking = asyncio.create_task(tap.whole("openai", {}))
+        await lab.until(lambda: tap.read)
+        lab.release("go")
+        assert (await asking).id == "x"
 
 
 async def test_an_sdk_passes_over_interim_responses(lab):
     asleep(lab, progress=False)
-    client = Clients(lab)
-    async with client.tapped() as (one, _):
-        create = one.chat.completions.with_raw_response.create
+    async with taps(lab) as (tap,):
+        create = tap.one.chat.completions.with_raw_response.create
         headers = {"X-LLMux-Progress": "1xx"}
         asking = asyncio.create_task(create(model="a", messages=HELLO, extra_headers=headers))
-        await lab.until(lambda: client.raw.count(b"HTTP/1.1 102 Processing\r\n") > 1)
+        await lab.until(lambda: tap.raw.count(b"HTTP/1.1 102 Processing\r\n") > 1)
         lab.release("go")
         answer = await asking
-    assert answer.parse().id == "x"
-    assert int(answer.headers["x-llmux-expected-seconds"]) >= 1
+        assert answer.parse().id == "x"
+        assert int(answer.headers["x-llmux-expected-seconds"]) >= 1
 
 
 async def test_a_drain_deadline_is_told_inside(lab):
     lab.write("a b", policy={"drain_timeout": "50ms"}, **FAST)
     lab.script("a", "wake", lab.hold("go"))
     lab.start()
-    clients = Clients(lab)
-    asking = asyncio.create_task(clients.stream("openai", {"hold": "never"}))
-    await lab.until(lambda: clients.read)
-    lab.release("go")
-    await lab.until_phase("a", "AWAKE")
-    other = asyncio.create_task(lab.chat("b"))
-    with pytest.raises(openai.APIError, match="make room"):
-        await asking
-    assert (await other).status == 200
+    async with taps(lab) as (tap,):
+        asking = asyncio.create_task(tap.stream("openai", {"hold": "never"}))
+        await lab.until(lambda: tap.read)
+        lab.release("go")
+        await lab.until_phase("a", "AWAKE")
+        other = asyncio.create_task(lab.chat("b"))
+        with pytest.raises(openai.APIError, match="make room"):
+            await asking
+        assert (await other).status == 200
