@@ -98,9 +98,10 @@ class Herald:
         """Return how many seconds one that has just come will wait, about; None when it need not."""
         state, now = self._switcher.core.state, self._switcher.now()
         model = state.models[ticket.model]
-        position = next((at for at, request in enumerate(model.queue, 1) if request == ticket.id), None)
-        if position is None:
+        if ticket.id not in model.queue:
             return None
+        last = next(reversed(model.queue)) == ticket.id  # as who has just come is
+        position = len(model.queue) if last else list(model.queue).index(ticket.id) + 1
         return about(outlook.until_awake(state, model, now) + outlook.in_queue(model, position))
 
     def remove(self, ticket: Ticket) -> None:
