@@ -46,7 +46,8 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with a stand-in for cuda-checkpoint that keeps the states of real processes, under dash and bash, on Debian 12.
+# Tested with a stand-in for cuda-checkpoint that keeps the states of real processes, under dash, bash and busybox, on
+# Debian 12.
 
 # shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u

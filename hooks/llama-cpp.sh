@@ -35,7 +35,7 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with llama.cpp's server of October 2026 (CPU), under dash and bash, on Debian 12: tests/hooks.
+# Tested with llama.cpp's server of October 2026 (CPU), under dash, bash and busybox, on Debian 12: tests/hooks.
 
 # shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u

@@ -41,7 +41,7 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with llama.cpp's server and a server that forks and ignores TERM, under dash and bash, on Debian 12.
+# Tested with llama.cpp's server and a server that forks and ignores TERM, under dash, bash and busybox, on Debian 12.
 
 # shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u

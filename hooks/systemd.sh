@@ -33,7 +33,7 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with a stand-in for systemctl that keeps its units' states, under dash and bash, on Debian 12.
+# Tested with a stand-in for systemctl that keeps its units' states, under dash, bash and busybox, on Debian 12.
 
 # shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u

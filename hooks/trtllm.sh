@@ -50,8 +50,8 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with a stand-in for trtllm-serve (a real process with its control API, which checks signatures), under dash and
-# bash, on Debian 12. Not tested with TensorRT-LLM itself.
+# Tested with a stand-in for trtllm-serve (a real process with its control API, which checks signatures), under dash,
+# bash and busybox, on Debian 12. Not with TensorRT-LLM itself.
 
 # shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u

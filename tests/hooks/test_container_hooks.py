@@ -1,5 +1,6 @@
 """Hooks of containers, units and checkpoints, with stand-ins on PATH: they keep states, and refuse bad use."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def calls(fakes, word: str) -> list[str]:
     return [line for line in (fakes / "calls").read_text().splitlines() if f" {word} " in f"{line} "]
 
 
+@pytest.mark.parametrize(
+    ("script", "shell"),
+    [
+        *itertools.product([*CONTAINERS, "systemd"], ["sh"]),
+        *itertools.product(["docker", "podman-criu", "systemd"], ["busybox"]),
+        ("docker", "bash"),
+    ],
+    indirect=["shell"],
+)
 def test_a_whole_life(script, inside, shell, live):
     hook, _ = inside(script)
     hook.shell = shell
@@ -294,6 +304,7 @@ def checkpointed(fakes, make_hook):  # noqa: ARG001 - they are on PATH
     return make
 
 
+@pytest.mark.parametrize("shell", ["sh", "busybox"], indirect=True)
 def test_cuda_a_whole_life(checkpointed, shell, live, fakes):
     hook = checkpointed()
     hook.shell = shell

@@ -49,7 +49,7 @@ def bystanding() -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("shell", ["sh", "busybox"], indirect=True)
 def test_a_whole_life(hook, shell):
     hook.shell = shell
     hook.fails("alive")

@@ -1,6 +1,7 @@
 """Hooks of servers that run all the time, and load and unload: with stand-ins for their HTTP APIs."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -44,19 +45,24 @@ def script(request):
     return request.param
 
 
+@pytest.mark.parametrize(
+    ("script", "shell"),
+    [*itertools.product(ALL, ["sh", "busybox"]), ("ollama", "bash")],
+    indirect=["shell"],
+)
 def test_a_whole_life(script, server, shell, live):
     hook, _ = server(script)
     hook.shell = shell
     live(hook)
 
 
-def test_with_python_in_place_of_curl(script, server, live, tmp_path):
+def test_with_python_in_place_of_curl(server, live, tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("sh", "awk", "cut", "sed", "sleep", "tr"):
         (tools / tool).symlink_to(shutil.which(tool))
     (tools / "python3").symlink_to(sys.executable)
-    hook, _ = server(script)
+    hook, _ = server("tabbyapi")
     hook.env["PATH"] = str(tools)
     live(hook)
     (tools / "python3").unlink()
