@@ -42,7 +42,12 @@ def build_app(
     forwarder = Forwarder()
     log = log or EventLog(base_url=f"http://127.0.0.1:{config.port}")
     switcher = Switcher(config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
-    switcher.metrics = Metrics(switcher.gauges, shadows=lambda: switcher.core.state.shadows, models=config.models)
+    switcher.metrics = Metrics(
+        switcher.gauges,
+        shadows=lambda: switcher.core.state.shadows,
+        modes=switcher.modes,
+        models=config.models,
+    )
     front = Front(switcher, forwarder, own=True, tracing=tracing)
     _trace(switcher, tracing)
     admin = Admin(switcher)

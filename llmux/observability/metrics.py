@@ -61,6 +61,9 @@ HELP: dict[str, str] = {
     "llmux_requests_cut_total": "Requests in flight that llmux ended, by reason: drain_deadline, stopping.",
     "llmux_requests_rejected_total": "Requests that llmux refused, by the error's code.",
     "llmux_model_phase": "1 for the phase that the model is in, 0 for the others.",
+    "llmux_model_pinned": "1 while the model is pinned, else 0.",
+    "llmux_leased": "1 while the GPU is leased to another job, else 0.",
+    "llmux_manual": "1 while only operators switch, else 0.",
     "llmux_model_lost_total": "Engines that were found gone.",
     "llmux_model_backoffs_total": "Backoffs begun after a failed wake or sleep.",
     "llmux_policy_overruled_total": "Answers of the policy that could not be followed.",
@@ -76,6 +79,14 @@ class GaugeRow(NamedTuple):
     queued: int
     in_flight: int
     phase: str
+    pinned: bool = False
+
+
+class Modes(NamedTuple):
+    """What operators have asked for at this moment."""
+
+    leased: bool = False
+    manual: bool = False
 
 
 class _Histogram:
@@ -138,11 +149,16 @@ class Metrics(Collector):
         gauges: Callable[[], Iterable[GaugeRow]] = tuple,
         *,
         shadows: Callable[[], Iterable[Shadow]] = tuple,
+        modes: Callable[[], Modes] = Modes,
         models: Iterable[str] = (),
         process: bool = True,
     ) -> None:
-        """``gauges`` and ``shadows`` are asked at a scrape; ``process`` adds those of process and Python."""
+        """``gauges``, ``shadows`` and ``modes`` are asked at a scrape.
+
+        ``process`` adds those of process and Python.
+        """
         self._gauges = gauges
+        self._modes = modes
         self._shadows = shadows
         self._models: dict[str | None, _Model] = {}
         self._unknown = _Model()
@@ -324,6 +340,10 @@ class Metrics(Collector):
         yield _gauge("llmux_model_in_flight", ("model",), [((row.model,), row.in_flight) for row in rows])
         phases = [((row.model, phase), int(row.phase == phase)) for row in rows for phase in Phase]
         yield _gauge("llmux_model_phase", ("model", "phase"), phases)
+        yield _gauge("llmux_model_pinned", ("model",), [((row.model,), int(row.pinned)) for row in rows])
+        modes = self._modes()
+        yield _gauge("llmux_leased", (), [((), int(modes.leased))])
+        yield _gauge("llmux_manual", (), [((), int(modes.manual))])
 
 
 _Samples = Iterable[tuple[tuple[str, ...], float]]

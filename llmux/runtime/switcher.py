@@ -14,7 +14,7 @@ from llmux.core import events as ev
 from llmux.core.spec import HookKind
 from llmux.errors import ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
-from llmux.observability.metrics import GaugeRow, Metrics
+from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
 from llmux.observability.state import StateStore
@@ -56,7 +56,9 @@ class Switcher:
         self.core.state.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()
-        self.metrics = metrics or Metrics(self.gauges, shadows=lambda: self.core.state.shadows, process=False)
+        self.metrics = metrics or Metrics(
+            self.gauges, shadows=lambda: self.core.state.shadows, modes=self.modes, process=False
+        )
         self.metrics.declare(config.models)
         self.history = History(self.core.state, self.now, line_to(self.log))
         self.hooks = HookRunner(
@@ -264,7 +266,11 @@ class Switcher:
     def gauges(self) -> Iterable[GaugeRow]:
         """Yield what each model looks like at this moment."""
         for name, model in self.core.state.models.items():
-            yield GaugeRow(name, len(model.queue), len(model.in_flight), model.phase.value)
+            yield GaugeRow(name, len(model.queue), len(model.in_flight), model.phase.value, model.pinned)
+
+    def modes(self) -> Modes:
+        """Return what operators have asked for at this moment."""
+        return Modes(leased=self.core.state.lease is not None, manual=self.core.state.manual)
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
         """Return the measured cost of a direction in seconds, None if it was never seen."""

@@ -66,6 +66,20 @@ async def test_the_configuration_says_whether_requests_wait(house):
     assert (await line.reply()).status == 200
 
 
+async def test_metrics_tell_what_operators_have_asked_for(house):
+    await house.open()
+    names = ('llmux_model_pinned{model="a"}', "llmux_leased", "llmux_manual")
+
+    async def found():
+        lines = (await house.ask("GET", "/metrics")).body.decode().splitlines()
+        return [float(line.rpartition(" ")[2]) for name in names for line in lines if line.startswith(f"{name} ")]
+
+    assert await found() == [0, 0, 0]
+    for path in ("/llmux/models/a/pin", "/llmux/lease", "/llmux/manual"):
+        assert (await house.ask("POST", path)).status == 202
+    assert await found() == [1, 1, 1]
+
+
 async def test_manual_mode(house):
     await house.open()
     assert (await house.ask("POST", "/llmux/manual", {"for": "1h"})).status == 400
