@@ -12,7 +12,6 @@ from llmux.admin import Admin
 from llmux.admin.routes import BEAT
 from llmux.config import Config
 from llmux.middleware import Front
-from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.observability.state import StateStore
 from llmux.proxy import Forwarder
@@ -41,12 +40,8 @@ def build_app(
     tracing = open_tracing(config.otlp, tracer_provider)
     forwarder = Forwarder()
     log = log or EventLog(base_url=f"http://127.0.0.1:{config.port}")
-    switcher = Switcher(config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
-    switcher.metrics = Metrics(
-        switcher.gauges,
-        shadows=lambda: switcher.core.state.shadows,
-        modes=switcher.modes,
-        models=config.models,
+    switcher = Switcher(
+        config, store=store, log=log, on_sleep=forwarder.discard_idle, on_close=forwarder.close, own=True
     )
     front = Front(switcher, forwarder, own=True, tracing=tracing)
     _trace(switcher, tracing)

@@ -36,7 +36,7 @@ class Switcher:
     """Runs the core: requests enter and leave here, hooks are run, notices told.
 
     ``on_sleep(activity)`` is called before an engine is put to sleep, so that idle connections to it can be
-    closed; ``on_close()`` is awaited at the end.
+    closed; ``on_close()`` is awaited at the end. ``own``: the process is llmux's, and its metrics are told, too.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Switcher:
         *,
         store: StateStore | None = None,
         log: EventLog | None = None,
-        metrics: Metrics | None = None,
+        own: bool = False,
         on_sleep: Callable[[EngineActivity], None] = lambda _activity: None,
         on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -56,9 +56,7 @@ class Switcher:
         self.core.state.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()
-        self.metrics = metrics or Metrics(
-            self.gauges, shadows=lambda: self.core.state.shadows, modes=self.modes, process=False
-        )
+        self.metrics = Metrics(self.gauges, shadows=lambda: self.core.state.shadows, modes=self.modes, process=own)
         self.metrics.declare(config.models)
         self.history = History(self.core.state, self.now, line_to(self.log))
         self.hooks = HookRunner(

@@ -6,6 +6,7 @@ llama.cpp answers under its own alias, whatever model a request names: an answer
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -272,6 +273,32 @@ async def test_models_that_fit_are_awake_together(start):
         assert sorted(mux.status()["awake"]) == ["one", "two"]
         assert await ask(client, "three") == "three"
         assert mux.status()["awake"] == ["three"]
+
+
+async def test_an_embedder_beside_two_chat_models_never_waits_for_their_turns(start):
+    sizes = {"quick": 16, "slow": 16, "vector": 2}
+    engines = {
+        name: dataclasses.replace(MODELS[name], settings={"memory": f"{size}GiB"}) for name, size in sizes.items()
+    }
+    mux = start(engines, capacity="20GiB")
+    async with openai.AsyncOpenAI(base_url=f"{mux.url}/v1", api_key="none", max_retries=0) as client:
+        await embed(client)
+
+        async def take_turns() -> None:
+            for turn in range(8):
+                model = ("quick", "slow")[turn % 2]
+                assert await ask(client, model) == model
+
+        turns, waits = asyncio.create_task(take_turns()), []
+        while not turns.done():
+            raw = await client.embeddings.with_raw_response.create(model="vector", input="one")
+            waits.append(float(raw.headers["x-llmux-queue-seconds"]))
+        await turns
+    switches = sum(value for labels, value in mux.samples("llmux_switch_total") if labels["to"] != "vector")
+    assert switches == 8
+    assert len(waits) > switches
+    assert max(waits) == 0.0
+    assert mux.status()["awake"] == ["slow", "vector"]
 
 
 async def test_an_idle_model_goes_to_sleep(start):
