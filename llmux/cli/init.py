@@ -88,9 +88,8 @@ class _Init:
         draft = Draft(chosen, self.recipes, here, port=port, left=left, taken=[engine.port for engine in engines])
         target = written.write(draft.text, folder, draft.scripts, force=force)
         names = ", ".join(one.name for one in chosen[:MANY]) + (", …" if len(chosen) > MANY else "")
-        typer.echo(
-            f"wrote {target} ({names}), and {len(draft.scripts)} scripts in {target.parent / written.HOOKS}"
-        )
+        scripts = ", ".join(f"{name}.sh" for name in draft.scripts)
+        typer.echo(f"wrote {target} ({names}), and in {target.parent / written.HOOKS}: {scripts}")
         typer.echo(f"now: llmux check {target} && llmux -c {target}")
 
     async def look(self) -> tuple[gguf.Found, list[Engine], Machine]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from llmux.cli.hook_scripts import copy
+from llmux.cli.hook_scripts import HookScript, copy, find
 from llmux.config import Config
 from llmux.errors import ConfigError, LLMuxError
 
@@ -44,6 +44,11 @@ def write(
         raise UnwrittenError(f"{target} is the file that is read; name another folder")
     if target.exists() and not force:
         raise UnwrittenError(f"{target} is there already; name another folder, or overwrite it with --force")
+    scripts = list(scripts)
+    own = [path for name in scripts if _differs(path := folder / HOOKS / f"{name}.sh", find(name))]
+    if own and not force:
+        names = " and ".join(map(str, own))
+        raise UnwrittenError(f"{names}: there already, and not as it comes with llmux; keep it, or use --force")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number, name = tempfile.mkstemp(prefix=f".{CONFIG}.", suffix=".yaml", dir=folder)
@@ -63,6 +68,15 @@ def write(
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+def _differs(path: Path, script: HookScript) -> bool:
+    try:
+        return path.read_bytes() != script.path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a folder, or nobody's business
+        return True
 
 
 def _taken(draft: Path, unset: Iterable[str]) -> Config:

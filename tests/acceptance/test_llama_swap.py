@@ -51,6 +51,7 @@ models:
   vector:
     cmd: ${{server}} --model {vector} --embedding --alias vector
     checkEndpoint: /v1/models
+  second: {{cmd: "${{server}} ${{small}} --model ${{env.TINY}}"}}
 groups:
   chat:
     members: ["quick one", slow]
@@ -58,17 +59,17 @@ groups:
     swap: false
     exclusive: false
     persistent: true
-    members: [vector]
+    members: [vector, second]
 hooks: {{on_startup: {{preload: [vector]}}}}
 """
 
 
-def three_ports() -> int:
-    """Return the first of three ports in a row that nothing listens on."""
+def four_ports() -> int:
+    """Return the first of four ports in a row that nothing listens on."""
     while True:
         first = free_port()
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + 3):
+            for port in range(first, first + 4):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
 
@@ -82,7 +83,7 @@ def source(tmp_path, monkeypatch) -> Path:
     (source.parent / "models").mkdir(parents=True)
     (source.parent / "models" / "a tiny.gguf").symlink_to(cached(TINY))
     python, vector = shlex.quote(sys.executable), cached(VECTOR)
-    source.write_text(CONFIG.format(first=three_ports(), python=python, engine=ENGINE, vector=vector))
+    source.write_text(CONFIG.format(first=four_ports(), python=python, engine=ENGINE, vector=vector))
     return source
 
 
@@ -128,6 +129,8 @@ async def test_an_imported_file_runs(imported):
         assert sorted(imported.status()["awake"]) == ["slow", "vector"]
         assert await ask(client, "gpt-4o-mini") == "quick one"
         assert await embed(client) == VECTOR.dim
+        assert await ask(client, "second") == "second"
+        assert sorted(imported.status()["awake"]) == ["quick one", "second", "vector"]
         assert vector in imported.engine_pids()  # it was never in the way
     assert (imported.config.parent / "stopped").read_text() == "slow\n"  # by `cmdStop`
     assert imported.stop() == 0

@@ -64,7 +64,7 @@ def test_a_script_of_ones_own_stays_as_it_is(run, tmp_path):
     (tmp_path / "hooks" / "process.sh").write_text("mine")
     done = run(WHOLE)
     assert done.exit_code == 2
-    assert "process.sh exists and differs" in done.stderr
+    assert "hooks/process.sh: there already, and not as it comes with llmux" in done.stderr
     assert not (tmp_path / "config.yaml").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hooks", "swap.yaml"]
 

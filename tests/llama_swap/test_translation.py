@@ -1,11 +1,13 @@
 """What becomes of llama-swap's settings, and what is said about those that nothing becomes of."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from llmux.plugins import load_policy
+from tests.engine.real import ROOT
 
 EVERYTHING = (Path(__file__).parent / "everything.yaml").read_text()
 
@@ -182,6 +184,16 @@ def test_variables_of_the_engine_that_the_script_would_take_for_its_own(load):
     before = ["env", "PORT=7", "lower=z y", "A.B=1"]
     assert result.words("m", X="z") == [*before, "srv", "--port", "5800"]
     assert result.words("m", "STOP_COMMAND", X="z") == [*before, "end", "it"]
+
+
+def test_all_that_the_script_reads_is_known(load):
+    script = (ROOT / "hooks" / "process.sh").read_text()
+    read = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", script.partition("\nset -u")[2]))
+    own = sorted(name for name in read if not name.startswith("LLMUX_") and name not in {"HOME", "XDG_STATE_HOME"})
+    assert {"COMMAND", "GRACE", "PORT"} <= set(own)
+    result = load(f"models: {{m: {{cmd: 'srv ${{PORT}}', env: [{', '.join(f'{name}=x' for name in own)}]}}}}")
+    assert set(result.config.models["m"].env) == {"COMMAND"}
+    assert result.words("m") == ["env", *(f"{name}=x" for name in own), "srv", "5800"]
 
 
 def test_a_variable_that_is_none(load):
