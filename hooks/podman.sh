@@ -78,7 +78,7 @@ ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. 
 		# A key goes through standard input: the list of processes shows none.
 		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
 		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
-		answer=$(printf '%s\n' "${auth:+header = \"$auth\"}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
+		answer=$(printf '%s\n' "${auth:+header = $(json_text "$auth")}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
 	elif has python3; then
 		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
 method, url, body, seconds = sys.argv[1:]
@@ -217,6 +217,7 @@ wait_down() {
 }
 
 kill_container() {
+	is_down || [ "$state" != paused ] || container 60 unpause "$container" >/dev/null
 	is_down || container 60 kill "$container" >/dev/null || is_down || fail "$container cannot be killed"
 	wait_down
 }

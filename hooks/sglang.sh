@@ -97,7 +97,7 @@ ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. 
 		# A key goes through standard input: the list of processes shows none.
 		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
 		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
-		answer=$(printf '%s\n' "${auth:+header = \"$auth\"}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
+		answer=$(printf '%s\n' "${auth:+header = $(json_text "$auth")}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
 	elif has python3; then
 		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
 method, url, body, seconds = sys.argv[1:]
@@ -321,7 +321,12 @@ ask_token() { # ask for one token, or what $CANARY_JSON asks for
 
 canary() { # has it come back with its senses?
 	[ "${CANARY_PATH-yes}" ] || return 0
-	ask_token || fail "is awake, but does not answer: $(answered)"
+	ask_token || {
+		case $status in
+		4??) say "a model that does not complete text wants another CANARY_PATH and CANARY_JSON, or an empty CANARY_PATH" >&2 ;;
+		esac
+		fail "is awake, but does not answer: $(answered)"
+	}
 	case $answer in
 	*"${CANARY_EXPECT:-}"*) ;;
 	*) fail "is awake, but talks nonsense; '$CANARY_EXPECT' is not in its answer: $answer" ;;
@@ -353,7 +358,7 @@ wake() {
 	else
 		case $state in
 		asleep)
-			if is_ready; then
+			if is_ours; then # its /health would have it make a token, of which some versions die while they sleep
 				note resuming
 				ask POST "$url/resume_memory_occupation" '{}' "${WAKE_SECONDS:-600}" || fail "$(answered)"
 				note ready
@@ -384,7 +389,7 @@ go_to_sleep() {
 		idle_soon || fail "has requests in flight after $GRACE s: it would die of releasing its memory"
 		note releasing
 		ask POST "$url/release_memory_occupation" '{}' "${SLEEP_SECONDS:-240}" || fail "$(answered)"
-		if ! is_ready || ! engine_runs; then
+		if ! is_ours || ! engine_runs; then
 			fail "said that its memory is released, but has died of it: see $log"
 		fi
 		note asleep

@@ -101,7 +101,7 @@ ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. 
 		# A key goes through standard input: the list of processes shows none.
 		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
 		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
-		answer=$(printf '%s\n' "${auth:+header = \"$auth\"}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
+		answer=$(printf '%s\n' "${auth:+header = $(json_text "$auth")}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
 	elif has python3; then
 		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
 method, url, body, seconds = sys.argv[1:]
@@ -325,7 +325,12 @@ ask_token() { # ask for one token, or what $CANARY_JSON asks for
 
 canary() { # has it come back with its senses?
 	[ "${CANARY_PATH-yes}" ] || return 0
-	ask_token || fail "is awake, but does not answer: $(answered)"
+	ask_token || {
+		case $status in
+		4??) say "a model that does not complete text wants another CANARY_PATH and CANARY_JSON, or an empty CANARY_PATH" >&2 ;;
+		esac
+		fail "is awake, but does not answer: $(answered)"
+	}
 	case $answer in
 	*"${CANARY_EXPECT:-}"*) ;;
 	*) fail "is awake, but talks nonsense; '$CANARY_EXPECT' is not in its answer: $answer" ;;
@@ -343,14 +348,28 @@ not_hanging() { # a server that others have started: its silence is no proof tha
 }
 
 stop_whatever() { # ours, or with $STOP what others have started
-	if find_engine || ! is_ready; then
-		stop_engine
-	else
-		[ -n "${STOP:-}" ] ||
-			not_set_up "this script has not started what answers at $url: set STOP to a command that ends it"
-		say "runs: $STOP"
-		sh -c "$STOP" </dev/null || fail "'$STOP' failed"
+	if ! find_engine; then
+		ask GET "$url$health_path"
+		case $status in
+		refused) ;;
+		2??) ! is_ours || set -- foreign ;;
+		*) set -- foreign ;;
+		esac
 	fi
+	if [ $# -eq 0 ]; then
+		stop_engine
+		return
+	fi
+	[ -n "${STOP:-}" ] ||
+		not_set_up "this script has not started what is at $url: set STOP to a command that ends it"
+	say "runs: $STOP"
+	sh -c "$STOP" </dev/null || fail "'$STOP' failed"
+	tenths=$((${GRACE:-10} * 10))
+	while is_ours; do
+		[ "$tenths" -gt 0 ] || fail "still answers, after '$STOP'"
+		tenths=$((tenths - 1))
+		sleep 0.1
+	done
 }
 # ---- end of foreign
 

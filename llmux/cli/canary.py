@@ -16,11 +16,11 @@ _NOT_SPOKEN = (*range(400, 500), HTTPStatus.NOT_IMPLEMENTED)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came: ``path`` is where it was answered, None when the engine knows none of our questions."""
+    """What came. ``ok`` is None when the engine takes none of our questions."""
 
-    path: str | None
-    error: str | None
-    names: tuple[str, ...] | None  # that the engine lists; None when it lists none
+    ok: bool | None
+    said: str
+    names: tuple[str, ...] | None  # that the engine lists; None when it has no list
 
 
 async def ask(url: str, model: str) -> Answer:
@@ -34,12 +34,12 @@ async def ask(url: str, model: str) -> Answer:
                     said = await response.text()
                     status = response.status
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                return Answer(path, f"POST {path}: {error or type(error).__name__}", names)
+                return Answer(ok=False, said=f"POST {path}: {error or type(error).__name__}", names=names)
             if status < HTTPStatus.BAD_REQUEST:
-                return Answer(path, None, names)
+                return Answer(ok=True, said=f"POST {path}", names=names)
             if status not in _NOT_SPOKEN:
-                return Answer(path, f"POST {path} is answered with {status}: {said[:300]}", names)
-    return Answer(None, None, names)
+                return Answer(ok=False, said=f"POST {path} is answered with {status}: {said[:300]}", names=names)
+    return Answer(ok=None, said=f"it takes none of OpenAI's requests ({status})", names=names)
 
 
 def _questions(model: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -71,7 +71,11 @@ class Trial:
                 await self._clean_up()
             await asyncio.sleep(ORPHAN_AFTER + LOOK)  # the same for the last hooks
         finally:
-            await self._runner.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """End what may run; without effect after ``run``."""
+        await self._runner.close()
 
     async def awake_others(self) -> list[str]:
         """Return the other models whose ``alive`` succeeds."""
@@ -142,21 +146,20 @@ class Trial:
         return False
 
     async def _wake_again(self) -> None:
-        before = sockets_on(self._settings.address.port)
+        before = self._sockets()
         again = await self._hook(HookKind.WAKE, "wake again")
         if not again.ok:
             self._found(Wrong.WAKE_NOT_IDEMPOTENT, f"the second wake of an engine that is awake {again.detail}")
-        elif before and sockets_on(self._settings.address.port) != before:
+        elif before and self._sockets() != before:
             self._found(Wrong.WAKE_RESTARTS, "after the second wake another server listens on the port")
 
     async def _request(self) -> None:
         settings, started = self._settings, time.monotonic()
         answer = await canary.ask(settings.address.url, settings.upstream_model or self.model)
         seconds = time.monotonic() - started
-        if answer.error is not None:
-            self._found(Wrong.CANARY_FAILS, f"the engine is awake, but {answer.error}")
-        said = answer.error or (f"POST {answer.path}" if answer.path else "it knows none of OpenAI's paths")
-        self._step(Step("request", answer.error is None if answer.path else None, seconds, said))
+        if answer.ok is False:
+            self._found(Wrong.CANARY_FAILS, f"the engine is awake, but {answer.said}")
+        self._step(Step("request", answer.ok, seconds, answer.said))
         expected = {settings.upstream_model} if settings.upstream_model else {self.model, *settings.aliases}
         if answer.names is not None and not expected & set(answer.names):
             served = ", ".join(answer.names) or "no model"
@@ -170,9 +173,13 @@ class Trial:
         if verify.ok:
             self._found(Wrong.VERIFY_ALWAYS_PASSES, "verify says that the memory is free while the model is awake")
 
+    def _sockets(self) -> frozenset[str]:
+        """Return what listens on the engine's port, where that is on this machine."""
+        address = self._settings.address
+        return sockets_on(address.port) if is_loopback(address.host) else frozenset()
+
     async def _sleep(self) -> bool:
-        port = self._settings.address.port
-        processes = await asyncio.to_thread(holders_of, sockets_on(port))
+        processes = await asyncio.to_thread(holders_of, self._sockets())
         sleep = await self._hook(HookKind.SLEEP, "sleep")
         if not sleep.ok:
             self._found(Wrong.SLEEP_FAILS, f"sleep {sleep.detail}")
@@ -182,15 +189,14 @@ class Trial:
 
     async def _look_who_is_left(self, processes: frozenset[int]) -> None:
         """See whether those that had the port end only now; they stay, if the engine sleeps as a process."""
-        port, started = self._settings.address.port, time.monotonic()
-        left = still_run(processes)
+        started, left = time.monotonic(), still_run(processes)
 
         def for_(seconds: float) -> bool:
             return time.monotonic() - started < seconds
 
-        while left and sockets_on(port) and still_run(left) == left and for_(SETTLED):  # noqa: ASYNC110 - others'
+        while left and self._sockets() and still_run(left) == left and for_(SETTLED):  # noqa: ASYNC110 - others'
             await asyncio.sleep(LOOK)
-        if left and not (sockets_on(port) and still_run(left) == left):
+        if left and not (self._sockets() and still_run(left) == left):
             pids = ", ".join(map(str, sorted(left)))
             while still_run(left) and for_(LINGER):  # noqa: ASYNC110 - others' processes
                 await asyncio.sleep(LOOK)
@@ -242,7 +248,7 @@ class Trial:
     async def _stranger(self) -> None:
         """Have somebody else answer on the port: alive should not take him for the engine."""
         address = self._settings.address
-        if self._may_be_awake or address.tls or not is_loopback(address.host) or sockets_on(address.port):
+        if self._may_be_awake or address.tls or not is_loopback(address.host) or self._sockets():
             return
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", _somebody_else)

@@ -67,6 +67,7 @@ async def _try(config: Config, model: str, console: Console, *, force: bool, ver
     trial = Trial(config, model)
     awake = await trial.awake_others()
     if awake and not force:
+        await trial.close()
         raise UntriedError(
             f"{', '.join(awake)}: awake, and may hold the GPU; put it to sleep first, or go on with --force"
         )

@@ -253,7 +253,7 @@ def test_a_hook_past_its_timeout_is_ended_and_said(folder, configure):
 def test_an_engine_that_speaks_no_openai_is_not_asked(configure):
     configure(env={**configure()["env"], "STATUS": "404"})
     done = try_hooks("m")
-    assert "it knows none of OpenAI's paths" in done.output
+    assert "it takes none of OpenAI's requests (404)" in done.output
     assert done.exit_code == 0, done.output
 
 

@@ -264,10 +264,13 @@ def test_vllm_that_others_have_started(engine, monkeypatch, tmp_path):
         hook.fails("wake")
         assert "half awake" in hook.fails("sleep")
         assert "STOP" in hook.fails("stop", code=2)
-        hook.ok("stop", STOP=f"touch '{tmp_path}/stopped'")
+        assert "still answers" in hook.fails("stop", STOP=f"touch '{tmp_path}/stopped'")
         assert (tmp_path / "stopped").exists()
-        fake.hanging = ["/health"]
+        fake.hanging = ["/health", "/v1/models"]
         assert "does not answer as it should" in hook.fails("sleep", ASK_SECONDS="0.3")
+        assert "STOP" in hook.fails("stop", code=2, ASK_SECONDS="0.3")
+        hook.ok("stop", ASK_SECONDS="0.3", STOP="true")  # nothing of ours answers any more
+    hook.ok("stop")
 
 
 def test_vllm_without_its_sleep_mode_is_a_mistake_in_the_configuration(engine):

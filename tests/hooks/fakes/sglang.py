@@ -33,6 +33,8 @@ class Sglang(Fake):
         ]
 
     async def _health(self, _request: web.Request) -> web.Response:
+        if self.released:  # it makes a token to see whether it can
+            self.die()
         return web.Response()
 
     async def _models(self, _request: web.Request) -> web.Response:
