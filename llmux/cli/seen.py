@@ -34,6 +34,7 @@ class SeenModel(BaseModel):
     queued: int
     in_flight: int
     oldest_wait: float | None
+    expected_wait: float | None  # of whoever comes now; None: it would be turned away
     awake_for: float | None
     backoff_until: float | None
     last_error: str | None

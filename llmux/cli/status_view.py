@@ -39,7 +39,7 @@ def head(url: str, status: SeenStatus) -> Iterator[Text]:
 def models(status: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> Table:
     """Return the table of the models; ``figures`` are further columns: by title, then by model."""
     table = Table("model", "phase")
-    for title in ("in flight", "waiting", "longest", "awake for", *figures):
+    for title in ("in flight", "waiting", "longest", "expected", "awake for", *figures):
         table.add_column(title, justify="right")
     table.add_column("remarks", overflow="fold")
     for name, model in status.models.items():
@@ -75,12 +75,14 @@ def _lease(lease: SeenLease) -> str:
 
 def _row(model: SeenModel) -> list[Text]:
     waits = "" if model.oldest_wait is None else spell(model.oldest_wait)
+    expected = "" if model.expected_wait is None or not model.queued else f"≈ {spell(model.expected_wait)}"
     awake = "" if model.awake_for is None else spell(model.awake_for)
     return [
         Text(model.phase, COLOURS.get(model.phase, "yellow")),
         Text(str(model.in_flight or "")),
         Text(str(model.queued or ""), "yellow"),
         Text(waits),
+        Text(expected),
         Text(awake),
     ]
 
