@@ -145,7 +145,8 @@ class Admin:
 
     async def history(self, request: web.Request) -> web.Response:
         """Return the last hour; to operators, with what hooks printed last."""
-        return web.json_response(self._switcher.history.document(output=request.get(OPERATOR, False)))
+        switcher, output = self._switcher, request.get(OPERATOR, False)
+        return web.json_response(switcher.history.document(output=output, base_url=switcher.log.base_url))
 
     async def gpus(self, _request: web.Request) -> web.Response:
         """Return the GPUs' memory and load, or why they are not known."""

@@ -112,8 +112,11 @@ class History:
             new.append(_move(move, self._offset()))
         return new[::-1]
 
-    def document(self, *, output: bool) -> dict[str, Any]:
-        """Return the last hour. Times are Unix times. ``output``: with what hooks printed."""
+    def document(self, *, output: bool, base_url: str) -> dict[str, Any]:
+        """Return the last hour. Times are Unix times. ``output``: with what hooks printed.
+
+        ``base_url`` is where an operator on this machine reaches llmux, for repair commands.
+        """
         now, offset = self._now(), self._offset()
         began = now if self._began is None else self._began
         moves = self._core.moves
@@ -128,7 +131,7 @@ class History:
             "notes": [
                 {"time": at + offset, "event": event.name, **event.fields}
                 for at, effect in self._notes
-                if at >= begins and (event := describe(effect)) is not None
+                if at >= begins and (event := describe(effect, base_url=base_url)) is not None
             ],
             "output": [
                 {"time": at + offset, "model": model, "hook": hook, "line": line}

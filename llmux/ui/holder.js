@@ -18,7 +18,7 @@ let shown = ""
 export function showHolder(world) {
   const { status } = world
   const move = status.switch
-  const key = JSON.stringify([status.awake, move && [move.from, move.to], status.lease != null, holders(status)])
+  const key = JSON.stringify([status.awake, move && [move.from, move.to], status.lease?.held, status.ready, holders(status)])
   if (key !== shown) {
     shown = key
     only(at("who"), ...who(status))
@@ -26,7 +26,7 @@ export function showHolder(world) {
   say(at("who-facts"), facts(world))
   steps(world)
   why(world)
-  document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake, "nobody")} · llmux`
+  if (world.link === "live") document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake, "nobody")} · llmux`
 }
 
 const holders = status => Object.entries(status.models).filter(([, it]) => HOLDING.has(it.phase)).map(([name]) => name)
@@ -45,7 +45,15 @@ function who(status) {
 
 function facts(world) {
   const { status } = world, move = status.switch
-  if (move) return `switch ${move.id}, for ${duration(move.since)}`
+  if (move) {
+    const expected = world.cost(move.from, move.to)
+    const others = status.awake.filter(name => name !== move.to && !move.from.includes(name))
+    return [
+      `switch ${move.id}, for ${duration(move.since)}`,
+      expected != null && `it costs about ${duration(expected)} after the drain`,
+      others.length && `${several(others)} ${others.length > 1 ? "stay" : "stays"} awake`,
+    ].filter(Boolean).join(" · ")
+  }
   const parts = []
   const { lease } = status
   if (lease) {
@@ -72,7 +80,6 @@ function steps(world) {
   const move = world.status.switch, list = at("steps")
   list.hidden = !move
   if (!move) return
-  const expected = world.cost(move.from, move.to)
   const cleanup = move.phase === "cleanup"
   const stages = STAGES.filter(([stage]) =>
     stage === "waking" ? move.to : cleanup || move.from.length || stage === move.phase)
@@ -84,9 +91,6 @@ function steps(world) {
     mark(item, "aria-current", place === here ? "step" : null)
     say(item, place === here && cleanup ? "clean up" : word)
   })
-  if (expected != null) {
-    say(at("who-facts"), `switch ${move.id}, for ${duration(move.since)}; it costs about ${duration(expected)} after the drain`)
-  }
 }
 
 function why(world) {

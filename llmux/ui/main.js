@@ -47,8 +47,9 @@ async function load() {
     const [history, decisions] = await Promise.all([read("history"), read("decisions")])
     world.load(history, decisions.decisions)
     soon()
-  } catch (error) {
-    stream.again(error)
+  } catch {
+    // When the connection is lost, too, the next one asks again.
+    setTimeout(() => fresh && load(), 2000)
   }
 }
 
@@ -66,6 +67,7 @@ function changed(state, why) {
     if (world.link === "live") {
       since = Date.now()
       world.lostAt = world.seen
+      document.title = "connection lost · llmux"
       tell("The connection to llmux is lost.")
     }
     fresh = false

@@ -19,15 +19,16 @@ export class Stream {
 
   async run() {
     for (;;) {
-      let state = "lost", why = "llmux has closed the connection"
+      let state = "lost", patience = 0, why = "llmux has closed the connection"
       try {
         await this.once()
       } catch (error) {
         if (error.status === 401) state = "locked"
+        if (error.status === 429) patience = 10_000 // too many wrong keys
         why = error.message
       }
       this.changed(state, why)
-      const pause = PAUSES[Math.min(this.failures++, PAUSES.length - 1)]
+      const pause = patience || PAUSES[Math.min(this.failures++, PAUSES.length - 1)]
       await new Promise(resolve => {
         this.hurry = resolve
         if (state === "lost") setTimeout(resolve, pause)
@@ -78,7 +79,7 @@ export class Stream {
       else if (line.startsWith("data: ")) data += line.slice(6)
     }
     if (!name) return
-    if (name === "status" && this.failures >= 0) {
+    if (name === "status") {
       this.failures = 0
       this.changed("live")
     }

@@ -11,7 +11,7 @@ const FAILURES = {
   switch_failed: note => [note.model, `a switch failed: ${note.error}`],
   sleep_hook_failed: note => [note.model, `its sleep failed: ${note.error}`],
   model_lost: note => [note.model, `its engine is gone: ${note.error}`],
-  model_faulted: note => [note.model, `faulted: ${note.error}`],
+  model_faulted: note => [note.model, `faulted: ${note.error}; look, mend, then: ${note.repair}`],
   model_assumed_asleep: note => [note.model, `counts as asleep, unproven: ${note.error}`],
 }
 const OTHERS = {
@@ -256,6 +256,7 @@ export class Timeline {
   #name(label, model) {
     const room = (this.gutter || this.width) - 26, key = `${model}\n${room}`
     if (!this.#names.has(key)) {
+      if (this.#names.size > 500) this.#names.clear()
       const pen = this.pen ??= document.createElement("canvas").getContext("2d")
       pen.font = `12px ${getComputedStyle(this.box).fontFamily}`
       const letters = [...model]

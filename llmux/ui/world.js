@@ -26,7 +26,7 @@ export class World {
   seen = null // server's time of the last word
   #offset = 0
   #streamed = new Map()
-  #waiting = null // what came while the history was on its way
+  #waiting = [] // what comes while the history is on its way; null: it is here
 
   // The server's clock, in Unix seconds.
   now() {
@@ -42,7 +42,7 @@ export class World {
   apply(name, data) {
     if (name === "status") this.#status(data)
     else if (name === "gpus") this.gpus = data
-    else if (this.#waiting) this.#waiting.push([name, data])
+    else if (this.#waiting) keep(this.#waiting, [name, data], NOTES)
     else this.#event(name, data)
   }
 

@@ -71,17 +71,27 @@ async def test_what_is_older_than_an_hour_is_told_no_more(house):
     assert len((await house.ask("GET", "/llmux/history")).json()["moves"]) == 4
     real = switcher._now
     switcher._now = lambda: real() + history.HOUR + 1
-    told = switcher.history.document(output=True)
+    told = switcher.history.document(output=True, base_url="")
     assert told["moves"] == told["notes"] == []
     assert told["phases"]["a"] == "awake"
     assert told["now"] - told["begins"] == pytest.approx(history.HOUR)
+
+
+async def test_the_last_hour_says_where_to_mend(house):
+    await house.open(models={"a": {"sleep": "exit 1", "alive": "false"}, "b": {}})
+    house.log.base_url = "http://127.0.0.1:4711"
+    assert (await house.chat("a")).status == 200
+    assert (await house.chat("b")).status == 503
+    notes = (await house.ask("GET", "/llmux/history")).json()["notes"]
+    (faulted,) = [note for note in notes if note["event"] == "model_faulted"]
+    assert faulted["repair"] == "curl -X POST http://127.0.0.1:4711/llmux/models/a/reset"
 
 
 async def test_a_full_ring_says_from_when_on_it_knows(house):
     switcher = await house.open()
     moves = switcher.core.state.moves
     moves.extend([moves[-1]._replace(id=n, time=switcher.now()) for n in range(3, moves.maxlen + 3)])
-    told = switcher.history.document(output=False)
+    told = switcher.history.document(output=False, base_url="")
     assert len(told["moves"]) == moves.maxlen
     assert told["begins"] == pytest.approx(told["moves"][0]["time"])
 

@@ -239,6 +239,32 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(stage, visit):
     assert page.evaluate(f"[...document.querySelectorAll('*')].filter({moves}).length") > 0
 
 
+def test_what_happens_while_the_history_is_on_its_way_is_not_lost(stage, visit):
+    page = visit(stage)
+    told = page.evaluate("""async () => {
+      const { World } = await import("/llmux/ui/world.js")
+      const world = new World(), model = (phase, streamed) => ({ a: { phase, streamed } })
+      const status = { time: 100, models: model("asleep", 0), decisions: [], switch_costs: [] }
+      world.link = "lost"
+      const move = (id, time, from, to) => ({ id, time, model: "a", from, to })
+      world.apply("status", status)
+      world.apply("phase", move(2, 101, "asleep", "waking"))
+      world.apply("phase", move(3, 102, "waking", "awake"))
+      world.apply("hook_output", { time: 101, model: "a", hook: "wake", line: "in both" })
+      world.apply("hook_output", { time: 102, model: "a", hook: "wake", line: "late" })
+      world.load({
+        now: 101.5, begins: 90, notes: [], output: [{ time: 101, model: "a", hook: "wake", line: "in both" }],
+        moves: [move(1, 91, "unknown", "asleep"), move(2, 101, "asleep", "waking")],
+      }, [])
+      world.apply("status", { ...status, time: 103 })
+      return [
+        world.stretches(0, 103).get("a").map(it => [it.phase, it.from, it.to]), world.output.map(it => it.line),
+      ]
+    }""")
+    stretches = [["unknown", 90, 91], ["asleep", 91, 101], ["waking", 101, 102], ["awake", 102, 103]]
+    assert told == [stretches, ["in both", "late"]]
+
+
 def test_with_the_keyboard_alone(stage, visit):
     page = visit(stage)
     expect(page.locator("#who")).to_have_text(NASTY)
