@@ -146,12 +146,13 @@ container() { # run the container engine, for $1 seconds at most: its daemon may
 	fi
 }
 
+inspect() { container 20 inspect --type container --format "$1" "$container"; }
+
 look() { # set $state to what the container does; "none" when there is no such container
-	if state=$(container 20 inspect --type container --format '{{.State.Status}}' "$container" 2>&1); then
-		return
-	fi
+	state=$(inspect '{{.State.Status}}' 2>/dev/null) && return
+	state=$(inspect '{{.State.Status}}' 2>&1) # the complaint, which has no place beside an answer
 	case $state in
-	*[Nn]'o such '*) state=none ;;
+	*[Nn]'o such container'* | *[Nn]'o such object'*) state=none ;; # not "no such file", of a socket
 	*) fail "$engine cannot say what $container does: $state" ;;
 	esac
 }

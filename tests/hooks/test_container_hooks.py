@@ -169,9 +169,15 @@ def test_a_container_that_ends_while_it_starts_is_said_with_its_log(container, f
 def test_a_daemon_that_is_down_is_no_container_that_is_down(container, fakes):
     hook, _ = container
     hook.ok("wake")
-    (fakes / "daemon_is_down").touch()
-    for action in ("alive", "sleep", "verify", "stop"):
-        assert "cannot say what m does: Cannot connect" in hook.fails(action)
+    for said in (
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+        "failed to connect to the docker API: dial unix /var/run/docker.sock: connect: no such file or directory",
+    ):
+        (fakes / "daemon_is_down").write_text(said)
+        for action in ("alive", "sleep", "verify", "stop"):
+            complaint = hook.fails(action)
+            assert "cannot say what m does: " in complaint
+            assert said in complaint
 
 
 def test_what_answers_has_to_be_ours(script, inside):

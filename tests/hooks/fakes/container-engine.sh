@@ -4,6 +4,7 @@
 
 engine=$(basename "$0")
 echo "$engine $*" >>"$FAKE_DIR/calls"
+echo "WARNING: Error loading config file: open /root/.docker/config.json: permission denied" >&2
 
 refuse() {
 	echo "$1" >&2
@@ -25,7 +26,7 @@ open() { # the container $1 has to be there
 
 become() { echo "$1" >"$box/status"; }
 
-[ ! -e "$FAKE_DIR/daemon_is_down" ] || refuse "Cannot connect to the Docker daemon at unix:///var/run/docker.sock." 1
+[ ! -e "$FAKE_DIR/daemon_is_down" ] || refuse "$(cat "$FAKE_DIR/daemon_is_down")"
 [ ! -e "$FAKE_DIR/daemon_hangs" ] || exec sleep 600
 
 command=$1
