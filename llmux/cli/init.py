@@ -196,7 +196,7 @@ def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candida
     except RuntimeError as error:  # ~somebody who is nobody
         raise InitError(f"{source}: {error}") from None
     if script == "llama-cpp":
-        model = gguf.read(path.absolute(), sorted(path.absolute().parent.glob("*.gguf")))
+        model = gguf.read(path.absolute())
         if model is None:
             other = "" if engine else "; for anything else than GGUF say which --engine"
             raise InitError(f"{source} is no GGUF file that can be read, or no model by itself{other}")

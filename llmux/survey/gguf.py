@@ -72,39 +72,50 @@ def places(environ: Mapping[str, str], home: Path) -> list[Path]:
 def find(environ: Mapping[str, str], home: Path) -> Found:
     """Look for models; the same file is found once, whatever leads to it."""
     found = Found()
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for place in dict.fromkeys(places(environ, home)):
-        if not place.is_dir():
+        if not os.path.isdir(place):  # noqa: PTH112 (Path's own raises where nothing may be read)
             continue
         found.places.append(place)
-        files = sorted(_files(place, found))
-        for path in files:
-            real = path.resolve()
+        kinds = {path: _kind(path) for path in sorted(_files(place, found))}
+        for path in kinds:
+            real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
-                model = read(path, [other for other in files if other.parent == path.parent])
+                model = _model(path, {other: kind for other, kind in kinds.items() if other.parent == path.parent})
                 if model is not None:
                     found.models.append(model)
     return found
 
 
-def read(path: Path, beside: list[Path] | None = None) -> Gguf | None:
-    """Read one file; ``beside`` are those in its folder. None when it is no model by itself."""
-    part = _PART.search(path.stem)
-    if part and part[1] != "00001":
+def read(path: Path) -> Gguf | None:
+    """Read one file, and what is beside it. None when it is no model by itself."""
+    return _model(path, {other: _kind(other) for other in {path, *path.parent.glob("*.gguf")}})
+
+
+def _model(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> Gguf | None:
+    part, kind = _PART.search(path.stem), kinds[path]
+    if kind is None or (part and part[1] != "00001") or not _is_model(kind):
         return None
-    kind = _kind(path)
-    if kind is None or kind.get("general.type", "model") != "model" or kind.get("general.architecture") == "clip":
-        return None
-    beside = beside or []
     parts = [path]
     if part:
         start = path.name[: path.name.rindex(part[0])]
-        parts = [other for other in beside if other.name.startswith(start) and _PART.search(other.stem)] or [path]
-    projectors = [other for other in beside if other != path and _is_projector(other)]
-    projector = projectors[0] if len(projectors) == 1 else None
-    size = sum(other.stat().st_size for other in parts if other.exists())
-    return Gguf(path, size, kind.get("general.architecture", ""), projector)
+        parts = [other for other in kinds if other.name.startswith(start) and _PART.search(other.stem)]
+    projectors = [other for other, said in kinds.items() if said is not None and _is_projector(said)]
+    return Gguf(
+        path,
+        sum(os.path.getsize(part) for part in parts if kinds[part] is not None),  # noqa: PTH202 (as above)
+        kind.get("general.architecture", ""),
+        projectors[0] if len(projectors) == 1 else None,
+    )
+
+
+def _is_projector(said: Mapping[str, str]) -> bool:
+    return said.get("general.type") == "mmproj" or said.get("general.architecture") == "clip"
+
+
+def _is_model(said: Mapping[str, str]) -> bool:
+    return said.get("general.type", "model") == "model" and not _is_projector(said)
 
 
 def _files(place: Path, found: Found) -> Iterator[Path]:
@@ -119,16 +130,9 @@ def _files(place: Path, found: Found) -> Iterator[Path]:
             return
 
 
-def _is_projector(path: Path) -> bool:
-    kind = _kind(path)
-    return kind is not None and (
-        kind.get("general.type") == "mmproj" or kind.get("general.architecture") == "clip"
-    )
-
-
 def _kind(path: Path) -> dict[str, str] | None:
     """Return what the file says of itself in general; None when it is no GGUF file, or cannot be read."""
-    if not path.is_file():  # to open a pipe would wait for whoever writes to it
+    if not os.path.isfile(path):  # noqa: PTH113 (as above); to open a pipe would wait for whoever writes to it
         return None
     try:
         with path.open("rb") as file:

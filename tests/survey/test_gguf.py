@@ -74,6 +74,7 @@ def test_what_is_no_model_by_itself(tmp_path):
     (models / "text.gguf").write_text("not a model")
     (models / "empty.gguf").write_bytes(b"")
     (models / "dangling.gguf").symlink_to("nowhere")
+    (models / "itself.gguf").symlink_to("itself.gguf")
     (models / "folder.gguf").mkdir()
     os.mkfifo(models / "pipe.gguf")
     assert names(gguf.find({}, tmp_path)) == []
