@@ -1,5 +1,6 @@
 """``llmux init``: with flags, and with a person at a real terminal."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -159,6 +160,14 @@ class Terminal:
     def type(self, text):
         os.write(self.master, f"{text}\n".encode())
 
+    def interrupt(self, text):
+        """Press Ctrl-C until the text appears: just before it waits for a key, readline hears no signal."""
+        for _ in range(60):
+            os.write(self.master, b"\x03")
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(text, seconds=0.5)
+        raise AssertionError(f"no {text!r} in:\n{self.said}")
+
     def end(self):
         try:
             while os.read(self.master, 65536):
@@ -216,8 +225,7 @@ class TestAtATerminal:
     def test_somebody_goes_away(self, terminal, tmp_path):
         terminal.wait_for("Which of them?")
         terminal.wait_for(": ")
-        os.write(terminal.master, b"\x03")  # Ctrl-C
-        terminal.wait_for("Aborted")
+        terminal.interrupt("Aborted")
         assert terminal.end() == 1
         assert not list((tmp_path / "work").iterdir())
 
