@@ -9,8 +9,8 @@
 #       prefetch: ./hooks/prefetch.sh /models/llama-3.1-8b/*.safetensors
 #
 # It reads the files and folders that it is given, or else $MODEL; of a GGUF file in parts (…-00001-of-00003.gguf)
-# all of them. It reads at the lowest priority for disk and processor, so that the answers that are still being made
-# do not notice. What would not fit into the memory that is available is not read: it would push out what others
+# all of them. It reads at the lowest priority for the processor, and for the disk where its scheduler knows any, so
+# that the answers that are still being made do not notice. What would not fit into the memory that is available is not read: it would push out what others
 # need. llmux ends it when its switch is over.
 #
 # Of no use to an engine that reads around the page cache (llama-server --direct-io), or that keeps the weights in
@@ -31,6 +31,9 @@ set -u
 say() { printf 'prefetch: %s\n' "$*"; }
 not_set_up() { say "$@" >&2 && exit 2; }
 
+case ${KEEP_FREE:=1024} in
+*[!0-9]*) not_set_up "KEEP_FREE is no whole number: $KEEP_FREE" ;;
+esac
 [ $# -gt 0 ] || set -- "${MODEL:-}"
 [ -n "$1" ] || not_set_up "MODEL is not set: the file or folder to read"
 case $#$1 in
@@ -62,8 +65,8 @@ available() { # print the MiB of memory that can be had without swapping; fail w
 
 size=$(mebibytes "$@")
 memory=$(available)
-if [ -n "$memory" ] && [ "$size" -gt $((memory - ${KEEP_FREE:-1024})) ]; then
-	say "not read: $size MiB, and $memory MiB of memory are available, of which ${KEEP_FREE:-1024} are to stay so"
+if [ -n "$memory" ] && [ "$size" -gt $((memory - KEEP_FREE)) ]; then
+	say "not read: $size MiB, and $memory MiB of memory are available, of which $KEEP_FREE are to stay so"
 	exit 0
 fi
 find -L "$@" -type f -exec cat {} + >/dev/null || exit 1

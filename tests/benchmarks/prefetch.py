@@ -1,11 +1,11 @@
 """What a prefetch saves: from the decision to switch to the first token, with a real llama.cpp server.
 
-    PYTHONPATH=. python -m tests.benchmarks.prefetch [--rounds 7] [--drain 4] [--disk MB/s] [--json]
+    PYTHONPATH=. python -m tests.benchmarks.prefetch [--rounds 7] [--disk MB/s] [--others CORES] [--json]
 
 A model of 1.5 GB of random weights is written into a temporary folder and removed afterwards. llmux runs with the
-real hooks. While a small model writes an answer of about ``--drain`` seconds, one client asks for the large one,
-whose file is not in the page cache: it is dropped before each switch, which is checked page by page.
-Three ways take turns:
+real hooks. While a small model writes an answer of ``--tokens`` tokens, one client asks for the large one, whose
+file is not in the page cache: it is dropped before each switch, which is checked page by page. Three ways take
+turns:
 
 - cold:        no prefetch hook
 - prefetched:  ``hooks/prefetch.sh`` runs beside the drain
@@ -13,6 +13,9 @@ Three ways take turns:
 
 ``--disk`` has the kernel read for all of it at most so many MB/s (a control group; needs root): the disk of a
 virtual machine may be its host's memory.
+
+On a machine that others use as well, ``--others`` repeats each switch during which their processes (and the
+hypervisor) took more than so many cores.
 
 Printed are medians, with the smallest and the largest, in seconds: from the decision to the first token
 (``first``), from the end of the drain to it (``after``), how long the answer took that was drained (``drained``),
@@ -30,12 +33,13 @@ import mmap
 import os
 import platform
 import shlex
+import signal
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +52,6 @@ SMALL = Shape("small", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024
 WAYS = ("cold", "prefetched", "cached")
 FIGURES = ("first", "after", "drained", "cpu")
 TICKS = os.sysconf("SC_CLK_TCK")
-TRIAL = 400  # tokens that tell how fast the small model is
 GONE = 0.01  # part of the file that may still be in the page cache when it counts as dropped
 
 
@@ -128,6 +131,7 @@ class Answer(threading.Thread):
         self.began = self.first = self.end = 0.0
         self.status = 0
         self.started_to_answer = threading.Event()
+        self.on_end: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=300)
@@ -142,6 +146,7 @@ class Answer(threading.Thread):
                 self.first = time.monotonic()
                 self.started_to_answer.set()
         self.end = time.monotonic()
+        self.on_end()
         connection.close()
         self.started_to_answer.set()
 
@@ -164,10 +169,24 @@ def cpu_of(pid: int, *, children: bool = False) -> float:
     return (int(fields[user]) + int(fields[system])) / TICKS
 
 
+def cpu_of_all() -> float:
+    """Return the CPU seconds that the machine has spent, those included that its hypervisor took from it."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
+def _taken_in(seconds: float) -> float:
+    before = cpu_of_all()
+    time.sleep(seconds)
+    return (cpu_of_all() - before) / seconds
+
+
 class Bench:
     """One llmux with a small model and a large one under three names."""
 
-    def __init__(self, folder: Path, drain: float) -> None:
+    def __init__(self, folder: Path, tokens: int) -> None:
         self.file = folder / "large.gguf"
         print("writing 1.5 GB", file=sys.stderr)
         write(self.file, LARGE)
@@ -183,15 +202,7 @@ class Bench:
         engines["prefetched"] = Engine(SMALL, settings={"env": env, "prefetch": prefetch})
         engines = {"small": Engine(SMALL, args="--parallel 1"), **engines}
         self.mux = Mux(folder, engines, policy={"use": "fifo"}, alive_every=0)
-        self.drain = drain
-        self.tokens = TRIAL
-
-    def set_up(self) -> None:
-        """Start llmux, and find out how many tokens the small model writes in the time of a drain."""
-        self.mux.start()
-        self.ask("small", TRIAL)
-        trial = self.ask("small", TRIAL)
-        self.tokens = int(TRIAL / (trial.end - trial.first) * self.drain)
+        self.tokens = tokens
 
     def ask(self, model: str, tokens: int) -> Answer:
         """Ask, and wait for the end of the answer."""
@@ -207,14 +218,25 @@ class Bench:
             drop(self.file)
         assert self.mux.process is not None
         llmux = self.mux.process.pid
-        hooks = cpu_of(llmux, children=True)
+        small = self.engine("small")
         draining = Answer(self.mux.port, "small", self.tokens)
+        small_cpu = [cpu_of(small)]
+
+        def note() -> None:
+            with contextlib.suppress(OSError):  # it is put to sleep at this moment
+                small_cpu.append(cpu_of(small))
+
+        draining.on_end = note
+        begun, machine, hooks = time.monotonic(), cpu_of_all(), cpu_of(llmux, children=True)
+        own = cpu_of(llmux) + cpu_of(os.getpid())
         draining.start()
         draining.started_to_answer.wait()
         large = Answer(self.mux.port, way, 4)
         large.start()
         large.started_to_answer.wait()
         cpu = cpu_of(self.engine(way)) + cpu_of(llmux, children=True) - hooks
+        own = cpu_of(llmux) + cpu_of(os.getpid()) - own + small_cpu[-1] - small_cpu[0] + cpu
+        others = (cpu_of_all() - machine - own) / (time.monotonic() - begun)
         draining.result()
         large.result()
         self.ask("small", 1)  # the large one sleeps again, and nothing maps its file
@@ -224,38 +246,47 @@ class Bench:
             "after": large.first - draining.end,
             "drained": draining.end - draining.began,
             "cpu": cpu,
+            "others": others,
         }
+
+    def quiet_turn(self, way: str, most: float | None) -> dict[str, float]:
+        """The same, again and again until others took at most so many cores meanwhile."""
+        while True:
+            while most is not None and _taken_in(1.0) > most:
+                pass
+            figures = self.turn(way)
+            print(way, {key: round(value, 2) for key, value in figures.items()}, file=sys.stderr, flush=True)
+            if most is None or figures["others"] <= most:
+                return figures
 
     def engine(self, way: str) -> int:
         """Return the process of the large engine."""
         return int((self.mux.pids / f"{way}-{self.mux.ports[way]}.pid").read_text().split()[0])
 
 
-def run(rounds: int, drain: float, disk_limit: float | None) -> dict[str, Any]:
+def run(rounds: int, tokens: int, disk_limit: float | None, most: float | None) -> dict[str, Any]:
     """Run the benchmark."""
     with tempfile.TemporaryDirectory(prefix="llmux-prefetch-") as name, slow_disk(disk_limit, Path(name)):
-        bench = Bench(Path(name), drain)
+        bench = Bench(Path(name), tokens)
         size = bench.file.stat().st_size
         drop(bench.file)
         disk = size / read(bench.file)
         samples: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        loads = []
         try:
-            bench.set_up()
+            bench.mux.start()
+            bench.ask("small", 1)
             for number in range(rounds + 1):
                 for way in WAYS:
-                    figures = bench.turn(way)
-                    print(number, way, {key: round(value, 2) for key, value in figures.items()}, file=sys.stderr)
+                    figures = bench.quiet_turn(way, most)
                     if number:  # the first round only warms up
                         samples[way].append(figures)
-                        loads.append(os.getloadavg()[0])
         finally:
             bench.mux.clean_up()
     return {
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "bytes": size,
         "disk_bytes_per_second": disk,
-        "load": statistics.median(loads),
+        "others": statistics.median(each["others"] for found in samples.values() for each in found),
         "ways": {
             way: {figure: spread([sample[figure] for sample in found]) for figure in FIGURES}
             for way, found in samples.items()
@@ -272,16 +303,19 @@ def main() -> None:
     """Run it as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--drain", type=float, default=4.0, help="seconds that the leaving model still answers")
+    parser.add_argument("--tokens", type=int, default=1200, help="that the leaving model still writes")
     parser.add_argument("--disk", type=float, metavar="MB/s", help="read at most so fast")
+    parser.add_argument("--others", type=float, metavar="CORES", help="repeat a switch in which others took more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = run(options.rounds, options.drain, options.disk)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what was begun is taken away again
+    found = run(options.rounds, options.tokens, options.disk, options.others)
     if options.json:
         print(json.dumps(found))
         return
     disk = found["disk_bytes_per_second"] / 1e9
-    print(f"{found['bytes'] / 1e9:.2f} GB, disk {disk:.2f} GB/s; {found['machine']}; load {found['load']:.1f}")
+    others = f"others took {found['others']:.2f} of them"
+    print(f"{found['bytes'] / 1e9:.2f} GB, disk {disk:.2f} GB/s; {found['machine']}, {others}")
     for way, figures in found["ways"].items():
         each = (
             f"{key} {one['median']:.2f} ({one['min']:.2f} to {one['max']:.2f})" for key, one in figures.items()

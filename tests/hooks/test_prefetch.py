@@ -91,10 +91,15 @@ def test_what_does_not_fit_is_left_alone_and_that_is_no_failure(make, prefetch):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"), [("", "MODEL is not set"), ("/none/such.gguf", "cannot be read: /none")]
+    ("env", "said"),
+    [
+        ({"MODEL": ""}, "MODEL is not set"),
+        ({"MODEL": "/none/such.gguf"}, "cannot be read: /none"),
+        ({"MODEL": "/", "KEEP_FREE": "2GiB"}, "KEEP_FREE is no whole number: 2GiB"),
+    ],
 )
-def test_nonsense_is_said_to_be_nonsense(prefetch, model, said):
-    done = prefetch(MODEL=model)
+def test_nonsense_is_said_to_be_nonsense(prefetch, env, said):
+    done = prefetch(**env)
     assert done.returncode == 2
     assert said in done.stderr
 
