@@ -55,6 +55,6 @@ async def _names(session: aiohttp.ClientSession, url: str) -> tuple[str, ...] | 
             if response.status != HTTPStatus.OK:
                 return None
             found = await response.json(content_type=None)
-        return tuple(str(entry["id"]) for entry in found["data"])
+        return tuple(str(entry["id"]).removesuffix(":latest") for entry in found["data"])  # Ollama's way to say m
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
         return None

@@ -160,10 +160,11 @@ class Trial:
         if answer.ok is False:
             self._found(Wrong.CANARY_FAILS, f"the engine is awake, but {answer.said}")
         self._step(Step("request", answer.ok, seconds, answer.said))
-        expected = {settings.upstream_model} if settings.upstream_model else {self.model, *settings.aliases}
+        names = (settings.upstream_model,) if settings.upstream_model else (self.model, *settings.aliases)
+        expected = {name.removesuffix(":latest") for name in names}
         if answer.names is not None and not expected & set(answer.names):
             served = ", ".join(answer.names) or "no model"
-            wanted = " or ".join(sorted(filter(None, expected)))
+            wanted = " or ".join(sorted(expected))
             self._found(
                 Wrong.WRONG_SERVER, f"what answers at {settings.address.url} serves {served}, not {wanted}"
             )

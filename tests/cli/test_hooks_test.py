@@ -207,6 +207,14 @@ def test_a_hook_without_a_mistake_has_none(folder, configure, monkeypatch):
     assert "sleep, on to level disk" in done.output
 
 
+def test_ollama_calls_a_model_by_its_tag(configure):
+    env = configure()["env"]
+    configure(env={**env, "SERVED": "org/m:latest"}, upstream_model="org/m")
+    assert try_hooks("m").exit_code == 0
+    configure(env={**env, "SERVED": "org/m:8b"}, upstream_model="org/m")
+    assert found(try_hooks("m")) == {Wrong.WRONG_SERVER}
+
+
 def test_a_warning_alone_is_no_failure_unless_strict(configure):
     configure(Wrong.IN_HOOKS_GROUP)
     done = try_hooks("m")
