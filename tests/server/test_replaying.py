@@ -15,9 +15,9 @@ LOAD = "aabacbbacaabcbca"
 SLOWLY = {"wake": f"sleep 0.04; {WAKE}", "sleep": f"sleep 0.01; {SLEEP}", "alive": ALIVE}
 
 
-async def load(house, **more):
+async def load(house, models=None, **more):
     """Have a scripted load served, and return the record's file."""
-    await house.open(models=dict.fromkeys("abc", SLOWLY), record="record.jsonl", **more)
+    await house.open(models=models or dict.fromkeys("abc", SLOWLY), record="record.jsonl", **more)
     pending = []
     for name in LOAD:
         pending.append(asyncio.create_task(house.chat(name)))
@@ -36,6 +36,19 @@ async def test_the_switches_of_a_replay_are_the_recorded_ones(house, policy):
     assert [each.way for each in found.replayed] == [each.way for each in found.recorded]
     assert found.exact
     assert found.apart < 1e-6
+    assert found.limits == []
+
+
+async def test_prefetches_that_end_and_that_are_ended_change_nothing_in_a_replay(house):
+    models = {
+        name: {**SLOWLY, "prefetch": prefetch}
+        for name, prefetch in zip("abc", (":", "sleep 9", "false"), strict=True)
+    }
+    recorded = read_recorded(await load(house, models=models))
+    kinds = [hook["hook"] for line in recorded.switches for hook in line["hooks"]]
+    assert kinds.count("prefetch") >= 3
+    found = replay(recorded)
+    assert found.exact
     assert found.limits == []
 
 
