@@ -19,7 +19,7 @@
 #   PIDS       the engine's processes, with commas      those of the pid file that llmux's scripts keep in PID_DIR
 #   PID_DIR    where that is                            ${XDG_STATE_HOME:-~/.local/state}/llmux/engines
 #   PORT       a part of its name                       $LLMUX_PORT
-#   ALIAS      another part of its name, for llama-cpp.sh                $LLMUX_MODEL
+#   ALIAS, LLMUX_MODEL   another part of its name: the first with which there is a file
 #   GPUS       which GPUs, as for nvidia-smi --id, or MIG-… devices      $CUDA_VISIBLE_DEVICES, or all
 #   WAIT       seconds to go on asking                                   0
 #   DEADLINE   seconds for one answer of nvidia-smi, which hangs when the driver does                 10
@@ -34,8 +34,6 @@
 set -u
 
 gpus=${GPUS:-${CUDA_VISIBLE_DEVICES:-}}
-name=${ALIAS:-${LLMUX_MODEL:-}}
-port=${PORT:-${LLMUX_PORT:-}}
 
 ask() { # nvidia-smi with a deadline
 	if command -v timeout >/dev/null 2>&1; then
@@ -109,9 +107,13 @@ own_pids() { # the engine's processes, a line each
 		printf '%s\n' "$PIDS" | tr -s ', ' '[\n*]'
 		return
 	fi
-	file=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
-	file=$file/$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)-$port.pid
-	{ [ -r "$file" ] && read -r leader _ <"$file" && [ -n "$leader" ]; } || return 0
+	folder=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
+	leader=''
+	for name in "${ALIAS:-}" "${LLMUX_MODEL:-}"; do
+		file=$folder/$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)-${PORT:-${LLMUX_PORT:-}}.pid
+		[ -n "$leader" ] || [ ! -r "$file" ] || read -r leader _ <"$file"
+	done
+	[ -n "$leader" ] || return 0
 	for file in /proc/[0-9]*/stat; do
 		{ read -r stat <"$file"; } 2>/dev/null || continue
 		rest=${stat##*) }

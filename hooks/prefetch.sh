@@ -9,9 +9,9 @@
 #       prefetch: ./hooks/prefetch.sh /models/llama-3.1-8b/*.safetensors
 #
 # It reads the files and folders that it is given, or else $MODEL; of a GGUF file in parts (…-00001-of-00003.gguf)
-# all of them. It reads at the lowest priority for the processor, and for the disk where its scheduler knows any, so
-# that the answers that are still being made do not notice. What would not fit into the memory that is available is not read: it would push out what others
-# need. llmux ends it when its switch is over.
+# all of them. It reads at the lowest priority for the processor, and for the disk where its scheduler knows any,
+# so that the answers that are still being made do not notice. What would not fit into the memory that is
+# available is not read: it would push out what others need. llmux ends it when its switch is over.
 #
 # Of no use to an engine that reads around the page cache (llama-server --direct-io), or that keeps the weights in
 # its own memory while it sleeps (vLLM at level 1).

@@ -123,7 +123,9 @@ class Trial:
             seen = f"alive {alive.detail}" if listens else f"nobody listens at {address.url}"
             started = time.monotonic()
             if not await self._becomes_ready():
-                self._found(Wrong.WAKE_LIES, f"wake has exited with 0, but {seen}, and that stays so")
+                self._found(
+                    Wrong.WAKE_LIES, f"wake has exited with 0, but {seen}, and that stays so for {LINGER:g} s"
+                )
                 return False
             later = time.monotonic() - started
             self._found(

@@ -144,6 +144,10 @@ def test_the_engines_processes_are_those_of_its_pid_file(check, tmp_path):
             done = check(gpu, **known)
             assert f"process {engine.pid} of the engine holds 5000 MiB" in done.stderr
             assert done.returncode == 1
+            assert check(gpu, **known, ALIAS="qwen").returncode == 1  # as most scripts name it
+            assert (
+                check(gpu, **{**known, "ALIAS": "org/m", "LLMUX_MODEL": "m"}).returncode == 1
+            )  # as llama-cpp.sh does
             assert check(gpu, **{**known, "LLMUX_PORT": "8002"}).returncode == 0
         finally:
             engine.kill()
