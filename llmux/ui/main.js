@@ -55,7 +55,6 @@ async function load() {
 
 // ---- the connection
 
-let since = 0
 let locked = false
 
 function changed(state, why) {
@@ -65,7 +64,6 @@ function changed(state, why) {
     tell(world.link === "lost" ? "Connected again." : "")
   } else {
     if (world.link === "live") {
-      since = Date.now()
       world.lostAt = world.seen
       document.title = "connection lost · llmux"
       tell("The connection to llmux is lost.")
@@ -92,7 +90,7 @@ function banner(why) {
   box.hidden = world.link === "live" || world.link === "connecting"
   if (world.link === "locked") say(box, "llmux wants a key before it tells anything: use the button “Key…”.")
   else if (world.link === "lost") {
-    say(box, world.seen ? `Connection lost at ${clock(since / 1000)}; what you see is as of ${clock(world.seen)}. Trying again.` : `llmux cannot be reached. Trying again.`)
+    say(box, world.seen ? `Connection lost; what you see is as of ${clock(world.seen)}. Trying again.` : "llmux cannot be reached. Trying again.")
     box.title = why ?? ""
   }
 }

@@ -5,7 +5,9 @@ import { at, make, mark, say } from "./dom.js"
 import { duration, rate } from "./format.js"
 import { shape } from "./palette.js"
 
+const SHOWN = 30_000 // ms that an answer stays
 const rows = new Map()
+let forget
 const DEEDS = { wake: "wakes", sleep: "goes to sleep", pin: "is pinned", unpin: "is no longer pinned" }
 
 export function showModels(world) {
@@ -96,5 +98,7 @@ async function act(button, name) {
     say(line, `${name}: ${error.message}`)
   } finally {
     mark(button, "data-busy", null)
+    clearTimeout(forget)
+    forget = setTimeout(() => say(line, ""), SHOWN)
   }
 }
