@@ -151,6 +151,11 @@ class Stage:
             status: dict[str, Any] = json.load(response)
         return status
 
+    def command(self, path: str, options: Mapping[str, Any]) -> None:
+        """Do what an operator does with ``POST /llmux/…``."""
+        request = urllib.request.Request(f"{self.url}/llmux/{path}", json.dumps(options).encode(), method="POST")
+        urllib.request.urlopen(request, timeout=10).close()
+
     def in_flight(self, model: str) -> None:
         """Wait until a request for the model is in flight."""
         wait_until(lambda: self.status()["models"][model]["in_flight"], what=f"a request in flight for {model}")

@@ -124,6 +124,12 @@ def test_buttons_operate_and_say_what_came_of_it(make_stage, visit):
     expect(phase(page, "qwen")).to_have_text("awake")
     page.get_by_role("button", name="Sleep qwen").click()
     expect(page.locator("#who")).to_have_text("nobody")
+    stage.command("lease", {"for": "1h", "reason": "training"})
+    expect(page.locator("#who")).to_have_text("lent to another job")
+    expect(page.locator("#who-facts")).to_contain_text("left (training); requests are turned away")
+    expect(page.locator("#plot .lent")).to_have_count(1)
+    stage.command("manual", {})
+    expect(page.locator("#why")).to_contain_text("operators alone switch")
 
 
 def test_the_page_asks_for_keys_and_keeps_them_in_its_tab(make_stage, visit):
