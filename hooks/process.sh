@@ -289,8 +289,12 @@ wake_engine() {
 		fi
 		sleep 0.1
 	done
-	note ready
-	say "process $pid is ready at $url"
+	if find_engine; then
+		note ready
+		say "process $pid is ready at $url"
+	else
+		say "is awake at $url; this script has not started it"
+	fi
 }
 
 nothing_runs() { # what is left to say when the pid file leads to no process

@@ -32,12 +32,22 @@ VECTOR = Shape("vector", dim=128, feed_forward=352)  # its embeddings are of a l
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, below those that outgoing connections are given."""
+    """Return a port that nothing listens on, below those that outgoing connections are given.
+
+    No two are the same, nor those of tests that run beside these: nobody listens on them yet.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     while True:
-        port = random.randint(11000, 31000)
+        port = 11000 + 8 * random.randrange(2500) + worker
+        if port in _GIVEN:
+            continue
+        _GIVEN.add(port)
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
+
+
+_GIVEN: set[int] = set()
 
 
 def wait_until(condition, seconds: float = 20.0, *, what: str = "the condition") -> None:

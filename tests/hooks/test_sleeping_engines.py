@@ -246,6 +246,16 @@ def test_vllm_with_a_key(engine, script):
     hook.fails("alive", API_KEY="wrong")
 
 
+def test_an_engine_that_others_start_in_the_same_moment_is_awake(engine):
+    hook = engine("vllm-process")
+    fake = Vllm("m")
+    with serving(fake, hook.port):
+        fake.broken_once = ["/health"]
+        assert "this script has not started it" in hook.ok("wake")
+        hook.ok("alive")
+        assert "end it by hand" in hook.fails("sleep")
+
+
 def test_vllm_that_others_have_started(engine, monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     hook = engine("vllm-sleep", MODEL="")

@@ -21,6 +21,7 @@ class Fake:
         self.alias = alias
         self.calls: list[str] = []  # all that was asked, but for /fake
         self.broken: list[str] = []  # paths that are answered with 500
+        self.broken_once: list[str] = []  # the same, for the next time only
         self.hanging: list[str] = []  # paths that are not answered
         self.in_flight = 0
 
@@ -41,7 +42,10 @@ class Fake:
         self.calls.append(f"{request.method} {request.path_qs} {await request.text()}".strip())
         if request.path in self.hanging:
             await asyncio.sleep(3600)
-        if request.path in self.broken:
+        once = request.path in self.broken_once
+        if once:
+            self.broken_once.remove(request.path)
+        if once or request.path in self.broken:
             return web.json_response({"error": {"message": "CUDA out of memory"}}, status=500)
         return await handler(request)
 
