@@ -1,10 +1,14 @@
-"""For all tests: what a test's policies add to the import path is gone after it."""
+"""For all tests: Ctrl-C is heard, and what a test's policies add to the import path is gone after it."""
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
+
+# What a shell starts in the background ignores Ctrl-C, and so would all programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -317,9 +317,12 @@ def test_ctrl_c_ends_the_hook(folder, configure):
     configure(wake="echo $$ >hung; sleep 600")
     command = [sys.executable, "-m", "llmux", "hooks", "test", "m"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: (folder / "hung").exists() and (folder / "hung").read_text(), what="the hook")
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=20)[1]
+        try:
+            wait_until(lambda: (folder / "hung").exists() and (folder / "hung").read_text(), what="the hook")
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130, said
     assert "m may be awake" in said
     assert not runs(int((folder / "hung").read_text()))

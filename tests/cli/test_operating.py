@@ -181,7 +181,7 @@ async def test_hooks_live(house):
     hooks = {"wake": f"echo up; until [ -e go ]; do sleep 0.01; done; {WAKE}", "sleep": "echo no; exit 7"}
     await house.open(models={"a": hooks, "b": {}})
     waiting = await house.begin("POST", "/v1/x", {"model": "a"})
-    await until(lambda: house.switcher.history.document(output=True)["output"])
+    await until(lambda: house.switcher.history.document(output=True, base_url="")["output"])
     following = asyncio.create_task(llmux(house, "logs", "a", "-f"))
     await until(lambda: house.switcher.history._listeners)
     (house.folder / "go").touch()
