@@ -10,6 +10,9 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	{ command -v "$$python"; break; }; done)
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
+# The tests start llmux hundreds of times: it would be compiled anew each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint types shellcheck format walk soak bench docs policies clean
 
 help: ## list the targets
@@ -21,7 +24,7 @@ demo: $(VENV)/.demo ## many clients, three models, one "GPU", real engines on th
 
 test: lint types ## lint, types, then all tests; the core with 100 % branch coverage
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
-	$(BIN)/python -m pytest tests --ignore=tests/core --numprocesses=auto --maxprocesses=4
+	$(BIN)/python -m pytest tests --ignore=tests/core --numprocesses=4 --dist=worksteal
 
 lint: $(VENV)/.test shellcheck ## ruff and shellcheck
 	$(BIN)/ruff check

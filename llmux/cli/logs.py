@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
@@ -34,14 +35,14 @@ def run(
     async def act(remote: Remote) -> None:
         name = None if model is None else await _name(remote, model)
         if not follow:
-            await _last(remote, name, count, as_json=as_json)
+            await _last(remote, name, count, math.inf, as_json=as_json)
             return
         async with remote.events() as events:
-            await anext(events, None)  # the status
-            shown = await _last(remote, name, count, as_json=as_json)
+            first = await anext(events, None)  # the status: what is later is told by the events
+            since = float(first.fields["time"]) if first else 0.0
+            await _last(remote, name, count, since, as_json=as_json)
             async for event, fields in events:
-                old = event == "hook_output" and fields["time"] <= shown
-                if event in HOOK_EVENTS and name in (None, fields.get("model")) and not old:
+                if event in HOOK_EVENTS and name in (None, fields.get("model")):
                     _show(event, fields, name, as_json=as_json)
                 elif event == "lost":
                     complain(f"{fields.get('events')} events are missing: they were not read fast enough")
@@ -62,16 +63,15 @@ async def _name(remote: Remote, model: str) -> str:
     raise CommandError(Exit.NO_SUCH_MODEL, f"model {model!r} not found; known: {known}")
 
 
-async def _last(remote: Remote, model: str | None, count: int, *, as_json: bool) -> float:
-    """Show the last lines; return up to when."""
+async def _last(remote: Remote, model: str | None, count: int, until: float, *, as_json: bool) -> None:
+    """Show the last lines up to a time."""
     history = remote.read(History, await remote.get("/llmux/history"))
     if history.output is None:
         hint = "give the admin key in LLMUX_ADMIN_KEY, or its file with --key-file"
         raise CommandError(Exit.NOT_ALLOWED, f"{remote.url}: what hooks print is for operators ({hint})")
-    lines = [line for line in history.output if model in (None, line["model"])]
+    lines = [line for line in history.output if model in (None, line["model"]) and line["time"] <= until]
     for line in lines[len(lines) - count :] if count else ():
         _show("hook_output", line, model, as_json=as_json)
-    return history.now
 
 
 def _show(event: str, fields: dict[str, Any], model: str | None, *, as_json: bool) -> None:

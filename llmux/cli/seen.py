@@ -69,7 +69,6 @@ class SeenLease(BaseModel):
 class History(BaseModel):
     """``/llmux/history``: what hooks printed, null for whoever is no operator."""
 
-    now: float
     output: list[dict[str, Any]] | None
 
 

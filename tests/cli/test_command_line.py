@@ -32,7 +32,7 @@ class Ended:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Run llmux to its end, within this process: it starts many times faster."""
+    """Run llmux to its end, within this process: it starts many times faster. Not for what begins to serve."""
     monkeypatch.chdir(tmp_path)
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
@@ -79,6 +79,12 @@ def serve(tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+def refused(process):
+    """Wait for the end of what cannot serve; return what it says last."""
+    said = process.stderr.read()
+    return one_line_of_log(Ended(process.wait(), "", said))
 
 
 def event(process, name):
@@ -171,19 +177,19 @@ def test_a_host_that_is_none(run, tmp_path):
     assert "nowhere.invalid" in one_line_of_log(run("-c", write(tmp_path, host="nowhere.invalid")))
 
 
-def test_a_state_file_that_cannot_be_used_is_named(run, tmp_path):
+def test_a_state_file_that_cannot_be_used_is_named(serve, tmp_path):
     (tmp_path / "plain").write_text("")
-    line = one_line_of_log(run("-c", write(tmp_path, state="plain/state.json")))
+    line = refused(serve("-c", write(tmp_path, state="plain/state.json")))
     assert "state" in line
     assert "plain/state.json" in line
     assert "listen" not in line
 
 
-def test_a_second_llmux_on_the_same_state_refuses_to_start(run, serve, tmp_path):
+def test_a_second_llmux_on_the_same_state_refuses_to_start(serve, tmp_path):
     file = write(tmp_path, state="state.json")
     first = serve("-c", file)
     event(first, "ready")
-    line = one_line_of_log(run("-c", file))
+    line = refused(serve("-c", file))
     assert str(first.pid) in line
     assert "state.json" in line
 

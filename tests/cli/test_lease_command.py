@@ -33,7 +33,7 @@ async def start(house, monkeypatch):
     for process in started:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+        await process.communicate()  # it is not gone for asyncio before its output has been read
 
 
 def lease_of(house):
@@ -122,5 +122,6 @@ async def test_the_status_is_watched(house, start):
     assert (await house.chat("a")).status == 200
     await row(process, b"a", b"awake")
     process.send_signal(signal.SIGINT)
-    assert await process.wait() == Exit.INTERRUPTED
-    assert b"Traceback" not in await process.stderr.read()
+    _, errors = await process.communicate()
+    assert process.returncode == Exit.INTERRUPTED
+    assert b"Traceback" not in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -142,7 +143,7 @@ class Stage:
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 response.read()
-        except OSError:
+        except (OSError, http.client.HTTPException):  # llmux has gone in the middle
             return
 
     def status(self) -> dict[str, Any]:

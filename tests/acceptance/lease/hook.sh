@@ -59,7 +59,7 @@ sleep)
         kill -TERM "$pid"
         while running; do sleep 0.01; done
     else
-        kill -USR1 "$pid"
+        state asleep || kill -USR1 "$pid" # it sleeps a moment after the signal, even if it has been woken since
         until state asleep || ! running; do sleep 0.01; done
     fi
     ;;
