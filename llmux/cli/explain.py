@@ -14,10 +14,10 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from llmux.cli.place import DEFAULT_URL, UrlOption
+from llmux.cli.terminal import complain, terminal
 from llmux.core.decisions import duration
 from llmux.errors import LLMuxError
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
@@ -84,30 +84,26 @@ def run(
     try:
         switches, now = _of_record(read_record(file)) if file is not None else _of_llmux(_ask(url, key))
     except LLMuxError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        complain(str(error))
         raise typer.Exit(FAILURE if isinstance(error, UnreachableError) else USAGE) from None
     switches = switches[-count:]
     if as_json:
         typer.echo(json.dumps({"switches": [each.document() for each in switches], "now": now}, indent=2))
         return
-    console = Console()
+    console = terminal()
     if switches:
         table = Table("when", "#", "why", "took")
         for each in switches:
-            table.add_row(_when(each.time), str(each.id), _plain(each.reason), _plain(each.took))
-        console.print(table, markup=False, highlight=False)
+            table.add_row(_when(each.time), str(each.id), each.reason, each.took)
+        console.print(table)
     else:
         console.print("no switch yet")
     if now is not None:
-        console.print(f"now: {now['reason']}", markup=False, highlight=False)
+        console.print(f"now: {now['reason']}")
 
 
 def _when(time: float) -> str:
     return datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")  # no markup in a model's name or a policy's words
 
 
 def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from llmux.cli.exits import CommandError, Exit
 from llmux.cli.remote import Event, Remote
 from llmux.cli.seen import Commanded
+from llmux.cli.terminal import terminal
 from llmux.config.durations import parse_duration
 
 
@@ -76,9 +77,9 @@ async def _end(
 @contextmanager
 def _told(what: str) -> Iterator[Callable[[str], None]]:
     """Show on a terminal what is waited for."""
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     if not console.is_terminal:
         yield lambda _text: None
         return
-    with console.status(what) as shown:
-        yield shown.update
+    with console.status(Text(what)) as shown:
+        yield lambda text: shown.update(Text(text))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from llmux.cli import trying
 from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
+from llmux.cli.terminal import complain, terminal
 
 USAGE = 2
 
@@ -51,7 +51,7 @@ def copy_one(
         target = copy(name, folder, force=force)
     except HookScriptError as error:
         _fail(error)
-    Console(stderr=True).print(f"{target} is there; in the configuration:", highlight=False, markup=False)
+    terminal(stderr=True).print(f"{target} is there; in the configuration:")
     typer.echo(find(name).example)
 
 
@@ -59,5 +59,5 @@ app.command("test")(trying.run)
 
 
 def _fail(error: HookScriptError) -> NoReturn:
-    Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+    complain(str(error))
     raise typer.Exit(USAGE) from None

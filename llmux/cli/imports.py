@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from llmux.cli.terminal import terminal
 from llmux.cli.written import HOOKS, write
 from llmux.errors import ConfigError, LLMuxError
 from llmux.llama_swap import Translation, translate
@@ -37,7 +37,7 @@ def llama_swap(
     Exit code 0: everything was carried over. 1: it is written, but something was not carried over; stderr says
     what, and so do comments in the file. 2: nothing is written.
     """
-    stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    stderr = terminal(stderr=True, soft_wrap=True)
     try:
         if not file.exists():
             raise ConfigError("there is no such file", file=str(file))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from llmux.cli import written
 from llmux.cli.hook_scripts import find, shipped
+from llmux.cli.terminal import terminal
 from llmux.errors import LLMuxError
 from llmux.survey import gguf, machine
 from llmux.survey.candidates import Candidate, candidates, gibibytes, of_file, unique
@@ -55,7 +56,7 @@ def run(
 
     It finds GGUF files, engines that run, containers and GPUs. Exit code 0: written. 1: called off. 2: impossible.
     """
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = terminal(stderr=True, soft_wrap=True)
     try:
         recipes = _recipes()
         given = [_given(text, engine, recipes) for text in model or ()]

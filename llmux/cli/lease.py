@@ -18,8 +18,9 @@ from llmux.cli.following import TimeoutOption
 from llmux.cli.pin import ReasonOption
 from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.release import LEASE, give_back
-from llmux.cli.remote import Remote, complain, speak
+from llmux.cli.remote import Remote, speak
 from llmux.cli.seen import Leased, SeenStatus
+from llmux.cli.terminal import complain
 
 LOOK_EVERY = 0.2  # seconds
 RENEWED = "5m"  # a command's lease, renewed long before its end; should this process die, it ends by itself

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from llmux.cli import explain, hooks, imports, init, keys, operating, simulate
+from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
@@ -93,11 +93,11 @@ def check(
             require()
     except LLMuxError as error:
         _fail(str(error))
-    console = Console()
-    console.print(f"{file}: fine", style="green", highlight=False)
-    console.print(summary(config), highlight=False, markup=False)
+    console = terminal()
+    console.print(f"{file}: fine", style="green")
+    console.print(summary(config))
     for warning in config.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {warning}", style="yellow")
 
 
 @app.command()
@@ -142,7 +142,7 @@ def _load(file: Path, port: int | None) -> Config:
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True).print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    complain(message)
     raise typer.Exit(USAGE)
 
 
@@ -156,7 +156,7 @@ def _serve(file: Path, port: int | None, *, verbose: bool) -> None:
 
     def announce(url: str, config: Config) -> None:
         if sys.stdout.isatty():
-            Console().print(f"llmux {__version__} on {url}\n{summary(config)}", highlight=False, markup=False)
+            terminal().print(f"llmux {__version__} on {url}\n{summary(config)}")
 
     async def run() -> None:
         await Process(config, read, announce).run()

@@ -14,11 +14,11 @@ from urllib.parse import quote
 import aiohttp
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
 
 from llmux.cli.exits import CommandError, Exit
 from llmux.cli.place import Place, place
 from llmux.cli.seen import Commanded
+from llmux.cli.terminal import complain
 
 TIMEOUT = 10.0  # seconds that an answer may take; llmux answers at once
 SILENCE = 40.0  # seconds between two events; llmux sends something every 15 s
@@ -184,11 +184,6 @@ def speak(url: str, key_file: Path | None, act: Callable[[Remote], Awaitable[int
         code = Exit.TERMINATED
     if code:
         raise typer.Exit(int(code))
-
-
-def complain(message: str) -> None:
-    """Tell people on stderr."""
-    Console(stderr=True).print(message, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 async def speaking(where: Place, act: Callable[[Remote], Awaitable[T]]) -> T:

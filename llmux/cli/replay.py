@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from llmux.cli.terminal import terminal
 from llmux.core.policy import Policy
 from llmux.plugins import load_policy
 from llmux.simulator.recorded import Recorded
@@ -66,26 +66,26 @@ def _ways(found: Comparison, index: int) -> list[tuple[str, str | None]]:
 
 
 def _print(recorded: Recorded, found: Comparison) -> None:
-    console = Console()
+    console = terminal()
     use = recorded.start["policy"]["use"]
     if found.exact:
         text = (
             f"{recorded.name}: {found.same} of {found.same} switches are the recorded ones under {use},"
             f" at most {found.apart * 1000:.1f} ms apart"
         )
-        console.print(text, style="green", highlight=False, markup=False)
+        console.print(text, style="green")
     else:
         text = (
             f"{recorded.name}: the first {found.same} switches are the recorded ones under {use}, then they differ"
         )
-        console.print(text, style="red", highlight=False, markup=False)
+        console.print(text, style="red")
         table = Table("switch", "recorded", "at s", "replayed", "at s")
         start = max(0, found.same - 1)
         for index in range(start, min(start + SHOWN, max(len(found.recorded), len(found.replayed)))):
             table.add_row(str(index + 1), *_cells(found.recorded, index), *_cells(found.replayed, index))
         console.print(table)
     for limit in found.limits:
-        console.print(f"note: {limit}", highlight=False, markup=False)
+        console.print(f"note: {limit}")
 
 
 def _cells(switches: Sequence[Begun], index: int) -> tuple[str, str]:

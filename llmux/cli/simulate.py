@@ -11,12 +11,12 @@ from typing import Annotated, Any, NamedTuple, NoReturn, Self
 
 import typer
 import yaml
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from llmux.cli import replay
 from llmux.cli.replay import recorded_policy
+from llmux.cli.terminal import complain, terminal
 from llmux.config.durations import parse_duration
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
@@ -65,6 +65,12 @@ def _duration(text: str) -> float:
 def _positive(value: float) -> float:
     if not 0.0 < value < float("inf"):
         raise typer.BadParameter("must be greater than 0")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if not 0.0 <= value < float("inf"):
+        raise typer.BadParameter("must be 0 or greater")
     return value
 
 
@@ -117,7 +123,10 @@ def run(
     decode: Annotated[float, _factor("--decode", "Tokens/s of one stream.")] = 60.0,
     prefill: Annotated[float, _factor("--prefill", "Prompt tokens/s.")] = 6000.0,
     slowdown: Annotated[
-        float, typer.Option("--slowdown", min=0.0, help="What each further stream costs the others, as a share.")
+        float,
+        typer.Option(
+            "--slowdown", help="What each further stream costs the others, as a share.", callback=_not_negative
+        ),
     ] = 0.03,
     stretch: Annotated[
         float, _factor("--stretch", "Multiply the trace's times: 8 is an eighth of the load.")
@@ -191,7 +200,7 @@ def run(
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    complain(message)
     raise typer.Exit(USAGE)
 
 
@@ -278,7 +287,8 @@ class _Bar:
 
     def __enter__(self) -> Self:
         if self.show and sys.stderr.isatty():
-            self.progress = Progress(console=Console(stderr=True), transient=True)
+            columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
+            self.progress = Progress(*columns, console=terminal(stderr=True), transient=True)
             self.progress.start()
         return self
 
@@ -298,7 +308,7 @@ class _Bar:
 def _print(
     traffic: Trace, outcomes: Mapping[str, Outcome], results: Mapping[str, Statistics], engine: EngineModel | None
 ) -> None:
-    console = Console()
+    console = terminal()
     end = max(outcome.end for outcome in outcomes.values())
     load = "answers take as long as they were recorded to"
     if engine is not None:
@@ -317,4 +327,4 @@ def _print(
         for title, show in ROWS:
             table.add_row(title, *(show(results[name]) for name in abreast))
         console.print(table)
-    console.print(str(recommend(results)), highlight=False, markup=False)
+    console.print(str(recommend(results)))

@@ -7,15 +7,16 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from llmux.cli.exits import CommandError, Exit
 from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
-from llmux.cli.remote import Remote, complain, speak
+from llmux.cli.remote import Remote, speak
 from llmux.cli.seen import SeenStatus
 from llmux.cli.status_view import view
+from llmux.cli.terminal import complain, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]
 EveryOption = Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")]
@@ -36,7 +37,7 @@ def run(
         elif watch:
             await _watch(remote, every)
         else:
-            Console().print(await _look(remote))
+            terminal().print(await _look(remote))
 
     speak(url, key_file, act)
 
@@ -46,7 +47,7 @@ async def _look(remote: Remote) -> RenderableType:
 
 
 async def _watch(remote: Remote, every: float) -> None:
-    console = Console()
+    console = terminal()
     shown = await _look(remote)
     if not console.is_terminal:
         while True:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -20,6 +20,7 @@ from llmux.cli.place import DEFAULT_URL, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 from llmux.cli.seen import Gpu, SeenGpus, SeenStatus
 from llmux.cli.status_view import head, models
+from llmux.cli.terminal import terminal
 
 SHORTEST = 0.1  # seconds between two looks that give a rate
 AGAIN = 1.0  # seconds until llmux is sought again
@@ -37,7 +38,7 @@ def run(
     async def act(remote: Remote) -> None:
         pictures = _pictures(remote, every)
         shown = await anext(pictures)
-        console = Console()
+        console = terminal()
         if once:
             console.print(await anext(pictures))
         elif console.is_terminal:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmux.cli.listener import is_open
+from llmux.cli.terminal import complain, terminal
 from llmux.cli.trial import Step, Trial
 from llmux.config import Config
 from llmux.errors import LLMuxError
@@ -45,7 +46,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the hooks print.")] = False,
 ) -> None:
     """Try a model's hooks: wake it, ask it something, put it to sleep, and say what is wrong with them."""
-    console = Console()
+    console = terminal()
     root = context.find_root().obj or (None,)
     try:
         config = Config.from_file(file or root[0] or Path("config.yaml"))
@@ -53,10 +54,10 @@ def run(
         with _unowned(config, force=force):
             trial = asyncio.run(_try(config, name, console, force=force, verbose=verbose))
     except LLMuxError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        complain(str(error))
         raise typer.Exit(USAGE) from None
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"interrupted: {model} may be awake", style="red")
+        terminal(stderr=True).print(f"interrupted: {model} may be awake", style="red")
         raise typer.Exit(INTERRUPTED) from None
     _conclude(trial, console)
     if any(strict or not finding.warning for finding in trial.findings):

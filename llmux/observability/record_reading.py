@@ -39,7 +39,7 @@ def looks_like_record(first_line: str) -> bool:
     """Say whether a file that begins like this is a record."""
     try:
         value = json.loads(first_line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and "type" in value and "arrival_s" not in value
 
@@ -107,6 +107,7 @@ def _add(run: RecordedRun, kind: object, value: Mapping[str, Any]) -> None:
     elif kind == "decision":
         run.decisions.append(value)
     elif kind == "lost":
-        run.lost += int(value.get("lines", 0))
+        lines = value.get("lines")
+        run.lost += lines if isinstance(lines, int) else 0
     else:
         run.others.append(value)

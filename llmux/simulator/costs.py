@@ -84,7 +84,7 @@ def read_costs(path: Path) -> CostMatrix:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{path}: {error}") from None
     if isinstance(data, list):
         return CostMatrix(pairs=dict(_row(path, row) for row in data if _has_source(row)))

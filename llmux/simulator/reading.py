@@ -95,7 +95,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TraceError(f"{path}:{number}: is no JSON: {error}") from None
         if not isinstance(values, dict):
             raise TraceError(f"{path}:{number}: is no JSON object")
@@ -111,7 +111,12 @@ def _job(path: Path, line: int, values: Mapping[str, Any]) -> Job:
         lacking = [name for name in NEEDED if values.get(name) is None]
         what = f"lacks {', '.join(lacking)}" if lacking else "has more values than the header"
         raise TraceError(f"{path}:{line}: {what}")
-    model = str(values[MODEL]).strip()
+    model = values[MODEL]
+    if isinstance(model, int) and not isinstance(model, bool):
+        model = str(model)
+    if not isinstance(model, str):
+        raise TraceError(f"{path}:{line}: {MODEL} is no name: {model!r}")
+    model = model.strip()
     if not model:
         raise TraceError(f"{path}:{line}: {MODEL} is empty")
     arrival = _number(path, line, ARRIVAL, values)
@@ -124,8 +129,8 @@ def _job(path: Path, line: int, values: Mapping[str, Any]) -> Job:
 
 def _number(path: Path, line: int, name: str, values: Mapping[str, Any]) -> float:
     try:
-        number = float(values[name])
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(values[name], bool) else float(values[name])
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise TraceError(f"{path}:{line}: {name} is no number: {values[name]!r}")

@@ -128,6 +128,15 @@ def test_check_takes_the_file_in_every_way(run, arguments):
     assert "x.yaml" in one_line(run(*arguments))
 
 
+def test_names_are_shown_as_they_are(run, tmp_path):
+    (tmp_path / "a[b].yaml").write_text(
+        'models: {"a:100:b[red]": {port: 8001, wake: "true", sleep: "true", alive: "true"}}'
+    )
+    done = run("check", "a[b].yaml")
+    assert done.stdout.startswith("a[b].yaml: fine\n")
+    assert "model a:100:b[red] at" in done.stdout
+
+
 def test_a_file_that_cannot_be_read(run, tmp_path):
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")

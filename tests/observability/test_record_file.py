@@ -146,6 +146,13 @@ def test_what_is_no_record(tmp_path, text, message):
     assert message in str(caught.value)
 
 
+def test_a_loss_without_a_number_is_no_loss(tmp_path):
+    path = tmp_path / "record"
+    path.write_text('{"type": "start", "format": 1}\n{"type": "lost", "lines": "many"}\n')
+    (run,) = read_record(path)
+    assert run.lost == 0
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(RecordError, match="No such file"):
         read_record(tmp_path / "nothing")

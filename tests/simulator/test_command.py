@@ -111,6 +111,18 @@ def test_bad_lines_are_named(tmp_path):
     assert "bad.csv:3: arrival_s is no number: 'x'" in done.stderr
 
 
+def test_the_hundredth_line_is_called_100(tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join([*lines([Job(0.0, "a", 1, 1)] * 98), "x,a,1,1"]))
+    assert "bad.csv:100: arrival_s is no number: 'x'" in simulate(path).stderr
+
+
+def test_the_name_of_a_policy_is_shown_as_it_is(trace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a[b].py").write_text("class A:\n    def decide(self, now):\n        return None\n")
+    assert "./a[b].py:A" in simulate(trace, "-p", "./a[b].py:A").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -122,6 +134,8 @@ def test_bad_lines_are_named(tmp_path):
         (["--poisson", "", "--cost", "cheap"], "--cost"),
         (["--poisson", "", "--horizon", "later"], "is no duration"),
         (["--poisson", "", "--stretch", "0"], "greater than 0"),
+        (["--poisson", "", "--slowdown", "inf"], "0 or greater"),
+        (["--poisson", "", "-p", "./x.py:A:limit=1"], "policy.use: ./x.py:A: there is no file"),  # :A: is an emoji
     ],
 )
 def test_mistakes_on_the_command_line(words, said):

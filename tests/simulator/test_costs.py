@@ -58,6 +58,7 @@ def test_the_state_file(tmp_path):
         ("models: [a]\ncosts: [[0, 1]]", "one row and one column"),
         ("{version: 1, costs: 3}", "without usable costs"),
         ("a: [", "costs.yaml"),
+        ("a: " + "[" * 10_000, "costs.yaml"),
     ],
 )
 def test_what_cannot_be_used_says_why(tmp_path, text, words):

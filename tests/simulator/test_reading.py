@@ -89,6 +89,19 @@ def test_standard_input(monkeypatch):
         ('{"event": "x"}\n{nonsense\n', r"trace.csv:2: is no JSON"),
         ('{"event": "x"}\n[1]\n', r"trace.csv:2: is no JSON object"),
         ('{"model": "a"}\n', r"trace.csv:1: lacks arrival_s"),
+        (
+            '{"arrival_s": 1, "model": ["a"], "prompt_tokens": 2, "output_tokens": 3}\n',
+            r":1: model is no name: \['a'\]",
+        ),
+        (
+            '{"arrival_s": true, "model": 1, "prompt_tokens": 2, "output_tokens": 3}\n',
+            r":1: arrival_s is no number",
+        ),
+        (
+            '{"arrival_s": 1%s, "model": 1, "prompt_tokens": 2, "output_tokens": 3}\n' % ("0" * 400),
+            r"is no number",
+        ),
+        ('{"a": ' + "[" * 100_000, r"trace.csv:1: is no JSON"),
         (b"\xff\xfe\x00", r"is no UTF-8 text"),
         (gzip.compress(b"x" * 1000, mtime=0)[:-20], r"damaged or cut off"),
     ],
