@@ -232,7 +232,7 @@ def _make(policy: type, use: str, options: Mapping[str, Any]) -> Policy:
         raise _wrong(use, f"{policy.__name__}(): {error}; its constructor is given {takes}") from None
     try:
         made = policy(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _wrong(use, f"{policy.__name__} cannot be made: {_explain(error, None)}") from error
     try:
         inspect.signature(made.decide).bind(None)

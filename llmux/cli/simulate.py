@@ -192,6 +192,7 @@ def run(
             plot(outcomes, picture)
     except LLMuxError as error:
         _fail(str(error))
+    _tell_off(outcomes)
     results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in outcomes.items()}
     if as_json:
         typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
@@ -202,6 +203,14 @@ def run(
 def _fail(message: str) -> NoReturn:
     complain(message)
     raise typer.Exit(USAGE)
+
+
+def _tell_off(outcomes: Mapping[str, Outcome]) -> None:
+    """Name the policies whose figures are not their own."""
+    console = terminal(stderr=True, soft_wrap=True)
+    for name, outcome in outcomes.items():
+        for complaint in outcome.overruled:
+            console.print(f"warning: {name} {complaint}; treated as first come, first served", style="yellow")
 
 
 class _Given(NamedTuple):

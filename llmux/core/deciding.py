@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Iterable
 
 from llmux.core import admission, chronicle, lending, levels, quiet, shadows, switching
+from llmux.core.complaints import LONGEST, RAISED, spelled
 from llmux.core.decisions import By
 from llmux.core.effects import PolicyDecided
 from llmux.core.model import Model
@@ -21,7 +22,7 @@ from llmux.core.snapshot import LiveSnapshot
 from llmux.core.state import State
 
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
-LONGEST = 200  # characters of a policy's reason that are kept
+REASON = 200  # characters of a policy's reason that are kept
 FALLBACK = "first come, first served"
 ANTICIPATED = "it is likely to be asked next"
 ROOM = "there is room beside what is awake"
@@ -136,8 +137,8 @@ def _anticipate(s: State, snapshot: LiveSnapshot) -> bool:
     try:
         decision = ask(snapshot)
         complaint = _complaint(s, decision, [m.name for m in s.in_phase(Phase.ASLEEP)], quiet=True)
-    except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
-        decision, complaint = None, f"raised {type(error).__name__}: {error}"
+    except RAISED as error:
+        decision, complaint = None, f"raised {spelled(error)}"
     if complaint is not None:
         s.overrule(complaint)
     elif isinstance(decision, SwitchTo):
@@ -224,15 +225,15 @@ def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model,
     try:
         decision = s.policy.decide(snapshot)
         complaint = _complaint(s, decision, snapshot.waiting)
-    except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
-        decision, complaint = None, f"raised {type(error).__name__}: {error}"
+    except RAISED as error:
+        decision, complaint = None, f"raised {spelled(error)}"
     if complaint is not None:
         s.overrule(complaint)
         oldest = waiting[0]
         _tell(s, "switch", oldest.name, f"{FALLBACK}: the policy was overruled")
         return oldest, "overruled", complaint
     reason = getattr(decision, "reason", "")
-    said = reason[:LONGEST] if isinstance(reason, str) else ""
+    said = reason[:REASON] if isinstance(reason, str) else ""
     if isinstance(decision, SwitchTo):
         _tell(s, "switch", decision.model, said)
         return s.models[decision.model], "policy", said
@@ -250,7 +251,8 @@ def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model,
 def _complaint(s: State, decision: object, choice: Collection[str], *, quiet: bool = False) -> str | None:
     if isinstance(decision, SwitchTo):
         if decision.model not in choice:
-            return f"named {decision.model!r}, " + ("which is not asleep" if quiet else "for which nobody waits")
+            why = "which is not asleep" if quiet else "for which nobody waits"
+            return f"named {repr(decision.model)[:LONGEST]}, {why}"
     elif isinstance(decision, Stay):
         if not quiet and all(model.idle for model in s.in_phase(Phase.AWAKE)):
             return "stayed although every awake model is idle"
@@ -258,7 +260,7 @@ def _complaint(s: State, decision: object, choice: Collection[str], *, quiet: bo
         if not decision.time > s.now:
             return f"waits until {decision.time!r}, which is not in the future"
     else:
-        return f"answered {decision!r}, which is no decision"
+        return f"answered {repr(decision)[:LONGEST]}, which is no decision"
     return None
 
 

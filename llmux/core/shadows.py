@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmux.core.complaints import RAISED, spelled
 from llmux.core.effects import ShadowDropped
 from llmux.core.model import Shadow
 from llmux.core.policy import Decision, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
@@ -21,7 +22,7 @@ def ask(s: State, snapshot: Snapshot, went: str | None) -> None:
         try:
             decision = shadow.policy.decide(snapshot)
             kind, target = _meant(decision, snapshot.waiting)
-        except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
+        except RAISED as error:
             _drop(s, shadow, error)
             continue
         key = kind, target == went
@@ -35,7 +36,7 @@ def tell(s: State, record: SwitchRecord) -> None:
         if inform is not None:
             try:
                 inform(record)
-            except Exception as error:  # noqa: BLE001
+            except RAISED as error:
                 _drop(s, shadow, error)
 
 
@@ -50,6 +51,6 @@ def _meant(decision: Decision | object, waiting: Sequence[str]) -> tuple[str, st
     return "nonsense", waiting[0]  # first come, first served would have been used
 
 
-def _drop(s: State, shadow: Shadow, error: Exception) -> None:
-    shadow.dropped = f"{type(error).__name__}: {error}"
+def _drop(s: State, shadow: Shadow, error: BaseException) -> None:
+    shadow.dropped = spelled(error)
     s.out.append(ShadowDropped(shadow.name, shadow.dropped))

@@ -14,6 +14,7 @@ end, its failure changes nothing, and it is ended with the switch at the latest.
 from __future__ import annotations
 
 from llmux.core import admission, chronicle, evictions, levels, probing, retirement, shadows
+from llmux.core.complaints import RAISED, spelled
 from llmux.core.effects import (
     SWITCH_OVER,
     CancelRequests,
@@ -281,5 +282,5 @@ def _end(s: State, switch: Switch, result: str) -> None:
         inform = getattr(s.policy, "on_switch_completed", None)
         if inform is not None:
             inform(record)
-    except Exception as error:  # noqa: BLE001 - a user's policy may raise anything
-        s.overrule(f"on_switch_completed raised {type(error).__name__}: {error}")
+    except RAISED as error:
+        s.overrule(f"on_switch_completed raised {spelled(error)}")

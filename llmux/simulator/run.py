@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmux.core import Core
-from llmux.core.effects import Admit, Effect, Reject, RunHook, SwitchDrained, SwitchEnded, SwitchStarted
+from llmux.core.effects import (
+    Admit,
+    Effect,
+    PolicyOverruled,
+    Reject,
+    RunHook,
+    SwitchDrained,
+    SwitchEnded,
+    SwitchStarted,
+)
 from llmux.core.events import (
     DeadlineReached,
     Event,
@@ -56,6 +65,7 @@ class Outcome:
     first_token: list[float | None]
     visits: list[Visit] = field(default_factory=list)
     switches: int = 0
+    overruled: list[str] = field(default_factory=list)  # what the policy said that cannot be followed, once a kind
 
 
 def simulate(
@@ -287,6 +297,8 @@ class Run:
         elif kind is SwitchEnded:
             self.outcome.switches += 1
             self._stage(effect.to or "", "awake")  # type: ignore[union-attr]
+        elif kind is PolicyOverruled:
+            self.outcome.overruled.append(effect.answer)  # type: ignore[union-attr]
 
     def _stage(self, model: str, what: str) -> None:
         self.stage.end = self.time

@@ -21,7 +21,7 @@ class Answers:
     def decide(self, _now):
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -176,6 +176,10 @@ def test_wait_until_is_asked_again_then_and_after_sixty_seconds_at_the_latest() 
 
 
 def test_nonsense_is_treated_as_first_come_first_served() -> None:
+    class SpeechlessError(Exception):
+        def __str__(self):
+            raise ValueError
+
     nonsense = [
         SwitchTo("nobody"),
         SwitchTo("a"),
@@ -183,8 +187,11 @@ def test_nonsense_is_treated_as_first_come_first_served() -> None:
         WaitUntil(float("nan")),
         WaitUntil("later"),
         RuntimeError("ill"),
+        SystemExit(3),
+        SpeechlessError(),
         None,
         "b",
+        "b" * 1_000_000,
     ]
     found = []
     for answer in nonsense:
@@ -199,8 +206,11 @@ def test_nonsense_is_treated_as_first_come_first_served() -> None:
         "waits until nan, which is not in the future",
         "raised TypeError: '>' not supported between instances of 'str' and 'float'",
         "raised RuntimeError: ill",
+        "raised SystemExit: 3",
+        "raised SpeechlessError: ",
         "answered None, which is no decision",
         "answered 'b', which is no decision",
+        "answered '" + "b" * 299 + ", which is no decision",
     ]
 
 

@@ -113,6 +113,11 @@ def test_an_imported_class_is_not_taken_for_the_files_own(tmp_path):
             "class Mine:\n    def __init__(self):\n        self.x = 1 / 0\n    def decide(self, now): ...",
             ["cannot be made", "mine.py:3: self.x = 1 / 0: ZeroDivisionError"],
         ),
+        (
+            "./mine.py:Mine",
+            "class Mine:\n    def __init__(self):\n        raise SystemExit(4)\n    def decide(self, now): ...",
+            ["cannot be made", "mine.py:3", "SystemExit: 4"],
+        ),
         ("./mine.py:Mine", "x = 1\ny = {}['a']\n", ["mine.py:2: y = {}['a']: KeyError: 'a'"]),
         ("./mine.py:Mine", "import json\nx = json.loads('[')\n", ["mine.py:2: x = json.loads('[')"]),
         ("./mine.py:Mine", "def decide(:\n", ["mine.py:1", "SyntaxError"]),

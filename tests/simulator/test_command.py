@@ -117,6 +117,26 @@ def test_the_hundredth_line_is_called_100(tmp_path):
     assert "bad.csv:100: arrival_s is no number: 'x'" in simulate(path).stderr
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "raise ValueError('ill')",
+            "warning: ./mine.py raised ValueError: ill; treated as first come, first served",
+        ),
+        ("raise SystemExit(3)", "warning: ./mine.py raised SystemExit: 3; treated as"),
+        ("return 5", "warning: ./mine.py answered 5, which is no decision; treated as"),
+    ],
+)
+def test_a_policy_that_is_overruled_is_told_once(trace, tmp_path, monkeypatch, body, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(f"class Mine:\n    def decide(self, now):\n        {body}\n")
+    done = simulate(trace, "-p", "./mine.py", "-p", "fifo", "--json")
+    assert (done.exit_code, done.stderr.count("warning")) == (0, 1)
+    assert said in done.stderr
+    assert list(json.loads(done.stdout)["policies"]) == ["./mine.py", "fifo"]
+
+
 def test_the_name_of_a_policy_is_shown_as_it_is(trace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a[b].py").write_text("class A:\n    def decide(self, now):\n        return None\n")
