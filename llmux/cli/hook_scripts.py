@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,24 @@ class HookScript:
         end = lines.index("#", begin)
         return "\n".join(line.removeprefix("#   ") for line in lines[begin:end])
 
+    @property
+    def others(self) -> list[str]:
+        """The names of other scripts that these lines use."""
+        return sorted(set(re.findall(r"\./hooks/([a-z-]+)\.sh", self.example)) - {self.name})
+
+    def example_in(self, folder: Path) -> str:
+        """Return these lines for a copy in another folder than ``hooks``."""
+        outside = folder.is_absolute() or folder.parts[:1] == ("..",)
+        place = str(folder) if outside else "/".join((".", *folder.parts))
+
+        def moved(line: re.Match[str]) -> str:
+            key, script, rest = line.groups()
+            path = f"{place.removesuffix('/')}/{script}"
+            command = f"{shlex.quote(path)}{rest}"
+            return key + (command if shlex.quote(path) == path else json.dumps(command, ensure_ascii=False))
+
+        return re.sub(r"(?m)^( +[a-z]+: +)\./hooks/(\S+)(.*)$", moved, self.example)
+
     def _header(self) -> list[str]:
         lines = self.text.splitlines()[1:]
         end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -61,8 +81,8 @@ def find(name: str) -> HookScript:
     found = scripts.get(name.removesuffix(".sh"))
     if found is None:
         near = difflib.get_close_matches(name, scripts, n=1)
-        mean = f"; did you mean {near[0]}?" if near else ""
-        raise HookScriptError(f"no hook script {name!r}{mean} Known: {', '.join(scripts)}")
+        mean = f" (did you mean {near[0]}?)" if near else ""
+        raise HookScriptError(f"there is no hook script {name!r}{mean}; known: {', '.join(scripts)}")
     return found
 
 

@@ -46,13 +46,17 @@ def copy_one(
     folder: Annotated[Path, typer.Argument(help="Where to.")] = Path("hooks"),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that differs.")] = False,
 ) -> None:
-    """Copy a script, which is complete in itself, and print the lines that use it."""
+    """Copy a script, and one for verify where it wants one; print the lines that use it."""
     try:
+        script = find(name)
         target = copy(name, folder, force=force)
+        for other in script.others:
+            if not (folder / f"{other}.sh").exists():  # somebody's own is as good
+                copy(other, folder)
     except HookScriptError as error:
         _fail(error)
     terminal(stderr=True).print(f"{target} is there; in the configuration:")
-    typer.echo(find(name).example)
+    typer.echo(script.example_in(folder))
 
 
 app.command("test")(trying.run)

@@ -1,6 +1,7 @@
 """The shipped hook scripts: listed, shown, copied, and in the wheel (with the files of the page)."""
 
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from llmux.cli import app
@@ -48,6 +50,28 @@ def test_a_copy_is_the_same_and_executable_and_the_lines_that_use_it_are_printed
     assert done.stdout.startswith("models:\n  qwen:\n")
     assert "hooks/llama-cpp.sh" in done.stderr
     assert run("hooks", "copy", "llama-cpp").exit_code == 0  # the same again changes nothing
+
+
+def test_what_the_lines_use_is_copied_too(run, tmp_path):
+    assert "verify: ./hooks/gpu-free.sh" in run("hooks", "copy", "ollama").stdout
+    assert (tmp_path / "hooks" / "gpu-free.sh").read_text() == find("gpu-free").text
+    (tmp_path / "hooks" / "gpu-free.sh").write_text("my own\n")
+    assert run("hooks", "copy", "ollama").exit_code == 0
+    assert (tmp_path / "hooks" / "gpu-free.sh").read_text() == "my own\n"
+
+
+@pytest.mark.parametrize("folder", ["mine", "my own", 'it\'s "mine"', "../mine", "{tmp}/elsewhere", "."])
+def test_the_lines_name_the_folder_that_it_was_copied_to(run, tmp_path, monkeypatch, folder):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    lines = run("hooks", "copy", "ollama", folder.format(tmp=tmp_path)).stdout
+    model = yaml.safe_load(lines)["models"]["llama3"]
+    for hook in ("wake", "verify"):
+        script, *action = shlex.split(model[hook])
+        assert "/" in script
+        assert action == ([] if hook == "verify" else [hook])
+        assert os.access(here / script, os.X_OK)
 
 
 def test_a_file_that_differs_is_not_replaced_unless_forced(run, tmp_path):
