@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -60,4 +61,5 @@ def _summary(result: Translation, target: Path) -> str:
     lines = [f"wrote {target} with {models}, and {target.parent / HOOKS / SCRIPT}.sh"]
     if lost:
         lines.append(f"not carried over: {lost} setting{'s' * (lost != 1)}, named above and in the file")
-    return "\n".join([*lines, f"now: llmux check {target} && llmux -c {target}"])
+    quoted = shlex.quote(str(target))
+    return "\n".join([*lines, f"now: llmux check {quoted} && llmux -c {quoted}"])

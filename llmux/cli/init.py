@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -91,7 +92,8 @@ class _Init:
         names = ", ".join(one.name for one in chosen[:MANY]) + (", …" if len(chosen) > MANY else "")
         scripts = ", ".join(f"{name}.sh" for name in draft.scripts)
         typer.echo(f"wrote {target} ({names}), and in {target.parent / written.HOOKS}: {scripts}")
-        typer.echo(f"now: llmux check {target} && llmux -c {target}")
+        quoted = shlex.quote(str(target))
+        typer.echo(f"now: llmux check {quoted} && llmux -c {quoted}")
 
     async def look(self) -> tuple[gguf.Found, list[Engine], Machine]:
         """Look everywhere at once."""

@@ -81,6 +81,7 @@ class _Translator:
             self.result.models[name] = self.model(name, self.config.models[name], engine)
         if not found and not self.problems:
             self.problems.append(Problem(("models",), "holds no model that can be carried over"))
+            self.problems += [Problem(note.path, note.message) for note in self.notes if note.lost]
         self.share()
         if self.config.sendLoadingState:
             self.notes.append(Note(("sendLoadingState",), _LOADING, lost=False))

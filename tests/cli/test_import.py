@@ -54,7 +54,7 @@ def test_what_is_there_stays_there(run, tmp_path):
     assert "config.yaml is there already" in done.stderr
     assert (tmp_path / "config.yaml").read_text() == "mine"
     assert not (tmp_path / "hooks").exists()
-    assert run(WHOLE, "-o", "deep/er").exit_code == 0
+    assert "llmux check 'it'\"'\"'s deep/er/config.yaml' &&" in run(WHOLE, "-o", "it's deep/er").stdout
     assert run(WHOLE, "--force").exit_code == 0
     assert "srv" in (tmp_path / "config.yaml").read_text()
 

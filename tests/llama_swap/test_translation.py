@@ -344,6 +344,7 @@ def test_what_is_wrong_with_them(problems, text, line, said):
         ("models:\n  m:\n    cmd: x ${PORT}\n  m:\n    cmd: y", 4, "is there twice"),
         ("models: {m: {cmd: 'x ${PORT}'}}\nlogLevel: loud", 2, "must be debug, info, warn or error, not 'loud'"),
         ("models:\n  m:\n    cmd: x", 1, "models: holds no model that can be carried over"),
+        ("models:\n  m:\n    cmd: x", 2, "nothing says on which port"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(problems, text, line, said):
