@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.table import Table
 
-from llmux.cli.place import DEFAULT_URL, UrlOption
+from llmux.cli.place import DEFAULT_URL, UrlOption, check_key, place
 from llmux.cli.terminal import complain, terminal
 from llmux.core.decisions import duration
 from llmux.errors import LLMuxError
@@ -154,9 +153,9 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
 
 
 def _ask(url: str, key: str | None) -> Mapping[str, Any]:
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise RecordError(f"--url {url}: write http://HOST:PORT")
-    request = urllib.request.Request(f"{url.rstrip('/')}/llmux/decisions")  # noqa: S310 - http, as was seen to
+    address = place(url, None).url
+    check_key(key, "--key")
+    request = urllib.request.Request(f"{address}/llmux/decisions")  # noqa: S310 - http, as was seen to
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     try:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from llmux.cli import explain, hooks, imports, init, keys, operating, simulate
+from llmux.cli.streams import usable_streams
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
 from llmux.config.json_schema import json_schema
@@ -24,7 +25,6 @@ from llmux.runtime.shadow import load_shadows
 from llmux.tracing import require
 from llmux.version import __version__
 
-FAILURE = 1
 USAGE = 2
 
 app = typer.Typer(
@@ -183,8 +183,5 @@ def main() -> None:
     """Run the command line."""
     if "LLMUX_HOOK" in os.environ:
         os.environ.pop("LLMUX_URL", None)  # in a hook, and in an engine that it has started, this is the engine's
-    try:
+    with usable_streams():
         app(prog_name="llmux")
-    except BrokenPipeError:  # `llmux schema | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILURE)

@@ -45,9 +45,14 @@ def place(url: str, key_file: Path | None) -> Place:
     if not usable:
         raise CommandError(Exit.USAGE, f"{url!r} is no address of a llmux; write --url http://HOST:PORT")
     key, source = _key(key_file)
+    check_key(key, source)
+    return Place(url.rstrip("/"), key)
+
+
+def check_key(key: str | None, source: str) -> None:
+    """Raise CommandError for a key that no header takes."""
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise CommandError(Exit.USAGE, f"{source} holds no key: a key is printable ASCII, without spaces")
-    return Place(url.rstrip("/"), key)
 
 
 def _key(file: Path | None) -> tuple[str | None, str]:

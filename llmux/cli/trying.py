@@ -106,8 +106,8 @@ def _named(config: Config, name: str) -> str:
         if name == known or name in settings.aliases:
             return known
     near = difflib.get_close_matches(name, config.models, n=1)
-    mean = f"; did you mean {near[0]}?" if near else ""
-    raise UntriedError(f"no model {name!r}{mean} Known: {', '.join(config.models)}")
+    mean = f" (did you mean {near[0]}?)" if near else ""
+    raise UntriedError(f"there is no model {name!r}{mean}; known: {', '.join(config.models)}")
 
 
 @contextlib.contextmanager

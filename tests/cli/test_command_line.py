@@ -220,6 +220,49 @@ def test_a_closed_stdout_is_no_traceback(tmp_path):
     process.wait()
 
 
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        ("simulate -", "<&-"),
+        ("explain -", "<&-"),
+        ("key hash", "<&-"),
+        ("init -o here", "<&-"),
+        ("schema", "<&- >&- 2>&-"),
+        ("schema", ">/dev/full"),
+        ("simulate --poisson models=2 --horizon 100s", ">/dev/full"),
+        ("hooks list", "| head -0"),
+    ],
+)
+def test_no_traceback_whatever_came_of_the_streams(tmp_path, command, closed):
+    line = f'"$0" -m llmux {command} {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable],
+        check=False,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "Exception" not in done.stderr
+
+
+def test_what_the_terminal_cannot_spell_is_escaped(tmp_path):
+    write(tmp_path, name="config.yaml")
+    (tmp_path / "config.yaml").rename(tmp_path / os.fsdecode(b"\xff.yaml"))
+    done = subprocess.run(
+        [*map(os.fsencode, LLMUX), b"check", b"\xff.yaml"],
+        check=True,
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+    )
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"\\udcff.yaml: fine\n")
+
+
 def test_serving_survives_closed_pipes(serve, tmp_path):
     port = free_port()
     process = serve("-c", write(tmp_path, port=port), stdout=subprocess.PIPE)

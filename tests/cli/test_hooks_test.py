@@ -303,7 +303,7 @@ def test_another_model_that_is_awake_is_in_the_way(configure):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("m2",), "no model 'm2'; did you mean m? Known: m"),
+        (("m2",), "no model 'm2' (did you mean m?); known: m"),
         (("m", "-c", "nowhere.yaml"), "nowhere.yaml"),
         (("m", "-c", "hook.sh"), "hook.sh"),
     ],

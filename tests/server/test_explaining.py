@@ -86,8 +86,11 @@ async def test_what_is_no_llmux(answer):
     ("words", "code", "message"),
     [
         (["nowhere"], 2, "nowhere: No such file or directory"),
-        (["--url", "file:///etc/passwd"], 2, "write http://HOST:PORT"),
-        (["--url", "llama"], 2, "write http://HOST:PORT"),
+        (["--url", "file:///etc/passwd"], 2, "write --url http://HOST:PORT"),
+        (["--url", "llama"], 2, "write --url http://HOST:PORT"),
+        (["--url", "http://[::1"], 2, "write --url http://HOST:PORT"),
+        (["--url", "http://127.0.0.1:99999"], 2, "write --url http://HOST:PORT"),
+        (["--key", "a\nb"], 2, "--key holds no key"),
         (["-n", "0"], 2, "greater than or equal to 1"),
     ],
 )
