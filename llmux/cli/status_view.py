@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from llmux.cli.seen import SeenLease, SeenModel, SeenStatus, SeenSwitch
@@ -38,13 +38,23 @@ def head(url: str, status: SeenStatus) -> Iterator[Text]:
 
 def models(status: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> Table:
     """Return the table of the models; ``figures`` are further columns: by title, then by model."""
-    table = Table("model", "phase")
-    for title in ("in flight", "waiting", "longest", "expected", "awake for", *figures):
-        table.add_column(title, justify="right")
-    table.add_column("remarks", overflow="fold")
-    for name, model in status.models.items():
-        more = [Text(column.get(name, "")) for column in figures.values()]
-        table.add_row(Text(name), *_row(model), *more, Text("; ".join(_remarks(model))))
+    titles = ("phase", "in flight", "waiting", "longest", "expected", "awake for", *figures, "remarks")
+    rows = [
+        [
+            *_row(model),
+            *(Text(column.get(name, "")) for column in figures.values()),
+            Text("; ".join(_remarks(model))),
+        ]
+        for name, model in status.models.items()
+    ]
+    # On a terminal of 80 columns empty ones would take the names' room; where figures come and go they stay.
+    filled = [number for number in range(len(titles)) if figures or any(row[number].plain for row in rows)]
+    table = Table(Column("model", overflow="fold"))  # a name that is cut off may be another's
+    for number in filled:
+        words = titles[number] in ("phase", "remarks")
+        table.add_column(titles[number], justify="left" if words else "right", overflow="fold")
+    for name, row in zip(status.models, rows, strict=True):
+        table.add_row(Text(name), *(row[number] for number in filled))
     return table
 
 

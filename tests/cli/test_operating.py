@@ -43,6 +43,14 @@ async def test_models_of_any_name(house, name):
     assert (await said(house, "switch", "gpt")).startswith("other is awake")
 
 
+async def test_names_are_not_cut_off(house):
+    names = ["llama-3.1-8b-instruct", "llama-3.1-70b-instruct"]
+    await house.open(models={name: {} for name in names})
+    shown = await said(house, "status", COLUMNS="80")
+    assert all(name in shown for name in names)
+    assert "…" not in await said(house, "status", COLUMNS="40")
+
+
 @pytest.mark.parametrize("name", ["", ".", "a/../b", "/", "\udcff", "é", "a?b#c", "x" * 5000])
 async def test_names_of_nobody(house, name):
     await house.open()
@@ -150,7 +158,7 @@ async def test_manual_mode(house):
     await until(lambda: house.queued("a"))
     shown = await said(house, "status")
     assert "manual mode: only operators switch" in shown
-    assert re.search(r"│ a │ asleep │ │ 1 │ [\d.]+ s │ ≈ \d+ s │ │", shown), shown
+    assert re.search(r"│ a │ asleep │ 1 │ [\d.]+ s │ ≈ \d+ s │", shown), shown
     assert "wakes nobody yet: manual mode, only an operator switches; 1 waiting for a has" in shown
     assert (await answered(house, "manual", "off"))["manual"] is False
     assert (await line.reply()).status == 200
