@@ -126,7 +126,7 @@ def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:
                 )
                 for line in run.switches
             ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"a line of the record lacks what it should have: {error!r}") from None
     return switches, None
 
@@ -147,7 +147,7 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
             if each["switch"] is not None
         ]
         last = decisions[-1] if decisions and decisions[-1]["switch"] is None else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnreachableError(f"what answers there is no llmux of this version: {error!r}") from None
     return switches, last
 

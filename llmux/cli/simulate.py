@@ -28,7 +28,7 @@ from llmux.simulator.engine import EngineModel
 from llmux.simulator.misjudged import Misjudged
 from llmux.simulator.plot import plot
 from llmux.simulator.reading import is_record, read_trace
-from llmux.simulator.recorded import Recorded, read_recorded
+from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
 from llmux.simulator.run import Outcome, Scene, simulate
 from llmux.simulator.statistics import SLO, Statistics, statistics_of
 from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate, parse_load
@@ -161,6 +161,7 @@ def run(
     until = None if horizon is None else _duration(horizon)
     if until is None and trace is None:
         until = GENERATED
+    recorded: Recorded | None = None
     loads: dict[type[Load], str | None] = {Poisson: poisson, OnOff: onoff, Agents: agents}
     try:
         recorded = read_recorded(trace) if trace is not None and is_record(trace) else None
@@ -190,14 +191,22 @@ def run(
                 )
         if picture is not None:
             plot(outcomes, picture)
-    except LLMuxError as error:
-        _fail(str(error))
+    except (LLMuxError, *SENSELESS) as error:
+        _fail(_in_words(error, recorded))
     _tell_off(outcomes)
     results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in outcomes.items()}
     if as_json:
         typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
     else:
         _print(traffic, outcomes, results, engine if recorded is None else None)
+
+
+def _in_words(error: Exception, recorded: Recorded | None) -> str:
+    if isinstance(error, LLMuxError):
+        return str(error)
+    if recorded is None:
+        raise error
+    return str(senseless(recorded.name, error))
 
 
 def _fail(message: str) -> NoReturn:

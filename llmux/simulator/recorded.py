@@ -20,6 +20,9 @@ from llmux.simulator.trace import Job, Trace, TraceError
 Line = Mapping[str, Any]
 
 
+SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """The last llmux that wrote into a record, from where the file has it."""
@@ -137,9 +140,14 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
         _ = recorded.end, recorded.costs, recorded.exact_specs(), recorded.rules
         for line in recorded.requests:
             _job(line, {})
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RecordError(f"{name}: a line lacks what a record's has, or it makes no sense: {error!r}") from None
+    except SENSELESS as error:
+        raise senseless(name, error) from None
     return recorded
+
+
+def senseless(name: str, error: Exception) -> RecordError:
+    """Return what to raise for a record that was changed by hand, or by another version."""
+    return RecordError(f"{name}: a line lacks what a record's has, or it makes no sense: {error!r}")
 
 
 def _job(line: Line, means: Mapping[Any, float]) -> Job:

@@ -166,3 +166,29 @@ def test_what_cannot_be_replayed(tmp_path, text, words, message):
     done = simulate(path, *words)
     assert done.exit_code == 2
     assert message in done.output.replace("\n", " ")
+
+
+async def test_a_record_that_makes_no_sense_is_no_traceback(house):
+    await house.open(models=dict.fromkeys("ab", SLOWLY), record="record.jsonl")
+    for name in "ab":
+        assert (await house.chat(name)).status == 200
+    await house.close()
+    lines = [json.loads(line) for line in (house.folder / "record.jsonl").read_text().splitlines()]
+    broken = house.folder / "broken.jsonl"
+    for path in (
+        ("start", "policy"),
+        ("start", "models", 0, "phase"),
+        ("switch", "id"),
+        ("switch", "hooks", 0, "at"),
+    ):
+        number = next(number for number, line in enumerate(lines) if line["type"] == path[0])
+        changed = json.loads(json.dumps(lines))
+        place = changed[number]
+        for key in path[1:-1]:
+            place = place[key]
+        place[path[-1]] = float("inf") if path[-1] == "id" else None
+        broken.write_text("\n".join(map(json.dumps, changed)))
+        for words in (["simulate", broken, "-p", "fifo"], ["simulate", broken, "--exact"], ["explain", broken]):
+            done = CliRunner().invoke(app, list(map(str, words)))
+            assert isinstance(done.exception, SystemExit | None), (path, words, done.exception)
+            assert done.exit_code < 2 or "a line" in done.stderr, path
