@@ -26,7 +26,7 @@ class Foreseeing:
 
     def anticipate(self, _now):
         self.asked += 1
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -78,7 +78,10 @@ def test_it_may_leave_things_as_they_are(answer):
     assert play.core.state.policy.asked == 1
 
 
-@pytest.mark.parametrize("answer", [SwitchTo("a"), SwitchTo("x"), None, WaitUntil(0.0), RuntimeError("ill")])
+ODD = [SwitchTo("a"), SwitchTo("x"), None, WaitUntil(0.0), RuntimeError("ill"), SystemExit(3)]
+
+
+@pytest.mark.parametrize("answer", ODD)
 def test_nonsense_is_told_once_and_changes_nothing(answer):
     play, found = quiet(answer)
     assert not started(found)

@@ -265,7 +265,7 @@ def test_policy_hears_of_every_switch_that_ended() -> None:
 def test_policy_that_raises_when_it_hears_of_a_switch_is_complained_about_once() -> None:
     class Deaf(Answers):
         def on_switch_completed(self, _record):
-            raise RuntimeError("what?")
+            raise SystemExit("what?")
 
     play = given(models("a", "b"), awake=["a"], policy=Deaf(SwitchTo("b")))
     play(
@@ -283,7 +283,7 @@ def test_policy_that_raises_when_it_hears_of_a_switch_is_complained_about_once()
             ev.HookFinished(3, ok=True),
             fx.RecordHolders(frozenset()),
             fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
-            fx.PolicyOverruled("on_switch_completed raised RuntimeError: what?"),
+            fx.PolicyOverruled("on_switch_completed raised SystemExit: what?"),
         ),
         at(
             3.0,

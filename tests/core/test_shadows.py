@@ -22,7 +22,7 @@ class Says:
     def decide(self, now):
         self.seen.append((now.time, now.waiting))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -35,7 +35,7 @@ class Learns(Says):
     def on_switch_completed(self, record):
         self.records.append(record.id)
         if len(self.records) > 1:
-            raise ValueError("enough")
+            raise SystemExit("enough")
 
 
 def shadowed(policy, *shadows):
@@ -67,11 +67,12 @@ def test_shadows_change_nothing():
     assert not followed.core.state.overruled
 
 
-def test_a_shadow_that_raises_is_told_once_and_dropped():
-    ill = Says(RuntimeError("ill"))
+@pytest.mark.parametrize("error", [RuntimeError("ill"), SystemExit("ill")])
+def test_a_shadow_that_raises_is_told_once_and_dropped(error):
+    ill = Says(error)
     play, effects = shadowed(Says(Stay()), ill, Says(Stay()))
     dropped = [each for told in effects for each in told if isinstance(each, fx.ShadowDropped)]
-    assert dropped == [fx.ShadowDropped("s0", "RuntimeError: ill")]
+    assert dropped == [fx.ShadowDropped("s0", f"{type(error).__name__}: ill")]
     assert len(ill.seen) == 1
     assert [sum(each.counts.values()) for each in play.core.state.shadows] == [0, 3]
 
@@ -87,7 +88,7 @@ def test_shadows_learn_from_switches():
         play.feed(number + 1.0, event)
         effects += play.feed(number + 1.5, ev.HookFinished(number + 2, ok=True))
     assert learns.records == [1, 2]
-    assert fx.ShadowDropped("learns", "ValueError: enough") in effects
+    assert fx.ShadowDropped("learns", "SystemExit: enough") in effects
 
 
 @pytest.mark.parametrize("shadows", [(), (Shadow("new", Says(Stay())),)])
