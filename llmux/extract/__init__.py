@@ -1,6 +1,6 @@
 """Which model a request names, and its body: read once, kept, sent as often as needed."""
 
-from llmux.extract.body import Body, model_of, read_body
+from llmux.extract.body import Body, model_of, read_body, refuse_announced
 from llmux.extract.field import MAX_NAME, SLICE, ModelField, json_literal
 from llmux.extract.json_scan import ModelScanner
 from llmux.extract.limits import BodyBudget, BodyLimits
@@ -21,4 +21,5 @@ __all__ = [
     "model_in_query",
     "model_of",
     "read_body",
+    "refuse_announced",
 ]

@@ -116,6 +116,13 @@ class Body:
             yield self._store.read(pos, min(pos + SLICE, end))
 
 
+def refuse_announced(request: web.Request, limits: BodyLimits) -> None:
+    """Raise BodyTooLargeError when the client announces more than may be, before any of it has come."""
+    length = request.content_length
+    if length is not None and length > limits.max_body:
+        raise _too_large(limits)
+
+
 async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget) -> Body:
     """Read the body of ``request`` to its end.
 
@@ -123,9 +130,7 @@ async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget
     when the budget or the disk is full; BadRequestError for a body that breaks off or that is malformed where
     it names its model. Nothing is held after an error. The event loop gets its turn every half a millisecond.
     """
-    length = request.content_length
-    if length is not None and length > limits.max_body:
-        raise _too_large(limits)
+    refuse_announced(request, limits)
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
     compressed = encoding not in ("", "identity")
     scanner: ModelScanner | MultipartScanner | None = None

@@ -13,7 +13,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, EngineError, RequestError, UnknownModelError
-from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body
+from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.herald import EXPECTED, Herald, InBody, Interim, Voice
 from llmux.middleware.keyring import Holder
 from llmux.middleware.paths import Kind, Route
@@ -154,6 +154,7 @@ class Endpoint:
             return await self._with_body(request, passage, None, _named(route, None))
         expects = request.headers.get(hdrs.EXPECT)
         if expects is not None:
+            refuse_announced(request, self._limits)
             _meet(expects, request, passage)
         with await read_body(request, self._limits, self.budget) as body:
             return await self._with_body(request, passage, body, _named(route, body))
@@ -288,7 +289,7 @@ class Endpoint:
 
 
 def _meet(expects: str, request: web.Request, passage: Passage) -> None:
-    """Tell a client that waits for it to send its body, now that its path and key are in order."""
+    """Tell a client that waits for it to send its body, now that its path, key and size are in order."""
     if expects.strip().lower() != "100-continue":
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
     if not passage.told_to_send and request.transport is not None and request.version >= HttpVersion11:
