@@ -19,7 +19,7 @@ from llmux.simulator.trace import Job, Trace, TraceError
 
 Line = Mapping[str, Any]
 
-
+# What a record raises that was changed by hand, or written by another version, wherever it is made use of.
 SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 

@@ -6,8 +6,6 @@ import asyncio
 import json
 import re
 
-import pytest
-from lease.lab import Lab
 from lease.raw import request
 
 METRICS = {
@@ -24,15 +22,6 @@ METRICS = {
     "llmux_hook_duration_seconds": {"model", "hook"},
     "llmux_hook_failures_total": {"model", "hook"},
 }
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    found = Lab(tmp_path_factory.mktemp("admin"))
-    found.write({"a": {"aliases": ["ali"]}, "b": {}}, cors=["https://good.example"])
-    found.start()
-    yield found
-    found.finish()
 
 
 async def test_all_metrics_with_their_labels(lab):
@@ -144,13 +133,15 @@ async def test_the_status_has_exactly_its_shape(lab):
         assert set(cost) == {"from", "to", "seconds", "samples"}
 
 
-async def test_models_tell_their_state(shared):
-    await shared.chat("a")
-    listed = (await shared.get("/v1/models")).json()["data"]
+async def test_models_tell_their_state(lab):
+    lab.write({"a": {"aliases": ["ali"]}, "b": {}})
+    lab.start()
+    await lab.chat("a")
+    listed = (await lab.get("/v1/models")).json()["data"]
     assert "awake" in json.dumps(next(m for m in listed if m["id"] == "a")).lower()
-    one = await shared.get("/v1/models/a")
+    one = await lab.get("/v1/models/a")
     assert one.json()["id"] == "a"
-    answer = await shared.get("/v1/models/zz")
+    answer = await lab.get("/v1/models/zz")
     assert answer.status == 404
     assert set(answer.json()["error"]) == {"message", "type", "code", "param"}
 
@@ -192,8 +183,10 @@ async def test_events_stream_what_happens(lab):
     assert (await lab.get("/health")).status == 200
 
 
-async def test_the_page_is_there(shared):
-    answer = await shared.get("/llmux/ui")
+async def test_the_page_is_there(lab):
+    lab.write("a")
+    lab.start()
+    answer = await lab.get("/llmux/ui")
     assert answer.status in (200, 301, 302, 307, 308)
     if answer.status == 200:
         assert answer.get("Content-Type").startswith("text/html")

@@ -1,4 +1,4 @@
-"""Deciding: the policy, the guard rails over it, idle sleep."""
+"""Deciding: the policy, and the guard rails over it."""
 
 from __future__ import annotations
 
@@ -302,86 +302,6 @@ def test_policy_that_raises_when_it_hears_of_a_switch_is_complained_about_once()
     )
 
 
-def test_idle_model_sleeps_after_a_while_without_a_request() -> None:
-    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
-    play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(4.0, ev.RequestFinished(1)),
-        at(10.0, ev.DeadlineReached()),
-    )
-    assert play.core.next_deadline() == 14.0
-    play(
-        at(
-            14.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(1, ("a",), None, "idle"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 14.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-        ),
-        at(
-            15.0,
-            ev.HookFinished(2, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
-        ),
-    )
-
-
-def test_idle_model_that_is_pinned_sleeps_when_the_pin_is_over() -> None:
-    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
-    play(
-        at(1.0, ev.PinChanged("a", 1, until=30.0), fx.PinSet("a", True, 30.0), fx.Answer(1, True)),
-        at(10.0, ev.DeadlineReached()),
-        at(
-            30.0,
-            ev.DeadlineReached(),
-            fx.PinSet("a", False, None),
-            fx.SwitchStarted(1, ("a",), None, "idle"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 30.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-        ),
-    )
-
-
-def test_idle_sleep_that_fails_is_tried_again_when_it_has_been_idle_as_long_again() -> None:
-    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
-    play(
-        at(
-            10.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(1, ("a",), None, "idle"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 10.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-        ),
-        at(
-            11.0,
-            ev.HookFinished(2, ok=False),
-            fx.SleepHookFailed("a", None, "sleep failed"),
-            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
-        ),
-        at(
-            12.0,
-            ev.HookFinished(3, ok=True),
-            fx.ModelActivated("a", 1, (), None),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
-            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
-            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
-        ),
-        at(13.0, ev.DeadlineReached()),
-        at(
-            22.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(2, ("a",), None, "idle"),
-            fx.SwitchDrained(2, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 10.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
-        ),
-    )
-
-
 def test_a_lost_engine_leaves_the_policy_no_reason_to_stay() -> None:
     play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()))
     play(
@@ -463,14 +383,3 @@ def test_of_groups_too() -> None:
     play = given(specs, awake=["a"], policy=Answers(WaitUntil(1e9)))
     found = play.feed(1.0, ev.RequestArrived(1, "b"))
     assert [effect.model for effect in found if isinstance(effect, fx.RunHook)] == ["b"]
-
-
-def test_model_that_answers_for_longer_than_its_idle_sleep_is_not_idle() -> None:
-    play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
-    play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(10.0, ev.DeadlineReached()),
-        at(20.0, ev.EngineLost("b")),
-        at(30.0, ev.RequestFinished(1)),
-    )
-    assert play.core.next_deadline() == 40.0
