@@ -49,7 +49,7 @@ soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: 
 bench: $(VENV)/.test ## what llmux adds to a request, next to nginx and others (ROUNDS=5 PEER=name=url; needs gcc)
 	$(BIN)/python tests/benchmarks/bench.py --rounds $(or $(ROUNDS),5) --out tests/benchmarks/figures $(if $(PEER),--peer $(PEER))
 
-docs: $(VENV)/.test ## write the generated parts of llmux/DESIGN.md anew
+docs: $(VENV)/.test ## write the generated parts of the pages in llmux/ anew
 	PYTHONPATH=. $(BIN)/python tests/docs/generated.py
 
 policies: $(VENV)/.test ## compare the policies on all scenarios; write the guide's tables and picture

@@ -1,6 +1,6 @@
 """What goes into the record: a line for each request, switch and decision.
 
-See "The record" in ``llmux/DESIGN.md``.
+See "The record" in ``llmux/OPERATING.md``.
 
 Times are seconds on the core's clock from ``origin`` on, which the ``start`` line puts into calendar time.
 """

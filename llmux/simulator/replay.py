@@ -1,7 +1,7 @@
 """Plays a record again, exactly: the recorded policy, every hook as long as it was, and what operators did.
 
 The switches must then be the recorded ones, which proves that the record tells why each was made.
-Exactness ends where the record does: see "Replaying a record" in ``llmux/DESIGN.md``.
+Exactness ends where the record does: see "The record" in ``llmux/OPERATING.md``.
 """
 
 from __future__ import annotations

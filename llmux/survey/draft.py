@@ -103,7 +103,7 @@ class Draft:
 
     def _head(self) -> str:
         lines = [
-            "# Made by `llmux init`. All settings are in DESIGN.md; `llmux schema` prints them for an editor.",
+            "# Made by `llmux init`. All settings are in REFERENCE.md; `llmux schema` prints them for an editor.",
             "",
             f"port: {self.port}",
             "# Only this machine reaches llmux. To open it, make a key with `llmux key new`, and give",
@@ -115,7 +115,7 @@ class Draft:
             "# Put a model to sleep that nobody has asked for in this time:",
             "# idle_sleep: 10m",
             "",
-            "# When to switch: see `policy` in DESIGN.md.",
+            "# When to switch: see `policy` in REFERENCE.md.",
             "# policy: {use: adaptive, max_wait: 10m}",
         ]
         if self.left:

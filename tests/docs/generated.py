@@ -1,4 +1,4 @@
-"""The parts of llmux/DESIGN.md that are made from the code; run it to write them anew."""
+"""The parts of the pages in llmux/ which are made from the code; run it to write them anew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmux.core.phases import mermaid
 from llmux.observability.events import EVENTS
 from llmux.observability.metrics import HELP
 
-PAGE = Path(__file__).parents[2] / "llmux" / "DESIGN.md"
+PAGES = sorted((Path(__file__).parents[2] / "llmux").glob("*.md"))
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->\n)", re.DOTALL)
 
 
@@ -70,4 +70,5 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(renewed(page.read_text()))

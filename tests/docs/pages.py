@@ -8,7 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where a user looks; a name that is in none of them is undocumented.
-PAGES = ("README.md", "llmux/DESIGN.md", "hooks/README.md", "policies/README.md", "CHANGELOG.md")
+PAGES = (
+    "README.md",
+    "llmux/DESIGN.md",
+    "llmux/OPERATING.md",
+    "llmux/REFERENCE.md",
+    "hooks/README.md",
+    "policies/README.md",
+    "CHANGELOG.md",
+)
 SKIPPED = {".venv", ".git", ".demo", "node_modules", "build", "dist"}
 
 

@@ -1,4 +1,4 @@
-"""llmux inside another program, as DESIGN.md shows it."""
+"""llmux inside another program, as OPERATING.md shows it."""
 
 import asyncio
 import os
