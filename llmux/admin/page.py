@@ -41,6 +41,11 @@ def _files() -> dict[str, _File]:
     return found
 
 
+def wants_page(request: web.BaseRequest) -> bool:
+    """Whether this comes from a browser that was given llmux's address."""
+    return "text/html" in request.headers.get(hdrs.ACCEPT, "")
+
+
 def page_file(request: web.Request, name: str) -> web.Response:
     """Return one file of the page, or 304 when the browser has it. Raises HTTPNotFound."""
     file = _files().get(name)

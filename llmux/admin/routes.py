@@ -6,11 +6,11 @@ import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 
-from llmux.admin.page import page_file
+from llmux.admin.page import page_file, wants_page
 from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
@@ -25,6 +25,8 @@ from llmux.runtime.decisions import decisions
 from llmux.runtime.status import health, lease_document, model_entry, model_list, status
 
 BEAT = 1.0  # seconds
+SHOWN = 200  # requests, unless asked otherwise
+_Default = TypeVar("_Default", int, None)
 _LARGEST = 64 * 1024  # bytes of an operator's request
 _LONGEST = 200  # characters of a reason
 _OFTENEST, _SELDOMEST = 0.2, 60.0  # seconds between two statuses of the event stream
@@ -51,6 +53,7 @@ class Admin:
             web.get("/metrics", self.metrics),
             web.get("/llmux/status", self.status),
             web.get("/llmux/decisions", self.decisions),
+            web.get("/llmux/activity", self.activity),
             web.get("/llmux/events", self.events),
             web.get("/llmux/history", self.history),
             web.get("/llmux/gpus", self.gpus),
@@ -78,8 +81,10 @@ class Admin:
 
     # ---- looking
 
-    async def index(self, _request: web.Request) -> web.Response:
-        """Say what this is."""
+    async def index(self, request: web.Request) -> web.Response:
+        """Say what this is; send a browser to the page."""
+        if wants_page(request):
+            raise web.HTTPFound("llmux/ui")
         return web.json_response(
             {"llmux": "one GPU, many models", "see": ["/v1/models", "/llmux/status", "/llmux/ui"]}
         )
@@ -121,11 +126,15 @@ class Admin:
 
     async def decisions(self, request: web.Request) -> web.Response:
         """Return the last decisions, oldest first."""
-        text = request.query.get("limit", str(KEPT))
-        # A number of a thousand digits is none that anybody means.
-        if not (text.isascii() and text.isdigit() and len(text) <= 6):  # noqa: PLR2004
-            raise BadRequestError('"limit" must be a whole number, as ?limit=20', param="limit")
-        return web.json_response({"decisions": decisions(self._switcher, int(text))})
+        return web.json_response({"decisions": decisions(self._switcher, _whole(request, "limit", KEPT))})
+
+    async def activity(self, request: web.Request) -> web.Response:
+        """Return the last requests that have ended, newest first."""
+        name = request.query.get("model")
+        model = None if name is None else self._known(name)
+        before = _whole(request, "before", None)
+        limit = _whole(request, "limit", SHOWN)
+        return web.json_response({"requests": self._switcher.requests.rows(limit, before=before, model=model)})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Stream what happens; with ``?every=1s`` the status and the GPUs again and again, too."""
@@ -270,6 +279,16 @@ class Admin:
         if not isinstance(options, dict):
             raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
         return options
+
+
+def _whole(request: web.Request, name: str, default: _Default) -> int | _Default:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    # A number of a thousand digits is one that is never meant.
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):  # noqa: PLR2004
+        raise BadRequestError(f'"{name}" must be a whole number, as ?{name}=20', param=name)
+    return int(text)
 
 
 def _text(options: Mapping[str, Any], name: str) -> str:

@@ -257,7 +257,18 @@ class Front:
         first = None if exchange is None or exchange.first_byte_at is None else exchange.first_byte_at - began
         if first is None and status != GONE:
             first = self._switcher.now() - began  # llmux's own answer
-        self._metrics.request_ended(passage.model, status, passage.waited, first)
+        tokens = (None, None) if exchange is None else exchange.usage
+        whole = self._switcher.requests.add(
+            passage.model,
+            status,
+            began=began,
+            waited=passage.waited,
+            first_byte=first,
+            request_id=passage.request_id,
+            tokens=tokens,
+            error=failure if failure is not None or exchange is None else exchange.broken,
+        )
+        self._metrics.request_ended(passage.model, status, passage.waited, first, whole, tokens)
         recorder = self._switcher.recorder
         if recorder is not None and passage.ticket is not None:
             if exchange is None:
@@ -286,6 +297,8 @@ class Front:
 def _is_page(request: web.Request, route: Route) -> bool:
     """Whether this asks for a file of the page. Browsers send the page's origin with each of them."""
     ours = route.path == PAGE or route.path.startswith(f"{PAGE}/")
+    # A browser that was given the address alone is shown the way to the page.
+    ours = ours or (route.path == "/" and "text/html" in request.headers.get(hdrs.ACCEPT, ""))
     return ours and route.kind is Kind.OWN and request.method in {hdrs.METH_GET, hdrs.METH_HEAD}
 
 

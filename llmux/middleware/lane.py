@@ -237,7 +237,15 @@ class Lane:
         """Forget a request that was handed over: its client has left before anybody went on with it."""
         ticket = handover.ticket
         self._switcher.log.emit("client_left", model=ticket.model, request_id=handover.request_id)
-        self._switcher.metrics.request_ended(ticket.model, GONE, ticket.waited, None)
+        whole = self._switcher.requests.add(
+            ticket.model,
+            GONE,
+            began=handover.began,
+            waited=ticket.waited,
+            first_byte=None,
+            request_id=handover.request_id,
+        )
+        self._switcher.metrics.request_ended(ticket.model, GONE, ticket.waited, None, whole)
         self._switcher.leave(ticket)
         if self._switcher.recorder is not None:
             self._switcher.recorder.request(ticket, GONE)
@@ -259,7 +267,18 @@ class Lane:
         first = exchange.first_byte_at
         if first is not None:
             first -= ride.began
-        switcher.metrics.request_ended(ticket.model, status, ticket.waited, first)
+        tokens = exchange.usage
+        whole = switcher.requests.add(
+            ticket.model,
+            status,
+            began=ride.began,
+            waited=ticket.waited,
+            first_byte=first,
+            request_id=exchange.request_id,
+            tokens=tokens,
+            error=exchange.broken,
+        )
+        switcher.metrics.request_ended(ticket.model, status, ticket.waited, first, whole, tokens)
         if self._access_log:
             switcher.log.emit(
                 "request_finished",

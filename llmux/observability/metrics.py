@@ -56,6 +56,8 @@ HELP: dict[str, str] = {
     "llmux_model_in_flight": "Requests that their engine is working on.",
     "llmux_requests_total": "Requests that were answered, by HTTP status (499: the client left first).",
     "llmux_request_duration_seconds": "Time from a request's arrival to the first byte of its answer.",
+    "llmux_request_full_duration_seconds": "Time from a request's arrival to the last byte of its answer.",
+    "llmux_tokens_total": "Tokens that engines reported in `usage`, by kind: input, output.",
     "llmux_hook_duration_seconds": "How long hooks ran.",
     "llmux_hook_failures_total": "Hooks that failed or ran past their timeout.",
     "llmux_requests_cut_total": "Requests in flight that llmux ended, by reason: drain_deadline, stopping.",
@@ -112,17 +114,29 @@ class _Histogram:
 class _Status:
     """The requests of one model that got one HTTP status."""
 
-    __slots__ = ("count", "duration")
+    __slots__ = ("count", "duration", "whole")
 
     def __init__(self) -> None:
         self.count = 0
         self.duration = _Histogram(_FIRST_BYTE)
+        self.whole = _Histogram(_FIRST_BYTE)
 
 
 class _Model:
     """Everything that is counted per model."""
 
-    __slots__ = ("active", "backoffs", "cut", "failures", "hooks", "lost", "rejected", "statuses", "wait")
+    __slots__ = (
+        "active",
+        "backoffs",
+        "cut",
+        "failures",
+        "hooks",
+        "lost",
+        "rejected",
+        "statuses",
+        "tokens",
+        "wait",
+    )
 
     def __init__(self) -> None:
         self.statuses: dict[int, _Status] = {}
@@ -133,6 +147,7 @@ class _Model:
         self.cut: dict[str, int] = {}
         self.rejected: dict[str, int] = {}
         self.backoffs: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
         self.lost = 0
 
 
@@ -189,8 +204,20 @@ class Metrics(Collector):
                 del pairs[pair]
         self._switches = {key: count for key, count in self._switches.items() if model not in key[:2]}
 
-    def request_ended(self, model: str | None, status: int, waited: float, first_byte: float | None) -> None:
-        """Count one request: its status, its wait in the queue, and when its first byte went out (None: never)."""
+    def request_ended(
+        self,
+        model: str | None,
+        status: int,
+        waited: float,
+        first_byte: float | None,
+        whole: float | None = None,
+        tokens: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        """Count one request: its status, its wait in the queue, when its first byte went out, when it had ended.
+
+        ``first_byte`` and ``whole`` are seconds from its arrival (None: never); ``tokens`` are those of its input
+        and of its output (None: not told).
+        """
         entry = self._models.get(model) or self._unknown
         child = entry.statuses.get(status)
         if child is None:
@@ -199,6 +226,12 @@ class Metrics(Collector):
         if first_byte is not None:
             child.duration.observe(first_byte)
         entry.wait.observe(waited)
+        if whole is not None:
+            child.whole.observe(whole)
+        if tokens[0] is not None:
+            _add(entry.tokens, "input", tokens[0])
+        if tokens[1] is not None:
+            _add(entry.tokens, "output", tokens[1])
 
     def hook_ended(self, model: str, hook: str, seconds: float, ok: bool) -> None:
         """Count one run of a hook."""
@@ -310,6 +343,8 @@ class Metrics(Collector):
         yield _counter("llmux_requests_total", labels, [(key, child.count) for key, child in rows])
         durations = [(key, child.duration) for key, child in rows]
         yield _histogram("llmux_request_duration_seconds", labels, durations)
+        whole = [(key, child.whole) for key, child in rows]
+        yield _histogram("llmux_request_full_duration_seconds", labels, whole)
         waits = [((name,), model.wait) for name, model in self._all() if model.statuses]
         yield _histogram("llmux_request_queue_wait_seconds", ("model",), waits)
 
@@ -324,6 +359,7 @@ class Metrics(Collector):
             ("llmux_requests_cut_total", "reason", "cut"),
             ("llmux_requests_rejected_total", "code", "rejected"),
             ("llmux_model_backoffs_total", "hook", "backoffs"),
+            ("llmux_tokens_total", "kind", "tokens"),
         ):
             counts = [
                 ((name, value), count)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
+from llmux.proxy.usage import BLOCKS, Usage, usage_of
 from llmux.upstream import EngineActivity, EngineAddress
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class Exchange:
     ended_at: float | None = field(default=None, init=False)
     bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
     broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
+    opening: bytes = field(default=b"", init=False, repr=False)  # of an event stream
+    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=BLOCKS), init=False, repr=False)
 
     cut_off: tuple[CutReason, float | None] | None = field(default=None, init=False)
     on_cut: Callable[[CutReason, float | None], None] | None = field(default=None, init=False, repr=False)
@@ -81,6 +85,11 @@ class Exchange:
         self.cut_off = (reason, retry_after)
         if self.on_cut is not None:
             self.on_cut(reason, retry_after)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens that the answer reports at its ends."""
+        return usage_of(self.opening, self.tail)
 
     @property
     def anthropic(self) -> bool:

@@ -48,6 +48,7 @@ from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.heads import response_head
 from llmux.proxy.tunnel import Tunnel
+from llmux.proxy.usage import BLOCK
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 
 # After breaking off, how long a client may take to read what it was sent.
@@ -201,7 +202,10 @@ class Relay:
         if self._chunk and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         now = self._loop.time()
+        exchange.tail.append(data if len(data) <= BLOCK else data[-BLOCK:])
         if self._head:
+            if self._event_stream:
+                exchange.opening = data[:BLOCK]
             data = self._head + data
             self._head = b""
             exchange.first_byte_at = now
@@ -229,6 +233,7 @@ class Relay:
         transport.write(data)
         exchange = self.exchange
         exchange.bytes_out += len(data)
+        exchange.tail.append(data if len(data) <= BLOCK else data[-BLOCK:])
         activity = exchange.activity
         activity.last_byte = self._loop.time()
         if activity.counting and self._event_stream:

@@ -6,9 +6,10 @@ import time
 from itertools import islice
 from typing import Any
 
-from llmux.core import diagnosis, lending, levels, outlook
+from llmux.core import diagnosis, lending, levels, outlook, placement
 from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
+from llmux.core.spec import Memory
 from llmux.core.state import State
 from llmux.runtime.decisions import IN_STATUS, decisions
 from llmux.runtime.evictions import brief, eviction
@@ -48,6 +49,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "host_memory": None
         if s.rules.host_memory is None
         else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
+        "memory": None if s.rules.capacity is None else _memory(s, s.rules.capacity),
         "models": {
             name: {**_model(model, now, counted(name)), **_outlook(switcher, model, now)}
             for name, model in s.models.items()
@@ -63,6 +65,19 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "last_eviction": None if s.eviction is None else eviction(s.eviction, time.time() - now),
         "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
+    }
+
+
+def _memory(s: State, capacity: Memory) -> dict[str, Any]:
+    """Return what models may take of the GPUs, and what those that hold them take; bytes, of all GPUs together."""
+    holders = [model for model in s.models.values() if model.holds]
+    return {
+        "capacity": sum(placement.per_gpu(capacity).values()),
+        "taken": {
+            model.name: sum(placement.per_gpu(model.running.memory).values())
+            for model in holders
+            if model.running.memory is not None
+        },
     }
 
 

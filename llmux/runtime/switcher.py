@@ -17,6 +17,7 @@ from llmux.hookrunner import HookResult, HookRunner
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
+from llmux.observability.request_log import RequestLog
 from llmux.observability.state import StateStore
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.activities import Activities
@@ -74,6 +75,7 @@ class Switcher:
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
+        self.requests = RequestLog(self.now)
         self._waking = Waking()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None

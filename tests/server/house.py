@@ -155,6 +155,7 @@ class Engine:
         self.bodies: list[bytes] = []
         self.open = 0
         self.go = asyncio.Event()
+        self.says: bytes | None = None  # the whole answer, instead of ``ok``
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -203,6 +204,9 @@ class Engine:
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
             await reader.read(1)
             raise ConnectionResetError
+        if self.says is not None:
+            writer.write(self.says)
+            return
         body = b"" if head.startswith(b"HEAD") else b"ok"
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)
 

@@ -1,0 +1,100 @@
+"""The last requests, in memory: what ``/llmux/activity``, the page and ``llmux requests`` show.
+
+No prompt, no answer and no key is in it. A request costs one tuple.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+KEPT = 1000  # requests
+
+
+class FinishedRequest(NamedTuple):
+    """One request that has ended. Times are seconds; ``ended`` is of the loop's clock."""
+
+    id: int
+    ended: float
+    model: str | None  # None: it named none that is configured
+    status: int  # 499: its client left first
+    waited: float  # in the queue
+    first_byte: float | None  # from its arrival
+    duration: float  # from its arrival to its end
+    request_id: str
+    input_tokens: int | None
+    output_tokens: int | None
+    error: str | None  # the error's code, where llmux refused it or the answer broke off
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Output tokens by the time since the first byte; None where one of them is not known."""
+        if self.output_tokens is None or self.first_byte is None:
+            return None
+        took = self.duration - self.first_byte
+        return self.output_tokens / took if took > 0 else None
+
+
+class RequestLog:
+    """The last ``KEPT`` requests of one llmux. ``now`` is the loop's clock."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._last: deque[FinishedRequest] = deque(maxlen=KEPT)
+        self._count = 0
+
+    def add(
+        self,
+        model: str | None,
+        status: int,
+        *,
+        began: float,
+        waited: float,
+        first_byte: float | None,
+        request_id: str,
+        tokens: tuple[int | None, int | None] = (None, None),
+        error: str | None = None,
+    ) -> float:
+        """Keep a request that ends now; ``began`` is when it arrived. Returns how long it took, in seconds."""
+        now = self._now()
+        self._count += 1
+        self._last.append(
+            FinishedRequest(
+                self._count, now, model, status, waited, first_byte, now - began, request_id, *tokens, error
+            )
+        )
+        return now - began
+
+    def rows(self, limit: int, *, before: int | None = None, model: str | None = None) -> list[dict[str, Any]]:
+        """Return the last ones that match, newest first; ``before`` is an id. Times are Unix times."""
+        offset = time.time() - self._now()
+        found: list[dict[str, Any]] = []
+        for one in self._matching(before, model):
+            if len(found) >= limit:
+                break
+            found.append(_document(one, offset))
+        return found
+
+    def _matching(self, before: int | None, model: str | None) -> Iterator[FinishedRequest]:
+        for one in reversed(self._last):
+            if (before is None or one.id < before) and (model is None or one.model == model):
+                yield one
+
+
+def _document(one: FinishedRequest, offset: float) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "time": one.ended - one.duration + offset,
+        "model": one.model,
+        "status": one.status,
+        "waited": one.waited,
+        "first_byte": one.first_byte,
+        "duration": one.duration,
+        "input_tokens": one.input_tokens,
+        "output_tokens": one.output_tokens,
+        "tokens_per_second": one.tokens_per_second,
+        "request_id": one.request_id,
+        "error": one.error,
+    }

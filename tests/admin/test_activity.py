@@ -1,0 +1,102 @@
+"""The last requests, as `/llmux/activity` tells them, and what the metrics make of them."""
+
+import time
+
+import pytest
+
+from llmux.middleware.lane import MOST
+from tests.server.house import until
+
+USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3}}'
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
+EVENTS = b'data: {"x":1}\n\n', b"data: " + USAGE + b"\n\n", b"data: [DONE]\n\n", b""
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
+    b"%x\r\n%b\r\n" % (len(event), event) for event in EVENTS
+)
+
+
+async def told(house, query=""):
+    reply = await house.ask("GET", f"/llmux/activity{query}")
+    assert reply.status == 200
+    return reply.json()["requests"]
+
+
+@pytest.mark.parametrize("answer", [WHOLE, STREAM])
+@pytest.mark.parametrize("padding", [0, MOST])  # the lane, and the long way
+async def test_a_request_is_told_with_its_tokens(house, answer, padding):
+    began = time.time()
+    await house.open()
+    assert (await house.chat("a")).status == 200  # wakes it
+    house.engine.says = answer
+    body = {"model": "a", "padding": "x" * padding}
+    reply = await house.ask("POST", "/v1/chat/completions", body, X_Request_ID="mine")
+    assert reply.status == 200
+    last, first = await told(house)
+    assert last["id"] > first["id"]
+    assert (last["model"], last["status"], last["request_id"], last["error"]) == ("a", 200, "mine", None)
+    assert (last["input_tokens"], last["output_tokens"]) == (12, 3)
+    assert began - 1 < first["time"] <= last["time"] < time.time() + 1
+    assert first["waited"] > 0 == last["waited"]
+    assert 0 <= last["first_byte"] <= last["duration"]
+    assert (first["input_tokens"], first["output_tokens"], first["tokens_per_second"]) == (None, None, None)
+    metrics = (await house.ask("GET", "/metrics")).body.decode()
+    assert 'llmux_tokens_total{kind="input",model="a"} 12.0' in metrics
+    assert 'llmux_tokens_total{kind="output",model="a"} 3.0' in metrics
+    assert 'llmux_request_full_duration_seconds_count{model="a",status="200"} 2.0' in metrics
+
+
+async def test_what_was_refused_or_left_is_told_too(house):
+    await house.open(models={"a": {}, "broken": {"wake": "exit 1"}})
+    assert (await house.chat("nothing")).status == 404
+    assert (await house.chat("broken")).status == 503
+    line = await house.begin("POST", "/v1/hold", {"model": "a"})
+    await until(lambda: house.engine.heads)
+    line.abort()
+    await until(lambda: len(house.switcher.requests.rows(9)) == 3)
+    found = await told(house)
+    assert [(one["model"], one["status"], one["error"]) for one in found] == [
+        ("a", 499, None),
+        ("broken", 503, "wake_failed"),
+        (None, 404, "model_not_found"),
+    ]
+    assert found[0]["first_byte"] is None
+
+
+async def test_which_ones(house):
+    await house.open(models={"a": {"aliases": ["alias"]}, "b": {}})
+    for model in ("a", "b", "a"):
+        await house.chat(model)
+    ids = [one["id"] for one in await told(house)]
+    assert ids == sorted(ids, reverse=True)
+    assert [one["id"] for one in await told(house, "?limit=1")] == ids[:1]
+    assert [one["id"] for one in await told(house, f"?before={ids[0]}")] == ids[1:]
+    assert [one["id"] for one in await told(house, "?model=alias")] == [ids[0], ids[2]]
+    assert (await house.ask("GET", "/llmux/activity?model=c")).status == 404
+    for query in ("limit=x", "before=-1", "limit="):
+        reply = await house.ask("GET", f"/llmux/activity?{query}")
+        assert (reply.status, reply.error["param"]) == (400, query.partition("=")[0])
+
+
+async def test_only_the_last_ones_are_kept(house):
+    await house.open()
+    log = house.switcher.requests
+    for number in range(1500):
+        log.add("a", 200, began=0.0, waited=0.0, first_byte=None, request_id=str(number))
+    assert len(await told(house, "?limit=5000")) == 1000
+    assert (await told(house))[0]["request_id"] == "1499"
+
+
+async def test_a_browser_is_sent_to_the_page_and_a_program_is_not(house):
+    await house.open(api_keys=["k"])
+    reply = await house.ask("GET", "/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    assert (reply.status, reply.headers["location"]) == (302, "llmux/ui")
+    assert (await house.ask("GET", "/", Accept="*/*")).status == 401
+    assert (await house.ask("GET", "/", Accept="*/*", Authorization="Bearer k")).json()["see"]
+
+
+async def test_what_models_take_is_in_the_status_where_a_capacity_is_set(house):
+    sizes = {"a": {"memory": "18GiB"}, "b": {"memory": "4GiB"}}
+    await house.open(models=sizes, capacity="24GiB")
+    await house.chat("a")
+    memory = (await house.ask("GET", "/llmux/status")).json()["memory"]
+    assert memory == {"capacity": 24 << 30, "taken": {"a": 18 << 30}}
