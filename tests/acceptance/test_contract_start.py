@@ -13,6 +13,7 @@ import yaml
 
 
 async def test_health_answers_before_ready(lab):
+    lab.cold = True
     lab.write("a b")
     lab.script("a", "alive", lab.hold("adopt"), times=1)
     lab.start(ready=False)
@@ -77,6 +78,7 @@ async def test_extras_are_put_to_sleep(labs):
 
 
 async def test_a_second_llmux_on_the_same_state_refuses(lab):
+    lab.cold = True
     lab.write("a")
     lab.start()
     config = yaml.safe_load(lab.file.read_text())

@@ -9,7 +9,8 @@ import openai
 
 from examples.quickstart.tiny_gguf import cached
 from tests.engine.mux import LLMUX, Mux
-from tests.engine.real import LLAMA_SERVER, TINY, free_port
+from tests.engine.real import LLAMA_SERVER, TINY
+from tests.harness.ports import free_port
 
 
 async def test_it_runs(tmp_path, monkeypatch):

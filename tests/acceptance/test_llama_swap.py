@@ -16,7 +16,8 @@ import pytest
 
 from examples.quickstart.tiny_gguf import cached
 from tests.engine.mux import LLMUX, Mux
-from tests.engine.real import ENGINE, TINY, VECTOR, free_port, runs, wait_until
+from tests.engine.real import ENGINE, TINY, VECTOR, runs, wait_until
+from tests.harness.ports import free_port
 
 MESSAGES = [{"role": "user", "content": "wake up"}]
 

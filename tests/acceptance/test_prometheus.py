@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from lease.lab import free_port
 
 from tests.docs.monitoring import FOLDER, alerts, questions
+from tests.harness.ports import free_port
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None,

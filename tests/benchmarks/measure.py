@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.harness.ports import free_port
+
+__all__ = ["free_port"]
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -51,12 +57,6 @@ def pin(core: int) -> None:
     """Keep this process on a core; whom it starts is kept on another with ``pinned``."""
     if _SEVERAL_CORES:
         os.sched_setaffinity(0, {core})
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def client(

@@ -18,7 +18,8 @@ import pytest
 from llmux.cli import app
 from llmux.config import Config
 from llmux.keys import fits
-from tests.server.house import ALIVE, HOST, SLEEP, WAKE, free_port
+from tests.harness.ports import free_port
+from tests.server.house import ALIVE, HOST, SLEEP, WAKE
 
 LLMUX = [sys.executable, "-m", "llmux"]
 

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.cli.invoking import llmux
-from tests.server.house import HOST, free_port
+from tests.harness.ports import free_port
+from tests.server.house import HOST
 
 
 async def complete(house, words, *, shell="bash", **environ):

@@ -16,17 +16,8 @@ from llmux.cli import app, trial
 from llmux.cli.findings import MENDING, WARNINGS, Wrong
 from llmux.config import Config
 from llmux.observability.state import StateFile
-from tests.engine.real import (
-    LLAMA_SERVER,
-    ROOT,
-    TINY,
-    end_engines,
-    foreground,
-    free_port,
-    runs,
-    wait_until,
-    with_tools,
-)
+from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
+from tests.harness.ports import free_port
 
 # Answers as engines do, says in a file when it is up, and takes some time for all.
 ENGINE = """

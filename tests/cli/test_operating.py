@@ -9,7 +9,8 @@ import pytest
 from llmux.cli.exits import MEANINGS, Exit
 from llmux.core.effects import LeaseSet
 from tests.cli.invoking import answered, llmux, said
-from tests.server.house import ALIVE, HOST, SLEEP, WAKE, free_port, until
+from tests.harness.ports import free_port
+from tests.server.house import ALIVE, HOST, SLEEP, WAKE, until
 
 NAMES = ["a", "org/model 1", "[bold]x", "100%"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
@@ -22,12 +21,13 @@ from tests.engine.real import (
     ROOT,
     TINY,
     end_engines,
-    free_port,
     runs,
     status_of,
     wait_until,
     with_tools,
 )
+from tests.harness.launcher import Running, launch
+from tests.harness.ports import free_port
 
 LLMUX = Path(sys.executable).with_name("llmux")
 HOOK = ROOT / "hooks" / "llama-cpp.sh"
@@ -62,7 +62,7 @@ class Mux:
         }
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config, sort_keys=False))
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Running | None = None
 
     @classmethod
     def on(cls, config: Path, port: int) -> Mux:
@@ -87,14 +87,7 @@ class Mux:
     def start(self) -> None:
         """Start llmux and wait until it is ready."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [LLMUX, "-c", self.config],
-                env=with_tools(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self.process = launch(["-c", self.config], log=log.fileno(), env=with_tools())
         wait_until(self.is_ready, 30, what=f"/ready; llmux says:\n{self.said()}\n")
 
     def is_ready(self) -> bool:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from examples.quickstart.tiny_gguf import Shape, cached
+from tests.harness.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "examples" / "quickstart" / "engine.py"
@@ -29,25 +28,6 @@ TINY = Shape("tiny")  # about 4,000 tokens/s: answers at once
 SLOW = Shape("slow", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024)  # about 500 tokens/s: streams last
 
 VECTOR = Shape("vector", dim=128, feed_forward=352)  # its embeddings are of a length of their own
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on, below those that outgoing connections are given.
-
-    No two are the same, nor those of tests that run beside these: nobody listens on them yet.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    while True:
-        port = 11000 + 8 * random.randrange(2500) + worker
-        if port in _GIVEN:
-            continue
-        _GIVEN.add(port)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
-
-
-_GIVEN: set[int] = set()
 
 
 def wait_until(condition, seconds: float = 20.0, *, what: str = "the condition") -> None:

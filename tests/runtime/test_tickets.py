@@ -7,7 +7,8 @@ import pytest
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.errors import UnavailableError, UnknownModelError
-from tests.server.house import free_port, held, refused, until
+from tests.harness.ports import free_port
+from tests.server.house import held, refused, until
 
 
 async def test_a_ticket_is_left_once_however_often_it_is_given(house):

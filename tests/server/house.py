@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,23 +18,12 @@ from llmux.errors import RequestError
 from llmux.observability.notices import EventLog
 from llmux.runtime import Switcher
 from llmux.server import Runner
+from tests.harness.ports import free_port  # noqa: F401
 
 HOST = "127.0.0.1"
 WAKE = 'touch "$LLMUX_MODEL.up"'
 SLEEP = 'rm -f "$LLMUX_MODEL.up"'
 ALIVE = 'test -e "$LLMUX_MODEL.up"'
-
-
-def free_port() -> int:
-    """A port below the ephemeral range, so that no outgoing connection takes it in between."""
-    while True:
-        port = random.randint(11000, 31000)
-        with socket.socket() as sock:
-            try:
-                sock.bind((HOST, port))
-            except OSError:
-                continue
-            return port
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -13,7 +13,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import llmux
 from llmux.errors import PolicyLoadError
-from tests.server.house import HOST, free_port, held, until
+from tests.harness.ports import free_port
+from tests.server.house import HOST, held, until
 
 
 async def test_the_application_in_a_test_server(house):

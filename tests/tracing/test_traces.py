@@ -17,7 +17,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from llmux import middleware_for
 from llmux.errors import ConfigError
 from llmux.tracing import open_tracing
-from tests.server.house import SLEEP, free_port, held, until
+from tests.harness.ports import free_port
+from tests.server.house import SLEEP, held, until
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -6,8 +6,6 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Mapping
@@ -15,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.engine.real import free_port, status_of, wait_until
-
-LLMUX = Path(sys.executable).with_name("llmux")
+from tests.engine.real import status_of, wait_until
+from tests.harness.launcher import Running, launch
+from tests.harness.ports import free_port
 
 
 class Engine(ThreadingHTTPServer):
@@ -81,14 +79,17 @@ class Stage:
         self, folder: Path, models: Mapping[str, Mapping[str, Any]], *, fake_gpu: bool = False, **settings: Any
     ) -> None:
         self.folder = folder
-        self.env = {**os.environ, "PYTHONPATH": str(Path(__file__).with_name("nvml"))} if fake_gpu else None
+        self.fake_gpu = fake_gpu  # a module which takes the real one's place, found when Python starts
+        self.env = dict(os.environ)
+        if fake_gpu:
+            self.env["PYTHONPATH"] = str(Path(__file__).with_name("nvml"))
         self.engine = Engine()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         sections = {name: self._section(number, more) for number, (name, more) in enumerate(models.items())}
         config = {"port": self.port, "state": "state.json", "alive_every": 0, "models": sections, **settings}
         (folder / "config.json").write_text(json.dumps(config))
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Running | None = None
         self.clients: list[threading.Thread] = []
 
     def _section(self, number: int, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +106,9 @@ class Stage:
     def start(self) -> None:
         """Start llmux and wait until it is ready."""
         log = (self.folder / "llmux.log").open("ab")
-        command = [LLMUX, "-c", self.folder / "config.json"]
         with log:
-            self.process = subprocess.Popen(
-                command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            self.process = launch(
+                ["-c", self.folder / "config.json"], log=log.fileno(), env=self.env, cold=self.fake_gpu
             )
         wait_until(lambda: status_of(f"{self.url}/ready") == 200, 30, what="/ready")
 

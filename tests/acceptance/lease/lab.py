@@ -7,10 +7,8 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,28 +19,11 @@ from pathlib import Path
 import yaml
 from lease.raw import HOST, Answer, Gone, Wire, request, wire
 
+from tests.harness.launcher import STARTUP, Running, launch
+from tests.harness.ports import free_port
+
 HERE = Path(__file__).parent
-COMMAND = os.environ.get("LLMUX_UNDER_TEST", f"{sys.executable} -m llmux").split()
 TROUBLE = ("Traceback", "never retrieved", "was never awaited", "Unclosed", "Exception ignored", "was destroyed")
-
-
-_CHANCE = random.SystemRandom()  # test plugins seed the other one
-_GIVEN: set[int] = set()
-
-
-def free_port() -> int:
-    """A port below the ephemeral range, so that no outgoing connection takes it in between."""
-    while True:
-        port = _CHANCE.randint(11000, 31000)
-        if port in _GIVEN:
-            continue
-        _GIVEN.add(port)
-        with socket.socket() as sock:
-            try:
-                sock.bind((HOST, port))
-            except OSError:
-                continue
-            return port
 
 
 @dataclass
@@ -73,8 +54,9 @@ class Lab:
         self.port = free_port()
         self.ports: dict[str, int] = {}
         self.file = root / "config.yaml"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Running | None = None
         self.cwd = "/"
+        self.cold = False  # started by a new Python: a test is about the start
         self.env: dict[str, str] = {}
         self.allowed: set[str] = set()  # violations a test is about
         self.allow_again = False  # an engine may die with a request that came on a kept connection
@@ -136,27 +118,18 @@ class Lab:
 
     # ---- the process
 
-    def spawn(self, *args: str) -> subprocess.Popen[bytes]:
+    def spawn(self, *args: str) -> Running:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("LLMUX", "COV_"))}
         env |= {
             "LAB": str(self.root),
             "PYTHON": sys.executable,
             "XDG_STATE_HOME": str(self.root / "xdg"),
-            "PYTHONWARNINGS": "default",
-            "PYTHONUNBUFFERED": "1",
+            **STARTUP,
             "NO_COLOR": "1",
             **self.env,
         }
         with (self.root / "llmux.log").open("ab") as log:
-            return subprocess.Popen(
-                [*COMMAND, *args],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=self.cwd,
-                start_new_session=True,
-            )
+            return launch(args, log=log.fileno(), env=env, cwd=self.cwd, cold=self.cold)
 
     def launch(self) -> None:
         self.process = self.spawn("-c", str(self.file))

@@ -1,0 +1,75 @@
+"""The process that forks llmuxes: ``python -m tests.harness.forked DESCRIPTOR``. See ``launcher``."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import llmux
+
+LARGEST = 1 << 20
+NOT_WHEN_SERVING = ("__main__", "simulator", "survey", "llama_swap")
+
+
+def load() -> None:
+    """Import what a running llmux needs."""
+    for module in pkgutil.walk_packages(llmux.__path__, "llmux."):
+        if not any(part in NOT_WHEN_SERVING for part in module.name.split(".")):
+            importlib.import_module(module.name)
+    importlib.import_module("uvloop")
+    gc.collect()
+    gc.freeze()
+
+
+def serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Answer requests until the tests have ended; in a child, return what it was forked for."""
+    while True:
+        data, fds, _, _ = socket.recv_fds(requests, LARGEST, 1)
+        if not data:
+            return None
+        request = json.loads(data)
+        if "reap" in request:
+            requests.send(str(os.waitpid(request["reap"], 0)[1]).encode())
+            continue
+        if pid := os.fork():
+            requests.send(str(pid).encode())
+            for fd in fds:
+                os.close(fd)
+            continue
+        become(request, fds[0])
+        requests.close()
+        return request
+
+
+def become(request: dict[str, Any], log: int) -> None:
+    """Be the process that was asked for."""
+    os.setsid()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = ["llmux", *request["arguments"]]
+    sys.path[0] = str(Path(sys.executable).parent)  # where the script `llmux` is
+
+
+def main() -> None:
+    load()
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        if serve(requests) is None:
+            return
+    from llmux.cli import main as command_line  # noqa: PLC0415, loaded above
+
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""llmux as a process of its own, without the time that Python takes to import it.
+
+``launch`` has a process which has imported everything fork: what runs then is the command line, with arguments,
+environment, folder, output, signals and an exit code of its own. ``LLMUX_UNDER_TEST`` names another command to
+start instead. Tests of the start itself run ``python -m llmux``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).resolve().parents[2]
+UNDER_TEST = "LLMUX_UNDER_TEST"
+COMMAND = os.environ.get(UNDER_TEST, f"{sys.executable} -m llmux").split()
+LARGEST = 1 << 20  # bytes of a request, the environment included
+STARTUP = {"PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"}  # read by Python when it starts
+
+
+class Running(Protocol):
+    """What tests use of ``subprocess.Popen``."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Launcher:
+    """The process which has imported llmux, and forks."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        for end in (self._socket, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.harness.forked", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                env={**os.environ, **STARTUP},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def ask(self, fds: Sequence[int] = (), **request: Any) -> int:
+        """Send a request, and return the number that answers it."""
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+            answer = self._socket.recv(100)
+        assert answer, "the process that forks has ended"
+        return int(answer)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+
+class Forked:
+    """A process that the launcher has forked."""
+
+    def __init__(self, launcher: Launcher, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._launcher = launcher
+        self._fd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._fd], [], [], 0)[0]:
+            self.returncode = os.waitstatus_to_exitcode(self._launcher.ask(reap=self.pid))
+            os.close(self._fd)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not select.select([self._fd], [], [], timeout)[0]:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(COMMAND, timeout)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def _launcher() -> Launcher:
+    launcher = Launcher()
+    atexit.register(launcher.close)
+    return launcher
+
+
+def launch(
+    arguments: Sequence[str | os.PathLike[str]],
+    *,
+    log: int,
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] = ".",
+    cold: bool = False,
+) -> Running:
+    """Start llmux in a session of its own. ``log``: a descriptor for its output; ``cold``: with a new Python."""
+    words = [os.fspath(argument) for argument in arguments]
+    if cold or UNDER_TEST in os.environ:
+        return subprocess.Popen(
+            [*COMMAND, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+    launcher = _launcher()
+    where = os.path.abspath(cwd)  # noqa: PTH100, as the test has it: links included
+    return Forked(launcher, launcher.ask([log], arguments=words, env=dict(env), cwd=where))
