@@ -19,6 +19,11 @@ from yaml.reader import ReaderError
 from llmux.config.problems import Path, Problem
 
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+MAX_VALUES = 100_000
+"""Keys and values of a document, counting what its aliases stand for as often as they do."""
+LONG_TEXT = 1000
+"""Characters for which a text counts as one value more."""
+MAX_DEPTH = 100
 _EMPTY = "is empty; it needs at least `models:`"
 
 
@@ -87,7 +92,10 @@ def parse_yaml(text: str) -> Document:
         return _failed(f"is not YAML: {error}")
     if root is None:
         return _failed(_EMPTY)
-    document.data = _Builder(document).build(root, ())
+    try:
+        document.data = _Builder(document).build(root, ())
+    except _TooMuchError as error:
+        return _failed(str(error), line=error.line)
     document.lines.setdefault((), root.start_mark.line + 1)
     return document
 
@@ -167,16 +175,38 @@ _CONVERT: Mapping[str, Callable[[str], Any]] = {
 }
 
 
+class _TooMuchError(Exception):
+    """A document that holds more than any configuration does."""
+
+    def __init__(self, message: str, node: yaml.Node) -> None:
+        super().__init__(message)
+        self.line = node.start_mark.line + 1
+
+
 class _Builder:
-    """Turns a node tree into data, noting lines, and every key that is there twice."""
+    """Turns a node tree into data, noting lines, and every key that is there twice.
+
+    An alias stands for all that its anchor holds, aliases included: a few lines can mean billions of values. So
+    what is built is counted. Raises _TooMuchError.
+    """
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.open: list[yaml.Node] = []  # the nodes around the one being built
+        self.built = 0
+
+    def count(self, node: yaml.Node) -> None:
+        self.built += 1 + (len(node.value) // LONG_TEXT if isinstance(node, yaml.ScalarNode) else 0)
+        if self.built > MAX_VALUES:
+            message = f"holds more than {MAX_VALUES} values, counting what aliases stand for; use fewer aliases"
+            raise _TooMuchError(message, node)
+        if len(self.open) > MAX_DEPTH:
+            raise _TooMuchError(f"is nested more than {MAX_DEPTH} levels deep; use fewer aliases", node)
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         if node in self.open:
             return self.wrong(path, "contains itself; remove the alias", node)
+        self.count(node)
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
@@ -206,6 +236,7 @@ class _Builder:
         merged: list[tuple[yaml.Node, yaml.Node]] = []
         own: list[tuple[yaml.Node, yaml.Node]] = []
         for key, value in node.value:
+            self.count(key)
             if not isinstance(key, yaml.ScalarNode):
                 self.wrong(path, "has a key that is no text", key)
             elif key.tag == "tag:yaml.org,2002:merge":
@@ -215,6 +246,7 @@ class _Builder:
                     if not isinstance(source, yaml.MappingNode) or source in self.open:
                         self.wrong(path, "`<<` takes a mapping, or a list of them", key)
                         continue
+                    self.count(source)
                     self.open.append(source)
                     merged += self.entries(source, path)
                     self.open.pop()

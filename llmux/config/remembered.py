@@ -6,6 +6,7 @@ after its predecessor was killed and the model removed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def remember(spec: ModelSpec) -> dict[str, Any] | None:
 
 
 def recall(kept: object) -> ModelSpec:
-    """Return the definition. ValueError, TypeError or KeyError when it is damaged.
+    """Return the definition. ValueError, TypeError, KeyError or OverflowError when it is damaged.
 
     What it may be awake beside is not kept: it is put to sleep before anything is woken.
     """
@@ -49,8 +50,15 @@ def recall(kept: object) -> ModelSpec:
         env={str(name): str(value) for name, value in kept["env"].items()},
         cwd=Path(kept["cwd"]),
     )
-    timeouts = {HookKind(kind): float(seconds) for kind, seconds in kept["timeouts"].items()}
+    timeouts = {HookKind(kind): _seconds(seconds) for kind, seconds in kept["timeouts"].items()}
     levels = tuple(Level(str(name), int(need)) for name, need in kept.get("levels", ()))
     return ModelSpec(
         definition.name, definition, frozenset(scripts), {**DEFAULT_TIMEOUTS, **timeouts}, levels=levels
     )
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):  # JSON cannot keep it again
+        raise ValueError(f"{value!r} is no duration")
+    return seconds

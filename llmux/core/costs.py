@@ -129,7 +129,10 @@ class SwitchCosts:
         }
 
     def load(self, data: Mapping[str, Any]) -> None:
-        """Take over what ``dump`` returned. Raises ValueError, TypeError or KeyError if it is something else."""
+        """Take over what ``dump`` returned.
+
+        Raises ValueError, TypeError, KeyError or OverflowError if it is something else.
+        """
         pairs = {
             (None if source is None else str(source), str(target)): Average(_seconds(seconds), int(samples))
             for source, target, seconds, samples in data["pairs"]

@@ -17,7 +17,7 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from llmux.errors import BadRequestError, BodyTooLargeError, SlowClientError
-from llmux.extract.field import SLICE, ModelField, json_literal
+from llmux.extract.field import SLICE, ModelField, ambiguous, json_literal
 from llmux.extract.json_scan import ModelScanner
 from llmux.extract.limits import BodyBudget, BodyLimits
 from llmux.extract.multipart import MultipartScanner, boundary_of
@@ -47,9 +47,11 @@ class Body:
         *,
         form: bool = False,
         compressed: bool = False,
+        alike: bool = False,
         splice: tuple[ModelField, bytes] | None = None,
     ) -> None:
         self.field = field
+        self.alike = alike  # it names a model, but under a key in another case
         self.compressed = compressed
         self.size = store.size
         self._store = store
@@ -143,7 +145,8 @@ async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget
     except BaseException:
         store.close()
         raise
-    return Body(store, field, form=isinstance(scanner, MultipartScanner), compressed=compressed)
+    alike = scanner is not None and scanner.alike
+    return Body(store, field, form=isinstance(scanner, MultipartScanner), compressed=compressed, alike=alike)
 
 
 def model_of(body: Body | None, query: str) -> str:
@@ -155,6 +158,8 @@ def model_of(body: Body | None, query: str) -> str:
         return body.field.name
     name = model_in_query(query)
     if name is not None:
+        if body is not None and body.alike:
+            raise ambiguous("the request")
         return name
     if body is not None and body.compressed:
         raise BadRequestError(

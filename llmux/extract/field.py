@@ -45,6 +45,16 @@ def checked_name(name: str) -> str:
     return name
 
 
+def ambiguous(where: str) -> BadRequestError:
+    """Return the error for a request that names its model twice, under keys that differ in case only."""
+    return BadRequestError(
+        f"{where} names the model twice, under keys that differ in case only, as model and Model; engines that"
+        " do not tell them apart would serve another model than the one that was asked for: send one",
+        code="ambiguous_model",
+        param="model",
+    )
+
+
 def name_too_long() -> BadRequestError:
     """Return the error for a name of more than ``MAX_NAME`` bytes."""
     return BadRequestError(f"model is longer than {MAX_NAME} bytes", param="model")

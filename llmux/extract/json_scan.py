@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from llmux.errors import BadRequestError
 from llmux.extract.brackets import Brackets
-from llmux.extract.field import MAX_NAME, ModelField, checked_name, name_too_long
+from llmux.extract.field import MAX_NAME, ModelField, ambiguous, checked_name, name_too_long
 
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = re.compile(rb"[ \t\r\n]*")
@@ -37,9 +37,9 @@ _QUOTE, _COLON, _COMMA, _OPEN, _CLOSE, _LIST = b'":,{}['
 
 
 def members_but(key: bytes) -> re.Pattern[bytes]:
-    """Match many whole members at once, none of which has this key. Bounded, for the pattern's stack."""
+    """Match many whole members at once, none of which has this key in any case. Bounded, for the stack."""
     return re.compile(
-        rb'(?:[ \t\r\n]*"(?!' + key + rb'")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
+        rb'(?:[ \t\r\n]*"(?!(?i:' + key + rb')")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
         rb'(?:"[^"]*"|true|false|null|' + _NUMBER + rb"|" + _FLAT + rb")[ \t\r\n]*,){1,200}"
     )
 
@@ -48,8 +48,9 @@ class ModelScanner:
     """Finds the value of the top-level ``"model"`` of one JSON object.
 
     The last duplicate counts, and keys compare after unescaping. ``feed`` and ``finish`` raise
-    BadRequestError; after that the scanner is of no use. A body that is blank or whose first byte that is
-    not blank is other than ``{`` is no object: it is not looked at, and names no model.
+    BadRequestError; after that the scanner is of no use. To engines that are written in Go, ``"Model"`` is the
+    same key: beside ``"model"`` it is an error. A body that is blank or whose first byte that is not blank is
+    other than ``{`` is no object: it is not looked at, and names no model.
     """
 
     _wanted = b"model"
@@ -71,6 +72,8 @@ class ModelScanner:
         self._quoted = False  # in a string below the top level
         self._model: bytes | None = None  # between its quotes; None: absent or no string
         self._seen = False
+        self.alike = False
+        """Whether a top-level key differs from the wanted one in case only."""
         self._at = (0, 0)
 
     def feed(self, data: bytes) -> None:
@@ -92,6 +95,8 @@ class ModelScanner:
             raise BadRequestError("the body is not valid JSON: it ends too early", code="invalid_json")
         if not self._seen:
             return None
+        if self.alike:
+            raise ambiguous("the body")
         if self._model is None:
             raise BadRequestError("model is not a string", param="model")
         try:
@@ -158,7 +163,9 @@ class ModelScanner:
         end = self._take_string(pos, len(self._wanted) * _ESCAPE)
         if end < 0:
             return len(self._text)
-        self._is_wanted = _spells(self._token, self._wanted)
+        key = _unescaped(self._token)
+        self._is_wanted = key == self._wanted
+        self.alike = self.alike or (not self._is_wanted and key.lower() == self._wanted)
         self._state = self._colon
         return end
 
@@ -270,10 +277,10 @@ class ModelScanner:
         return end + 1 if end >= 0 else -1
 
 
-def _spells(key: bytes | bytearray, wanted: bytes) -> bool:
+def _unescaped(key: bytes | bytearray) -> bytes:
     if b"\\" not in key:
-        return key == wanted
+        return bytes(key)
     try:
-        return bool(json.loads(b'"%b"' % bytes(key)) == wanted.decode())
+        return str(json.loads(b'"%b"' % bytes(key))).encode("utf-8", "surrogatepass")
     except ValueError:  # the engine's to refuse
-        return False
+        return b""

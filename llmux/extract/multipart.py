@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from llmux.errors import BadRequestError
-from llmux.extract.field import MAX_NAME, ModelField, checked_name, name_too_long
+from llmux.extract.field import MAX_NAME, ModelField, ambiguous, checked_name, name_too_long
 
 MAX_HEADERS = 8 * 1024
 """Bytes: the most that the headers of one part may take."""
@@ -39,6 +39,8 @@ class MultipartScanner:
         self._offset = -len(_CRLF)  # of the rest, in the body
         self._state: Callable[[bytes, int], int] = self._content
         self._is_model = False
+        self.alike = False
+        """Whether a field's name differs from ``model`` in case only."""
         self._parts = 0
         self._model: bytes | None = None
         self._at = (0, 0)
@@ -59,6 +61,8 @@ class MultipartScanner:
             raise _malformed("the final boundary is missing")
         if self._model is None:
             return None
+        if self.alike:
+            raise ambiguous("the form")
         try:
             name = self._model.decode()
         except UnicodeDecodeError:
@@ -109,7 +113,9 @@ class MultipartScanner:
             if len(text) - pos >= MAX_HEADERS:
                 raise _malformed(f"the headers of a part are longer than {MAX_HEADERS} bytes")
             return _wait_from(pos)
-        self._is_model = _names_model(text[pos:end])
+        name = _field_name(text[pos:end])
+        self._is_model = name == "model"
+        self.alike = self.alike or (not self._is_model and name.lower() == "model")
         self._state = self._content
         return end + 4
 
@@ -135,16 +141,16 @@ def _malformed(why: str) -> BadRequestError:
     return BadRequestError(f"the body is not a valid form: {why}", code="invalid_form")
 
 
-def _names_model(headers: bytes) -> bool:
-    """Whether a part is the form field ``model``; a file of that name is none."""
+def _field_name(headers: bytes) -> str:
+    """Return the name of the form field that a part is; empty for a file, or what has no name."""
     for line in headers.split(_CRLF):
         key, _, value = line.partition(b":")
         if key.strip().lower() == b"content-disposition":
             text = value.decode("latin-1")
             parameters = dict(_parameters(text))
             is_form_data = text.partition(";")[0].strip().lower() == "form-data"
-            return is_form_data and parameters.get("name") == "model" and "filename" not in parameters
-    return False
+            return parameters.get("name", "") if is_form_data and "filename" not in parameters else ""
+    return ""
 
 
 def _parameters(value: str) -> Iterator[tuple[str, str]]:

@@ -77,11 +77,13 @@ class HookProcess:
         """Return what the next llmux recognises it by, None where that cannot be known."""
         return self._trace and self._trace._replace(ending=self._ending)
 
-    def kill(self, reason: str) -> None:
-        """End its group: TERM, the grace, KILL. Without effect when that is under way or it has exited."""
-        if not self._ending and self._watch.poll() is None:
-            self._mark(reason)
-            self._terminate()
+    def kill(self, reason: str) -> bool:
+        """End its group: TERM, the grace, KILL. False, and no effect, when that is under way or it has exited."""
+        if self._ending or self._watch.poll() is not None:
+            return False
+        self._mark(reason)
+        self._terminate()
+        return True
 
     def kill_now(self, reason: str) -> None:
         """End its group with KILL, also when ``kill`` is under way."""

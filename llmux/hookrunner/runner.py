@@ -117,15 +117,14 @@ class HookRunner:
         found = (process.trace() for process in self._processes.values())
         return tuple(trace for trace in found if trace is not None)
 
-    def kill(self, hook_id: int, reason: str) -> None:
+    def kill(self, hook_id: int, reason: str) -> bool:
         """End a hook: TERM to its group, the grace, KILL. Its result is still owed.
 
-        Without effect on a hook that is unknown, has exited, or is being ended. ``reason`` is ``timeout``,
-        ``stopping`` or words for people.
+        Returns whether it is being ended for this reason: there is no effect on a hook that is unknown, has
+        exited, or is being ended already. ``reason`` is ``timeout``, ``stopping`` or words for people.
         """
         process = self._processes.get(hook_id)
-        if process is not None:
-            process.kill(reason)
+        return process is not None and process.kill(reason)
 
     def kill_all_now(self, reason: str = "stopping") -> None:
         """End every hook under way with KILL. Their results are still owed, if the loop goes on."""

@@ -28,7 +28,7 @@ from llmux.middleware.endpoint import Endpoint, Passage
 from llmux.middleware.identity import request_id
 from llmux.middleware.keys import Keys
 from llmux.middleware.lane import Lane
-from llmux.middleware.origin import Origins, Verdict
+from llmux.middleware.origin import METHODS, Origins, Verdict
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
@@ -43,6 +43,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 _SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
+_NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease", "/llmux/manual")
 TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
@@ -161,6 +162,7 @@ class Front:
         self, request: web.Request, handler: Handler, passage: Passage, verdict: Verdict
     ) -> web.StreamResponse:
         route = passage.route
+        _refuse_unusual(request)
         if not verdict.allowed and not _is_page(request, route):
             self._log.emit("origin_refused", origin=request.headers.get(hdrs.ORIGIN), path=route.path)
             raise ForbiddenError(verdict.reason, code="origin_not_allowed")
@@ -292,6 +294,17 @@ class Front:
                 request_id=passage.request_id,
                 key=passage.holder.name if passage.holder is not None else None,
             )
+
+
+def _refuse_unusual(request: web.Request) -> None:
+    """Refuse what a server in front of engines has no use for, and parsers disagree about."""
+    if request.method in _NEVER:
+        raise web.HTTPMethodNotAllowed(request.method, METHODS.split(", "))
+    codings = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
+    if codings and (len(codings) > 1 or codings[0].strip().lower() != "chunked"):
+        raise BadRequestError(
+            "A request's Transfer-Encoding must be chunked, and nothing else.", code="malformed_request"
+        )
 
 
 def _is_page(request: web.Request, route: Route) -> bool:

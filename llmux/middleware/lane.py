@@ -195,7 +195,12 @@ class Lane:
             value = self._loads(body.decode())
         except (ValueError, RecursionError):
             return None
-        name = value.get("model") if type(value) is dict else None
+        if type(value) is not dict:
+            return None
+        for key in value:
+            if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004 - another model to some
+                return None
+        name = value.get("model")
         return self._names.get(name) if type(name) is str else None
 
     def finish(self, ride: Ride, connection: EngineConnection | None, error: Exception | None) -> None:

@@ -11,7 +11,8 @@ remember; should the cut leave a torn file, it is set aside and the start is as 
 happens on the event loop, before every wake: it takes some 30 µs, an fsync would add what the disk takes.
 
 Nothing here raises into serving: a disk that is full or read-only is warned of once and tried again at the
-next save. A lock file beside it, held as long as llmux runs, keeps a second llmux off.
+next save. A lock file beside it, held as long as llmux runs, keeps a second llmux off: beside the file itself, not
+beside a symbolic link that leads to it, and the links stay.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmux.errors import StateLockedError
 
 VERSION = 1
+_NAMED = 5  # damaged entries that a warning names
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +105,13 @@ class StateFile:
     """The state in a file of its own, locked against a second llmux."""
 
     def __init__(self, path: str | os.PathLike[str], warn: Warn = _quiet) -> None:
-        self.path = Path(path).absolute()
+        # The file itself, whatever links lead to it: by another name, or through another folder, a second llmux
+        # must meet the same lock; and what is written by rename would replace a link.
+        self.path = Path(os.path.realpath(path))
         self.lock_path = self.path.with_name(self.path.name + ".lock")
         self._temporary = self.path.with_name(self.path.name + ".tmp")
         self._warn = warn
-        self._lock: int | None = None
+        self._locks: list[int] = []
         self._written: bytes | None = None
         self._failing = False
 
@@ -119,21 +124,30 @@ class StateFile:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Python's descriptors are not inherited: no hook or engine keeps the lock beyond llmux.
         descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._locks = [descriptor]
+        self._take(descriptor)
+        # The file that is found is locked as well: a hard link to it lies beside another lock file. Once it has
+        # been written anew, the other name stands for an old copy.
+        with contextlib.suppress(OSError):  # there is none yet, or it cannot be read, which load() tells
+            found = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+            self._locks.append(found)
+            self._take(found)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner is not named
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _take(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            os.close(descriptor)
             if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
                 raise
+            holder = os.pread(self._locks[0], 32, 0).decode("ascii", "replace").strip()
+            self.close()
             who = f"the llmux with pid {holder}" if holder.isdecimal() else "another llmux"
             raise StateLockedError(
                 f"{self.path} is in use by {who}: stop that one, or give this one a `state:` of its own"
             ) from error
-        self._lock = descriptor
-        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner is not named
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def load(self) -> State:
         """Read the file. One that is damaged, or not ours, is renamed and warned of."""
@@ -145,10 +159,15 @@ class StateFile:
             self._warn("state_file_unreadable", path=str(self.path), error=str(error))
             return State()
         try:
-            state = _parse(raw)
-        except (ValueError, TypeError, RecursionError) as error:
+            state, damaged = _parse(raw)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             self._set_aside(str(error))
             return State()
+        if damaged:
+            named = ", ".join(repr(name) for name in damaged[:_NAMED])
+            self._warn(
+                "state_file_unreadable", path=str(self.path), error=f"its times of last use are damaged: {named}"
+            )
         self._written = raw
         return state
 
@@ -178,9 +197,8 @@ class StateFile:
 
     def close(self) -> None:
         """Release the lock. Its file stays: deleting it would race with the next llmux."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        while self._locks:
+            os.close(self._locks.pop())
 
     def _set_aside(self, error: str) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -212,7 +230,8 @@ def _render(state: State) -> bytes:
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _parse(raw: bytes) -> State:
+def _parse(raw: bytes) -> tuple[State, list[str]]:
+    """Return the state, and the models whose time of last use is no time: they are left out."""
     document = json.loads(raw)
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise ValueError(f"not a state file of version {VERSION}")
@@ -221,7 +240,7 @@ def _parse(raw: bytes) -> State:
         raise ValueError("`holders` is no list of models")
     if not isinstance(last_use, dict):
         raise TypeError("`last_use` is no object")
-    times = {name: float(when) for name, when in last_use.items()}
+    times = {name: float(when) for name, when in last_use.items() if _is_finite(when)}
     hooks = tuple(
         (int(pid), int(started), str(boot), bool(ending and ending[0]))
         for pid, started, boot, *ending in document.get("hooks", ())
@@ -233,5 +252,15 @@ def _parse(raw: bytes) -> State:
     if not isinstance(levels, dict):
         raise TypeError("`levels` is no object")
     levels = {name: str(level) for name, level in levels.items()}
-    asked = document.get("asked")
-    return State(frozenset(holders), times, document.get("costs"), definitions, levels, hooks, asked)
+    state = State(
+        frozenset(holders), times, document.get("costs"), definitions, levels, hooks, document.get("asked")
+    )
+    return state, sorted(last_use.keys() - times.keys())
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number can be written again: ``1e400`` is read as an infinity, which JSON does not know."""
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # of 400 digits
+        return False

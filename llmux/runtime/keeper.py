@@ -50,7 +50,7 @@ class Keeper:
         if isinstance(state.costs, Mapping):
             try:
                 self._core.costs.load(state.costs)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 self._log.emit("state_file_unreadable", error=f"its switch costs are damaged: {error}")
 
     async def begin(self) -> Started:
@@ -66,7 +66,7 @@ class Keeper:
     def _asked(self) -> asked.Asked:
         try:
             return asked.load(self._found.asked, self._now())
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             self._log.emit("state_file_unreadable", error=f"its pins and lease are damaged: {error!r}")
             return asked.Asked()
 
@@ -74,7 +74,7 @@ class Keeper:
         for name in sorted(self._found.holders - self._core.models.keys()):
             try:
                 yield recall(self._found.definitions[name])
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
                 self._log.emit("holder_unknown", model=name)
 
     def used(self, model: str) -> None:

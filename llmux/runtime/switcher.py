@@ -348,8 +348,10 @@ class Switcher:
         self._keeper.save()  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
-        self.hooks.kill(effect.hook, effect.reason)
-        if (job := self.hooks.running.get(effect.hook)) is not None:
+        job = self.hooks.running.get(effect.hook)
+        # A hook that has exited meanwhile is not killed: after a pause of llmux itself, its exit is noticed later
+        # than its timeout.
+        if self.hooks.kill(effect.hook, effect.reason) and job is not None:
             if effect.reason == fx.SWITCH_OVER:
                 self.log.emit("prefetch_ended", model=job.model)
             else:

@@ -10,9 +10,10 @@ from then on two things happen independently of each other:
   the transport's buffer is full. It ends early when the response has ended or the connection is lost: an
   engine may answer (413, say) without reading the body.
 - The response comes in through ``data_received``. The head is gathered up to its empty line and parsed at
-  once; interim responses are dropped. After that every block of bytes goes to the sink as the very object
-  that the transport delivered, chunk framing included, while the connection follows the framing to know
-  where the body ends. Nothing is awaited on this path: it is callbacks all the way to the client's socket.
+  once; interim responses are dropped, and too many of them are an error. After that every block of bytes goes
+  to the sink as the very object that the transport delivered, chunk framing included, while the connection
+  follows the framing to know where the body ends. Nothing is awaited on this path: it is callbacks all
+  the way to the client's socket.
 
 The sink hears ``response_started``, then ``response_data`` (always at least once, perhaps with nothing), and
 then exactly one of ``response_ended`` and ``response_lost``; or ``response_lost`` alone. After either, or
@@ -40,6 +41,12 @@ from llmux.upstream.head import MAX_HEAD, ResponseHead, parse_head
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.
 _TURN = 1 << 20
+
+# What an engine may send in interim responses before its answer: so many bytes at once and a second, each response
+# counted as INTERIM_LEAST at least. Progress reports keep far below it; a flood would hold up all the others.
+INTERIM_BURST = MAX_HEAD
+INTERIM_RATE = 16 * 1024
+INTERIM_LEAST = 256
 
 _END_OF_HEAD = b"\r\n\r\n"
 _START_OF_HEAD = b"HTTP/1."
@@ -90,6 +97,8 @@ class EngineConnection(asyncio.Protocol):
         "_chunks",
         "_framing",
         "_head_request",
+        "_interim",
+        "_interim_since",
         "_left",
         "_payload",
         "_reading_paused",
@@ -121,6 +130,8 @@ class EngineConnection(asyncio.Protocol):
         self._take_chunk: Callable[[bytes], None] | None = None  # set while the body stands between two chunks
         self._framing: Framing | None = None  # None: the head is still to come
         self._buffer = b""
+        self._interim = 0  # bytes of interim responses since the request
+        self._interim_since = 0.0
         self._left = 0
         self._chunks: ChunkTracker | None = None
         self._payload: list[bytes] | None = None
@@ -141,6 +152,7 @@ class EngineConnection(asyncio.Protocol):
         self._framing = None
         self._head_request = head_request
         self._upgrade = upgrade
+        self._interim = 0
         self._request_sent = False
         self._payload = None
         self.received = False
@@ -290,16 +302,31 @@ class EngineConnection(asyncio.Protocol):
                 self._fail(EngineProtocolError("The head of the engine's answer is too large."))
                 return
             try:
-                head = parse_head(data[:end], to_head_request=self._head_request, upgrade=self._upgrade)
+                head = self._parse_head(data[:end])
             except EngineProtocolError as error:
                 self._fail(error)
                 return
             data = data[end:]
             if head is not None:
-                break
+                self._body_begins(sink, head, data)
+                return
             if not data:
                 return
-        self._body_begins(sink, head, data)
+
+    def _parse_head(self, data: bytes) -> ResponseHead | None:
+        """Parse a head; None for an interim response, which counts. Raises EngineProtocolError."""
+        head = parse_head(data, to_head_request=self._head_request, upgrade=self._upgrade)
+        if head is None:
+            self._count_interim(len(data))
+        return head
+
+    def _count_interim(self, size: int) -> None:
+        now = self.loop.time()
+        if not self._interim:
+            self._interim_since = now
+        self._interim += max(size, INTERIM_LEAST)
+        if self._interim > INTERIM_BURST + INTERIM_RATE * (now - self._interim_since):
+            raise EngineProtocolError("The engine sent too many interim responses.")
 
     def _body_begins(self, sink: ResponseSink, head: ResponseHead, data: bytes) -> None:
         self.reusable = head.keep_alive

@@ -181,3 +181,33 @@ def test_no_permission(tmp_path):
     (tmp_path / "c.yaml").chmod(0)
     with pytest.raises(ConfigErrors, match="permission denied"):
         Config.from_file(tmp_path / "c.yaml")
+
+
+def bomb(line, depth=12, first="[x, y]"):
+    lines = (f"a{n}: &a{n} " + line.format(f"*a{n - 1}") for n in range(1, depth))
+    return "\n".join([f"a0: &a0 {first}", *lines, ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (bomb("[{0}, {0}, {0}, {0}]"), "counting what aliases stand for"),
+        (bomb("{{p: {0}, q: {0}, r: {0}, s: {0}}}"), "counting what aliases stand for"),
+        (bomb("{{<<: [{0}, {0}, {0}, {0}]}}", first="{x: 1, y: 2}"), "counting what aliases stand for"),
+        (f"a: &a {'x' * 1_000_000}\nb: [{', '.join(['*a'] * 1000)}]\n", "counting what aliases stand for"),
+        (bomb("[{0}]", 5000), "levels deep"),
+    ],
+)
+def test_what_aliases_expand_to_is_bounded(text, words):
+    document = parse_yaml(text)
+    (problem,) = document.problems
+    assert words in problem.message
+    assert problem.line is not None
+    assert document.data is None
+
+
+def test_many_aliases_of_a_size_that_configurations_have_are_fine():
+    models = "".join(f"  m{n}: {{<<: *env, env: *env}}\n" for n in range(3000))
+    document = parse_yaml("x-env: &env {A: 1, B: 2}\nmodels:\n" + models)
+    assert document.problems == []
+    assert len(document.data["models"]) == 3000

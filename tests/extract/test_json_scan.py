@@ -81,6 +81,11 @@ def test_agrees_with_the_json_parser_and_replaces_in_place(text, data):
     if "model" not in wanted:
         assert scan(body, cuts) is None
         return
+    if any(key != "model" and key.lower() == "model" for key in wanted):
+        for where in (cuts, (), range(1, len(body))):
+            with pytest.raises(BadRequestError, match="differ in case only"):
+                scan(body, where)
+        return
     if not wanted["model"] or not isinstance(wanted["model"], str):
         with pytest.raises(BadRequestError, match=r"model is (not a string|empty)"):
             scan(body, cuts)

@@ -137,3 +137,16 @@ def test_the_boundary(header, boundary):
 def test_bad_boundaries(header):
     with pytest.raises(BadRequestError):
         boundary_of(header)
+
+
+@pytest.mark.parametrize("names", [(b"model", b"Model"), (b"MODEL", b"model"), (b"model", b"model", b"moDel")])
+def test_fields_that_differ_in_case_only(names):
+    body = b"".join(part(name, b"a") for name in names) + END
+    for cuts in ((), range(1, len(body))):
+        with pytest.raises(BadRequestError, match="differ in case only"):
+            scan(body, cuts=cuts)
+
+
+def test_a_field_in_another_case_alone_is_no_model():
+    assert scan(part(b"Model", b"a") + END) is None
+    assert scan(part(b"model", b"a") + part(b"Model", b"b", more=b'; filename="x"') + END).name == "a"

@@ -29,6 +29,12 @@ def test_the_model_in_the_query(query, name):
     assert model_in_query(query) == name
 
 
+@pytest.mark.parametrize("query", ["model=a&Model=b", "MODEL=b&model=a", "model=a&%4dodel", "model=&Model=b"])
+def test_keys_that_differ_in_case_only(query):
+    with pytest.raises(BadRequestError, match="differ in case only"):
+        model_in_query(query)
+
+
 @pytest.mark.parametrize("query", ["model=%FF", "model=" + "x" * 1025])
 def test_bad_names(query):
     with pytest.raises(BadRequestError):

@@ -61,6 +61,65 @@ def test_a_second_llmux_is_kept_off(make):
     second.open()
 
 
+@pytest.mark.parametrize(
+    "how", ["link", "link to a link", "linked folder", "relative link", "hard link", "dangling"]
+)
+def test_a_second_llmux_is_kept_off_by_whatever_name(make, tmp_path, how):
+    first = make()
+    other = tmp_path / "other"
+    other.mkdir()
+    link = other / "state.json"
+    first.open()
+    if how != "dangling":
+        assert first.save(State(frozenset({"old"})))
+    if how == "linked folder":
+        other.rmdir()
+        other.symlink_to(first.path.parent)
+    elif how == "link to a link":
+        (tmp_path / "between").symlink_to(first.path)
+        link.symlink_to(tmp_path / "between")
+    elif how == "relative link":
+        link.symlink_to("../llmux/state.json")
+    elif how == "hard link":
+        link.hardlink_to(first.path)
+        first.close()  # and started again, with the link in place
+        first.open()
+    else:
+        link.symlink_to(first.path)
+    assert first.save(STATE)
+    with pytest.raises(StateLockedError, match="is in use by"):
+        make("other/state.json").open()
+    first.close()
+    second = make("other/state.json")
+    second.open()
+    if how == "hard link":  # by now a file of its own
+        assert second.load() == State(frozenset({"old"}))
+        return
+    assert second.load() == STATE
+    assert second.save(State(frozenset({"c"})))
+    assert link.is_symlink() or how == "linked folder"
+    assert first.path.is_file()
+    assert not first.path.is_symlink()
+    first = make()
+    with pytest.raises(StateLockedError):
+        first.open()
+    assert first.load().holders == {"c"}
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "Infinity", "NaN", "1" + "0" * 400])
+def test_a_number_that_cannot_be_written_again_is_left_out(make, warnings, number):
+    file = make()
+    file.open()
+    file.path.write_text(f'{{"version": 1, "holders": ["a"], "last_use": {{"a": {number}, "b": 7.0}}}}')
+    state = file.load()
+    assert state == State(frozenset({"a"}), {"b": 7.0})
+    ((event, fields),) = warnings
+    assert event == "state_file_unreadable"
+    assert "'a'" in fields["error"]
+    assert file.save(state)
+    assert file.load() == state
+
+
 def test_a_killed_llmux_leaves_no_lock(make):
     file = make()
     code = (

@@ -424,3 +424,43 @@ async def test_the_last_used_connection_is_used_first(proxy: Proxy) -> None:
         await one.get()
         seen.append(await one.until(b"ok"))
     assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 100 C\r\n\r\n", b"HTTP/1.1 103 E\r\nLink: </x>\r\n\r\n"])
+async def test_interim_responses_without_end_are_a_502(proxy: Proxy, interim: bytes) -> None:
+    sent = 0
+
+    async def script(side: EngineSide) -> None:
+        nonlocal sent
+        await side.request()
+        while sent < 50_000_000:
+            try:
+                await side.send(interim * 1000)
+            except ConnectionError:
+                return
+            sent += 1000 * len(interim)
+
+    await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    assert await client.until(b"\r\n") == b"HTTP/1.1 502 Bad Gateway\r\n"
+    assert isinstance(proxy.outcomes[0], EngineProtocolError)
+    assert sent < 50_000_000
+
+
+async def test_interim_responses_that_come_now_and_then_may_be_many(proxy: Proxy, monkeypatch) -> None:
+    monkeypatch.setattr("llmux.upstream.connection.INTERIM_BURST", 1000)
+    monkeypatch.setattr("llmux.upstream.connection.INTERIM_RATE", 1_000_000)
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        for _ in range(40):
+            await side.send(b"HTTP/1.1 102 P\r\n\r\n")
+            await asyncio.sleep(0.002)
+        await side.send(OK)
+        await side.closed()
+
+    await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    assert await client.until(b"\r\n") == b"HTTP/1.1 200 OK\r\n"
