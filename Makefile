@@ -31,7 +31,7 @@ lint: $(VENV)/.test shellcheck ## ruff and shellcheck
 	$(BIN)/ruff format --check
 
 shellcheck: $(VENV)/.test
-	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/shellcheck --check-sourced $(SHELL_SCRIPTS)
 
 types: $(VENV)/.test ## mypy --strict
 	$(BIN)/mypy

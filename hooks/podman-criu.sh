@@ -51,188 +51,15 @@ name=$container
 url=${URL:-${LLMUX_URL:-}}
 health_path=${HEALTH_PATH:-/health}
 
-# ---- shared: expected
-expected() { # does what answers say what only this server says? Without EXPECT there is nothing to go by.
-	[ -n "${EXPECT:-}" ] || return 0
-	served=$(get "$url${EXPECT_PATH:-/v1/models}") || return 1
-	case $served in
-	*"$EXPECT"*) ;;
-	*) return 1 ;;
-	esac
+lib=$(readlink -f "$0" || echo "$0")
+lib=${lib%/*}/lib
+[ -r "$lib/words.sh" ] || {
+	echo "$0: $lib is missing; 'llmux hooks copy podman-criu' writes a script that needs nothing beside it" >&2
+	exit 2
 }
-# ---- end of expected
-
-# ---- shared: words
-nl='
-'
-say() { printf '%s: %s\n' "$name" "$*"; }
-fail() { say "$@" >&2 && exit 1; }
-not_set_up() { say "$@" >&2 && exit 2; }
-has() { command -v "$1" >/dev/null 2>&1; }
-# ---- end of words
-
-# ---- shared: http
-ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. No status: "refused", or "none" in time
-	method=$1 address=$2 json=${3:-} seconds=${4:-${ASK_SECONDS:-5}}
-	answer='' status=none code=0
-	if has curl; then
-		# A key goes through standard input: the list of processes shows none.
-		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
-		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
-		answer=$(printf '%s\n' "${auth:+header = $(json_text "$auth")}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
-	elif has python3; then
-		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
-method, url, body, seconds = sys.argv[1:]
-signal.setitimer(signal.ITIMER_REAL, float(seconds))
-request = r.Request(url, body.encode() or None, method=method)
-name, _, value = os.environ["AUTH"].partition(": ")
-for name, value in ((name, value), ("Content-Type", body and "application/json")):
-    if value: request.add_header(name, value)
-try:
-    with r.build_opener(r.ProxyHandler({})).open(request) as reply: code, text = reply.status, reply.read()
-except e.HTTPError as error: code, text = error.code, error.read()
-except e.URLError as error: sys.exit(7 if isinstance(error.reason, ConnectionRefusedError) else 1)
-sys.stdout.buffer.write(text + b"\n%d" % code)' "$method" "$address" "$json" "$seconds" 2>/dev/null) || code=$?
-	elif [ "$method" = GET ] && [ -z "${auth:-}" ]; then # with wget, whatever is no success is a 500
-		if answer=$(wget -q -O - -T "$seconds" "$address" 2>/dev/null); then
-			answer=$answer${nl}200
-		elif wget -S -O /dev/null -T "$seconds" "$address" 2>&1 | grep -q HTTP/; then
-			answer=${nl}500
-		else
-			code=1
-		fi
-	else
-		not_set_up "needs curl or python3, to tell the engine what to do"
-	fi
-	case $code in
-	0) status=${answer##*"$nl"} answer=${answer%"$nl"*} ;;
-	7) status=refused answer='' ;;
-	*) answer='' ;;
-	esac
-	case $status in
-	2??) ;;
-	*) return 1 ;;
-	esac
-}
-
-get() { ask GET "$1" && printf '%s\n' "$answer"; }
-
-speaks_http() { # does anything answer there, whatever it says?
-	ask GET "$url/" && return
-	case $status in
-	none | refused) return 1 ;;
-	esac
-}
-
-answered() { # what it answered, in a line for people
-	case $status in
-	refused) echo "nobody listens at $url" ;;
-	none) echo "$address did not answer within $seconds s" ;;
-	*) printf '%s\n' "$method ${address#"$url"} answers $status: $(printf %s "$answer" | tr '\n' ' ' | cut -c 1-300)" ;;
-	esac
-}
-
-json_text() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')"; }
-# ---- end of http
-
-# ---- shared: containers
-container() { # run the container engine, for $1 seconds at most: its daemon may hang
-	limit=$1
-	shift
-	eval "set -- $engine \"\$@\""
-	if has timeout; then
-		timeout -k 5 "$limit" "$@"
-	else
-		"$@"
-	fi
-}
-
-inspect() { container 20 inspect --type container --format "$1" "$container"; }
-
-look() { # set $state to what the container does; "none" when there is no such container
-	state=$(inspect '{{.State.Status}}' 2>/dev/null) && return
-	state=$(inspect '{{.State.Status}}' 2>&1) # the complaint, which has no place beside an answer
-	case $state in
-	*[Nn]'o such container'* | *[Nn]'o such object'*) state=none ;; # not "no such file", of a socket
-	*) fail "$engine cannot say what $container does: $state" ;;
-	esac
-}
-
-is_up() { [ "$state" = running ] && get "$url$health_path" >/dev/null && expected; }
-
-wait_ready() { # until it answers, or has ended
-	strangers=0
-	until look && is_up; do
-		case $state in
-		running)
-			! get "$url$health_path" >/dev/null || strangers=$((strangers + 1))
-			[ "$strangers" -lt 10 ] || fail "something answers at $url, but '$EXPECT' is not in what it says"
-			;;
-		created | restarting | starting | configured | initialized) ;;
-		*)
-			say "$container is $state while it starts; the end of its log:" >&2
-			container 20 logs --tail 20 "$container" >&2
-			exit 1
-			;;
-		esac
-		sleep 0.2
-	done
-	say "$container is ready at $url"
-}
-
-start_container() { # whatever it takes to have it run
-	tenths=100
-	while [ "$state" = removing ] && [ "$tenths" -gt 0 ]; do # one that was stopped with --rm holds its name for a while
-		tenths=$((tenths - 1))
-		sleep 0.1
-		look
-	done
-	case $state in
-	running | restarting) ;;
-	paused) container 60 unpause "$container" >/dev/null || fail "$container cannot be unpaused" ;;
-	none)
-		[ -n "${RUN:-}" ] || not_set_up "there is no container $container: create it," \
-			"or set RUN to what comes after '$engine run --detach --name $container'"
-		eval "set -- $RUN"
-		container "${START_SECONDS:-900}" run --detach --name "$container" "$@" >/dev/null || fail "$container cannot be run"
-		;;
-	*) container "${START_SECONDS:-900}" start "$container" >/dev/null || fail "$container cannot be started" ;;
-	esac
-}
-
-is_down() {
-	look
-	case $state in
-	none | exited | created | dead | stopped | configured | initialized) ;;
-	*) return 1 ;;
-	esac
-}
-
-wait_down() {
-	tenths=100
-	until is_down; do
-		[ "$tenths" -gt 0 ] || fail "$container is still $state"
-		tenths=$((tenths - 1))
-		sleep 0.1
-	done
-	say "$container is $state"
-}
-
-kill_container() {
-	is_down || [ "$state" != paused ] || container 60 unpause "$container" >/dev/null
-	is_down || container 60 kill "$container" >/dev/null || is_down || fail "$container cannot be killed"
-	wait_down
-}
-
-action=${1:-${LLMUX_HOOK:-}}
-[ -n "$container" ] || not_set_up "neither CONTAINER nor LLMUX_MODEL is set"
-case $container in
-[!A-Za-z0-9]* | *[!A-Za-z0-9_.-]*) not_set_up "'$container' can be no container's name: set CONTAINER" ;;
-esac
-[ -n "$url" ] || not_set_up "LLMUX_URL is not set"
-has "${engine%% *}" || not_set_up "no such program: ${engine%% *}"
-has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
-# ---- end of containers
+. "$lib/words.sh"
+. "$lib/http.sh"
+. "$lib/containers.sh"
 
 is_checkpointed() {
 	[ "$(inspect '{{.State.Checkpointed}}' 2>/dev/null)" = true ]
@@ -269,6 +96,8 @@ go_to_sleep() {
 	wait_down
 	is_checkpointed || fail "$container is down, but has no checkpoint"
 }
+
+set_up "$@"
 
 case $action in
 wake) wake ;;

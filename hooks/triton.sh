@@ -42,102 +42,15 @@ name=${LLMUX_MODEL:-}
 model=${NAME:-$name}
 url=${URL:-${LLMUX_URL:-}}
 
-# ---- shared: words
-nl='
-'
-say() { printf '%s: %s\n' "$name" "$*"; }
-fail() { say "$@" >&2 && exit 1; }
-not_set_up() { say "$@" >&2 && exit 2; }
-has() { command -v "$1" >/dev/null 2>&1; }
-# ---- end of words
-
-# ---- shared: http
-ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. No status: "refused", or "none" in time
-	method=$1 address=$2 json=${3:-} seconds=${4:-${ASK_SECONDS:-5}}
-	answer='' status=none code=0
-	if has curl; then
-		# A key goes through standard input: the list of processes shows none.
-		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
-		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
-		answer=$(printf '%s\n' "${auth:+header = $(json_text "$auth")}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
-	elif has python3; then
-		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
-method, url, body, seconds = sys.argv[1:]
-signal.setitimer(signal.ITIMER_REAL, float(seconds))
-request = r.Request(url, body.encode() or None, method=method)
-name, _, value = os.environ["AUTH"].partition(": ")
-for name, value in ((name, value), ("Content-Type", body and "application/json")):
-    if value: request.add_header(name, value)
-try:
-    with r.build_opener(r.ProxyHandler({})).open(request) as reply: code, text = reply.status, reply.read()
-except e.HTTPError as error: code, text = error.code, error.read()
-except e.URLError as error: sys.exit(7 if isinstance(error.reason, ConnectionRefusedError) else 1)
-sys.stdout.buffer.write(text + b"\n%d" % code)' "$method" "$address" "$json" "$seconds" 2>/dev/null) || code=$?
-	elif [ "$method" = GET ] && [ -z "${auth:-}" ]; then # with wget, whatever is no success is a 500
-		if answer=$(wget -q -O - -T "$seconds" "$address" 2>/dev/null); then
-			answer=$answer${nl}200
-		elif wget -S -O /dev/null -T "$seconds" "$address" 2>&1 | grep -q HTTP/; then
-			answer=${nl}500
-		else
-			code=1
-		fi
-	else
-		not_set_up "needs curl or python3, to tell the engine what to do"
-	fi
-	case $code in
-	0) status=${answer##*"$nl"} answer=${answer%"$nl"*} ;;
-	7) status=refused answer='' ;;
-	*) answer='' ;;
-	esac
-	case $status in
-	2??) ;;
-	*) return 1 ;;
-	esac
+lib=$(readlink -f "$0" || echo "$0")
+lib=${lib%/*}/lib
+[ -r "$lib/words.sh" ] || {
+	echo "$0: $lib is missing; 'llmux hooks copy triton' writes a script that needs nothing beside it" >&2
+	exit 2
 }
-
-get() { ask GET "$1" && printf '%s\n' "$answer"; }
-
-speaks_http() { # does anything answer there, whatever it says?
-	ask GET "$url/" && return
-	case $status in
-	none | refused) return 1 ;;
-	esac
-}
-
-answered() { # what it answered, in a line for people
-	case $status in
-	refused) echo "nobody listens at $url" ;;
-	none) echo "$address did not answer within $seconds s" ;;
-	*) printf '%s\n' "$method ${address#"$url"} answers $status: $(printf %s "$answer" | tr '\n' ' ' | cut -c 1-300)" ;;
-	esac
-}
-
-json_text() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')"; }
-# ---- end of http
-
-# ---- shared: remote
-run_stop() { # harder means, if the user gave any: the engine is a server that others have started
-	[ -n "${STOP:-}" ] ||
-		not_set_up "STOP is not set: a command that ends or restarts the server, for when unloading fails"
-	say "runs: $STOP"
-	sh -c "$STOP" </dev/null || fail "'$STOP' failed"
-}
-
-wait_for() { # run the rest, up to $1 tenths of a second, until it succeeds
-	tenths=$1
-	shift
-	until "$@"; do
-		[ "$tenths" -gt 0 ] || return 1
-		tenths=$((tenths - 1))
-		sleep 0.1
-	done
-}
-
-action=${1:-${LLMUX_HOOK:-}}
-[ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
-[ -n "$url" ] || not_set_up "LLMUX_URL is not set"
-has curl || has python3 || not_set_up "needs curl or python3, to ask the engine"
-# ---- end of remote
+. "$lib/words.sh"
+. "$lib/http.sh"
+. "$lib/remote.sh"
 
 look() { # set $state: ready, unloaded, busy (loading or unloading), unknown; or refused when no server runs
 	ask POST "$url/v2/repository/index" '{}' || {
@@ -201,6 +114,8 @@ go_to_sleep() {
 	fi
 	say "$model is $state"
 }
+
+set_up "$@"
 
 case $model in
 *[!A-Za-z0-9._-]*) not_set_up "'$model' can be no model of Triton's: set NAME" ;;

@@ -1,4 +1,8 @@
-"""The hook scripts that come with llmux: which there are, what they say of themselves, and copying them."""
+"""The hook scripts that come with llmux: which there are, what they say of themselves, and copying them.
+
+A script reads what it has in common with others from ``lib/`` beside it. A copy has these parts in it, so that it
+needs nothing but itself.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,11 @@ from llmux.errors import LLMuxError
 
 EXECUTABLE = 0o755
 
+_LIBRARY = re.compile(r'^lib=.*?^}\n((?:\. "\$lib/[a-z]+\.sh"\n)+)', re.MULTILINE | re.DOTALL)
+_PART = re.compile(r"/([a-z]+\.sh)")
+# As the library has them: on one line, or up to a brace at the beginning of one.
+_FUNCTION = re.compile(r"^(\w+)\(\) \{(?:.*\}(?: #.*)?| #.*\n(?:.*\n)*?\}|\n(?:.*\n)*?\})\n\n?", re.MULTILINE)
+
 
 class HookScriptError(LLMuxError):
     """There is no such script, or it cannot be copied there."""
@@ -20,15 +29,23 @@ class HookScriptError(LLMuxError):
 
 @dataclass(frozen=True, slots=True)
 class HookScript:
-    """One script. All but the path is read from its first lines."""
+    """One script. Its summary and its example are read from its first lines."""
 
     name: str
     path: Path
 
     @property
     def text(self) -> str:
-        """The whole script."""
-        return self.path.read_text()
+        """The script as a file that is complete in itself: with those parts of the library that it uses.
+
+        Raises:
+            HookScriptError: a part is missing, or cannot be read.
+
+        """
+        try:
+            return complete(self.path)
+        except OSError as error:
+            raise HookScriptError(f"{error.filename} cannot be read: {error.strerror}") from None
 
     @property
     def summary(self) -> str:
@@ -64,7 +81,7 @@ class HookScript:
         return re.sub(r"(?m)^( +[a-z]+: +)\./hooks/(\S+)(.*)$", moved, self.example)
 
     def _header(self) -> list[str]:
-        lines = self.text.splitlines()[1:]
+        lines = self.path.read_text(encoding="utf-8").splitlines()[1:]
         end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
         return lines[:end]
 
@@ -73,6 +90,31 @@ def shipped() -> dict[str, HookScript]:
     """Return the scripts by name, sorted."""
     files = sorted(_folder().glob("*.sh"), key=lambda file: file.stem)
     return {file.stem: HookScript(file.stem, file) for file in files}
+
+
+def complete(path: Path) -> str:
+    """Return the text of a script, with those functions of ``lib/`` that it uses where it reads them."""
+    text = path.read_text(encoding="utf-8")
+    found = _LIBRARY.search(text)
+    if found is None:
+        return text
+    own = text[: found.start()] + text[found.end() :]
+    parts = [(path.parent / "lib" / name).read_text(encoding="utf-8") for name in _PART.findall(found[1])]
+    library = "\n".join(part.partition("\n")[2] for part in parts)  # without shellcheck's line
+    return text[: found.start()] + _used(library, own) + text[found.end() :]
+
+
+def _used(library: str, script: str) -> str:
+    # Without the functions which neither the script nor another function that it needs names.
+    functions = {found[1]: found[0] for found in _FUNCTION.finditer(library)}
+    needed: set[str] = set()
+    pending = [script, _FUNCTION.sub("", library)]
+    while pending:
+        named = functions.keys() & set(re.findall(r"\w+", pending.pop())) - needed
+        needed |= named
+        pending += [functions[name] for name in named]
+    kept = _FUNCTION.sub(lambda found: found[0] if found[1] in needed else "", library)
+    return re.sub(r"\n{3,}", "\n\n", kept).strip("\n") + "\n"
 
 
 def find(name: str) -> HookScript:
@@ -89,13 +131,15 @@ def find(name: str) -> HookScript:
 def copy(name: str, folder: Path, *, force: bool = False) -> Path:
     """Copy a script into a folder, which is made if need be, and return where it is now.
 
-    HookScriptError when there is none of that name, when another file has its place (unless ``force``), or when
-    it cannot be written.
+    Where the script itself is there already, as in llmux's own folder, it stays. HookScriptError when there is
+    none of that name, when another file has its place (unless ``force``), or when it cannot be written.
     """
     script = find(name)
     target = folder / script.path.name
-    content = script.path.read_bytes()
+    content = script.text.encode()
     try:
+        if target.exists() and target.samefile(script.path):
+            return target
         if target.exists() and target.read_bytes() != content and not force:
             raise HookScriptError(f"{target} exists and differs: move it away, or replace it with --force")
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,12 +32,12 @@ def show(
     name: Name,
     path: Annotated[bool, typer.Option("--path", help="Print where it is instead.")] = False,
 ) -> None:
-    """Print a script; its first lines say what it needs and reads."""
+    """Print a script, complete in one file; its first lines say what it needs and reads."""
     try:
         script = find(name)
+        typer.echo(str(script.path) if path else script.text, nl=path)
     except HookScriptError as error:
         _fail(error)
-    typer.echo(str(script.path) if path else script.text, nl=path)
 
 
 @app.command("copy")
@@ -46,7 +46,7 @@ def copy_one(
     folder: Annotated[Path, typer.Argument(help="Where to.")] = Path("hooks"),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that differs.")] = False,
 ) -> None:
-    """Copy a script, and one for verify where it wants one; print the lines that use it."""
+    """Write a script as one complete file, and one for verify where it wants one; print the lines that use it."""
     try:
         script = find(name)
         target = copy(name, folder, force=force)

@@ -72,7 +72,7 @@ def write(
 
 def _differs(path: Path, script: HookScript) -> bool:
     try:
-        return path.read_bytes() != script.path.read_bytes()
+        return not path.samefile(script.path) and path.read_bytes() != script.text.encode()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:  # a folder, or nobody's business

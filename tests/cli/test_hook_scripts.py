@@ -12,11 +12,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from llmux.cli import app
+from llmux.cli import app, hook_scripts
 from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
 from tests.engine.real import ROOT
 
 SOURCES = sorted((ROOT / "hooks").glob("*.sh"), key=lambda path: path.stem)
+
+LIBRARY = sorted((ROOT / "hooks" / "lib").glob("*.sh"))
 
 
 @pytest.fixture
@@ -37,15 +39,19 @@ def test_each_is_listed_with_what_it_is_for(run):
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in listed)
 
 
-def test_one_is_shown_as_it_is(run):
-    assert run("hooks", "show", "process").stdout == (ROOT / "hooks" / "process.sh").read_text()
+def test_one_is_shown_complete(run):
+    shown = run("hooks", "show", "process").stdout
+    assert shown.startswith((ROOT / "hooks" / "process.sh").read_text().partition("\nlib=")[0])
+    assert "\nend_engine() {" in shown
+    assert "$lib" not in shown
+    assert run("hooks", "show", "prefetch").stdout == (ROOT / "hooks" / "prefetch.sh").read_text()
     assert run("hooks", "show", "process.sh", "--path").stdout.strip() == str(ROOT / "hooks" / "process.sh")
 
 
-def test_a_copy_is_the_same_and_executable_and_the_lines_that_use_it_are_printed(run, tmp_path):
+def test_a_copy_is_complete_and_executable_and_the_lines_that_use_it_are_printed(run, tmp_path):
     done = run("hooks", "copy", "llama-cpp")
     target = tmp_path / "hooks" / "llama-cpp.sh"
-    assert target.read_bytes() == (ROOT / "hooks" / "llama-cpp.sh").read_bytes()
+    assert target.read_text() == run("hooks", "show", "llama-cpp").stdout
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
     assert done.stdout.startswith("models:\n  qwen:\n")
     assert "hooks/llama-cpp.sh" in done.stderr
@@ -86,6 +92,39 @@ def test_a_file_that_differs_is_not_replaced_unless_forced(run, tmp_path):
     assert target.read_text() == find("process").text
 
 
+def test_in_llmuxs_own_folder_they_stay_as_they_are(run, tmp_path, monkeypatch):
+    for name in ("hooks", "config"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(ROOT / "hooks", tmp_path / "hooks", dirs_exist_ok=True)
+    monkeypatch.setattr(hook_scripts, "_folder", lambda: tmp_path / "hooks")
+    before = (tmp_path / "hooks" / "process.sh").read_bytes()
+    for options in ([], ["--force"]):
+        assert run("hooks", "copy", "process", *options).exit_code == 0
+        assert (tmp_path / "hooks" / "process.sh").read_bytes() == before
+    (tmp_path / "swap.yaml").write_text("models: {m: {cmd: 'srv --port ${PORT}'}}\n")
+    assert run("import", "llama-swap", "swap.yaml").exit_code == 0
+    assert (tmp_path / "hooks" / "process.sh").read_bytes() == before
+
+
+def test_a_link_to_the_script_is_as_good_as_a_copy(run, tmp_path):
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "process.sh").symlink_to(ROOT / "hooks" / "process.sh")
+    before = (ROOT / "hooks" / "process.sh").read_bytes()
+    assert run("hooks", "copy", "process", "--force").exit_code == 0
+    assert (ROOT / "hooks" / "process.sh").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["show", "copy"])
+def test_a_part_that_is_missing_is_named(run, tmp_path, monkeypatch, command):
+    shutil.copytree(ROOT / "hooks", tmp_path / "llmux's")
+    (tmp_path / "llmux's" / "lib" / "http.sh").unlink()
+    monkeypatch.setattr(hook_scripts, "_folder", lambda: tmp_path / "llmux's")
+    done = run("hooks", command, "process")
+    assert done.exit_code == 2
+    assert "lib/http.sh cannot be read: No such file or directory" in done.stderr
+    assert run("hooks", "list").exit_code == 0
+
+
 def test_a_folder_that_cannot_be_written_is_named(run, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("hooks", "copy", "process", "file")
@@ -124,5 +163,7 @@ def test_they_are_in_the_wheel(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         for script in SOURCES:
             assert archive.read(f"llmux/hooks/{script.name}") == script.read_bytes()
+        for part in LIBRARY:
+            assert archive.read(f"llmux/hooks/lib/{part.name}") == part.read_bytes()
         for file in (ROOT / "llmux" / "ui").iterdir():  # built once for both: it takes a while
             assert archive.read(f"llmux/ui/{file.name}") == file.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app
-from tests.engine.real import ROOT
+from llmux.cli.hook_scripts import find
 
 WHOLE = "models: {m: {cmd: 'srv --port ${PORT}'}}\n"
 PARTLY = WHOLE + "peers: {p: {proxy: 'http://x', models: [a]}}\n"
@@ -33,7 +33,7 @@ def test_all_is_carried_over(run, tmp_path):
     assert (done.exit_code, done.stderr) == (0, "")
     assert "1 model," in done.stdout
     script = tmp_path / "hooks" / "process.sh"
-    assert script.read_bytes() == (ROOT / "hooks" / "process.sh").read_bytes()
+    assert script.read_text() == find("process").text
     assert stat.S_IMODE(script.stat().st_mode) == 0o755
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "hooks", "swap.yaml"]

@@ -209,6 +209,8 @@ def test_the_hooks_of_the_configuration_are_in_the_image():
             assert f"{path}/" == target
             assert fnmatch.fnmatch(f"hooks/{name}", source)
             assert (ROOT / "hooks" / name).is_file()
+    for stage in ("llmux", "engine"):
+        assert f"hooks/lib {target}lib/" in of(stage, "COPY")
 
 
 def test_the_models_can_be_chosen_from_outside(monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from tests.engine.real import LLAMA_SERVER, ROOT, TINY, Hook
+from llmux.cli.hook_scripts import copy
+from tests.engine.real import LLAMA_SERVER, TINY, Hook
 
 PROCESS_COMMAND = f'{LLAMA_SERVER} --model "$MODEL" --port "$LLMUX_PORT" --alias "$LLMUX_MODEL"'
 
@@ -16,12 +17,9 @@ def make_hook(tmp_path: Path) -> Iterator[Callable[..., Hook]]:
     made: list[Hook] = []
 
     def make(script: str, model: str = "tiny", **env: str) -> Hook:
-        # A copy, to prove that one file is enough.
-        copy = tmp_path / "my hooks" / script
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes((ROOT / "hooks" / script).read_bytes())
+        file = copy(script, tmp_path / "my hooks")  # to prove that one file is enough
         env = {"MODEL": str(cached(TINY)), "LLAMA_SERVER": LLAMA_SERVER, "COMMAND": PROCESS_COMMAND} | env
-        made.append(Hook(copy, tmp_path, model, **env))
+        made.append(Hook(file, tmp_path, model, **env))
         return made[-1]
 
     yield make

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from tests.engine.real import SLOW, Hook, foreground, runs, status_of, wait_until, with_tools
+from tests.engine.real import ROOT, SLOW, Hook, foreground, runs, status_of, wait_until, with_tools
 
 FORKING = """
 import http.server, os, signal, sys
@@ -49,9 +49,12 @@ def bystanding() -> Iterator[subprocess.Popen]:
             process.kill()
 
 
+@pytest.mark.parametrize("place", ["copied", "as it is"])
 @pytest.mark.parametrize("shell", ["sh", "busybox"], indirect=True)
-def test_a_whole_life(hook, shell):
+def test_a_whole_life(hook, shell, place):
     hook.shell = shell
+    if place == "as it is":
+        hook.script = ROOT / "hooks" / hook.script.name
     hook.fails("alive")
     hook.ok("verify")
     hook.ok("wake")

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmux.cli.hook_scripts import find
+from llmux.cli.hook_scripts import complete, find
 from llmux.config import Config
 from tests.engine.real import ROOT
-from tests.hooks.shared_blocks import blocks_of
 
 SCRIPTS = sorted((ROOT / "hooks").glob("*.sh"))
-ENGINE_SCRIPTS = [script for script in SCRIPTS if "wake)" in script.read_text()]
+LIBRARY = sorted((ROOT / "hooks" / "lib").glob("*.sh"))
+USERS = [script for script in SCRIPTS if "lib=" in script.read_text()]  # of the library
+ENGINE_SCRIPTS = [script for script in SCRIPTS if "wake)" in complete(script)]
+FUNCTION = re.compile(r"^(\w+)\(\) \{", re.MULTILINE)
 # Set by llmux or the system, or the script's own business, or awk's.
 GIVEN = {"HOME", "IFS", "NF", "XDG_STATE_HOME", "CUDA_VISIBLE_DEVICES"}
 
@@ -30,10 +32,13 @@ def header_of(script: Path) -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 class TestScript:
-    def test_is_clean_for_shellcheck(self, script):
+    def test_is_clean_for_shellcheck(self, script, tmp_path):
         shellcheck = Path(sys.executable).with_name("shellcheck")
-        done = subprocess.run([shellcheck, "-s", "sh", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+        copy = tmp_path / script.name
+        copy.write_text(complete(script))
+        for options in ([script, "--check-sourced"], [copy]):
+            done = subprocess.run([shellcheck, "-s", "sh", *options], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout
 
     def test_is_executable_and_posix_sh(self, script):
         assert os.access(script, os.X_OK)
@@ -44,7 +49,7 @@ class TestScript:
         assert part in header_of(script)
 
     def test_header_names_every_variable_that_is_read(self, script):
-        body = script.read_text().removeprefix(header_of(script))
+        body = complete(script).removeprefix(header_of(script))
         read = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", body)) - GIVEN
         missing = {name for name in read if not re.search(rf"\b{name}\b", header_of(script))}
         assert not missing
@@ -66,23 +71,68 @@ class TestScript:
         assert script.name in (ROOT / "hooks" / "README.md").read_text()
 
 
-def test_what_is_said_to_be_shared_is_the_same_everywhere():
-    seen: dict[str, dict[str, list[str]]] = {}
-    for script in SCRIPTS:
-        for name, text in blocks_of(script).items():
-            seen.setdefault(name, {}).setdefault(text, []).append(script.name)
-    assert {"words", "http", "process"} <= set(seen)
-    assert not {name: list(texts.values()) for name, texts in seen.items() if len(texts) > 1}
+@pytest.mark.parametrize("script", USERS, ids=lambda path: path.name)
+class TestComplete:
+    """What `llmux hooks show` and `copy` write."""
+
+    def test_nothing_of_the_library_is_left_over_or_missing(self, script):
+        text = complete(script)
+        assert "$lib" not in text
+        assert "shellcheck shell" not in text
+        assert "\n\n\n" not in text
+        own = FUNCTION.findall(script.read_text())
+        library = [name for part in LIBRARY for name in FUNCTION.findall(part.read_text())]
+        names = FUNCTION.findall(text)
+        assert len(names) == len(set(names))
+        assert set(own) <= set(names)
+        called = {name for name in library if re.search(rf"(?m)^[^#\n]*\b{name}\b(?!\(\))", text)}
+        assert called <= set(names)
+
+    def test_each_function_is_used(self, script):
+        text = complete(script)
+        unused = [name for name in FUNCTION.findall(text) if len(re.findall(rf"\b{name}\b", text)) == 1]
+        assert not unused
+
+    def test_begins_as_the_script_does(self, script):
+        assert complete(script).startswith(header_of(script))
 
 
-def test_no_mark_of_a_shared_part_is_left_over():
-    for script in SCRIPTS:
-        marks = re.findall(r"^# ---- (?:shared:|end of) (.+)$", script.read_text(), re.MULTILINE)
-        assert sorted(marks) == sorted([*blocks_of(script), *blocks_of(script)]), script.name
+def test_parts_of_the_library_do_nothing_by_themselves():
+    assert LIBRARY
+    for part in LIBRARY:
+        text = part.read_text()
+        assert text.startswith("# shellcheck shell=sh\n# ")
+        statements, inside = [], False
+        for line in text.splitlines():
+            begins = FUNCTION.match(line)
+            if not inside and line and not begins and not line.startswith("#"):
+                statements.append(line)
+            inside = line != "}" if inside else bool(begins) and "; }" not in line
+        assert statements == (["nl='", "'"] if part.stem == "words" else []), part.name
+
+
+def test_each_part_of_the_library_is_used():
+    texts = [script.read_text() for script in USERS]
+    used = {name for text in texts for name in re.findall(r'^\. "\$lib/(.+)"$', text, re.MULTILINE)}
+    assert used == {part.name for part in LIBRARY}
+
+
+def test_no_script_has_a_function_that_another_has():
+    texts = [path.read_text() for path in (*SCRIPTS, *LIBRARY)]
+    several: dict[str, int] = {}
+    for text in texts:
+        for body in re.findall(r"(?ms)^\w+\(\) \{[^\n]*\n.*?^\}$", text):
+            if body.count("\n") > 4:
+                several[body] = several.get(body, 0) + 1
+    assert not [body for body, count in several.items() if count > 1]
+
+
+def test_the_shell_in_this_folder_stays_small():
+    assert sum(len(path.read_text().splitlines()) for path in (*SCRIPTS, *LIBRARY)) <= 2900
 
 
 def test_engine_scripts_know_all_actions():
     assert ENGINE_SCRIPTS
     for script in ENGINE_SCRIPTS:
         for action in ("wake", "sleep", "stop", "alive", "verify"):
-            assert re.search(rf"^{action}\)", script.read_text(), re.MULTILINE), (script.name, action)
+            assert re.search(rf"^\s*{action}\)", complete(script), re.MULTILINE), (script.name, action)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmux.cli.hook_scripts import find
 from llmux.plugins import load_policy
-from tests.engine.real import ROOT
 
 EVERYTHING = (Path(__file__).parent / "everything.yaml").read_text()
 
@@ -187,7 +187,7 @@ def test_variables_of_the_engine_that_the_script_would_take_for_its_own(load):
 
 
 def test_all_that_the_script_reads_is_known(load):
-    script = (ROOT / "hooks" / "process.sh").read_text()
+    script = find("process").text
     read = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", script.partition("\nset -u")[2]))
     own = sorted(name for name in read if not name.startswith("LLMUX_") and name not in {"HOME", "XDG_STATE_HOME"})
     assert {"COMMAND", "GRACE", "PORT"} <= set(own)

@@ -1,0 +1,171 @@
+# shellcheck shell=sh
+# An engine that is a process: started, found again by its pid file, ended. Uses $name, $port, $url, $health_path, and
+# of the script's own functions command_line, is_ready and is_ours.
+
+born() { # print when a process was started: with its number, that tells it from any other, even after a reboot
+	if [ -r /proc/self/stat ]; then
+		{ read -r stat <"/proc/$1/stat"; } || return 1
+		# shellcheck disable=SC2086 # fields: state, parent, group, …, the 20th is the time
+		set -- ${stat##*) }
+		echo "${20}-$boot"
+	else
+		ps -o lstart= -p "$1" | tr -s ' ' '-'
+	fi 2>/dev/null
+}
+
+signal_group() { kill "-$1" "-$pid" 2>/dev/null; } # this way dash, bash and busybox understand it
+
+engine_runs() { # is the process of the pid file left, or one that it started? Zombies do not count.
+	signal_group 0 || return 1
+	leader=$(born "$pid")
+	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
+	[ -r /proc/self/stat ] || return 0
+	[ "${started#*-}" = "$boot" ] || return 1
+	for file in /proc/[0-9]*/stat; do
+		{ read -r stat <"$file"; } 2>/dev/null || continue
+		stat=${stat##*) }
+		group=${stat#* * }
+		[ "${group%% *}" != "$pid" ] || [ "${stat%% *}" = Z ] || return 0
+	done
+	return 1
+}
+
+engine_is_gone() { ! engine_runs; }
+
+find_engine() { # read the pid file; fail if no process of that engine is left
+	[ -r "$pid_file" ] && read -r pid started state <"$pid_file" && [ -n "$started" ] || return 1
+	case $pid in
+	'' | 0 | 1 | *[!0-9]*) return 1 ;;
+	esac
+	engine_runs
+}
+
+end_engine() { # send $1 to it and what it started, and wait up to $2 seconds for all to be gone
+	signal_group "$1"
+	wait_for "$(($2 * 10))" engine_is_gone && rm -f "$pid_file"
+}
+
+kill_engine() { end_engine KILL 10 || fail "process $pid does not end, even after KILL"; }
+
+start_engine() { # in a session of its own: no signal that is meant for the hook reaches it
+	line=$(command_line) || exit
+	eval "set -- $line"
+	has "$1" || not_set_up "no such program: $1"
+	mkdir -p "$pid_dir" "$log_dir" || exit 2
+	rm -f "$pid_file"
+	[ ! -f "$log" ] || mv -f "$log" "$log.1"
+	# This script itself writes the pid file and then becomes the engine: a hook that is killed leaves no orphan.
+	if has setsid; then
+		setsid sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 &
+	elif has python3; then
+		python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' \
+			sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 &
+	else
+		not_set_up "needs setsid or python3, to detach the engine"
+	fi
+	tries=0
+	until [ -f "$pid_file" ]; do
+		tries=$((tries + 1))
+		[ "$tries" -lt 100 ] || fail "could not be started: see $log"
+		sleep 0.02
+	done
+	read -r pid started state <"$pid_file"
+}
+
+become_engine() {
+	echo "$$ $(born $$)" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
+	exec "$@"
+}
+
+note() { # keep a word about the engine in its pid file
+	echo "$pid $started $1" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 1
+	state=$1
+}
+
+wake_engine() {
+	if is_ready; then
+		say "is awake already"
+		return
+	fi
+	mine=''
+	if find_engine && [ "$state" = ready ]; then
+		say "process $pid no longer answers; it is ended before a new one is started"
+		end_engine TERM "${GRACE:-10}" || kill_engine
+	fi
+	strangers=0
+	until is_ready; do
+		if find_engine; then
+			! get "$url$health_path" >/dev/null || strangers=$((strangers + 1))
+			[ "$strangers" -lt 20 ] || fail "something answers at $url, but it is not $name"
+		elif [ -n "$mine" ]; then
+			say "ended while it was starting; the end of $log:" >&2
+			tail -n 20 "$log" >&2
+			rm -f "$pid_file"
+			exit 1
+		else
+			! speaks_http || fail "something else answers at $url, not $name"
+			mine=yes
+			start_engine
+		fi
+		sleep 0.1
+	done
+	if find_engine; then
+		note ready
+		say "process $pid is ready at $url"
+	else
+		say "is awake at $url; this script has not started it"
+	fi
+}
+
+nothing_runs() { # what is left to say when the pid file leads to no process
+	rm -f "$pid_file"
+	! is_ours || fail "$url answers, but this script has not started what does: end it by hand"
+	say "does not run"
+}
+
+sleep_engine() {
+	if ! find_engine; then
+		nothing_runs
+	else
+		end_engine TERM "${GRACE:-10}" || end_engine TERM 2 || kill_engine
+		say "process $pid has ended"
+	fi
+}
+
+stop_engine() {
+	if ! find_engine; then
+		nothing_runs
+	else
+		kill_engine
+		say "process $pid was killed"
+	fi
+}
+
+set_up() { # with the script's arguments: from here on, the process can be looked for
+	boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+	pid_dir=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
+	log_dir=${LOG_DIR:-$pid_dir}
+	file_name=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)-$port
+	pid_file=$pid_dir/$file_name.pid
+	log=$log_dir/$file_name.log
+	action=${1:-${LLMUX_HOOK:-}}
+
+	[ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
+	[ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
+	has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
+}
+
+act() { # with the script's arguments, in a script which has nothing to add
+	case $action in
+	wake) wake_engine ;;
+	sleep) sleep_engine ;;
+	stop) stop_engine ;;
+	alive) is_ready || fail "is not ready at $url" ;;
+	verify) ! find_engine || fail "process $pid is still there" ;;
+	become-engine)
+		shift
+		become_engine "$@"
+		;;
+	*) not_set_up "usage: $0 wake|sleep|alive|stop|verify" ;;
+	esac
+}
