@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -20,7 +21,8 @@ from aiohttp import web
 
 from llmux.app import FRONT, build_app
 from llmux.config import Config
-from llmux.config.checks import open_to_all
+from llmux.config.checks import open_to_all, operators
+from llmux.control import ControlSocket, open_control
 from llmux.errors import ConfigError, LLMuxError
 from llmux.middleware import Front
 from llmux.notify import Notifier
@@ -78,9 +80,11 @@ class Process:
             try:
                 await _set_up(runner, path)
                 await web.SockSite(runner, listener, backlog=BACKLOG).start()
-                self._started(host, port)
-                _settle_memory()
-                await self._until_stopped(switcher)
+                control = await self._open_control(runner, host, port)
+                with contextlib.nullcontext() if control is None else contextlib.closing(control):
+                    self._started(host, port)
+                    _settle_memory()
+                    await self._until_stopped(switcher)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -90,10 +94,25 @@ class Process:
 
     # ---- start and stop
 
+    async def _open_control(self, runner: Runner, host: str, port: int) -> ControlSocket | None:
+        try:
+            control = open_control(host, port, os.environ)
+        except OSError as error:
+            self._log.emit("control_socket_unavailable", error=error.strerror or str(error))
+            return None
+        await runner.serve_control(control.listener)
+        return control
+
     def _started(self, host: str, port: int) -> None:
         config = self._config
         url = f"http://{_bracketed(host)}:{port}"
-        self._log.emit("started", url=url, models=list(config.models), policy=config.policy.use)
+        self._log.emit(
+            "started",
+            url=url,
+            models=list(config.models),
+            policy=config.policy.use,
+            operators=operators(config),
+        )
         if host.startswith("127.") or host == "::1":
             self._log.emit(
                 "listening_on_loopback", hint="set `host: 0.0.0.0` and `api_keys` to open it to other machines"

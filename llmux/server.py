@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import resource
+import socket
 from typing import Any
 
 from aiohttp import StreamReader, web
@@ -21,19 +22,24 @@ from llmux.proxy.envelope import error_body
 
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
 BACKLOG = 4096
+CONTROL = 64  # connections over the control socket, beside those
 RESERVED = 128  # open files for hooks, logs, spooled bodies
 TELL_EVERY = 10.0  # seconds between two log lines about too many connections
 LINGER = 1.0  # seconds to read on after an answer that came before the end of the request's body
 
 
 class Connection(LaneConnection):
-    """One client's connection. It answers what aiohttp would answer by itself in llmux's way."""
+    """One client's connection. It answers what aiohttp would answer by itself in llmux's way.
 
-    __slots__ = ("_event_log",)
+    ``control``: it came over the control socket, which only this host's user can open.
+    """
 
-    def __init__(self, *args: Any, event_log: EventLog, **kwargs: Any) -> None:
+    __slots__ = ("_event_log", "control")
+
+    def __init__(self, *args: Any, event_log: EventLog, control: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._event_log = event_log
+        self.control = control
 
     def handle_error(
         self,
@@ -124,9 +130,27 @@ class Runner(web.AppRunner):
         # A request in flight needs a file for its client and one for its engine.
         self._limit = app[SWITCHER].config.max_connections or max(64, (open_files() - RESERVED) // 2)
         self._lane = app[FRONT].lane
+        self._control: Server | None = None
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+        self._control = self._serve(made, limit=CONTROL, control=True)
+        return self._serve(made, limit=self._limit)
+
+    async def serve_control(self, listener: socket.socket) -> None:
+        """Take connections from the control socket, too, until the cleanup."""
+        assert self._control is not None
+        await ControlSite(self, listener, self._control).start()
+
+    async def shutdown(self) -> None:
+        """Close the control socket's connections with the others."""
+        if self._control is not None:
+            self._control.pre_shutdown()
+        await super().shutdown()
+        if self._control is not None:
+            await self._control.shutdown(self._shutdown_timeout)
+
+    def _serve(self, made: web.Server, *, limit: int, control: bool = False) -> Server:
         front = self.app.get(FRONT)
         return Server(
             made.request_handler if front is None else front.server_handler(made.request_handler),
@@ -139,8 +163,28 @@ class Runner(web.AppRunner):
             lingering_time=LINGER,
             event_log=self._event_log,
             lane=self._lane,
-            limit=self._limit,
+            limit=limit,
+            control=control,
         )
+
+
+class ControlSite(web.BaseSite):
+    """The control socket, served by the same application."""
+
+    def __init__(self, runner: Runner, listener: socket.socket, control: Server) -> None:
+        super().__init__(runner)
+        self._listener = listener
+        self._control = control
+
+    @property
+    def name(self) -> str:
+        """Where it listens."""
+        return f"http://unix:{self._listener.getsockname()}:"
+
+    async def start(self) -> None:
+        """Take connections."""
+        await super().start()
+        self._server = await asyncio.get_running_loop().create_unix_server(self._control, sock=self._listener)
 
 
 def open_files() -> int:

@@ -26,7 +26,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.DONE: "done",
     Exit.UNREACHABLE: "no llmux of this version answers there",
     Exit.USAGE: "the command line, or a value in it, makes no sense",
-    Exit.NOT_ALLOWED: "the key is missing or wrong, or llmux is on another machine and has no `admin_key`",
+    Exit.NOT_ALLOWED: "the key is missing or wrong, or llmux has no `admin_key` and lets in no command from here",
     Exit.NO_SUCH_MODEL: "no model of that name",
     Exit.REFUSED: "cannot be now: another switch is under way, another model pinned, or the GPU leased",
     Exit.FAILED: "it was tried and failed: the model did not wake, or would not sleep",

@@ -16,6 +16,7 @@ from llmux.cli import explain, hooks, imports, init, keys, operating, simulate
 from llmux.cli.streams import usable_streams
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
+from llmux.config.checks import operators
 from llmux.config.json_schema import json_schema
 from llmux.errors import LLMuxError
 from llmux.observability.log import configure
@@ -117,7 +118,8 @@ app.add_typer(imports.app, name="import")
 
 def summary(config: Config) -> str:
     """Say in a few lines what a configuration makes llmux do."""
-    lines = [f"listens on {config.host}:{config.port}{_opened_by(config)}", f"policy {config.policy.use}"]
+    lines = [f"listens on {config.host}:{config.port}{_opened_by(config)}", f"operated by {operators(config)}"]
+    lines.append(f"policy {config.policy.use}")
     for name, model in config.models.items():
         also = f" (also {', '.join(model.aliases)})" if model.aliases else ""
         lines.append(f"model {name}{also} at {model.address.url}")

@@ -6,13 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import typer
 
+from llmux import control
 from llmux.cli.exits import CommandError, Exit
 
 DEFAULT_URL = "http://127.0.0.1:3000"
+UNIX = "unix:"  # the address of a socket
 KEYS = ("LLMUX_ADMIN_KEY", "LLMUX_API_KEY")
 
 UrlOption = Annotated[str, typer.Option("--url", envvar="LLMUX_URL", help="Where the running llmux is.")]
@@ -33,10 +35,16 @@ class Place:
 
     url: str
     key: str | None
+    socket: Path | None = None  # its control socket, where that is on this host
 
 
 def place(url: str, key_file: Path | None) -> Place:
     """Return what the options mean. Raises CommandError for an address or a key that is none."""
+    key, source = _key(key_file)
+    check_key(key, source)
+    if url.startswith(UNIX):
+        path = Path("/" + url.removeprefix(UNIX).lstrip("/"))
+        return Place(f"{UNIX}{path}", key, path)
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -44,9 +52,15 @@ def place(url: str, key_file: Path | None) -> Place:
         usable = False
     if not usable:
         raise CommandError(Exit.USAGE, f"{url!r} is no address of a llmux; write --url http://HOST:PORT")
-    key, source = _key(key_file)
-    check_key(key, source)
-    return Place(url.rstrip("/"), key)
+    return Place(url.rstrip("/"), key, _socket(parts))
+
+
+def _socket(parts: SplitResult) -> Path | None:
+    """Return the socket of the llmux that an address means, when it runs on this host as the same user."""
+    if parts.scheme != "http" or parts.path.strip("/"):
+        return None
+    here = control.found(parts.hostname or "", parts.port or 80, os.environ)
+    return next(filter(control.answers, here), None)
 
 
 def check_key(key: str | None, source: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
@@ -15,8 +15,9 @@ import aiohttp
 import typer
 from pydantic import BaseModel, ValidationError
 
+from llmux import control
 from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import Place, place
+from llmux.cli.place import UNIX, Place, place
 from llmux.cli.seen import Commanded
 from llmux.cli.terminal import complain
 
@@ -41,7 +42,8 @@ class Remote:
     """One llmux. Whatever goes wrong is a CommandError, with the exit code that it means."""
 
     def __init__(self, where: Place, session: aiohttp.ClientSession) -> None:
-        self.url = where.url
+        self.url = where.url  # as it is told
+        self._base = "http://localhost" if where.url.startswith(UNIX) else where.url
         self._session = session
 
     async def get(self, path: str) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Remote:
         # A redirect would show the key to whoever it leads to.
         options: dict[str, Any] = {"timeout": patience, "allow_redirects": False, "json": body}
         with self._heard():
-            answer = await self._session.request(method, self.url + path, **options)
+            answer = await self._session.request(method, self._base + path, **options)
         async with answer:
             if answer.status // 100 != 2:  # noqa: PLR2004
                 with self._heard():
@@ -189,5 +191,13 @@ def speak(url: str, key_file: Path | None, act: Callable[[Remote], Awaitable[int
 async def speaking(where: Place, act: Callable[[Remote], Awaitable[T]]) -> T:
     """Return what ``act`` returns."""
     headers = {} if where.key is None else {"Authorization": f"Bearer {where.key}"}
-    async with aiohttp.ClientSession(headers=headers, read_bufsize=_LIMIT) as session:
-        return await act(Remote(where, session))
+    with ExitStack() as stack:
+        connector = None
+        if where.socket is not None:
+            try:
+                address = stack.enter_context(control.address_of(where.socket))
+            except OSError as error:
+                raise CommandError(Exit.UNREACHABLE, f"{where.url}: {error.strerror or error}") from None
+            connector = aiohttp.UnixConnector(address)
+        async with aiohttp.ClientSession(headers=headers, read_bufsize=_LIMIT, connector=connector) as session:
+            return await act(Remote(where, session))

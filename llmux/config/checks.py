@@ -90,6 +90,15 @@ def open_to_all(host: str, config: Config) -> str:
     )
 
 
+def operators(config: Config) -> str:
+    """Say who may operate llmux: wake, put to sleep, pin, lease, and reach engines directly."""
+    if config.admin_key is not None:
+        return "whoever shows `admin_key`"
+    if config.api_keys:
+        return "the llmux command of the same user on this host; over HTTP nobody, as `admin_key` is not set"
+    return "any program on this host, without a key; set `api_keys` before a proxy on this host passes requests on"
+
+
 def _warnings(config: Config) -> Iterator[str]:
     if config.policy.request_timeout == 0:
         yield (

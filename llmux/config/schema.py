@@ -18,7 +18,7 @@ from llmux.config.load import load
 from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig, Url
 from llmux.config.policy import PolicyConfig
 from llmux.config.residency import GpuSizes, GroupConfig
-from llmux.config.section import Host, Name, Origin, OwnPort, PositiveCount, Section
+from llmux.config.section import Host, HostName, Name, Origin, OwnPort, PositiveCount, Section
 from llmux.config.sizes import PositiveSize
 from llmux.config.state import default_state
 from llmux.config.words import Default, Word
@@ -133,8 +133,15 @@ class Config(Section):
     cors: tuple[Origin, ...] = Field(
         default=(), description="Origins of web pages that may call llmux, as http://localhost:5173, or *."
     )
+    hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="Names by which llmux may be called, beside localhost and loopback addresses; * for any. Only"
+        " held on loopback without `api_keys`.",
+    )
     admin_key: Key | None = Field(
-        default=None, description="Key for the admin API, or its hash. null: only this machine may use it."
+        default=None,
+        description="Key for the admin API, or its hash. null: only this machine may use it; with `api_keys`, only"
+        " the llmux command on it.",
     )
     api_keys: tuple[ApiKey, ...] = Field(
         default=(),

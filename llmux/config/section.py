@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -96,6 +97,23 @@ def _host(value: str) -> str:
     return host
 
 
+def _called(value: str) -> str:
+    name = value.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
+    # A colon is an IPv6 address's, or a port: those are not compared.
+    is_name = ":" not in name and not any(character.isspace() or character in "/@?#,[]\\*" for character in name)
+    if name != "*" and not (name and (is_name or _is_address(name))):
+        raise ValueError(f"{value!r} is no host's name; write it without scheme and port as gpu.example, or *")
+    return name
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
 EnginePort = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_number), Word("port")]
 """1 to 65535."""
 OwnPort = Annotated[int, Field(ge=0, le=65535), BeforeValidator(_number), Word("port")]
@@ -107,4 +125,5 @@ Name = Annotated[str, AfterValidator(_name), Field(min_length=1, max_length=LONG
 EnvName = Annotated[str, AfterValidator(_env_name)]
 EnvValue = Annotated[str, BeforeValidator(_env_value, json_schema_input_type=str | int | float | bool)]
 Origin = Annotated[str, AfterValidator(_origin), Word("origin")]
+HostName = Annotated[str, AfterValidator(_called), Word("name")]
 Host = Annotated[str, AfterValidator(_host), Word("host")]

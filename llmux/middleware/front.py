@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from llmux.config import Config
+from llmux.config.address import is_loopback as is_loopback_host
 from llmux.errors import (
     BadRequestError,
     EngineError,
@@ -25,8 +26,9 @@ from llmux.errors import (
     UnauthorizedError,
 )
 from llmux.middleware.endpoint import Endpoint, Passage
+from llmux.middleware.hosts import ANY, Hosts
 from llmux.middleware.identity import request_id
-from llmux.middleware.keys import Keys
+from llmux.middleware.keys import Keys, is_control
 from llmux.middleware.lane import Lane
 from llmux.middleware.origin import METHODS, Origins, Verdict
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_SHOWN = 100  # characters of a refused Host
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 _SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
@@ -74,22 +77,27 @@ class Front:
         self._endpoint = Endpoint(switcher, forwarder)
         self.lane = Lane(switcher, forwarder, self._endpoint.budget)
         self.port = switcher.config.port
+        self._host = switcher.config.host  # another takes a restart
         self._keys = Keys()
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration: names, paths, origins, keys, limits."""
-        paths, origins = (
+        named = [name for name in config.hosts if name != ANY]
+        paths, origins, hosts = (
             ForwardedPaths(config.forward, config.names),
-            Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname())),
+            Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname(), *named)),
+            Hosts(config.hosts, held=self._own and not config.api_keys and is_loopback_host(self._host)),
         )
-        self._paths, self._origins = paths, origins
+        self._paths, self._origins, self._hosts = paths, origins, hosts
         self._keys.configure(config)
         self._access_log = config.access_log
         self._endpoint.configure(config)
         most, log = config.max_body, config.access_log
         alone = self._tracing is None
-        self.lane.configure(paths, config.names, most=most, access_log=log, keys=self._keys, alone=alone)
+        self.lane.configure(
+            paths, config.names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
+        )
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
@@ -163,9 +171,8 @@ class Front:
     ) -> web.StreamResponse:
         route = passage.route
         _refuse_unusual(request)
-        if not verdict.allowed and not _is_page(request, route):
-            self._log.emit("origin_refused", origin=request.headers.get(hdrs.ORIGIN), path=route.path)
-            raise ForbiddenError(verdict.reason, code="origin_not_allowed")
+        if not is_control(request):
+            await self._judge_page(request, route, verdict)
         if request.method == hdrs.METH_OPTIONS:
             answer = self._origins.options(request.headers)
             passage.headers = [passage.headers[0], *answer.headers.items()]
@@ -185,6 +192,26 @@ class Front:
             case Kind.FORWARD:
                 passage.holder, passage.drop_headers = await self._keys.client(request)
         return await self._endpoint.serve(request, passage)
+
+    async def _judge_page(self, request: web.Request, route: Route, verdict: Verdict) -> None:
+        """Refuse what a web page from elsewhere has a browser send. Raises ForbiddenError."""
+        headers = request.headers
+        host = self._hosts.refused(headers.getall(hdrs.HOST, ()), headers)
+        if host is not None and not await self._keys.shows_one(request):  # a foreign page knows no key
+            self._log.emit("host_refused", host=host[:_SHOWN], path=route.path)
+            raise ForbiddenError(
+                f"The Host {host[:_SHOWN]!r} is neither localhost nor a loopback address: if it is a name of this"
+                " llmux, add it to `hosts` in the configuration.",
+                code="host_not_allowed",
+            )
+        reason = "" if verdict.allowed or _is_page(request, route) else verdict.reason
+        if verdict.allowed and not _is_visit(request, route):
+            sites = headers.getall("Sec-Fetch-Site", ())
+            reason = self._origins.check_site(sites, headers.get(hdrs.ORIGIN)) if sites else ""
+        if reason:
+            site, origin = headers.get("Sec-Fetch-Site"), headers.get(hdrs.ORIGIN)
+            self._log.emit("origin_refused", origin=origin, site=site, path=route.path)
+            raise ForbiddenError(reason, code="origin_not_allowed")
 
     def _begin_trace(
         self, tracing: Tracing, request: web.Request, route: Route, began: float
@@ -313,6 +340,13 @@ def _is_page(request: web.Request, route: Route) -> bool:
     # A browser that was given the address alone is shown the way to the page.
     ours = ours or (route.path == "/" and "text/html" in request.headers.get(hdrs.ACCEPT, ""))
     return ours and route.kind is Kind.OWN and request.method in {hdrs.METH_GET, hdrs.METH_HEAD}
+
+
+def _is_visit(request: web.Request, route: Route) -> bool:
+    """Whether a link opens the page in a tab: that changes nothing, and the link's site sees nothing of it."""
+    headers = request.headers
+    opens = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    return opens and _is_page(request, route)
 
 
 def _with_headers(response: web.StreamResponse, passage: Passage) -> web.StreamResponse:

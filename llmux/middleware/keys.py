@@ -1,9 +1,11 @@
 """Who may use llmux, and who may operate it.
 
-With ``api_keys`` a client shows one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Operators show
-``admin_key`` the same way, which opens everything else too; without one they are whoever connects from this
-machine, and not through a proxy. Without either all credentials pass untouched; else a header that holds one of
-llmux's keys is kept from the engine.
+With ``api_keys`` a client shows one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Operators
+show ``admin_key`` the same way, which opens everything else too. Without ``admin_key`` they come over the
+control socket (``llmux.control``), or, without ``api_keys``, from this machine, and not through a proxy. With
+``api_keys`` that is not enough: a proxy on this machine connects from there for all of its clients, and few say
+so by themselves. Without either all credentials pass untouched; else a header that holds one of llmux's keys is
+kept from the engine.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class Let(NamedTuple):
 
 
 NOBODY = Let()
+_THIS_HOST = Holder(None, operator=True)
 
 
 class Keys:
@@ -53,6 +56,8 @@ class Keys:
         let = self._recognized(shown)
         if let.holder is not None or not ring.wanted:
             return let
+        if not ring.guarded and is_control(request):
+            return Let(_THIS_HOST)
         if await ring.ask(shown.values(), address_of(request)) is None:
             raise UnauthorizedError(f"No valid API key: {_HOW}.")
         return self._recognized(shown)
@@ -63,6 +68,14 @@ class Keys:
         shown = _shown(request) if ring.any else {}
         let = self._recognized(shown)
         if not ring.guarded:
+            if is_control(request):
+                return Let(_THIS_HOST, let.drop)
+            if ring.wanted:
+                raise ForbiddenError(
+                    "With `api_keys`, operating llmux over HTTP takes `admin_key`, which is not set: set it in the"
+                    " configuration, or use the llmux command on llmux's own host.",
+                    code="admin_key_not_set",
+                )
             if not is_loopback(request) or any(name in request.headers for name in _FROM_ELSEWHERE):
                 raise ForbiddenError("Without `admin_key` only this machine may do this, and not through a proxy.")
             return let
@@ -73,6 +86,13 @@ class Keys:
                 what = "No valid admin key" if let.holder is None else "This takes the admin key"
                 raise UnauthorizedError(f"{what}: {_HOW}.")
         return self._recognized(shown)
+
+    async def shows_one(self, request: web.BaseRequest) -> bool:
+        """Whether a request shows any of the keys. Raises TooManyAttemptsError."""
+        shown = _shown(request) if self.ring.any else {}
+        if self._recognized(shown).holder is not None:
+            return True
+        return bool(shown) and await self.ring.ask(shown.values(), address_of(request)) is not None
 
     def on_lane(self, lines: list[bytes], shown: Sequence[int]) -> Sequence[int] | None:
         """Return which of a head's lines must not go on, the last first; None if that takes more than a look.
@@ -102,6 +122,11 @@ class Keys:
                 if best is None or holder.operator:
                     best = holder
         return Let(best, frozenset(drop)) if drop else NOBODY
+
+
+def is_control(request: web.BaseRequest) -> bool:
+    """Whether the request came over the control socket, which only this host's user can open."""
+    return getattr(request.protocol, "control", False)
 
 
 def is_loopback(request: web.BaseRequest) -> bool:

@@ -31,6 +31,7 @@ from aiohttp.web_protocol import RequestHandler
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
 from llmux.middleware.endpoint import Handover, engine_address
+from llmux.middleware.hosts import Hosts
 from llmux.middleware.identity import new_id
 from llmux.middleware.identity import request_id as usable_id
 from llmux.middleware.keys import Keys
@@ -89,6 +90,7 @@ class Lane:
         most: int,
         access_log: bool,
         keys: Keys,
+        hosts: Hosts,
         alone: bool,
     ) -> None:
         """Take over a configuration. Not ``alone``: what is traced takes the long way."""
@@ -97,6 +99,7 @@ class Lane:
         self._access_log = access_log
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
+        self._called_well = hosts.knows
         self.open = alone and (self._keys is None or not access_log)  # the log says whose key it was
 
     def offer(self, client: Client, data: bytes, seen: Read) -> bool:  # noqa: C901, once for every request
@@ -107,7 +110,7 @@ class Lane:
         switcher = self._switcher
         began = switcher.now()
         route = self._paths.decide(seen.target, "POST")
-        if route.kind is not Kind.FORWARD:
+        if route.kind is not Kind.FORWARD or not self._called_well(seen.called):
             return False
         dropped = () if self._keys is None else self._keys.on_lane(seen.lines, seen.shown)
         head = seen.head

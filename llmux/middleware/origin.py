@@ -8,6 +8,10 @@ llmux's own: the page came from the address that the request is sent to (same ho
 header, under http or https: a proxy in front may end TLS), where that is an IP address, ``localhost`` or a name
 of this machine; or from a loopback name on llmux's own port. A proxy's public name belongs into ``cors``.
 ``null`` (files, sandboxed frames) is refused unless it is listed; ``*`` in ``cors`` admits every page.
+
+Images, frames, links and forms send no ``Origin`` with their GETs, but ``Sec-Fetch-Site``: ``cross-site`` and
+``same-site`` without an ``Origin`` are refused, unless ``*`` admits every page. ``none`` (the address bar) and
+``same-origin`` pass, and programs send none of it.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ _HEADERS = (
 )
 _EXPOSED = "X-Request-ID, X-LLMux-Queue-Seconds, X-LLMux-Expected-Seconds, Retry-After"
 _MAX_AGE = "600"  # seconds; browsers cap it anyway (Chromium at 2 h)
+_ELSEWHERE = frozenset({"cross-site", "same-site"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
@@ -129,6 +134,18 @@ class Origins:
             allowed=False,
             headers={"Vary": "Origin"},
             reason="pages of this origin may not use llmux: add it to `cors` in the configuration",
+        )
+
+    def check_site(self, sites: Iterable[str], origin: str | None) -> str:
+        """Say why a request is refused whose page comes from elsewhere; "" when it is not.
+
+        ``sites`` are the values of its ``Sec-Fetch-Site`` headers. One with an ``Origin`` is judged by that.
+        """
+        if origin is not None or self._any or not any(site.strip().lower() in _ELSEWHERE for site in sites):
+            return ""
+        return (
+            "Of what pages of other sites have a browser send, only requests with an Origin that is in `cors`"
+            " in the configuration are let in."
         )
 
     def options(self, headers: Mapping[str, str]) -> Answer:

@@ -25,6 +25,7 @@ _JUDGED = frozenset(
         b"proxy-authenticate",
         b"proxy-authorization",
         b"proxy-connection",
+        b"sec-fetch-site",
         b"sec-websocket-key",
         b"te",
         b"trailer",
@@ -47,10 +48,11 @@ class Read(NamedTuple):
     given_id: bytes | None
     lines: list[bytes]  # of the engine's head
     host: int  # where Host stands among them, without its value
+    called: bytes  # that value
     shown: list[int]  # where credentials stand
 
 
-_UNREAD = Read(UNKNOWN, plain=False, head=0, target="", given_id=None, lines=[], host=0, shown=[])
+_UNREAD = Read(UNKNOWN, plain=False, head=0, target="", given_id=None, lines=[], host=0, called=b"", shown=[])
 
 
 def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: one loop, no calls
@@ -62,6 +64,7 @@ def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: o
     plain = method == b"POST"
     length = 0
     host = -1
+    called = b""
     given_id = None
     seen = 0
     lines = [b"%b %b HTTP/1.1" % (method, target)]
@@ -81,6 +84,7 @@ def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: o
         elif lower == b"host":
             plain = plain and host < 0
             host = len(lines)
+            called = value
             lines.append(name)
         elif lower == b"content-type":
             plain = plain and not value[:10].lower().startswith(b"multipart/")
@@ -103,4 +107,4 @@ def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: o
     lines.pop()  # the empty string after the last field
     end = found.end()
     plain = plain and host > 0 and bool(seen & 1)
-    return Read(end + length, plain, end, target.decode("ascii"), given_id, lines, host, shown)
+    return Read(end + length, plain, end, target.decode("ascii"), given_id, lines, host, called, shown)

@@ -24,6 +24,9 @@ class LogEvent(NamedTuple):
 CATALOGUE: dict[str, LogEvent] = {
     # start, stop, configuration
     "started": LogEvent(_INFO, "llmux listens; the line says where, and who can reach it."),
+    "control_socket_unavailable": LogEvent(
+        _WARNING, "The llmux command on this host has no socket to come by: it takes the way over TCP."
+    ),
     "listening_on_loopback": LogEvent(_INFO, "Only this machine can connect; says how to open llmux to others."),
     "open_files_limit": LogEvent(_INFO, "The limit on open files was raised, or could not be."),
     "ready": LogEvent(_INFO, "Every model's first `alive` has ended; `adopted` were found running."),
@@ -84,6 +87,9 @@ CATALOGUE: dict[str, LogEvent] = {
     "too_many_connections": LogEvent(_WARNING, "More clients than `max_connections`; told once in 10 s."),
     "path_refused": LogEvent(_DEBUG, "A path that is not forwarded."),
     "origin_refused": LogEvent(_WARNING, "A web page that is not in `cors` tried to use llmux."),
+    "host_refused": LogEvent(
+        _WARNING, "A request called llmux by a name that is not in `hosts`, as DNS rebinding does."
+    ),
     "engine_broke_off": LogEvent(_WARNING, "The engine's connection ended before the answer was complete."),
     # hooks
     "hook_started": LogEvent(_DEBUG, "A hook was started."),

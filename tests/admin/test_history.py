@@ -165,7 +165,6 @@ async def test_nobody_listens_and_nothing_is_kept_but_the_last_lines(house):
     ("settings", "headers", "may"),
     [
         ({}, {}, True),
-        ({}, {"Host": "rebound.test"}, False),  # a web page's name that points to this machine
         ({}, {"Host": "localhost:1"}, True),
         ({}, {"Host": "[::1]:1"}, True),
         ({"admin_key": "root"}, {}, False),
@@ -186,6 +185,15 @@ async def test_what_hooks_print_is_for_operators(house, settings, headers, may):
     assert b"secret" not in seen
     told = (await house.ask("GET", "/llmux/history", **headers)).json()
     assert ([line["line"] for line in told["output"]] if may else told["output"]) == (["secret"] if may else None)
+
+
+async def test_a_name_that_points_here_is_told_nothing(house):
+    await house.open(models={"a": {"wake": f"echo secret; {WAKE}"}})
+    assert (await house.chat("a")).status == 200
+    for path in ("/llmux/history", "/llmux/events"):
+        reply = await house.ask("GET", path, Host="rebound.test")
+        assert (reply.status, reply.error["code"]) == (403, "host_not_allowed")
+        assert b"secret" not in reply.body
 
 
 async def test_streamed_events_are_counted_while_somebody_watches(house):

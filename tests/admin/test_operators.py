@@ -5,11 +5,12 @@ import json
 from urllib.parse import quote
 
 import pytest
+from aiohttp import web
 
 from llmux.admin.routes import Admin
 from llmux.core import effects as fx
 from llmux.middleware.keys import is_loopback
-from tests.server.house import WAKE, until
+from tests.server.house import WAKE, Line, message, until
 
 NAMES = [
     "org/model",
@@ -103,8 +104,80 @@ async def test_keys(house):
 
 async def test_the_key_of_a_client_never_reaches_an_engine_from_an_operator(house):
     await house.open(api_keys=["user"])
-    assert (await house.ask("POST", "/upstream/a/x", {}, Authorization="Bearer user")).status == 200
+    await house.control()
+    assert (await house.ask("POST", "/upstream/a/x", {}, socket=True, Authorization="Bearer user")).status == 200
     assert b"authorization" not in house.engine.heads[-1].lower()
+
+
+OPERATING = [
+    ("POST", "/llmux/models/a/wake"),
+    ("POST", "/llmux/models/nobody/wake"),
+    ("POST", "/llmux//models/a/wake"),
+    ("POST", "/%6clmux/models/a/wake"),
+    ("POST", "/llmux/lease"),
+    ("DELETE", "/llmux/lease"),
+    ("POST", "/llmux/manual"),
+    ("GET", "/upstream/a/v1/x"),
+    ("POST", "/upstream/a/v1/chat/completions"),
+]
+
+
+@pytest.mark.parametrize("key", [{}, {"X_API_Key": "user"}, {"Authorization": "Bearer user"}])
+async def test_with_api_keys_loopback_is_not_enough_to_operate(house, key):
+    # A proxy on this host that says nothing of its clients, as nginx and haproxy do by default.
+    await house.open(api_keys=["user"])
+    for method, path in OPERATING:
+        reply = await house.ask(method, path, **key)
+        assert (reply.status, reply.error["code"]) == (403, "admin_key_not_set"), path
+        assert "`admin_key`" in reply.error["message"]
+        assert reply.marked
+    assert (await house.ask("GET", "/llmux/history", X_API_Key="user")).json()["output"] is None
+    assert not house.engine.heads
+    assert house.switcher.core.state.lease is None
+    assert house.switcher.core.state.models["a"].phase.value == "asleep"
+
+
+async def test_the_control_socket_opens_everything_without_a_key(house):
+    await house.open(api_keys=["user"])
+    await house.control()
+    assert (await house.ask("POST", "/llmux/models/a/wake", socket=True)).status == 202
+    await until(lambda: house.switcher.core.state.switch is None)
+    assert (await house.ask("POST", "/upstream/a/x", {}, socket=True, X_API_Key="wrong")).status == 200
+    assert (await house.ask("POST", "/v1/x", {"model": "a"}, socket=True)).status == 200
+    for path in ("/llmux/status", "/metrics", "/v1/models", "/llmux/history"):
+        reply = await house.ask("GET", path, socket=True, Host="any.example", Sec_Fetch_Site="cross-site")
+        assert reply.status == 200, path
+    assert reply.json()["output"] is not None
+
+
+async def test_the_admin_key_counts_on_the_control_socket_too(house):
+    await house.open(api_keys=["user"], admin_key="root")
+    await house.control()
+    assert (await house.ask("POST", "/llmux/models/a/wake", socket=True)).status == 401
+    assert (await house.ask("GET", "/llmux/status", socket=True)).status == 401
+    assert (await house.ask("POST", "/llmux/models/a/wake", socket=True, X_API_Key="root")).status == 202
+
+
+async def test_the_control_socket_has_a_limit_of_its_own(house, monkeypatch):
+    monkeypatch.setattr("llmux.server.CONTROL", 1)
+    await house.open(api_keys=["user"], max_connections=1)
+    await house.control()
+    held = await house.line()
+    held.send(message("GET", "/health"))
+    assert (await held.reply()).status == 200
+    assert (await house.ask("GET", "/health")).status == 503
+    assert (await house.ask("POST", "/llmux/models/a/wake", socket=True)).status == 202
+
+
+async def test_a_unix_socket_of_another_application_is_not_the_control_socket(house):
+    # As a library, behind a proxy that comes by a Unix socket for all of its clients.
+    await house.open(api_keys=["user"])
+    path = str(house.folder / "app.sock")
+    await web.UnixSite(house._runner, path).start()
+    line = Line(*await asyncio.open_unix_connection(path))
+    line.send(message("POST", "/llmux/models/a/wake"))
+    assert (await line.reply()).status == 403
+    line.close()
 
 
 class Peer:

@@ -17,6 +17,7 @@ LAYERS = (
     {"core"},
     {
         "config",
+        "control",
         "extract",
         "keys",
         "plugins",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,19 +292,36 @@ class House:
 
     # ---- clients
 
-    async def line(self) -> Line:
-        line = Line(*await asyncio.open_connection(HOST, self.port))
+    async def control(self) -> None:
+        """Open the control socket, too."""
+        assert isinstance(self._runner, Runner)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.folder / "control.sock"))
+        listener.listen()
+        listener.setblocking(False)
+        await self._runner.serve_control(listener)
+
+    async def line(self, *, socket: bool = False) -> Line:
+        """Connect, over the control ``socket`` if told so."""
+        if socket:
+            line = Line(*await asyncio.open_unix_connection(self.folder / "control.sock"))
+        else:
+            line = Line(*await asyncio.open_connection(HOST, self.port))
         self.lines.append(line)
         return line
 
-    async def begin(self, method: str, target: str, body: Any = None, **headers: str) -> Line:
+    async def begin(
+        self, method: str, target: str, body: Any = None, *, socket: bool = False, **headers: str
+    ) -> Line:
         """Send a request, and leave its answer unread."""
-        line = await self.line()
+        line = await self.line(socket=socket)
         line.send(message(method, target, body, **headers))
         return line
 
-    async def ask(self, method: str, target: str, body: Any = None, **headers: str) -> Reply:
-        line = await self.begin(method, target, body, **headers)
+    async def ask(
+        self, method: str, target: str, body: Any = None, *, socket: bool = False, **headers: str
+    ) -> Reply:
+        line = await self.begin(method, target, body, socket=socket, **headers)
         reply = await line.reply(head=method == "HEAD")
         line.close()
         return reply
