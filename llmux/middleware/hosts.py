@@ -5,10 +5,10 @@ own server: it sends neither ``Origin`` nor ``Sec-Fetch-Site``, and shows the pa
 page's name, tells. So a request is refused unless it calls llmux ``localhost``, a name below it, by a
 loopback address, or by a name in ``hosts``. 0.0.0.0 is none of these: browsers treat it as a public address.
 
-Programs may leave ``Host`` out, or empty; no browser does. A name of one label, as ``http://gpubox``, cannot be
-had in the public DNS, but ``/etc/hosts`` of many systems gives some of them a loopback address (``localhost4``),
-so a page may use them: they are refused where ``Accept-Encoding`` is sent, which every browser does and no page
-can prevent.
+Programs may leave ``Host`` out, or empty; no browser does. Names of one label (``http://gpubox``) and those below
+``.test`` (RFC 6761) cannot be had in the public DNS; programs on this host use them. But ``/etc/hosts`` of many
+systems gives some a loopback address (``localhost4``), so a page may use those: both are refused where
+``Accept-Encoding`` is sent, which every browser does and no page can prevent.
 
 The cost: one look-up in a set for a name that has been judged before.
 """
@@ -75,8 +75,8 @@ class Hosts:
             return None
         for host in hosts:
             name = canonical_host(host)
-            one_label = bool(name) and not {".", ":"} & set(name)
-            unlikely = not host.strip() or (one_label and "Accept-Encoding" not in headers)  # from a browser
+            local = bool(name) and (name.endswith(".test") or not {".", ":"} & set(name))
+            unlikely = not host.strip() or (local and "Accept-Encoding" not in headers)  # from a browser
             if not unlikely and not self._listed(host):
                 return host
         return None

@@ -191,7 +191,7 @@ async def test_a_name_that_points_here_is_told_nothing(house):
     await house.open(models={"a": {"wake": f"echo secret; {WAKE}"}})
     assert (await house.chat("a")).status == 200
     for path in ("/llmux/history", "/llmux/events"):
-        reply = await house.ask("GET", path, Host="rebound.test")
+        reply = await house.ask("GET", path, Host="rebound.example")
         assert (reply.status, reply.error["code"]) == (403, "host_not_allowed")
         assert b"secret" not in reply.body
 

@@ -33,7 +33,8 @@ ELSEWHERE = [
     "localhost.evil.example",
     "127.0.0.1.evil.example",
     "127.0.0.1.nip.io:3000",
-    "notlocalhost.test",
+    "notlocalhost.example",
+    "test.example",
     "gpu.lan.evil.example",
     "xgpu.lan",
     "0.0.0.0",
@@ -84,9 +85,9 @@ def test_every_host_of_a_request_counts():
     assert HOSTS.refused([""], {"Accept-Encoding": "gzip"}) is None
 
 
-def test_a_name_of_one_label_is_refused_from_a_browser():
+def test_a_name_that_is_not_in_the_public_dns_is_refused_from_a_browser():
     # Fedora has localhost4 in /etc/hosts, Debian ip6-localhost: a page may use them, and without Sec-Fetch-Site.
-    for name in ("localhost4", "ip6-localhost:3000", "gpubox"):
+    for name in ("localhost4", "ip6-localhost:3000", "gpubox", "llmux.test", "a.b.test.:80"):
         assert HOSTS.refused([name], {"Accept-Encoding": "gzip, deflate"}) == name
         assert HOSTS.refused([name], {}) is None
         assert not HOSTS.knows(name.encode())

@@ -148,7 +148,7 @@ def request(
     headers: list[tuple[str, str]] | None = None,
     body: bytes | dict | None = None,
     do: dict | None = None,
-    host: str = "llmux.test",
+    host: str = "localhost",
     version: str = "1.1",
 ) -> bytes:
     """Return the bytes of a request. A unique ``X-Uid`` lets the engine's journal tell deliveries apart."""
