@@ -14,8 +14,8 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from llmux.app import FRONT, SWITCHER
 from llmux.errors import BadRequestError, RequestError, UnavailableError
-from llmux.middleware.identity import request_id
-from llmux.middleware.lane_connection import LaneConnection
+from llmux.middleware.client_connection import ClientConnection
+from llmux.middleware.context import request_id
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
 from llmux.proxy.envelope import error_body
@@ -28,7 +28,7 @@ TELL_EVERY = 10.0  # seconds between two log lines about too many connections
 LINGER = 1.0  # seconds to read on after an answer that came before the end of the request's body
 
 
-class Connection(LaneConnection):
+class Connection(ClientConnection):
     """One client's connection. It answers what aiohttp would answer by itself in llmux's way.
 
     ``control``: it came over the control socket, which only this host's user can open.
@@ -129,7 +129,7 @@ class Runner(web.AppRunner):
         self._event_log = log
         # A request in flight needs a file for its client and one for its engine.
         self._limit = app[SWITCHER].config.max_connections or max(64, (open_files() - RESERVED) // 2)
-        self._lane = app[FRONT].lane
+        self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None
 
     async def _make_server(self) -> web.Server:
@@ -162,7 +162,7 @@ class Runner(web.AppRunner):
             max_field_size=HEADER_LIMIT,
             lingering_time=LINGER,
             event_log=self._event_log,
-            lane=self._lane,
+            fast_path=self._fast_path,
             limit=limit,
             control=control,
         )

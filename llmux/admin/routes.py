@@ -17,8 +17,8 @@ from llmux.core import events as ev
 from llmux.core.decisions import KEPT
 from llmux.errors import BadRequestError
 from llmux.extract import BodyBudget, BodyLimits, read_body
-from llmux.middleware.endpoint import unknown_model
 from llmux.middleware.front import HEADERS, OPERATOR
+from llmux.middleware.model_handler import unknown_model
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.decisions import decisions

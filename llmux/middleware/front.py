@@ -6,7 +6,6 @@ Whatever happens further in, here it becomes a response with llmux's headers, in
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -25,17 +24,17 @@ from llmux.errors import (
     RequestError,
     UnauthorizedError,
 )
-from llmux.middleware.endpoint import Endpoint, Passage
+from llmux.middleware.context import Reporting, RequestContext, request_id
+from llmux.middleware.fast_path import FastPath
 from llmux.middleware.hosts import ANY, Hosts
-from llmux.middleware.identity import request_id
 from llmux.middleware.keys import Keys, is_control
-from llmux.middleware.lane import Lane
+from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import METHODS, Origins, Verdict
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
-from llmux.proxy.relay import RelayedResponse
+from llmux.proxy.aiohttp_client import RelayedResponse
 from llmux.runtime import Switcher
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SHOWN = 100  # characters of a refused Host
-GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 _SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -55,8 +53,6 @@ HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
 """Whether a request for one of llmux's own paths comes from an operator."""
 PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it has no key to show yet
-
-_MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
 
 
 class Front:
@@ -74,8 +70,9 @@ class Front:
         self._tracing = tracing
         self._log: EventLog = switcher.log
         self._metrics: Metrics = switcher.metrics
-        self._endpoint = Endpoint(switcher, forwarder)
-        self.lane = Lane(switcher, forwarder, self._endpoint.budget)
+        self._reporting = Reporting(switcher)
+        self._handler = ModelHandler(switcher, forwarder)
+        self.fast_path = FastPath(self._reporting, forwarder, self._handler.budget)
         self.port = switcher.config.port
         self._host = switcher.config.host  # another takes a restart
         self._keys = Keys()
@@ -91,11 +88,11 @@ class Front:
         )
         self._paths, self._origins, self._hosts = paths, origins, hosts
         self._keys.configure(config)
-        self._access_log = config.access_log
-        self._endpoint.configure(config)
+        self._reporting.access_log = config.access_log
+        self._handler.configure(config)
         most, log = config.max_body, config.access_log
         alone = self._tracing is None
-        self.lane.configure(
+        self.fast_path.configure(
             paths, config.names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
         )
 
@@ -128,55 +125,63 @@ class Front:
         route = self._paths.decide(request.raw_path, request.method)
         if not self._own and route.kind is not Kind.FORWARD:
             return await handler(request)
-        handover = getattr(request.protocol, "handover", None)
-        if handover is None:
-            began = self._switcher.now()
-            passage = Passage(request_id(request.headers.get("X-Request-ID")), route, told_to_send=not direct)
-        else:
-            request.protocol.handover = None  # type: ignore[attr-defined]
-            began = handover.began
-            passage = Passage(handover.request_id, route, told_to_send=True)
-            passage.handover, passage.ticket = handover, handover.ticket
+        context = self._context(request, route, told_to_send=not direct)
         verdict = self._origins.check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
-        passage.headers = [("X-Request-ID", passage.request_id), *verdict.headers.items()]
-        status, failure = 500, None
-        passage.trace = None if self._tracing is None else self._begin_trace(self._tracing, request, route, began)
+        context.headers = [("X-Request-ID", context.request_id), *verdict.headers.items()]
+        status: int | None = 500
+        failure = None
+        context.trace = None if self._tracing is None else self._begin_trace(self._tracing, request, context)
         try:
-            response = await self._serve(request, handler, passage, verdict)
+            response = await self._serve(request, handler, context, verdict)
             status = response.status
         except RequestError as error:
-            response = self._refuse(request, passage, error)
+            response = self._refuse(request, context, error)
             status, failure = error.status, error.code
         except web.HTTPException as error:
-            response = self._translate(request, passage, error)
+            response = self._translate(request, context, error)
             status = response.status
         except (ConnectionError, asyncio.CancelledError):
-            status = GONE
-            self._log.emit("client_left", model=passage.model, request_id=passage.request_id)
+            status = None
             raise
         except Exception as error:
-            self._log.emit("internal_error", error=repr(error), exc_info=error, request_id=passage.request_id)
+            self._log.emit("internal_error", error=repr(error), exc_info=error, request_id=context.request_id)
             if request.writer.output_size > 0:
                 raise ConnectionResetError("the answer is under way already") from error
-            response = self._refuse(request, passage, RequestError("llmux made a mistake; its log says more."))
+            response = self._refuse(request, context, RequestError("llmux made a mistake; its log says more."))
         finally:
-            if handover is not None:
-                self._switcher.leave(handover.ticket)
-            if route.kind is not Kind.OWN:
-                self._account(passage, status, began, failure)
+            self._finish(context, status, failure)
         return response
 
+    def _context(self, request: web.Request, route: Route, *, told_to_send: bool) -> RequestContext:
+        context: RequestContext | None = getattr(request.protocol, "handed_over", None)
+        if context is None:
+            given = request_id(request.headers.get("X-Request-ID"))
+            return RequestContext(self._reporting, given, route, self._switcher.now(), told_to_send=told_to_send)
+        request.protocol.handed_over = None  # type: ignore[attr-defined]
+        context.route = route
+        return context
+
+    def _finish(self, context: RequestContext, status: int | None, failure: str | None) -> None:
+        """Finish a request; without a status its client has left. llmux's own paths are not counted."""
+        if context.route.kind is Kind.OWN:
+            if status is None:
+                self._log.emit("client_left", model=None, request_id=context.request_id)
+        elif status is None:
+            context.client_left()
+        else:
+            context.finish(status, failure)
+
     async def _serve(
-        self, request: web.Request, handler: Handler, passage: Passage, verdict: Verdict
+        self, request: web.Request, handler: Handler, context: RequestContext, verdict: Verdict
     ) -> web.StreamResponse:
-        route = passage.route
+        route = context.route
         _refuse_unusual(request)
         if not is_control(request):
             await self._judge_page(request, route, verdict)
         if request.method == hdrs.METH_OPTIONS:
             answer = self._origins.options(request.headers)
-            passage.headers = [passage.headers[0], *answer.headers.items()]
-            return _with_headers(web.Response(status=answer.status), passage)
+            context.headers = [context.headers[0], *answer.headers.items()]
+            return _with_headers(web.Response(status=answer.status), context)
         match route.kind:
             case Kind.MALFORMED:
                 raise BadRequestError(route.reason, code="malformed_request")
@@ -185,13 +190,13 @@ class Front:
                 raise PathRefusedError(f"This path is not forwarded: {route.reason}.")
             case Kind.OWN:
                 await self._authorize_own(request, route)
-                request[HEADERS] = [*passage.headers, ("X-LLMux-Queue-Seconds", "0.000")]
-                return _with_headers(await handler(request), passage)
+                request[HEADERS] = [*context.headers, ("X-LLMux-Queue-Seconds", "0.000")]
+                return _with_headers(await handler(request), context)
             case Kind.UPSTREAM:
-                passage.holder, passage.drop_headers = await self._keys.operator(request)
+                context.holder, context.drop_headers = await self._keys.operator(request)
             case Kind.FORWARD:
-                passage.holder, passage.drop_headers = await self._keys.client(request)
-        return await self._endpoint.serve(request, passage)
+                context.holder, context.drop_headers = await self._keys.client(request)
+        return await self._handler.serve(request, context)
 
     async def _judge_page(self, request: web.Request, route: Route, verdict: Verdict) -> None:
         """Refuse what a web page from elsewhere has a browser send. Raises ForbiddenError."""
@@ -213,26 +218,11 @@ class Front:
             self._log.emit("origin_refused", origin=origin, site=site, path=route.path)
             raise ForbiddenError(reason, code="origin_not_allowed")
 
-    def _begin_trace(
-        self, tracing: Tracing, request: web.Request, route: Route, began: float
-    ) -> RequestTrace | None:
+    def _begin_trace(self, tracing: Tracing, request: web.Request, context: RequestContext) -> RequestTrace | None:
+        route = context.route
         if route.kind not in _SERVED:
             return None
-        return tracing.request(request.method, route.path, request.headers, began, self._switcher.now())
-
-    def _end_trace(self, passage: Passage, status: int, failure: str | None) -> None:
-        assert passage.trace is not None
-        if failure is None and passage.exchange is not None:
-            failure = passage.exchange.broken
-        passage.trace.ended(
-            self._switcher.now(),
-            status,
-            failure,
-            model=passage.model,
-            request_id=passage.request_id,
-            key=passage.holder.name if passage.holder is not None else None,
-            queue_seconds=passage.waited,
-        )
+        return tracing.request(request.method, route.path, request.headers, context.began, self._switcher.now())
 
     async def _authorize_own(self, request: web.Request, route: Route) -> None:
         if route.path.startswith(ADMIN_PREFIXES):
@@ -250,77 +240,32 @@ class Front:
         # Without a key a name that is not this machine's may be a web page's that points here (DNS rebinding).
         return let.holder is not None or self._origins.is_here(request.headers.get(hdrs.HOST))
 
-    def _refuse(self, request: web.Request, passage: Passage, error: RequestError) -> web.StreamResponse:
-        if passage.ticket is None or passage.ticket.rejection is None:
-            self._metrics.request_rejected(passage.model, error.code)
+    def _refuse(self, request: web.Request, context: RequestContext, error: RequestError) -> web.StreamResponse:
+        if context.ticket is None or context.ticket.rejection is None:
+            self._metrics.request_rejected(context.model, error.code)
         if isinstance(error, EngineError):
-            self._log.emit("engine_broke_off", model=passage.model, error=error.message)
-        path = passage.route.path
-        if path:
-            anthropic = path == "/v1/messages" or path.startswith("/v1/messages/")
-        else:  # refused or malformed: nobody knows what it means, but it was somebody's
-            anthropic = _MESSAGES.match(request.raw_path) is not None
-        if passage.early is not None:
-            return passage.early.fail(error, anthropic=anthropic, request_id=passage.request_id)
-        headers = [*passage.headers, ("X-LLMux-Queue-Seconds", f"{passage.waited:.3f}")]
+            self._log.emit("engine_broke_off", model=context.model, error=error.message)
+        anthropic = context.route.anthropic(request.raw_path)
+        if context.early is not None:
+            return context.early.fail(error, anthropic=anthropic, request_id=context.request_id)
+        headers = [*context.headers, ("X-LLMux-Queue-Seconds", f"{context.waited:.3f}")]
         if isinstance(error, UnauthorizedError):
             headers.append((hdrs.WWW_AUTHENTICATE, "Bearer"))
         return error_response(error, anthropic=anthropic, headers=headers)
 
-    def _translate(self, request: web.Request, passage: Passage, error: web.HTTPException) -> web.StreamResponse:
+    def _translate(
+        self, request: web.Request, context: RequestContext, error: web.HTTPException
+    ) -> web.StreamResponse:
         """Put what aiohttp or a handler raised into the envelope; what is no error stays as it is."""
         if isinstance(error, web.HTTPNotFound):
-            return self._refuse(request, passage, PathRefusedError("llmux has nothing here.", code="not_found"))
+            return self._refuse(request, context, PathRefusedError("llmux has nothing here.", code="not_found"))
         if isinstance(error, web.HTTPMethodNotAllowed):
             allowed = ", ".join(sorted(error.allowed_methods))
-            response = self._refuse(request, passage, MethodNotAllowedError(f"This path takes {allowed}."))
+            response = self._refuse(request, context, MethodNotAllowedError(f"This path takes {allowed}."))
             response.headers[hdrs.ALLOW] = allowed
             return response
         response = web.Response(status=error.status, headers=error.headers, body=error.body)
-        return _with_headers(response, passage)
-
-    def _account(self, passage: Passage, status: int, began: float, failure: str | None) -> None:
-        if passage.trace is not None:
-            self._end_trace(passage, status, failure)
-        exchange = passage.exchange
-        first = None if exchange is None or exchange.first_byte_at is None else exchange.first_byte_at - began
-        if first is None and status != GONE:
-            first = self._switcher.now() - began  # llmux's own answer
-        tokens = (None, None) if exchange is None else exchange.usage
-        whole = self._switcher.requests.add(
-            passage.model,
-            status,
-            began=began,
-            waited=passage.waited,
-            first_byte=first,
-            request_id=passage.request_id,
-            tokens=tokens,
-            error=failure if failure is not None or exchange is None else exchange.broken,
-        )
-        self._metrics.request_ended(passage.model, status, passage.waited, first, whole, tokens)
-        recorder = self._switcher.recorder
-        if recorder is not None and passage.ticket is not None:
-            if exchange is None:
-                recorder.request(passage.ticket, status)
-            else:
-                recorder.request(
-                    passage.ticket,
-                    status,
-                    sent=exchange.body.size if exchange.body is not None else 0,
-                    got=exchange.bytes_out,
-                    first=exchange.first_byte_at,
-                    broken=exchange.broken is not None,
-                )
-        if self._access_log:
-            self._log.emit(
-                "request_finished",
-                model=passage.model,
-                status=status,
-                waited_secs=round(passage.waited, 3),
-                duration_secs=round(self._switcher.now() - began, 3),
-                request_id=passage.request_id,
-                key=passage.holder.name if passage.holder is not None else None,
-            )
+        return _with_headers(response, context)
 
 
 def _refuse_unusual(request: web.Request) -> None:
@@ -349,9 +294,9 @@ def _is_visit(request: web.Request, route: Route) -> bool:
     return opens and _is_page(request, route)
 
 
-def _with_headers(response: web.StreamResponse, passage: Passage) -> web.StreamResponse:
+def _with_headers(response: web.StreamResponse, context: RequestContext) -> web.StreamResponse:
     if not response.prepared and not isinstance(response, RelayedResponse):
-        for name, value in passage.headers:
+        for name, value in context.headers:
             response.headers[name] = value
         response.headers["X-LLMux-Queue-Seconds"] = "0.000"
     return response

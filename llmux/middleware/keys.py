@@ -94,7 +94,7 @@ class Keys:
             return True
         return bool(shown) and await self.ring.ask(shown.values(), address_of(request)) is not None
 
-    def on_lane(self, lines: list[bytes], shown: Sequence[int]) -> Sequence[int] | None:
+    def on_fast_path(self, lines: list[bytes], shown: Sequence[int]) -> Sequence[int] | None:
         """Return which of a head's lines must not go on, the last first; None if that takes more than a look.
 
         ``shown`` are those that hold a credential.

@@ -26,6 +26,8 @@ from llmux.middleware.denied import denied
 
 _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)
 _UPSTREAM = "/upstream/"
+MESSAGES = "/v1/messages"
+_RAW_MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]@!$&'()*+,=-]*(?=[/?]|\Z)")
 _RAW_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -62,6 +64,16 @@ class Route(NamedTuple):
     target: str = ""
     model: str = ""
     reason: str = ""
+
+    def anthropic(self, raw_target: str) -> bool:
+        """Whether the client expects Anthropic's envelope and events: it asked for ``/v1/messages`` or below.
+
+        ``raw_target`` counts where no path was made out of it, because it is refused or malformed.
+        """
+        path = self.path
+        if path:
+            return path == MESSAGES or path.startswith(f"{MESSAGES}/")
+        return _RAW_MESSAGES.match(raw_target) is not None
 
 
 class _MalformedError(ValueError):

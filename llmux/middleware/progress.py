@@ -1,26 +1,40 @@
-"""Whether a client that waits is told where it stands, and how.
+"""Telling clients that wait where they stand, if they or the configuration want that.
 
-Told in the body is who asks a path on which the kind of the answer is known beforehand: events, or JSON.
+Told in the body is a request on a path on which the kind of the answer is known beforehand: events, or JSON.
+Others can ask for informational responses. One timer serves all that wait, and runs only while one does. At each
+turn those are told whose time has come; the positions in a model's queue are counted once for all of them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
 from aiohttp import HttpVersion11, hdrs, web
 
+from llmux.core import outlook
 from llmux.errors import BadRequestError
 from llmux.extract import Body
 from llmux.extract.flag import streams
-from llmux.middleware.paths import Kind, Route
-from llmux.proxy.early import Dialect
+from llmux.middleware.paths import MESSAGES, Kind, Route
+from llmux.proxy import ClientGoneError
+from llmux.proxy.early_response import Dialect, EarlyResponse
+from llmux.runtime import Switcher, Ticket
 
 HEADER = "X-LLMux-Progress"
 INTERIM = "1xx"
+EXPECTED = "X-LLMux-Expected-Seconds"
+POSITION = "X-LLMux-Position"
+TURN = 1.0  # seconds between two looks at which clients are to be told, at most
 
-_MESSAGES = "/v1/messages"
 _STREAMED = frozenset(
     {
         "/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion",
-        "/v1/responses", "/infill", _MESSAGES,
+        "/v1/responses", "/infill", MESSAGES,
     }
 )  # fmt: skip
 _JSON = _STREAMED | {
@@ -30,7 +44,7 @@ _JSON = _STREAMED | {
 }  # fmt: skip
 
 
-def wish(request: web.BaseRequest, default: bool) -> str:
+def wanted(request: web.BaseRequest, default: bool) -> str:
     """Return how a client wants to be told: ``on``, ``off`` or ``1xx``. Raises BadRequestError."""
     given = request.headers.get(HEADER)
     word = ("on" if default else "off") if given is None else given.strip().lower()
@@ -40,7 +54,7 @@ def wish(request: web.BaseRequest, default: bool) -> str:
 
 
 async def dialect_of(request: web.BaseRequest, route: Route, body: Body | None) -> Dialect | None:
-    """Return what the client expects to read, None where nobody can say before the engine does."""
+    """Return what the client expects to read, None where that is not known before the engine answers."""
     if (
         route.kind is not Kind.FORWARD
         or route.path not in _JSON
@@ -52,6 +66,125 @@ async def dialect_of(request: web.BaseRequest, route: Route, body: Body | None) 
         case False:
             return Dialect.JSON
         case True if route.path in _STREAMED:
-            return Dialect.ANTHROPIC_STREAM if route.path == _MESSAGES else Dialect.OPENAI_STREAM
+            return Dialect.ANTHROPIC_STREAM if route.path == MESSAGES else Dialect.OPENAI_STREAM
         case _:
             return None
+
+
+Headers = Callable[[], list[tuple[str, str]]]
+
+
+class Channel(Protocol):
+    """How one client is told."""
+
+    def waiting(self, position: int, seconds: int) -> None:
+        """Say where it stands: ``position`` from 1 on, about so many seconds to go. Raises ClientGoneError."""
+
+    def working(self) -> None:
+        """Say that its engine works on it."""
+
+
+class InBody:
+    """Tells it in the body of the answer, which begins with that."""
+
+    def __init__(self, early: EarlyResponse, headers: Headers) -> None:
+        self.early = early
+        self._headers = headers
+
+    def waiting(self, position: int, seconds: int) -> None:
+        """Begin the answer, if it has not begun, and say it."""
+        if not self.early.begun:
+            self.early.begin(self._headers())
+        self.early.say(f"llmux waiting, position {position}, about {seconds} s")
+
+    def working(self) -> None:
+        """Say it, if the answer has begun."""
+        self.early.say("llmux waiting for the engine's first byte")
+
+
+class Interim:
+    """Tells it by informational responses, before the answer."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+
+    def waiting(self, position: int, seconds: int) -> None:
+        """Send a `102 Processing`."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGoneError("The client has gone.")
+        head = f"HTTP/1.1 102 Processing\r\n{POSITION}: {position}\r\n{EXPECTED}: {seconds}\r\n\r\n"
+        transport.write(head.encode("ascii"))
+
+    def working(self) -> None:
+        """Say nothing: what there was to say is over."""
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    ticket: Ticket
+    channel: Channel
+    due: float
+
+
+class ProgressNotifier:
+    """Knows which clients are to be told, and when."""
+
+    def __init__(self, switcher: Switcher) -> None:
+        self._switcher = switcher
+        self._listeners: dict[int, _Listener] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.every = 5.0  # seconds
+
+    def add(self, ticket: Ticket, channel: Channel) -> None:
+        """Tell a client from now on, the first time when ``every`` has passed."""
+        self._listeners[ticket.id] = _Listener(ticket, channel, self._switcher.now() + self.every)
+        self._arm()
+
+    def expected(self, ticket: Ticket) -> int | None:
+        """Return how many seconds one that has just come will wait, about; None when it need not."""
+        state, now = self._switcher.core.state, self._switcher.now()
+        model = state.models[ticket.model]
+        if ticket.id not in model.queue:
+            return None
+        last = next(reversed(model.queue)) == ticket.id  # as who has just come is
+        position = len(model.queue) if last else list(model.queue).index(ticket.id) + 1
+        return about(outlook.until_awake(state, model, now) + outlook.in_queue(model, position))
+
+    def remove(self, ticket: Ticket) -> None:
+        """Tell it nothing more."""
+        self._listeners.pop(ticket.id, None)
+
+    def _arm(self) -> None:
+        if self._timer is None and self._listeners:
+            self._timer = asyncio.get_running_loop().call_later(min(TURN, self.every), self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        now = self._switcher.now()
+        due: dict[str, list[_Listener]] = {}
+        for listener in self._listeners.values():
+            if listener.due <= now:
+                listener.due = now + self.every
+                due.setdefault(listener.ticket.model, []).append(listener)
+        self._arm()
+        for name, listeners in due.items():
+            self._tell(name, listeners, now)
+
+    def _tell(self, name: str, listeners: list[_Listener], now: float) -> None:
+        state = self._switcher.core.state
+        model = state.models[name]
+        positions: Mapping[int, int] = {request: at for at, request in enumerate(model.queue, 1)}
+        awake = outlook.until_awake(state, model, now)
+        for listener in listeners:
+            position = positions.get(listener.ticket.id)
+            with contextlib.suppress(ClientGoneError):  # whoever serves it notices
+                if position is None:
+                    listener.channel.working()
+                else:
+                    listener.channel.waiting(position, about(awake + outlook.in_queue(model, position)))
+
+
+def about(seconds: float) -> int:
+    """Return seconds as people are told them: whole, and at least one."""
+    return max(1, math.ceil(seconds))

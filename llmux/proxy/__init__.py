@@ -1,9 +1,10 @@
 """The streaming path: a request to its engine, and the answer back, byte for byte."""
 
+from llmux.proxy.aiohttp_client import RelayedResponse
 from llmux.proxy.envelope import error_response
 from llmux.proxy.exchange import Exchange, ExtraFields, RequestBody
 from llmux.proxy.forward import Forwarder
-from llmux.proxy.relay import ClientGoneError, RelayedResponse
+from llmux.proxy.relay import ClientGoneError
 from llmux.upstream import EngineActivity
 
 __all__ = [

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
+from llmux.errors import EngineError
 from llmux.proxy.usage import BLOCKS, Usage, usage_of
-from llmux.upstream import EngineActivity, EngineAddress
+from llmux.upstream import EngineActivity, EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:
-    from llmux.proxy.early import Early
+    from llmux.proxy.early_response import EarlyResponse
 
 
 class RequestBody(Protocol):
@@ -64,7 +65,8 @@ class Exchange:
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
     added_headers: Sequence[tuple[bytes, bytes]] = ()  # for the engine
-    early: Early | None = None  # the client's answer, if that has begun
+    early: EarlyResponse | None = None  # the client's answer, if that has begun
+    anthropic: bool = False  # the client expects Anthropic's events
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
 
     status: int | None = field(default=None, init=False)  # the engine's
@@ -91,10 +93,14 @@ class Exchange:
         """The tokens that the answer reports at its ends."""
         return usage_of(self.opening, self.tail)
 
-    @property
-    def anthropic(self) -> bool:
-        """Whether the client speaks Anthropic's dialect."""
-        return path_of(self.target).startswith(b"/v1/messages")
+    def blames_engine(self, error: Exception | None) -> bool:
+        """Whether its end, with ``error`` or without, says that the engine may be gone.
+
+        An engine to which no connection could be made is the caller's business: nothing was sent.
+        """
+        if error is not None:
+            return isinstance(error, EngineError) and not isinstance(error, EngineRefusedError)
+        return self.broken is not None and self.cut_off is None
 
 
 def path_of(target: bytes) -> bytes:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Iterator
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from llmux.core.effects import CutReason
+from llmux.errors import EngineError
+from llmux.proxy.aiohttp_client import AiohttpClient, RelayedResponse
+from llmux.proxy.early_response import ResumedRelay
 from llmux.proxy.exchange import Exchange, RequestBody
 from llmux.proxy.heads import RequestHead, request_head
-from llmux.proxy.late_relay import LateRelay
-from llmux.proxy.relay import Relay, RelayedResponse, cut_error
+from llmux.proxy.relay import Relay, cut_error
 from llmux.upstream import (
     ConnectionPool,
     EngineActivity,
     EngineAddress,
     EngineConnection,
-    EngineLostError,
     EngineRefusedError,
 )
 from llmux.upstream.pool import CONNECT_TIMEOUT, IDLE_TIMEOUT
@@ -42,7 +44,7 @@ class Forwarder:
             idle_timeout=idle_timeout, connect_timeout=connect_timeout, ssl_context=ssl_context
         )
 
-    async def forward(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+    async def forward(self, request: web.BaseRequest, exchange: Exchange) -> RelayedResponse:
         """Send the request and relay the answer; return when its last byte is on the client's transport.
 
         Also returns, with ``exchange.broken`` set, when the answer broke off after its head had gone out.
@@ -56,31 +58,37 @@ class Forwarder:
             if exchange.cut_off is not None:
                 raise cut_error(*exchange.cut_off)
             early = exchange.early
-            relay = Relay(request, exchange, loop) if early is None else LateRelay(request, exchange, early, loop)
-            head = request_head(exchange, may_upgrade=request.version >= HttpVersion11)
+            client = AiohttpClient(request)
+            relay = Relay(client, exchange, loop) if early is None else ResumedRelay(client, exchange, early, loop)
+            head = request_head(exchange, may_upgrade=client.modern)
             try:
-                return await self._exchange(relay, head)
+                await self._exchange(relay, head)
             finally:
                 exchange.on_cut = None
                 relay.detach()
+                if client.response is not None:
+                    client.response.bytes_out = exchange.bytes_out
+            assert client.response is not None
+            return client.response
         finally:
             exchange.ended_at = loop.time()
 
-    async def _exchange(self, relay: Relay, head: RequestHead) -> RelayedResponse:
+    async def _exchange(self, relay: Relay, head: RequestHead) -> None:
         exchange = relay.exchange
         if not exchange.fresh_only:
             connection = self.pool.take(exchange.activity)
             if connection is not None:
                 try:
-                    return await self._attempt(connection, relay, head)
-                except EngineLostError:
-                    if connection.received:
+                    await self._attempt(connection, relay, head)
+                except EngineError as error:
+                    if not connection.was_stale(error):
                         raise
-                    # It had died while idle, or died of age as the request was on its way: whatever was
-                    # written counts as not sent. Once more, on a connection that cannot be stale.
+                    # Once more, on a connection that cannot be stale.
+                else:
+                    return
         connection = await self._connect(exchange)
         exchange.activity.connected = True
-        return await self._attempt(connection, relay, head)
+        await self._attempt(connection, relay, head)
 
     async def connect(self, address: EngineAddress) -> EngineConnection:
         """Open a connection. EngineRefusedError when there is none in time."""
@@ -108,8 +116,9 @@ class Forwarder:
         finally:
             exchange.on_cut = None
 
-    async def _attempt(self, connection: EngineConnection, relay: Relay, head: RequestHead) -> RelayedResponse:
-        relay.attach(connection)
+    async def _attempt(self, connection: EngineConnection, relay: Relay, head: RequestHead) -> None:
+        done: asyncio.Future[None] = connection.loop.create_future()
+        relay.attach(connection, functools.partial(_resolve, done))
         exchange = relay.exchange
         exchange.on_cut = relay.cut
         try:
@@ -124,13 +133,13 @@ class Forwarder:
                 connection.write_whole(head.data + whole)
             else:
                 await connection.send(_pieces(head.data, body))
-            await relay.done
+            await done
         except BaseException:
             connection.abort()
+            if done.done() and not done.cancelled():
+                done.exception()  # retrieved, even if the task was cancelled before it could look
             raise
         self.pool.release(connection, exchange.activity)
-        assert isinstance(relay.response, RelayedResponse)
-        return relay.response
 
     def discard_idle(self, activity: EngineActivity) -> None:
         """Close the idle connections to an engine that is about to sleep."""
@@ -139,6 +148,15 @@ class Forwarder:
     async def close(self) -> None:
         """Close the idle connections. Exchanges under way go on, and close theirs when they end."""
         await self.pool.close()
+
+
+def _resolve(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():  # the task that waited was cancelled
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
 
 
 def _too_late(address: EngineAddress) -> EngineRefusedError:

@@ -14,7 +14,7 @@ from llmux.upstream import Framing, ResponseHead
 from llmux.upstream.head import connection_options
 
 # Fields that concern one connection only (RFC 9110, section 7.6.1, and its forerunners).
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -28,7 +28,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # In a request these are replaced or dropped as well.
-_SPECIAL_IN_REQUESTS = _HOP_BY_HOP | {b"host", b"content-length", b"x-request-id", b"expect"}
+_SPECIAL_IN_REQUESTS = HOP_BY_HOP | {b"host", b"content-length", b"x-request-id", b"expect"}
 # aiohttp's parser leaves HTTP for these protocols only; any other Upgrade is an offer that llmux declines.
 _UPGRADES = frozenset({b"websocket", b"tcp"})
 
@@ -135,7 +135,7 @@ def response_head(
 
     lines = [b"HTTP/1.1 %d " % head.status + head.reason]
     for lower, name, value in head.fields:
-        if lower in _HOP_BY_HOP:
+        if lower in HOP_BY_HOP:
             if tunnel and lower in {b"connection", b"upgrade"}:
                 lines.append(name + b": " + value)
         elif lower not in replaced and lower not in head.named:

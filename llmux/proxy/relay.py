@@ -3,11 +3,9 @@
 Theory of operation
 ===================
 
-aiohttp's server parses the client's requests and runs the handler; the answer by-passes it. The relay is the
-sink of the engine's connection: it makes the response's head, and writes it, and every block of body bytes
-after it, on the client's transport in the very callback that delivered them. What aiohttp gets to see is a
-``RelayedResponse`` that counts as sent; from it aiohttp learns whether the client's connection may be used
-again.
+The relay is the sink of the engine's connection: it makes the response's head, and writes it, and every block
+of body bytes after it, on the client's transport in the very callback that delivered them. The client's side is a
+``Client``: the connection of the fast path, or a request of aiohttp's (``aiohttp_client``).
 
 What flows how:
 
@@ -17,10 +15,10 @@ What flows how:
     until close         each block as one chunk          the same bytes, then close
     tunnel (101)        the same bytes, then close       (never asked for)
 
-Back-pressure: aiohttp's protocol is told by the client's transport when its buffer is full; then the engine's
+Back-pressure: the client's protocol is told by its transport when the buffer is full; then the engine's
 connection is not read until it has drained. At most the transport's high-water mark and one block are held.
 
-An answer ends in exactly one way, which resolves ``done``:
+An answer ends in exactly one way, which ``on_end`` is called with (None, or the error):
 
 - complete: the last byte has been handed to the client's transport;
 - before the head went out: an error, which the caller turns into a response (``EngineError``, or
@@ -36,11 +34,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from typing import Protocol
-
-from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.web_protocol import RequestHandler
 
 from llmux.core.effects import CutReason
 from llmux.errors import EngineError, RequestError, UnavailableError
@@ -69,38 +64,41 @@ class ClientGoneError(ConnectionResetError):
     """The client closed its connection before the end of the response."""
 
 
-class Answer(Protocol):
-    """What the relay tells of the response that it has begun."""
+class Flow(Protocol):
+    """Where the client's transport says whether the client reads."""
 
-    bytes_out: int
+    @property
+    def writing_paused(self) -> bool:
+        """Whether the transport's buffer is full."""
+
+
+class Client(Protocol):
+    """The client's side of one exchange, as a relay sees it."""
+
+    modern: bool  # it speaks HTTP/1.1: chunks are understood
+    keep_alive: bool  # it would use its connection again
+
+    @property
+    def flow(self) -> Flow:
+        """Where the client's transport says whether the client reads."""
+
+    def open_transport(self) -> asyncio.Transport:
+        """Return the transport. Raises ClientGoneError when it is closed."""
+
+    def response_started(self, head: ResponseHead, *, keep_alive: bool) -> None:
+        """Take note of the response that the relay is about to write."""
+
+    def bytes_written(self, count: int) -> None:
+        """Take note that the first ``count`` bytes of the response went out: no other may begin."""
 
     def force_close(self) -> None:
         """Do not use the client's connection again."""
 
+    def tunnel(self, tunnel: Tunnel) -> None:
+        """Feed what the client sends from now on to ``tunnel``."""
 
-class RelayedResponse(web.StreamResponse):
-    """A response that is on the client's transport already. aiohttp only learns what became of it."""
-
-    def __init__(self, request: web.BaseRequest, head: ResponseHead, *, keep_alive: bool) -> None:
-        super().__init__(status=head.status, reason=head.reason.decode("latin-1"))
-        self._request = request
-        self._keep_alive = keep_alive
-        self._eof_sent = True
-        self.bytes_out = 0
-
-    @property
-    def body_length(self) -> int:
-        """The bytes handed to the client's transport."""
-        return self.bytes_out
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002
-        """Do nothing: the head went out with the first bytes."""
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002
-        """Wait until the client has read most of it, before its next request is looked at."""
-        if self._request.protocol.writing_paused:
-            await self._request.writer.drain()
+    async def drain(self) -> None:
+        """Wait until the client has read most of what was written."""
 
 
 class Relay:
@@ -109,38 +107,40 @@ class Relay:
     __slots__ = (
         "_chunk",
         "_chunked",
+        "_client",
         "_close_delimited",
         "_connection",
         "_draining",
         "_event_stream",
+        "_flow",
         "_head",
         "_look",
         "_loop",
-        "_protocol",
-        "_request",
+        "_on_end",
+        "_responding",
         "_transport",
         "_tunnel",
-        "_writer",
-        "done",
         "exchange",
         "over",
-        "response",
     )
 
-    def __init__(self, request: web.BaseRequest, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ClientGoneError("The client has gone.")
+    def __init__(
+        self,
+        client: Client,
+        exchange: Exchange,
+        loop: asyncio.AbstractEventLoop,
+        on_end: Callable[[Exception | None], None] | None = None,
+    ) -> None:
+        """Raise ClientGoneError when the client has left. Without ``on_end``, ``attach`` must give one."""
         self.exchange = exchange
-        self.response: Answer | None = None
         self.over = False
-        self.done: asyncio.Future[None] = loop.create_future()
+        self._client = client
+        self._flow = client.flow
+        self._transport = client.open_transport()
         self._loop = loop
-        self._request = request
-        self._protocol: RequestHandler = request.protocol
-        self._transport = transport
-        self._writer = request.writer
+        self._on_end = on_end
         self._connection: EngineConnection | None = None
+        self._responding = False  # the head is made
         self._head = b""  # made, and waiting for the first bytes
         self._chunked = False  # the client gets a chunked body
         self._chunk = False  # and it is made here, from one that ends with the engine's connection
@@ -150,22 +150,23 @@ class Relay:
         self._look: asyncio.TimerHandle | None = None
         self._tunnel: Tunnel | None = None
 
-    def attach(self, connection: EngineConnection) -> None:
-        """Use this connection for the exchange."""
+    def attach(
+        self, connection: EngineConnection, on_end: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        """Use this connection for the exchange, which goes on if it was over."""
         self._connection = connection
-        if self.over:
-            self.over = False
-            self.done = self._loop.create_future()
+        self.over = False
+        if on_end is not None:
+            self._on_end = on_end
 
     # ---- the engine's connection calls these
 
     def response_started(self, head: ResponseHead) -> None:
         """Make the client's head, to be written together with the first bytes."""
         assert self._connection is not None
-        request = self._request
         framing = head.framing
-        modern = request.version >= HttpVersion11
-        keep_alive = request.keep_alive
+        modern = self._client.modern
+        keep_alive = self._client.keep_alive
         if framing is Framing.CHUNKED:
             if modern:
                 self._chunked = True
@@ -185,19 +186,17 @@ class Relay:
             head, extra=self.exchange.extra_headers, chunked=self._chunked, connection=connection
         )
         self.exchange.status = head.status
-        self.response = self._answer(head, keep_alive=keep_alive)
+        self._responding = True
+        self._client.response_started(head, keep_alive=keep_alive)
         if framing is Framing.TUNNEL:
-            self._tunnel = Tunnel(self._connection, self._transport, self._client_closed)
-
-    def _answer(self, head: ResponseHead, *, keep_alive: bool) -> Answer:
-        return RelayedResponse(self._request, head, keep_alive=keep_alive)
+            self._tunnel = Tunnel(self._connection, self._transport, self.client_closed)
 
     def response_data(self, data: bytes) -> None:
         """Hand the bytes to the client's transport."""
         exchange = self.exchange
         transport = self._transport
         if transport.is_closing():
-            self._client_closed()
+            self.client_closed()
             return
         if self._chunk and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
@@ -209,11 +208,10 @@ class Relay:
             data = self._head + data
             self._head = b""
             exchange.first_byte_at = now
-            # If anything fails from here on, aiohttp must not answer with an error of its own.
-            self._writer.output_size += len(data)
+            self._client.bytes_written(len(data))
             transport.write(data)
             if self._tunnel is not None:
-                self._protocol.set_parser(self._tunnel)  # type: ignore[arg-type]
+                self._client.tunnel(self._tunnel)
         else:
             transport.write(data)
         exchange.bytes_out += len(data)
@@ -221,14 +219,14 @@ class Relay:
         activity.last_byte = now
         if activity.counting and self._event_stream:
             activity.streamed += data.count(_EVENT)
-        if self._protocol.writing_paused and self._draining is None:
+        if self._flow.writing_paused and self._draining is None:
             self._hold()
 
     def response_chunk(self, data: bytes) -> None:
         """Hand one chunk to the client's transport: ``response_data`` for most bytes."""
         transport = self._transport
         if transport.is_closing():
-            self._client_closed()
+            self.client_closed()
             return
         transport.write(data)
         exchange = self.exchange
@@ -238,14 +236,14 @@ class Relay:
         activity.last_byte = self._loop.time()
         if activity.counting and self._event_stream:
             activity.streamed += data.count(_EVENT)
-        if self._protocol.writing_paused and self._draining is None:
+        if self._flow.writing_paused and self._draining is None:
             self._hold()
 
     def response_ended(self) -> None:
         """Finish: the last byte has been handed over."""
         if self._chunk:
             if self._transport.is_closing():
-                self._client_closed()
+                self.client_closed()
                 return
             self._transport.write(b"0\r\n\r\n")
         self._settle(None)
@@ -261,9 +259,10 @@ class Relay:
 
     @property
     def _started(self) -> bool:
-        return self.response is not None and not self._head
+        return self._responding and not self._head
 
-    def _client_closed(self) -> None:
+    def client_closed(self) -> None:
+        """Take note that the client has closed its connection."""
         if self._connection is not None:
             self._connection.abort()
         self._transport.abort()
@@ -273,7 +272,7 @@ class Relay:
         """Stop reading from the engine until the client has read."""
         assert self._connection is not None
         self._connection.pause_reading()
-        self._draining = self._loop.create_task(self._writer.drain(), name="llmux: wait for a slow client")
+        self._draining = self._loop.create_task(self._client.drain(), name="llmux: wait for a slow client")
         self._draining.add_done_callback(self._drained)
         self._look = self._loop.call_later(_LOOK_EVERY, self._look_after_client)
 
@@ -281,7 +280,7 @@ class Relay:
         if self.over:
             return
         if self._transport.is_closing():
-            self._client_closed()
+            self.client_closed()
         else:
             self._look = self._loop.call_later(_LOOK_EVERY, self._look_after_client)
 
@@ -293,7 +292,7 @@ class Relay:
         if self.over or self._connection is None:
             return
         if gone or self._transport.is_closing():
-            self._client_closed()
+            self.client_closed()
         else:
             self._connection.resume_reading()
 
@@ -318,9 +317,8 @@ class Relay:
         return self._chunk or (self._connection is not None and self._connection.between_chunks)
 
     def _break_off(self, error: RequestError, *, between_chunks: bool | None = None) -> None:
-        assert self.response is not None
         self.exchange.broken = error.code
-        self.response.force_close()
+        self._client.force_close()
         transport = self._transport
         if not transport.is_closing():
             if between_chunks is None:
@@ -338,31 +336,26 @@ class Relay:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 transport.abort()
             elif transport.get_write_buffer_size():
-                # aiohttp closes the connection, which waits until all has been read. Not for ever.
+                # The client's protocol closes the connection, which waits until all has been read. Not for ever.
                 self._loop.call_later(_FLUSH_TIMEOUT, transport.abort)
         self._settle(None)
 
     def _settle(self, error: Exception | None) -> None:
-        if self.response is not None:
-            self.response.bytes_out = self.exchange.bytes_out
         if self.over:
             return
         self.over = True
-        if self.done.done():  # the task that waited was cancelled
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
+        if self._look is not None:
+            self._look.cancel()
+        assert self._on_end is not None
+        self._on_end(error)
 
     def detach(self) -> None:
         """Let go of everything, however it ended."""
+        self.over = True
         if self._look is not None:
             self._look.cancel()
         # A task that still waits for the client is left to itself: to cancel it would cancel the future that
-        # aiohttp's protocol hands to everybody who waits.
-        if self.done.done() and not self.done.cancelled():
-            self.done.exception()  # seen, even if the task was cancelled before it could look
+        # aiohttp's protocol hands to everything that waits.
         self._connection = None
 
 

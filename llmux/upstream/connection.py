@@ -113,6 +113,7 @@ class EngineConnection(asyncio.Protocol):
         "loop",
         "lost",
         "on_idle_end",
+        "pooled",
         "received",
         "reusable",
         "transport",
@@ -124,6 +125,7 @@ class EngineConnection(asyncio.Protocol):
         self.lost = False
         self.reusable = False
         self.received = False  # anything at all since ``begin``
+        self.pooled = False  # it was taken from the pool: it may have died there
         self.idle_since = 0.0
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
         self._sink: ResponseSink | None = None
@@ -208,6 +210,14 @@ class EngineConnection(asyncio.Protocol):
             self._writable.set_result(None)
 
     # ---- the response
+
+    def was_stale(self, error: Exception) -> bool:
+        """Whether the exchange ended with ``error`` on a connection that had died while it was pooled.
+
+        Or that died of age as the request was on its way: without a byte of an answer, what was written to a
+        pooled connection counts as not sent. A fresh connection is never stale.
+        """
+        return self.pooled and not self.received and isinstance(error, EngineLostError)
 
     @property
     def between_chunks(self) -> bool:

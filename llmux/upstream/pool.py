@@ -95,6 +95,7 @@ class ConnectionPool:
         connection.resume_reading()  # so that its end is noticed
         loop = connection.loop  # asking asyncio which one runs costs a system call
         connection.idle_since = loop.time()
+        connection.pooled = True
         idle = self._idle.get(owner)
         if idle is None:
             idle = self._idle[owner] = []

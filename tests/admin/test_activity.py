@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from llmux.middleware.lane import MOST
+from llmux.middleware.fast_path import MOST
 from tests.server.house import until
 
 USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3}}'

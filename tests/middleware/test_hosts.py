@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmux.middleware.fast_head import read
 from llmux.middleware.hosts import Hosts, canonical_host
-from llmux.middleware.plain_request import read
 from tests.server.house import message
 
 HERE = [

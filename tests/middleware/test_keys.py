@@ -8,7 +8,7 @@ import pytest
 
 from llmux.keys import hash_of, new_key
 from llmux.middleware import keyring
-from llmux.middleware.lane import Lane
+from llmux.middleware.fast_path import FastPath
 from tests.server.house import message, until
 
 KEY, OTHER, ROOT = (new_key() for _ in range(3))
@@ -16,16 +16,17 @@ HASH, OTHER_HASH, ROOT_HASH = (hash_of(key) for key in (KEY, OTHER, ROOT))
 
 
 @pytest.fixture
-def rides(monkeypatch):
-    """Note what is taken by the lane."""
+def fast(monkeypatch):
+    """Note what the fast path takes."""
     taken = []
-    offer = Lane.offer
+    match = FastPath.match
 
-    def noted(lane, client, data, seen):
-        taken.append(offer(lane, client, data, seen))
-        return taken[-1]
+    def noted(path, data, head):
+        matched = match(path, data, head)
+        taken.append(matched is not None)
+        return matched
 
-    monkeypatch.setattr(Lane, "offer", noted)
+    monkeypatch.setattr(FastPath, "match", noted)
     return taken
 
 
@@ -44,15 +45,15 @@ def shown(house) -> list[bytes]:
     return [line for line in lines if line.lower().startswith((b"authorization", b"x-api-key"))]
 
 
-async def test_a_known_key_takes_the_short_way_and_stays_with_llmux(house, rides):
+async def test_a_known_key_takes_the_short_way_and_stays_with_llmux(house, fast):
     house.up("a")
     await house.open(api_keys=[HASH, OTHER_HASH, "plain"])
     await ask(house, "X-API-Key: plain")
-    rides.clear()
+    fast.clear()
     for header in (f"Authorization: Bearer {KEY}", f"authorization: bearer  {KEY}", f"x-api-KEY: {KEY}"):
         assert (await ask(house, header)).status == 200
         assert shown(house) == []
-    assert rides == [False, True, True]  # the first had to be looked at
+    assert fast == [False, True, True]  # the first had to be looked at
 
 
 CASES = [
@@ -79,8 +80,8 @@ async def test_both_ways_judge_alike(house, headers, status, seen):
     await house.open(api_keys=[HASH, OTHER_HASH], admin_key=ROOT_HASH)
     for key in (KEY, OTHER, ROOT):
         assert (await ask(house, f"X-API-Key: {key}")).status == 200
-    for lane in (True, False):
-        house.front.lane.open = lane
+    for fast in (True, False):
+        house.front.fast_path.open = fast
         before = len(house.engine.heads)
         reply = await ask(house, *headers)
         assert reply.status == status
@@ -93,15 +94,15 @@ async def test_both_ways_judge_alike(house, headers, status, seen):
             assert reply.marked
 
 
-async def test_without_keys_credentials_are_the_engines(house, rides):
+async def test_without_keys_credentials_are_the_engines(house, fast):
     house.up("a")
     await house.open()
     await ask(house)
     for _ in range(2):
         assert (await ask(house, f"X-API-Key: {KEY}", "Authorization: Bearer x")).status == 200
         assert shown(house) == [f"X-API-Key: {KEY}".encode(), b"Authorization: Bearer x"]
-        house.front.lane.open = False
-    assert rides == [False, True]  # the first opened the engine's connection
+        house.front.fast_path.open = False
+    assert fast == [False, True]  # the first opened the engine's connection
 
 
 async def test_an_admin_key_that_a_client_shows_by_mistake_stays_with_llmux(house):
@@ -111,7 +112,7 @@ async def test_an_admin_key_that_a_client_shows_by_mistake_stays_with_llmux(hous
         assert (await ask(house, "Authorization: Bearer root", "X-API-Key: engine")).status == 200
         assert shown(house) == [b"X-API-Key: engine"]
         assert (await ask(house)).status == 200
-        house.front.lane.open = False
+        house.front.fast_path.open = False
 
 
 async def test_a_key_that_waits_to_be_looked_at_does_not_hold_up_others(house, monkeypatch):
@@ -170,7 +171,7 @@ async def test_what_comes_through_a_proxy_is_not_from_this_machine(house, header
     assert (await house.ask("POST", "/llmux/models/a/wake")).status == 202
 
 
-async def test_a_reload_changes_keys_at_once_also_for_who_was_on_the_lane(house):
+async def test_a_reload_changes_keys_at_once_also_after_a_request_on_the_fast_path(house):
     house.up("a")
     await house.open(api_keys=["old", HASH])
     assert (await ask(house, f"X-API-Key: {KEY}")).status == 200

@@ -11,7 +11,7 @@ from llmux.extract import BodyBudget
 from llmux.extract.body import Body
 from llmux.extract.flag import streams
 from llmux.extract.store import Store
-from llmux.middleware.herald import about
+from llmux.middleware.progress import about
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.server.house import WAKE, held, message, until
 
@@ -25,19 +25,19 @@ async def open_house(house, **settings):
 
 
 async def wait_for_turns(house, turns: int = 3) -> None:
-    """Wait until the herald has looked so many times more."""
-    herald = house.front._endpoint._herald
+    """Wait until the notifier has looked so many times more."""
+    notifier = house.front._handler._notifier
     turned = 0
-    tell = herald._turn
+    tell = notifier._turn
 
     def turn():
         nonlocal turned
         turned += 1
         tell()
 
-    herald._turn = turn
+    notifier._turn = turn
     await until(lambda: turned >= turns)
-    herald._turn = tell
+    notifier._turn = tell
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ async def test_a_client_that_leaves_is_told_nothing_more(house):
     await line.reader.readuntil(b": llmux waiting")
     line.abort()
     await until(lambda: not house.queued("a"))
-    herald = house.front._endpoint._herald
-    assert not herald._listeners
-    await until(lambda: herald._timer is None)
+    notifier = house.front._handler._notifier
+    assert not notifier._listeners
+    await until(lambda: notifier._timer is None)
     assert not house.log.named("internal_error")
     house.release("go")
 
@@ -166,8 +166,8 @@ async def test_a_client_that_does_not_read_is_not_written_to_without_end(house, 
     await open_house(house)
     line = await house.begin("POST", CHAT, {"model": "a"})
     await line.reader.readuntil(b"\n\r\n")
-    early = next(iter(house.front._endpoint._herald._listeners.values())).voice.early
-    monkeypatch.setattr("llmux.proxy.early._MOST_UNREAD", -1)
+    early = next(iter(house.front._handler._notifier._listeners.values())).channel.early
+    monkeypatch.setattr("llmux.proxy.early_response._MOST_UNREAD", -1)
     written = early._request.writer.output_size
     await wait_for_turns(house)
     assert early._request.writer.output_size == written
@@ -177,12 +177,12 @@ async def test_a_client_that_does_not_read_is_not_written_to_without_end(house, 
 async def test_who_need_not_wait_is_answered_as_ever(house):
     house.up("a")
     await open_house(house)
-    for lane in (True, False):
-        house.front.lane.open = lane
+    for fast in (True, False):
+        house.front.fast_path.open = fast
         reply = await house.ask("POST", CHAT, {"model": "a"}, X_LLMux_Progress="on")
         assert (reply.status, reply.body) == (200, b"ok")
         assert "x-llmux-expected-seconds" not in reply.headers
-    assert not house.front._endpoint._herald._listeners
+    assert not house.front._handler._notifier._listeners
 
 
 async def test_the_status_says_who_waits_where(house):

@@ -259,6 +259,7 @@ class Proxy:
             request_id="req-1",
             activity=self.activity,
             extra_headers=EXTRA,
+            anthropic=request.path.startswith("/v1/messages"),
             **options,
         )
         self.exchanges.append(exchange)

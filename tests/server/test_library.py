@@ -68,7 +68,7 @@ async def test_the_middleware_beside_routes_of_ones_own(house, cancellation):
 
 @pytest.mark.parametrize("phase", ["queued", "in flight"])
 async def test_without_cancellation_a_client_that_leaves_is_noticed_too(house, monkeypatch, phase):
-    monkeypatch.setattr("llmux.middleware.endpoint.GONE_POLL", 0.01)
+    monkeypatch.setattr("llmux.middleware.model_handler.GONE_POLL", 0.01)
     models = {"a": {}, "b": {"wake": f"{held('b')}; touch b.up"}}
     await house.serve(beside(house, models=models), plain=True, handler_cancellation=False)
     if phase == "queued":

@@ -128,7 +128,7 @@ async def test_a_request_that_switches(house, spans):
 async def test_what_is_awake_has_no_queue(house, spans):
     house.up("a")
     await house.open()
-    for _ in range(2):  # the second would ride on the lane
+    for _ in range(2):  # the second would take the fast path
         assert (await house.chat("a")).status == 200
     await until(lambda: len(spans.get_finished_spans()) == 8)
     assert {span.name for span in spans.get_finished_spans()} == {f"POST {CHAT}", "engine", "first byte", "stream"}

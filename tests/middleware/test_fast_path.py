@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.middleware.lane import Lane
-from llmux.middleware.plain_request import UNKNOWN, read
+from llmux.middleware.fast_head import UNKNOWN, read
+from llmux.middleware.fast_path import FastPath
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.server.house import House, message, until
 
@@ -28,17 +28,17 @@ async def house(tmp_path):
 
 
 @pytest.fixture
-def rides(monkeypatch):
-    """Count what is taken by the lane."""
+def fast(monkeypatch):
+    """Note what the fast path takes."""
     taken = []
-    offer = Lane.offer
+    match = FastPath.match
 
-    def counted(lane, client, data, seen):
-        took = offer(lane, client, data, seen)
-        taken.append(took)
-        return took
+    def noted(path, data, head):
+        matched = match(path, data, head)
+        taken.append(matched is not None)
+        return matched
 
-    monkeypatch.setattr(Lane, "offer", counted)
+    monkeypatch.setattr(FastPath, "match", noted)
     return taken
 
 
@@ -50,13 +50,13 @@ def timeless(reply) -> tuple:
     return reply.status, reply.fields, reply.body
 
 
-async def test_both_ways_say_the_same_to_the_engine_and_to_the_client(house, rides):
+async def test_both_ways_say_the_same_to_the_engine_and_to_the_client(house, fast):
     data = request(Accept="*/*", Authorization="Bearer k", cOOkie="b=1")
     short = await house.raw(data)
-    assert rides == [True]
-    house.front.lane.open = False
+    assert fast == [True]
+    house.front.fast_path.open = False
     long = await house.raw(data)
-    assert rides == [True]
+    assert fast == [True]
     assert timeless(short) == timeless(long)
     assert house.engine.heads[-1] == house.engine.heads[-2]
     assert house.engine.bodies[-1] == house.engine.bodies[-2] == BODY
@@ -74,14 +74,14 @@ async def test_a_request_in_pieces(house, step):
     assert house.engine.bodies[-1] == BODY
 
 
-async def test_pipelined_requests_are_answered_in_order_whichever_way_they_take(house, rides):
+async def test_pipelined_requests_are_answered_in_order_whichever_way_they_take(house, fast):
     line = await house.line()
     line.send(request() + message("GET", "/v1/models") + request() + request() + message("GET", "/health"))
     found = [(await line.reply()).body for _ in range(5)]
     assert [found[i] for i in (0, 2, 3)] == [b"ok"] * 3
     assert b'"list"' in found[1]
     assert b'"status"' in found[4]
-    assert True in rides
+    assert True in fast
     assert len(house.engine.bodies) == 1 + 3
 
 
@@ -121,29 +121,29 @@ def gate(monkeypatch):
     return gate
 
 
-async def test_without_an_idle_connection_one_is_opened(house, rides):
+async def test_without_an_idle_connection_one_is_opened(house, fast):
     forget_idle_connections(house)
     lines = [await house.line() for _ in range(3)]
     for line in lines:
         line.send(request())
     assert [(await line.reply()).body for line in lines] == [b"ok"] * 3
-    assert rides == [True] * 3
+    assert fast == [True] * 3
     assert len(house.engine.bodies) == 4
 
 
-async def test_a_fresh_connection_that_dies_without_an_answer_is_a_502_and_no_second_try(house, rides):
+async def test_a_fresh_connection_that_dies_without_an_answer_is_a_502_and_no_second_try(house, fast):
     forget_idle_connections(house)
     line = await house.begin("POST", "/v1/hold", BODY)
     await until(lambda: len(house.engine.bodies) == 2)
     for task in list(house.engine._tasks):
         task.cancel()
     assert (await line.reply()).status == 502
-    assert rides == [True]
+    assert fast == [True]
     assert len(house.engine.bodies) == 2
 
 
 @pytest.mark.parametrize("mistake", [EngineRefusedError("nobody there"), LookupError("odd")])
-async def test_one_whose_engine_is_not_there_is_queued_again_and_served(house, rides, monkeypatch, mistake):
+async def test_one_whose_engine_is_not_there_is_queued_again_and_served(house, fast, monkeypatch, mistake):
     forget_idle_connections(house)
     (house.folder / "a.up").unlink()
     connect = ConnectionPool.connect
@@ -158,7 +158,7 @@ async def test_one_whose_engine_is_not_there_is_queued_again_and_served(house, r
     reply = await house.raw(request())
     assert reply.status == 200
     assert float(reply.headers["x-llmux-queue-seconds"]) > 0
-    assert rides == [True]
+    assert fast == [True]
     assert len(house.engine.bodies) == 2
     assert house.in_flight("a") == 0
 
@@ -232,23 +232,23 @@ async def test_what_is_cut_before_its_head_is_a_503(tmp_path):
         message("POST", "/v1/x", BODY, Connection="close"),
     ],
 )
-async def test_what_needs_judging_takes_the_long_way(house, rides, data):
+async def test_what_needs_judging_takes_the_long_way(house, fast, data):
     line = await house.line()
     line.send(data)
     reply = await line.head()
     if reply.status == 100:
         reply = await line.head()
     assert reply.status in {200, 403}
-    assert True not in rides
+    assert True not in fast
 
 
 @pytest.mark.parametrize("field", ["Content-Length: 5", "Host: y"])
-async def test_what_says_a_thing_twice_never_rides(house, rides, field):
+async def test_what_says_a_thing_twice_is_never_fast(house, fast, field):
     data = message("POST", "/v1/x", BODY).replace(b"\r\n\r\n", f"\r\n{field}\r\n\r\n".encode(), 1)
     line = await house.line()
     line.send(data)
     assert (await line.head()).status in {200, 400}
-    assert True not in rides
+    assert True not in fast
 
 
 NAMES = st.sampled_from(["Host", "Content-Length", "X-A", "connection", "Accept", "Transfer-Encoding", "Cookie"])

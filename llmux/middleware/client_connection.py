@@ -1,4 +1,4 @@
-"""A client's connection whose requests are offered to the lane before aiohttp sees them.
+"""A client's connection whose requests are offered to the fast path before aiohttp sees them.
 
 aiohttp's parser keeps what it has seen of a request, so the two can take turns only where one request ends and the
 next begins. ``_owed`` says how far that is; once it is not known, all that comes is aiohttp's.
@@ -11,35 +11,45 @@ from typing import Any
 
 from aiohttp.web_protocol import RequestHandler
 
-from llmux.middleware.endpoint import Handover
-from llmux.middleware.lane import Lane, Ride
-from llmux.middleware.plain_request import UNKNOWN, read
+from llmux.middleware.context import RequestContext
+from llmux.middleware.fast_head import UNKNOWN, read
+from llmux.middleware.fast_path import FastPath, FastRequest
 
 HOLD = 0.25  # seconds that the rest of a small request may take; aiohttp knows how to wait for longer
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered
 
 
-class LaneConnection(RequestHandler):
+class ClientConnection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_ahead", "_busy", "_held", "_lane", "_owed", "_timer", "handover", "loop", "output_size", "ride")
+    __slots__ = (
+        "_ahead",
+        "_busy",
+        "_fast_path",
+        "_held",
+        "_owed",
+        "_timer",
+        "fast_request",
+        "handed_over",
+        "loop",
+    )
 
-    def __init__(self, *args: Any, lane: Lane, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, fast_path: FastPath, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loop = self._loop
-        self.ride: Ride | None = None  # a request is on the lane
-        self.handover: Handover | None = None  # the next request that aiohttp begins was on the lane
-        self.output_size = 0
-        self._lane = lane
+        self.fast_request: FastRequest | None = None  # the one that is under way
+        # The next request that aiohttp begins, which was on the fast path:
+        self.handed_over: RequestContext | None = None
+        self._fast_path = fast_path
         self._busy = 0  # requests that aiohttp has begun with
-        self._owed = 0  # bytes that belong to a request that aiohttp has the beginning of; UNKNOWN
-        self._held = b""  # what has come and nobody was given yet
+        self._owed = 0  # bytes that belong to a request which aiohttp has the beginning of; UNKNOWN
+        self._held = b""  # what has come and was not passed on yet
         self._ahead = False  # that is more than is good: nothing more is read
         self._timer: asyncio.TimerHandle | None = None  # the rest of what is held takes too long
 
     def data_received(self, data: bytes) -> None:
-        """Offer what has come to the lane, if a request begins here."""
-        if self.ride is not None:
+        """Offer what has come to the fast path, if a request begins here."""
+        if self.fast_request is not None:
             self.keep(data)
             return
         if self._held:
@@ -48,7 +58,7 @@ class LaneConnection(RequestHandler):
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-        if not data or self._owed < 0 or not self._lane.open:
+        if not data or self._owed < 0 or not self._fast_path.open:
             self._pass_on(data)
         elif self._owed:
             self._owed -= len(data)
@@ -57,16 +67,18 @@ class LaneConnection(RequestHandler):
             self._at_boundary(data)
 
     def _at_boundary(self, data: bytes) -> None:
-        seen = read(data)
-        total = seen.total
+        head = read(data)
+        total = head.total
         missing = total - len(data)
-        fit = seen.plain and total - seen.head <= self._lane.most
+        fit = head.plain and total - head.size <= self._fast_path.most
         if fit and not (self._busy or self._close or self._force_close):
             if missing > 0:
                 self._held = data
                 self._timer = self._loop.call_later(HOLD, self._waited)
                 return
-            if self._lane.offer(self, data, seen):
+            match = self._fast_path.match(data, head)
+            if match is not None:
+                self._fast_path.start(self, match, head, data)
                 return
         self._owed = missing if total >= 0 and missing >= 0 else UNKNOWN
         self._pass_on(data)
@@ -92,18 +104,18 @@ class LaneConnection(RequestHandler):
         self._owed = read(data).total - len(data)
         self._pass_on(data)
 
-    # ---- the ride
+    # ---- the fast path
 
     def keep(self, data: bytes) -> None:
-        """Hold what comes while a request is on the lane."""
+        """Hold what comes while a request is under way."""
         self._held += data
         if len(self._held) > MOST_AHEAD and not self._ahead and self.transport is not None:
             self._ahead = True
             self.transport.pause_reading()
 
-    def ride_over(self, *, keep_alive: bool) -> None:
-        """Look at what comes next."""
-        self.ride = None
+    def go_on(self, *, keep_alive: bool) -> None:
+        """Look at what comes next: the request is over."""
+        self.fast_request = None
         transport = self.transport
         if transport is None:
             return
@@ -118,17 +130,17 @@ class LaneConnection(RequestHandler):
             transport.resume_reading()
 
     def _next(self) -> None:
-        if self._held and self.ride is None and self.transport is not None:
+        if self._held and self.fast_request is None and self.transport is not None:
             self.data_received(b"")
 
-    def hand_over(self, handover: Handover, raw: bytes) -> None:
-        """Give a request to aiohttp that was on the lane."""
-        self.ride = None
+    def hand_over(self, context: RequestContext, raw: bytes) -> None:
+        """Give the request to aiohttp after all."""
+        self.fast_request = None
         if self.transport is None or self._close or self._force_close:
-            self._lane.abandon(handover)
+            context.client_left()
             self.force_close()
             return
-        self.handover = handover
+        self.handed_over = context
         if self._held:
             raw, self._held, self._owed = raw + self._held, b"", UNKNOWN
         if self._ahead:
@@ -143,18 +155,18 @@ class LaneConnection(RequestHandler):
     # ---- the connection
 
     def _process_keepalive(self) -> None:
-        if self.ride is None:
+        if self.fast_request is None:
             super()._process_keepalive()
         else:
             self._keepalive_handle = self._loop.call_later(self._keepalive_timeout, self._process_keepalive)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End what is on the lane."""
+        """End what is under way."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
-        if self.ride is not None:
-            self.ride.client_closed()
-        if self.handover is not None:
-            self._lane.abandon(self.handover)
-            self.handover = None
+        if self.fast_request is not None:
+            self.fast_request.client_closed()
+        if self.handed_over is not None:
+            self.handed_over.client_left()
+            self.handed_over = None

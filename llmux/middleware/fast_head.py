@@ -8,54 +8,48 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from llmux.proxy.heads import HOP_BY_HOP
+
 UNKNOWN = -1
 
 _MOST_HEAD = 16 * 1024
 _HEAD = re.compile(
-    rb"([A-Z]{1,16}) (/[!\"$-~]{0,1024}) HTTP/1\.1\r\n"  # no #: the long way cuts it
+    rb"([A-Z]{1,16}) (/[!\"$-~]{0,1024}) HTTP/1\.1\r\n"  # no #: the model handler cuts it
     rb"((?:[A-Za-z0-9_-]{1,64}: [!-~](?:[ -~]*[!-~])?\r\n){1,100})\r\n"
 )
-# Fields that the long way looks at: their values decide over more than bytes to pass on.
-_JUDGED = frozenset(
-    {
-        b"content-encoding",
-        b"expect",
-        b"keep-alive",
-        b"origin",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"sec-fetch-site",
-        b"sec-websocket-key",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
+# Fields that the model handler looks at: their values decide over more than bytes to pass on.
+_JUDGED = HOP_BY_HOP - {b"connection"} | {
+    b"content-encoding",
+    b"expect",
+    b"origin",
+    b"sec-fetch-site",
+    b"sec-websocket-key",
+}
 _FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"expect", b"sec-websocket-key"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 _SPECIAL = _JUDGED | _CREDENTIALS | {b"host", b"content-length", b"content-type", b"connection", b"x-request-id"}
 
 
-class Read(NamedTuple):
+class FastHead(NamedTuple):
     """What a request's first bytes say."""
 
     total: int  # its length, head and body; UNKNOWN
     plain: bool  # nothing in its head needs judging
-    head: int  # that part's length
+    size: int  # of the head, in bytes
     target: str
     given_id: bytes | None
     lines: list[bytes]  # of the engine's head
     host: int  # where Host stands among them, without its value
     called: bytes  # that value
-    shown: list[int]  # where credentials stand
+    credentials: list[int]  # where credentials stand
 
 
-_UNREAD = Read(UNKNOWN, plain=False, head=0, target="", given_id=None, lines=[], host=0, called=b"", shown=[])
+_UNREAD = FastHead(
+    UNKNOWN, plain=False, size=0, target="", given_id=None, lines=[], host=0, called=b"", credentials=[]
+)
 
 
-def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: one loop, no calls
+def read(data: bytes) -> FastHead:  # noqa: C901, PLR0912, once for every request: one loop, no calls
     """Read a head, and make the engine's from it."""
     found = _HEAD.match(data, 0, _MOST_HEAD)
     if found is None:
@@ -68,7 +62,7 @@ def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: o
     given_id = None
     seen = 0
     lines = [b"%b %b HTTP/1.1" % (method, target)]
-    shown: list[int] = []
+    credentials: list[int] = []
     for line in fields.split(b"\r\n"):
         name, _, value = line.partition(b": ")
         lower = name.lower()
@@ -98,7 +92,7 @@ def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: o
             if value.lower() not in {b"keep-alive", b"close"}:
                 return _UNREAD
         elif lower in _CREDENTIALS:
-            shown.append(len(lines))
+            credentials.append(len(lines))
             lines.append(line)
         else:
             plain = False
@@ -107,4 +101,4 @@ def read(data: bytes) -> Read:  # noqa: C901, PLR0912, once for every request: o
     lines.pop()  # the empty string after the last field
     end = found.end()
     plain = plain and host > 0 and bool(seen & 1)
-    return Read(end + length, plain, end, target.decode("ascii"), given_id, lines, host, called, shown)
+    return FastHead(end + length, plain, end, target.decode("ascii"), given_id, lines, host, called, credentials)

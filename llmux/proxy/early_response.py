@@ -1,11 +1,16 @@
 """An answer that begins before its engine's: the head, and signs of life until the model is awake.
 
 It fixes the status at 200, so whatever goes wrong afterwards is told inside: in a stream by an error event, in
-JSON by the error in place of the answer. Either is left without its proper end: nobody takes it for an answer.
+JSON by the error in place of the answer. Either is left without its proper end: no client takes it for an answer.
+
+The engine's answer is then fitted in behind what was sent (``ResumedRelay``). The client reads a chunked body,
+whatever the engine's framing is: chunks pass through as they are, all else becomes chunks. The engine's head has
+no place any more; if it says something other than what was begun, it and its body become an error for the caller.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import json
@@ -14,13 +19,18 @@ from typing import Any
 
 from aiohttp import web
 
-from llmux.errors import RequestError
+from llmux.errors import EngineError, RequestError
+from llmux.proxy.aiohttp_client import AiohttpClient, RelayedResponse
 from llmux.proxy.envelope import error_body, event_of
-from llmux.proxy.relay import ClientGoneError, RelayedResponse
-from llmux.upstream import ResponseHead
+from llmux.proxy.exchange import Exchange
+from llmux.proxy.relay import ClientGoneError, Relay
+from llmux.upstream import Framing, ResponseHead
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 _MOST_UNREAD = 16 * 1024  # bytes; a client that does not read is told nothing more
+_MOST_ERROR = 64 * 1024  # bytes of an engine's error that are kept
+_SUCCESS = range(200, 300)
+_BAD_GATEWAY = 502
 
 
 class Dialect(enum.Enum):
@@ -44,7 +54,7 @@ class RefusedByEngineError(RequestError):
         super().__init__((said or f"The engine answered with status {status}.")[:1000])
 
 
-class Early:
+class EarlyResponse:
     """One client's answer, from its first byte to its engine's first."""
 
     def __init__(self, request: web.BaseRequest, dialect: Dialect) -> None:
@@ -109,6 +119,63 @@ class Early:
         # If anything fails from here on, aiohttp must not answer with an error of its own.
         request.writer.output_size += len(data)
         request.transport.write(data)
+
+
+class ResumedRelay(Relay):
+    """The sink of an exchange whose client has had bytes already."""
+
+    __slots__ = ("_early", "_refusal", "_said")
+
+    def __init__(
+        self, client: AiohttpClient, exchange: Exchange, early: EarlyResponse, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(client, exchange, loop)
+        self._early = early
+        self._refusal: int | None = None  # the status of an answer that is not passed on
+        self._said = b""
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Go on where the early answer stands, if this one fits."""
+        assert self._connection is not None
+        self.exchange.status = head.status
+        fits = head.status in _SUCCESS and not head.encoded and head.event_stream is self._early.stream
+        if not fits:
+            self._refusal = head.status if head.status not in _SUCCESS else _BAD_GATEWAY
+            if head.framing is Framing.CHUNKED:
+                self._connection.unchunk()
+            return
+        self._early.over = True
+        self._chunked = True
+        self._chunk = head.framing is not Framing.CHUNKED
+        self._event_stream = self._early.stream
+        self.exchange.first_byte_at = self._loop.time()
+        self._responding = True
+        self._client.response_started(head, keep_alive=self._client.keep_alive)
+
+    def response_data(self, data: bytes) -> None:
+        """Pass the bytes on, or keep what the engine says of its error."""
+        if self._refusal is None:
+            super().response_data(data)
+        elif len(self._said) < _MOST_ERROR:
+            self._said += data[:_MOST_ERROR]
+
+    def response_ended(self) -> None:
+        """Finish, or hand over the engine's error."""
+        if self._refusal is None:
+            super().response_ended()
+            return
+        said = self._said
+        if self.exchange.status in _SUCCESS:
+            wanted = "an event stream" if self._early.stream else "JSON as it is"
+            said = f"The engine answered, but not with {wanted}, which was promised while it woke.".encode()
+        self._settle(RefusedByEngineError(self._refusal, said))
+
+    def response_lost(self, error: EngineError) -> None:
+        """Break off, or tell what there is of the engine's error."""
+        if self._refusal is None:
+            super().response_lost(error)
+        else:
+            self.response_ended()
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

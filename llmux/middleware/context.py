@@ -1,0 +1,175 @@
+"""One request and what became of it, whichever path it takes; and what is due at its end."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmux.middleware.keyring import Holder
+from llmux.middleware.paths import Route
+from llmux.middleware.progress import Channel, InBody
+from llmux.proxy import Exchange
+from llmux.proxy.early_response import EarlyResponse
+from llmux.proxy.usage import NONE as NO_USAGE
+from llmux.runtime import Switcher, Ticket
+
+if TYPE_CHECKING:
+    from llmux.tracing import RequestTrace
+
+GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
+
+_USABLE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
+_bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311 - no secret, and a system call each would cost more
+
+
+def new_id() -> str:
+    """Return 32 hexadecimal digits that no other request has."""
+    return f"{_bits(128):032x}"
+
+
+def request_id(given: str | None) -> str:
+    """Return ``given`` if it is 1 to 128 printable ASCII characters, else a new random id."""
+    if given is not None and _USABLE.fullmatch(given):
+        return given
+    return new_id()
+
+
+@dataclass(slots=True)
+class Reporting:
+    """Where the ends of requests are reported. One for the whole application."""
+
+    switcher: Switcher
+    access_log: bool = False
+
+
+class RequestContext:
+    """One request. Whatever ends it calls ``finish`` or ``client_left``, once."""
+
+    __slots__ = (
+        "_reporting",
+        "began",
+        "channel",
+        "drop_headers",
+        "exchange",
+        "first_error",
+        "fresh_only",
+        "headers",
+        "holder",
+        "model",
+        "request_id",
+        "route",
+        "sent",
+        "ticket",
+        "told_to_send",
+        "trace",
+    )
+
+    def __init__(
+        self, reporting: Reporting, request_id: str, route: Route, began: float, *, told_to_send: bool = True
+    ) -> None:
+        self._reporting = reporting
+        self.request_id = request_id
+        self.route = route
+        self.began = began  # on the switcher's clock
+        self.told_to_send = told_to_send  # False: a client that expects it is still to be told `100 Continue`
+        self.holder: Holder | None = None  # whose key it showed
+        self.drop_headers: frozenset[bytes] = frozenset()  # credentials that were meant for llmux
+        self.headers: list[tuple[str, str]] = []  # for the response
+        self.model: str | None = None
+        self.ticket: Ticket | None = None
+        self.exchange: Exchange | None = None  # the last one
+        self.sent = 0  # bytes of the request's body
+        self.trace: RequestTrace | None = None
+        self.channel: Channel | None = None  # how its client is told of its progress
+        # What the fast path leaves to the handler of the model, if it had to give the request up:
+        self.first_error: Exception | None = None  # what the first exchange ended with
+        self.fresh_only = False  # that exchange met a connection which had died while it was idle
+
+    @property
+    def early(self) -> EarlyResponse | None:
+        """The response, if it has begun before the engine's."""
+        channel = self.channel
+        return channel.early if isinstance(channel, InBody) and channel.early.begun else None
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue."""
+        return self.ticket.waited if self.ticket is not None else 0.0
+
+    def client_left(self) -> None:
+        """Finish a request whose client has left before the end of its answer."""
+        self._reporting.switcher.log.emit("client_left", model=self.model, request_id=self.request_id)
+        self.finish(GONE)
+
+    def finish(self, status: int, failure: str | None = None) -> None:
+        """Do what is due at the end: leave the core, then the metrics, the record, the trace and the log.
+
+        ``failure`` is the code of the error that the client was told.
+        """
+        switcher, ticket, exchange = self._reporting.switcher, self.ticket, self.exchange
+        if ticket is not None:
+            switcher.leave(ticket)
+        waited = 0.0 if ticket is None else ticket.waited
+        first = None if exchange is None else exchange.first_byte_at
+        if first is not None:
+            first -= self.began
+        elif status != GONE:
+            first = switcher.now() - self.began  # llmux's own answer
+        if failure is None and exchange is not None:
+            failure = exchange.broken
+        tokens = NO_USAGE if exchange is None else exchange.usage
+        whole = switcher.requests.add(
+            self.model,
+            status,
+            began=self.began,
+            waited=waited,
+            first_byte=first,
+            request_id=self.request_id,
+            tokens=tokens,
+            error=failure,
+        )
+        switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
+        if switcher.recorder is not None and ticket is not None:
+            self._record(ticket, status)
+        if self.trace is not None:
+            self._end_trace(status, failure)
+        if self._reporting.access_log:
+            switcher.log.emit(
+                "request_finished",
+                model=self.model,
+                status=status,
+                waited_secs=round(waited, 3),
+                duration_secs=round(switcher.now() - self.began, 3),
+                request_id=self.request_id,
+                key=None if self.holder is None else self.holder.name,
+            )
+
+    def _record(self, ticket: Ticket, status: int) -> None:
+        recorder, exchange = self._reporting.switcher.recorder, self.exchange
+        assert recorder is not None
+        if exchange is None:
+            recorder.request(ticket, status)
+        else:
+            recorder.request(
+                ticket,
+                status,
+                sent=self.sent,
+                got=exchange.bytes_out,
+                first=exchange.first_byte_at,
+                broken=exchange.broken is not None,
+            )
+
+    def _end_trace(self, status: int, failure: str | None) -> None:
+        assert self.trace is not None
+        self.trace.ended(
+            self._reporting.switcher.now(),
+            status,
+            failure,
+            model=self.model,
+            request_id=self.request_id,
+            key=None if self.holder is None else self.holder.name,
+            queue_seconds=self.waited,
+        )

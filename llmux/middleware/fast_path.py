@@ -1,0 +1,315 @@
+"""The fast path through llmux, for most requests: small, and for a model that is awake.
+
+Theory of operation
+===================
+
+Such a request has nothing to wait for, so it needs no future and none of aiohttp's objects. The server's
+connection offers what arrives here before aiohttp sees it. ``match`` finds the requests which
+
+- have arrived whole (or soon do), and have at most ``MOST`` bytes of body,
+- are a plain POST on a forwarded path whose head has nothing that needs judging (``fast_head``),
+- and name, in valid JSON, a model that admits them at once.
+
+``start`` admits such a request and sends it to its engine. When its engine has no idle connection for it, a task
+opens one; nothing else needs a task. All others go through aiohttp, untouched, to ``model_handler``; both use the
+same ``RequestContext``, ``Exchange`` and ``Relay``, and give the same bytes. What cannot end well here (an engine
+that is not there or broke off before its answer, a cut before the head) is *handed over*: aiohttp is given the
+request after all, and the handler goes on with its context: with the ticket, with the error, or with a fresh
+connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from llmux.config import EngineDefinition
+from llmux.extract import BodyBudget
+from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
+from llmux.middleware.fast_head import FastHead
+from llmux.middleware.hosts import Hosts
+from llmux.middleware.keys import Keys
+from llmux.middleware.model_handler import engine_address
+from llmux.middleware.paths import ForwardedPaths, Kind, Route
+from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
+from llmux.proxy.relay import Flow, Relay
+from llmux.proxy.tunnel import Tunnel
+from llmux.upstream import EngineActivity, EngineConnection, EngineRefusedError, ResponseHead
+
+MOST = 64 * 1024  # bytes of body
+
+_REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
+
+
+class Connection(Flow, Protocol):
+    """The client's connection, as the fast path sees it."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport | None
+    fast_request: FastRequest | None  # the one that is under way
+
+    def keep(self, data: bytes) -> None:
+        """Hold what comes while a request is under way."""
+
+    def go_on(self, *, keep_alive: bool) -> None:
+        """Look at what comes next: the request is over."""
+
+    def hand_over(self, context: RequestContext, raw: bytes) -> None:
+        """Give the request to aiohttp after all."""
+
+    async def drain(self) -> None:
+        """Wait until the client has read most of what was written."""
+
+
+class Match(NamedTuple):
+    """A request that the fast path can serve."""
+
+    model: str
+    route: Route
+    request_id: str
+    began: float
+    activity: EngineActivity
+    dropped: Sequence[int]  # which lines of the head must not go on, the last first
+
+
+class FastPath:
+    """Serves the requests which need not wait. One for the whole application."""
+
+    def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget) -> None:
+        self.reporting = reporting
+        self.forwarder = forwarder
+        self.budget = budget
+        self._switcher = reporting.switcher
+        self._loads = json.JSONDecoder().decode
+        self._connecting: set[asyncio.Task[None]] = set()
+        self.open = False
+        self.most = 0
+
+    def configure(
+        self,
+        paths: ForwardedPaths,
+        names: Mapping[str, str],
+        *,
+        most: int,
+        access_log: bool,
+        keys: Keys,
+        hosts: Hosts,
+        alone: bool,
+    ) -> None:
+        """Take over a configuration. Not ``alone``: what is traced does not come here."""
+        self._paths = paths
+        self._names = names
+        self.most = min(most, MOST)
+        self._keys = keys if keys.ring.any else None
+        self._knows_host = hosts.knows
+        self.open = alone and (self._keys is None or not access_log)  # the log says whose key it was
+
+    def match(self, data: bytes, head: FastHead) -> Match | None:
+        """Return what is known of a request that can be served here. ``data`` may have more after it."""
+        switcher = self._switcher
+        began = switcher.now()
+        route = self._paths.decide(head.target, "POST")
+        if route.kind is not Kind.FORWARD or not self._knows_host(head.called):
+            return None
+        dropped = () if self._keys is None else self._keys.on_fast_path(head.lines, head.credentials)
+        model = self._model(data[head.size : head.total])
+        if model is None or dropped is None:
+            return None
+        activity = switcher.open_activity(model)
+        if activity is None or self.budget.held + head.total - head.size > self.budget.max_buffered:
+            return None
+        given = head.given_id
+        if given is None:
+            return Match(model, route, new_id(), began, activity, dropped)
+        name = given.decode("ascii")
+        return Match(model, route, name, began, activity, dropped) if request_id(name) == name else None
+
+    def start(self, client: Connection, match: Match, head: FastHead, data: bytes) -> None:
+        """Admit the request and send it to its engine, or hand it over."""
+        model, route, request_id, began, activity, dropped = match
+        switcher = self._switcher
+        if head.total < len(data):
+            client.keep(data[head.total :])
+            data = data[: head.total]
+        connection = self.forwarder.pool.take(activity)
+        context = RequestContext(self.reporting, request_id, route, began)
+        context.model = model
+        context.sent = size = head.total - head.size
+        ticket = context.ticket = switcher.enter(model)
+        admission = ticket.admission
+        definition = None if admission is None else admission.definition
+        if (
+            admission is None
+            or not isinstance(definition, EngineDefinition)
+            or definition.upstream_model is not None
+            or definition.base_path
+            or switcher.activity(admission) is not activity
+        ):
+            if connection is not None:
+                self.forwarder.pool.release(connection, activity)
+            client.hand_over(context, data)
+            return
+        self.budget.take(size)
+        ident = request_id.encode()
+        address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
+        exchange = context.exchange = Exchange(
+            address=address,
+            method=b"POST",
+            target=head.target.encode("ascii"),
+            raw_headers=(),
+            body=None,
+            request_id=request_id,
+            activity=activity,
+            extra_headers=ExtraFields(b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000" % ident, _REPLACED),
+            anthropic=route.anthropic(""),
+        )
+        lines = head.lines
+        lines[head.host] += b": " + address.host_header
+        for at in dropped:
+            del lines[at]
+        if head.given_id is None:
+            lines.append(b"X-Request-ID: " + ident)
+        lines.append(b"\r\n")
+        request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
+        ticket.attach(exchange.cut)
+        exchange.on_cut = request.relay.cut
+        message = b"\r\n".join(lines) + data[head.size :]
+        if connection is None:
+            task = client.loop.create_task(self._connect(request, message), name="llmux: connect on the fast path")
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+        else:
+            request.send(connection, message)
+
+    async def _connect(self, request: FastRequest, message: bytes) -> None:
+        exchange = request.exchange
+        try:
+            connection = await self.forwarder.connect(exchange.address)
+        except EngineRefusedError as error:
+            request.relay.response_lost(error)
+            return
+        except Exception as error:  # noqa: BLE001 - nothing else would end the request
+            request.relay.response_lost(
+                EngineRefusedError(f"No connection to the engine at {exchange.address}: {error!r}.")
+            )
+            return
+        exchange.activity.connected = True
+        request.send(connection, message)
+
+    def _model(self, body: bytes) -> str | None:
+        # What is valid JSON names the same model to the model handler's scanner; the rest is for that to judge.
+        try:
+            value = self._loads(body.decode())
+        except (ValueError, RecursionError):
+            return None
+        if type(value) is not dict:
+            return None
+        for key in value:
+            if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004 - another model to some
+                return None
+        name = value.get("model")
+        return self._names.get(name) if type(name) is str else None
+
+
+class FastRequest:
+    """One request on the fast path: its client's side, and its end."""
+
+    __slots__ = ("_connection", "_path", "_raw", "_size", "client", "context", "exchange", "keep_alive", "relay")
+
+    modern = True
+
+    def __init__(
+        self,
+        path: FastPath,
+        client: Connection,
+        context: RequestContext,
+        exchange: Exchange,
+        raw: bytes,
+        size: int,
+    ) -> None:
+        self.client = client
+        self.context = context
+        self.exchange = exchange
+        self.keep_alive = True
+        self._path = path
+        self._raw = raw
+        self._size = size
+        self._connection: EngineConnection | None = None
+        self.relay = Relay(self, exchange, client.loop, self._ended)
+
+    def send(self, connection: EngineConnection, message: bytes) -> None:
+        """Send the request, unless it is over."""
+        if self.relay.over:
+            connection.abort()
+            return
+        self._connection = connection
+        self.relay.attach(connection)
+        connection.begin(self.relay)
+        connection.write_whole(message)
+
+    # ---- the relay's client
+
+    @property
+    def flow(self) -> Flow:
+        """Where the client's transport says whether the client reads."""
+        return self.client
+
+    def open_transport(self) -> asyncio.Transport:
+        """Return the transport."""
+        transport = self.client.transport
+        assert transport is not None
+        return transport
+
+    def response_started(self, head: ResponseHead, *, keep_alive: bool) -> None:  # noqa: ARG002
+        """Take note of whether the connection can be used again."""
+        self.keep_alive = keep_alive
+
+    def bytes_written(self, count: int) -> None:
+        """Do nothing: aiohttp knows nothing of this request."""
+
+    def force_close(self) -> None:
+        """Do not use the client's connection again."""
+        self.keep_alive = False
+
+    def tunnel(self, tunnel: Tunnel) -> None:
+        """Never called: a request for an upgrade does not come here."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Wait until the client has read most of what was written."""
+        await self.client.drain()
+
+    # ---- the end
+
+    def client_closed(self) -> None:
+        """Take note that the client has closed its connection."""
+        self.relay.client_closed()
+
+    def _ended(self, error: Exception | None) -> None:
+        path, context, exchange, connection = self._path, self.context, self.exchange, self._connection
+        switcher = path.reporting.switcher
+        exchange.on_cut = None
+        exchange.ended_at = switcher.now()
+        path.budget.give_back(self._size)
+        self._connection = None
+        if error is None:
+            assert connection is not None
+            assert context.model is not None
+            assert exchange.status is not None
+            path.forwarder.pool.release(connection, exchange.activity)
+            if exchange.blames_engine(None):
+                switcher.suspect(context.model, refused=False)
+            context.finish(exchange.status)
+            self.client.go_on(keep_alive=self.keep_alive)
+            return
+        if connection is not None:
+            connection.abort()
+        if isinstance(error, ClientGoneError):
+            context.client_left()
+            self.client.go_on(keep_alive=False)
+            return
+        context.fresh_only = connection is not None and connection.was_stale(error)
+        context.first_error = None if context.fresh_only else error
+        self.client.hand_over(context, self._raw)
