@@ -51,7 +51,11 @@ def status(switcher: Switcher) -> dict[str, Any]:
         else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
         "memory": None if s.rules.capacity is None else _memory(s, s.rules.capacity),
         "models": {
-            name: {**_model(model, now, counted(name)), **_outlook(switcher, model, now)}
+            name: {
+                **_model(model, now, counted(name)),
+                **_outlook(switcher, model, now),
+                "aliases": list(config.models[name].aliases) if name in config.models else [],
+            }
             for name, model in s.models.items()
         },
         "switch_costs": [
