@@ -119,7 +119,16 @@ class Config(Section):
     max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
     max_buffered: PositiveSize = Field(default=GIB, description="All request bodies held at once; beyond: 503.")
     max_connections: PositiveCount | None = Field(
-        default=None, description="Open client connections; beyond: 503. null: half of the files llmux may open."
+        default=None,
+        description="Open client connections; beyond, the one that is idle longest is closed; else 503, but for"
+        " /health and operators. null: half of the files llmux may open.",
+    )
+    header_timeout: PositiveDuration = Field(
+        default=20.0,
+        description="How long a request's head may take, from the connection's begin or its first byte; then 408.",
+    )
+    keepalive_timeout: PositiveDuration = Field(
+        default=75.0, description="How long a connection may be idle after an answer; then it is closed."
     )
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."
