@@ -14,7 +14,6 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.engine.real import wait_until
-from tests.ui.conftest import REBOUND
 from tests.ui.stage import held
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
@@ -185,29 +184,6 @@ def test_the_page_asks_for_keys_and_keeps_them_in_its_tab(make_stage, visit):
     live(page)
     other = visit(stage)  # another tab has to ask again
     expect(other.get_by_role("dialog")).to_be_visible()
-
-
-def test_a_page_with_another_name_or_from_elsewhere_cannot_operate(stage, visit, browser):
-    page = visit(stage, url=f"http://{REBOUND}:{stage.port}")
-    live(page)
-    page.get_by_role("button", name="Wake llama").click()
-    expect(page.locator("#answer")).to_contain_text("may not use llmux")
-    expect(page.locator("#hooks")).to_contain_text("shown to operators")
-    with browser.new_context() as context:
-        other = context.new_page()
-        other.goto(f"http://127.0.0.1:{stage.engine.port}/")
-        send = "url => fetch(url, {method: 'POST', mode: 'no-cors'}).then(it => it.type)"
-        assert other.evaluate(send, f"{stage.url}/llmux/models/llama/wake") == "opaque"
-        frame = """url => new Promise(done => {
-          const it = document.createElement("iframe")
-          it.onload = () => done(it.contentDocument === null)
-          it.src = url
-          document.body.append(it)
-        })"""
-        assert other.evaluate(frame, f"{stage.url}/llmux/ui")
-        assert "llmux" not in other.frames[-1].content()
-    assert stage.status()["models"]["llama"]["phase"] == "asleep"
-    assert stage.status()["switch"] is None
 
 
 def test_llmux_goes_and_comes_back(make_stage, visit):
