@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmux.cli.place import DEFAULT_URL, UrlOption, check_key, place
+from llmux.cli.options import DEFAULT_URL, UrlOption, check_key, place
 from llmux.cli.terminal import complain, terminal
 from llmux.core.decisions import duration
 from llmux.errors import LLMuxError

@@ -13,13 +13,13 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.following import TimeoutOption
+from llmux.cli.api_models import Leased, SeenStatus
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.operate import TimeoutOption
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.pin import ReasonOption
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.release import LEASE, give_back
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import Leased, SeenStatus
 from llmux.cli.terminal import complain
 
 LOOK_EVERY = 0.2  # seconds

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llmux.cli.exits import CommandError
-from llmux.cli.place import DEFAULT_URL, place
+from llmux.cli.exit_codes import CommandError
+from llmux.cli.options import DEFAULT_URL, place
 from llmux.cli.remote import Remote, speaking
 
 PATIENCE = 1.0  # seconds that a completion may take

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import typer
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 
 LEASE = "/llmux/lease"

@@ -16,9 +16,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from llmux import control
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import UNIX, Place, place
-from llmux.cli.seen import Commanded
+from llmux.cli.api_models import Commanded
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import UNIX, Place, place
 from llmux.cli.terminal import complain
 
 TIMEOUT = 10.0  # seconds that an answer may take; llmux answers at once

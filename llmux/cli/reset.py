@@ -7,7 +7,7 @@ import json
 import typer
 
 from llmux.cli.model_name import ModelArgument
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 
 

@@ -6,9 +6,9 @@ import json
 
 import typer
 
-from llmux.cli.following import TimeoutOption, follow
 from llmux.cli.model_name import ModelArgument
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.operate import TimeoutOption, follow
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 
 

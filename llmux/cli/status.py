@@ -11,10 +11,10 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.api_models import SeenStatus
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import SeenStatus
 from llmux.cli.status_view import view
 from llmux.cli.terminal import complain, terminal
 

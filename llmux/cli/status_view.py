@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from llmux.cli.seen import SeenLease, SeenModel, SeenStatus, SeenSwitch
+from llmux.cli.api_models import SeenLease, SeenModel, SeenStatus, SeenSwitch
 
 NO_FIGURES: Mapping[str, Mapping[str, str]] = {}
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0

@@ -15,10 +15,10 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import DEFAULT_URL, KeyFileOption, UrlOption
+from llmux.cli.api_models import Gpu, SeenGpus, SeenStatus
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import DEFAULT_URL, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import Gpu, SeenGpus, SeenStatus
 from llmux.cli.status_view import head, models
 from llmux.cli.terminal import terminal
 

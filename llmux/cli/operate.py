@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from llmux.cli.exits import CommandError, Exit
+from llmux.cli.api_models import Commanded
+from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.remote import Event, Remote
-from llmux.cli.seen import Commanded
 from llmux.cli.terminal import terminal
 from llmux.config.durations import parse_duration
 

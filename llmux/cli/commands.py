@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli import explain, hooks, imports, init, keys, operating, simulate
+from llmux.cli import explain, hooks, import_llama_swap, init, make_key, operating, simulate
 from llmux.cli.streams import usable_streams
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
@@ -112,8 +112,8 @@ app.command("simulate")(simulate.run)
 app.command("explain")(explain.run)
 app.command("init")(init.run)
 app.add_typer(hooks.app, name="hooks")
-app.add_typer(keys.app, name="key")
-app.add_typer(imports.app, name="import")
+app.add_typer(make_key.app, name="key")
+app.add_typer(import_llama_swap.app, name="import")
 
 
 def summary(config: Config) -> str:

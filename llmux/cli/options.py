@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 import typer
 
 from llmux import control
-from llmux.cli.exits import CommandError, Exit
+from llmux.cli.exit_codes import CommandError, Exit
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 UNIX = "unix:"  # the address of a socket
