@@ -1,47 +1,127 @@
-"""``llmux``: serve, check, schema, simulate. Without a command it serves, as llmux 2.x did."""
+"""The tree of commands. Without a command llmux serves, as llmux 2.x did.
+
+Each command is imported when it is run: most need a fraction of llmux, and `llmux --version`, `status` or a
+completion must not take as long to start as a server.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
-from llmux.cli import explain, hooks, import_llama_swap, init, make_key, operating, simulate
-from llmux.cli.streams import usable_streams
-from llmux.cli.terminal import complain, terminal
-from llmux.config import Config
-from llmux.config.checks import operators
-from llmux.config.json_schema import json_schema
-from llmux.errors import LLMuxError
-from llmux.observability.log import configure
-from llmux.plugins import load_policy
-from llmux.process import Process
-from llmux.runtime.shadow import load_shadows
-from llmux.tracing import require
+from llmux.cli.options import ConfigOption, PortOption, VerboseOption
+from llmux.cli.terminal import usable_streams
 from llmux.version import __version__
 
-USAGE = 2
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "serve": ("serve:serve", "Run llmux until TERM or INT; HUP reads the configuration again."),
+    "check": (
+        "check:check",
+        "Check a configuration, its policy included; print what it means, or what is wrong with it.",
+    ),
+    "schema": ("check:schema", "Print the JSON schema of the configuration."),
+    "status": ("status:status", "Show which models hold the GPU, what waits, and what stands in the way."),
+    "top": (
+        "top:top",
+        "Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load.",
+    ),
+    "logs": (
+        "logs:logs",
+        "Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on.",
+    ),
+    "switch": ("operate:switch", "Wake a model whether or not requests wait for it; return when it is awake."),
+    "wake": (
+        "operate:wake",
+        "Have a model woken, whether or not requests wait for it; return at once (switch waits).",
+    ),
+    "sleep": ("operate:sleep", "Put a model to sleep once its answers have ended; return when it sleeps."),
+    "pin": (
+        "operate:pin",
+        "Keep a model awake, waking it if need be; models that cannot be awake beside it get 503 meanwhile.",
+    ),
+    "unpin": ("operate:unpin", "End the pin of a model."),
+    "reset": (
+        "operate:reset",
+        "Report a model as repaired: its failures are forgotten; faulted or lost, it counts as asleep.",
+    ),
+    "lease": ("lease:lease", "Put all models to sleep, and keep them asleep: the GPU is for another job."),
+    "release": ("lease:release", "Give the leased GPU back."),
+    "manual": ("operate:manual", "Leave all switching to operators, or to the policy again."),
+    "simulate": (
+        "simulate:run",
+        "Replay traffic under several policies in virtual time, and recommend one.",
+    ),
+    "explain": (
+        "explain:run",
+        "Explain the last switches, with their reasons, and what holds now.",
+    ),
+    "init": (
+        "init:run",
+        "Look at this machine and write config.yaml, with comments, and the hook scripts that it needs.",
+    ),
+    "hooks": ("hooks:app", "The hook scripts that come with llmux."),
+    "key": ("make_key:app", "Keys for clients and operators, and their hashes."),
+    "import": ("import_llama_swap:app", "Write a configuration from that of another proxy."),
+}
+"""By name: the module in this package and in it a function, or the app of a group of commands; and its help in
+short, which lists it without importing it."""
+
+
+class _Imported(Mapping[str, Any]):
+    """The commands by name, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        found = getattr(import_module(f"llmux.cli.{module}"), attribute)
+        alone = typer.Typer(add_completion=False)
+        if isinstance(found, typer.Typer):
+            alone.add_typer(found, name=name)
+        else:
+            alone.command(name)(found)
+        return get_group(alone).commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class Commands(TyperGroup):
+    """The root: its commands are listed from the table, and imported when they are run or completed."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = cast("dict[str, Any]", _Imported())
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class's signature
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the base class's signature
+        """Return what stands for a command in a list."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command itself."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and self.commands[listed.name or ""], rest
+
 
 app = typer.Typer(
+    cls=Commands,
     help="One GPU, many models, one OpenAI- and Anthropic-compatible endpoint.",
     add_completion=True,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Configuration file (default: config.yaml).")
-]
-PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
-DEFAULT_CONFIG = Path("config.yaml")
 
 
 def _version(wanted: bool) -> None:
@@ -63,122 +143,9 @@ def _root(
     """One GPU, many models, one OpenAI- and Anthropic-compatible endpoint."""
     context.obj = (config, port, verbose)
     if context.invoked_subcommand is None:
-        _serve(config or DEFAULT_CONFIG, port, verbose=verbose)
+        from llmux.cli import serve  # noqa: PLC0415 - all of llmux
 
-
-@app.command()
-def serve(
-    context: typer.Context, config: ConfigOption = None, port: PortOption = None, verbose: VerboseOption = False
-) -> None:
-    """Run llmux until TERM or INT; HUP reads the configuration again."""
-    # `llmux -c FILE serve` means the same as `llmux serve -c FILE`.
-    file, root_port, root_verbose = context.obj
-    _serve(config or file or DEFAULT_CONFIG, root_port if port is None else port, verbose=verbose or root_verbose)
-
-
-@app.command()
-def check(
-    context: typer.Context,
-    file: Annotated[
-        Path | None, typer.Argument(help="Configuration file, YAML or JSON.", show_default="config.yaml")
-    ] = None,
-    given: Annotated[Path | None, typer.Option("--config", "-c", hidden=True)] = None,
-) -> None:
-    """Check a configuration, its policy included; say what it means, or what is wrong with it."""
-    file = file or given or context.obj[0] or DEFAULT_CONFIG
-    config = _load(file, context.obj[1])
-    try:
-        load_policy(config.policy.use, config.policy.options, config.folder)
-        load_shadows(config)
-        if config.otlp is not None:
-            require()
-    except LLMuxError as error:
-        _fail(str(error))
-    console = terminal()
-    console.print(f"{file}: fine", style="green")
-    console.print(summary(config))
-    for warning in config.warnings:
-        console.print(f"warning: {warning}", style="yellow")
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of the configuration."""
-    typer.echo(json.dumps(json_schema(), indent=2))
-
-
-operating.register(app)
-app.command("simulate")(simulate.run)
-app.command("explain")(explain.run)
-app.command("init")(init.run)
-app.add_typer(hooks.app, name="hooks")
-app.add_typer(make_key.app, name="key")
-app.add_typer(import_llama_swap.app, name="import")
-
-
-def summary(config: Config) -> str:
-    """Say in a few lines what a configuration makes llmux do."""
-    lines = [f"listens on {config.host}:{config.port}{_opened_by(config)}", f"operated by {operators(config)}"]
-    lines.append(f"policy {config.policy.use}")
-    for name, model in config.models.items():
-        also = f" (also {', '.join(model.aliases)})" if model.aliases else ""
-        lines.append(f"model {name}{also} at {model.address.url}")
-    return "\n".join(lines)
-
-
-def _opened_by(config: Config) -> str:
-    keys = len(config.api_keys)
-    if not keys:
-        return ", for anybody who reaches it"
-    return f", for who shows {'the key' if keys == 1 else f'one of {keys} keys'}"
-
-
-def _load(file: Path, port: int | None) -> Config:
-    try:
-        config = Config.from_file(file)
-        if port is not None:
-            config = config.with_port(port)
-    except LLMuxError as error:
-        _fail(str(error))
-    return config
-
-
-def _fail(message: str) -> None:
-    complain(message)
-    raise typer.Exit(USAGE)
-
-
-def _serve(file: Path, port: int | None, *, verbose: bool) -> None:
-    config = _load(file, port)
-    handler = configure("debug" if verbose else config.log_level, config.log_format)
-
-    def read() -> Config:
-        fresh = Config.from_file(file)
-        return fresh if port is None else fresh.with_port(port)
-
-    def announce(url: str, config: Config) -> None:
-        if sys.stdout.isatty():
-            terminal().print(f"llmux {__version__} on {url}\n{summary(config)}")
-
-    async def run() -> None:
-        await Process(config, read, announce).run()
-
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(run())
-    except LLMuxError as error:
-        handler.flush()
-        _fail(str(error))
-    finally:
-        handler.close()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - an extra
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+        serve.run(config, port, verbose=verbose)
 
 
 def main() -> None:

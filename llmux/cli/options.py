@@ -1,87 +1,79 @@
-"""Where a running llmux is, and with which key it is spoken to: the options that all such commands share."""
+"""Options that several commands share, and the completion of models' names."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import SplitResult, urlsplit
+from typing import Annotated, Any
 
 import typer
 
-from llmux import control
-from llmux.cli.exit_codes import CommandError, Exit
-
 DEFAULT_URL = "http://127.0.0.1:3000"
-UNIX = "unix:"  # the address of a socket
-KEYS = ("LLMUX_ADMIN_KEY", "LLMUX_API_KEY")
+COMPLETION_TIMEOUT = 1.0  # seconds that a completion may take
 
-UrlOption = Annotated[str, typer.Option("--url", envvar="LLMUX_URL", help="Where the running llmux is.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration file (default: config.yaml).")
+]
+PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
+DEFAULT_CONFIG = Path("config.yaml")
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="LLMUX_URL", help="Address of the running llmux.")]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
         "--key-file",
         envvar="LLMUX_ADMIN_KEY_FILE",
-        help="File with the admin key. Without it: LLMUX_ADMIN_KEY, or to look only LLMUX_API_KEY.",
+        help="File with the admin key. Default: LLMUX_ADMIN_KEY, or LLMUX_API_KEY, which may only look.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ForOption = Annotated[
+    str | None, typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. Default: no end.")
+]
+ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Why; shown to others.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A running llmux."""
+def _duration(text: str | float) -> float:
+    from llmux.config.durations import parse_duration  # noqa: PLC0415 - brings all of the configuration along
 
-    url: str
-    key: str | None
-    socket: Path | None = None  # its control socket, where that is on this host
-
-
-def place(url: str, key_file: Path | None) -> Place:
-    """Return what the options mean. Raises CommandError for an address or a key that is none."""
-    key, source = _key(key_file)
-    check_key(key, source)
-    if url.startswith(UNIX):
-        path = Path("/" + url.removeprefix(UNIX).lstrip("/"))
-        return Place(f"{UNIX}{path}", key, path)
     try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise CommandError(Exit.USAGE, f"{url!r} is no address of a llmux; write --url http://HOST:PORT")
-    return Place(url.rstrip("/"), key, _socket(parts))
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
-def _socket(parts: SplitResult) -> Path | None:
-    """Return the socket of the llmux that an address means, when it runs on this host as the same user."""
-    if parts.scheme != "http" or parts.path.strip("/"):
-        return None
-    here = control.found(parts.hostname or "", parts.port or 80, os.environ)
-    return next(filter(control.answers, here), None)
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        parser=_duration,
+        metavar="DURATION",
+        help="How long to wait, as 90s or 10m; then exit code 7. Default: no limit.",
+        show_default=False,
+    ),
+]
 
 
-def check_key(key: str | None, source: str) -> None:
-    """Raise CommandError for a key that no header takes."""
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise CommandError(Exit.USAGE, f"{source} holds no key: a key is printable ASCII, without spaces")
+def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the models whose names, or aliases, begin so, with their state; nothing when no llmux answers."""
+    from llmux.cli.remote import models  # noqa: PLC0415 - needed only for a completion
+
+    given = context.params
+    found = models(given.get("url") or DEFAULT_URL, given.get("key_file"), COMPLETION_TIMEOUT)
+    try:
+        return [(name, state) for name, state in _names(found) if name.startswith(incomplete)]
+    except (LookupError, TypeError, AttributeError):
+        return []
 
 
-def _key(file: Path | None) -> tuple[str | None, str]:
-    if file is not None:
-        try:
-            text = file.read_text().strip()
-        except OSError as error:
-            raise CommandError(Exit.USAGE, f"{file}: {error.strerror or error}") from None
-        except UnicodeDecodeError:
-            text = "\0"
-        if not text:
-            raise CommandError(Exit.USAGE, f"{file} is empty; it should hold the admin key")
-        return text, str(file)
-    for name in KEYS:
-        text = os.environ.get(name, "").strip()
-        if text:
-            return text, name
-    return None, ""
+def _names(models: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for entry in models.get("data", ()):
+        yield str(entry["id"]), str(entry["llmux"]["state"])
+        for alias in entry["llmux"]["aliases"]:
+            yield str(alias), f"{entry['id']}, {entry['llmux']['state']}"
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="The model's name, or an alias.", autocompletion=complete, show_default=False)
+]

@@ -167,7 +167,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw waits and visits into this file.")] = None,
 ) -> None:
-    """Replay traffic under several policies in virtual time, and say which one to use."""
+    """Replay traffic under several policies in virtual time, and recommend one."""
     until = None if horizon is None else _duration(horizon)
     if until is None and trace is None:
         until = GENERATED
