@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from llmux import control
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import place
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.remote import connection
 from tests.harness.ports import free_port
 
 LLMUX = [sys.executable, "-m", "llmux"]
@@ -192,20 +192,20 @@ def test_names(host, name):
 def test_where_the_command_looks(tmp_path):
     with contextlib.closing(opened(tmp_path / "run")) as found:
         for url in ("http://127.0.0.1:3000", "http://localhost:3000/"):
-            assert place(url, None).socket == found.path
+            assert connection(url, None).socket == found.path
         for url in (
             "http://127.0.0.1:3001",
             "https://127.0.0.1:3000",
             "http://127.0.0.1:3000/x",
             "http://gpu:3000",
         ):
-            assert place(url, None).socket is None
-        given = place(f"unix:{found.path}", None)
+            assert connection(url, None).socket is None
+        given = connection(f"unix:{found.path}", None)
         assert (given.url, given.socket) == (f"unix:{found.path}", found.path)
         found.listener.close()
-        assert place("http://127.0.0.1:3000", None).socket is None
+        assert connection("http://127.0.0.1:3000", None).socket is None
     with pytest.raises(CommandError):
-        place("unix", None)
+        connection("unix", None)
 
 
 @pytest.mark.parametrize("state", ["{}/own/state.json", "{}/%s/state.json" % ("long" * 50), None])
