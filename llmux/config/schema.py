@@ -16,6 +16,7 @@ from llmux.config.forward import DEFAULT_FORWARD, expand
 from llmux.config.keys import ApiKey, ApiKeyConfig, Key
 from llmux.config.load import load
 from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig, Url
+from llmux.config.one_line import with_ports
 from llmux.config.policy import PolicyConfig
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.section import Host, HostName, Name, Origin, OwnPort, PositiveCount, Section
@@ -203,10 +204,13 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _drop_anchors(cls, data: Any) -> Any:
-        """Ignore the top-level keys that only hold YAML anchors."""
-        if isinstance(data, Mapping):
-            return {key: value for key, value in data.items() if not str(key).startswith("x-")}
-        return data
+        """Ignore the top-level keys that only hold YAML anchors; give a port to models that need one."""
+        if not isinstance(data, Mapping):
+            return data
+        found = {key: value for key, value in data.items() if not str(key).startswith("x-")}
+        if isinstance(found.get("models"), Mapping):
+            found["models"] = with_ports(found["models"], found.get("port", 3000))
+        return found
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
