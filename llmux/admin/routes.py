@@ -14,11 +14,11 @@ from llmux.admin.page import page_file, wants_page
 from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
-from llmux.core.decisions import KEPT
 from llmux.errors import BadRequestError
 from llmux.extract import BodyBudget, BodyLimits, read_body
 from llmux.middleware.front import HEADERS, OPERATOR
 from llmux.middleware.model_handler import unknown_model
+from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.decisions import decisions

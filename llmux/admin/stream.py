@@ -46,8 +46,8 @@ class EventStream:
         self._output = output
         self._events: deque[bytes] = deque()
         self._lost = 0
-        self._decision = switcher.core.state.decision_ids
-        self._move = switcher.core.state.move_ids
+        self._decision = switcher.decisions.last_id
+        self._move = switcher.timeline.last_move
         self._due = 0.0  # when the status, or a heartbeat, is told next
         self._gpus_told: Mapping[str, Any] | None = None
         self._news = asyncio.Event()
@@ -71,7 +71,7 @@ class EventStream:
             self._put(name, fields)
 
     def _take_moves(self) -> None:
-        if self._switcher.core.state.move_ids != self._move:
+        if self._switcher.timeline.last_move != self._move:
             for move in self._switcher.history.moves_since(self._move):
                 self._move = move["id"]
                 self._put("phase", move)

@@ -15,11 +15,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmux.cli.options import DEFAULT_URL, UrlOption
-from llmux.cli.remote import check_key, connection
+from llmux.cli.place import DEFAULT_URL, UrlOption, check_key, place
 from llmux.cli.terminal import complain, terminal
-from llmux.core.decisions import duration
 from llmux.errors import LLMuxError
+from llmux.observability.decision_log import duration
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
 
 FAILURE = 1
@@ -80,7 +79,7 @@ def run(
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many switches, the last ones.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Explain the last switches, with their reasons, and what holds now."""
+    """Say why llmux switched: its last switches with their reasons, and what holds now."""
     try:
         switches, now = _of_record(read_record(file)) if file is not None else _of_llmux(_ask(url, key))
     except LLMuxError as error:
@@ -154,7 +153,7 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
 
 
 def _ask(url: str, key: str | None) -> Mapping[str, Any]:
-    address = connection(url, None).url
+    address = place(url, None).url
     check_key(key, "--key")
     request = urllib.request.Request(f"{address}/llmux/decisions")  # noqa: S310 - http, as was seen to
     if key:

@@ -1,270 +1,356 @@
-"""What happens next while no switch is under way: errands, the overdue, the policy, the idle.
+"""What happens next while no switch is under way: a ladder of rules; the first that applies begins a switch.
 
-In this order: a lease, what must go (removed, extra, cleanups), pins; then the longest overdue waiter, over
-policy and ``min_active``; then whoever fits beside what is awake; then the policy; then idle sleep, preload, what
-is to be kept awake, and the default model. In manual mode nobody is switched to for those who wait, nothing goes
-to sleep because it is idle, and nothing comes back.
+``LADDER`` is the order, each rule with its reason in words; the documentation's list is made from it. A rule that
+something waits for is looked at after every event, the others only when something may have changed for them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from llmux.core import admission, chronicle, lending, levels, quiet, shadows, switching
-from llmux.core.complaints import LONGEST, RAISED, spelled
-from llmux.core.decisions import By
-from llmux.core.effects import PolicyDecided
-from llmux.core.model import Model
+from llmux.core import admission, commands, levels, placement, policy_calls, switching
+from llmux.core.effects import By, Decided, Kind, PolicyDecided
+from llmux.core.model import Model, Reason
 from llmux.core.phases import Phase
-from llmux.core.policy import Decision, Stay, SwitchTo, WaitUntil
+from llmux.core.policy import SwitchTo, WaitUntil
 from llmux.core.snapshot import LiveSnapshot
 from llmux.core.state import State
+from llmux.core.timers import Timer
 
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
-REASON = 200  # characters of a policy's reason that are kept
+LONGEST_REASON = 200  # characters of a policy's reason that are kept
 FALLBACK = "first come, first served"
-ANTICIPATED = "it is likely to be asked next"
-ROOM = "there is room beside what is awake"
-BACK = "its engine is gone"
 CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
 CAN_WAKE = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST, Phase.FAULTED)
+AWAY = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
+
+
+class Moment(NamedTuple):
+    """What the rules look at."""
+
+    s: State
+    snapshot: LiveSnapshot
+    waiting: list[Model]  # models that are not awake and have waiters, the oldest waiter's first
+
+
+class Rule(NamedTuple):
+    """One rung: begin a switch if it is time for it, and say whether one was begun."""
+
+    name: str
+    words: str  # for the documentation
+    apply: Callable[[Moment], bool]
+    for_waiters: bool = False  # asked whenever something waits
 
 
 def settle(s: State, snapshot: LiveSnapshot) -> None:
     """Begin what is to be done until a switch is under way or nothing is left to do."""
     while s.switch is None and s.ready and not any(s.in_phase(Phase.UNKNOWN)):
-        if s.errands:
+        if s.maintenance_due:
             admission.sweep(s)
             levels.make_room(s)
-            if _errand(s):
-                continue
-        serve = _serve if s.lease is None and not s.manual else _leave_to_operators
-        if not s.stopping and s.queued and serve(s, snapshot):
-            continue
-        if not s.stopping and s.errands and (_leisure(s) or _anticipate(s, snapshot)):
-            continue
-        s.errands = False
-        lending.look(s)
-        return
+        moment = Moment(s, snapshot, placement.waiting_models(s) if s.queued else [])
+        for rule in STOPPING if s.stopping else LADDER:
+            if (moment.waiting if rule.for_waiters else s.maintenance_due) and rule.apply(moment):
+                break
+        else:
+            s.maintenance_due = False
+            commands.tell_lease_held(s)
+            return
 
 
-# ---- without a waiter
+# ---- what must be
 
 
-def _errand(s: State) -> bool:
-    if s.stopping:
-        # No backoff holds the last try; what fails it is left as it is.
-        leaving = tuple(s.in_phase(*CAN_LEAVE)) if s.rules.sleep_on_exit else ()
-        if leaving:
-            switching.begin(s, None, leaving, "stopping")
-        return bool(leaving)
-    if s.lease is not None and _put_away(s, s.models.values(), "lease"):
-        return True
-    if _put_away(s, filter(_unwanted, s.models.values()), "not wanted"):
-        return True
-    pinned = [m for m in s.models.values() if m.pinned and m.phase in CAN_WAKE]
-    return s.lease is None and any(_wake(s, model, "pinned") for model in pinned)
+def _sleep_on_exit(m: Moment) -> bool:
+    # No backoff holds the last try; what fails it is left as it is.
+    leaving = tuple(m.s.in_phase(*CAN_LEAVE)) if m.s.rules.sleep_on_exit else ()
+    if leaving:
+        switching.begin(m.s, None, leaving, Reason.STOPPING)
+    return bool(leaving)
 
 
-def _put_away(s: State, models: Iterable[Model], reason: str) -> bool:
-    leaving = tuple(m for m in models if _can_leave(s, m))
+def _lease(m: Moment) -> bool:
+    return m.s.lease is not None and _put_away(m.s, m.s.models.values(), Reason.LEASE)
+
+
+def _unwanted(m: Moment) -> bool:
+    # What is removed or gone finishes its answers first, and meanwhile holds up no switch.
+    found = [
+        model
+        for model in m.s.models.values()
+        if model.extra or ((model.removed or model.cleanup.owed) and not model.in_flight)
+    ]
+    return bool(found) and _put_away(m.s, found, Reason.UNWANTED)
+
+
+def _pinned(m: Moment) -> bool:
+    found = [model for model in m.s.models.values() if model.pin is not None and model.phase in CAN_WAKE]
+    return m.s.lease is None and any(_wake(m.s, model, Reason.PINNED) for model in found)
+
+
+# ---- for what waits
+
+
+def _left_to_operators(s: State) -> bool:
+    return s.manual or s.lease is not None
+
+
+def _operators(m: Moment) -> bool:
+    s = m.s
+    if not _left_to_operators(s):
+        return False
+    if s.lease is not None:
+        _tell(m, "stay", None, "core", "lease")
+        return False
+    for model in m.waiting:
+        if model.phase is Phase.LOST and placement.who_leaves(s, model) == ():
+            switching.begin(s, model, (), Reason.BACK)
+            return True
+    _tell(m, "stay", None, "manual", "")
+    return False
+
+
+def _overdue(m: Moment) -> bool:
+    s = m.s
+    if _left_to_operators(s):
+        return False
+    for model in m.waiting:
+        arrived = next(iter(model.queue.values())).arrived
+        if arrived + s.rules.max_wait <= s.now and (leaving := placement.who_leaves(s, model)) is not None:
+            words = f"a request has waited {s.now - arrived:.3g} s"
+            _announce(s, "overdue", model.name, words)
+            switching.begin(s, model, leaving, Reason.OVERDUE, words=words, by="max_wait")
+            return True
+    return False
+
+
+def _room(m: Moment) -> bool:
+    s = m.s
+    # While nothing is awake, which one comes first may matter to the policy.
+    if _left_to_operators(s) or not any(s.in_phase(Phase.AWAKE)):
+        return False
+    for model in m.waiting:
+        several = s.rules.capacity is not None or model.next.companions is not None
+        if several and placement.who_leaves(s, model) == ():
+            switching.begin(s, model, (), Reason.ROOM)
+            return True
+    return False
+
+
+def _policy(m: Moment) -> bool:
+    s = m.s
+    if _left_to_operators(s):
+        return False
+    choice = _ask_policy(m)
+    if s.shadows:
+        policy_calls.ask_shadows(s, m.snapshot, None if choice is None else choice[0].name)
+    if choice is None:
+        return False
+    model, by, said = choice
+    leaving = placement.who_leaves(s, model)
+    # The waiters of a model that cannot be made room for were rejected when that became so.
+    assert leaving is not None
+    free_at = _free_at(s, leaving)
+    if free_at > s.now:
+        s.timers.set(Timer.ASK, free_at)
+        _tell(m, "wait", model.name, "min_active", said, free_at)
+        return False
+    words = FALLBACK if by == "overruled" else said
+    switching.begin(s, model, leaving, Reason.POLICY, words=words, by=by, said=said)
+    return True
+
+
+def _free_at(s: State, leaving: Iterable[Model]) -> float:
+    """Return when ``min_active`` is over for all of them."""
+    since = [model.awake_since for model in leaving if model.awake_since is not None]
+    return max(since) + s.rules.min_active if since else s.now
+
+
+def _ask_policy(m: Moment) -> tuple[Model, By, str] | None:
+    """Ask the policy; return what to switch to, who says so and why, or None to leave things as they are."""
+    s = m.s
+    m.snapshot.ask(tuple([model.name for model in m.waiting]))
+    decision, error = policy_calls.ask(s, s.policy.decide, m.snapshot, m.snapshot.waiting)
+    if error is not None:
+        _announce(s, "switch", m.waiting[0].name, f"{FALLBACK}: the policy was overruled")
+        return m.waiting[0], "overruled", error
+    reason = getattr(decision, "reason", "")
+    said = reason[:LONGEST_REASON] if isinstance(reason, str) else ""
+    if isinstance(decision, SwitchTo):
+        _announce(s, "switch", decision.model, said)
+        return s.models[decision.model], "policy", said
+    if isinstance(decision, WaitUntil):
+        again = min(decision.time, s.now + ASK_AGAIN)
+        s.timers.set(Timer.ASK, again)
+        _announce(s, "wait", None, said)
+        _tell(m, "wait", None, "policy", said, again)
+    else:
+        _announce(s, "stay", None, said)
+        _tell(m, "stay", None, "policy", said)
+    return None
+
+
+# ---- what no request waits for
+
+
+def _idle(m: Moment) -> bool:
+    s = m.s
+    idle = [] if _left_to_operators(s) else [m for m in s.in_phase(Phase.AWAKE) if _idle_for_long(s, m)]
+    return bool(idle) and _put_away(s, idle, Reason.IDLE)
+
+
+def _idle_for_long(s: State, model: Model) -> bool:
+    after = model.spec.idle_sleep
+    if after is None or model.spec.keep_awake or model.pinned or not model.idle or model.awake_since is None:
+        return False
+    return s.now >= max(model.awake_since, model.last_served or -math.inf) + after
+
+
+def _preload(m: Moment) -> bool:
+    s = m.s
+    if s.lease is not None:
+        return False
+    for model in s.models.values():
+        if model.preload_due:
+            model.preload_due = False
+            free = model.phase in AWAY and placement.who_leaves(s, model) == ()
+            if free and _wake(s, model, Reason.PRELOAD):
+                return True
+    return False
+
+
+def _keep_awake(m: Moment) -> bool:
+    s = m.s
+    if _left_to_operators(s):
+        return False
+    away = [model for model in s.in_phase(*AWAY) if model.spec.keep_awake and _free_to_wake(model)]
+    fitting = [model for model in away if placement.who_leaves(s, model) == ()]
+    return any(_wake(s, model, Reason.KEEP_AWAKE) for model in fitting)
+
+
+def _default(m: Moment) -> bool:
+    s = m.s
+    if _left_to_operators(s):
+        return False
+    due, s.default_due = s.default_due, False
+    model = s.models.get(s.rules.default_model or "")
+    if not due or model is None or model.phase not in AWAY or not _free_to_wake(model):
+        return False
+    leaving = placement.who_leaves(s, model)
+    displaces = leaving is None or any(other.spec.keep_awake for other in leaving)
+    return not displaces and _wake(s, model, Reason.DEFAULT)
+
+
+def _free_to_wake(model: Model) -> bool:
+    return not (model.removed or model.put_away)
+
+
+def _anticipate(m: Moment) -> bool:
+    s = m.s
+    ask = getattr(s.policy, "anticipate", None)
+    if ask is None or not (s.answer_ended and s.rules.anticipate) or s.queued or _left_to_operators(s):
+        return False
+    s.answer_ended = False
+    awake = list(s.in_phase(Phase.AWAKE))
+    if not awake or not all(model.idle for model in awake):
+        return False
+    m.snapshot.ask(())
+    asleep = [model.name for model in s.in_phase(Phase.ASLEEP)]
+    decision, error = policy_calls.ask(s, ask, m.snapshot, asleep, anticipating=True)
+    if error is not None or not isinstance(decision, SwitchTo):
+        return False
+    model = s.models[decision.model]
+    settled = _free_at(s, placement.who_leaves(s, model) or ()) <= s.now
+    return settled and not model.removed and _wake(s, model, Reason.ANTICIPATED)
+
+
+LADDER = (
+    Rule("lease", "under a lease, all that may hold the GPU is put to sleep", _lease),
+    Rule(
+        "unwanted", "what was removed, is one more than may be awake, or owes a cleanup is put to sleep", _unwanted
+    ),
+    Rule("pinned", "a pinned model is woken", _pinned),
+    Rule(
+        "operators",
+        "under a lease requests wait for its end; in manual mode only what was lost is woken for them",
+        _operators,
+        for_waiters=True,
+    ),
+    Rule(
+        "overdue",
+        "the longest waiter goes first once it has waited for `max_wait`, over policy and `min_active`",
+        _overdue,
+        for_waiters=True,
+    ),
+    Rule("room", "what fits beside what is awake is woken without asking the policy", _room, for_waiters=True),
+    Rule("policy", "the policy decides, held back by `min_active`", _policy, for_waiters=True),
+    Rule("idle", "what has been idle for `idle_sleep` is put to sleep", _idle),
+    Rule("preload", "at the start, what is to be preloaded is woken where it displaces nothing", _preload),
+    Rule("keep_awake", "what is to be kept awake comes back as soon as it fits", _keep_awake),
+    Rule("default", "after `default_after` seconds without requests the default model comes back", _default),
+    Rule("anticipate", "where `anticipate` is set, the policy may wake a model before it is asked", _anticipate),
+)
+STOPPING = (Rule("stopping", "while llmux stops, all is put to sleep if `on_exit` says so", _sleep_on_exit),)
+
+
+# ---- what the rules share
+
+
+def _put_away(s: State, models: Iterable[Model], reason: Reason) -> bool:
+    leaving = tuple([m for m in models if m.phase in CAN_LEAVE and not m.sleep_backoff.active(s.now)])
     if leaving:
         switching.begin(s, None, leaving, reason)
     return bool(leaving)
 
 
-def _unwanted(model: Model) -> bool:
-    # What is removed or gone finishes its answers first, and meanwhile holds up no switch.
-    return model.extra or ((model.removed or model.cleanup_owed) and not model.in_flight)
-
-
-def _can_leave(s: State, model: Model) -> bool:
-    return model.phase in CAN_LEAVE and not model.sleep_backoff.active(s.now)
-
-
-def _wake(s: State, model: Model, reason: str) -> bool:
+def _wake(s: State, model: Model, reason: Reason) -> bool:
     if model.wake_backoff.active(s.now) or (model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now)):
         return False
-    leaving = admission.who_leaves(s, model)
+    leaving = placement.who_leaves(s, model)
     if leaving is None:
         return False
     switching.begin(s, model, leaving, reason, requested=True)
     return True
 
 
-def _leisure(s: State) -> bool:
-    if s.lease is not None:
-        return False
-    idle = [m for m in s.in_phase(Phase.AWAKE) if _idle_for_long(s, m) and not m.pinned]
-    if idle and not s.manual and _put_away(s, idle, "idle"):
-        return True
-    for model in s.models.values():
-        if model.wanted:
-            # A preload takes what is free at the start, and displaces nobody.
-            model.wanted = False
-            asleep = model.phase in (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
-            if asleep and admission.who_leaves(s, model) == () and _wake(s, model, "preload"):
-                return True
-    return not s.manual and _come_back(s)
-
-
-def _come_back(s: State) -> bool:
-    if any(_wake(s, model, "keep_awake") for model in quiet.keepsakes(s)):
-        return True
-    homeward, s.homeward = s.homeward, False
-    model = quiet.default(s) if homeward else None
-    return model is not None and _wake(s, model, "default")
-
-
-def _idle_for_long(s: State, model: Model) -> bool:
-    after = model.spec.idle_sleep
-    if after is None or model.spec.keep_awake or not model.idle or model.awake_since is None:
-        return False
-    return s.now >= max(model.awake_since, model.last_served or -math.inf) + after
-
-
-def _anticipate(s: State, snapshot: LiveSnapshot) -> bool:
-    """Ask the policy, while all is quiet, whom to wake for those who may come."""
-    ask = getattr(s.policy, "anticipate", None)
-    if ask is None or not (s.foresee and s.rules.anticipate) or s.queued or s.lease is not None or s.manual:
-        return False
-    s.foresee = False
-    awake = list(s.in_phase(Phase.AWAKE))
-    if not awake or not all(model.idle for model in awake):
-        return False
-    snapshot.ask(())
-    try:
-        decision = ask(snapshot)
-        complaint = _complaint(s, decision, [m.name for m in s.in_phase(Phase.ASLEEP)], quiet=True)
-    except RAISED as error:
-        decision, complaint = None, f"raised {spelled(error)}"
-    if complaint is not None:
-        s.overrule(complaint)
-    elif isinstance(decision, SwitchTo):
-        model = s.models[decision.model]
-        leaving = admission.who_leaves(s, model) or ()
-        settled = all(s.now >= (m.awake_since or 0.0) + s.rules.min_active for m in leaving)
-        return settled and not model.removed and _wake(s, model, ANTICIPATED)
-    return False
-
-
-# ---- for those who wait
-
-
-def _serve(s: State, snapshot: LiveSnapshot) -> bool:
-    waiting = chronicle.waiting_models(s)
-    if not waiting:
-        return False
-    for model in waiting:
-        arrived = next(iter(model.queue.values())).arrived
-        if arrived + s.rules.max_wait <= s.now and (leaving := admission.who_leaves(s, model)) is not None:
-            reason = f"a request has waited {s.now - arrived:.3g} s"
-            _tell(s, "overdue", model.name, reason)
-            chronicle.keep(s, "switch", model.name, "max_wait", reason, waiting)
-            switching.begin(s, model, leaving, reason, decided=True)
-            return True
-    fitting = _that_fits_beside(s, waiting)
-    if fitting is not None:
-        chronicle.keep(s, "switch", fitting.name, "core", ROOM, waiting)
-        switching.begin(s, fitting, (), ROOM, decided=True)
-        return True
-    choice = _ask(s, snapshot, waiting)
-    if s.shadows:
-        shadows.ask(s, snapshot, choice[0].name if choice is not None else None)
-    if choice is None:
-        return False
-    model, by, reason = choice
-    # A waiter whose model cannot be made room for was turned away when that became so.
-    leaving = admission.who_leaves(s, model)
-    assert leaving is not None
-    free_at = max(
-        (m.awake_since + s.rules.min_active for m in leaving if m.awake_since is not None), default=s.now
-    )
-    if free_at > s.now:
-        s.agenda.set("ask", free_at)
-        chronicle.keep(s, "wait", model.name, "min_active", reason, waiting, free_at)
-        return False
-    chronicle.keep(s, "switch", model.name, by, reason, waiting)
-    switching.begin(s, model, leaving, FALLBACK if by == "overruled" else reason or "policy", decided=True)
-    return True
-
-
-def _leave_to_operators(s: State, _snapshot: LiveSnapshot) -> bool:
-    """Under a lease all wait for its end; in manual mode only whose engine is gone is woken again."""
-    waiting = chronicle.waiting_models(s)
-    if not waiting:
-        return False
-    if s.lease is not None:
-        chronicle.keep(s, "stay", None, "core", "lease", waiting)
-        return False
-    for model in waiting:
-        if model.phase is Phase.LOST and admission.who_leaves(s, model) == ():
-            chronicle.keep(s, "switch", model.name, "core", BACK, waiting)
-            switching.begin(s, model, (), BACK, decided=True)
-            return True
-    chronicle.keep(s, "stay", None, "manual", "", waiting)
-    return False
-
-
-def _that_fits_beside(s: State, waiting: list[Model]) -> Model | None:
-    """Return the first for which nobody has to leave what is awake: there is nothing to ask the policy."""
-    if not any(s.in_phase(Phase.AWAKE)):
-        return None  # which one comes first may matter to the policy
-    for model in waiting:
-        several = s.rules.capacity is not None or model.next.companions is not None
-        if several and admission.who_leaves(s, model) == ():
-            return model
-    return None
-
-
-def _ask(s: State, snapshot: LiveSnapshot, waiting: list[Model]) -> tuple[Model, By, str] | None:
-    """Ask the policy; return whom to switch to, who says so and why, or None to leave things as they are."""
-    snapshot.ask(tuple(model.name for model in waiting))
-    decision: Decision | object
-    try:
-        decision = s.policy.decide(snapshot)
-        complaint = _complaint(s, decision, snapshot.waiting)
-    except RAISED as error:
-        decision, complaint = None, f"raised {spelled(error)}"
-    if complaint is not None:
-        s.overrule(complaint)
-        oldest = waiting[0]
-        _tell(s, "switch", oldest.name, f"{FALLBACK}: the policy was overruled")
-        return oldest, "overruled", complaint
-    reason = getattr(decision, "reason", "")
-    said = reason[:REASON] if isinstance(reason, str) else ""
-    if isinstance(decision, SwitchTo):
-        _tell(s, "switch", decision.model, said)
-        return s.models[decision.model], "policy", said
-    if isinstance(decision, WaitUntil):
-        again = min(decision.time, s.now + ASK_AGAIN)
-        s.agenda.set("ask", again)
-        _tell(s, "wait", None, said)
-        chronicle.keep(s, "wait", None, "policy", said, waiting, again)
-    else:
-        _tell(s, "stay", None, said)
-        chronicle.keep(s, "stay", None, "policy", said, waiting)
-    return None
-
-
-def _complaint(s: State, decision: object, choice: Collection[str], *, quiet: bool = False) -> str | None:
-    if isinstance(decision, SwitchTo):
-        if decision.model not in choice:
-            why = "which is not asleep" if quiet else "for which nobody waits"
-            return f"named {repr(decision.model)[:LONGEST]}, {why}"
-    elif isinstance(decision, Stay):
-        if not quiet and all(model.idle for model in s.in_phase(Phase.AWAKE)):
-            return "stayed although every awake model is idle"
-    elif isinstance(decision, WaitUntil):
-        if not decision.time > s.now:
-            return f"waits until {decision.time!r}, which is not in the future"
-    else:
-        return f"answered {repr(decision)[:LONGEST]}, which is no decision"
-    return None
-
-
-def _tell(s: State, decision: str, model: str | None, reason: str) -> None:
+def _announce(s: State, decision: str, model: str | None, reason: str) -> None:
     if s.last_decision != (decision, model):
         s.last_decision = (decision, model)
         s.out.append(PolicyDecided(decision, model, reason))
+
+
+def _tell(m: Moment, kind: Kind, target: str | None, by: By, said: str, until: float | None = None) -> None:
+    """Tell a decision that begins no switch, with figures unless it is the last one once more."""
+    s, told = m.s, (kind, target, by)
+    if s.explain:
+        figures = None if told == s.last_told else placement.figures(s, m.waiting)
+        s.last_told = told
+        s.out.append(Decided(kind, target, by, said, until, figures))
+
+
+# ---- when the default model is due
+
+
+def watch_idle(s: State) -> None:
+    """See whether all has become idle, or no longer is. Called after every event while there is a default model.
+
+    Idle is: the last request has ended, however it ended; and so it is at the start. The default model is woken
+    once in each such time, so that its own idle sleep is not undone, nor a wake that fails repeated for ever.
+    """
+    is_idle = not s.requests and s.ready and not s.stopping
+    if is_idle == (s.idle_since is not None):
+        return
+    if is_idle:
+        s.idle_since = s.now
+        s.timers.set(Timer.DEFAULT, s.now + s.rules.default_after)
+    else:
+        forget_idle(s)
+
+
+def forget_idle(s: State) -> None:
+    """It is not idle, or has to begin anew."""
+    s.timers.cancel(Timer.DEFAULT)
+    s.idle_since = None
+    s.default_due = False

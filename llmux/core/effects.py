@@ -7,8 +7,11 @@ stream; dropping one breaks nothing.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 
 
@@ -61,7 +64,7 @@ class Reject:
     waited: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunHook:
     """Start a hook. ``switch`` is 0 and ``sources``/``target`` are empty outside a switch.
 
@@ -78,7 +81,7 @@ class RunHook:
     level: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KillHook:
     """End a hook's process group: TERM, 5 s, KILL. Its ``HookFinished`` is still owed."""
 
@@ -86,7 +89,7 @@ class KillHook:
     reason: str  # timeout | stopping | SWITCH_OVER
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CancelRequests:
     """End these requests, which are in flight; each still owes its ``RequestFinished``."""
 
@@ -96,14 +99,14 @@ class CancelRequests:
     retry_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecordHolders:
     """Write down, before the next effect is carried out, which models may hold the GPU."""
 
     holders: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """The answer to an operator's command: accepted (with the switch's id, if one serves it), or why not."""
 
@@ -116,14 +119,14 @@ class Answer:
 # ---- notices
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ready:
     """Every model's first ``alive`` has ended; ``adopted`` were found running."""
 
     adopted: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestQueued:
     """A request waits. ``depth`` is the length of the model's queue."""
 
@@ -132,7 +135,7 @@ class RequestQueued:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SwitchStarted:
     """A switch has begun: ``sources`` drain. ``to`` is None when models only go to sleep."""
 
@@ -142,7 +145,7 @@ class SwitchStarted:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SwitchDrained:
     """Everything that leaves has drained; the sleep hooks start."""
 
@@ -152,7 +155,7 @@ class SwitchDrained:
     drain: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelActivated:
     """The model is awake.
 
@@ -165,7 +168,7 @@ class ModelActivated:
     duration: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelDeactivated:
     """The model no longer is awake; it was for ``active`` seconds."""
 
@@ -173,7 +176,7 @@ class ModelDeactivated:
     active: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SwitchEnded:
     """A switch is over. ``cost`` (seconds from the end of the drain to ready) is None unless it succeeded."""
 
@@ -187,7 +190,7 @@ class SwitchEnded:
     estimate: float | None  # the new estimate for this direction, when there is one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SwitchFailed:
     """A switch did not reach its target."""
 
@@ -197,7 +200,7 @@ class SwitchFailed:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SleepHookFailed:
     """A sleep hook failed, or ``verify`` never passed after it."""
 
@@ -206,7 +209,7 @@ class SleepHookFailed:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelDeepened:
     """A sleeping model was put into a deeper level: host memory was short."""
 
@@ -216,7 +219,7 @@ class ModelDeepened:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BackoffStarted:
     """The model is left alone for ``seconds`` after its ``failures``-th failure in a row."""
 
@@ -227,7 +230,7 @@ class BackoffStarted:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelLost:
     """The model's engine is gone; its cleanup is owed."""
 
@@ -235,7 +238,7 @@ class ModelLost:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelFaulted:
     """Nobody knows whether the model still holds the GPU."""
 
@@ -243,7 +246,7 @@ class ModelFaulted:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelAssumedAsleep:
     """Several cleanups failed while ``alive`` kept failing: it counts as asleep, unproven."""
 
@@ -252,21 +255,21 @@ class ModelAssumedAsleep:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelReset:
     """An operator has cleared the model's backoff and fault."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PolicyOverruled:
     """The policy gave an answer that cannot be followed; first-come-first-served was used instead."""
 
     answer: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PolicyDecided:
     """What the policy answered, when it differs from its last answer or a switch came between."""
 
@@ -275,7 +278,7 @@ class PolicyDecided:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShadowDropped:
     """A shadow policy failed; it is asked no more."""
 
@@ -283,7 +286,7 @@ class ShadowDropped:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PinSet:
     """The model is pinned (``pinned``) or no longer pinned."""
 
@@ -293,7 +296,7 @@ class PinSet:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeaseSet:
     """The GPU is lent to a foreign job, or came back. ``waits``: requests wait for its end."""
 
@@ -303,57 +306,138 @@ class LeaseSet:
     waits: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeaseHeld:
     """Nothing holds the GPU any more: the foreign job may begin, ``after`` seconds of its lease."""
 
     after: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ManualSet:
     """Operators alone switch, or the policy does again."""
 
     manual: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelRemoved:
     """A model that left the configuration is gone."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class PhaseChanged:
+    """A model came from one phase into another; ``why`` is the table's."""
+
+    model: str
+    source: Phase
+    target: Phase
+    why: str
+
+
+Kind = Literal["stay", "switch", "wait"]
+By = Literal["policy", "overruled", "max_wait", "min_active", "core", "manual"]
+
+
+class Serving(NamedTuple):
+    """A model that is awake."""
+
+    model: str
+    in_flight: int
+    queued: int
+
+
+class Waiting(NamedTuple):
+    """A model that is not awake and has waiters. Times in seconds."""
+
+    model: str
+    queued: int
+    oldest: float  # how long the first of them has waited
+    waited: float  # how long all of them have waited together
+    cost: float  # expected cost of a switch to it
+
+
+class Figures(NamedTuple):
+    """What a decision was made on."""
+
+    serving: tuple[Serving, ...]
+    waiting: tuple[Waiting, ...]  # oldest waiter first; a few at most
+    more: int  # waiters of further models
+
+
+@dataclass(slots=True)
+class Decided:
+    """What was decided while no switch was under way, and why.
+
+    Without ``figures`` it is what was decided last, once more. ``switch`` is the one that begins with it.
+    """
+
+    kind: Kind
+    target: str | None  # where to; None for stay and for going to sleep
+    by: By  # ``min_active`` holds back what the policy wants
+    said: str  # the policy's own reason, its fault, or the reason of a switch that no request waits for
+    until: float | None = None  # when it ends by itself, for ``wait``; on the core's clock
+    figures: Figures | None = None
+    switch: int | None = None
+    leaving: tuple[str, ...] = ()  # what makes room in that switch
+
+
+Why = Literal["", "pinned", "backoff", "apart"]
+
+
+class Candidate(NamedTuple):
+    """A model that held the GPU. Times in seconds."""
+
+    model: str
+    left: bool
+    why: Why  # pinned, backoff: it could not leave; apart: it cannot be awake beside the target; else its cost
+    keep_awake: bool
+    in_flight: int
+    queued: int
+    expected: float  # requests in the next two minutes, one at least
+    sleep: float
+    wake: float
+    cost: float  # its sleep, and a wake for each request that it has or that can be expected
+    memory: Mapping[str, int] | None  # bytes by GPU
+
+
+@dataclass(slots=True)
+class Evicted:
+    """Why a switch makes those leave that leave: what it costs to lose each, as it was when it began.
+
+    ``time`` is on the core's clock. ``need`` is what the target takes, ``free`` what there was: bytes by GPU, None
+    without ``capacity``. ``grouped`` says that groups are in use.
+    """
+
+    time: float
+    switch: int
+    target: str
+    candidates: tuple[Candidate, ...]
+    need: Mapping[str, int] | None
+    free: Mapping[str, int] | None
+    grouped: bool
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What left."""
+        return tuple(each.model for each in self.candidates if each.left)
+
+
+@dataclass(slots=True)
 class Stopped:
     """Nothing is in flight and no hook runs: llmux may exit."""
 
 
 Notice = (
-    Ready
-    | RequestQueued
-    | SwitchStarted
-    | SwitchDrained
-    | ModelActivated
-    | ModelDeactivated
-    | SwitchEnded
-    | SwitchFailed
-    | SleepHookFailed
-    | ModelDeepened
-    | BackoffStarted
-    | ModelLost
-    | ModelFaulted
-    | ModelAssumedAsleep
-    | ModelReset
-    | PolicyOverruled
-    | PolicyDecided
-    | ShadowDropped
-    | PinSet
-    | LeaseSet
-    | LeaseHeld
-    | ManualSet
-    | ModelRemoved
-    | Stopped
-)
+    Ready | RequestQueued | SwitchStarted | SwitchDrained | ModelActivated | ModelDeactivated | SwitchEnded
+    | SwitchFailed | SleepHookFailed | ModelDeepened | BackoffStarted | ModelLost | ModelFaulted
+    | ModelAssumedAsleep | ModelReset | PolicyOverruled | PolicyDecided | ShadowDropped | PinSet | LeaseSet
+    | LeaseHeld | ManualSet | ModelRemoved | Stopped
+)  # fmt: skip
 
-Effect = Admit | Reject | RunHook | KillHook | CancelRequests | RecordHolders | Answer | Notice
+# What only explains the others: for the timeline, and no part of a playbook.
+Explanation = PhaseChanged | Decided | Evicted
+
+Effect = Admit | Reject | RunHook | KillHook | CancelRequests | RecordHolders | Answer | Notice | Explanation

@@ -15,7 +15,7 @@ from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Started:
     """llmux has started and its port is bound.
 
@@ -67,7 +67,7 @@ class RequestFinished:
     request: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HookFinished:
     """A hook's process has ended (or could not be started).
 
@@ -81,7 +81,7 @@ class HookFinished:
     last_byte: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineLost:
     """A connection to the model's engine was refused, or broke off while it was serving.
 
@@ -92,7 +92,7 @@ class EngineLost:
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ActivationRequested:
     """An operator wants the model awake. ``ticket`` comes back in ``Answer``."""
 
@@ -100,7 +100,7 @@ class ActivationRequested:
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SleepRequested:
     """An operator wants the model asleep."""
 
@@ -108,7 +108,7 @@ class SleepRequested:
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResetRequested:
     """An operator has mended the model by hand: clear its backoff, and its fault."""
 
@@ -116,7 +116,7 @@ class ResetRequested:
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PinChanged:
     """The model is pinned until ``until`` (None: until unpinned), or unpinned (``pinned=False``)."""
 
@@ -127,7 +127,7 @@ class PinChanged:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeaseChanged:
     """The whole GPU is lent to a foreign job until ``until`` (None: until ended), or given back.
 
@@ -144,7 +144,7 @@ class LeaseChanged:
     renew: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ManualChanged:
     """From now on operators alone switch (``manual``), or the policy does again."""
 
@@ -152,7 +152,7 @@ class ManualChanged:
     manual: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConfigReplaced:
     """A new configuration is in force."""
 
@@ -163,12 +163,12 @@ class ConfigReplaced:
     shadows: tuple[Shadow, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DeadlineReached:
     """The time that ``next_deadline()`` named has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShutdownRequested:
     """Stop: no new admissions, let streams finish within the grace."""
 

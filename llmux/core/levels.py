@@ -1,10 +1,10 @@
 """How deeply a model sleeps: its levels, and the host memory that they take.
 
 A model may name levels, lightest first. It is put to sleep at the lightest for which there is host memory. Where
-that is short, the least likely models that sleep already, and that nobody waits for, are put deeper first: their
-sleep hooks run again, with the deeper level, while the switch that needs the room drains. Such a model is
-``DEEPENING``: off the GPU, in nobody's way, and woken only after its hook has ended. If the hook fails it stays at
-its level, and what was to come sleeps deeper instead.
+that is short, the least likely models that sleep already, and that no request waits for, are put deeper first:
+their sleep hooks run again, with the deeper level, while the switch that needs the room drains. Such a model is
+``DEEPENING``: off the GPU, in no model's way, and woken only after its hook has ended. If the hook fails it stays
+at its level, and what was to come sleeps deeper instead.
 
 A model's level is what the last sleep hook that succeeded was told; it is None where nothing is known: never slept
 here, stopped, or reset. It counts against the host memory until the model is awake.
@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from llmux.core.effects import BackoffStarted, ModelDeepened, SleepHookFailed
+from llmux.core.effects import ModelDeepened, SleepHookFailed
 from llmux.core.model import HookRun, Model, Switch
-from llmux.core.phases import Phase
+from llmux.core.phases import Phase, Trigger
 from llmux.core.spec import HookKind, Level
 from llmux.core.state import State
 
@@ -53,7 +53,7 @@ def plan(sleepers: Sequence[Sleeper], room: int) -> dict[str, int]:
 
 
 def taken(s: State) -> int:
-    """Return the bytes of host memory that those who sleep take; of one that goes deeper what it took before."""
+    """Return the bytes of host memory that sleeping models take; of one that goes deeper what it took before."""
     return sum(model.level.host_memory for model in s.models.values() if model.level is not None)
 
 
@@ -71,10 +71,26 @@ def at_stake(leaving: Iterable[Model], target: Model) -> dict[str, str]:
     return levels
 
 
-def make_room(s: State, coming: Iterable[Model] = ()) -> None:
-    """Put those who sleep already deeper, if the host memory is too short for them and for those who come."""
+def _plan(s: State, coming: Iterable[Model], movable: Mapping[Model, Sequence[Level]]) -> dict[Model, Level]:
+    """Say at which level each sleeps of those that come and of those that sleep already and may go deeper.
+
+    Whatever else sleeps keeps its place; what goes deeper has left its old one once the others begin to.
+    """
+    forced = {m: m.running.levels[-1] for m in coming if m.running.levels and not _has_choice(m)}
+    options = {**movable, **{m: _open_to(m) for m in coming if m.running.levels and m not in forced}}
+    if s.rules.host_memory is None:
+        return forced | {model: levels[0] for model, levels in options.items()}
     room = s.rules.host_memory
-    if room is None or s.stopping:
+    for model in s.models.values():
+        if model not in options:
+            level = forced.get(model) or (movable and model.deepening) or model.level
+            room -= level.host_memory if level else 0
+    return forced | _choose(s, options, room)
+
+
+def make_room(s: State, coming: Sequence[Model] = ()) -> None:
+    """Put those that sleep already deeper, if the host memory is too short for them and for those that come."""
+    if s.rules.host_memory is None or s.stopping:
         return
     target = s.switch.target if s.switch else None
     movable = {
@@ -83,19 +99,10 @@ def make_room(s: State, coming: Iterable[Model] = ()) -> None:
         if model.level is not None and model is not target and not model.queue
         if model.prefetch is None and not model.sleep_backoff.active(s.now)
     }
-    options = dict(movable)
-    for model in coming:
-        if _has_choice(model):
-            options[model] = _open_to(model)
-        elif model.running.levels:
-            room -= model.running.levels[-1].host_memory
-    for model in s.models.values():
-        if model not in options:
-            level = model.deepening or model.level
-            room -= level.host_memory if level else 0
-    for model, level in _choose(s, options, room).items():
-        if model in movable and level is not model.level:
-            _deepen(s, model, level)
+    if movable:
+        for model, level in _plan(s, coming, movable).items():
+            if model in movable and level is not model.level:
+                _deepen(s, model, level)
 
 
 def clear_out(s: State, model: Model) -> bool:
@@ -116,18 +123,9 @@ def redefined(model: Model) -> None:
         model.level = next((level for level in model.spec.levels if level.name == name), model.level)
 
 
-def for_sleep(s: State, leaving: Iterable[Model]) -> Mapping[Model, Level]:
+def for_sleep(s: State, leaving: Sequence[Model]) -> Mapping[Model, Level]:
     """Say at which level each of those with levels is put to sleep now, whatever was planned."""
-    chosen = {model: model.running.levels[-1] for model in leaving if model.running.levels}
-    options = {model: _open_to(model) for model in chosen if _has_choice(model)}
-    if s.rules.host_memory is None:
-        return chosen | {model: levels[0] for model, levels in options.items()}
-    room = s.rules.host_memory
-    for model in s.models.values():
-        if model not in options:
-            level = chosen.get(model, model.level)
-            room -= level.host_memory if level else 0
-    return chosen | _choose(s, options, room)
+    return _plan(s, leaving, {}) if s.has_levels else {}
 
 
 def awaited(s: State, switch: Switch) -> bool:
@@ -145,30 +143,25 @@ def deepened(s: State, run: HookRun, *, ok: bool, detail: str) -> None:
     before = model.level
     assert level is not None
     assert before is not None
-    s.move(model, Phase.ASLEEP)
-    s.errands = True
+    s.move(model, Trigger.DEEPENED)
     if ok:
         model.level = level
         model.sleep_backoff.clear()
         s.out.append(ModelDeepened(model.name, before.name, level.name, s.now - run.started))
         return
-    error = f"sleep {detail}" if detail else "sleep failed"
-    model.last_error = error
-    s.out.append(SleepHookFailed(model.name, None, error))
+    model.last_error = f"sleep {detail}" if detail else "sleep failed"
+    s.out.append(SleepHookFailed(model.name, None, model.last_error))
     if not s.stopping:
-        seconds = model.sleep_backoff.fail(s.now, s.rules.backoff_first, s.rules.backoff_max, s.jitter)
-        s.agenda.set(("sleep backoff", model.name), model.sleep_backoff.until)
-        s.out.append(BackoffStarted(model.name, HookKind.SLEEP, model.sleep_backoff.failures, seconds, error))
+        s.back_off(model, HookKind.SLEEP, model.last_error)
 
 
 def _deepen(s: State, model: Model, level: Level) -> None:
-    s.move(model, Phase.DEEPENING)
     model.deepening = level
-    s.run_hook(model, HookKind.SLEEP)
+    s.move(model, Trigger.DEEPEN)
 
 
 def _choose(s: State, options: Mapping[Model, Sequence[Level]], room: int) -> dict[Model, Level]:
-    """Plan for these models, the least likely first: nobody waits, rarely asked for, not used for long."""
+    """Plan for these models, the least likely first: no request waits, rarely asked for, not used for long."""
 
     def likelihood(model: Model) -> tuple[bool, float, float, int]:
         return bool(model.queue), model.arrival_rate(s.now), model.last_used, -model.order
@@ -180,8 +173,8 @@ def _choose(s: State, options: Mapping[Model, Sequence[Level]], room: int) -> di
 
 def _has_choice(model: Model) -> bool:
     """Whether a model may sleep lightly; after a cleanup, or for good, it sleeps as deeply as it can."""
-    lightly = model.phase in (Phase.DRAINING, Phase.FAULTED) and not model.faulted_in_cleanup
-    return bool(model.running.levels) and lightly and not model.removed
+    lightly = model.phase in (Phase.DRAINING, Phase.FAULTED) and not model.cleanup.again
+    return lightly and not model.removed
 
 
 def _open_to(model: Model, now: Level | None = None) -> list[Level]:

@@ -5,19 +5,79 @@ from __future__ import annotations
 import enum
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from llmux.core.backoff import Backoff
-from llmux.core.phases import HOLDING, Phase
+from llmux.core.phases import HOLDING, Phase, Stage, Step
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, Level, ModelSpec
 
-if TYPE_CHECKING:
-    from llmux.core.evictions import Eviction
-
 ARRIVAL_WINDOW = 120.0  # seconds over which arrivals are averaged
 SERVICE_ALPHA = 0.1
+JITTER = 0.2
+
+
+class Lifecycle(enum.StrEnum):
+    """How far llmux itself has come."""
+
+    CREATED = "created"
+    STARTING = "starting"  # it looks at what runs
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Reason(enum.StrEnum):
+    """What a switch is for. Of the ones for requests that wait, words of their own say more."""
+
+    REQUESTED = "requested"
+    PINNED = "pinned"
+    LEASE = "lease"
+    UNWANTED = "not wanted"
+    STOPPING = "stopping"
+    IDLE = "idle"
+    PRELOAD = "preload"
+    KEEP_AWAKE = "keep_awake"
+    DEFAULT = "default"
+    ANTICIPATED = "it is likely to be asked next"
+    BACK = "its engine is gone"
+    OVERDUE = "overdue"
+    ROOM = "there is room beside what is awake"
+    POLICY = "policy"
+
+
+class Backoff:
+    """Exponential backoff: the failures in a row of one thing, and until when it is left alone."""
+
+    __slots__ = ("failures", "until")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.until = float("-inf")
+
+    def active(self, now: float) -> bool:
+        """Whether no other try is allowed yet."""
+        return now < self.until
+
+    def remaining(self, now: float) -> float:
+        """Seconds until the next try is allowed, >= 0."""
+        return max(0.0, self.until - now)
+
+    def fail(self, now: float, first: float, maximum: float, jitter: Callable[[], float]) -> float:
+        """Count a failure; return the pause in seconds: ``first``, doubled each time, ±20 %, at most ``maximum``.
+
+        ``jitter`` returns a number in [0, 1).
+        """
+        pause = min(maximum, first * 2.0 ** min(self.failures, 62))
+        self.failures += 1
+        pause = min(maximum, pause * (1.0 + JITTER * (2.0 * jitter() - 1.0)))
+        self.until = now + pause
+        return pause
+
+    def clear(self) -> None:
+        """Forget all failures."""
+        self.failures = 0
+        self.until = float("-inf")
 
 
 class Request:
@@ -33,26 +93,16 @@ class Request:
         self.returned = False
 
 
-class Step(enum.Enum):
-    """The steps by which a model leaves the GPU; see ``retirement``."""
-
-    SLEEP = HookKind.SLEEP
-    VERIFY = HookKind.VERIFY
-    STOP = HookKind.STOP
-    ALIVE = HookKind.ALIVE
-
-
 @dataclass(slots=True)
-class Retirement:
-    """A model on its way off the GPU."""
+class Teardown:
+    """A model on its way off the GPU; see ``teardown``."""
 
     cleanup: bool  # the engine is gone or never came: there is nothing to lose
     started: float
     step: Step = Step.SLEEP
     hook: int | None = None  # None between two polls of verify
+    tried: set[Step] = field(default_factory=set)
     slept: bool = False  # the sleep hook succeeded
-    stopped: bool = False  # stop was tried
-    verified: bool = False  # verify was tried
     verify_until: float = 0.0
     error: str = ""
 
@@ -69,35 +119,31 @@ class HookRun:
     killed: bool = False
 
 
-class Stage(enum.StrEnum):
-    """How far a switch has come; the value is the ``phase`` in ``/llmux/status``."""
-
-    DRAINING = "draining"
-    SLEEPING = "sleeping"
-    WAKING = "waking"
-    CLEANUP = "cleanup"
-
-
 @dataclass(slots=True)
 class Switch:
-    """The switch under way: ``leaving`` make room for ``target`` (None: nobody comes)."""
+    """The switch under way: ``leaving`` make room for ``target`` (None: nothing is woken)."""
 
     id: int
     target: Model | None
     spec: ModelSpec | None  # what the target will be woken under: fixed, like the whole plan
     leaving: tuple[Model, ...]
-    reason: str
+    cause: Reason
+    reason: str  # in words
     requested: bool  # an operator, a pin or preload wants it: no waiter is needed
     started: float
     stage: Stage = Stage.DRAINING
-    drained: float = 0.0
+    drained: float | None = None  # when; None while it drains
     error: str = ""  # why it cannot reach its target any more
     measurable: bool = True  # a cleanup on the way says nothing about what this direction costs
+    sources: tuple[str, ...] = field(init=False)  # names of those that leave, the target's own cleanup left out
+
+    def __post_init__(self) -> None:
+        self.sources = tuple([model.name for model in self.leaving if model is not self.target])
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The names of those that leave, the target's own cleanup left out."""
-        return tuple(model.name for model in self.leaving if model is not self.target)
+    def to(self) -> str | None:
+        """The name of the target."""
+        return None if self.target is None else self.target.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +160,8 @@ class Lease:
 
     until: float | None  # None: until it is given back
     reason: str = ""
-    waits: bool = False  # whether requests wait for its end; else they are turned away
-    id: str = ""  # who knows it may renew the lease
+    waits: bool = False  # whether requests wait for its end; else they are rejected
+    id: str = ""  # whoever knows it may renew the lease
     since: float = 0.0
     told: bool = False  # that everything sleeps, and the job may begin
 
@@ -132,6 +178,31 @@ class Shadow:
     )  # (kind of answer, as the policy did) → how often
 
 
+@dataclass(slots=True)
+class Probe:
+    """What ``alive`` says of a model that is awake."""
+
+    hook: int | None = None  # the alive hook that runs
+    stale: bool = False  # it began before the suspicion
+    suspected: bool = False  # a connection was refused: nothing is admitted until alive has spoken
+    missed: int = 0  # failures in a row
+
+    def trust(self) -> None:
+        """The engine is there, or another one is."""
+        self.suspected = False
+        self.missed = 0
+
+
+@dataclass(slots=True)
+class Cleanup:
+    """What is known of a model's cleanups."""
+
+    owed: bool = False  # it is cleaned up without a request that asks for it
+    again: bool = False  # its fault came in a cleanup: the next try is one too
+    failures: int = 0
+    since: float = 0.0  # when the first of them failed
+
+
 @dataclass(slots=True, eq=False)
 class Model:
     """Everything the core knows of one model."""
@@ -141,6 +212,7 @@ class Model:
     phase: Phase = Phase.UNKNOWN
     woken: ModelSpec | None = None  # what it was woken under; None while asleep
     queue: OrderedDict[int, Request] = field(default_factory=OrderedDict)
+    watched: Request | None = None  # its waiter whose timeout and overdue timers are set
     in_flight: dict[int, Request] = field(default_factory=dict)
     epoch: int = 0
     level: Level | None = None  # at which it sleeps, goes to sleep, or wakes from; None: awake, or not known
@@ -152,37 +224,24 @@ class Model:
     last_error: str = ""
     wake_backoff: Backoff = field(default_factory=Backoff)
     sleep_backoff: Backoff = field(default_factory=Backoff)
-    # probing
-    probe: int | None = None  # the alive hook that runs
-    suspected: bool = False  # a connection was refused: nothing is admitted until alive has spoken
-    stale_probe: bool = False  # the probe that runs began before the suspicion
-    missed: int = 0
+    probe: Probe = field(default_factory=Probe)
     found: bool | None = None  # what the first alive said
-    woken_by_hook: bool = False  # its first connection proves the wake
-    unproven_failures: int = 0  # the failures in a row that such a wake would end
+    unproven: int | None = None  # of a wake whose engine was not reached yet: the failures in a row before it
     prefetch: int | None = None  # the prefetch hook that runs
-    # leaving
-    retirement: Retirement | None = None
-    cleanup_owed: bool = False  # an errand: clean up without anybody asking
-    faulted_in_cleanup: bool = False  # its fault came in a cleanup: the next try is one too
-    failed_cleanups: int = 0
-    first_failed_cleanup: float = 0.0
+    teardown: Teardown | None = None
+    cleanup: Cleanup = field(default_factory=Cleanup)
     extra: bool = False  # found awake at the start although it may not be
-    evicted: Eviction | None = None  # the last time that it made room for another
     removed: bool = False
-    pinned: bool = False
-    pinned_until: float | None = None
-    pin_reason: str = ""
-    wanted: bool = False  # preload
+    pin: Pin | None = None
+    preload_due: bool = False
     put_away: bool = False  # by an operator: only what asks for it wakes it
     arrival_mass: float = 0.0
     arrival_seen: float = 0.0
     service: float = 0.0
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.spec.name
+    def __post_init__(self) -> None:
+        self.name = self.spec.name
 
     @property
     def next(self) -> ModelSpec:
@@ -200,15 +259,22 @@ class Model:
         return self.phase in HOLDING
 
     @property
+    def pinned(self) -> bool:
+        """Whether it is to stay awake."""
+        return self.pin is not None
+
+    @property
     def idle(self) -> bool:
-        """Whether nobody uses it or waits for it."""
+        """Whether no request is served by it or waits for it."""
         return not self.in_flight and not self.queue
 
     @property
     def has_room(self) -> bool:
         """Whether it would admit one more."""
+        if self.phase is not Phase.AWAKE or self.probe.suspected:
+            return False
         limit = self.spec.max_in_flight
-        return self.phase is Phase.AWAKE and not self.suspected and (limit is None or len(self.in_flight) < limit)
+        return limit is None or len(self.in_flight) < limit
 
     def oldest(self) -> Request | None:
         """Return its oldest waiter."""

@@ -1,4 +1,4 @@
-"""Which models may be awake together, and which must leave so that another fits. Pure functions.
+"""Which models may be awake together, and which must leave so that another fits.
 
 The rule: any set of models may be awake together that is one model alone; or whose memories fit on every GPU
 (with ``capacity``) and that names of each other as companions (with groups), and of which no two share an
@@ -8,17 +8,27 @@ Of all the sets of holders whose leaving makes the target fit, and that spare th
 cost is taken: the fewest that are to be kept awake, then the fewest busy ones, then the fewest seconds; at equal
 cost the smaller, then the first by name. It is exact for up to ``EXACT`` holders that could stay; beyond, the
 costliest are spared first while they fit.
+
+The first part of this file knows specs only; the second asks the state who holds the GPU, what may not be moved,
+and what it costs that it leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from llmux.core import levels
+from llmux.core.costs import NO_LEVELS
+from llmux.core.effects import Candidate, Evicted, Figures, Serving, Waiting, Why
+from llmux.core.model import ARRIVAL_WINDOW, Model, Switch
+from llmux.core.phases import HOLDING, Phase
 from llmux.core.spec import Memory, ModelSpec
+from llmux.core.state import State
 
 EXACT = 12
+FIGURES = 8  # models whose waiters a decision tells of one by one
 
 
 class Cost(NamedTuple):
@@ -148,3 +158,199 @@ class _Search:
             else:
                 out.append(name)
         return out
+
+
+def may_stay(
+    specs: Iterable[ModelSpec], beside: Sequence[ModelSpec], capacity: Memory | None
+) -> tuple[list[bool], list[ModelSpec]]:
+    """Choose greedily, in this order, what may hold the GPU ``beside`` others.
+
+    Return for each whether it may, and all that then hold the GPU.
+    """
+    chosen, verdicts = list(beside), []
+    for spec in specs:
+        fit = fits([*chosen, spec], capacity)
+        verdicts.append(fit)
+        if fit:
+            chosen.append(spec)
+    return verdicts, chosen
+
+
+# ---- in the state
+
+
+def immovable(s: State, but: Model) -> dict[str, Model]:
+    """Return the holders that may not be put to sleep now for the sake of ``but``."""
+    now = s.now
+    return {
+        name: model
+        for name, model in s.models.items()
+        if (model.pin is not None or now < model.sleep_backoff.until)
+        and model is not but
+        and (model.pin is not None or model.holds)
+    }
+
+
+class Loss(NamedTuple):
+    """What it takes that a model leaves, in seconds."""
+
+    present: int  # requests in flight or waiting
+    expected: float  # requests in the next two minutes, one at least
+    sleep: float
+    wake: float
+
+    @property
+    def seconds(self) -> float:
+        """Its sleep, and a wake for each request."""
+        return self.sleep + self.wake * (self.present + self.expected)
+
+
+def loss(s: State, model: Model) -> Loss:
+    """Return what it takes that a model leaves: its sleep, and its return for each request.
+
+    Those that are there count, and as many as came, at its arrival rate, within two minutes; one in any case.
+    """
+    level = levels.lightest(model)
+    return Loss(
+        len(model.in_flight) + len(model.queue),
+        1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW,
+        s.costs.sleep_of(model.name, level),
+        s.costs.wake_of(model.name, level),
+    )
+
+
+def leaving_cost(s: State, model: Model) -> Cost:
+    """Return what it costs that a model leaves. One that is to be kept awake costs more than all others."""
+    taken = loss(s, model)
+    return Cost(int(model.spec.keep_awake), int(taken.present > 0), taken.seconds)
+
+
+def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:
+    """Return the expected cost of a switch in seconds."""
+    sources = [model.name for model in leaving if model is not target]
+    stake = levels.at_stake(leaving, target) if s.has_levels else NO_LEVELS
+    return s.costs.estimate(sources, target.name, stake)
+
+
+def can_be_had(s: State, target: Model) -> bool:
+    """Whether the immovable leave room for ``target``."""
+    stay = immovable(s, target)
+    return not stay or fits([target.next, *(model.running for model in stay.values())], s.rules.capacity)
+
+
+def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
+    """Return the models that make room for ``target``, or None if the immovable are in the way."""
+    stay = immovable(s, target)
+    # What is pinned is as good as there: nothing may take its place before it is awake.
+    holders = {
+        name: model.running
+        for name, model in s.models.items()
+        if model is not target and (model.phase in HOLDING or model.pin is not None)
+    }
+    if not holders:
+        return ()
+    names = leaving(
+        target.next, holders, s.rules.capacity, immovable=stay, cost=lambda name: leaving_cost(s, s.models[name])
+    )
+    return None if names is None else tuple([s.models[name] for name in names])
+
+
+def mark_extras(s: State, newcomers: Sequence[Model] = ()) -> None:
+    """Mark what there is no room for: a start may find too many, and a reload may leave less room.
+
+    The switch under way has its room. Then come the pinned, those that answer, the most recently used, and at
+    last the newcomers in their order, for which what leaves still is there.
+    """
+    switch = s.switch
+    target, leaving = (switch.target, switch.leaving) if switch else (None, ())
+    first = [switch.spec] if switch and switch.spec else []
+    apart = {target, *leaving, *newcomers}
+    staying = [m for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and m not in apart]
+    staying.sort(key=lambda m: (not m.pinned, m.phase in (Phase.LOST, Phase.FAULTED), -m.last_used))
+    chosen = _mark(s, staying, first)
+    chosen.extend(model.running for model in leaving if model.holds and model is not target)
+    _mark(s, [model for model in newcomers if model.holds], chosen)
+
+
+def _mark(s: State, models: Sequence[Model], beside: Sequence[ModelSpec]) -> list[ModelSpec]:
+    verdicts, chosen = may_stay((model.running for model in models), beside, s.rules.capacity)
+    for model, stays in zip(models, verdicts, strict=True):
+        if model.extra and stays:
+            s.opened.append(model)
+        model.extra = not stays
+    return chosen
+
+
+# ---- the figures that a decision is told with
+
+
+def waiting_models(s: State) -> list[Model]:
+    """Return the models that are not awake and have waiters, the oldest waiter's first."""
+    found = [
+        (next(iter(model.queue.values())).arrived, model.order, model)
+        for model in s.models.values()
+        if model.queue and model.phase is not Phase.AWAKE
+    ]
+    return (
+        [model for _, _, model in sorted(found, key=_by_age)] if len(found) > 1 else [found[0][2]] if found else []
+    )
+
+
+def _by_age(entry: tuple[float, int, Model]) -> tuple[float, int]:
+    return entry[:2]
+
+
+def figures(s: State, waiting: Sequence[Model]) -> Figures:
+    """Return what a decision is made on: of some, and how many wait for the others; all would take long."""
+    serving = tuple(Serving(m.name, len(m.in_flight), len(m.queue)) for m in s.in_phase(Phase.AWAKE))
+    told = tuple(_waiting(s, model) for model in waiting[:FIGURES])
+    return Figures(serving, told, sum(len(model.queue) for model in waiting[FIGURES:]))
+
+
+def _waiting(s: State, model: Model) -> Waiting:
+    arrived = [request.arrived for request in model.queue.values()]
+    cost = switch_cost(s, who_leaves(s, model) or (), model)
+    return Waiting(model.name, len(arrived), s.now - arrived[0], s.now * len(arrived) - sum(arrived), cost)
+
+
+def eviction(s: State, switch: Switch) -> Evicted | None:
+    """Return why those leave that leave, or None if nothing leaves for a target."""
+    target = switch.target
+    if target is None or not switch.sources:
+        return None
+    holders = [model for model in s.models.values() if model.holds and model is not target]
+    stuck = immovable(s, target)
+    capacity, need = s.rules.capacity, target.next.memory
+    return Evicted(
+        s.now,
+        switch.id,
+        target.name,
+        tuple(_candidate(s, model, switch, stuck=model.name in stuck) for model in holders),
+        None if capacity is None or need is None else per_gpu(need),
+        None if capacity is None else free([model.running for model in holders], capacity),
+        target.next.companions is not None,
+    )
+
+
+def _candidate(s: State, model: Model, switch: Switch, *, stuck: bool) -> Candidate:
+    taken = loss(s, model)
+    assert switch.target is not None
+    why: Why = ""
+    if stuck:
+        why = "pinned" if model.pinned else "backoff"
+    elif not fits([switch.target.next, model.running], s.rules.capacity):
+        why = "apart"
+    memory = model.running.memory
+    return Candidate(
+        model.name,
+        model in switch.leaving,
+        why,
+        model.spec.keep_awake,
+        len(model.in_flight),
+        len(model.queue),
+        taken.expected,
+        taken.sleep,
+        taken.wake,
+        taken.seconds,
+        None if memory is None else per_gpu(memory),
+    )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmux.core.transitions import Successor
+from llmux.core.successors import Successor
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from llmux.core import admission
+from llmux.core import placement
 from llmux.core.model import Model
 from llmux.core.phases import Phase
 from llmux.core.state import State
-from llmux.core.transitions import Successor
+from llmux.core.successors import Successor
 
 
 class LiveModel:
@@ -88,15 +88,15 @@ class LiveModel:
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
         state, model, leaving = self._state, self._model, self._snapshot.leaving(self._model)
-        if state.leveled:
-            return admission.switch_cost(state, leaving, model)
+        if state.has_levels:
+            return placement.switch_cost(state, leaving, model)
         # A policy may look at each of many models.
         return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
 
     @property
     def successors(self) -> Mapping[str, Successor]:
         """Which models were asked next after its answers, and how soon, by name."""
-        return self._state.transitions.after(self._model.name)
+        return self._state.successors.after(self._model.name)
 
     def arrivals(self) -> Iterator[float]:
         """Arrival times of its waiters, oldest first."""
@@ -125,10 +125,10 @@ class LiveSnapshot:
         """Return those that would leave for ``target``, none if it cannot be had."""
         s = self._state
         if s.rules.capacity is not None or target.next.companions is not None:
-            return admission.who_leaves(s, target) or ()
+            return placement.who_leaves(s, target) or ()
         # One at a time: all leave, whoever comes.
         if self._all is None:
-            self._all = [] if admission.immovable(s, target) else [m for m in s.models.values() if m.holds]
+            self._all = [] if placement.immovable(s, target) else [m for m in s.models.values() if m.holds]
         return [model for model in self._all if model is not target]
 
     def refresh(self) -> None:

@@ -1,18 +1,21 @@
-"""The state of the core and the few ways to change it that all its rooms share."""
+"""The state of the core, the few ways to change it that all its parts share, and what belongs to each phase."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from llmux.core.agenda import Agenda
 from llmux.core.costs import SwitchCosts
-from llmux.core.decisions import DecisionRecord
 from llmux.core.effects import (
     Admit,
+    BackoffStarted,
+    By,
     Effect,
     KillHook,
+    Kind,
+    ModelActivated,
+    ModelDeactivated,
+    ModelFaulted,
+    PhaseChanged,
     PolicyOverruled,
     RecordHolders,
     Refusal,
@@ -20,17 +23,12 @@ from llmux.core.effects import (
     RunHook,
 )
 from llmux.core.errors import InvalidTransitionError
-from llmux.core.model import HookRun, Lease, Model, Request, Shadow, Switch
-from llmux.core.phases import KEPT, TRANSITIONS, Move, Phase
+from llmux.core.model import Cleanup, HookRun, Lease, Lifecycle, Model, Request, Shadow, Switch
+from llmux.core.phases import PHASES, Phase, Trigger
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.core.transitions import Transitions
-
-if TYPE_CHECKING:
-    from llmux.core.evictions import Eviction
-
-# What may be due for a model; the agenda's keys are (what, name).
-MODEL_TIMERS = ("timeout", "overdue", "idle", "probe", "verify", "wake backoff", "sleep backoff", "pin")
+from llmux.core.successors import Successors
+from llmux.core.timers import Timer, Timers
 
 
 class State:
@@ -41,68 +39,88 @@ class State:
     ) -> None:
         self.now = 0.0
         self.out: list[Effect] = []
+        self.lifecycle = Lifecycle.CREATED
         self.rules = rules
         self.policy = policy
         self.jitter = jitter
         self.models = {spec.name: Model(spec, order) for order, spec in enumerate(models)}
         self.requests: dict[int, Request] = {}
         self.hooks: dict[int, HookRun] = {}
-        self.agenda = Agenda()
+        self.timers = Timers()
         self.costs = SwitchCosts()
-        self.transitions = Transitions()
+        self.successors = Successors()
         self.switch: Switch | None = None
-        self.queued = 0  # over all models
-        self.started = False
-        self.ready = False
-        self.stopping = False
-        self.stopped = False
-        self.errands = False  # something may be to be done that no waiter asks for
-        self.foresee = False  # an answer has ended: the policy may be asked who comes next
-        self.calm = False  # nobody is served or waits, and there is a default model
-        self.homeward = False  # it has been calm for long enough
-        self.removals = False  # a removed model is still to be forgotten
         self.lease: Lease | None = None
         self.manual = rules.manual  # operators alone switch
+        # Counted and kept, as every event asks for them.
+        self.queued = 0  # over all models
+        self.has_levels = any(model.spec.levels for model in self.models.values())
+        self.removals = False  # a removed model has not been forgotten yet
+        # What is to be looked at once the event has been taken in.
+        self.maintenance_due = False  # something may have to be done that no waiter asks for
+        self.answer_ended = False  # the policy may be asked which model is likely to be next
+        self.opened: list[Model] = []  # models that admit again
+        self.idle_since: float | None = None  # nothing is served or waits, and there is a default model
+        self.default_due = False  # it has been so for long enough
+        # What was found at the start.
         self.recorded: frozenset[str] = frozenset()
-        self.leveled = any(model.spec.levels for model in self.models.values())  # whether any has levels
-        self.recorded_levels: dict[str, str] = {}  # before the start
+        self.recorded_levels: dict[str, str] = {}
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent
-        self.overruled: set[str] = set()  # complaints about this policy that were already made
-        self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
+        # What the policies were asked and have said.
         self.shadows: tuple[Shadow, ...] = ()
-        self.decisions: deque[DecisionRecord] | None = None  # the last ones; None: none are kept
-        self.decision_ids = 0
-        self.eviction: Eviction | None = None  # the last one
-        self.moves: deque[Move] = deque(maxlen=KEPT)  # the last ones, oldest first
-        self.move_ids = 0
+        self.policy_errors: set[str] = set()  # kinds that this policy was already reported for
+        self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
+        self.explain = True  # whether decisions are told, with the figures they were made on
+        self.last_told: tuple[Kind, str | None, By] | None = None  # of these; None: a switch came of it
         self._hook_ids = 0
         self._switch_ids = 0
 
-    def overrule(self, complaint: str) -> None:
+    # ---- the lifecycle
+
+    @property
+    def started(self) -> bool:
+        """Whether ``Started`` has come."""
+        return self.lifecycle is not Lifecycle.CREATED
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is stopping, or has."""
+        return self.lifecycle is Lifecycle.STOPPING or self.lifecycle is Lifecycle.STOPPED
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model's first ``alive`` had ended at some time."""
+        return self.lifecycle is Lifecycle.READY or (self.stopping and not any(self.in_phase(Phase.UNKNOWN)))
+
+    def overrule(self, error: str) -> None:
         """Say, once for each kind, that the policy did what cannot be followed."""
-        kind = complaint.partition(" ")[0]
-        if kind not in self.overruled:
-            self.overruled.add(kind)
-            self.out.append(PolicyOverruled(complaint))
+        kind = error.partition(" ")[0]
+        if kind not in self.policy_errors:
+            self.policy_errors.add(kind)
+            self.out.append(PolicyOverruled(error))
 
     # ---- phases
 
-    def move(self, model: Model, phase: Phase) -> None:
-        """Bring the model into another phase, if the table allows it."""
-        if phase not in TRANSITIONS[model.phase]:
-            raise InvalidTransitionError(f"{model.name}: {model.phase.name} → {phase.name}")
-        self.move_ids += 1
-        self.moves.append(Move(self.move_ids, self.now, model.name, model.phase, phase))
-        model.phase = phase
-
-    def holders(self) -> dict[str, ModelSpec]:
-        """Return the models that may hold the GPU, with the definitions in force."""
-        return {name: model.running for name, model in self.models.items() if model.holds}
+    def move(self, model: Model, trigger: Trigger) -> None:
+        """Bring the model into the phase that the table says follows, and do what belongs to entering it."""
+        source = model.phase
+        row = PHASES.get((source, trigger))
+        if row is None:
+            raise InvalidTransitionError(f"{model.name}: {source.name} knows no {trigger.name}")
+        target, why = row
+        if source is Phase.AWAKE:
+            self.stop_clocks(model)
+        model.phase = target
+        self.maintenance_due = True
+        self.out.append(PhaseChanged(model.name, source, target, why))
+        enter = _ON_ENTER.get(target)
+        if enter is not None:
+            enter(self, model, trigger)
 
     def record_holders(self) -> None:
         """Have the holders written down if they changed."""
         holders = frozenset(
-            name for name, model in self.models.items() if model.holds and model.phase is not Phase.UNKNOWN
+            [name for name, model in self.models.items() if model.holds and model.phase is not Phase.UNKNOWN]
         )
         if holders != self.recorded:
             self.recorded = holders
@@ -112,26 +130,51 @@ class State:
         """Yield the models in one of these phases, in the order of the configuration."""
         return (model for model in self.models.values() if model.phase in phases)
 
+    # ---- clocks of a model that is awake
+
+    def schedule_probe(self, model: Model) -> None:
+        """Set when ``alive`` is asked next."""
+        if self.rules.alive_every > 0 and not self.stopping:
+            self.timers.set((Timer.PROBE, model.name), self.now + self.rules.alive_every)
+        else:
+            self.timers.cancel((Timer.PROBE, model.name))
+
+    def start_idle_clock(self, model: Model) -> None:
+        """Start it if the model may sleep after a while without requests."""
+        if model.spec.idle_sleep is not None and model.idle and not self.stopping:
+            self.timers.set((Timer.IDLE, model.name), self.now + model.spec.idle_sleep)
+
+    def stop_clocks(self, model: Model) -> None:
+        """Ask ``alive`` no more, nor count idle time."""
+        self.timers.cancel((Timer.IDLE, model.name))
+        self.timers.cancel((Timer.PROBE, model.name))
+
+    def back_off(self, model: Model, kind: HookKind, error: str) -> None:
+        """Leave a model alone for a while whose wake or sleep has failed."""
+        backoff, timer = model.sleep_backoff, Timer.SLEEP_BACKOFF
+        if kind is HookKind.WAKE:
+            backoff, timer = model.wake_backoff, Timer.WAKE_BACKOFF
+        model.last_error = error
+        seconds = backoff.fail(self.now, self.rules.backoff_first, self.rules.backoff_max, self.jitter)
+        self.timers.set((timer, model.name), backoff.until)
+        self.out.append(BackoffStarted(model.name, kind, backoff.failures, seconds, error))
+
     # ---- hooks
 
     def run_hook(self, model: Model, kind: HookKind, deadline: float | None = None) -> int:
         """Start a hook and return its id. It is ended at ``deadline``, by default after its timeout."""
-        self._hook_ids += 1
-        hook = self._hook_ids
+        self._hook_ids = hook = self._hook_ids + 1
         if deadline is None:
             deadline = self.now + model.running.timeouts[kind]
         self.hooks[hook] = HookRun(hook, model, kind, self.now, deadline)
-        self.agenda.set(("hook", hook), deadline)
+        self.timers.set((Timer.HOOK, hook), deadline)
         level = model.deepening or model.level if kind is not HookKind.ALIVE else None
         name = level.name if level else ""
-        switch = self.switch
+        switch, definition = self.switch, model.running.definition
         if switch is not None and (model is switch.target or model in switch.leaving):
-            target = switch.target.name if switch.target else ""
-            effect = RunHook(
-                hook, model.name, kind, model.running.definition, switch.id, switch.sources, target, name
-            )
+            effect = RunHook(hook, model.name, kind, definition, switch.id, switch.sources, switch.to or "", name)
         else:
-            effect = RunHook(hook, model.name, kind, model.running.definition, level=name)
+            effect = RunHook(hook, model.name, kind, definition, level=name)
         self.out.append(effect)
         return hook
 
@@ -150,20 +193,13 @@ class State:
 
     def admit(self, request: Request) -> None:
         """Let a request, which is in no queue, through to its engine: it counts from here on."""
-        model = request.model
-        request.admitted = self.now
+        model, now = request.model, self.now
+        request.admitted = now
         model.in_flight[request.id] = request
         model.admissions += 1
-        self.out.append(
-            Admit(
-                request.id,
-                model.name,
-                model.running.definition,
-                model.epoch,
-                request.returned,
-                self.now - request.arrived,
-            )
-        )
+        definition = model.running.definition
+        waited = now - request.arrived
+        self.out.append(Admit(request.id, model.name, definition, model.epoch, request.returned, waited))
 
     def unqueue(self, request: Request) -> None:
         """Take a request out of its queue."""
@@ -171,7 +207,95 @@ class State:
         self.queued -= 1
 
     def reject(self, request: Request, refusal: Refusal, message: str, retry_after: float | None = None) -> None:
-        """Turn a request away that is in no queue."""
+        """Reject a request that is in no queue."""
         self.requests.pop(request.id, None)
         waited = self.now - request.arrived
         self.out.append(Reject(request.id, request.model.name, refusal, message, retry_after, waited))
+
+
+# ---- what belongs to entering a phase. Leaving AWAKE, whatever for, stops its clocks.
+
+
+def _enter_awake(s: State, model: Model, trigger: Trigger) -> None:
+    """Start its clocks, and let in what waits; after a drain that was called off it only goes on."""
+    if trigger is not Trigger.REOPEN:
+        model.level = None
+        model.awake_since = s.now
+        model.probe.trust()
+        model.cleanup = Cleanup()
+        if trigger is not Trigger.STILL_RUNS:  # another engine
+            model.epoch += 1
+            model.admissions = 0
+            model.unproven = None
+            model.last_used = s.now
+        switch = s.switch.id if s.switch is not None else 0
+        if s.switch is not None and trigger is Trigger.WOKEN:
+            notice = ModelActivated(model.name, switch, s.switch.sources, s.now - s.switch.started)
+        else:
+            notice = ModelActivated(model.name, switch if trigger is not Trigger.ADOPT else 0, (), None)
+        s.out.append(notice)
+    s.schedule_probe(model)
+    s.start_idle_clock(model)
+    if trigger is not Trigger.ADOPT:  # which of these may stay is seen once all are there
+        s.opened.append(model)
+
+
+def _enter_waking(s: State, model: Model, _trigger: Trigger) -> None:
+    assert s.switch is not None
+    model.woken = s.switch.spec
+    model.sleep_backoff.clear()  # of a try to put it deeper
+    s.record_holders()
+    s.run_hook(model, HookKind.WAKE)
+
+
+def _enter_deepening(s: State, model: Model, _trigger: Trigger) -> None:
+    s.run_hook(model, HookKind.SLEEP)
+
+
+def _enter_sleeping(s: State, model: Model, _trigger: Trigger) -> None:
+    _no_longer_awake(s, model)
+
+
+def _enter_lost(s: State, model: Model, _trigger: Trigger) -> None:
+    _no_longer_awake(s, model)
+    model.level = None
+    model.probe.suspected = False
+
+
+def _enter_faulted(s: State, model: Model, _trigger: Trigger) -> None:
+    teardown = model.teardown
+    assert teardown is not None
+    model.cleanup.owed = False
+    # A later try knows no more about the engine than this one did: what was a cleanup stays one.
+    model.cleanup.again = teardown.cleanup
+    s.out.append(ModelFaulted(model.name, teardown.error))
+
+
+def _enter_asleep(s: State, model: Model, trigger: Trigger) -> None:
+    """Forget what belonged to the engine that is gone."""
+    if trigger is Trigger.DEEPENED:
+        return
+    model.woken = model.level = model.awake_since = None
+    model.extra = False
+    model.sleep_backoff.clear()
+    model.cleanup = Cleanup()
+    model.probe.trust()
+    if trigger is not Trigger.NOT_ALIVE:  # at the start all are written down at once
+        s.record_holders()
+
+
+def _no_longer_awake(s: State, model: Model) -> None:
+    if model.awake_since is not None:
+        s.out.append(ModelDeactivated(model.name, s.now - model.awake_since))
+        model.awake_since = None
+
+
+_ON_ENTER: Mapping[Phase, Callable[[State, Model, Trigger], None]] = {
+    Phase.AWAKE: _enter_awake,
+    Phase.WAKING: _enter_waking,
+    Phase.DEEPENING: _enter_deepening,
+    Phase.SLEEPING: _enter_sleeping,
+    Phase.LOST: _enter_lost,
+    Phase.FAULTED: _enter_faulted,
+    Phase.ASLEEP: _enter_asleep,
+}

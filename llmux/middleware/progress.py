@@ -16,14 +16,13 @@ from typing import Protocol
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from llmux.core import outlook
 from llmux.errors import BadRequestError
 from llmux.extract import Body
 from llmux.extract.flag import streams
 from llmux.middleware.paths import MESSAGES, Kind, Route
 from llmux.proxy import ClientGoneError
 from llmux.proxy.early_response import Dialect, EarlyResponse
-from llmux.runtime import Switcher, Ticket
+from llmux.runtime import Switcher, Ticket, wait_estimate
 
 HEADER = "X-LLMux-Progress"
 INTERIM = "1xx"
@@ -149,7 +148,7 @@ class ProgressNotifier:
             return None
         last = next(reversed(model.queue)) == ticket.id  # as who has just come is
         position = len(model.queue) if last else list(model.queue).index(ticket.id) + 1
-        return about(outlook.until_awake(state, model, now) + outlook.in_queue(model, position))
+        return about(wait_estimate.until_awake(state, model, now) + wait_estimate.in_queue(model, position))
 
     def remove(self, ticket: Ticket) -> None:
         """Tell it nothing more."""
@@ -175,14 +174,14 @@ class ProgressNotifier:
         state = self._switcher.core.state
         model = state.models[name]
         positions: Mapping[int, int] = {request: at for at, request in enumerate(model.queue, 1)}
-        awake = outlook.until_awake(state, model, now)
+        awake = wait_estimate.until_awake(state, model, now)
         for listener in listeners:
             position = positions.get(listener.ticket.id)
             with contextlib.suppress(ClientGoneError):  # whoever serves it notices
                 if position is None:
                     listener.channel.working()
                 else:
-                    listener.channel.waiting(position, about(awake + outlook.in_queue(model, position)))
+                    listener.channel.waiting(position, about(awake + wait_estimate.in_queue(model, position)))
 
 
 def about(seconds: float) -> int:

@@ -30,9 +30,9 @@ def dump(s: State, now: float) -> dict[str, Any]:
     lease = s.lease
     return {
         "pins": {
-            model.name: {"until": _kept(model.pinned_until, offset), "reason": model.pin_reason}
+            model.name: {"until": _kept(model.pin.until, offset), "reason": model.pin.reason}
             for model in s.models.values()
-            if model.pinned
+            if model.pin is not None
         },
         "lease": None
         if lease is None

@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from llmux.core import chronicle
-from llmux.core.decisions import DecisionRecord
+from llmux.observability.decision_log import DecisionRecord
 
 if TYPE_CHECKING:
     from llmux.runtime.switcher import Switcher
@@ -17,12 +16,12 @@ IN_STATUS = 10  # the last ones
 
 def decisions(switcher: Switcher, count: int) -> list[dict[str, Any]]:
     """Return the last ``count`` decisions, oldest first. Times are Unix times, durations seconds."""
-    return _documents(switcher, chronicle.latest(switcher.core.state, count))
+    return _documents(switcher, switcher.decisions.latest(switcher.core.state, count))
 
 
 def decisions_since(switcher: Switcher, number: int) -> list[dict[str, Any]]:
     """Return the decisions after the one with this id, oldest first."""
-    return _documents(switcher, chronicle.since(switcher.core.state, number))
+    return _documents(switcher, switcher.decisions.since(number))
 
 
 def document(record: DecisionRecord, offset: float) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmux.config.sizes import format_size
-from llmux.core.decisions import duration
-from llmux.core.evictions import Candidate, Eviction
+from llmux.core.effects import Candidate, Evicted
+from llmux.observability.decision_log import duration
 
 
-def eviction(made: Eviction, offset: float) -> dict[str, Any]:
+def eviction(made: Evicted, offset: float) -> dict[str, Any]:
     """Return all of it as JSON values; ``offset`` is added to its time."""
     return {
         "time": made.time + offset,
@@ -24,12 +24,12 @@ def eviction(made: Eviction, offset: float) -> dict[str, Any]:
     }
 
 
-def brief(made: Eviction, offset: float) -> dict[str, Any]:
+def brief(made: Evicted, offset: float) -> dict[str, Any]:
     """Return what one of those that left is told of."""
     return {"time": made.time + offset, "switch": made.switch, "for": made.target, "reason": reason(made)}
 
 
-def reason(made: Eviction) -> str:
+def reason(made: Evicted) -> str:
     """Say why those left who left, and not the others."""
     left = [each for each in made.candidates if each.left]
     names = " and ".join(each.model for each in left)
@@ -41,7 +41,7 @@ def reason(made: Eviction) -> str:
     return "; ".join(parts)
 
 
-def _shortage(made: Eviction) -> str:
+def _shortage(made: Evicted) -> str:
     if made.free is None:
         return "" if made.grouped else "one model at a time is awake"
     need = made.need or {}
@@ -54,7 +54,7 @@ def _gpu(gpu: str, need: int, free: int) -> str:
     return f"{format_size(need)}{of_gpu} ({there})"
 
 
-def _left(made: Eviction, each: Candidate) -> str:
+def _left(made: Evicted, each: Candidate) -> str:
     if each.why == "apart" and (made.grouped or made.free is not None):
         size = f" ({format_size(sum(each.memory.values()))})" if each.memory and made.free is not None else ""
         return f"{each.model}{size} cannot be awake beside it"

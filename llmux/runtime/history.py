@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from llmux.core import effects as fx
-from llmux.core.phases import Move
 from llmux.core.state import State
 from llmux.hookrunner import HookJob, HookResult
 from llmux.hookrunner.job import QUIET_KINDS
 from llmux.observability.notices import describe
+from llmux.observability.timeline import Move, Timeline
 
 HOUR = 3600.0  # seconds that are told
 NOTES = 1000
@@ -36,8 +36,6 @@ NOTED = (
     fx.LeaseSet,
     fx.LeaseHeld,
     fx.ManualSet,
-    fx.LeaseHeld,
-    fx.ManualSet,
 )
 """The effects that are kept."""
 
@@ -50,8 +48,15 @@ class History:
     ``now`` is the core's clock. ``log_line(job, line)`` is called with every line that a hook prints.
     """
 
-    def __init__(self, core: State, now: Callable[[], float], log_line: Callable[[HookJob, str], None]) -> None:
+    def __init__(
+        self,
+        core: State,
+        timeline: Timeline,
+        now: Callable[[], float],
+        log_line: Callable[[HookJob, str], None],
+    ) -> None:
         self._core = core
+        self._timeline = timeline
         self._now = now
         self._log_line = log_line
         self._began: float | None = None
@@ -59,14 +64,15 @@ class History:
         self._lines: deque[tuple[float, str, str, str]] = deque(maxlen=LINES)
         self._listeners: tuple[Listener, ...] = ()
         self.on_hook: Callable[[HookResult], None] | None = None  # is told how each hook ended
+        for kind in NOTED:
+            timeline.on(kind, self._note)
 
     def begin(self) -> None:
         """Take note of the start: nothing is known of what was before."""
         self._began = self._now()
 
-    def note(self, effect: fx.Effect) -> None:
-        """Keep one of the effects that are ``NOTED``."""
-        self._notes.append((self._now(), effect))
+    def _note(self, time: float, effect: fx.Effect) -> None:
+        self._notes.append((time, effect))
 
     # ---- hooks
 
@@ -105,12 +111,8 @@ class History:
 
     def moves_since(self, number: int) -> list[dict[str, Any]]:
         """Return the moves after the one with this id, oldest first."""
-        new = []
-        for move in reversed(self._core.moves):
-            if move.id <= number:
-                break
-            new.append(_move(move, self._offset()))
-        return new[::-1]
+        offset = self._offset()
+        return [_move(move, offset) for move in self._timeline.moves_since(number)]
 
     def document(self, *, output: bool, base_url: str) -> dict[str, Any]:
         """Return the last hour. Times are Unix times. ``output``: with what hooks printed.
@@ -119,7 +121,7 @@ class History:
         """
         now, offset = self._now(), self._offset()
         began = now if self._began is None else self._began
-        moves = self._core.moves
+        moves = self._timeline.moves
         if len(moves) == moves.maxlen:
             began = max(began, moves[0].time)
         begins = max(began, now - HOUR)
@@ -143,22 +145,6 @@ class History:
 
     def _offset(self) -> float:
         return time.time() - self._now()
-
-
-def noting(
-    acts: Mapping[type, Callable[[Any], None]], note: Callable[[Any], None]
-) -> dict[type, Callable[[Any], None]]:
-    """Return what is done for each kind of effect, with those that are ``NOTED`` given to ``note``, too."""
-
-    def noted(act: Callable[[Any], None] | None) -> Callable[[Any], None]:
-        def act_and_note(effect: fx.Effect) -> None:
-            if act is not None:
-                act(effect)
-            note(effect)
-
-        return act_and_note
-
-    return {**acts, **{kind: noted(acts.get(kind)) for kind in NOTED}}
 
 
 def _move(move: Move, offset: float) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmux.config import Config
-from llmux.core import chronicle
 from llmux.core import effects as fx
+from llmux.core import events as ev
 from llmux.core.spec import HookKind
 from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
 from llmux.observability.record_reading import FORMAT
+from llmux.observability.timeline import Step
 from llmux.runtime.decisions import document
 from llmux.version import __version__
 
@@ -72,11 +73,16 @@ class _Switch:
 
 
 class Recorder:
-    """Turns what happens into lines. Listens to every effect."""
+    """Turns what happens into lines: a fold over the steps of the core.
+
+    Only the end of an exchange, with its status and its bytes, is told by those who had it: ``request``.
+    """
 
     def __init__(self, switcher: Switcher, file: RecordFile, because: str) -> None:
         self.file = file
         self._switcher = switcher
+        self._place = switcher.config.record_path, switcher.config.record_size
+        self._now = switcher.core.state.now  # of the step that is taken in
         self._origin = switcher.now()
         self._tick = (-1.0, -1)  # the last one: when, and its order
         self._order = 0  # of what the core was told: moments may be equal, the clock of uvloop has milliseconds
@@ -85,8 +91,22 @@ class Recorder:
         self._switches: dict[int, _Switch] = {}
         self._deepening: dict[int, _Hook] = {}  # hooks outside a switch
         self._reasons: dict[int, str] = {}  # in words, of switches that have just begun
-        self._decision = switcher.core.state.decision_ids
+        self._decision = switcher.decisions.last_id
+        # Of what the core was told, some are numbered before what came of it, some after.
+        self._before: Mapping[type, Callable[[Any], None]] = {
+            ev.RequestArrived: self._arrived,
+            ev.HookFinished: self._hook_ended,
+        }
+        self._after: Mapping[type, Callable[[Any], None]] = {
+            ev.RequestFinished: lambda event: self._left(event.request),
+            ev.RequestAbandoned: lambda event: self._left(event.request),
+            ev.HookFinished: lambda _event: self._put_deepened(),
+            ev.DeadlineReached: lambda _event: self._alarm(),
+            ev.ShutdownRequested: lambda _event: self._event("stopping"),
+            ev.ConfigReplaced: lambda _event: self._reloaded(),
+        }
         self._handlers: Mapping[type, Callable[[Any], None]] = {
+            fx.Reject: lambda effect: self._left(effect.request),
             fx.Admit: self._admitted,
             fx.RequestQueued: self._queued,
             fx.SwitchStarted: self._switch_started,
@@ -96,11 +116,11 @@ class Recorder:
             fx.SwitchFailed: self._switch_failed,
             fx.SwitchEnded: self._switch_ended,
             fx.Ready: lambda _effect: self.begin("start"),
-            fx.PinSet: lambda effect: self.event("pin", model=effect.model, pinned=effect.pinned),
-            fx.LeaseSet: lambda effect: self.event("lease", leased=effect.leased, waits=effect.waits),
-            fx.ManualSet: lambda effect: self.event("manual", manual=effect.manual),
-            fx.ModelReset: lambda effect: self.event("reset", model=effect.model),
-            fx.ModelLost: lambda effect: self.event("lost_engine", model=effect.model),
+            fx.PinSet: lambda effect: self._event("pin", model=effect.model, pinned=effect.pinned),
+            fx.LeaseSet: lambda effect: self._event("lease", leased=effect.leased, waits=effect.waits),
+            fx.ManualSet: lambda effect: self._event("manual", manual=effect.manual),
+            fx.ModelReset: lambda effect: self._event("reset", model=effect.model),
+            fx.ModelLost: lambda effect: self._event("lost_engine", model=effect.model),
         }
         if switcher.core.state.ready:
             self.begin(because)
@@ -136,22 +156,20 @@ class Recorder:
             guesses={name: list(guess) for name, guess in s.costs.guesses.items()},
         )
 
-    def effect(self, effect: fx.Effect) -> None:
-        """Take in an effect."""
-        handler = self._handlers.get(effect.__class__)
-        if handler is not None:
-            handler(effect)
-
-    def entered(self, ticket: Ticket) -> None:
-        """Take in a request that is about to be told to the core."""
-        self._requests[ticket.id] = _Request(ticket.arrived, self._next())
-
-    def left(self, ticket: Ticket) -> None:
-        """Take in that a request was told to the core as ended."""
-        entry = self._requests.get(ticket.id)
-        if entry is not None:
-            entry.ended = self._switcher.core.state.now
-            entry.order_ended = self._next()
+    def take(self, step: Step) -> None:
+        """Take in what the core was told, and what it answered."""
+        self._now = step.time
+        kind = step.event.__class__
+        before = self._before.get(kind)
+        if before is not None:
+            before(step.event)
+        for effect in step.effects:
+            handler = self._handlers.get(effect.__class__)
+            if handler is not None:
+                handler(effect)
+        after = self._after.get(kind)
+        if after is not None:
+            after(step.event)
 
     def request(
         self,
@@ -171,6 +189,8 @@ class Recorder:
         if entry is None:  # it came before the record was begun
             entry = _Request(ticket.arrived)
         ended = self._switcher.now() if entry.ended is None else entry.ended
+        if not entry.order_ended:  # the core has not been told yet
+            entry.order_ended = self._next()
         admitted = entry.admitted
         self._put(
             "request",
@@ -191,56 +211,65 @@ class Recorder:
             self.file.begin_new()
             self.begin("rotated")
 
-    def hook_ended(self, hook: int, *, ok: bool) -> None:
-        """Take in the end of a hook, before the core is told; ``settle`` is to be called afterwards."""
+    def end(self) -> None:
+        """Say that this is the end; the file is still to be closed."""
+        self._put("stop", at=self._at(self._switcher.now()))
+
+    # ---- events
+
+    def _arrived(self, event: ev.RequestArrived) -> None:
+        self._requests[event.request] = _Request(self._now, self._next())
+
+    def _left(self, request: int) -> None:
+        entry = self._requests.get(request)
+        if entry is not None:
+            entry.ended = self._now
+            entry.order_ended = self._next()
+
+    def _hook_ended(self, event: ev.HookFinished) -> None:
         for hooks in (self._deepening, *(switch.hooks for switch in self._switches.values())):
-            run = hooks.get(hook)
+            run = hooks.get(event.hook)
             if run is not None:
-                run.ok, run.order = ok, self._next()
+                run.ok, run.order = event.ok, self._next()
+                run.seconds = max(0.0, self._now - run.began)
 
-    def event(self, what: str, **fields: object) -> None:
-        """Write down what the core was told that came neither from a client nor from a hook."""
-        if not self._switcher.core.state.ready:
-            return  # where things stand is told by the line that begins the record
-        at = self._at(self._switcher.core.state.now)
-        self._put("event", event=what, at=at, order=self._next(), **fields)
-
-    def alarm(self) -> None:
-        """Take in that the core was told that a moment has come which it had asked for."""
-        now = self._switcher.core.state.now
-        if (now, self._order) == self._tick:
-            return  # a timer that came too early comes again, often within the same moment
-        self._put("tick", at=self._at(now), order=self._next())
-        self._tick = now, self._order
-
-    def settle(self) -> None:
-        """Take in when the core was told of the end of a hook."""
-        for switch in self._switches.values():
-            self._settle(switch.hooks)
-        self._settle(self._deepening)
+    def _put_deepened(self) -> None:
         for hook, run in list(self._deepening.items()):
             if run.seconds is not None:
                 self._put("hook", **self._deepening.pop(hook).line(self._origin))
 
-    def end(self) -> None:
-        """Say that this is the end; the file is still to be closed."""
-        self._put("stop", at=self._at(self._switcher.now()))
+    def _event(self, what: str, **fields: object) -> None:
+        """Write down what the core was told that came neither from a client nor from a hook."""
+        if not self._switcher.core.state.ready:
+            return  # where things stand is told by the line that begins the record
+        self._put("event", event=what, at=self._at(self._now), order=self._next(), **fields)
+
+    def _alarm(self) -> None:
+        """A moment has come which the core had asked for."""
+        if (self._now, self._order) == self._tick:
+            return  # a timer that came too early comes again, often within the same moment
+        self._put("tick", at=self._at(self._now), order=self._next())
+        self._tick = self._now, self._order
+
+    def _reloaded(self) -> None:
+        config = self._switcher.config
+        if self._place == (config.record_path, config.record_size):  # else this record ends
+            self.begin("reload")
 
     # ---- effects
 
     def _admitted(self, effect: fx.Admit) -> None:
         entry = self._requests.get(effect.request)
         if entry is not None:
-            now = self._switcher.core.state.now
             if effect.waited == 0:
-                entry.arrived = now
-            entry.admitted = now
+                entry.arrived = self._now
+            entry.admitted = self._now
             entry.switch = self._visits.get(effect.model)
 
     def _queued(self, effect: fx.RequestQueued) -> None:
         entry = self._requests.get(effect.request)
         if entry is not None and entry.admitted is None:  # else it is queued again
-            entry.arrived = self._switcher.core.state.now
+            entry.arrived = self._now
 
     def _activated(self, effect: fx.ModelActivated) -> None:
         self._visits[effect.model] = effect.switch
@@ -248,10 +277,10 @@ class Recorder:
     def _switch_started(self, effect: fx.SwitchStarted) -> None:
         self._decided()
         reason = self._reasons.pop(effect.switch, effect.reason)
-        self._switches[effect.switch] = _Switch(self._switcher.core.state.now, self._next(), reason)
+        self._switches[effect.switch] = _Switch(self._now, self._next(), reason)
 
     def _decided(self) -> None:
-        for record in chronicle.since(self._switcher.core.state, self._decision):
+        for record in self._switcher.decisions.since(self._decision):
             self._decision = record.id
             if record.switch is not None:
                 self._reasons[record.switch] = record.reason
@@ -263,7 +292,7 @@ class Recorder:
         switch = self._switches.get(effect.switch)
         hooks = self._deepening if not effect.switch else None if switch is None else switch.hooks
         if hooks is not None:
-            hooks[effect.hook] = _Hook(effect.model, effect.kind.value, self._switcher.core.state.now)
+            hooks[effect.hook] = _Hook(effect.model, effect.kind.value, self._now)
 
     def _switch_failed(self, effect: fx.SwitchFailed) -> None:
         if effect.switch in self._switches:
@@ -273,7 +302,6 @@ class Recorder:
         known = self._switches.pop(effect.switch, None)
         if known is None:  # it began before the record
             return
-        self._settle(known.hooks)
         self._put(
             "switch",
             id=effect.switch,
@@ -288,11 +316,6 @@ class Recorder:
             order=known.order,
             hooks=[hook.line(self._origin) for hook in known.hooks.values()],
         )
-
-    def _settle(self, hooks: Mapping[int, _Hook]) -> None:
-        for run in hooks.values():
-            if run.order and run.seconds is None:
-                run.seconds = max(0.0, self._switcher.core.state.now - run.began)
 
     def _next(self) -> int:
         self._order += 1

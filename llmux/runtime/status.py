@@ -6,11 +6,14 @@ import time
 from itertools import islice
 from typing import Any
 
-from llmux.core import diagnosis, lending, levels, outlook, placement
+from llmux.core import commands, levels, placement
+from llmux.core.effects import Evicted
 from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
 from llmux.core.spec import Memory
 from llmux.core.state import State
+from llmux.runtime import health as diagnosis
+from llmux.runtime import wait_estimate
 from llmux.runtime.decisions import IN_STATUS, decisions
 from llmux.runtime.evictions import brief, eviction
 from llmux.runtime.switcher import Switcher
@@ -52,9 +55,8 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "memory": None if s.rules.capacity is None else _memory(s, s.rules.capacity),
         "models": {
             name: {
-                **_model(model, now, counted(name)),
+                **_model(model, now, counted(name), switcher.decisions.evicted.get(name)),
                 **_outlook(switcher, model, now),
-                "aliases": list(config.models[name].aliases) if name in config.models else [],
             }
             for name, model in s.models.items()
         },
@@ -66,7 +68,9 @@ def status(switcher: Switcher) -> dict[str, Any]:
             {"model": name, "level": level, "hook": hook, "seconds": seconds, "samples": samples}
             for name, level, hook, seconds, samples in s.costs.level_rows()
         ],
-        "last_eviction": None if s.eviction is None else eviction(s.eviction, time.time() - now),
+        "last_eviction": None
+        if switcher.decisions.eviction is None
+        else eviction(switcher.decisions.eviction, time.time() - now),
         "decisions": decisions(switcher, IN_STATUS),
         "reload_error": switcher.last_reload_error,
     }
@@ -90,7 +94,7 @@ def lease_document(s: State, lease: Lease, now: float) -> dict[str, Any]:
     return {
         "id": lease.id,
         "reason": lease.reason or None,
-        "held": lending.held(s),
+        "held": commands.lease_held(s),
         "for": now - lease.since,
         "expires_in": None if lease.until is None else max(0.0, lease.until - now),
         "requests": "wait" if lease.waits else "reject",
@@ -107,7 +111,7 @@ def _shadow(shadow: Shadow) -> dict[str, Any]:
     }
 
 
-def _model(model: Model, now: float, streamed: int) -> dict[str, Any]:
+def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> dict[str, Any]:
     oldest = model.oldest()
     backoff = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))
     return {
@@ -123,24 +127,26 @@ def _model(model: Model, now: float, streamed: int) -> dict[str, Any]:
         "backoff_until": None if backoff == 0 else time.time() + backoff,
         "last_error": model.last_error or None,
         "pinned": model.pinned,
-        "evicted": None if model.evicted is None else brief(model.evicted, time.time() - now),
-        "pin_expires_in": None if model.pinned_until is None else max(0.0, model.pinned_until - now),
-        "pin_reason": model.pin_reason or None,
+        "evicted": None if evicted is None else brief(evicted, time.time() - now),
+        "pin_expires_in": None
+        if model.pin is None or model.pin.until is None
+        else max(0.0, model.pin.until - now),
+        "pin_reason": (model.pin.reason or None) if model.pin is not None else None,
     }
 
 
 def _outlook(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
     """Return how long who comes now would wait (null: it would be turned away), and who waits where."""
     s = switcher.core.state
-    awake = outlook.until_awake(s, model, now) if model.queue else 0.0
+    awake = wait_estimate.until_awake(s, model, now) if model.queue else 0.0
     return {
-        "expected_wait": outlook.for_a_newcomer(s, model, now),
+        "expected_wait": wait_estimate.for_a_newcomer(s, model, now),
         "waiting": [
             {
                 "position": position,
                 "request_id": switcher.request_id(request.id),
                 "waited": now - request.arrived,
-                "expected": awake + outlook.in_queue(model, position),
+                "expected": awake + wait_estimate.in_queue(model, position),
             }
             for position, request in enumerate(islice(model.queue.values(), SHOWN), 1)
         ],
@@ -159,15 +165,15 @@ def _place(model: Model) -> dict[str, Any]:
 def health(switcher: Switcher, stalled: float) -> tuple[bool, dict[str, Any]]:
     """Return whether all is well, and the body that says why. ``stalled`` is the loop's last long stall."""
     s, now = switcher.core.state, switcher.now()
-    ailments = diagnosis.ailments(s, now)
+    problems = diagnosis.problems(s, now)
     if stalled > STALL:
-        ailments.append(f"the event loop stood still for {stalled:.1f} s")
+        problems.append(f"the event loop stood still for {stalled:.1f} s")
     body = {
-        "status": "failing" if ailments else "ok",
-        "failing": ailments,
+        "status": "failing" if problems else "ok",
+        "failing": problems,
         "notes": diagnosis.notes(s, now),
     }
-    return not ailments, body
+    return not problems, body
 
 
 def model_list(switcher: Switcher) -> list[dict[str, Any]]:
@@ -178,11 +184,14 @@ def model_list(switcher: Switcher) -> list[dict[str, Any]]:
             continue
         configured = switcher.config.models.get(name)
         aliases = configured.aliases if configured else ()
-        entries.append(model_entry(name, model, switcher.now(), aliases=aliases))
+        evicted = switcher.decisions.evicted.get(name)
+        entries.append(model_entry(name, model, switcher.now(), aliases=aliases, evicted=evicted))
     return sorted(entries, key=lambda entry: str(entry["id"]))
 
 
-def model_entry(name: str, model: Model, now: float, *, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
+def model_entry(
+    name: str, model: Model, now: float, *, aliases: tuple[str, ...] = (), evicted: Evicted | None = None
+) -> dict[str, Any]:
     """Return one model as OpenAI's API describes it, with what llmux knows at ``now`` of the core's clock."""
     return {
         "id": name,
@@ -193,7 +202,7 @@ def model_entry(name: str, model: Model, now: float, *, aliases: tuple[str, ...]
             "state": model.phase.value,
             **_place(model),
             "pinned": model.pinned,
-            "evicted": None if model.evicted is None else brief(model.evicted, time.time() - now),
+            "evicted": None if evicted is None else brief(evicted, time.time() - now),
             "queued": len(model.queue),
             "in_flight": len(model.in_flight),
             "aliases": list(aliases),

@@ -8,24 +8,26 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from llmux.config import Config, first_costs, to_specs
-from llmux.core import Core
+from llmux.core import Core, admission
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind
 from llmux.errors import ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
+from llmux.observability.decision_log import DecisionLog
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
 from llmux.observability.request_log import RequestLog
 from llmux.observability.state import StateStore
+from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.activities import Activities
+from llmux.runtime.driver import Act, Driver
 from llmux.runtime.guard import InFlightGuard
-from llmux.runtime.history import History, noting
+from llmux.runtime.history import History
 from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.keeper import Keeper
-from llmux.runtime.pump import Act, Pump
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.shadow import load_shadows
 from llmux.runtime.ticket import Ticket
@@ -59,7 +61,9 @@ class Switcher:
         self.log = log or EventLog()
         self.metrics = Metrics(self.gauges, shadows=lambda: self.core.state.shadows, modes=self.modes, process=own)
         self.metrics.declare(config.models)
-        self.history = History(self.core.state, self.now, line_to(self.log))
+        self.timeline = Timeline()
+        self.decisions = DecisionLog(self.timeline)
+        self.history = History(self.core.state, self.timeline, self.now, line_to(self.log))
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
@@ -71,6 +75,7 @@ class Switcher:
         self.started_at = time.monotonic()
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
+        self._unwatch: Callable[[], None] = lambda: None
         self._keeper = Keeper(store, self.core.state, self.log, self.hooks.traces, self.now)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
@@ -80,15 +85,15 @@ class Switcher:
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None
         self._now: Callable[[], float] = time.monotonic
-        self._pump = Pump(
+        self._driver = Driver(
             self.core,
-            noting(self._acts(), self.history.note),
+            self.timeline,
+            self._acts(),
             observers=(self.metrics.effect, self.log.effect),
             make_good=self._make_good,
-            on_alarm=self._alarm,
             log=self.log,
         )
-        self.post = self._pump.post
+        self.post = self._driver.post
         """Hand an event to the core, and carry out its answer."""
 
     # ---- life
@@ -99,7 +104,7 @@ class Switcher:
         Raises StateLockedError when another llmux uses the same state file, ConfigError when the record cannot be
         written.
         """
-        self._now = self._pump.now = asyncio.get_running_loop().time
+        self._now = self._driver.now = asyncio.get_running_loop().time
         self.history.begin()
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
@@ -114,14 +119,12 @@ class Switcher:
     async def stop(self) -> None:
         """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
         self.post(ev.ShutdownRequested())
-        if self.recorder is not None:
-            self.recorder.event("stopping")
         await self.stopped.wait()
         await self.close()
 
     async def close(self) -> None:
         """End whatever hooks still run, keep the state, let go of everything."""
-        self._pump.close()
+        self._driver.close()
         if self._starting is not None:
             self._starting.cancel()
         await self.hooks.close()
@@ -149,19 +152,17 @@ class Switcher:
         self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config), shadows))
         if moved:
             self._record_into(record, "turned on")
-        elif self.recorder is not None:
-            self.recorder.begin("reload")
 
     def _record_into(self, file: RecordFile | None, because: str) -> None:
         """Begin a record, or end it."""
         old, self.recorder = self.recorder, None
         if old is not None:
-            self._pump.unsubscribe(old.effect)
+            self._unwatch()
             old.end()
             old.file.close_soon()
         if file is not None:
             self.recorder = Recorder(self, file, because)
-            self.subscribe(self.recorder.effect)
+            self._unwatch = self._driver.watch(self.recorder.take)
 
     # ---- requests
 
@@ -170,8 +171,6 @@ class Switcher:
         self._serial += 1
         ticket = Ticket(self._serial, model, self._now())
         self._tickets[ticket.id] = ticket
-        if self.recorder is not None:
-            self.recorder.entered(ticket)
         self.post(ev.RequestArrived(ticket.id, model))
         return ticket
 
@@ -205,8 +204,6 @@ class Switcher:
             self.post(ev.RequestAbandoned(ticket.id))
         elif ticket.id in self.core.state.requests:  # its rejection was a mistake of llmux
             self.post(ev.RequestAbandoned(ticket.id))
-        if self.recorder is not None:
-            self.recorder.left(ticket)
 
     def hold(self, model: str) -> InFlightGuard:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
@@ -222,9 +219,7 @@ class Switcher:
         known, record = self.activities.get(model), state.models.get(model)
         if known is None or record is None or known[0] != record.epoch:
             return None
-        if record.queue or not record.has_room or record.removed or state.lease is not None or state.stopping:
-            return None
-        return known[1]
+        return known[1] if admission.is_open(state, record) and not record.removed else None
 
     def suspect(self, model: str, *, refused: bool) -> None:
         """Tell that a connection to a model's engine was refused or broke off."""
@@ -255,8 +250,8 @@ class Switcher:
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
-        self._pump.subscribe(listener)
-        return lambda: self._pump.unsubscribe(listener)
+        self._driver.subscribe(listener)
+        return lambda: self._driver.unsubscribe(listener)
 
     def request_id(self, request: int) -> str:
         """Return what the client of a request that waits calls it; "" where nobody knows."""
@@ -296,10 +291,6 @@ class Switcher:
             fx.ManualSet: self._save,
             fx.ModelRemoved: self._removed,
         }
-
-    def _alarm(self) -> None:
-        if self.recorder is not None:
-            self.recorder.alarm()
 
     def _make_good(self, event: ev.Event) -> None:
         """See to it that nobody waits for the answer to an event that the core failed at."""
@@ -362,14 +353,10 @@ class Switcher:
             tell_end(result, self.log, self.metrics)
             self.history.hook_ended(result)
         except Exception as error:  # noqa: BLE001 - the core must hear of it
-            self._pump.mistaken(error, result)
+            self._driver.mistaken(error, result)
         known = self.activities.get(result.model)
         last_byte = known[1].last_byte if known is not None else None
-        if self.recorder is not None:
-            self.recorder.hook_ended(result.id, ok=result.ok)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
-        if self.recorder is not None:
-            self.recorder.settle()
 
     def _save(self, _effect: fx.Effect) -> None:
         self._keeper.save()

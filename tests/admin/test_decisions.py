@@ -16,7 +16,7 @@ async def test_decisions_are_told_by_path_status_and_events(house):
     await house.open(models={"a": {}, "b": {}})
     line = await house.line()
     line.send(b"GET /llmux/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    await until(lambda: house.switcher._pump.subscribers)
+    await until(lambda: house.switcher._driver.subscribers)
     assert (await house.chat("a")).status == 200
     assert (await house.chat("b")).status == 200
     found = (await house.ask("GET", "/llmux/decisions")).json()["decisions"]

@@ -89,7 +89,7 @@ async def test_the_last_hour_says_where_to_mend(house):
 
 async def test_a_full_ring_says_from_when_on_it_knows(house):
     switcher = await house.open()
-    moves = switcher.core.state.moves
+    moves = switcher.timeline.moves
     moves.extend([moves[-1]._replace(id=n, time=switcher.now()) for n in range(3, moves.maxlen + 3)])
     told = switcher.history.document(output=False, base_url="")
     assert len(told["moves"]) == moves.maxlen

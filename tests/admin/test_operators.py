@@ -290,7 +290,7 @@ async def test_a_stream_ends_with_llmux(house):
     closing = asyncio.create_task(house.close())
     await line.closed()
     await closing
-    assert not house.switcher._pump.subscribers
+    assert not house.switcher._driver.subscribers
 
 
 async def test_an_answer_that_operators_get_when_it_cannot_be_now(house):

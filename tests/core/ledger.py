@@ -5,13 +5,24 @@ from __future__ import annotations
 from llmux.core import Core, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.deciding import ANTICIPATED, BACK
-from llmux.core.model import Stage
-from llmux.core.phases import Phase
+from llmux.core.errors import CoreError
+from llmux.core.model import Reason
+from llmux.core.phases import PHASES, Phase, Stage
 from llmux.core.spec import HookKind
+from llmux.core.timers import Timer
+from llmux.observability.decision_log import DecisionLog
+from llmux.observability.timeline import Timeline
 
 WANTED = ("requested", "pinned", "preload", "keep_awake", "default")
-BY_HAND = ("requested", "pinned", "preload", "lease", "not wanted", "stopping", BACK)  # may begin in manual mode
+BY_HAND = (
+    "requested",
+    "pinned",
+    "preload",
+    "lease",
+    "not wanted",
+    "stopping",
+    Reason.BACK,
+)  # may begin in manual mode
 
 
 class Ledger:
@@ -19,6 +30,9 @@ class Ledger:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self.timeline = Timeline()
+        self.decisions = DecisionLog(self.timeline)
+        self.phases = {name: model.phase for name, model in core.state.models.items()}
         self.queued: dict[int, str] = {}
         self.in_flight: dict[int, str] = {}
         self.done: set[int] = set()
@@ -44,7 +58,13 @@ class Ledger:
         self.now = now
         self._stir()
         self._before(event)
-        effects = self.core.handle(event, now)
+        try:
+            effects = self.core.handle(event, now)
+        except CoreError as error:
+            self.timeline.add(now, event, self.core.state.out)
+            error.story = self.timeline.story()
+            raise
+        self.timeline.add(self.core.state.now, event, effects)
         for effect in effects:
             self._effect(effect)
         self._stir()
@@ -140,6 +160,12 @@ class Ledger:
                 assert self.switch.switch == switch
                 self.switch = None
                 self.plan_is_old = False
+            case fx.PhaseChanged(model=model, source=source, target=target, why=why):
+                assert self.phases.get(model, Phase.UNKNOWN) is source
+                assert (target, why) in [row for (phase, _), row in PHASES.items() if phase is source]
+                self.phases[model] = target
+            case fx.ModelRemoved(model=model):
+                self.phases.pop(model, None)
             case fx.ModelActivated(model=model):
                 assert model not in self.awake
                 self.awake.add(model)
@@ -177,7 +203,7 @@ class Ledger:
 
     def _bounded(self, to: str | None, reason: str) -> None:
         """Invariant 6: the longest overdue goes first, unless something forbids it."""
-        if to is None or reason in (*WANTED, BACK):
+        if to is None or reason in (*WANTED, Reason.BACK):
             return
         s = self.core.state
         left_out = {*self.switch.sources, to}
@@ -200,7 +226,7 @@ class Ledger:
             assert not self.leased, "woken under a lease"
             wanted = s.switch is not None and s.switch.requested
             assert wanted or effect.model in self.queued.values(), "invariant 5: nobody waits for it"
-            if wanted and s.switch.reason == ANTICIPATED and not self.plan_is_old:
+            if wanted and s.switch.cause is Reason.ANTICIPATED and not self.plan_is_old:
                 assert s.rules.anticipate, "invariant 5: anticipated, which nobody allowed"
             holders = [
                 m.running for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and not m.extra
@@ -279,7 +305,7 @@ class Ledger:
             assert (model.deepening is not None) == (model.phase is Phase.DEEPENING)
             if model.phase in (Phase.ASLEEP, Phase.SLEEPING, Phase.WAKING, Phase.DEEPENING):
                 assert not model.in_flight or model.phase is Phase.WAKING
-            assert (model.retirement is not None) == (model.phase is Phase.SLEEPING)
+            assert (model.teardown is not None) == (model.phase is Phase.SLEEPING)
         assert s.queued == len(self.queued) == sum(len(m.queue) for m in s.models.values())
         assert (self.switch is None) == (s.switch is None)
         for hook in self.hooks.values():
@@ -296,12 +322,12 @@ class Ledger:
         assert (s.lease is not None) == self.leased
         assert s.manual == self.manual
         if s.lease is None:
-            assert "lease" not in s.agenda
+            assert Timer.LEASE not in s.timers
             return
         if self.lent:
             assert not any(m.holds and m.phase is not Phase.UNKNOWN for m in s.models.values()), "lent, and held"
         if s.lease.until is not None and not s.stopping:
-            assert "lease" in s.agenda, "a lease that never ends"
+            assert Timer.LEASE in s.timers, "a lease that never ends"
         switch = s.switch
         if switch is not None and switch.target is not None:
             assert switch.stage is not Stage.DRAINING, "drains for somebody under a lease"
@@ -322,9 +348,9 @@ class Ledger:
             )
             idle = s.switch is None and not self.in_flight and not hooks
             if idle:
-                assert "ask" in s.agenda, "wedged: waiters, nothing under way, and no reason"
+                assert Timer.ASK in s.timers, "wedged: waiters, nothing under way, and no reason"
         if self.leased and s.ready and not s.stopping and s.switch is None and not self.lent:
             holders = [m for m in s.models.values() if m.holds]
             assert not holders or self.hooks or self.core.next_deadline() is not None, "never held, and no reason"
         for hook in self.hooks:
-            assert hook in self.killed or ("hook", hook) in s.agenda
+            assert hook in self.killed or (Timer.HOOK, hook) in s.timers

@@ -23,7 +23,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import SwitchTo
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
-from llmux.core.story import as_python
+from llmux.observability.timeline import as_python, told
 
 THREE = frozenset({HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE})
 
@@ -71,7 +71,7 @@ class Playbook:
 
     def __call__(self, *steps: Step) -> None:
         for number, (time, event, effects) in enumerate(steps, 1):
-            found = self.feed(time, event)
+            found = told(self.feed(time, event))
             assert found == list(effects), (
                 f"step {number}, {as_python(event)} at {time}:\n  expected\n    "
                 + "\n    ".join(map(as_python, effects))

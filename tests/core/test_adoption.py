@@ -183,9 +183,9 @@ def test_extra_is_none_any_more_when_the_other_has_left() -> None:
             ev.HookFinished(4, ok=True),
             fx.ModelActivated("b", 1, (), None),
             fx.BackoffStarted("b", HookKind.SLEEP, 1, 1.0, "sleep failed"),
-            fx.Admit(1, "b", None, 1, False, 1.0),
             fx.SwitchFailed(1, ("b",), None, "b: sleep failed"),
             fx.SwitchEnded(1, ("b",), None, "failure", 1.9, 0.0, None, None),
+            fx.Admit(1, "b", None, 1, False, 1.0),
         ),
         at(
             2.5,
@@ -314,9 +314,9 @@ def test_model_that_a_reload_brings_during_a_switch_is_extra_beside_its_target()
         at(
             4.0,
             ev.RequestAbandoned(2),
+            fx.SwitchEnded(1, ("a",), "b", "abandoned", 3.0, 3.0, None, None),
             fx.Admit(3, "c", None, 1, False, 1.5),
             fx.Admit(4, "c", None, 1, False, 0.5),
-            fx.SwitchEnded(1, ("a",), "b", "abandoned", 3.0, 3.0, None, None),
         ),
     )
     # The switch is called off: there is room for a and c.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from playbook import at, given, models
+from llmux.policies.adaptive import Memory, foresee
+from playbook import at, given, models, told
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
-from llmux.core.policy_memory import Memory, foresee
 from llmux.core.spec import HookKind
 
 LIKELY = "it is likely to be asked next"
@@ -47,7 +47,7 @@ def started(effects):
 
 def test_a_model_is_woken_that_nobody_waits_for():
     play, found = quiet(SwitchTo("b"))
-    assert found[0] == fx.SwitchStarted(1, ("a",), "b", LIKELY)
+    assert told(found)[0] == fx.SwitchStarted(1, ("a",), "b", LIKELY)
     play(
         at(
             3.0,

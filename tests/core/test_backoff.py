@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmux.core.backoff import Backoff
+from llmux.core.model import Backoff
 
 
 def pauses(jitter, count=7):

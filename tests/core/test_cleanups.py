@@ -339,7 +339,7 @@ def test_fault_of_an_engine_that_was_seen_running_after_a_cleanup_is_an_ordinary
             ),
         ),
     )
-    assert not play.core.state.models["a"].faulted_in_cleanup
+    assert not play.core.state.models["a"].cleanup.again
 
 
 def test_an_engine_that_was_seen_running_again_needs_three_failed_cleanups_anew() -> None:

@@ -6,6 +6,7 @@ import pytest
 from playbook import given, models
 
 from llmux.core import Core
+from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay
 from llmux.core.spec import HookKind, ModelSpec, Rules
@@ -14,7 +15,7 @@ THREE = [*models("a", "b", memory=3), *models("c", memory=7), *models("d", memor
 
 
 def rows(play):
-    made = play.core.state.eviction
+    made = play.ledger.decisions.eviction
     return {each.model: (each.left, each.why, each.keep_awake) for each in made.candidates}
 
 
@@ -22,7 +23,7 @@ def test_who_was_cheapest_to_lose_and_what_the_others_would_have_cost():
     play = given(THREE, awake=["a", "b", "d"], capacity=10)
     play.feed(1.0, ev.RequestArrived(1, "b"))
     play.feed(2.0, ev.RequestArrived(2, "c"))
-    made = play.core.state.eviction
+    made = play.ledger.decisions.eviction
     assert (made.time, made.switch, made.target) == (2.0, 1, "c")
     assert made.left == ("a", "b")
     assert (made.need, made.free, made.grouped) == ({"": 7}, {"": 2}, False)
@@ -31,7 +32,7 @@ def test_who_was_cheapest_to_lose_and_what_the_others_would_have_cost():
     assert (busy.in_flight, busy.queued, busy.memory) == (1, 0, {"": 3})
     assert (busy.sleep, busy.wake, busy.expected) == (2.0, 10.0, pytest.approx(2.0, abs=0.01))
     assert busy.cost == busy.sleep + busy.wake * (1 + busy.expected)
-    assert [play.core.state.models[name].evicted for name in "abcd"] == [made, made, None, None]
+    assert [play.ledger.decisions.evicted.get(name) for name in "abcd"] == [made, made, None, None]
 
 
 def test_who_could_not_leave():
@@ -49,15 +50,15 @@ def test_who_could_not_leave():
 def test_without_memory_and_with_groups():
     play = given(models("a", "b"), awake=["a"])
     play.feed(1.0, ev.ActivationRequested("b", 1))
-    made = play.core.state.eviction
+    made = play.ledger.decisions.eviction
     assert (made.need, made.free, made.grouped) == (None, None, False)
     assert rows(play) == {"a": (True, "apart", False)}
     assert made.candidates[0].memory is None
     grouped = [ModelSpec("a", companions=frozenset({"b"})), ModelSpec("b", companions=frozenset({"a"}))]
     play = given([*grouped, ModelSpec("c", companions=frozenset())], awake=["a", "b"])
     play.feed(1.0, ev.RequestArrived(1, "c"))
-    assert play.core.state.eviction.grouped
-    assert play.core.state.eviction.left == ("a", "b")
+    assert play.ledger.decisions.eviction.grouped
+    assert play.ledger.decisions.eviction.left == ("a", "b")
 
 
 def test_going_to_sleep_and_a_wake_that_displaces_nobody_are_no_evictions():
@@ -67,18 +68,20 @@ def test_going_to_sleep_and_a_wake_that_displaces_nobody_are_no_evictions():
     play.feed(2.0, ev.HookFinished(hook, ok=True))
     play.feed(3.0, ev.RequestArrived(1, "b"))
     assert [run.kind for run in play.ledger.hooks.values()] == [HookKind.WAKE]
-    assert play.core.state.eviction is None
+    assert play.ledger.decisions.eviction is None
 
 
-def test_where_no_decisions_are_kept_neither_is_this():
+def test_where_nothing_is_explained_neither_is_this():
     class Waits:
         def decide(self, _now):
             return Stay()
 
-    core = Core(models("a", "b"), Rules(), Waits(), decisions=0)
+    core = Core(models("a", "b"), Rules(), Waits(), explain=False)
     core.handle(ev.Started(), 0.0)
     core.handle(ev.HookFinished(1, ok=True), 0.0)
     core.handle(ev.HookFinished(2, ok=False), 0.0)
-    core.handle(ev.ActivationRequested("b", 1), 1.0)
+    told = core.handle(ev.RequestArrived(1, "a"), 1.0)
+    told += core.handle(ev.RequestArrived(2, "b"), 1.0)
+    told += core.handle(ev.ActivationRequested("b", 1), 1.0)
     assert core.state.switch.leaving
-    assert core.state.eviction is None
+    assert not [effect for effect in told if isinstance(effect, fx.Evicted | fx.Decided)]

@@ -277,12 +277,12 @@ def test_of_two_that_leave_the_last_fails_and_both_are_served_again() -> None:
             ev.HookFinished(6, ok=True),
             fx.ModelActivated("b", 1, (), None),
             fx.BackoffStarted("b", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
-            fx.Admit(2, "b", None, 1, False, 2.5),
             fx.SwitchFailed(1, ("a", "b"), "c", "b: sleep exited with 1"),
             fx.SwitchEnded(1, ("a", "b"), "c", "failure", 3.0, 0.0, None, None),
             fx.Reject(
                 1, "c", fx.Refusal.SLEEP_FAILED, "model 'c' cannot be woken: b: sleep exited with 1", 1.0, 3.0
             ),
+            fx.Admit(2, "b", None, 1, False, 2.5),
         ),
     )
 

@@ -369,7 +369,7 @@ def test_lease_during_a_sleep_hook_wakes_nobody_though_they_wait() -> None:
             fx.LeaseHeld(1.0),
         ),
     )
-    (stay,) = [record for record in play.core.state.decisions if record.kind == "stay"]
+    (stay,) = [record for record in play.ledger.decisions.records if record.kind == "stay"]
     assert stay.reason.startswith("wakes nobody yet: the GPU is lent to another job; 1 waiting for b")
 
 

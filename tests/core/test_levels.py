@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from playbook import ANY, at, given, models
 
-from llmux.core import admission, levels
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core import levels, placement
 from llmux.core.costs import SwitchCosts
 from llmux.core.levels import Sleeper, plan
 from llmux.core.phases import Phase
@@ -427,4 +427,4 @@ def test_an_estimate_goes_by_the_level_and_is_measured_by_it() -> None:
     end(play, 6.0, "b")
     end(play, 16.0, "a")
     assert s.costs.sleep_of("b", "ram") == 1.0
-    assert admission.switch_cost(s, [s.models["a"]], s.models["b"]) == pytest.approx(1.0 + 3.0)
+    assert placement.switch_cost(s, [s.models["a"]], s.models["b"]) == pytest.approx(1.0 + 3.0)

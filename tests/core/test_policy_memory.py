@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
+from llmux.policies.adaptive import MEMORY, Memory, longest
 
 from llmux.core.policy import SwitchRecord
-from llmux.core.policy_memory import MEMORY, Memory, longest
 
 
 @dataclass

@@ -113,7 +113,7 @@ def test_removed_model_that_is_asleep_is_forgotten_at_once_with_its_waiters_and_
             fx.ModelRemoved("a"),
         ),
     )
-    assert not any(key == ("pin", "a") for key, _ in play.core.state.agenda)
+    assert not any(key == ("pin", "a") for key, _ in play.core.state.timers)
 
 
 def test_removed_target_calls_the_switch_off() -> None:

@@ -64,7 +64,7 @@ def test_shadows_change_nothing():
     followed, same = shadowed(Says(Stay(), Stay(), SwitchTo("b")), Says(SwitchTo("b")), Says(Stay()))
     assert told == same
     assert alone.core.next_deadline() == followed.core.next_deadline()
-    assert not followed.core.state.overruled
+    assert not followed.core.state.policy_errors
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ill"), SystemExit("ill")])

@@ -14,7 +14,7 @@ from llmux.core import events as ev
 from llmux.core.errors import CoreError, InvalidEventError
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.core.story import LENGTH, as_python
+from llmux.observability.timeline import LENGTH, as_python
 
 
 def test_story_of_a_walk_runs_as_a_playbook() -> None:
@@ -38,27 +38,30 @@ def test_story_of_a_walk_runs_as_a_playbook() -> None:
     first = given(models("a", "b", definition="old"), awake=["a"])
     for time, event in events:
         first.feed(time, event)
-    pasted = first.core.story.tell()
+    pasted = first.ledger.timeline.story()
     second = given(models("a", "b", definition="old"), awake=["a"])
     steps = eval(f"[{pasted}]", {**vars(playbook), "fx": fx, "ev": ev, "ANY": ANY})
     second(*steps[3:])  # the start is told by ``given``
-    assert second.core.story.tell() == pasted
+    assert second.ledger.timeline.story() == pasted
 
 
-def test_error_tells_the_story_with_the_event_that_failed() -> None:
+def test_error_tells_the_story_that_the_driver_knows() -> None:
     play = given(models("a"), awake=["a"])
     with pytest.raises(InvalidEventError) as failure:
         play.core.handle(ev.RequestFinished(7), 1.0)
+    assert str(failure.value) == "no request 7"
+    play.ledger.timeline.add(1.0, ev.RequestFinished(7), [])
+    failure.value.story = play.ledger.timeline.story()
     assert str(failure.value).splitlines()[0] == "no request 7"
     assert str(failure.value).splitlines()[-1] == "        at(1.0, ev.RequestFinished(7)),"
     assert str(CoreError("no story")) == "no story"
 
 
 def test_story_is_bounded() -> None:
-    core = given(models("a"), awake=["a"]).core
+    play = given(models("a"), awake=["a"])
     for _ in range(LENGTH + 50):
-        core.handle(ev.DeadlineReached(), 1.0)
-    assert len(re.findall(r"^        at\(", core.story.tell(), re.MULTILINE)) == LENGTH
+        play.feed(1.0, ev.DeadlineReached())
+    assert len(re.findall(r"^        at\(", play.ledger.timeline.story(), re.MULTILINE)) == LENGTH
 
 
 def test_values_are_written_as_the_expressions_that_make_them() -> None:

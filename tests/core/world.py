@@ -8,15 +8,16 @@ from collections.abc import Collection
 
 from ledger import Ledger
 
-from llmux.core import Core, chronicle, outlook
+from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.decisions import KEPT
 from llmux.core.model import Lease, Pin, Shadow
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.snapshot import LiveSnapshot
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec, Rules
+from llmux.observability.decision_log import KEPT
+from llmux.runtime import wait_estimate
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
 
@@ -188,18 +189,17 @@ class World:
         """Of everybody who waits it can be said how long, whatever is the case."""
         s = self.core.state
         for model in s.models.values():
-            assert 0 <= outlook.until_awake(s, model, self.now) < math.inf
-            assert outlook.in_queue(model, 1) <= outlook.in_queue(model, 2) < math.inf
-            newcomer = outlook.for_a_newcomer(s, model, self.now)
+            assert 0 <= wait_estimate.until_awake(s, model, self.now) < math.inf
+            assert wait_estimate.in_queue(model, 1) <= wait_estimate.in_queue(model, 2) < math.inf
+            newcomer = wait_estimate.for_a_newcomer(s, model, self.now)
             assert newcomer is None or 0 <= newcomer < math.inf
 
     def _look_back(self) -> None:
         """Every decision says why, in order; a switch under way is one of them."""
         s = self.core.state
-        records = chronicle.latest(s, KEPT)
-        assert [record.id for record in records] == list(
-            range(s.decision_ids - len(records) + 1, s.decision_ids + 1)
-        )
+        records = self.ledger.decisions.latest(s, KEPT)
+        last = self.ledger.decisions.last_id
+        assert [record.id for record in records] == list(range(last - len(records) + 1, last + 1))
         for record in records:
             assert record.reason.split()[0] in {"stays", "wakes", "goes", "puts"}
             assert (record.kind == "switch") == (record.switch is not None)
@@ -368,5 +368,5 @@ def walk(seed: int, steps: int) -> None:
             world.step()
         world.settle()
     except Exception as error:
-        story = world.core.story.tell() if world else ""
+        story = world.ledger.timeline.story() if world else ""
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{story[-3000:]}") from error

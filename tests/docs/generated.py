@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from llmux import errors
-from llmux.cli.exit_codes import MEANINGS
+from llmux.cli.exits import MEANINGS
 from llmux.config.settings import settings_table
+from llmux.core.deciding import LADDER, STOPPING
 from llmux.core.effects import Refusal
-from llmux.core.phases import mermaid
+from llmux.core.phases import STAGES, STEPS, Stage, Step, diagram, mermaid
 from llmux.observability.events import EVENTS
 from llmux.observability.metrics import HELP
 
@@ -51,10 +52,21 @@ _REFUSALS = {
 }
 
 
+def _ladder() -> str:
+    lines = [
+        f"{number}. `{rule.name}`{' (whenever something waits)' if rule.for_waiters else ''}: {rule.words}.\n"
+        for number, rule in enumerate(LADDER, 1)
+    ]
+    return "".join([*lines, f"\nAt the end there is one rule: {STOPPING[0].words}.\n"])
+
+
 def blocks() -> dict[str, str]:
     """Return the text of every generated block."""
     return {
         "diagram": f"```mermaid\n{mermaid()}```\n",
+        "stages": f"```mermaid\n{diagram(STAGES, Stage.DRAINING)}```\n",
+        "steps": f"```mermaid\n{diagram(STEPS, Step.SLEEP)}```\n",
+        "ladder": _ladder(),
         "settings": settings_table().strip() + "\n",
         "metrics": _table(["metric", "meaning"], [[f"`{name}`", text] for name, text in HELP.items()]),
         "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, text in EVENTS.items()]),

@@ -159,3 +159,13 @@ def test_an_options_model_may_allow_anything(tmp_path):
         GOOD.replace("        patience", '        model_config = {"extra": "allow"}\n        patience')
     )
     assert load_policy("./mine.py:Mine", {"zz": 1}, tmp_path).options.zz == 1
+
+
+def test_names_that_have_moved_can_be_imported_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"llmux\.core\.policy_memory is now llmux\.policies\.adaptive"):
+        from llmux.core.policy_memory import Memory  # noqa: PLC0415
+    with pytest.warns(DeprecationWarning, match=r"llmux\.core\.transitions is now llmux\.core\.successors"):
+        from llmux.core.transitions import Successor  # noqa: PLC0415
+    assert (Memory.__name__, Successor.__name__) == ("Memory", "Successor")
+    with pytest.raises(ImportError, match="Nothing"):
+        from llmux.core.policy_memory import Nothing  # noqa: F401, PLC0415

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmux.core.evictions import Candidate, Eviction
+from llmux.core.effects import Candidate, Evicted
 from llmux.runtime.evictions import brief, eviction, reason
 
 GIB = 2**30
@@ -18,7 +18,7 @@ def candidate(model, *, left=False, why="", keep=False, in_flight=0, queued=0, m
 
 
 def made(*candidates, need=None, free=None, grouped=False):
-    return Eviction(5.0, 7, "big", candidates, need, free, grouped)
+    return Evicted(5.0, 7, "big", candidates, need, free, grouped)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ async def test_the_record_can_be_turned_on_moved_and_off(house):
     await house.chat("a")
     switcher.replace(house.config())
     assert switcher.recorder is None
-    assert not switcher._pump.subscribers
+    assert not switcher._driver.subscribers
     await house.chat("a")
     await until(lambda: b'"stop"' in (house.folder / "other.jsonl").read_bytes())
     first, second = await finished(house)

@@ -1,0 +1,323 @@
+"""Trying the hooks of one model, with the hook runner that llmux uses.
+
+``alive → wake → alive → wake → a request → sleep → verify → sleep → alive``; what a good hook must do is looked at
+on the way. The model is asleep in the end, if its sleep hook can do that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from llmux.cli import canary, gpu_memory
+from llmux.cli.findings import Finding, Wrong
+from llmux.cli.listener import holders_of, is_open, sockets_on, still_run
+from llmux.config import Config, ModelConfig
+from llmux.config.address import is_loopback
+from llmux.core.spec import HookKind
+from llmux.hookrunner import HookJob, HookResult, HookRunner
+from llmux.hookrunner.group import group_is_empty
+from llmux.hookrunner.runner import ORPHAN_AFTER
+
+VERIFY_EVERY = 0.5  # seconds, as in llmux
+LINGER = 10.0  # seconds to see whether what was said to be so becomes true
+SETTLED = 1.0  # seconds after which an engine that still listens will go on doing so
+LOOK = 0.05
+MEMORY_PATIENCE = 10.0  # seconds in which memory may be freed that a sleep hook without verify has given up
+MEMORY_SLACK = 256  # MiB that may come and go
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, how it went (``ok`` is None for one that could not be made), and how many seconds it took."""
+
+    name: str
+    ok: bool | None
+    seconds: float
+    said: str = ""
+
+
+@dataclass
+class Trial:
+    """The hooks of one model, on trial. ``on_step`` hears of each step, ``on_line`` what hooks print."""
+
+    config: Config
+    model: str
+    on_step: Callable[[Step], None] = lambda _step: None
+    on_line: Callable[[str, str], None] = lambda _hook, _line: None
+    steps: list[Step] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._settings: ModelConfig = self.config.models[self.model]
+        self._runner = HookRunner(
+            on_line=lambda job, line: self.on_line(job.kind.value, line), on_orphan_pipe=self._left_open
+        )
+        self._levels = [*self._settings.levels] or [""]
+        self._ids = itertools.count(1)
+        self._group = 0  # of the hook that was started last
+        self._may_be_awake = False
+
+    async def run(self) -> None:
+        """Make all the steps. Whatever goes wrong becomes a finding."""
+        try:
+            await self._try()
+            if self._may_be_awake:
+                await self._clean_up()
+            await asyncio.sleep(ORPHAN_AFTER + LOOK)  # the same for the last hooks
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """End what may run; without effect after ``run``."""
+        await self._runner.close()
+
+    async def awake_others(self) -> list[str]:
+        """Return the other models whose ``alive`` succeeds."""
+        others = [name for name in self.config.models if name != self.model]
+        results = await asyncio.gather(
+            *(self._run(HookKind.ALIVE, name, self.config.models[name].timeouts.alive) for name in others)
+        )
+        return [name for name, result in zip(others, results, strict=True) if result.ok]
+
+    async def _try(self) -> None:
+        if (await self._hook(HookKind.ALIVE, "alive", expected=None)).ok:
+            await self._hook(HookKind.SLEEP, "sleep, for it was awake")
+            if (await self._hook(HookKind.ALIVE, "alive", expected=False)).ok:
+                self._found(Wrong.ALIVE_AFTER_SLEEP, "alive says yes at the start, and still after sleep")
+                return
+        memory_before = await gpu_memory.used()
+        if not await self._wake():
+            return
+        await self._wake_again()
+        await self._request()
+        memory_awake = await gpu_memory.used()
+        if self._settings.verify is not None and memory_awake is not None:  # without a GPU it may well pass
+            await self._verify_while_awake()
+        if not await self._sleep():
+            return
+        await self._verify(memory_before, memory_awake)
+        await self._sleep_again()
+        await self._stranger()
+
+    async def _clean_up(self) -> None:
+        if not (await self._hook(HookKind.SLEEP, "sleep, to clean up")).ok and self._settings.stop is not None:
+            await self._hook(HookKind.STOP, "stop, to clean up")
+
+    async def _wake(self) -> bool:
+        self._may_be_awake = True
+        wake = await self._hook(HookKind.WAKE, "wake")
+        group = self._group
+        if not wake.ok:
+            self._found(Wrong.WAKE_FAILS, f"wake {wake.detail}")
+            return False
+        address = self._settings.address
+        listens = await asyncio.to_thread(is_open, address.host, address.port)
+        alive = await self._hook(HookKind.ALIVE, "alive")
+        if not listens or not alive.ok:
+            seen = f"alive {alive.detail}" if listens else f"nobody listens at {address.url}"
+            started = time.monotonic()
+            if not await self._becomes_ready():
+                self._found(
+                    Wrong.WAKE_LIES, f"wake has exited with 0, but {seen}, and that stays so for {LINGER:g} s"
+                )
+                return False
+            later = time.monotonic() - started
+            self._found(
+                Wrong.WAKE_TOO_EARLY, f"wake has exited with 0, but {seen}; {later:.1f} s later it is ready"
+            )
+        if not group_is_empty(group, look_closely=True):
+            self._found(Wrong.IN_HOOKS_GROUP, "what wake has started is in the hook's own process group")
+        await asyncio.sleep(ORPHAN_AFTER + LOOK)  # the runner tells of a pipe only by then
+        return True
+
+    async def _becomes_ready(self) -> bool:
+        address = self._settings.address
+        deadline = time.monotonic() + LINGER
+        while time.monotonic() < deadline:
+            if await asyncio.to_thread(is_open, address.host, address.port):
+                result = await self._run(HookKind.ALIVE, self.model, self._settings.timeouts.alive)
+                if result.ok:
+                    return True
+            await asyncio.sleep(LOOK)
+        return False
+
+    async def _wake_again(self) -> None:
+        before = self._sockets()
+        again = await self._hook(HookKind.WAKE, "wake again")
+        if not again.ok:
+            self._found(Wrong.WAKE_NOT_IDEMPOTENT, f"the second wake of an engine that is awake {again.detail}")
+        elif before and self._sockets() != before:
+            self._found(Wrong.WAKE_RESTARTS, "after the second wake another server listens on the port")
+
+    async def _request(self) -> None:
+        settings, started = self._settings, time.monotonic()
+        answer = await canary.ask(settings.address.url, settings.upstream_model or self.model)
+        seconds = time.monotonic() - started
+        if answer.ok is False:
+            self._found(Wrong.CANARY_FAILS, f"the engine is awake, but {answer.said}")
+        self._step(Step("request", answer.ok, seconds, answer.said))
+        names = (settings.upstream_model,) if settings.upstream_model else (self.model, *settings.aliases)
+        expected = {name.removesuffix(":latest") for name in names}
+        if answer.names is not None and not expected & set(answer.names):
+            served = ", ".join(answer.names) or "no model"
+            wanted = " or ".join(sorted(expected))
+            self._found(
+                Wrong.WRONG_SERVER, f"what answers at {settings.address.url} serves {served}, not {wanted}"
+            )
+
+    async def _verify_while_awake(self) -> None:
+        verify = await self._hook(HookKind.VERIFY, "verify, while awake", expected=False)
+        if verify.ok:
+            self._found(Wrong.VERIFY_ALWAYS_PASSES, "verify says that the memory is free while the model is awake")
+
+    def _sockets(self) -> frozenset[str]:
+        """Return what listens on the engine's port, where that is on this machine."""
+        address = self._settings.address
+        return sockets_on(address.port) if is_loopback(address.host) else frozenset()
+
+    async def _sleep(self) -> bool:
+        processes = await asyncio.to_thread(holders_of, self._sockets())
+        sleep = await self._hook(HookKind.SLEEP, "sleep")
+        if not sleep.ok:
+            self._found(Wrong.SLEEP_FAILS, f"sleep {sleep.detail}")
+            return False
+        await self._look_who_is_left(processes)
+        return True
+
+    async def _look_who_is_left(self, processes: frozenset[int]) -> None:
+        """See whether those that had the port end only now; they stay, if the engine sleeps as a process."""
+        started, left = time.monotonic(), still_run(processes)
+
+        def for_(seconds: float) -> bool:
+            return time.monotonic() - started < seconds
+
+        while left and self._sockets() and still_run(left) == left and for_(SETTLED):  # noqa: ASYNC110 - others'
+            await asyncio.sleep(LOOK)
+        if left and not (self._sockets() and still_run(left) == left):
+            pids = ", ".join(map(str, sorted(left)))
+            while still_run(left) and for_(LINGER):  # noqa: ASYNC110 - others' processes
+                await asyncio.sleep(LOOK)
+            how_long = "for long" if still_run(left) else f"for {time.monotonic() - started:.1f} s"
+            seen = f"sleep has exited with 0, but process {pids}, which had the port, lives on {how_long}"
+            self._found(Wrong.SLEEP_TOO_EARLY, seen)
+
+    async def _verify(self, before: int | None, awake: int | None) -> None:
+        limit = self._settings.timeouts.verify
+        started = time.monotonic()
+        if self._settings.verify is not None:
+            while True:
+                left = limit - (time.monotonic() - started)
+                result = await self._run(HookKind.VERIFY, self.model, max(left, LOOK))
+                if result.ok or left <= 0:
+                    break
+                await asyncio.sleep(VERIFY_EVERY)
+            self._step(Step("verify", result.ok, time.monotonic() - started, "" if result.ok else result.detail))
+            if not result.ok:
+                self._found(Wrong.VERIFY_FAILS, f"for {limit:g} s after sleep, verify {result.detail}")
+        if before is None or awake is None or awake - before < MEMORY_SLACK:
+            said = "no GPU figures" if before is None or awake is None else "it takes no GPU memory to speak of"
+            self._step(Step("GPU memory", None, 0.0, said))
+            return
+        while True:
+            now = await gpu_memory.used()
+            free = now is not None and now - before < max(MEMORY_SLACK, (awake - before) // 4)
+            if free or time.monotonic() - started > max(limit if self._settings.verify else 0.0, MEMORY_PATIENCE):
+                break
+            await asyncio.sleep(VERIFY_EVERY)
+        said = f"{before} MiB in use before, {awake} awake, {now} after sleep"
+        self._step(Step("GPU memory", free, time.monotonic() - started, said))
+        if not free:
+            self._found(Wrong.MEMORY_NOT_FREED, f"GPU memory: {said}")
+
+    async def _sleep_again(self) -> None:
+        again = await self._hook(HookKind.SLEEP, "sleep again")
+        if not again.ok:
+            self._found(Wrong.SLEEP_NOT_IDEMPOTENT, f"the second sleep, with nothing awake, {again.detail}")
+        for level in self._levels[1:]:
+            deeper = await self._hook(HookKind.SLEEP, f"sleep, on to level {level}", level=level)
+            if not deeper.ok:
+                self._found(Wrong.CANNOT_GO_DEEPER, f"sleep, with LLMUX_SLEEP_LEVEL={level}, {deeper.detail}")
+        if (await self._hook(HookKind.ALIVE, "alive", expected=False)).ok:
+            self._found(Wrong.ALIVE_AFTER_SLEEP, "alive says yes after sleep has succeeded")
+        else:
+            self._may_be_awake = False
+
+    async def _stranger(self) -> None:
+        """Have somebody else answer on the port: alive should not take him for the engine."""
+        address = self._settings.address
+        if self._may_be_awake or address.tls or not is_loopback(address.host) or self._sockets():
+            return
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", _somebody_else)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, address.host, address.port, reuse_address=True).start()
+            alive = await self._hook(HookKind.ALIVE, "alive, with a stranger", expected=False)
+        except OSError:
+            return
+        finally:
+            await runner.cleanup()
+        if alive.ok:
+            self._found(Wrong.ALIVE_TAKES_A_STRANGER, "alive says yes to any server that answers 200 on the port")
+
+    async def _hook(
+        self, kind: HookKind, name: str, *, expected: bool | None = True, level: str | None = None
+    ) -> HookResult:
+        """Run a hook as a step; ``expected`` None: either end is fine."""
+        if level is None:
+            level = self._levels[0] if kind is HookKind.SLEEP else ""
+        result = await self._run(kind, self.model, getattr(self._settings.timeouts, kind.value), level)
+        fine = expected is None or result.ok == expected
+        if kind is HookKind.ALIVE or expected is not True:
+            said = "yes" if result.ok else "no"
+        else:
+            said = "" if result.ok else result.detail
+        self._step(Step(name, fine, result.duration, said))
+        return result
+
+    async def _run(self, kind: HookKind, name: str, timeout: float, level: str = "") -> HookResult:  # noqa: ASYNC109
+        settings = self.config.models[name]
+        address = settings.address
+        job = HookJob(
+            id=next(self._ids),
+            model=name,
+            kind=kind,
+            script=settings.scripts[kind],
+            cwd=self.config.folder,
+            env=settings.env,
+            url=address.url,
+            port=address.port,
+            switch=1 if kind in (HookKind.WAKE, HookKind.SLEEP) else 0,
+            sources=(name,) if kind is HookKind.SLEEP else (),
+            target=name if kind is HookKind.WAKE else "",
+            level=level,
+        )
+        running = asyncio.ensure_future(self._runner.run(job, timeout))
+        await asyncio.sleep(0)
+        self._group = next((trace.pid for trace in self._runner.traces()), self._group)
+        return await running
+
+    def _left_open(self, job: HookJob) -> None:
+        seen = f"something that {job.kind.value} has started holds the hook's output"
+        if not any(finding.wrong is Wrong.PIPE_LEFT_OPEN and finding.seen == seen for finding in self.findings):
+            self._found(Wrong.PIPE_LEFT_OPEN, seen)
+
+    def _found(self, wrong: Wrong, seen: str) -> None:
+        self.findings.append(Finding(wrong, seen))
+
+    def _step(self, step: Step) -> None:
+        self.steps.append(step)
+        self.on_step(step)
+
+
+async def _somebody_else(_request: web.Request) -> web.Response:
+    return web.json_response(
+        {"object": "list", "data": [{"id": "somebody-else", "object": "model"}], "status": "ok"}
+    )

@@ -1,0 +1,81 @@
+"""Which model is asked after which: what follows the end of a model's answer, and how soon.
+
+Agents ask one model, think about its answer, and ask the next. Only the first arrival after an answer counts as
+its successor: later ones belong to others. Old observations fade: each counts ``GROWTH`` times as much as the one
+before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+GROWTH = 1.1
+ALPHA = 0.3  # of the delays' average
+RESCALE = 1e100
+
+
+class Successor(NamedTuple):
+    """A model that was asked after another one's answer."""
+
+    share: float  # of those answers, 0 to 1; recent ones count more
+    delay: float  # seconds from the end of the answer to the arrival, on average
+    seen: int  # how often
+
+
+@dataclass(slots=True)
+class _Follower:
+    weight: float
+    delay: float
+    seen: int
+
+
+class _Row:
+    __slots__ = ("followers", "gain", "total")
+
+    def __init__(self) -> None:
+        self.followers: dict[str, _Follower] = {}
+        self.gain = 1.0
+        self.total = 0.0
+
+    def add(self, model: str, delay: float) -> None:
+        follower = self.followers.setdefault(model, _Follower(0.0, delay, 0))
+        follower.weight += self.gain
+        follower.delay += ALPHA * (delay - follower.delay)
+        follower.seen += 1
+        self.total += self.gain
+        self.gain *= GROWTH
+        if self.gain > RESCALE:
+            for each in self.followers.values():
+                each.weight /= self.gain
+            self.total /= self.gain
+            self.gain = 1.0
+
+
+class Successors:
+    """Takes in answers and arrivals, each in O(1)."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+        self._last: tuple[str, float] | None = None
+
+    def answered(self, model: str, now: float) -> None:
+        """Take note that an answer has ended."""
+        self._last = model, now
+
+    def arrived(self, model: str, now: float) -> None:
+        """Take note of an arrival."""
+        if self._last is not None:
+            before, ended = self._last
+            self._last = None
+            self._rows.setdefault(before, _Row()).add(model, now - ended)
+
+    def after(self, model: str) -> Mapping[str, Successor]:
+        """Return what followed this model's answers, by name."""
+        row = self._rows.get(model)
+        if row is None:
+            return {}
+        return {
+            name: Successor(each.weight / row.total, each.delay, each.seen) for name, each in row.followers.items()
+        }

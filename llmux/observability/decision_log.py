@@ -1,0 +1,171 @@
+"""What was decided, and why: in words, with the figures that it was decided on; and why those left that left.
+
+Folds over the core's ``Decided`` and ``Evicted``. A decision that is only repeated (the policy is asked at every
+event) stays one record, whose ``times`` grow.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from llmux.core import placement
+from llmux.core.effects import By, Decided, Evicted, Kind, ModelRemoved, Serving, Waiting
+from llmux.core.model import Reason
+from llmux.core.state import State
+from llmux.observability.timeline import Timeline
+
+KEPT = 200
+SHOWN = 3  # models with waiters that are named in words
+MINUTE = 60.0
+
+WORDS: dict[str, str] = {
+    Reason.REQUESTED: "an operator asked for it",
+    Reason.PINNED: "it is pinned",
+    Reason.KEEP_AWAKE: "it is to be kept awake, and there is room",
+    Reason.DEFAULT: "all has been quiet, and it is the default model",
+    Reason.PRELOAD: "it is to be awake from the start (preload)",
+    Reason.LEASE: "the GPU is lent to another job",
+    Reason.IDLE: "nobody has asked for it for as long as idle_sleep says",
+    Reason.UNWANTED: "it was removed, or is one more than may be awake, or its engine is gone",
+    Reason.STOPPING: "llmux stops, and on_exit says sleep",
+}
+
+
+@dataclass(slots=True)
+class DecisionRecord:
+    """One decision. Times are on the core's clock, in seconds."""
+
+    id: int  # 1, 2, …
+    time: float  # when it was made first
+    kind: Kind
+    target: str | None  # where to; None for stay and for going to sleep
+    by: By  # who made it; ``min_active`` holds back what the policy wants
+    said: str  # the policy's own reason, its fault, or the reason of a switch that no request waits for
+    serving: tuple[Serving, ...]
+    waiting: tuple[Waiting, ...]  # oldest waiter first; a few at most
+    more: int = 0  # waiters of further models
+    until: float | None = None  # when it ends by itself, for ``wait``
+    last: float = 0.0  # when it was made last
+    times: int = 1
+    switch: int | None = None  # the switch that it led to
+    leaving: tuple[str, ...] = ()  # what made room in that switch
+
+    @property
+    def reason(self) -> str:
+        """What was done and why, in words with figures."""
+        return "; ".join(filter(None, (f"{self._deed()}: {self._why()}".removesuffix(": "), *self._figures())))
+
+    def _deed(self) -> str:
+        here = " and ".join(each.model for each in self.serving)
+        if self.kind == "switch":
+            if self.target is None:
+                return f"puts {' and '.join(self.leaving)} to sleep"
+            return (
+                f"goes from {' and '.join(self.leaving)} to {self.target}"
+                if self.leaving
+                else f"wakes {self.target}"
+            )
+        busy = sum(each.in_flight for each in self.serving)
+        stays = f"stays with {here}{f' ({busy} in flight)' if busy else ''}" if here else "wakes nobody yet"
+        if self.until is None:
+            return stays
+        left = duration(self.until - self.last)
+        if self.by == "min_active":
+            return f"{stays} for {left} more, then goes to {self.target}"
+        return f"{stays}, and thinks again in {left} at the latest"
+
+    def _why(self) -> str:
+        if self.by == "overruled":
+            return f"the oldest waiter is there; the policy cannot be followed, it {self.said}"
+        if self.by == "max_wait":
+            return f"{self.said}, which is as long as max_wait allows"
+        if self.by == "manual":
+            return "manual mode, only an operator switches"
+        if self.by == "min_active":
+            return f"{self.said}, but min_active is not over" if self.said else "min_active is not over"
+        return WORDS.get(self.said, self.said) if self.by == "core" else self.said
+
+    def _figures(self) -> Iterator[str]:
+        for each in self.waiting[:SHOWN]:
+            have = "has" if each.queued == 1 else "have"
+            waited, cost = duration(each.waited), duration(each.cost)
+            yield f"{each.queued} waiting for {each.model} {have} cost {waited} of waiting, a switch costs {cost}"
+        others = self.more + sum(each.queued for each in self.waiting[SHOWN:])
+        if others:
+            yield f"{others} more waiting for other models"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for people: ``0.25 s``, ``14 s``, ``3 min``."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.2g} s" if seconds < MINUTE / 6 else f"{seconds:.0f} s"
+    return f"{seconds / MINUTE:.3g} min"
+
+
+class DecisionLog:
+    """The last ``kept`` decisions and the last evictions of one core."""
+
+    def __init__(self, timeline: Timeline, kept: int = KEPT) -> None:
+        self.records: deque[DecisionRecord] = deque(maxlen=kept)
+        self.last_id = 0
+        self.eviction: Evicted | None = None  # the last one
+        self.evicted: dict[str, Evicted] = {}  # by model: the last time that it made room for another
+        timeline.on(Decided, self._decided)
+        timeline.on(Evicted, self._evicted)
+        timeline.on(ModelRemoved, self._removed)
+
+    def _decided(self, time: float, effect: Decided) -> None:
+        figures = effect.figures
+        if figures is None:
+            last = self.records[-1]
+            last.times += 1
+            last.last, last.said, last.until = time, effect.said, effect.until
+            return
+        self.last_id += 1
+        self.records.append(
+            DecisionRecord(
+                self.last_id,
+                time,
+                effect.kind,
+                effect.target,
+                effect.by,
+                effect.said,
+                *figures,
+                effect.until,
+                last=time,
+                switch=effect.switch,
+                leaving=effect.leaving,
+            )
+        )
+
+    def _evicted(self, _time: float, effect: Evicted) -> None:
+        self.eviction = effect
+        for name in effect.left:
+            self.evicted[name] = effect
+
+    def _removed(self, _time: float, effect: ModelRemoved) -> None:
+        self.evicted.pop(effect.model, None)
+
+    def latest(self, s: State, count: int) -> list[DecisionRecord]:
+        """Return the last ``count`` decisions, oldest first; what still holds has the figures of this moment."""
+        records = list(self.records)[-count:] if count > 0 else []
+        if (
+            records
+            and records[-1].switch is None
+            and s.switch is None
+            and (waiting := placement.waiting_models(s))
+        ):
+            serving, figures, more = placement.figures(s, waiting)
+            records[-1] = replace(records[-1], last=s.now, serving=serving, waiting=figures, more=more)
+        return records
+
+    def since(self, number: int) -> list[DecisionRecord]:
+        """Return the decisions after the one with this id, oldest first."""
+        new: list[DecisionRecord] = []
+        for record in reversed(self.records):
+            if record.id <= number:
+                break
+            new.append(record)
+        return new[::-1]

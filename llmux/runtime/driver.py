@@ -1,0 +1,178 @@
+"""The driver: the only one that feeds the core, and sees to it that its effects are carried out.
+
+Everything happens in one event loop. ``post`` hands an event to the core, adds the step to the timeline, and
+carries out what it answers, at once and in order; an event that is posted while effects are being carried out
+waits for its turn. So a request for an awake model is admitted, and counted, within the very call that says that
+it has arrived.
+
+Whatever fails in here, in the core too, the rest is carried out, and no request is left waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmux.core import Core
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.errors import CoreError
+from llmux.observability.notices import EventLog
+from llmux.observability.timeline import EXPLAIN, Step, Timeline
+
+RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
+
+Act = Callable[[Any], None]
+"""What carries out an effect of one kind."""
+
+
+class Driver:
+    """Feeds one core.
+
+    ``acts`` says what carries out which kind of effect. ``observers`` are told of each that has been carried
+    out, and the ``watchers`` of each whole step before. ``make_good`` gets an event that the core failed at.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        timeline: Timeline,
+        acts: Mapping[type, Act],
+        *,
+        observers: tuple[Act, ...],
+        make_good: Callable[[ev.Event], None],
+        log: EventLog,
+    ) -> None:
+        self.now: Callable[[], float] = time.monotonic
+        self._timeline = timeline
+        self._core = core
+        self._acts = acts
+        self._observers = observers
+        self._fixed = len(observers)
+        self._make_good = make_good
+        self._log = log
+        self._watchers: tuple[Callable[[Step], None], ...] = ()
+        self._inbox: deque[ev.Event] = deque()
+        self._driving = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = math.inf
+        self._not_before = 0.0  # when the core may be asked again, after a mistake
+
+    def close(self) -> None:
+        """Wait for no further deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def subscribers(self) -> tuple[Act, ...]:
+        """Those who have subscribed."""
+        return self._observers[self._fixed :]
+
+    def subscribe(self, observer: Act) -> None:
+        """Have ``observer`` told of every effect, too."""
+        self._observers = (*self._observers, observer)
+
+    def unsubscribe(self, observer: Act) -> None:
+        """End that."""
+        self._observers = tuple(one for one in self._observers if one != observer)
+
+    def watch(self, watcher: Callable[[Step], None]) -> Callable[[], None]:
+        """Have ``watcher`` called with every step from here on; returns how to end that."""
+
+        def end() -> None:
+            self._watchers = tuple(one for one in self._watchers if one is not watcher)
+
+        self._watchers = (*self._watchers, watcher)
+        return end
+
+    def post(self, event: ev.Event) -> None:
+        """Hand an event to the core and carry out its answer."""
+        if self._driving:
+            self._inbox.append(event)
+            return
+        self._driving = True
+        try:
+            self._step(event)
+            while self._inbox:
+                self._step(self._inbox.popleft())
+        finally:
+            self._driving = False
+        self._arm()
+
+    def mistaken(self, error: Exception, during: object) -> None:
+        """Log a mistake of llmux's own."""
+        with contextlib.suppress(Exception):
+            self._log.emit("internal_error", error=str(error), during=repr(during), exc_info=error)
+
+    def _step(self, event: ev.Event) -> None:
+        core = self._core
+        try:
+            effects = core.handle(event, self.now())
+        except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
+            effects = core.state.out  # what had been decided, and is counted
+            self._failed(error, event, effects)
+            self._carry_out(effects)
+            self._make_good(event)
+            return
+        self._timeline.add(core.state.now, event, effects)
+        if self._watchers:
+            self._tell(Step(core.state.now, event, effects))
+        self._carry_out(effects)
+
+    def _failed(self, error: Exception, event: ev.Event, effects: list[fx.Effect]) -> None:
+        self._timeline.add(self._core.state.now, event, effects)
+        if isinstance(error, CoreError):
+            error.story = self._timeline.story()
+        self.mistaken(error, event)
+        self._not_before = self.now() + RETRY
+
+    def _tell(self, step: Step) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher(step)
+            except Exception as error:  # noqa: BLE001 - it only looks on
+                self.mistaken(error, step.event)
+
+    def _carry_out(self, effects: list[fx.Effect]) -> None:
+        acts = self._acts
+        for effect in effects:
+            kind = effect.__class__
+            act = acts.get(kind)
+            if act is not None:
+                try:
+                    act(effect)
+                except Exception as error:  # noqa: BLE001
+                    self.mistaken(error, effect)
+                    if isinstance(effect, fx.RunHook):
+                        detail = f"could not be run: {error}"
+                        self._inbox.append(ev.HookFinished(effect.hook, ok=False, detail=detail))
+            if kind in EXPLAIN:
+                continue
+            for observer in self._observers:
+                try:
+                    observer(effect)
+                except Exception as error:  # noqa: BLE001 - it only looks on
+                    self.mistaken(error, effect)
+
+    def _arm(self) -> None:
+        deadline = self._core.next_deadline()
+        if deadline is not None:
+            # uvloop's clock counts milliseconds: a timer due within this one would fire again and again.
+            deadline = math.ceil(deadline * 1000.0) / 1000.0
+        if deadline is not None and deadline < self._not_before:
+            deadline = self._not_before
+        if deadline is None or (self._timer is not None and self._armed <= deadline):
+            return  # an early timer finds nothing to do, and is set again
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed = deadline
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._alarm)
+
+    def _alarm(self) -> None:
+        self._timer = None
+        self.post(ev.DeadlineReached())

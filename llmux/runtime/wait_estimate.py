@@ -1,0 +1,138 @@
+"""How long requests will have to wait: an estimate, from what switches and answers have taken so far. Pure.
+
+The time until a model is awake is the sum of
+
+- the rest of the switch under way: of its drain, and of what it is expected to cost; and of a lease. One without
+  an end counts as a minute, as does the wait for an operator in manual mode;
+- the turns of the others that wait, those that have waited longer first, as if the policy were `fifo`: each is a
+  switch, and the answers to those that wait there now (at least ``min_active``);
+- the drain of those that leave (at least the rest of their ``min_active``) and the expected cost of the switch.
+
+A drain takes as long as the mean answer, less what the youngest one in flight has behind it. Where a model takes
+only so many at once, those beyond them wait for as many answers as there are rounds before theirs. What a policy
+does otherwise, what fails, and what comes after is not in it; no estimate is kept, so each looks at all there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from llmux.core import admission, levels, placement
+from llmux.core.model import Model, Switch
+from llmux.core.phases import Phase, Stage
+from llmux.core.spec import HookKind
+from llmux.core.state import State
+
+
+def until_awake(s: State, model: Model, now: float) -> float:
+    """Return the seconds until ``model`` is awake for those who wait for it, as it looks at ``now``."""
+    if model.phase is Phase.AWAKE and s.lease is None:
+        return 0.0
+    switch, seconds = s.switch, 0.0
+    before: Model | None = None  # who is awake by then, if that is not who is now
+    if switch is not None:
+        seconds = _rest(s, switch, now)
+        if switch.target is model:
+            return seconds
+        if switch.target is not None:
+            before = switch.target
+            seconds += _turn(s, before)
+    if s.lease is not None and s.lease.until is not None:
+        seconds = max(seconds, s.lease.until - now)
+    elif s.lease is not None or s.manual:
+        seconds = max(seconds, admission.OPEN_END)
+    for other in _earlier(s, model):
+        seconds += _switch(s, before, other, now) + _turn(s, other)
+        before = other
+    return seconds + _switch(s, before, model, now)
+
+
+def in_queue(model: Model, position: int) -> float:
+    """Return the seconds that the one at ``position`` (from 1 on) waits for others once its model is awake."""
+    limit = model.spec.max_in_flight
+    if limit is None:
+        return 0.0
+    if model.phase is Phase.AWAKE:  # all places are taken, and come free one after the other
+        return model.service * position / limit
+    return model.service * ((position - 1) // limit)
+
+
+def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
+    """Return how long a request that came at ``now`` would wait; None where it would be turned away."""
+    if admission.is_open(s, model):
+        return 0.0
+    if admission.blocked(s, model) is not None or len(model.queue) >= model.spec.max_queued:
+        return None
+    return until_awake(s, model, now) + in_queue(model, len(model.queue) + 1)
+
+
+def _earlier(s: State, model: Model) -> Iterable[Model]:
+    """Return who else is waited for and will have its turn before ``model``, in that order."""
+    own = model.oldest()
+    under_way = s.switch.target if s.switch is not None else None
+    found = [
+        (oldest.arrived, other.order, other)
+        for other in s.models.values()
+        if other is not model and other is not under_way and other.phase is not Phase.AWAKE
+        if (oldest := other.oldest()) is not None and (own is None or oldest.arrived < own.arrived)
+    ]
+    return [other for _, _, other in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _turn(s: State, model: Model) -> float:
+    """Return how long the answers to those take who wait for a model."""
+    waiting, limit = len(model.queue), model.spec.max_in_flight
+    rounds = math.ceil(waiting / limit) if limit is not None else min(1, waiting)
+    return max(s.rules.min_active, model.service * rounds)
+
+
+def _switch(s: State, before: Model | None, target: Model, now: float) -> float:
+    """Return what a switch takes, when ``before`` was served last; None: from where things stand."""
+    if before is not None:
+        return placement.switch_cost(s, [before], target)
+    leaving = placement.who_leaves(s, target) or ()
+    held = [
+        model.awake_since + s.rules.min_active - now
+        for model in leaving
+        if model.phase is Phase.AWAKE and model.awake_since is not None
+    ]
+    return max(0.0, *held, _drain(s, leaving, now)) + placement.switch_cost(s, leaving, target)
+
+
+def _drain(s: State, leaving: Iterable[Model], now: float) -> float:
+    longest = max((_youngest(model, now) for model in leaving), default=0.0)
+    timeout = s.rules.drain_timeout
+    return longest if timeout is None else min(longest, timeout)
+
+
+def _youngest(model: Model, now: float) -> float:
+    """Return how long the youngest answer in flight may still take."""
+    request = next(reversed(model.in_flight.values()), None)
+    if request is None or request.admitted is None:
+        return 0.0
+    return max(0.0, model.service - (now - request.admitted))
+
+
+def _rest(s: State, switch: Switch, now: float) -> float:
+    """Return how long the switch under way still takes."""
+    if switch.stage is Stage.DRAINING:
+        return _drain(s, switch.leaving, now) + _cost(s, switch.leaving, switch.target)
+    if switch.stage is Stage.SLEEPING:
+        return max(
+            0.0,
+            _cost(s, switch.leaving, switch.target) - (now - (now if switch.drained is None else switch.drained)),
+        )
+    target = switch.target
+    if switch.stage is Stage.WAKING and target is not None:
+        level = target.level.name if target.level is not None else ""
+        wakes = (run.started for run in s.hooks.values() if run.model is target and run.kind is HookKind.WAKE)
+        began = next(wakes, now)
+        return max(0.0, s.costs.wake_of(target.name, level) - (now - began))
+    return 0.0
+
+
+def _cost(s: State, leaving: Sequence[Model], target: Model | None) -> float:
+    if target is not None:
+        return placement.switch_cost(s, leaving, target)
+    return max(s.costs.sleep_of(model.name, levels.lightest(model)) for model in leaving)
