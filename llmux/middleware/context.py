@@ -122,14 +122,7 @@ class RequestContext:
             failure = exchange.broken
         tokens = NO_USAGE if exchange is None else exchange.usage
         whole = switcher.requests.add(
-            self.model,
-            status,
-            began=self.began,
-            waited=waited,
-            first_byte=first,
-            request_id=self.request_id,
-            tokens=tokens,
-            error=failure,
+            self.model, status, self.began, waited, first, self.request_id, tokens, failure
         )
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         if switcher.recorder is not None and ticket is not None:

@@ -42,30 +42,27 @@ class RequestLog:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._last: deque[FinishedRequest] = deque(maxlen=KEPT)
+        self._last: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
         self._count = 0
 
     def add(
         self,
         model: str | None,
         status: int,
-        *,
         began: float,
         waited: float,
         first_byte: float | None,
         request_id: str,
-        tokens: tuple[int | None, int | None] = (None, None),
-        error: str | None = None,
+        tokens: tuple[int | None, int | None],
+        error: str | None,
     ) -> float:
         """Keep a request that ends now; ``began`` is when it arrived. Returns how long it took, in seconds."""
         now = self._now()
-        self._count += 1
-        self._last.append(
-            FinishedRequest(
-                self._count, now, model, status, waited, first_byte, now - began, request_id, *tokens, error
-            )
-        )
-        return now - began
+        took = now - began
+        self._count = count = self._count + 1
+        # As a tuple: to make the record costs more, and few are ever looked at.
+        self._last.append((count, now, model, status, waited, first_byte, took, request_id, *tokens, error))
+        return took
 
     def rows(self, limit: int, *, before: int | None = None, model: str | None = None) -> list[dict[str, Any]]:
         """Return the last ones that match, newest first; ``before`` is an id. Times are Unix times."""
@@ -78,7 +75,7 @@ class RequestLog:
         return found
 
     def _matching(self, before: int | None, model: str | None) -> Iterator[FinishedRequest]:
-        for one in reversed(self._last):
+        for one in map(FinishedRequest._make, reversed(self._last)):
             if (before is None or one.id < before) and (model is None or one.model == model):
                 yield one
 

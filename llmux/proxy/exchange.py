@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ class ExtraFields(NamedTuple):
         return cls(lines, frozenset(names))
 
 
+_new_tail = functools.partial(deque[bytes], (), BLOCKS)
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
     """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
@@ -75,7 +79,7 @@ class Exchange:
     bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
     broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
     opening: bytes = field(default=b"", init=False, repr=False)  # of an event stream
-    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=BLOCKS), init=False, repr=False)
+    tail: deque[bytes] = field(default_factory=_new_tail, init=False, repr=False)  # the last blocks
 
     cut_off: tuple[CutReason, float | None] | None = field(default=None, init=False)
     on_cut: Callable[[CutReason, float | None], None] | None = field(default=None, init=False, repr=False)

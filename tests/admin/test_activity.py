@@ -81,7 +81,7 @@ async def test_only_the_last_ones_are_kept(house):
     await house.open()
     log = house.switcher.requests
     for number in range(1500):
-        log.add("a", 200, began=0.0, waited=0.0, first_byte=None, request_id=str(number))
+        log.add("a", 200, 0.0, 0.0, None, str(number), (None, None), None)
     assert len(await told(house, "?limit=5000")) == 1000
     assert (await told(house))[0]["request_id"] == "1499"
 
