@@ -27,7 +27,7 @@ from pathlib import Path
 
 BACKLOG = 128
 _LONGEST = 100  # bytes of a path that is used as it is
-_DEFAULT = frozenset({"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
+_DEFAULT = frozenset({"", "localhost", "127.0.0.1", "0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
 def socket_name(host: str, port: int) -> str:
@@ -53,10 +53,12 @@ def folders(environ: Mapping[str, str]) -> Iterator[Path]:
 
 def found(host: str, port: int, environ: Mapping[str, str]) -> Iterator[Path]:
     """Yield the sockets that may belong to the llmux that listens on a port of this host."""
-    name = socket_name(host, port)
+    names = [socket_name(host, port)]
+    if host.lower() == "localhost":
+        names.append(socket_name("::1", port))
     seen = set()
-    for folder in (*folders(environ), Path("/run/llmux")):
-        path = folder / name
+    places = (*folders(environ), Path("/run/llmux"))
+    for path in (folder / name for name in names for folder in places):
         if path not in seen:
             seen.add(path)
             with contextlib.suppress(OSError):
@@ -107,11 +109,15 @@ class ControlSocket:
 
 
 def open_control(host: str, port: int, environ: Mapping[str, str]) -> ControlSocket:
-    """Listen for the commands of this host's user. Raises OSError: no folder can be used; it says why."""
+    """Listen for the commands of this host's user. Raises OSError: no folder can be used."""
     problems: list[str] = []
     for folder in folders(environ):
         try:
             return _open(folder, socket_name(host, port))
+        except FileExistsError as error:
+            if error.errno is None:
+                raise
+            problems.append(f"{folder}: {error.strerror}")
         except OSError as error:
             problems.append(f"{folder}: {error.strerror or error}")
     raise OSError("; ".join(problems) or "no folder is known: set XDG_RUNTIME_DIR")
@@ -128,7 +134,7 @@ def _open(folder: Path, name: str) -> ControlSocket:
     _sweep(folder)
     path = folder / name
     if os.path.lexists(path) and answers(path):
-        raise OSError(f"another llmux listens on {name}")
+        raise FileExistsError(f"another llmux listens on {path}")
     draft = path.with_name(f".{name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

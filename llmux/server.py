@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import math
 import resource
 import socket
-from typing import Any
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from llmux.app import FRONT, SWITCHER
-from llmux.errors import BadRequestError, RequestError, UnavailableError
+from llmux.config import Config
+from llmux.errors import BadRequestError, RequestError, SlowClientError, UnavailableError
 from llmux.middleware.client_connection import ClientConnection
 from llmux.middleware.context import request_id
 from llmux.observability.notices import EventLog
@@ -26,6 +30,11 @@ CONTROL = 64  # connections over the control socket, beside those
 RESERVED = 128  # open files for hooks, logs, spooled bodies
 TELL_EVERY = 10.0  # seconds between two log lines about too many connections
 LINGER = 1.0  # seconds to read on after an answer that came before the end of the request's body
+RESERVE = 16  # connections beyond `max_connections`, for /health and operators
+RESERVED_HEAD = 5.0  # seconds that a head may take on these
+SETTLED = 1.0  # seconds that a connection waits before another may take its place
+LOOK_EVERY = 1.0  # seconds between two looks for connections that wait for too long
+SLICE = 500  # connections that are looked at in one turn of the loop
 
 
 class Connection(ClientConnection):
@@ -69,6 +78,41 @@ class Connection(ClientConnection):
         response.force_close()
         return response
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a place, or say that there is none."""
+        assert isinstance(self._manager, Server)
+        if self._manager.place_for(self):
+            super().connection_made(transport)
+            return
+        transport = cast("asyncio.Transport", transport)
+        transport.set_protocol(asyncio.Protocol())
+        transport.write(
+            _answer(UnavailableError("llmux has too many open connections.", code="too_many_connections"))
+        )
+        # Closed at once it would be reset by what the client still sends, and the answer lost.
+        self._loop.call_later(LINGER, transport.close)
+
+    def look(self, transport: asyncio.Transport, now: float, header: float, keepalive: float) -> None:
+        """Close it if it waits for too long: ``header`` seconds for a head, ``keepalive`` for anything."""
+        closing = transport.is_closing()
+        if not closing and not self.waits:
+            return
+        unsent = transport.get_write_buffer_size()
+        if unsent:
+            if unsent != self.unsent:  # the client takes it, if slowly
+                self.unsent, self.since = unsent, now
+            elif now - self.since > keepalive:
+                transport.abort()
+        elif closing:
+            return
+        elif self.head_since:
+            if now - self.head_since > (min(header, RESERVED_HEAD) if self.reserved else header):
+                if self.begun:
+                    transport.write(_answer(SlowClientError(f"The request's head took more than {header:g} s.")))
+                self.force_close()
+        elif self.reserved or now - self.since > keepalive:
+            self.force_close()
+
     def data_received(self, data: bytes) -> None:
         """Tell the reader of a body at once when its framing breaks in the middle."""
         before = len(self._messages)
@@ -85,40 +129,133 @@ class Connection(ClientConnection):
             payload.feed_eof()
 
 
-class Surplus(asyncio.Protocol):
-    """A connection beyond ``max_connections``: told to come back, and closed."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Answer without waiting for the request."""
-        error = UnavailableError("llmux has too many open connections.", code="too_many_connections")
-        body = json.dumps(error_body(error, anthropic=False)).encode()
-        transport.write(
-            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-            b"Retry-After: 1\r\nX-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000\r\nConnection: close\r\n\r\n%b"
-            % (len(body), request_id(None).encode(), body)
-        )
-        # Closed at once it would be reset by what the client still sends, and the answer lost.
-        asyncio.get_running_loop().call_later(LINGER, transport.close)
-
-
 class Server(web.Server):
-    """Makes our connections, ``limit`` of them at most."""
+    """Makes our connections, ``limit`` of them at most, and closes those of which nothing comes.
 
-    def __init__(self, *args: Any, limit: int, event_log: EventLog, **kwargs: Any) -> None:
+    Theory of operation. A connection *waits* when no request is under way on it: it has not begun with one, it is
+    in the midst of a head, or it is idle after an answer. Nothing else is ever closed here: bodies have a limit of
+    their own, and answers, streams and tunnels take as long as they take.
+
+    Once a second all connections are looked at, in slices; a request costs no more than the moment that is noted
+    at its end. A head that takes too long is answered with 408, a connection that was silent is closed. A client
+    that does not take the end of its answer counts as idle from the last byte that it took.
+
+    When ``limit`` connections are open, a new one takes the place of the one that has waited longest, for a second
+    at least: idle ones and silent ones first, then those in the midst of a head. When none waits, the new one is
+    *reserved*: it may ask after llmux's health, and operators may act (see ``Front``); then it is closed. Of these
+    there are ``RESERVE``, and the newest is always let in while one of them waits.
+    """
+
+    def __init__(
+        self, *args: Any, limit: int, event_log: EventLog, config: Callable[[], Config], **kwargs: Any
+    ) -> None:
         super().__init__(*args, event_log=event_log, **kwargs)
         self._limit = limit
         self._event_log = event_log
+        self._config = config
         self._told = -math.inf
+        self._reserved: set[Connection] = set()
+        self._in_vain = -math.inf  # until then another search for a connection that waits is not worth it
+        self._timer = self._loop.call_later(LOOK_EVERY, self._look)
 
-    def __call__(self) -> RequestHandler | Surplus:  # type: ignore[override]
+    def __call__(self) -> Connection:
         """Return the protocol for a new connection."""
-        if len(self._connections) < self._limit:
-            return Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    def place_for(self, connection: Connection) -> bool:
+        """Find a place for a new connection, reserved or not; False when there is none."""
+        if len(self._connections) - len(self._reserved) < self._limit:
+            return True
         now = self._loop.time()
         if now - self._told > TELL_EVERY:
             self._told = now
             self._event_log.emit("too_many_connections", limit=self._limit)
-        return Surplus()
+        if self._make_room(now):
+            return True
+        if len(self._reserved) >= RESERVE:
+            silent = min((one for one in self._reserved if one.waits), key=_waits_since, default=None)
+            if silent is None:
+                return False
+            self._reserved.discard(silent)
+            silent.force_close()
+        connection.reserved = True
+        self._reserved.add(connection)
+        return True
+
+    def _make_room(self, now: float) -> bool:
+        if now < self._in_vain:
+            return False
+        waiting = [
+            one
+            for one in self._ours()
+            if one.waits and not one.reserved and now - _waits_since(one) >= SETTLED and not _unsent(one)
+        ]
+        took = self._loop.time() - now
+        if not waiting:
+            self._in_vain = now + 20 * took
+            return False
+        # With many connections the search takes a while: more than one place is made then.
+        for one in heapq.nsmallest(
+            1 + self._limit // 256, waiting, key=lambda one: (one.begun, _waits_since(one))
+        ):
+            one.force_close()
+        return True
+
+    def _ours(self) -> Iterator[Connection]:
+        return (one for one in self._connections if isinstance(one, Connection))
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Take note that a connection has ended."""
+        super().connection_lost(handler, exc)
+        if isinstance(handler, Connection):
+            self._reserved.discard(handler)
+
+    def _look(self, rest: list[tuple[RequestHandler, asyncio.Transport]] | None = None) -> None:
+        """Close the connections that have waited for too long."""
+        if rest is None:
+            rest = list(self._connections.items())
+        config, now = self._config(), self._loop.time()
+        for one, transport in rest[-SLICE:]:
+            if isinstance(one, Connection):
+                one.look(transport, now, config.header_timeout, config.keepalive_timeout)
+        del rest[-SLICE:]
+        if rest:
+            self._timer = self._loop.call_later(0, self._look, rest)
+        else:
+            pause = min(LOOK_EVERY, config.header_timeout / 4, config.keepalive_timeout / 4)
+            self._timer = self._loop.call_later(pause, self._look)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
+        """Close all connections."""
+        self._timer.cancel()
+        await super().shutdown(timeout)
+
+
+def _waits_since(connection: Connection) -> float:
+    return connection.head_since or connection.since
+
+
+def _unsent(connection: Connection) -> int:
+    transport = connection.transport
+    return 0 if transport is None else transport.get_write_buffer_size()
+
+
+def _answer(error: RequestError) -> bytes:
+    """Return an answer that is given without a request."""
+    body = json.dumps(error_body(error, anthropic=False)).encode()
+    retry = b"Retry-After: 1\r\n" if isinstance(error, UnavailableError) else b""
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b"
+        b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000\r\nConnection: close\r\n\r\n%b"
+        % (
+            error.status,
+            HTTPStatus(error.status).phrase.encode(),
+            len(body),
+            retry,
+            request_id(None).encode(),
+            body,
+        )
+    )
 
 
 class Runner(web.AppRunner):
@@ -128,7 +265,8 @@ class Runner(web.AppRunner):
         super().__init__(app)
         self._event_log = log
         # A request in flight needs a file for its client and one for its engine.
-        self._limit = app[SWITCHER].config.max_connections or max(64, (open_files() - RESERVED) // 2)
+        self._switcher = app[SWITCHER]
+        self._limit = self._switcher.config.max_connections or max(64, (open_files() - RESERVED) // 2)
         self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None
 
@@ -165,6 +303,7 @@ class Runner(web.AppRunner):
             fast_path=self._fast_path,
             limit=limit,
             control=control,
+            config=lambda: self._switcher.config,
         )
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmux.cli.place import DEFAULT_URL, UrlOption, check_key, place
+from llmux.cli.options import DEFAULT_URL, UrlOption
+from llmux.cli.remote import check_key, connection
 from llmux.cli.terminal import complain, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration
@@ -79,7 +80,7 @@ def run(
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many switches, the last ones.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say why llmux switched: its last switches with their reasons, and what holds now."""
+    """Explain the last switches, with their reasons, and what holds now."""
     try:
         switches, now = _of_record(read_record(file)) if file is not None else _of_llmux(_ask(url, key))
     except LLMuxError as error:
@@ -153,7 +154,7 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
 
 
 def _ask(url: str, key: str | None) -> Mapping[str, Any]:
-    address = place(url, None).url
+    address = connection(url, None).url
     check_key(key, "--key")
     request = urllib.request.Request(f"{address}/llmux/decisions")  # noqa: S310 - http, as was seen to
     if key:

@@ -13,6 +13,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmux.config.one_line import hook_folder
 from llmux.errors import LLMuxError
 
 EXECUTABLE = 0o755
@@ -151,7 +152,4 @@ def copy(name: str, folder: Path, *, force: bool = False) -> Path:
 
 
 def _folder() -> Path:
-    # Inside the installed package, or next to it in a checkout.
-    package = Path(__file__).parent.parent
-    installed = package / "hooks"
-    return installed if installed.is_dir() else package.parent / "hooks"
+    return hook_folder()

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import written
+from llmux.cli import config_writer
 from llmux.cli.hook_scripts import find, shipped
 from llmux.cli.terminal import terminal
 from llmux.errors import LLMuxError
@@ -88,10 +88,10 @@ class _Init:
             port = self.free_port(engines)
         folder = out if out is not None else self.folder(force=force)
         draft = Draft(chosen, self.recipes, here, port=port, left=left, taken=[engine.port for engine in engines])
-        target = written.write(draft.text, folder, draft.scripts, force=force)
+        target = config_writer.write(draft.text, folder, draft.scripts, force=force)
         names = ", ".join(one.name for one in chosen[:MANY]) + (", …" if len(chosen) > MANY else "")
         scripts = ", ".join(f"{name}.sh" for name in draft.scripts)
-        typer.echo(f"wrote {target} ({names}), and in {target.parent / written.HOOKS}: {scripts}")
+        typer.echo(f"wrote {target} ({names}), and in {target.parent / config_writer.HOOKS}: {scripts}")
         quoted = shlex.quote(str(target))
         typer.echo(f"now: llmux check {quoted} && llmux -c {quoted}")
 
@@ -165,8 +165,8 @@ class _Init:
 
         def empty(text: str) -> Path:
             folder = Path(text).expanduser()
-            if (folder / written.CONFIG).exists() and not force:
-                raise typer.BadParameter(f"{folder / written.CONFIG} is there already; name another folder")
+            if (folder / config_writer.CONFIG).exists() and not force:
+                raise typer.BadParameter(f"{folder / config_writer.CONFIG} is there already; name another folder")
             return folder
 
         folder: Path = typer.prompt("Folder for config.yaml and hooks/", default=".", value_proc=empty)

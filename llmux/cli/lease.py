@@ -1,4 +1,4 @@
-"""``llmux lease``: have the whole GPU for another job, or for as long as a command runs."""
+"""``llmux lease`` and ``llmux release``: have the whole GPU for another job, or for as long as a command runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.following import TimeoutOption
-from llmux.cli.pin import ReasonOption
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
-from llmux.cli.release import LEASE, give_back
+from llmux.cli.api_models import Leased, SeenStatus
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import (
+    DEFAULT_URL,
+    ForOption,
+    JsonOption,
+    KeyFileOption,
+    ReasonOption,
+    TimeoutOption,
+    UrlOption,
+)
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import Leased, SeenStatus
 from llmux.cli.terminal import complain
 
+LEASE = "/llmux/lease"
 LOOK_EVERY = 0.2  # seconds
 RENEWED = "5m"  # a command's lease, renewed long before its end; should this process die, it ends by itself
 RENEW_EVERY = 30.0  # seconds
@@ -35,15 +43,12 @@ class Requests(enum.StrEnum):
     REJECT = "reject"
 
 
-def run(
+def lease(
     command: Annotated[
         list[str] | None,
         typer.Argument(metavar="-- COMMAND", help="Run this while the GPU is leased."),
     ] = None,
-    duration: Annotated[
-        str | None,
-        typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. Without it: no end."),
-    ] = None,
+    duration: ForOption = None,
     reason: ReasonOption = None,
     requests: Annotated[
         Requests | None,
@@ -56,7 +61,7 @@ def run(
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have everything go to sleep, and keep it asleep: the GPU is for another job."""
+    """Put all models to sleep, and keep them asleep: the GPU is for another job."""
     if command and (duration or renew or as_json or not wait):
         complain("with a COMMAND the lease lasts as long as it runs: without --for, --renew, --no-wait and --json")
         raise typer.Exit(Exit.USAGE)
@@ -75,10 +80,34 @@ def run(
             if wait:
                 await _held(remote, answer.id, timeout, keep=renew is not None)
                 answer.held = True
-        typer.echo(json.dumps(answer.model_dump()) if as_json else _told(answer, duration))
+        typer.echo(json.dumps(asdict(answer)) if as_json else _told(answer, duration))
         return None
 
     speak(url, key_file, act)
+
+
+def release(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The lease, as `llmux lease` printed it. Without it: any.")
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give the leased GPU back."""
+
+    async def act(remote: Remote) -> None:
+        if name == "":
+            raise CommandError(Exit.USAGE, "the lease's ID is empty; leave it out to end any lease")
+        answer = await give_back(remote, name)
+        typer.echo(json.dumps(answer) if as_json else "the GPU is llmux's again")
+
+    speak(url, key_file, act)
+
+
+async def give_back(remote: Remote, lease: str | None) -> dict[str, object]:
+    """End a lease, or any."""
+    return await remote.delete(LEASE if lease is None else f"{LEASE}?id={quote(lease, safe='', errors='replace')}")
 
 
 def _name(command: list[str] | None) -> str | None:

@@ -10,17 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.model_name import complete
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.api_models import History, SeenStatus
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import History, SeenStatus
 from llmux.cli.terminal import complain
 
 HOOK_EVENTS = ("hook_started", "hook_output", "hook_completed", "hook_failed")
 
 
-def run(
+def logs(
     model: Annotated[
         str | None,
         typer.Argument(help="The model's name, or an alias; without it all.", autocompletion=complete),

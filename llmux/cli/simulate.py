@@ -24,7 +24,8 @@ from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
 from llmux.simulator.advice import recommend
 from llmux.simulator.costs import CostMatrix, parse_costs
-from llmux.simulator.engine import EngineModel
+from llmux.simulator.engine import EngineModel, Engines, parse_engines
+from llmux.simulator.fitting import UNSEEN, Fit
 from llmux.simulator.misjudged import Misjudged
 from llmux.simulator.plot import plot
 from llmux.simulator.reading import is_record, read_trace
@@ -128,6 +129,15 @@ def run(
             "--slowdown", help="What each further stream costs the others, as a share.", callback=_not_negative
         ),
     ] = 0.03,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="MODEL:slots=4,…|FILE",
+            help="The engine of one model: slots, decode, prefill, slowdown, speed; or a file of them. May be"
+            " repeated; what is not said is as for all, or as a record shows.",
+        ),
+    ] = None,
     stretch: Annotated[
         float, _factor("--stretch", "Multiply the trace's times: 8 is an eighth of the load.")
     ] = 1.0,
@@ -157,7 +167,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw waits and visits into this file.")] = None,
 ) -> None:
-    """Replay traffic under several policies in virtual time, and say which one to use."""
+    """Replay traffic under several policies in virtual time, and recommend one."""
     until = None if horizon is None else _duration(horizon)
     if until is None and trace is None:
         until = GENERATED
@@ -167,14 +177,17 @@ def run(
         recorded = read_recorded(trace) if trace is not None and is_record(trace) else None
         if exact:
             raise typer.Exit(replay.run(trace, recorded, policy, as_json=as_json))
-        traffic = _traffic(trace, loads, until, seed, recorded)
+        fits = recorded.fits() if recorded is not None else None
+        traffic = _traffic(trace, loads, until, seed, recorded, fits)
         if stretch != 1.0:
             traffic = traffic.stretched(stretch)
         if top is not None:
             traffic = traffic.busiest(top)
         traffic = _between(traffic, _duration(start), until)
         given = _given(recorded, policy, cost, max_wait)
-        engine = EngineModel(slots, decode, prefill, slowdown)
+        usual = EngineModel(slots, decode, prefill, slowdown)
+        fitted = None if fits is None else {name: each.engine for name, each in fits.items()}
+        engines = parse_engines(engine or [], usual, traffic.models, fitted)
         outcomes: dict[str, Outcome] = {}
         with _Bar(traffic, until, show=not as_json) as bar:
             for name, each in given.policies.items():
@@ -183,7 +196,7 @@ def run(
                     traffic,
                     judge,
                     given.costs,
-                    engine=engine,
+                    engine=engines,
                     rules=replace(given.rules, anticipate=True) if anticipate else given.rules,
                     horizon=until,
                     progress=bar.begin(name),
@@ -198,7 +211,7 @@ def run(
     if as_json:
         typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
     else:
-        _print(traffic, outcomes, results, engine if recorded is None else None)
+        _print(traffic, outcomes, results, engines, fits)
 
 
 def _in_words(error: Exception, recorded: Recorded | None) -> str:
@@ -256,12 +269,13 @@ def _traffic(
     until: float | None,
     seed: int,
     recorded: Recorded | None,
+    fits: Mapping[str, Fit] | None,
 ) -> Trace:
     wanted = [(kind, text) for kind, text in loads.items() if text is not None]
     if (trace is not None) + len(wanted) != 1:
         raise TraceError("give a trace, or one of --poisson, --onoff and --agents")
     if recorded is not None:
-        return recorded.trace()
+        return recorded.fitted_trace(fits or {})
     if trace is not None:
         return read_trace(trace)
     return generate(parse_load(*wanted[0]), until or GENERATED, seed)
@@ -323,19 +337,37 @@ class _Bar:
         return lambda time: bar.update(task, completed=time)
 
 
+def _engine(name: str, found: Fit, engine: EngineModel) -> str:
+    """Say what the record shows of an engine, and with how little certainty."""
+    mean = sum(found.alone) / len(found.alone)
+    at_once = f"{engine.slots} at once" if engine.slots < UNSEEN else "as many at once as it was given"
+    text = f"{name}: {at_once}, slowdown {engine.slowdown:g}, {mean:.2g} s an answer alone"
+    if engine.speed != 1.0:
+        text += f", {engine.speed:g} times as fast as recorded"
+    if found.most == 1:
+        return f"{text}; it never served two at once, so how they slow each other down is a guess"
+    return f"{text} (fitted to {len(found.alone)} answers, at most {found.most} in flight)"
+
+
 def _print(
-    traffic: Trace, outcomes: Mapping[str, Outcome], results: Mapping[str, Statistics], engine: EngineModel | None
+    traffic: Trace,
+    outcomes: Mapping[str, Outcome],
+    results: Mapping[str, Statistics],
+    engines: Engines,
+    fits: Mapping[str, Fit] | None,
 ) -> None:
     console = terminal()
     end = max(outcome.end for outcome in outcomes.values())
-    load = "answers take as long as they were recorded to"
-    if engine is not None:
-        load = f"{engine.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
+    load = f"{engines.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
+    if fits is not None:
+        load = "answers take as long as they were recorded to, longer or shorter with others beside them"
     console.print(
         f"{traffic.name}: {len(traffic.jobs)} requests, {len(traffic.models)} models, {end:.0f} s, {load}",
         highlight=False,
         markup=False,
     )
+    for name, each in (fits or {}).items():
+        console.print(_engine(name, each, engines.of(name)), highlight=False, markup=False)
     names = list(results)
     for begin in range(0, len(names), ABREAST):
         abreast = names[begin : begin + ABREAST]

@@ -1,35 +1,40 @@
-"""``llmux status``: who holds the GPU, who waits, and what stands in the way."""
+"""``llmux status``: which models hold the GPU, what waits, and what stands in the way."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.api_models import SeenLease, SeenModel, SeenStatus, SeenSwitch
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import SeenStatus
-from llmux.cli.status_view import view
 from llmux.cli.terminal import complain, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]
 EveryOption = Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")]
 
+NO_FIGURES: Mapping[str, Mapping[str, str]] = {}
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+COLOURS = {"awake": "green", "asleep": "dim", "lost": "red", "faulted": "red"}  # all others: on their way
 
-def run(
+
+def status(
     url: UrlOption = DEFAULT_URL,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
     watch: WatchOption = False,
     every: EveryOption = 1.0,
 ) -> None:
-    """Show who holds the GPU, who waits, and what stands in the way."""
+    """Show which models hold the GPU, what waits, and what stands in the way."""
 
     async def act(remote: Remote) -> None:
         if as_json:
@@ -47,6 +52,8 @@ async def _look(remote: Remote) -> RenderableType:
 
 
 async def _watch(remote: Remote, every: float) -> None:
+    from rich.live import Live  # noqa: PLC0415 - only for a terminal that is watched
+
     console = terminal()
     shown = await _look(remote)
     if not console.is_terminal:
@@ -75,3 +82,104 @@ async def _as_json(remote: Remote, every: float | None) -> None:
             if error.exit is not Exit.UNREACHABLE:
                 raise
             complain(str(error))
+
+
+# ---- for people: a few lines, and a table of the models
+
+
+def view(url: str, seen: SeenStatus) -> RenderableType:
+    """Return all of it."""
+    return Group(*head(url, seen), models(seen), *_why(seen))
+
+
+def head(url: str, seen: SeenStatus) -> Iterator[Text]:
+    """Yield what concerns all models, a line each."""
+    yield Text(f"llmux {seen.version} at {url}, up {spell(seen.uptime)}; policy {seen.policy.use}", "bold")
+    if not seen.ready:
+        yield Text("not ready: it is still looking at what runs, or stops", "yellow")
+    if seen.manual:
+        yield Text("manual mode: only operators switch", "yellow")
+    if seen.lease is not None:
+        yield Text(_lease(seen.lease), "yellow")
+    if seen.switch is not None:
+        yield Text(switch_line(seen.switch), "yellow")
+    if seen.reload_error is not None:
+        yield Text(f"the configuration has a mistake, the old one is in force: {seen.reload_error}", "red")
+
+
+def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> Table:
+    """Return the table of the models; ``figures`` are further columns: by title, then by model."""
+    titles = ("phase", "in flight", "waiting", "longest", "expected", "awake for", *figures, "remarks")
+    rows = [
+        [
+            *_row(model),
+            *(Text(column.get(name, "")) for column in figures.values()),
+            Text("; ".join(_remarks(model))),
+        ]
+        for name, model in seen.models.items()
+    ]
+    # On a terminal of 80 columns empty ones would take the names' room; where figures come and go they stay.
+    filled = [number for number in range(len(titles)) if figures or any(row[number].plain for row in rows)]
+    table = Table(Column("model", overflow="fold"))  # a name that is cut off may be another's
+    for number in filled:
+        words = titles[number] in ("phase", "remarks")
+        table.add_column(titles[number], justify="left" if words else "right", overflow="fold")
+    for name, row in zip(seen.models, rows, strict=True):
+        table.add_row(Text(name), *(row[number] for number in filled))
+    return table
+
+
+def switch_line(switch: SeenSwitch) -> str:
+    """Return a switch in words."""
+    way = f"{' and '.join(switch.sources) or 'nothing'} → {switch.to or 'sleep'}"
+    return f"switch {switch.id}: {way}, {switch.phase} for {spell(switch.since)} ({switch.reason})"
+
+
+def spell(seconds: float) -> str:
+    """Return a duration for people."""
+    if seconds < 10:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:.1f} days"
+
+
+def _lease(lease: SeenLease) -> str:
+    state = "" if lease.held else ", but something still holds it"
+    left = "until it is given back" if lease.expires_in is None else f"for {spell(lease.expires_in)} more"
+    requests = "wait" if lease.requests == "wait" else "are refused"
+    reason = f": {lease.reason}" if lease.reason else ""
+    return f"the GPU is leased to another job {left} (lease {lease.id}){reason}{state}; requests {requests}"
+
+
+def _row(model: SeenModel) -> list[Text]:
+    waits = "" if model.oldest_wait is None else spell(model.oldest_wait)
+    expected = "" if model.expected_wait is None or not model.queued else f"≈ {spell(model.expected_wait)}"
+    awake = "" if model.awake_for is None else spell(model.awake_for)
+    return [
+        Text(model.phase, COLOURS.get(model.phase, "yellow")),
+        Text(str(model.in_flight or "")),
+        Text(str(model.queued or ""), "yellow"),
+        Text(waits),
+        Text(expected),
+        Text(awake),
+    ]
+
+
+def _remarks(model: SeenModel) -> Iterator[str]:
+    if model.pinned:
+        left = "" if model.pin_expires_in is None else f" for {spell(model.pin_expires_in)} more"
+        yield f"pinned{left}{f': {model.pin_reason}' if model.pin_reason else ''}"
+    if model.level is not None:
+        yield f"level {model.level}"
+    if model.backoff_until is not None:
+        yield f"left alone for {spell(max(0.0, model.backoff_until - time.time()))}"
+    if model.last_error is not None:
+        yield model.last_error
+
+
+def _why(seen: SeenStatus) -> Iterator[Text]:
+    if seen.decisions and seen.decisions[-1].switch is None and any(m.queued for m in seen.models.values()):
+        yield Text(seen.decisions[-1].reason)

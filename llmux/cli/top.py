@@ -15,11 +15,11 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from llmux.cli.exits import CommandError, Exit
-from llmux.cli.place import DEFAULT_URL, KeyFileOption, UrlOption
+from llmux.cli.api_models import Gpu, SeenGpus, SeenStatus
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.options import DEFAULT_URL, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
-from llmux.cli.seen import Gpu, SeenGpus, SeenStatus
-from llmux.cli.status_view import head, models
+from llmux.cli.status import head, models
 from llmux.cli.terminal import terminal
 
 SHORTEST = 0.1  # seconds between two looks that give a rate
@@ -27,13 +27,13 @@ AGAIN = 1.0  # seconds until llmux is sought again
 GIB = 2**30
 
 
-def run(
+def top(
     url: UrlOption = DEFAULT_URL,
     key_file: KeyFileOption = None,
     every: Annotated[float, typer.Option("--every", min=0.2, max=60, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look twice, print one picture, and end.")] = False,
 ) -> None:
-    """Show what each model does at this moment: answers and tokens a second, queues, the GPUs' memory and load."""
+    """Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load."""
 
     async def act(remote: Remote) -> None:
         pictures = _pictures(remote, every)

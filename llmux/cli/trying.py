@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llmux.cli.hook_check import Step, Trial
 from llmux.cli.listener import is_open
 from llmux.cli.terminal import complain, terminal
-from llmux.cli.trial import Step, Trial
 from llmux.config import Config
 from llmux.errors import LLMuxError
 from llmux.observability.state import StateFile

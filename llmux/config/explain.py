@@ -90,12 +90,44 @@ def _missing(path: Path) -> str:
     if path == ("models",):
         return "is missing; name at least one model"
     if path[-1] in _HOOKS:
-        return "is missing; every model needs the hooks wake, sleep and alive"
+        return "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
     return "is missing"
 
 
 # What others call the setting for the policy's name.
 _USE = (("policy", "policy"), ("policy", "name"))
+# The words of llama-swap, Ollama, llama-server and vLLM, by the setting that does the same.
+_FOREIGN: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("ttl", "globalttl", "idle_timeout", "idle_ttl", "keep_alive", "unload_after", "unload_timeout"),
+        "idle_sleep",
+    ),
+    "cmdstop": "stop",
+    "cmd_stop": "stop",
+    "stop_cmd": "stop",
+    "command": "cmd",
+    "proxy": "url",
+    "endpoint": "url",
+    "base_url": "url",
+    "checkendpoint": "alive",
+    "health_check": "alive",
+    "usemodelname": "upstream_model",
+    "served_model_name": "upstream_model",
+    **dict.fromkeys(
+        ("concurrencylimit", "concurrency", "max_concurrent", "num_parallel", "max_num_seqs"), "max_in_flight"
+    ),
+    "max_queue": "max_queued",
+    "healthchecktimeout": "timeouts.wake",
+    "load_timeout": "timeouts.wake",
+    **dict.fromkeys(("vram", "gpu_memory", "gpu_mem"), "memory"),
+    "environment": "env",
+    "alias": "aliases",
+    "loglevel": "log_level",
+    "listen": "host",
+    "apikeys": "api_keys",
+    "persistent": "keep_awake",
+}
+_FEW = 8  # names that are listed
 
 
 def _unknown(path: Path, root: type[BaseModel]) -> str:
@@ -103,14 +135,21 @@ def _unknown(path: Path, root: type[BaseModel]) -> str:
     name = str(path[-1])
     section = section_at(path[:-1], root)
     here = list(section.model_fields) if section else []
+    foreign = _FOREIGN.get(name.lower().replace("-", "_"))
+    if foreign is not None and foreign.partition(".")[0] in here:
+        return f"unknown setting; here it is `{foreign}`"
     near = ["use"] if path in _USE else difflib.get_close_matches(name, here, n=1)
     if near:
-        return f"is no setting; did you mean `{near[0]}`?"
-    for place, other in sections(root):
-        if name in other.model_fields:
-            where = f"under `{dotted(place)}`" if place else "at the top level"
-            return f"is no setting here; it belongs {where}"
-    return f"is no setting; here are known: {', '.join(here)}"
+        return f"unknown setting; did you mean `{near[0]}`?"
+    for wanted in filter(None, (name, foreign)):
+        for place, other in sections(root):
+            if wanted in other.model_fields:
+                where = f"under `{dotted(place)}`" if place else "at the top level"
+                called = "it" if wanted == name else f"`{wanted}`, which does that,"
+                return f"unknown setting here; {called} belongs {where}"
+    if len(here) <= _FEW:
+        return f"unknown setting; known here: {', '.join(here)}"
+    return "unknown setting; `llmux schema` prints all that there are"
 
 
 def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:

@@ -14,7 +14,7 @@ from llmux.core.spec import HookKind
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
 _MODEL_SETTING = 3  # models.NAME.setting
-_HOOKS = frozenset(kind.value for kind in HookKind)
+_HOOKS = frozenset({*(kind.value for kind in HookKind), "hooks", "cmd"})
 
 
 def is_script(path: Path) -> bool:

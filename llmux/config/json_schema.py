@@ -17,15 +17,23 @@ def json_schema() -> dict[str, Any]:
     schema: dict[str, Any] = _with_variables(Config.model_json_schema(mode="validation"))
     sections = schema["$defs"]
     # Exactly one of the two; pydantic cannot say so itself.
-    sections["ModelConfig"]["oneOf"] = [
-        {"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in ("port", "url")
+    model = sections["ModelConfig"]
+    model["oneOf"] = [
+        {**_given("port")},
+        {**_given("url")},
+        {"not": {"anyOf": [_given("port"), _given("url")]}, **_given("cmd")},
     ]
+    model["anyOf"] = [{"required": model.pop("required")}, _given("hooks"), _given("cmd")]
     policy = sections["PolicyConfig"]["properties"]
     for name in WITH_SECS:
         note = f"The same as `{name}`, as llmux 2.x spells it."
         policy[name + SECS] = policy[name] | {"description": note}
     schema["patternProperties"] = {"^x-": {"description": "Ignored; a place for YAML anchors."}}
     return {"$schema": DRAFT} | schema | {"title": "llmux"}
+
+
+def _given(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 def _with_variables(node: Any) -> Any:

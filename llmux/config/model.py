@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from llmux.config.address import Address, parse_address
 from llmux.config.durations import Duration, PositiveDuration
 from llmux.config.levels import Levels
+from llmux.config.one_line import expand, script_of
 from llmux.config.residency import Gpus, ModelMemory
 from llmux.config.section import (
     Count,
@@ -33,6 +34,11 @@ def _url(value: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_url), Word("URL")]
+
+
+def _hooks(value: str) -> str:
+    script_of(value)
+    return value
 
 
 class TimeoutsConfig(Section):
@@ -76,6 +82,16 @@ class ModelConfig(Section):
     )
     url: Url | None = Field(
         default=None, description="Address of the engine, as http://127.0.0.1:8001. Either this or `port`."
+    )
+    hooks: Annotated[Script, AfterValidator(_hooks)] | None = Field(
+        default=None,
+        description="One script for wake, sleep, alive, verify and stop: the NAME of one that comes with llmux, as"
+        " llama-cpp, or a path. A hook that is given itself stays.",
+    )
+    cmd: Script | None = Field(
+        default=None,
+        description="In place of hooks: a server's command, as `llama-server --port ${PORT} -m x.gguf`. It is"
+        " started to wake and ended to sleep, by process.sh; without `port`, llmux chooses one.",
     )
     wake: Script = Field(description="Brings the engine up; returns 0 when it answers. Must be idempotent.")
     sleep: Script = Field(description="Puts the engine to sleep; returns 0 when the GPU is free.")
@@ -131,6 +147,18 @@ class ModelConfig(Section):
     cost: CostConfig = Field(
         default_factory=CostConfig, description="A first guess at the switch cost, until it is measured."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_line(cls, data: Any) -> Any:
+        """Fill in what ``hooks`` or ``cmd`` stands for."""
+        return expand(data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.hooks is not None and self.cmd is not None:
+            raise PydanticCustomError("one_line", "has both `hooks` and `cmd`; keep one of them")
+        return self
 
     @model_validator(mode="after")
     def _one_address(self) -> Self:

@@ -16,6 +16,7 @@ from llmux.config.forward import DEFAULT_FORWARD, expand
 from llmux.config.keys import ApiKey, ApiKeyConfig, Key
 from llmux.config.load import load
 from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig, Url
+from llmux.config.one_line import with_ports
 from llmux.config.policy import PolicyConfig
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.section import Host, HostName, Name, Origin, OwnPort, PositiveCount, Section
@@ -119,7 +120,16 @@ class Config(Section):
     max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
     max_buffered: PositiveSize = Field(default=GIB, description="All request bodies held at once; beyond: 503.")
     max_connections: PositiveCount | None = Field(
-        default=None, description="Open client connections; beyond: 503. null: half of the files llmux may open."
+        default=None,
+        description="Open client connections; beyond, the one that is idle longest is closed; else 503, but for"
+        " /health and operators. null: half of the files llmux may open.",
+    )
+    header_timeout: PositiveDuration = Field(
+        default=20.0,
+        description="How long a request's head may take, from the connection's begin or its first byte; then 408.",
+    )
+    keepalive_timeout: PositiveDuration = Field(
+        default=75.0, description="How long a connection may be idle after an answer; then it is closed."
     )
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."
@@ -194,10 +204,13 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _drop_anchors(cls, data: Any) -> Any:
-        """Ignore the top-level keys that only hold YAML anchors."""
-        if isinstance(data, Mapping):
-            return {key: value for key, value in data.items() if not str(key).startswith("x-")}
-        return data
+        """Ignore the top-level keys that only hold YAML anchors; give a port to models that need one."""
+        if not isinstance(data, Mapping):
+            return data
+        found = {key: value for key, value in data.items() if not str(key).startswith("x-")}
+        if isinstance(found.get("models"), Mapping):
+            found["models"] = with_ports(found["models"], found.get("port", 3000))
+        return found
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -29,9 +29,14 @@ class ClientConnection(RequestHandler):
         "_held",
         "_owed",
         "_timer",
+        "begun",
         "fast_request",
         "handed_over",
+        "head_since",
         "loop",
+        "reserved",
+        "since",
+        "unsent",
     )
 
     def __init__(self, *args: Any, fast_path: FastPath, **kwargs: Any) -> None:
@@ -40,6 +45,11 @@ class ClientConnection(RequestHandler):
         self.fast_request: FastRequest | None = None  # the one that is under way
         # The next request that aiohttp begins, which was on the fast path:
         self.handed_over: RequestContext | None = None
+        self.since = 0.0  # the end of the last answer, on the loop's clock
+        self.head_since = 0.0  # since when a head is due: the first one, or one that has begun; 0: none
+        self.begun = False  # some of that head is there
+        self.unsent = 0  # bytes of answers that the client had not taken when it was looked at last
+        self.reserved = False  # beyond `max_connections`: for health and operators only
         self._fast_path = fast_path
         self._busy = 0  # requests that aiohttp has begun with
         self._owed = 0  # bytes that belong to a request which aiohttp has the beginning of; UNKNOWN
@@ -87,7 +97,14 @@ class ClientConnection(RequestHandler):
         """Give bytes to aiohttp."""
         before = len(self._messages)
         super().data_received(data)
-        self._busy += len(self._messages) - before
+        added = len(self._messages) - before
+        if added:
+            self._busy += added
+            self.head_since = 0.0
+            self.begun = False
+        elif not self.begun and data and self._waiter is not None:
+            self.begun = True
+            self.head_since = self.head_since or self._loop.time()
 
     async def _handle_request(self, *args: Any) -> Any:
         try:
@@ -97,6 +114,7 @@ class ClientConnection(RequestHandler):
             return response, reset
         finally:
             self._busy -= 1
+            self.since = self._loop.time()
 
     def _waited(self) -> None:
         self._timer = None
@@ -122,7 +140,8 @@ class ClientConnection(RequestHandler):
         if not keep_alive or self._close or self._force_close or transport.is_closing():
             self.force_close()
             return
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self.since = self._loop.time()
+        self.head_since = 0.0
         if self._held:
             self._loop.call_soon(self._next)
         if self._ahead:
@@ -154,11 +173,21 @@ class ClientConnection(RequestHandler):
 
     # ---- the connection
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        self.head_since = self._loop.time()
+        if self.reserved:
+            self._owed = UNKNOWN  # nothing of it is for the fast path
+        super().connection_made(transport)
+
+    @property
+    def waits(self) -> bool:
+        """Whether no request is under way: what comes next from the client is a head, or the rest of one."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and self.fast_request is None and not self._held
+
     def _process_keepalive(self) -> None:
-        if self.fast_request is None:
-            super()._process_keepalive()
-        else:
-            self._keepalive_handle = self._loop.call_later(self._keepalive_timeout, self._process_keepalive)
+        """Do nothing: the server looks after all its connections."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End what is under way."""

@@ -23,6 +23,7 @@ from llmux.errors import (
     PathRefusedError,
     RequestError,
     UnauthorizedError,
+    UnavailableError,
 )
 from llmux.middleware.context import Reporting, RequestContext, request_id
 from llmux.middleware.fast_path import FastPath
@@ -178,6 +179,9 @@ class Front:
         _refuse_unusual(request)
         if not is_control(request):
             await self._judge_page(request, route, verdict)
+        if getattr(request.protocol, "reserved", False):
+            context.headers.append((hdrs.CONNECTION, "close"))
+            await self._refuse_surplus(request, route)
         if request.method == hdrs.METH_OPTIONS:
             answer = self._origins.options(request.headers)
             context.headers = [context.headers[0], *answer.headers.items()]
@@ -231,6 +235,17 @@ class Front:
             await self._keys.client(request)
             if route.path in TELL_MORE:
                 request[OPERATOR] = await self._is_operator(request)
+
+    async def _refuse_surplus(self, request: web.Request, route: Route) -> None:
+        """Refuse, when there are too many connections, all but health and operators' requests."""
+        if route.kind is Kind.OWN and route.path != "/llmux/events":  # which would last
+            if route.path in OPEN_PATHS:
+                return
+            if route.path.startswith("/llmux/") and await self._is_operator(request):
+                return
+        raise UnavailableError(
+            "llmux has too many open connections.", code="too_many_connections", retry_after=1.0
+        )
 
     async def _is_operator(self, request: web.Request) -> bool:
         try:

@@ -57,6 +57,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
             name: {
                 **_model(model, now, counted(name), switcher.decisions.evicted.get(name)),
                 **_outlook(switcher, model, now),
+                "aliases": list(config.models[name].aliases) if name in config.models else [],
             }
             for name, model in s.models.items()
         },

@@ -2,38 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
-from llmux.simulator.trace import Job
+import yaml
+
+from llmux.simulator.trace import Job, TraceError
+
+UNITS = ("slots", "decode", "prefill", "slowdown", "speed")
+TOKENS = ("decode", "prefill")  # mean nothing to answers that are known by their seconds
 
 
 @dataclass(frozen=True, slots=True)
 class EngineModel:
-    """Speed of every engine in the simulation.
+    """Speed of an engine.
 
     Each of ``b`` streams in flight advances at ``decode / (1 + slowdown·(b - 1))`` tokens/s. A prompt counts in
-    the same currency, as ``prompt_tokens · decode / prefill`` tokens of decoding.
+    the same currency, as ``prompt_tokens · decode / prefill`` tokens of decoding. What is more than ``slots``
+    waits in the engine, in the order in which it came.
     """
 
-    slots: int = 16  # max_in_flight
+    slots: int = 16  # requests served at once
     decode: float = 60.0  # tokens/s of one stream alone
     prefill: float = 6000.0  # prompt tokens/s
     slowdown: float = 0.03  # what each further stream costs the others, as a share
+    speed: float = 1.0  # how much faster than that it is in all, and than a record says
+
+    def rate(self, streams: int) -> float:
+        """Return the tokens/s of each of so many streams, at least one."""
+        return self.decode * self.speed / (1.0 + self.slowdown * (streams - 1))
 
     def rates(self) -> list[float]:
         """Return the tokens/s of each stream by the number of streams, from 0 to ``slots``."""
-        return [0.0] + [self.decode / (1.0 + self.slowdown * (b - 1)) for b in range(1, self.slots + 1)]
+        return [0.0] + [self.rate(b) for b in range(1, self.slots + 1)]
 
     def before_first_token(self, job: Job) -> float:
         """Return the work until the first token is out, in tokens of decoding."""
+        if job.alone is not None:
+            return min(job.first, job.alone) * self.decode
         return job.prompt_tokens * self.decode / self.prefill + 1.0
 
     def work(self, job: Job) -> float:
         """Return the whole work of a job, in tokens of decoding; an answer has at least one token."""
+        if job.alone is not None:
+            return job.alone * self.decode
         return job.prompt_tokens * self.decode / self.prefill + max(1.0, job.output_tokens)
 
     def load(self, jobs: Iterable[Job], seconds: float) -> float:
-        """Return the share of the engines' full batches that ``jobs`` would fill over ``seconds``."""
-        full = self.slots * self.rates()[-1]
+        """Return the share of the engine's full batches that ``jobs`` would fill over ``seconds``."""
+        full = self.slots * self.rate(self.slots)
         return sum(map(self.work, jobs)) / (full * seconds) if seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The engines: one for each model that has its own, ``usual`` for the others."""
+
+    usual: EngineModel = field(default_factory=EngineModel)
+    own: Mapping[str, EngineModel] = field(default_factory=dict)
+
+    def of(self, model: str) -> EngineModel:
+        """Return the engine of a model."""
+        return self.own.get(model, self.usual)
+
+    def load(self, jobs: Iterable[Job], seconds: float) -> float:
+        """Return the share of the time in which ``jobs`` would fill the engines' batches, one engine at a time."""
+        by_model: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_model.setdefault(job.model, []).append(job)
+        return sum(self.of(model).load(each, seconds) for model, each in by_model.items())
+
+
+def parse_engines(
+    texts: Iterable[str],
+    usual: EngineModel,
+    models: Iterable[str],
+    fitted: Mapping[str, EngineModel] | None = None,
+) -> Engines:
+    """Read ``--engine``: ``MODEL:slots=4,decode=40``, or a YAML or JSON file of ``{MODEL: {slots: 4}}``.
+
+    What is not said of a model stays as it is in ``fitted``, which a record has shown, else as in ``usual``; later
+    words win. ``models`` are those of the traffic.
+
+    Raises:
+        TraceError: a word makes no sense; the message says which, and what to write.
+
+    """
+    own, known = dict(fitted or {}), sorted(models)
+    for text in texts:
+        path = Path(text)
+        if path.suffix.lower() in (".yaml", ".yml", ".json") or path.is_file():
+            sections = _file(path)
+        else:
+            model, colon, words = text.rpartition(":")
+            if not colon or not model:
+                raise TraceError(f"--engine {text}: write MODEL:KEY=NUMBER,… with {', '.join(UNITS)}, or a file")
+            sections = {model: _words(text, words)}
+        for model, values in sections.items():
+            where = f"{path}: {model}" if path.is_file() else f"--engine {text}"
+            if model not in known:
+                raise TraceError(f"{where}: the traffic has no model {model!r}, only {', '.join(known)}")
+            if fitted is not None and (useless := [key for key in values if key in TOKENS]):
+                raise TraceError(
+                    f"{where}: a record's answers take what they took, in seconds: for {useless[0]}, write speed=2"
+                    " for an engine that is twice as fast"
+                )
+            own[model] = replace(own.get(model, usual), **_checked(where, values))
+    return Engines(usual, own)
+
+
+def _words(text: str, words: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for word in filter(None, words.split(",")):
+        key, _, value = word.partition("=")
+        values[key.strip()] = value
+    if not values:
+        raise TraceError(f"--engine {text}: says nothing of the engine; write MODEL:KEY=NUMBER,…")
+    return values
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise TraceError(f"{path}: {error}") from None
+    if not isinstance(data, Mapping) or not all(isinstance(values, Mapping) for values in data.values()):
+        raise TraceError(f"{path}: holds no engines; write {{MODEL: {{slots: 4, decode: 40}}}}")
+    return {str(model): dict(values) for model, values in data.items()}
+
+
+def _checked(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {each.name: each.type for each in fields(EngineModel)}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise TraceError(f"{where}: {key!r} is unknown; use {', '.join(UNITS)}")
+        try:
+            number = -1.0 if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = -1.0
+        whole = kinds[key] == "int"
+        least = 0.0 if key == "slowdown" else 1.0 if whole else 1e-9
+        if not least <= number < float("inf") or (whole and number != int(number)):
+            wanted = "a whole number > 0" if whole else "a number ≥ 0" if key == "slowdown" else "a number > 0"
+            raise TraceError(f"{where}: {key} must be {wanted}, not {value!r}")
+        checked[key] = int(number) if whole else number
+    return checked

@@ -1,19 +1,21 @@
 """llmux's own record as a trace: who asked for what and when, how long it took, and what switches cost.
 
-How long an answer took is taken as it was; it does not change with who else is in flight.
+An exact replay takes how long an answer took as it was. To compare policies, an engine is fitted to what the
+record shows of each model, and an answer takes what it would have taken alone, longer with others beside it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmux.core.spec import HookKind, Level, ModelSpec, Rules
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
 from llmux.simulator.costs import CostMatrix
+from llmux.simulator.fitting import Fit, Service, fit
 from llmux.simulator.run import UNBOUNDED, Scene
 from llmux.simulator.trace import Job, Trace, TraceError
 
@@ -41,6 +43,34 @@ class Recorded:
         """Return the requests as jobs; those that were ``refused`` only on demand."""
         means = _means((line["model"], line["service_s"]) for line in self.requests)
         jobs = [_job(line, means) for line in self.requests if refused or line["outcome"] != "refused"]
+        return self._trace(jobs)
+
+    def fits(self) -> Mapping[str, Fit]:
+        """Fit an engine to each model that has answered something."""
+        services: dict[str, list[Service]] = defaultdict(list)
+        for line in filter(_served, self.requests):
+            services[line["model"]].append(_service(line))
+        limits = {model["name"]: model["max_in_flight"] for model in self.start["models"]}
+        return {model: fit(each, limits.get(model)) for model, each in services.items()}
+
+    def fitted_trace(self, fits: Mapping[str, Fit]) -> Trace:
+        """Return the requests as jobs for the engines in ``fits``; nothing is refused."""
+        known = {model: zip(each.alone, each.first, strict=True) for model, each in fits.items()}
+        means = {model: sum(each.alone) / len(each.alone) for model, each in fits.items()}
+        jobs = []
+        for line in self.requests:
+            if line["outcome"] == "refused":
+                continue
+            job = _job(line, {})
+            if _served(line):
+                alone, first = next(known[line["model"]])
+                job = replace(job, service=None, alone=alone, first=first)
+            elif line["outcome"] != "held":
+                job = replace(job, service=None, alone=means.get(line["model"], 0.0))
+            jobs.append(job)
+        return self._trace(jobs)
+
+    def _trace(self, jobs: list[Job]) -> Trace:
         if not jobs:
             raise TraceError(f"{self.name}: holds no requests")
         return Trace(self.name, jobs)
@@ -148,6 +178,20 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
 def senseless(name: str, error: Exception) -> RecordError:
     """Return what to raise for a record that was changed by hand, or by another version."""
     return RecordError(f"{name}: a line lacks what a record's has, or it makes no sense: {error!r}")
+
+
+def _served(line: Line) -> bool:
+    """Say whether an engine worked on it for a known time."""
+    return line["service_s"] is not None and line["outcome"] not in ("held", "refused")
+
+
+def _service(line: Line) -> Service:
+    arrived, wait, first = float(line["arrival_s"]), float(line["wait_s"]), line["first_byte_s"]
+    admitted, seconds = arrived + wait, float(line["service_s"])
+    began = admitted + seconds if first is None else min(max(arrived + float(first), admitted), admitted + seconds)
+    return Service(
+        admitted, admitted + seconds, began, int(line["prompt_bytes"] or 0), int(line["answer_bytes"] or 0)
+    )
 
 
 def _job(line: Line, means: Mapping[Any, float]) -> Job:

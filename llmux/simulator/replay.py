@@ -30,7 +30,7 @@ from llmux.core.policy import Policy
 from llmux.core.spec import HookKind
 from llmux.plugins import load_policy
 from llmux.simulator.costs import CostMatrix
-from llmux.simulator.engine import EngineModel
+from llmux.simulator.engine import Engines
 from llmux.simulator.recorded import Line, Recorded
 from llmux.simulator.run import GAVE_UP, HOOK_ENDED, NEVER, SERVED, Run, Scene
 
@@ -123,7 +123,7 @@ class _Replay(Run):
         scene = Scene(recorded.exact_specs(), recorded.awake, recorded.levels)
         trace = recorded.trace(refused=True)
         free = CostMatrix(0.0)  # not asked: hooks have their own durations
-        super().__init__(trace, policy, free, EngineModel(), recorded.rules, recorded.end + AFTER, scene)
+        super().__init__(trace, policy, free, Engines(), recorded.rules, recorded.end + AFTER, scene)
         self.started = replace(self.started, **_asked(recorded.start))
         self.begun: list[Begun] = []
         self.core.state.costs.load(recorded.start["costs"])

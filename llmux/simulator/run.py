@@ -33,11 +33,11 @@ from llmux.core.events import (
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.simulator.costs import CostMatrix
-from llmux.simulator.engine import EngineModel
+from llmux.simulator.engine import EngineModel, Engines
+from llmux.simulator.serving import Serving
 from llmux.simulator.trace import Trace, TraceError
 
 NEVER = float("inf")
-EPSILON = 1e-9  # tokens: work smaller than this is done
 HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP = 2, 3, 4, 5, 6  # what happens next, besides arrivals and ends
 REPORT_EVERY = 256  # events between two calls of ``progress``
 UNBOUNDED = 1 << 40  # max_queued: what is turned away would not show in the waits
@@ -73,7 +73,7 @@ def simulate(
     policy: Policy,
     costs: CostMatrix,
     *,
-    engine: EngineModel | None = None,
+    engine: EngineModel | Engines | None = None,
     rules: Rules | None = None,
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
@@ -82,11 +82,11 @@ def simulate(
     """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
 
     ``progress`` is called now and then with the virtual time. Without a ``scene`` the models are those of the
-    trace, with as many slots as the engine has, and the first-asked one is awake.
+    trace, each admits as many as its engine has slots, and the first-asked one is awake.
     """
-    engine = engine or EngineModel()
-    scene = scene or Scene.of(trace, engine)
-    return Run(trace, policy, costs, engine, _without_probes(rules or Rules()), horizon, scene).go(progress)
+    engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
+    scene = scene or Scene.of(trace, engines)
+    return Run(trace, policy, costs, engines, _without_probes(rules or Rules()), horizon, scene).go(progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +98,32 @@ class Scene:
     levels: Mapping[str, str] = field(default_factory=dict)  # at which others sleep
 
     @classmethod
-    def of(cls, trace: Trace, engine: EngineModel) -> Scene:
+    def of(cls, trace: Trace, engines: Engines) -> Scene:
         """Make it up for a trace. Raises TraceError for an empty one."""
         names = trace.models
         if not names:
             raise TraceError(f"{trace.name}: nothing arrives")
-        specs = [ModelSpec(name, max_in_flight=engine.slots, max_queued=UNBOUNDED) for name in names]
+        specs = [ModelSpec(name, max_in_flight=engines.of(name).slots, max_queued=UNBOUNDED) for name in names]
         return cls(specs, frozenset(names[:1]))
 
 
 class Run:
-    """The clock, the one engine that is awake, and what is due."""
+    """The clock, the engines, and what is due."""
 
     def __init__(
         self,
         trace: Trace,
         policy: Policy,
         costs: CostMatrix,
-        engine: EngineModel,
+        engines: Engines,
         rules: Rules,
         horizon: float | None,
         scene: Scene,
     ) -> None:
         costs.check(trace.models)
-        self.jobs, self.costs, self.engine = trace.jobs, costs, engine
-        self.rates = engine.rates()
-        self.works = [engine.work(job) for job in trace.jobs]
+        self.jobs, self.costs = trace.jobs, costs
+        self.serving = {name: Serving(engines.of(name)) for name in trace.models}
+        self.busy: list[Serving] = []  # those that have streams
         self.until = NEVER if horizon is None else horizon
         self.awake_at_start = scene.awake
         self.started = Started(levels=scene.levels)
@@ -132,8 +132,7 @@ class Run:
         count = len(trace.jobs)
         self.outcome = Outcome(trace, 0.0, [None] * count, [None] * count, [None] * count, [None] * count)
         self.time = 0.0
-        self.progress_made = 0.0  # tokens that a stream in flight since the start would have got
-        self.streams: list[tuple[float, int]] = []  # heap of (progress at which it is done, job)
+        self.next_done = Serving(engines.usual)  # the engine whose stream ends next
         self.hooks: list[tuple[float, int]] = []  # heap of (time, hook)
         self.spawned: list[tuple[float, int]] = []  # heap of (time, job): successors
         self.timed: list[tuple[float, int]] = []  # heap of (time, job): ends of those whose service is known
@@ -147,8 +146,6 @@ class Run:
             self.heaps = (*self.heaps, (SERVED, self.timed), (GAVE_UP, self.leaving))
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
         self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
-        self.history: list[tuple[float, float]] = [(0.0, 0.0)]  # (progress, time) whenever the speed changes
-        self.first_tokens: list[tuple[int, float]] = []  # (job, progress at its first token)
         self.stage = Visit(0.0, NEVER, next(iter(sorted(scene.awake)), ""), "awake")
 
     def go(self, progress: Callable[[float], None] | None) -> Outcome:
@@ -169,10 +166,7 @@ class Run:
             time, what = self._next()
             if time >= self.until or (self.arrivals[-1][0] == NEVER and not self._anybody_left()):
                 break
-            if time > self.time:
-                if self.streams:
-                    self.progress_made += (time - self.time) * self.rates[len(self.streams)]
-                self.time = time
+            self.time = max(time, self.time)
             handlers[what]()
             turns += 1
             if progress is not None and not turns % REPORT_EVERY:
@@ -182,11 +176,10 @@ class Run:
     def _next(self) -> tuple[float, int]:
         """Return when something happens next, and which of the handlers it is for."""
         time, what = self.arrivals[-1][0], 0
-        streams = self.streams
-        if streams:
-            done = self.time + (streams[0][0] - self.progress_made) / self.rates[len(streams)]
+        for serving in self.busy:
+            done = serving.done_at()
             if done <= time:
-                time, what = done, 1
+                time, what, self.next_done = done, 1, serving
         for number, heap in self.heaps:
             if heap and heap[0][0] < time:
                 time, what = heap[0][0], number
@@ -196,7 +189,7 @@ class Run:
         return time, what
 
     def _anybody_left(self) -> bool:
-        return bool(self.streams or self.timed or self.core.state.queued or self.hooks or self.spawned)
+        return bool(self.busy or self.timed or self.core.state.queued or self.hooks or self.spawned)
 
     # ---- events
 
@@ -236,9 +229,10 @@ class Run:
 
     def _finish(self) -> None:
         """Take out the stream that is done; those that are done with it follow in the next turns."""
-        work, index = heapq.heappop(self.streams)
-        self.progress_made = max(self.progress_made, work)
-        self.history.append((self.progress_made, self.time))
+        serving = self.next_done
+        index = serving.finish(self.time)
+        if not serving.streams:
+            self.busy.remove(serving)
         self.outcome.finished[index] = self.time
         job = self.jobs[index]
         if job.successor is not None:
@@ -266,10 +260,10 @@ class Run:
             self.outcome.first_token[index] = self.time + min(job.first, job.service)
             heapq.heappush(self.timed, (self._end_of(index, self.time + job.service), index))
             return
-        made = self.progress_made
-        self.history.append((made, self.time))
-        self.first_tokens.append((index, made + self.engine.before_first_token(job)))
-        heapq.heappush(self.streams, (made + self.works[index], index))
+        serving = self.serving[job.model]
+        if not serving.streams:
+            self.busy.append(serving)
+        serving.add(index, job, self.time)
 
     def _end_of(self, _index: int, time: float) -> float:
         """Return when an answer ends that would end at ``time``."""
@@ -311,27 +305,11 @@ class Run:
     def _end(self) -> Outcome:
         outcome = self.outcome
         end = self.until if self.until < NEVER else self.time
-        if self.streams:
-            self.progress_made += (end - self.time) * self.rates[len(self.streams)]
         self.time = outcome.end = end
         self._stage("", "awake")
-        self.history.append((self.progress_made, end))
-        self._place_first_tokens()
+        for serving in self.serving.values():
+            serving.place_first_tokens(end, outcome.first_token)
         return outcome
-
-    def _place_first_tokens(self) -> None:
-        """Turn the progress at which each first token came into a time: progress is linear in between."""
-        history, position = self.history, 0
-        for index, progress in sorted(self.first_tokens, key=lambda pair: pair[1]):
-            if progress > self.progress_made + EPSILON:
-                break
-            while position < len(history) and history[position][0] < progress:
-                position += 1
-            after = history[min(position, len(history) - 1)]
-            before = history[position - 1]
-            width = after[0] - before[0]
-            share = (progress - before[0]) / width if width > 0 else 1.0
-            self.outcome.first_token[index] = before[1] + share * (after[1] - before[1])
 
 
 def _without_probes(rules: Rules) -> Rules:
@@ -341,6 +319,7 @@ def _without_probes(rules: Rules) -> Rules:
         max_wait=rules.max_wait,
         min_active=rules.min_active,
         anticipate=rules.anticipate,
+        capacity=rules.capacity,
         drain_timeout=None,
         alive_every=0.0,
     )

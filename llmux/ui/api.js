@@ -40,10 +40,6 @@ export async function ask(path, options = {}) {
 
 export const read = async path => (await ask(path)).json()
 
-// A model's name is one path segment, whatever is in it.
-export const operate = (model, deed) =>
-  ask(`models/${encodeURIComponent(model)}/${deed}`, { method: "POST" }).then(response => response.json())
-
 // Ask for a key; true when there is a new one.
 export function askForKey(why, wrong = false) {
   const dialog = at("ask"), field = at("ask-key")

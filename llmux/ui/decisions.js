@@ -13,6 +13,7 @@ const items = new Map()
 export function showDecisions(world) {
   const list = at("decisions")
   const last = world.decisions.slice(-SHOWN)
+  at("of-decisions").hidden = !last.length
   const wanted = new Set(last.map(one => one.id))
   for (const [id, item] of items) {
     if (!wanted.has(id)) {
@@ -21,7 +22,8 @@ export function showDecisions(world) {
     }
   }
   if (!last.length) {
-    only(list, make("li", { class: "sub" }, "Nothing has been decided yet: nobody has waited."))
+    only(list)
+    items.clear()
     return
   }
   if (!items.size) only(list)
@@ -29,7 +31,9 @@ export function showDecisions(world) {
     if (!items.has(decision.id)) {
       const item = make("li", {}, make("time"), make("span", { class: "tag" }), make("span", { class: "text" }))
       items.set(decision.id, item)
-      list.prepend(item)
+      item.dataset.id = decision.id
+      // The newest stands first, whenever it was heard of.
+      list.insertBefore(item, [...list.children].find(other => Number(other.dataset.id) < decision.id) ?? null)
     }
     const item = items.get(decision.id), [time, tag, text] = item.children
     mark(item, "class", decision.kind)
@@ -51,10 +55,8 @@ export function showCosts(world) {
   const names = Object.keys(world.status.models)
   const rows = [null, ...names].filter(name => costs.some(cost => (cost.from ?? null) === name))
   const columns = [...names, null].filter(name => costs.some(cost => (cost.to ?? null) === name))
-  if (!rows.length) {
-    only(at("costs"), make("tbody", {}, make("tr", {}, make("td", { class: "sub" }, "No switch has been measured yet."))))
-    return
-  }
+  at("of-costs").hidden = !rows.length
+  if (!rows.length) return
   const seconds = costs.map(cost => cost.seconds)
   const least = Math.min(...seconds), most = Math.max(...seconds)
   const label = (name, none) => name === null ? [make("span", {}, none)] : [shape(name), make("bdi", { title: name }, name)]
@@ -62,7 +64,7 @@ export function showCosts(world) {
     make("thead", {}, make("tr", {},
       make("td", { class: "corner" }, make("span", { class: "hidden" }, "from, by row; to, by column")),
       ...columns.map(name => make("th", { scope: "col" }, ...label(name, "asleep"))))),
-    make("tbody", {}, ...rows.map(from => make("tr", {}, make("th", { scope: "row" }, ...label(from, "nobody")), ...columns.map(to => {
+    make("tbody", {}, ...rows.map(from => make("tr", {}, make("th", { scope: "row" }, ...label(from, "no model")), ...columns.map(to => {
       const cost = known.get(JSON.stringify([from, to]))
       if (!cost) return make("td", { class: "none" }, from === to ? "" : "·")
       const heat = most > least ? (Math.log(cost.seconds + .05) - Math.log(least + .05)) / (Math.log(most + .05) - Math.log(least + .05)) : 0

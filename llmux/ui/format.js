@@ -23,6 +23,22 @@ export const rate = number => number == null ? "–" : number < 99.95 ? number.t
 
 export const gib = bytes => (bytes / 2 ** 30).toFixed(1)
 
-export const several = (names, none = "nobody") => names.length ? names.join(" and ") : none
+export const several = (names, none = "no model") => names.length ? names.join(" and ") : none
 
 export const count = (number, one, more = `${one}s`) => `${number} ${number === 1 ? one : more}`
+
+// The options of a select that names models; what is chosen stays.
+export function choose(select, names, changed, all = "all models") {
+  const wanted = all === null ? names : ["", ...names]
+  const options = [...select.options]
+  if (options.length === wanted.length && wanted.every((name, place) => options[place].value === name)) return
+  const { value } = select
+  select.replaceChildren(...wanted.map(name => {
+    const option = document.createElement("option")
+    option.value = name
+    option.textContent = name || all
+    return option
+  }))
+  select.value = wanted.includes(value) ? value : wanted[0] ?? ""
+  select.onchange = changed
+}

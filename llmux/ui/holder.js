@@ -1,8 +1,8 @@
-// Who holds the GPU, and why: the answer to the first question, at a glance.
+// What holds the GPU, and why: the answer to the first question, at a glance.
 
 import { at, make, mark, only, say } from "./dom.js"
 import { duration, gib, rate, several } from "./format.js"
-import { shape } from "./palette.js"
+import { colour, shape } from "./palette.js"
 
 const STAGES = [["draining", "drain"], ["sleeping", "sleep"], ["waking", "wake"]]
 const HOLDING = new Set(["awake", "draining", "waking", "sleeping", "lost", "faulted"])
@@ -24,9 +24,10 @@ export function showHolder(world) {
     only(at("who"), ...who(status))
   }
   say(at("who-facts"), facts(world))
+  memory(world)
   steps(world)
   why(world)
-  if (world.link === "live") document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake, "nobody")} · llmux`
+  if (world.link === "live") document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake)} · llmux`
 }
 
 const holders = status => Object.entries(status.models).filter(([, it]) => HOLDING.has(it.phase)).map(([name]) => name)
@@ -35,12 +36,12 @@ function who(status) {
   const move = status.switch
   if (move) {
     const arrow = make("span", { class: "arrow", role: "img", "aria-label": "makes room for" }, "→")
-    const from = move.from.length ? list(move.from) : [make("span", { class: "nobody" }, "nobody")]
-    return [...from, arrow, move.to ? named(move.to) : make("span", { class: "nobody" }, "asleep")]
+    const from = move.from.length ? list(move.from) : [make("span", { class: "none" }, "no model")]
+    return [...from, arrow, move.to ? named(move.to) : make("span", { class: "none" }, "asleep")]
   }
-  if (status.lease?.held) return [make("span", { class: "nobody" }, "lent to another job")]
+  if (status.lease?.held) return [make("span", { class: "none" }, "lent to another job")]
   const all = holders(status)
-  return all.length ? list(all) : [make("span", { class: "nobody" }, status.ready ? "nobody" : "…")]
+  return all.length ? list(all) : [make("span", { class: "none" }, status.ready ? "no model" : "…")]
 }
 
 function facts(world) {
@@ -58,7 +59,7 @@ function facts(world) {
   const { lease } = status
   if (lease) {
     const left = lease.expires_in == null ? "until it is given back" : `${duration(lease.expires_in)} left`
-    parts.push(`${lease.held ? "lent" : "to be lent"} for ${duration(lease.for)}, ${left}${lease.reason ? ` (${lease.reason})` : ""}; requests ${lease.requests === "wait" ? "wait" : "are turned away"}`)
+    parts.push(`${lease.held ? "lent" : "to be lent"} for ${duration(lease.for)}, ${left}${lease.reason ? ` (${lease.reason})` : ""}; requests ${lease.requests === "wait" ? "wait" : "are refused"}`)
   }
   const alone = holders(status).length === 1
   for (const name of holders(status)) {
@@ -76,9 +77,31 @@ function facts(world) {
   return parts.join(" · ")
 }
 
+// What the models on the GPU take of the capacity.
+let drawn = ""
+
+function memory({ status }) {
+  const box = at("memory"), found = status.memory
+  box.hidden = !found
+  const key = JSON.stringify(found)
+  if (!found || key === drawn) return
+  drawn = key
+  const taken = Object.entries(found.taken), all = taken.reduce((sum, [, bytes]) => sum + bytes, 0)
+  const text = `${gib(all)} of ${gib(found.capacity)} GiB`
+  const bar = make("div", { class: "bar", role: "meter", "aria-label": "memory of the models on the GPU", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round(100 * all / found.capacity), "aria-valuetext": text })
+  for (const [model, bytes] of taken) {
+    const part = make("i", { class: colour(model), title: `${model}: ${gib(bytes)} GiB` })
+    part.style.inlineSize = `${100 * Math.min(1, bytes / found.capacity)}%`
+    bar.append(part)
+  }
+  only(box, bar, make("span", { class: "number" }, text))
+}
+
 function steps(world) {
   const move = world.status.switch, list = at("steps")
   list.hidden = !move
+  // Its place is kept once there has been a switch.
+  mark(list, "data-calm", !move && !world.notes.length ? "" : null)
   if (!move) return
   const cleanup = move.phase === "cleanup"
   const stages = STAGES.filter(([stage]) =>
@@ -97,7 +120,7 @@ function why(world) {
   const { status } = world, lines = []
   const last = world.decisions.at(-1)
   const left = ({ last_eviction: made }, id) => {
-    if (made?.switch === id && made.models.length > 1) lines.push(["Who left", made.reason])
+    if (made?.switch === id && made.models.length > 1) lines.push(["What left", made.reason])
   }
   const move = status.switch
   if (move) {
@@ -127,6 +150,8 @@ const waits = status => Object.values(status.models).some(model => model.queued 
 
 // ---- sums
 
+const span = seconds => seconds >= 3570 ? "1 h" : duration(seconds)
+
 export function showSums(world) {
   const { status } = world, models = Object.values(status.models)
   const hour = world.now() - 3600
@@ -140,14 +165,15 @@ export function showSums(world) {
     ["oldest", oldest < 0 ? "–" : duration(oldest)],
     ["in flight", models.reduce((sum, model) => sum + model.in_flight, 0)],
     ["tokens/s", rate(speed)],
-    ["switches in 1 h", ended.length],
-    ["sleep + wake", `${Math.round(100 * Math.min(1, spent / known))} %`],
+    [`switches in ${span(known)}`, ended.length],
+    ["lost to switching", ended.length ? `${duration(spent)} · ${Math.round(100 * Math.min(1, spent / known))}\u00a0%` : "0 s"],
   ]
   const box = at("sums")
   sums.forEach(([name, value], place) => {
     const item = box.children[place] ?? box.appendChild(make("div", {}, make("dt"), make("dd")))
     say(item.firstChild, name)
     say(item.lastChild, String(value))
+    mark(item, "data-none", ["0", "–", "0.0", "0 s"].includes(String(value)) ? "" : null)
   })
 }
 
@@ -188,4 +214,4 @@ function meter(element, name, share, text) {
 }
 
 export const summary = status =>
-  status.awake.length ? `${several(status.awake)} ${status.awake.length > 1 ? "hold" : "holds"} the GPU` : "nobody holds the GPU"
+  status.awake.length ? `${several(status.awake)} ${status.awake.length > 1 ? "hold" : "holds"} the GPU` : "no model holds the GPU"

@@ -1,8 +1,8 @@
 // What hooks print, as they print it.
 
 import { askForKey } from "./api.js"
-import { at, make, only, say } from "./dom.js"
-import { clock, duration } from "./format.js"
+import { at, make, only } from "./dom.js"
+import { choose, clock, duration } from "./format.js"
 import { shape } from "./palette.js"
 
 const MOST = 300
@@ -11,7 +11,9 @@ let filter = ""
 let state = ""
 
 export function showHooks(world) {
-  options(world)
+  const select = at("hooks-of")
+  choose(select, Object.keys(world.status.models), () => showHooks(world))
+  filter = select.value
   const box = at("hooks")
   const now = `${world.mayRead} ${world.output.length > 0} ${filter}`
   if (now !== state || (last && !world.output.includes(last))) {
@@ -53,15 +55,4 @@ function words(line) {
     return `${how} after ${duration(line.duration_secs)}`
   }
   return line.line
-}
-
-function options(world) {
-  const select = at("hooks-of"), names = Object.keys(world.status.models)
-  if (select.options.length === names.length + 1 && names.every((name, place) => select.options[place + 1].value === name)) return
-  only(select, make("option", { value: "" }, "all models"), ...names.map(name => make("option", { value: name }, name)))
-  select.value = names.includes(filter) ? filter : ""
-  select.onchange = () => {
-    filter = select.value
-    showHooks(world)
-  }
 }

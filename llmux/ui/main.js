@@ -1,15 +1,18 @@
 // The page, put together: events in, everything shown anew at most sixty times a second.
 
-import { askForKey, read } from "./api.js"
+import { address, askForKey, read } from "./api.js"
 import { showCosts, showDecisions } from "./decisions.js"
 import { at, say } from "./dom.js"
 import { clock, duration } from "./format.js"
 import { showGpus, showHolder, showSums, summary } from "./holder.js"
 import { showHooks } from "./hooks.js"
 import { showModels } from "./models.js"
+import { refresh, showRequests } from "./requests.js"
 import { settle } from "./palette.js"
 import { Stream } from "./stream.js"
+import * as tabs from "./tabs.js"
 import { Timeline } from "./timeline.js"
+import { begin as beginTry, showTry } from "./try.js"
 import { World } from "./world.js"
 
 const world = new World()
@@ -26,7 +29,7 @@ function soon() {
     due = false
     if (!world.status) return
     settle(Object.keys(world.status.models))
-    for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks]) show(world)
+    for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks, showRequests, showTry, showStart]) show(world)
     timeline.show()
     header()
     announce()
@@ -51,6 +54,16 @@ async function load() {
     // When the connection is lost, too, the next one asks again.
     setTimeout(() => fresh && load(), 2000)
   }
+}
+
+// What a newcomer does next, until there has been anything to see.
+function showStart({ status, moves, decisions, begins }) {
+  const [model] = Object.keys(status.models)
+  const quiet = moves.every(move => move.from === "unknown" && move.to === "asleep") && !decisions.length
+    && Object.values(status.models).every(one => one.phase === "asleep" && !one.queued)
+  at("start").hidden = begins === null || !quiet || status.switch !== null || model === undefined
+  const body = JSON.stringify({ model, messages: [{ role: "user", content: "Hello" }] }).replaceAll("'", "'\\''")
+  say(at("start-command"), `curl ${address("../v1/chat/completions")} -H 'Content-Type: application/json' -d '${body}'`)
 }
 
 // ---- the connection
@@ -82,7 +95,7 @@ function changed(state, why) {
 }
 
 async function unlock() {
-  if (await askForKey("This llmux shows itself to those who have one of its keys.", true)) stream.again()
+  if (await askForKey("This llmux shows its state only with one of its keys.", true)) stream.again()
 }
 
 function banner(why) {
@@ -100,7 +113,7 @@ function banner(why) {
 function header() {
   const { status } = world
   const shadows = status.shadows?.length ? `, shadows ${status.shadows.map(one => one.policy).join(", ")}` : ""
-  say(at("facts"), `${status.version} · policy ${status.policy.use}${shadows} · up ${duration(status.uptime)}${status.reload_error ? " · the configuration has a mistake" : ""}`)
+  say(at("facts"), `${status.version} · policy ${status.policy.use}${shadows} · up ${duration(status.uptime)}${status.reload_error ? " · the configuration has an error" : ""}`)
   at("facts").title = status.reload_error ?? ""
 }
 
@@ -128,4 +141,9 @@ at("key").addEventListener("click", async () => {
   if (await askForKey("The admin key operates llmux; one of the API keys lets you look on.")) stream.again()
 })
 addEventListener("llmux-key", () => stream.again())
+beginTry()
+tabs.begin(name => {
+  soon()
+  if (name === "requests" && world.link === "live") refresh(true)
+})
 stream.run()

@@ -1,4 +1,4 @@
-// The last hour: who was awake when, drains, sleeps, wakes, failures. It can be zoomed, and read as a table.
+// The last hour: which models were awake when, drains, sleeps, wakes, failures. It can be zoomed, and read as a table.
 
 import { at, draw, make, mark, only, say } from "./dom.js"
 import { clock, count, duration } from "./format.js"
@@ -11,13 +11,13 @@ const FAILURES = {
   switch_failed: note => [note.model, `a switch failed: ${note.error}`],
   sleep_hook_failed: note => [note.model, `its sleep failed: ${note.error}`],
   model_lost: note => [note.model, `its engine is gone: ${note.error}`],
-  model_faulted: note => [note.model, `faulted: ${note.error}; look, mend, then: ${note.repair}`],
+  model_faulted: note => [note.model, `faulted: ${note.error}; look, repair, then: ${note.repair}`],
   model_assumed_asleep: note => [note.model, `counts as asleep, unproven: ${note.error}`],
 }
 const OTHERS = {
   switch_ended: note => [note.to ?? note.from, `switch ${note.switch} from ${note.from} to ${note.to ?? "asleep"}: ${note.result}${
     note.cost_secs == null ? "" : `, cost ${duration(note.cost_secs)} after ${duration(note.drain_secs)} of drain`}`],
-  backoff_started: note => [note.model, `left alone for ${duration(note.secs)} after failure ${note.failures}`],
+  backoff_started: note => [note.model, `not tried again for ${duration(note.secs)} after failure ${note.failures}`],
   model_reset: note => [note.model, "reset by an operator"],
   pin_set: note => [note.model, note.pinned ? `pinned${note.reason ? ` (${note.reason})` : ""}` : "no longer pinned"],
   model_deepened: note => [note.model, `sleeps deeper: from ${note.from_level} to ${note.to_level}`],
@@ -25,7 +25,7 @@ const OTHERS = {
   lease_held: note => ["", `the GPU is free for that job, after ${duration(note.after_secs)}`],
   manual_set: note => ["", note.manual ? "manual mode: operators alone switch" : "the policy switches again"],
 }
-const LEGEND = [["awake", "awake"], ["waking", "wakes"], ["draining", "drains"], ["sleeping", "goes to sleep"], ["lost", "lost or faulted"], ["failure", "failure"], ["unseen", "not known"], ["lent", "lent to another job"]]
+const LEGEND = [["awake", "awake"], ["waking", "wakes"], ["draining", "drains"], ["sleeping", "goes to sleep"], ["lost", "lost, faulted or failed to wake"], ["failure", "failure"], ["unseen", "not known"], ["lent", "lent to another job"]]
 const IN_TABLE = 200
 
 export class Timeline {
@@ -45,7 +45,7 @@ export class Timeline {
     this.svg = this.box.appendChild(draw("svg", { role: "img", "aria-label": "The last hour" }))
     this.#tools()
     only(at("legend"), ...LEGEND.map(([kind, word]) => make("li", {}, swatch(kind), word)))
-    new ResizeObserver(() => this.show()).observe(this.box)
+    new ResizeObserver(() => this.show()).observe(at("timeline"))
     at("table").addEventListener("toggle", () => this.show())
     this.#listen()
   }
@@ -139,8 +139,8 @@ export class Timeline {
 
   show() {
     const { world } = this
-    if (!world.status || !this.box.clientWidth) return
-    const whole = this.box.clientWidth
+    const whole = at("timeline").clientWidth - 28
+    if (!world.status || whole <= 0) return
     const narrow = whole < 620
     this.gutter = narrow ? 0 : Math.min(180, Math.round(whole * .16))
     this.width = whole - this.gutter
@@ -150,6 +150,16 @@ export class Timeline {
     this.stretches = world.stretches(start, end)
     this.failures = world.notes.flatMap(note => FAILURES[note.event] && note.time >= start && note.time <= end ? [{ time: note.time, said: FAILURES[note.event](note) }] : [])
     const models = [...this.stretches.keys()]
+    // While there is nothing to draw, a line says so.
+    const calm = !this.failures.length && !this.world.status.lease && !world.gaps.length && this.#end === null
+      && [...this.stretches.values()].every(list => list.every(one => one.phase === "asleep" || one.phase === "unknown"))
+    const known = world.begins === null ? null : Math.max(world.begins, start)
+    at("calm").hidden = !calm
+    for (const name of ["plot", "readout", "legend", "table", "zoom"]) at(name).hidden = calm
+    if (calm) {
+      say(at("calm"), known === null ? "…" : `No model has been awake since ${clock(known, false)}.`)
+      return
+    }
     const height = 8 + models.length * this.lane + 22
     mark(this.svg, "width", whole)
     mark(this.svg, "height", height)
@@ -231,7 +241,7 @@ export class Timeline {
     const group = draw("g", { class: `lane ${colour(model)}`, "data-model": model })
     group.append(draw("path", { class: "base", d: `M${this.gutter} ${top + bar / 2}H${this.gutter + this.width}` }))
     let edge = -1
-    for (const { phase, from, to } of stretches) {
+    for (const { phase, from, to, failed } of stretches) {
       if (phase === "asleep") continue
       const left = Math.max(this.gutter, x(from)), right = Math.min(x(end), x(to))
       const wide = Math.max(1, right - left)
@@ -239,7 +249,8 @@ export class Timeline {
       if (right <= edge) continue
       edge = left + wide
       const thin = wide < 4 && phase !== "awake" // no room for hatching
-      group.append(draw("rect", { class: `stretch ${phase}${thin ? " thin" : ""}`, "data-phase": phase, x: left, y: top, width: wide, height: bar, fill: thin ? "currentColor" : fillOf(phase, model) }))
+      const look = failed ? "lost" : phase
+      group.append(draw("rect", { class: `stretch ${look}${thin ? " thin" : ""}`, "data-phase": phase, "data-failed": failed, x: left, y: top, width: wide, height: bar, fill: thin ? "currentColor" : fillOf(look, model) }))
     }
     for (const { time, said } of this.failures) {
       if (said[0] === model) group.append(draw("path", { class: "failure", d: `M${x(time) - 4} ${top - 1}l8 8m0-8l-8 8` }))
@@ -299,7 +310,7 @@ export class Timeline {
       const found = list.find(one => one.phase !== "asleep" && time >= one.from - near / 3 && time <= one.to + near / 3) ?? list.find(one => time >= one.from && time <= one.to)
       text = clock(time)
       if (failure) text = `${clock(failure.time)}  ${model}: ${failure.said[1]}`
-      else if (found) text = `${clock(time)}  ${model}: ${found.phase} for ${duration(found.to - found.from)}, ${clock(found.from)} – ${found.to >= this.world.now() - .5 ? "now" : clock(found.to)}`
+      else if (found) text = `${clock(time)}  ${model}: ${found.phase}${found.failed ? ", which failed," : ""} for ${duration(found.to - found.from)}, ${clock(found.from)} – ${found.to >= this.world.now() - .5 ? "now" : clock(found.to)}`
     }
     say(line, text)
   }
@@ -308,7 +319,7 @@ export class Timeline {
     if (!at("table").open) return
     const rows = [...this.stretches.values()].flat()
       .filter(one => one.phase !== "asleep")
-      .map(one => [Math.max(one.from, start), one.model, one.phase, one.to >= end - .5 && this.#end === null ? null : one.to - one.from])
+      .map(one => [Math.max(one.from, start), one.model, one.failed ? `${one.phase}, failed` : one.phase, one.to >= end - .5 && this.#end === null ? null : one.to - one.from])
     for (const note of this.world.notes) {
       const words = FAILURES[note.event] ?? OTHERS[note.event]
       if (words && note.time >= start && note.time <= end) rows.push([note.time, ...words(note), undefined])

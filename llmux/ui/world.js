@@ -3,6 +3,7 @@
 const LINES = 400
 const NOTES = 2000
 const DECISIONS = 200
+const START = 60 // seconds that the first look at what runs may take
 const WINDOW = 4 // seconds over which tokens are averaged
 
 export const NOTED = new Set([
@@ -26,6 +27,7 @@ export class World {
   seen = null // server's time of the last word
   #offset = 0
   #streamed = new Map()
+  #born = new Map() // models that came while this page looked on, and when
   #waiting = [] // what comes while the history is on its way; null: it is here
 
   // The server's clock, in Unix seconds.
@@ -53,7 +55,7 @@ export class World {
     this.begins = before.length || this.gaps.length ? Math.min(this.begins ?? Infinity, history.begins) : history.begins
     this.moves = [...before, ...history.moves]
     this.notes = [...this.notes.filter(note => note.time < history.begins), ...history.notes]
-    this.decisions = decisions
+    this.decisions = merge([], decisions)
     this.mayRead = history.output !== null
     this.output = history.output?.map(line => ({ ...line, name: "hook_output" })) ?? []
     const last = history.moves.at(-1)?.id ?? 0
@@ -65,6 +67,9 @@ export class World {
   }
 
   #status(status) {
+    for (const name of Object.keys(status.models)) {
+      if (this.status && !(name in this.status.models)) this.#born.set(name, status.time)
+    }
     this.status = status
     this.seen = status.time
     this.#offset = status.time - Date.now() / 1000
@@ -91,7 +96,7 @@ export class World {
   #decision(decision) {
     const known = this.decisions.findLastIndex(one => one.id === decision.id)
     if (known >= 0) this.decisions[known] = decision
-    else keep(this.decisions, decision, DECISIONS)
+    else this.decisions = merge(this.decisions, [decision])
   }
 
   // Events streamed per second; null while that is not known yet.
@@ -113,6 +118,14 @@ export class World {
     return this.status.switch_costs.find(one => (one.from ?? null) === source && one.to === to)?.seconds ?? null
   }
 
+  // Since when a model was in the phase that its first known move ends. What a reload adds was not there before.
+  #since(move, first) {
+    if (move.from !== "unknown") return this.#born.get(move.model) ?? first
+    const started = this.moves.find(one => one.from !== "unknown")
+    const added = this.#born.has(move.model) || (started && started.id < move.id) || move.time - first > START
+    return added ? move.time : first
+  }
+
   // The phases of every model between two times, as [{model, phase, from, to}] by model.
   stretches(start, end) {
     const now = this.now()
@@ -121,7 +134,7 @@ export class World {
     const close = (model, time) => {
       const last = open.get(model)
       if (last && last.from < time && time > start && last.from < end) {
-        found.get(model).push({ model, phase: last.phase, from: last.from, to: time })
+        found.get(model).push({ model, phase: last.phase, from: last.from, to: time, ...(last.failed && { failed: true }) })
       }
     }
     const first = this.begins ?? start
@@ -129,21 +142,28 @@ export class World {
       if (!found.has(move.model)) found.set(move.model, [])
       // A move that does not go on from the last one comes after a gap.
       const last = open.get(move.model)
-      if (!last) open.set(move.model, { phase: move.from, from: first })
+      if (!last) open.set(move.model, { phase: move.from, from: this.#since(move, first) })
       else if (last.phase !== move.from) {
         const gap = this.gaps.find(([from, to]) => from <= move.time && to > last.from)
         close(move.model, gap?.[0] ?? move.time)
         open.set(move.model, { phase: move.from, from: gap?.[1] ?? move.time })
       }
+      if (move.from === "waking" && move.to !== "awake" && open.get(move.model)) open.get(move.model).failed = true
       close(move.model, move.time)
       open.set(move.model, { phase: move.to, from: move.time })
     }
     for (const [model, { phase }] of Object.entries(this.status?.models ?? {})) {
-      if (!open.has(model)) open.set(model, { phase, from: first })
+      if (!open.has(model)) open.set(model, { phase, from: this.#born.get(model) ?? first })
     }
     for (const model of open.keys()) if (found.has(model)) close(model, now)
     return found
   }
+}
+
+// By id: what comes later from the server may be older.
+function merge(known, more) {
+  const all = new Map([...known, ...more].map(one => [one.id, one]))
+  return [...all.values()].sort((one, other) => one.id - other.id).slice(-DECISIONS)
 }
 
 function keep(list, item, most) {

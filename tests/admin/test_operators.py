@@ -165,7 +165,7 @@ async def test_the_control_socket_has_a_limit_of_its_own(house, monkeypatch):
     held = await house.line()
     held.send(message("GET", "/health"))
     assert (await held.reply()).status == 200
-    assert (await house.ask("GET", "/health")).status == 503
+    assert (await house.ask("GET", "/v1/models")).status == 503
     assert (await house.ask("POST", "/llmux/models/a/wake", socket=True)).status == 202
 
 

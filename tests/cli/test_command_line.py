@@ -292,7 +292,7 @@ def test_a_key_is_made_and_can_be_pasted(run, tmp_path):
     (tmp_path / "c.yaml").write_text(f"{section}models: {{a: {{port: 1, wake: w, sleep: s, alive: a}}}}\n")
     (entry,) = Config.from_file(tmp_path / "c.yaml").api_keys
     assert (entry.name, fits(key.encode(), entry.key.get_secret_value())) == ('a "b": c', True)
-    assert "for who shows the key" in run("check", "c.yaml").stdout
+    assert "for clients that send the key" in run("check", "c.yaml").stdout
     admin = run("key", "new", "--admin").stdout.splitlines()[-1]
     assert admin.startswith('admin_key: "$argon2id$')
 

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from examples.quickstart.tiny_gguf import cached
-from llmux.cli import app, trial
-from llmux.cli.findings import MENDING, WARNINGS, Wrong
+from llmux.cli import app, hook_check
+from llmux.cli.hook_findings import MENDING, WARNINGS, Wrong
 from llmux.config import Config
 from llmux.observability.state import StateFile
 from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
@@ -117,8 +117,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PATH", with_tools()["PATH"])
-    monkeypatch.setattr(trial, "LINGER", 3.0)
-    monkeypatch.setattr(trial, "MEMORY_PATIENCE", 0.2)
+    monkeypatch.setattr(hook_check, "LINGER", 3.0)
+    monkeypatch.setattr(hook_check, "MEMORY_PATIENCE", 0.2)
     (tmp_path / "engine.py").write_text(ENGINE)
     (tmp_path / "hook.sh").write_text(HOOK)
     yield tmp_path
@@ -176,7 +176,7 @@ def test_each_mistake_is_found_by_its_name(folder, configure, monkeypatch, wrong
     if wrong in (Wrong.MEMORY_NOT_FREED, Wrong.VERIFY_ALWAYS_PASSES):
         with_gpu(folder, monkeypatch)
     if wrong is Wrong.WAKE_LIES:
-        monkeypatch.setattr(trial, "LINGER", 0.3)
+        monkeypatch.setattr(hook_check, "LINGER", 0.3)
     settings = {"levels": ["ram", "disk"]} if wrong is Wrong.CANNOT_GO_DEEPER else {}
     if wrong is Wrong.ALIVE_AFTER_SLEEP:
         settings = {"verify": None}  # it would find out as well

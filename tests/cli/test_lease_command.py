@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmux.cli.exits import Exit
+from llmux.cli.exit_codes import Exit
 from tests.cli.invoking import CLEAN
 from tests.server.house import HOST, until
 

@@ -2,20 +2,22 @@
 
 import pytest
 
+MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
+
 
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ("prot: 1", "config.yaml:1: prot: is no setting; did you mean `port`?"),
-        ("policy: {policy: fifo}", "config.yaml:1: policy.policy: is no setting; did you mean `use`?"),
-        ("wake: x", "config.yaml:1: wake: is no setting here; it belongs under `models.NAME`"),
-        ("max_wait: 1", "config.yaml:1: max_wait: is no setting here; it belongs under `policy`"),
+        ("prot: 1", "config.yaml:1: prot: unknown setting; did you mean `port`?"),
+        ("policy: {policy: fifo}", "config.yaml:1: policy.policy: unknown setting; did you mean `use`?"),
+        ("wake: x", "config.yaml:1: wake: unknown setting here; it belongs under `models.NAME`"),
+        ("max_wait: 1", "config.yaml:1: max_wait: unknown setting here; it belongs under `policy`"),
         (
             "policy: {capacity: 1}",
-            "config.yaml:1: policy.capacity: is no setting here; it belongs at the top level",
+            "config.yaml:1: policy.capacity: unknown setting here; it belongs at the top level",
         ),
-        ("policy: {max_wiat: 1}", "config.yaml:1: policy.max_wiat: is no setting; did you mean `max_wait`?"),
-        ("backoff: {zz: 1}", "config.yaml:1: backoff.zz: is no setting; here are known: first, max"),
+        ("policy: {max_wiat: 1}", "config.yaml:1: policy.max_wiat: unknown setting; did you mean `max_wait`?"),
+        ("backoff: {zz: 1}", "config.yaml:1: backoff.zz: unknown setting; known here: first, max"),
         ("port: 70000", "config.yaml:1: port: must be at most 65535, not 70000"),
         ("port: -1", "config.yaml:1: port: must be at least 0, not -1"),
         ("port: true", "config.yaml:1: port: must be a number, not true"),
@@ -95,7 +97,7 @@ def test_a_setting(refused, model, settings, line):
         ("port: 1, max_queued: -1", "m.max_queued: must be at least 0, not -1"),
         ("port: 1, idle_sleep: 0", "m.idle_sleep: must be longer than 0"),
         ("port: 1, timeouts: {wake: 0}", "m.timeouts.wake: must be longer than 0"),
-        ("port: 1, timeouts: {wkae: 1}", "m.timeouts.wkae: is no setting; did you mean `wake`?"),
+        ("port: 1, timeouts: {wkae: 1}", "m.timeouts.wkae: unknown setting; did you mean `wake`?"),
         ("port: 1, aliases: x", "m.aliases: must be a list, not 'x'"),
         ("port: 1, aliases: ['']", "m.aliases[0]: is empty"),
         ("port: 1, aliases: [m]", "m.aliases[0]: 'm' is the name of a model; choose another"),
@@ -106,7 +108,7 @@ def test_a_setting(refused, model, settings, line):
         ("port: 1, env: {A: [1]}", "m.env.A: must be text"),
         ("port: 1, env: {A: }", 'm.env.A: has no value; write "" for the empty text'),
         ("port: 1, memory: lots", "m.memory: 'lots' is no size"),
-        ("port: 1, cards: [0]", "m.cards: is no setting"),
+        ("port: 1, cards: [0]", "m.cards: unknown setting"),
         ("port: 1, gpus: 0", "m.gpus: must be a list; write [0]"),
         ("port: 1, gpus: [[0]]", "m.gpus[0]: is no name of a GPU"),
         ("port: 1, memory: {}", "m.memory: names no GPU"),
@@ -122,9 +124,7 @@ def test_a_models_setting(refused, model, settings, line):
 @pytest.mark.parametrize("hook", ["wake", "sleep", "alive"])
 def test_a_missing_hook(refused, hook):
     hooks = "".join(f"    {name}: x\n" for name in ("wake", "sleep", "alive") if name != hook)
-    assert refused(f"models:\n  m:\n    port: 1\n{hooks}") == [
-        f"config.yaml:2: models.m.{hook}: is missing; every model needs the hooks wake, sleep and alive"
-    ]
+    assert refused(f"models:\n  m:\n    port: 1\n{hooks}") == [f"config.yaml:2: models.m.{hook}: {MISSING}"]
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_every_problem_is_said_in_the_order_of_the_file(refused):
           max_wait: ${NO}
         """
     ) == [
-        "config.yaml:1: prot: is no setting; did you mean `port`?",
-        "config.yaml:3: models.a.alive: is missing; every model needs the hooks wake, sleep and alive",
+        "config.yaml:1: prot: unknown setting; did you mean `port`?",
+        f"config.yaml:3: models.a.alive: {MISSING}",
         'config.yaml:5: models.a.wake: is read as the truth value true; write the command in quotes: "true"',
         f"config.yaml:7: models.a.timeouts.wake: 'soon' is no duration; {how}",
         "config.yaml:8: models.a.port: is there twice, first on line 4; keep one of them",
-        "config.yaml:9: models.b.wake: is missing; every model needs the hooks wake, sleep and alive",
-        "config.yaml:9: models.b.sleep: is missing; every model needs the hooks wake, sleep and alive",
-        "config.yaml:9: models.b.alive: is missing; every model needs the hooks wake, sleep and alive",
+        f"config.yaml:9: models.b.wake: {MISSING}",
+        f"config.yaml:9: models.b.sleep: {MISSING}",
+        f"config.yaml:9: models.b.alive: {MISSING}",
         f"config.yaml:11: policy.min_active: is negative: -1; {how}",
         "config.yaml:12: policy.max_wait: the variable NO is not set; set it, or write ${NO:-default}",
     ]

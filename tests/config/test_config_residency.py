@@ -103,7 +103,7 @@ def test_with_one_gpu_nobody_has_to_name_it(read, model):
         (
             "groups: {g: {models: [a], swap: true}}",
             "",
-            "groups.g.swap: is no setting; here are known: models, together",
+            "groups.g.swap: unknown setting; known here: models, together",
         ),
     ],
 )

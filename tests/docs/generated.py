@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from llmux import errors
-from llmux.cli.exits import MEANINGS
+from llmux.cli.exit_codes import MEANINGS
 from llmux.config.settings import settings_table
 from llmux.core.deciding import LADDER, STOPPING
 from llmux.core.effects import Refusal

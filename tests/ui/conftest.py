@@ -15,6 +15,7 @@ from tests.ui.stage import Stage
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 PATIENCE = 20_000.0  # milliseconds: a machine may be busy
+FOREIGN = "evil.example"  # an attacker's web site
 REBOUND = "rebound.test"  # a name that points to this machine, as an attacker's may
 
 
@@ -31,7 +32,7 @@ def chromium() -> str:
 def browser() -> Iterator[Browser]:
     # No longer: Playwright's loop runs in this thread, and tests elsewhere have loops of their own.
     expect.set_options(timeout=PATIENCE)
-    rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"
+    rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1, MAP {FOREIGN} 127.0.0.1, MAP localhost4 127.0.0.1"
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=[rules])
         yield browser

@@ -19,7 +19,10 @@ from tests.harness.ports import free_port
 
 
 class Engine(ThreadingHTTPServer):
-    """Answers for every model. What says ``hold`` in its body is sent an event every 20 ms until ``go`` is set."""
+    """Answers for every model; to a chat with its own words.
+
+    What says ``hold`` in its body is sent an event every 20 ms until ``go`` is set.
+    """
 
     daemon_threads = True
 
@@ -60,6 +63,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         while body.get("hold") and not self.server.go.wait(0.02):
             self._event("word")
+        for message in body.get("messages", ()):
+            for word in message["content"].split():
+                self._event(json.dumps({"choices": [{"delta": {"content": f"{word} "}}]}))
+            self._event(json.dumps({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}))
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 

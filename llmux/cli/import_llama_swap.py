@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from llmux.cli.config_writer import HOOKS, write
 from llmux.cli.terminal import terminal
-from llmux.cli.written import HOOKS, write
 from llmux.errors import ConfigError, LLMuxError
 from llmux.llama_swap import Translation, translate
 from llmux.llama_swap.page import SCRIPT, page

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from llmux.cli import canary, gpu_memory
-from llmux.cli.findings import Finding, Wrong
+from llmux.cli import gpu_memory, smoke_request
+from llmux.cli.hook_findings import Finding, Wrong
 from llmux.cli.listener import holders_of, is_open, sockets_on, still_run
 from llmux.config import Config, ModelConfig
 from llmux.config.address import is_loopback
@@ -157,7 +157,7 @@ class Trial:
 
     async def _request(self) -> None:
         settings, started = self._settings, time.monotonic()
-        answer = await canary.ask(settings.address.url, settings.upstream_model or self.model)
+        answer = await smoke_request.ask(settings.address.url, settings.upstream_model or self.model)
         seconds = time.monotonic() - started
         if answer.ok is False:
             self._found(Wrong.CANARY_FAILS, f"the engine is awake, but {answer.said}")

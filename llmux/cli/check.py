@@ -1,0 +1,90 @@
+"""``llmux check`` and ``llmux schema``: what a configuration means, and what it may hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmux.cli.exit_codes import Exit
+from llmux.cli.options import DEFAULT_CONFIG
+from llmux.cli.terminal import complain, say
+from llmux.config import Config
+from llmux.config.checks import operators
+from llmux.errors import LLMuxError
+
+
+def check(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="Configuration file, YAML or JSON.", show_default="config.yaml")
+    ] = None,
+    given: Annotated[Path | None, typer.Option("--config", "-c", hidden=True)] = None,
+) -> None:
+    """Check a configuration, its policy included; print what it means, or what is wrong with it."""
+    file = file or given or context.obj[0] or DEFAULT_CONFIG
+    config = load_config(file, context.obj[1])
+    try:
+        _load_parts(config)
+    except LLMuxError as error:
+        complain(str(error))
+        raise typer.Exit(Exit.USAGE) from None
+    say(f"{file}: fine", "green")
+    say(summary(config))
+    for warning in config.warnings:
+        say(f"warning: {warning}", "yellow")
+
+
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    from llmux.config.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def load_config(file: Path, port: int | None) -> Config:
+    """Read a configuration, with another port where one is given; exit with a message when it is unusable."""
+    try:
+        config = Config.from_file(file)
+        return config if port is None else config.with_port(port)
+    except LLMuxError as error:
+        complain(str(error))
+        raise typer.Exit(Exit.USAGE) from None
+
+
+def summary(config: Config) -> str:
+    """Return in a few lines what a configuration makes llmux do."""
+    lines = [
+        f"listens on {config.host}:{config.port}{_access(config)}",
+        f"operated by {operators(config)}",
+        f"policy {config.policy.use}",
+    ]
+    for name, model in config.models.items():
+        also = f" (also {', '.join(model.aliases)})" if model.aliases else ""
+        lines.append(f"model {name}{also} at {model.address.url}")
+    return "\n".join(lines)
+
+
+def _access(config: Config) -> str:
+    keys = len(config.api_keys)
+    if not keys:
+        return ", for every client that reaches it"
+    return f", for clients that send {'the key' if keys == 1 else f'one of {keys} keys'}"
+
+
+def _load_parts(config: Config) -> None:
+    """Load what a configuration names: policies, OpenTelemetry. Only what it does name is imported."""
+    # ruff: noqa: PLC0415
+    from llmux.plugins import load_policy
+
+    load_policy(config.policy.use, config.policy.options, config.folder)
+    if config.policy.shadow:
+        from llmux.runtime.shadow import load_shadows
+
+        load_shadows(config)
+    if config.otlp is not None:
+        from llmux.tracing import require
+
+        require()

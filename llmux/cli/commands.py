@@ -1,0 +1,156 @@
+"""The tree of commands. Without a command llmux serves, as llmux 2.x did.
+
+Each command is imported when it is run: most need a fraction of llmux, and `llmux --version`, `status` or a
+completion must not take as long to start as a server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
+
+from llmux.cli.options import ConfigOption, PortOption, VerboseOption
+from llmux.cli.terminal import usable_streams
+from llmux.version import __version__
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "serve": ("serve:serve", "Run llmux until TERM or INT; HUP reads the configuration again."),
+    "check": (
+        "check:check",
+        "Check a configuration, its policy included; print what it means, or what is wrong with it.",
+    ),
+    "schema": ("check:schema", "Print the JSON schema of the configuration."),
+    "status": ("status:status", "Show which models hold the GPU, what waits, and what stands in the way."),
+    "top": (
+        "top:top",
+        "Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load.",
+    ),
+    "logs": (
+        "logs:logs",
+        "Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on.",
+    ),
+    "switch": ("operate:switch", "Wake a model whether or not requests wait for it; return when it is awake."),
+    "wake": (
+        "operate:wake",
+        "Have a model woken, whether or not requests wait for it; return at once (switch waits).",
+    ),
+    "sleep": ("operate:sleep", "Put a model to sleep once its answers have ended; return when it sleeps."),
+    "pin": (
+        "operate:pin",
+        "Keep a model awake, waking it if need be; models that cannot be awake beside it get 503 meanwhile.",
+    ),
+    "unpin": ("operate:unpin", "End the pin of a model."),
+    "reset": (
+        "operate:reset",
+        "Report a model as repaired: its failures are forgotten; faulted or lost, it counts as asleep.",
+    ),
+    "lease": ("lease:lease", "Put all models to sleep, and keep them asleep: the GPU is for another job."),
+    "release": ("lease:release", "Give the leased GPU back."),
+    "manual": ("operate:manual", "Leave all switching to operators, or to the policy again."),
+    "simulate": (
+        "simulate:run",
+        "Replay traffic under several policies in virtual time, and recommend one.",
+    ),
+    "explain": (
+        "explain:run",
+        "Explain the last switches, with their reasons, and what holds now.",
+    ),
+    "init": (
+        "init:run",
+        "Look at this machine and write config.yaml, with comments, and the hook scripts that it needs.",
+    ),
+    "hooks": ("hooks:app", "The hook scripts that come with llmux."),
+    "key": ("make_key:app", "Keys for clients and operators, and their hashes."),
+    "import": ("import_llama_swap:app", "Write a configuration from that of another proxy."),
+}
+"""By name: the module in this package and in it a function, or the app of a group of commands; and its help in
+short, which lists it without importing it."""
+
+
+class _Imported(Mapping[str, Any]):
+    """The commands by name, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        found = getattr(import_module(f"llmux.cli.{module}"), attribute)
+        alone = typer.Typer(add_completion=False)
+        if isinstance(found, typer.Typer):
+            alone.add_typer(found, name=name)
+        else:
+            alone.command(name)(found)
+        return get_group(alone).commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class Commands(TyperGroup):
+    """The root: its commands are listed from the table, and imported when they are run or completed."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = cast("dict[str, Any]", _Imported())
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class's signature
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the base class's signature
+        """Return what stands for a command in a list."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command itself."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and self.commands[listed.name or ""], rest
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="One GPU, many models, one OpenAI- and Anthropic-compatible endpoint.",
+    add_completion=True,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmux {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    config: ConfigOption = None,
+    port: PortOption = None,
+    verbose: VerboseOption = False,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One GPU, many models, one OpenAI- and Anthropic-compatible endpoint."""
+    context.obj = (config, port, verbose)
+    if context.invoked_subcommand is None:
+        from llmux.cli import serve  # noqa: PLC0415 - all of llmux
+
+        serve.run(config, port, verbose=verbose)
+
+
+def main() -> None:
+    """Run the command line."""
+    if "LLMUX_HOOK" in os.environ:
+        os.environ.pop("LLMUX_URL", None)  # in a hook, and in an engine that it has started, this is the engine's
+    with usable_streams():
+        app(prog_name="llmux")

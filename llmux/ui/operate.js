@@ -1,0 +1,110 @@
+// What an operator does: a request to llmux, its key asked for where that is needed, and what came of it in words.
+
+import { ask, askForKey } from "./api.js"
+import { at, mark, say } from "./dom.js"
+import { clock, duration, several } from "./format.js"
+
+const SHOWN = 30_000 // ms that an answer stays
+let forget
+
+// A model's name is one path segment, whatever is in it.
+const path = (model, deed) => `models/${encodeURIComponent(model)}/${deed}`
+
+export async function carryOut(button, subject, request, words) {
+  const line = at("answer")
+  mark(button, "data-busy", "")
+  try {
+    let answer
+    try {
+      answer = await send(request)
+    } catch (error) {
+      if (error.status !== 401 || !await askForKey("Operating this llmux needs its admin key.", true)) throw error
+      dispatchEvent(new Event("llmux-key"))
+      answer = await send(request)
+    }
+    line.dataset.kind = "done"
+    say(line, `${words(answer)}${answer.switch == null ? "" : ` (switch ${answer.switch})`}.`)
+  } catch (error) {
+    line.dataset.kind = "refused"
+    say(line, `${subject}: ${error.message}`)
+  } finally {
+    mark(button, "data-busy", null)
+    clearTimeout(forget)
+    forget = setTimeout(() => say(line, ""), SHOWN)
+  }
+}
+
+const send = ({ to, method = "POST", options }) =>
+  ask(to, { method, body: options && JSON.stringify(options) }).then(response => response.json())
+
+export const DEEDS = {
+  wake: name => ({ to: path(name, "wake") }),
+  sleep: name => ({ to: path(name, "sleep") }),
+  reset: name => ({ to: path(name, "reset") }),
+  unpin: name => ({ to: path(name, "unpin") }),
+}
+
+export const pin = (button, name, world) => open({
+  title: `Pin ${name}`, word: "Pin it",
+  note: until => `${name} stays awake ${until}. Requests for models that cannot be awake beside it are refused meanwhile: 503, with Retry-After.`,
+}, options => carryOut(button, name, { to: path(name, "pin"), options }, () => `${name} is pinned${until(options, world)}`))
+
+export const lend = (button, world) => open({
+  title: "Lend the GPU to another job", word: "Lend it", requests: true,
+  note: (until, requests) => {
+    const held = world.status.awake
+    const first = held.length ? `${several(held)} ${held.length > 1 ? "finish their answers and go" : "finishes its answers and goes"} to sleep` : "No model is awake"
+    return `${first}; no model wakes ${until}. Requests ${requests === "wait" ? "wait" : "are refused meanwhile: 503, with Retry-After"}.`
+  },
+}, options => carryOut(button, "lease", { to: "lease", options }, () => `The GPU is lent to another job${until(options, world)}`))
+
+export const takeBack = button =>
+  carryOut(button, "lease", { to: "lease", method: "DELETE" }, () => "The GPU is llmux's again")
+
+export const manual = (button, begins) =>
+  carryOut(button, "manual mode", { to: "manual", method: begins ? "POST" : "DELETE" },
+    () => begins ? "Manual mode: only operators switch" : "The policy switches again")
+
+const LENGTHS = { m: 60, h: 3600 }
+const seconds = length => length ? Number(length.slice(0, -1)) * LENGTHS[length.at(-1)] : null
+
+function until(options, world) {
+  return options.for ? ` until ${clock(world.now() + seconds(options.for), false)}` : ""
+}
+
+// A dialog for how long and why; what is chosen goes to `then`.
+function open({ title, word, note, requests = false }, then) {
+  const dialog = at("deed")
+  if (dialog.open) return
+  const length = at("deed-for"), reason = at("deed-reason"), wait = at("deed-requests")
+  say(at("deed-title"), title)
+  say(at("deed-do"), word)
+  reason.value = ""
+  length.value = "1h"
+  wait.value = "reject"
+  at("deed-requests-of").hidden = !requests
+  const explain = () => {
+    const end = seconds(length.value)
+    say(at("deed-note"), note(end === null ? "until an operator ends it" : `until ${clock(Date.now() / 1000 + end, false)} (${duration(end)})`, wait.value))
+  }
+  explain()
+  const controller = new AbortController(), { signal } = controller
+  const close = () => {
+    controller.abort()
+    dialog.close()
+  }
+  length.addEventListener("change", explain, { signal })
+  wait.addEventListener("change", explain, { signal })
+  dialog.addEventListener("cancel", event => { event.preventDefault(); close() }, { signal })
+  at("deed-cancel").addEventListener("click", close, { signal })
+  dialog.querySelector("form").addEventListener("submit", event => {
+    event.preventDefault()
+    close()
+    const options = {}
+    if (length.value) options.for = length.value
+    if (reason.value.trim()) options.reason = reason.value.trim()
+    if (requests) options.requests = wait.value
+    then(options)
+  }, { signal })
+  dialog.showModal()
+}

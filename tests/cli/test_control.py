@@ -1,0 +1,273 @@
+"""The control socket: where it lies, who may open it, how the command finds it, and that it goes with llmux."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmux import control
+from llmux.cli.exit_codes import CommandError, Exit
+from llmux.cli.remote import connection
+from tests.harness.ports import free_port
+
+LLMUX = [sys.executable, "-m", "llmux"]
+MODELS = {"a": {"port": 9, "wake": "touch up", "sleep": "rm -f up", "alive": "test -e up"}}
+
+
+@pytest.fixture
+def environ(tmp_path, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("LLMUX", "XDG_")) or name == "RUNTIME_DIRECTORY":
+            monkeypatch.delenv(name)
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    return os.environ
+
+
+@pytest.fixture
+def serve(tmp_path, environ):
+    """Start llmux, and wait until it has started; return the process and its port."""
+    started = []
+
+    def go(port=0, **settings):
+        port = port or free_port()
+        file = tmp_path / f"{port}.json"
+        file.write_text(json.dumps({"port": port, "models": MODELS, "alive_every": 0, **settings}))
+        process = subprocess.Popen([*LLMUX, "-c", file], stderr=subprocess.PIPE, text=True, env=dict(environ))
+        started.append(process)
+        process.said = []
+        for line in process.stderr:
+            process.said.append(json.loads(line))
+            if process.said[-1]["event"] == "started":
+                break
+        return process, port
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def command(port, *words):
+    env = {**os.environ, "LLMUX_URL": f"http://127.0.0.1:{port}"}
+    return subprocess.run([*LLMUX, *words], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def opened(path):
+    """Listen without a process, as one that ends does."""
+    found = control.open_control("127.0.0.1", 3000, {"XDG_RUNTIME_DIR": str(path)})
+    found.listener.setblocking(True)
+    return found
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_only_the_user_opens_it_whatever_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with contextlib.closing(opened(tmp_path)) as found:
+            assert os.umask(umask) == umask
+            mode = found.path.lstat().st_mode
+            assert (stat.S_ISSOCK(mode), stat.S_IMODE(mode)) == (True, 0o600)
+            assert stat.S_IMODE(found.path.parent.stat().st_mode) == 0o700 & ~umask
+            assert [path.name for path in found.path.parent.iterdir()] == ["3000.sock"]
+            found.listener.close()
+        assert not found.path.exists()
+    finally:
+        os.umask(before)
+
+
+def test_it_never_has_another_mode_nor_another_umask_s(tmp_path, monkeypatch):
+    seen = []
+    listen = socket.socket.listen
+
+    class Watched(socket.socket):
+        def bind(self, address):
+            super().bind(address)
+            seen.append(stat.S_IMODE(Path(address).lstat().st_mode))
+
+        def listen(self, *args):
+            seen.append(sorted(path.name for path in (tmp_path / "llmux").glob("*.sock")))
+            listen(self, *args)
+
+    monkeypatch.setattr(control.socket, "socket", Watched)
+    before = os.umask(0)
+    try:
+        with contextlib.closing(opened(tmp_path)) as found:
+            found.listener.close()
+    finally:
+        os.umask(before)
+    assert seen == [0o600, []]
+
+
+def test_one_that_was_left_behind_is_replaced_and_one_that_answers_is_not(tmp_path):
+    first = opened(tmp_path)
+    with pytest.raises(OSError, match="another llmux listens on"):
+        control.open_control("0.0.0.0", 3000, {"XDG_RUNTIME_DIR": str(tmp_path)})
+    first.listener.close()  # killed: the file stays
+    assert first.path.exists()
+    assert not control.answers(first.path)
+    second = opened(tmp_path)
+    assert control.answers(second.path)
+    second.path.unlink()  # somebody cleaned up
+    third = opened(tmp_path)
+    second.close()  # the file is not its own any more
+    assert control.answers(third.path)
+    third.close()
+    for one in (second, third):
+        one.listener.close()
+    assert not third.path.exists()
+
+
+def test_what_others_left_behind_is_swept(tmp_path):
+    for port in (1, 2):
+        control.open_control("", port, {"XDG_RUNTIME_DIR": str(tmp_path)}).listener.close()
+    with contextlib.closing(opened(tmp_path)) as found:
+        assert [path.name for path in found.path.parent.iterdir()] == ["3000.sock"]
+        found.listener.close()
+
+
+def test_a_path_of_any_length(tmp_path):
+    deep = tmp_path / ("x" * 200) / ("y" * 200)
+    deep.mkdir(parents=True)
+    with contextlib.closing(opened(deep)) as found:
+        assert len(str(found.path)) > 400
+        assert control.answers(found.path)
+        assert list(control.found("localhost", 3000, {"XDG_RUNTIME_DIR": str(deep)})) == [found.path]
+        found.listener.close()
+
+
+def test_a_folder_that_others_write_to_is_not_taken(tmp_path):
+    folder = tmp_path / "llmux"
+    folder.mkdir()
+    folder.chmod(0o777)
+    found = control.open_control("", 1, {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "s")})
+    assert found.path == tmp_path / "s" / "llmux" / "1.sock"
+    found.close()
+    found.listener.close()
+    (tmp_path / "s" / "llmux").rmdir()
+    (tmp_path / "s" / "llmux").write_text("")
+    with pytest.raises(OSError, match="others may write to it"):
+        control.open_control("", 1, {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "s")})
+
+
+def test_folders_in_their_order(tmp_path):
+    (tmp_path / "u").mkdir()
+    environ = {
+        "RUNTIME_DIRECTORY": f"{tmp_path}/r:/other",
+        "XDG_RUNTIME_DIR": f"{tmp_path}/u",
+        "XDG_STATE_HOME": f"{tmp_path}/s",
+    }
+    wanted = [tmp_path / "r", tmp_path / "u" / "llmux", tmp_path / "s" / "llmux"]
+    assert list(control.folders(environ)) == wanted
+    relative = dict.fromkeys(environ, "here") | {"XDG_STATE_HOME": f"{tmp_path}/s"}
+    assert list(control.folders(relative))[-1] == wanted[-1]
+    assert all(folder.is_absolute() for folder in control.folders(relative))
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("127.0.0.1", "1.sock"),
+        ("0.0.0.0", "1.sock"),
+        ("LOCALHOST", "1.sock"),
+        ("127.0.0.2", "127.0.0.2_1.sock"),
+        ("::1", "::1_1.sock"),
+        ("a/b", "a_b_1.sock"),
+    ],
+)
+def test_names(host, name):
+    assert control.socket_name(host, 1) == name
+
+
+@pytest.mark.usefixtures("environ")
+def test_where_the_command_looks(tmp_path):
+    with contextlib.closing(opened(tmp_path / "run")) as found:
+        for url in ("http://127.0.0.1:3000", "http://localhost:3000/"):
+            assert connection(url, None).socket == found.path
+        for url in (
+            "http://127.0.0.1:3001",
+            "https://127.0.0.1:3000",
+            "http://127.0.0.1:3000/x",
+            "http://gpu:3000",
+        ):
+            assert connection(url, None).socket is None
+        given = connection(f"unix:{found.path}", None)
+        assert (given.url, given.socket) == (f"unix:{found.path}", found.path)
+        found.listener.close()
+        assert connection("http://127.0.0.1:3000", None).socket is None
+    with pytest.raises(CommandError):
+        connection("unix", None)
+
+
+@pytest.mark.parametrize("state", ["{}/own/state.json", "{}/%s/state.json" % ("long" * 50), None])
+def test_operating_is_as_easy_as_without_keys(serve, tmp_path, state):
+    process, port = serve(api_keys=["user"], state=state and state.format(tmp_path))
+    path = tmp_path / "run" / "llmux" / f"{port}.sock"
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    started = process.said[-1]
+    assert "the llmux command" in started["operators"]
+    for words in (
+        ("switch", "a"),
+        ("status",),
+        ("pin", "a"),
+        ("unpin", "a"),
+        ("sleep", "a"),
+        ("logs",),
+        ("top", "--once"),
+    ):
+        done = command(port, *words)
+        assert done.returncode == 0, done
+    done = command(port, "lease", "--", "true")
+    assert done.returncode == 0, done
+    done = command(port, "status", "--url", f"unix:{path}")
+    assert done.returncode == 0, done
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert not path.exists()
+    assert command(port, "status").returncode == Exit.UNREACHABLE
+
+
+def test_several_on_a_host_and_one_that_was_killed(serve, tmp_path):
+    first, port = serve(api_keys=["user"])
+    _second, other = serve(api_keys=["user"], state=str(tmp_path / "other.json"))
+    assert command(port, "wake", "a").returncode == 0
+    status = json.loads(command(other, "status", "--json").stdout)
+    assert (status["awake"], status["switch"]) == ([], None)
+    first.kill()
+    first.wait()
+    path = tmp_path / "run" / "llmux" / f"{port}.sock"
+    assert path.exists()
+    assert command(port, "status").returncode == Exit.UNREACHABLE
+    serve(port=port, api_keys=["user"])
+    assert command(port, "status").returncode == 0
+
+
+def test_where_no_socket_can_be_made_it_says_so_and_serves(serve, tmp_path):
+    for name in ("run", "state"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "llmux").write_text("")
+    process, port = serve(api_keys=["user"], state=None)
+    (warning,) = [line for line in process.said if line["event"] == "control_socket_unavailable"]
+    assert "llmux" in warning["error"]
+    done = command(port, "wake", "a")
+    assert done.returncode == Exit.NOT_ALLOWED
+    assert "`admin_key`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({}, "any program on this host"), ({"api_keys": ["user"], "admin_key": "root"}, "shows `admin_key`")],
+)
+def test_the_start_says_who_operates(serve, settings, words):
+    process, _port = serve(**settings)
+    assert words in process.said[-1]["operators"]

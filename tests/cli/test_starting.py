@@ -1,0 +1,116 @@
+"""What each command imports: how long it takes to start is a benchmark's business (benchmarks/starting.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from llmux.cli import app
+from llmux.cli.commands import COMMANDS
+from tests.cli.invoking import CLEAN
+from tests.docs.pages import ROOT
+from tests.server.house import HOST
+
+REPORT = """
+import json, sys
+from llmux.cli import main
+try:
+    main()
+except SystemExit as ended:
+    json.dump([ended.code or 0, sorted(sys.modules)], open("modules.json", "w"))
+"""
+SERVER = ("aiohttp", "structlog", "prometheus_client", "llmux.runtime", "llmux.middleware", "llmux.simulator")
+CONFIGURATION = ("llmux.config", "yaml")
+TABLES = ("rich",)
+
+
+async def imported(folder: Path, *words: str, **environ: str) -> set[str]:
+    """Run a command to its end; return the names of the modules that it has imported."""
+    env = {**os.environ, **CLEAN, **environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", REPORT, *words, cwd=folder, env=env, stdout=asyncio.subprocess.PIPE
+    )
+    await process.communicate()
+    code, modules = json.loads((folder / "modules.json").read_text())
+    assert code == 0, words
+    return set(modules)
+
+
+def among(modules: set[str], packages: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in modules if any(f"{name}.".startswith(f"{each}.") for each in packages))
+
+
+async def test_the_version_takes_next_to_nothing(tmp_path):
+    modules = await imported(tmp_path, "--version")
+    assert not among(modules, (*SERVER, *CONFIGURATION, *TABLES, "pydantic", "asyncio", "llmux.core"))
+
+
+async def test_the_list_of_commands_imports_none_of_them(tmp_path):
+    for environ in ({}, {"_LLMUX_COMPLETE": "complete_bash", "COMP_WORDS": "llmux s", "COMP_CWORD": "1"}):
+        words = () if environ else ("--help",)
+        modules = await imported(tmp_path, *words, **environ)
+        assert not among(modules, (*SERVER, *CONFIGURATION, "asyncio", "llmux.core"))
+
+
+async def test_a_check_takes_the_configuration_and_its_policy(tmp_path):
+    hooks = {"wake": "true", "sleep": "true", "alive": "true"}
+    (tmp_path / "config.json").write_text(json.dumps({"models": {"a": {"port": 9, **hooks}}}))
+    modules = await imported(tmp_path, "check", "config.json")
+    assert {"llmux.config", "llmux.policies.adaptive"} <= modules
+    assert not among(modules, (*SERVER, *TABLES, "asyncio", "opentelemetry", "llmux.core.machine"))
+
+
+@pytest.mark.parametrize("words", [("status",), ("status", "--json"), ("wake", "a"), ("switch", "a")])
+async def test_a_command_to_a_running_llmux_takes_no_server_along(house, tmp_path, words):
+    await house.open()
+    modules = await imported(tmp_path, *words, LLMUX_URL=f"http://{HOST}:{house.port}")
+    assert not among(modules, (*SERVER, *CONFIGURATION, "llmux.core"))
+
+
+def test_serving_takes_neither_simulator_nor_survey_nor_plots():
+    code = "import json, sys, llmux.cli.serve, llmux; llmux.build_app; print(json.dumps(sorted(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
+    apart = ("llmux.simulator", "llmux.survey", "llmux.llama_swap", "matplotlib", "opentelemetry")
+    modules = set(json.loads(said))
+    assert {"llmux.process", "aiohttp"} <= modules
+    assert not among(modules, apart)
+
+
+def test_the_list_says_what_the_commands_say():
+    root = typer.main.get_command(app)
+    for name, (_, listed) in COMMANDS.items():
+        first = inspect.cleandoc(root.commands[name].help).partition("\n\n")[0]
+        assert " ".join(first.split()) == listed
+        assert root.get_command(None, name).name == root.commands[name].name == name
+
+
+ALONE = """
+import os, sys
+import aiohttp.web, prometheus_client, pydantic, rich.table, structlog, typer, yaml
+failed = []
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        __import__(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+sys.exit(" ".join(failed) or 0)
+"""
+
+
+def test_no_module_relies_on_another_having_been_imported_before():
+    """Each is imported by a process that has imported nothing of llmux: a circle would show."""
+    files = sorted(file for file in (ROOT / "llmux").glob("*.py") if not file.name.startswith("__"))
+    files += sorted((ROOT / "llmux").glob("*/__init__.py")) + sorted((ROOT / "llmux/cli").glob("*.py"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    done = subprocess.run([sys.executable, "-c", ALONE, *names], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
