@@ -13,7 +13,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types shellcheck format walk soak bench docs policies clean
+.PHONY: help demo test lint types shellcheck format walk soak bench timing docs policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -48,6 +48,9 @@ soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: 
 
 bench: $(VENV)/.test ## what llmux adds to a request, next to nginx and others (ROUNDS=5 PEER=name=url; needs gcc)
 	$(BIN)/python tests/benchmarks/bench.py --rounds $(or $(ROUNDS),5) --out tests/benchmarks/figures $(if $(PEER),--peer $(PEER))
+
+timing: $(VENV)/.test ## what has to be quick, on a machine which has nothing else to do
+	$(BIN)/python -m pytest -s tests/benchmarks/timing_limits.py
 
 docs: $(VENV)/.test ## write the generated parts of the pages in llmux/ anew
 	PYTHONPATH=. $(BIN)/python tests/docs/generated.py

@@ -40,7 +40,7 @@ SHAPES = (
 MODELS = [shape.name for shape in SHAPES]
 USUAL_PORT = 3000
 AT_LEAST = 8.0  # seconds of load, by default
-AT_MOST = 45.0
+AT_MOST = 180.0  # on a machine that is busy with other things, until there are so many switches
 SWITCHES = 12
 
 
@@ -171,7 +171,7 @@ class Status:
 
     async def ready(self, llmux: subprocess.Popen[bytes]) -> None:
         """Wait until llmux is ready."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if llmux.poll() is not None:
                 raise DemoError(f"llmux ended with exit code {llmux.returncode}")

@@ -32,7 +32,7 @@ class Chaos:
                     await asyncio.sleep(self.chance.random() * 0.2)
                     await (line.reset() if n % 2 else line.close())
                 else:
-                    self.statuses.append((await self.lab.chat(name, do=do, wait=15)).status)
+                    self.statuses.append((await self.lab.chat(name, do=do)).status)
             except (Gone, ConnectionError):
                 self.statuses.append(0)
             await asyncio.sleep(self.chance.random() * 0.05)
@@ -103,7 +103,7 @@ async def test_chaos(lab, seed, kind):
         async def served(name=name):
             return (await lab.chat(name)).status == 200
 
-        await lab.until(served, wait=8, every=0.05)
+        await lab.until(served, every=0.05)
     status = await lab.status()
     assert all(m["in_flight"] == 0 and m["queued"] == 0 for m in status["models"].values())
     assert (await lab.get("/health")).status == 200

@@ -16,6 +16,8 @@ import yaml
 from lease.lab import Lab
 from lease.raw import request, uid
 
+from tests.harness.waiting import PATIENCE
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
@@ -164,7 +166,7 @@ async def test_a_client_that_does_not_read_costs_no_memory(shared):
 
 
 async def test_a_large_answer_arrives_whole(shared):
-    answer = await shared.chat("a", do={"flood": 64}, wait=20)
+    answer = await shared.chat("a", do={"flood": 64})
     assert answer.whole
     assert len(answer.body) == 64 * 2**20
 
@@ -184,7 +186,7 @@ async def test_nothing_leaks(shared):
         await asyncio.gather(*(shared.chat("zz") for _ in range(20)))
         await asyncio.gather(*(shared.chat("a", do={"fail": "reset"}) for _ in range(10)))
     await shared.until_model("a", in_flight=0)
-    await shared.until(lambda: files(shared) <= before + 5, wait=3)
+    await shared.until(lambda: files(shared) <= before + 5)
 
 
 async def test_a_smuggled_answer_is_no_answer(shared):
@@ -248,7 +250,7 @@ async def test_a_timed_lease_says_how_long_and_ends(lab):
     async def served():
         return (await lab.chat("a")).status == 200
 
-    await lab.until(served, wait=4, every=0.05)
+    await lab.until(served, every=0.05)
 
 
 async def test_a_pin_drains_what_it_displaces(lab):
@@ -285,7 +287,7 @@ async def test_hooks_start_with_clean_hands(lab):
     )
     lab.script("a", "wake", text)
     lab.start()
-    assert (await lab.chat("a", wait=4)).status == 200
+    assert (await lab.chat("a")).status == 200
     lines = [line.split() for line in (lab.root / "fds").read_text().splitlines() if "->" in line]
     inherited = {line[-3]: line[-1] for line in lines}
     pipes = {inherited["1"], inherited["2"]}  # of which the shell keeps copies
@@ -302,7 +304,7 @@ async def test_hooks_start_with_clean_hands(lab):
 async def test_an_alive_that_hangs_at_start_counts_as_no(lab):
     lab.write({"a": {"timeouts": {"alive": "200ms"}}, "b": {}})
     lab.script("a", "alive", "sleep 60")
-    lab.start(wait=8)
+    lab.start()
     assert (await lab.chat("b")).status == 200
     assert (await lab.chat("a")).status == 200
     lab.unscript("a", "alive")
@@ -319,7 +321,7 @@ async def test_after_term_a_kept_connection_is_told(lab):
         await lab.until(lambda: "stopping" in lab.log)
         data = request("POST", "/v1/x", body={"model": "a"})
         try:
-            answer = await kept.ask(data, wait=3)
+            answer = await kept.ask(data)
         except Exception as error:  # noqa: BLE001 (closed is an answer, too)
             assert type(error).__name__ in ("Gone", "ConnectionResetError", "BrokenPipeError")  # noqa: PT017
         else:
@@ -329,7 +331,7 @@ async def test_after_term_a_kept_connection_is_told(lab):
     lab.release("x")
     assert (await line.head()).status == 200
     await line.close()
-    assert lab.ended(5) == 0
+    assert lab.ended() == 0
 
 
 async def test_one_engine_with_several_models(lab):
@@ -347,7 +349,7 @@ async def test_one_engine_with_several_models(lab):
 
 async def test_the_schema_is_json(lab):
     process = lab.spawn("schema")
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
     assert json.loads(lab.log)["properties"]["models"]
 
 
@@ -380,7 +382,7 @@ async def test_three_hundred_waiters_are_admitted_at_once(lab):
     lab.write("a b")
     lab.script("a", "wake", lab.hold("go"))
     lab.start()
-    waiting = [asyncio.create_task(lab.chat("a", wait=20)) for _ in range(300)]
+    waiting = [asyncio.create_task(lab.chat("a")) for _ in range(300)]
     await lab.until_model("a", queued=300)
     other = asyncio.create_task(lab.chat("b"))
     await lab.until_model("b", queued=1)

@@ -171,7 +171,7 @@ async def test_504_after_request_timeout(lab, path):
     lab.start()
     before = time.monotonic()
     answer = await lab.chat("a", path=path)
-    assert 0.25 <= time.monotonic() - before < 2
+    assert time.monotonic() - before >= 0.25
     assert answer.status == 504
     envelope(answer, path)
     assert float(answer.get("X-LLMux-Queue-Seconds")) >= 0.29

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 
 import pytest
 from lease.lab import running
@@ -28,7 +27,7 @@ async def test_a_failing_wake_backs_off_while_others_are_served(lab):
     async def served():
         return (await lab.chat("a")).status == 200
 
-    await lab.until(served, wait=8, every=0.05)
+    await lab.until(served, every=0.05)
     assert (await lab.status())["models"]["a"]["backoff_until"] is None
 
 
@@ -41,7 +40,7 @@ async def test_the_backoff_grows_and_is_capped(lab):
         await lab.chat("a")
         return lab.count("wake", "a") >= 5
 
-    await lab.until(four, wait=10, every=0.02)
+    await lab.until(four, every=0.02)
     ends = [h.t for h in lab.hooks("wake", "a", "end")]
     starts = [h.t for h in lab.hooks("wake", "a")]
     gaps = [s - e for s, e in zip(starts[1:], ends, strict=False)]
@@ -65,12 +64,10 @@ async def test_status_names_the_last_error_and_the_backoff(lab):
 
 async def test_a_hook_past_its_timeout_is_killed_with_its_group(lab):
     lab.write({"a": {"timeouts": {"wake": "300ms"}}, "b": {}})
-    lab.script("a", "wake", 'sleep 77 & echo $! >"$LAB/child"; echo before the hang; wait')
+    lab.script("a", "wake", 'sleep 600 & echo $! >"$LAB/child"; echo before the hang; wait')
     lab.start()
-    before = time.monotonic()
     answer = await lab.chat("a")
     assert answer.status == 503
-    assert time.monotonic() - before < 4
     assert "before the hang" in answer.json()["error"]["message"]
     child = int((lab.root / "child").read_text())
     await lab.until(lambda: not running(child))
@@ -81,11 +78,11 @@ async def test_a_hook_that_ignores_term_is_killed(lab):
     lab.write({"a": {"timeouts": {"wake": "200ms"}}, "b": {}})
     lab.script("a", "wake", "trap '' TERM; while :; do sleep 0.1; done")
     lab.start()
-    task = asyncio.create_task(lab.chat("a", wait=20))
+    task = asyncio.create_task(lab.chat("a"))
     await lab.until(lambda: lab.count("wake", "a"))
     answer = await task
     assert answer.status == 503
-    await lab.until(lambda: not [c for c in lab.leftovers() if "wake" in c], wait=8)
+    await lab.until(lambda: not [c for c in lab.leftovers() if "wake" in c])
     assert (await lab.chat("b")).status == 200
 
 
@@ -93,9 +90,7 @@ async def test_a_child_that_keeps_stdout_open_hangs_nothing(lab):
     lab.write("a b")
     lab.script("a", "wake", '(while :; do echo tick; sleep 0.05; done) & echo $! >"$LAB/child"')
     lab.start()
-    before = time.monotonic()
     assert (await lab.chat("a")).status == 200
-    assert time.monotonic() - before < 4
     child = int((lab.root / "child").read_text())
     await asyncio.sleep(0.3)
     assert running(child), "after a successful exit nothing in the group is signalled, nor dies of SIGPIPE"
@@ -117,7 +112,7 @@ async def test_an_engine_that_inherits_stdout_and_prints_much(lab):
     lab.script("a", "wake", text)
     lab.start()
     assert (await lab.chat("a")).status == 200
-    await lab.until((lab.root / "printed").exists, wait=10)
+    await lab.until((lab.root / "printed").exists)
     assert (await lab.chat("b")).status == 200
     assert len(lab.log) < 3_000_000, "the log is bounded"
 
@@ -129,9 +124,7 @@ async def test_hooks_that_print_megabytes(lab, text):
     lab.write("a")
     lab.script("a", "wake", text)
     lab.start()
-    before = time.monotonic()
     assert (await lab.chat("a")).status == 200
-    assert time.monotonic() - before < 5
     assert len(lab.log) < 3_000_000
 
 
@@ -161,7 +154,7 @@ async def test_a_failing_sleep_with_a_living_engine_goes_on_serving_it(lab):
     async def served():
         return (await lab.chat("b")).status == 200
 
-    await lab.until(served, wait=8, every=0.05)
+    await lab.until(served, every=0.05)
     metrics = await lab.metrics()
     assert metrics['llmux_hook_failures_total{hook="sleep",model="a"}'] >= 1
 
@@ -187,7 +180,7 @@ async def test_a_failing_sleep_with_a_dead_engine_is_faulted(lab):
     async def served():
         return (await lab.chat("b")).status == 200
 
-    await lab.until(served, wait=8, every=0.05)
+    await lab.until(served, every=0.05)
     assert lab.order()[-2:] == ["sleep a", "wake b"]
     lab.unscript("a", "alive")
 
@@ -262,7 +255,7 @@ async def test_stop_that_fails_too(lab):
     async def served():
         return (await lab.chat("b")).status == 200
 
-    await lab.until(served, wait=8, every=0.05)
+    await lab.until(served, every=0.05)
 
 
 async def test_verify_is_polled_until_the_memory_is_free(lab):

@@ -54,7 +54,7 @@ async def test_ten_at_once_wake_one_model_once(lab):
 async def test_six_at_once_on_two_models(lab, names):
     lab.write("a b")
     lab.start()
-    answers = await asyncio.gather(*(lab.chat(n, wait=30) for n in names))
+    answers = await asyncio.gather(*(lab.chat(n) for n in names))
     assert [(a.status, a.json()["engine"]) for a in answers] == [(200, n) for n in names]
     assert lab.count("wake") == 2, lab.order()
 
@@ -170,7 +170,7 @@ async def test_the_default_file_is_config_yaml_here(lab):
         except OSError:
             return False
 
-    await lab.until(ready, wait=15)
+    await lab.until(ready)
 
 
 async def test_hooks_get_the_promised_environment(lab):

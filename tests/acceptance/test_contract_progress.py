@@ -126,10 +126,10 @@ async def ask(lab: Lab, *asks: tuple[str, str, dict], then: bytes = b"", release
         def all_told() -> bool:
             return all(tap.read or task.done() for tap, task in zip(found, asking, strict=True))
 
-        await lab.until(all_told, wait=30)
+        await lab.until(all_told)
         lab.release("go")
         if release:
-            await lab.until(lambda: all(then in tap.read for tap in found), wait=30)
+            await lab.until(lambda: all(then in tap.read for tap in found))
             lab.release(release)
         return list(zip(found, await asyncio.gather(*asking, return_exceptions=True), strict=True))
 

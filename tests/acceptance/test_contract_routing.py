@@ -13,6 +13,8 @@ import pytest
 from lease.lab import Lab
 from lease.raw import request, uid
 
+from tests.harness.waiting import PATIENCE
+
 HOP = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "proxy-connection",
@@ -82,7 +84,7 @@ async def test_expect_continue_is_answered(lab):
     data = request("POST", "/v1/x", headers=[("Expect", "100-continue"), ("Content-Length", str(len(body)))])
     async with await lab.wire() as line:
         await line.send(data)
-        head = await asyncio.wait_for(line.reader.readuntil(b"\r\n\r\n"), 3)
+        head = await asyncio.wait_for(line.reader.readuntil(b"\r\n\r\n"), PATIENCE)
         assert head.startswith(b"HTTP/1.1 100")
         answer = await line.ask(body)
         assert answer.status == 200
@@ -184,7 +186,7 @@ async def test_upstream_model_in_a_large_body(lab):
 async def test_twenty_megabytes(lab, first):
     image = base64.b64encode(os.urandom(15_000_000))
     body = b'{"model":"a","image":"' + image + b'"}' if first else b'{"image":"' + image + b'","model":"a"}'
-    answer = await lab.raw(request("POST", "/v1/chat/completions", body=body), wait=30)
+    answer = await lab.raw(request("POST", "/v1/chat/completions", body=body))
     assert answer.status == 200
     assert answer.json()["body_sha256"] == hashlib.sha256(body).hexdigest()
 
@@ -444,7 +446,7 @@ async def test_a_slow_reader_neither_stalls_others_nor_loses_bytes(lab):
         head = await line.head()
         assert (await lab.chat("a")).status == 200
         await asyncio.sleep(0.2)
-        answer = await line.body(head, wait=30)
+        answer = await line.body(head)
     assert answer.whole
     assert answer.body.count(b"data: ") == 20001
 

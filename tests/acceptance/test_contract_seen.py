@@ -8,6 +8,8 @@ import re
 
 from lease.raw import request
 
+from tests.harness.waiting import PATIENCE
+
 METRICS = {
     "llmux_switch_total": {"from", "to", "result"},
     "llmux_switch_duration_seconds": {"from", "to"},
@@ -84,7 +86,7 @@ async def test_polls_keep_nothing_awake_and_wake_nothing(lab):
             await lab.get(page)
         return await lab.phase("a") == "ASLEEP"
 
-    await lab.until(asleep, wait=4)
+    await lab.until(asleep)
     assert lab.order() == ["wake a", "sleep a"]
 
 
@@ -176,7 +178,7 @@ async def test_events_stream_what_happens(lab):
     assert head.get("X-Accel-Buffering") == "no"
     await lab.chat("a")
     seen = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while b"a" not in seen or b"data:" not in seen or b"\n\n" not in seen:
             seen += await line.reader.read(65536)
     await line.close()

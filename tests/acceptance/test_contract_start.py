@@ -11,6 +11,8 @@ import sys
 import pytest
 import yaml
 
+from tests.harness.waiting import PATIENCE
+
 
 async def test_health_answers_before_ready(lab):
     lab.cold = True
@@ -87,7 +89,7 @@ async def test_a_second_llmux_on_the_same_state_refuses(lab):
     other.write_text(yaml.safe_dump(config))
     hooks = len(lab.hooks())
     second = lab.spawn("-c", str(other))
-    assert second.wait(10) != 0
+    assert second.wait(PATIENCE) != 0
     assert len(lab.hooks()) == hooks, "it runs no hook"
     assert (await lab.chat("a")).status == 200
 
@@ -101,7 +103,7 @@ async def test_a_taken_port_is_an_error_before_any_hook(lab):
     other.write_text(yaml.safe_dump(config))
     hooks = len(lab.hooks())
     second = lab.spawn("-c", str(other))
-    assert second.wait(10) != 0
+    assert second.wait(PATIENCE) != 0
     assert len(lab.hooks()) == hooks
     assert str(lab.port) in lab.log
 
@@ -129,7 +131,7 @@ def test_config_errors_name_the_place(lab, name):
     top, word = BAD[name]
     lab.write("a", **top)
     process = lab.spawn("-c", str(lab.file))
-    assert process.wait(15) not in (0, -9)
+    assert process.wait(PATIENCE) not in (0, -9)
     assert word in lab.log
     assert "Traceback" not in lab.log
     assert lab.hooks() == []
@@ -149,7 +151,7 @@ def test_model_errors_name_the_place(lab, name):
     models, word = MODELS[name]
     lab.write(models)
     process = lab.spawn("-c", str(lab.file))
-    assert process.wait(15) not in (0, -9)
+    assert process.wait(PATIENCE) not in (0, -9)
     assert word in lab.log
     assert "Traceback" not in lab.log
 
@@ -168,7 +170,7 @@ async def test_variables_are_filled_in_but_never_in_hooks(lab):
 
 async def test_a_missing_file_is_a_clear_error(lab):
     process = lab.spawn("-c", str(lab.root / "none.yaml"))
-    assert process.wait(15) not in (0, -9)
+    assert process.wait(PATIENCE) not in (0, -9)
     assert "none.yaml" in lab.log
 
 

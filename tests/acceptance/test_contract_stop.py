@@ -25,14 +25,14 @@ async def test_term_lets_a_stream_finish_and_ends_the_queue(lab):
     assert all(a.json()["error"]["message"] for a in answers)
     assert all(a.get("X-Request-ID") for a in answers)
     with contextlib.suppress(OSError, Gone):
-        assert (await lab.chat("a", wait=2)).status == 503, "no new admissions"
+        assert (await lab.chat("a")).status == 503, "no new admissions"
     lab.release("x")
     answer = await line.body(head)
     assert answer.whole
     assert answer.body.endswith(b"[DONE]\n\n")
     await line.close()
     await idle.close()
-    assert lab.ended(5) == 0
+    assert lab.ended() == 0
     assert lab.order() == ["wake a"], "engines are left as they are"
     assert lab.journal("asleep") == []
 
@@ -46,23 +46,21 @@ async def test_the_grace_ends_a_stream_that_never_ends(lab):
     lab.signal(signal.SIGTERM)
     assert not (await line.body(head)).whole
     await line.close()
-    assert lab.ended(8) == 0
-    assert 0.25 < time.monotonic() - before < 5
+    assert lab.ended() == 0
+    assert time.monotonic() - before > 0.25
 
 
 async def test_a_second_term_ends_at_once(lab):
-    lab.write("a")
+    lab.write("a", shutdown_grace="1h")
     lab.start()
     line = await lab.begin("a", do={"sse": 6, "hold_after": [2, "never"]})
     await line.head()
     lab.signal(signal.SIGTERM)
-    await lab.until(lambda: lab.log)
+    await lab.until(lambda: "stopping" in lab.log)
     await asyncio.sleep(0.2)
     assert lab.process.poll() is None, "the stream is waited for"
-    before = time.monotonic()
     lab.signal(signal.SIGTERM)
-    assert lab.ended(5) == 0
-    assert time.monotonic() - before < 2
+    assert lab.ended() == 0
     await line.close()
 
 
@@ -75,8 +73,8 @@ async def test_a_wake_under_way_is_ended(lab, number):
     await lab.until(lambda: lab.count("wake", "a"))
     lab.signal(number)
     assert (await task).status == 503
-    assert lab.ended(7) == 0
-    await lab.until(lambda: not lab.leftovers(), wait=1)
+    assert lab.ended() == 0
+    await lab.until(lambda: not lab.leftovers())
 
 
 async def test_a_sleep_under_way_may_finish(lab):
@@ -91,7 +89,7 @@ async def test_a_sleep_under_way_may_finish(lab):
     await asyncio.sleep(0.2)
     assert lab.process.poll() is None
     lab.release("s")
-    assert lab.ended(7) == 0
+    assert lab.ended() == 0
     assert [h.rc for h in lab.hooks("sleep", "a", "end")] == ["0"]
     assert lab.count("wake", "b") == 0
 
@@ -105,13 +103,11 @@ async def test_on_exit_sleep(lab):
 
 
 async def test_a_hook_at_start_is_ended_by_term(lab):
-    lab.write("a")
-    lab.script("a", "alive", "sleep 60")
+    lab.write({"a": {"timeouts": {"alive": "1h"}}})
+    lab.script("a", "alive", "sleep 600")
     lab.start(ready=False)
     await lab.until(lambda: lab.count("alive"))
-    before = time.monotonic()
-    assert lab.end(8) == 0
-    assert time.monotonic() - before < 7
+    assert lab.end() == 0
 
 
 async def test_term_again_and_again_ends_it_with_0(lab):
@@ -126,27 +122,23 @@ async def test_term_again_and_again_ends_it_with_0(lab):
 
 
 async def test_the_event_stream_does_not_hold_up_the_end(lab):
-    lab.write("a")
+    lab.write("a", shutdown_grace="1h")
     lab.start()
     line = await lab.wire()
     await line.send(b"GET /llmux/events HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (await line.head()).status == 200
-    before = time.monotonic()
     lab.signal(signal.SIGTERM)
-    assert await asyncio.to_thread(lab.ended, 10) == 0
-    assert time.monotonic() - before < 3
+    assert await asyncio.to_thread(lab.ended) == 0
     await line.close()
 
 
 async def test_an_idle_connection_does_not_hold_up_the_end(lab):
-    lab.write("a")
+    lab.write("a", shutdown_grace="1h")
     lab.start()
     idle, half = await lab.wire(), await lab.wire()
     await half.send(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-    before = time.monotonic()
     lab.signal(signal.SIGTERM)
-    assert await asyncio.to_thread(lab.ended, 10) == 0
-    assert time.monotonic() - before < 5
+    assert await asyncio.to_thread(lab.ended) == 0
     await idle.close()
     await half.close()
 
@@ -162,6 +154,6 @@ async def test_a_websocket_is_given_the_grace(lab):
     assert (await line.head()).status == 101
     before = time.monotonic()
     lab.signal(signal.SIGTERM)
-    assert await asyncio.to_thread(lab.ended, 10) == 0
-    assert 0.25 < time.monotonic() - before < 5
+    assert await asyncio.to_thread(lab.ended) == 0
+    assert time.monotonic() - before > 0.25
     await line.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.real import ROOT, wait_until, with_tools
+from tests.harness.waiting import PATIENCE
 
 DEMO = ROOT / "examples" / "quickstart" / "demo.py"
 
@@ -62,9 +63,10 @@ def nothing_is_left(folder: Path) -> None:
     assert not left_behind(folder), "\n".join(logs.splitlines()[-30:])
 
 
+@pytest.mark.timeout(300)
 def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
-    process = demo("--seconds", "3")
-    assert process.wait(90) == 0, (tmp_path / "demo.log").read_text()
+    process = demo("--seconds", "2")
+    assert process.wait(280) == 0, (tmp_path / "demo.log").read_text()
     said = (tmp_path / "demo.log").read_text()
     assert not left_behind(tmp_path)
     assert int(re.search(r"and (\d+) switches in", said)[1]) >= 10
@@ -76,23 +78,14 @@ def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
     assert not list(tmp_path.glob("run-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_it_leaves_nothing_running(demo, tmp_path, number):
-    process = demo()
-    log = tmp_path / "demo.log"
-    wait_until(lambda: log.read_text().count("→") > 2, what="a few switches")
-    process.send_signal(number)
-    assert process.wait(30) in (130, -signal.SIGKILL)
-    nothing_is_left(tmp_path)
-
-
-def test_it_stays_up_for_curl_when_asked_to(demo, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_it_stays_up_for_curl_and_leaves_nothing_running_however_it_ends(demo, tmp_path, number, code):
     process = demo("--serve")
     log = tmp_path / "demo.log"
     wait_until(lambda: "curl" in log.read_text(), what="the command to copy")
     url, body = re.search(r"curl (http\S+/v1/chat/completions) -H '[^']+' -d '([^']+)'", log.read_text()).groups()
-    with urllib.request.urlopen(urllib.request.Request(url, body.encode()), timeout=30) as answer:
-        assert b'"model":"quill"' in answer.read()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    assert not left_behind(tmp_path)
+    with urllib.request.urlopen(urllib.request.Request(url, body.encode()), timeout=PATIENCE) as answer:
+        assert b'"model":"quill"' in answer.read()  # an engine runs
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == code
+    nothing_is_left(tmp_path)

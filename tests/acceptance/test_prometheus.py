@@ -99,7 +99,7 @@ async def test_every_panel_shows_something_and_every_alert_can_be_asked(lab, pro
     policy = {"use": "fifo", "shadow": ["idle"], "drain_timeout": "100ms"}
     lab.write({"a": {}, "b": {}, "c": {}}, policy=policy)
     lab.start()
-    await lab.until(lambda: prometheus.ask("llmux_build_info"), wait=20, every=0.05)
+    await lab.until(lambda: prometheus.ask("llmux_build_info"), every=0.05)
     await a_bad_day(lab)
     missing = dict(questions())
 
@@ -110,7 +110,7 @@ async def test_every_panel_shows_something_and_every_alert_can_be_asked(lab, pro
         return not missing
 
     try:
-        await lab.until(all_seen, wait=10, every=0.1)
+        await lab.until(all_seen, every=0.1)
     except AssertionError:
         raise AssertionError(f"panels that show nothing: {missing}") from None
     (group,) = await lab.until(lambda: rules_of(prometheus), every=0.05)

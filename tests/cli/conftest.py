@@ -4,8 +4,6 @@ from tests.server.fixtures import house, limit
 
 __all__ = ["house"]
 
-PROCESSES = 60.0  # seconds: some start several
-
 
 def pytest_collection_modifyitems(items):
-    limit(items, Path(__file__).parent, PROCESSES)
+    limit(items, Path(__file__).parent)

@@ -18,6 +18,7 @@ from llmux.config import Config
 from llmux.observability.state import StateFile
 from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 # Answers as engines do, says in a file when it is up, and takes some time for all.
 ENGINE = """
@@ -311,7 +312,7 @@ def test_ctrl_c_ends_the_hook(folder, configure):
         try:
             wait_until(lambda: (folder / "hung").exists() and (folder / "hung").read_text(), what="the hook")
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=20)[1]
+            said = process.communicate(timeout=PATIENCE)[1]
         finally:
             process.kill()
     assert process.returncode == 130, said

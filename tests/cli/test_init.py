@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app, init
+from tests.harness.waiting import PATIENCE
 from tests.survey.conftest import answering, listed, write_gguf
 
 QWEN = {"general.architecture": "qwen3", "general.type": "model"}
@@ -174,7 +175,7 @@ class Terminal:
                 pass
         except OSError:
             pass
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def close(self):
         self.process.kill()

@@ -28,6 +28,7 @@ from tests.engine.real import (
 )
 from tests.harness.launcher import Running, launch
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 LLMUX = Path(sys.executable).with_name("llmux")
 HOOK = ROOT / "hooks" / "llama-cpp.sh"
@@ -88,7 +89,7 @@ class Mux:
         """Start llmux and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = launch(["-c", self.config], log=log.fileno(), env=with_tools())
-        wait_until(self.is_ready, 30, what=f"/ready; llmux says:\n{self.said()}\n")
+        wait_until(self.is_ready, what=f"/ready; llmux says:\n{self.said()}\n")
 
     def is_ready(self) -> bool:
         """Say whether llmux takes requests; fail when it has ended."""
@@ -100,7 +101,7 @@ class Mux:
         """Stop llmux and return its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(40)
+        return self.process.wait(PATIENCE)
 
     def clean_up(self) -> None:
         """Leave nothing behind, whatever the test did."""

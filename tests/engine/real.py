@@ -19,6 +19,7 @@ from pathlib import Path
 
 from examples.quickstart.tiny_gguf import Shape, cached
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "examples" / "quickstart" / "engine.py"
@@ -30,7 +31,7 @@ SLOW = Shape("slow", dim=384, layers=6, heads=6, kv_heads=2, feed_forward=1024) 
 VECTOR = Shape("vector", dim=128, feed_forward=352)  # its embeddings are of a length of their own
 
 
-def wait_until(condition, seconds: float = 20.0, *, what: str = "the condition") -> None:
+def wait_until(condition, seconds: float = PATIENCE, *, what: str = "the condition") -> None:
     """Poll until the condition holds; fail when it does not within the time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,16 +1,14 @@
 """The model in a JSON body, wherever it stands and however the body is cut."""
 
 import json
-import statistics
 from itertools import pairwise
-from time import perf_counter
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmux.errors import BadRequestError
-from llmux.extract import SLICE, ModelField, ModelScanner, json_literal
+from llmux.extract import ModelField, ModelScanner, json_literal
 
 BLANKS = st.text(" \t\r\n", max_size=3)
 TEXTS = st.text(max_size=8) | st.text('\\"/{}[],:mn \u00e9\U0001f600', max_size=12)
@@ -235,33 +233,3 @@ def test_models_that_are_no_name(value, why):
 
 def test_the_literal_is_utf_8_and_escaped():
     assert json_literal('a"\u00e9') == '"a\\"\u00e9"'.encode()
-
-
-SIZE = 20_000_000
-TURN = json.dumps({"role": "user", "content": "hi there"}).encode()
-IMAGE = b'{"messages":[{"content":[{"image_url":{"url":"'
-SHAPES = {
-    "base64": IMAGE + b"QUJD" * (SIZE // 4) + b'"}}]}],"model":"m"}',
-    "dense": b'{"messages":[' + TURN + (b"," + TURN) * (SIZE // len(TURN)) + b'],"model":"m"}',
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_no_slice_of_20_mb_stalls(shape, capsys):
-    body = SHAPES[shape]
-    scanner = ModelScanner()
-    times = []
-    for start in range(0, len(body), SLICE):
-        data = body[start : start + SLICE]
-        since = perf_counter()
-        scanner.feed(data)
-        times.append(perf_counter() - since)
-    field = scanner.finish()
-    assert field is not None
-    assert field.name == "m"
-    with capsys.disabled():
-        median, longest, total = (s * 1000 for s in (statistics.median(times), max(times), sum(times)))
-        print(  # noqa: T201 (the figures are for whoever runs it)
-            f"\n{shape}: feed median {median:.3f} ms, longest {longest:.3f} ms, all {total:.0f} ms"
-        )
-    assert longest < 25

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.engine.real import LLAMA_SERVER, ROOT, runs, wait_until, with_tools
+from tests.harness.waiting import PATIENCE
 from tests.hooks.fakes.base import Fake, serving
 
 FAKES = ROOT / "tests" / "hooks" / "fakes"
@@ -198,7 +199,7 @@ def test_it_waits_until_the_engine_is_ready(script, inside):
         wait_until(lambda: any("/health" in call for call in server.calls[1:]), what="its questions")
         assert wake.poll() is None
         server.ready = True
-        assert wake.wait(20) == 0
+        assert wake.wait(PATIENCE) == 0
 
 
 def test_a_stop_that_is_refused_is_a_failed_sleep(inside, fakes):

@@ -124,7 +124,7 @@ def test_an_engine_that_ignores_term_and_has_children_is_killed_with_them(make_h
     hook.fails("verify")
     started = time.monotonic()
     hook.ok("sleep")
-    assert 1 < time.monotonic() - started < 15  # it had to be killed
+    assert time.monotonic() - started > 1  # it had to be killed
     assert not any(runs(child) for child in children)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llmux.middleware.fast_head import UNKNOWN, read
 from llmux.middleware.fast_path import FastPath
 from llmux.upstream import ConnectionPool, EngineRefusedError
+from tests.harness.waiting import PATIENCE
 from tests.server.house import House, message, until
 
 BODY = b' {"model" : "a", "messages": [{"role": "user", "content": "h\\u00e9"}], "model": "a"}\n'
@@ -20,7 +21,7 @@ BODY = b' {"model" : "a", "messages": [{"role": "user", "content": "h\\u00e9"}],
 
 @pytest.fixture
 async def house(tmp_path):
-    async with asyncio.timeout(20), House(tmp_path) as found:
+    async with asyncio.timeout(PATIENCE), House(tmp_path) as found:
         found.up("a")
         await found.open("a b")
         assert (await found.chat("a")).status == 200  # leaves a connection to the engine behind
@@ -176,7 +177,7 @@ async def test_a_client_that_leaves_while_a_connection_is_opened(house, gate):
 
 
 async def test_one_that_is_cut_while_a_connection_is_opened(tmp_path, gate):
-    async with asyncio.timeout(20), House(tmp_path) as house:
+    async with asyncio.timeout(PATIENCE), House(tmp_path) as house:
         gate.set()
         house.up("a")
         await house.open("a b", policy={"drain_timeout": 0})
@@ -206,7 +207,7 @@ async def test_what_breaks_off_before_its_head_is_a_502(house):
 
 
 async def test_what_is_cut_before_its_head_is_a_503(tmp_path):
-    async with asyncio.timeout(20), House(tmp_path) as house:
+    async with asyncio.timeout(PATIENCE), House(tmp_path) as house:
         house.up("a")
         await house.open("a b", policy={"drain_timeout": 0})
         await house.chat("a")

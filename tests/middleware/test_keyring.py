@@ -12,6 +12,7 @@ from llmux.config import Config
 from llmux.errors import TooManyAttemptsError
 from llmux.keys import check_hash, fits, hash_of, new_key
 from llmux.middleware.keyring import BURST, PENDING, Keyring, network_of
+from tests.harness.waiting import PATIENCE
 from tests.server.house import until
 
 MODEL = {"port": 9, "wake": "true", "sleep": "true", "alive": "true"}
@@ -44,7 +45,7 @@ class Checker:
         self.checks += 1
         self.at_once += 1
         self.most = max(self.most, self.at_once)
-        self.go.wait(10)
+        self.go.wait(PATIENCE)
         self.at_once -= 1
         return fits(key, text)
 

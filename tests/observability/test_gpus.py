@@ -10,6 +10,7 @@ import pytest
 
 from llmux.observability import gpus as module
 from llmux.observability.gpus import MISSING, NO_DRIVER, Gpus
+from tests.harness.waiting import PATIENCE
 
 
 class NVMLError(Exception):
@@ -50,7 +51,7 @@ class Board(types.ModuleType):
             raise NVMLError(3)
 
     def nvmlDeviceGetCount(self):  # noqa: N802
-        self.may_answer.wait(10)
+        self.may_answer.wait(PATIENCE)
         self._check()
         return len(self.names)
 
@@ -148,7 +149,7 @@ async def test_nobody_looks_and_it_is_let_go(board, monkeypatch):
     monkeypatch.setattr(module, "LET_GO", 0.01)
     nvml = board("Card")
     await Gpus().read()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while nvml.open:  # noqa: ASYNC110 - a thread does it, which tells nobody
             await asyncio.sleep(0.005)
 

@@ -9,6 +9,7 @@ import pytest
 
 from llmux.observability.log import configure, escape, get_logger
 from llmux.observability.writer import ThreadedHandler
+from tests.harness.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -142,14 +143,14 @@ def test_a_reader_that_stops_reading_stops_nobody():
     class Stuck(io.StringIO):
         def write(self, text):
             entered.set()
-            gate.wait(5)
+            gate.wait(PATIENCE)
             return super().write(text)
 
     stream = Stuck()
     handler = ThreadedHandler(stream, limit=3)
     record = logging.makeLogRecord({"msg": "line"})
     handler.emit(record)
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE)
     for _ in range(10):
         handler.emit(record)
     gate.set()

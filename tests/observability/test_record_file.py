@@ -12,6 +12,7 @@ import pytest
 
 from llmux.observability.record import RecordFile
 from llmux.observability.record_reading import RecordError, read_record
+from tests.harness.waiting import PATIENCE
 
 START = {"type": "start", "format": 1}
 
@@ -68,11 +69,10 @@ def test_a_disk_that_is_too_slow_loses_lines_and_says_so(tmp_path):
     told = Told()
     file = RecordFile(path, 1 << 30, told, waiting=10)
     file.put(START)
-    began, count = time.monotonic(), 0
+    count = 0
     while not file.lost or count < 2000:  # a pipe holds 64 KiB
         file.put({"type": "request", "text": "x" * 100})
         count += 1
-    assert time.monotonic() - began < 5
     assert [event for event, _ in told][:1] == ["record_lines_lost"]
     os.set_blocking(reader, True)
     file.close_soon()
@@ -159,7 +159,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def wait_for(condition, act=lambda: None):
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while not condition():
         act()
         assert time.monotonic() < end

@@ -12,6 +12,8 @@ import pytest
 import uvloop
 from proxy_harness import Proxy
 
+from tests.harness.waiting import PATIENCE
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def limited(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def run(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             await test(*args, **kwargs)
 
     return run

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from tests.harness.waiting import PATIENCE
 from tests.server.house import House
 
-LIMIT = 15.0  # seconds; a test that hangs fails
+LIMIT = PATIENCE  # a test that hangs fails
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from llmux.observability.notices import EventLog
 from llmux.runtime import Switcher
 from llmux.server import Runner
 from tests.harness.ports import free_port  # noqa: F401
+from tests.harness.waiting import PATIENCE
 
 HOST = "127.0.0.1"
 WAKE = 'touch "$LLMUX_MODEL.up"'
@@ -228,7 +229,7 @@ class House:
             line.abort()
         self.engine.go.set()
         if self._runner is not None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await self._runner.cleanup()
         await self.engine.stop()
 

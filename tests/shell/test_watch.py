@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmux.watch import changes
+from tests.harness.waiting import PATIENCE
 
 
 @pytest.fixture(params=["watchfiles", "by looking"])
@@ -31,7 +32,7 @@ async def seen(file: Path, act) -> None:
     watching = asyncio.create_task(first([file], began))
     await began.wait()
     act()
-    await asyncio.wait_for(watching, 10)
+    await asyncio.wait_for(watching, PATIENCE)
 
 
 @pytest.mark.usefixtures("way")
@@ -60,4 +61,4 @@ async def test_one_that_vanishes_is_waited_for(tmp_path):
     done, _ = await asyncio.wait({watching}, timeout=0.3)
     assert not done
     file.write_text("ab")
-    await asyncio.wait_for(watching, 10)
+    await asyncio.wait_for(watching, PATIENCE)

@@ -18,6 +18,7 @@ from llmux import middleware_for
 from llmux.errors import ConfigError
 from llmux.tracing import open_tracing
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 from tests.server.house import SLEEP, held, until
 
 CHAT = "/v1/chat/completions"
@@ -243,7 +244,7 @@ async def test_a_collector_that_is_not_there_holds_nothing_up(house, monkeypatch
     house.up("a")
     await house.open(otlp=f"http://127.0.0.1:{free_port()}")
     assert (await house.chat("a")).status == 200
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await house.close()
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.harness.waiting import PATIENCE
 from tests.ui.stage import Stage
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-PATIENCE = 20_000.0  # milliseconds: a machine may be busy
+WAIT = PATIENCE * 1000  # milliseconds
 FOREIGN = "evil.example"  # an attacker's web site
 REBOUND = "rebound.test"  # a name that points to this machine, as an attacker's may
 
@@ -31,7 +32,7 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     # No longer: Playwright's loop runs in this thread, and tests elsewhere have loops of their own.
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=WAIT)
     rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1, MAP {FOREIGN} 127.0.0.1, MAP localhost4 127.0.0.1"
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=[rules])
@@ -62,7 +63,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
     def open_page(stage: Stage, url: str = "", width: int = 1280, height: int = 900, **options: Any) -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(WAIT)
         page = context.new_page()
         complaints: list[str] = []
         origin = url or stage.url

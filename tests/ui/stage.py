@@ -16,6 +16,7 @@ from typing import Any
 from tests.engine.real import status_of, wait_until
 from tests.harness.launcher import Running, launch
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 
 class Engine(ThreadingHTTPServer):
@@ -117,13 +118,13 @@ class Stage:
             self.process = launch(
                 ["-c", self.folder / "config.json"], log=log.fileno(), env=self.env, cold=self.fake_gpu
             )
-        wait_until(lambda: status_of(f"{self.url}/ready") == 200, 30, what="/ready")
+        wait_until(lambda: status_of(f"{self.url}/ready") == 200, what="/ready")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop llmux."""
         assert self.process is not None
         self.process.send_signal(number)
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -148,21 +149,21 @@ class Stage:
         data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}/v1/chat/completions", data, kind)
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 response.read()
         except (OSError, http.client.HTTPException):  # llmux has gone in the middle
             return
 
     def status(self) -> dict[str, Any]:
         """Return /llmux/status."""
-        with urllib.request.urlopen(f"{self.url}/llmux/status", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}/llmux/status", timeout=PATIENCE) as response:
             status: dict[str, Any] = json.load(response)
         return status
 
     def command(self, path: str, options: Mapping[str, Any]) -> None:
         """Do what an operator does with ``POST /llmux/…``."""
         request = urllib.request.Request(f"{self.url}/llmux/{path}", json.dumps(options).encode(), method="POST")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
 
     def in_flight(self, model: str) -> None:
         """Wait until a request for the model is in flight."""

@@ -21,6 +21,7 @@ from lease.raw import HOST, Answer, Gone, Wire, request, wire
 
 from tests.harness.launcher import STARTUP, Running, launch
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 HERE = Path(__file__).parent
 TROUBLE = ("Traceback", "never retrieved", "was never awaited", "Unclosed", "Exception ignored", "was destroyed")
@@ -134,7 +135,7 @@ class Lab:
     def launch(self) -> None:
         self.process = self.spawn("-c", str(self.file))
 
-    def start(self, *, ready: bool = True, wait: float = 20) -> None:
+    def start(self, *, ready: bool = True, wait: float = PATIENCE) -> None:
         self.launch()
         deadline = time.monotonic() + wait
         while True:
@@ -158,14 +159,14 @@ class Lab:
         assert self.process
         self.process.send_signal(number)
 
-    def end(self, wait: float = 15) -> int:
+    def end(self, wait: float = PATIENCE) -> int:
         """TERM, wait, return the exit code."""
         assert self.process
         if self.process.poll() is None:
             self.process.terminate()
         return self.ended(wait)
 
-    def ended(self, wait: float = 15) -> int:
+    def ended(self, wait: float = PATIENCE) -> int:
         assert self.process
         try:
             code = self.process.wait(wait)
@@ -236,7 +237,7 @@ class Lab:
         """Kill the engine, and wait until it is gone."""
         pid = self.engine_pid(key)
         os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while running(pid) and time.monotonic() < deadline:
             time.sleep(0.002)
 
@@ -294,7 +295,7 @@ class Lab:
                 code = self.end()
                 if code != self.expect_code:
                     found.append(f"exit code {code} after TERM")
-            deadline = time.monotonic() + 0.5
+            deadline = time.monotonic() + 5
             while (left := self.leftovers()) and time.monotonic() < deadline:
                 time.sleep(0.02)
             found += [f"left behind: {command}" for command in left]
@@ -310,17 +311,17 @@ class Lab:
     async def wire(self) -> Wire:
         return await wire(self.port)
 
-    async def ask(self, method: str, target: str, *, wait: float = 15, **more) -> Answer:
+    async def ask(self, method: str, target: str, *, wait: float = PATIENCE, **more) -> Answer:
         async with await self.wire() as line:
             return await line.ask(request(method, target, **more), method=method, wait=wait)
 
-    async def raw(self, data: bytes, *, wait: float = 10, method: str = "POST") -> Answer:
+    async def raw(self, data: bytes, *, wait: float = PATIENCE, method: str = "POST") -> Answer:
         async with await self.wire() as line:
             return await line.ask(data, wait=wait, method=method)
 
-    async def chat(self, model: str, *, path: str = "/v1/chat/completions", wait: float = 15, **more) -> Answer:
+    async def chat(self, model: str, *, path: str = "/v1/chat/completions", **more) -> Answer:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more.pop("extra", {})}
-        return await self.ask("POST", path, body=body, wait=wait, **more)
+        return await self.ask("POST", path, body=body, **more)
 
     async def begin(self, model: str, *, path: str = "/v1/chat/completions", **more) -> Wire:
         """Send a request and leave the answer unread."""
@@ -349,7 +350,7 @@ class Lab:
         lines = (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")
         return {name: float(value) for name, _, value in lines}
 
-    async def until(self, what: Callable[[], object], wait: float = 8, every: float = 0.01):
+    async def until(self, what: Callable[[], object], wait: float = PATIENCE, every: float = 0.01):
         """Poll until ``what()`` (perhaps a coroutine) is true."""
         deadline = time.monotonic() + wait
         while True:
@@ -362,14 +363,14 @@ class Lab:
                 raise AssertionError(f"not within {wait} s; hooks {self.order()}; log:\n{self.log[-3000:]}")
             await asyncio.sleep(every)
 
-    async def until_phase(self, model: str, *phases: str, wait: float = 8) -> str:
+    async def until_phase(self, model: str, *phases: str, wait: float = PATIENCE) -> str:
         async def there():
             now = await self.phase(model)
             return now if now in phases else None
 
         return await self.until(there, wait)
 
-    async def until_model(self, model: str, wait: float = 8, **values) -> None:
+    async def until_model(self, model: str, wait: float = PATIENCE, **values) -> None:
         async def there():
             now = (await self.status())["models"][model]
             return all(now[k] == v for k, v in values.items())

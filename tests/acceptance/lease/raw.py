@@ -12,6 +12,8 @@ import struct
 import uuid
 from dataclasses import dataclass, field
 
+from tests.harness.waiting import PATIENCE
+
 HOST = "127.0.0.1"
 
 
@@ -93,7 +95,7 @@ class Wire:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def head(self, wait: float = 10) -> Answer:
+    async def head(self, wait: float = PATIENCE) -> Answer:
         try:
             head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), wait)
         except asyncio.IncompleteReadError as error:
@@ -105,7 +107,7 @@ class Wire:
             return await self.head(wait)
         return Answer(status, headers, head)
 
-    async def body(self, answer: Answer, *, method: str = "POST", wait: float = 10) -> Answer:
+    async def body(self, answer: Answer, *, method: str = "POST", wait: float = PATIENCE) -> Answer:
         async with asyncio.timeout(wait):
             try:
                 if method == "HEAD" or answer.status in (101, 204, 304):
@@ -132,7 +134,7 @@ class Wire:
                 answer.body = bytes(answer.body)
         return answer
 
-    async def ask(self, data: bytes, *, method: str = "POST", wait: float = 10) -> Answer:
+    async def ask(self, data: bytes, *, method: str = "POST", wait: float = PATIENCE) -> Answer:
         await self.send(data)
         return await self.body(await self.head(wait), method=method, wait=wait)
 

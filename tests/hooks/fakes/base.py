@@ -84,7 +84,7 @@ def serving(fake: Fake, port: int) -> Iterator[Fake]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert started.wait(20)
+    assert started.wait(60)
     try:
         yield fake
     finally:

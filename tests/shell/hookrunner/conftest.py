@@ -15,9 +15,9 @@ import uvloop
 
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookResult, HookRunner
+from tests.harness.waiting import PATIENCE
 
 GRACE = 0.15
-PATIENCE = 20  # seconds until a test gives up; never reached
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 
+from tests.harness.waiting import PATIENCE
+
 # Writes on when it is told to, as an engine does when a request comes; says so afterwards through a fifo.
 ENGINE = "(read go < go; head -c 10000000 /dev/zero; echo; echo still here; echo $? > done; sleep 1000) &"
 
@@ -26,7 +28,7 @@ async def test_an_engine_that_holds_the_pipe(bench, is_alive, strays):
     assert [job.id for job in bench.orphans] == [result.id]
 
     await asyncio.to_thread((bench.folder / "go").write_text, "go\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         status = await asyncio.to_thread((bench.folder / "done").read_text)
     assert status == "0\n"  # all 10 MB were taken, and SIGPIPE hit nobody
     assert is_alive(strays[0])

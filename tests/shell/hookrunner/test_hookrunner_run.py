@@ -14,6 +14,7 @@ import pytest
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner, environment
 from llmux.hookrunner import spawn as spawn_module
+from tests.harness.waiting import PATIENCE
 
 
 async def test_a_hook_that_succeeds(bench):
@@ -209,7 +210,7 @@ async def test_two_hundred_at_once(bench, open_files):
     before = open_files()
     started = [bench.start(f"echo n {n}; exit {n % 7}") for n in range(200)]
     assert len(bench.runner.running) == 200
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         results = [await future for _, future in started]
     assert [r.exit_code for r in results] == [n % 7 for n in range(200)]
     assert [r.tail for r in results] == [f"n {n}\n" for n in range(200)]
