@@ -14,14 +14,20 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from llmux.cli import gpu_memory, smoke_request
 from llmux.cli.hook_findings import Finding, Wrong
-from llmux.cli.listener import holders_of, is_open, sockets_on, still_run
+from llmux.cli.hook_probes import (
+    holders_of,
+    is_open,
+    smoke_request,
+    sockets_on,
+    still_run,
+    used_gpu_memory,
+)
 from llmux.config import Config, ModelConfig
 from llmux.config.address import is_loopback
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookResult, HookRunner
-from llmux.hookrunner.group import group_is_empty
+from llmux.hookrunner.process_groups import group_is_empty
 from llmux.hookrunner.runner import ORPHAN_AFTER
 
 VERIFY_EVERY = 0.5  # seconds, as in llmux
@@ -91,12 +97,12 @@ class Trial:
             if (await self._hook(HookKind.ALIVE, "alive", expected=False)).ok:
                 self._found(Wrong.ALIVE_AFTER_SLEEP, "alive says yes at the start, and still after sleep")
                 return
-        memory_before = await gpu_memory.used()
+        memory_before = await used_gpu_memory()
         if not await self._wake():
             return
         await self._wake_again()
         await self._request()
-        memory_awake = await gpu_memory.used()
+        memory_awake = await used_gpu_memory()
         if self._settings.verify is not None and memory_awake is not None:  # without a GPU it may well pass
             await self._verify_while_awake()
         if not await self._sleep():
@@ -157,7 +163,7 @@ class Trial:
 
     async def _request(self) -> None:
         settings, started = self._settings, time.monotonic()
-        answer = await smoke_request.ask(settings.address.url, settings.upstream_model or self.model)
+        answer = await smoke_request(settings.address.url, settings.upstream_model or self.model)
         seconds = time.monotonic() - started
         if answer.ok is False:
             self._found(Wrong.CANARY_FAILS, f"the engine is awake, but {answer.said}")
@@ -225,7 +231,7 @@ class Trial:
             self._step(Step("GPU memory", None, 0.0, said))
             return
         while True:
-            now = await gpu_memory.used()
+            now = await used_gpu_memory()
             free = now is not None and now - before < max(MEMORY_SLACK, (awake - before) // 4)
             if free or time.monotonic() - started > max(limit if self._settings.verify else 0.0, MEMORY_PATIENCE):
                 break

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from llmux.cli import trying
+from llmux.cli.hook_check import Step, Trial
+from llmux.cli.hook_probes import is_open
 from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
 from llmux.cli.terminal import complain, terminal
+from llmux.config import Config
+from llmux.errors import LLMuxError
+from llmux.observability.state import StateFile
 
 USAGE = 2
 
@@ -59,9 +71,118 @@ def copy_one(
     typer.echo(script.example_in(folder))
 
 
-app.command("test")(trying.run)
-
-
 def _fail(error: HookScriptError) -> NoReturn:
     complain(str(error))
     raise typer.Exit(USAGE) from None
+
+
+FOUND = 1
+INTERRUPTED = 130
+
+_MARKS = {True: ("ok", "green"), False: ("wrong", "red"), None: ("-", "dim")}
+
+
+class UntriedError(LLMuxError):
+    """The hooks cannot be tried now."""
+
+
+@app.command("test")
+def check_hooks(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model's name, or an alias.", show_default=False)],
+    file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration file [default: config.yaml].")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while llmux runs with it, or another model is awake.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the hooks print.")] = False,
+) -> None:
+    """Try a model's hooks: wake it, ask it something, put it to sleep, and say what is wrong with them."""
+    console = terminal()
+    root = context.find_root().obj or (None,)
+    try:
+        config = Config.from_file(file or root[0] or Path("config.yaml"))
+        name = _named(config, model)
+        with _unowned(config, force=force):
+            trial = asyncio.run(_try(config, name, console, force=force, verbose=verbose))
+    except LLMuxError as error:
+        complain(str(error))
+        raise typer.Exit(USAGE) from None
+    except KeyboardInterrupt:
+        terminal(stderr=True).print(f"interrupted: {model} may be awake", style="red")
+        raise typer.Exit(INTERRUPTED) from None
+    _conclude(trial, console)
+    if any(strict or not finding.warning for finding in trial.findings):
+        raise typer.Exit(FOUND)
+
+
+async def _try(config: Config, model: str, console: Console, *, force: bool, verbose: bool) -> Trial:
+    trial = Trial(config, model)
+    awake = await trial.awake_others()
+    if awake and not force:
+        await trial.close()
+        raise UntriedError(
+            f"{', '.join(awake)}: awake, and may hold the GPU; put it to sleep first, or go on with --force"
+        )
+    table = Table("step", "", "seconds", "", title=f"the hooks of {model}", title_justify="left", box=None)
+    table.columns[2].justify = "right"
+    with Live(table, console=console, auto_refresh=False) as live:
+
+        def on_step(step: Step) -> None:
+            mark, style = _MARKS[step.ok]
+            table.add_row(step.name, Text(mark, style), f"{step.seconds:.2f}", Text(step.said[:200], "dim"))
+            live.refresh()
+
+        def on_line(hook: str, line: str) -> None:
+            if verbose:
+                live.console.print(Text(f"{hook}: {line}", "dim"))
+
+        trial.on_step, trial.on_line = on_step, on_line
+        await trial.run()
+    return trial
+
+
+def _conclude(trial: Trial, console: Console) -> None:
+    for finding in trial.findings:
+        kind, style = ("warning", "yellow") if finding.warning else ("error", "red")
+        console.print()
+        console.print(Text(f"{kind}: {finding.wrong}", f"bold {style}"))
+        console.print(Text(f"  {finding.seen}"), soft_wrap=True)
+        console.print(Text(f"  {finding.mending}", "italic"), soft_wrap=True)
+    if not trial.findings:
+        console.print("\nThese hooks do what llmux relies on.", style="green")
+
+
+def _named(config: Config, name: str) -> str:
+    for known, settings in config.models.items():
+        if name == known or name in settings.aliases:
+            return known
+    near = difflib.get_close_matches(name, config.models, n=1)
+    mean = f" (did you mean {near[0]}?)" if near else ""
+    raise UntriedError(f"there is no model {name!r}{mean}; known: {', '.join(config.models)}")
+
+
+@contextlib.contextmanager
+def _unowned(config: Config, *, force: bool) -> Iterator[None]:
+    """Keep llmux off while the hooks are tried: a running one is refused, one that starts meanwhile refuses."""
+    if force:
+        yield
+        return
+    if is_open(config.host, config.port):
+        raise UntriedError(
+            f"something listens on {config.host}:{config.port}: if it is llmux with these models, stop it first,"
+            " or go on with --force"
+        )
+    store = StateFile(config.state_path) if config.state_path is not None else None
+    if store is not None:
+        try:
+            store.open()
+        except OSError as error:
+            raise UntriedError(f"{config.state_path} cannot be used: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if store is not None:
+            store.close()

@@ -17,11 +17,10 @@ from llmux.cli import config_writer
 from llmux.cli.hook_scripts import find, shipped
 from llmux.cli.terminal import terminal
 from llmux.errors import LLMuxError
-from llmux.survey import gguf, machine
-from llmux.survey.candidates import Candidate, candidates, gibibytes, of_file, unique
+from llmux.survey import host, model_files
 from llmux.survey.draft import Draft, Recipe, is_free
-from llmux.survey.engines import PORTS, Engine, probe
-from llmux.survey.machine import Machine
+from llmux.survey.host import PORTS, Engine, Machine, probe
+from llmux.survey.model_files import Candidate, candidates, gibibytes, of_file, unique
 
 USAGE = 2
 OWN_PORT = 3000
@@ -95,18 +94,18 @@ class _Init:
         quoted = shlex.quote(str(target))
         typer.echo(f"now: llmux check {quoted} && llmux -c {quoted}")
 
-    async def look(self) -> tuple[gguf.Found, list[Engine], Machine]:
+    async def look(self) -> tuple[model_files.Found, list[Engine], Machine]:
         """Look everywhere at once."""
         home = _home()
         return await asyncio.gather(
-            asyncio.to_thread(gguf.find, os.environ, home),
+            asyncio.to_thread(model_files.find, os.environ, home),
             probe([*PORTS, *self.ports]),
-            asyncio.to_thread(machine.look, os.environ, home),
+            asyncio.to_thread(host.look, os.environ, home),
         )
 
     # ---- saying what was found
 
-    def tell(self, found: gguf.Found, engines: list[Engine], here: Machine) -> None:
+    def tell(self, found: model_files.Found, engines: list[Engine], here: Machine) -> None:
         for line in [
             *(f"GPU {gpu.index}: {gpu.name}, {gibibytes(gpu.memory)}" for gpu in here.gpus),
             *([] if here.gpus or "nvidia-smi" in here.said else ["no NVIDIA GPU (nvidia-smi shows none)"]),
@@ -199,7 +198,7 @@ def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candida
     except RuntimeError as error:  # ~somebody who is nobody
         raise InitError(f"{source}: {error}") from None
     if script == "llama-cpp":
-        model = gguf.read(path.absolute())
+        model = model_files.read(path.absolute())
         if model is None:
             other = "" if engine else "; for anything else than GGUF say which --engine"
             raise InitError(f"{source} is no GGUF file that can be read, or no model by itself{other}")

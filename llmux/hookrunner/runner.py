@@ -9,12 +9,10 @@ import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from llmux.hookrunner.hook_process import HookProcess, spawn
 from llmux.hookrunner.job import HookJob, HookResult, environment, not_started
-from llmux.hookrunner.leftover import Trace
-from llmux.hookrunner.orphans import reap_orphans
-from llmux.hookrunner.pipe import PipeReader
-from llmux.hookrunner.process import HookProcess
-from llmux.hookrunner.spawn import spawn
+from llmux.hookrunner.output import PipeReader
+from llmux.hookrunner.process_groups import Trace, reap_orphans
 
 KILL_GRACE = 5.0
 """Seconds between TERM and KILL."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llmux.llama_swap.notes import Note
+from llmux.llama_swap.settings import Note
 from llmux.llama_swap.translation import Settings, Translation
 
 WIDTH = 115

@@ -1,9 +1,17 @@
-"""The file, read and filled in, with the line of each of its places."""
+"""The file, read and filled in, with the line of each of its places.
+
+``${name}``: llama-swap's macros, those that it knows by itself among them.
+
+They are filled in as llama-swap does it: the last one first, so that a macro may use those before it; a value that
+is nothing but a macro takes over its type.
+"""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -12,9 +20,182 @@ from pydantic import ValidationError
 from llmux.config.document import read_document
 from llmux.config.explain import explain
 from llmux.config.problems import Lines, Path, Problem, raise_all
-from llmux.llama_swap.macros import fill_macros
-from llmux.llama_swap.marks import fill, mark_environment, variables, written
-from llmux.llama_swap.schema import LlamaSwap, Model
+from llmux.llama_swap.settings import PID, PORT, LlamaSwap, Model, fill, mark_environment, variables, written
+
+RESERVED = frozenset({"PID", "PORT", "MODEL_ID"})
+DEFAULT_PROXY = "http://localhost:${PORT}"
+DEFAULT_START_PORT = 5800
+LONGEST_NAME = 63
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+_USE = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
+_COMMANDS = ("cmd", "cmdStop")
+
+Macros = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Filled:
+    """The file without its macros. ``ports`` holds those that llama-swap would have given out, by model."""
+
+    data: dict[str, Any]
+    ports: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def fill_macros(data: Mapping[str, Any]) -> Filled:
+    """Fill in the macros of a whole file. ``data`` is not changed."""
+    filled = Filled({key: value for key, value in data.items() if key != "macros"})
+    common = _declared(data.get("macros"), ("macros",), filled.problems)
+    for key, value in filled.data.items():
+        if key != "models":
+            filled.data[key] = _fill(value, common)
+    models = filled.data.get("models")
+    if isinstance(models, Mapping):
+        filled.data["models"] = _fill_models(models, common, filled)
+    for key, value in filled.data.items():
+        # What llmux has no use for need not be right either.
+        if key != "models" and key in LlamaSwap.model_fields:
+            filled.problems += _left((key,), value, common)
+    return filled
+
+
+def without_comments(command: str) -> str:
+    """Drop the lines that begin with ``#``."""
+    return "\n".join(line for line in command.split("\n") if not line.strip().startswith("#"))
+
+
+def _fill_models(models: Mapping[str, Any], common: Macros, filled: Filled) -> dict[str, Any]:
+    done = {name: _fill_model(name, model, common, filled) for name, model in models.items()}
+    number = filled.data.get("startPort", DEFAULT_START_PORT)
+    if number is None:
+        number = DEFAULT_START_PORT
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 65535:  # noqa: PLR2004 (ports)
+        filled.problems.append(Problem(("startPort",), "must be a port, 1 to 65535"))
+        number = DEFAULT_START_PORT
+    for name in sorted(done):  # as llama-swap does, whatever their order in the file
+        model = done[name]
+        if isinstance(model, dict) and "${PORT}" in str(model.get("cmd", "")):
+            filled.ports[name] = number
+            for key, value in model.items():
+                model[key] = _replace(value, "PORT", PORT if key in _COMMANDS else number)
+            _fill_keys(model, {"PORT": number})
+            number += 1
+    return done
+
+
+def _fill_model(name: str, model: Any, common: Macros, filled: Filled) -> Any:
+    if not isinstance(model, Mapping):
+        return model
+    own = _declared(model.get("macros"), ("models", name, "macros"), filled.problems)
+    macros = {"MODEL_ID": name, **common, **own}
+    done = {key: value for key, value in model.items() if key != "macros"}
+    for key in _COMMANDS:
+        # Before the macros: a comment must not become a command because its macro has two lines.
+        if isinstance(done.get(key), str):
+            done[key] = without_comments(done[key])
+    done = {key: _fill(value, macros) for key, value in done.items()}
+    _fill_keys(done, macros)
+    has_port = "${PORT}" in str(done.get("cmd", ""))
+    for key, value in done.items():
+        if key in Model.model_fields:
+            # Where llmux can find the port of a `proxy` elsewhere, it does not insist on ${PORT}.
+            known = {"PORT"} if has_port or key == "proxy" else set()
+            known |= {"PID"} if key == "cmdStop" else set()
+            filled.problems += _left(("models", name, key), value, macros, known)
+    if isinstance(done.get("cmdStop"), str):
+        done["cmdStop"] = done["cmdStop"].replace("${PID}", PID)
+    return done
+
+
+def _fill_keys(model: dict[str, Any], macros: Macros) -> None:
+    """Fill in the only keys that may hold macros: names of the model."""
+    filters = model.get("filters")
+    if isinstance(filters, dict) and isinstance(filters.get("setParamsByID"), dict):
+        filters["setParamsByID"] = {
+            _fill_text(key, macros): value for key, value in filters["setParamsByID"].items()
+        }
+
+
+def _declared(macros: Any, path: Path, problems: list[Problem]) -> dict[str, Any]:
+    if macros is None:
+        return {}
+    if not isinstance(macros, Mapping):
+        problems.append(Problem(path, "must be a mapping of names to values"))
+        return {}
+    for name, value in macros.items():
+        wrong = _wrong(name, value)
+        if wrong:
+            problems.append(Problem((*path, name), wrong))
+    return {name: value for name, value in macros.items() if not _wrong(name, value)}
+
+
+def _wrong(name: str, value: Any) -> str:
+    if name in RESERVED:
+        return "is a name that llama-swap fills in itself; choose another"
+    if not _NAME.match(name) or len(name) > LONGEST_NAME:
+        return f"is no name for a macro: up to {LONGEST_NAME} letters, digits, _ and -"
+    if not isinstance(value, str | int | float):
+        return "must be text, a number, true or false"
+    if isinstance(value, str) and f"${{{name}}}" in value:
+        return "uses itself"
+    return ""
+
+
+def _fill(value: Any, macros: Macros) -> Any:
+    for name in reversed(list(macros)):
+        value = _replace(value, name, macros[name])
+    return value
+
+
+def _fill_text(text: str, macros: Macros) -> str:
+    for name in reversed(list(macros)):
+        text = text.replace(f"${{{name}}}", _text(macros[name]))
+    return text
+
+
+def _replace(value: Any, name: str, new: Any) -> Any:
+    """Replace one macro everywhere in ``value``, though not in the keys of its mappings."""
+    if isinstance(value, str):
+        return new if value == f"${{{name}}}" else value.replace(f"${{{name}}}", _text(new))
+    if isinstance(value, Mapping):
+        return {key: _replace(item, name, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, name, new) for item in value]
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _left(path: Path, value: Any, macros: Macros, known: set[str] | None = None) -> Iterator[Problem]:
+    """Yield the macros that nothing has filled in."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _left((*path, key), item, macros, known)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _left((*path, index), item, macros, known)
+    elif isinstance(value, str):
+        for name in dict.fromkeys(_USE.findall(value)):
+            if name not in (known or ()):
+                yield Problem(path, _unknown(name, macros))
+
+
+def _unknown(name: str, macros: Macros) -> str:
+    if name == "PORT":
+        return "uses ${PORT}, which llama-swap only fills in where the model's `cmd` uses it too"
+    if name == "PID":
+        return "uses ${PID}, which is only known in `cmdStop`"
+    if name in macros:
+        return f"uses ${{{name}}}, which is declared after a macro that uses it; move it before that"
+    near = difflib.get_close_matches(name, macros, n=1)
+    mean = f"did you mean ${{{near[0]}}}?" if near else "declare it under `macros`"
+    return f"uses ${{{name}}}, which is no macro; {mean}"
+
 
 # In these a variable is carried over as such. What stands in the others is never used.
 _KEPT = frozenset({"cmd", "cmdStop", "env"})

@@ -3,8 +3,7 @@
 It looks only, and only on this machine: nothing is started, loaded or downloaded.
 """
 
-from llmux.survey.engines import Engine, probe
-from llmux.survey.gguf import Gguf
-from llmux.survey.machine import Container, Gpu, Machine
+from llmux.survey.host import Container, Engine, Gpu, Machine, probe
+from llmux.survey.model_files import Gguf
 
 __all__ = ["Container", "Engine", "Gguf", "Gpu", "Machine", "probe"]

@@ -15,9 +15,8 @@ import yaml
 from llmux.config.document import parse_yaml
 from llmux.config.interpolate import literal
 from llmux.core.spec import HookKind
-from llmux.survey.candidates import Candidate, gibibytes
-from llmux.survey.engines import HOST
-from llmux.survey.machine import Machine
+from llmux.survey.host import HOST, Machine
+from llmux.survey.model_files import Candidate, gibibytes
 
 FIRST_PORT = 8001
 _USED = re.compile(r"\./hooks/([\w-]+)\.sh")

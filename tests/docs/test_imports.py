@@ -108,8 +108,3 @@ def test_the_core_is_pure(path):
 def test_a_policy_needs_nothing_that_a_users_own_could_not_import(path):
     ours = {name for name in imports_of(path) if name.split(".")[0] == "llmux"}
     assert not {name for name in ours if not name.startswith(("llmux.core.policy", "llmux.policies"))}
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 450

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmux.llama_swap.matrix import MOST, ExpressionError, expand, in_pairs
+from llmux.llama_swap.groups import MOST, ExpressionError, expand, in_pairs
 
 
 def sets_of(expression, **others):

@@ -7,11 +7,9 @@ import yaml
 
 from llmux.cli.hook_scripts import shipped
 from llmux.config import Config
-from llmux.survey.candidates import Candidate, candidates, gibibytes, of_file, unique
 from llmux.survey.draft import Draft, Recipe
-from llmux.survey.engines import Engine, Served
-from llmux.survey.gguf import Gguf
-from llmux.survey.machine import Container, Gpu, Machine
+from llmux.survey.host import Container, Engine, Gpu, Machine, Served
+from llmux.survey.model_files import Candidate, Gguf, candidates, gibibytes, of_file, unique
 
 ALL = {"llama-cpp", "llama-cpp-router", "vllm-process", "vllm-sleep", "sglang", "ollama", "tabbyapi", "docker"}
 FILE = Gguf(Path("/m/q.gguf"), 5 * 2**30, "qwen3")

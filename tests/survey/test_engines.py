@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from llmux.survey import engines
-from llmux.survey.engines import Engine, Served, probe
+from llmux.survey import host as engines
+from llmux.survey.host import Engine, Served, probe
 from tests.engine.real import TINY, foreground
 from tests.harness.ports import free_port
 from tests.survey.conftest import listed

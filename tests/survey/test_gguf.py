@@ -5,7 +5,7 @@ import os
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from llmux.survey import gguf
+from llmux.survey import model_files as gguf
 from tests.engine.real import TINY
 from tests.survey.conftest import write_gguf
 

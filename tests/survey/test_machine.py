@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from llmux.survey import machine
-from llmux.survey.machine import Container, Gpu, look
+from llmux.survey import host as machine
+from llmux.survey.host import Container, Gpu, look
 
 
 @pytest.fixture

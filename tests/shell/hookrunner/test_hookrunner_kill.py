@@ -12,7 +12,7 @@ import pytest
 
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner
-from llmux.hookrunner import process as process_module
+from llmux.hookrunner import hook_process as process_module
 
 IGNORES_TERM = "trap '' TERM; echo pid $$; while :; do sleep 0.01; done"
 

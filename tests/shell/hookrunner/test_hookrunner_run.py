@@ -13,7 +13,7 @@ import pytest
 
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner, environment
-from llmux.hookrunner import spawn as spawn_module
+from llmux.hookrunner import hook_process as spawn_module
 from tests.harness.waiting import PATIENCE
 
 

@@ -1,4 +1,6 @@
-"""Hooks that outlived a llmux that was killed.
+"""Process groups: signalling one, and finding out whether anybody is left in it.
+
+Hooks that outlived a llmux that was killed.
 
 Nothing ends the hooks of a llmux that gets KILL. A wake that runs on behind the back of the next one could put a
 second engine on the GPU, a sleep could take one from under its requests, so their processes are written down, and
@@ -7,6 +9,11 @@ ended at the next start.
 A hook that was being ended may have lost its leader already while others of its group ignored TERM: then all that
 is left of the group is ended. Where nobody was ending it, a group without its leader is what a wake has left
 behind when it was done: the engine, which stays.
+
+Burying what hooks leave behind, where llmux is process 1, as in a container without an init.
+
+An engine whose wake hook has exited is adopted by process 1. Dead, it stays in the process table until that
+one waits for it, and a sleep hook that asks ``kill -0`` whether it has gone would wait for ever.
 """
 
 from __future__ import annotations
@@ -19,7 +26,50 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from llmux.hookrunner.group import signal_group
+
+def signal_group(group: int, *numbers: signal.Signals) -> bool:
+    """Send signals to every member. False: there are members, and llmux may not signal any of them."""
+    with contextlib.suppress(ProcessLookupError):
+        for number in numbers:
+            try:
+                os.killpg(group, number)
+            except PermissionError:
+                return False
+    return True
+
+
+def group_is_empty(group: int, *, look_closely: bool) -> bool:
+    """Whether nobody is left. Its leader must have been reaped already.
+
+    A dead member that its parent does not reap counts as one for the kernel, for ever where process 1 is no
+    init. ``look_closely`` does not count it; this reads all of ``/proc``: milliseconds.
+    """
+    # Where llmux is process 1 (a container), the orphans of its hooks are its own children by now.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return look_closely and not _has_living_members(group)
+
+
+def _has_living_members(group: int) -> bool:
+    proc = Path("/proc")
+    if not (proc / "self" / "stat").exists():
+        return True  # another system: nothing more is known
+    for entry in proc.iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                # PID (NAME) STATE PPID PGRP …; the name may hold spaces and parentheses.
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+                if int(fields[2]) == group and fields[0] not in b"ZX":
+                    return True
+    return False
+
 
 GRACE = 5.0  # seconds between TERM and KILL
 LOOK = 0.02
@@ -111,3 +161,18 @@ def _is_of_a_hook(process: Path) -> bool:
         return b"\0LLMUX_HOOK=" in b"\0" + (process / "environ").read_bytes()
     except OSError:
         return False
+
+
+def reap_orphans(hooks: Iterable[int]) -> None:
+    """Reap dead children that belong to nobody.
+
+    Those in ``hooks`` (pids) are left to their watchers, and those in llmux's own process group to the code
+    that started them: an orphan is in the group of its hook, or in one of its own.
+    """
+    spared = set(hooks)
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        while (info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            pid = info.si_pid
+            if pid in spared or os.getpgid(pid) == os.getpgrp():
+                return  # the kernel names this one first until it is reaped: the others wait
+            os.waitpid(pid, os.WNOHANG)

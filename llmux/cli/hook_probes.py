@@ -1,0 +1,143 @@
+"""What `llmux hooks test` looks at: a first request, GPU memory, listening sockets.
+
+A first request goes to an engine that was just woken, and says the name that it answers under. Used GPU memory is
+what nvidia-smi reports. One server is told from the next on its port by /proc, without a request to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+ANSWER_TIMEOUT = 120.0  # seconds for one answer
+_NOT_SPOKEN = (*range(400, 500), HTTPStatus.NOT_IMPLEMENTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came. ``ok`` is None when the engine takes none of our questions."""
+
+    ok: bool | None
+    said: str
+    names: tuple[str, ...] | None  # that the engine lists; None when it has no list
+
+
+async def smoke_request(url: str, model: str) -> Answer:
+    """Ask for a token, or a vector, in the ways that engines understand."""
+    timeout = aiohttp.ClientTimeout(ANSWER_TIMEOUT)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        names = await _names(session, url)
+        for path, body in _questions(model):
+            try:
+                async with session.post(f"{url}{path}", json=body) as response:
+                    said = await response.text()
+                    status = response.status
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                return Answer(ok=False, said=f"POST {path}: {error or type(error).__name__}", names=names)
+            if status < HTTPStatus.BAD_REQUEST:
+                return Answer(ok=True, said=f"POST {path}", names=names)
+            if status not in _NOT_SPOKEN:
+                return Answer(ok=False, said=f"POST {path} is answered with {status}: {said[:300]}", names=names)
+    return Answer(ok=None, said=f"it takes none of OpenAI's requests ({status})", names=names)
+
+
+def _questions(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    messages = [{"role": "user", "content": "Say yes."}]
+    yield "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 1}
+    yield "/v1/completions", {"model": model, "prompt": "Say yes.", "max_tokens": 1}
+    yield "/v1/embeddings", {"model": model, "input": "yes"}
+
+
+async def _names(session: aiohttp.ClientSession, url: str) -> tuple[str, ...] | None:
+    try:
+        async with asyncio.timeout(10), session.get(f"{url}/v1/models") as response:
+            if response.status != HTTPStatus.OK:
+                return None
+            found = await response.json(content_type=None)
+        return tuple(str(entry["id"]).removesuffix(":latest") for entry in found["data"])  # Ollama's way to say m
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
+        return None
+
+
+NVIDIA_SMI_TIMEOUT = 10.0  # seconds; nvidia-smi hangs when the driver does
+
+
+async def used_gpu_memory() -> int | None:
+    """Return the MiB that are in use on all GPUs together; None where that cannot be told."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    process = await asyncio.create_subprocess_exec(
+        program,
+        "--query-gpu=memory.used",
+        "--format=csv,noheader,nounits",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(NVIDIA_SMI_TIMEOUT):
+            said, _ = await process.communicate()
+        return sum(int(line) for line in said.decode().split("\n") if line.strip()) if said.strip() else None
+    except (TimeoutError, ValueError):
+        return None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+_LISTENING = "0A"  # its state in /proc/net/tcp
+
+
+def sockets_on(port: int) -> frozenset[str]:
+    """Return the inodes of the sockets that listen on a port; each server that is started has another."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    found.add(fields[9])
+    return frozenset(found)
+
+
+def holders_of(inodes: frozenset[str]) -> frozenset[int]:
+    """Return the processes that hold one of these sockets; those of other users only when we are root."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(file) in wanted for file in (process / "fd").iterdir()):  # noqa: PTH115 - "socket:[1]"
+                found.add(int(process.name))
+    return frozenset(found)
+
+
+def still_run(pids: frozenset[int]) -> frozenset[int]:
+    """Return those that have not ended; one that waits for its parent has."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX":
+                found.add(pid)
+    return frozenset(found)
+
+
+def is_open(host: str, port: int, patience: float = 2.0) -> bool:
+    """Whether somebody accepts connections there, within ``patience`` seconds."""
+    try:
+        socket.create_connection((host, port), timeout=patience).close()
+    except OSError:
+        return False
+    return True

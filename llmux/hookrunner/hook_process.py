@@ -1,0 +1,337 @@
+"""One hook from its start to its result.
+
+::
+
+    start ─┬─ exits with 0 ───────────────────────────▶ result, at once; the group is left alone
+           ├─ exits otherwise ─┐
+           └─ kill() ──────────┴─▶ TERM to the group ── grace ─▶ KILL ── the group is empty ─▶ result
+
+The exit of the shell counts, never the end of the pipe: a wake hook leaves an engine behind that holds it.
+After a failure whatever the hook has started is gone before anybody hears of it, so that a cleanup never
+races with a stray engine. Only a process that put itself into another session or group escapes.
+
+Starting it: ``sh -c SCRIPT`` in a folder, in a process group of its own, its output in one pipe.
+
+``subprocess.Popen(process_group=0)`` it is: with neither ``preexec_fn`` nor a change of user, CPython uses
+``vfork``, so the size of llmux does not matter. How long starting a hook holds up the event loop
+(``python tests/benchmarks/spawn.py``, median / largest of 200 in ms, 2 cores, CPython 3.11):
+
+===============  ================  ================  ================  ================
+way              asyncio, 22 MB    asyncio, 523 MB   uvloop, 22 MB     uvloop, 523 MB
+===============  ================  ================  ================  ================
+posix_spawn      0.10 / 0.20       0.08 / 1.15       0.07 / 0.58       0.07 / 0.39
+Popen            0.07 / 0.14       0.07 / 0.39       0.05 / 1.17       0.05 / 0.39
+subprocess_exec  0.29 / 0.51       0.29 / 0.62       0.69 / 0.81       4.98 / 5.81
+===============  ================  ================  ================  ================
+
+(The largest ones are noise of one run: another had 0.28, 1.09 and 0.51 in the first column.)
+``posix_spawn`` is as fast, but cannot change the folder: a second shell would have to, which leaves
+``OLDPWD`` in the hook's environment and cannot tell a missing folder from a hook that exits with 2. ``Popen``
+closes every descriptor that llmux itself inherited, too. uvloop's own subprocesses ``fork``: 5 ms at 500 MB.
+
+Its exit is awaited without blocking the loop and without reaping it too early.
+
+An exited child that nobody has reaped keeps its pid, and with it the id of its process group: as long as it
+is not reaped, a signal to the group cannot hit anyone else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmux.hookrunner.job import ExitStatus, HookJob, HookResult, describe
+from llmux.hookrunner.output import Output, PipeReader
+from llmux.hookrunner.process_groups import Trace, group_is_empty, signal_group, trace_of
+
+UNENDING_AFTER = 10.0
+"""Seconds after KILL when waiting is given up: a process deep in a driver may not die at all."""
+
+FIRST_LOOK, CLOSE_LOOK, LAST_LOOK = 0.002, 0.016, 0.1
+"""Seconds between two looks at a group that should become empty: the pause doubles, the looks grow closer."""
+
+
+class HookProcess:
+    """A hook that runs.
+
+    ``kill_grace`` is the time between TERM and KILL in seconds; ``on_ending`` is called once TERM has been sent.
+    Raises OSError or RuntimeError when the system has nothing left to watch it with; it has been ended then.
+    """
+
+    def __init__(
+        self,
+        job: HookJob,
+        spawned: Spawned,
+        emit: Callable[[str], None],
+        kill_grace: float,
+        on_ending: Callable[[HookJob], None] = lambda _job: None,
+    ) -> None:
+        self.job = job
+        self.pid = spawned.pid
+        self._trace = trace_of(self.pid)
+        self._on_ending = on_ending
+        self._kill_grace = kill_grace
+        self._loop = asyncio.get_running_loop()
+        self._started = time.monotonic()  # uvloop's clock counts whole milliseconds, and only once a turn
+        self._output = Output(emit)
+        self._ended = self._loop.create_future()  # it exited, or is given up
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending = False  # signals have been sent
+        self._killed: str | None = None
+        self._killed_after = 0.0
+        self._given_up = False
+        self._over = False
+        self.pipe = PipeReader(self._loop, spawned.output, self._output.feed, self._output.flush)
+        try:
+            self._watch = ExitWatch(self._loop, spawned.pid, self._exited)
+        except BaseException:
+            self.pipe.close()
+            signal_group(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
+
+    def trace(self) -> Trace | None:
+        """Return what the next llmux recognises it by, None where that cannot be known."""
+        return self._trace and self._trace._replace(ending=self._ending)
+
+    def kill(self, reason: str) -> bool:
+        """End its group: TERM, the grace, KILL. False, and no effect, when that is under way or it has exited."""
+        if self._ending or self._watch.poll() is not None:
+            return False
+        self._mark(reason)
+        self._terminate()
+        return True
+
+    def kill_now(self, reason: str) -> None:
+        """End its group with KILL, also when ``kill`` is under way."""
+        status = self._watch.poll()
+        if self._over or (status is not None and status.ok and not self._ending):
+            return  # when it has succeeded, what it left behind stays
+        if status is None:
+            self._mark(reason)
+        self._kill()
+
+    def abandon(self) -> None:
+        """End it after ``follow`` was cut short: the loop is being torn down, and no hook outlives llmux."""
+        self._over = False
+        self.kill_now("cancelled")
+        self._stop_timer()
+        self._given_up = True  # should the loop go on, the exit still finds somebody who reaps
+        self.pipe.close()
+
+    async def follow(self) -> HookResult:
+        """Wait for its end, and return the result. The pipe may still be open afterwards."""
+        try:
+            await self._ended
+            self.pipe.drain()
+            self._output.flush()
+            tail = self._output.tail()
+            status = self._watch.poll() or ExitStatus()
+            ok = status.ok and self._killed is None
+            if not ok:
+                await self._end_group()
+        finally:
+            self._over = True
+            self._stop_timer()
+            if self._watch.poll() is not None:
+                self._watch.reap()
+        return HookResult(
+            self.job.id,
+            self.job.model,
+            self.job.kind,
+            ok=ok,
+            exit_code=status.code,
+            signal=status.signal,
+            duration=time.monotonic() - self._started,
+            killed=self._killed,
+            tail=tail,
+            detail=describe(status, tail, killed=self._killed, after=self._killed_after, unending=self._given_up),
+        )
+
+    def _exited(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+        elif self._given_up:
+            self._watch.reap()
+
+    def _mark(self, reason: str) -> None:
+        if self._killed is None:
+            self._killed = reason
+            self._killed_after = time.monotonic() - self._started
+
+    async def _end_group(self) -> None:
+        if not self._ending:
+            self._terminate()  # before the leader is reaped: the group's id is still its own
+        if self._watch.poll() is not None:
+            self._watch.reap()
+        pause = FIRST_LOOK
+        while not self._given_up and not group_is_empty(self.pid, look_closely=pause >= CLOSE_LOOK):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_LOOK)
+
+    def _terminate(self) -> None:
+        self._ending = True
+        # A stopped process takes TERM only when it continues.
+        signal_group(self.pid, signal.SIGTERM, signal.SIGCONT)
+        self._on_ending(self.job)
+        self._timer = self._loop.call_later(self._kill_grace, self._kill)
+
+    def _kill(self) -> None:
+        self._ending = True
+        self._stop_timer()
+        allowed = signal_group(self.pid, signal.SIGKILL)
+        self._timer = self._loop.call_later(UNENDING_AFTER if allowed else 0, self._give_up)
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+SHELL = "/bin/sh"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A process that runs: its pid, which is its group's id too, and the reading end of its output."""
+
+    pid: int
+    output: int
+
+
+def spawn(script: str, cwd: Path | str, env: Mapping[str, str]) -> Spawned:
+    """Start ``script``; the caller reaps the process and closes ``output``, which does not block.
+
+    Raises OSError when the system refuses (no such folder, no memory, no descriptors, a script beyond
+    128 KiB), and ValueError when the script or the environment holds what no process can be given (a NUL).
+    Nothing is left behind then.
+    """
+    _keep_exit_statuses()
+    output, write = os.pipe()
+    try:
+        os.set_blocking(output, False)
+        with _NoSignalsBlocked():
+            process = subprocess.Popen(  # noqa: S603  (running the user's script is what hooks are)
+                [SHELL, "-c", script],
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=write,
+                stderr=write,
+                process_group=0,
+                # SIGPIPE, which Python ignores, gets its default back: `yes | head -1` must end.
+                restore_signals=True,
+            )
+    except BaseException:
+        os.close(output)
+        raise
+    finally:
+        os.close(write)
+    # Reaping is ours (see ExitWatch). The Popen object is told that it has nothing left to wait for, or it
+    # would complain, and would wait for the pid at some later time, when it may belong to someone else.
+    process.returncode = 0
+    return Spawned(process.pid, output)
+
+
+def _keep_exit_statuses() -> None:
+    # Whoever starts llmux with SIGCHLD ignored has the kernel throw every exit status away.
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+class _NoSignalsBlocked:
+    """While it lasts, no signal is blocked in this thread: a child, and so an engine, inherits the mask."""
+
+    def __enter__(self) -> None:
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        if self._blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def __exit__(self, *_: object) -> None:
+        if self._blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+
+
+class ExitWatch:
+    """Calls ``on_exit`` from the loop, once, when the child ``pid`` has exited.
+
+    It uses a pidfd; where there is none (an old kernel, a sandbox, another system, no descriptor left) a
+    thread of its own waits. Without ``waitid`` (macOS before CPython 3.13) the thread also reaps the child.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]) -> None:
+        self.pid = pid
+        self._loop = loop
+        self._on_exit = on_exit
+        self._status: ExitStatus | None = None
+        self._reaped = False
+        self._pidfd: int | None = None
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            threading.Thread(target=self._wait, name=f"wait for {pid}", daemon=True).start()
+        else:
+            loop.add_reader(self._pidfd, self._exited)
+
+    def poll(self) -> ExitStatus | None:
+        """Return how the child exited, None while it runs. It is not reaped."""
+        if self._status is None and hasattr(os, "waitid"):
+            try:
+                info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                # SIGCHLD is ignored, or someone waits for any child: the status is lost.
+                self._reaped = True
+                self._status = ExitStatus()
+            else:
+                if info is not None:
+                    exited = info.si_code == os.CLD_EXITED
+                    self._status = ExitStatus(code=info.si_status) if exited else ExitStatus(signal=info.si_status)
+        return self._status
+
+    def reap(self) -> None:
+        """Let the pid go. The child must have exited."""
+        if not self._reaped:
+            self._reaped = True
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _exited(self) -> None:
+        if self.poll() is not None:
+            self.close()
+            self._on_exit()
+
+    def _wait(self) -> None:
+        try:
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            else:
+                _, status = os.waitpid(self.pid, 0)
+                self._reaped = True
+                code = os.waitstatus_to_exitcode(status)
+                self._status = ExitStatus(code=code) if code >= 0 else ExitStatus(signal=-code)
+        except ChildProcessError:
+            self._reaped = True
+            self._status = ExitStatus()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is interested any more
+            self._loop.call_soon_threadsafe(self._exited)
