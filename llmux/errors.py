@@ -28,6 +28,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+INTERNAL_ERROR = "internal error; see llmux's log"
+"""What a client is told of a mistake in llmux itself."""
+
 
 class LLMuxError(Exception):
     """The root of the tree."""

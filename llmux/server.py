@@ -17,11 +17,12 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from llmux.app import FRONT, SWITCHER
 from llmux.config import Config
-from llmux.errors import BadRequestError, RequestError, SlowClientError, UnavailableError
+from llmux.errors import INTERNAL_ERROR, BadRequestError, RequestError, SlowClientError, UnavailableError
 from llmux.middleware.client_connection import ClientConnection
 from llmux.middleware.context import request_id
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
+from llmux.proxy.aiohttp_client import answer_has_begun
 from llmux.proxy.envelope import error_body
 
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
@@ -59,7 +60,7 @@ class Connection(ClientConnection):
     ) -> web.StreamResponse:
         """Answer malformed HTTP (400) and mistakes of llmux (500)."""
         error: RequestError
-        if isinstance(exc, ConnectionError):  # the client has left; whoever noticed has told it
+        if isinstance(exc, ConnectionError):  # the client has left, which is logged already
             raise exc
         if status == BadRequestError.status:
             reason = str(message or "").strip().partition("\n")[0].rstrip(":") or "malformed HTTP"
@@ -67,8 +68,8 @@ class Connection(ClientConnection):
             error = BadRequestError(f"Malformed HTTP: {reason}", code="malformed_request")
         else:
             self._event_log.emit("internal_error", error=repr(exc), exc_info=exc)
-            error = RequestError("llmux made a mistake; its log says more.")
-        if request.writer.output_size > 0:
+            error = RequestError(INTERNAL_ERROR)
+        if answer_has_begun(request):
             raise ConnectionResetError("the answer is under way already")
         headers = [
             ("X-Request-ID", request_id(request.headers.get("X-Request-ID"))),

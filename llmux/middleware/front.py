@@ -16,6 +16,7 @@ from aiohttp.typedefs import Middleware
 from llmux.config import Config
 from llmux.config.address import is_loopback as is_loopback_host
 from llmux.errors import (
+    INTERNAL_ERROR,
     BadRequestError,
     EngineError,
     ForbiddenError,
@@ -35,7 +36,7 @@ from llmux.middleware.paths import ForwardedPaths, Kind, Route
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
-from llmux.proxy.aiohttp_client import RelayedResponse
+from llmux.proxy.aiohttp_client import RelayedResponse, answer_has_begun
 from llmux.runtime import Switcher
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it ha
 class Front:
     """llmux as an aiohttp middleware.
 
-    In llmux's own application (``own=True``) it answers for every path. In somebody else's it takes the
+    In llmux's own application (``own=True``) it answers for every path. In another application it takes the
     forwarded paths, and leaves all others to the application's own routes.
     """
 
@@ -146,9 +147,9 @@ class Front:
             raise
         except Exception as error:
             self._log.emit("internal_error", error=repr(error), exc_info=error, request_id=context.request_id)
-            if request.writer.output_size > 0:
+            if answer_has_begun(request):
                 raise ConnectionResetError("the answer is under way already") from error
-            response = self._refuse(request, context, RequestError("llmux made a mistake; its log says more."))
+            response = self._refuse(request, context, RequestError(INTERNAL_ERROR))
         finally:
             self._finish(context, status, failure)
         return response

@@ -25,7 +25,8 @@ from llmux.middleware.progress import (
     dialect_of,
     wanted,
 )
-from llmux.proxy import ClientGoneError, Exchange, Forwarder
+from llmux.proxy import Exchange, Forwarder
+from llmux.proxy.aiohttp_client import cancels_handlers
 from llmux.proxy.early_response import EarlyResponse
 from llmux.runtime import Switcher
 from llmux.upstream import EngineAddress, EngineRefusedError
@@ -79,11 +80,7 @@ class ModelHandler:
 
         Raises a RequestError for what is refused, ClientGoneError when the client went away.
         """
-        protocol = request.protocol
-        manager = protocol._manager  # noqa: SLF001 - it alone knows; None: the client has left already
-        if manager is None:
-            raise ClientGoneError("The client has left.")
-        if manager.handler_cancellation:
+        if cancels_handlers(request):
             return await self._serve(request, context)
         with Watch(request):
             return await self._serve(request, context)

@@ -146,7 +146,7 @@ class ProgressNotifier:
         model = state.models[ticket.model]
         if ticket.id not in model.queue:
             return None
-        last = next(reversed(model.queue)) == ticket.id  # as who has just come is
+        last = next(reversed(model.queue)) == ticket.id  # as a request that has just come is
         position = len(model.queue) if last else list(model.queue).index(ticket.id) + 1
         return about(wait_estimate.until_awake(state, model, now) + wait_estimate.in_queue(model, position))
 
@@ -177,7 +177,7 @@ class ProgressNotifier:
         awake = wait_estimate.until_awake(state, model, now)
         for listener in listeners:
             position = positions.get(listener.ticket.id)
-            with contextlib.suppress(ClientGoneError):  # whoever serves it notices
+            with contextlib.suppress(ClientGoneError):  # the handler notices
                 if position is None:
                     listener.channel.working()
                 else:

@@ -41,6 +41,19 @@ class RelayedResponse(web.StreamResponse):
             await self._request.writer.drain()
 
 
+def answer_has_begun(request: web.BaseRequest) -> bool:
+    """Whether bytes of the answer went out: no other may begin."""
+    return request.writer.output_size > 0
+
+
+def cancels_handlers(request: web.BaseRequest) -> bool:
+    """Whether the server cancels the handler of a client that leaves. Raises ClientGoneError when it has left."""
+    manager = request.protocol._manager  # noqa: SLF001 - it alone knows; None: the client has left already
+    if manager is None:
+        raise ClientGoneError("The client has left.")
+    return bool(manager.handler_cancellation)
+
+
 class AiohttpClient:
     """The client of one request."""
 

@@ -59,6 +59,7 @@ class EarlyResponse:
 
     def __init__(self, request: web.BaseRequest, dialect: Dialect) -> None:
         self._request = request
+        self._client = AiohttpClient(request)
         self.dialect = dialect
         self.begun = False
         self.over = False  # the engine's answer has begun, or it has failed
@@ -113,12 +114,9 @@ class EarlyResponse:
         self._write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def _write(self, data: bytes) -> None:
-        request = self._request
-        if request.transport is None or request.transport.is_closing():
-            raise ClientGoneError("The client has gone.")
-        # If anything fails from here on, aiohttp must not answer with an error of its own.
-        request.writer.output_size += len(data)
-        request.transport.write(data)
+        transport = self._client.open_transport()
+        self._client.bytes_written(len(data))
+        transport.write(data)
 
 
 class ResumedRelay(Relay):

@@ -49,7 +49,7 @@ from llmux.upstream import EngineConnection, Framing, ResponseHead
 # After breaking off, how long a client may take to read what it was sent.
 _FLUSH_TIMEOUT = 10.0
 # How often to look whether a client that does not read is still there. A transport that closes with bytes
-# in its buffer, as after a half-close, tells nobody before they are gone.
+# in its buffer, as after a half-close, reports nothing before they are gone.
 _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
 _EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token

@@ -12,7 +12,7 @@ from llmux.core import Core, admission
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind
-from llmux.errors import ConflictError, RequestError
+from llmux.errors import INTERNAL_ERROR, ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
@@ -294,7 +294,7 @@ class Switcher:
 
     def _make_good(self, event: ev.Event) -> None:
         """See to it that nobody waits for the answer to an event that the core failed at."""
-        mistake = RequestError("llmux made a mistake; its log says more.")
+        mistake = RequestError(INTERNAL_ERROR)
         match event:
             case ev.RequestArrived() | ev.RequestReturned():
                 ticket = self._tickets.get(event.request)

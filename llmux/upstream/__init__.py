@@ -1,9 +1,13 @@
 """The HTTP/1.1 client side: connections to engines, and the pool of idle ones."""
 
-from llmux.upstream.activity import EngineActivity
-from llmux.upstream.address import EngineAddress
 from llmux.upstream.connection import EngineConnection, ResponseSink
-from llmux.upstream.errors import EngineLostError, EngineProtocolError, EngineRefusedError
+from llmux.upstream.engine import (
+    EngineActivity,
+    EngineAddress,
+    EngineLostError,
+    EngineProtocolError,
+    EngineRefusedError,
+)
 from llmux.upstream.framing import Framing
 from llmux.upstream.head import ResponseHead
 from llmux.upstream.pool import ConnectionPool

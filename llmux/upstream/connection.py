@@ -34,7 +34,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
-from llmux.upstream.errors import EngineLostError, EngineProtocolError
+from llmux.upstream.engine import EngineLostError, EngineProtocolError
 from llmux.upstream.framing import ChunkError, ChunkTracker, Framing, is_one_chunk
 from llmux.upstream.head import MAX_HEAD, ResponseHead, parse_head
 

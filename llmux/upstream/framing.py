@@ -2,7 +2,7 @@
 
 The tracker never takes a body apart: it walks along the bytes, which pass through as they are, and knows
 where the body ends and whether the stream stands *between* two chunks, the only place where a chunk of
-somebody else's may be put in.
+another one may be put in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CRLF = b"\r\n"
 _CR = 0x0D
 _LF = 0x0A
 
-# A size line: hexadecimal size, then perhaps extensions, which nobody uses and everybody must skip.
+# A size line: hexadecimal size, then perhaps extensions, which are not used and must be skipped.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 # What a size line that has not arrived whole may look like.
 _PART_OF_SIZE_LINE = re.compile(rb"[0-9A-Fa-f]{1,15}[ \t]*(?:;[^\r\n]*)?\r?")

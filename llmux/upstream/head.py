@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import httptools
 from httptools.parser import parser as _extension
 
-from llmux.upstream.errors import EngineProtocolError
+from llmux.upstream.engine import EngineProtocolError
 from llmux.upstream.framing import Framing
 
 # The classes that the extension module raises. ``httptools.HttpParserError`` is another one after the package

@@ -13,9 +13,8 @@ import contextlib
 import socket
 import ssl
 
-from llmux.upstream.address import EngineAddress
 from llmux.upstream.connection import EngineConnection
-from llmux.upstream.errors import EngineRefusedError
+from llmux.upstream.engine import EngineAddress, EngineRefusedError
 
 # llama.cpp closes idle connections after 5 s; a request must not meet that moment.
 IDLE_TIMEOUT = 3.5

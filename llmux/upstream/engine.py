@@ -1,11 +1,37 @@
-"""Where an engine listens."""
+"""An engine as its connections know it: where it listens, what it has sent, and how an exchange with it can fail.
+
+EngineError (502)
+├── EngineRefusedError     no connection could be made: nothing was sent
+├── EngineLostError        the connection ended before the response did
+└── EngineProtocolError    the engine's answer is not HTTP/1.1
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from llmux.errors import EngineError
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class EngineRefusedError(EngineError):
+    """No connection could be made: not a byte of the request was sent."""
+
+    code = "engine_refused"
+
+
+class EngineLostError(EngineError):
+    """The connection ended before the response did."""
+
+    code = "engine_lost"
+
+
+class EngineProtocolError(EngineError):
+    """The engine's answer is not HTTP/1.1."""
+
+    code = "engine_protocol_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +75,16 @@ class EngineAddress:
     def __str__(self) -> str:
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{self.host_header.decode('ascii')}{self.base_path}"
+
+
+@dataclass(slots=True, eq=False)
+class EngineActivity:
+    """What is known of an engine from its connections, for one stretch of time that it is awake.
+
+    All requests of that stretch share it; idle connections are kept by it and never outlive it.
+    """
+
+    connected: bool = False  # a connection was accepted at least once
+    last_byte: float | None = None  # loop time at which a response last delivered something
+    counting: bool = False  # a reader of the status wants to know how many events are streamed
+    streamed: int = 0  # events of event streams, as far as they were counted

@@ -1,0 +1,68 @@
+"""What llmux uses of aiohttp beyond its documented interface: an aiohttp which has changed fails here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+ROOT = Path(__file__).parents[2] / "llmux"
+# The only files that may touch them.
+ADAPTERS = {"proxy/aiohttp_client.py", "middleware/client_connection.py", "server.py"}
+
+HANDLER = (
+    "_close", "_current_request", "_drain_helper", "_force_close", "_handle_request", "_loop", "_manager",
+    "_messages", "_waiter", "force_close", "handle_error", "set_parser", "transport", "writing_paused",
+)  # fmt: skip
+SERVER = ("_connections", "_kwargs", "_loop", "handler_cancellation", "request_factory", "request_handler")
+CHANGED = f"aiohttp {aiohttp.__version__} has changed what llmux relies on: see llmux/proxy/aiohttp_client.py"
+
+
+@pytest.fixture
+async def server():
+    return web.Server(lambda _request: None)
+
+
+@pytest.mark.parametrize("name", HANDLER)
+async def test_the_protocol_of_a_connection(server, name):
+    assert hasattr(RequestHandler, name) or hasattr(server(), name), CHANGED
+
+
+@pytest.mark.parametrize("name", SERVER)
+async def test_the_server(server, name):
+    assert hasattr(server, name), CHANGED
+
+
+def test_a_message_that_is_malformed_comes_as_a_record_of_its_own():
+    assert {"status", "exc", "message"} <= set(inspect.signature(_ErrInfo).parameters), CHANGED
+
+
+def test_a_response_can_be_told_that_it_is_sent():
+    assert {"_keep_alive", "_eof_sent"} <= {*vars(web.StreamResponse), *vars(web.StreamResponse())}, CHANGED
+
+
+def test_the_writer_counts_what_went_out():
+    assert "output_size" in {
+        *AbstractStreamWriter.__annotations__,
+        *vars(AbstractStreamWriter),
+        *vars(StreamWriter),
+    }, CHANGED
+
+
+def test_a_runner_makes_its_server_in_one_place():
+    assert inspect.iscoroutinefunction(web.AppRunner._make_server), CHANGED
+
+
+def test_no_other_file_touches_them():
+    inside = re.compile(
+        r"aiohttp\.web_protocol|\.writer\.output_size|\.set_parser\(|request\.protocol\._|request\.writer\.drain"
+    )
+    touching = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if inside.search(path.read_text())}
+    assert touching <= ADAPTERS
