@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llmux.renamed import install
 from llmux.version import __version__
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ __all__ = [
     "build_app",
     "middleware_for",
 ]
+
+install()
 
 _HOMES = {
     **dict.fromkeys(("build_app", "middleware_for"), "app"),

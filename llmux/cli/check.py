@@ -39,7 +39,7 @@ def check(
 
 def schema() -> None:
     """Print the JSON schema of the configuration."""
-    from llmux.config.json_schema import json_schema
+    from llmux.config.reference import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 

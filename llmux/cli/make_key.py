@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.config.keys import ApiKeyConfig
+from llmux.config.access import ApiKeyConfig
 from llmux.keys import hash_of, new_key
 
 USAGE = 2

@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmux.config.access import check_keys
 from llmux.config.address import covers, is_loopback
-from llmux.config.keys import check_keys
-from llmux.config.levels import check_levels, levels_warnings
 from llmux.config.problems import Problem
-from llmux.config.residency import check_residency
+from llmux.config.residency import check_levels, check_residency, levels_warnings
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from llmux.config.words import Word
+from llmux.config.fields import Word
 
 UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 LONGEST = 1e9  # seconds, about 31 years: beyond it a deadline says nothing and arithmetic suffers

@@ -1,23 +1,94 @@
-"""From a file to a validated configuration, with every problem on its line."""
+"""From a file to a validated configuration, with every problem on its line.
+
+``${VAR}`` and ``${VAR:-default}`` are filled in string values after parsing. Hook scripts are left alone: there
+the shell expands variables, at run time. Keys are left alone too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TypeVar
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path as FilePath
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from llmux.config.document import read_document
-from llmux.config.explain import explain
-from llmux.config.interpolate import interpolate
 from llmux.config.policy import SECS
-from llmux.config.problems import Lines, Problem, raise_all
+from llmux.config.problems import Lines, Path, Problem, explain, raise_all
+from llmux.core.spec import HookKind
+
+_TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
+_MODEL_SETTING = 3  # models.NAME.setting
+_HOOKS = frozenset({*(kind.value for kind in HookKind), "hooks", "cmd"})
+
+
+def is_script(path: Path) -> bool:
+    """Whether the value at ``path`` is a hook script."""
+    return len(path) == _MODEL_SETTING and path[0] == "models" and path[2] in _HOOKS
+
+
+def interpolate(
+    data: Any, environ: Mapping[str, str], *, skip: Callable[[Path], bool] = is_script
+) -> tuple[Any, list[Problem]]:
+    """Return ``data`` with its string values filled in, and what could not be filled in.
+
+    A value with a problem is returned as it was. Top-level ``x-`` keys hold anchors, not settings: what they
+    say is filled in where it is used. ``data`` is not changed.
+    """
+    problems: list[Problem] = []
+
+    def walk(value: Any, path: Path) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str) or skip(path) or str(path[0] if path else "").startswith("x-"):
+            return value
+        try:
+            return fill(value, environ)
+        except ValueError as error:
+            problems.append(Problem(path, str(error)))
+            return value
+
+    return walk(data, ()), problems
+
+
+def literal(text: str) -> str:
+    """Write a text for a configuration so that nothing in it is filled in."""
+    return text.replace("${", "$${")
+
+
+def fill(text: str, environ: Mapping[str, str]) -> str:
+    """Fill in one string. As in the shell, ``:-`` also replaces a variable that is set but empty.
+
+    Raises:
+        ValueError: a variable is unset and has no default, or ``${`` is not followed by a name and ``}``.
+
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        name, default = match["name"], match["default"]
+        if name is None:
+            rest = text[match.start() : match.start() + 20]
+            raise ValueError(
+                f"cannot read {rest!r}; write ${{NAME}} or ${{NAME:-default}}, or $${{ for a literal ${{"
+            )
+        if default is not None:
+            return environ.get(name) or default
+        if name not in environ:
+            raise ValueError(f"the variable {name} is not set; set it, or write ${{{name}:-default}}")
+        return environ[name]
+
+    return _TOKEN.sub(replace, text)
+
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def load(schema: type[M], file: Path, environ: Mapping[str, str]) -> M:
+def load(schema: type[M], file: FilePath, environ: Mapping[str, str]) -> M:
     """Read ``file`` and validate it as ``schema``.
 
     Raises:

@@ -10,11 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from llmux.config.address import Address, parse_address
 from llmux.config.durations import Duration, PositiveDuration
-from llmux.config.levels import Levels
-from llmux.config.one_line import expand, script_of
-from llmux.config.residency import Gpus, ModelMemory
-from llmux.config.section import (
+from llmux.config.fields import (
     Count,
+    Default,
     EnginePort,
     EnvName,
     EnvValue,
@@ -22,8 +20,10 @@ from llmux.config.section import (
     PositiveCount,
     Script,
     Section,
+    Word,
 )
-from llmux.config.words import Default, Word
+from llmux.config.one_line import expand, script_of
+from llmux.config.residency import Gpus, Levels, ModelMemory
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
 LOOPBACK = "127.0.0.1"

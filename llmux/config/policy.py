@@ -9,8 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmux.config.durations import Duration
-from llmux.config.section import Section
-from llmux.config.words import Default, Word
+from llmux.config.fields import Default, Section, Word
 
 SECS = "_secs"
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")

@@ -1,9 +1,15 @@
-"""What is wrong with a configuration, all of it at once."""
+"""What is wrong with a configuration, all of it at once, in the user's words."""
 
 from __future__ import annotations
 
+import difflib
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from llmux.errors import ConfigError
 
@@ -66,3 +72,175 @@ def raise_all(problems: Iterable[Problem], *, file: str = "", lines: Lines | Non
     ]
     if located:
         raise ConfigErrors(sorted(located, key=lambda error: error.line or 0))
+
+
+WHOLE = "problems"
+_SECRETS = frozenset({"admin_key", "api_keys"})
+_HOOKS = ("wake", "sleep", "alive")
+_LONGEST_VALUE = 60  # characters of a wrong value that are repeated
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Hand problems found in a validator to pydantic; `explain` takes them out again."""
+    found = list(problems)
+    if found:
+        text = "\n".join(f"{dotted(problem.path)}: {problem.message}" for problem in found)
+        raise PydanticCustomError(WHOLE, "{text}", {"text": text, WHOLE: found})
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """Turn the errors of validating ``root`` into problems."""
+    problems: list[Problem] = []
+    for details in error.errors(include_url=False):
+        if details["type"] == WHOLE:
+            problems += details["ctx"][WHOLE]
+        else:
+            path = tuple(part for part in details["loc"] if part != "[key]")
+            problems.append(Problem(path, _message(details, path, root)))
+    return problems
+
+
+def _message(details: ErrorDetails, path: Path, root: type[BaseModel]) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown(path, root)
+    if kind == "missing":
+        return _missing(path)
+    text = _TEXTS.get(kind)
+    if text is None:
+        return details["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        text = text.format(expected=context["expected"].replace("'", ""))
+    elif context:
+        text = text.format(**context)
+    return text if _SECRETS.intersection(path) else f"{text}, not {_shown(details['input'])}"
+
+
+_TEXTS = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text (in quotes where YAML would read something else)",
+    "dict_type": "must be a mapping of names to values",
+    "mapping_type": "must be a mapping of names to values",
+    "model_type": "must be a mapping of settings",
+    "tuple_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must not be empty",
+    "too_short": "must hold at least one entry",
+}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
+
+
+def _missing(path: Path) -> str:
+    if path == ("models",):
+        return "is missing; name at least one model"
+    if path[-1] in _HOOKS:
+        return "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
+    return "is missing"
+
+
+# What others call the setting for the policy's name.
+_USE = (("policy", "policy"), ("policy", "name"))
+# The words of llama-swap, Ollama, llama-server and vLLM, by the setting that does the same.
+_FOREIGN: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("ttl", "globalttl", "idle_timeout", "idle_ttl", "keep_alive", "unload_after", "unload_timeout"),
+        "idle_sleep",
+    ),
+    "cmdstop": "stop",
+    "cmd_stop": "stop",
+    "stop_cmd": "stop",
+    "command": "cmd",
+    "proxy": "url",
+    "endpoint": "url",
+    "base_url": "url",
+    "checkendpoint": "alive",
+    "health_check": "alive",
+    "usemodelname": "upstream_model",
+    "served_model_name": "upstream_model",
+    **dict.fromkeys(
+        ("concurrencylimit", "concurrency", "max_concurrent", "num_parallel", "max_num_seqs"), "max_in_flight"
+    ),
+    "max_queue": "max_queued",
+    "healthchecktimeout": "timeouts.wake",
+    "load_timeout": "timeouts.wake",
+    **dict.fromkeys(("vram", "gpu_memory", "gpu_mem"), "memory"),
+    "environment": "env",
+    "alias": "aliases",
+    "loglevel": "log_level",
+    "listen": "host",
+    "apikeys": "api_keys",
+    "persistent": "keep_awake",
+}
+_FEW = 8  # names that are listed
+
+
+def _unknown(path: Path, root: type[BaseModel]) -> str:
+    """Suggest the nearest name here, else the section where the name belongs."""
+    name = str(path[-1])
+    section = section_at(path[:-1], root)
+    here = list(section.model_fields) if section else []
+    foreign = _FOREIGN.get(name.lower().replace("-", "_"))
+    if foreign is not None and foreign.partition(".")[0] in here:
+        return f"unknown setting; here it is `{foreign}`"
+    near = ["use"] if path in _USE else difflib.get_close_matches(name, here, n=1)
+    if near:
+        return f"unknown setting; did you mean `{near[0]}`?"
+    for wanted in filter(None, (name, foreign)):
+        for place, other in sections(root):
+            if wanted in other.model_fields:
+                where = f"under `{dotted(place)}`" if place else "at the top level"
+                called = "it" if wanted == name else f"`{wanted}`, which does that,"
+                return f"unknown setting here; {called} belongs {where}"
+    if len(here) <= _FEW:
+        return f"unknown setting; known here: {', '.join(here)}"
+    return "unknown setting; `llmux schema` prints all that there are"
+
+
+def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:
+    """Yield every section with its path, ``NAME`` standing for a model's name."""
+    yield at, root
+    for name, info in root.model_fields.items():
+        model, keyed = _section_of(info.annotation)
+        if model is not None:
+            yield from sections(model, (*at, name, "NAME") if keyed else (*at, name))
+
+
+def section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
+    """Return the section at a place in the file, or None."""
+    for place, section in sections(root):
+        if len(place) == len(path) and all(want in ("NAME", part) for want, part in zip(place, path, strict=True)):
+            return section
+    return None
+
+
+def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """Find the section in a field's type, and whether it is behind names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return _section_of(arguments[1])[0], True
+    if origin in (Union, types.UnionType):
+        for argument in arguments:
+            found = _section_of(argument)
+            if found[0] is not None:
+                return found
+    return None, False

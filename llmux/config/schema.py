@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,21 +10,52 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
+from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, expand
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
-from llmux.config.explain import raise_problems
-from llmux.config.forward import DEFAULT_FORWARD, expand
-from llmux.config.keys import ApiKey, ApiKeyConfig, Key
+from llmux.config.fields import (
+    Default,
+    Host,
+    HostName,
+    Name,
+    Origin,
+    OwnPort,
+    PositiveCount,
+    PositiveSize,
+    Section,
+    Word,
+)
 from llmux.config.load import load
 from llmux.config.model import CostConfig, ModelConfig, TimeoutsConfig, Url
 from llmux.config.one_line import with_ports
 from llmux.config.policy import PolicyConfig
+from llmux.config.problems import raise_problems
 from llmux.config.residency import GpuSizes, GroupConfig
-from llmux.config.section import Host, HostName, Name, Origin, OwnPort, PositiveCount, Section
-from llmux.config.sizes import PositiveSize
-from llmux.config.state import default_state
-from llmux.config.words import Default, Word
 from llmux.errors import ConfigError
+
+
+def default_state(source: Path) -> Path:
+    """Return the state file for the configuration ``source`` (absolute): two of them never share one.
+
+    Raises:
+        ConfigError: neither ``$XDG_STATE_HOME`` nor a home folder is known.
+
+    """
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:10]
+    return _state_home() / "llmux" / f"{source.stem}-{digest}.json"
+
+
+def _state_home() -> Path:
+    given = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(given):  # noqa: PTH117 (the XDG specification says to ignore a relative one)
+        return Path(given)
+    try:
+        return Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise ConfigError(
+            "no home folder is known for the state file; give a path, or null for none", path="state"
+        ) from None
+
 
 __all__ = [
     "ApiKeyConfig",

@@ -1,14 +1,20 @@
-"""From the configuration to what the core and the shell are told."""
+"""From the configuration to what the core and the shell are told, and to what the state file keeps of it.
+
+What holds the GPU must be put to sleep with the hooks under which it was woken, also by a llmux that was started
+after its predecessor was killed and the model removed: so the state file keeps a model's definition.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmux.config.residency import capacity_of, companions_of, memory_of
 from llmux.config.schema import Config
-from llmux.core.spec import HookKind, Level, ModelSpec, Rules
+from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, ModelSpec, Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +104,53 @@ def _rules(config: Config) -> Rules:
         shutdown_grace=config.shutdown_grace,
         sleep_on_exit=config.on_exit == "sleep",
     )
+
+
+_TEXTS = ("name", "host", "base_path", "url")
+
+
+def remember(spec: ModelSpec) -> dict[str, Any] | None:
+    """Return what JSON can keep of a definition; None of one that is not for an engine (a library user's own)."""
+    definition = spec.definition
+    if not isinstance(definition, EngineDefinition):
+        return None
+    return {
+        **{name: getattr(definition, name) for name in _TEXTS},
+        "port": definition.port,
+        "tls": definition.tls,
+        "scripts": {kind.value: script for kind, script in definition.scripts.items()},
+        "env": dict(definition.env),
+        "cwd": str(definition.cwd),
+        "timeouts": {kind.value: seconds for kind, seconds in spec.timeouts.items()},
+        "levels": [[level.name, level.host_memory] for level in spec.levels],
+    }
+
+
+def recall(kept: object) -> ModelSpec:
+    """Return the definition. ValueError, TypeError, KeyError or OverflowError when it is damaged.
+
+    What it may be awake beside is not kept: it is put to sleep before anything is woken.
+    """
+    if not isinstance(kept, Mapping):
+        raise TypeError("a definition is no object")
+    scripts = {HookKind(kind): str(script) for kind, script in kept["scripts"].items()}
+    definition = EngineDefinition(
+        **{name: str(kept[name]) for name in _TEXTS},
+        port=int(kept["port"]),
+        tls=bool(kept["tls"]),
+        scripts=scripts,
+        env={str(name): str(value) for name, value in kept["env"].items()},
+        cwd=Path(kept["cwd"]),
+    )
+    timeouts = {HookKind(kind): _seconds(seconds) for kind, seconds in kept["timeouts"].items()}
+    levels = tuple(Level(str(name), int(need)) for name, need in kept.get("levels", ()))
+    return ModelSpec(
+        definition.name, definition, frozenset(scripts), {**DEFAULT_TIMEOUTS, **timeouts}, levels=levels
+    )
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):  # JSON cannot keep it again
+        raise ValueError(f"{value!r} is no duration")
+    return seconds

@@ -15,7 +15,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from llmux.config.address import Address, parse_address
-from llmux.config.interpolate import literal
+from llmux.config.load import literal
 from llmux.config.problems import Path, Problem
 from llmux.llama_swap.settings import ANY, ENV, PORT, Model, Note
 from llmux.llama_swap.source import without_comments

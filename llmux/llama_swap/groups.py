@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from llmux.config.interpolate import literal
+from llmux.config.load import literal
 from llmux.config.problems import Path, Problem
 from llmux.llama_swap.settings import Group, LlamaSwap, Matrix, Note
 

@@ -18,8 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmux.config.document import read_document
-from llmux.config.explain import explain
-from llmux.config.problems import Lines, Path, Problem, raise_all
+from llmux.config.problems import Lines, Path, Problem, explain, raise_all
 from llmux.llama_swap.settings import PID, PORT, LlamaSwap, Model, fill, mark_environment, variables, written
 
 RESERVED = frozenset({"PID", "PORT", "MODEL_ID"})

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmux.config.address import Address, covers
 from llmux.config.durations import format_duration
-from llmux.config.interpolate import literal
+from llmux.config.load import literal
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
 from llmux.llama_swap import source
 from llmux.llama_swap.engine_command import Engine, text

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from llmux.config.forward import DEFAULT_FORWARD, glob_expression
+from llmux.config.access import DEFAULT_FORWARD, glob_expression
 from llmux.middleware.denied import denied
 
 _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmux.config.sizes import format_size
+from llmux.config.fields import format_size
 from llmux.core.effects import Candidate, Evicted
 from llmux.observability.decision_log import duration
 

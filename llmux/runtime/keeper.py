@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from llmux.config.remembered import recall, remember
+from llmux.config.specs import recall, remember
 from llmux.core.effects import RecordHolders
 from llmux.core.events import Started
 from llmux.core.spec import ModelSpec

@@ -6,9 +6,8 @@ import pytest
 import yaml
 
 from llmux.config import Config
-from llmux.config.explain import sections
-from llmux.config.json_schema import json_schema
-from llmux.config.settings import settings, settings_table
+from llmux.config.problems import sections
+from llmux.config.reference import json_schema, settings, settings_table
 
 try:
     import jsonschema

@@ -1,6 +1,6 @@
 import pytest
 
-from llmux.config.interpolate import fill, interpolate
+from llmux.config.load import fill, interpolate
 
 ENVIRON = {"P": "8001", "EMPTY": "", "DOLLAR": "${P}"}
 

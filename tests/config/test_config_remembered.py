@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llmux.config import Config, to_specs
-from llmux.config.remembered import recall, remember
+from llmux.config.specs import recall, remember
 from llmux.core.spec import ModelSpec
 
 TEXT = """

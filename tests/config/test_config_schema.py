@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmux.config import Config, EngineDefinition, ModelConfig, PolicyConfig, to_specs
-from llmux.config.forward import DEFAULT_FORWARD
+from llmux.config.access import DEFAULT_FORWARD
 from llmux.config.specs import first_costs
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Rules
 from llmux.errors import ConfigError

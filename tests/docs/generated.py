@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmux import errors
 from llmux.cli.exit_codes import MEANINGS
-from llmux.config.settings import settings_table
+from llmux.config.reference import settings_table
 from llmux.core.deciding import LADDER, STOPPING
 from llmux.core.effects import Refusal
 from llmux.core.phases import STAGES, STEPS, Stage, Step, diagram, mermaid

@@ -9,7 +9,7 @@ import typer.main
 
 from llmux import errors
 from llmux.cli import app
-from llmux.config.settings import settings, settings_table
+from llmux.config.reference import settings, settings_table
 from llmux.core.effects import Refusal
 from llmux.core.spec import HookKind
 from llmux.observability.events import EVENTS
@@ -41,7 +41,7 @@ def test_settings_have_a_description():
 
 
 def test_the_table_of_settings_is_up_to_date():
-    assert settings_table().strip() in text_of(), "paste the output of `llmux.config.settings.settings_table()`"
+    assert settings_table().strip() in text_of(), "paste the output of `llmux.config.reference.settings_table()`"
 
 
 def test_hook_variables():

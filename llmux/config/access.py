@@ -1,15 +1,15 @@
-"""The keys with which clients and operators show themselves."""
+"""Which clients may use llmux, and which of their paths reach the engines."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from llmux.config.fields import Name, Section, Word
 from llmux.config.problems import Problem
-from llmux.config.section import Name, Section
-from llmux.config.words import Word
 from llmux.keys import check_hash, is_hash
 
 if TYPE_CHECKING:
@@ -62,3 +62,65 @@ def check_keys(config: Config) -> Iterator[Problem]:
         if entry.name is not None and names.setdefault(entry.name, index) != index:
             path = ("api_keys", index, "name")
             yield Problem(path, f"{entry.name!r} is the name of another key already; choose another")
+
+
+DEFAULT = "default"
+DEFAULT_FORWARD: tuple[str, ...] = (
+    "/v1/**",
+    "/completion",
+    "/completions",
+    "/chat/completions",
+    "/infill",
+    "/embedding",
+    "/embeddings",
+    "/rerank",
+    "/reranking",
+    "/score",
+    "/pooling",
+    "/classify",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/sdapi/v1/**",
+)
+
+
+def expand(globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Replace the element ``default`` by the default list; each glob once, in order.
+
+    Raises:
+        ValueError: a glob does not start with ``/``.
+
+    """
+    whole: dict[str, None] = {}
+    for glob in globs:
+        if glob == DEFAULT:
+            whole |= dict.fromkeys(DEFAULT_FORWARD)
+        elif not glob.startswith("/"):
+            raise ValueError(f"{glob!r} is no path; write one as /v1/**, or `default` for the default list")
+        else:
+            glob_expression(glob)
+            whole[glob] = None
+    return tuple(whole)
+
+
+def glob_expression(glob: str) -> str:
+    """Return the regular expression of a ``forward`` glob.
+
+    ``*`` stays within one segment, ``**`` (a whole segment) is any depth, none included.
+
+    Raises:
+        ValueError: it cannot be one.
+
+    """
+    if not glob.startswith("/"):
+        raise ValueError(f"{glob!r} does not begin with a slash")
+    parts = []
+    for segment in glob.split("/")[1:]:
+        if segment == "**":
+            parts.append("(?:/[^/]+)*")
+        elif "**" in segment:
+            raise ValueError(f"{glob!r}: ** stands for whole segments")
+        else:
+            parts.append("/" + "[^/]*".join(re.escape(piece) for piece in segment.split("*")))
+    return "".join(parts)

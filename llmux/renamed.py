@@ -1,0 +1,65 @@
+"""Modules that have another name now: the old one works for a release, with a DeprecationWarning.
+
+A policy of a user's may import more of llmux than it has to. The finder is the last of all: it is asked for names
+that no file has.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+RENAMED: Mapping[str, str] = {
+    "llmux.config.explain": "llmux.config.problems",
+    "llmux.config.forward": "llmux.config.access",
+    "llmux.config.interpolate": "llmux.config.load",
+    "llmux.config.json_schema": "llmux.config.reference",
+    "llmux.config.keys": "llmux.config.access",
+    "llmux.config.levels": "llmux.config.residency",
+    "llmux.config.remembered": "llmux.config.specs",
+    "llmux.config.section": "llmux.config.fields",
+    "llmux.config.settings": "llmux.config.reference",
+    "llmux.config.sizes": "llmux.config.fields",
+    "llmux.config.state": "llmux.config.schema",
+    "llmux.config.words": "llmux.config.fields",
+    "llmux.hookrunner.group": "llmux.hookrunner.process_groups",
+    "llmux.hookrunner.leftover": "llmux.hookrunner.process_groups",
+    "llmux.hookrunner.pipe": "llmux.hookrunner.output",
+    "llmux.hookrunner.process": "llmux.hookrunner.hook_process",
+    "llmux.hookrunner.spawn": "llmux.hookrunner.hook_process",
+    "llmux.survey.candidates": "llmux.survey.model_files",
+    "llmux.survey.engines": "llmux.survey.host",
+    "llmux.survey.gguf": "llmux.survey.model_files",
+    "llmux.survey.machine": "llmux.survey.host",
+    "llmux.tracing.tracing": "llmux.tracing.traces",
+}
+"""By the old name: the module that has its contents."""
+
+
+class _Renamed(MetaPathFinder, Loader):
+    """Finds a module under its old name."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the base class's
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in RENAMED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = RENAMED[module.__name__]
+        message = f"{module.__name__} is {new} now; the old name goes in the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        found = vars(import_module(new))
+        vars(module).update({name: value for name, value in found.items() if not name.startswith("__")})
+
+
+def install() -> None:
+    """Have the old names found, too."""
+    sys.meta_path.append(_Renamed())

@@ -1,0 +1,29 @@
+"""The old names of modules, which a user's own policy may import."""
+
+import importlib
+import sys
+
+import pytest
+
+from llmux import renamed
+
+
+@pytest.mark.parametrize("old", sorted(renamed.RENAMED))
+def test_an_old_name_works_with_a_warning(old, monkeypatch):
+    new = importlib.import_module(renamed.RENAMED[old])
+    with pytest.warns(DeprecationWarning, match=f"{old} is {new.__name__} now"):
+        module = importlib.import_module(old)
+    monkeypatch.delitem(sys.modules, old)
+    public = {name: value for name, value in vars(new).items() if not name.startswith("_")}
+    assert public.items() <= vars(module).items()
+
+
+def test_the_names_that_a_policy_imports_are_the_same_objects():
+    with pytest.warns(DeprecationWarning, match="is llmux.config.fields now"):
+        old = importlib.reload(importlib.import_module("llmux.config.sizes"))
+    assert old.parse_size is importlib.import_module("llmux.config.fields").parse_size
+
+
+def test_a_name_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError, match=r"llmux\.config\.nothing"):
+        importlib.import_module("llmux.config.nothing")
