@@ -44,7 +44,7 @@ walk: $(VENV)/.test ## a million events of random walk through the core
 	LLMUX_WALK_EVENTS=$(or $(EVENTS),1000000) $(BIN)/python -m pytest -s tests/core/test_walk.py
 
 soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: shorter; SEED=1)
-	PYTHONPATH=tests/acceptance $(BIN)/python tests/soak/soak.py $(or $(SECONDS),600) $(SEED)
+	$(BIN)/python -m tests.soak.soak $(or $(SECONDS),600) $(SEED)
 
 bench: $(VENV)/.test ## what llmux adds to a request, next to nginx and others (ROUNDS=5 PEER=name=url; needs gcc)
 	$(BIN)/python tests/benchmarks/bench.py --rounds $(or $(ROUNDS),5) --out tests/benchmarks/figures $(if $(PEER),--peer $(PEER))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lease.lab import Lab
-from lease.raw import close_all
+
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import close_all
 
 
 @pytest.fixture(autouse=True)

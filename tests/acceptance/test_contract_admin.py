@@ -7,8 +7,9 @@ import re
 import socket
 
 import pytest
-from lease.lab import Lab
-from lease.raw import Wire, request
+
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import Wire, request
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import signal
 import time
 
 import pytest
-from lease.lab import free_port
-from lease.raw import request
+
+from tests.harness.lease.lab import free_port
+from tests.harness.lease.raw import request
 
 
 def b64(data: bytes) -> str:

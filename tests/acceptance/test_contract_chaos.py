@@ -9,7 +9,8 @@ import random
 import signal
 
 import pytest
-from lease.raw import Gone
+
+from tests.harness.lease.raw import Gone
 
 SEEDS = [int(n) for n in os.environ.get("CHAOS_SEEDS", "1").split()]
 DICE = "test $(($(od -An -N1 -tu1 /dev/urandom) % {n})) -ne 0 || {{ sleep 0.02; echo unlucky; exit 1; }}"

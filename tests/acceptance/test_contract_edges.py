@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lease.lab import Lab
-from lease.raw import request, uid
 
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import request, uid
 from tests.harness.waiting import PATIENCE
 
 

@@ -7,8 +7,9 @@ import json
 import time
 
 import pytest
-from lease.lab import Lab
-from lease.raw import request
+
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import request
 
 OPENAI = {"message", "type", "code", "param"}
 

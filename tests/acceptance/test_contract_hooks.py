@@ -7,7 +7,8 @@ import os
 import signal
 
 import pytest
-from lease.lab import running
+
+from tests.harness.lease.lab import running
 
 
 async def test_a_failing_wake_backs_off_while_others_are_served(lab):

@@ -11,7 +11,8 @@ import sys
 import anthropic
 import openai
 import pytest
-from lease.lab import Lab
+
+from tests.harness.lease.lab import Lab
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from lease.lab import Lab
-from lease.raw import Gone, request
+
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import Gone, request
 
 DENIED = [
     "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/release_memory_occupation",

@@ -11,7 +11,8 @@ import re
 import anthropic
 import openai
 import pytest
-from lease.lab import Lab
+
+from tests.harness.lease.lab import Lab
 
 HELLO = [{"role": "user", "content": "hi"}]
 OPENAI, ANTHROPIC = "/v1/chat/completions", "/v1/messages"

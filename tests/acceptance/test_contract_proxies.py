@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from lease.lab import HOST, Lab, free_port
-from lease.raw import Wire, request, wire
+
+from tests.harness.lease.lab import HOST, Lab, free_port
+from tests.harness.lease.raw import Wire, request, wire
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "proxy"
 KEY = [("Authorization", "Bearer user")]

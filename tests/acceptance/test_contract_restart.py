@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 
-from lease.raw import Gone
+from tests.harness.lease.raw import Gone
 
 
 async def test_kill_9_and_restart_with_the_engine_alive(lab):

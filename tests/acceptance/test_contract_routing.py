@@ -10,9 +10,9 @@ import json
 import os
 
 import pytest
-from lease.lab import Lab
-from lease.raw import request, uid
 
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import request, uid
 from tests.harness.waiting import PATIENCE
 
 HOP = {

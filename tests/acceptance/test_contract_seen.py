@@ -6,8 +6,7 @@ import asyncio
 import json
 import re
 
-from lease.raw import request
-
+from tests.harness.lease.raw import request
 from tests.harness.waiting import PATIENCE
 
 METRICS = {

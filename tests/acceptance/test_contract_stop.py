@@ -8,7 +8,8 @@ import signal
 import time
 
 import pytest
-from lease.raw import Gone
+
+from tests.harness.lease.raw import Gone
 
 
 async def test_term_lets_a_stream_finish_and_ends_the_queue(lab):

@@ -8,9 +8,9 @@ import json
 import anthropic
 import openai
 import pytest
-from lease.lab import Lab
-from lease.raw import Gone, request, uid
 
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import Gone, request, uid
 from tests.harness.waiting import PATIENCE
 
 

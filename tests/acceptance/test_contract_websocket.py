@@ -6,8 +6,9 @@ import asyncio
 import os
 
 import pytest
-from lease.lab import Lab
-from lease.raw import request, uid
+
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import request, uid
 
 UPGRADE = [
     ("Connection", "Upgrade"),

@@ -1,4 +1,4 @@
-"""A long run on bad days: ``python tests/soak/soak.py SECONDS [SEED]`` (``make soak``).
+"""A long run on bad days: ``python -m tests.soak.soak SECONDS [SEED]`` (``make soak``).
 
 A real llmux, five models, real hooks and engine processes that hold a lease on a pretended GPU. Clients come and
 leave in every phase; hooks fail, hang, talk too much; engines are killed; the configuration is replaced; operators
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-from lease.lab import Lab, running
+
+from tests.harness.lease.lab import Lab, running
 
 MODELS = "ada bob cyd dot eve"
 MAX_WAIT = 4.0

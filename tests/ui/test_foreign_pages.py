@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.engine.real import wait_until
-from tests.ui.conftest import FOREIGN, PATIENCE, REBOUND
+from tests.ui.conftest import FOREIGN, REBOUND, WAIT
 
 WAKE = "touch up.{0}; touch woken.{0}"
 MODELS = {"llama": {"wake": WAKE.format(0)}, "qwen": {"wake": WAKE.format(1)}}
@@ -54,7 +54,7 @@ def stage(make_stage):
 def page(browser):
     """A page of nobody's; each test opens what it is about."""
     with browser.new_context() as context:
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(WAIT)
         yield context.new_page()
 
 
