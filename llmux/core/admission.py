@@ -55,21 +55,20 @@ def arrived(s: State, event: RequestArrived) -> None:
 
 def is_open(s: State, model: Model) -> bool:
     """Whether a request for it would be admitted at once."""
-    if model.queue or not model.has_room or s.lease is not None:
+    if model.phase is not Phase.AWAKE or model.queue or not model.has_room or s.lease is not None:
         return False
-    return s.lifecycle is not Lifecycle.STOPPING and s.lifecycle is not Lifecycle.STOPPED
+    return s.lifecycle is Lifecycle.READY or not s.stopping
 
 
 def enqueue(s: State, request: Request) -> None:
     """Put a request at the place in its queue that its arrival gives it."""
     model = request.model
-    last = next(reversed(model.queue.values()), None)
     model.queue[request.id] = request
     s.queued += 1
-    if last is not None and last.arrived > request.arrived:
-        # Only a returned request can be older than the last one.
+    if request.returned:  # only such a one can be older than those that wait
         model.queue = OrderedDict(sorted(model.queue.items(), key=lambda item: item[1].arrived))
-    if model.oldest() is not model.watched:
+        watch(s, model)
+    elif model.watched is None or model.watched.id not in model.queue:
         watch(s, model)
     s.out.append(RequestQueued(request.id, model.name, len(model.queue)))
 
@@ -108,8 +107,8 @@ def admit_waiters(s: State, model: Model) -> None:
     """Let waiters in, oldest first, as far as there is room."""
     queue = model.queue
     while queue and model.has_room and s.lease is None:
-        oldest = next(iter(queue.values()))
-        s.unqueue(oldest)
+        _, oldest = queue.popitem(last=False)
+        s.queued -= 1
         s.admit(oldest)
 
 
@@ -130,7 +129,7 @@ def sweep(s: State) -> None:
 
 def blocked(s: State, model: Model) -> Block | None:
     """Say why a model's requests cannot even wait, or None."""
-    if s.stopping:
+    if s.lifecycle is not Lifecycle.READY and s.stopping:
         return Refusal.STOPPING, "llmux is stopping", RESTART
     if s.lease is not None and not s.lease.waits:
         return leased(s, s.lease)
@@ -138,7 +137,11 @@ def blocked(s: State, model: Model) -> Block | None:
         return removed(model)
     if model.phase in UNBLOCKED:
         return None
-    return _failing(s, model) or (None if placement.can_be_had(s, model) else obstacle(s, model))
+    if model.phase is Phase.FAULTED or model.wake_backoff.failures:
+        failing = _failing(s, model)
+        if failing is not None:
+            return failing
+    return None if placement.can_be_had(s, model) else obstacle(s, model)
 
 
 def _failing(s: State, model: Model) -> Block | None:

@@ -7,6 +7,7 @@ may begin. It ends when it has expired, or is given back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from llmux.core import admission, placement, switching
@@ -122,6 +123,7 @@ def pin(s: State, event: PinChanged) -> None:
 def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason: str = "") -> None:
     """Set or clear a pin, and reject what it excludes."""
     model.pin = Pin(until, reason) if pinned else None
+    s.movable_from = max(math.inf if other.pinned else other.sleep_backoff.until for other in s.models.values())
     if pinned and until is not None:
         s.timers.set((Timer.PIN, model.name), until)
     else:

@@ -72,6 +72,8 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     for model in s.models.values():
         _apply(s, model)
     placement.mark_extras(s)
+    if s.switch is not None:
+        s.switch.outdated = True
     if s.opened:
         admission.open_doors(s)
     admission.sweep(s)

@@ -68,7 +68,7 @@ from llmux.core.events import (
     SleepRequested,
     Started,
 )
-from llmux.core.model import Model, Request
+from llmux.core.model import Lifecycle, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.core.snapshot import LiveSnapshot
@@ -80,8 +80,8 @@ from llmux.core.timers import Timer
 class Core:
     """The state machine of llmux.
 
-    ``jitter`` returns numbers in [0, 1); it is the only chance in here, and it is injected. ``explain``: decisions
-    and evictions are told, with the figures they were made on.
+    ``jitter`` returns numbers in [0, 1); it is the only chance in here, and it is injected. With ``explain``
+    phases are told, and decisions and evictions with the figures they were made on.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class Core:
             self._snapshot.refresh()
         if s.opened:
             admission.open_doors(s)
-        if s.stopping:
+        stopping = s.lifecycle is not Lifecycle.READY and s.stopping
+        if stopping:
             switching.wind_up(s)
         if s.switch is None and (s.queued or s.maintenance_due):
             deciding.settle(s, self._snapshot)
@@ -123,7 +124,7 @@ class Core:
             self._snapshot.refresh()
         if s.rules.default_model is not None:
             deciding.watch_idle(s)
-        if s.stopping:
+        if stopping:
             lifecycle.finish(s)
         return out
 
@@ -163,14 +164,13 @@ def _left(s: State, request: Request) -> None:
     del s.requests[request.id]
     del model.in_flight[request.id]
     model.last_served = model.last_used = s.now
-    _made_room(s, model)
-
-
-def _made_room(s: State, model: Model) -> None:
     if model.queue:
         admission.admit_waiters(s, model)
-    if model.in_flight:
-        return
+    if not model.in_flight:
+        _fell_idle(s, model)
+
+
+def _fell_idle(s: State, model: Model) -> None:
     if model.phase is Phase.AWAKE:
         s.start_idle_clock(model)
     if s.rules.anticipate:
@@ -199,7 +199,10 @@ def _request_returned(s: State, event: RequestReturned) -> None:
     else:
         admission.enqueue(s, request)
         admission.timed_out(s, model)
-    _made_room(s, model)
+    if model.queue:
+        admission.admit_waiters(s, model)
+    if not model.in_flight:
+        _fell_idle(s, model)
 
 
 # ---- engines and hooks

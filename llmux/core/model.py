@@ -134,6 +134,7 @@ class Switch:
     stage: Stage = Stage.DRAINING
     drained: float | None = None  # when; None while it drains
     error: str = ""  # why it cannot reach its target any more
+    outdated: bool = False  # a reload came in its course
     measurable: bool = True  # a cleanup on the way says nothing about what this direction costs
     sources: tuple[str, ...] = field(init=False)  # names of those that leave, the target's own cleanup left out
 

@@ -182,6 +182,8 @@ def may_stay(
 def immovable(s: State, but: Model) -> dict[str, Model]:
     """Return the holders that may not be put to sleep now for the sake of ``but``."""
     now = s.now
+    if now >= s.movable_from:
+        return {}
     return {
         name: model
         for name, model in s.models.items()
@@ -234,6 +236,8 @@ def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:
 
 def can_be_had(s: State, target: Model) -> bool:
     """Whether the immovable leave room for ``target``."""
+    if s.now >= s.movable_from:
+        return True
     stay = immovable(s, target)
     return not stay or fits([target.next, *(model.running for model in stay.values())], s.rules.capacity)
 
@@ -247,8 +251,8 @@ def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
         for name, model in s.models.items()
         if model is not target and (model.phase in HOLDING or model.pin is not None)
     }
-    if not holders:
-        return ()
+    if not stay and s.rules.capacity is None and target.next.companions is None:
+        return tuple([s.models[name] for name in holders])  # one at a time
     names = leaving(
         target.next, holders, s.rules.capacity, immovable=stay, cost=lambda name: leaving_cost(s, s.models[name])
     )

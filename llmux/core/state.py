@@ -55,6 +55,7 @@ class State:
         # Counted and kept, as every event asks for them.
         self.queued = 0  # over all models
         self.has_levels = any(model.spec.levels for model in self.models.values())
+        self.movable_from = float("-inf")  # no model is pinned, or in the backoff of its sleep, from then on
         self.removals = False  # a removed model has not been forgotten yet
         # What is to be looked at once the event has been taken in.
         self.maintenance_due = False  # something may have to be done that no waiter asks for
@@ -70,7 +71,7 @@ class State:
         self.shadows: tuple[Shadow, ...] = ()
         self.policy_errors: set[str] = set()  # kinds that this policy was already reported for
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
-        self.explain = True  # whether decisions are told, with the figures they were made on
+        self.explain = True  # whether phases are told, and decisions with the figures they were made on
         self.last_told: tuple[Kind, str | None, By] | None = None  # of these; None: a switch came of it
         self._hook_ids = 0
         self._switch_ids = 0
@@ -112,7 +113,8 @@ class State:
             self.stop_clocks(model)
         model.phase = target
         self.maintenance_due = True
-        self.out.append(PhaseChanged(model.name, source, target, why))
+        if self.explain:
+            self.out.append(PhaseChanged(model.name, source, target, why))
         enter = _ON_ENTER.get(target)
         if enter is not None:
             enter(self, model, trigger)
@@ -156,6 +158,7 @@ class State:
             backoff, timer = model.wake_backoff, Timer.WAKE_BACKOFF
         model.last_error = error
         seconds = backoff.fail(self.now, self.rules.backoff_first, self.rules.backoff_max, self.jitter)
+        self.movable_from = max(self.movable_from, backoff.until)
         self.timers.set((timer, model.name), backoff.until)
         self.out.append(BackoffStarted(model.name, kind, backoff.failures, seconds, error))
 

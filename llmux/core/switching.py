@@ -269,7 +269,8 @@ def _end(s: State, switch: Switch) -> None:
     s.switch = None
     _end_prefetch(s, switch)
     s.maintenance_due = True
-    placement.mark_extras(s)  # a reload in its course may have left room for less
+    if switch.outdated or any(model.extra for model in s.models.values()):
+        placement.mark_extras(s)  # a reload in its course may have left room for less
     drained = s.now if switch.drained is None else switch.drained
     cost = s.now - drained if switch.stage is Stage.SUCCESS else None
     estimate = None

@@ -40,6 +40,7 @@ from llmux.simulator.trace import Trace, TraceError
 NEVER = float("inf")
 HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP = 2, 3, 4, 5, 6  # what happens next, besides arrivals and ends
 REPORT_EVERY = 256  # events between two calls of ``progress``
+NOTED = frozenset({Reject, SwitchStarted, SwitchDrained, SwitchEnded, PolicyOverruled})
 UNBOUNDED = 1 << 40  # max_queued: what is turned away would not show in the waits
 
 
@@ -181,8 +182,10 @@ class Run:
             if done <= time:
                 time, what, self.next_done = done, 1, serving
         for number, heap in self.heaps:
-            if heap and heap[0][0] < time:
-                time, what = heap[0][0], number
+            if heap:
+                when = heap[0][0]
+                if when < time:
+                    time, what = when, number
         due = self.next_deadline()
         if due is not None and due < time:
             return due, DEADLINE
@@ -250,7 +253,7 @@ class Run:
                     self._admit(effect.request)  # type: ignore[union-attr]
                 elif kind is RunHook:
                     self._run_hook(effect, pending)  # type: ignore[arg-type]
-                else:
+                elif kind in NOTED:
                     self._note(effect)
 
     def _admit(self, index: int) -> None:

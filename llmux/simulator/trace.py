@@ -44,9 +44,11 @@ class Trace:
     def models(self) -> tuple[str, ...]:
         """The models by their first arrival; those that are only ever successors come last."""
         first: dict[str, float] = {}
+        never = float("inf")
         for job in self.jobs:
-            arrival = float("inf") if job.arrival is None else job.arrival
-            first[job.model] = min(arrival, first.get(job.model, float("inf")))
+            arrival = never if job.arrival is None else job.arrival
+            if arrival < first.setdefault(job.model, arrival):
+                first[job.model] = arrival
         return tuple(sorted(first, key=first.__getitem__))
 
     @property
