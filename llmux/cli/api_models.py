@@ -53,6 +53,7 @@ class SeenModel:
     pin_reason: str | None
     level: str | None = None
     streamed: int | None = None  # events, counted while a client listens
+    aliases: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,30 @@ class SeenLease:
     held: bool
     expires_in: float | None
     requests: Literal["wait", "reject"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRequest:
+    """A request that has ended. ``time`` is a Unix time, durations are seconds."""
+
+    time: float
+    model: str | None
+    status: int
+    waited: float
+    first_byte: float | None
+    duration: float
+    input_tokens: int | None
+    output_tokens: int | None
+    tokens_per_second: float | None
+    request_id: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRequests:
+    """``/llmux/activity``: the newest first."""
+
+    requests: list[SeenRequest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +213,7 @@ def _object(shape: Any, document: dict[str, Any], at: str) -> Any:
         name = each.metadata.get("name", each.name)
         if name in document:
             given[each.name] = _value(_hints(shape)[each.name], document[name], f"{at}.{name}")
-        elif each.default is MISSING:
+        elif each.default is MISSING and each.default_factory is MISSING:
             raise ValueError(f"{at}.{name}: is missing".lstrip("."))
     return shape(**given)
 

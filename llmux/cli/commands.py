@@ -31,6 +31,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "top:top",
         "Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load.",
     ),
+    "requests": (
+        "requests:requests",
+        "Show the last requests: their model, wait, first byte, tokens, status and id; the newest last.",
+    ),
     "logs": (
         "logs:logs",
         "Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on.",

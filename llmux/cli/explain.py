@@ -74,7 +74,8 @@ def run(
         typer.Option(
             "--key",
             envvar=["LLMUX_API_KEY", "LLMUX_ADMIN_KEY"],
-            help="Its key, if it wants one.",
+            help="Its key. Better in LLMUX_API_KEY: other users see what stands on a command line.",
+            hidden=True,
         ),
     ] = None,
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many switches, the last ones.")] = 10,
@@ -82,7 +83,11 @@ def run(
 ) -> None:
     """Explain the last switches, with their reasons, and what holds now."""
     try:
-        switches, now = _of_record(read_record(file)) if file is not None else _of_llmux(_ask(url, key))
+        if file is not None:
+            switches, now = _of_record(read_record(file))
+        else:
+            switches, now = _of_llmux(_ask(url, key, "decisions"))
+            _complete(switches, _ask(url, key, "history"))
     except LLMuxError as error:
         complain(str(error))
         raise typer.Exit(FAILURE if isinstance(error, UnreachableError) else USAGE) from None
@@ -92,9 +97,13 @@ def run(
         return
     console = terminal()
     if switches:
-        table = Table("when", "#", "why", "took")
+        table = Table()
+        for title in ("when", "#", "why", "took"):
+            table.add_column(title, no_wrap=title in ("when", "#"))
+        days = {datetime.fromtimestamp(each.time).astimezone().date() for each in switches}
+        today = days == {datetime.now().astimezone().date()}
         for each in switches:
-            table.add_row(_when(each.time), str(each.id), each.reason, each.took)
+            table.add_row(_when(each.time, today=today), str(each.id), each.reason, each.took)
         console.print(table)
     else:
         console.print("no switch yet")
@@ -102,8 +111,8 @@ def run(
         console.print(f"now: {now['reason']}")
 
 
-def _when(time: float) -> str:
-    return datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _when(time: float, *, today: bool) -> str:
+    return datetime.fromtimestamp(time).astimezone().strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
 def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:
@@ -153,10 +162,28 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
     return switches, last
 
 
-def _ask(url: str, key: str | None) -> Mapping[str, Any]:
+def _complete(switches: list[Explained], history: Mapping[str, Any]) -> None:
+    """Fill in how each switch ended, as far as the last hour tells."""
+    known = {each.id: each for each in switches}
+    try:
+        for note in history["notes"]:
+            each = known.get(note.get("switch"))
+            if each is None:
+                continue
+            if note["event"] == "switch_ended":
+                each.result = str(note["result"])
+                each.drain = float(note["drain_secs"])
+                each.cost = None if note["cost_secs"] is None else float(note["cost_secs"])
+            elif note["event"] == "switch_failed":
+                each.error = str(note["error"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UnreachableError(f"what answers there is no llmux of this version: {error!r}") from None
+
+
+def _ask(url: str, key: str | None, path: str) -> Mapping[str, Any]:
     address = connection(url, None).url
     check_key(key, "--key")
-    request = urllib.request.Request(f"{address}/llmux/decisions")  # noqa: S310 - http, as was seen to
+    request = urllib.request.Request(f"{address}/llmux/{path}")  # noqa: S310 - http, as was seen to
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     try:
@@ -165,7 +192,9 @@ def _ask(url: str, key: str | None) -> Mapping[str, Any]:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (401, 403):
-            raise UnreachableError(f"{url} wants a key: give --key or LLMUX_API_KEY ({error.code})") from None
+            raise UnreachableError(
+                f"{url} wants a key ({error.code}): an API key suffices, in LLMUX_API_KEY"
+            ) from None
         raise UnreachableError(f"{url} answers {error.code}: is it llmux, and of this version?") from None
     except ValueError as error:
         raise UnreachableError(f"{url} answers with something else than llmux does: {error}") from None

@@ -127,7 +127,7 @@ def unpin(
 
     async def act(remote: Remote) -> None:
         answer = await remote.command(model, "unpin")
-        typer.echo(json.dumps(asdict(answer)) if as_json else f"{answer.model} is not pinned")
+        typer.echo(json.dumps(asdict(answer)) if as_json else f"unpinned {answer.model}")
 
     speak(url, key_file, act)
 

@@ -197,7 +197,7 @@ class Remote:
                     # A redirect is not followed: it would show the key to another server.
                     data = b"" if answer.status // 100 == 2 else await answer.read()  # noqa: PLR2004
             if answer.status // 100 != 2:  # noqa: PLR2004
-                self._refused(answer, data)
+                self._refused(answer, data, looks=method == "GET")
             yield answer
         finally:
             answer.close()
@@ -221,7 +221,7 @@ class Remote:
         except ValueError as error:  # a host that cannot be looked up
             self._unreachable(str(error))
 
-    def _refused(self, answer: _Answer, data: bytes) -> NoReturn:
+    def _refused(self, answer: _Answer, data: bytes, *, looks: bool) -> NoReturn:
         try:
             error = json.loads(data)["error"]
             message, code = str(error["message"]), str(error["code"])
@@ -229,6 +229,8 @@ class Remote:
             message, code = "", ""
         if answer.status in (401, 403, 429):
             hint = "give the admin key in LLMUX_ADMIN_KEY, or its file with --key-file"
+            if looks:
+                hint = "an API key suffices, in LLMUX_API_KEY; or the admin key in LLMUX_ADMIN_KEY or --key-file"
             raise CommandError(Exit.NOT_ALLOWED, f"{self.url}: {message or answer.reason} ({hint})")
         known = {
             (400, code): Exit.USAGE,

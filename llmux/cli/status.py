@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Column, Table
 from rich.text import Text
 
 from llmux.cli.api_models import SeenLease, SeenModel, SeenStatus, SeenSwitch
 from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
+from llmux.cli.tables import Column, FittingTable
 from llmux.cli.terminal import complain, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]
@@ -104,29 +104,41 @@ def head(url: str, seen: SeenStatus) -> Iterator[Text]:
     if seen.switch is not None:
         yield Text(switch_line(seen.switch), "yellow")
     if seen.reload_error is not None:
-        yield Text(f"the configuration has a mistake, the old one is in force: {seen.reload_error}", "red")
+        yield Text(f"the configuration has an error, the old one is in force: {seen.reload_error}", "red")
 
 
-def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> Table:
+def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> FittingTable:
     """Return the table of the models; ``figures`` are further columns: by title, then by model."""
-    titles = ("phase", "in flight", "waiting", "longest", "expected", "awake for", *figures, "remarks")
+    # Which go first where there is no room: what can be told from the others, or waits for nothing.
+    columns = [
+        Column("model"),
+        Column("phase"),
+        Column("in flight", right=True),
+        Column("waiting", right=True),
+        Column("longest", right=True, drop=3),
+        Column("expected", right=True, drop=2),
+        Column("awake for", right=True, drop=1),
+        *(Column(title, right=True, drop=4 - place) for place, title in enumerate(figures)),
+    ]
     rows = [
         [
+            Text(_called(name, model)),
             *_row(model),
             *(Text(column.get(name, "")) for column in figures.values()),
-            Text("; ".join(_remarks(model))),
         ]
         for name, model in seen.models.items()
     ]
-    # On a terminal of 80 columns empty ones would take the names' room; where figures come and go they stay.
-    filled = [number for number in range(len(titles)) if figures or any(row[number].plain for row in rows)]
-    table = Table(Column("model", overflow="fold"))  # a name that is cut off may be another's
-    for number in filled:
-        words = titles[number] in ("phase", "remarks")
-        table.add_column(titles[number], justify="left" if words else "right", overflow="fold")
-    for name, row in zip(seen.models, rows, strict=True):
-        table.add_row(Text(name), *(row[number] for number in filled))
-    return table
+    # Empty ones would take the names' room; where figures come and go they stay.
+    filled = [number for number in range(len(columns)) if figures or any(row[number].plain for row in rows)]
+    return FittingTable(
+        [columns[number] for number in filled],
+        [[row[number] for number in filled] for row in rows],
+        ["; ".join(_remarks(model)) for model in seen.models.values()],
+    )
+
+
+def _called(name: str, model: SeenModel) -> str:
+    return f"{name} ({', '.join(model.aliases)})" if model.aliases else name
 
 
 def switch_line(switch: SeenSwitch) -> str:
@@ -175,7 +187,7 @@ def _remarks(model: SeenModel) -> Iterator[str]:
     if model.level is not None:
         yield f"level {model.level}"
     if model.backoff_until is not None:
-        yield f"left alone for {spell(max(0.0, model.backoff_until - time.time()))}"
+        yield f"not tried again for {spell(max(0.0, model.backoff_until - time.time()))}"
     if model.last_error is not None:
         yield model.last_error
 

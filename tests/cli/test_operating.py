@@ -96,18 +96,18 @@ async def test_pins(house):
     assert "model 'a' is pinned: a demo" in await said(house, "switch", "b", exit_code=Exit.REFUSED)
     assert "no duration" in await said(house, "pin", "a", "--for", "soon", exit_code=Exit.USAGE)
     assert (await answered(house, "pin", "a"))["phase"] == "awake"
-    assert await said(house, "unpin", "a") == "a is not pinned"
+    assert await said(house, "unpin", "a") == "unpinned a"
     assert (await answered(house, "unpin", "a"))["model"] == "a"
 
 
 async def test_a_model_that_was_mended(house):
     await house.open(models={"a": {"wake": "exit 1"}}, backoff={"first": "1h", "max": "1h"})
     assert (await house.chat("a")).status == 503
-    assert "left alone for" in (line := await said(house, "status"))
+    assert "not tried again for" in (line := await said(house, "status"))
     assert "exited with 1" in line
     await quiet(house)
     assert await said(house, "reset", "a") == "a: its failures are forgotten"
-    assert "left alone" not in await said(house, "status")
+    assert "not tried again" not in await said(house, "status")
     assert (await answered(house, "reset", "a"))["model"] == "a"
 
 
