@@ -21,7 +21,7 @@ from llmux.middleware.model_handler import unknown_model
 from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
-from llmux.runtime.decisions import decisions
+from llmux.runtime.explanations import decisions
 from llmux.runtime.status import health, lease_document, model_entry, model_list, status
 
 BEAT = 1.0  # seconds

@@ -19,7 +19,7 @@ from llmux.core.spec import HookKind
 from llmux.observability.gpus import Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
-from llmux.runtime.decisions import decisions_since
+from llmux.runtime.explanations import decisions_since
 from llmux.runtime.status import status
 
 BACKLOG = 1000  # events kept for a slow reader

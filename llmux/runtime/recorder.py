@@ -21,13 +21,13 @@ from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
 from llmux.observability.record_reading import FORMAT
 from llmux.observability.timeline import Step
-from llmux.runtime.decisions import document
+from llmux.runtime.explanations import document
 from llmux.version import __version__
 
 if TYPE_CHECKING:
     from llmux.core.model import Model
+    from llmux.runtime.request_handle import Ticket
     from llmux.runtime.switcher import Switcher
-    from llmux.runtime.ticket import Ticket
 
 DIGITS = 9
 GONE = 499  # the client left first

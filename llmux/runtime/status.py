@@ -14,8 +14,7 @@ from llmux.core.spec import Memory
 from llmux.core.state import State
 from llmux.runtime import health as diagnosis
 from llmux.runtime import wait_estimate
-from llmux.runtime.decisions import IN_STATUS, decisions
-from llmux.runtime.evictions import brief, eviction
+from llmux.runtime.explanations import IN_STATUS, brief, decisions, eviction
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 

@@ -24,14 +24,12 @@ from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.activities import Activities
 from llmux.runtime.driver import Act, Driver
-from llmux.runtime.guard import InFlightGuard
 from llmux.runtime.history import History
-from llmux.runtime.job import job_for, line_to, orphan_to, tell_end
-from llmux.runtime.keeper import Keeper
+from llmux.runtime.hook_jobs import job_for, line_to, orphan_to, tell_end
+from llmux.runtime.persistence import Persistence
 from llmux.runtime.recorder import Recorder, open_record
+from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Ticket
 from llmux.runtime.shadow import load_shadows
-from llmux.runtime.ticket import Ticket
-from llmux.runtime.waking import Waking
 from llmux.upstream import EngineActivity
 
 
@@ -67,7 +65,7 @@ class Switcher:
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
-            on_ending=lambda _job: self._keeper.save(),
+            on_ending=lambda _job: self._persistence.save(),
         )
         self.on_sleep = on_sleep
         self.on_close = on_close
@@ -76,12 +74,12 @@ class Switcher:
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
         self._unwatch: Callable[[], None] = lambda: None
-        self._keeper = Keeper(store, self.core.state, self.log, self.hooks.traces, self.now)
+        self._persistence = Persistence(store, self.core.state, self.log, self.hooks.traces, self.now)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
         self.requests = RequestLog(self.now)
-        self._waking = Waking()
+        self._throttle = AdmissionThrottle()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None
         self._now: Callable[[], float] = time.monotonic
@@ -108,13 +106,13 @@ class Switcher:
         self.history.begin()
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
-        self._keeper.open()
+        self._persistence.open()
         for source, target, seconds, _ in self.core.state.costs.rows():
             self.metrics.cost_estimated((source,) if source else (), target, seconds)
         self._starting = asyncio.get_running_loop().create_task(self._begin(), name="start")
 
     async def _begin(self) -> None:
-        self.post(await self._keeper.begin())
+        self.post(await self._persistence.begin())
 
     async def stop(self) -> None:
         """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
@@ -131,7 +129,7 @@ class Switcher:
         if self.recorder is not None:
             self.recorder.end()
             await asyncio.to_thread(self.recorder.file.close)
-        self._keeper.close()
+        self._persistence.close()
         if self.on_close is not None:
             await self.on_close()
 
@@ -197,7 +195,7 @@ class Switcher:
         if self._tickets.pop(ticket.id, None) is None:
             return
         if ticket.admission is not None:
-            self._keeper.used(ticket.model)
+            self._persistence.used(ticket.model)
             self.post(ev.RequestFinished(ticket.id))
         elif ticket.rejection is None:
             ticket.waited = self._now() - ticket.arrived
@@ -280,10 +278,10 @@ class Switcher:
             fx.CancelRequests: self._cut,
             fx.RunHook: self._run_hook,
             fx.KillHook: self._kill_hook,
-            fx.RecordHolders: self._keeper.save,
+            fx.RecordHolders: self._persistence.save,
             fx.Answer: self._answer,
             fx.Stopped: lambda _effect: self.stopped.set(),
-            fx.ModelActivated: lambda effect: self._keeper.used(effect.model),
+            fx.ModelActivated: lambda effect: self._persistence.used(effect.model),
             fx.ModelDeepened: self._save,
             fx.SwitchEnded: self._save,
             fx.PinSet: self._save,
@@ -319,7 +317,7 @@ class Switcher:
 
     def _go_on(self, ticket: Ticket) -> None:
         if ticket.waiter is not None:
-            self._waking.add(ticket.waiter)
+            self._throttle.add(ticket.waiter)
 
     def _cut(self, effect: fx.CancelRequests) -> None:
         for request in effect.requests:
@@ -336,7 +334,7 @@ class Switcher:
             self.on_sleep(self.activities[effect.model][1])
         job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
-        self._keeper.save()  # with what tells its process from others
+        self._persistence.save()  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         job = self.hooks.running.get(effect.hook)
@@ -359,8 +357,8 @@ class Switcher:
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
 
     def _save(self, _effect: fx.Effect) -> None:
-        self._keeper.save()
+        self._persistence.save()
 
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self.activities.pop(effect.model, None)
-        self._keeper.forget(effect.model)
+        self._persistence.forget(effect.model)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llmux.core.effects import Candidate, Evicted
-from llmux.runtime.evictions import brief, eviction, reason
+from llmux.runtime.explanations import brief, eviction, reason
 
 GIB = 2**30
 

@@ -9,7 +9,7 @@ from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.spec import ModelSpec, Rules
 from llmux.observability.state import NoState, State
-from llmux.runtime import asked
+from llmux.runtime import persistence
 from tests.server.house import until
 
 
@@ -32,9 +32,9 @@ def test_the_next_clock_begins_elsewhere(monkeypatch):
     first.handle(ev.PinChanged("a", 1, until=70.0, reason="a demo"), 5.0)
     first.handle(ev.LeaseChanged(2, until=90.0, reason="training", waits=True, id="x"), 5.0)
     first.handle(ev.ManualChanged(3), 5.0)
-    kept = json.loads(json.dumps(asked.dump(first.state, 10.0)))
+    kept = json.loads(json.dumps(persistence.dump_operators(first.state, 10.0)))
     monkeypatch.setattr("time.time", lambda: 1020.0)
-    found = asked.load(kept, 3.0)  # 20 s later
+    found = persistence.load_operators(kept, 3.0)  # 20 s later
     assert (found.pins["a"].until, found.pins["a"].reason) == (43.0, "a demo")
     lease = found.lease
     assert (lease.until, lease.since, lease.reason, lease.waits, lease.id) == (63.0, -22.0, "training", True, "x")
@@ -45,16 +45,20 @@ def test_a_clock_that_is_put_back_makes_no_lease_longer(monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1e9)
     first = core()
     first.handle(ev.LeaseChanged(1, until=65.0), 5.0)
-    kept = asked.dump(first.state, 35.0)
+    kept = persistence.dump_operators(first.state, 35.0)
     monkeypatch.setattr("time.time", lambda: 0.0)
-    lease = asked.load(kept, 3.0).lease
+    lease = persistence.load_operators(kept, 3.0).lease
     assert (lease.since, lease.until) == (3.0, 63.0)
 
 
 def test_without_a_wish_nothing_is_kept():
-    kept = asked.dump(core(manual=True).state, 10.0)
+    kept = persistence.dump_operators(core(manual=True).state, 10.0)
     assert kept == {"pins": {}, "lease": None, "manual": None}
-    assert asked.load(kept, 0.0) == asked.load(None, 0.0) == asked.Asked()
+    assert (
+        persistence.load_operators(kept, 0.0)
+        == persistence.load_operators(None, 0.0)
+        == persistence.OperatorState()
+    )
 
 
 DAMAGED = [

@@ -1,25 +1,101 @@
 """What outlives this llmux.
 
-Who may hold the GPU, with which definition, what switches cost, which hooks run, what operators have asked for.
+Which models may hold the GPU, with which definition, what switches cost, which hooks run, and what operators have
+asked for: pins, a lease, the manual mode. A restarted llmux goes on with it. The state file's times are Unix
+times, as the core's clock ends with its process.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from llmux.config.specs import recall, remember
 from llmux.core.effects import RecordHolders
 from llmux.core.events import Started
+from llmux.core.model import Lease, Pin
 from llmux.core.spec import ModelSpec
 from llmux.core.state import State as CoreState
 from llmux.hookrunner import Trace, end_leftovers
 from llmux.observability.notices import EventLog
 from llmux.observability.state import NoState, State, StateStore
-from llmux.runtime import asked
 
 
-class Keeper:
+@dataclass(frozen=True, slots=True)
+class OperatorState:
+    """What ``Started`` takes over. Times are on the core's clock."""
+
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+    lease: Lease | None = None
+    manual: bool | None = None
+
+
+def dump_operators(s: CoreState, now: float) -> dict[str, Any]:
+    """Return what JSON can keep of it; ``now`` is the time on the core's clock."""
+    offset = time.time() - now
+    lease = s.lease
+    return {
+        "pins": {
+            model.name: {"until": _kept(model.pin.until, offset), "reason": model.pin.reason}
+            for model in s.models.values()
+            if model.pin is not None
+        },
+        "lease": None
+        if lease is None
+        else {
+            "until": _kept(lease.until, offset),
+            "since": _kept(lease.since, offset),
+            "reason": lease.reason,
+            "waits": lease.waits,
+            "id": lease.id,
+        },
+        "manual": s.manual if s.manual != s.rules.manual else None,
+    }
+
+
+def load_operators(kept: object, now: float) -> OperatorState:
+    """Return what was kept. KeyError, TypeError or ValueError when it is damaged."""
+    if kept is None:
+        return OperatorState()
+    if not isinstance(kept, Mapping):
+        raise TypeError("it is no object")
+    offset = now - time.time()
+    pins = {
+        str(name): Pin(_moment(pin["until"], offset), str(pin["reason"])) for name, pin in kept["pins"].items()
+    }
+    lease, manual = kept["lease"], kept["manual"]
+    return OperatorState(
+        pins, None if lease is None else _lease(lease, now), None if manual is None else bool(manual)
+    )
+
+
+def _lease(kept: Mapping[str, Any], now: float) -> Lease:
+    offset = now - time.time()
+    until, since = _moment(kept["until"], offset), _moment(kept["since"], offset)
+    since = now if since is None else since
+    if until is not None and since > now:  # the clock was put back: it lasts no longer than it was given for
+        until, since = now + until - since, now
+    return Lease(until, str(kept["reason"]), bool(kept["waits"]), str(kept["id"]), since)
+
+
+def _kept(moment: float | None, offset: float) -> float | None:
+    # Milliseconds: two clocks that are read one after the other differ in what comes after that.
+    return None if moment is None else round(moment + offset, 3)
+
+
+def _moment(kept: Any, offset: float) -> float | None:
+    if kept is None:
+        return None
+    moment = float(kept) + offset
+    if not math.isfinite(moment):
+        raise ValueError(f"{kept!r} is no time")
+    return moment
+
+
+class Persistence:
     """Loads the state at the start, and saves it whenever it matters.
 
     ``hooks`` tells which hooks run, ``now`` what time it is on the core's clock.
@@ -63,12 +139,12 @@ class Keeper:
         gone = tuple(self._gone())
         return Started(found.holders, found.recent(), gone, found.levels, wish.pins, wish.lease, wish.manual)
 
-    def _asked(self) -> asked.Asked:
+    def _asked(self) -> OperatorState:
         try:
-            return asked.load(self._found.asked, self._now())
+            return load_operators(self._found.asked, self._now())
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             self._log.emit("state_file_unreadable", error=f"its pins and lease are damaged: {error!r}")
-            return asked.Asked()
+            return OperatorState()
 
     def _gone(self) -> Iterator[ModelSpec]:
         for name in sorted(self._found.holders - self._core.models.keys()):
@@ -94,7 +170,7 @@ class Keeper:
         definitions = {name: remember(core.models[name].running) for name in holders if name in core.models}
         # While it goes deeper the lighter level is kept: it takes more.
         levels = {name: m.level.name for name, m in core.models.items() if m.level and name not in holders}
-        last_use, costs, wish = dict(self._last_use), core.costs.dump(), asked.dump(core, self._now())
+        last_use, costs, wish = dict(self._last_use), core.costs.dump(), dump_operators(core, self._now())
         self._store.save(State(holders, last_use, costs, definitions, levels, self._hooks(), wish))
 
     def close(self) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
-from llmux.runtime.waking import AT_ONCE, Waking
+from llmux.runtime.request_handle import AT_ONCE, AdmissionThrottle
 
 
 async def test_the_loop_turns_in_between_and_the_order_stays():
     loop = asyncio.get_running_loop()
-    waking = Waking()
+    throttle = AdmissionThrottle()
     waiters = [loop.create_future() for _ in range(3 * AT_ONCE + 1)]
     order: list[int] = []
     for n, waiter in enumerate(waiters):
         waiter.add_done_callback(lambda _, n=n: order.append(n))
     for waiter in waiters:
-        waking.add(waiter)
+        throttle.add(waiter)
     done = [sum(w.done() for w in waiters)]
     while done[-1] < len(waiters):
         await asyncio.sleep(0)
@@ -29,22 +29,22 @@ async def test_the_loop_turns_in_between_and_the_order_stays():
 
 async def test_one_that_has_left_takes_nobody_s_turn():
     loop = asyncio.get_running_loop()
-    waking = Waking()
+    throttle = AdmissionThrottle()
     waiters = [loop.create_future() for _ in range(2 * AT_ONCE)]
     for waiter in waiters[:AT_ONCE]:
         waiter.cancel()
     for waiter in waiters:
-        waking.add(waiter)
+        throttle.add(waiter)
     assert all(w.done() for w in waiters)
 
 
 async def test_later_ones_find_room_again():
     loop = asyncio.get_running_loop()
-    waking = Waking()
+    throttle = AdmissionThrottle()
     for _ in range(3):
         waiters = [loop.create_future() for _ in range(AT_ONCE)]
         for waiter in waiters:
-            waking.add(waiter)
+            throttle.add(waiter)
         assert all(w.done() for w in waiters)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -52,9 +52,9 @@ async def test_later_ones_find_room_again():
 
 async def test_one_that_leaves_while_it_is_due_is_passed_over():
     loop = asyncio.get_running_loop()
-    waking = Waking()
+    throttle = AdmissionThrottle()
     waiters = [loop.create_future() for _ in range(AT_ONCE + 2)]
     for waiter in waiters:
-        waking.add(waiter)
+        throttle.add(waiter)
     waiters[AT_ONCE].cancel()
     await waiters[-1]
