@@ -98,6 +98,16 @@ def test_while_something_is_in_flight_or_waits_nothing_is_anticipated():
     assert play.core.state.policy.asked == 0
 
 
+def test_while_the_policy_lets_a_request_wait_nothing_is_anticipated():
+    policy = Foreseeing(SwitchTo("c"))
+    policy.decide = lambda now: WaitUntil(now.time + 50.0)
+    play = given(models("a", "b", "c"), awake=["a"], policy=policy, anticipate=True)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(1.5, ev.RequestArrived(2, "b"))
+    assert not started(play.feed(2.0, ev.RequestFinished(1)))
+    assert policy.asked == 0
+
+
 def test_a_pin_goes_before():
     _, found = quiet(SwitchTo("b"), before=[(0.5, ev.PinChanged("a", 1))])
     assert not started(found)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from playbook import given, models
 
+from llmux.core import events as ev
 from llmux.core.model import Backoff
 
 
@@ -35,3 +37,17 @@ def test_is_active_until_its_end_and_forgotten_when_cleared() -> None:
 
 def test_a_thousand_failures_do_not_overflow() -> None:
     assert pauses(0.5, 2000)[-1] == 20.0
+
+
+def test_a_wake_that_succeeds_clears_it() -> None:
+    play = given(models("a"))
+    backoff, wakes = play.core.state.models["a"].wake_backoff, []
+    for number, ok in enumerate((False, True), 1):
+        now = 100.0 * number
+        play.feed(now, ev.RequestArrived(number, "a"))
+        for hook in list(play.ledger.hooks.values()):  # the wake
+            play.feed(now, ev.HookFinished(hook.hook, ok=ok))
+        for hook in list(play.ledger.hooks.values()):  # what cleans up after it
+            play.feed(now, ev.HookFinished(hook.hook, ok=True))
+        wakes.append(backoff.failures)
+    assert wakes == [1, 0]

@@ -139,6 +139,20 @@ def test_the_longest_overdue_goes_first_over_policy_and_min_active() -> None:
     )
 
 
+def test_min_active_is_that_of_the_last_which_woke_of_several_which_leave() -> None:
+    specs = [*models("a", "b", memory=4), *models("c", memory=8)]
+    play = given(specs, awake=["a"], capacity=8, min_active=5.0)
+    (wake,) = [
+        effect.hook for effect in play.feed(1.0, ev.RequestArrived(1, "b")) if isinstance(effect, fx.RunHook)
+    ]
+    play.feed(10.0, ev.HookFinished(wake, ok=True))
+    play.feed(11.0, ev.RequestFinished(1))
+    assert not any(isinstance(effect, fx.SwitchStarted) for effect in play.feed(12.0, ev.RequestArrived(2, "c")))
+    assert play.core.next_deadline() == 15.0
+    begun = [effect for effect in play.feed(15.0, ev.DeadlineReached()) if isinstance(effect, fx.SwitchStarted)]
+    assert [(set(effect.sources), effect.to) for effect in begun] == [({"a", "b"}, "c")]
+
+
 def test_min_active_holds_a_switch_back() -> None:
     play = given(models("a", "b"), awake=["a"], min_active=5.0)
     play(at(1.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1), fx.PolicyDecided("switch", "b", "")))

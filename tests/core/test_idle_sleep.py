@@ -35,6 +35,17 @@ def test_idle_model_sleeps_after_a_while_without_a_request() -> None:
     )
 
 
+def test_the_time_since_the_last_answer_counts_whatever_else_happens_meanwhile() -> None:
+    specs = [*models("a", idle_sleep=10.0), *models("b")]
+    play = given(specs, awake=["a"], alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(9.0, ev.RequestFinished(1))
+    for ticket, pinned in enumerate((True, False)):
+        found = play.feed(12.0, ev.PinChanged("a", ticket + 1, pinned=pinned))
+        assert not any(isinstance(effect, fx.SwitchStarted) for effect in found)
+    assert any(isinstance(effect, fx.SwitchStarted) for effect in play.feed(19.0, ev.DeadlineReached()))
+
+
 def test_idle_model_that_is_pinned_sleeps_when_the_pin_is_over() -> None:
     play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
     play(

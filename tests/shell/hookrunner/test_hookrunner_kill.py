@@ -13,6 +13,7 @@ import pytest
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner
 from llmux.hookrunner import hook_process as process_module
+from llmux.hookrunner.process_groups import signal_group
 
 IGNORES_TERM = "trap '' TERM; echo pid $$; while :; do sleep 0.01; done"
 
@@ -221,3 +222,16 @@ def test_a_loop_that_is_torn_down_takes_its_hooks_along(tmp_path, is_alive, turn
         os.waitpid(pid, 0)
     assert not is_alive(pid)
     assert [(r.ok, r.killed) for r in results] == [(False, "cancelled")]
+
+
+def test_a_group_which_may_not_be_signalled_is_told_from_one_that_is_gone(monkeypatch) -> None:
+    def refuse(error: type[OSError]):
+        def killpg(_group: int, _number: int) -> None:
+            raise error
+
+        return killpg
+
+    monkeypatch.setattr(os, "killpg", refuse(PermissionError))
+    assert not signal_group(12345, signal.SIGTERM)
+    monkeypatch.setattr(os, "killpg", refuse(ProcessLookupError))
+    assert signal_group(12345, signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from types import SimpleNamespace
 
 from tests.harness.waiting import PATIENCE
 
@@ -108,3 +109,10 @@ async def test_an_engine_that_never_stops_printing(bench, is_alive, strays):
     await bench.until(lambda: bench.orphans)
     assert (await bench.run("echo others still run")).ok
     assert is_alive(strays[0])
+
+
+async def test_a_pipe_which_closed_in_time_is_no_orphan_s(bench):
+    job = bench.job("true")
+    for still_open in (False, True):
+        bench.runner._warn(job, SimpleNamespace(open=still_open))
+        assert bench.orphans == [job] * still_open
