@@ -1,7 +1,7 @@
 """Keys and their hashes: making them, and checking one against a hash.
 
 A hash is Argon2id in the usual form, ``$argon2id$v=19$m=…,t=…,p=…$salt$hash``; one that another program made
-is as good. ``argon2-cffi`` is imported when it is needed: who has no hashes does not wait for it.
+is as good. ``argon2-cffi`` is imported when it is needed: without hashes nothing waits for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HASH = re.compile(
 
 
 def new_key() -> str:
-    """Return a key that nobody can guess: ``sk-llmux-`` and 43 characters."""
+    """Return a key that cannot be guessed: ``sk-llmux-`` and 43 characters."""
     return BEGINNING + secrets.token_urlsafe(32)
 
 

@@ -98,12 +98,12 @@ def load_class(use: str, folder: Path) -> type:
     """
     place, _, class_name = use.rpartition(":") if ":" in use else (use, "", "")
     if ":" in use and not _CLASS.match(class_name):
-        raise _wrong(use, f"{class_name!r} is no name of a class; {_SHAPES}")
+        raise _wrong(use, f"{class_name!r} is not a name of a class; {_SHAPES}")
     if comes_from_file(use):
         module = _import_file(use, folder / Path(place).expanduser())
     elif class_name:
         if not _DOTTED.match(place):
-            raise _wrong(use, f"{place!r} is no name of a module; {_SHAPES}")
+            raise _wrong(use, f"{place!r} is not a name of a module; {_SHAPES}")
         module = _import_module(use, place, folder)
     else:
         module = _import_shipped(use)
@@ -120,7 +120,7 @@ def _shipped_folder() -> Path | None:
     checkout = package.parent
     if (package / "policies").is_dir():
         return package / "policies"
-    # Next to an installed package there may be somebody else's `policies`.
+    # Next to an installed package there may be another program's `policies`.
     if (checkout / "pyproject.toml").is_file() and (checkout / "policies").is_dir():
         return checkout / "policies"
     return None
@@ -225,7 +225,7 @@ def _class_of(module: ModuleType, class_name: str, use: str) -> type:
         hint = f"there are: {', '.join(names)}" if names else "it holds no class with a `decide` method"
         raise _wrong(use, f"there is no {class_name} in it; {hint}")
     if not isinstance(found, type):
-        raise _wrong(use, f"{class_name} is no class but a {type(found).__name__}; name a class")
+        raise _wrong(use, f"{class_name} is not a class but a {type(found).__name__}; name a class")
     return _checked(found, use)
 
 
@@ -273,8 +273,8 @@ def _options(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                mend = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
-                problems.append(f"{OPTIONS}.{name}: is no option; {mend}")
+                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+                problems.append(f"{OPTIONS}.{name}: unknown option; {hint}")
     try:
         made = model.model_validate(dict(options))
     except ValidationError as error:

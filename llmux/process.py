@@ -2,7 +2,7 @@
 
 Start: the configuration is read and checked, the port is bound, then the application starts, which runs the
 first hooks. Reload: on HUP, and when the configuration's or the policy's file changes; a mistake in it changes
-nothing. Stop: see ``llmux.core.stopping``; the listener stays open meanwhile, so that who comes is told.
+nothing. Stop: see ``llmux.core.stopping``; the listener stays open meanwhile, so that new clients get an answer.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Admin:
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say whether everything that is due is done: 200 or 503."""
-        # Who asked while the loop stood still is answered after the beat that noticed it.
+        # A request that came while the loop stood still is answered after the beat that noticed it.
         stalled = max(self._stalled, time.monotonic() - self._beaten - BEAT)
         ok, body = health(self._switcher, stalled)
         return web.json_response(body, status=200 if ok else 503)

@@ -24,7 +24,7 @@ from llmux.runtime.status import status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds
-SOON = 0.05  # seconds after a model has changed its phase until who wants the status often is told it
+SOON = 0.05  # seconds after a model has changed its phase until clients that want the status often are sent it
 # Told by the status, too many to be told one by one; decisions are told whole.
 QUIET = frozenset({"request_queued", "policy_decided"})
 _PROBES = frozenset({HookKind.ALIVE, HookKind.VERIFY})

@@ -75,7 +75,7 @@ def _differs(path: Path, script: HookScript) -> bool:
         return not path.samefile(script.path) and path.read_bytes() != script.text.encode()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # a folder, or nobody's business
+    except OSError:  # a folder, or not readable
         return True
 
 

@@ -25,7 +25,7 @@ class Exit(enum.IntEnum):
 MEANINGS: dict[Exit, str] = {
     Exit.DONE: "done",
     Exit.UNREACHABLE: "no llmux of this version answers there",
-    Exit.USAGE: "the command line, or a value in it, makes no sense",
+    Exit.USAGE: "the command line, or a value in it, is invalid",
     Exit.NOT_ALLOWED: "the key is missing or wrong, or llmux has no `admin_key` and lets in no command from here",
     Exit.NO_SUCH_MODEL: "no model of that name",
     Exit.REFUSED: "cannot be now: another switch is under way, another model pinned, or the GPU leased",

@@ -126,7 +126,7 @@ class Trial:
         listens = await asyncio.to_thread(is_open, address.host, address.port)
         alive = await self._hook(HookKind.ALIVE, "alive")
         if not listens or not alive.ok:
-            seen = f"alive {alive.detail}" if listens else f"nobody listens at {address.url}"
+            seen = f"alive {alive.detail}" if listens else f"nothing listens at {address.url}"
             started = time.monotonic()
             if not await self._becomes_ready():
                 self._found(
@@ -255,7 +255,7 @@ class Trial:
             self._may_be_awake = False
 
     async def _stranger(self) -> None:
-        """Have somebody else answer on the port: alive should not take him for the engine."""
+        """Have another server answer on the port: alive should not take it for the engine."""
         address = self._settings.address
         if self._may_be_awake or address.tls or not is_loopback(address.host) or self._sockets():
             return
@@ -325,5 +325,5 @@ class Trial:
 
 async def _somebody_else(_request: web.Request) -> web.Response:
     return web.json_response(
-        {"object": "list", "data": [{"id": "somebody-else", "object": "model"}], "status": "ok"}
+        {"object": "list", "data": [{"id": "another-model", "object": "model"}], "status": "ok"}
     )

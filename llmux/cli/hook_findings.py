@@ -1,4 +1,4 @@
-"""What ``llmux hooks test`` may find wrong with hooks, each by name, and how to mend it."""
+"""What ``llmux hooks test`` may find wrong with hooks, each by name, and how to repair it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Wrong(enum.StrEnum):
     VERIFY_ALWAYS_PASSES = "verify-always-passes"
 
 
-MENDING: dict[Wrong, str] = {
+REPAIRS: dict[Wrong, str] = {
     Wrong.WAKE_FAILS: "Run it by hand, with the model's `env`, until it exits with 0 once the engine answers.",
     Wrong.WAKE_TOO_EARLY: (
         "Let wake wait until the engine answers, as `until curl -fs $LLMUX_URL/health; do sleep 0.2; done`: "
@@ -97,6 +97,6 @@ class Finding:
         return self.wrong in WARNINGS
 
     @property
-    def mending(self) -> str:
+    def repair(self) -> str:
         """What to do about it."""
-        return MENDING[self.wrong]
+        return REPAIRS[self.wrong]

@@ -135,7 +135,7 @@ def still_run(pids: frozenset[int]) -> frozenset[int]:
 
 
 def is_open(host: str, port: int, patience: float = 2.0) -> bool:
-    """Whether somebody accepts connections there, within ``patience`` seconds."""
+    """Whether a server accepts connections there, within ``patience`` seconds."""
     try:
         socket.create_connection((host, port), timeout=patience).close()
     except OSError:

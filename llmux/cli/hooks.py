@@ -63,7 +63,7 @@ def copy_one(
         script = find(name)
         target = copy(name, folder, force=force)
         for other in script.others:
-            if not (folder / f"{other}.sh").exists():  # somebody's own is as good
+            if not (folder / f"{other}.sh").exists():  # the user's own is as good
                 copy(other, folder)
     except HookScriptError as error:
         _fail(error)
@@ -150,7 +150,7 @@ def _conclude(trial: Trial, console: Console) -> None:
         console.print()
         console.print(Text(f"{kind}: {finding.wrong}", f"bold {style}"))
         console.print(Text(f"  {finding.seen}"), soft_wrap=True)
-        console.print(Text(f"  {finding.mending}", "italic"), soft_wrap=True)
+        console.print(Text(f"  {finding.repair}", "italic"), soft_wrap=True)
     if not trial.findings:
         console.print("\nThese hooks do what llmux relies on.", style="green")
 
@@ -161,7 +161,7 @@ def _named(config: Config, name: str) -> str:
             return known
     near = difflib.get_close_matches(name, config.models, n=1)
     mean = f" (did you mean {near[0]}?)" if near else ""
-    raise UntriedError(f"there is no model {name!r}{mean}; known: {', '.join(config.models)}")
+    raise UntriedError(f"there is not a model {name!r}{mean}; known: {', '.join(config.models)}")
 
 
 @contextlib.contextmanager

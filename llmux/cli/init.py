@@ -195,7 +195,7 @@ def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candida
     script = find(engine or "llama-cpp").name
     try:
         path = Path(source).expanduser()
-    except RuntimeError as error:  # ~somebody who is nobody
+    except RuntimeError as error:  # ~NAME of an unknown user
         raise InitError(f"{source}: {error}") from None
     if script == "llama-cpp":
         model = model_files.read(path.absolute())

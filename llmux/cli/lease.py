@@ -117,7 +117,7 @@ def _name(command: list[str] | None) -> str | None:
 
 
 async def _take(remote: Remote, options: dict[str, str | None]) -> Leased:
-    """Lease the GPU. Who is interrupted just then leaves no lease behind."""
+    """Lease the GPU. A command that is interrupted just then leaves no lease behind."""
     taking = asyncio.ensure_future(remote.post(LEASE, options))
     try:
         return remote.read(Leased, await asyncio.shield(taking))
@@ -151,7 +151,7 @@ def _given_back_on_term() -> Iterator[None]:
 
 
 async def _held(remote: Remote, lease: str, within: float | None, *, keep: bool = False) -> None:
-    """Wait until nothing holds the GPU. What does not come to that is given back, unless it is to be kept."""
+    """Wait until nothing holds the GPU. What does not come to that is given back, unless it must be kept."""
     try:
         async with asyncio.timeout(within):
             while not await _look(remote, lease):  # noqa: ASYNC110 - llmux is asked
@@ -207,7 +207,7 @@ async def _child(command: list[str], stop: asyncio.Event) -> int:
 
 
 async def _keep(remote: Remote, lease: str, stop: asyncio.Event) -> None:
-    """Renew the lease; one that is over stops the command: the GPU is somebody else's."""
+    """Renew the lease; one that is over stops the command: the GPU belongs to another lease."""
     while True:
         await asyncio.sleep(RENEW_EVERY)
         try:

@@ -31,11 +31,11 @@ Key = Annotated[SecretStr, AfterValidator(_key), Word("key or its hash")]
 
 
 class ApiKeyConfig(Section):
-    """One key, or its hash, and whose it is."""
+    """One key, or its hash, and the name of its owner."""
 
     key: Key = Field(description="The key's Argon2id hash, as `llmux key new` prints it; or the key itself.")
-    name: Name | None = Field(default=None, description="Whose it is, for the access log.")
-    progress: bool | None = Field(default=None, description="The top-level `progress` for who shows it.")
+    name: Name | None = Field(default=None, description="Name of its owner, for the access log.")
+    progress: bool | None = Field(default=None, description="The top-level `progress` for clients that send it.")
 
 
 def _entry(value: Any) -> Any:
@@ -97,7 +97,7 @@ def expand(globs: tuple[str, ...]) -> tuple[str, ...]:
         if glob == DEFAULT:
             whole |= dict.fromkeys(DEFAULT_FORWARD)
         elif not glob.startswith("/"):
-            raise ValueError(f"{glob!r} is no path; write one as /v1/**, or `default` for the default list")
+            raise ValueError(f"{glob!r} is not a path; write one as /v1/**, or `default` for the default list")
         else:
             glob_expression(glob)
             whole[glob] = None

@@ -62,15 +62,15 @@ def parse_address(url: str) -> Address:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"{url!r} is no URL: {error}; {how}") from None
+        raise ValueError(f"{url!r} is not a URL: {error}; {how}") from None
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        raise ValueError(f"{url!r} is no http or https URL; {how}")
+        raise ValueError(f"{url!r} is not an http or https URL; {how}")
     if "@" in parts.netloc:
         raise ValueError("holds a user or password, which would end up in logs; remove it")
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has a query or fragment; remove it")
     if port == 0 or any(character.isspace() or ord(character) < ord("!") for character in url.strip()):
-        raise ValueError(f"{url!r} is no URL; {how}")
+        raise ValueError(f"{url!r} is not a URL; {how}")
     return Address(
         host=parts.hostname,
         port=port or _DEFAULT_PORTS[parts.scheme],

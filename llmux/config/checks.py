@@ -84,17 +84,17 @@ def open_to_all(host: str, config: Config) -> str:
     if is_loopback(host) or config.api_keys or config.insecure:
         return ""
     return (
-        f"is {host}, beyond this machine, without `api_keys`: anybody who reaches it could use llmux;"
+        f"is {host}, beyond this machine, without `api_keys`: every client that reaches it could use llmux;"
         " give `api_keys` (`llmux key new` makes one), or say `insecure: true` if that is meant"
     )
 
 
 def operators(config: Config) -> str:
-    """Say who may operate llmux: wake, put to sleep, pin, lease, and reach engines directly."""
+    """Return which clients may operate llmux: wake, put to sleep, pin, lease, and reach engines directly."""
     if config.admin_key is not None:
         return "whoever shows `admin_key`"
     if config.api_keys:
-        return "the llmux command of the same user on this host; over HTTP nobody, as `admin_key` is not set"
+        return "the llmux command of the same user on this host; over HTTP no client, as `admin_key` is not set"
     return "any program on this host, without a key; set `api_keys` before a proxy on this host passes requests on"
 
 

@@ -136,7 +136,7 @@ _MEANINGS = (
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
-    """Say what a YAML syntax error means to somebody who does not know the grammar."""
+    """Say what a YAML syntax error means to a user without knowledge of the grammar."""
     if _unclosed(error):
         return "a quote or bracket that opens here is never closed"
     what = error.problem or error.context or "it cannot be parsed"

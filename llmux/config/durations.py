@@ -23,11 +23,11 @@ def parse_duration(value: Any) -> float:
     """Return seconds, 0 ≤ seconds ≤ 1e9.
 
     Raises:
-        ValueError: ``value`` is no duration, negative, infinite or not a number.
+        ValueError: ``value`` is not a duration, negative, infinite or not a number.
 
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"is no duration; {_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+        raise ValueError(f"is not a duration; {_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
     if isinstance(value, str) and not _PLAIN.match(value):
         seconds = _parse_units(value)
     else:
@@ -55,7 +55,7 @@ def _parse_units(text: str) -> float:
         seconds += float(number) * smallest
         position = match.end()
     if position == 0 or text[position:].strip():
-        raise ValueError(f"{text!r} is no duration; {_HOW}")
+        raise ValueError(f"{text!r} is not a duration; {_HOW}")
     return seconds
 
 

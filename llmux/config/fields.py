@@ -50,15 +50,15 @@ def parse_size(value: Any) -> int:
     """Return bytes, 0 ≤ bytes ≤ 2**60.
 
     Raises:
-        ValueError: ``value`` is no size, negative, or no whole number of bytes.
+        ValueError: ``value`` is not a size, negative, or no whole number of bytes.
 
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"is no size; {_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+        raise ValueError(f"is not a size; {_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
     text = str(value)
     match = _TEXT.match(text)
     if not match:
-        raise ValueError(f"{text!r} is no size; {_HOW}")
+        raise ValueError(f"{text!r} is not a size; {_HOW}")
     number, unit = match.groups()
     if unit and unit.lower() not in _BY_LOWER:
         # `18G` means 10**9 to some tools and 2**30 to others: 7 % of a GPU is too much to guess.
@@ -152,7 +152,7 @@ def _name(value: str) -> str:
 
 def _env_name(value: str) -> str:
     if not _ENV_NAME.match(value):
-        raise ValueError("is no name for an environment variable; use letters, digits and _")
+        raise ValueError("is not a name for an environment variable; use letters, digits and _")
     if value.startswith("LLMUX_"):
         raise ValueError("is reserved: llmux itself sets the LLMUX_ variables of a hook")
     return value
@@ -186,7 +186,7 @@ def _has_port_or_none(origin: str) -> bool:
 def _host(value: str) -> str:
     host = value.strip().removeprefix("[").removesuffix("]")
     if not host or any(character.isspace() or character in "/@?#" for character in host):
-        raise ValueError(f"{value!r} is no address to listen on; write 127.0.0.1, 0.0.0.0 or a host name")
+        raise ValueError(f"{value!r} is not an address to listen on; write 127.0.0.1, 0.0.0.0 or a host name")
     return host
 
 

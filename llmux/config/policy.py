@@ -53,7 +53,7 @@ class PolicyConfig(Section):
     )
     manual: bool = Field(
         default=False,
-        description="true: only operators switch; who asks for a model that is asleep waits for them.",
+        description="true: only operators switch; requests for a model that is asleep wait for them.",
     )
     request_timeout: Duration | None = Field(
         default=None,
@@ -70,7 +70,7 @@ class PolicyConfig(Section):
     anticipate: bool = Field(
         default=False,
         description="true: while all is quiet the policy may wake the model that is likely to be asked next,"
-        " though nobody waits for it; for agents that alternate between models. `adaptive` can.",
+        " though no request waits for it; for agents that alternate between models. `adaptive` can.",
     )
     drain_before_switch: bool = Field(
         default=True,

@@ -62,10 +62,10 @@ def _item(item: Any) -> list[tuple[Any, Any]]:
 
 def _level_name(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"{value!r} is no name of a level; {_HOW}")  # noqa: TRY004
+        raise ValueError(f"{value!r} is not a name of a level; {_HOW}")  # noqa: TRY004
     name = str(value)
     if not _LEVEL_NAME.match(name):  # `ram 18GiB` and `ram:18GiB` are slips
-        raise ValueError(f"{value!r} is no name of a level (letters, digits, . _ -); {_HOW}")
+        raise ValueError(f"{value!r} is not a name of a level (letters, digits, . _ -); {_HOW}")
     return name
 
 
@@ -128,7 +128,7 @@ _SIZE = {"type": ["integer", "string"]}
 
 def _gpu(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise ValueError("is no name of a GPU; write its number, or any name of `gpus`")
+        raise ValueError("is not a name of a GPU; write its number, or any name of `gpus`")
     return str(value).strip()
 
 
@@ -185,7 +185,7 @@ class GroupConfig(Section):
 
 
 def capacity_of(config: Config) -> Memory | None:
-    """Return how much there is of each GPU, or None where nobody says."""
+    """Return how much there is of each GPU, or None where it is not stated."""
     return config.capacity if config.gpus is None else dict(config.gpus)
 
 
@@ -207,7 +207,7 @@ def _gpus_of(config: Config, name: str) -> tuple[str, ...]:
 
 
 def companions_of(config: Config, name: str) -> frozenset[str] | None:
-    """Return whom the groups let a model be awake with; None without groups.
+    """Return the models that the groups let a model be awake with; None without groups.
 
     A model in no group is a group of its own.
     """
@@ -329,4 +329,4 @@ def _no_model(config: Config, name: str) -> str:
     owner = config.names.get(name)
     near = get_close_matches(name, list(config.models), n=1)
     hint = f"it is an alias of {owner!r}: name that" if owner else "name one of `models`"
-    return f"{name!r} is no model; " + (f"did you mean {near[0]!r}?" if near else hint)
+    return f"{name!r} is not a model; " + (f"did you mean {near[0]!r}?" if near else hint)

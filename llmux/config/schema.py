@@ -109,7 +109,7 @@ class Config(Section):
     )
     groups: Mapping[Name, GroupConfig] = Field(
         default_factory=dict,
-        description="Which models may be awake together, for those who cannot state their memory.",
+        description="Which models may be awake together, where their memory is not stated.",
     )
     backoff: BackoffConfig = Field(
         default_factory=BackoffConfig, description="How long a model that failed is left alone."
@@ -125,7 +125,7 @@ class Config(Section):
         description="Put any model to sleep after this long without a request. null: never.",
     )
     default_model: Name | None = Field(
-        default=None, description="The model to return to when nobody has asked for anything for `default_after`."
+        default=None, description="The model to return to when no request has come for `default_after`."
     )
     default_after: PositiveDuration = Field(
         default=300.0, description="How long all must be quiet until the `default_model` is woken."
@@ -136,7 +136,7 @@ class Config(Section):
     )
     state: Annotated[str | None, Default("$XDG_STATE_HOME/llmux/…")] = Field(
         default=None,
-        description="File that remembers who may hold the GPU. null: none.",
+        description="File that records which models may hold the GPU. null: none.",
     )
     record: str | None = Field(
         default=None,
@@ -188,7 +188,7 @@ class Config(Section):
     api_keys: tuple[ApiKey, ...] = Field(
         default=(),
         description="Keys of which a client must send one: hashes that `llmux key new` prints, each alone or as"
-        " {name: …, key: …}. Empty: anybody may use llmux.",
+        " {name: …, key: …}. Empty: every client may use llmux.",
     )
     insecure: bool = Field(
         default=False, description="true: listen beyond this machine without `api_keys`, which is an error else."

@@ -152,5 +152,5 @@ def recall(kept: object) -> ModelSpec:
 def _seconds(value: Any) -> float:
     seconds = float(value)
     if not math.isfinite(seconds):  # JSON cannot keep it again
-        raise ValueError(f"{value!r} is no duration")
+        raise ValueError(f"{value!r} is not a duration")
     return seconds

@@ -1,7 +1,7 @@
 """A request's body: read once from the client, looked at for its model, sent as often as needed.
 
 What the engine gets is what the client sent. That includes a compressed body, which the server must not
-unpack: it has to be made with ``auto_decompress=False``, as ``AppRunner(app, auto_decompress=False)``. Nobody
+unpack: it has to be made with ``auto_decompress=False``, as ``AppRunner(app, auto_decompress=False)``. Nothing
 looks into a compressed body; such a request names its model in the query.
 """
 

@@ -7,7 +7,7 @@
            └─ kill() ──────────┴─▶ TERM to the group ── grace ─▶ KILL ── the group is empty ─▶ result
 
 The exit of the shell counts, never the end of the pipe: a wake hook leaves an engine behind that holds it.
-After a failure whatever the hook has started is gone before anybody hears of it, so that a cleanup never
+After a failure whatever the hook has started is gone before its result is known, so that a cleanup never
 races with a stray engine. Only a process that put itself into another session or group escapes.
 
 Starting it: ``sh -c SCRIPT`` in a folder, in a process group of its own, its output in one pipe.
@@ -31,7 +31,7 @@ closes every descriptor that llmux itself inherited, too. uvloop's own subproces
 
 Its exit is awaited without blocking the loop and without reaping it too early.
 
-An exited child that nobody has reaped keeps its pid, and with it the id of its process group: as long as it
+An exited child that is not reaped keeps its pid, and with it the id of its process group: as long as it
 is not reaped, a signal to the group cannot hit anyone else.
 """
 
@@ -124,7 +124,7 @@ class HookProcess:
         self._over = False
         self.kill_now("cancelled")
         self._stop_timer()
-        self._given_up = True  # should the loop go on, the exit still finds somebody who reaps
+        self._given_up = True  # should the loop go on, the exit is still reaped
         self.pipe.close()
 
     async def follow(self) -> HookResult:
@@ -333,5 +333,5 @@ class ExitWatch:
         except ChildProcessError:
             self._reaped = True
             self._status = ExitStatus()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is interested any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the exit is of no use any more
             self._loop.call_soon_threadsafe(self._exited)

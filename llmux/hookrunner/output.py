@@ -111,7 +111,7 @@ class PipeReader:
         loop.add_reader(fd, self._read)
 
     def drain(self) -> None:
-        """Read what is in the pipe at this moment; not what somebody writes meanwhile."""
+        """Read what is in the pipe at this moment; not what is written meanwhile."""
         if not self.open:
             return
         (there,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0\0\0\0"))
@@ -121,7 +121,7 @@ class PipeReader:
             self._read()  # nothing there: this finds out whether the end has come
 
     def close(self) -> None:
-        """Stop reading: who still writes gets SIGPIPE."""
+        """Stop reading: a process that still writes gets SIGPIPE."""
         if self.open:
             self.open = False
             self._loop.remove_reader(self._fd)

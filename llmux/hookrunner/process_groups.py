@@ -1,4 +1,4 @@
-"""Process groups: signalling one, and finding out whether anybody is left in it.
+"""Process groups: signalling one, and finding out whether a process is left in it.
 
 Hooks that outlived a llmux that was killed.
 
@@ -7,7 +7,7 @@ second engine on the GPU, a sleep could take one from under its requests, so the
 ended at the next start.
 
 A hook that was being ended may have lost its leader already while others of its group ignored TERM: then all that
-is left of the group is ended. Where nobody was ending it, a group without its leader is what a wake has left
+is left of the group is ended. Where it was not being ended, a group without its leader is what a wake has left
 behind when it was done: the engine, which stays.
 
 Burying what hooks leave behind, where llmux is process 1, as in a container without an init.
@@ -39,7 +39,7 @@ def signal_group(group: int, *numbers: signal.Signals) -> bool:
 
 
 def group_is_empty(group: int, *, look_closely: bool) -> bool:
-    """Whether nobody is left. Its leader must have been reaped already.
+    """Whether no process is left. Its leader must have been reaped already.
 
     A dead member that its parent does not reap counts as one for the kernel, for ever where process 1 is no
     init. ``look_closely`` does not count it; this reads all of ``/proc``: milliseconds.
@@ -145,7 +145,7 @@ def _runs(trace: Trace) -> bool:
 
 
 def _members(trace: Trace) -> list[Path]:
-    """Return who lives in the group. As long as there is one, no new process gets the leader's number."""
+    """Return the members that live. As long as there is one, no new process gets the leader's number."""
     return [
         path
         for path in Path("/proc").iterdir()
@@ -164,7 +164,7 @@ def _is_of_a_hook(process: Path) -> bool:
 
 
 def reap_orphans(hooks: Iterable[int]) -> None:
-    """Reap dead children that belong to nobody.
+    """Reap dead children that belong to no hook.
 
     Those in ``hooks`` (pids) are left to their watchers, and those in llmux's own process group to the code
     that started them: an orphan is in the group of its hook, or in one of its own.

@@ -96,7 +96,7 @@ class HookRunner:
         result: asyncio.Future[HookResult] = loop.create_future()
 
         def finished(ended: HookResult) -> None:
-            if not result.done():  # else nobody waits any more
+            if not result.done():  # else nothing waits any more
                 result.set_result(ended)
 
         self.start(job, finished)

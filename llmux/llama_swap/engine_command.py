@@ -129,7 +129,7 @@ def _variable(mark: str) -> str:
     return '"$LLMUX_PORT"' if mark == PORT else '"$pid"'
 
 
-GRACE = 10  # seconds; what both llama-swap and hooks/process.sh take when nobody says
+GRACE = 10  # seconds; what both llama-swap and hooks/process.sh take by default
 SHORTEST_WAKE = 15  # seconds; llama-swap takes less for this
 KILLING = 60  # seconds; more than hooks/process.sh needs for a second TERM and KILL
 LONGEST_SLEEP = 300  # seconds; llmux's own limit for a sleep hook
@@ -274,4 +274,4 @@ def _numbered(words: list[Word], port: int | None) -> list[Word]:
 
 
 def _script(words: list[Word]) -> str:
-    return literal(shell(words))  # the shell fills in what is to be filled in
+    return literal(shell(words))  # the shell fills in its own variables

@@ -1,4 +1,4 @@
-"""Who may run beside whom: llama-swap's groups, or its matrix, as llmux's groups.
+"""Which models may run together: llama-swap's groups, or its matrix, as llmux's groups.
 
 llama-swap's expressions for models that may run together: ``(a | b) & c`` means [a, c] and [b, c].
 """
@@ -139,7 +139,7 @@ def in_pairs(sets: Iterable[Set]) -> tuple[set[Set], set[Set]]:
 
 
 def _pairs(sets: Iterable[Set]) -> dict[str, set[str]]:
-    """Return for each model with whom a set has it awake."""
+    """Return for each model the models that a set has awake with it."""
     beside: dict[str, set[str]] = defaultdict(set)
     for one in sets:
         for name in one:
@@ -179,7 +179,7 @@ _TOO_MUCH = (
 
 
 class Residency:
-    """What the result says about who may be awake together; ``notes`` and ``problems`` say what it does not."""
+    """What the result says about models that may be awake together; ``notes`` and ``problems`` hold the rest."""
 
     def __init__(self, config: LlamaSwap, known: Mapping[str, str]) -> None:
         """Read ``config``; ``known`` leads from every name of a model that is carried over to the model."""
@@ -229,7 +229,7 @@ class Residency:
         self.notes += self._asymmetric(groups, at)
 
     def _asymmetric(self, groups: Mapping[str, Group], at: Path) -> Iterator[Note]:
-        """Note where it matters there who comes first. Here it never does."""
+        """Note where it matters there which model comes first. Here it never does."""
         grouped = {member for group in self.groups.values() for member in group["models"]}
         alone = set(self.known.values()) - grouped
         strict = [name for name in self.groups if groups[name].exclusive and not groups[name].persistent]

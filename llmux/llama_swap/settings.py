@@ -120,14 +120,14 @@ class SchedulerSettings(Part):
 
 
 class Scheduler(Part):
-    """Who is served first."""
+    """Which model is served first."""
 
     use: str = "fifo"
     settings: SchedulerSettings = Field(default_factory=SchedulerSettings)
 
 
 class Routing(Part):
-    """Who runs beside whom, and who is first, as newer versions write it."""
+    """Which models run together, and which is first, as newer versions write it."""
 
     router: Router = Field(default_factory=Router)
     scheduler: Scheduler = Field(default_factory=Scheduler)

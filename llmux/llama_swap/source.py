@@ -133,7 +133,7 @@ def _wrong(name: str, value: Any) -> str:
     if name in RESERVED:
         return "is a name that llama-swap fills in itself; choose another"
     if not _NAME.match(name) or len(name) > LONGEST_NAME:
-        return f"is no name for a macro: up to {LONGEST_NAME} letters, digits, _ and -"
+        return f"is not a name for a macro: up to {LONGEST_NAME} letters, digits, _ and -"
     if not isinstance(value, str | int | float):
         return "must be text, a number, true or false"
     if isinstance(value, str) and f"${{{name}}}" in value:

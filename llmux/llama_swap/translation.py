@@ -235,7 +235,7 @@ _LIST = "`/v1/models` shows a model's name, aliases and state"
 _TIMEOUTS = "llmux does not limit how long an engine takes to answer"
 _PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLMux-Progress`)"
 
-# What a value stands for that changes nothing: nobody needs to hear of it.
+# What a value stands for that changes nothing: no note is needed.
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", {}, [])
 _MODEL = {
     "name": _LIST,
@@ -290,4 +290,4 @@ def _named(
         if key in reasons and value not in _NOTHING and value not in _DEFAULTS.get(key, ()):
             yield Note((*at, key), reasons[key])
         elif key not in known and not key.startswith("x-"):
-            yield Note((*at, key), "is no setting of llama-swap that is known here")
+            yield Note((*at, key), "is an unknown setting of llama-swap")

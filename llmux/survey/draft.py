@@ -111,7 +111,7 @@ class Draft:
             "",
             *self._memory(),
             "",
-            "# Put a model to sleep that nobody has asked for in this time:",
+            "# Put a model to sleep that no request has asked for in this time:",
             "# idle_sleep: 10m",
             "",
             "# When to switch: see `policy` in REFERENCE.md.",

@@ -141,7 +141,7 @@ async def _llama_cpp(port: _Port, entries: list[Mapping[str, Any]], models: tupl
 
 
 async def _ollama(port: _Port) -> Engine | None:
-    """Ask as Ollama's own clients do; others imitate its API, so this is only asked where nobody else is known."""
+    """Ask as Ollama's own clients do; others imitate its API, so it is asked where no other is known."""
     status, version = await port.get("/api/version")
     if status != 200 or not isinstance(version, Mapping) or "version" not in version:  # noqa: PLR2004 (HTTP)
         return None

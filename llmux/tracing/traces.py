@@ -6,7 +6,7 @@ so its spans fit together, whatever the calendar's clock does meanwhile.
 The trace of one request: how long it waited and for what, when its engine began to answer, until when it did.
 
 POST /v1/chat/completions             all of it
-├─ queue                              until it was let through, or turned away
+├─ queue                              until it was admitted, or rejected
 │  ├─ drain                           what had to leave finished its answers
 │  └─ switch ↗                        hooks; a link leads to the trace of the switch
 └─ engine                             its context is what the engine is given; one for each attempt
@@ -58,7 +58,7 @@ class Ended(Protocol):
 
 
 class SwitchSeen(NamedTuple):
-    """A switch as those see it who wait for its target. Times are the loop's."""
+    """A switch as the requests see it that wait for its target. Times are the loop's."""
 
     began: float
     drained: float | None  # None: nothing had to leave, or it never came so far
@@ -282,7 +282,7 @@ class Tracing:
         return cls(provider)
 
     def follow(self, now: Callable[[], float]) -> Callable[[fx.Effect], None]:
-        """Begin to trace switches; return what is to be called with every effect. ``now`` is the loop's clock."""
+        """Begin to trace switches; return the function to call with every effect. ``now`` is the loop's clock."""
         self._switches = SwitchTraces(self._tracer, now)
         return self._switches.effect
 

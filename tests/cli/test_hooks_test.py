@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from examples.quickstart.tiny_gguf import cached
 from llmux.cli import app, hook_check
-from llmux.cli.hook_findings import MENDING, WARNINGS, Wrong
+from llmux.cli.hook_findings import REPAIRS, WARNINGS, Wrong
 from llmux.config import Config
 from llmux.observability.state import StateFile
 from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
@@ -185,7 +185,7 @@ def test_each_mistake_is_found_by_its_name(folder, configure, monkeypatch, wrong
     done = try_hooks("m", "--strict")
     assert found(done) == {wrong}, done.output
     assert done.exit_code == 1
-    assert " ".join(MENDING[wrong].split()) in " ".join(done.output.split())
+    assert " ".join(REPAIRS[wrong].split()) in " ".join(done.output.split())
     if wrong not in (Wrong.SLEEP_FAILS, Wrong.ALIVE_AFTER_SLEEP):
         assert not (folder / "up").exists()
 
@@ -332,7 +332,7 @@ def test_somebody_elses_server_at_the_start_is_no_engine_of_ours(folder):
 
 
 def test_every_mistake_is_explained():
-    assert set(MENDING) == set(Wrong)
+    assert set(REPAIRS) == set(Wrong)
     assert set(Wrong) >= WARNINGS
     page = (ROOT / "hooks" / "README.md").read_text()
     assert not [wrong for wrong in Wrong if f"`{wrong}`" not in page]

@@ -94,7 +94,7 @@ async def test_pins(house):
     await quiet(house)
     assert "pinned for 120 min more: a demo" in await said(house, "status")
     assert "model 'a' is pinned: a demo" in await said(house, "switch", "b", exit_code=Exit.REFUSED)
-    assert "no duration" in await said(house, "pin", "a", "--for", "soon", exit_code=Exit.USAGE)
+    assert "not a duration" in await said(house, "pin", "a", "--for", "soon", exit_code=Exit.USAGE)
     assert (await answered(house, "pin", "a"))["phase"] == "awake"
     assert await said(house, "unpin", "a") == "unpinned a"
     assert (await answered(house, "unpin", "a"))["model"] == "a"

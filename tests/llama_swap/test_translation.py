@@ -333,7 +333,7 @@ def test_what_is_wrong_with_them(problems, text, line, said):
         ("models:\n  m:\n    cmd: '# nothing'", 3, "holds no command"),
         ('models:\n  m:\n    proxy: http://x\n    cmd: a "b', 4, "never closed"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    cmdStop: a 'b", 4, "never closed"),
-        ("models:\n  m:\n    cmd: x\n    proxy: localhost", 4, "is no http or https URL"),
+        ("models:\n  m:\n    cmd: x\n    proxy: localhost", 4, "is not an http or https URL"),
         ("models:\n  m:\n    cmd: x\n    proxy: http://a:b@c", 4, "holds a user or password"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    checkEndpoint: health", 4, "must begin with /"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: soon", 4, "must be a whole number, not 'soon'"),

@@ -92,13 +92,13 @@ def test_an_imported_class_is_not_taken_for_the_files_own(tmp_path):
         ("./gone.py:X", None, ["there is no file", "gone.py"]),
         ("gone.module:X", None, ["there is no module gone"]),
         ("mine.gone:X", GOOD, ["there is no module mine.gone"]),
-        ("mine: X", GOOD, ["no name of a class"]),
-        ("1x:X", None, ["no name of a module"]),
+        ("mine: X", GOOD, ["not a name of a class"]),
+        ("1x:X", None, ["not a name of a module"]),
         ("./mine.py:Other", GOOD, ["there is no Other", "there are: Mine"]),
         ("./mine.py:Other", "x = 1", ["no class with a `decide` method"]),
         ("./mine.py", "x = 1", ["no class with a `decide` method"]),
         ("./mine.py", GOOD + PLAIN, ["several policies", ":Mine or :Plain"]),
-        ("./mine.py:x", "x = 1", ["no class but a int"]),
+        ("./mine.py:x", "x = 1", ["not a class but a int"]),
         ("./mine.py:Mine", "class Mine: pass", ["no `decide` method"]),
         ("./mine.py:Mine", "class Mine:\n    decide = 3", ["no `decide` method"]),
         ("./mine.py:Mine", "class Mine:\n    async def decide(self, now): ...", ["may not be `async`"]),
@@ -147,8 +147,8 @@ def test_options_where_none_are_taken(refused):
 def test_every_wrong_option_is_said(refused):
     message = refused("./mine.py:Mine", {"patience": -1, "words": {"a": "b"}, "patiense": 3, "zz": 1}, GOOD)
     assert message.splitlines() == [
-        "policy.options.patiense: is no option; did you mean `patience`?",
-        "policy.options.zz: is no option; known: patience, words",
+        "policy.options.patiense: unknown option; did you mean `patience`?",
+        "policy.options.zz: unknown option; known: patience, words",
         "policy.options.patience: input should be greater than or equal to 0",
         "policy.options.words.a: input should be a valid integer, unable to parse string as an integer",
     ]

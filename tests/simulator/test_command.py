@@ -152,7 +152,7 @@ def test_the_name_of_a_policy_is_shown_as_it_is(trace, tmp_path, monkeypatch):
         (["--poisson", "", "-p", "exhaustive:route=sideways"], "policy.options.route"),
         (["--poisson", "", "-p", "exhaustive:=3"], "is no KEY=VALUE"),
         (["--poisson", "", "--cost", "cheap"], "--cost"),
-        (["--poisson", "", "--horizon", "later"], "is no duration"),
+        (["--poisson", "", "--horizon", "later"], "is not a duration"),
         (["--poisson", "", "--stretch", "0"], "greater than 0"),
         (["--poisson", "", "--slowdown", "inf"], "0 or greater"),
         (["--poisson", "", "-p", "./x.py:A:limit=1"], "policy.use: ./x.py:A: there is no file"),  # :A: is an emoji

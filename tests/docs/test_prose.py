@@ -1,0 +1,42 @@
+"""Plain English in code and messages: models and requests are things, errors say what is unknown or invalid."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+PLACES = (
+    "admin",
+    "cli",
+    "config",
+    "extract",
+    "hookrunner",
+    "keys.py",
+    "llama_swap",
+    "notify.py",
+    "plugins.py",
+    "process.py",
+    "survey",
+    "tracing",
+    "watch.py",
+)
+"""What is held to it, in llmux/. To be extended until it is the whole package."""
+
+WORST = re.compile(
+    r"\b(who|whom|nobody|somebody|anybody|is no setting|is no option|is no duration|mended|mending|told off"
+    r"|talks nonsense|makes no sense|turned away|made a mistake|is to be)\b",
+    re.IGNORECASE,
+)
+FILES = [
+    file for place in PLACES for file in sorted((ROOT / "llmux" / place).rglob("*.py")) or [ROOT / "llmux" / place]
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_worst_words(file):
+    lines = file.read_text().splitlines()
+    found = [f"{number}: {line.strip()}" for number, line in enumerate(lines, 1) if WORST.search(line)]
+    assert not found, f"{file}: write it in plain English"
