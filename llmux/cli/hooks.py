@@ -161,7 +161,7 @@ def _named(config: Config, name: str) -> str:
             return known
     near = difflib.get_close_matches(name, config.models, n=1)
     mean = f" (did you mean {near[0]}?)" if near else ""
-    raise UntriedError(f"there is not a model {name!r}{mean}; known: {', '.join(config.models)}")
+    raise UntriedError(f"there is no model {name!r}{mean}; known: {', '.join(config.models)}")
 
 
 @contextlib.contextmanager
