@@ -6,6 +6,7 @@ the one whose ``alive`` says yes at the start.
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,13 @@ def simulate(
     """
     engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
     scene = scene or Scene.of(trace, engines)
-    return Run(trace, policy, costs, engines, _without_probes(rules or Rules()), horizon, scene).go(progress)
+    collects = gc.isenabled()
+    gc.disable()  # a run makes no circles, but much that stays alive: to look for some only costs time
+    try:
+        return Run(trace, policy, costs, engines, _without_probes(rules or Rules()), horizon, scene).go(progress)
+    finally:
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,7 @@ class Run:
         """Return when something happens next, and which of the handlers it is for."""
         time, what = self.arrivals[-1][0], 0
         for serving in self.busy:
-            done = serving.done_at()
+            done = serving.time + (serving.streams[0][0] - serving.made) / serving.speed
             if done <= time:
                 time, what, self.next_done = done, 1, serving
         for number, heap in self.heaps:

@@ -30,10 +30,6 @@ class Serving:
         self.made += (time - self.time) * self.speed
         self.time = time
 
-    def done_at(self) -> float:
-        """Return when the next stream ends; there must be one."""
-        return self.time + (self.streams[0][0] - self.made) / self.speed
-
     def add(self, index: int, job: Job, time: float) -> None:
         """Take in a job, whose work begins at once if a slot is free."""
         self.advance(time)
