@@ -1,19 +1,23 @@
 """Trying the hooks of one model, with the hook runner that llmux uses.
 
-``alive → wake → alive → wake → a request → sleep → verify → sleep → alive``; what a good hook must do is looked at
-on the way. The model is asleep in the end, if its sleep hook can do that.
+``alive → wake → alive → wake → a request → sleep → verify → sleep → alive → sleep``; what a good hook must do is
+looked at on the way. At the last sleep, another process has the engine's number. The model is asleep in the end,
+if its sleep hook can do that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from llmux.cli.bystander import bystander, leaders_of
 from llmux.cli.hook_findings import Finding, Wrong
 from llmux.cli.hook_probes import (
     holders_of,
@@ -50,24 +54,31 @@ class Step:
 
 @dataclass
 class Trial:
-    """The hooks of one model, on trial. ``on_step`` hears of each step, ``on_line`` what hooks print."""
+    """The hooks of one model, on trial. ``on_step`` hears of each step, ``on_line`` what hooks print.
+
+    ``adopts_orphans`` says that what hooks leave behind becomes a child of this process.
+    """
 
     config: Config
     model: str
     on_step: Callable[[Step], None] = lambda _step: None
     on_line: Callable[[str, str], None] = lambda _hook, _line: None
+    adopts_orphans: bool = False
     steps: list[Step] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._settings: ModelConfig = self.config.models[self.model]
         self._runner = HookRunner(
-            on_line=lambda job, line: self.on_line(job.kind.value, line), on_orphan_pipe=self._left_open
+            on_line=lambda job, line: self.on_line(job.kind.value, line),
+            on_orphan_pipe=self._left_open,
+            adopts_orphans=self.adopts_orphans,
         )
         self._levels = [*self._settings.levels] or [""]
         self._ids = itertools.count(1)
         self._group = 0  # of the hook that was started last
         self._may_be_awake = False
+        self._engine: frozenset[int] = frozenset()  # the processes that it was, when it was put to sleep
 
     async def run(self) -> None:
         """Make all the steps. Whatever goes wrong becomes a finding."""
@@ -108,7 +119,8 @@ class Trial:
         if not await self._sleep():
             return
         await self._verify(memory_before, memory_awake)
-        await self._sleep_again()
+        harmless = await self._sleep_again()
+        await self._sleep_beside_another(harmless=harmless)
         await self._stranger()
 
     async def _clean_up(self) -> None:
@@ -189,6 +201,7 @@ class Trial:
 
     async def _sleep(self) -> bool:
         processes = await asyncio.to_thread(holders_of, self._sockets())
+        self._engine = leaders_of(processes, os.getpid())
         sleep = await self._hook(HookKind.SLEEP, "sleep")
         if not sleep.ok:
             self._found(Wrong.SLEEP_FAILS, f"sleep {sleep.detail}")
@@ -241,18 +254,48 @@ class Trial:
         if not free:
             self._found(Wrong.MEMORY_NOT_FREED, f"GPU memory: {said}")
 
-    async def _sleep_again(self) -> None:
+    async def _sleep_again(self) -> bool:
+        harmless = True
         again = await self._hook(HookKind.SLEEP, "sleep again")
         if not again.ok:
+            harmless = False
             self._found(Wrong.SLEEP_NOT_IDEMPOTENT, f"the second sleep, with nothing awake, {again.detail}")
         for level in self._levels[1:]:
             deeper = await self._hook(HookKind.SLEEP, f"sleep, on to level {level}", level=level)
             if not deeper.ok:
+                harmless = False
                 self._found(Wrong.CANNOT_GO_DEEPER, f"sleep, with LLMUX_SLEEP_LEVEL={level}, {deeper.detail}")
         if (await self._hook(HookKind.ALIVE, "alive", expected=False)).ok:
             self._found(Wrong.ALIVE_AFTER_SLEEP, "alive says yes after sleep has succeeded")
         else:
             self._may_be_awake = False
+        return harmless
+
+    async def _sleep_beside_another(self, *, harmless: bool) -> None:
+        """Run sleep again when the numbers of the engine's processes have been given to others.
+
+        ``harmless`` says that the second sleep was, as far as it told.
+        """
+        gone = sorted(self._engine - still_run(self._engine))
+        if self._may_be_awake or not gone:
+            return
+        name = "sleep, number reused"
+        with contextlib.ExitStack() as stack:
+            given = [await asyncio.to_thread(stack.enter_context, bystander(pid)) for pid in gone]
+            others = [other for other in given if other is not None]
+            if not others:
+                said = "the engine's number cannot be given to another process here; mostly, that takes root"
+                self._step(Step(name, None, 0.0, said))
+                return
+            result = await self._run(HookKind.SLEEP, self.model, self._settings.timeouts.sleep, self._levels[-1])
+            hit = [str(other.pid) for other in others if other.poll() is not None]
+        self._step(Step(name, result.ok and not hit, result.duration, "" if result.ok else result.detail))
+        if hit:
+            seen = f"the engine had ended, and sleep has ended process {', '.join(hit)}, which has its number now"
+            self._found(Wrong.SLEEP_ENDS_ANOTHER, seen)
+        elif harmless and not result.ok:
+            seen = f"sleep, when another process has the number that the engine had, {result.detail}"
+            self._found(Wrong.SLEEP_NOT_IDEMPOTENT, seen)
 
     async def _stranger(self) -> None:
         """Have another server answer on the port: alive should not take it for the engine."""

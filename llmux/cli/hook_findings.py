@@ -21,6 +21,7 @@ class Wrong(enum.StrEnum):
     SLEEP_FAILS = "sleep-fails"
     SLEEP_TOO_EARLY = "sleep-too-early"
     SLEEP_NOT_IDEMPOTENT = "sleep-not-idempotent"
+    SLEEP_ENDS_ANOTHER = "sleep-ends-another"
     CANNOT_GO_DEEPER = "cannot-go-deeper"
     ALIVE_AFTER_SLEEP = "alive-after-sleep"
     ALIVE_TAKES_A_STRANGER = "alive-takes-a-stranger"
@@ -60,6 +61,10 @@ REPAIRS: dict[Wrong, str] = {
     ),
     Wrong.SLEEP_NOT_IDEMPOTENT: (
         "Let sleep exit with 0 when nothing is awake: llmux runs it to clean up after engines that have crashed."
+    ),
+    Wrong.SLEEP_ENDS_ANOTHER: (
+        "A number that is free is given to the next process. Let sleep remove its pid file once the engine has "
+        "ended, and compare when the process was started before it signals it, as hooks/process.sh does."
     ),
     Wrong.CANNOT_GO_DEEPER: (
         "A model with `levels` is put to sleep again, deeper, while it sleeps: let sleep do that without the "

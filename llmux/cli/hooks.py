@@ -21,6 +21,7 @@ from llmux.cli.hook_scripts import HookScriptError, copy, find, shipped
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
 from llmux.errors import LLMuxError
+from llmux.hookrunner.process_groups import adopting_orphans
 from llmux.observability.state import StateFile
 
 USAGE = 2
@@ -119,14 +120,20 @@ def check_hooks(
 
 
 async def _try(config: Config, model: str, console: Console, *, force: bool, verbose: bool) -> Trial:
-    trial = Trial(config, model)
+    with adopting_orphans() as adopts:
+        trial = Trial(config, model, adopts_orphans=adopts)
+        await _follow(trial, console, force=force, verbose=verbose)
+        return trial
+
+
+async def _follow(trial: Trial, console: Console, *, force: bool, verbose: bool) -> None:
     awake = await trial.awake_others()
     if awake and not force:
         await trial.close()
         raise UntriedError(
             f"{', '.join(awake)}: awake, and may hold the GPU; put it to sleep first, or go on with --force"
         )
-    table = Table("step", "", "seconds", "", title=f"the hooks of {model}", title_justify="left", box=None)
+    table = Table("step", "", "seconds", "", title=f"the hooks of {trial.model}", title_justify="left", box=None)
     table.columns[2].justify = "right"
     with Live(table, console=console, auto_refresh=False) as live:
 
@@ -141,7 +148,6 @@ async def _try(config: Config, model: str, console: Console, *, force: bool, ver
 
         trial.on_step, trial.on_line = on_step, on_line
         await trial.run()
-    return trial
 
 
 def _conclude(trial: Trial, console: Console) -> None:

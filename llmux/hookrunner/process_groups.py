@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,3 +178,29 @@ def reap_orphans(hooks: Iterable[int]) -> None:
             if pid in spared or os.getpgid(pid) == os.getpgrp():
                 return  # the kernel names this one first until it is reaped: the others wait
             os.waitpid(pid, os.WNOHANG)
+
+
+_SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37  # of prctl(2)
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[bool]:
+    """Adopt, until the block ends, what hooks leave behind, as process 1 does; False where the system cannot.
+
+    What was adopted stays with this process until it ends itself.
+    """
+    before = ctypes.c_int(0)
+    able = sys.platform == "linux" and _prctl(_GET_CHILD_SUBREAPER, ctypes.byref(before))
+    able = able and _prctl(_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
+    try:
+        yield able
+    finally:
+        if able:
+            _prctl(_SET_CHILD_SUBREAPER, ctypes.c_ulong(before.value))
+
+
+def _prctl(option: int, argument: object) -> bool:
+    try:
+        return bool(ctypes.CDLL(None).prctl(option, argument, 0, 0, 0) == 0)
+    except (AttributeError, OSError):  # another C library
+        return False

@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from examples.quickstart.tiny_gguf import cached
-from llmux.cli import app, hook_check
+from llmux.cli import app, bystander, hook_check
 from llmux.cli.hook_findings import REPAIRS, WARNINGS, Wrong
 from llmux.config import Config
 from llmux.observability.state import StateFile
@@ -67,9 +68,10 @@ start() {
 	echo 9000 >gpu
 }
 end() {
-	kill "$(cat pid)" || return
+	kill "$(cat pid)" || bad sleep-ends-another || return
 	bad sleep-too-early || while kill -0 "$(cat pid)" 2>/dev/null; do sleep 0.02; done
-	rm -f up pid
+	rm -f up
+	bad sleep-ends-another || rm -f pid
 	bad memory-not-freed || echo 100 >gpu
 }
 case $LLMUX_HOOK in
@@ -88,7 +90,7 @@ sleep)
 	! bad sleep-fails || { echo "permission denied"; exit 3; }
 	! bad alive-after-sleep || exit 0
 	! bad cannot-go-deeper || [ "$LLMUX_SLEEP_LEVEL" != disk ] || exit 1
-	if up || bad sleep-not-idempotent; then end; fi
+	if up || bad sleep-not-idempotent || bad sleep-ends-another; then end; fi
 	;;
 alive)
 	if bad alive-takes-a-stranger; then asks; else up; fi
@@ -172,7 +174,18 @@ def test_a_good_hook_is_not_found_fault_with(folder, configure, script):
     assert steps[:8] == ["alive", "wake", "alive", "wake again", "request", "sleep", "verify", "sleep again"]
 
 
-@pytest.mark.parametrize("wrong", Wrong)
+def numbers_can_be_given() -> bool:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    with bystander.bystander(process.pid) as other:
+        return other is not None
+
+
+needs_numbers = pytest.mark.skipif(not numbers_can_be_given(), reason="Linux asks for root")
+NEEDS = {Wrong.SLEEP_ENDS_ANOTHER: [needs_numbers]}
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(wrong, marks=NEEDS.get(wrong, [])) for wrong in Wrong])
 def test_each_mistake_is_found_by_its_name(folder, configure, monkeypatch, wrong):
     if wrong in (Wrong.MEMORY_NOT_FREED, Wrong.VERIFY_ALWAYS_PASSES):
         with_gpu(folder, monkeypatch)
@@ -255,6 +268,59 @@ def test_an_engine_that_speaks_no_openai_is_not_asked(configure):
     done = try_hooks("m")
     assert "it takes none of OpenAI's requests (404)" in done.output
     assert done.exit_code == 0, done.output
+
+
+# It adopts what llmux leaves behind, and never looks after it: as process 1 of many a container does.
+NO_INIT = """
+import ctypes, subprocess, sys, time
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+done = subprocess.run(sys.argv[1:], check=False)
+sys.exit(done.returncode)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux knows who adopts orphans")
+def test_a_second_signal_to_an_engine_that_nobody_buries_is_no_good_sleep(configure):
+    waits = 'while [ -e "/proc/$pid" ] && ! grep -q "^State:.Z" "/proc/$pid/status"; do sleep 0.02; done'
+    configure(sleep=f'pid=$(cat pid); kill "$pid" || exit; {waits}; rm -f up', verify=None)
+    command = [sys.executable, "-c", NO_INIT, sys.executable, "-m", "llmux", "hooks", "test", "m", "-v"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert "error: sleep-not-idempotent" in done.stdout, done.stdout + done.stderr
+    assert "o such process" in done.stdout
+    assert done.returncode == 1
+
+
+def test_where_no_number_can_be_given_away_it_says_so(configure, monkeypatch):
+    monkeypatch.setattr(bystander, "_LAST_PID", Path("/proc/version"))  # as for a user without rights
+    configure()
+    done = try_hooks("m", "--strict")
+    assert done.exit_code == 0, done.output
+    assert "the engine's number cannot be given to another process here" in done.output
+
+
+def test_an_engine_that_stays_when_it_sleeps_has_its_number_still(folder, configure):
+    configure(sleep="rm -f up", alive="[ -e up ]", verify=None, wake="[ -e pid ] || exec sh hook.sh; >up")
+    done = try_hooks("m", "--strict")
+    assert done.exit_code == 0, done.output
+    assert "number reused" not in done.output
+    assert runs(int((folder / "pid").read_text()))
+
+
+@needs_numbers
+@pytest.mark.parametrize("signal_to", ['"$pid"', '-- "-$pid"', '-9 "$pid"'])
+def test_a_sleep_that_hides_its_failures_is_found_by_whom_it_hits(configure, signal_to):
+    ends = f'pid=$(cat pid); kill {signal_to} 2>/dev/null; while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done'
+    configure(sleep=f"{ends}; rm -f up", verify=None)
+    assert found(try_hooks("m")) == {Wrong.SLEEP_ENDS_ANOTHER}
+
+
+@needs_numbers
+def test_a_sleep_that_waits_for_a_stranger_to_end_is_no_good_one(configure):
+    ends = 'pid=$(cat pid); [ ! -e up ] || kill "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done'
+    configure(sleep=f"{ends}; rm -f up", verify=None, timeouts={"sleep": "3s"})
+    done = try_hooks("m")
+    assert found(done) == {Wrong.SLEEP_NOT_IDEMPOTENT}
+    assert "another process has the number that the engine had, ran past its timeout" in done.output
 
 
 # ---- when it refuses
