@@ -1,11 +1,13 @@
 """`llmux hooks test`: good hooks with real engines, and bad ones, each caught by name."""
 
+import fcntl
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,8 @@ verify)
 esac
 """
 
+LAST_PID = bystander._LAST_PID
+
 MORE = {
     Wrong.WAKE_TOO_EARLY: {"DELAY": "0.6"},
     Wrong.SLEEP_TOO_EARLY: {"LINGER": "0.6"},
@@ -120,12 +124,22 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PATH", with_tools()["PATH"])
-    monkeypatch.setattr(hook_check, "LINGER", 3.0)
+    monkeypatch.setattr(hook_check, "LINGER", 30.0)
+    monkeypatch.setattr(bystander, "_LAST_PID", Path("/proc/version"))  # as for a user without rights
     monkeypatch.setattr(hook_check, "MEMORY_PATIENCE", 0.2)
     (tmp_path / "engine.py").write_text(ENGINE)
     (tmp_path / "hook.sh").write_text(HOOK)
     yield tmp_path
     end_engines(tmp_path)
+
+
+@pytest.fixture
+def numbers(folder, monkeypatch):  # noqa: ARG001 - which takes them away
+    """Numbers can be given away, and by one test at a time: those that run beside it get the next ones."""
+    monkeypatch.setattr(bystander, "_LAST_PID", LAST_PID)
+    with (Path(tempfile.gettempdir()) / "llmux-tests-numbers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
@@ -186,7 +200,9 @@ NEEDS = {Wrong.SLEEP_ENDS_ANOTHER: [needs_numbers]}
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(wrong, marks=NEEDS.get(wrong, [])) for wrong in Wrong])
-def test_each_mistake_is_found_by_its_name(folder, configure, monkeypatch, wrong):
+def test_each_mistake_is_found_by_its_name(folder, configure, monkeypatch, request, wrong):
+    if wrong is Wrong.SLEEP_ENDS_ANOTHER:
+        request.getfixturevalue("numbers")
     if wrong in (Wrong.MEMORY_NOT_FREED, Wrong.VERIFY_ALWAYS_PASSES):
         with_gpu(folder, monkeypatch)
     if wrong is Wrong.WAKE_LIES:
@@ -210,6 +226,19 @@ def test_a_hook_without_a_mistake_has_none(folder, configure, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "100 MiB in use before, 9000 awake, 100 after sleep" in done.output
     assert "sleep, on to level disk" in done.output
+
+
+@needs_numbers
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize("script", ["llama-cpp", "process"])
+def test_a_shipped_sleep_leaves_alone_what_has_the_engines_number(folder, configure, script):
+    command = f'{LLAMA_SERVER} --model "$MODEL" --port "$LLMUX_PORT" --alias "$LLMUX_MODEL"'
+    env = {"PID_DIR": str(folder), "MODEL": str(cached(TINY)), "LLAMA_SERVER": LLAMA_SERVER, "COMMAND": command}
+    hooks = {hook: f"'{ROOT}/hooks/{script}.sh' {hook}" for hook in ("wake", "sleep", "alive", "verify", "stop")}
+    configure(**hooks, env=env, timeouts={})
+    done = try_hooks("m")
+    assert done.exit_code == 0, done.output
+    assert "sleep, number reused" in done.output
 
 
 def test_ollama_calls_a_model_by_its_tag(configure):
@@ -280,6 +309,7 @@ sys.exit(done.returncode)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux knows who adopts orphans")
+@pytest.mark.usefixtures("numbers")
 def test_a_second_signal_to_an_engine_that_nobody_buries_is_no_good_sleep(configure):
     waits = 'while [ -e "/proc/$pid" ] && ! grep -q "^State:.Z" "/proc/$pid/status"; do sleep 0.02; done'
     configure(sleep=f'pid=$(cat pid); kill "$pid" || exit; {waits}; rm -f up', verify=None)
@@ -290,8 +320,7 @@ def test_a_second_signal_to_an_engine_that_nobody_buries_is_no_good_sleep(config
     assert done.returncode == 1
 
 
-def test_where_no_number_can_be_given_away_it_says_so(configure, monkeypatch):
-    monkeypatch.setattr(bystander, "_LAST_PID", Path("/proc/version"))  # as for a user without rights
+def test_where_no_number_can_be_given_away_it_says_so(configure):
     configure()
     done = try_hooks("m", "--strict")
     assert done.exit_code == 0, done.output
@@ -308,6 +337,7 @@ def test_an_engine_that_stays_when_it_sleeps_has_its_number_still(folder, config
 
 @needs_numbers
 @pytest.mark.parametrize("signal_to", ['"$pid"', '-- "-$pid"', '-9 "$pid"'])
+@pytest.mark.usefixtures("numbers")
 def test_a_sleep_that_hides_its_failures_is_found_by_whom_it_hits(configure, signal_to):
     ends = f'pid=$(cat pid); kill {signal_to} 2>/dev/null; while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done'
     configure(sleep=f"{ends}; rm -f up", verify=None)
@@ -315,6 +345,7 @@ def test_a_sleep_that_hides_its_failures_is_found_by_whom_it_hits(configure, sig
 
 
 @needs_numbers
+@pytest.mark.usefixtures("numbers")
 def test_a_sleep_that_waits_for_a_stranger_to_end_is_no_good_one(configure):
     ends = 'pid=$(cat pid); [ ! -e up ] || kill "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done'
     configure(sleep=f"{ends}; rm -f up", verify=None, timeouts={"sleep": "3s"})
