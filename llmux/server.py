@@ -39,17 +39,13 @@ SLICE = 500  # connections that are looked at in one turn of the loop
 
 
 class Connection(ClientConnection):
-    """One client's connection. It answers what aiohttp would answer by itself in llmux's way.
+    """One client's connection. It answers what aiohttp would answer by itself in llmux's way."""
 
-    ``control``: it came over the control socket, which only this host's user can open.
-    """
+    __slots__ = ("_event_log",)
 
-    __slots__ = ("_event_log", "control")
-
-    def __init__(self, *args: Any, event_log: EventLog, control: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, event_log: EventLog, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._event_log = event_log
-        self.control = control
 
     def handle_error(
         self,

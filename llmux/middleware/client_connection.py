@@ -14,15 +14,17 @@ from aiohttp.web_protocol import RequestHandler
 from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import UNKNOWN, read
 from llmux.middleware.fast_path import FastPath, FastRequest
+from llmux.middleware.keyring import network_of
 
 HOLD = 0.25  # seconds that the rest of a small request may take; aiohttp knows how to wait for longer
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered
 
 
 class ClientConnection(RequestHandler):
-    """One client's connection."""
+    """One client's connection. ``control``: it came over the control socket."""
 
     __slots__ = (
+        "_address",
         "_ahead",
         "_busy",
         "_fast_path",
@@ -30,17 +32,21 @@ class ClientConnection(RequestHandler):
         "_owed",
         "_timer",
         "begun",
+        "control",
         "fast_request",
         "handed_over",
         "head_since",
         "loop",
+        "refused",
         "reserved",
         "since",
         "unsent",
     )
 
-    def __init__(self, *args: Any, fast_path: FastPath, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, fast_path: FastPath, control: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.control = control
+        self.refused = 0  # requests without a key that opens anything
         self.loop = self._loop
         self.fast_request: FastRequest | None = None  # the one that is under way
         # The next request that aiohttp begins, which was on the fast path:
@@ -51,6 +57,7 @@ class ClientConnection(RequestHandler):
         self.unsent = 0  # bytes of answers that the client had not taken when it was looked at last
         self.reserved = False  # beyond `max_connections`: for health and operators only
         self._fast_path = fast_path
+        self._address: str | None = None
         self._busy = 0  # requests that aiohttp has begun with
         self._owed = 0  # bytes that belong to a request which aiohttp has the beginning of; UNKNOWN
         self._held = b""  # what has come and was not passed on yet
@@ -80,18 +87,37 @@ class ClientConnection(RequestHandler):
         head = read(data)
         total = head.total
         missing = total - len(data)
-        fit = head.plain and total - head.size <= self._fast_path.most
+        fit = head.clean and total - head.size <= self._fast_path.most and (head.plain or missing <= 0)
         if fit and not (self._busy or self._close or self._force_close):
             if missing > 0:
                 self._held = data
                 self._timer = self._loop.call_later(HOLD, self._waited)
                 return
-            match = self._fast_path.match(data, head)
+            match = self._fast_path.match(data, head) if head.plain else None
             if match is not None:
                 self._fast_path.start(self, match, head, data)
                 return
+            refusal = None if self._paused else self._fast_path.refusal(self, head)
+            if refusal is not None:
+                self._refuse(*refusal, data[total:])
+                return
         self._owed = missing if total >= 0 and missing >= 0 else UNKNOWN
         self._pass_on(data)
+
+    def _refuse(self, answer: bytes, keep_alive: bool, rest: bytes) -> None:
+        """Answer a request without aiohttp."""
+        assert self.transport is not None
+        self.transport.write(answer)
+        self._held = rest
+        self.go_on(keep_alive=keep_alive)
+
+    @property
+    def address(self) -> str:
+        """Whose wrong keys are counted together."""
+        if self._address is None:
+            peer = None if self.transport is None else self.transport.get_extra_info("peername")
+            self._address = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
+        return self._address
 
     def _pass_on(self, data: bytes) -> None:
         """Give bytes to aiohttp."""

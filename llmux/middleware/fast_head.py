@@ -34,7 +34,9 @@ class FastHead(NamedTuple):
     """What a request's first bytes say."""
 
     total: int  # its length, head and body; UNKNOWN
-    plain: bool  # nothing in its head needs judging
+    plain: bool  # a POST whose length is known, and nothing in its head needs judging
+    clean: bool  # nothing in its head needs judging, whatever it asks for
+    method: bytes
     size: int  # of the head, in bytes
     target: str
     given_id: bytes | None
@@ -45,7 +47,17 @@ class FastHead(NamedTuple):
 
 
 _UNREAD = FastHead(
-    UNKNOWN, plain=False, size=0, target="", given_id=None, lines=[], host=0, called=b"", credentials=[]
+    UNKNOWN,
+    plain=False,
+    clean=False,
+    method=b"",
+    size=0,
+    target="",
+    given_id=None,
+    lines=[],
+    host=0,
+    called=b"",
+    credentials=[],
 )
 
 
@@ -55,7 +67,8 @@ def read(data: bytes) -> FastHead:  # noqa: C901, PLR0912, once for every reques
     if found is None:
         return _UNREAD
     method, target, fields = found.groups()
-    plain = method == b"POST"
+    clean = True
+    form = False
     length = 0
     host = -1
     called = b""
@@ -76,29 +89,31 @@ def read(data: bytes) -> FastHead:  # noqa: C901, PLR0912, once for every reques
             length = int(value)
             lines.append(line)
         elif lower == b"host":
-            plain = plain and host < 0
+            clean = clean and host < 0
             host = len(lines)
             called = value
             lines.append(name)
         elif lower == b"content-type":
-            plain = plain and not value[:10].lower().startswith(b"multipart/")
+            form = form or value[:10].lower().startswith(b"multipart/")
             lines.append(line)
         elif lower == b"x-request-id":
-            plain = plain and given_id is None
+            clean = clean and given_id is None
             given_id = value
             lines.append(line)
         elif lower == b"connection":
-            plain = plain and value.lower() == b"keep-alive"
+            clean = clean and value.lower() == b"keep-alive"
             if value.lower() not in {b"keep-alive", b"close"}:
                 return _UNREAD
         elif lower in _CREDENTIALS:
             credentials.append(len(lines))
             lines.append(line)
         else:
-            plain = False
+            clean = False
             if lower in _FRAMING:
                 return _UNREAD
     lines.pop()  # the empty string after the last field
     end = found.end()
-    plain = plain and host > 0 and bool(seen & 1)
-    return FastHead(end + length, plain, end, target.decode("ascii"), given_id, lines, host, called, credentials)
+    clean = clean and host > 0
+    plain = clean and not form and seen == 1 and method == b"POST"
+    target = target.decode("ascii")
+    return FastHead(end + length, plain, clean, method, end, target, given_id, lines, host, called, credentials)

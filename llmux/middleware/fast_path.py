@@ -10,6 +10,9 @@ connection offers what arrives here before aiohttp sees it. ``match`` finds the 
 - are a plain POST on a forwarded path whose head has nothing that needs judging (``fast_head``),
 - and name, in valid JSON, a model that admits them at once.
 
+``refusal`` answers a request whose client has shown no key that opens anything: a flood of these must cost
+less than what it asks for.
+
 ``start`` admits such a request and sends it to its engine. When its engine has no idle connection for it, a task
 opens one; nothing else needs a task. All others go through aiohttp, untouched, to ``model_handler``; both use the
 same ``RequestContext``, ``Exchange`` and ``Relay``, and give the same bytes. What cannot end well here (an engine
@@ -33,6 +36,7 @@ from llmux.middleware.hosts import Hosts
 from llmux.middleware.keys import Keys
 from llmux.middleware.model_handler import engine_address
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
+from llmux.middleware.refusing import refusal, refused_too_often
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.relay import Flow, Relay
 from llmux.proxy.tunnel import Tunnel
@@ -40,6 +44,7 @@ from llmux.upstream import EngineActivity, EngineConnection, EngineRefusedError,
 
 MOST = 64 * 1024  # bytes of body
 
+_ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 
 
@@ -49,6 +54,12 @@ class Connection(Flow, Protocol):
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport | None
     fast_request: FastRequest | None  # the one that is under way
+    control: bool  # it came over the control socket
+    refused: int  # requests without a key that opens anything
+
+    @property
+    def address(self) -> str:
+        """Whose wrong keys are counted together."""
 
     def keep(self, data: bytes) -> None:
         """Hold what comes while a request is under way."""
@@ -103,18 +114,19 @@ class FastPath:
         self._names = names
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
+        self._names_keys = access_log and keys.ring.any  # the log says whose key it was
         self._knows_host = hosts.knows
-        self.open = alone and (self._keys is None or not access_log)  # the log says whose key it was
+        self.open = alone
 
     def match(self, data: bytes, head: FastHead) -> Match | None:
         """Return what is known of a request that can be served here. ``data`` may have more after it."""
         switcher = self._switcher
         began = switcher.now()
         route = self._paths.decide(head.target, "POST")
-        if route.kind is not Kind.FORWARD or not self._knows_host(head.called):
+        if route.kind is not Kind.FORWARD or not self._knows_host(head.called) or self._names_keys:
             return None
         dropped = () if self._keys is None else self._keys.on_fast_path(head.lines, head.credentials)
-        model = self._model(data[head.size : head.total])
+        model = None if dropped is None else self._model(data[head.size : head.total])
         if model is None or dropped is None:
             return None
         activity = switcher.open_activity(model)
@@ -125,6 +137,28 @@ class FastPath:
             return Match(model, route, new_id(), began, activity, dropped)
         name = given.decode("ascii")
         return Match(model, route, name, began, activity, dropped) if request_id(name) == name else None
+
+    def refusal(self, client: Connection, head: FastHead) -> tuple[bytes, bool] | None:
+        """Return the answer for a request without a key, and whether the connection can be used again.
+
+        None if it shows one that opens something, or if that takes more than a look.
+        """
+        keys = self._keys
+        if keys is None or client.control or head.method not in _ANSWERED:
+            return None
+        route = self._paths.decide(head.target, head.method.decode())
+        if not route.for_clients or not self._knows_host(head.called):
+            return None
+        began = self._switcher.now()
+        error = keys.refusal(head.lines, head.credentials, client.address)
+        if error is None:
+            return None
+        given = request_id(None if head.given_id is None else head.given_id.decode("ascii"))
+        self._switcher.metrics.request_rejected(None, error.code)
+        if route.kind is Kind.FORWARD:
+            RequestContext(self.reporting, given, route, began).finish(error.status, error.code)
+        last = refused_too_often(client)
+        return refusal(error, given, anthropic=route.anthropic(""), close=last), not last
 
     def start(self, client: Connection, match: Match, head: FastHead, data: bytes) -> None:
         """Admit the request and send it to its engine, or hand it over."""

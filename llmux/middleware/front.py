@@ -23,6 +23,7 @@ from llmux.errors import (
     MethodNotAllowedError,
     PathRefusedError,
     RequestError,
+    TooManyAttemptsError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -32,7 +33,8 @@ from llmux.middleware.hosts import ANY, Hosts
 from llmux.middleware.keys import Keys, is_control
 from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import METHODS, Origins, Verdict
-from llmux.middleware.paths import ForwardedPaths, Kind, Route
+from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
+from llmux.middleware.refusing import refused_too_often
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
@@ -47,14 +49,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SHOWN = 100  # characters of a refused Host
 _SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
-OPEN_PATHS = frozenset({"/health", "/ready"})
-ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease", "/llmux/manual")
 TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """What a handler that prepares its response by itself has to put on it."""
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
 """Whether a request for one of llmux's own paths comes from an operator."""
-PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it has no key to show yet
 
 
 class Front:
@@ -267,7 +266,10 @@ class Front:
         headers = [*context.headers, ("X-LLMux-Queue-Seconds", f"{context.waited:.3f}")]
         if isinstance(error, UnauthorizedError):
             headers.append((hdrs.WWW_AUTHENTICATE, "Bearer"))
-        return error_response(error, anthropic=anthropic, headers=headers)
+        response = error_response(error, anthropic=anthropic, headers=headers)
+        if isinstance(error, UnauthorizedError | TooManyAttemptsError) and refused_too_often(request.protocol):
+            response.force_close()
+        return response
 
     def _translate(
         self, request: web.Request, context: RequestContext, error: web.HTTPException

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from llmux.config import Config
-from llmux.errors import ForbiddenError, UnauthorizedError
-from llmux.middleware.keyring import Holder, Keyring, network_of
+from llmux.errors import ForbiddenError, RequestError, UnauthorizedError
+from llmux.middleware.keyring import Holder, Keyring, network_of, no_valid_key
 
 _AUTHORIZATION = b"authorization"
 _API_KEY = b"x-api-key"
@@ -59,7 +59,7 @@ class Keys:
         if not ring.guarded and is_control(request):
             return Let(_THIS_HOST)
         if await ring.ask(shown.values(), address_of(request)) is None:
-            raise UnauthorizedError(f"No valid API key: {_HOW}.")
+            raise no_valid_key()
         return self._recognized(shown)
 
     async def operator(self, request: web.BaseRequest) -> Let:
@@ -111,6 +111,23 @@ class Keys:
             if key is not None and self.ring.recognize(key) is not None:
                 found.append(at)
         return found if found or not self.ring.wanted else None
+
+    def refusal(self, lines: list[bytes], shown: Sequence[int], address: str) -> RequestError | None:
+        """Return why a client is refused that shows these lines of a head; None if that takes more than a look."""
+        ring = self.ring
+        if not ring.wanted:
+            return None
+        keys: dict[bytes, bytes | None] = {}
+        for at in shown:
+            name, _, value = lines[at].partition(b": ")
+            name = name.lower()
+            if name in keys:
+                return None
+            keys[name] = _bearer(value) if name == _AUTHORIZATION else value
+        found = [key for name in (_AUTHORIZATION, _API_KEY) if (key := keys.get(name)) is not None]
+        if any(ring.recognize(key) is not None for key in found):
+            return None
+        return ring.refusal(found, address)
 
     def _recognized(self, shown: dict[bytes, bytes]) -> Let:
         best: Holder | None = None

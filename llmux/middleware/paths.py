@@ -34,6 +34,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SEVERAL_SLASHES = re.compile("/{2,}")
+OPEN_PATHS = frozenset({"/health", "/ready"})
+ADMIN_PREFIXES = ("/llmux/models/", "/llmux/lease", "/llmux/manual")
+PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it has no key to show yet
 _READS = frozenset({"GET", "HEAD"})
 _MAX_ROUNDS = 16  # of decoding; every round makes an escape shorter, no honest path needs three
 _MAX_SEGMENTS = 64  # the deny list looks at every one
@@ -64,6 +67,14 @@ class Route(NamedTuple):
     target: str = ""
     model: str = ""
     reason: str = ""
+
+    @property
+    def for_clients(self) -> bool:
+        """Whether it takes a client's key, whatever the request says besides."""
+        path = self.path
+        if self.kind is Kind.OWN:
+            return path != "/" and path not in OPEN_PATHS and not path.startswith((*ADMIN_PREFIXES, PAGE))
+        return self.kind is Kind.FORWARD
 
     def anthropic(self, raw_target: str) -> bool:
         """Whether the client expects Anthropic's envelope and events: it asked for ``/v1/messages`` or below.

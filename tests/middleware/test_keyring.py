@@ -9,9 +9,10 @@ import time
 import pytest
 
 from llmux.config import Config
-from llmux.errors import TooManyAttemptsError
+from llmux.errors import TooManyAttemptsError, UnauthorizedError
 from llmux.keys import check_hash, fits, hash_of, new_key
-from llmux.middleware.keyring import BURST, PENDING, Keyring, network_of
+from llmux.middleware import keyring
+from llmux.middleware.keyring import BURST, PENDING, Keyring, Turns, network_of
 from tests.harness.waiting import PATIENCE
 from tests.server.house import until
 
@@ -220,6 +221,111 @@ async def test_wrong_keys_take_a_quarter_of_a_core(checker):
     began = time.perf_counter()
     await asyncio.gather(*(keys.ask([b"wrong %d" % n], f"10.0.0.{n}") for n in range(10)))
     assert busy / (time.perf_counter() - began) < 0.35  # the pause after the last one is not in it
+
+
+async def test_a_wrong_key_is_checked_once_until_a_reload(checker):
+    keys = ring(checker, named("one"), named("two"))
+    for _ in range(2 * BURST):
+        assert await keys.ask([key("other")], "1.2.3.4") is None
+    assert checker.checks == 2
+    assert isinstance(keys.refusal([key("other")], "1.2.3.4"), UnauthorizedError)
+    assert keys.refusal([b"new"], "1.2.3.4") is None
+    keys.configure(config(named("one"), named("other")))
+    assert keys.refusal([key("other")], "1.2.3.4") is None
+    assert (await keys.ask([key("other")], "1.2.3.4")).name == "other"
+
+
+async def test_a_reload_during_a_check_leaves_no_wrong_key_behind(checker):
+    keys = ring(checker, named("one"))
+    checker.go.clear()
+    asking = asyncio.create_task(keys.ask([key("two")], ""))
+    await until(lambda: checker.at_once)
+    keys.configure(config("".join(KEYS["two"])))
+    keys.configure(config(named("one"), named("two")))
+    checker.go.set()
+    assert (await asking).name == "two"
+
+
+async def test_few_wrong_keys_are_remembered(monkeypatch):
+    monkeypatch.setattr(keyring, "WRONG", 3)
+    keys = ring(lambda *_: False, named("one"))
+    for n in range(5):
+        assert await keys.ask([b"%d" % n], f"10.0.0.{n}") is None
+    assert [keys.refusal([b"%d" % n], "10.0.1.1") is None for n in range(5)] == [True, True, False, False, False]
+
+
+async def test_what_is_refused_at_once_is_what_would_have_been_refused(checker):
+    keys = ring(checker, named("one"))
+    assert isinstance(keys.refusal([], "1.2.3.4"), UnauthorizedError)
+    assert isinstance(keys.refusal([b"", b"x" * 513], "1.2.3.4"), UnauthorizedError)
+    checker.go.clear()
+    asking = [asyncio.create_task(keys.ask([b"wrong %d" % n], "1.2.3.4")) for n in range(BURST)]
+    await until(lambda: len(keys._pending) == BURST)
+    assert isinstance(keys.refusal([b"new"], "1.2.3.4"), TooManyAttemptsError)
+    assert keys.refusal([b"wrong 3"], "1.2.3.4") is None  # its answer is under way
+    assert keys.refusal([b"new"], "1.2.3.5") is None
+    for task in asking:
+        task.cancel()
+    for task in list(keys._pending.values()):
+        task.cancel()
+    checker.go.set()
+
+
+@pytest.mark.parametrize("flooders", [1, 3])
+async def test_a_new_key_waits_for_few_checks_during_a_flood_from_other_addresses(monkeypatch, flooders):
+    monkeypatch.setattr(keyring, "PAUSE", 0.0)
+    checked: list[bytes] = []
+    go = threading.Event()
+
+    def check(shown: bytes, _text: str) -> bool:
+        go.wait(PATIENCE)
+        checked.append(shown)
+        return shown == b"right"
+
+    keys = ring(check, named("one"))
+    flood = [
+        asyncio.create_task(keys.ask([b"wrong %d" % n], f"10.0.0.{n % flooders}")) for n in range(BURST * flooders)
+    ]
+    await until(lambda: len(keys._pending) == BURST * flooders)
+    right = asyncio.create_task(keys.ask([b"right"], "10.0.1.1"))
+    await until(lambda: len(keys._pending) == BURST * flooders + 1)
+    go.set()
+    assert (await right).name == "one"
+    assert checked.index(b"right") <= 2 * flooders
+    await asyncio.gather(*flood)
+
+
+async def test_when_many_wait_the_address_with_the_most_gives_way(monkeypatch):
+    monkeypatch.setattr(keyring, "PENDING", 4)
+    monkeypatch.setattr(keyring, "PAUSE", 0.0)
+    go = threading.Event()
+    keys = ring(lambda shown, _text: bool(go.wait(PATIENCE)) and shown == b"right", named("one"))
+    flood = [asyncio.create_task(keys.ask([b"wrong %d" % n], "10.0.0.1")) for n in range(4)]
+    await until(lambda: len(keys._pending) == 4)
+    with pytest.raises(TooManyAttemptsError):
+        await keys.ask([b"wrong 5"], "10.0.0.1")
+    right = asyncio.create_task(keys.ask([b"right"], "10.0.1.1"))
+    with pytest.raises(TooManyAttemptsError):
+        await flood[3]
+    go.set()
+    assert (await right).name == "one"
+    assert await asyncio.gather(*flood[:3]) == [None] * 3
+
+
+async def test_a_turn_whose_key_is_no_longer_wanted_goes_to_the_next():
+    turns = Turns()
+    await turns.wait("a")
+    waiting = [asyncio.create_task(turns.wait(address)) for address in ("a", "b", "b", "c")]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    turns.end()
+    waiting[0].cancel()  # it has been given the turn, and has not run yet
+    await waiting[3]  # c's
+    assert not waiting[2].done()
+    turns.end()
+    await waiting[2]
+    turns.end()
+    await turns.wait("d")
 
 
 async def test_what_can_be_no_key_is_not_checked(checker):
