@@ -11,7 +11,7 @@ import typer
 from llmux.cli.exit_codes import Exit
 from llmux.cli.options import DEFAULT_CONFIG
 from llmux.cli.terminal import complain, say
-from llmux.config import Config
+from llmux.config import Config, ConfigErrors
 from llmux.config.checks import operators
 from llmux.errors import LLMuxError
 
@@ -25,16 +25,51 @@ def check(
 ) -> None:
     """Check a configuration, its policy included; print what it means, or what is wrong with it."""
     file = file or given or context.obj[0] or DEFAULT_CONFIG
-    config = load_config(file, context.obj[1])
-    try:
-        _load_parts(config)
-    except LLMuxError as error:
-        complain(str(error))
-        raise typer.Exit(Exit.USAGE) from None
+    config = _load_all(file, context.obj[1])
     say(f"{file}: fine", "green")
     say(summary(config))
     for warning in config.warnings:
         say(f"warning: {warning}", "yellow")
+    warn_of_missing(config)
+
+
+def warn_of_missing(config: Config) -> None:
+    """Print what this machine lacks of what a configuration from a file names, each with its line."""
+    from llmux.config.document import read_document
+    from llmux.config.machine_check import look
+    from llmux.config.problems import dotted, line_of
+
+    assert config.file is not None
+    lines = read_document(config.file).lines
+    for problem in look(config):
+        line = line_of(problem.path, lines)
+        say(f"warning: line {line}: {dotted(problem.path)}: {problem.message}", "yellow")
+
+
+def _load_all(file: Path, port: int | None) -> Config:
+    """Read a configuration and load what it names; exit with everything that is wrong with both."""
+    try:
+        config = Config.from_file(file)
+        config = config if port is None else config.with_port(port)
+    except LLMuxError as error:
+        complain(str(error))
+        # A mistake elsewhere does not hide what is wrong with the policy.
+        rest = error.rest if isinstance(error, ConfigErrors) else None
+        if isinstance(rest, Config):
+            _complain_of_parts(rest)
+        raise typer.Exit(Exit.USAGE) from None
+    if _complain_of_parts(config):
+        raise typer.Exit(Exit.USAGE)
+    return config
+
+
+def _complain_of_parts(config: Config) -> bool:
+    try:
+        _load_parts(config)
+    except LLMuxError as error:
+        complain(str(error))
+        return True
+    return False
 
 
 def schema() -> None:

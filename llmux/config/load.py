@@ -6,8 +6,9 @@ the shell expands variables, at run time. Keys are left alone too.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmux.config.document import read_document
 from llmux.config.policy import SECS
-from llmux.config.problems import Lines, Path, Problem, explain, raise_all
+from llmux.config.problems import ConfigErrors, Lines, Path, Problem, explain, raise_all
 from llmux.core.spec import HookKind
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
@@ -103,17 +104,51 @@ def load(schema: type[M], file: FilePath, environ: Mapping[str, str]) -> M:
         raise_all(problems, file=str(file), lines=document.lines)
     data, unfilled = interpolate(document.data, environ)
     problems += unfilled
-    config = None
+    config = rest = None
     try:
         config = schema.model_validate(data)
     except ValidationError as error:
         # Where a problem is known already, what follows from it is not repeated.
         known = {problem.path for problem in problems}
-        problems += [problem for problem in explain(error, schema) if problem.path not in known]
+        found = [problem for problem in explain(error, schema) if problem.path not in known]
+        problems += found
+        rest = _rest(schema, data, [problem.path for problem in found])
     problems = [_as_written(problem, document.lines) for problem in problems]
-    raise_all(problems, file=str(file), lines=document.lines)
+    try:
+        raise_all(problems, file=str(file), lines=document.lines)
+    except ConfigErrors as errors:
+        errors.rest = rest
+        raise
     assert config is not None  # raise_all did not
     return config
+
+
+def _rest(schema: type[M], data: Mapping[str, Any], wrong: Iterable[Path]) -> M | None:
+    """Read what is left without the settings that are wrong; None where that is nothing."""
+    kept = copy.deepcopy(dict(data))
+    for path in wrong:
+        _remove(kept, path)
+    try:
+        return schema.model_validate(kept)
+    except ValidationError:
+        return None
+
+
+def _remove(data: Any, path: Path) -> None:
+    """Take out what is at ``path``, or where it is missing, what lacks it."""
+    around = [data]
+    for part in path[:-1]:
+        inner = around[-1].get(part) if isinstance(around[-1], dict) else None
+        if inner is None:
+            return  # taken out before, for another mistake
+        if not isinstance(inner, dict):
+            break
+        around.append(inner)
+    depth = len(around) - 1
+    if depth and path[depth] not in around[depth]:
+        depth -= 1
+    if path:
+        around[depth].pop(path[depth], None)
 
 
 def _as_written(problem: Problem, lines: Lines) -> Problem:

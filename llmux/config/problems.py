@@ -34,6 +34,7 @@ class ConfigErrors(ConfigError):  # noqa: N818 (it is several)
 
     def __init__(self, problems: Iterable[ConfigError]) -> None:
         self.problems = tuple(problems)
+        self.rest: object = None  # the configuration without the settings that are wrong, where that can be read
         first = self.problems[0]
         super().__init__(first.message, path=first.path, file=first.file, line=first.line)
         self.args = ("\n".join(str(problem) for problem in self.problems),)

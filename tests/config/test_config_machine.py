@@ -1,0 +1,80 @@
+"""`llmux check` looks at the machine, and tells all mistakes of a file at once."""
+
+import asyncio
+
+import pytest
+
+from tests.cli.invoking import llmux
+
+FILE = """\
+models:
+  a:
+    port: 8001
+    wake: |
+      (echo one
+    sleep: ./hooks/llama-cpp.sh sleep
+    alive: ./here.sh alive
+    verify: no-such-program --all
+    env: {MODEL: ./weights.gguf}
+  b:
+    port: 8002
+    hooks: ./hooks/process.sh
+    env: {COMMAND: another-missing-one --port 1}
+  c:
+    cmd: a-third-missing-one --port ${PORT}
+  d:
+    port: 8004
+    wake: until [ -e up ]; do sleep 1; done
+    sleep: A=1 rm -f up
+    alive: "[ -e up ]"
+    env: {PATH: "${PATH}"}
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    def run(text):
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return asyncio.run(llmux(None, "check", str(file)))
+
+    return run
+
+
+def test_what_this_machine_lacks_is_a_warning_with_its_line(check, tmp_path):
+    (tmp_path / "here.sh").write_text("#!/bin/sh\n")
+    done = check(FILE)
+    assert done.exit_code == 0
+    warnings = [line.removeprefix("warning: ") for line in done.output.splitlines() if "warning: line" in line]
+    (syntax, *rest) = warnings
+    assert syntax.startswith("line 4: models.a.wake: the shell cannot read it: ")
+    assert rest == [
+        "line 6: models.a.sleep: there is no ./hooks/llama-cpp.sh; `llmux hooks copy llama-cpp` writes it",
+        f"line 7: models.a.alive: ./here.sh is not executable: chmod +x {tmp_path / 'here.sh'}",
+        "line 8: models.a.verify: there is no program no-such-program on the PATH",
+        "line 9: models.a.env.MODEL: there is no ./weights.gguf",
+        "line 12: models.b.hooks: there is no ./hooks/process.sh; `llmux hooks copy process` writes it",
+        "line 13: models.b.env.COMMAND: there is no program another-missing-one on the PATH",
+        "line 15: models.c.cmd: there is no program a-third-missing-one on the PATH",
+    ]
+
+
+def test_what_is_there_is_not_warned_of(check, tmp_path):
+    (tmp_path / "x.gguf").touch()
+    done = check("models: {a: {cmd: 'sleep ${PORT}', env: {MODEL: x.gguf}}, b: {port: 1, hooks: process}}")
+    assert done.exit_code == 0
+    assert "warning" not in done.output
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["max_wait: soon", "max_wait: 1m\nprot: 3", "max_wait: 1m\nmodels: {a: {port: 1}, b: {port: 2, hooks: ./h}}"],
+)
+def test_a_mistake_does_not_hide_the_policys(check, mistake):
+    setting, _, rest = mistake.partition("\n")
+    models = "" if "models" in rest else "models: {b: {port: 2, hooks: ./h}}"
+    done = check(f"policy: {{use: adaptve, {setting}}}\n{rest}\n{models}")
+    assert done.exit_code == 2
+    lines = done.output.splitlines()
+    assert any("adaptve" in line for line in lines), lines
+    assert len(lines) >= 2
