@@ -63,8 +63,8 @@ clean: ## remove what was built here, the virtual environment included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is brought up to date only when pyproject.toml has changed.
-$(VENV)/.demo: EXTRAS := fast,demo
-$(VENV)/.test: EXTRAS := fast,demo,test
+$(VENV)/.demo: EXTRAS := demo
+$(VENV)/.test: EXTRAS := demo,test
 $(VENV)/.demo $(VENV)/.test: pyproject.toml | $(BIN)/pip
 	@echo "installing llmux and what it needs into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'

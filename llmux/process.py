@@ -112,6 +112,7 @@ class Process:
             models=list(config.models),
             policy=config.policy.use,
             operators=operators(config),
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
         )
         if host.startswith("127.") or host == "::1":
             self._log.emit(

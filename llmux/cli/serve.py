@@ -59,7 +59,7 @@ def run(file: Path | None, port: int | None, *, verbose: bool) -> None:
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: PLC0415 - an extra
+        import uvloop  # noqa: PLC0415 - not to be had everywhere
     except ImportError:
         return None
     return uvloop.new_event_loop

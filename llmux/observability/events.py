@@ -23,7 +23,9 @@ class LogEvent(NamedTuple):
 
 CATALOGUE: dict[str, LogEvent] = {
     # start, stop, configuration
-    "started": LogEvent(_INFO, "llmux listens; the line says where, and who can reach it."),
+    "started": LogEvent(
+        _INFO, "llmux listens: where, who may operate it, and which event loop runs (uvloop or asyncio)."
+    ),
     "control_socket_unavailable": LogEvent(
         _WARNING, "The llmux command on this host has no socket to come by: it takes the way over TCP."
     ),

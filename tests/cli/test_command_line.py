@@ -279,8 +279,9 @@ def test_serving_survives_closed_pipes(serve, tmp_path):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::", "0.0.0.0"])
 def test_it_listens_where_it_is_told(serve, tmp_path, host):
     process = serve("-c", write(tmp_path, host=host, insecure=True))
-    url = event(process, "started")["url"]
-    assert get(f"{url}/health")[0] == 200
+    started = event(process, "started")
+    assert started["loop"] == "uvloop"  # it is installed with llmux
+    assert get(f"{started['url']}/health")[0] == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
 
