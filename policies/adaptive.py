@@ -5,6 +5,10 @@
   by itself keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with its load
   (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. It is left once as many
   wait as outweigh those who would be shut out.
+- **Overload**: an engine to which more comes than it answers is never idle by itself; it is left as soon as its
+  gate is open and a few wait elsewhere. For a model without ``max_in_flight`` the busy period follows from what
+  was measured (``engine`` in the snapshot): its service time has the queue inside the engine in it, and grows with
+  every second of staying.
 - **Limit**: past the gate nobody waits longer than ``patience`` times the way there and back, drain included.
 - **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
   oldest waiter is about to outwait a tour of all queues, so that small queues get their turn.
@@ -20,7 +24,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from llmux.core.policy import ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.policy import EngineView, ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
 
 STEEP = 6.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
 MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
@@ -32,6 +36,10 @@ UNSEEN_SERVICE = 4.0  # seconds
 AGE_LEFT = 0.3  # long answers tend to stay long: what has run for t will run for this times t at least
 SAMPLES = 3  # fewer of its own say nothing
 RATE_OFF, SERVICE_OFF = 1.5, 1.25  # how far an average may be from what was seen
+AHEAD = 32  # requests: an engine that does not answer more with so many more is full
+STABLE = 1.02  # answers a second for each arrival, below which an engine is never idle by itself
+MEASURED = 2.0  # what a measured second of staying weighs more than one that follows from the service time
+LEAST = 1e-3  # seconds
 MEMORY = 100  # answers, after which older ones count half
 COST_ALPHA, DRAIN_ALPHA = 0.3, 0.2
 
@@ -116,6 +124,11 @@ class Adaptive:
         """Return how many must wait elsewhere for home to be left: those shut out, over those kept waiting."""
         rate = self._seen.rate(home, time)
         reluctance = self._options.reluctance * rate * (drain + away)
+        # Without a limit its service time has the queue inside the engine in it; only what was measured counts.
+        longer = self._seen.longer(home, rate)
+        if longer is not None:
+            shut_out = rate * drain * (drain / 2.0 + away)
+            return max(reluctance, self._options.price * shut_out / max(MEASURED * longer, LEAST))
         load = rate * self._seen.service(home)
         if not drain or not load:
             return reluctance
@@ -123,6 +136,11 @@ class Adaptive:
         capped = min(load, MAX_LOAD)
         extension = (1.0 - math.exp(-capped)) * math.expm1(capped) * load / (capped * rate)
         return max(reluctance, self._options.price * rate * drain * (drain / 2.0 + away) / extension)
+
+
+def _engine(model: ModelView) -> EngineView | None:
+    """Return what was measured of its engine; views that were written for an earlier llmux lack it."""
+    return getattr(model, "engine", None)
 
 
 def _age(model: ModelView, time: float) -> float:
@@ -207,9 +225,33 @@ class Memory:
         """Return the seconds until what is in flight has ended."""
         if not home.in_flight:
             return 0.0
+        engine, age = _engine(home), time - (time if home.oldest_admission is None else home.oldest_admission)
+        measured = engine.drain(home.in_flight) if engine is not None and home.limit is None else 0.0
         one = self._drains.get(home.name, self.service(home))
-        age = time - (time if home.oldest_admission is None else home.oldest_admission)
-        return max(one * longest(home.in_flight), AGE_LEFT * age)
+        return measured or max(one * longest(home.in_flight), AGE_LEFT * age)
+
+    def longer(self, model: ModelView, rate: float) -> float | None:
+        """Return by how many seconds arrivals put off that it is idle by itself; inf: for ever, None: not known.
+
+        A birth-death process over what was measured: from k in flight to k - 1 takes as long as one answer, and
+        all that comes meanwhile.
+        """
+        engine = _engine(model)
+        if engine is None or not engine.throughput(1):
+            return None
+        count = model.in_flight
+        most = count + AHEAD if model.limit is None else min(model.limit, count + AHEAD)
+        if engine.throughput(most) <= rate * STABLE:
+            return math.inf
+        if model.limit is not None:
+            return None
+        step = 1.0 / (engine.throughput(most) - rate)
+        seconds = 0.0
+        for streams in range(most - 1, 0, -1):
+            step = (1.0 + rate * step) / engine.throughput(streams)
+            if streams <= count:
+                seconds += step
+        return max(0.0, seconds - engine.drain(count))
 
 
 def foresee(now: Snapshot, seen: Memory) -> Stay | SwitchTo:

@@ -143,7 +143,7 @@ def _request_finished(s: State, event: RequestFinished) -> None:
     request = _request(s, event.request)
     if request.admitted is None:
         raise InvalidEventError(f"request {event.request} was not admitted")
-    _left(s, request)
+    _left(s, request, answered=True)
     request.model.count_service(s.now - request.admitted)
     s.successors.answered(request.model.name, s.now)
 
@@ -151,18 +151,19 @@ def _request_finished(s: State, event: RequestFinished) -> None:
 def _request_abandoned(s: State, event: RequestAbandoned) -> None:
     request = _request(s, event.request)
     if request.admitted is not None:
-        _left(s, request)
+        _left(s, request, answered=False)
         return
     s.unqueue(request)
     del s.requests[request.id]
     switching.waiter_left(s, request.model)
 
 
-def _left(s: State, request: Request) -> None:
+def _left(s: State, request: Request, *, answered: bool) -> None:
     """A request in flight has ended."""
     model = request.model
     del s.requests[request.id]
     del model.in_flight[request.id]
+    model.load.changed(s.now, len(model.in_flight), answered=answered)
     model.last_served = model.last_used = s.now
     if model.queue:
         admission.admit_waiters(s, model)
@@ -187,6 +188,7 @@ def _request_returned(s: State, event: RequestReturned) -> None:
         raise InvalidEventError(f"request {event.request} cannot be returned")
     model = request.model
     del model.in_flight[request.id]
+    model.load.changed(s.now, len(model.in_flight), answered=False)
     request.admitted = None
     request.returned = True
     if model.phase is Phase.AWAKE and model.unproven is not None and not event.connected:

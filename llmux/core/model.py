@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from llmux.core.engine_load import EngineLoad
 from llmux.core.phases import HOLDING, Phase, Stage, Step
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, Level, ModelSpec
@@ -239,6 +240,7 @@ class Model:
     arrival_mass: float = 0.0
     arrival_seen: float = 0.0
     service: float = 0.0
+    load: EngineLoad = field(default_factory=EngineLoad)
     name: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -41,6 +41,27 @@ class WaitUntil:
 Decision = Stay | SwitchTo | WaitUntil
 
 
+class EngineView(Protocol):
+    """How an engine's speed depends on how much it is given, as measured. Seconds, and answers a second."""
+
+    def throughput(self, in_flight: int) -> float:
+        """Return the answers a second with so many in flight; 0 until a first answer."""
+
+    def drain(self, in_flight: int) -> float:
+        """Return the expected seconds until so many have ended, if none is added; 0 until a first answer."""
+
+    def serving(self, waiting: int, limit: int | None) -> float:
+        """Return the expected seconds to serve so many, at most ``limit`` (None: all) at a time."""
+
+    @property
+    def slots(self) -> int | None:
+        """From how many in flight on further ones bring no more answers a second; None while that was not seen."""
+
+    @property
+    def most(self) -> float:
+        """The most answers a second that were seen; with more arrivals it is overloaded. 0 until measured."""
+
+
 class ModelView(Protocol):
     """One model, read live from the core. Durations in seconds, rates per second."""
 
@@ -95,6 +116,10 @@ class ModelView(Protocol):
     @property
     def switch_cost(self) -> float:
         """Expected seconds of a switch to it from what is awake now, without the drain."""
+
+    @property
+    def engine(self) -> EngineView:
+        """How its engine's speed depends on how much it is given."""
 
     @property
     def successors(self) -> Mapping[str, Successor]:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from llmux.core import placement
 from llmux.core.model import Model
 from llmux.core.phases import Phase
+from llmux.core.policy import EngineView
 from llmux.core.state import State
 from llmux.core.successors import Successor
 
@@ -92,6 +93,11 @@ class LiveModel:
             return placement.switch_cost(state, leaving, model)
         # A policy may look at each of many models.
         return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
+
+    @property
+    def engine(self) -> EngineView:
+        """How its engine's speed depends on how much it is given."""
+        return self._model.load
 
     @property
     def successors(self) -> Mapping[str, Successor]:

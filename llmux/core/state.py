@@ -200,6 +200,7 @@ class State:
         request.admitted = now
         model.in_flight[request.id] = request
         model.admissions += 1
+        model.load.changed(now, len(model.in_flight), answered=False)
         definition = model.running.definition
         waited = now - request.arrived
         self.out.append(Admit(request.id, model.name, definition, model.epoch, request.returned, waited))

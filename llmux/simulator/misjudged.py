@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmux.core.policy import Decision, ModelView, Policy, Snapshot, SwitchRecord
+from llmux.core.policy import Decision, EngineView, ModelView, Policy, Snapshot, SwitchRecord
 
 
 class Misjudged:
@@ -67,6 +67,36 @@ class _ShownModel:
         """Seconds, wrong."""
         return self._model.service_time * self._factors[2]
 
+    @property
+    def engine(self) -> EngineView:
+        """Of another speed than it has."""
+        return _ShownEngine(self._model.engine, self._factors[2])
+
     def arrivals(self) -> Iterator[float]:
         """Arrival times, right."""
         return self._model.arrivals()
+
+
+class _ShownEngine:
+    """An engine whose speed is wrong."""
+
+    def __init__(self, engine: EngineView, factor: float) -> None:
+        self._engine, self._factor = engine, factor
+        self.slots = engine.slots
+
+    @property
+    def most(self) -> float:
+        """Answers a second, wrong."""
+        return self._engine.most / self._factor
+
+    def throughput(self, in_flight: int) -> float:
+        """Answers a second, wrong."""
+        return self._engine.throughput(in_flight) / self._factor
+
+    def drain(self, in_flight: int) -> float:
+        """Seconds, wrong."""
+        return self._engine.drain(in_flight) * self._factor
+
+    def serving(self, waiting: int, limit: int | None) -> float:
+        """Seconds, wrong."""
+        return self._engine.serving(waiting, limit) * self._factor

@@ -48,3 +48,12 @@ def test_the_engines_are_found_out():
             assert 2 <= fits[model].engine.slots <= 4, (policy, model)
         atlas, quill = (sum(fits[model].alone) / len(fits[model].alone) for model in ("atlas", "quill"))
         assert atlas > 5.0 * quill
+
+
+def test_the_default_leaves_an_engine_that_is_overloaded():
+    """A model that stays awake until it has caught up keeps the other out for as long as requests come."""
+    ratios = []
+    for record in records("overload").values():
+        mine, theirs = simulated(record, "adaptive"), simulated(record, "idle")
+        ratios.append(mine[0] / theirs[0])
+    assert sum(ratios) / len(ratios) < 0.75
