@@ -269,6 +269,8 @@ class Front:
         response = error_response(error, anthropic=anthropic, headers=headers)
         if isinstance(error, UnauthorizedError | TooManyAttemptsError) and refused_too_often(request.protocol):
             response.force_close()
+        if error.code == "malformed_request" and hdrs.TRANSFER_ENCODING in request.headers:
+            response.force_close()  # where its body ends is not certain
         return response
 
     def _translate(

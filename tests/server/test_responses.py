@@ -205,3 +205,14 @@ async def test_a_client_that_leaves_is_no_mistake_of_llmux(house):
     await until(lambda: not house.in_flight("a"))
     assert not house.log.named("internal_error")
     assert house.log.named("client_left")
+
+
+@pytest.mark.parametrize("codings", ["gzip, chunked", "identity, chunked"])
+async def test_a_coding_that_is_not_understood_ends_the_connection(house, codings):
+    await house.open("a")
+    line = await house.line()
+    line.send(message("POST", "/v1/x", Transfer_Encoding=codings) + b"0\r\n\r\n")
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (400, "malformed_request")
+    assert reply.headers["connection"] == "close"
+    assert await line.closed() == b""
