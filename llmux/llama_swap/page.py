@@ -28,8 +28,9 @@ x-hooks: &hooks
   stop: ./hooks/{SCRIPT}.sh stop
 """
 _POLICY = """\
-# When to switch: see policies/README.md. `idle` would switch as llama-swap does.
-# policy: {use: idle}
+# As llama-swap switches: when the awake model is idle. Without this line llmux's default decides: `adaptive`
+# weighs what waits against what a switch costs; `llmux simulate` compares them.
+policy: {use: idle}
 """
 
 

@@ -355,3 +355,8 @@ def test_what_is_wrong_is_said_with_its_line(problems, text, line, said):
 def test_everything_that_is_wrong_is_said_at_once(problems):
     found = problems("logLevel: loud\nmodels:\n  m:\n    cmd: x ${nope}\n    ttl: soon\nglobalTTL: -1")
     assert [line for line, _ in found] == [1, 4, 5, 6]
+
+
+def test_the_policy_is_written_out_where_the_file_names_none(load):
+    config = load("models: {a: {cmd: 'serve --port ${PORT}'}}").config
+    assert config.policy.use == "idle"  # as llama-swap switches
