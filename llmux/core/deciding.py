@@ -268,9 +268,7 @@ def _anticipate(m: Moment) -> bool:
 
 LADDER = (
     Rule("lease", "under a lease, all that may hold the GPU is put to sleep", _lease),
-    Rule(
-        "unwanted", "what was removed, is one more than may be awake, or owes a cleanup is put to sleep", _unwanted
-    ),
+    Rule("unwanted", "what was removed, exceeds what may be awake, or needs a cleanup is put to sleep", _unwanted),
     Rule("pinned", "a pinned model is woken", _pinned),
     Rule(
         "operators",
@@ -287,8 +285,8 @@ LADDER = (
     Rule("room", "what fits beside what is awake is woken without asking the policy", _room, for_waiters=True),
     Rule("policy", "the policy decides, held back by `min_active`", _policy, for_waiters=True),
     Rule("idle", "what has been idle for `idle_sleep` is put to sleep", _idle),
-    Rule("preload", "at the start, what is to be preloaded is woken where it displaces nothing", _preload),
-    Rule("keep_awake", "what is to be kept awake comes back as soon as it fits", _keep_awake),
+    Rule("preload", "at the start, a model with `preload` is woken if it displaces nothing", _preload),
+    Rule("keep_awake", "a model with `keep_awake` comes back as soon as it fits", _keep_awake),
     Rule("default", "after `default_after` seconds without requests the default model comes back", _default),
     Rule("anticipate", "where `anticipate` is set, the policy may wake a model before it is asked", _anticipate),
 )

@@ -24,7 +24,7 @@ class LogEvent(NamedTuple):
 CATALOGUE: dict[str, LogEvent] = {
     # start, stop, configuration
     "started": LogEvent(
-        _INFO, "llmux listens: where, who may operate it, and which event loop runs (uvloop or asyncio)."
+        _INFO, "llmux listens: where, which clients may operate it, and which event loop runs (uvloop or asyncio)."
     ),
     "control_socket_unavailable": LogEvent(
         _WARNING, "The llmux command on this host has no socket to come by: it takes the way over TCP."
@@ -39,7 +39,7 @@ CATALOGUE: dict[str, LogEvent] = {
     "restart_needed": LogEvent(_WARNING, "A changed setting only takes effect after a restart."),
     "config_warning": LogEvent(_WARNING, "A setting is allowed, but probably not meant."),
     "original_difference": LogEvent(_WARNING, "The configuration relies on something that llmux 2 did otherwise."),
-    "internal_error": LogEvent(_ERROR, "A mistake in llmux itself, with its traceback. Please report it."),
+    "internal_error": LogEvent(_ERROR, "An error in llmux itself, with its traceback. Please report it."),
     "loop_stalled": LogEvent(_WARNING, "The event loop did not run for a while; every request waited."),
     # switches and models
     "switch_started": LogEvent(_INFO, "A switch has begun: those in `from` drain, then sleep, then `to` wakes."),
@@ -51,10 +51,10 @@ CATALOGUE: dict[str, LogEvent] = {
     "model_deepened": LogEvent(
         _INFO, "A model that sleeps was put into a deeper level, as the host memory was short."
     ),
-    "model_lost": LogEvent(_WARNING, "The model's engine is gone; its sleep hook is to clean up."),
+    "model_lost": LogEvent(_WARNING, "The model's engine is gone; its sleep hook cleans up."),
     "model_faulted": LogEvent(
         _ERROR,
-        "Nobody knows whether the model still holds the GPU. Look, mend, and run the command in `repair`.",
+        "It is unknown whether the model still holds the GPU. Repair it by hand, and run the command in `repair`.",
     ),
     "model_assumed_asleep": LogEvent(
         _WARNING, "Every cleanup failed, but so did `alive`: the model counts as asleep. `unproven` says what."
@@ -65,7 +65,7 @@ CATALOGUE: dict[str, LogEvent] = {
     "backoff_started": LogEvent(_WARNING, "After failures in a row the model is left alone for a while."),
     "pin_set": LogEvent(_INFO, "A model is pinned, or no longer."),
     "lease_set": LogEvent(_INFO, "The GPU is lent to a foreign job, or came back."),
-    "lease_held": LogEvent(_INFO, "Nothing holds the GPU any more: whoever leased it may begin."),
+    "lease_held": LogEvent(_INFO, "Nothing holds the GPU any more: the job that leased it may begin."),
     "manual_set": LogEvent(_INFO, "Manual mode began: only operators switch. Or it ended."),
     "command_answered": LogEvent(_DEBUG, "An operator's command was accepted, or why not."),
     # policy
@@ -85,7 +85,7 @@ CATALOGUE: dict[str, LogEvent] = {
     "request_timeout": LogEvent(_WARNING, "A request waited longer than `request_timeout`."),
     "requests_cut": LogEvent(_WARNING, "Requests in flight were ended: the drain's deadline, or llmux stops."),
     "client_left": LogEvent(_DEBUG, "A client left before its answer was complete."),
-    "malformed_request": LogEvent(_WARNING, "What came is no HTTP, or more than llmux takes; answered with 4xx."),
+    "malformed_request": LogEvent(_WARNING, "A request was not HTTP, or too large for llmux; answered with 4xx."),
     "too_many_connections": LogEvent(_WARNING, "More clients than `max_connections`; told once in 10 s."),
     "path_refused": LogEvent(_DEBUG, "A path that is not forwarded."),
     "origin_refused": LogEvent(_WARNING, "A web page that is not in `cors` tried to use llmux."),
@@ -115,13 +115,13 @@ CATALOGUE: dict[str, LogEvent] = {
     "state_file_set_aside": LogEvent(_WARNING, "The state file is damaged or not llmux's: renamed, start afresh."),
     "state_file_unreadable": LogEvent(_WARNING, "The state file cannot be read; llmux starts without it."),
     "state_file_unwritable": LogEvent(
-        _WARNING, "The state file cannot be written: a crash now forgets who holds the GPU. Told once."
+        _WARNING, "Cannot write the state file: a crash now forgets which model holds the GPU. Logged once."
     ),
     "record_lines_lost": LogEvent(
         _WARNING, "The record's disk is too slow; lines are missing, and the file says how many."
     ),
     "record_unwritable": LogEvent(_WARNING, "The record cannot be written. Told once, until it can be again."),
-    "log_lines_dropped": LogEvent(_WARNING, "Whoever reads the log is too slow; `count` lines are missing."),
+    "log_lines_dropped": LogEvent(_WARNING, "The reader of the log is too slow; `count` lines are missing."),
 }
 
 EVENTS: dict[str, str] = {name: event.meaning for name, event in CATALOGUE.items()}

@@ -44,9 +44,9 @@ _REFUSALS = {
     Refusal.WAKE_FAILED: "503: its wake hook failed while the request waited.",
     Refusal.SLEEP_FAILED: "503: what holds the GPU would not go to sleep.",
     Refusal.BACKING_OFF: "503: its wake failed a moment ago; `Retry-After` says when it is tried again.",
-    Refusal.FAULTED: "503: nobody knows who owns the GPU.",
+    Refusal.FAULTED: "503: it is unknown which model holds the GPU.",
     Refusal.PINNED: "503: another model is pinned.",
-    Refusal.LEASED: "503: the GPU is lent to another job.",
+    Refusal.LEASED: "503: the GPU is leased to another job.",
     Refusal.STOPPING: "503: llmux is stopping.",
     Refusal.WAITED_TOO_LONG: "504: it waited longer than `request_timeout`.",
 }

@@ -1,4 +1,4 @@
-"""Plain English in code and messages: models and requests are things, errors say what is unknown or invalid."""
+"""Plain English in code, messages and pages: models and requests are things, errors say what is wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, markdown_files
 
 PLACES = (
     "admin",
@@ -33,6 +33,7 @@ WORST = re.compile(
 FILES = [
     file for place in PLACES for file in sorted((ROOT / "llmux" / place).rglob("*.py")) or [ROOT / "llmux" / place]
 ]
+CODE = re.compile(r"`[^`\n]*`")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -40,3 +41,10 @@ def test_the_worst_words(file):
     lines = file.read_text().splitlines()
     found = [f"{number}: {line.strip()}" for number, line in enumerate(lines, 1) if WORST.search(line)]
     assert not found, f"{file}: write it in plain English"
+
+
+@pytest.mark.parametrize("page", markdown_files(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_worst_words_of_pages(page):
+    lines = page.read_text().splitlines()
+    found = [f"{n}: {line.strip()}" for n, line in enumerate(lines, 1) if WORST.search(CODE.sub("", line))]
+    assert not found, f"{page}: write it in plain English"
