@@ -17,12 +17,10 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from llmux.errors import BadRequestError, BodyTooLargeError, SlowClientError
-from llmux.extract.field import SLICE, ModelField, ambiguous, json_literal
+from llmux.extract.body_store import BodyBudget, BodyLimits, Store
 from llmux.extract.json_scan import ModelScanner
-from llmux.extract.limits import BodyBudget, BodyLimits
+from llmux.extract.model_field import SLICE, ModelField, ambiguous, json_literal, model_in_query
 from llmux.extract.multipart import MultipartScanner, boundary_of
-from llmux.extract.query import model_in_query
-from llmux.extract.store import Store
 
 SINGLE = SLICE
 """Bytes: a body up to that size is sent in one piece."""

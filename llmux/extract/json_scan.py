@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from llmux.errors import BadRequestError
 from llmux.extract.brackets import Brackets
-from llmux.extract.field import MAX_NAME, ModelField, ambiguous, checked_name, name_too_long
+from llmux.extract.model_field import MAX_NAME, ModelField, ambiguous, checked_name, name_too_long
 
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = re.compile(rb"[ \t\r\n]*")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from llmux.errors import BadRequestError
-from llmux.extract.field import MAX_NAME, ModelField, ambiguous, checked_name, name_too_long
+from llmux.extract.model_field import MAX_NAME, ModelField, ambiguous, checked_name, name_too_long
 
 MAX_HEADERS = 8 * 1024
 """Bytes: the most that the headers of one part may take."""

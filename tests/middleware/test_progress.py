@@ -9,8 +9,8 @@ import pytest
 
 from llmux.extract import BodyBudget
 from llmux.extract.body import Body
+from llmux.extract.body_store import Store
 from llmux.extract.flag import streams
-from llmux.extract.store import Store
 from llmux.middleware.progress import about
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.server.house import WAKE, held, message, until

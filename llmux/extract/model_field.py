@@ -1,9 +1,10 @@
-"""Where a body names its model."""
+"""Where a request names its model, and what a name may be."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from urllib.parse import unquote_plus
 
 from llmux.errors import BadRequestError
 
@@ -58,3 +59,28 @@ def ambiguous(where: str) -> BadRequestError:
 def name_too_long() -> BadRequestError:
     """Return the error for a name of more than ``MAX_NAME`` bytes."""
     return BadRequestError(f"model is longer than {MAX_NAME} bytes", param="model")
+
+
+def model_in_query(query: str) -> str | None:
+    """Return the last value of ``model`` in a raw query string; None when it is absent or blank.
+
+    ``query`` is what follows the ``?`` on the wire, still percent-encoded. Raises BadRequestError for a name
+    that is not UTF-8 or too long, and for keys that differ in case only.
+    """
+    value = ""
+    seen = alike = False
+    for pair in query.split("&"):
+        key, _, text = pair.partition("=")
+        if "%" in key:
+            key = unquote_plus(key)
+        if key == "model":
+            seen, value = True, text
+        elif key.lower() == "model":
+            alike = True
+    if seen and alike:
+        raise ambiguous("the query")
+    try:
+        name = unquote_plus(value, errors="strict")
+    except UnicodeDecodeError:
+        raise BadRequestError("model in the query is not valid UTF-8", param="model") from None
+    return checked_name(name) if name.strip() else None
