@@ -38,7 +38,7 @@ def arrived(s: State, event: RequestArrived) -> None:
     request = Request(number, model, s.now)
     model.count_arrival(s.now)
     s.successors.arrived(model.name, s.now)
-    if is_open(s, model):
+    if model.phase is Phase.AWAKE and is_open(s, model):
         s.requests[number] = request
         s.admit(request)
         return
@@ -70,7 +70,8 @@ def enqueue(s: State, request: Request) -> None:
         watch(s, model)
     elif model.watched is None or model.watched.id not in model.queue:
         watch(s, model)
-    s.out.append(RequestQueued(request.id, model.name, len(model.queue)))
+    if s.explain:
+        s.out.append(RequestQueued(request.id, model.name, len(model.queue)))
 
 
 def watch(s: State, model: Model) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
+from operator import itemgetter
 from typing import NamedTuple
 
 from llmux.core import levels
@@ -295,13 +296,8 @@ def waiting_models(s: State) -> list[Model]:
         for model in s.models.values()
         if model.queue and model.phase is not Phase.AWAKE
     ]
-    return (
-        [model for _, _, model in sorted(found, key=_by_age)] if len(found) > 1 else [found[0][2]] if found else []
-    )
-
-
-def _by_age(entry: tuple[float, int, Model]) -> tuple[float, int]:
-    return entry[:2]
+    found.sort(key=itemgetter(0, 1))
+    return [model for _, _, model in found]
 
 
 def figures(s: State, waiting: Sequence[Model]) -> Figures:

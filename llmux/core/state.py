@@ -24,11 +24,13 @@ from llmux.core.effects import (
 )
 from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import Cleanup, HookRun, Lease, Lifecycle, Model, Request, Shadow, Switch
-from llmux.core.phases import PHASES, Phase, Trigger
+from llmux.core.phases import HOLDING, PHASES, Phase, Trigger
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.successors import Successors
 from llmux.core.timers import Timer, Timers
+
+KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
 
 
 class State:
@@ -71,7 +73,7 @@ class State:
         self.shadows: tuple[Shadow, ...] = ()
         self.policy_errors: set[str] = set()  # kinds that this policy was already reported for
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
-        self.explain = True  # whether phases are told, and decisions with the figures they were made on
+        self.explain = True  # whether queued requests and phases are told, and decisions with their figures
         self.last_told: tuple[Kind, str | None, By] | None = None  # of these; None: a switch came of it
         self._hook_ids = 0
         self._switch_ids = 0
@@ -121,9 +123,7 @@ class State:
 
     def record_holders(self) -> None:
         """Have the holders written down if they changed."""
-        holders = frozenset(
-            [name for name, model in self.models.items() if model.holds and model.phase is not Phase.UNKNOWN]
-        )
+        holders = frozenset([name for name, model in self.models.items() if model.phase in KNOWN_TO_HOLD])
         if holders != self.recorded:
             self.recorded = holders
             self.out.append(RecordHolders(holders))
@@ -201,7 +201,7 @@ class State:
         model.in_flight[request.id] = request
         model.admissions += 1
         model.load.changed(now, len(model.in_flight), answered=False)
-        definition = model.running.definition
+        definition = (model.woken or model.spec).definition
         waited = now - request.arrived
         self.out.append(Admit(request.id, model.name, definition, model.epoch, request.returned, waited))
 

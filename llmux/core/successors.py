@@ -7,6 +7,7 @@ before.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,7 +41,9 @@ class _Row:
         self.total = 0.0
 
     def add(self, model: str, delay: float) -> None:
-        follower = self.followers.setdefault(model, _Follower(0.0, delay, 0))
+        follower = self.followers.get(model)
+        if follower is None:
+            follower = self.followers[model] = _Follower(0.0, delay, 0)
         follower.weight += self.gain
         follower.delay += ALPHA * (delay - follower.delay)
         follower.seen += 1
@@ -57,7 +60,7 @@ class Successors:
     """Takes in answers and arrivals, each in O(1)."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
+        self._rows: defaultdict[str, _Row] = defaultdict(_Row)
         self._last: tuple[str, float] | None = None
 
     def answered(self, model: str, now: float) -> None:
@@ -69,7 +72,7 @@ class Successors:
         if self._last is not None:
             before, ended = self._last
             self._last = None
-            self._rows.setdefault(before, _Row()).add(model, now - ended)
+            self._rows[before].add(model, now - ended)
 
     def after(self, model: str) -> Mapping[str, Successor]:
         """Return what followed this model's answers, by name."""

@@ -102,7 +102,10 @@ class Driver:
                 self._step(self._inbox.popleft())
         finally:
             self._driving = False
-        self._arm()
+        deadline = self._core.next_deadline()
+        # An early timer finds nothing to do, and is set again.
+        if deadline is not None and (self._timer is None or deadline < self._armed):
+            self._arm(deadline)
 
     def mistaken(self, error: Exception, during: object) -> None:
         """Log a mistake of llmux's own."""
@@ -122,7 +125,8 @@ class Driver:
         self._timeline.add(core.state.now, event, effects)
         if self._watchers:
             self._tell(Step(core.state.now, event, effects))
-        self._carry_out(effects)
+        if effects:
+            self._carry_out(effects)
 
     def _failed(self, error: Exception, event: ev.Event, effects: list[fx.Effect]) -> None:
         self._timeline.add(self._core.state.now, event, effects)
@@ -159,16 +163,12 @@ class Driver:
                 except Exception as error:  # noqa: BLE001 - it only looks on
                     self.mistaken(error, effect)
 
-    def _arm(self) -> None:
-        deadline = self._core.next_deadline()
-        if deadline is not None:
-            # uvloop's clock counts milliseconds: a timer due within this one would fire again and again.
-            deadline = math.ceil(deadline * 1000.0) / 1000.0
-        if deadline is not None and deadline < self._not_before:
-            deadline = self._not_before
-        if deadline is None or (self._timer is not None and self._armed <= deadline):
-            return  # an early timer finds nothing to do, and is set again
+    def _arm(self, deadline: float) -> None:
+        # uvloop's clock counts milliseconds: a timer due within this one would fire again and again.
+        deadline = max(math.ceil(deadline * 1000.0) / 1000.0, self._not_before)
         if self._timer is not None:
+            if self._armed <= deadline:
+                return
             self._timer.cancel()
         self._armed = deadline
         self._timer = asyncio.get_running_loop().call_at(deadline, self._alarm)

@@ -128,9 +128,10 @@ class Run:
         horizon: float | None,
         scene: Scene,
     ) -> None:
-        costs.check(trace.models)
+        names = trace.models
+        costs.check(names)
         self.jobs, self.costs = trace.jobs, costs
-        self.serving = {name: Serving(engines.of(name)) for name in trace.models}
+        self.serving = {name: Serving(engines.of(name)) for name in names}
         self.busy: list[Serving] = []  # those that have streams
         self.until = NEVER if horizon is None else horizon
         self.awake_at_start = scene.awake

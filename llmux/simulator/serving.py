@@ -24,15 +24,15 @@ class Serving:
     history: list[tuple[float, float]] = field(default_factory=list)  # (progress, time) when the speed changes
     first_tokens: list[tuple[float, int]] = field(default_factory=list)  # (progress at its first token, job)
     speed: float = 0.0  # tokens/s of each stream
+    rates: list[float] = field(init=False)  # of the engine, by the number of streams
 
-    def advance(self, time: float) -> None:
-        """Let the streams run until ``time``."""
-        self.made += (time - self.time) * self.speed
-        self.time = time
+    def __post_init__(self) -> None:
+        self.rates = self.engine.rates()
 
     def add(self, index: int, job: Job, time: float) -> None:
         """Take in a job, whose work begins at once if a slot is free."""
-        self.advance(time)
+        self.made += (time - self.time) * self.speed
+        self.time = time
         if len(self.streams) >= self.engine.slots:
             self.waiting.append((index, job))
         else:
@@ -40,35 +40,38 @@ class Serving:
 
     def finish(self, time: float) -> int:
         """Take out the stream that is done, and begin with what has waited longest; return its job."""
-        self.advance(time)
+        made = self.made + (time - self.time) * self.speed
+        self.time = time
         work, index = heapq.heappop(self.streams)
-        self.made = max(self.made, work)
+        self.made = made = max(made, work)
         if self.waiting:
             self._begin(*self.waiting.popleft())
         else:
-            self._changed()
+            self.history.append((made, time))
+            self.speed = self.rates[len(self.streams)]
         return index
 
     def _begin(self, index: int, job: Job) -> None:
-        heapq.heappush(self.streams, (self.made + self.engine.work(job), index))
-        self.first_tokens.append((self.made + self.engine.before_first_token(job), index))
-        self._changed()
-
-    def _changed(self) -> None:
-        self.history.append((self.made, self.time))
-        self.speed = self.engine.rate(len(self.streams)) if self.streams else 0.0
+        made, engine = self.made, self.engine
+        heapq.heappush(self.streams, (made + engine.work(job), index))
+        self.first_tokens.append((made + engine.before_first_token(job), index))
+        self.history.append((made, self.time))
+        self.speed = self.rates[len(self.streams)]
 
     def place_first_tokens(self, end: float, times: list[float | None]) -> None:
         """Turn the progress at which each first token came into a time: progress is linear in between."""
-        self.advance(end)
-        self.history.append((self.made, end))
-        history, position = self.history, 0
+        made = self.made + (end - self.time) * self.speed
+        history = iter([*self.history, (made, end)])
+        before_made, before = after_made, after = next(history)
         for progress, index in sorted(self.first_tokens):
-            if progress > self.made + EPSILON:
+            if progress > made + EPSILON:
                 break
-            while position < len(history) - 1 and history[position][0] < progress:
-                position += 1
-            after, before = history[position], history[max(0, position - 1)]
-            width = after[0] - before[0]
-            share = (progress - before[0]) / width if width > 0 else 1.0
-            times[index] = before[1] + min(share, 1.0) * (after[1] - before[1])
+            while after_made < progress:
+                following = next(history, None)
+                if following is None:
+                    break
+                before_made, before = after_made, after
+                after_made, after = following
+            width = after_made - before_made
+            share = (progress - before_made) / width if width > 0 else 1.0
+            times[index] = before + min(share, 1.0) * (after - before)

@@ -71,7 +71,7 @@ def test_going_to_sleep_and_a_wake_that_displaces_nobody_are_no_evictions():
     assert play.ledger.decisions.eviction is None
 
 
-def test_where_nothing_is_explained_neither_is_this():
+def test_where_nothing_is_explained_neither_is_this_nor_what_waits():
     class Waits:
         def decide(self, _now):
             return Stay()
@@ -84,4 +84,4 @@ def test_where_nothing_is_explained_neither_is_this():
     told += core.handle(ev.RequestArrived(2, "b"), 1.0)
     told += core.handle(ev.ActivationRequested("b", 1), 1.0)
     assert core.state.switch.leaving
-    assert not [effect for effect in told if isinstance(effect, fx.Evicted | fx.Decided)]
+    assert not [effect for effect in told if isinstance(effect, fx.Evicted | fx.Decided | fx.RequestQueued)]
