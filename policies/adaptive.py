@@ -1,15 +1,15 @@
 """Adaptive: leave when staying is worth less than going, and go where most waiting ends per second.
 
-- **Gate**: whoever waited when the model came is served before it is left (see ``exhaustive`` for why).
-- **Price**: leaving shuts out those who come during the drain and the time away; staying until the engine is idle
-  by itself keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with its load
-  (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. It is left once as many
-  wait as outweigh those who would be shut out.
+- **Gate**: what waited when the model came is served before it is left (see ``exhaustive`` for why).
+- **Price**: leaving shuts out the requests which come during the drain and the time away; staying until the engine
+  is idle by itself keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with
+  its load (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. It is left once
+  as many wait as outweigh those which would be shut out.
 - **Overload**: an engine to which more comes than it answers is never idle by itself; it is left as soon as its
   gate is open and a few wait elsewhere. For a model without ``max_in_flight`` the busy period follows from what
   was measured (``engine`` in the snapshot): its service time has the queue inside the engine in it, and grows with
   every second of staying.
-- **Limit**: past the gate nobody waits longer than ``patience`` times the way there and back, drain included.
+- **Limit**: past the gate no request waits longer than ``patience`` times the way there and back, drain included.
 - **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
   oldest waiter is about to outwait a tour of all queues, so that small queues get their turn.
 
@@ -47,14 +47,14 @@ Key = TypeVar("Key")
 
 
 class Adaptive:
-    """Weighs those who wait against those who would be shut out."""
+    """Weighs the waiting requests against those which would be shut out."""
 
     class Options(BaseModel):
         """Larger values make visits longer, except of ``tour``."""
 
         patience: float = Field(default=1.5, gt=0, description="Longest wait past the gate, in ways.")
-        price: float = Field(default=4.0, ge=0, description="Weight of those whom a drain shuts out.")
-        reluctance: float = Field(default=0.1, ge=0, description="Weight of those who come while it is away.")
+        price: float = Field(default=4.0, ge=0, description="Weight of requests shut out by a drain.")
+        reluctance: float = Field(default=0.1, ge=0, description="Weight of requests that come while it is away.")
         tour: float = Field(default=0.6, gt=0, description="Tours after which a small queue takes precedence.")
 
     def __init__(self, options: Options) -> None:
@@ -64,7 +64,7 @@ class Adaptive:
         self._gate = (-1.0, 0.0)  # visit, when its gate opened
 
     def anticipate(self, now: Snapshot) -> Stay | SwitchTo:
-        """Wake, where the user allows it, whoever is likely to be asked next."""
+        """Wake, where the user allows it, the model which is likely to be asked next."""
         return foresee(now, self._seen)
 
     def decide(self, now: Snapshot) -> Stay | SwitchTo | WaitUntil:
@@ -75,7 +75,7 @@ class Adaptive:
         home = min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
         self._seen.watch(home, now.time)
         if self._gated(home, now.time):
-            return Stay("those who waited at the wake come first")
+            return Stay("requests which waited at the wake come first")
         if not self._seen.costs:
             return SwitchTo(now.waiting[0], reason="no switch has been seen yet: first come, first served")
         waiting = [now.models[name] for name in now.waiting]
@@ -92,7 +92,7 @@ class Adaptive:
         return SwitchTo(target.name, reason="most waiting ends there per second")
 
     def _gated(self, home: ModelView, time: float) -> bool:
-        """Say whether somebody who waited at the wake still does."""
+        """Say whether a request which waited at the wake still does."""
         since = home.awake_since or 0.0
         gated = home.in_flight > 0 and home.oldest_arrival is not None and home.oldest_arrival <= since
         if gated or self._gate[0] != since:
@@ -262,7 +262,7 @@ def foresee(now: Snapshot, seen: Memory) -> Stay | SwitchTo:
     """
     awake = [now.models[name] for name in now.awake]
     if len(awake) != 1 or (awake[0].last_served or 0.0) <= (awake[0].awake_since or 0.0):
-        return Stay("who is awake now has not been asked yet")
+        return Stay("the awake model has not been asked yet")
     home = awake[0]
     again = home.successors.get(home.name)
     best, most = "", 0.0
@@ -274,7 +274,7 @@ def foresee(now: Snapshot, seen: Memory) -> Stay | SwitchTo:
         saved = next_one.share * min(there, next_one.delay) - (again.share * (there + back) if again else 0.0)
         if saved > most:
             best, most = name, saved
-    return SwitchTo(best, reason="likely to be asked next") if best else Stay("nobody is likely enough to be next")
+    return SwitchTo(best, reason="likely to be asked next") if best else Stay("no model is likely enough")
 
 
 def _near(value: float, own: float, factor: float) -> float:

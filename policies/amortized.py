@@ -1,8 +1,8 @@
 """Amortized switches: a visit lasts at least ``alpha`` times what the next switch costs.
 
 So at most a share 1/(1 + alpha) of the time goes into switching, whatever the traffic. Then the model is left for
-the queue whose waiters lose most by waiting, per second that it takes to reach them. Who has waited for too long
-ends a visit as in ``exhaustive``, behind the same gate.
+the queue whose waiters lose most by waiting, per second that it takes to reach them. A request which has waited
+for too long ends a visit as in ``exhaustive``, behind the same gate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Amortized:
         home = [now.models[name] for name in now.awake]
         since = max((model.awake_since or 0.0 for model in home), default=0.0)
         if any(model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= since for model in home):
-            return Stay("those who waited at the wake come first")
+            return Stay("requests which waited at the wake come first")
         options = self._options
         for name in now.waiting:
             model = now.models[name]

@@ -2,7 +2,7 @@
 
 A model is awake for at least as long as the next switch costs. Then a queue may call it away once it holds
 ``amortization_factor`` requests per second of that cost, or once its oldest request has waited for
-``coalesce_window``, in which more of them may gather. Who has waited for ``max_wait`` is served at once.
+``coalesce_window``, in which more of them may gather. What has waited for ``max_wait`` is served at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CostAware:
 
         coalesce_window: float = Field(default=2.0, ge=0, description="How long a short queue gathers.")
         amortization_factor: float = Field(default=0.5, ge=0, description="Requests per second of switch cost.")
-        max_wait: float = Field(default=15.0, gt=0, description="Who has waited this long is served next.")
+        max_wait: float = Field(default=15.0, gt=0, description="What has waited this long is served next.")
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -32,7 +32,7 @@ class CostAware:
         home = [now.models[name] for name in now.awake]
         since = max((model.awake_since or 0.0 for model in home), default=-math.inf)
         if any(model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= since for model in home):
-            return Stay("those who waited at the wake come first")
+            return Stay("requests which waited at the wake come first")
         soonest = math.inf
         for name in now.waiting:
             due = self._due(now.models[name], now.time, since)

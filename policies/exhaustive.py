@@ -1,8 +1,8 @@
 """Exhaustive service with a gate and a staleness bound: stay while there is work, but not for ever.
 
-``idle`` lets a model that never falls idle keep all others out. Here somebody who has waited for the bound ends
-the visit, with a drain. The gate is what makes that safe: those who waited when the model came are served before
-it may be called away. Without it, once every model has somebody older than the bound, each visit ends as soon as
+``idle`` lets a model that never falls idle keep all others out. Here a request which has waited for the bound ends
+the visit, with a drain. The gate is what makes that safe: the requests which waited when the model came are served
+before it may be called away. Without it, once every model has one older than the bound, each visit ends as soon as
 it has begun and the GPU does nothing but switch. ``gate: false`` is there to see that happen, in the simulator.
 
 Exhaustive and gated service are the classic disciplines of polling systems: H. Takagi, Analysis of Polling
@@ -21,7 +21,7 @@ RECHECK = 1.0  # seconds: a gate may open at any event, and at the latest then
 
 
 class Exhaustive:
-    """Serves the awake model until it is idle or somebody else has waited for too long."""
+    """Serves the awake model until it is idle or a request for another has waited for too long."""
 
     class Options(BaseModel):
         """The bound is the larger of ``staleness`` and ``factor`` switch costs."""
@@ -29,19 +29,19 @@ class Exhaustive:
         staleness: float = Field(default=60.0, gt=0, description="Seconds.")
         factor: float = Field(default=4.0, ge=0, description="In costs of the switch.")
         route: Literal["oldest", "longest"] = Field(default="oldest", description="Where to go when idle.")
-        gate: bool = Field(default=True, description="Serve those who waited at the wake before leaving.")
+        gate: bool = Field(default=True, description="Serve the requests which waited at the wake before leaving.")
 
     def __init__(self, options: Options) -> None:
         self._options = options
 
     def decide(self, now: Snapshot) -> SwitchTo | WaitUntil:
-        """Stay behind the gate; then go to who is stale, or, when idle, along the route."""
+        """Stay behind the gate; then go to the model whose wait is stale, or, when idle, along the route."""
         home = [now.models[name] for name in now.awake]
         if self._options.gate and any(
             model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= (model.awake_since or 0.0)
             for model in home
         ):
-            return WaitUntil(now.time + RECHECK, reason="those who waited at the wake come first")
+            return WaitUntil(now.time + RECHECK, reason="requests which waited at the wake come first")
         due = {name: self._stale_at(now, name) for name in now.waiting}
         soonest = min(due, key=due.__getitem__)
         if due[soonest] <= now.time:

@@ -1,8 +1,8 @@
 """First come, first served: leave at the first request for another model, and go to the oldest waiter.
 
-This is the rule of llmux 2.x: whoever waited when the model came (or, later, when somebody else began to wait) is
-still served. It is fair and never idle, but spends much of its time draining and switching when requests for two
-models alternate: raise ``min_active`` then, or choose another policy.
+This is the rule of llmux 2.x: what waited when the model came (or, later, when the first request for another model
+began to wait) is still served. It is fair and never idle, but spends much of its time draining and switching when
+requests for two models alternate: raise ``min_active`` then, or choose another policy.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ class Idle:
     """Switches only when nothing is in flight or queued for the awake model."""
 
     def decide(self, now: Snapshot) -> Stay | SwitchTo:
-        """Stay while anybody is served."""
+        """Stay while any request is served."""
         for name in now.awake:
             if now.models[name].in_flight or now.models[name].queued:
                 return Stay("the awake model is busy")

@@ -1,7 +1,7 @@
-"""At most k requests a visit: then the next model's turn, if anybody waits for it.
+"""At most k requests a visit: then the next model's turn, if a request waits for it.
 
 The k-limited discipline of polling systems. It bounds how long the others wait without looking at a clock: a round
-takes at most the switches and k requests of each model. Who waited when the model came counts like everybody else,
+takes at most the switches and k requests of each model. What waited when the model came counts like the rest,
 so k must be large enough to clear what gathers in a round, or the backlog grows: about its length times the rate.
 """
 

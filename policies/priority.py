@@ -36,7 +36,7 @@ class Priority:
         self._options = options
 
     def decide(self, now: Snapshot) -> Stay | SwitchTo | WaitUntil:
-        """Leave when idle, or when somebody is more important by now."""
+        """Leave when idle, or when another model is more important by now."""
         home = [now.models[name] for name in now.awake]
         best = max((now.models[name] for name in now.waiting), key=lambda model: self._of(model, now.time))
         busy = [model for model in home if model.in_flight or model.queued]
@@ -46,7 +46,7 @@ class Priority:
             model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= (model.awake_since or 0.0)
             for model in busy
         ):
-            return Stay("those who waited at the wake come first")
+            return Stay("requests which waited at the wake come first")
         own = max(self._rank(model) for model in busy)
         # When its oldest waiter will have overtaken those at home, and the visit has paid for the switch.
         overtakes = now.time + (own - self._of(best, now.time)) * self._options.ageing

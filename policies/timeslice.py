@@ -1,8 +1,9 @@
 """Drain first, then the longest queue; a staleness bound cuts in. The time-slice rule of llmux before 2.0.
 
 The awake model is served until it is idle, at least for ``min_active``; then comes the model with the most
-waiters. Somebody who has waited for ``max_wait`` is served at once. As in every rule with such a bound, those who
-waited when the model came are served first, or under load it would do nothing but switch (see ``exhaustive``).
+waiters. A request which has waited for ``max_wait`` is served at once. As in every rule with such a bound, the
+requests which waited when the model came are served first, or under load it would do nothing but switch (see
+``exhaustive``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class TimeSlice:
     class Options(BaseModel):
         """Seconds; the names are those of llmux 1."""
 
-        max_wait: float = Field(default=15.0, gt=0, description="Who has waited this long is served next.")
+        max_wait: float = Field(default=15.0, gt=0, description="What has waited this long is served next.")
         min_active: float = Field(default=5.0, ge=0, description="A model stays awake for at least this long.")
 
     def __init__(self, options: Options) -> None:
@@ -34,7 +35,7 @@ class TimeSlice:
             for model in home:
                 owed = model.oldest_arrival
                 if owed is not None and model.in_flight and owed <= max(model.awake_since or 0.0, stale):
-                    return Stay("those who waited at the wake come first")
+                    return Stay("requests which waited at the wake come first")
             return SwitchTo(now.waiting[0], reason="waited too long")
         ready = max((model.awake_since or 0.0 for model in home), default=0.0) + self._options.min_active
         if busy or ready > now.time:

@@ -1,4 +1,4 @@
-"""What the demo shows: who holds the "GPU" and who waits, as it happens, and a table at the end."""
+"""What the demo shows: which model holds the "GPU" and what waits, as it happens, and a table at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Display:
         self.colours = dict(zip(models, COLOURS, strict=True))
         self.started = time.monotonic()
         self.last: object = None
-        self.left: set[str] = set()  # who has had to make room
+        self.left: set[str] = set()  # models that have had to make room
         self.live = Live(console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
@@ -50,17 +50,17 @@ class Display:
 
     def name(self, model: str | None) -> str:
         """Return a model's name in its colour."""
-        return f"[{self.colours[model]}]{model}[/]" if model in self.colours else "nobody"
+        return f"[{self.colours[model]}]{model}[/]" if model in self.colours else "none"
 
     def line(self, status: Mapping[str, Any]) -> Text:
-        """Return one line: when, who holds the GPU, how many wait for whom."""
+        """Return one line: when, which model holds the GPU, how many requests wait for each."""
         switch = status["switch"]
         if switch:
             self.left.update(switch["from"])
-            who = " and ".join(map(self.name, switch["from"])) or "nobody"
-            holder = f"{who} → {self.name(switch['to'])}"
+            leaving = " and ".join(map(self.name, switch["from"])) or "none"
+            holder = f"{leaving} → {self.name(switch['to'])}"
         else:
-            holder = f"[bold]{' and '.join(map(self.name, status['awake'])) or 'nobody'}[/]"
+            holder = f"[bold]{' and '.join(map(self.name, status['awake'])) or 'none'}[/]"
         waiting = ", ".join(
             f"{model['queued']} for {self.name(name)}"
             for name, model in status["models"].items()
@@ -68,7 +68,7 @@ class Display:
         )
         line = Text.from_markup(f"{time.monotonic() - self.started:6.1f} s  GPU: {holder}")
         line.append(" " * max(2, 38 - len(line)))
-        line.append_text(Text.from_markup(f"waiting: {waiting or 'nobody'}"))
+        line.append_text(Text.from_markup(f"waiting: {waiting or 'none'}"))
         return line
 
     def board(self, status: Mapping[str, Any]) -> RenderableType:
@@ -124,7 +124,7 @@ class Display:
             self.console.print("Every answer came from the engine that was asked for; none failed.", style="green")
 
     def residents(self) -> str:
-        """Say how often those who never had to leave were asked, and how often they had to be waited for."""
+        """Say how often the models that never made room were asked, and how often requests waited for them."""
         told = []
         for model in self.colours:
             mine = [answer for answer in self.ledger.answers if answer.expected == model]
@@ -134,4 +134,4 @@ class Display:
                     f"{self.name(model)} stayed awake beside the others: "
                     f"{len(mine) - late} of its {len(mine)} requests did not wait at all."
                 )
-        return "\n".join(told) or "Nobody stayed awake throughout."
+        return "\n".join(told) or "No model stayed awake throughout."

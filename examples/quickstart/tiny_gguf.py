@@ -4,7 +4,7 @@
     tiny_gguf.py OUT.gguf [--name NAME] [--dim 64] [--layers 2] [--seed 0] …
 
 llama.cpp loads it like any other model: it has a real byte-level tokenizer, a chat template, and answers in
-readable ASCII until `max_tokens` is reached. What it says makes no sense; how it is served is real. A larger
+readable ASCII until `max_tokens` is reached. What it says is random; how it is served is real. A larger
 `--dim` or `--layers` makes a model that takes longer to load and to answer.
 """
 
@@ -247,7 +247,7 @@ def write(path: Path, shape: Shape) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces(shape))
-        Path(name).chmod(0o644)  # an engine may run as somebody else
+        Path(name).chmod(0o644)  # an engine may run as another user
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

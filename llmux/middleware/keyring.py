@@ -1,4 +1,4 @@
-"""Whose key is it? A known one is told in a microsecond; one that nobody has shown yet takes an Argon2id.
+"""Whose key is it? A known one is recognized in a microsecond; one not seen before takes an Argon2id.
 
 Theory of operation
 ===================
@@ -54,7 +54,7 @@ class Holder(NamedTuple):
 
     name: str | None
     operator: bool
-    progress: bool | None = None  # whether who shows it is told where it stands; None: as everybody
+    progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
 
 
 @dataclass(slots=True, eq=False)
@@ -302,7 +302,7 @@ def _too_many(left: float) -> TooManyAttemptsError:
 
 
 def network_of(host: str) -> str:
-    """Return what stands for one who can choose among many addresses: of IPv6 the first 64 bits."""
+    """Return what stands for a client that can choose among many addresses: of IPv6 the first 64 bits."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Who may use llmux, and who may operate it.
+"""Which clients may use llmux, and which may operate it.
 
 With ``api_keys`` a client shows one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Operators
 show ``admin_key`` the same way, which opens everything else too. Without ``admin_key`` they come over the
@@ -27,13 +27,13 @@ _HOW = "send Authorization: Bearer KEY, or X-API-Key: KEY"
 
 
 class Let(NamedTuple):
-    """Who was let in, and the headers (in lower case) that must not go on to an engine."""
+    """The holder that was let in, and the headers (in lower case) that must not go on to an engine."""
 
     holder: Holder | None = None
     drop: frozenset[bytes] = frozenset()
 
 
-NOBODY = Let()
+ANONYMOUS = Let()
 _THIS_HOST = Holder(None, operator=True)
 
 
@@ -51,7 +51,7 @@ class Keys:
         """Let a client in. Raises UnauthorizedError or TooManyAttemptsError."""
         ring = self.ring
         if not ring.any:
-            return NOBODY
+            return ANONYMOUS
         shown = _shown(request)
         let = self._recognized(shown)
         if let.holder is not None or not ring.wanted:
@@ -138,7 +138,7 @@ class Keys:
                 drop.add(header)
                 if best is None or holder.operator:
                     best = holder
-        return Let(best, frozenset(drop)) if drop else NOBODY
+        return Let(best, frozenset(drop)) if drop else ANONYMOUS
 
 
 def is_control(request: web.BaseRequest) -> bool:

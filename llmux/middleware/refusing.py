@@ -26,7 +26,7 @@ _SERVER = SERVER_SOFTWARE.encode()
 def refused_too_often(client: Any) -> bool:
     """Count a refusal on a client's connection, and return whether it ends with it."""
     refused: int | None = getattr(client, "refused", None)
-    if refused is None:  # somebody else's server
+    if refused is None:  # a server other than llmux's own
         return False
     client.refused = refused = refused + 1
     return refused >= MOST_REFUSED

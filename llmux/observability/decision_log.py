@@ -23,11 +23,11 @@ MINUTE = 60.0
 WORDS: dict[str, str] = {
     Reason.REQUESTED: "an operator asked for it",
     Reason.PINNED: "it is pinned",
-    Reason.KEEP_AWAKE: "it is to be kept awake, and there is room",
+    Reason.KEEP_AWAKE: "keep_awake applies to it, and there is room",
     Reason.DEFAULT: "all has been quiet, and it is the default model",
-    Reason.PRELOAD: "it is to be awake from the start (preload)",
+    Reason.PRELOAD: "preload wakes it at the start",
     Reason.LEASE: "the GPU is lent to another job",
-    Reason.IDLE: "nobody has asked for it for as long as idle_sleep says",
+    Reason.IDLE: "no request has asked for it for as long as idle_sleep says",
     Reason.UNWANTED: "it was removed, or is one more than may be awake, or its engine is gone",
     Reason.STOPPING: "llmux stops, and on_exit says sleep",
 }
@@ -41,7 +41,7 @@ class DecisionRecord:
     time: float  # when it was made first
     kind: Kind
     target: str | None  # where to; None for stay and for going to sleep
-    by: By  # who made it; ``min_active`` holds back what the policy wants
+    by: By  # what made it; ``min_active`` holds back what the policy wants
     said: str  # the policy's own reason, its fault, or the reason of a switch that no request waits for
     serving: tuple[Serving, ...]
     waiting: tuple[Waiting, ...]  # oldest waiter first; a few at most
@@ -68,7 +68,7 @@ class DecisionRecord:
                 else f"wakes {self.target}"
             )
         busy = sum(each.in_flight for each in self.serving)
-        stays = f"stays with {here}{f' ({busy} in flight)' if busy else ''}" if here else "wakes nobody yet"
+        stays = f"stays with {here}{f' ({busy} in flight)' if busy else ''}" if here else "wakes no model yet"
         if self.until is None:
             return stays
         left = duration(self.until - self.last)

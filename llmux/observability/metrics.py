@@ -1,4 +1,4 @@
-"""The metrics: counted in plain Python, collected when somebody asks.
+"""The metrics: counted in plain Python, collected on request.
 
 ``prometheus_client`` names and renders them, but does not count: its counters take a lock and look labels up,
 and some of its settings hold for the whole process. Here every app has a registry of its own, and a request

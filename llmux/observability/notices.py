@@ -225,7 +225,7 @@ _TELLERS: dict[type, Callable[..., Described]] = {
     core.RunHook: _hook_started,
     core.Answer: _answered,
 }
-# Never built when nobody listens at debug: they come with every request.
+# Never built unless the log is at debug: they come with every request.
 _ONLY_DEBUG = frozenset({core.RequestQueued, core.RunHook, core.PolicyDecided, core.Answer})
 
 

@@ -144,9 +144,9 @@ class StateFile:
                 raise
             holder = os.pread(self._locks[0], 32, 0).decode("ascii", "replace").strip()
             self.close()
-            who = f"the llmux with pid {holder}" if holder.isdecimal() else "another llmux"
+            owner = f"the llmux with pid {holder}" if holder.isdecimal() else "another llmux"
             raise StateLockedError(
-                f"{self.path} is in use by {who}: stop that one, or give this one a `state:` of its own"
+                f"{self.path} is in use by {owner}: stop that one, or give this one a `state:` of its own"
             ) from error
 
     def load(self) -> State:

@@ -65,7 +65,7 @@ class ThreadedHandler(logging.Handler):
             if self._dropped:
                 count, self._dropped = self._dropped, 0
                 line += self._about_dropped(count)
-            with contextlib.suppress(OSError, ValueError):  # the reader has gone: nobody is left to tell
+            with contextlib.suppress(OSError, ValueError):  # the reader has gone: there is nowhere to report it
                 self._stream.write(line)
                 self._stream.flush()
 

@@ -29,7 +29,7 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
         return 0 if known is None else known[1].streamed
 
     def watch(self) -> Callable[[], None]:
-        """Count streamed events until the function that is returned is called, and nobody else watches."""
+        """Count streamed events until the returned function is called and there is no other watcher."""
         self._count(1)
         return lambda: self._count(-1)
 

@@ -70,7 +70,7 @@ class Driver:
 
     @property
     def subscribers(self) -> tuple[Act, ...]:
-        """Those who have subscribed."""
+        """The observers that have subscribed."""
         return self._observers[self._fixed :]
 
     def subscribe(self, observer: Act) -> None:

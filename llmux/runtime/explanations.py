@@ -81,7 +81,7 @@ def brief(made: Evicted, offset: float) -> dict[str, Any]:
 
 
 def reason(made: Evicted) -> str:
-    """Say why those left who left, and not the others."""
+    """Say why these models made room, and not the others."""
     left = [each for each in made.candidates if each.left]
     names = " and ".join(each.model for each in left)
     first = f"{names} {'makes' if len(left) == 1 else 'make'} room for {made.target}"
@@ -122,7 +122,7 @@ def _stays(each: Candidate) -> str:
             return "it would not go to sleep a moment ago"
     would = f"it would cost {duration(each.cost)}"
     if each.keep_awake:
-        return f"it is to be kept awake ({would})"
+        return f"keep_awake applies to it ({would})"
     busy = list(_busy(each))
     return f"it is busy: {', '.join(busy)} ({would})" if busy else would
 

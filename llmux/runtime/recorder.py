@@ -75,7 +75,7 @@ class _Switch:
 class Recorder:
     """Turns what happens into lines: a fold over the steps of the core.
 
-    Only the end of an exchange, with its status and its bytes, is told by those who had it: ``request``.
+    The end of an exchange, with its status and its bytes, is the only thing reported from outside: ``request``.
     """
 
     def __init__(self, switcher: Switcher, file: RecordFile, because: str) -> None:
@@ -126,7 +126,7 @@ class Recorder:
             self.begin(because)
 
     def begin(self, because: str) -> None:
-        """Write down where things stand and by which rules, as what follows is to be understood from that."""
+        """Write down the state and the rules, from which what follows can be understood."""
         s, config = self._switcher.core.state, self._switcher.config
         rules = s.rules
         self._put(

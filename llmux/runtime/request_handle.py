@@ -170,7 +170,7 @@ class InFlightGuard:
             self._leave(self._ticket)
         if self._cut is None or self._task is None:
             return
-        # As asyncio.timeout does it: the cancellation was ours, unless somebody else asked for one too.
+        # As asyncio.timeout does it: the cancellation was ours, unless another was requested too.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._cut from error
 

@@ -18,7 +18,7 @@ from llmux.runtime.explanations import IN_STATUS, brief, decisions, eviction
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 
-SHOWN = 100  # of those who wait for a model, the first
+SHOWN = 100  # of the requests which wait for a model, the first
 STALL = 5.0  # seconds without a turn of the event loop that are too many
 
 
@@ -136,7 +136,7 @@ def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> 
 
 
 def _outlook(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
-    """Return how long who comes now would wait (null: it would be turned away), and who waits where."""
+    """Return how long a new request would wait (null: it would be rejected), and which ones wait, in order."""
     s = switcher.core.state
     awake = wait_estimate.until_awake(s, model, now) if model.queue else 0.0
     return {

@@ -173,7 +173,7 @@ class Switcher:
         return ticket
 
     async def admission(self, ticket: Ticket) -> fx.Admit:
-        """Wait until the request is let through. Raises the RequestError that it is turned away with."""
+        """Wait until the request is let through. Raises the RequestError with which it is rejected."""
         if ticket.admission is None and ticket.rejection is None:
             ticket.waiter = asyncio.get_running_loop().create_future()
             try:
@@ -237,7 +237,7 @@ class Switcher:
         return answer
 
     async def force_switch(self, model: str) -> int | None:
-        """Wake ``model`` whether or not anybody waits for it; return the switch's id, None if it is awake."""
+        """Wake ``model`` whether or not a request waits for it; return the switch's id, None if it is awake."""
         return (await self.command(lambda ticket: ev.ActivationRequested(model, ticket))).switch
 
     # ---- looking
@@ -252,7 +252,7 @@ class Switcher:
         return lambda: self._driver.unsubscribe(listener)
 
     def request_id(self, request: int) -> str:
-        """Return what the client of a request that waits calls it; "" where nobody knows."""
+        """Return what the client of a request that waits calls it; "" where that is not known."""
         ticket = self._tickets.get(request)
         return "" if ticket is None else ticket.request_id
 
@@ -291,7 +291,7 @@ class Switcher:
         }
 
     def _make_good(self, event: ev.Event) -> None:
-        """See to it that nobody waits for the answer to an event that the core failed at."""
+        """Answer what waits for an event that the core failed to handle."""
         mistake = RequestError(INTERNAL_ERROR)
         match event:
             case ev.RequestArrived() | ev.RequestReturned():

@@ -26,11 +26,11 @@ from llmux.core.state import State
 
 
 def until_awake(s: State, model: Model, now: float) -> float:
-    """Return the seconds until ``model`` is awake for those who wait for it, as it looks at ``now``."""
+    """Return the seconds until ``model`` is awake for the requests which wait for it, as it looks at ``now``."""
     if model.phase is Phase.AWAKE and s.lease is None:
         return 0.0
     switch, seconds = s.switch, 0.0
-    before: Model | None = None  # who is awake by then, if that is not who is now
+    before: Model | None = None  # the model awake by then, if not the present one
     if switch is not None:
         seconds = _rest(s, switch, now)
         if switch.target is model:
@@ -59,7 +59,7 @@ def in_queue(model: Model, position: int) -> float:
 
 
 def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
-    """Return how long a request that came at ``now`` would wait; None where it would be turned away."""
+    """Return how long a request that came at ``now`` would wait; None where it would be rejected."""
     if admission.is_open(s, model):
         return 0.0
     if admission.blocked(s, model) is not None or len(model.queue) >= model.spec.max_queued:
@@ -68,7 +68,7 @@ def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
 
 
 def _earlier(s: State, model: Model) -> Iterable[Model]:
-    """Return who else is waited for and will have its turn before ``model``, in that order."""
+    """Return the other models with requests waiting which have their turn before ``model``, in that order."""
     own = model.oldest()
     under_way = s.switch.target if s.switch is not None else None
     found = [
@@ -81,7 +81,7 @@ def _earlier(s: State, model: Model) -> Iterable[Model]:
 
 
 def _turn(s: State, model: Model) -> float:
-    """Return how long the answers to those take who wait for a model."""
+    """Return how long the answers to the requests which wait for a model take."""
     waiting, limit = len(model.queue), model.spec.max_in_flight
     rounds = math.ceil(waiting / limit) if limit is not None else min(1, waiting)
     return max(s.rules.min_active, model.service * rounds)

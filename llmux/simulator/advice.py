@@ -38,7 +38,7 @@ def recommend(results: Mapping[str, Statistics]) -> Advice:
     reasons = [_waits(mine)]
     others = {name: each for name, each in results.items() if name != chosen}
     if mine.mean_wait < NEGLIGIBLE:
-        return Advice(chosen, ("Nobody waits to speak of, whatever the policy.", *_warnings(mine)))
+        return Advice(chosen, ("The waits are negligible, whatever the policy.", *_warnings(mine)))
     if not others:
         return Advice(chosen, (*reasons, "Nothing else was compared.", *_warnings(mine)))
     if len(close) > 1:
@@ -59,7 +59,7 @@ def recommend(results: Mapping[str, Statistics]) -> Advice:
 
 
 def _score(each: Statistics) -> float:
-    """Return what is to be small; waits below a twentieth of a second are all alike."""
+    """Return a score of which less is better; waits below a twentieth of a second are all alike."""
     return float(max(each.mean_wait, NEGLIGIBLE) * max(each.p99_wait, NEGLIGIBLE) ** TAIL)
 
 
@@ -76,7 +76,7 @@ def _against(name: str, other: Statistics, mine: Statistics) -> str:
     elif other.p99_wait > mine.p99_wait * UNFAIR:
         why = f"with {name} some models keep the others waiting too long"
     else:
-        why = "it chooses better whom to serve next"
+        why = "it chooses better which model to serve next"
     return f"Against {name}: mean {change[0]}, p99 {change[1]}; {why}."
 
 
@@ -91,7 +91,7 @@ def _warnings(mine: Statistics) -> list[str]:
     if mine.requests and mine.completed < OVERLOAD * mine.requests:
         warnings.append(
             f"Only {mine.completed} of {mine.requests} requests were answered by the end: this is more traffic"
-            " than the GPU can serve with these switch costs, and no policy mends that."
+            " than the GPU can serve with these switch costs, and no policy can change that."
         )
     elif mine.switching > 0.5:  # noqa: PLR2004 - half of the time
         warnings.append(

@@ -104,7 +104,7 @@ def _usually(spans: Sequence[tuple[float, float]]) -> int:
 
 
 class _Course:
-    """Who was served when, if an engine has so many slots: it does not depend on the slowdown."""
+    """Which request was served when, if an engine has so many slots; the slowdown does not change that."""
 
     def __init__(self, services: Sequence[Service], slots: int) -> None:
         events = sorted(

@@ -1,4 +1,4 @@
-"""A picture of runs: how long requests waited, and who had the GPU when. Needs matplotlib (``llmux[plot]``)."""
+"""A picture of runs: how long requests waited, when each model had the GPU. Needs matplotlib (``llmux[plot]``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SWITCH_COLOUR = "#333333"
 
 
 def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Draw the waits as cumulative distributions, and a strip per policy of who was awake.
+    """Draw the waits as cumulative distributions, and a strip per policy of which model was awake.
 
     Raises:
         TraceError: matplotlib is not installed, or the file cannot be written.

@@ -34,7 +34,7 @@ def read_trace(path: Path) -> Trace:
     """Read a trace; ``-`` is standard input.
 
     Raises:
-        TraceError: it cannot be read, or a line makes no sense; the message names the line.
+        TraceError: it cannot be read, or a line is invalid; the message names the line.
 
     """
     try:

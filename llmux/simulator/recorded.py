@@ -1,4 +1,4 @@
-"""llmux's own record as a trace: who asked for what and when, how long it took, and what switches cost.
+"""llmux's own record as a trace: what was asked for and when, how long it took, and what switches cost.
 
 An exact replay takes how long an answer took as it was. To compare policies, an engine is fitted to what the
 record shows of each model, and an answer takes what it would have taken alone, longer with others beside it.
@@ -76,7 +76,7 @@ class Recorded:
         return Trace(self.name, jobs)
 
     def scene(self) -> Scene:
-        """Return the models for comparing policies: as configured, but nobody is turned away."""
+        """Return the models for comparing policies: as configured, but no request is rejected."""
         specs = [_spec(model, hooks=False) for model in self.start["models"]]
         return Scene(specs, self.awake)
 
@@ -177,7 +177,7 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
 
 def senseless(name: str, error: Exception) -> RecordError:
     """Return what to raise for a record that was changed by hand, or by another version."""
-    return RecordError(f"{name}: a line lacks what a record's has, or it makes no sense: {error!r}")
+    return RecordError(f"{name}: a line lacks what a record's has, or has an invalid value: {error!r}")
 
 
 def _served(line: Line) -> bool:

@@ -43,7 +43,7 @@ AFTER = 1e-6  # seconds by which the end is later than the last thing that happe
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A switch that began: when, in seconds, from whom and to whom."""
+    """A switch that began: when, in seconds, from which models and to which."""
 
     time: float
     sources: tuple[str, ...]
@@ -103,7 +103,7 @@ def _limits(recorded: Recorded) -> list[str]:
     found = []
     if start.get("because") != "start":
         found.append(
-            "it begins while llmux was running: what the policy had learnt, and who waited, are not in it"
+            "it begins while llmux was running: what the policy had learnt, and what waited, are not in it"
         )
     if recorded.reloads:
         found.append("the configuration was read again; the replay goes on with the old one")
@@ -162,12 +162,12 @@ class _Replay(Run):
                 heapq.heappush(heap, (-1.0, entry[1]))  # it is the next of its kind
         return max(entry[0], self.time), what
 
-    def _order(self, what: int, whom: int) -> int:
+    def _order(self, what: int, index: int) -> int:
         if what == 0:
-            return self._orders[whom][0] if whom >= 0 else LAST
+            return self._orders[index][0] if index >= 0 else LAST
         if what in (SERVED, GAVE_UP):
-            return self._orders[whom][1] or LAST
-        return self._order_of_hooks.get(whom, LAST) if what == HOOK_ENDED else self._acts[whom].order
+            return self._orders[index][1] or LAST
+        return self._order_of_hooks.get(index, LAST) if what == HOOK_ENDED else self._acts[index].order
 
     def _anybody_left(self) -> bool:
         return True  # until the end of the record: idle models go to sleep after the last request

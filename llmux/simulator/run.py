@@ -42,7 +42,7 @@ NEVER = float("inf")
 HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP = 2, 3, 4, 5, 6  # what happens next, besides arrivals and ends
 REPORT_EVERY = 256  # events between two calls of ``progress``
 NOTED = frozenset({Reject, SwitchStarted, SwitchDrained, SwitchEnded, PolicyOverruled})
-UNBOUNDED = 1 << 40  # max_queued: what is turned away would not show in the waits
+UNBOUNDED = 1 << 40  # max_queued: what is rejected would not show in the waits
 
 
 @dataclass(slots=True)
@@ -291,7 +291,7 @@ class Run:
             pending.append(HookFinished(effect.hook, ok=ok))
 
     def _note(self, effect: Effect) -> None:
-        """Keep the chronicle of who had the GPU."""
+        """Keep the chronicle of which model had the GPU."""
         kind = effect.__class__
         if kind is Reject:
             self.outcome.arrived[effect.request] = None  # type: ignore[union-attr]

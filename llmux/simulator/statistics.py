@@ -15,7 +15,7 @@ SLO = 30.0  # seconds to the first token
 class Statistics:
     """Of one run. Waits and times in seconds, shares from 0 to 1.
 
-    A wait lasts from arrival to admission; who still waits at the end counts with its age.
+    A wait lasts from arrival to admission; a request which still waits at the end counts with its age.
     """
 
     mean_wait: float

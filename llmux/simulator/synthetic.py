@@ -54,7 +54,7 @@ def parse_load(kind: type[Load], text: str) -> Load:
     """Read ``models=4,rate=0.5``.
 
     Raises:
-        TraceError: a word is no ``key=number`` of this load, or the number makes no sense.
+        TraceError: a word is no ``key=number`` of this load, or the number is out of range.
 
     """
     known = {field.name: field for field in fields(kind)}

@@ -1,4 +1,4 @@
-"""Traffic: who asks for which model, when, and how much work that is."""
+"""Traffic: which model is asked for, when, and how much work that is."""
 
 from __future__ import annotations
 

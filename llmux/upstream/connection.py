@@ -60,7 +60,7 @@ _TUNNEL = Framing.TUNNEL
 
 
 class ResponseSink(Protocol):
-    """Who receives a response. All calls are synchronous, from the event loop."""
+    """Receives a response. All calls are synchronous, from the event loop."""
 
     def response_started(self, head: ResponseHead) -> None:
         """Take the head. ``response_data`` follows at once."""
@@ -79,7 +79,7 @@ class ResponseSink(Protocol):
 
 
 class UploadWatcher(Protocol):
-    """Who is told when the engine does not take bytes as fast as they come (a tunnel's other side)."""
+    """Is told when the engine does not take bytes as fast as they come (a tunnel's other side)."""
 
     def upload_paused(self) -> None:
         """Stop writing."""
@@ -249,7 +249,7 @@ class EngineConnection(asyncio.Protocol):
             return
         sink = self._sink
         if sink is None:
-            # Nobody asked. (Or the exchange was aborted a moment ago.)
+            # No exchange expects this. (Or the exchange was aborted a moment ago.)
             self.abort()
             return
         self.received = True

@@ -124,7 +124,7 @@ def test_switches_that_nobody_waits_for_say_who_wanted_them():
 
 def test_nobody_awake_and_nothing_to_do():
     play = asked(Says(WaitUntil(9.0)), "b", awake=())
-    assert told(play)[0].startswith("wakes nobody yet, and thinks again in 8 s at the latest; 1 waiting for b")
+    assert told(play)[0].startswith("wakes no model yet, and thinks again in 8 s at the latest; 1 waiting for b")
 
 
 def test_only_some_of_many_that_wait_are_told_of():

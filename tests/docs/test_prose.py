@@ -10,20 +10,32 @@ from tests.docs.pages import ROOT, markdown_files
 
 PLACES = (
     "admin",
+    "app.py",
     "cli",
     "config",
+    "control.py",
+    "errors.py",
     "extract",
     "hookrunner",
     "keys.py",
     "llama_swap",
+    "middleware",
     "notify.py",
+    "observability",
     "plugins.py",
     "process.py",
+    "proxy",
+    "runtime",
+    "server.py",
+    "simulator",
     "survey",
     "tracing",
+    "upstream",
     "watch.py",
 )
 """What is held to it, in llmux/. To be extended until it is the whole package."""
+BESIDE = ("policies", "examples/quickstart")
+"""Folders beside the package that are held to it too."""
 
 WORST = re.compile(
     r"\b(who|whom|nobody|somebody|anybody|is no setting|is no option|is no duration|mended|mending|told off"
@@ -31,7 +43,8 @@ WORST = re.compile(
     re.IGNORECASE,
 )
 FILES = [
-    file for place in PLACES for file in sorted((ROOT / "llmux" / place).rglob("*.py")) or [ROOT / "llmux" / place]
+    *(f for place in PLACES for f in sorted((ROOT / "llmux" / place).rglob("*.py")) or [ROOT / "llmux" / place]),
+    *(f for folder in BESIDE for f in sorted((ROOT / folder).glob("*.py"))),
 ]
 CODE = re.compile(r"`[^`\n]*`")
 

@@ -46,7 +46,7 @@ def made(*candidates, need=None, free=None, grouped=False):
                 "a makes room for big: it needs 9GiB (1GiB free);"
                 " to lose a costs 14 s (sleep 2 s, wake 10 s, 1.2 expected in 2 min);"
                 " b stays, it is busy: 1 in flight, 2 waiting (it would cost 44 s);"
-                " c stays, it is to be kept awake (it would cost 14 s);"
+                " c stays, keep_awake applies to it (it would cost 14 s);"
                 " d stays, it is pinned;"
                 " e stays, it would not go to sleep a moment ago;"
                 " f stays, it would cost 14 s"

@@ -45,9 +45,9 @@ def test_a_shorter_tail_elsewhere_is_said():
     assert "fifo has the shorter p99, 90.0 s" in str(recommend({"quick": quick, "fifo": BASE}))
 
 
-def test_nobody_waits():
+def test_no_request_waits():
     none = replace(BASE, mean_wait=0.0, p99_wait=0.01)
-    assert "Nobody waits" in str(recommend({"fifo": none, "idle": none}))
+    assert "The waits are negligible" in str(recommend({"fifo": none, "idle": none}))
 
 
 def test_one_alone():
@@ -70,7 +70,7 @@ def test_what_no_policy_mends_is_said(change, words):
     [
         ({"switching": 0.5}, "50% of the time switching"),
         ({"p99_wait": 150.0}, "keep the others waiting too long"),
-        ({}, "chooses better whom to serve next"),
+        ({}, "chooses better which model to serve next"),
     ],
 )
 def test_reasons(change, words):
