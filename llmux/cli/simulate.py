@@ -211,7 +211,7 @@ def run(
     if as_json:
         typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
     else:
-        _print(traffic, outcomes, results, engines, fits)
+        _print(traffic, outcomes, results, engines, fits, _duration(slo))
 
 
 def _in_words(error: Exception, recorded: Recorded | None) -> str:
@@ -355,6 +355,7 @@ def _print(
     results: Mapping[str, Statistics],
     engines: Engines,
     fits: Mapping[str, Fit] | None,
+    slo: float,
 ) -> None:
     console = terminal()
     end = max(outcome.end for outcome in outcomes.values())
@@ -377,4 +378,19 @@ def _print(
         for title, show in ROWS:
             table.add_row(title, *(show(results[name]) for name in abreast))
         console.print(table)
+    console.print(f"SLO: the first token within {slo:g} s of the request's arrival (--slo)", highlight=False)
+    for alike in _alike(results):
+        console.print(f"{_listed(alike)}: no difference", highlight=False, markup=False)
     console.print(str(recommend(results)))
+
+
+def _alike(results: Mapping[str, Statistics]) -> list[list[str]]:
+    """Return the policies whose columns read the same, two or more together."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for name, each in results.items():
+        columns.setdefault(tuple(show(each) for _, show in ROWS), []).append(name)
+    return [names for names in columns.values() if len(names) > 1]
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -70,6 +70,27 @@ def test_a_table_and_advice(trace):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_equal_columns_are_named(trace):
+    one_model = simulate(
+        "--poisson=models=1,rate=0.1", "--horizon", "300s", "-p", "fifo", "-p", "idle", "-p", "adaptive"
+    )
+    assert "fifo, idle and adaptive: no difference\n" in one_model.stdout
+    assert (
+        simulate(trace, "-p", "exhaustive:staleness=5", "-p", "exhaustive:staleness=5.0").stdout.count(
+            ": no difference\n"
+        )
+        == 1
+    )
+    different = simulate(trace, "-p", "fifo", "-p", "idle", "--stretch", 4)
+    assert different.exit_code == 0, different.stderr
+    assert "no difference" not in different.stdout
+
+
+def test_the_objective_is_said(trace):
+    assert "SLO: the first token within 30 s of the request's arrival" in simulate(trace, "-p", "fifo").stdout
+    assert "SLO: the first token within 90 s " in simulate(trace, "-p", "fifo", "--slo", "1.5m").stdout
+
+
 @pytest.mark.parametrize("load", ["--poisson=models=2", "--onoff=", "--agents=agents=2"])
 def test_generated_traffic(load):
     assert simulate(load, "--horizon", "300s", "-p", "fifo", "--json").exit_code == 0
