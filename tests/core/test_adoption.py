@@ -323,6 +323,32 @@ def test_model_that_a_reload_brings_during_a_switch_is_extra_beside_its_target()
     assert not play.core.state.models["c"].extra
 
 
+def test_what_a_reload_makes_room_for_admits_what_waited_for_it() -> None:
+    specs = [*models("a", memory=5), *models("b", memory=8)]
+    play = given(specs, awake=["a"], capacity=10)
+    specs.extend(models("c", memory=5))
+    play(
+        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(
+            1.0,
+            ev.RequestArrived(2, "b"),
+            fx.RequestQueued(2, "b", 1),
+            fx.PolicyDecided("switch", "b", ""),
+            fx.SwitchStarted(1, ("a",), "b", "policy"),
+        ),
+        at(2.0, ev.ConfigReplaced(specs, Rules(capacity=10), ANY), fx.RunHook(3, "c", HookKind.ALIVE, None)),
+        at(2.5, ev.RequestArrived(3, "c"), fx.RequestQueued(3, "c", 1)),
+        at(
+            3.0,
+            ev.HookFinished(3, ok=True),
+            fx.ModelActivated("c", 0, (), None),
+            fx.RecordHolders(frozenset({"a", "c"})),
+        ),
+        at(3.5, ev.ConfigReplaced(specs, Rules(capacity=18), ANY), fx.Admit(3, "c", None, 1, False, 1.0)),
+    )
+    assert not play.core.state.models["c"].extra
+
+
 def test_llmux_without_models_starts_when_a_reload_brings_one() -> None:
     play = unstarted()
     play(
