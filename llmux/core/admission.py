@@ -11,7 +11,7 @@ from llmux.core import placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.errors import InvalidEventError
 from llmux.core.events import RequestArrived
-from llmux.core.model import Lease, Lifecycle, Model, Request
+from llmux.core.model import AWAKE, READY, Lease, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.state import State
 from llmux.core.timers import Timer
@@ -38,7 +38,7 @@ def arrived(s: State, event: RequestArrived) -> None:
     request = Request(number, model, s.now)
     model.count_arrival(s.now)
     s.successors.arrived(model.name, s.now)
-    if model.phase is Phase.AWAKE and is_open(s, model):
+    if model.phase is AWAKE and is_open(s, model):
         s.requests[number] = request
         s.admit(request)
         return
@@ -55,9 +55,9 @@ def arrived(s: State, event: RequestArrived) -> None:
 
 def is_open(s: State, model: Model) -> bool:
     """Whether a request for it would be admitted at once."""
-    if model.phase is not Phase.AWAKE or model.queue or not model.has_room or s.lease is not None:
+    if model.phase is not AWAKE or model.queue or not model.has_room or s.lease is not None:
         return False
-    return s.lifecycle is Lifecycle.READY or not s.stopping
+    return s.lifecycle is READY or not s.stopping
 
 
 def enqueue(s: State, request: Request) -> None:
@@ -130,7 +130,7 @@ def sweep(s: State) -> None:
 
 def blocked(s: State, model: Model) -> Block | None:
     """Say why a model's requests cannot even wait, or None."""
-    if s.lifecycle is not Lifecycle.READY and s.stopping:
+    if s.lifecycle is not READY and s.stopping:
         return Refusal.STOPPING, "llmux is stopping", RESTART
     if s.lease is not None and not s.lease.waits:
         return leased(s, s.lease)
@@ -193,6 +193,6 @@ def expected_wait(s: State, model: Model) -> float:
     """Estimate when it is worth to come back, in seconds: a switch, a service, or the end of the lease."""
     if s.lease is not None:
         return max(1.0, time_left(s, s.lease.until))
-    if model.phase is Phase.AWAKE:
+    if model.phase is AWAKE:
         return max(1.0, model.service)
     return placement.switch_cost(s, [other for other in s.models.values() if other.holds], model)

@@ -33,10 +33,9 @@ class EngineLoad:
 
     def changed(self, now: float, in_flight: int, *, answered: bool) -> None:
         """Take in that ``in_flight`` requests are served from now on, because one was answered or otherwise."""
-        before = self._in_flight
-        if before:
-            level = min(before.bit_length(), LEVELS) - 1
-            self._streams[level] += (now - self._since) * before
+        if self._in_flight:
+            level = min(self._in_flight.bit_length(), LEVELS) - 1
+            self._streams[level] += (now - self._since) * self._in_flight
             if answered:
                 self._answers[level] += 1.0
                 if self._answers[level] > FORGET:

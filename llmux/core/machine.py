@@ -68,7 +68,7 @@ from llmux.core.events import (
     SleepRequested,
     Started,
 )
-from llmux.core.model import Lifecycle, Model, Request
+from llmux.core.model import AWAKE, READY, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.core.snapshot import LiveSnapshot
@@ -115,7 +115,7 @@ class Core:
             self._snapshot.refresh()
         if s.opened:
             admission.open_doors(s)
-        stopping = s.lifecycle is not Lifecycle.READY and s.stopping
+        stopping = s.lifecycle is not READY and s.stopping
         if stopping:
             switching.wind_up(s)
         if s.switch is None and (s.queued or s.maintenance_due):
@@ -172,7 +172,7 @@ def _left(s: State, request: Request, *, answered: bool) -> None:
 
 
 def _fell_idle(s: State, model: Model) -> None:
-    if model.phase is Phase.AWAKE:
+    if model.phase is AWAKE:
         s.start_idle_clock(model)
     if s.rules.anticipate:
         s.maintenance_due = s.answer_ended = True

@@ -28,6 +28,9 @@ class Lifecycle(enum.StrEnum):
     STOPPED = "stopped"
 
 
+READY, AWAKE = Lifecycle.READY, Phase.AWAKE  # every event asks for these: a global is found faster than a member
+
+
 class Reason(enum.StrEnum):
     """What a switch is for. Of the ones for requests that wait, words of their own say more."""
 
@@ -274,7 +277,7 @@ class Model:
     @property
     def has_room(self) -> bool:
         """Whether it would admit one more."""
-        if self.phase is not Phase.AWAKE or self.probe.suspected:
+        if self.phase is not AWAKE or self.probe.suspected:
             return False
         limit = self.spec.max_in_flight
         return limit is None or len(self.in_flight) < limit

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from llmux.core import levels
 from llmux.core.costs import NO_LEVELS
 from llmux.core.effects import Candidate, Evicted, Figures, Serving, Waiting, Why
-from llmux.core.model import ARRIVAL_WINDOW, Model, Switch
+from llmux.core.model import ARRIVAL_WINDOW, AWAKE, Model, Switch
 from llmux.core.phases import HOLDING, Phase
 from llmux.core.spec import Memory, ModelSpec
 from llmux.core.state import State
@@ -294,7 +294,7 @@ def waiting_models(s: State) -> list[Model]:
     found = [
         (next(iter(model.queue.values())).arrived, model.order, model)
         for model in s.models.values()
-        if model.queue and model.phase is not Phase.AWAKE
+        if model.queue and model.phase is not AWAKE
     ]
     found.sort(key=itemgetter(0, 1))
     return [model for _, _, model in found]

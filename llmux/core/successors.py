@@ -41,9 +41,8 @@ class _Row:
         self.total = 0.0
 
     def add(self, model: str, delay: float) -> None:
-        follower = self.followers.get(model)
-        if follower is None:
-            follower = self.followers[model] = _Follower(0.0, delay, 0)
+        known = self.followers
+        follower = known.get(model) or known.setdefault(model, _Follower(0.0, delay, 0))
         follower.weight += self.gain
         follower.delay += ALPHA * (delay - follower.delay)
         follower.seen += 1

@@ -61,17 +61,16 @@ class Serving:
     def place_first_tokens(self, end: float, times: list[float | None]) -> None:
         """Turn the progress at which each first token came into a time: progress is linear in between."""
         made = self.made + (end - self.time) * self.speed
-        history = iter([*self.history, (made, end)])
-        before_made, before = after_made, after = next(history)
+        history, position = [*self.history, (made, end)], 0
+        before_made, before = after_made, after = history[0]
+        last = len(history) - 1
         for progress, index in sorted(self.first_tokens):
             if progress > made + EPSILON:
                 break
-            while after_made < progress:
-                following = next(history, None)
-                if following is None:
-                    break
+            while after_made < progress and position < last:
                 before_made, before = after_made, after
-                after_made, after = following
+                position += 1
+                after_made, after = history[position]
             width = after_made - before_made
-            share = (progress - before_made) / width if width > 0 else 1.0
-            times[index] = before + min(share, 1.0) * (after - before)
+            share = (progress - before_made) / width if width > 0 and progress < after_made else 1.0
+            times[index] = before + share * (after - before)
