@@ -64,13 +64,29 @@ def _script(at: Place, script: str, folder: Path, path: str | None) -> Iterator[
         if shutil.which(word, path=path) is None:
             yield Problem(at, f"there is no program {word} on the PATH")
         return
-    file = folder / Path(word).expanduser()
-    if not file.exists():
+    file = _path(folder, word)
+    fault = _fault(file)
+    if fault is not None:
+        yield Problem(at, f"{word} {fault}")
+    elif not file.exists():
         shipped = file.suffix == ".sh" and (hook_folder() / file.name).exists()
         hint = f"; `llmux hooks copy {file.stem}` writes it" if shipped else ""
         yield Problem(at, f"there is no {word}{hint}")
     elif not file.is_file() or not os.access(file, os.X_OK):
         yield Problem(at, f"{word} is not executable: chmod +x {shlex.quote(str(file))}")
+
+
+def _path(folder: Path, text: str) -> Path:
+    return folder / os.path.expanduser(text)  # noqa: PTH111 (Path's own raises where a user is unknown)
+
+
+def _fault(file: Path) -> str | None:
+    """Return why it cannot be told whether a file is there: a folder that may not be entered, a name too long."""
+    try:
+        file.exists()
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    return None
 
 
 def _syntax(script: str) -> str | None:
@@ -109,9 +125,14 @@ def _variables(place: Place, model: ModelConfig, folder: Path, path: str | None)
     env: Mapping[str, str] = model.env
     weights = env.get("MODEL", "")
     if weights.startswith(("/", "./", "../", "~/")) or (weights.endswith(".gguf") and "$" not in weights):
-        file = folder / Path(weights).expanduser()
-        if not file.exists():
-            yield Problem((*place, "env", "MODEL"), f"there is no {weights}")
+        at, file = (*place, "env", "MODEL"), _path(folder, weights)
+        fault = _fault(file)
+        if fault is not None:
+            yield Problem(at, f"{weights} {fault}")
+        elif not file.exists():
+            yield Problem(at, f"there is no {weights}")
+        elif not os.access(file, os.R_OK):
+            yield Problem(at, f"{weights} cannot be read by this user")
     for name in _PROGRAMS:
         if name in env and model.cmd is None:
             yield from _script((*place, "env", name), env[name], folder, path)

@@ -1,9 +1,15 @@
 """`llmux check` looks at the machine, and tells all mistakes of a file at once."""
 
 import asyncio
+import json
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from llmux.config import Config
+from llmux.config.machine_check import look
 from tests.cli.invoking import llmux
 
 FILE = """\
@@ -39,6 +45,45 @@ def check(tmp_path):
         return asyncio.run(llmux(None, "check", str(file)))
 
     return run
+
+
+def test_what_cannot_be_looked_at_is_a_warning_too(check):
+    long = "x" * 300
+    done = check(
+        f"models: {{a: {{hooks: ./{long}.sh, port: 8001, env: {{MODEL: ./{long}.gguf}}}},"
+        " b: {hooks: ~no-such-user/b.sh, port: 8002, env: {MODEL: ~no-such-user/b.gguf}}}"
+    )
+    assert done.exit_code == 0, done.output
+    assert f"models.a.hooks: ./{long}.sh cannot be looked at: File name too long" in done.output
+    assert f"models.a.env.MODEL: ./{long}.gguf cannot be looked at: File name too long" in done.output
+    assert "models.b.hooks: there is no ~no-such-user/b.sh" in done.output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_this_user_may_not_read():
+    """Look as the user of a service, whose models lie in a folder that it may not enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "private").mkdir(mode=0o700)
+        (folder / "closed.gguf").touch(mode=0o600)
+        (folder / "h.sh").touch(mode=0o755)
+        models = {
+            "a": {"hooks": "./private/h.sh", "port": 8001, "env": {"MODEL": "./private/a.gguf"}},
+            "b": {"hooks": "./h.sh", "port": 8002, "env": {"MODEL": "./closed.gguf"}},
+        }
+        (folder / "config.yaml").write_text(json.dumps({"models": models}))
+        config = Config.from_file(folder / "config.yaml")
+        os.setresuid(65534, 65534, 0)
+        try:
+            said = [problem.message for problem in look(config)]
+        finally:
+            os.setresuid(0, 0, 0)
+    assert said == [
+        "./private/h.sh cannot be looked at: Permission denied",
+        "./private/a.gguf cannot be looked at: Permission denied",
+        "./closed.gguf cannot be read by this user",
+    ]
 
 
 def test_what_this_machine_lacks_is_a_warning_with_its_line(check, tmp_path):
