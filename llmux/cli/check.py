@@ -28,6 +28,11 @@ def check(
     config = _load_all(file, context.obj[1])
     say(f"{file}: fine", "green")
     say(summary(config))
+    warn(config)
+
+
+def warn(config: Config) -> None:
+    """Print the warnings of a configuration from a file: what it says, and what this machine lacks for it."""
     for warning in config.warnings:
         say(f"warning: {warning}", "yellow")
     warn_of_missing(config)

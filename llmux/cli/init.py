@@ -14,8 +14,10 @@ import typer
 from rich.console import Console
 
 from llmux.cli import config_writer
+from llmux.cli.check import warn
 from llmux.cli.hook_scripts import find, shipped
-from llmux.cli.terminal import terminal
+from llmux.cli.terminal import say, terminal
+from llmux.config import Config
 from llmux.errors import LLMuxError
 from llmux.survey import host, model_files
 from llmux.survey.draft import Draft, Recipe, is_free
@@ -54,7 +56,8 @@ def run(
 ) -> None:
     """Look at this machine and write config.yaml, with comments, and the hook scripts that it needs.
 
-    It finds GGUF files, engines that run, containers and GPUs. Exit code 0: written. 1: called off. 2: impossible.
+    It finds GGUF files, in this folder too, engines that run, containers and GPUs.
+    Exit code 0: written. 1: called off. 2: impossible.
     """
     console = terminal(stderr=True, soft_wrap=True)
     try:
@@ -91,6 +94,11 @@ class _Init:
         names = ", ".join(one.name for one in chosen[:MANY]) + (", …" if len(chosen) > MANY else "")
         scripts = ", ".join(f"{name}.sh" for name in draft.scripts)
         typer.echo(f"wrote {target} ({names}), and in {target.parent / config_writer.HOOKS}: {scripts}")
+        warn(Config.from_file(target))
+        if "llama-cpp" in draft.scripts and not (
+            here.programs.get("llama-server") or "LLAMA_SERVER" in os.environ
+        ):
+            say("warning: llama-server is not on the PATH: say where it is with LLAMA_SERVER in `env`", "yellow")
         quoted = shlex.quote(str(target))
         typer.echo(f"now: llmux check {quoted} && llmux -c {quoted}")
 
@@ -98,7 +106,7 @@ class _Init:
         """Look everywhere at once."""
         home = _home()
         return await asyncio.gather(
-            asyncio.to_thread(model_files.find, os.environ, home),
+            asyncio.to_thread(model_files.find, os.environ, home, _here()),
             probe([*PORTS, *self.ports]),
             asyncio.to_thread(host.look, os.environ, home),
         )
@@ -118,7 +126,8 @@ class _Init:
             self.console.print(f"  {line}")
         if not found.models:
             self.console.print(
-                "  no GGUF files in ~/models, nor where Hugging Face, llama.cpp and LM Studio keep theirs"
+                "  no GGUF files in ~/models, nor in this folder, nor where Hugging Face, llama.cpp and LM Studio"
+                " keep theirs"
             )
         if here.ollama_store and not any(engine.kind == "Ollama" for engine in engines):
             self.console.print(
@@ -177,6 +186,13 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError:  # a user without one, as in containers
         return Path("/nonexistent")
+
+
+def _here() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was deleted
+        return None
 
 
 def _recipes() -> dict[str, Recipe]:

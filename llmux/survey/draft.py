@@ -21,6 +21,7 @@ from llmux.survey.model_files import Candidate, gibibytes
 FIRST_PORT = 8001
 _USED = re.compile(r"\./hooks/([\w-]+)\.sh")
 _HOOKS = tuple(kind.value for kind in HookKind)
+REQUIRED = frozenset({HookKind.WAKE.value, HookKind.SLEEP.value, HookKind.ALIVE.value})
 _KEPT = ("shared_address", "levels")
 
 
@@ -44,7 +45,7 @@ class Recipe:
         model: dict[str, Any] = next(iter(models.values()))
         env = model.get("env") or {}
         hooks = {kind: model[kind] for kind in _HOOKS if kind in model}
-        if not {"wake", "sleep", "alive"} <= set(hooks) or not env:
+        if not set(hooks) >= REQUIRED or not env:
             return None
         verify = hooks.pop("verify", "")
         if not _is_foreign(verify, hooks["wake"]):
@@ -54,6 +55,15 @@ class Recipe:
         told = next(iter(env))
         # A script that is told the NAME of a model is for a server that runs all the time.
         return cls(hooks, told, model.get("port") if told == "NAME" else None, settings, verify)
+
+    @property
+    def short(self) -> dict[str, str]:
+        """The hooks as they are written: in one line, as far as they are one script called by each hook's name."""
+        script = self.hooks["wake"].removesuffix(f" {HookKind.WAKE}")
+        rest = {kind: text for kind, text in self.hooks.items() if text != f"{script} {kind}"}
+        if len(script.split()) != 1 or not rest.keys().isdisjoint(REQUIRED):
+            return dict(self.hooks)
+        return {"hooks": script} | rest
 
     @property
     def stays(self) -> bool:
@@ -143,7 +153,7 @@ class Draft:
         if recipe.stays:
             settings["upstream_model"] = literal(one.source)
         settings |= recipe.settings
-        settings |= recipe.hooks
+        settings |= recipe.short
         env = ({recipe.told: one.source} if one.source else {}) | one.env
         lines = [f"# {_plain(text)}" for text in (one.about, one.remark) if text]
         if one.script not in self.explained:

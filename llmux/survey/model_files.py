@@ -75,15 +75,19 @@ def places(environ: Mapping[str, str], home: Path) -> list[Path]:
     ]
 
 
-def find(environ: Mapping[str, str], home: Path) -> Found:
-    """Look for models; the same file is found once, whatever leads to it."""
+def find(environ: Mapping[str, str], home: Path, here: Path | None = None) -> Found:
+    """Look for models; the same file is found once, whatever leads to it.
+
+    ``here`` is one more folder, which comes first; those in it are not looked into, for it may be any.
+    """
     found = Found()
     seen: set[str] = set()
-    for place in dict.fromkeys(places(environ, home)):
+    depths = ({} if here is None else {here: 0}) | dict.fromkeys(places(environ, home), _DEEPEST)
+    for place, deepest in depths.items():
         if not os.path.isdir(place):  # noqa: PTH112 (Path's own raises where nothing may be read)
             continue
         found.places.append(place)
-        kinds = {path: _kind(path) for path in sorted(_files(place, found))}
+        kinds = {path: _kind(path) for path in sorted(_files(place, found, deepest))}
         for path in kinds:
             real = os.path.realpath(path)
             if real not in seen:
@@ -124,11 +128,11 @@ def _is_model(said: Mapping[str, str]) -> bool:
     return said.get("general.type", "model") == "model" and not _is_projector(said)
 
 
-def _files(place: Path, found: Found) -> Iterator[Path]:
+def _files(place: Path, found: Found, deepest: int) -> Iterator[Path]:
     left = MOST_ENTRIES
     for folder, folders, files in os.walk(place):
         depth = len(Path(folder).relative_to(place).parts)
-        folders[:] = [] if depth >= _DEEPEST else sorted(name for name in folders if name != "blobs")
+        folders[:] = [] if depth >= deepest else sorted(name for name in folders if name != "blobs")
         left -= len(files) + len(folders)
         yield from (Path(folder, name) for name in files if name.lower().endswith(".gguf"))
         if left <= 0:

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app, init
+from llmux.survey import host
 from tests.harness.waiting import PATIENCE
 from tests.survey.conftest import answering, listed, write_gguf
 
@@ -59,6 +60,38 @@ class TestWithFlags:
         text = (work / "config.yaml").read_text()
         assert f"# 3 MiB, {home}/models/qwen.gguf\n" in text
         assert "ARGS: --embedding\n" in text
+
+    def test_a_model_in_this_folder(self, tmp_path):
+        here = tmp_path / "work"
+        write_gguf(here / "mine.gguf", QWEN)
+        write_gguf(here / "mmproj.gguf", {"general.architecture": "clip"})
+        write_gguf(here / "deeper" / "other.gguf", QWEN)
+        done = run("--yes")
+        assert done.exit_code == 0, done.stderr
+        assert re.findall("model (.*) at", checked()) == ["mine", "nomic-embed", "qwen"]
+        assert f"      MODEL: {here}/mine.gguf\n" in (here / "config.yaml").read_text()
+
+    def test_a_model_is_one_line(self, tmp_path):
+        assert run("--yes", "--model", "a=~/models/qwen.gguf").exit_code == 0
+        text = (tmp_path / "work" / "config.yaml").read_text()
+        assert "    hooks: ./hooks/llama-cpp.sh\n" in text
+        assert "wake:" not in text
+
+    def test_what_is_missing_is_said_at_once(self, tmp_path, monkeypatch):
+        done = run("-y", "--engine", "process", "--model", "w=no-such-server --port 9")
+        assert done.exit_code == 0, done.stderr
+        lines = (tmp_path / "work" / "config.yaml").read_text().splitlines()
+        number = 1 + lines.index("      COMMAND: no-such-server --port 9")
+        said = f"warning: line {number}: models.w.env.COMMAND: there is no program no-such-server on the PATH"
+        assert said in done.stdout.splitlines()
+        assert said in checked().splitlines()
+        assert "llama-server" not in done.stdout
+        no_server = "warning: llama-server is not on the PATH: say where it is with LLAMA_SERVER in `env`"
+        monkeypatch.setenv("LLAMA_SERVER", "/opt/llama.cpp/llama-server")
+        assert no_server not in run("--yes", "--force").stdout
+        monkeypatch.delenv("LLAMA_SERVER")
+        monkeypatch.setattr(host, "PROGRAMS", ())
+        assert no_server in run("--yes", "--force").stdout
 
     def test_an_engine_that_runs(self):
         with answering(

@@ -134,3 +134,14 @@ def test_a_link_to_above_ends(tmp_path):
     (tmp_path / "models" / "loop").symlink_to(tmp_path)
     write_gguf(tmp_path / "models" / "x.gguf", MODEL)
     assert names(gguf.find({}, tmp_path)) == ["x"]
+
+
+def test_the_folder_one_is_in_comes_first_and_is_found_once(tmp_path):
+    models, other = tmp_path / "models", tmp_path / "other"
+    write_gguf(models / "deep" / "a.gguf", MODEL)
+    write_gguf(models / "b.gguf", MODEL)
+    write_gguf(other / "c.gguf", MODEL)
+    write_gguf(other / "deep" / "d.gguf", MODEL)
+    assert sorted(names(gguf.find({}, tmp_path, models))) == ["a", "b"]
+    assert sorted(names(gguf.find({}, tmp_path, other))) == ["a", "b", "c"]
+    assert names(gguf.find({}, tmp_path, other))[0] == "c"
