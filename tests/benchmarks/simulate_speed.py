@@ -9,7 +9,9 @@ the machine does can only make a round slower.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -36,6 +38,12 @@ print(len(trace.jobs), took, outcome.switches, sum(t is not None for t in outcom
 """
 
 
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="llmux-revision-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def unpack(revision: str) -> Path:
     """Return a folder with the files of a revision."""
     archive = subprocess.run(
@@ -44,7 +52,7 @@ def unpack(revision: str) -> Path:
         check=True,
         capture_output=True,
     )
-    folder = Path(tempfile.mkdtemp(prefix="simulate-speed-"))
+    folder = _scratch()
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     for name in ("policies", "hooks"):
@@ -92,7 +100,7 @@ def main() -> None:
 
 def unpack_here() -> Path:
     """Return a folder with the files as they are here."""
-    folder = Path(tempfile.mkdtemp(prefix="simulate-speed-"))
+    folder = _scratch()
     (folder / "llmux").mkdir()
     for path in (ROOT / "llmux").iterdir():
         (folder / "llmux" / path.name).symlink_to(path)
