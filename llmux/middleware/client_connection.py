@@ -28,6 +28,7 @@ class ClientConnection(RequestHandler):
         "_ahead",
         "_busy",
         "_fast_path",
+        "_half",
         "_held",
         "_owed",
         "_timer",
@@ -60,6 +61,7 @@ class ClientConnection(RequestHandler):
         self._address: str | None = None
         self._busy = 0  # requests that aiohttp has begun with
         self._owed = 0  # bytes that belong to a request which aiohttp has the beginning of; UNKNOWN
+        self._half = False  # aiohttp has half a head, which came together with a whole request
         self._held = b""  # what has come and was not passed on yet
         self._ahead = False  # that is more than is good: nothing more is read
         self._timer: asyncio.TimerHandle | None = None  # the rest of what is held takes too long
@@ -103,6 +105,7 @@ class ClientConnection(RequestHandler):
                 return
         self._owed = missing if total >= 0 and missing >= 0 else UNKNOWN
         self._pass_on(data)
+        self._half = total >= 0 > missing and _ends_in_half_a_head(data, total)
 
     def _refuse(self, answer: bytes, keep_alive: bool, rest: bytes) -> None:
         """Answer a request without aiohttp."""
@@ -124,6 +127,7 @@ class ClientConnection(RequestHandler):
         before = len(self._messages)
         super().data_received(data)
         added = len(self._messages) - before
+        self._half = False
         if added:
             self._busy += added
             self.head_since = 0.0
@@ -141,6 +145,8 @@ class ClientConnection(RequestHandler):
         finally:
             self._busy -= 1
             self.since = self._loop.time()
+            if self._half and not self._busy:
+                self._half, self.begun, self.head_since = False, True, self.since
 
     def _waited(self) -> None:
         self._timer = None
@@ -225,3 +231,13 @@ class ClientConnection(RequestHandler):
         if self.handed_over is not None:
             self.handed_over.client_left()
             self.handed_over = None
+
+
+def _ends_in_half_a_head(data: bytes, start: int) -> bool:
+    """Whether the last of the requests that begin at ``start`` lacks the end of its head."""
+    while start < len(data):
+        total = read(data[start:]).total
+        if total < 0:
+            return b"\r\n\r\n" not in data[start:]
+        start += total
+    return False

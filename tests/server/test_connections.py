@@ -36,6 +36,14 @@ async def test_a_head_that_does_not_come_closes_the_connection(house, sent):
     assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n") if sent else answer == b""
 
 
+async def test_half_a_head_behind_a_whole_request_is_due_from_the_answer_on(house):
+    await house.open("a", **SHORT)
+    line = await house.line()
+    line.send(message("GET", "/v1/models") + b"GET /v1/mo")
+    assert (await line.reply()).status == 200
+    assert (await line.closed()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
 @pytest.mark.parametrize("first", ["fast path", "aiohttp", "none"])
 async def test_a_head_that_is_dripped_is_cut_whatever_comes(house, first):
     await house.open("a", **SHORT)
