@@ -27,6 +27,7 @@ UNDER_TEST = "LLMUX_UNDER_TEST"
 COMMAND = os.environ.get(UNDER_TEST, f"{sys.executable} -m llmux").split()
 LARGEST = 1 << 20  # bytes of a request, the environment included
 STARTUP = {"PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"}  # read by Python when it starts
+OUTSIDE = dict(os.environ)  # as no test has changed it: tests find what they started by its environment
 
 
 class Running(Protocol):
@@ -55,7 +56,7 @@ class Launcher:
                 [sys.executable, "-m", "tests.harness.forked", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
-                env={**os.environ, **STARTUP},
+                env={**OUTSIDE, **STARTUP},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -63,9 +64,10 @@ class Launcher:
     def ask(self, fds: Sequence[int] = (), **request: Any) -> int:
         """Send a request, and return the number that answers it."""
         with self._lock:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+            with contextlib.suppress(BrokenPipeError):  # then nothing answers
+                socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
             answer = self._socket.recv(100)
-        assert answer, "the process that forks has ended"
+        assert answer, f"the process that forks has ended, with {self._process.wait()}"
         return int(answer)
 
     def close(self) -> None:
