@@ -22,18 +22,16 @@ from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
-from llmux.simulator.advice import recommend
-from llmux.simulator.costs import CostMatrix, parse_costs
-from llmux.simulator.engine import EngineModel, Engines, parse_engines
+from llmux.simulator.cost_matrix import CostMatrix, parse_costs
+from llmux.simulator.engine_model import EngineModel, Engines, parse_engines
 from llmux.simulator.fitting import UNSEEN, Fit
 from llmux.simulator.misjudged import Misjudged
 from llmux.simulator.plot import plot
-from llmux.simulator.reading import is_record, read_trace
 from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
 from llmux.simulator.run import Outcome, Scene, simulate
-from llmux.simulator.statistics import SLO, Statistics, statistics_of
+from llmux.simulator.statistics import SLO, Statistics, recommend, statistics_of
 from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate, parse_load
-from llmux.simulator.trace import Trace, TraceError
+from llmux.simulator.trace import Trace, TraceError, is_record, read_trace
 
 USAGE = 2
 ABREAST = 4  # policies in one table: wider ones break on a terminal of 80 columns

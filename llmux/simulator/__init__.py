@@ -7,18 +7,18 @@ Theory of operation
 heap of virtual times. There is no second rule book: admission, gates, guard rails and switch-cost averages are
 the ones that run in production, and a policy is asked exactly as it is there.
 
-- ``trace``       the traffic: jobs (arrival, model, prompt and output tokens), files of them in ``reading``,
-                  generated ones in ``synthetic``;
-- ``recorded``    llmux's own record as a trace; ``replay`` plays it again exactly;
-- ``engine``      how fast an engine works: streams share it, each advances by the same number of tokens;
-- ``costs``       what a switch costs in each direction;
-- ``run``         one run: events in, effects out, a clock that jumps;
-- ``statistics``  what came of it: waits, times to the first token, shares of time;
-- ``advice``      which policy to use, in words; ``plot`` draws it.
+- ``trace``         the traffic: jobs (arrival, model, prompt and output tokens), and files of them; generated ones
+                    are in ``synthetic``;
+- ``recorded``      llmux's own record as a trace; ``replay`` plays it again exactly;
+- ``engine_model``  how fast an engine works: streams share it, each advances by the same number of tokens;
+- ``cost_matrix``   what a switch costs in each direction;
+- ``run``           one run: events in, effects out, a clock that jumps;
+- ``statistics``    what came of it: waits, times to the first token, shares of time; and which policy to use, in
+                    words; ``plot`` draws it.
 """
 
-from llmux.simulator.costs import CostMatrix
-from llmux.simulator.engine import EngineModel
+from llmux.simulator.cost_matrix import CostMatrix
+from llmux.simulator.engine_model import EngineModel
 from llmux.simulator.run import Outcome, simulate
 from llmux.simulator.statistics import Statistics, statistics_of
 from llmux.simulator.trace import Job, Trace, TraceError

@@ -29,8 +29,8 @@ from llmux.core.model import Lease, Pin
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind
 from llmux.plugins import load_policy
-from llmux.simulator.costs import CostMatrix
-from llmux.simulator.engine import Engines
+from llmux.simulator.cost_matrix import CostMatrix
+from llmux.simulator.engine_model import Engines
 from llmux.simulator.recorded import Line, Recorded
 from llmux.simulator.run import GAVE_UP, HOOK_ENDED, NEVER, SERVED, Run, Scene
 

@@ -33,9 +33,8 @@ from llmux.core.events import (
 )
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.simulator.costs import CostMatrix
-from llmux.simulator.engine import EngineModel, Engines
-from llmux.simulator.serving import Serving
+from llmux.simulator.cost_matrix import CostMatrix
+from llmux.simulator.engine_model import EngineModel, Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
 
 NEVER = float("inf")

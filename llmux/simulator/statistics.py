@@ -1,9 +1,9 @@
-"""What came of a run, as numbers."""
+"""What came of a run, as numbers; and which policy to use for this traffic, in words, with the reason."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from llmux.simulator.run import Outcome
@@ -79,3 +79,97 @@ def statistics_of(outcome: Outcome, slo: float = SLO) -> Statistics:
         requests=count,
         slo=within / count if count else 1.0,
     )
+
+
+CLOSE = 0.05  # policies whose scores differ by less than this share are as good as each other
+UNFAIR = 1.15  # a p99 that is this much worse than the best is said aloud
+NEGLIGIBLE = 0.05  # seconds: shorter waits are no reason to choose a policy
+TAIL = 0.5  # how much the p99 counts beside the mean, as an exponent
+OVERLOAD = 0.9  # share of requests that must be answered for the traffic to fit the GPU
+PREFERRED = ("fifo", "adaptive")  # of policies that do about as well: the simplest, then the default
+NAMED = 3  # policies that the reasons speak of
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A recommendation: the policy's name and sentences that say why."""
+
+    policy: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join((f"Use {self.policy}.", *self.reasons))
+
+
+def recommend(results: Mapping[str, Statistics]) -> Advice:
+    """Compare at least one policy: the mean wait first, the 99th percentile with half its weight."""
+    best_score = min(map(_score, results.values()))
+    close = [name for name, each in results.items() if _score(each) <= best_score * (1.0 + CLOSE)]
+    chosen = next(
+        (name for name in PREFERRED if name in close), min(close, key=lambda name: _score(results[name]))
+    )
+    mine = results[chosen]
+    reasons = [_waits(mine)]
+    others = {name: each for name, each in results.items() if name != chosen}
+    if mine.mean_wait < NEGLIGIBLE:
+        return Advice(chosen, ("The waits are negligible, whatever the policy.", *_warnings(mine)))
+    if not others:
+        return Advice(chosen, (*reasons, "Nothing else was compared.", *_warnings(mine)))
+    if len(close) > 1:
+        also = ", ".join(name for name in close if name != chosen)
+        reasons.append(f"On this traffic {also} does about as well.")
+    worse = sorted(
+        (name for name in others if name not in close), key=lambda name: (name != "fifo", name != "idle")
+    )
+    reasons += [_against(name, others[name], mine) for name in worse[:NAMED]]
+    reasons += _warnings(mine)
+    fairest = min(others, key=lambda name: others[name].p99_wait)
+    if mine.p99_wait > others[fairest].p99_wait * UNFAIR:
+        reasons.append(
+            f"If the slowest requests matter more to you than the average: {fairest} has the shorter p99,"
+            f" {others[fairest].p99_wait:.1f} s."
+        )
+    return Advice(chosen, tuple(reasons))
+
+
+def _score(each: Statistics) -> float:
+    """Return a score of which less is better; waits below a twentieth of a second are all alike."""
+    return float(max(each.mean_wait, NEGLIGIBLE) * max(each.p99_wait, NEGLIGIBLE) ** TAIL)
+
+
+def _waits(mine: Statistics) -> str:
+    return f"A request waits {mine.mean_wait:.1f} s on average and {mine.p99_wait:.1f} s at the 99th percentile."
+
+
+def _against(name: str, other: Statistics, mine: Statistics) -> str:
+    change = _change(mine.mean_wait, other.mean_wait), _change(mine.p99_wait, other.p99_wait)
+    if other.draining > mine.draining + 0.03:
+        why = f"{name} spends {other.draining:.0%} of the time draining, this {mine.draining:.0%}"
+    elif other.switching > mine.switching + 0.03:
+        why = f"{name} spends {other.switching:.0%} of the time switching, this {mine.switching:.0%}"
+    elif other.p99_wait > mine.p99_wait * UNFAIR:
+        why = f"with {name} some models keep the others waiting too long"
+    else:
+        why = "it chooses better which model to serve next"
+    return f"Against {name}: mean {change[0]}, p99 {change[1]}; {why}."
+
+
+def _change(mine: float, other: float) -> str:
+    if other <= 0.0:
+        return "as before" if mine <= 0.0 else "longer"
+    return f"{mine / other - 1.0:+.0%}"
+
+
+def _warnings(mine: Statistics) -> list[str]:
+    warnings = []
+    if mine.requests and mine.completed < OVERLOAD * mine.requests:
+        warnings.append(
+            f"Only {mine.completed} of {mine.requests} requests were answered by the end: this is more traffic"
+            " than the GPU can serve with these switch costs, and no policy can change that."
+        )
+    elif mine.switching > 0.5:  # noqa: PLR2004 - half of the time
+        warnings.append(
+            f"Switching takes {mine.switching:.0%} of the time: cheaper switches (a faster wake, weights kept in"
+            " RAM) would gain more than any policy."
+        )
+    return warnings

@@ -1,12 +1,31 @@
-"""Traffic: which model is asked for, when, and how much work that is."""
+"""Traffic: which model is asked for, when, and how much work that is.
+
+It is read from CSV or JSON lines, gzip too:
+
+- CSV with a header, JSON lines: ``arrival_s``, ``model``, ``prompt_tokens``, ``output_tokens``;
+- BurstGPT as it is: ``Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type``;
+
+llmux's own record is read by ``recorded``.
+Further columns are ignored. Times are shifted so that the first arrival is not before 0.
+"""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import json
+import math
+import sys
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from llmux.errors import LLMuxError
+from llmux.observability.record_reading import looks_like_record
 
 
 class TraceError(LLMuxError):
@@ -81,3 +100,124 @@ class Trace:
             raise TraceError("models cannot be taken out of a closed loop")
         kept = {model for model, _ in Counter(job.model for job in self.jobs).most_common(count)}
         return replace(self, jobs=[job for job in self.jobs if job.model in kept])
+
+
+ARRIVAL, MODEL, PROMPT, OUTPUT = "arrival_s", "model", "prompt_tokens", "output_tokens"
+# BurstGPT's names for the same.
+OTHER_NAMES = {"Timestamp": ARRIVAL, "Model": MODEL, "Request tokens": PROMPT, "Response tokens": OUTPUT}
+NEEDED = (ARRIVAL, MODEL, PROMPT, OUTPUT)
+Row = tuple[int, Mapping[str, Any]]  # line number, values
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace; ``-`` is standard input.
+
+    Raises:
+        TraceError: it cannot be read, or a line is invalid; the message names the line.
+
+    """
+    try:
+        text = _text(path)
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror or error}") from None
+    except (EOFError, zlib.error):
+        raise TraceError(f"{path}: the gzip data is damaged or cut off") from None
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path}: is no UTF-8 text (byte {error.start})") from None
+    is_json = text.lstrip()[:1] == "{"
+    rows = _json_rows(path, text) if is_json else _csv_rows(path, text)
+    jobs = [_job(path, line, values) for line, values in rows]
+    if not jobs:
+        raise TraceError(f"{path}: holds no requests")
+    start = min(0.0, *(job.arrival or 0.0 for job in jobs))
+    if start < 0.0:
+        jobs = [Job((job.arrival or 0.0) - start, job.model, job.prompt_tokens, job.output_tokens) for job in jobs]
+    return Trace(path.name, jobs)
+
+
+def is_record(path: Path) -> bool:
+    """Say whether a file is llmux's own record; False for what cannot be read, and for ``-``."""
+    if str(path) == "-":
+        return False
+    try:
+        return looks_like_record(_text(path).lstrip().partition("\n")[0])
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return False
+
+
+def _text(path: Path) -> str:
+    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    return data.decode("utf-8-sig")
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    header = [OTHER_NAMES.get(name.strip(), name.strip()) for name in reader.fieldnames or ()]
+    missing = [name for name in NEEDED if name not in header]
+    if missing:
+        raise TraceError(
+            f"{path}:1: the header lacks {', '.join(missing)}; write {','.join(NEEDED)}, or BurstGPT's header"
+        )
+    reader.fieldnames = header
+    try:
+        for values in reader:
+            yield reader.line_num, values
+    except csv.Error as error:
+        raise TraceError(f"{path}:{reader.line_num + 1}: {error}") from None
+
+
+def _json_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"{path}:{number}: is no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise TraceError(f"{path}:{number}: is no JSON object")
+        values = {OTHER_NAMES.get(key, key): value for key, value in values.items()}
+        if ARRIVAL in values:
+            yield number, values
+        elif "event" not in values and "switch" not in values:
+            raise TraceError(f"{path}:{number}: lacks {ARRIVAL}")
+
+
+def _job(path: Path, line: int, values: Mapping[str, Any]) -> Job:
+    if None in values or any(values.get(name) is None for name in NEEDED):
+        lacking = [name for name in NEEDED if values.get(name) is None]
+        what = f"lacks {', '.join(lacking)}" if lacking else "has more values than the header"
+        raise TraceError(f"{path}:{line}: {what}")
+    model = values[MODEL]
+    if isinstance(model, int) and not isinstance(model, bool):
+        model = str(model)
+    if not isinstance(model, str):
+        raise TraceError(f"{path}:{line}: {MODEL} is no name: {model!r}")
+    model = model.strip()
+    if not model:
+        raise TraceError(f"{path}:{line}: {MODEL} is empty")
+    arrival = _number(path, line, ARRIVAL, values)
+    tokens = [_number(path, line, name, values) for name in (PROMPT, OUTPUT)]
+    for name, count in zip((PROMPT, OUTPUT), tokens, strict=True):
+        if count < 0:
+            raise TraceError(f"{path}:{line}: {name} is negative: {count:g}")
+    return Job(arrival, model, int(tokens[0]), int(tokens[1]))
+
+
+def _number(path: Path, line: int, name: str, values: Mapping[str, Any]) -> float:
+    try:
+        number = math.nan if isinstance(values[name], bool) else float(values[name])
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise TraceError(f"{path}:{line}: {name} is no number: {values[name]!r}")
+    return number
+
+
+def lines(jobs: Iterable[Job]) -> Iterator[str]:
+    """Write open-loop jobs as CSV lines, the header first; ``read_trace`` reads them again."""
+    yield ",".join(NEEDED)
+    for job in jobs:
+        yield f"{job.arrival:.3f},{job.model},{job.prompt_tokens},{job.output_tokens}"

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from llmux.simulator import CostMatrix, Trace
-from llmux.simulator.reading import read_trace
 from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate
+from llmux.simulator.trace import read_trace
 
 TRACES = Path(__file__).parent / "traces"
 HORIZON = 2400.0  # seconds

@@ -22,7 +22,7 @@ import aiohttp
 from examples.quickstart.tiny_gguf import Shape
 from llmux.plugins import load_policy
 from llmux.simulator import simulate
-from llmux.simulator.engine import Engines
+from llmux.simulator.engine_model import Engines
 from llmux.simulator.recorded import Recorded, read_recorded
 from llmux.simulator.statistics import percentile, statistics_of
 from tests.engine.mux import Engine, Mux

@@ -2,8 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmux.simulator.advice import recommend
-from llmux.simulator.statistics import Statistics
+from llmux.simulator.statistics import Statistics, recommend
 
 BASE = Statistics(
     mean_wait=20.0,

@@ -2,7 +2,7 @@ import pytest
 
 from llmux.core.spec import ModelSpec, Rules
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, TraceError, simulate
-from llmux.simulator.engine import Engines, parse_engines
+from llmux.simulator.engine_model import Engines, parse_engines
 from llmux.simulator.run import Scene
 from tests.policies.views import policy
 

@@ -6,7 +6,7 @@ import pytest
 
 from llmux.core.spec import ModelSpec, Rules
 from llmux.simulator import CostMatrix, EngineModel, simulate, statistics_of
-from llmux.simulator.engine import Engines
+from llmux.simulator.engine_model import Engines
 from llmux.simulator.fitting import UNSEEN, Service, fit
 from llmux.simulator.run import Scene
 from llmux.simulator.synthetic import Poisson, generate

@@ -4,7 +4,7 @@ import pytest
 
 from llmux.core.costs import SwitchCosts
 from llmux.simulator import CostMatrix, TraceError
-from llmux.simulator.costs import parse_costs
+from llmux.simulator.cost_matrix import parse_costs
 
 
 def written(tmp_path, text, name="costs.yaml"):
