@@ -40,8 +40,8 @@ def warn(config: Config) -> None:
 
 def warn_of_missing(config: Config) -> None:
     """Print what this machine lacks of what a configuration from a file names, each with its line."""
+    from llmux.config.checks import look
     from llmux.config.document import read_document
-    from llmux.config.machine_check import look
     from llmux.config.problems import dotted, line_of
 
     assert config.file is not None

@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmux.config.one_line import hook_folder
+from llmux.config.model_settings import hook_folder
 from llmux.errors import LLMuxError
 
 EXECUTABLE = 0o755

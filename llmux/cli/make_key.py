@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.config.access import ApiKeyConfig
-from llmux.keys import hash_of, new_key
+from llmux.config.access import ApiKeyConfig, hash_of, new_key
 
 USAGE = 2
 

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llmux.config.document import read_document
-from llmux.config.policy import SECS
 from llmux.config.problems import ConfigErrors, Lines, Path, Problem, explain, raise_all
 from llmux.core.spec import HookKind
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
+SECS = "_secs"  # ends the name of a setting as llmux 2.x had it: ``request_timeout_secs``
 _MODEL_SETTING = 3  # models.NAME.setting
 _HOOKS = frozenset({*(kind.value for kind in HookKind), "hooks", "cmd"})
 

@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 
 from llmux.config.durations import format_duration
 from llmux.config.fields import Default, Word, format_size
-from llmux.config.policy import SECS, WITH_SECS
+from llmux.config.load import SECS
 from llmux.config.problems import dotted, sections
-from llmux.config.schema import Config
+from llmux.config.schema import WITH_SECS, Config
 
 _PLAIN = {int: "whole number", float: "number", bool: "true or false", str: "text", SecretStr: "secret"}
 

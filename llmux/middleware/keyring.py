@@ -37,8 +37,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from llmux.config import Config
+from llmux.config.access import fits, is_hash
 from llmux.errors import RequestError, TooManyAttemptsError, UnauthorizedError
-from llmux.keys import fits, is_hash
 
 BURST = 20
 EVERY = 3.0  # seconds

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from measure import cpu_seconds, free_port
 
-from llmux.keys import hash_of, new_key
+from llmux.config.access import hash_of, new_key
 
 HERE = Path(__file__).parents[2]
 READY = 60.0  # seconds

@@ -16,7 +16,7 @@ import pytest
 
 from llmux.cli import app
 from llmux.config import Config
-from llmux.keys import fits
+from llmux.config.access import fits
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
 from tests.server.house import ALIVE, HOST, SLEEP, WAKE

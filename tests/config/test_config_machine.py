@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmux.config import Config
-from llmux.config.machine_check import look
+from llmux.config.checks import look
 from tests.cli.invoking import llmux
 
 FILE = """\

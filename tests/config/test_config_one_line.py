@@ -3,7 +3,7 @@
 import pytest
 
 from llmux.config import Config
-from llmux.config.one_line import FIRST_PORT, GIVEN, PORTS, hook_folder
+from llmux.config.model_settings import FIRST_PORT, GIVEN, PORTS, hook_folder
 from llmux.core.spec import HookKind
 
 

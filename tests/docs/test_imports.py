@@ -19,7 +19,6 @@ LAYERS = (
         "config",
         "control",
         "extract",
-        "keys",
         "plugins",
         "tracing",
         "hookrunner",

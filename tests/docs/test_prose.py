@@ -17,7 +17,6 @@ PLACES = (
     "errors.py",
     "extract",
     "hookrunner",
-    "keys.py",
     "llama_swap",
     "middleware",
     "notify.py",

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from llmux.config import Config
+from llmux.config.access import check_hash, fits, hash_of, new_key
 from llmux.errors import TooManyAttemptsError, UnauthorizedError
-from llmux.keys import check_hash, fits, hash_of, new_key
 from llmux.middleware import keyring
 from llmux.middleware.keyring import BURST, PENDING, Keyring, Turns, network_of
 from tests.harness.waiting import PATIENCE

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llmux.keys import hash_of, new_key
+from llmux.config.access import hash_of, new_key
 from llmux.middleware import keyring
 from llmux.middleware.fast_path import FastPath
 from tests.server.house import message, until

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llmux.keys import hash_of, new_key
+from llmux.config.access import hash_of, new_key
 from llmux.middleware import keyring, refusing
 from llmux.middleware.fast_path import FastPath
 from tests.server.house import message, until
