@@ -22,6 +22,7 @@ from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
+from llmux.simulator.closed import models_of, parse_closed, with_closed
 from llmux.simulator.cost_matrix import CostMatrix, parse_costs
 from llmux.simulator.engine_model import EngineModel, Engines, parse_engines
 from llmux.simulator.fitting import UNSEEN, Fit
@@ -50,6 +51,7 @@ ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
     ("time draining", lambda each: f"{each.draining:.0%}"),
     ("switches", lambda each: f"{each.switches}"),
     ("completed", lambda each: f"{each.completed}/{each.requests}"),
+    ("answered per hour", lambda each: f"{each.per_hour:.0f}"),
     ("within the SLO", lambda each: f"{each.slo:.0%}"),
 )
 
@@ -97,6 +99,14 @@ AgentsOption = Annotated[
     str | None,
     typer.Option(
         "--agents", metavar="agents=1,think=1,background=0,models=2", help="Clients that alternate two models."
+    ),
+]
+ClosedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--closed",
+        metavar="users=8,think=20s,models=3,stay=0",
+        help="Users that wait for each answer, think, and ask another model; alone or beside other traffic.",
     ),
 ]
 
@@ -157,6 +167,7 @@ def run(
     poisson: PoissonOption = None,
     onoff: OnOffOption = None,
     agents: AgentsOption = None,
+    closed: ClosedOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the generated traffic.")] = 1,
     misjudge: Annotated[
         float,
@@ -176,16 +187,18 @@ def run(
         if exact:
             raise typer.Exit(replay.run(trace, recorded, policy, as_json=as_json))
         fits = recorded.fits() if recorded is not None else None
-        traffic = _traffic(trace, loads, until, seed, recorded, fits)
-        if stretch != 1.0:
-            traffic = traffic.stretched(stretch)
-        if top is not None:
-            traffic = traffic.busiest(top)
-        traffic = _between(traffic, _duration(start), until)
+        users = None if closed is None else parse_closed(closed)
+        traffic = _traffic(trace, loads, until, seed, recorded, fits, alone=users is None)
+        traffic = traffic and _part(traffic, stretch, top, _duration(start), until)
         given = _given(recorded, policy, cost, max_wait)
         usual = EngineModel(slots, decode, prefill, slowdown)
         fitted = None if fits is None else {name: each.engine for name, each in fits.items()}
-        engines = parse_engines(engine or [], usual, traffic.models, fitted)
+        asked = models_of(users, traffic) if users else []
+        engines = parse_engines(engine or [], usual, {*(traffic.models if traffic else ()), *asked}, fitted)
+        if users is not None:
+            until = until or _last(traffic) or GENERATED
+            traffic = with_closed(traffic, users, until, seed, engines)
+        assert traffic is not None
         outcomes: dict[str, Outcome] = {}
         with _Bar(traffic, until, show=not as_json) as bar:
             for name, each in given.policies.items():
@@ -204,7 +217,7 @@ def run(
             plot(outcomes, picture)
     except (LLMuxError, *SENSELESS) as error:
         _fail(_in_words(error, recorded))
-    _tell_off(outcomes)
+    _tell_overruled(outcomes)
     results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in outcomes.items()}
     if as_json:
         typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
@@ -225,7 +238,7 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def _tell_off(outcomes: Mapping[str, Outcome]) -> None:
+def _tell_overruled(outcomes: Mapping[str, Outcome]) -> None:
     """Name the policies whose figures are not their own."""
     console = terminal(stderr=True, soft_wrap=True)
     for name, outcome in outcomes.items():
@@ -255,7 +268,16 @@ def _given(recorded: Recorded | None, policy: list[str] | None, cost: str | None
     return _Given(policies, costs or parse_costs(cost or COST), rules, scene)
 
 
-def _between(traffic: Trace, start: float, until: float | None) -> Trace:
+def _last(traffic: Trace | None) -> float:
+    """Return when the last request arrives that does not wait for an answer; 0 of none."""
+    return max((job.arrival for job in traffic.jobs if job.arrival is not None), default=0.0) if traffic else 0.0
+
+
+def _part(traffic: Trace, stretch: float, top: int | None, start: float, until: float | None) -> Trace:
+    if stretch != 1.0:
+        traffic = traffic.stretched(stretch)
+    if top is not None:
+        traffic = traffic.busiest(top)
     if start:
         traffic = traffic.sliced(start, float("inf"))
     return traffic if until is None or traffic.closed_loop else traffic.sliced(0.0, until)
@@ -268,10 +290,16 @@ def _traffic(
     seed: int,
     recorded: Recorded | None,
     fits: Mapping[str, Fit] | None,
-) -> Trace:
+    *,
+    alone: bool,
+) -> Trace | None:
+    """Return the traffic; None where only users ask (not ``alone``)."""
     wanted = [(kind, text) for kind, text in loads.items() if text is not None]
-    if (trace is not None) + len(wanted) != 1:
-        raise TraceError("give a trace, or one of --poisson, --onoff and --agents")
+    given = (trace is not None) + len(wanted)
+    if given > 1 or (alone and not given):
+        raise TraceError("give a trace, or one of --poisson, --onoff, --agents and --closed")
+    if not given:
+        return None
     if recorded is not None:
         return recorded.fitted_trace(fits or {})
     if trace is not None:
@@ -330,8 +358,7 @@ class _Bar:
         """Return what takes in the virtual time of a run."""
         if self.progress is None:
             return None
-        last = max((job.arrival for job in self.traffic.jobs if job.arrival is not None), default=0.0)
-        bar, task = self.progress, self.progress.add_task(name, total=self.until or last)
+        bar, task = self.progress, self.progress.add_task(name, total=self.until or _last(self.traffic))
         return lambda time: bar.update(task, completed=time)
 
 
@@ -358,10 +385,15 @@ def _print(
     console = terminal()
     end = max(outcome.end for outcome in outcomes.values())
     load = f"{engines.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
+    if traffic.closed_loop:
+        load = "some of which wait for the answers to others"
     if fits is not None:
         load = "answers take as long as they were recorded to, longer or shorter with others beside them"
+    closed = traffic.closed_loop
+    requests = max(each.requests for each in results.values()) if closed else len(traffic.jobs)
     console.print(
-        f"{traffic.name}: {len(traffic.jobs)} requests, {len(traffic.models)} models, {end:.0f} s, {load}",
+        f"{traffic.name}: {'at most ' if closed else ''}{requests} requests,"
+        f" {len(traffic.models)} models, {end:.0f} s, {load}",
         highlight=False,
         markup=False,
     )

@@ -8,7 +8,7 @@ heap of virtual times. There is no second rule book: admission, gates, guard rai
 the ones that run in production, and a policy is asked exactly as it is there.
 
 - ``trace``         the traffic: jobs (arrival, model, prompt and output tokens), and files of them; generated ones
-                    are in ``synthetic``;
+                    are in ``synthetic``, users that wait for their answers in ``closed``;
 - ``recorded``      llmux's own record as a trace; ``replay`` plays it again exactly;
 - ``engine_model``  how fast an engine works: streams share it, each advances by the same number of tokens;
 - ``cost_matrix``   what a switch costs in each direction;

@@ -56,6 +56,10 @@ class EngineModel:
             return job.alone * self.decode
         return job.prompt_tokens * self.decode / self.prefill + max(1.0, job.output_tokens)
 
+    def least(self, job: Job) -> float:
+        """Return the seconds that a job takes if nothing else is served."""
+        return self.work(job) / self.rate(1)
+
     def load(self, jobs: Iterable[Job], seconds: float) -> float:
         """Return the share of the engine's full batches that ``jobs`` would fill over ``seconds``."""
         full = self.slots * self.rate(self.slots)

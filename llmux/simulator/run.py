@@ -221,9 +221,7 @@ class Run:
         self._feed(HookFinished(hook, ok=hook not in self.failing))
 
     def _served(self) -> None:
-        index = heapq.heappop(self.timed)[1]
-        self.outcome.finished[index] = self.time
-        self._feed(RequestFinished(index))
+        self._answered(heapq.heappop(self.timed)[1])
 
     def _give_up(self) -> None:
         index = heapq.heappop(self.leaving)[1]
@@ -243,6 +241,9 @@ class Run:
         index = serving.finish(self.time)
         if not serving.streams:
             self.busy.remove(serving)
+        self._answered(index)
+
+    def _answered(self, index: int) -> None:
         self.outcome.finished[index] = self.time
         job = self.jobs[index]
         if job.successor is not None:

@@ -91,7 +91,9 @@ def generate(load: Load, horizon: float, seed: int) -> Trace:
     return Trace(f"{type(load).__name__.lower()}, seed {seed}", jobs)
 
 
-def _tokens(dice: random.Random) -> tuple[int, int]:
+def tokens(dice: random.Random) -> tuple[int, int]:
+    """Draw the tokens of a prompt and of its answer."""
+
     def draw(mean: float, deviation: float, least: int, most: int) -> int:
         return min(most, max(least, int(math.exp(dice.gauss(mean, deviation)))))
 
@@ -102,14 +104,15 @@ def _exponential(dice: random.Random, mean: float) -> float:
     return dice.expovariate(1.0 / mean) if mean > 0 else 0.0
 
 
-def _name(model: int) -> str:
+def model_name(model: int) -> str:
+    """Return what the model with this number is called."""
     return f"m{model}"
 
 
 def _poisson(load: Poisson, horizon: float, dice: random.Random) -> list[Job]:
     weights = [1.0 / (model + 1) ** load.skew for model in range(load.models)]
     return [
-        Job(time, _name(dice.choices(range(load.models), weights)[0]), *_tokens(dice))
+        Job(time, model_name(dice.choices(range(load.models), weights)[0]), *tokens(dice))
         for time in _times(dice, 0.0, horizon, load.rate)
     ]
 
@@ -130,7 +133,7 @@ def _on_off(load: OnOff, horizon: float, dice: random.Random) -> list[Job]:
         while time < horizon:
             end = time + max(_exponential(dice, load.on), 1e-3)
             jobs += [
-                Job(arrival, _name(model), *_tokens(dice))
+                Job(arrival, model_name(model), *tokens(dice))
                 for arrival in _times(dice, time, min(end, horizon), load.rate)
             ]
             time = end + _exponential(dice, load.off)
@@ -153,5 +156,5 @@ def _agents(load: Agents, horizon: float, dice: random.Random) -> list[Job]:
         for place, (model, think) in enumerate(chain):
             last = place == len(chain) - 1
             arrival = first if place == 0 else None
-            jobs.append(Job(arrival, _name(model), *_tokens(dice), None if last else begin + place + 1, think))
+            jobs.append(Job(arrival, model_name(model), *tokens(dice), None if last else begin + place + 1, think))
     return jobs

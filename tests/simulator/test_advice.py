@@ -18,6 +18,7 @@ BASE = Statistics(
     completed=1000,
     requests=1000,
     slo=0.8,
+    per_hour=1500.0,
 )
 
 
