@@ -22,7 +22,7 @@ from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions
-from llmux.runtime.status import health, lease_document, model_entry, model_list, status
+from llmux.runtime.status import health, lease_document, model_entry, model_list, status, variant_entry
 
 BEAT = 1.0  # seconds
 SHOWN = 200  # requests, unless asked otherwise
@@ -99,8 +99,10 @@ class Admin:
         model = self._known(name)
         aliases = self._switcher.config.models[model].aliases
         switcher = self._switcher
-        entry = model_entry(name, switcher.core.state.models[model], switcher.now(), aliases=aliases)
-        return web.json_response(entry)
+        variant = name in switcher.config.variants
+        shown = model if variant else name
+        entry = model_entry(shown, switcher.core.state.models[model], switcher.now(), aliases=aliases)
+        return web.json_response(variant_entry(name, entry) if variant else entry)
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say whether everything that is due is done: 200 or 503."""
@@ -260,7 +262,8 @@ class Admin:
         return self._switcher.now() + seconds
 
     def _known(self, name: str) -> str:
-        names = self._switcher.config.names
+        config = self._switcher.config
+        names = {**config.names, **config.variants}
         model = names.get(name)
         if model is None:
             raise unknown_model(name, names)

@@ -22,6 +22,7 @@ from llmux.config.model_settings import hook_folder
 from llmux.config.problems import Path as Place
 from llmux.config.problems import Problem
 from llmux.config.residency import check_levels, check_residency, levels_warnings
+from llmux.config.targets import check_targets
 
 if TYPE_CHECKING:
     from llmux.config.model_settings import ModelConfig
@@ -32,7 +33,7 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 
 def check(config: Config) -> list[Problem]:
     """Return everything that makes ``config`` unusable, as a whole."""
-    problems = [*_names(config), *_addresses(config), *check_residency(config)]
+    problems = [*_names(config), *check_targets(config), *_addresses(config), *check_residency(config)]
     return [*problems, *check_levels(config), *_backoff(config), *check_keys(config), *_openness(config)]
 
 

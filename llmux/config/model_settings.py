@@ -33,6 +33,7 @@ from llmux.config.fields import (
     Word,
 )
 from llmux.config.residency import Gpus, Levels, ModelMemory
+from llmux.config.targets import VariantConfig
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
 GIVEN = (HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.VERIFY, HookKind.STOP)
@@ -204,6 +205,9 @@ class ModelConfig(Section):
     aliases: tuple[Name, ...] = Field(default=(), description="Other names under which clients reach the model.")
     upstream_model: Name | None = Field(
         default=None, description="What the engine calls the model, when it differs from the name here."
+    )
+    variants: Mapping[Name, VariantConfig] = Field(
+        default_factory=dict, description="The model with other parameters, by the names that clients ask for."
     )
     shared_address: bool = Field(
         default=False,

@@ -395,6 +395,11 @@ class Config(Section):
         own = {name: name for name in self.models}
         return own | {alias: name for name, model in self.models.items() for alias in model.aliases}
 
+    @property
+    def variants(self) -> Mapping[str, str]:
+        """The name of every variant → the model's name."""
+        return {variant: name for name, model in self.models.items() for variant in model.variants}
+
     def idle_sleep_of(self, name: str) -> float | None:
         """Seconds without a request after which the model ``name`` sleeps; None for never."""
         model = self.models[name]

@@ -8,10 +8,10 @@ looks into a compressed body; such a request names its model in the query.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -30,6 +30,19 @@ _WORK = 0.0005  # seconds of work between two turns of the event loop
 _BROKEN = (OSError, RuntimeError, HttpProcessingError, web.RequestPayloadError)
 
 
+class Splice(NamedTuple):
+    """What is sent in place of the bytes from ``start`` up to ``end``, which count from the start of the store."""
+
+    start: int
+    end: int
+    text: bytes
+
+    @property
+    def grows_by(self) -> int:
+        """Return by how many bytes the body gets longer."""
+        return len(self.text) - (self.end - self.start)
+
+
 class Body:
     """A complete body. ``close`` it, or leave its ``with`` block, to give its share of the budget back.
 
@@ -46,18 +59,15 @@ class Body:
         form: bool = False,
         compressed: bool = False,
         alike: bool = False,
-        splice: tuple[ModelField, bytes] | None = None,
     ) -> None:
         self.field = field
         self.alike = alike  # it names a model, but under a key in another case
         self.compressed = compressed
         self.size = store.size
         self._store = store
-        self._form = form
-        self._splice = splice  # what is left out of the store, and what goes there
-        if splice:
-            cut, text = splice
-            self.size += len(text) - (cut.end - cut.start)
+        self.form = form
+        self._received = field  # where it stands in the store
+        self._splices: tuple[Splice, ...] = ()  # in order, none over another
 
     @property
     def spooled(self) -> bool:
@@ -75,25 +85,52 @@ class Body:
         It shares the bytes with this one: closing either closes both. A body without a field is returned
         as it is.
         """
-        if self.field is None:
+        field = self._received
+        if field is None:
             return self
-        cut = self._splice[0] if self._splice else self.field
-        text = name.encode() if self._form else json_literal(name)
-        field = ModelField(name, cut.start, cut.start + len(text))
-        return Body(self._store, field, form=self._form, compressed=self.compressed, splice=(cut, text))
+        text = name.encode() if self.form else json_literal(name)
+        others = [splice for splice in self._splices if splice.start != field.start]
+        return self._with([*others, Splice(field.start, field.end, text)], name)
+
+    def edit(self, splices: Iterable[Splice]) -> Body:
+        """Return the body with these changes beside those already made, every other byte as it was.
+
+        They must not overlap, nor touch the model's place. It shares the bytes with this one, as in
+        ``replace_model``.
+        """
+        return self._with([*self._splices, *splices], "" if self.field is None else self.field.name)
+
+    def _with(self, splices: Iterable[Splice], name: str) -> Body:
+        body = Body(self._store, self._received, form=self.form, compressed=self.compressed, alike=self.alike)
+        body._splices = tuple(sorted(splices))
+        body.size += sum(splice.grows_by for splice in body._splices)
+        if (field := self._received) is not None:
+            start = field.start + sum(splice.grows_by for splice in body._splices if splice.start < field.start)
+            own = sum(splice.grows_by for splice in body._splices if splice.start == field.start)
+            body.field = ModelField(name, start, start + field.end - field.start + own)
+        return body
+
+    def part(self, start: int, end: int) -> Iterator[bytes]:
+        """Iterate over received bytes by their position, in slices, whatever was changed."""
+        return self._range(start, end)
+
+    @property
+    def received(self) -> int:
+        """The bytes that were received."""
+        return self._store.size
 
     def close(self) -> None:
         """Drop the bytes. May be called again."""
         self._store.close()
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._splice is None:
-            yield from self._range(0, self._store.size)
-            return
-        cut, text = self._splice
-        yield from self._range(0, cut.start)
-        yield text
-        yield from self._range(cut.end, self._store.size)
+        pos = 0
+        for start, end, text in self._splices:
+            yield from self._range(pos, start)
+            if text:
+                yield text
+            pos = end
+        yield from self._range(pos, self._store.size)
 
     def slices(self) -> Iterator[bytes]:
         """Iterate over it from the start; a request that is sent again does so a second time."""

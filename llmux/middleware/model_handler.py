@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, unquote_plus
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -30,6 +31,9 @@ from llmux.proxy.aiohttp_client import cancels_handlers
 from llmux.proxy.early_response import EarlyResponse
 from llmux.runtime import Switcher
 from llmux.upstream import EngineAddress, EngineRefusedError
+
+if TYPE_CHECKING:
+    from llmux.middleware.targeting import Targeting
 
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
@@ -70,6 +74,8 @@ class ModelHandler:
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
+        self._targeting = _targeting(config)
+        self._more_names = tuple(config.variants)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress
@@ -102,7 +108,7 @@ class ModelHandler:
     ) -> web.StreamResponse:
         model = self._names.get(name)
         if model is None:
-            raise unknown_model(name, self._names)
+            model, body = await self._chosen(name, context, body)
         context.model = model
         switcher = self._switcher
         if context.ticket is None:  # else it was on the fast path
@@ -121,6 +127,13 @@ class ModelHandler:
         finally:
             if context.channel is not None:
                 self._notifier.remove(ticket)
+
+    async def _chosen(self, name: str, context: RequestContext, body: Body | None) -> tuple[str, Body | None]:
+        """Return the model that a name stands for, though it is not its own, and the body which that gets."""
+        chosen = None if self._targeting is None else await self._targeting.choose(name, context, body)
+        if chosen is None:
+            raise unknown_model(name, (*self._names, *self._more_names))
+        return chosen
 
     async def _admission(self, request: web.Request, context: RequestContext, body: Body | None) -> Admit:
         """Wait until the request is let through; meanwhile tell its client where it stands, if that is wanted."""
@@ -231,6 +244,15 @@ def _meet(expects: str, request: web.Request, context: RequestContext) -> None:
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
     if not context.told_to_send and request.transport is not None and request.version >= HttpVersion11:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _targeting(config: Config) -> Targeting | None:
+    """Return what knows the names that are not models', where there are any."""
+    if not config.variants:
+        return None
+    from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
+
+    return Targeting(config)
 
 
 def unknown_model(name: str, names: Iterable[str]) -> UnknownModelError:

@@ -185,8 +185,15 @@ def model_list(switcher: Switcher) -> list[dict[str, Any]]:
         configured = switcher.config.models.get(name)
         aliases = configured.aliases if configured else ()
         evicted = switcher.decisions.evicted.get(name)
-        entries.append(model_entry(name, model, switcher.now(), aliases=aliases, evicted=evicted))
+        entry = model_entry(name, model, switcher.now(), aliases=aliases, evicted=evicted)
+        entries.append(entry)
+        entries += [variant_entry(variant, entry) for variant in (configured.variants if configured else ())]
     return sorted(entries, key=lambda entry: str(entry["id"]))
+
+
+def variant_entry(variant: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a variant of the model that has this entry."""
+    return {**entry, "id": variant, "llmux": {**entry["llmux"], "aliases": [], "variant_of": entry["id"]}}
 
 
 def model_entry(

@@ -29,7 +29,7 @@ LAYERS = (
         "notify",
         "watch",
     },
-    {"runtime", "simulator", "llama_swap", "survey"},
+    {"runtime", "simulator", "llama_swap", "survey", "targets"},
     {"middleware", "proxy", "admin"},
     {"app"},
     {"server"},

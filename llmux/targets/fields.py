@@ -1,0 +1,273 @@
+"""Fields of a JSON object that is larger than one wants to parse: where they stand, and what takes their place.
+
+Theory of operation. ``FieldScanner`` goes over an object once, in slices, and notes the places of the members that
+are wanted; the rest is skipped at the speed of the model's scanner. ``changes`` turns the rules for an object into
+splices. A rule for ``a.b`` is one for ``b`` in the object that ``a`` holds, whose bytes are then gone over by
+themselves. What is not spliced is not looked at: key order, numbers, blanks and escapes stay.
+
+A key that stands twice is changed in both places, as engines disagree on which of them counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from llmux.errors import BadRequestError
+from llmux.extract import Body, ModelScanner, Splice
+from llmux.extract.json_scan import members_but
+
+_STEP = 16 * 1024  # bytes looked at before the clock is
+_WORK = 0.0005  # seconds of work between two turns of the event loop
+_LONGEST_KEY = 64 * 6  # bytes of a key that are looked at: 64 characters, each as an escape
+_LONGEST_NUMBER = 4096
+_NUMBER = re.compile(rb"[-+.0-9eE]+\Z|NaN\Z|-?Infinity\Z")
+
+
+class Member(NamedTuple):
+    """A member of an object. Positions count bytes from where the scan began."""
+
+    name: str
+    key: int  # of its key's opening quote
+    start: int  # of its value
+    end: int
+    before: int | None  # of the comma in front of it
+    after: int | None  # of the comma behind it
+
+
+class FieldScanner(ModelScanner):
+    """Notes where the members of these names stand. ``offset`` is the position of the first byte."""
+
+    def __init__(self, names: Iterable[str], offset: int = 0) -> None:
+        super().__init__()
+        self._names = {name.encode(): name for name in names}
+        self._members = _but(tuple(self._names))
+        self._offset = offset
+        self.found: list[Member] = []
+        self.opens = 0
+        """The position behind the object's opening brace."""
+        self.others = False
+        """Whether it has members of other names."""
+        self._name: str | None = None
+        self._key_at = self._value_at = 0
+        self._value_end: int | None = None
+        self._comma: int | None = None
+
+    def _start(self, pos: int) -> int:
+        end = super()._start(pos)
+        self.opens = self._offset + end
+        return end
+
+    def _member(self, pos: int) -> int:
+        if found := self._members.match(self._text, pos):
+            self._first = False
+            self.others = True
+            self._comma = self._offset + found.end() - 1
+            return found.end()
+        end = super()._member(pos)
+        self._key_at = self._offset + end - 1
+        return end
+
+    def _key(self, pos: int) -> int:
+        end = self._take_string(pos, _LONGEST_KEY)
+        if end < 0:
+            return len(self._text)
+        self._name = self._names.get(self._unescaped())
+        self.others = self.others or self._name is None
+        self._state = self._colon
+        return end
+
+    def _unescaped(self) -> bytes:
+        if b"\\" not in self._token:
+            return bytes(self._token)
+        try:
+            return str(json.loads(b'"%b"' % bytes(self._token))).encode("utf-8", "replace")
+        except ValueError:
+            return b""
+
+    def _value(self, pos: int) -> int:
+        end = super()._value(pos)
+        if self._state != self._value:
+            self._value_at = self._offset + end - (self._state != self._scalar)
+            self._value_end = None
+        return end
+
+    def _after(self, pos: int) -> int:
+        if self._value_end is None:
+            self._value_end = self._offset + pos
+        end = super()._after(pos)
+        if self._state != self._after:
+            comma = self._offset + end - 1 if self._state == self._member else None
+            if self._name is not None:
+                place = (self._key_at, self._value_at, self._value_end)
+                self.found.append(Member(self._name, *place, self._comma, comma))
+            self._comma = comma
+        return end
+
+
+@functools.lru_cache(maxsize=256)
+def _but(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    return members_but(b"(?:" + b"|".join(map(re.escape, names)) + b")")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What becomes of one field. ``strip`` goes with nothing else, nor does ``always``; ``cap`` comes last."""
+
+    always: Any = None  # with `given`: the value, whatever the client says
+    given: bool = False
+    default: Any = None  # where the client gives none, or null; None: none
+    strip: bool = False
+    cap: int | float | None = None
+
+
+Rules = Mapping[str, "Rule | Rules"]
+"""The rules for an object: of its fields, and of objects within."""
+
+
+def tree(rules: Mapping[str, Rule]) -> Rules:
+    """Return the rules by the parts of their dotted names. ValueError where one name begins another."""
+    root: dict[str, Any] = {}
+    for name, rule in rules.items():
+        *above, last = name.split(".")
+        node = root
+        for part in above:
+            node = node.setdefault(part, {})
+            if isinstance(node, Rule):
+                raise ValueError(f"{name} is part of another field that has a rule")  # noqa: TRY004
+        if last in node:
+            raise ValueError(f"{name} has parts that have rules")
+        node[last] = rule
+    return root
+
+
+async def changes(body: Body, rules: Rules) -> list[Splice]:
+    """Return what the rules change in a JSON body. Other tasks get their turns.
+
+    BadRequestError when it is no object, or a field does not have the type that a rule for it takes.
+    """
+    splices: list[Splice] = []
+    if not await _object(body, 0, body.received, rules, "", splices):
+        raise BadRequestError("the body is not a JSON object", code="invalid_json")
+    return splices
+
+
+async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> FieldScanner:
+    """Go over the object that stands from ``start`` to ``end``. BadRequestError when it is malformed."""
+    scanner = FieldScanner(names, start)
+    since = perf_counter()
+    for data in body.part(start, end):
+        for at in range(0, len(data), _STEP):
+            scanner.feed(data[at : at + _STEP])
+            if perf_counter() - since > _WORK:
+                await asyncio.sleep(0)
+                since = perf_counter()
+    scanner.finish()
+    return scanner
+
+
+async def _object(body: Body, start: int, end: int, rules: Rules, above: str, splices: list[Splice]) -> bool:
+    scanner = await scan(body, start, end, rules)
+    if not scanner.is_object:
+        return False
+    removed: list[Member] = []
+    for member in scanner.found:
+        rule = rules[member.name]
+        if not isinstance(rule, Rule):
+            await _within(body, member, rule, above + member.name, splices)
+        elif rule.strip:
+            removed.append(member)
+        elif (text := _changed(body, member, rule, above + member.name)) is not None:
+            splices.append(Splice(member.start, member.end, text))
+    splices += _without(removed)
+    there = {member.name for member in scanner.found}
+    missing = _made({name: rule for name, rule in rules.items() if name not in there})
+    if missing:
+        rest = b"," if scanner.others or len(removed) < len(scanner.found) else b""
+        splices.append(Splice(scanner.opens, scanner.opens, _json(missing)[1:-1] + rest))
+    return True
+
+
+async def _within(body: Body, member: Member, rules: Rules, name: str, splices: list[Splice]) -> None:
+    """Change what the rules say in a value that should be an object."""
+    if _begins(body, member) == b"{":
+        await _object(body, member.start, member.end, rules, f"{name}.", splices)
+    elif _is_null(body, member):
+        if made := _made(rules):
+            splices.append(Splice(member.start, member.end, _json(made)))
+    elif _sets(rules):
+        raise BadRequestError(f"{name} must be an object", param=name)
+
+
+def _changed(body: Body, member: Member, rule: Rule, name: str) -> bytes | None:
+    """Return what takes the place of a value; None: nothing."""
+    if rule.given:
+        return _json(rule.always)
+    if _is_null(body, member):
+        value = _value(rule)
+        return None if value is None else _json(value)
+    if rule.cap is None:
+        return None
+    text = b"".join(body.part(member.start, min(member.end, member.start + _LONGEST_NUMBER)))
+    if not _NUMBER.match(text):
+        raise BadRequestError(f"{name} must be a number", param=name)
+    return None if float(text) <= rule.cap else _json(rule.cap)  # NaN is not
+
+
+def _value(rule: Rule) -> Any:
+    """Return what a field is given where the client says nothing; None: nothing."""
+    if rule.given:
+        return rule.always
+    if rule.default is not None and rule.cap is not None:
+        return min(rule.default, rule.cap)
+    return rule.default
+
+
+def _made(rules: Rules) -> dict[str, Any]:
+    """Return the object that the rules make where there is none."""
+    made: dict[str, Any] = {}
+    for name, rule in rules.items():
+        if not isinstance(rule, Rule):
+            if inner := _made(rule):
+                made[name] = inner
+        elif rule.given or rule.default is not None:
+            made[name] = _value(rule)
+    return made
+
+
+def _sets(rules: Rules) -> bool:
+    return any(rule.given if isinstance(rule, Rule) else _sets(rule) for rule in rules.values())
+
+
+def _without(removed: Sequence[Member]) -> Iterator[Splice]:
+    """Cut members out, each with one comma: the one behind it, or of those at the end, the one before them."""
+    last_run: list[Member] = []
+    for member in removed:
+        follows = last_run and last_run[-1].after == member.before
+        last_run = [*last_run, member] if follows else [member]
+    if not last_run or last_run[-1].after is not None:
+        last_run = []
+    for member in removed[: len(removed) - len(last_run)]:
+        assert member.after is not None
+        yield Splice(member.key, member.after + 1, b"")
+    if last_run:
+        first = last_run[0]
+        yield Splice(first.key if first.before is None else first.before, last_run[-1].end, b"")
+
+
+def _begins(body: Body, member: Member) -> bytes:
+    return b"".join(body.part(member.start, member.start + 1))
+
+
+def _is_null(body: Body, member: Member) -> bool:
+    return member.end - member.start == len(b"null") and b"".join(body.part(member.start, member.end)) == b"null"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
