@@ -323,7 +323,7 @@ def _tell(m: Moment, kind: Kind, target: str | None, by: By, said: str, until: f
     """Tell a decision that begins no switch, with figures unless it is the last one once more."""
     s, told = m.s, (kind, target, by)
     if s.explain:
-        figures = None if told == s.last_told else placement.figures(s, m.waiting)
+        figures = None if told == s.last_told else s.figures(s)
         s.last_told = told
         s.out.append(Decided(kind, target, by, said, until, figures))
 

@@ -7,9 +7,8 @@ stream; dropping one breaks nothing.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
@@ -341,37 +340,12 @@ Kind = Literal["stay", "switch", "wait"]
 By = Literal["policy", "overruled", "max_wait", "min_active", "core", "manual"]
 
 
-class Serving(NamedTuple):
-    """A model that is awake."""
-
-    model: str
-    in_flight: int
-    queued: int
-
-
-class Waiting(NamedTuple):
-    """A model that is not awake and has waiters. Times in seconds."""
-
-    model: str
-    queued: int
-    oldest: float  # how long the first of them has waited
-    waited: float  # how long all of them have waited together
-    cost: float  # expected cost of a switch to it
-
-
-class Figures(NamedTuple):
-    """What a decision was made on."""
-
-    serving: tuple[Serving, ...]
-    waiting: tuple[Waiting, ...]  # oldest waiter first; a few at most
-    more: int  # waiters of further models
-
-
 @dataclass(slots=True)
 class Decided:
     """What was decided while no switch was under way, and why.
 
-    Without ``figures`` it is what was decided last, once more. ``switch`` is the one that begins with it.
+    ``figures`` are what ``State.figures`` said of that moment; without, it is what was decided last, once more.
+    ``switch`` is the one that begins with it.
     """
 
     kind: Kind
@@ -379,50 +353,9 @@ class Decided:
     by: By  # ``min_active`` holds back what the policy wants
     said: str  # the policy's own reason, its fault, or the reason of a switch that no request waits for
     until: float | None = None  # when it ends by itself, for ``wait``; on the core's clock
-    figures: Figures | None = None
+    figures: object = None
     switch: int | None = None
     leaving: tuple[str, ...] = ()  # what makes room in that switch
-
-
-Why = Literal["", "pinned", "backoff", "apart"]
-
-
-class Candidate(NamedTuple):
-    """A model that held the GPU. Times in seconds."""
-
-    model: str
-    left: bool
-    why: Why  # pinned, backoff: it could not leave; apart: it cannot be awake beside the target; else its cost
-    keep_awake: bool
-    in_flight: int
-    queued: int
-    expected: float  # requests in the next two minutes, one at least
-    sleep: float
-    wake: float
-    cost: float  # its sleep, and a wake for each request that it has or that can be expected
-    memory: Mapping[str, int] | None  # bytes by GPU
-
-
-@dataclass(slots=True)
-class Evicted:
-    """Why a switch makes those leave that leave: what it costs to lose each, as it was when it began.
-
-    ``time`` is on the core's clock. ``need`` is what the target takes, ``free`` what there was: bytes by GPU, None
-    without ``capacity``. ``grouped`` says that groups are in use.
-    """
-
-    time: float
-    switch: int
-    target: str
-    candidates: tuple[Candidate, ...]
-    need: Mapping[str, int] | None
-    free: Mapping[str, int] | None
-    grouped: bool
-
-    @property
-    def left(self) -> tuple[str, ...]:
-        """What left."""
-        return tuple(each.model for each in self.candidates if each.left)
 
 
 @dataclass(slots=True)
@@ -438,6 +371,6 @@ Notice = (
 )  # fmt: skip
 
 # What only explains the others: for the timeline, and no part of a playbook.
-Explanation = PhaseChanged | Decided | Evicted
+Explanation = PhaseChanged | Decided
 
 Effect = Admit | Reject | RunHook | KillHook | CancelRequests | RecordHolders | Answer | Notice | Explanation

@@ -81,7 +81,7 @@ class Core:
     """The state machine of llmux.
 
     ``jitter`` returns numbers in [0, 1); it is the only chance in here, and it is injected. With ``explain``
-    queued requests and phases are told, and decisions and evictions with the figures they were made on.
+    queued requests, phases and decisions are told.
     """
 
     def __init__(

@@ -22,14 +22,12 @@ from typing import NamedTuple
 
 from llmux.core import levels
 from llmux.core.costs import NO_LEVELS
-from llmux.core.effects import Candidate, Evicted, Figures, Serving, Waiting, Why
-from llmux.core.model import ARRIVAL_WINDOW, AWAKE, Model, Switch
+from llmux.core.model import ARRIVAL_WINDOW, AWAKE, Model
 from llmux.core.phases import HOLDING, Phase
 from llmux.core.spec import Memory, ModelSpec
 from llmux.core.state import State
 
 EXACT = 12
-FIGURES = 8  # models whose waiters a decision tells of one by one
 
 
 class Cost(NamedTuple):
@@ -286,9 +284,6 @@ def _mark(s: State, models: Sequence[Model], beside: Sequence[ModelSpec]) -> lis
     return chosen
 
 
-# ---- the figures that a decision is told with
-
-
 def waiting_models(s: State) -> list[Model]:
     """Return the models that are not awake and have waiters, the oldest waiter's first."""
     found = [
@@ -298,59 +293,3 @@ def waiting_models(s: State) -> list[Model]:
     ]
     found.sort(key=itemgetter(0, 1))
     return [model for _, _, model in found]
-
-
-def figures(s: State, waiting: Sequence[Model]) -> Figures:
-    """Return what a decision is made on: of some, and how many wait for the others; all would take long."""
-    serving = tuple(Serving(m.name, len(m.in_flight), len(m.queue)) for m in s.in_phase(Phase.AWAKE))
-    told = tuple(_waiting(s, model) for model in waiting[:FIGURES])
-    return Figures(serving, told, sum(len(model.queue) for model in waiting[FIGURES:]))
-
-
-def _waiting(s: State, model: Model) -> Waiting:
-    arrived = [request.arrived for request in model.queue.values()]
-    cost = switch_cost(s, who_leaves(s, model) or (), model)
-    return Waiting(model.name, len(arrived), s.now - arrived[0], s.now * len(arrived) - sum(arrived), cost)
-
-
-def eviction(s: State, switch: Switch) -> Evicted | None:
-    """Return why those leave that leave, or None if nothing leaves for a target."""
-    target = switch.target
-    if target is None or not switch.sources:
-        return None
-    holders = [model for model in s.models.values() if model.holds and model is not target]
-    stuck = immovable(s, target)
-    capacity, need = s.rules.capacity, target.next.memory
-    return Evicted(
-        s.now,
-        switch.id,
-        target.name,
-        tuple(_candidate(s, model, switch, stuck=model.name in stuck) for model in holders),
-        None if capacity is None or need is None else per_gpu(need),
-        None if capacity is None else free([model.running for model in holders], capacity),
-        target.next.companions is not None,
-    )
-
-
-def _candidate(s: State, model: Model, switch: Switch, *, stuck: bool) -> Candidate:
-    taken = loss(s, model)
-    assert switch.target is not None
-    why: Why = ""
-    if stuck:
-        why = "pinned" if model.pinned else "backoff"
-    elif not fits([switch.target.next, model.running], s.rules.capacity):
-        why = "apart"
-    memory = model.running.memory
-    return Candidate(
-        model.name,
-        model in switch.leaving,
-        why,
-        model.spec.keep_awake,
-        len(model.in_flight),
-        len(model.queue),
-        taken.expected,
-        taken.sleep,
-        taken.wake,
-        taken.seconds,
-        None if memory is None else per_gpu(memory),
-    )

@@ -73,7 +73,8 @@ class State:
         self.shadows: tuple[Shadow, ...] = ()
         self.policy_errors: set[str] = set()  # kinds that this policy was already reported for
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
-        self.explain = True  # whether queued requests and phases are told, and decisions with their figures
+        self.explain = True  # whether queued requests, phases and decisions are told
+        self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
         self.last_told: tuple[Kind, str | None, By] | None = None  # of these; None: a switch came of it
         self._hook_ids = 0
         self._switch_ids = 0

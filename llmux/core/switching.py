@@ -58,10 +58,11 @@ def begin(
     spec = target.next if target is not None else None
     reason = words or cause.value
     switch = Switch(s.next_switch_id(), target, spec, leaving, cause, reason, requested, s.now)
-    if s.explain:
-        _explain(s, switch, by, reason if said is None else said)
     s.switch = switch
     s.last_decision = s.last_told = None
+    if s.explain:
+        why = reason if said is None else said
+        s.out.append(Decided("switch", switch.to, by, why, None, s.figures(s), switch.id, switch.sources))
     s.timers.cancel(Timer.ASK)
     s.out.append(SwitchStarted(switch.id, switch.sources, switch.to, reason))
     for model in leaving:
@@ -76,15 +77,6 @@ def begin(
         if s.rules.drain_timeout == 0:
             drain_deadline(s)
     go_on(s)
-
-
-def _explain(s: State, switch: Switch, by: By, said: str) -> None:
-    """Tell the decision that the switch begins with, and why those leave that leave."""
-    figures = placement.figures(s, placement.waiting_models(s))
-    s.out.append(Decided("switch", switch.to, by, said, None, figures, switch.id, switch.sources))
-    evicted = placement.eviction(s, switch)
-    if evicted is not None:
-        s.out.append(evicted)
 
 
 def move(s: State, switch: Switch, turn: Turn) -> None:

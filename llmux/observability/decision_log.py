@@ -1,6 +1,6 @@
 """What was decided, and why: in words, with the figures that it was decided on; and why those left that left.
 
-Folds over the core's ``Decided`` and ``Evicted``. A decision that is only repeated (the policy is asked at every
+Folds over the core's ``Decided``. A decision that is only repeated (the policy is asked at every
 event) stays one record, whose ``times`` grow.
 """
 
@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmux.core import placement
-from llmux.core.effects import By, Decided, Evicted, Kind, ModelRemoved, Serving, Waiting
+from llmux.core.effects import By, Decided, Kind, ModelRemoved
 from llmux.core.model import Reason
 from llmux.core.state import State
+from llmux.observability.figures import Evicted, Figures, Serving, Waiting, figures
 from llmux.observability.timeline import Timeline
 
 KEPT = 200
@@ -113,12 +113,11 @@ class DecisionLog:
         self.eviction: Evicted | None = None  # the last one
         self.evicted: dict[str, Evicted] = {}  # by model: the last time that it made room for another
         timeline.on(Decided, self._decided)
-        timeline.on(Evicted, self._evicted)
         timeline.on(ModelRemoved, self._removed)
 
     def _decided(self, time: float, effect: Decided) -> None:
-        figures = effect.figures
-        if figures is None:
+        made = effect.figures
+        if not isinstance(made, Figures):
             last = self.records[-1]
             last.times += 1
             last.last, last.said, last.until = time, effect.said, effect.until
@@ -132,7 +131,9 @@ class DecisionLog:
                 effect.target,
                 effect.by,
                 effect.said,
-                *figures,
+                made.serving,
+                made.waiting,
+                made.more,
                 effect.until,
                 last=time,
                 switch=effect.switch,
@@ -140,10 +141,9 @@ class DecisionLog:
             )
         )
 
-    def _evicted(self, _time: float, effect: Evicted) -> None:
-        self.eviction = effect
-        for name in effect.left:
-            self.evicted[name] = effect
+        if made.evicted is not None:
+            self.eviction = made.evicted
+            self.evicted.update(dict.fromkeys(made.evicted.left, made.evicted))
 
     def _removed(self, _time: float, effect: ModelRemoved) -> None:
         self.evicted.pop(effect.model, None)
@@ -151,14 +151,9 @@ class DecisionLog:
     def latest(self, s: State, count: int) -> list[DecisionRecord]:
         """Return the last ``count`` decisions, oldest first; what still holds has the figures of this moment."""
         records = list(self.records)[-count:] if count > 0 else []
-        if (
-            records
-            and records[-1].switch is None
-            and s.switch is None
-            and (waiting := placement.waiting_models(s))
-        ):
-            serving, figures, more = placement.figures(s, waiting)
-            records[-1] = replace(records[-1], last=s.now, serving=serving, waiting=figures, more=more)
+        if records and records[-1].switch is None and s.switch is None and (now := figures(s)).waiting:
+            last = replace(records[-1], last=s.now, serving=now.serving, waiting=now.waiting, more=now.more)
+            records[-1] = last
         return records
 
     def since(self, number: int) -> list[DecisionRecord]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 from collections.abc import Iterator, Mapping
 
 from llmux.config.fields import format_size
-from llmux.core.effects import Candidate, Evicted
 from llmux.observability.decision_log import duration
+from llmux.observability.figures import Candidate, Evicted
 
 IN_STATUS = 10  # the last ones
 

@@ -15,6 +15,7 @@ from llmux.core.spec import HookKind
 from llmux.errors import INTERNAL_ERROR, ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog
+from llmux.observability.figures import figures
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
@@ -54,6 +55,7 @@ class Switcher:
         policy = load_policy(config.policy.use, config.policy.options, config.folder)
         self.config = config
         self.core = Core(specs, rules, policy, random.random)
+        self.core.state.figures = figures
         self.core.state.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()

@@ -373,7 +373,7 @@ def main() -> int:
     parser.add_argument("--revision", default="f51077b")
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--new", nargs="*", default=["PhaseChanged", "Decided", "Evicted"])
+    parser.add_argument("--new", nargs="*", default=["PhaseChanged", "Decided"])
     parser.add_argument("--keep-going", action="store_true", help="count the walks that differ, and go on")
     given = parser.parse_args()
     Twin.then = load(given.revision)

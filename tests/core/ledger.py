@@ -11,6 +11,7 @@ from llmux.core.phases import PHASES, Phase, Stage
 from llmux.core.spec import HookKind
 from llmux.core.timers import Timer
 from llmux.observability.decision_log import DecisionLog
+from llmux.observability.figures import figures
 from llmux.observability.timeline import Timeline
 
 WANTED = ("requested", "pinned", "preload", "keep_awake", "default")
@@ -30,6 +31,7 @@ class Ledger:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        core.state.figures = figures
         self.timeline = Timeline()
         self.decisions = DecisionLog(self.timeline)
         self.phases = {name: model.phase for name, model in core.state.models.items()}

@@ -10,6 +10,7 @@ from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.spec import Rules
 from llmux.observability.decision_log import KEPT, DecisionLog, duration
+from llmux.observability.figures import figures
 from llmux.observability.timeline import Timeline
 
 
@@ -141,6 +142,7 @@ def test_only_some_of_many_that_wait_are_told_of():
 def test_the_log_is_bounded_and_decisions_can_be_left_out():
     core = Core(models("a"), Rules(), Says(Stay()))
     quiet = Core(models("a"), Rules(), Says(Stay()), explain=False)
+    core.state.figures = quiet.state.figures = figures
     logs = []
     for each in (core, quiet):
         timeline = Timeline()
