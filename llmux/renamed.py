@@ -31,6 +31,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.config.sizes": "llmux.config.fields",
     "llmux.config.state": "llmux.config.schema",
     "llmux.config.words": "llmux.config.fields",
+    "llmux.core.snapshot": "llmux.core.policy_calls",
     "llmux.extract.field": "llmux.extract.model_field",
     "llmux.extract.limits": "llmux.extract.body_store",
     "llmux.extract.query": "llmux.extract.model_field",

@@ -8,20 +8,14 @@ may begin. It ends when it has expired, or is given back.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from llmux.core import admission, placement, switching
-from llmux.core.effects import Answer, LeaseHeld, LeaseSet, ManualSet, ModelReset, PinSet
-from llmux.core.events import (
-    ActivationRequested,
-    LeaseChanged,
-    ManualChanged,
-    PinChanged,
-    ResetRequested,
-    SleepRequested,
-    Started,
-)
-from llmux.core.model import Lease, Model, Pin, Reason
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.model import Lease, Model, Pin, Reason, Switch
 from llmux.core.phases import Phase, Trigger
 from llmux.core.state import State
 from llmux.core.timers import Timer
@@ -29,69 +23,71 @@ from llmux.core.timers import Timer
 LOOKING = "llmux is still looking at what runs"
 
 
-def wake(s: State, event: ActivationRequested) -> None:
-    """Wake a model whether or not a request waits for it."""
-    model = _target(s, event.model, event.ticket)
-    if model is None:
-        return
-    if s.lease is not None:
-        _refuse(s, event.ticket, admission.leased(s, s.lease)[1])
-    elif s.switch is not None:
-        if s.switch.target is model and not s.switch.error:
-            s.switch.requested = True
-            s.switch.cause, s.switch.reason = Reason.REQUESTED, Reason.REQUESTED.value
-            _accept(s, event.ticket, s.switch.id)
-        else:
-            _refuse_busy(s, event.ticket)
-    elif model.phase is Phase.AWAKE:
-        _accept(s, event.ticket, None)
+class RefusedError(Exception):
+    """A command is refused, for this reason; nothing has changed."""
+
+    def __init__(self, reason: str, switch: int | None = None) -> None:
+        super().__init__(reason)
+        self.switch = switch  # the one that is in the way
+
+
+def carry_out(s: State, event: Any) -> None:
+    """Carry out an operator's command, and answer it."""
+    try:
+        switch = COMMANDS[event.__class__](s, event)
+    except RefusedError as refused:
+        answer = fx.Answer(event.ticket, accepted=False, switch=refused.switch, reason=str(refused))
     else:
+        answer = fx.Answer(event.ticket, accepted=True, switch=None if switch is None else switch.id)
+    s.out.append(answer)
+
+
+def _wake(s: State, event: ev.ActivationRequested) -> Switch | None:
+    """Wake a model whether or not a request waits for it."""
+    model, switch = _target(s, event.model), s.switch
+    if s.lease is not None:
+        raise RefusedError(admission.leased(s, s.lease)[1])
+    if switch is not None:
+        if switch.target is not model or switch.error:
+            raise _busy(switch)
+        switch.requested = True
+        switch.cause, switch.reason = Reason.REQUESTED, Reason.REQUESTED.value
+    elif model.phase is not Phase.AWAKE:
         leaving = placement.who_leaves(s, model)
         if leaving is None:
-            _refuse(s, event.ticket, admission.obstacle(s, model)[1])
-            return
+            raise RefusedError(admission.obstacle(s, model)[1])
         # An operator knows why to try again: the backoff of this model does not hold.
         switching.begin(s, model, leaving, Reason.REQUESTED, requested=True)
-        _accept(s, event.ticket, _switch_id(s))
+    return s.switch
 
 
-def sleep(s: State, event: SleepRequested) -> None:
+def _sleep(s: State, event: ev.SleepRequested) -> Switch | None:
     """Put a model to sleep once it has drained."""
-    model = _target(s, event.model, event.ticket)
-    if model is None:
-        return
+    model = _target(s, event.model)
     if model.pin is not None:
-        _refuse(s, event.ticket, admission.because(f"model {model.name!r} is pinned", model.pin.reason))
-    elif s.switch is not None:
-        if model in s.switch.leaving:
-            _accept(s, event.ticket, s.switch.id)
-        else:
-            _refuse_busy(s, event.ticket)
+        raise RefusedError(admission.because(f"model {model.name!r} is pinned", model.pin.reason))
+    if s.switch is not None:
+        if model not in s.switch.leaving:
+            raise _busy(s.switch)
     elif model.phase in (Phase.ASLEEP, Phase.DEEPENING):
         model.put_away = True
-        _accept(s, event.ticket, None)
     else:
         switching.begin(s, None, (model,), Reason.REQUESTED, requested=True)
-        _accept(s, event.ticket, _switch_id(s))
+    return s.switch
 
 
-def reset(s: State, event: ResetRequested) -> None:
+def _reset(s: State, event: ev.ResetRequested) -> None:
     """Forget a model's failures: the operator has repaired it by hand."""
-    model = _target(s, event.model, event.ticket)
-    if model is None:
-        return
+    model = _target(s, event.model)
     if s.switch is not None and (model is s.switch.target or model in s.switch.leaving):
-        _refuse_busy(s, event.ticket)
-        return
+        raise _busy(s.switch)
     if model.phase is Phase.LOST and model.in_flight:
-        _refuse(s, event.ticket, f"{len(model.in_flight)} requests of {model.name!r} have not ended yet")
-        return
+        raise RefusedError(f"{len(model.in_flight)} requests of {model.name!r} have not ended yet")
     forget_failures(model)
     if model.phase in (Phase.LOST, Phase.FAULTED):
         s.move(model, Trigger.RESET)
     s.maintenance_due = True
-    s.out.append(ModelReset(model.name))
-    _accept(s, event.ticket, None)
+    s.out.append(fx.ModelReset(model.name))
 
 
 def forget_failures(model: Model) -> None:
@@ -102,22 +98,17 @@ def forget_failures(model: Model) -> None:
     model.last_error = ""
 
 
-def pin(s: State, event: PinChanged) -> None:
+def _pin(s: State, event: ev.PinChanged) -> Switch | None:
     """Keep a model awake, or let it go again."""
-    model = _target(s, event.model, event.ticket)
-    if model is None:
-        return
-    rivals = _pinned_rivals(s, model) if event.pinned else ""
-    if rivals:
-        _refuse(s, event.ticket, f"{rivals} pinned and may not be awake with it")
-        return
+    model = _target(s, event.model)
+    if event.pinned and (rivals := _pinned_rivals(s, model)):
+        raise RefusedError(rivals)
     set_pin(s, model, pinned=event.pinned, until=event.until, reason=event.reason)
     if event.pinned and s.switch is None and s.lease is None and model.phase is not Phase.AWAKE:
         leaving = None if admission.blocked(s, model) else placement.who_leaves(s, model)
         if leaving is not None:
             switching.begin(s, model, leaving, Reason.PINNED, requested=True)
-    switch = s.switch.id if s.switch is not None and s.switch.target is model else None
-    _accept(s, event.ticket, switch)
+    return s.switch if s.switch is not None and s.switch.target is model else None
 
 
 def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason: str = "") -> None:
@@ -129,7 +120,7 @@ def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason
     else:
         s.timers.cancel((Timer.PIN, model.name))
     s.maintenance_due = True
-    s.out.append(PinSet(model.name, pinned, until if pinned else None, reason))
+    s.out.append(fx.PinSet(model.name, pinned, until if pinned else None, reason))
     admission.sweep(s)
     switch = s.switch
     if switch is None:
@@ -142,12 +133,14 @@ def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason
         switching.waiter_left(s, switch.target)
 
 
-def lease(s: State, event: LeaseChanged) -> None:
+def _lease(s: State, event: ev.LeaseChanged) -> Switch | None:
     """Lend the whole GPU, renew the lease, or take the GPU back."""
-    complaint = _not_now(s) or _not_theirs(s.lease, event)
-    if complaint:
-        _refuse(s, event.ticket, complaint)
-        return
+    _looked(s)
+    if s.lease is None:
+        if event.renew or not event.leased:
+            raise RefusedError("the GPU is not leased")
+    elif event.id != s.lease.id and (event.leased or event.id):
+        raise RefusedError(admission.because("the GPU is leased to another job", s.lease.reason))
     if event.leased:
         _grant(s, event)
         leaving = tuple(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED))
@@ -155,18 +148,10 @@ def lease(s: State, event: LeaseChanged) -> None:
             switching.begin(s, None, leaving, Reason.LEASE)
     else:
         end_lease(s)
-    _accept(s, event.ticket, _switch_id(s))
+    return s.switch
 
 
-def _not_theirs(current: Lease | None, event: LeaseChanged) -> str:
-    if current is None:
-        return "" if event.leased and not event.renew else "the GPU is not leased"
-    if event.id == current.id or not (event.leased or event.id):
-        return ""
-    return admission.because("the GPU is leased to another job", current.reason)
-
-
-def _grant(s: State, event: LeaseChanged) -> None:
+def _grant(s: State, event: ev.LeaseChanged) -> None:
     """Begin a lease, or renew the one that is there: what is not said stays as it was."""
     lease = s.lease or Lease(None, waits=s.rules.lease_waits, id=event.id, since=s.now)
     lease.until = event.until
@@ -183,7 +168,7 @@ def _begin_lease(s: State, lease: Lease) -> None:
     else:
         s.timers.cancel(Timer.LEASE)
     s.maintenance_due = True
-    s.out.append(LeaseSet(True, lease.until, lease.reason, lease.waits))
+    s.out.append(fx.LeaseSet(True, lease.until, lease.reason, lease.waits))
     if not lease.waits:
         for model in s.models.values():
             admission.reject_waiters(s, model, admission.leased(s, lease))
@@ -197,7 +182,7 @@ def end_lease(s: State) -> None:
     s.lease = None
     s.timers.cancel(Timer.LEASE)
     s.maintenance_due = True
-    s.out.append(LeaseSet(False, None))
+    s.out.append(fx.LeaseSet(False, None))
     for model in s.models.values():
         admission.admit_waiters(s, model)
     if s.switch is not None and s.switch.cause is Reason.LEASE:
@@ -213,17 +198,14 @@ def tell_lease_held(s: State) -> None:
     """Say, once, that the foreign job may begin."""
     if s.lease is not None and not s.lease.told and lease_held(s):
         s.lease.told = True
-        s.out.append(LeaseHeld(s.now - s.lease.since))
+        s.out.append(fx.LeaseHeld(s.now - s.lease.since))
 
 
-def manual(s: State, event: ManualChanged) -> None:
+def _manual(s: State, event: ev.ManualChanged) -> Switch | None:
     """Leave all switching to operators, or to the policy again."""
-    complaint = _not_now(s)
-    if complaint:
-        _refuse(s, event.ticket, complaint)
-        return
+    _looked(s)
     set_manual(s, manual=event.manual)
-    _accept(s, event.ticket, _switch_id(s))
+    return s.switch
 
 
 def set_manual(s: State, *, manual: bool) -> None:
@@ -231,10 +213,10 @@ def set_manual(s: State, *, manual: bool) -> None:
     if s.manual != manual:
         s.manual = manual
         s.maintenance_due = True
-        s.out.append(ManualSet(manual))
+        s.out.append(fx.ManualSet(manual))
 
 
-def resume(s: State, event: Started) -> None:
+def resume(s: State, event: ev.Started) -> None:
     """Go on with what operators had asked of the last llmux, as far as it still holds and can be."""
     if event.manual is not None:
         set_manual(s, manual=event.manual)
@@ -243,55 +225,48 @@ def resume(s: State, event: Started) -> None:
         if model is None or model.removed or (kept.until is not None and kept.until <= s.now):
             continue
         rivals = _pinned_rivals(s, model)  # the configuration may have changed
-        reason = f"{rivals} pinned and may not be awake with it" if rivals else kept.reason
-        set_pin(s, model, pinned=not rivals, until=kept.until, reason=reason)
+        set_pin(s, model, pinned=not rivals, until=kept.until, reason=rivals or kept.reason)
     if event.lease is not None and (event.lease.until is None or event.lease.until > s.now):
         _begin_lease(s, replace(event.lease, told=False))
 
 
 def _pinned_rivals(s: State, model: Model) -> str:
-    """Name the pinned models that leave no room for one more pinned, if they do."""
+    """Say which pinned models leave no room for one more pinned, if they do."""
     pinned = [other for other in s.models.values() if other.pinned and other is not model]
     if not pinned or placement.fits([model.spec, *(other.running for other in pinned)], s.rules.capacity):
         return ""
     names = ", ".join(repr(other.name) for other in pinned)
-    return f"model {names} is" if len(pinned) == 1 else f"models {names} are"
+    are = f"model {names} is" if len(pinned) == 1 else f"models {names} are"
+    return f"{are} pinned and may not be awake with it"
 
 
-def _target(s: State, name: str, ticket: int) -> Model | None:
+def _target(s: State, name: str) -> Model:
     model = s.models.get(name)
     if model is None or model.removed:
-        _refuse(s, ticket, f"model {name!r} not found")
-    elif s.stopping:
-        _refuse(s, ticket, "llmux is stopping")
-    elif not s.ready or any(s.in_phase(Phase.UNKNOWN)):
-        _refuse(s, ticket, LOOKING)
-    else:
-        return model
-    return None
+        raise RefusedError(f"model {name!r} not found")
+    _looked(s)
+    if not s.ready or any(s.in_phase(Phase.UNKNOWN)):
+        raise RefusedError(LOOKING)
+    return model
 
 
-def _not_now(s: State) -> str:
+def _looked(s: State) -> None:
     if s.stopping:
-        return "llmux is stopping"
-    return "" if s.started else LOOKING
+        raise RefusedError("llmux is stopping")
+    if not s.started:
+        raise RefusedError(LOOKING)
 
 
-def _switch_id(s: State) -> int | None:
-    return s.switch.id if s.switch is not None else None
-
-
-def _accept(s: State, ticket: int, switch: int | None) -> None:
-    s.out.append(Answer(ticket, accepted=True, switch=switch))
-
-
-def _refuse(s: State, ticket: int, reason: str) -> None:
-    s.out.append(Answer(ticket, accepted=False, reason=reason))
-
-
-def _refuse_busy(s: State, ticket: int) -> None:
-    switch = s.switch
-    assert switch is not None
+def _busy(switch: Switch) -> RefusedError:
     to = f"to {switch.target.name!r}" if switch.target else "to sleep"
-    reason = f"switch {switch.id} {to} is under way"
-    s.out.append(Answer(ticket, accepted=False, switch=switch.id, reason=reason))
+    return RefusedError(f"switch {switch.id} {to} is under way", switch.id)
+
+
+COMMANDS: Mapping[type, Callable[[State, Any], Switch | None]] = {
+    ev.ActivationRequested: _wake,
+    ev.SleepRequested: _sleep,
+    ev.ResetRequested: _reset,
+    ev.PinChanged: _pin,
+    ev.LeaseChanged: _lease,
+    ev.ManualChanged: _manual,
+}

@@ -53,17 +53,17 @@ class SwitchCosts:
 
     def record_wake(self, model: str, seconds: float, level: str = "") -> None:
         """Take in how long a wake took, out of that level."""
-        if level:
-            _add(self.levels, ("wake", model, level), seconds)
-        else:
-            _add(self.wakes, model, seconds)
+        self._record("wake", self.wakes, model, seconds, level)
 
     def record_sleep(self, model: str, seconds: float, level: str = "") -> None:
         """Take in how long a sleep took, its verify included, at that level."""
+        self._record("sleep", self.sleeps, model, seconds, level)
+
+    def _record(self, half: str, known: dict[str, Average], model: str, seconds: float, level: str) -> None:
         if level:
-            _add(self.levels, ("sleep", model, level), seconds)
+            _add(self.levels, (half, model, level), seconds)
         else:
-            _add(self.sleeps, model, seconds)
+            _add(known, model, seconds)
 
     def measured(self, source: str | None, target: str) -> float | None:
         """Return the average of a direction, or None if it was never seen."""
@@ -81,33 +81,25 @@ class SwitchCosts:
 
     def wake_of(self, model: str, level: str = "") -> float:
         """Return the expected duration of a wake, out of that level."""
-        known = self._at_level("wake", model, level, 0) if level else None
-        return self._half(self.wakes, model, 0, DEFAULT_WAKE) if known is None else known
+        return self._half("wake", self.wakes, model, level, 0, DEFAULT_WAKE)
 
     def sleep_of(self, model: str, level: str = "") -> float:
         """Return the expected duration of a sleep and its verify, at that level."""
-        known = self._at_level("sleep", model, level, 1) if level else None
-        return self._half(self.sleeps, model, 1, DEFAULT_SLEEP) if known is None else known
+        return self._half("sleep", self.sleeps, model, level, 1, DEFAULT_SLEEP)
 
-    def _at_level(self, half: str, model: str, level: str, guessed: int) -> float | None:
-        own = self.levels.get((half, model, level))
+    def _half(
+        self, half: str, known: Mapping[str, Average], model: str, level: str, guessed: int, default: float
+    ) -> float:
+        own = self.levels.get((half, model, level)) if level else known.get(model)
         if own is not None:
             return own.seconds
         guess = self.guesses.get(model, (None, None))[guessed]
-        alike = [
-            average.seconds for (kind, _, name), average in self.levels.items() if (kind, name) == (half, level)
-        ]
-        return sum(alike) / len(alike) if alike and guess is None else guess
-
-    def _half(self, known: Mapping[str, Average], model: str, half: int, default: float) -> float:
-        if model in known:
-            return known[model].seconds
-        guess = self.guesses.get(model, (None, None))[half]
         if guess is not None:
             return guess
-        if known:
-            return sum(average.seconds for average in known.values()) / len(known)
-        return default
+        alike = [each for (kind, _, name), each in self.levels.items() if (kind, name) == (half, level)]
+        if not alike:
+            alike = [known[model]] if model in known else list(known.values())
+        return sum(each.seconds for each in alike) / len(alike) if alike else default
 
     def rows(self) -> Iterator[tuple[str | None, str, float, int]]:
         """Yield (from, to, seconds, samples) of every measured direction."""

@@ -15,7 +15,7 @@ from llmux.core.effects import By, Decided, Kind, PolicyDecided
 from llmux.core.model import Model, Reason
 from llmux.core.phases import Phase
 from llmux.core.policy import SwitchTo, WaitUntil
-from llmux.core.snapshot import LiveSnapshot
+from llmux.core.policy_calls import LiveSnapshot
 from llmux.core.state import State
 from llmux.core.timers import Timer
 

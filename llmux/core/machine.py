@@ -31,10 +31,10 @@ The parts, from the bottom up:
 - ``admission``      what is admitted, what waits, what is rejected;
 - ``teardown``       how one model leaves the GPU: sleep → verify → stop → alive → what that means;
 - ``health_checks``  adoption at the start, ``alive`` while awake, engines that are lost;
-- ``policy_calls``   how policies are asked, and what becomes of invalid answers;
+- ``policy_calls``   what policies see, how they are asked, and what becomes of invalid answers;
 - ``switching``      one switch: drain, sleep, wake, and its three endings;
 - ``commands``       what operators ask for, leases among it;
-- ``snapshot``, ``deciding``   what a policy sees, and what is begun while no switch is under way;
+- ``deciding``       what is begun while no switch is under way;
 - ``lifecycle``      the start, new configurations, the end.
 
 At most one switch is under way at any time, its target never changes, and everything that leaves has drained
@@ -47,31 +47,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llmux.core import admission, commands, deciding, health_checks, levels, lifecycle, switching, teardown
+from llmux.core import events as ev
 from llmux.core.effects import Effect
 from llmux.core.errors import InvalidEventError
-from llmux.core.events import (
-    ActivationRequested,
-    ConfigReplaced,
-    DeadlineReached,
-    EngineLost,
-    Event,
-    HookFinished,
-    LeaseChanged,
-    ManualChanged,
-    PinChanged,
-    RequestAbandoned,
-    RequestArrived,
-    RequestFinished,
-    RequestReturned,
-    ResetRequested,
-    ShutdownRequested,
-    SleepRequested,
-    Started,
-)
 from llmux.core.model import AWAKE, READY, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
-from llmux.core.snapshot import LiveSnapshot
+from llmux.core.policy_calls import LiveSnapshot
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.state import State
 from llmux.core.timers import Timer
@@ -99,7 +81,7 @@ class Core:
         """Returns when the core must be handed ``DeadlineReached``, or None. It may be in the past."""
         self._snapshot = LiveSnapshot(self.state)
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: ev.Event, now: float) -> list[Effect]:
         """Take in an event and return what is to be done, in order.
 
         Raises ``InvalidEventError`` for an event about a request or hook that is not there (nothing has changed
@@ -111,7 +93,7 @@ class Core:
         s.out = out
         kind = event.__class__
         _HANDLERS[kind](s, event)
-        if kind is ConfigReplaced or kind is Started:
+        if kind is ev.ConfigReplaced or kind is ev.Started:
             self._snapshot.refresh()
         if s.opened:
             admission.open_doors(s)
@@ -139,7 +121,7 @@ def _request(s: State, request: int) -> Request:
         raise InvalidEventError(f"no request {request}") from None
 
 
-def _request_finished(s: State, event: RequestFinished) -> None:
+def _request_finished(s: State, event: ev.RequestFinished) -> None:
     request = _request(s, event.request)
     if request.admitted is None:
         raise InvalidEventError(f"request {event.request} was not admitted")
@@ -148,7 +130,7 @@ def _request_finished(s: State, event: RequestFinished) -> None:
     s.successors.answered(request.model.name, s.now)
 
 
-def _request_abandoned(s: State, event: RequestAbandoned) -> None:
+def _request_abandoned(s: State, event: ev.RequestAbandoned) -> None:
     request = _request(s, event.request)
     if request.admitted is not None:
         _left(s, request, answered=False)
@@ -182,7 +164,7 @@ def _fell_idle(s: State, model: Model) -> None:
         s.maintenance_due = True
 
 
-def _request_returned(s: State, event: RequestReturned) -> None:
+def _request_returned(s: State, event: ev.RequestReturned) -> None:
     request = _request(s, event.request)
     if request.admitted is None or request.returned:
         raise InvalidEventError(f"request {event.request} cannot be returned")
@@ -210,13 +192,13 @@ def _request_returned(s: State, event: RequestReturned) -> None:
 # ---- engines and hooks
 
 
-def _engine_lost(s: State, event: EngineLost) -> None:
+def _engine_lost(s: State, event: ev.EngineLost) -> None:
     model = s.models.get(event.model)
     if model is not None:
         health_checks.suspect(s, model, refused=event.refused)
 
 
-def _hook_finished(s: State, event: HookFinished) -> None:
+def _hook_finished(s: State, event: ev.HookFinished) -> None:
     run = s.hooks.pop(event.hook, None)
     if run is None:
         raise InvalidEventError(f"no hook {event.hook}")
@@ -239,7 +221,7 @@ def _hook_finished(s: State, event: HookFinished) -> None:
         _probe_ended(s, model, event)
 
 
-def _probe_ended(s: State, model: Model, event: HookFinished) -> None:
+def _probe_ended(s: State, model: Model, event: ev.HookFinished) -> None:
     if model.phase is not Phase.UNKNOWN:
         health_checks.answered(s, model, ok=event.ok, detail=event.detail, last_byte=event.last_byte)
         switching.go_on(s)
@@ -250,10 +232,11 @@ def _probe_ended(s: State, model: Model, event: HookFinished) -> None:
 # ---- time
 
 
-def _deadline_reached(s: State, _event: DeadlineReached) -> None:
+def _deadline_reached(s: State, _event: ev.DeadlineReached) -> None:
     while (key := s.timers.pop_due(s.now)) is not None:
         timer, subject = key if isinstance(key, tuple) else (key, None)
-        _TIMERS[timer](s, subject)
+        if (act := _TIMERS.get(timer)) is not None:
+            act(s, subject)
         s.maintenance_due = s.maintenance_due or timer not in _NO_MAINTENANCE
 
 
@@ -267,12 +250,8 @@ def _waiter_timed_out(s: State, name: str) -> None:
     switching.waiter_left(s, model)
 
 
-def _nothing(_s: State, _subject: object) -> None:
-    """The rules look for themselves whether it is time."""
-
-
+# For the others the rules look for themselves whether it is time.
 _TIMERS: Mapping[object, Callable[[State, Any], None]] = {
-    Timer.ASK: _nothing,
     Timer.DRAIN: lambda s, _: switching.drain_deadline(s),
     Timer.DEFAULT: _default_is_due,
     Timer.LEASE: lambda s, _: commands.end_lease(s),
@@ -280,31 +259,23 @@ _TIMERS: Mapping[object, Callable[[State, Any], None]] = {
     Timer.HOOK: lambda s, hook: s.kill_hook(s.hooks[hook], "timeout"),
     Timer.TIMEOUT: _waiter_timed_out,
     Timer.OVERDUE: lambda s, name: admission.watch(s, s.models[name]),
-    Timer.IDLE: _nothing,
     Timer.PROBE: lambda s, name: health_checks.probe(s, s.models[name]),
     Timer.VERIFY: lambda s, name: teardown.poll(s, s.models[name]),
-    Timer.WAKE_BACKOFF: _nothing,
-    Timer.SLEEP_BACKOFF: _nothing,
     Timer.PIN: lambda s, name: commands.set_pin(s, s.models[name], pinned=False, until=None),
 }
 
 _NO_MAINTENANCE = frozenset({Timer.HOOK, Timer.DRAIN, Timer.GRACE})  # what comes of these does
 
 _HANDLERS: Mapping[type, Callable[[State, Any], None]] = {
-    RequestArrived: admission.arrived,
-    RequestFinished: _request_finished,
-    RequestAbandoned: _request_abandoned,
-    RequestReturned: _request_returned,
-    EngineLost: _engine_lost,
-    HookFinished: _hook_finished,
-    DeadlineReached: _deadline_reached,
-    Started: lifecycle.started,
-    ActivationRequested: commands.wake,
-    SleepRequested: commands.sleep,
-    ResetRequested: commands.reset,
-    PinChanged: commands.pin,
-    LeaseChanged: commands.lease,
-    ManualChanged: commands.manual,
-    ConfigReplaced: lifecycle.replaced,
-    ShutdownRequested: lambda s, _: lifecycle.stop(s),
+    ev.RequestArrived: admission.arrived,
+    ev.RequestFinished: _request_finished,
+    ev.RequestAbandoned: _request_abandoned,
+    ev.RequestReturned: _request_returned,
+    ev.EngineLost: _engine_lost,
+    ev.HookFinished: _hook_finished,
+    ev.DeadlineReached: _deadline_reached,
+    ev.Started: lifecycle.started,
+    **dict.fromkeys(commands.COMMANDS, commands.carry_out),
+    ev.ConfigReplaced: lifecycle.replaced,
+    ev.ShutdownRequested: lambda s, _: lifecycle.stop(s),
 }

@@ -1,23 +1,159 @@
-"""How the policy and its shadows are asked, and what becomes of an answer that is invalid.
+"""What policies see, how they and their shadows are asked, and what becomes of an answer that is invalid.
 
-A policy cannot break anything: whatever it raises or returns is checked here, reported once for each kind, and
-treated as first come, first served. Shadows are asked what they would do, and are not followed; one that fails is
-dropped: it is never asked again.
+They see live, read-only views over the state, without a copy. A policy cannot break anything: whatever it raises
+or returns is checked here, reported once for each kind, and treated as first come, first served. Shadows are asked
+what they would do, and are not followed; one that fails is dropped: it is never asked again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from llmux.core.effects import ShadowDropped
-from llmux.core.model import Shadow
+from llmux.core import placement
+from llmux.core.effects import PolicyOverruled, ShadowDropped
+from llmux.core.model import Model, Shadow
 from llmux.core.phases import Phase
-from llmux.core.policy import Decision, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.policy import (
+    Decision,
+    EngineView,
+    ModelView,
+    Snapshot,
+    Stay,
+    SwitchRecord,
+    SwitchTo,
+    WaitUntil,
+)  # fmt: skip
 from llmux.core.state import State
+from llmux.core.successors import Successor
 
 LONGEST = 300  # characters: an answer may be as long as it likes
 RAISED = (Exception, SystemExit)  # ``sys.exit()`` in a policy shall not end llmux
+
+
+class LiveModel(ModelView):
+    """One model, read from the state at each access."""
+
+    __slots__ = ("_model", "_snapshot", "_state")
+
+    def __init__(self, snapshot: LiveSnapshot, state: State, model: Model) -> None:
+        self._snapshot = snapshot
+        self._state = state
+        self._model = model
+
+    @property
+    def name(self) -> str:
+        return self._model.spec.name
+
+    @property
+    def awake(self) -> bool:
+        return self._model.phase is Phase.AWAKE
+
+    @property
+    def queued(self) -> int:
+        return len(self._model.queue)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._model.in_flight)
+
+    @property
+    def limit(self) -> int | None:
+        return self._model.spec.max_in_flight
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        oldest = self._model.oldest()
+        return None if oldest is None else oldest.arrived
+
+    @property
+    def awake_since(self) -> float | None:
+        return self._model.awake_since if self._model.phase is Phase.AWAKE else None
+
+    @property
+    def admissions(self) -> int:
+        return self._model.admissions
+
+    @property
+    def oldest_admission(self) -> float | None:
+        first = next(iter(self._model.in_flight.values()), None)
+        return None if first is None else first.admitted
+
+    @property
+    def last_served(self) -> float | None:
+        return self._model.last_served
+
+    @property
+    def arrival_rate(self) -> float:
+        return self._model.arrival_rate(self._state.now)
+
+    @property
+    def service_time(self) -> float:
+        return self._model.service
+
+    @property
+    def switch_cost(self) -> float:
+        state, model, leaving = self._state, self._model, self._snapshot.leaving(self._model)
+        if state.has_levels:
+            return placement.switch_cost(state, leaving, model)
+        # A policy may look at each of many models.
+        return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
+
+    @property
+    def engine(self) -> EngineView:
+        return self._model.load
+
+    @property
+    def successors(self) -> Mapping[str, Successor]:
+        return self._state.successors.after(self._model.name)
+
+    def arrivals(self) -> Iterator[float]:
+        return (request.arrived for request in self._model.queue.values())
+
+
+class LiveSnapshot:
+    """The whole, read from the state at each access."""
+
+    __slots__ = ("_all", "_models", "_state", "models", "waiting")
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._models: dict[str, LiveModel] = {}
+        self.models: Mapping[str, LiveModel] = MappingProxyType(self._models)
+        self.waiting: tuple[str, ...] = ()
+        self._all: list[Model] | None = None  # who leaves for anybody; None: not looked at since it was asked last
+        self.refresh()
+
+    def ask(self, waiting: tuple[str, ...]) -> None:
+        """Show what is the case now."""
+        self.waiting = waiting
+        self._all = None
+
+    def leaving(self, target: Model) -> Sequence[Model]:
+        """Return those that would leave for ``target``, none if it cannot be had."""
+        s = self._state
+        if s.rules.capacity is not None or target.next.companions is not None:
+            return placement.who_leaves(s, target) or ()
+        # One at a time: all leave, whoever comes.
+        if self._all is None:
+            self._all = [] if placement.immovable(s, target) else [m for m in s.models.values() if m.holds]
+        return [model for model in self._all if model is not target]
+
+    def refresh(self) -> None:
+        """Take over which models there are."""
+        self._models.clear()
+        self._models.update((name, LiveModel(self, self._state, m)) for name, m in self._state.models.items())
+
+    @property
+    def time(self) -> float:
+        """Now, in seconds of a monotonic clock."""
+        return self._state.now
+
+    @property
+    def awake(self) -> tuple[str, ...]:
+        """The models that are awake."""
+        return tuple(name for name, model in self._state.models.items() if model.phase is Phase.AWAKE)
 
 
 def spelled(error: BaseException) -> str:
@@ -42,14 +178,14 @@ def ask(
     except RAISED as raised:
         decision, error = None, f"raised {spelled(raised)}"
     if error is not None:
-        s.overrule(error)
+        _overrule(s, error)
     return decision, error
 
 
 def _invalid(s: State, decision: object, choice: Collection[str], *, anticipating: bool) -> str | None:
     if isinstance(decision, SwitchTo):
         if decision.model not in choice:
-            why = "which is not asleep" if anticipating else "for which nobody waits"
+            why = "which is not asleep" if anticipating else "for which no request waits"
             return f"named {repr(decision.model)[:LONGEST]}, {why}"
     elif isinstance(decision, Stay):
         if not anticipating and all(model.idle for model in s.in_phase(Phase.AWAKE)):
@@ -60,6 +196,14 @@ def _invalid(s: State, decision: object, choice: Collection[str], *, anticipatin
     else:
         return f"answered {repr(decision)[:LONGEST]}, which is no decision"
     return None
+
+
+def _overrule(s: State, error: str) -> None:
+    """Say, once for each kind, that the policy did what cannot be followed."""
+    kind = error.partition(" ")[0]
+    if kind not in s.policy_errors:
+        s.policy_errors.add(kind)
+        s.out.append(PolicyOverruled(error))
 
 
 def inform(s: State, record: SwitchRecord) -> None:
@@ -76,7 +220,7 @@ def inform(s: State, record: SwitchRecord) -> None:
         if tell is not None:
             tell(record)
     except RAISED as error:
-        s.overrule(f"on_switch_completed raised {spelled(error)}")
+        _overrule(s, f"on_switch_completed raised {spelled(error)}")
 
 
 def ask_shadows(s: State, snapshot: Snapshot, went: str | None) -> None:

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from llmux.core import effects as fx
 from llmux.core.costs import SwitchCosts
-from llmux.core.effects import (
-    Admit,
-    BackoffStarted,
-    By,
-    Effect,
-    KillHook,
-    Kind,
-    ModelActivated,
-    ModelDeactivated,
-    ModelFaulted,
-    PhaseChanged,
-    PolicyOverruled,
-    RecordHolders,
-    Refusal,
-    Reject,
-    RunHook,
-)
+from llmux.core.effects import Effect
 from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import Cleanup, HookRun, Lease, Lifecycle, Model, Request, Shadow, Switch
 from llmux.core.phases import HOLDING, PHASES, Phase, Trigger
@@ -75,7 +60,7 @@ class State:
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
         self.explain = True  # whether queued requests, phases and decisions are told
         self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
-        self.last_told: tuple[Kind, str | None, By] | None = None  # of these; None: a switch came of it
+        self.last_told: tuple[fx.Kind, str | None, fx.By] | None = None  # of these; None: a switch came of it
         self._hook_ids = 0
         self._switch_ids = 0
 
@@ -96,13 +81,6 @@ class State:
         """Whether every model's first ``alive`` had ended at some time."""
         return self.lifecycle is Lifecycle.READY or (self.stopping and not any(self.in_phase(Phase.UNKNOWN)))
 
-    def overrule(self, error: str) -> None:
-        """Say, once for each kind, that the policy did what cannot be followed."""
-        kind = error.partition(" ")[0]
-        if kind not in self.policy_errors:
-            self.policy_errors.add(kind)
-            self.out.append(PolicyOverruled(error))
-
     # ---- phases
 
     def move(self, model: Model, trigger: Trigger) -> None:
@@ -117,7 +95,7 @@ class State:
         model.phase = target
         self.maintenance_due = True
         if self.explain:
-            self.out.append(PhaseChanged(model.name, source, target, why))
+            self.out.append(fx.PhaseChanged(model.name, source, target, why))
         enter = _ON_ENTER.get(target)
         if enter is not None:
             enter(self, model, trigger)
@@ -127,7 +105,7 @@ class State:
         holders = frozenset([name for name, model in self.models.items() if model.phase in KNOWN_TO_HOLD])
         if holders != self.recorded:
             self.recorded = holders
-            self.out.append(RecordHolders(holders))
+            self.out.append(fx.RecordHolders(holders))
 
     def in_phase(self, *phases: Phase) -> Iterator[Model]:
         """Yield the models in one of these phases, in the order of the configuration."""
@@ -161,7 +139,7 @@ class State:
         seconds = backoff.fail(self.now, self.rules.backoff_first, self.rules.backoff_max, self.jitter)
         self.movable_from = max(self.movable_from, backoff.until)
         self.timers.set((timer, model.name), backoff.until)
-        self.out.append(BackoffStarted(model.name, kind, backoff.failures, seconds, error))
+        self.out.append(fx.BackoffStarted(model.name, kind, backoff.failures, seconds, error))
 
     # ---- hooks
 
@@ -176,9 +154,11 @@ class State:
         name = level.name if level else ""
         switch, definition = self.switch, model.running.definition
         if switch is not None and (model is switch.target or model in switch.leaving):
-            effect = RunHook(hook, model.name, kind, definition, switch.id, switch.sources, switch.to or "", name)
+            effect = fx.RunHook(
+                hook, model.name, kind, definition, switch.id, switch.sources, switch.to or "", name
+            )
         else:
-            effect = RunHook(hook, model.name, kind, definition, level=name)
+            effect = fx.RunHook(hook, model.name, kind, definition, level=name)
         self.out.append(effect)
         return hook
 
@@ -186,7 +166,7 @@ class State:
         """End a hook, once."""
         if not run.killed:
             run.killed = True
-            self.out.append(KillHook(run.id, reason))
+            self.out.append(fx.KillHook(run.id, reason))
 
     def next_switch_id(self) -> int:
         """Give out a switch id."""
@@ -204,18 +184,20 @@ class State:
         model.load.changed(now, len(model.in_flight), answered=False)
         definition = (model.woken or model.spec).definition
         waited = now - request.arrived
-        self.out.append(Admit(request.id, model.name, definition, model.epoch, request.returned, waited))
+        self.out.append(fx.Admit(request.id, model.name, definition, model.epoch, request.returned, waited))
 
     def unqueue(self, request: Request) -> None:
         """Take a request out of its queue."""
         del request.model.queue[request.id]
         self.queued -= 1
 
-    def reject(self, request: Request, refusal: Refusal, message: str, retry_after: float | None = None) -> None:
+    def reject(
+        self, request: Request, refusal: fx.Refusal, message: str, retry_after: float | None = None
+    ) -> None:
         """Reject a request that is in no queue."""
         self.requests.pop(request.id, None)
         waited = self.now - request.arrived
-        self.out.append(Reject(request.id, request.model.name, refusal, message, retry_after, waited))
+        self.out.append(fx.Reject(request.id, request.model.name, refusal, message, retry_after, waited))
 
 
 # ---- what belongs to entering a phase. Leaving AWAKE, whatever for, stops its clocks.
@@ -235,9 +217,9 @@ def _enter_awake(s: State, model: Model, trigger: Trigger) -> None:
             model.last_used = s.now
         switch = s.switch.id if s.switch is not None else 0
         if s.switch is not None and trigger is Trigger.WOKEN:
-            notice = ModelActivated(model.name, switch, s.switch.sources, s.now - s.switch.started)
+            notice = fx.ModelActivated(model.name, switch, s.switch.sources, s.now - s.switch.started)
         else:
-            notice = ModelActivated(model.name, switch if trigger is not Trigger.ADOPT else 0, (), None)
+            notice = fx.ModelActivated(model.name, switch if trigger is not Trigger.ADOPT else 0, (), None)
         s.out.append(notice)
     s.schedule_probe(model)
     s.start_idle_clock(model)
@@ -273,7 +255,7 @@ def _enter_faulted(s: State, model: Model, _trigger: Trigger) -> None:
     model.cleanup.owed = False
     # A later try knows no more about the engine than this one did: what was a cleanup stays one.
     model.cleanup.again = teardown.cleanup
-    s.out.append(ModelFaulted(model.name, teardown.error))
+    s.out.append(fx.ModelFaulted(model.name, teardown.error))
 
 
 def _enter_asleep(s: State, model: Model, trigger: Trigger) -> None:
@@ -291,7 +273,7 @@ def _enter_asleep(s: State, model: Model, trigger: Trigger) -> None:
 
 def _no_longer_awake(s: State, model: Model) -> None:
     if model.awake_since is not None:
-        s.out.append(ModelDeactivated(model.name, s.now - model.awake_since))
+        s.out.append(fx.ModelDeactivated(model.name, s.now - model.awake_since))
         model.awake_since = None
 
 

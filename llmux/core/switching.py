@@ -16,18 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from llmux.core import admission, health_checks, levels, placement, policy_calls, teardown
-from llmux.core.effects import (
-    SWITCH_OVER,
-    By,
-    CancelRequests,
-    CutReason,
-    Decided,
-    Refusal,
-    SwitchDrained,
-    SwitchEnded,
-    SwitchFailed,
-    SwitchStarted,
-)
+from llmux.core import effects as fx
 from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import HookRun, Model, Reason, Switch
 from llmux.core.phases import STAGES, Phase, Stage, Step, Trigger, Turn
@@ -45,7 +34,7 @@ def begin(
     *,
     words: str = "",
     requested: bool = False,
-    by: By = "core",
+    by: fx.By = "core",
     said: str | None = None,
 ) -> None:
     """Begin a switch. None is under way. ``words`` say why in the place of ``cause``.
@@ -62,9 +51,9 @@ def begin(
     s.last_decision = s.last_told = None
     if s.explain:
         why = reason if said is None else said
-        s.out.append(Decided("switch", switch.to, by, why, None, s.figures(s), switch.id, switch.sources))
+        s.out.append(fx.Decided("switch", switch.to, by, why, None, s.figures(s), switch.id, switch.sources))
     s.timers.cancel(Timer.ASK)
-    s.out.append(SwitchStarted(switch.id, switch.sources, switch.to, reason))
+    s.out.append(fx.SwitchStarted(switch.id, switch.sources, switch.to, reason))
     for model in leaving:
         if model.phase is Phase.AWAKE:
             s.move(model, Trigger.DRAIN)
@@ -106,7 +95,7 @@ def _prefetch(s: State, switch: Switch) -> None:
 def _end_prefetch(s: State, switch: Switch) -> None:
     target = switch.target
     if target is not None and target.prefetch is not None:
-        s.kill_hook(s.hooks[target.prefetch], SWITCH_OVER)
+        s.kill_hook(s.hooks[target.prefetch], fx.SWITCH_OVER)
 
 
 # ---- what moves it
@@ -134,7 +123,7 @@ def drain_deadline(s: State) -> None:
         if model.in_flight:
             estimate = placement.switch_cost(s, switch.leaving, switch.target) if switch.target else None
             requests = tuple(model.in_flight)
-            s.out.append(CancelRequests(requests, model.name, CutReason.DRAIN_DEADLINE, estimate))
+            s.out.append(fx.CancelRequests(requests, model.name, fx.CutReason.DRAIN_DEADLINE, estimate))
 
 
 def waiter_left(s: State, model: Model) -> None:
@@ -184,7 +173,7 @@ def torn_down(s: State, model: Model, outcome: Step) -> None:
     if turn is Turn.WOULD_NOT_SLEEP and switch.target is not None and switch.target.phase is not Phase.AWAKE:
         message = f"model {switch.target.name!r} cannot be woken: {switch.error}"
         retry_after = max(m.sleep_backoff.remaining(s.now) for m in switch.leaving)
-        admission.reject_waiters(s, switch.target, (Refusal.SLEEP_FAILED, message, retry_after))
+        admission.reject_waiters(s, switch.target, (fx.Refusal.SLEEP_FAILED, message, retry_after))
 
 
 def _after_sleep(s: State, switch: Switch) -> Turn:
@@ -236,7 +225,7 @@ def _clean_up(s: State, switch: Switch, model: Model, detail: str) -> None:
 
 
 def _enter_sleeping(s: State, switch: Switch) -> None:
-    s.out.append(SwitchDrained(switch.id, switch.sources, switch.to, s.now - switch.started))
+    s.out.append(fx.SwitchDrained(switch.id, switch.sources, switch.to, s.now - switch.started))
     depths = levels.for_sleep(s, switch.leaving)
     for model in switch.leaving:
         cleanup = model.phase is Phase.LOST or model.cleanup.again
@@ -252,7 +241,7 @@ def _enter_waking(s: State, switch: Switch) -> None:
 
 
 def _enter_failure(s: State, switch: Switch) -> None:
-    s.out.append(SwitchFailed(switch.id, switch.sources, switch.to, switch.error))
+    s.out.append(fx.SwitchFailed(switch.id, switch.sources, switch.to, switch.error))
     _end(s, switch)
 
 
@@ -269,7 +258,7 @@ def _end(s: State, switch: Switch) -> None:
     if cost is not None and switch.target is not None and switch.measurable:
         estimate = s.costs.record(switch.sources, switch.target.name, cost)
     result, duration, drain = switch.stage.value, s.now - switch.started, drained - switch.started
-    s.out.append(SwitchEnded(switch.id, switch.sources, switch.to, result, duration, drain, cost, estimate))
+    s.out.append(fx.SwitchEnded(switch.id, switch.sources, switch.to, result, duration, drain, cost, estimate))
     policy_calls.inform(s, SwitchRecord(switch.id, switch.sources, switch.to, result, drain, cost, s.now))
 
 

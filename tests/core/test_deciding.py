@@ -107,7 +107,7 @@ def test_the_longest_overdue_goes_first_over_policy_and_min_active() -> None:
             1.0,
             ev.RequestArrived(1, "b"),
             fx.RequestQueued(1, "b", 1),
-            fx.PolicyOverruled("named 'c', for which nobody waits"),
+            fx.PolicyOverruled("named 'c', for which no request waits"),
             fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
         ),
         at(2.0, ev.RequestArrived(2, "c"), fx.RequestQueued(2, "c", 1), fx.PolicyDecided("switch", "c", "")),
@@ -214,8 +214,8 @@ def test_nonsense_is_treated_as_first_come_first_served() -> None:
         assert fx.SwitchStarted(1, ("a",), "b", "first come, first served") in effects
         found += [effect.answer for effect in effects if isinstance(effect, fx.PolicyOverruled)]
     assert found == [
-        "named 'nobody', for which nobody waits",
-        "named 'a', for which nobody waits",
+        "named 'nobody', for which no request waits",
+        "named 'a', for which no request waits",
         "waits until 0.5, which is not in the future",
         "waits until nan, which is not in the future",
         "raised TypeError: '>' not supported between instances of 'str' and 'float'",

@@ -14,7 +14,7 @@ from llmux.core import events as ev
 from llmux.core.model import Lease, Pin, Shadow
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
-from llmux.core.snapshot import LiveSnapshot
+from llmux.core.policy_calls import LiveSnapshot
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec, Rules
 from llmux.observability.decision_log import KEPT
 from llmux.runtime import wait_estimate
