@@ -28,9 +28,8 @@ AWAY = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
 
 
 class Moment(NamedTuple):
-    """What the rules look at."""
+    """What the rules look at beside the state."""
 
-    s: State
     snapshot: LiveSnapshot
     waiting: list[Model]  # models that are not awake and have waiters, the oldest waiter's first
 
@@ -40,19 +39,21 @@ class Rule(NamedTuple):
 
     name: str
     words: str  # for the documentation
-    apply: Callable[[Moment], bool]
+    apply: Callable[[State, Moment], bool]
     for_waiters: bool = False  # asked whenever something waits
+    always: bool = False  # asked under a lease and in manual mode, too
 
 
 def settle(s: State, snapshot: LiveSnapshot) -> None:
-    """Begin what is to be done until a switch is under way or nothing is left to do."""
+    """Begin what is due until a switch is under way or nothing is left to do."""
     while s.switch is None and s.ready and Phase.UNKNOWN not in [m.phase for m in s.models.values()]:
         if s.maintenance_due:
             admission.sweep(s)
             levels.make_room(s)
-        moment = Moment(s, snapshot, placement.waiting_models(s) if s.queued else [])
+        moment = Moment(snapshot, placement.waiting_models(s) if s.queued else [])
         for rule in STOPPING if s.stopping else LADDER:
-            if (moment.waiting if rule.for_waiters else s.maintenance_due) and rule.apply(moment):
+            due = moment.waiting if rule.for_waiters else s.maintenance_due
+            if due and (rule.always or not (s.manual or s.lease)) and rule.apply(s, moment):
                 break
         else:
             s.maintenance_due = False
@@ -63,59 +64,49 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
 # ---- what must be
 
 
-def _sleep_on_exit(m: Moment) -> bool:
+def _sleep_on_exit(s: State, _: Moment) -> bool:
     # No backoff holds the last try; what fails it is left as it is.
-    leaving = tuple(m.s.in_phase(*CAN_LEAVE)) if m.s.rules.sleep_on_exit else ()
+    leaving = tuple(s.in_phase(*CAN_LEAVE)) if s.rules.sleep_on_exit else ()
     if leaving:
-        switching.begin(m.s, None, leaving, Reason.STOPPING)
+        switching.begin(s, None, leaving, Reason.STOPPING)
     return bool(leaving)
 
 
-def _lease(m: Moment) -> bool:
-    return m.s.lease is not None and _put_away(m.s, m.s.models.values(), Reason.LEASE)
+def _lease(s: State, _: Moment) -> bool:
+    return s.lease is not None and _put_away(s, s.models.values(), Reason.LEASE)
 
 
-def _unwanted(m: Moment) -> bool:
+def _unwanted(s: State, _: Moment) -> bool:
     # What is removed or gone finishes its answers first, and meanwhile holds up no switch.
     found = [
         model
-        for model in m.s.models.values()
+        for model in s.models.values()
         if model.extra or ((model.removed or model.cleanup.owed) and not model.in_flight)
     ]
-    return bool(found) and _put_away(m.s, found, Reason.UNWANTED)
+    return bool(found) and _put_away(s, found, Reason.UNWANTED)
 
 
-def _pinned(m: Moment) -> bool:
-    found = [model for model in m.s.models.values() if model.pin is not None and model.phase in CAN_WAKE]
-    return m.s.lease is None and any(_wake(m.s, model, Reason.PINNED) for model in found)
+def _pinned(s: State, _: Moment) -> bool:
+    pinned = [model for model in s.in_phase(*CAN_WAKE) if model.pinned]
+    return s.lease is None and any(_wake(s, model, Reason.PINNED) for model in pinned)
 
 
 # ---- for what waits
 
 
-def _left_to_operators(s: State) -> bool:
-    return s.manual or s.lease is not None
-
-
-def _operators(m: Moment) -> bool:
-    s = m.s
-    if not _left_to_operators(s):
-        return False
+def _operators(s: State, m: Moment) -> bool:
     if s.lease is not None:
-        _tell(m, "stay", None, "core", "lease")
-        return False
-    for model in m.waiting:
-        if model.phase is Phase.LOST and placement.who_leaves(s, model) == ():
-            switching.begin(s, model, (), Reason.BACK)
-            return True
-    _tell(m, "stay", None, "manual", "")
+        _tell(s, "stay", None, "core", "lease")
+    elif s.manual:
+        for model in m.waiting:
+            if model.phase is Phase.LOST and _fits(s, model):
+                switching.begin(s, model, (), Reason.BACK)
+                return True
+        _tell(s, "stay", None, "manual", "")
     return False
 
 
-def _overdue(m: Moment) -> bool:
-    s = m.s
-    if _left_to_operators(s):
-        return False
+def _overdue(s: State, m: Moment) -> bool:
     for model in m.waiting:
         arrived = next(iter(model.queue.values())).arrived
         if arrived + s.rules.max_wait <= s.now and (leaving := placement.who_leaves(s, model)) is not None:
@@ -126,24 +117,20 @@ def _overdue(m: Moment) -> bool:
     return False
 
 
-def _room(m: Moment) -> bool:
-    s = m.s
+def _room(s: State, m: Moment) -> bool:
     # While nothing is awake, which one comes first may matter to the policy.
-    if _left_to_operators(s) or not any(s.in_phase(Phase.AWAKE)):
+    if not any(s.in_phase(Phase.AWAKE)):
         return False
     for model in m.waiting:
         several = s.rules.capacity is not None or model.next.companions is not None
-        if several and placement.who_leaves(s, model) == ():
+        if several and _fits(s, model):
             switching.begin(s, model, (), Reason.ROOM)
             return True
     return False
 
 
-def _policy(m: Moment) -> bool:
-    s = m.s
-    if _left_to_operators(s):
-        return False
-    choice = _ask_policy(m)
+def _policy(s: State, m: Moment) -> bool:
+    choice = _ask_policy(s, m)
     if s.shadows:
         policy_calls.ask_shadows(s, m.snapshot, None if choice is None else choice[0].name)
     if choice is None:
@@ -155,7 +142,7 @@ def _policy(m: Moment) -> bool:
     free_at = _free_at(s, leaving)
     if free_at > s.now:
         s.timers.set(Timer.ASK, free_at)
-        _tell(m, "wait", model.name, "min_active", said, free_at)
+        _tell(s, "wait", model.name, "min_active", said, free_at)
         return False
     words = FALLBACK if by == "overruled" else said
     switching.begin(s, model, leaving, Reason.POLICY, words=words, by=by, said=said)
@@ -168,9 +155,8 @@ def _free_at(s: State, leaving: Iterable[Model]) -> float:
     return max(since) + s.rules.min_active if since else s.now
 
 
-def _ask_policy(m: Moment) -> tuple[Model, By, str] | None:
-    """Ask the policy; return what to switch to, who says so and why, or None to leave things as they are."""
-    s = m.s
+def _ask_policy(s: State, m: Moment) -> tuple[Model, By, str] | None:
+    """Ask the policy; return what to switch to, what says so and why, or None to leave things as they are."""
     m.snapshot.ask(tuple([model.name for model in m.waiting]))
     decision, error = policy_calls.ask(s, s.policy.decide, m.snapshot, m.snapshot.waiting)
     if error is not None:
@@ -181,23 +167,21 @@ def _ask_policy(m: Moment) -> tuple[Model, By, str] | None:
     if isinstance(decision, SwitchTo):
         _announce(s, "switch", decision.model, said)
         return s.models[decision.model], "policy", said
+    kind: Kind = "stay"
+    again = None
     if isinstance(decision, WaitUntil):
-        again = min(decision.time, s.now + ASK_AGAIN)
+        kind, again = "wait", min(decision.time, s.now + ASK_AGAIN)
         s.timers.set(Timer.ASK, again)
-        _announce(s, "wait", None, said)
-        _tell(m, "wait", None, "policy", said, again)
-    else:
-        _announce(s, "stay", None, said)
-        _tell(m, "stay", None, "policy", said)
+    _announce(s, kind, None, said)
+    _tell(s, kind, None, "policy", said, again)
     return None
 
 
 # ---- what no request waits for
 
 
-def _idle(m: Moment) -> bool:
-    s = m.s
-    idle = [] if _left_to_operators(s) else [m for m in s.in_phase(Phase.AWAKE) if _idle_for_long(s, m)]
+def _idle(s: State, _: Moment) -> bool:
+    idle = [model for model in s.in_phase(Phase.AWAKE) if _idle_for_long(s, model)]
     return bool(idle) and _put_away(s, idle, Reason.IDLE)
 
 
@@ -208,32 +192,25 @@ def _idle_for_long(s: State, model: Model) -> bool:
     return s.now >= max(model.awake_since, model.last_served or -math.inf) + after
 
 
-def _preload(m: Moment) -> bool:
-    s = m.s
-    if s.lease is not None:
-        return False
-    for model in s.models.values():
+def _preload(s: State, _: Moment) -> bool:
+    for model in s.models.values() if s.lease is None else ():
         if model.preload_due:
             model.preload_due = False
-            free = model.phase in AWAY and placement.who_leaves(s, model) == ()
-            if free and _wake(s, model, Reason.PRELOAD):
+            if model.phase in AWAY and _fits(s, model) and _wake(s, model, Reason.PRELOAD):
                 return True
     return False
 
 
-def _keep_awake(m: Moment) -> bool:
-    s = m.s
-    if _left_to_operators(s):
-        return False
+def _keep_awake(s: State, _: Moment) -> bool:
     away = [model for model in s.in_phase(*AWAY) if model.spec.keep_awake and _free_to_wake(model)]
-    fitting = [model for model in away if placement.who_leaves(s, model) == ()]
-    return any(_wake(s, model, Reason.KEEP_AWAKE) for model in fitting)
+    return any(_fits(s, model) and _wake(s, model, Reason.KEEP_AWAKE) for model in away)
 
 
-def _default(m: Moment) -> bool:
-    s = m.s
-    if _left_to_operators(s):
-        return False
+def _fits(s: State, model: Model) -> bool:
+    return placement.who_leaves(s, model) == ()
+
+
+def _default(s: State, _: Moment) -> bool:
     due, s.default_due = s.default_due, False
     model = s.models.get(s.rules.default_model or "")
     if not due or model is None or model.phase not in AWAY or not _free_to_wake(model):
@@ -247,10 +224,9 @@ def _free_to_wake(model: Model) -> bool:
     return not (model.removed or model.put_away)
 
 
-def _anticipate(m: Moment) -> bool:
-    s = m.s
+def _anticipate(s: State, m: Moment) -> bool:
     ask = getattr(s.policy, "anticipate", None)
-    if ask is None or not (s.answer_ended and s.rules.anticipate) or s.queued or _left_to_operators(s):
+    if ask is None or not (s.answer_ended and s.rules.anticipate) or s.queued:
         return False
     s.answer_ended = False
     awake = list(s.in_phase(Phase.AWAKE))
@@ -267,14 +243,20 @@ def _anticipate(m: Moment) -> bool:
 
 
 LADDER = (
-    Rule("lease", "under a lease, all that may hold the GPU is put to sleep", _lease),
-    Rule("unwanted", "what was removed, exceeds what may be awake, or needs a cleanup is put to sleep", _unwanted),
-    Rule("pinned", "a pinned model is woken", _pinned),
+    Rule("lease", "under a lease, all that may hold the GPU is put to sleep", _lease, always=True),
+    Rule(
+        "unwanted",
+        "what was removed, exceeds what may be awake, or needs a cleanup is put to sleep",
+        _unwanted,
+        always=True,
+    ),
+    Rule("pinned", "a pinned model is woken", _pinned, always=True),
     Rule(
         "operators",
         "under a lease requests wait for its end; in manual mode only what was lost is woken for them",
         _operators,
         for_waiters=True,
+        always=True,
     ),
     Rule(
         "overdue",
@@ -285,12 +267,16 @@ LADDER = (
     Rule("room", "what fits beside what is awake is woken without asking the policy", _room, for_waiters=True),
     Rule("policy", "the policy decides, held back by `min_active`", _policy, for_waiters=True),
     Rule("idle", "what has been idle for `idle_sleep` is put to sleep", _idle),
-    Rule("preload", "at the start, a model with `preload` is woken if it displaces nothing", _preload),
+    Rule(
+        "preload", "at the start, a model with `preload` is woken if it displaces nothing", _preload, always=True
+    ),
     Rule("keep_awake", "a model with `keep_awake` comes back as soon as it fits", _keep_awake),
     Rule("default", "after `default_after` seconds without requests the default model comes back", _default),
     Rule("anticipate", "where `anticipate` is set, the policy may wake a model before it is asked", _anticipate),
 )
-STOPPING = (Rule("stopping", "while llmux stops, all is put to sleep if `on_exit` says so", _sleep_on_exit),)
+STOPPING = (
+    Rule("stopping", "while llmux stops, all is put to sleep if `on_exit` says so", _sleep_on_exit, always=True),
+)
 
 
 # ---- what the rules share
@@ -319,9 +305,9 @@ def _announce(s: State, decision: str, model: str | None, reason: str) -> None:
         s.out.append(PolicyDecided(decision, model, reason))
 
 
-def _tell(m: Moment, kind: Kind, target: str | None, by: By, said: str, until: float | None = None) -> None:
+def _tell(s: State, kind: Kind, target: str | None, by: By, said: str, until: float | None = None) -> None:
     """Tell a decision that begins no switch, with figures unless it is the last one once more."""
-    s, told = m.s, (kind, target, by)
+    told = (kind, target, by)
     if s.explain:
         figures = None if told == s.last_told else s.figures(s)
         s.last_told = told

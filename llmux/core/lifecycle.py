@@ -16,7 +16,7 @@ from llmux.core.model import Lifecycle, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind, ModelSpec
 from llmux.core.state import State
-from llmux.core.timers import OF_MODELS, Timer
+from llmux.core.timers import Timer
 
 ENDED_WITH_LLMUX = frozenset({HookKind.ALIVE, HookKind.VERIFY, HookKind.WAKE, HookKind.PREFETCH})
 
@@ -29,7 +29,11 @@ def started(s: State, event: Started) -> None:
         return
     s.lifecycle = Lifecycle.STARTING
     s.maintenance_due = True
-    _take_over(s, event.gone)
+    for spec in event.gone:  # removed while llmux did not run, and may hold the GPU
+        if spec.name not in s.models:
+            s.models[spec.name] = Model(spec, len(s.models) + 1, removed=True)
+            s.removals = True
+            s.has_levels = s.has_levels or bool(spec.levels)
     s.recorded = event.holders & s.models.keys()
     s.recorded_levels = dict(event.levels)
     s.recent = {name: rank for rank, name in enumerate(event.recent)}
@@ -37,16 +41,6 @@ def started(s: State, event: Started) -> None:
         model.preload_due = model.spec.preload
     commands.resume(s, event)
     health_checks.ask_unknown(s)
-
-
-def _take_over(s: State, specs: Iterable[ModelSpec]) -> None:
-    """Take in models that were removed while llmux did not run, and may hold the GPU."""
-    for spec in specs:
-        if spec.name not in s.models:
-            model = s.models[spec.name] = Model(spec)
-            model.order = len(s.models)
-            model.removed = s.removals = True
-            s.has_levels = s.has_levels or bool(spec.levels)
 
 
 # ---- a new configuration
@@ -137,8 +131,7 @@ def forget_removed(s: State) -> bool:
     gone = [model for model in gone if not levels.clear_out(s, model)]
     for model in gone:
         del s.models[model.name]
-        for timer in OF_MODELS:
-            s.timers.cancel((timer, model.name))
+        s.timers.cancel_all(model.name)
         s.out.append(ModelRemoved(model.name))
     s.removals = any(model.removed for model in s.models.values())
     return bool(gone)
@@ -155,8 +148,7 @@ def stop(s: State) -> None:
     s.maintenance_due = True
     for model in s.models.values():
         admission.reject_waiters(s, model, (Refusal.STOPPING, "llmux is stopping", admission.RESTART))
-        for timer in OF_MODELS:
-            s.timers.cancel((timer, model.name))
+        s.timers.cancel_all(model.name)
     for run in list(s.hooks.values()):
         if run.kind in ENDED_WITH_LLMUX:
             s.kill_hook(run, "stopping")

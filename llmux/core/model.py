@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -50,14 +50,12 @@ class Reason(enum.StrEnum):
     POLICY = "policy"
 
 
+@dataclass(slots=True)
 class Backoff:
     """Exponential backoff: the failures in a row of one thing, and until when it is left alone."""
 
-    __slots__ = ("failures", "until")
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.until = float("-inf")
+    failures: int = 0
+    until: float = -math.inf
 
     def active(self, now: float) -> bool:
         """Whether no other try is allowed yet."""
@@ -81,20 +79,18 @@ class Backoff:
     def clear(self) -> None:
         """Forget all failures."""
         self.failures = 0
-        self.until = float("-inf")
+        self.until = -math.inf
 
 
+@dataclass(slots=True, eq=False)
 class Request:
     """One request, from its arrival to its end."""
 
-    __slots__ = ("admitted", "arrived", "id", "model", "returned")
-
-    def __init__(self, request: int, model: Model, arrived: float) -> None:
-        self.id = request
-        self.model = model
-        self.arrived = arrived
-        self.admitted: float | None = None  # when; None while queued
-        self.returned = False
+    id: int
+    model: Model
+    arrived: float
+    admitted: float | None = None  # when; None while queued
+    returned: bool = False
 
 
 @dataclass(slots=True)
@@ -178,9 +174,7 @@ class Shadow:
     name: str
     policy: Policy
     dropped: str = ""  # why it is asked no more
-    counts: dict[tuple[str, bool], int] = field(
-        default_factory=dict
-    )  # (kind of answer, as the policy did) → how often
+    counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (kind of answer, as the policy did)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ and what it costs that it leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from operator import itemgetter
 from typing import NamedTuple
@@ -159,22 +159,6 @@ class _Search:
         return out
 
 
-def may_stay(
-    specs: Iterable[ModelSpec], beside: Sequence[ModelSpec], capacity: Memory | None
-) -> tuple[list[bool], list[ModelSpec]]:
-    """Choose greedily, in this order, what may hold the GPU ``beside`` others.
-
-    Return for each whether it may, and all that then hold the GPU.
-    """
-    chosen, verdicts = list(beside), []
-    for spec in specs:
-        fit = fits([*chosen, spec], capacity)
-        verdicts.append(fit)
-        if fit:
-            chosen.append(spec)
-    return verdicts, chosen
-
-
 # ---- in the state
 
 
@@ -266,22 +250,24 @@ def mark_extras(s: State, newcomers: Sequence[Model] = ()) -> None:
     """
     switch = s.switch
     target, leaving = (switch.target, switch.leaving) if switch else (None, ())
-    first = [switch.spec] if switch and switch.spec else []
+    chosen = [switch.spec] if switch and switch.spec else []
     apart = {target, *leaving, *newcomers}
     staying = [m for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and m not in apart]
     staying.sort(key=lambda m: (not m.pinned, m.phase in (Phase.LOST, Phase.FAULTED), -m.last_used))
-    chosen = _mark(s, staying, first)
+    _mark(s, staying, chosen)
     chosen.extend(model.running for model in leaving if model.holds and model is not target)
     _mark(s, [model for model in newcomers if model.holds], chosen)
 
 
-def _mark(s: State, models: Sequence[Model], beside: Sequence[ModelSpec]) -> list[ModelSpec]:
-    verdicts, chosen = may_stay((model.running for model in models), beside, s.rules.capacity)
-    for model, stays in zip(models, verdicts, strict=True):
-        if model.extra and stays:
-            s.opened.append(model)
+def _mark(s: State, models: Sequence[Model], chosen: list[ModelSpec]) -> None:
+    """Choose greedily, in this order, what holds the GPU beside the ``chosen``, and add it to them."""
+    for model in models:
+        stays = fits([*chosen, model.running], s.rules.capacity)
+        if stays:
+            chosen.append(model.running)
+            if model.extra:
+                s.opened.append(model)
         model.extra = not stays
-    return chosen
 
 
 def waiting_models(s: State) -> list[Model]:

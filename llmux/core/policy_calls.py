@@ -234,8 +234,7 @@ def ask_shadows(s: State, snapshot: Snapshot, went: str | None) -> None:
         except RAISED as error:
             _drop(s, shadow, error)
             continue
-        key = kind, target == went
-        shadow.counts[key] = shadow.counts.get(key, 0) + 1
+        shadow.counts[kind, target == went] += 1
 
 
 def _meant(decision: Decision | object, waiting: Sequence[str]) -> tuple[str, str | None]:

@@ -29,18 +29,6 @@ class Timer(enum.StrEnum):
     PIN = "pin"
 
 
-OF_MODELS = (
-    Timer.TIMEOUT,
-    Timer.OVERDUE,
-    Timer.IDLE,
-    Timer.PROBE,
-    Timer.VERIFY,
-    Timer.WAKE_BACKOFF,
-    Timer.SLEEP_BACKOFF,
-    Timer.PIN,
-)
-
-
 class Timers:
     """Deadlines by key. Setting a key again replaces its time; stale heap entries are skipped on sight."""
 
@@ -68,6 +56,11 @@ class Timers:
     def cancel(self, key: Hashable) -> None:
         """Forget ``key``; it need not be there."""
         self._times.pop(key, None)
+
+    def cancel_all(self, name: str) -> None:
+        """Forget whatever is due of a model."""
+        for timer in Timer:
+            self.cancel((timer, name))
 
     def clear(self) -> None:
         """Forget all."""
