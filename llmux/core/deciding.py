@@ -1,7 +1,7 @@
 """What happens next while no switch is under way: a ladder of rules; the first that applies begins a switch.
 
-``LADDER`` is the order, each rule with its reason in words; the documentation's list is made from it. A rule that
-something waits for is looked at after every event, the others only when something may have changed for them.
+``LADDER`` is the order; the documentation's list is made from it, by the names and docstrings of the rules. A rule
+that something waits for is looked at after every event, the others only when something may have changed for them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ class Moment(NamedTuple):
 class Rule(NamedTuple):
     """One rung: begin a switch if it is time for it, and say whether one was begun."""
 
-    name: str
-    words: str  # for the documentation
     apply: Callable[[State, Moment], bool]
     for_waiters: bool = False  # asked whenever something waits
     always: bool = False  # asked under a lease and in manual mode, too
@@ -65,6 +63,7 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
 
 
 def _sleep_on_exit(s: State, _: Moment) -> bool:
+    """While llmux stops, all is put to sleep if ``on_exit`` says so."""
     # No backoff holds the last try; what fails it is left as it is.
     leaving = tuple(s.in_phase(*CAN_LEAVE)) if s.rules.sleep_on_exit else ()
     if leaving:
@@ -73,10 +72,12 @@ def _sleep_on_exit(s: State, _: Moment) -> bool:
 
 
 def _lease(s: State, _: Moment) -> bool:
+    """Under a lease, all that may hold the GPU is put to sleep."""
     return s.lease is not None and _put_away(s, s.models.values(), Reason.LEASE)
 
 
 def _unwanted(s: State, _: Moment) -> bool:
+    """What was removed, exceeds what may be awake, or needs a cleanup is put to sleep."""
     # What is removed or gone finishes its answers first, and meanwhile holds up no switch.
     found = [
         model
@@ -87,6 +88,7 @@ def _unwanted(s: State, _: Moment) -> bool:
 
 
 def _pinned(s: State, _: Moment) -> bool:
+    """A pinned model is woken."""
     pinned = [model for model in s.in_phase(*CAN_WAKE) if model.pinned]
     return s.lease is None and any(_wake(s, model, Reason.PINNED) for model in pinned)
 
@@ -95,6 +97,7 @@ def _pinned(s: State, _: Moment) -> bool:
 
 
 def _operators(s: State, m: Moment) -> bool:
+    """Under a lease requests wait for its end; in manual mode only what was lost is woken for them."""
     if s.lease is not None:
         _tell(s, "stay", None, "core", "lease")
     elif s.manual:
@@ -107,6 +110,7 @@ def _operators(s: State, m: Moment) -> bool:
 
 
 def _overdue(s: State, m: Moment) -> bool:
+    """The longest waiter goes first once it has waited for ``max_wait``, over policy and ``min_active``."""
     for model in m.waiting:
         arrived = next(iter(model.queue.values())).arrived
         if arrived + s.rules.max_wait <= s.now and (leaving := placement.who_leaves(s, model)) is not None:
@@ -118,6 +122,7 @@ def _overdue(s: State, m: Moment) -> bool:
 
 
 def _room(s: State, m: Moment) -> bool:
+    """What fits beside what is awake is woken without asking the policy."""
     # While nothing is awake, which one comes first may matter to the policy.
     if not any(s.in_phase(Phase.AWAKE)):
         return False
@@ -130,6 +135,7 @@ def _room(s: State, m: Moment) -> bool:
 
 
 def _policy(s: State, m: Moment) -> bool:
+    """The policy decides, held back by ``min_active``."""
     choice = _ask_policy(s, m)
     if s.shadows:
         policy_calls.ask_shadows(s, m.snapshot, None if choice is None else choice[0].name)
@@ -181,6 +187,7 @@ def _ask_policy(s: State, m: Moment) -> tuple[Model, By, str] | None:
 
 
 def _idle(s: State, _: Moment) -> bool:
+    """What has been idle for ``idle_sleep`` is put to sleep."""
     idle = [model for model in s.in_phase(Phase.AWAKE) if _idle_for_long(s, model)]
     return bool(idle) and _put_away(s, idle, Reason.IDLE)
 
@@ -193,6 +200,7 @@ def _idle_for_long(s: State, model: Model) -> bool:
 
 
 def _preload(s: State, _: Moment) -> bool:
+    """At the start, a model with ``preload`` is woken if it displaces nothing."""
     for model in s.models.values() if s.lease is None else ():
         if model.preload_due:
             model.preload_due = False
@@ -202,6 +210,7 @@ def _preload(s: State, _: Moment) -> bool:
 
 
 def _keep_awake(s: State, _: Moment) -> bool:
+    """A model with ``keep_awake`` comes back as soon as it fits."""
     away = [model for model in s.in_phase(*AWAY) if model.spec.keep_awake and _free_to_wake(model)]
     return any(_fits(s, model) and _wake(s, model, Reason.KEEP_AWAKE) for model in away)
 
@@ -211,6 +220,7 @@ def _fits(s: State, model: Model) -> bool:
 
 
 def _default(s: State, _: Moment) -> bool:
+    """After ``default_after`` seconds without requests the default model comes back."""
     due, s.default_due = s.default_due, False
     model = s.models.get(s.rules.default_model or "")
     if not due or model is None or model.phase not in AWAY or not _free_to_wake(model):
@@ -225,6 +235,7 @@ def _free_to_wake(model: Model) -> bool:
 
 
 def _anticipate(s: State, m: Moment) -> bool:
+    """Where ``anticipate`` is set, the policy may wake a model before it is asked."""
     ask = getattr(s.policy, "anticipate", None)
     if ask is None or not (s.answer_ended and s.rules.anticipate) or s.queued:
         return False
@@ -243,40 +254,20 @@ def _anticipate(s: State, m: Moment) -> bool:
 
 
 LADDER = (
-    Rule("lease", "under a lease, all that may hold the GPU is put to sleep", _lease, always=True),
-    Rule(
-        "unwanted",
-        "what was removed, exceeds what may be awake, or needs a cleanup is put to sleep",
-        _unwanted,
-        always=True,
-    ),
-    Rule("pinned", "a pinned model is woken", _pinned, always=True),
-    Rule(
-        "operators",
-        "under a lease requests wait for its end; in manual mode only what was lost is woken for them",
-        _operators,
-        for_waiters=True,
-        always=True,
-    ),
-    Rule(
-        "overdue",
-        "the longest waiter goes first once it has waited for `max_wait`, over policy and `min_active`",
-        _overdue,
-        for_waiters=True,
-    ),
-    Rule("room", "what fits beside what is awake is woken without asking the policy", _room, for_waiters=True),
-    Rule("policy", "the policy decides, held back by `min_active`", _policy, for_waiters=True),
-    Rule("idle", "what has been idle for `idle_sleep` is put to sleep", _idle),
-    Rule(
-        "preload", "at the start, a model with `preload` is woken if it displaces nothing", _preload, always=True
-    ),
-    Rule("keep_awake", "a model with `keep_awake` comes back as soon as it fits", _keep_awake),
-    Rule("default", "after `default_after` seconds without requests the default model comes back", _default),
-    Rule("anticipate", "where `anticipate` is set, the policy may wake a model before it is asked", _anticipate),
+    Rule(_lease, always=True),
+    Rule(_unwanted, always=True),
+    Rule(_pinned, always=True),
+    Rule(_operators, for_waiters=True, always=True),
+    Rule(_overdue, for_waiters=True),
+    Rule(_room, for_waiters=True),
+    Rule(_policy, for_waiters=True),
+    Rule(_idle),
+    Rule(_preload, always=True),
+    Rule(_keep_awake),
+    Rule(_default),
+    Rule(_anticipate),
 )
-STOPPING = (
-    Rule("stopping", "while llmux stops, all is put to sleep if `on_exit` says so", _sleep_on_exit, always=True),
-)
+STOPPING = (Rule(_sleep_on_exit, always=True),)
 
 
 # ---- what the rules share

@@ -239,7 +239,7 @@ class ModelLost:
 
 @dataclass(slots=True)
 class ModelFaulted:
-    """Nobody knows whether the model still holds the GPU."""
+    """It is not known whether the model still holds the GPU."""
 
     model: str
     error: str

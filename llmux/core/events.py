@@ -15,8 +15,14 @@ from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
 
 
+class Event:
+    """Something that has happened."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
-class Started:
+class Started(Event):
     """llmux has started and its port is bound.
 
     ``holders`` are the models that may hold the GPU according to the state file, ``recent`` the models in the
@@ -35,7 +41,7 @@ class Started:
 
 
 @dataclass(slots=True)
-class RequestArrived:
+class RequestArrived(Event):
     """A request that names ``model`` (its canonical name, no alias) wants in."""
 
     request: int
@@ -43,14 +49,14 @@ class RequestArrived:
 
 
 @dataclass(slots=True)
-class RequestAbandoned:
+class RequestAbandoned(Event):
     """The client left; queued or in flight, the request is over."""
 
     request: int
 
 
 @dataclass(slots=True)
-class RequestReturned:
+class RequestReturned(Event):
     """An admitted request found its engine dead before anything was sent; it wants to be queued again.
 
     ``connected`` says whether any connection to this engine was ever accepted since it was woken.
@@ -61,14 +67,14 @@ class RequestReturned:
 
 
 @dataclass(slots=True)
-class RequestFinished:
+class RequestFinished(Event):
     """The last byte of an admitted request's answer is out, or it failed; the engine is done with it."""
 
     request: int
 
 
 @dataclass(slots=True)
-class HookFinished:
+class HookFinished(Event):
     """A hook's process has ended (or could not be started).
 
     ``detail`` is for people: how it ended and the tail of what it printed. ``last_byte`` is when a response
@@ -82,7 +88,7 @@ class HookFinished:
 
 
 @dataclass(slots=True)
-class EngineLost:
+class EngineLost(Event):
     """A connection to the model's engine was refused, or broke off while it was serving.
 
     It is a suspicion: the core has ``alive`` confirm it.
@@ -93,7 +99,7 @@ class EngineLost:
 
 
 @dataclass(slots=True)
-class ActivationRequested:
+class ActivationRequested(Event):
     """An operator wants the model awake. ``ticket`` comes back in ``Answer``."""
 
     model: str
@@ -101,7 +107,7 @@ class ActivationRequested:
 
 
 @dataclass(slots=True)
-class SleepRequested:
+class SleepRequested(Event):
     """An operator wants the model asleep."""
 
     model: str
@@ -109,15 +115,15 @@ class SleepRequested:
 
 
 @dataclass(slots=True)
-class ResetRequested:
-    """An operator has mended the model by hand: clear its backoff, and its fault."""
+class ResetRequested(Event):
+    """An operator has repaired the model by hand: clear its backoff, and its fault."""
 
     model: str
     ticket: int
 
 
 @dataclass(slots=True)
-class PinChanged:
+class PinChanged(Event):
     """The model is pinned until ``until`` (None: until unpinned), or unpinned (``pinned=False``)."""
 
     model: str
@@ -128,7 +134,7 @@ class PinChanged:
 
 
 @dataclass(slots=True)
-class LeaseChanged:
+class LeaseChanged(Event):
     """The whole GPU is lent to a foreign job until ``until`` (None: until ended), or given back.
 
     ``id`` is the lease's name; with ``renew`` it must be that of the lease that is there. ``waits`` says whether
@@ -145,7 +151,7 @@ class LeaseChanged:
 
 
 @dataclass(slots=True)
-class ManualChanged:
+class ManualChanged(Event):
     """From now on operators alone switch (``manual``), or the policy does again."""
 
     ticket: int
@@ -153,7 +159,7 @@ class ManualChanged:
 
 
 @dataclass(slots=True)
-class ConfigReplaced:
+class ConfigReplaced(Event):
     """A new configuration is in force."""
 
     models: Sequence[ModelSpec]
@@ -164,30 +170,10 @@ class ConfigReplaced:
 
 
 @dataclass(slots=True)
-class DeadlineReached:
+class DeadlineReached(Event):
     """The time that ``next_deadline()`` named has come."""
 
 
 @dataclass(slots=True)
-class ShutdownRequested:
+class ShutdownRequested(Event):
     """Stop: no new admissions, let streams finish within the grace."""
-
-
-Event = (
-    Started
-    | RequestArrived
-    | RequestAbandoned
-    | RequestReturned
-    | RequestFinished
-    | HookFinished
-    | EngineLost
-    | ActivationRequested
-    | SleepRequested
-    | ResetRequested
-    | PinChanged
-    | LeaseChanged
-    | ManualChanged
-    | ConfigReplaced
-    | DeadlineReached
-    | ShutdownRequested
-)

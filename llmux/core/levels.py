@@ -32,7 +32,7 @@ class Sleeper(NamedTuple):
 def plan(sleepers: Sequence[Sleeper], room: int) -> dict[str, int]:
     """Say which of its levels each takes so that all fit into ``room``; the least likely come first, and go first.
 
-    Nobody is deeper than needed: none could be any lighter without the sum being too much. Where even the deepest
+    None is deeper than needed: none could be any lighter without the sum being too much. Where even the deepest
     levels are too much, all are at their deepest.
     """
     steps = {sleeper.name: 0 for sleeper in sleepers}

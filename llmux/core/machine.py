@@ -3,12 +3,12 @@
 Theory of operation
 ===================
 
-``Core.handle(event, now)`` takes one event, changes the state, and returns what is to be done. It does no I/O and
+``Core.handle(event, now)`` takes one event, changes the state, and returns what must be done. It does no I/O and
 reads no clock; ``next_deadline()`` says when it wants a ``DeadlineReached`` at the latest. Whatever drives it (the
 runtime with sockets and processes, a test, the simulator in virtual time) carries the effects out in order and
 feeds back what came of them. Because deciding and counting are one step and nothing else touches the state, there
-is no window between "is awake" and "is counted", and there are no locks. The core remembers nothing for those who
-look at it: what has happened is in the effects, and a ``Timeline`` of them is kept by the driver.
+is no window between "is awake" and "is counted", and there are no locks. The core keeps no
+memory for display: what has happened is in the effects, and a ``Timeline`` of them is kept by the driver.
 
 Three machines are written down as tables in ``phases``: the phase of each model, the stage of the switch under
 way, the step of a teardown. Whoever acts names a trigger; the table says what follows, and the one function that
@@ -82,7 +82,7 @@ class Core:
         self._snapshot = LiveSnapshot(self.state)
 
     def handle(self, event: ev.Event, now: float) -> list[Effect]:
-        """Take in an event and return what is to be done, in order.
+        """Take in an event and return what must be done, in order.
 
         Raises ``InvalidEventError`` for an event about a request or hook that is not there (nothing has changed
         then), and ``InvalidTransitionError`` for a fault of the core.

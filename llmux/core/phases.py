@@ -4,15 +4,18 @@
 - ``STAGES``: how far the switch under way has come;
 - ``STEPS``: how one model is taken off the GPU.
 
-Whoever acts names what has happened; the table alone says what follows. ``State.move``, ``switching.move`` and
-``teardown.step_ended`` are the only ones that look into them, and what belongs to a state is done as it is entered
-or left. ``mermaid()`` draws each for the documentation.
+What acts names what has happened; the table alone says what follows. ``State.move``, ``switching.move`` and
+``teardown.step_ended`` alone look into them, and what belongs to a state is done as it is entered or left.
+``diagram()`` draws each for the documentation.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import TypeVar
+
+from llmux.core.errors import InvalidTransitionError
 
 
 class Phase(enum.StrEnum):
@@ -178,15 +181,24 @@ STEPS: Mapping[tuple[Step, Finding], tuple[Step, str]] = {
     ),
 }
 
-Table = Mapping[tuple[enum.StrEnum, enum.StrEnum], tuple[enum.StrEnum, str]]
+S = TypeVar("S", bound=enum.StrEnum)
+T = TypeVar("T", bound=enum.StrEnum)
+
+
+def following(table: Mapping[tuple[S, T], tuple[S, str]], what: str, state: S, trigger: T) -> tuple[S, str]:
+    """Return what the table says follows for ``what``, and why; InvalidTransitionError if it says nothing."""
+    row = table.get((state, trigger))
+    if row is None:
+        raise InvalidTransitionError(f"{what}: {state.name} knows no {trigger.name}")
+    return row
 
 
 def mermaid(table: Mapping[tuple[Phase, Trigger], tuple[Phase, str]] = PHASES) -> str:
     """Return the phases as a Mermaid state diagram."""
-    return diagram(table, Phase.UNKNOWN)  # type: ignore[arg-type]
+    return diagram(table, Phase.UNKNOWN)
 
 
-def diagram(table: Table, first: enum.StrEnum) -> str:
+def diagram(table: Mapping[tuple[S, T], tuple[S, str]], first: S) -> str:
     """Return a table as a Mermaid state diagram that begins in ``first``; what has no row of its own ends it."""
     lines = ["stateDiagram-v2", f"    [*] --> {first.name}"]
     lines += [f"    {source.name} --> {target.name}: {why}" for (source, _), (target, why) in table.items()]

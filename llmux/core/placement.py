@@ -9,7 +9,7 @@ cost is taken: the fewest that are to be kept awake, then the fewest busy ones, 
 cost the smaller, then the first by name. It is exact for up to ``EXACT`` holders that could stay; beyond, the
 costliest are spared first while they fit.
 
-The first part of this file knows specs only; the second asks the state who holds the GPU, what may not be moved,
+The first part of this file knows specs only; the second asks the state what holds the GPU, what may not be moved,
 and what it costs that it leaves.
 """
 
@@ -33,8 +33,8 @@ EXACT = 12
 class Cost(NamedTuple):
     """What it costs that a model leaves. Costs compare in this order."""
 
-    kept: int = 0  # 1 when it is to be kept awake
-    busy: int = 0  # 1 when somebody uses it or waits for it
+    kept: int = 0  # 1 when ``keep_awake`` applies to it
+    busy: int = 0  # 1 when requests are in flight or wait for it
     seconds: float = 0.0  # >= 0
 
 
@@ -62,7 +62,7 @@ def free(specs: Sequence[ModelSpec], capacity: Memory) -> dict[str, int]:
 
 
 def per_gpu(memory: Memory) -> Mapping[str, int]:
-    """Return bytes by GPU; the one GPU of which nobody says a name is ``""``."""
+    """Return bytes by GPU; the one GPU without a name is ``""``."""
     return {"": memory} if isinstance(memory, int) else memory
 
 
@@ -103,7 +103,7 @@ def leaving(
 
 
 class _Search:
-    """Who of some models, each of which fits beside those that stay, has to leave."""
+    """Which of some models, each of which fits beside those that stay, have to leave."""
 
     def __init__(
         self, stay: list[ModelSpec], models: Mapping[str, ModelSpec], capacity: Memory | None, cost: Price
@@ -205,7 +205,7 @@ def loss(s: State, model: Model) -> Loss:
 
 
 def leaving_cost(s: State, model: Model) -> Cost:
-    """Return what it costs that a model leaves. One that is to be kept awake costs more than all others."""
+    """Return what it costs that a model leaves. One with ``keep_awake`` costs more than all others."""
     taken = loss(s, model)
     return Cost(int(model.spec.keep_awake), int(taken.present > 0), taken.seconds)
 

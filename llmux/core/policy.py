@@ -2,7 +2,7 @@
 
 A policy is any object with a ``decide`` method. It is asked whenever something happened while no switch is
 under way and a model that is not awake has a waiter; it answers at once, from what it is shown, and keeps
-whatever memory it likes in itself. It cannot break anything: an answer that makes no sense is logged once
+whatever memory it likes in itself. It cannot break anything: an invalid answer is logged once
 and treated as first-come-first-served, and ``max_wait`` holds over it.
 """
 
@@ -99,7 +99,7 @@ class ModelView(Protocol):
 
     @property
     def oldest_admission(self) -> float | None:
-        """When the one it has been serving for longest was admitted, or None while it serves nobody."""
+        """When the one it has been serving for longest was admitted, or None while it serves none."""
 
     @property
     def last_served(self) -> float | None:
@@ -167,7 +167,7 @@ class Policy(Protocol):
 
     Two more methods may be added: ``on_switch_completed(record)``; and ``anticipate(now)``, which returns a
     decision as ``decide`` does. It is asked, where the user has said ``anticipate: true``, when an answer has
-    ended, nobody waits and nothing is in flight, and may name any model that is asleep; all else leaves things as
+    ended, no request waits and none is in flight, and may name any model that is asleep; all else leaves things as
     they are.
     """
 

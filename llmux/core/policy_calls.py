@@ -12,19 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from llmux.core import placement
+from llmux.core import policy as api
 from llmux.core.effects import PolicyOverruled, ShadowDropped
 from llmux.core.model import Model, Shadow
 from llmux.core.phases import Phase
-from llmux.core.policy import (
-    Decision,
-    EngineView,
-    ModelView,
-    Snapshot,
-    Stay,
-    SwitchRecord,
-    SwitchTo,
-    WaitUntil,
-)  # fmt: skip
 from llmux.core.state import State
 from llmux.core.successors import Successor
 
@@ -32,7 +23,7 @@ LONGEST = 300  # characters: an answer may be as long as it likes
 RAISED = (Exception, SystemExit)  # ``sys.exit()`` in a policy shall not end llmux
 
 
-class LiveModel(ModelView):
+class LiveModel(api.ModelView):
     """One model, read from the state at each access."""
 
     __slots__ = ("_model", "_snapshot", "_state")
@@ -101,7 +92,7 @@ class LiveModel(ModelView):
         return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
 
     @property
-    def engine(self) -> EngineView:
+    def engine(self) -> api.EngineView:
         return self._model.load
 
     @property
@@ -122,7 +113,7 @@ class LiveSnapshot:
         self._models: dict[str, LiveModel] = {}
         self.models: Mapping[str, LiveModel] = MappingProxyType(self._models)
         self.waiting: tuple[str, ...] = ()
-        self._all: list[Model] | None = None  # who leaves for anybody; None: not looked at since it was asked last
+        self._all: list[Model] | None = None  # what leaves for any; None: not looked at since it was asked last
         self.refresh()
 
     def ask(self, waiting: tuple[str, ...]) -> None:
@@ -166,7 +157,7 @@ def spelled(error: BaseException) -> str:
 
 
 def ask(
-    s: State, question: Any, snapshot: Snapshot, choice: Collection[str], *, anticipating: bool = False
+    s: State, question: Any, snapshot: api.Snapshot, choice: Collection[str], *, anticipating: bool = False
 ) -> tuple[object, str | None]:
     """Ask a policy ``question`` about ``snapshot``; return its decision, and what is wrong with it, or None.
 
@@ -183,14 +174,14 @@ def ask(
 
 
 def _invalid(s: State, decision: object, choice: Collection[str], *, anticipating: bool) -> str | None:
-    if isinstance(decision, SwitchTo):
+    if isinstance(decision, api.SwitchTo):
         if decision.model not in choice:
             why = "which is not asleep" if anticipating else "for which no request waits"
             return f"named {repr(decision.model)[:LONGEST]}, {why}"
-    elif isinstance(decision, Stay):
+    elif isinstance(decision, api.Stay):
         if not anticipating and all(model.idle for model in s.in_phase(Phase.AWAKE)):
             return "stayed although every awake model is idle"
-    elif isinstance(decision, WaitUntil):
+    elif isinstance(decision, api.WaitUntil):
         if not decision.time > s.now:
             return f"waits until {decision.time!r}, which is not in the future"
     else:
@@ -206,7 +197,7 @@ def _overrule(s: State, error: str) -> None:
         s.out.append(PolicyOverruled(error))
 
 
-def inform(s: State, record: SwitchRecord) -> None:
+def inform(s: State, record: api.SwitchRecord) -> None:
     """Tell the shadows and the policy of a switch that has ended."""
     for shadow in s.shadows:
         tell = None if shadow.dropped else getattr(shadow.policy, "on_switch_completed", None)
@@ -223,7 +214,7 @@ def inform(s: State, record: SwitchRecord) -> None:
         _overrule(s, f"on_switch_completed raised {spelled(error)}")
 
 
-def ask_shadows(s: State, snapshot: Snapshot, went: str | None) -> None:
+def ask_shadows(s: State, snapshot: api.Snapshot, went: str | None) -> None:
     """Ask all shadows; ``went`` is where the policy's answer led, None for staying."""
     for shadow in s.shadows:
         if shadow.dropped:
@@ -237,13 +228,13 @@ def ask_shadows(s: State, snapshot: Snapshot, went: str | None) -> None:
         shadow.counts[kind, target == went] += 1
 
 
-def _meant(decision: Decision | object, waiting: Sequence[str]) -> tuple[str, str | None]:
+def _meant(decision: api.Decision | object, waiting: Sequence[str]) -> tuple[str, str | None]:
     """Return what kind of answer it is, and where it would have led."""
-    if isinstance(decision, SwitchTo) and decision.model in waiting:
+    if isinstance(decision, api.SwitchTo) and decision.model in waiting:
         return "switch", decision.model
-    if isinstance(decision, Stay):
+    if isinstance(decision, api.Stay):
         return "stay", None
-    if isinstance(decision, WaitUntil):
+    if isinstance(decision, api.WaitUntil):
         return "wait", None
     return "nonsense", waiting[0]  # first come, first served would have been used
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from llmux.core import effects as fx
 from llmux.core.costs import SwitchCosts
 from llmux.core.effects import Effect
-from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import Cleanup, HookRun, Lease, Lifecycle, Model, Request, Shadow, Switch
-from llmux.core.phases import HOLDING, PHASES, Phase, Trigger
+from llmux.core.phases import HOLDING, PHASES, Phase, Trigger, following
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.successors import Successors
@@ -44,7 +44,7 @@ class State:
         self.has_levels = any(model.spec.levels for model in self.models.values())
         self.movable_from = float("-inf")  # no model is pinned, or in the backoff of its sleep, from then on
         self.removals = False  # a removed model has not been forgotten yet
-        # What is to be looked at once the event has been taken in.
+        # What is looked at once the event has been taken in.
         self.maintenance_due = False  # something may have to be done that no waiter asks for
         self.answer_ended = False  # the policy may be asked which model is likely to be next
         self.opened: list[Model] = []  # models that admit again
@@ -61,8 +61,7 @@ class State:
         self.explain = True  # whether queued requests, phases and decisions are told
         self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
         self.last_told: tuple[fx.Kind, str | None, fx.By] | None = None  # of these; None: a switch came of it
-        self._hook_ids = 0
-        self._switch_ids = 0
+        self.hook_ids, self.switch_ids = itertools.count(1), itertools.count(1)
 
     # ---- the lifecycle
 
@@ -86,10 +85,7 @@ class State:
     def move(self, model: Model, trigger: Trigger) -> None:
         """Bring the model into the phase that the table says follows, and do what belongs to entering it."""
         source = model.phase
-        row = PHASES.get((source, trigger))
-        if row is None:
-            raise InvalidTransitionError(f"{model.name}: {source.name} knows no {trigger.name}")
-        target, why = row
+        target, why = following(PHASES, model.name, source, trigger)
         if source is Phase.AWAKE:
             self.stop_clocks(model)
         model.phase = target
@@ -145,7 +141,7 @@ class State:
 
     def run_hook(self, model: Model, kind: HookKind, deadline: float | None = None) -> int:
         """Start a hook and return its id. It is ended at ``deadline``, by default after its timeout."""
-        self._hook_ids = hook = self._hook_ids + 1
+        hook = next(self.hook_ids)
         if deadline is None:
             deadline = self.now + model.running.timeouts[kind]
         self.hooks[hook] = HookRun(hook, model, kind, self.now, deadline)
@@ -167,11 +163,6 @@ class State:
         if not run.killed:
             run.killed = True
             self.out.append(fx.KillHook(run.id, reason))
-
-    def next_switch_id(self) -> int:
-        """Give out a switch id."""
-        self._switch_ids += 1
-        return self._switch_ids
 
     # ---- requests
 
@@ -235,14 +226,6 @@ def _enter_waking(s: State, model: Model, _trigger: Trigger) -> None:
     s.run_hook(model, HookKind.WAKE)
 
 
-def _enter_deepening(s: State, model: Model, _trigger: Trigger) -> None:
-    s.run_hook(model, HookKind.SLEEP)
-
-
-def _enter_sleeping(s: State, model: Model, _trigger: Trigger) -> None:
-    _no_longer_awake(s, model)
-
-
 def _enter_lost(s: State, model: Model, _trigger: Trigger) -> None:
     _no_longer_awake(s, model)
     model.level = None
@@ -277,11 +260,11 @@ def _no_longer_awake(s: State, model: Model) -> None:
         model.awake_since = None
 
 
-_ON_ENTER: Mapping[Phase, Callable[[State, Model, Trigger], None]] = {
+_ON_ENTER: Mapping[Phase, Callable[[State, Model, Trigger], object]] = {
     Phase.AWAKE: _enter_awake,
     Phase.WAKING: _enter_waking,
-    Phase.DEEPENING: _enter_deepening,
-    Phase.SLEEPING: _enter_sleeping,
+    Phase.DEEPENING: lambda s, model, _: s.run_hook(model, HookKind.SLEEP),
+    Phase.SLEEPING: lambda s, model, _: _no_longer_awake(s, model),
     Phase.LOST: _enter_lost,
     Phase.FAULTED: _enter_faulted,
     Phase.ASLEEP: _enter_asleep,

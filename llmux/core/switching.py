@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping
 
 from llmux.core import admission, health_checks, levels, placement, policy_calls, teardown
 from llmux.core import effects as fx
-from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import HookRun, Model, Reason, Switch
-from llmux.core.phases import STAGES, Phase, Stage, Step, Trigger, Turn
+from llmux.core.phases import STAGES, Phase, Stage, Step, Trigger, Turn, following
 from llmux.core.policy import SwitchRecord
 from llmux.core.spec import HookKind
 from llmux.core.state import State
@@ -39,14 +38,14 @@ def begin(
 ) -> None:
     """Begin a switch. None is under way. ``words`` say why in the place of ``cause``.
 
-    ``by`` and ``said`` are who decided it, and the reason that was given, where that is not the same.
+    ``by`` and ``said`` are what decided it, and the reason that was given, where that is not the same.
     """
     assert s.switch is None
     if target is not None and target.phase is Phase.FAULTED:
         leaving = (*leaving, target)  # it has to be slept before it can be woken
     spec = target.next if target is not None else None
     reason = words or cause.value
-    switch = Switch(s.next_switch_id(), target, spec, leaving, cause, reason, requested, s.now)
+    switch = Switch(next(s.switch_ids), target, spec, leaving, cause, reason, requested, s.now)
     s.switch = switch
     s.last_decision = s.last_told = None
     if s.explain:
@@ -70,13 +69,10 @@ def begin(
 
 def move(s: State, switch: Switch, turn: Turn) -> None:
     """Bring the switch into the stage that the table says follows, and do what belongs to entering it."""
-    row = STAGES.get((switch.stage, turn))
-    if row is None:
-        raise InvalidTransitionError(f"switch {switch.id}: {switch.stage.name} knows no {turn.name}")
-    before, switch.stage = switch.stage, row[0]
-    if before is Stage.DRAINING:
+    if switch.stage is Stage.DRAINING:
         switch.drained = s.now
         s.timers.cancel(Timer.DRAIN)
+    switch.stage, _ = following(STAGES, f"switch {switch.id}", switch.stage, turn)
     _ON_ENTER[switch.stage](s, switch)
 
 

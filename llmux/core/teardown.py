@@ -10,9 +10,8 @@ asleep.
 from __future__ import annotations
 
 from llmux.core.effects import ModelAssumedAsleep, SleepHookFailed
-from llmux.core.errors import InvalidTransitionError
 from llmux.core.model import Model, Teardown
-from llmux.core.phases import STEPS, Finding, Stage, Step, Trigger
+from llmux.core.phases import STEPS, Finding, Stage, Step, Trigger, following
 from llmux.core.spec import HookKind, Level
 from llmux.core.state import State
 from llmux.core.timers import Timer
@@ -60,15 +59,7 @@ def step_ended(s: State, model: Model, *, ok: bool, detail: str) -> Step | None:
         s.out.append(SleepHookFailed(model.name, s.switch.to if s.switch else None, teardown.error))
     if step is Step.SLEEP:
         teardown.slept = ok
-    return _enter(s, model, teardown, following(model, step, finding))
-
-
-def following(model: Model, step: Step, finding: Finding) -> Step:
-    """Return the step that the table says follows, or what has come of it."""
-    row = STEPS.get((step, finding))
-    if row is None:
-        raise InvalidTransitionError(f"{model.name}: {step.name} knows no {finding.name}")
-    return row[0]
+    return _enter(s, model, teardown, following(STEPS, model.name, step, finding)[0])
 
 
 def _goes_on(s: State, model: Model, step: Step, *, ok: bool) -> bool:

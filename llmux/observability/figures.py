@@ -1,4 +1,4 @@
-"""What a decision of the core is told with: who waited for what and what it cost, and why those leave that leave.
+"""What a decision of the core is told with: what waited for what and what it cost, and why those leave that leave.
 
 The core asks ``figures`` as it decides (``State.figures``), and hands on what comes back in ``Decided``.
 """

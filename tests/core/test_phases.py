@@ -24,6 +24,7 @@ from llmux.core.phases import (
     Trigger,
     Turn,
     diagram,
+    following,
     mermaid,
 )
 from llmux.observability.timeline import MOVES, Timeline
@@ -181,7 +182,7 @@ def test_what_the_tables_do_not_have_is_an_error() -> None:
     with pytest.raises(InvalidTransitionError, match="switch 1: SLEEPING knows no DRAINED"):
         switching.move(s, s.switch, Turn.DRAINED)
     with pytest.raises(InvalidTransitionError, match="a: SLEEP knows no DEAD"):
-        teardown.following(s.models["a"], Step.SLEEP, Finding.DEAD)
+        following(STEPS, "a", Step.SLEEP, Finding.DEAD)
 
 
 def test_moves_are_remembered_in_order_and_bounded() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmux import errors
 from llmux.cli.exit_codes import MEANINGS
 from llmux.config.reference import settings_table
-from llmux.core.deciding import LADDER, STOPPING
+from llmux.core.deciding import LADDER, STOPPING, Rule
 from llmux.core.effects import Refusal
 from llmux.core.phases import STAGES, STEPS, Stage, Step, diagram, mermaid
 from llmux.observability.events import EVENTS
@@ -53,11 +53,16 @@ _REFUSALS = {
 
 
 def _ladder() -> str:
-    lines = [
-        f"{number}. `{rule.name}`{' (whenever something waits)' if rule.for_waiters else ''}: {rule.words}.\n"
-        for number, rule in enumerate(LADDER, 1)
-    ]
-    return "".join([*lines, f"\nAt the end there is one rule: {STOPPING[0].words}.\n"])
+    lines = []
+    for number, rule in enumerate(LADDER, 1):
+        name = rule.apply.__name__.removeprefix("_")
+        lines.append(f"{number}. `{name}`{' (whenever something waits)' * rule.for_waiters}: {_words(rule)}\n")
+    return "".join([*lines, f"\nAt the end there is one rule: {_words(STOPPING[0])}\n"])
+
+
+def _words(rule: Rule) -> str:
+    words = str(rule.apply.__doc__).replace("``", "`")
+    return words[0].lower() + words[1:]
 
 
 def blocks() -> dict[str, str]:

@@ -14,6 +14,7 @@ PLACES = (
     "cli",
     "config",
     "control.py",
+    "core",
     "errors.py",
     "extract",
     "hookrunner",
