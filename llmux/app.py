@@ -13,7 +13,7 @@ from llmux.admin.routes import BEAT
 from llmux.config import Config
 from llmux.middleware import Front
 from llmux.observability.notices import EventLog
-from llmux.observability.state import StateStore
+from llmux.observability.state_file import StateStore
 from llmux.proxy import Forwarder
 from llmux.runtime import Switcher
 from llmux.tracing import open_tracing

@@ -2,7 +2,12 @@
 
 Start: the configuration is read and checked, the port is bound, then the application starts, which runs the
 first hooks. Reload: on HUP, and when the configuration's or the policy's file changes; a mistake in it changes
-nothing. Stop: see ``llmux.core.stopping``; the listener stays open meanwhile, so that new clients get an answer.
+nothing. Stop: see ``llmux.core.lifecycle``; the listener stays open meanwhile, so that new clients get an answer.
+
+``Notifier`` tells systemd, by the sd_notify protocol (sd_notify(3)), for a unit with ``Type=notify`` and a
+watchdog; nothing happens, and nothing fails, where there is no systemd. ``changes`` watches files, by the kernel's
+events and by looking every few seconds: the kernel does not tell of a file that is bind-mounted into a container
+and replaced on the host.
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -25,13 +31,103 @@ from llmux.config.checks import open_to_all, operators
 from llmux.control import ControlSocket, open_control
 from llmux.errors import ConfigError, LLMuxError
 from llmux.middleware import Front
-from llmux.notify import Notifier
 from llmux.observability.notices import EventLog
-from llmux.observability.state import NoState, StateFile
+from llmux.observability.state_file import NoState, StateFile
 from llmux.plugins import file_of
 from llmux.runtime import Switcher
 from llmux.server import BACKLOG, Runner
-from llmux.watch import changes
+
+
+class Notifier:
+    """Sends states to the socket that ``$NOTIFY_SOCKET`` names."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        # A leading @ stands for the NUL byte of an abstract socket.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        watchdog = environ.get("WATCHDOG_USEC", "")
+        mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self.watchdog: float | None = None
+        """How often to call ``alive``, in seconds: half of what systemd waits. None: no watchdog."""
+        if mine and watchdog.isdigit() and int(watchdog) > 0:
+            self.watchdog = int(watchdog) / 2e6
+
+    def ready(self, status: str) -> None:
+        """The start, or a reload, is done."""
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def reloading(self) -> None:
+        """A reload begins."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        """The stop begins."""
+        self._send("STOPPING=1")
+
+    def alive(self) -> None:
+        """All is well."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, state: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
+                sock.sendto(state.encode(), self._address)
+        except OSError:
+            # systemd is not there any more, or slow: its watchdog will say so.
+            return
+
+
+LOOK = 5.0  # seconds between two looks
+DEBOUNCE = 200  # milliseconds: editors write in several steps
+
+
+def fingerprint(files: Iterable[Path]) -> tuple[tuple[int, ...] | None, ...]:
+    """Return what changes when one of the files does."""
+    return tuple(_stat(file) for file in files)
+
+
+def _stat(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(file)  # noqa: PTH116 - follows links, as opening does
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+
+async def changes(files: Callable[[], Iterable[Path]], *, look: float = LOOK) -> AsyncIterator[None]:
+    """Yield after every change of one of ``files()``; a file that vanishes is waited for."""
+    seen = fingerprint(files())
+    async for _ in _ticks(files, look):
+        now = fingerprint(files())
+        if now != seen:
+            seen = now
+            if None not in now:
+                yield
+
+
+async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncIterator[None]:
+    """Yield when something may have changed, at least every ``look`` seconds."""
+    try:
+        from watchfiles import awatch  # noqa: PLC0415 - an extra
+    except ImportError:
+        while True:
+            await asyncio.sleep(look)
+            yield
+    folders = {file.parent for file in files()}
+    async for _ in awatch(
+        *folders,
+        watch_filter=None,
+        recursive=False,
+        debounce=DEBOUNCE,
+        step=50,
+        rust_timeout=int(look * 1000),
+        yield_on_timeout=True,
+    ):
+        yield
+
 
 LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
 GARBAGE_AT = 20_000  # more objects than at the last look: Python's 700 costs a twentieth of a stream's CPU

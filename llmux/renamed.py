@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 RENAMED: Mapping[str, str] = {
+    "llmux.admin.page": "llmux.admin.routes",
+    "llmux.cli.commands": "llmux.cli.command_tree",
     "llmux.config.explain": "llmux.config.problems",
     "llmux.config.forward": "llmux.config.access",
     "llmux.config.interpolate": "llmux.config.load",
@@ -32,16 +34,25 @@ RENAMED: Mapping[str, str] = {
     "llmux.config.state": "llmux.config.schema",
     "llmux.config.words": "llmux.config.fields",
     "llmux.core.snapshot": "llmux.core.policy_calls",
+    "llmux.extract.body_store": "llmux.extract.body",
+    "llmux.extract.brackets": "llmux.extract.json_scan",
     "llmux.extract.field": "llmux.extract.model_field",
-    "llmux.extract.limits": "llmux.extract.body_store",
+    "llmux.extract.flag": "llmux.extract.body",
+    "llmux.extract.limits": "llmux.extract.body",
     "llmux.extract.query": "llmux.extract.model_field",
-    "llmux.extract.store": "llmux.extract.body_store",
+    "llmux.extract.store": "llmux.extract.body",
     "llmux.hookrunner.group": "llmux.hookrunner.process_groups",
     "llmux.hookrunner.leftover": "llmux.hookrunner.process_groups",
     "llmux.hookrunner.pipe": "llmux.hookrunner.output",
     "llmux.hookrunner.process": "llmux.hookrunner.hook_process",
     "llmux.hookrunner.spawn": "llmux.hookrunner.hook_process",
     "llmux.keys": "llmux.config.access",
+    "llmux.llama_swap.page": "llmux.llama_swap.translation",
+    "llmux.llama_swap.settings": "llmux.llama_swap.source",
+    "llmux.middleware.keys": "llmux.middleware.authentication",
+    "llmux.notify": "llmux.process",
+    "llmux.observability.events": "llmux.observability.log_events",
+    "llmux.observability.state": "llmux.observability.state_file",
     "llmux.proxy.early": "llmux.proxy.early_response",
     "llmux.runtime.guard": "llmux.runtime.request_handle",
     "llmux.runtime.ticket": "llmux.runtime.request_handle",
@@ -58,6 +69,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.upstream.activity": "llmux.upstream.engine",
     "llmux.upstream.address": "llmux.upstream.engine",
     "llmux.upstream.errors": "llmux.upstream.engine",
+    "llmux.watch": "llmux.process",
 }
 """By the old name: the module that has its contents."""
 

@@ -1,5 +1,5 @@
 """The command line."""
 
-from llmux.cli.commands import app, main
+from llmux.cli.command_tree import app, main
 
 __all__ = ["app", "main"]

@@ -22,7 +22,7 @@ from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
 from llmux.errors import LLMuxError
 from llmux.hookrunner.process_groups import adopting_orphans
-from llmux.observability.state import StateFile
+from llmux.observability.state_file import StateFile
 
 USAGE = 2
 

@@ -1,7 +1,6 @@
 """Which model a request names, and its body: read once, kept, sent as often as needed."""
 
-from llmux.extract.body import Body, Splice, model_of, read_body, refuse_announced
-from llmux.extract.body_store import BodyBudget, BodyLimits
+from llmux.extract.body import Body, BodyBudget, BodyLimits, Splice, model_of, read_body, refuse_announced
 from llmux.extract.json_scan import ModelScanner
 from llmux.extract.model_field import MAX_NAME, SLICE, ModelField, json_literal, model_in_query
 from llmux.extract.multipart import MultipartScanner, boundary_of

@@ -17,8 +17,7 @@ from typing import Any
 from llmux.config.address import Address, parse_address
 from llmux.config.load import literal
 from llmux.config.problems import Path, Problem
-from llmux.llama_swap.settings import ANY, ENV, PORT, Model, Note
-from llmux.llama_swap.source import without_comments
+from llmux.llama_swap.source import ANY, ENV, PORT, Model, Note, without_comments
 
 _ESCAPED_IN_QUOTES = '$`"\\'
 _SPACE = " \t\n"

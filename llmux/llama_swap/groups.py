@@ -13,7 +13,7 @@ from typing import Any
 
 from llmux.config.load import literal
 from llmux.config.problems import Path, Problem
-from llmux.llama_swap.settings import Group, LlamaSwap, Matrix, Note
+from llmux.llama_swap.source import Group, LlamaSwap, Matrix, Note
 
 MOST = 500  # sets that one expression may come to
 

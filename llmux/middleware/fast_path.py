@@ -30,10 +30,10 @@ from typing import NamedTuple, Protocol
 
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
+from llmux.middleware.authentication import Keys
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
 from llmux.middleware.fast_head import FastHead
 from llmux.middleware.hosts import Hosts
-from llmux.middleware.keys import Keys
 from llmux.middleware.model_handler import engine_address
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
 from llmux.middleware.refusing import refusal, refused_too_often

@@ -18,7 +18,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from llmux.errors import BadRequestError
 from llmux.extract import Body
-from llmux.extract.flag import streams
+from llmux.extract.body import streams
 from llmux.middleware.paths import MESSAGES, Kind, Route
 from llmux.proxy import ClientGoneError
 from llmux.proxy.early_response import Dialect, EarlyResponse

@@ -21,7 +21,7 @@ from llmux.core.spec import ModelSpec
 from llmux.core.state import State as CoreState
 from llmux.hookrunner import Trace, end_leftovers
 from llmux.observability.notices import EventLog
-from llmux.observability.state import NoState, State, StateStore
+from llmux.observability.state_file import NoState, State, StateStore
 
 
 @dataclass(frozen=True, slots=True)

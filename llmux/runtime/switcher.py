@@ -20,7 +20,7 @@ from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
 from llmux.observability.request_log import RequestLog
-from llmux.observability.state import StateStore
+from llmux.observability.state_file import StateStore
 from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.activities import Activities

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from llmux.admin.routes import Admin
 from llmux.core import effects as fx
-from llmux.middleware.keys import is_loopback
+from llmux.middleware.authentication import is_loopback
 from tests.server.house import WAKE, Line, message, until
 
 NAMES = [
@@ -210,7 +210,7 @@ def test_who_is_on_this_machine(peer, local):
 
 async def test_from_elsewhere_only_with_a_key(house, monkeypatch):
     await house.open()
-    monkeypatch.setattr("llmux.middleware.keys.is_loopback", lambda _request: False)
+    monkeypatch.setattr("llmux.middleware.authentication.is_loopback", lambda _request: False)
     for method, path in (
         ("POST", "/llmux/models/a/wake"),
         ("POST", "/llmux/models/nobody/wake"),
@@ -225,7 +225,7 @@ async def test_from_elsewhere_only_with_a_key(house, monkeypatch):
 
 async def test_whatever_changes_something_is_for_operators(house, monkeypatch):
     switcher = await house.open()
-    monkeypatch.setattr("llmux.middleware.keys.is_loopback", lambda _request: False)
+    monkeypatch.setattr("llmux.middleware.authentication.is_loopback", lambda _request: False)
     routes = [(route.method, route.path) for route in Admin(switcher).routes() if route.method != "GET"]
     assert ("POST", "/llmux/manual") in routes
     for method, path in routes:

@@ -14,7 +14,7 @@ import pytest
 from llmux.core.spec import HookKind
 from llmux.extract import SLICE, ModelScanner
 from llmux.hookrunner import HookJob, HookResult, HookRunner
-from llmux.observability.state import State, StateFile
+from llmux.observability.state_file import State, StateFile
 
 SIZE = 20_000_000
 TURN = json.dumps({"role": "user", "content": "hi there"}).encode()

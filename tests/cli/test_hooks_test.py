@@ -18,7 +18,7 @@ from examples.quickstart.tiny_gguf import cached
 from llmux.cli import app, bystander, hook_check
 from llmux.cli.hook_findings import REPAIRS, WARNINGS, Wrong
 from llmux.config import Config
-from llmux.observability.state import StateFile
+from llmux.observability.state_file import StateFile
 from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE

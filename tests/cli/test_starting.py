@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from llmux.cli import app
-from llmux.cli.commands import COMMANDS
+from llmux.cli.command_tree import COMMANDS
 from tests.cli.invoking import CLEAN
 from tests.docs.pages import ROOT
 from tests.server.house import HOST

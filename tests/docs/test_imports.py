@@ -26,8 +26,6 @@ LAYERS = (
         "upstream",
         "policies",
         "hooks",
-        "notify",
-        "watch",
     },
     {"runtime", "simulator", "llama_swap", "survey", "targets"},
     {"middleware", "proxy", "admin"},

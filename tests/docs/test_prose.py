@@ -20,7 +20,6 @@ PLACES = (
     "hookrunner",
     "llama_swap",
     "middleware",
-    "notify.py",
     "observability",
     "plugins.py",
     "process.py",
@@ -31,7 +30,6 @@ PLACES = (
     "survey",
     "tracing",
     "upstream",
-    "watch.py",
 )
 """What is held to it, in llmux/. To be extended until it is the whole package."""
 BESIDE = ("policies", "examples/quickstart")

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from llmux.errors import LLMuxError, RequestError, UnavailableError
 from llmux.extract import SLICE, Body, BodyBudget, BodyLimits, ModelField, model_of, read_body
-from llmux.extract.body_store import MEMORY, Store
+from llmux.extract.body import MEMORY, Store
 
 MIB = 1024 * 1024
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmux.llama_swap.engine_command import Word, quote, shell, split
-from llmux.llama_swap.settings import PID, PORT, mark_environment
+from llmux.llama_swap.source import PID, PORT, mark_environment
 from tests.llama_swap.conftest import split_by_sh
 
 SPLIT = {

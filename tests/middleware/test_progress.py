@@ -8,9 +8,7 @@ import json
 import pytest
 
 from llmux.extract import BodyBudget
-from llmux.extract.body import Body
-from llmux.extract.body_store import Store
-from llmux.extract.flag import streams
+from llmux.extract.body import Body, Store, streams
 from llmux.middleware.progress import about
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.server.house import WAKE, held, message, until

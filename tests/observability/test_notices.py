@@ -7,8 +7,8 @@ import pytest
 
 from llmux.core import effects as core
 from llmux.core.spec import HookKind
-from llmux.observability.events import CATALOGUE, EVENTS
 from llmux.observability.log import get_logger
+from llmux.observability.log_events import CATALOGUE, EVENTS
 from llmux.observability.notices import EventLog, describe
 
 EFFECTS = [

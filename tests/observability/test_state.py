@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmux.errors import StateLockedError
-from llmux.observability.state import NoState, State, StateFile
+from llmux.observability.state_file import NoState, State, StateFile
 
 STATE = State(
     frozenset({"a", "b"}), {"a": 5.5, "b": 7.0}, {"pairs": [["a", "b", 3.0]]}, levels={"c": "ram", "d": "disk"}
@@ -122,7 +122,7 @@ def test_a_number_that_cannot_be_written_again_is_left_out(make, warnings, numbe
 def test_a_killed_llmux_leaves_no_lock(make):
     file = make()
     code = (
-        "import os, sys; from llmux.observability.state import *; f = StateFile(sys.argv[1]); f.open();"
+        "import os, sys; from llmux.observability.state_file import *; f = StateFile(sys.argv[1]); f.open();"
         "f.save(State(frozenset({'a'}))); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, file.path], check=False).returncode == -9

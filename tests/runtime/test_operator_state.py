@@ -8,7 +8,7 @@ from llmux.app import build_app
 from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.spec import ModelSpec, Rules
-from llmux.observability.state import NoState, State
+from llmux.observability.state_file import NoState, State
 from llmux.runtime import persistence
 from tests.server.house import until
 

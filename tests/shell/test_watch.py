@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmux.watch import changes
+from llmux.process import changes
 from tests.harness.waiting import PATIENCE
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
-from llmux.extract.body_store import Store
+from llmux.extract.body import Store
 from llmux.targets.fields import FieldScanner, Rule, changes, tree
 
 
