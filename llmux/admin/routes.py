@@ -24,7 +24,15 @@ from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions
-from llmux.runtime.status import health, lease_document, model_entry, model_list, status, variant_entry
+from llmux.runtime.status import (
+    health,
+    lease_document,
+    model_entry,
+    model_list,
+    status,
+    variant_entry,
+    virtual_entry,
+)
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -151,6 +159,8 @@ class Admin:
     async def model(self, request: web.Request) -> web.Response:
         """Show one model, by its name or an alias."""
         name = request.match_info["model"]
+        if name in self._switcher.config.virtual:
+            return web.json_response(virtual_entry(self._switcher, name))
         model = self._known(name)
         aliases = self._switcher.config.models[model].aliases
         switcher = self._switcher
@@ -182,8 +192,12 @@ class Admin:
         return web.json_response(status(self._switcher))
 
     async def decisions(self, request: web.Request) -> web.Response:
-        """Return the last decisions, oldest first."""
-        return web.json_response({"decisions": decisions(self._switcher, _whole(request, "limit", KEPT))})
+        """Return the last decisions, oldest first; with virtual models also which targets were chosen."""
+        switcher, limit = self._switcher, _whole(request, "limit", KEPT)
+        document: dict[str, Any] = {"decisions": decisions(switcher, limit)}
+        if switcher.config.virtual:
+            document["targets"] = list(switcher.choices)[-limit:] if limit else []
+        return web.json_response(document)
 
     async def activity(self, request: web.Request) -> web.Response:
         """Return the last requests that have ended, newest first."""

@@ -30,6 +30,7 @@ from llmux.config.load import SECS, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
 from llmux.config.problems import raise_problems
 from llmux.config.residency import GpuSizes, GroupConfig
+from llmux.config.targets import VirtualConfig
 from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
@@ -189,6 +190,9 @@ class Config(Section):
     port: OwnPort = Field(default=3000, description="Port to listen on. 0: any free one.")
     models: Mapping[Name, ModelConfig] = Field(
         min_length=1, description="The models by the name that clients ask for."
+    )
+    virtual: Mapping[Name, VirtualConfig] = Field(
+        default_factory=dict, description="Names that stand for a choice between models."
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="When to switch.")
     capacity: PositiveSize | None = Field(

@@ -1,16 +1,21 @@
-"""Names beside the models' own: variants, which are a model with other parameters."""
+"""Names beside the models' own.
+
+Variants are a model with other parameters. Virtual models are a choice between targets: models, aliases, variants,
+and other virtual models.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from llmux.config.fields import Section, Word
+from llmux.config.fields import Name, Section, Word
 from llmux.config.problems import Path, Problem
 
 if TYPE_CHECKING:
@@ -47,10 +52,17 @@ def _limit(value: Any) -> Any:
     return value
 
 
+def _weight(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError("must be a number above 0: the target's share, as 90")
+    return value
+
+
 FieldName = Annotated[str, AfterValidator(_field), Word("field")]
 _ANYTHING = WithJsonSchema({})
-Literal = Annotated[Any, AfterValidator(_literal), _ANYTHING]
+Value = Annotated[Any, AfterValidator(_literal), _ANYTHING]
 Present = Annotated[Any, AfterValidator(_present), _ANYTHING]
+Weight = Annotated[Any, BeforeValidator(_weight), WithJsonSchema({"type": "number", "exclusiveMinimum": 0})]
 Limit = Annotated[Any, BeforeValidator(_limit), WithJsonSchema({"type": "number"})]
 
 
@@ -60,7 +72,7 @@ class VariantConfig(Section):
     Its rules are for fields of the request's JSON body, dotted for fields of objects within.
     """
 
-    set: Mapping[FieldName, Literal] = Field(
+    set: Mapping[FieldName, Value] = Field(
         default_factory=dict, description="Fields that get this value, whatever the client says."
     )
     default: Mapping[FieldName, Present] = Field(
@@ -75,21 +87,132 @@ class VariantConfig(Section):
     )
 
 
+Targets = Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class VirtualConfig(Section):
+    """A name that stands for a choice between targets. One of `awake`, `first`, `ladder` and `split`."""
+
+    awake: Targets | None = Field(
+        default=None, description="The first of these that is awake or being woken; else the first of all."
+    )
+    first: Targets | None = Field(
+        default=None, description="The first of these that can be had: the next one when it cannot."
+    )
+    ladder: Targets | None = Field(
+        default=None,
+        description="From the best to the cheapest: the best that is awake, at or above the `floor`; else the one"
+        " with the shortest wait.",
+    )
+    floor: Mapping[Name, Name] = Field(
+        default_factory=dict,
+        description="The lowest rung of the `ladder` for each role of a key; `*`: for all others.",
+    )
+    split: Annotated[Mapping[Name, Weight] | None, Field(min_length=1)] = Field(
+        default=None, description="Each of these for its share of the requests, as {qwen: 90, llama: 10}."
+    )
+    sticky: Literal["key", "conversation"] = Field(
+        default="conversation", description="What stays with its share of a `split`."
+    )
+
+    @property
+    def kind(self) -> str | None:
+        """Which choice it is; None for none, or more than one."""
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        return given[0] if len(given) == 1 else None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What it chooses from, in the order of the configuration."""
+        return tuple(getattr(self, self.kind)) if self.kind else ()
+
+
+_NAMEABLE = "name a model, an alias, a variant or another virtual model"
+DEEPEST = 8  # virtual models within one another
+KINDS = ("awake", "first", "ladder", "split")
+
+
 def check_targets(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with the names beside the models' own."""
     aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
-    owners: dict[str, str] = {}
+    taken = dict.fromkeys(config.models, "the name of a model")
+    taken |= {alias: f"an alias of {name}" for alias, name in aliases.items() if alias not in taken}
     for name, model in config.models.items():
         for variant, rules in model.variants.items():
             path: Path = ("models", name, "variants", variant)
-            if variant in config.models:
-                yield Problem(path, f"{variant!r} is the name of a model; choose another")
-            elif variant in aliases:
-                yield Problem(path, f"{variant!r} is an alias of {aliases[variant]}; choose another")
-            elif variant in owners:
-                yield Problem(path, f"{variant!r} is already a variant of {owners[variant]}; choose another")
-            owners.setdefault(variant, name)
+            if variant in taken:
+                yield Problem(path, f"{variant!r} is already {taken[variant]}; choose another")
+            taken.setdefault(variant, f"a variant of {name}")
             yield from _check_rules(path, rules)
+    for name, virtual in config.virtual.items():
+        if name in taken:
+            yield Problem(("virtual", name), f"{name!r} is already {taken[name]}; choose another")
+        yield from _check_virtual(name, virtual, {*taken, *config.virtual})
+    yield from _check_cycles(config)
+
+
+def _check_virtual(name: str, virtual: VirtualConfig, known: set[str]) -> Iterator[Problem]:
+    path: Path = ("virtual", name)
+    kind = virtual.kind
+    if kind is None:
+        yield Problem(path, "needs one of `awake`, `first`, `ladder` and `split`, and only one")
+        return
+    for index, target in enumerate(virtual.targets):
+        at = (*path, kind, target if kind == "split" else index)
+        if target not in known:
+            near = difflib.get_close_matches(target, known, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else _NAMEABLE
+            yield Problem(at, f"{target!r} is not configured; {advice}")
+        elif target in virtual.targets[:index]:
+            yield Problem(at, f"{target!r} is there twice; keep one of them")
+    if virtual.floor and kind != "ladder":
+        yield Problem((*path, "floor"), "belongs to a `ladder`; remove it")
+    for role, rung in virtual.floor.items():
+        if kind == "ladder" and rung not in virtual.targets:
+            rungs = ", ".join(virtual.targets)
+            yield Problem((*path, "floor", role), f"{rung!r} is not on the ladder; choose one of {rungs}")
+    if "sticky" in virtual.model_fields_set and kind != "split":
+        yield Problem((*path, "sticky"), "belongs to a `split`; remove it")
+
+
+def _check_cycles(config: Config) -> Iterator[Problem]:
+    """Find virtual models that choose from themselves, each circle once."""
+    done: set[str] = set()
+    for start in config.virtual:
+        way: dict[str, None] = {}
+        pending: list[tuple[str, bool]] = [(start, False)]
+        while pending:
+            name, left = pending.pop()
+            if left:
+                del way[name]
+                done.add(name)
+            elif name in way:
+                names = list(way)
+                circle = [*names[names.index(name) :], name]
+                yield Problem(("virtual", name), f"chooses from itself: {' → '.join(circle)}; take one out")
+            elif name not in done and name in config.virtual:
+                way[name] = None
+                if len(way) > DEEPEST:
+                    yield Problem(
+                        ("virtual", start), f"is more than {DEEPEST} virtual models deep: {' → '.join(way)}"
+                    )
+                    return
+                pending.append((name, True))
+                pending += [(target, False) for target in reversed(config.virtual[name].targets)]
+
+
+def leaves(config: Config, name: str) -> tuple[str, ...]:
+    """Return the models that a virtual model may end at, each once, in the order of the configuration."""
+    found: dict[str, None] = {}
+    pending = [name]
+    while pending:
+        one = pending.pop(0)
+        virtual = config.virtual.get(one)
+        if virtual is not None:
+            pending = [*virtual.targets, *pending]
+        else:
+            found[config.names.get(one) or config.variants[one]] = None
+    return tuple(found)
 
 
 def _check_rules(path: Path, rules: VariantConfig) -> Iterator[Problem]:

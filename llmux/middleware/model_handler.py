@@ -69,13 +69,14 @@ class ModelHandler:
         self._forwarder = forwarder
         self.budget = BodyBudget(switcher.config.max_buffered)
         self._notifier = ProgressNotifier(switcher)
+        self._targeting: Targeting | None = None
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
-        self._targeting = _targeting(config)
-        self._more_names = tuple(config.variants)
+        self._all_names = (*config.names, *config.variants, *config.virtual)
+        self._targeting = _targeting(config, self._switcher, self._targeting)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress
@@ -107,10 +108,19 @@ class ModelHandler:
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
     ) -> web.StreamResponse:
         model = self._names.get(name)
-        if model is None:
-            model, body = await self._chosen(name, context, body)
-        context.model = model
-        switcher = self._switcher
+        if model is not None:
+            context.model = model
+            return await self._with_model(request, context, body)
+        targeting = self._targeting
+        if targeting is None or not targeting.knows(name, context):
+            raise unknown_model(name, self._all_names)
+        return await targeting.serve(name, request, context, body, self._with_model)
+
+    async def _with_model(
+        self, request: web.Request, context: RequestContext, body: Body | None
+    ) -> web.StreamResponse:
+        model, switcher = context.model, self._switcher
+        assert model is not None
         if context.ticket is None:  # else it was on the fast path
             context.ticket = switcher.enter(model)
         ticket = context.ticket
@@ -127,13 +137,6 @@ class ModelHandler:
         finally:
             if context.channel is not None:
                 self._notifier.remove(ticket)
-
-    async def _chosen(self, name: str, context: RequestContext, body: Body | None) -> tuple[str, Body | None]:
-        """Return the model that a name stands for, though it is not its own, and the body which that gets."""
-        chosen = None if self._targeting is None else await self._targeting.choose(name, context, body)
-        if chosen is None:
-            raise unknown_model(name, (*self._names, *self._more_names))
-        return chosen
 
     async def _admission(self, request: web.Request, context: RequestContext, body: Body | None) -> Admit:
         """Wait until the request is let through; meanwhile tell its client where it stands, if that is wanted."""
@@ -246,13 +249,13 @@ def _meet(expects: str, request: web.Request, context: RequestContext) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _targeting(config: Config) -> Targeting | None:
+def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> Targeting | None:
     """Return what knows the names that are not models', where there are any."""
-    if not config.variants:
+    if not config.variants and not config.virtual:
         return None
     from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
 
-    return Targeting(config)
+    return Targeting(config, switcher, before)
 
 
 def unknown_model(name: str, names: Iterable[str]) -> UnknownModelError:

@@ -5,37 +5,187 @@ Imported only where the configuration has such names.
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
 from llmux.config import Config
+from llmux.core import admission, placement
+from llmux.core.phases import Phase
+from llmux.errors import RequestError
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext
 from llmux.middleware.model_handler import rename_in_query
 from llmux.middleware.paths import Kind
+from llmux.proxy.aiohttp_client import answer_has_begun
+from llmux.runtime import Switcher, wait_estimate
+from llmux.targets.conversation import HEADER, Conversations, conversation_of
+from llmux.targets.resolution import Ask, Names, Resolution, Target
 from llmux.targets.variants import variants_of
 
 SERVED_BY = "X-LLMux-Served-By"
 VARIANT = "X-LLMux-Variant"
 
+_MARKS = frozenset({SERVED_BY, VARIANT})
+_FINAL = frozenset({"stopping"})  # no other target would do better
+_WORTH_ANOTHER = frozenset({408, 429})
+_SERVER_ERROR = 500
+
+Serve = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.StreamResponse]]
+
+
+class Now:
+    """What the models do at this moment."""
+
+    def __init__(self, switcher: Switcher) -> None:
+        self._state = switcher.core.state
+        self._now = switcher.now()
+
+    def awake(self, model: str) -> bool:
+        """Whether it serves requests now."""
+        found = self._state.models.get(model)
+        return found is not None and found.phase is Phase.AWAKE and self._taken(model)
+
+    def waking(self, model: str) -> bool:
+        """Whether it is what the switch under way wakes."""
+        switch = self._state.switch
+        return switch is not None and switch.target is self._state.models.get(model) and self._taken(model)
+
+    def wait(self, model: str) -> float | None:
+        """Return the expected wait of a request that came now; None where it would be refused."""
+        found = self._state.models.get(model)
+        return None if found is None else wait_estimate.for_a_newcomer(self._state, found, self._now)
+
+    def switch_cost(self, model: str) -> float:
+        """Return what a switch to it would take, in seconds."""
+        found = self._state.models[model]
+        leaving = placement.who_leaves(self._state, found) or ()
+        return 0.0 if found.phase is Phase.AWAKE else placement.switch_cost(self._state, leaving, found)
+
+    def _taken(self, name: str) -> bool:
+        model = self._state.models[name]
+        room = len(model.queue) < model.spec.max_queued
+        return admission.is_open(self._state, model) or (room and admission.blocked(self._state, model) is None)
+
 
 class Targeting:
-    """Knows the names of one configuration."""
+    """Knows the names of one configuration, and which conversations were served where."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, switcher: Switcher, before: Targeting | None = None) -> None:
+        """``before`` is that of the configuration which this one replaces."""
+        self._names = Names(config)
         self._variants = variants_of(config)
+        self._virtual = config.virtual
+        self._switcher = switcher
+        self.conversations: Conversations = Conversations() if before is None else before.conversations
 
-    async def choose(
-        self, name: str, context: RequestContext, body: Body | None
-    ) -> tuple[str, Body | None] | None:
-        """Return the model that serves this request, and the body that it gets; None for an unknown name.
+    def knows(self, name: str, context: RequestContext) -> bool:
+        """Whether a request may ask for it."""
+        return name in self._names and context.route.kind is Kind.FORWARD
 
-        Raises BadRequestError where the body does not take what the name stands for.
+    async def serve(
+        self, name: str, request: web.Request, context: RequestContext, body: Body | None, serve: Serve
+    ) -> web.StreamResponse:
+        """Have ``serve`` serve a request for a known name.
+
+        Raises BadRequestError where the body does not take what the name stands for, and what ``serve`` raises.
         """
-        variant = self._variants.get(name)
-        if variant is None or context.route.kind is not Kind.FORWARD:
-            return None
+        found, remember = await self._resolve(name, request, context, body)
+        pending = [found.target, *found.others]
+        while True:
+            target = pending.pop(0)
+            remember(target)
+            sent = await self._fit(target, context, body)
+            context.model = target.model
+            try:
+                return await serve(request, context, sent)
+            except RequestError as error:
+                if not pending or not _may_fail_over(request, context, error):
+                    raise
+                self._leave(context, error)
+
+    async def _resolve(
+        self, name: str, request: web.Request, context: RequestContext, body: Body | None
+    ) -> tuple[Resolution, Callable[[Target], None]]:
+        """Return what serves the request now, and what takes note of where it is served."""
+        if name not in self._virtual:
+            found = self._names.resolve(name, Ask(), Now(self._switcher))
+            self._switcher.metrics.target_chosen(name, found.target.model, found.reason)
+            return found, lambda _target: None
+        await self._looked_at()
+        holder = context.holder
+        key = None if holder is None else holder.name
+        conversation = await conversation_of(request.headers.get(HEADER), body)
+        ask = Ask(
+            key=key,
+            role=getattr(holder, "role", None),
+            conversation=conversation,
+            kept=self.conversations.get(name, key, conversation),
+            draw=random.random(),  # noqa: S311 - a share of requests, no secret
+        )
+        found = self._names.resolve(name, ask, Now(self._switcher))
+        self._tell(name, found, context)
+        return found, functools.partial(self.conversations.keep, name, key, conversation)
+
+    async def _looked_at(self) -> None:
+        """Wait until it is known what runs: the first choice after a start must not displace what serves."""
+        state = self._switcher.core.state
+        if state.ready or state.stopping:
+            return
+        done = asyncio.get_running_loop().create_future()
+        end = self._switcher.subscribe(
+            lambda _effect: done.set_result(None) if (state.ready or state.stopping) and not done.done() else None
+        )
+        try:
+            await done
+        finally:
+            end()
+
+    def _tell(self, name: str, found: Resolution, context: RequestContext) -> None:
+        self._switcher.metrics.target_chosen(name, found.target.name, found.reason)
+        self._switcher.choices.append(
+            {
+                "time": time.time(),
+                "asked": name,
+                "target": found.target.name,
+                "model": found.target.model,
+                "reason": str(found.reason),
+                "way": list(found.way),
+                "request_id": context.request_id,
+            }
+        )
+
+    async def _fit(self, target: Target, context: RequestContext, body: Body | None) -> Body | None:
+        """Return the body that the target gets, and set the answer's marks."""
         if body is not None:
-            body = (await variant.apply(body)).replace_model(variant.model)
+            if target.variant is not None:
+                body = await self._variants[target.variant].apply(body)
+            body = body.replace_model(target.model)
         if body is None or body.field is None:
             route = context.route
-            context.route = route._replace(target=rename_in_query(route.target, variant.model))
-        context.headers += [(SERVED_BY, variant.model), (VARIANT, variant.name)]
-        return variant.model, body
+            context.route = route._replace(target=rename_in_query(route.target, target.model))
+        context.headers = [field for field in context.headers if field[0] not in _MARKS]
+        context.headers.append((SERVED_BY, target.model))
+        if target.variant is not None:
+            context.headers.append((VARIANT, target.variant))
+        return body
+
+    def _leave(self, context: RequestContext, error: RequestError) -> None:
+        """End the request where it has failed, for it to begin elsewhere."""
+        ticket, context.ticket = context.ticket, None
+        context.exchange = None
+        if ticket is not None:
+            self._switcher.leave(ticket)
+            if self._switcher.recorder is not None:
+                self._switcher.recorder.request(ticket, error.status)
+
+
+def _may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:
+    """Whether another target may serve it: its client has had nothing of an answer, and it is not to blame."""
+    if answer_has_begun(request) and context.early is None:
+        return False
+    return error.code not in _FINAL and (error.status >= _SERVER_ERROR or error.status in _WORTH_ANOTHER)

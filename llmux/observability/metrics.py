@@ -70,6 +70,7 @@ HELP: dict[str, str] = {
     "llmux_model_backoffs_total": "Backoffs begun after a failed wake or sleep.",
     "llmux_policy_overruled_total": "Answers of the policy that could not be followed.",
     "llmux_shadow_decisions_total": "Answers of shadow policies, and whether the policy did the same.",
+    "llmux_targets_total": "Requests for a variant or a virtual model, by the target that was chosen, and why.",
     "llmux_build_info": "1, with the version as label.",
 }
 
@@ -181,6 +182,7 @@ class Metrics(Collector):
         self._durations: dict[tuple[str, str], _Histogram] = {}
         self._drains: dict[tuple[str, str], _Histogram] = {}
         self._costs: dict[tuple[str, str], float] = {}
+        self._targets: dict[tuple[str, str, str], int] = {}
         self._overruled = 0
         self.declare(models)
         self.registry = CollectorRegistry()
@@ -247,6 +249,11 @@ class Metrics(Collector):
     def request_rejected(self, model: str | None, code: str) -> None:
         """Count a refusal; ``code`` is the error's. Those of the core come by ``effect``."""
         _add((self._models.get(model) or self._unknown).rejected, code)
+
+    def target_chosen(self, asked: str, target: str, reason: str) -> None:
+        """Count a choice; ``asked`` and ``target`` are configured names."""
+        key = (asked, target, reason)
+        self._targets[key] = self._targets.get(key, 0) + 1
 
     def cost_estimated(self, sources: tuple[str, ...], to: str | None, seconds: float) -> None:
         """Show an estimate, as those that were stored by the last llmux."""
@@ -317,6 +324,7 @@ class Metrics(Collector):
             for (kind, agrees), count in shadow.counts.items()
         ]
         yield _counter("llmux_shadow_decisions_total", ("policy", "decision", "agrees"), answers)
+        yield _counter("llmux_targets_total", ("model", "target", "reason"), self._targets.items())
         yield _gauge("llmux_build_info", ("version",), [((__version__,), 1)])
 
     def describe(self) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ import time
 from itertools import islice
 from typing import Any
 
+from llmux.config.targets import leaves
 from llmux.core import commands, levels, placement
 from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
@@ -188,7 +189,18 @@ def model_list(switcher: Switcher) -> list[dict[str, Any]]:
         entry = model_entry(name, model, switcher.now(), aliases=aliases, evicted=evicted)
         entries.append(entry)
         entries += [variant_entry(variant, entry) for variant in (configured.variants if configured else ())]
+    entries += [virtual_entry(switcher, name) for name in switcher.config.virtual]
     return sorted(entries, key=lambda entry: str(entry["id"]))
+
+
+def virtual_entry(switcher: Switcher, name: str) -> dict[str, Any]:
+    """Return a virtual model, in the state of one which it may stand for: an awake one, where there is one."""
+    virtual = switcher.config.virtual[name]
+    found = [switcher.core.state.models.get(model) for model in leaves(switcher.config, name)]
+    phases = [model.phase for model in found if model is not None]
+    state = next((phase for phase in phases if phase is Phase.AWAKE), phases[0] if phases else Phase.UNKNOWN)
+    more = {"state": state.value, "aliases": [], "virtual": virtual.kind, "targets": list(virtual.targets)}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "llmux", "llmux": more}
 
 
 def variant_entry(variant: str, entry: dict[str, Any]) -> dict[str, Any]:

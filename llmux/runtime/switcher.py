@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from llmux.config import Config, first_costs, to_specs
 from llmux.core import Core, admission
@@ -32,6 +34,8 @@ from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Ticket
 from llmux.runtime.shadow import load_shadows
 from llmux.upstream import EngineActivity
+
+CHOICES = 200  # that are kept
 
 
 class Switcher:
@@ -81,6 +85,7 @@ class Switcher:
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
         self.requests = RequestLog(self.now)
+        self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self._throttle = AdmissionThrottle()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None

@@ -2,6 +2,8 @@
 
 import pytest
 
+from llmux.config.targets import leaves
+
 
 def variant(text):
     return f"""
@@ -46,8 +48,8 @@ def test_rules_that_cannot_be_meant(refused, text, said):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("q", "'q' is the name of a model; choose another"),
-        ("other-name", "'other-name' is an alias of q; choose another"),
+        ("q", "'q' is already the name of a model; choose another"),
+        ("other-name", "'other-name' is already an alias of q; choose another"),
     ],
 )
 def test_a_name_is_taken_once(refused, name, said):
@@ -59,6 +61,64 @@ def test_two_models_have_no_variant_of_one_name(refused, model):
     with_it = model("port: 8001, variants: {v: {}}")
     [line] = refused(f"models:\n  a: {with_it}\n  b: {with_it.replace('8001', '8002')}\n")
     assert line == "config.yaml:3: models.b.variants.v: 'v' is already a variant of a; choose another"
+
+
+def virtual(text):
+    return (
+        variant("strip: [x]")
+        + f"""
+        virtual:
+          inner: {{first: [q]}}
+          {text}
+    """
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("v: {awake: [q, r]}", "v.awake[1]: 'r' is not configured; name a model, an alias, a variant or another"),
+        ("v: {awake: [q, iner]}", "v.awake[1]: 'iner' is not configured; did you mean 'inner'?"),
+        ("v: {split: {q: 1, other-nme: 1}}", "v.split.other-nme: 'other-nme' is not configured; did you mean"),
+        ("v: {first: [q, 'q:v', q]}", "v.first[2]: 'q' is there twice; keep one of them"),
+        (
+            "v: {ladder: [q, inner], floor: {a: 'q:v'}}",
+            "v.floor.a: 'q:v' is not on the ladder; choose one of q, inner",
+        ),
+        ("v: {awake: [q], floor: {a: q}}", "v.floor: belongs to a `ladder`; remove it"),
+        ("v: {first: [q], sticky: key}", "v.sticky: belongs to a `split`; remove it"),
+        ("v: {}", "v: needs one of `awake`, `first`, `ladder` and `split`, and only one"),
+        ("v: {awake: [q], first: [q]}", "v: needs one of `awake`, `first`, `ladder` and `split`, and only one"),
+        ("v: {awake: []}", "v.awake: must hold at least one entry"),
+        ("v: {split: {}}", "v.split: must hold at least one entry"),
+        ("v: {split: {q: 0}}", "v.split.q: must be a number above 0: the target's share, as 90"),
+        ("v: {split: {q: 1}, sticky: user}", "v.sticky: must be key or conversation, not 'user'"),
+        ("v: {first: [v]}", "v: chooses from itself: v → v; take one out"),
+        ("{v: {first: [w]}, w: {awake: [inner, v]}}", "v: chooses from itself: v → w → v; take one out"),
+        ("q: {first: [other-name]}", "q: 'q' is already the name of a model; choose another"),
+        ("'q:v': {first: [inner]}", "q:v: 'q:v' is already a variant of q; choose another"),
+        ("other-name: {first: [inner]}", "other-name: 'other-name' is already an alias of q; choose another"),
+        ("v: {awak: [q]}", "v.awak: unknown setting; did you mean `awake`?"),
+    ],
+)
+def test_virtual_models_that_cannot_be_meant(refused, text, said):
+    if text.startswith("{"):  # several, on one line
+        text = text[1:-1].replace("}, ", "}\n          ")
+    [line] = refused(virtual(text))
+    assert line.startswith(f"config.yaml:15: virtual.{said}")
+
+
+def test_nesting_has_an_end(refused):
+    deep = "\n          ".join(f"v{n}: {{first: [v{n + 1}]}}" for n in range(12)) + "\n          v12: {first: [q]}"
+    [line] = refused(virtual(deep))
+    assert line.startswith("config.yaml:15: virtual.v0: is more than 8 virtual models deep: v0 → v1 →")
+
+
+def test_where_a_virtual_model_may_end(read):
+    config = read(virtual("v: {ladder: [inner, 'q:v', other-name], floor: {'*': inner}}"))
+    assert leaves(config, "v") == ("q",)
+    assert config.virtual["v"].targets == ("inner", "q:v", "other-name")
+    assert config.virtual["v"].kind == "ladder"
 
 
 def test_what_is_right(read):

@@ -1,0 +1,207 @@
+"""From the name that a client asks for to the model that serves it, and why. Pure.
+
+Theory of operation. A name is a model's, an alias, a variant's, or that of a virtual model, which chooses between
+other names. ``Names.resolve`` follows it down to a *target*: a model, perhaps in one of its variants. It sees
+what the models do at this moment through a ``View`` and changes nothing; who asks is in an ``Ask``. The same view
+and the same ask give the same target. There are no circles: the configuration was checked for them.
+
+A conversation keeps the target that it had (``Ask.kept``), in the outermost virtual model, as long as that serves:
+while it is awake in ``awake`` and ``ladder``, which are there to avoid switches, and while it can be had in
+``first`` and ``split``.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+from llmux.config import Config
+from llmux.config.targets import VirtualConfig
+
+ALL = "*"  # the role of all others in `floor`
+
+
+class Reason(enum.StrEnum):
+    """Why this target, and no other."""
+
+    NAMED = "named"  # the client named it
+    VARIANT = "variant"  # the client named one of its variants
+    CONVERSATION = "conversation"  # it has served this conversation
+    AWAKE = "awake"  # the first one, or the best rung, that is awake
+    WAKING = "waking"  # the first one that is being woken
+    FIRST = "first"  # the first one that can be had; none is awake
+    SHORTEST_WAIT = "shortest_wait"  # no rung is awake
+    SPLIT = "split"  # its share of the requests
+    NONE_SERVES = "none_serves"  # none can be had: its error is told
+
+
+class Target(NamedTuple):
+    """What serves a request."""
+
+    model: str
+    variant: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that a client could ask for to get it."""
+        return self.variant or self.model
+
+
+class View(Protocol):
+    """What is known of the models at this moment."""
+
+    def awake(self, model: str) -> bool:
+        """Whether it serves requests now."""
+
+    def waking(self, model: str) -> bool:
+        """Whether it is what the switch under way wakes."""
+
+    def wait(self, model: str) -> float | None:
+        """Return the expected wait of a request that came now, in seconds; None where it would be refused."""
+
+    def switch_cost(self, model: str) -> float:
+        """Return what a switch to it would take, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Who asks, and by what dice it is decided where nothing else does."""
+
+    key: str | None = None
+    role: str | None = None
+    conversation: str | None = None
+    kept: Target | None = None
+    draw: float = 0.0
+    """From 0 up to 1, 1 excluded."""
+
+
+class Resolution(NamedTuple):
+    """A target, and why it is that one. ``way`` are the names from the one asked for down to the target's."""
+
+    target: Target
+    reason: Reason
+    way: tuple[str, ...]
+    others: tuple[Target, ...] = ()
+    """What comes next if this one fails before it has answered: of ``first``."""
+
+
+class Names:
+    """The names of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._targets = {name: Target(model) for name, model in config.names.items()}
+        self._targets |= {name: Target(model, name) for name, model in config.variants.items()}
+        self._virtual: Mapping[str, VirtualConfig] = config.virtual
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._targets or name in self._virtual
+
+    def resolve(self, name: str, ask: Ask, view: View) -> Resolution:
+        """Return the target that a known name stands for at this moment."""
+        target = self._targets.get(name)
+        if target is not None:
+            return Resolution(target, Reason.NAMED if target.variant is None else Reason.VARIANT, (name,))
+        kept = ask.kept
+        if kept is not None and kept in self.targets(name, ask.role) and _keeps(self._virtual[name], kept, view):
+            return Resolution(kept, Reason.CONVERSATION, (name, kept.name), self._after(name, kept, ask, view))
+        return self._choose(name, ask, view)
+
+    def targets(self, name: str, role: str | None = None) -> tuple[Target, ...]:
+        """Return all that a name may end at, each once; of a ladder, what stands at or above the role's floor."""
+        target = self._targets.get(name)
+        if target is not None:
+            return (target,)
+        found: dict[Target, None] = {}
+        for each in _rungs(self._virtual[name], role):
+            found |= dict.fromkeys(self.targets(each, role))
+        return tuple(found)
+
+    def _choose(self, name: str, ask: Ask, view: View) -> Resolution:
+        target = self._targets.get(name)
+        if target is not None:
+            return Resolution(target, Reason.FIRST, (name,))
+        virtual = self._virtual[name]
+        match virtual.kind:
+            case "awake":
+                chosen, reason = self._awake(virtual.targets, ask, view)
+            case "first":
+                chosen, reason = self._first(virtual.targets, ask, view)
+            case "ladder":
+                chosen, reason = self._ladder(_rungs(virtual, ask.role), ask, view)
+            case _:
+                chosen, reason = self._choose(_share(name, virtual, ask), ask, view), Reason.SPLIT
+        others = self._after(name, chosen.target, ask, view)
+        return Resolution(chosen.target, reason, (name, *chosen.way), others)
+
+    def _awake(self, names: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
+        each = [self._choose(name, ask, view) for name in names]
+        for one in each:
+            if view.awake(one.target.model):
+                return one, Reason.AWAKE
+        for one in each:
+            if view.waking(one.target.model):
+                return one, Reason.WAKING
+        return self._first(names, ask, view)
+
+    def _first(self, names: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
+        for name in names:
+            one = self._choose(name, ask, view)
+            if view.wait(one.target.model) is not None:
+                return one, Reason.FIRST
+        return self._choose(names[0], ask, view), Reason.NONE_SERVES
+
+    def _ladder(self, rungs: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
+        each = [self._choose(name, ask, view) for name in rungs]
+        for one in each:
+            if view.awake(one.target.model):
+                return one, Reason.AWAKE
+        costs = [_cost(one.target.model, view) for one in each]
+        best = min(range(len(each)), key=lambda index: (*costs[index], index))
+        reason = Reason.NONE_SERVES if math.isinf(costs[best][0]) else Reason.SHORTEST_WAIT
+        return each[best], reason
+
+    def _after(self, name: str, chosen: Target, ask: Ask, view: View) -> tuple[Target, ...]:
+        virtual = self._virtual[name]
+        if virtual.kind != "first":
+            return ()
+        each = [self._choose(target, ask, view).target for target in virtual.targets]
+        place = each.index(chosen) + 1 if chosen in each else 0
+        return tuple(dict.fromkeys(target for target in each[place:] if target != chosen))
+
+
+def _rungs(virtual: VirtualConfig, role: str | None) -> tuple[str, ...]:
+    """Return what it chooses from; of a ladder, down to the role's floor."""
+    floor = virtual.floor.get(role or ALL, virtual.floor.get(ALL))
+    targets = virtual.targets
+    return targets if floor is None else targets[: targets.index(floor) + 1]
+
+
+def _keeps(virtual: VirtualConfig, kept: Target, view: View) -> bool:
+    if virtual.kind in {"awake", "ladder"}:
+        return view.awake(kept.model)
+    return view.wait(kept.model) is not None
+
+
+def _cost(model: str, view: View) -> tuple[float, float]:
+    wait = view.wait(model)
+    return (math.inf, 0.0) if wait is None else (wait, view.switch_cost(model))
+
+
+def _share(name: str, virtual: VirtualConfig, ask: Ask) -> str:
+    """Return whose share it is: always the same one for the same key or conversation."""
+    assert virtual.split is not None
+    holder = ask.key if virtual.sticky == "key" and ask.key is not None else ask.conversation
+    draw = ask.draw
+    if holder is not None:
+        digest = blake2b(f"{name}\0{holder}".encode(errors="surrogatepass"), digest_size=8).digest()
+        draw = int.from_bytes(digest) / 2**64
+    left = draw * sum(virtual.split.values())
+    for target, weight in virtual.split.items():
+        left -= weight
+        if left < 0:
+            return target
+    return virtual.targets[-1]  # what rounding has left over

@@ -1,0 +1,205 @@
+"""From a name to a target, by what the models do at the moment."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmux.config import Config
+from llmux.targets.resolution import Ask, Names, Reason, Target
+
+MODELS = ("big", "mid", "small")
+
+
+@dataclass
+class Seen:
+    """What there is to see: which are awake, which one is being woken, and what waits and switches would take."""
+
+    up: tuple[str, ...] = ()
+    coming: str = ""
+    waits: dict[str, float | None] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def awake(self, model):
+        return model in self.up
+
+    def waking(self, model):
+        return model == self.coming
+
+    def wait(self, model):
+        return self.waits.get(model, 0.0 if model in self.up else 10.0)
+
+    def switch_cost(self, model):
+        return self.costs.get(model, 10.0)
+
+
+def names(**virtual):
+    one = {"wake": "w", "sleep": "s", "alive": "a"}
+    models = {name: {**one, "port": 8001 + at} for at, name in enumerate(MODELS)}
+    models["mid"]["aliases"] = ["middle"]
+    models["mid"]["variants"] = {"mid:low": {"cap": {"max_tokens": 9}}}
+    return Names(Config(models=models, virtual=virtual, state=None))
+
+
+def chosen(what, name="v", ask=None, **seen):
+    found = what.resolve(name, ask or Ask(), Seen(**seen))
+    return found.target.name, found.reason
+
+
+def test_names_that_leave_nothing_to_choose():
+    plain = names()
+    assert chosen(plain, "big") == ("big", Reason.NAMED)
+    assert chosen(plain, "middle") == ("mid", Reason.NAMED)
+    assert chosen(plain, "mid:low") == ("mid:low", Reason.VARIANT)
+    assert plain.resolve("mid:low", Ask(), Seen()).target == Target("mid", "mid:low")
+    assert "mid:low" in plain
+    assert "v" not in plain
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ({}, ("big", Reason.FIRST)),
+        ({"up": ("mid",)}, ("mid", Reason.AWAKE)),
+        ({"up": ("mid", "small")}, ("mid", Reason.AWAKE)),
+        ({"up": ("small",), "coming": "mid"}, ("small", Reason.AWAKE)),
+        ({"coming": "small"}, ("small", Reason.WAKING)),
+        ({"waits": {"big": None}}, ("mid", Reason.FIRST)),
+        ({"waits": dict.fromkeys(MODELS)}, ("big", Reason.NONE_SERVES)),
+    ],
+)
+def test_awake(seen, expected):
+    assert chosen(names(v={"awake": ["big", "middle", "small"]}), **seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected", "others"),
+    [
+        ({}, ("big", Reason.FIRST), ["mid:low", "small"]),
+        ({"up": ("small",)}, ("big", Reason.FIRST), ["mid:low", "small"]),
+        ({"waits": {"big": None}}, ("mid:low", Reason.FIRST), ["small"]),
+        ({"waits": dict.fromkeys(MODELS)}, ("big", Reason.NONE_SERVES), ["mid:low", "small"]),
+    ],
+)
+def test_first(seen, expected, others):
+    what = names(v={"first": ["big", "mid:low", "small"]})
+    assert chosen(what, **seen) == expected
+    assert [target.name for target in what.resolve("v", Ask(), Seen(**seen)).others] == others
+
+
+LADDER = {"ladder": ["big", "mid", "small"], "floor": {"free": "small", "vip": "big", "*": "mid"}}
+
+
+@pytest.mark.parametrize(
+    ("role", "seen", "expected"),
+    [
+        (None, {"up": ("mid", "small")}, ("mid", Reason.AWAKE)),
+        (None, {"up": ("big", "mid")}, ("big", Reason.AWAKE)),
+        # below the floor it does not count that it is awake
+        (None, {"up": ("small",)}, ("big", Reason.SHORTEST_WAIT)),
+        ("free", {"up": ("small",)}, ("small", Reason.AWAKE)),
+        ("vip", {"up": ("small", "mid")}, ("big", Reason.SHORTEST_WAIT)),
+        ("unheard-of", {"up": ("small",)}, ("big", Reason.SHORTEST_WAIT)),
+        ("free", {"waits": {"big": 9, "mid": 3, "small": 5}}, ("mid", Reason.SHORTEST_WAIT)),
+        ("free", {"waits": {"big": 9, "mid": None, "small": 5}}, ("small", Reason.SHORTEST_WAIT)),
+        # of equal waits the smaller switch, then the better rung
+        ("free", {"costs": {"small": 1}}, ("small", Reason.SHORTEST_WAIT)),
+        ("free", {}, ("big", Reason.SHORTEST_WAIT)),
+        ("free", {"waits": dict.fromkeys(MODELS)}, ("big", Reason.NONE_SERVES)),
+    ],
+)
+def test_ladder(role, seen, expected):
+    assert chosen(names(v=LADDER), ask=Ask(role=role), **seen) == expected
+
+
+def test_a_ladder_without_a_floor_goes_down_to_its_last_rung():
+    what = names(v={"ladder": list(MODELS), "floor": {"vip": "big"}})
+    assert chosen(what, up=("small",)) == ("small", Reason.AWAKE)
+    assert chosen(what, ask=Ask(role="vip"), up=("small",)) == ("big", Reason.SHORTEST_WAIT)
+
+
+SPLIT = {"split": {"big": 90, "small": 10}}
+
+
+def test_split_by_dice_where_nothing_else_decides():
+    what = names(v=SPLIT)
+    draws = Counter(chosen(what, ask=Ask(draw=n / 1000)) for n in range(1000))
+    assert draws == {("big", Reason.SPLIT): 900, ("small", Reason.SPLIT): 100}
+
+
+@pytest.mark.parametrize(("sticky", "by"), [("key", "key"), ("conversation", "conversation")])
+def test_split_stays_with_a_key_or_a_conversation(sticky, by):
+    what = names(v={**SPLIT, "sticky": sticky}, w={**SPLIT, "sticky": sticky})
+    first = [chosen(what, ask=Ask(**{by: str(n)}, draw=0.99)) for n in range(2000)]
+    assert first == [chosen(what, ask=Ask(**{by: str(n)}, draw=0.0)) for n in range(2000)]
+    assert 120 < Counter(first)["small", Reason.SPLIT] < 280
+    # Two splits do not give the same callers the short end.
+    assert first != [chosen(what, "w", ask=Ask(**{by: str(n)})) for n in range(2000)]
+
+
+def test_without_a_key_a_split_stays_with_the_conversation():
+    what = names(v={**SPLIT, "sticky": "key"})
+    ask = Ask(conversation="c", draw=0.999)
+    assert {chosen(what, ask=ask), chosen(what, ask=Ask(conversation="c"))} == {chosen(what, ask=ask)}
+
+
+@pytest.mark.parametrize(
+    ("virtual", "seen", "keeps"),
+    [
+        ({"awake": ["big", "small"]}, {"up": ("big", "small")}, True),
+        ({"awake": ["big", "small"]}, {"up": ("big",)}, False),
+        ({"ladder": ["big", "small"]}, {"up": ("big", "small")}, True),
+        ({"ladder": ["big", "small"], "floor": {"*": "big"}}, {"up": ("big", "small")}, False),
+        ({"first": ["big", "small"]}, {}, True),
+        ({"first": ["big", "small"]}, {"waits": {"small": None}}, False),
+        ({"split": {"big": 1, "small": 1e-9}}, {}, True),
+        ({"awake": ["big", "mid"]}, {"up": ("big", "small")}, False),
+        ({"awake": ["big", "inner"]}, {"up": ("big", "small")}, True),
+    ],
+)
+def test_a_conversation_keeps_its_target_as_long_as_that_serves(virtual, seen, keeps):
+    what = names(v=virtual, inner={"first": ["small"]})
+    name, reason = chosen(what, ask=Ask(conversation="c", kept=Target("small")), **seen)
+    assert (name, reason is Reason.CONVERSATION) == (("small", True) if keeps else ("big", False))
+
+
+def test_after_a_kept_target_come_those_behind_it():
+    what = names(v={"first": ["big", "mid", "small"]})
+    found = what.resolve("v", Ask(kept=Target("mid")), Seen())
+    assert [target.name for target in found.others] == ["small"]
+
+
+def test_virtual_models_within_virtual_models():
+    what = names(v={"awake": ["inner", "small"]}, inner={"ladder": ["big", "mid:low"]})
+    found = what.resolve("v", Ask(), Seen(up=("mid",)))
+    assert found.target == Target("mid", "mid:low")
+    assert found.reason is Reason.AWAKE
+    assert found.way == ("v", "inner", "mid:low")
+    assert [target.name for target in what.targets("v")] == ["big", "mid:low", "small"]
+    assert what.resolve("v", Ask(), Seen(up=("small",))).way == ("v", "small")
+
+
+CHOICES = st.sampled_from(["awake", "first", "ladder", "split"])
+
+
+@given(
+    CHOICES,
+    st.permutations([*MODELS, "mid:low"]),
+    st.sets(st.sampled_from(MODELS)),
+    st.sets(st.sampled_from(MODELS)),
+    st.sampled_from([None, *(Target(name) for name in MODELS)]),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_what_is_chosen_is_a_target_and_is_not_refused_while_another_is_not(kind, order, up, full, kept, draw):
+    up -= full
+    virtual = {kind: dict.fromkeys(order, 1) if kind == "split" else list(order)}
+    seen = Seen(up=tuple(up), waits=dict.fromkeys(full))
+    found = names(v=virtual).resolve("v", Ask(kept=kept, draw=draw), seen)
+    assert found.target in names(v=virtual).targets("v")
+    assert found.way[0] == "v"
+    assert found.way[-1] == found.target.name
+    if kind != "split" and full != set(MODELS):
+        assert found.target.model not in full
+        assert kind == "first" or not up or found.target.model in up
