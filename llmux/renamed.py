@@ -16,7 +16,13 @@ from types import ModuleType
 
 RENAMED: Mapping[str, str] = {
     "llmux.admin.page": "llmux.admin.routes",
+    "llmux.cli.bystander": "llmux.cli.hook_probes",
     "llmux.cli.commands": "llmux.cli.command_tree",
+    "llmux.cli.exit_codes": "llmux.cli.terminal",
+    "llmux.cli.hook_findings": "llmux.cli.hook_check",
+    "llmux.cli.logs": "llmux.cli.history",
+    "llmux.cli.requests": "llmux.cli.history",
+    "llmux.cli.tables": "llmux.cli.terminal",
     "llmux.config.explain": "llmux.config.problems",
     "llmux.config.forward": "llmux.config.access",
     "llmux.config.interpolate": "llmux.config.load",

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.exit_codes import Exit
 from llmux.cli.options import DEFAULT_CONFIG
-from llmux.cli.terminal import complain, say
+from llmux.cli.terminal import Exit, complain, say
 from llmux.config import Config, ConfigErrors
 from llmux.config.checks import operators
 from llmux.errors import LLMuxError

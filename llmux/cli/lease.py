@@ -16,7 +16,6 @@ from urllib.parse import quote
 import typer
 
 from llmux.cli.api_models import Leased, SeenStatus
-from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.options import (
     DEFAULT_URL,
     ForOption,
@@ -27,7 +26,7 @@ from llmux.cli.options import (
     UrlOption,
 )
 from llmux.cli.remote import Remote, speak
-from llmux.cli.terminal import complain
+from llmux.cli.terminal import CommandError, Exit, complain
 
 LEASE = "/llmux/lease"
 LOOK_EVERY = 0.2  # seconds

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from llmux.cli.api_models import Commanded
-from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.options import (
     DEFAULT_URL,
     ForOption,
@@ -26,7 +25,7 @@ from llmux.cli.options import (
     UrlOption,
 )
 from llmux.cli.remote import Event, Remote, speak
-from llmux.cli.terminal import terminal
+from llmux.cli.terminal import CommandError, Exit, terminal
 
 
 class Mode(enum.StrEnum):

@@ -22,8 +22,7 @@ import typer
 
 from llmux import control
 from llmux.cli.api_models import Commanded, decode
-from llmux.cli.exit_codes import CommandError, Exit
-from llmux.cli.terminal import complain
+from llmux.cli.terminal import CommandError, Exit, complain
 
 UNIX = "unix:"  # the address of a socket
 KEYS = ("LLMUX_ADMIN_KEY", "LLMUX_API_KEY")

@@ -10,9 +10,8 @@ from pathlib import Path
 import typer
 
 from llmux.cli.check import load_config, summary
-from llmux.cli.exit_codes import Exit
 from llmux.cli.options import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
-from llmux.cli.terminal import complain, terminal
+from llmux.cli.terminal import Exit, complain, terminal
 from llmux.config import Config
 from llmux.errors import LLMuxError
 from llmux.observability.log import configure

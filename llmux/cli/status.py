@@ -13,11 +13,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.api_models import SeenLease, SeenModel, SeenStatus, SeenSwitch
-from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
-from llmux.cli.tables import Column, FittingTable
-from llmux.cli.terminal import complain, terminal
+from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]
 EveryOption = Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")]

@@ -1,23 +1,66 @@
-"""Writing for people: names, paths and messages are printed as they are.
+"""Writing for people, and the exit codes: names, paths and messages are printed as they are.
 
 Standard input, output and error may be closed, full, or in an encoding that lacks a letter; `usable_streams`
-copes with that. Only what draws tables takes rich: `console` imports it.
+copes with that. Tables fit the terminal: columns are left out before a name or a phase is broken. Only what draws
+tables takes rich: `terminal` imports it.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
+from llmux.errors import LLMuxError
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.text import Text
+
+
+class Exit(enum.IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    UNREACHABLE = 1
+    USAGE = 2
+    NOT_ALLOWED = 3
+    NO_SUCH_MODEL = 4
+    REFUSED = 5
+    FAILED = 6
+    TIMED_OUT = 7
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+MEANINGS: dict[Exit, str] = {
+    Exit.DONE: "done",
+    Exit.UNREACHABLE: "no llmux of this version answers there",
+    Exit.USAGE: "the command line, or a value in it, is invalid",
+    Exit.NOT_ALLOWED: "the key is missing or wrong, or llmux has no `admin_key` and lets in no command from here",
+    Exit.NO_SUCH_MODEL: "no model of that name",
+    Exit.REFUSED: "cannot be now: another switch is under way, another model pinned, or the GPU leased",
+    Exit.FAILED: "it was tried and failed: the model did not wake, or would not sleep",
+    Exit.TIMED_OUT: "not within `--timeout`; a switch goes on by itself, a lease is given back",
+    Exit.INTERRUPTED: "Ctrl-C",
+    Exit.TERMINATED: "TERM",
+}
+
+
+class CommandError(LLMuxError):
+    """A command cannot do what was asked; ``exit`` is its exit code."""
+
+    def __init__(self, exit_code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.exit = exit_code
+
 
 FAILURE = 1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -68,3 +111,76 @@ def _give_up() -> None:
     # What is still buffered would fail again, with a traceback, at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(FAILURE)
+
+
+REMARKS = 24  # cells that a column of sentences takes at least; else they stand below the table
+_BORDER = 3  # cells between two columns
+
+
+class Column(NamedTuple):
+    """One column. ``drop``: which are left out first where there is no room, from 1 on; 0: never."""
+
+    title: str
+    right: bool = False
+    drop: int = 0
+
+
+class FittingTable:
+    """A table of short texts, and perhaps a sentence for each row, as wide as the terminal at most.
+
+    ``remarks`` are as many as rows; where the sentences have no room beside the others they follow below, each
+    after the row's first cell.
+    """
+
+    def __init__(
+        self, columns: Sequence[Column], rows: Sequence[Sequence[Text]], remarks: Sequence[str] = ()
+    ) -> None:
+        self._columns = columns
+        self._rows = rows
+        self._remarks = remarks
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield the table, and the remarks that have no room in it."""
+        from rich.table import Table  # noqa: PLC0415 - as above
+        from rich.text import Text  # noqa: PLC0415
+
+        del console
+        shown, left = self.fit(options.max_width)
+        beside = any(self._remarks) and left >= REMARKS
+        table = Table()
+        for number in shown:
+            column = self._columns[number]
+            # Only a first cell that alone is too wide for the terminal is broken.
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                no_wrap=left >= 0 or number != shown[0],
+                overflow="fold",
+            )
+        if beside:
+            table.add_column("remarks", overflow="fold")
+        for place, row in enumerate(self._rows):
+            table.add_row(*(row[number] for number in shown), *([Text(self._remarks[place])] if beside else []))
+        yield table
+        if not beside:
+            for row, remark in zip(self._rows, self._remarks, strict=False):
+                if remark:
+                    yield Text(f"{row[0].plain}: {remark}")
+
+    def fit(self, width: int) -> tuple[list[int], int]:
+        """Return the columns that are shown, and the cells that are left beside them; below 0: too few."""
+        widths = [
+            max([len(column.title), *(row[number].cell_len for row in self._rows)])
+            for number, column in enumerate(self._columns)
+        ]
+        shown = list(range(len(self._columns)))
+
+        def left() -> int:
+            return width - 1 - sum(widths[number] + _BORDER for number in shown)
+
+        for number in sorted(shown, key=lambda number: self._columns[number].drop):
+            if left() >= 0:
+                break
+            if self._columns[number].drop:
+                shown.remove(number)
+        return shown, left() - _BORDER

@@ -16,11 +16,10 @@ from rich.live import Live
 from rich.text import Text
 
 from llmux.cli.api_models import Gpu, SeenGpus, SeenStatus
-from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.options import DEFAULT_URL, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 from llmux.cli.status import head, models
-from llmux.cli.terminal import terminal
+from llmux.cli.terminal import CommandError, Exit, terminal
 
 SHORTEST = 0.1  # seconds between two looks that give a rate
 AGAIN = 1.0  # seconds until llmux is sought again

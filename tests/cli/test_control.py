@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from llmux import control
-from llmux.cli.exit_codes import CommandError, Exit
 from llmux.cli.remote import connection
+from llmux.cli.terminal import CommandError, Exit
 from tests.harness.ports import free_port
 
 LLMUX = [sys.executable, "-m", "llmux"]

@@ -15,8 +15,8 @@ import yaml
 from typer.testing import CliRunner
 
 from examples.quickstart.tiny_gguf import cached
-from llmux.cli import app, bystander, hook_check
-from llmux.cli.hook_findings import REPAIRS, WARNINGS, Wrong
+from llmux.cli import app, hook_check, hook_probes
+from llmux.cli.hook_check import REPAIRS, WARNINGS, Wrong
 from llmux.config import Config
 from llmux.observability.state_file import StateFile
 from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
@@ -107,7 +107,7 @@ verify)
 esac
 """
 
-LAST_PID = bystander._LAST_PID
+LAST_PID = hook_probes._LAST_PID
 
 MORE = {
     Wrong.WAKE_TOO_EARLY: {"DELAY": "0.6"},
@@ -125,7 +125,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PATH", with_tools()["PATH"])
     monkeypatch.setattr(hook_check, "LINGER", 30.0)
-    monkeypatch.setattr(bystander, "_LAST_PID", Path("/proc/version"))  # as for a user without rights
+    monkeypatch.setattr(hook_probes, "_LAST_PID", Path("/proc/version"))  # as for a user without rights
     monkeypatch.setattr(hook_check, "MEMORY_PATIENCE", 0.2)
     (tmp_path / "engine.py").write_text(ENGINE)
     (tmp_path / "hook.sh").write_text(HOOK)
@@ -136,7 +136,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def numbers(folder, monkeypatch):  # noqa: ARG001 - which takes them away
     """Numbers can be given away, and by one test at a time: those that run beside it get the next ones."""
-    monkeypatch.setattr(bystander, "_LAST_PID", LAST_PID)
+    monkeypatch.setattr(hook_probes, "_LAST_PID", LAST_PID)
     with (Path(tempfile.gettempdir()) / "llmux-tests-numbers.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -191,7 +191,7 @@ def test_a_good_hook_is_not_found_fault_with(folder, configure, script):
 def numbers_can_be_given() -> bool:
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    with bystander.bystander(process.pid) as other:
+    with hook_probes.bystander(process.pid) as other:
         return other is not None
 
 

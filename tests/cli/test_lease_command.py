@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmux.cli.exit_codes import Exit
+from llmux.cli.terminal import Exit
 from tests.cli.invoking import CLEAN
 from tests.server.house import HOST, until
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from llmux.cli.exit_codes import MEANINGS, Exit
+from llmux.cli.terminal import MEANINGS, Exit
 from llmux.core.effects import LeaseSet
 from tests.cli.invoking import answered, llmux, said
 from tests.harness.ports import free_port

@@ -6,8 +6,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from llmux.cli.exit_codes import Exit
-from llmux.cli.tables import Column, FittingTable
+from llmux.cli.terminal import Column, Exit, FittingTable
 from tests.cli.invoking import answered, llmux, said
 from tests.server.house import held, until
 

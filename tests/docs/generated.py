@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from llmux import errors
-from llmux.cli.exit_codes import MEANINGS
+from llmux.cli.terminal import MEANINGS
 from llmux.config.reference import settings_table
 from llmux.core.deciding import LADDER, STOPPING, Rule
 from llmux.core.effects import Refusal
