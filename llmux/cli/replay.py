@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.table import Table
@@ -34,13 +35,16 @@ def run(file: Path | None, recorded: Recorded | None, policies: Sequence[str] | 
     return 0 if found.exact else DIFFERENT
 
 
-def recorded_policy(recorded: Recorded) -> Mapping[str, Policy]:
-    """Load the policy that was in force when the record was written, by the name it is shown under."""
+def labelled(use: str, options: Mapping[str, Any]) -> str:
+    """Return what a policy with its options is called in a table."""
+    return f"{use}:{','.join(f'{key}={value}' for key, value in options.items())}" if options else use
+
+
+def recorded_policy(recorded: Recorded) -> tuple[str, Callable[[], Policy]]:
+    """Return what loads the policy that was in force when the record was written, and what that is called."""
     used = recorded.start["policy"]
-    name = used["use"]
-    if used["options"]:
-        name += ":" + ",".join(f"{key}={value}" for key, value in used["options"].items())
-    return {name: load_policy(used["use"], used["options"], Path())}
+    use, options = used["use"], used["options"]
+    return labelled(use, options), lambda: load_policy(use, options, Path())
 
 
 def _document(found: Comparison) -> dict[str, object]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, Self
 
@@ -15,26 +16,27 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from llmux.cli import replay
-from llmux.cli.replay import recorded_policy
+from llmux.cli import what_if as what_ifs
 from llmux.cli.terminal import complain, terminal
+from llmux.config import Config
 from llmux.config.durations import parse_duration
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
-from llmux.simulator.closed import models_of, parse_closed, with_closed
+from llmux.simulator.closed import Closed, models_of, parse_closed, with_closed
 from llmux.simulator.cost_matrix import CostMatrix, parse_costs
 from llmux.simulator.engine_model import EngineModel, Engines, parse_engines
 from llmux.simulator.fitting import UNSEEN, Fit
-from llmux.simulator.misjudged import Misjudged
 from llmux.simulator.plot import plot
 from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
-from llmux.simulator.run import Outcome, Scene, simulate
+from llmux.simulator.run import Outcome, Scene
 from llmux.simulator.statistics import SLO, Statistics, recommend, statistics_of
 from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate, parse_load
 from llmux.simulator.trace import Trace, TraceError, is_record, read_trace
 
 USAGE = 2
+NARROW = 14  # characters: longer names take more room
 ABREAST = 4  # policies in one table: wider ones break on a terminal of 80 columns
 COMPARED = ("fifo", "idle", "adaptive")
 COST = "10s"
@@ -54,6 +56,7 @@ ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
     ("answered per hour", lambda each: f"{each.per_hour:.0f}"),
     ("within the SLO", lambda each: f"{each.slo:.0%}"),
 )
+AWAKE = ("models awake", lambda each: f"{each.awake:.1f}")
 
 
 def _duration(text: str) -> float:
@@ -168,6 +171,24 @@ def run(
     onoff: OnOffOption = None,
     agents: AgentsOption = None,
     closed: ClosedOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Of llmux: capacity, GPUs, groups, levels, policy and each model's settings are this file's.",
+        ),
+    ] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if",
+            metavar="capacity=32GiB|cost=÷3|…",
+            help="A column with this setting of the configuration, or with dearer or cheaper switches; may be"
+            " repeated.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the generated traffic.")] = 1,
     misjudge: Annotated[
         float,
@@ -186,43 +207,49 @@ def run(
         recorded = read_recorded(trace) if trace is not None and is_record(trace) else None
         if exact:
             raise typer.Exit(replay.run(trace, recorded, policy, as_json=as_json))
-        fits = recorded.fits() if recorded is not None else None
-        users = None if closed is None else parse_closed(closed)
-        traffic = _traffic(trace, loads, until, seed, recorded, fits, alone=users is None)
+        fits = recorded.fits() if recorded else None
+        plan = Config.from_file(config) if config else None
+        traffic, users = _traffic(trace, loads, until, seed, recorded, fits, closed)
         traffic = traffic and _part(traffic, stretch, top, _duration(start), until)
-        given = _given(recorded, policy, cost, max_wait)
+        traffic = traffic and what_ifs.onto(traffic, plan, generated=trace is None)
+        asked = _asked(users, traffic, plan)
         usual = EngineModel(slots, decode, prefill, slowdown)
         fitted = None if fits is None else {name: each.engine for name, each in fits.items()}
-        asked = models_of(users, traffic) if users else []
         engines = parse_engines(engine or [], usual, {*(traffic.models if traffic else ()), *asked}, fitted)
         if users is not None:
             until = until or _last(traffic) or GENERATED
-            traffic = with_closed(traffic, users, until, seed, engines)
+            traffic = with_closed(traffic, users, until, seed, engines, asked)
         assert traffic is not None
-        outcomes: dict[str, Outcome] = {}
+        given = _given(recorded, plan, cost, max_wait)
+        settings = {"policy.max_wait": max_wait, "policy.anticipate": anticipate or None}
+        bench = what_ifs.Bench(
+            traffic,
+            engines,
+            until,
+            given.costs,
+            replace(given.rules, anticipate=given.rules.anticipate or anticipate),
+            given.scene,
+            misjudge,
+            config,
+            {key: value for key, value in settings.items() if value is not None},
+        )
+        changes = [what_ifs.parse_change(text) for text in what_if or ()]
+        policies = _policies(policy, recorded, plan, one=bool(changes))
         with _Bar(traffic, until, show=not as_json) as bar:
-            for name, each in given.policies.items():
-                judge = each if misjudge == 1.0 else Misjudged(each, misjudge)
-                outcomes[name] = simulate(
-                    traffic,
-                    judge,
-                    given.costs,
-                    engine=engines,
-                    rules=replace(given.rules, anticipate=True) if anticipate else given.rules,
-                    horizon=until,
-                    progress=bar.begin(name),
-                    scene=given.scene,
-                )
+            columns = bench.columns(policies, changes, bar.begin)
         if picture is not None:
-            plot(outcomes, picture)
+            plot(columns.outcomes, picture)
     except (LLMuxError, *SENSELESS) as error:
         _fail(_in_words(error, recorded))
-    _tell_overruled(outcomes)
-    results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in outcomes.items()}
+    _tell_overruled(columns.outcomes)
+    results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in columns.outcomes.items()}
     if as_json:
-        typer.echo(json.dumps({"policies": {name: each.as_json() for name, each in results.items()}}, indent=2))
+        typer.echo(json.dumps(columns.document(results), indent=2))
     else:
-        _print(traffic, outcomes, results, engines, fits, _duration(slo))
+        _print(
+            _Shown(traffic, columns.outcomes, results, engines, fits, _duration(slo), plan, given),
+            columns.verdicts(results),
+        )
 
 
 def _in_words(error: Exception, recorded: Recorded | None) -> str:
@@ -247,25 +274,42 @@ def _tell_overruled(outcomes: Mapping[str, Outcome]) -> None:
 
 
 class _Given(NamedTuple):
-    """What a record says where the command line does not."""
+    """What a record or a configuration says where the command line does not."""
 
-    policies: Mapping[str, Policy]
     costs: CostMatrix
+    costs_from: str
     rules: Rules
     scene: Scene | None
 
 
-def _given(recorded: Recorded | None, policy: list[str] | None, cost: str | None, max_wait: str | None) -> _Given:
-    policies = _policies(policy or list(COMPARED))
-    rules, costs, scene = Rules(), None, None
+def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max_wait: str | None) -> _Given:
+    rules, scene = Rules(), None
+    costs, costs_from = None, f"--cost {cost or COST}"
     if recorded is not None:
         rules, scene = recorded.rules, recorded.scene()
-        costs = recorded.costs if cost is None else None
-        if not policy:
-            policies = {**recorded_policy(recorded), **policies}
+        if cost is None and (costs := recorded.costs) is not None:
+            costs_from = "measured, as recorded"
+    elif plan is not None and cost is None and (costs := what_ifs.known_costs(plan)) is not None:
+        costs_from = f"measured, {plan.state_path}"
+    if costs is None:
+        costs = parse_costs(cost or COST)
+    elif costs.default is None:
+        costs = replace(costs, default=parse_duration(COST))
     if max_wait is not None:
         rules = replace(rules, max_wait=_duration(max_wait))
-    return _Given(policies, costs or parse_costs(cost or COST), rules, scene)
+    return _Given(costs, costs_from, rules, scene)
+
+
+def _asked(users: Closed | None, beside: Trace | None, plan: Config | None) -> list[str]:
+    """Return the models that users ask."""
+    if users is None:
+        return []
+    if plan is None or beside is not None:
+        return models_of(users, beside)
+    names = list(plan.models)
+    if (users.models or 0) > len(names):
+        raise TraceError(f"--closed: models={users.models}, but the configuration has only {len(names)}")
+    return names[: users.models]
 
 
 def _last(traffic: Trace | None) -> float:
@@ -290,31 +334,58 @@ def _traffic(
     seed: int,
     recorded: Recorded | None,
     fits: Mapping[str, Fit] | None,
-    *,
-    alone: bool,
-) -> Trace | None:
-    """Return the traffic; None where only users ask (not ``alone``)."""
+    closed: str | None,
+) -> tuple[Trace | None, Closed | None]:
+    """Return the traffic that comes by itself, and the users that wait for their answers."""
+    users = None if closed is None else parse_closed(closed)
     wanted = [(kind, text) for kind, text in loads.items() if text is not None]
     given = (trace is not None) + len(wanted)
-    if given > 1 or (alone and not given):
+    if given > 1 or (users is None and not given):
         raise TraceError("give a trace, or one of --poisson, --onoff, --agents and --closed")
     if not given:
-        return None
+        return None, users
     if recorded is not None:
-        return recorded.fitted_trace(fits or {})
+        return recorded.fitted_trace(fits or {}), users
     if trace is not None:
-        return read_trace(trace)
-    return generate(parse_load(*wanted[0]), until or GENERATED, seed)
+        return read_trace(trace), users
+    return generate(parse_load(*wanted[0]), until or GENERATED, seed), users
 
 
-def _policies(texts: list[str]) -> dict[str, Policy]:
-    """Load the policies; each is called by its name, or by the whole text where a name comes twice."""
-    split = [_split(text) for text in texts]
+def _policies(
+    texts: list[str] | None, recorded: Recorded | None, plan: Config | None, *, one: bool
+) -> dict[str, what_ifs.MakePolicy]:
+    """Return what makes the policies; each is called by its name, or by the whole text where a name comes twice.
+
+    Without ``texts``: that of the configuration or the record, and, unless ``one`` is enough, the usual ones.
+    """
+    makers: dict[str, what_ifs.MakePolicy] = {}
+    if not texts and plan is not None:
+        makers[replay.labelled(plan.policy.use, plan.policy.options)] = _configured_policy
+    elif not texts and recorded is not None:
+        name, make = replay.recorded_policy(recorded)
+        makers[name] = lambda _config: make()
+    if texts:
+        wanted = texts
+    elif one:
+        wanted = [] if makers else ["adaptive"]
+    else:
+        wanted = list(COMPARED)
+    split = [_split(text) for text in wanted]
     names = [name for name, _ in split]
-    return {
-        name if names.count(name) == 1 else text: load_policy(name, options, Path())
-        for text, (name, options) in zip(texts, split, strict=True)
-    }
+    for text, (name, options) in zip(wanted, split, strict=True):
+        label = name if names.count(name) == 1 else text
+        makers.setdefault(label, partial(_load, name, options))
+        _load(name, options, None)  # what cannot be loaded is said before anything runs
+    return makers
+
+
+def _load(name: str, options: Mapping[str, Any], _config: Config | None) -> Policy:
+    return load_policy(name, options, Path())
+
+
+def _configured_policy(config: Config | None) -> Policy:
+    assert config is not None
+    return load_policy(config.policy.use, config.policy.options, config.folder)
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
@@ -374,44 +445,78 @@ def _engine(name: str, found: Fit, engine: EngineModel) -> str:
     return f"{text} (fitted to {len(found.alone)} answers, at most {found.most} in flight)"
 
 
-def _print(
-    traffic: Trace,
-    outcomes: Mapping[str, Outcome],
-    results: Mapping[str, Statistics],
-    engines: Engines,
-    fits: Mapping[str, Fit] | None,
-    slo: float,
-) -> None:
+class _Shown(NamedTuple):
+    """What the table is of."""
+
+    traffic: Trace
+    outcomes: Mapping[str, Outcome]
+    results: Mapping[str, Statistics]
+    engines: Engines
+    fits: Mapping[str, Fit] | None
+    slo: float
+    plan: Config | None
+    given: _Given
+
+
+def _print(shown: _Shown, verdicts: list[str]) -> None:
     console = terminal()
-    end = max(outcome.end for outcome in outcomes.values())
-    load = f"{engines.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
-    if traffic.closed_loop:
-        load = "some of which wait for the answers to others"
-    if fits is not None:
-        load = "answers take as long as they were recorded to, longer or shorter with others beside them"
-    closed = traffic.closed_loop
-    requests = max(each.requests for each in results.values()) if closed else len(traffic.jobs)
-    console.print(
-        f"{traffic.name}: {'at most ' if closed else ''}{requests} requests,"
-        f" {len(traffic.models)} models, {end:.0f} s, {load}",
-        highlight=False,
-        markup=False,
-    )
-    for name, each in (fits or {}).items():
-        console.print(_engine(name, each, engines.of(name)), highlight=False, markup=False)
+    results = shown.results
+    console.print(_of_what(shown), highlight=False, markup=False)
+    for name, each in (shown.fits or {}).items():
+        console.print(_engine(name, each, shown.engines.of(name)), highlight=False, markup=False)
+    if shown.plan is not None:
+        for line in _of_plan(shown.plan, shown.given, shown.outcomes):
+            console.print(line, highlight=False, markup=False)
     names = list(results)
-    for begin in range(0, len(names), ABREAST):
-        abreast = names[begin : begin + ABREAST]
+    rows = ROWS if shown.plan is None else (*ROWS, AWAKE)
+    abreast_at_most = ABREAST if max(map(len, names)) <= NARROW else ABREAST - 1
+    for begin in range(0, len(names), abreast_at_most):
+        abreast = names[begin : begin + abreast_at_most]
         table = Table("seconds", *abreast)
         for column in table.columns[1:]:
             column.justify = "right"
-        for title, show in ROWS:
+        for title, show in rows:
             table.add_row(title, *(show(results[name]) for name in abreast))
         console.print(table)
-    console.print(f"SLO: the first token within {slo:g} s of the request's arrival (--slo)", highlight=False)
+    console.print(f"SLO: the first token within {shown.slo:g} s of the request's arrival (--slo)", highlight=False)
     for alike in _alike(results):
         console.print(f"{_listed(alike)}: no difference", highlight=False, markup=False)
-    console.print(str(recommend(results)))
+    if verdicts:
+        for words in verdicts:
+            console.print(words, highlight=False, markup=False)
+    else:
+        console.print(str(recommend(results)))
+
+
+def _of_what(shown: _Shown) -> str:
+    """Say in a line what was simulated."""
+    traffic = shown.traffic
+    end = max(outcome.end for outcome in shown.outcomes.values())
+    load = f"{shown.engines.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
+    if traffic.closed_loop:
+        load = "some of which wait for the answers to others"
+    if shown.fits is not None:
+        load = "answers take as long as they were recorded to, longer or shorter with others beside them"
+    closed = traffic.closed_loop
+    requests = max(each.requests for each in shown.results.values()) if closed else len(traffic.jobs)
+    return (
+        f"{traffic.name}: {'at most ' if closed else ''}{requests} requests,"
+        f" {len(traffic.models)} models, {end:.0f} s, {load}"
+    )
+
+
+def _of_plan(plan: Config, given: _Given, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    """Say what of a configuration counts here, and what does not."""
+    yield f"{plan.file and plan.file.name}: {what_ifs.residency(plan)}; costs: {given.costs_from}"
+    if useless := what_ifs.unknown_prefetch(plan, given.costs):
+        yield f"what the prefetch of {', '.join(useless)} saves is not known; add `prefetch:` to a file for --cost"
+    if plan.policy.request_timeout is not None:
+        yield "request_timeout does not count here: what is rejected would not show in the waits"
+    for name, outcome in outcomes.items():
+        if outcome.refused:
+            yield f"{name}: {outcome.refused} requests were rejected, as their models could not be woken in time"
+        if outcome.cut:
+            yield f"{name}: {outcome.cut} answers were cut by drain_timeout; they count as not answered"
 
 
 def _alike(results: Mapping[str, Statistics]) -> list[list[str]]:

@@ -89,8 +89,10 @@ def fill(text: str, environ: Mapping[str, str]) -> str:
 M = TypeVar("M", bound=BaseModel)
 
 
-def load(schema: type[M], file: FilePath, environ: Mapping[str, str]) -> M:
-    """Read ``file`` and validate it as ``schema``.
+def load(
+    schema: type[M], file: FilePath, environ: Mapping[str, str], changed: Mapping[Path, Any] | None = None
+) -> M:
+    """Read ``file`` and validate it as ``schema``, with the settings ``changed`` by their paths.
 
     Raises:
         ConfigErrors: everything that is wrong with it.
@@ -104,6 +106,8 @@ def load(schema: type[M], file: FilePath, environ: Mapping[str, str]) -> M:
         raise_all(problems, file=str(file), lines=document.lines)
     data, unfilled = interpolate(document.data, environ)
     problems += unfilled
+    for path, value in (changed or {}).items():
+        _change(data, path, value)
     config = rest = None
     try:
         config = schema.model_validate(data)
@@ -121,6 +125,15 @@ def load(schema: type[M], file: FilePath, environ: Mapping[str, str]) -> M:
         raise
     assert config is not None  # raise_all did not
     return config
+
+
+def _change(data: Any, path: Path, value: Any) -> None:
+    for part in path[:-1]:
+        inner = data.get(part)
+        if not isinstance(inner, dict):
+            inner = data[part] = {}
+        data = inner
+    data[path[-1]] = value
 
 
 def _rest(schema: type[M], data: Mapping[str, Any], wrong: Iterable[Path]) -> M | None:

@@ -320,15 +320,23 @@ class Config(Section):
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        changed: Mapping[tuple[str | int, ...], Any] | None = None,
+    ) -> Self:
         """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
+
+        ``changed`` are settings, by their paths, that are other than in the file.
 
         Raises:
             ConfigErrors: everything that is wrong with it.
 
         """
         file = Path(path)
-        config = load(cls, file, os.environ if environ is None else environ)
+        config = load(cls, file, os.environ if environ is None else environ, changed)
         config._file = file.absolute()  # noqa: SLF001
         config._folder = file.absolute().parent  # noqa: SLF001
         return config

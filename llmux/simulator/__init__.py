@@ -13,6 +13,8 @@ the ones that run in production, and a policy is asked exactly as it is there.
 - ``engine_model``  how fast an engine works: streams share it, each advances by the same number of tokens;
 - ``cost_matrix``   what a switch costs in each direction;
 - ``run``           one run: events in, effects out, a clock that jumps;
+- ``residency``     runs under a configuration's rules, in which several models may be awake, and levels matter;
+- ``paired``        whether one run is better than another by more than chance;
 - ``statistics``    what came of it: waits, times to the first token, shares of time; and which policy to use, in
                     words; ``plot`` draws it.
 """

@@ -88,8 +88,15 @@ def models_of(load: Closed, beside: Trace | None) -> list[str]:
     return names[: load.models]
 
 
-def with_closed(beside: Trace | None, load: Closed, horizon: float, seed: int, engines: Engines) -> Trace:
-    """Return the other traffic and the users' requests in one trace.
+def with_closed(
+    beside: Trace | None,
+    load: Closed,
+    horizon: float,
+    seed: int,
+    engines: Engines,
+    names: Sequence[str] | None = None,
+) -> Trace:
+    """Return the other traffic and the users' requests, for the models ``names``, in one trace.
 
     There are enough of them for ``horizon`` seconds even if none ever waits. Their sizes are drawn from those of
     the other traffic for the same model; without any they are like chat traffic.
@@ -98,7 +105,7 @@ def with_closed(beside: Trace | None, load: Closed, horizon: float, seed: int, e
         TraceError: there are not so many models, or far too many requests.
 
     """
-    names = models_of(load, beside)
+    names = names or models_of(load, beside)
     sizes = _sizes(beside, names)
     jobs = list(beside.jobs) if beside is not None else []
     for user in range(load.users):

@@ -8,6 +8,8 @@ From one duration for all (``10s``), from a YAML or JSON file, or from llmux's o
 - a list of ``{from: A, to: B, seconds: 5}``, as ``switch_costs`` in ``/llmux/status``;
 - the state file, whose averages are taken.
 
+A sleep or wake may be given by level, as ``{wake: {MODEL: {ram: 1s, disk: 12s}}}``, and beside them
+``prefetch: {MODEL: duration}``: how long a prefetch takes, and by how much a wake is shorter after it.
 ``default: duration`` may be added to the mappings; without it a direction that is missing is an error.
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -25,6 +27,8 @@ from llmux.core.costs import SwitchCosts
 from llmux.simulator.trace import TraceError
 
 Pairs = Mapping[tuple[str, str], float]
+Key = TypeVar("Key")
+HALVES = frozenset({"sleep", "wake", "prefetch"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,23 @@ class CostMatrix:
     pairs: Pairs = field(default_factory=dict)
     sleeps: Mapping[str, float] = field(default_factory=dict)
     wakes: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[tuple[str, str, str], float] = field(default_factory=dict)  # (sleep or wake, model, level)
+    prefetches: Mapping[str, float] = field(default_factory=dict)
+
+    def scaled(self, factor: float) -> CostMatrix:
+        """Return the same costs, ``factor`` times as large."""
+
+        def times(known: Mapping[Key, float]) -> dict[Key, float]:
+            return {key: seconds * factor for key, seconds in known.items()}
+
+        return CostMatrix(
+            None if self.default is None else self.default * factor,
+            times(self.pairs),
+            times(self.sleeps),
+            times(self.wakes),
+            times(self.levels),
+            times(self.prefetches),
+        )
 
     def of(self, source: str, target: str) -> float:
         """Return the seconds of a switch from ``source`` to ``target``.
@@ -99,9 +120,12 @@ def _from_mapping(path: Path, data: dict[Any, Any]) -> CostMatrix:
     default = _seconds(data.pop("default"), f"{path}: default") if "default" in data else None
     if {"models", "costs"} == data.keys():
         return CostMatrix(default, _grid(path, data["models"], data["costs"]))
-    if data and data.keys() <= {"sleep", "wake"}:
-        sleeps, wakes = (_halves(path, half, data.get(half, {})) for half in ("sleep", "wake"))
-        return CostMatrix(default, {}, sleeps, wakes)
+    if data and data.keys() <= HALVES:
+        levels: dict[tuple[str, str, str], float] = {}
+        sleeps, wakes, prefetches = (
+            _halves(path, half, data.get(half, {}), levels) for half in ("sleep", "wake", "prefetch")
+        )
+        return CostMatrix(default, {}, sleeps, wakes, levels, prefetches)
     pairs: dict[tuple[str, str], float] = {}
     for source, row in data.items():
         if not isinstance(row, Mapping):
@@ -122,10 +146,24 @@ def _grid(path: Path, models: Any, rows: Any) -> Pairs:
     }
 
 
-def _halves(path: Path, half: str, data: Any) -> dict[str, float]:
+def _halves(path: Path, half: str, data: Any, levels: dict[tuple[str, str, str], float]) -> dict[str, float]:
+    """Return the seconds by model; of one that gives them by level the least, and the others in ``levels``."""
     if not isinstance(data, Mapping):
         raise TraceError(f"{path}: {half}: is no mapping of models to durations")
-    return {str(model): _seconds(value, f"{path}: {half}.{model}") for model, value in data.items()}
+    found: dict[str, float] = {}
+    for model, value in data.items():
+        where = f"{path}: {half}.{model}"
+        if not isinstance(value, Mapping):
+            found[str(model)] = _seconds(value, where)
+            continue
+        if half == "prefetch" or not value:
+            raise TraceError(
+                f"{where}: must be a duration{'' if half == 'prefetch' else ', or one for each level'}"
+            )
+        by_level = {str(level): _seconds(seconds, f"{where}.{level}") for level, seconds in value.items()}
+        levels.update({(half, str(model), level): seconds for level, seconds in by_level.items()})
+        found[str(model)] = min(by_level.values())
+    return found
 
 
 def _has_source(row: object) -> bool:
@@ -148,10 +186,12 @@ def _from_state(path: Path, data: Any) -> CostMatrix:
     mean = sum(pairs.values()) / len(pairs) if pairs else None
     sleeps = {name: average.seconds for name, average in costs.sleeps.items()}
     wakes = {name: average.seconds for name, average in costs.wakes.items()}
-    for name, _, half, seconds, _ in costs.level_rows():
+    levels: dict[tuple[str, str, str], float] = {}
+    for name, level, half, seconds, _ in costs.level_rows():
+        levels[half, name, level] = seconds
         known = wakes if half == "wake" else sleeps
         known[name] = min(seconds, known.get(name, seconds))  # the lightest sleep, which is the usual
-    return CostMatrix(mean, pairs, sleeps, wakes)
+    return CostMatrix(mean, pairs, sleeps, wakes, levels)
 
 
 def _seconds(value: Any, where: str) -> float:

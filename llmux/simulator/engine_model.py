@@ -206,6 +206,22 @@ class Serving:
             self.speed = self.rates[len(self.streams)]
         return index
 
+    def cut(self, index: int, time: float) -> None:
+        """Take out a job before its end, if it is there."""
+        self.made += (time - self.time) * self.speed
+        self.time = time
+        self.waiting = deque(each for each in self.waiting if each[0] != index)
+        left = [each for each in self.streams if each[1] != index]
+        if len(left) == len(self.streams):
+            return
+        self.streams[:] = left
+        heapq.heapify(self.streams)
+        self.first_tokens = [each for each in self.first_tokens if each[1] != index or each[0] <= self.made]
+        self.history.append((self.made, time))
+        self.speed = self.rates[len(left)]
+        if self.waiting:
+            self._begin(*self.waiting.popleft())
+
     def _begin(self, index: int, job: Job) -> None:
         made, engine = self.made, self.engine
         heapq.heappush(self.streams, (made + engine.work(job), index))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
         raise TraceError("--plot needs matplotlib: pip install 'llmux[plot]'") from None
-    figure: Any = Figure(figsize=(10, 4 + 0.6 * len(outcomes)), layout="constrained")
+    row = 1.0 if any(outcome.residency for outcome in outcomes.values()) else 0.6  # inches
+    figure: Any = Figure(figsize=(10, 4 + row * len(outcomes)), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, height_ratios=[4, 1 + 0.6 * len(outcomes)])
+    upper, lower = figure.subplots(2, 1, height_ratios=[4, 1 + row * len(outcomes)])
     _waits(upper, outcomes)
     _strips(lower, outcomes)
     try:
@@ -60,6 +61,9 @@ def _strips(axes: Any, outcomes: Mapping[str, Outcome]) -> None:
     palette = colormaps["tab20"]
     colours = {model: palette(number % PALETTE) for number, model in enumerate(models)}
     for row, outcome in enumerate(outcomes.values()):
+        if outcome.residency:
+            _several(axes, row, outcome, models, colours)
+            continue
         for what, alpha in (("awake", 1.0), ("drain", DRAIN_ALPHA), ("switch", 1.0)):
             spans = [visit for visit in outcome.visits if visit.what == what and visit.model]
             axes.broken_barh(
@@ -70,7 +74,22 @@ def _strips(axes: Any, outcomes: Mapping[str, Outcome]) -> None:
             )
     axes.set_yticks(range(len(outcomes)), list(outcomes))
     axes.invert_yaxis()
-    axes.set_xlabel("seconds; pale: draining, dark: switching")
+    several = any(outcome.residency for outcome in outcomes.values())
+    axes.set_xlabel(
+        "seconds; a line for each model, dark: waking" if several else "seconds; pale: draining, dark: switching"
+    )
     axes.set_xlim(0, max(outcome.end for outcome in outcomes.values()))
     handles = [Patch(color=colours[model], label=model) for model in models[:12]]
     axes.legend(handles=handles, ncols=6, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.35))
+
+
+def _several(axes: Any, row: int, outcome: Outcome, models: Sequence[str], colours: Mapping[str, Any]) -> None:
+    """Draw a line for each model: when it was awake, beside which others, and when it was being woken."""
+    height = 0.84 / len(models)
+    for place, model in enumerate(models):
+        spans = [visit for visit in outcome.residency if visit.model == model]
+        axes.broken_barh(
+            [(visit.start, visit.end - visit.start) for visit in spans],
+            (row - 0.42 + place * height, height * 0.9),
+            facecolors=[SWITCH_COLOUR if visit.what == "switch" else colours[model] for visit in spans],
+        )

@@ -6,9 +6,10 @@ the one whose ``alive`` says yes at the start.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmux.core import Core
@@ -38,7 +39,14 @@ from llmux.simulator.engine_model import EngineModel, Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
 
 NEVER = float("inf")
-HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP = 2, 3, 4, 5, 6  # what happens next, besides arrivals and ends
+HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP, ACT = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+)  # what happens next, besides arrivals and ends
 REPORT_EVERY = 256  # events between two calls of ``progress``
 NOTED = frozenset({Reject, SwitchStarted, SwitchDrained, SwitchEnded, PolicyOverruled})
 UNBOUNDED = 1 << 40  # max_queued: what is rejected would not show in the waits
@@ -67,6 +75,9 @@ class Outcome:
     visits: list[Visit] = field(default_factory=list)
     switches: int = 0
     overruled: list[str] = field(default_factory=list)  # what the policy said that cannot be followed, once a kind
+    residency: list[Visit] = field(default_factory=list)  # of each model, where several may be awake
+    refused: int = 0  # requests that were rejected
+    cut: int = 0  # answers that were ended by ``drain_timeout``
 
 
 def simulate(
@@ -87,10 +98,18 @@ def simulate(
     """
     engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
     scene = scene or Scene.of(trace, engines)
-    collects = gc.isenabled()
-    gc.disable()  # a run makes no circles, but much that stays alive: to look for some only costs time
-    try:
+    costs.check(trace.models)
+    with undisturbed():
         return Run(trace, policy, costs, engines, _without_probes(rules or Rules()), horizon, scene).go(progress)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the garbage collector out: a run makes no circles, but much that stays alive, which costs it time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collects:
             gc.enable()
@@ -128,7 +147,7 @@ class Run:
         scene: Scene,
     ) -> None:
         names = trace.models
-        costs.check(names)
+        self.noted = NOTED
         self.jobs, self.costs = trace.jobs, costs
         self.serving = {name: Serving(engines.of(name)) for name in names}
         self.busy: list[Serving] = []  # those that have streams
@@ -150,7 +169,7 @@ class Run:
             (HOOK_ENDED, self.hooks),
             (FOLLOWS, self.spawned),
         )
-        if any(job.service is not None for job in trace.jobs):
+        if any(job.service is not None or job.patience is not None for job in trace.jobs):
             self.heaps = (*self.heaps, (SERVED, self.timed), (GAVE_UP, self.leaving))
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
         self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
@@ -245,10 +264,14 @@ class Run:
 
     def _answered(self, index: int) -> None:
         self.outcome.finished[index] = self.time
+        self._follow_up(index)
+        self._feed(RequestFinished(index))
+
+    def _follow_up(self, index: int) -> None:
+        """Let the job come that waits for the end of this one."""
         job = self.jobs[index]
         if job.successor is not None:
             heapq.heappush(self.spawned, (self.time + job.think, job.successor))
-        self._feed(RequestFinished(index))
 
     # ---- effects
 
@@ -261,7 +284,7 @@ class Run:
                     self._admit(effect.request)  # type: ignore[union-attr]
                 elif kind is RunHook:
                     self._run_hook(effect, pending)  # type: ignore[arg-type]
-                elif kind in NOTED:
+                elif kind in self.noted:
                     self._note(effect)
 
     def _admit(self, index: int) -> None:
@@ -295,6 +318,7 @@ class Run:
         kind = effect.__class__
         if kind is Reject:
             self.outcome.arrived[effect.request] = None  # type: ignore[union-attr]
+            self.outcome.refused += 1
         elif kind is SwitchStarted:
             self._stage(self.stage.model, "drain")
         elif kind is SwitchDrained:

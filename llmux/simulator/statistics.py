@@ -32,6 +32,7 @@ class Statistics:
     requests: int
     slo: float  # share of requests whose first token came within the objective
     per_hour: float  # requests answered per hour
+    awake: float = 1.0  # models that were awake at once, on average
 
     def as_json(self) -> dict[str, float | int]:
         """Return the values by name."""
@@ -45,6 +46,28 @@ def waits_of(outcome: Outcome) -> list[float]:
         for arrived, admitted in zip(outcome.arrived, outcome.admitted, strict=True)
         if arrived is not None
     ]
+
+
+def _awake(outcome: Outcome) -> float:
+    """Return the seconds in which models were awake, of all together."""
+    spans = outcome.residency or [visit for visit in outcome.visits if visit.model]
+    return sum(visit.end - visit.start for visit in spans if visit.what != "switch")
+
+
+def paired_waits(one: Outcome, other: Outcome) -> tuple[list[float], list[float]]:
+    """Return the waits in two runs of the requests that came in both, in the order in which they came in one."""
+    both = [
+        index
+        for index, (a, b) in enumerate(zip(one.arrived, other.arrived, strict=True))
+        if a is not None and b is not None
+    ]
+    both.sort(key=lambda index: one.arrived[index] or 0.0)
+    return [_wait(one, index) for index in both], [_wait(other, index) for index in both]
+
+
+def _wait(outcome: Outcome, index: int) -> float:
+    admitted, arrived = outcome.admitted[index], outcome.arrived[index]
+    return (outcome.end if admitted is None else admitted) - (arrived or 0.0)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -81,6 +104,7 @@ def statistics_of(outcome: Outcome, slo: float = SLO) -> Statistics:
         requests=count,
         slo=within / count if count else 1.0,
         per_hour=completed / end * 3600.0,
+        awake=_awake(outcome) / end,
     )
 
 

@@ -165,3 +165,9 @@ def test_a_policy_that_stays_put_is_overruled_only_when_idle():
 
     outcome = run([Job(0.0, "a", 0, 9), Job(1.0, "b", 0, 1)], Lazy())
     assert outcome.admitted[1] == 19.0
+
+
+def test_what_has_no_known_service_loses_its_patience_too():
+    jobs = [Job(0.0, "a", 0, 600), Job(1.0, "b", 0, 60, patience=2.0)]
+    outcome = simulate(Trace("", jobs), policy("idle"), CostMatrix(default=1.0))
+    assert outcome.arrived == [0.0, None]

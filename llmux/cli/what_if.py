@@ -1,0 +1,293 @@
+"""``llmux simulate --what-if``: what another setting, or a cheaper switch, would bring for this traffic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmux.config import Config
+from llmux.config.fields import format_size
+from llmux.core.policy import Policy
+from llmux.core.spec import HookKind, Rules
+from llmux.errors import ConfigError
+from llmux.simulator.cost_matrix import CostMatrix, read_costs
+from llmux.simulator.engine_model import Engines
+from llmux.simulator.misjudged import Misjudged
+from llmux.simulator.paired import compare
+from llmux.simulator.residency import simulate_configured
+from llmux.simulator.run import Outcome, Scene, simulate
+from llmux.simulator.statistics import Statistics, paired_waits
+from llmux.simulator.trace import Trace, TraceError
+
+COST = "cost"
+FACTOR = re.compile(r"\s*([÷/*\u00d7])\s*(\d+(?:\.\d+)?)\s*\Z")
+NEXT = re.compile(r",(?=[\w.\- ]+=)")
+HOW = "write capacity=32GiB, or any other setting as policy.min_active=30s, or cost=÷3 (cost=/3, cost=*3)"
+SURE = 0.95
+MakePolicy = Callable[[Config | None], Policy]
+"""Makes a policy anew, for each column its own; ``use`` of the configuration where that decides."""
+SLIGHT = 0.02  # share: less is no reason to buy anything
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is other than it is: settings of the configuration by their paths, and how costs are multiplied."""
+
+    text: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    factor: float = 1.0
+
+
+NONE = Change("")
+
+
+def parse_change(text: str) -> Change:
+    """Read ``capacity=32GiB,cost=÷3``.
+
+    Raises:
+        TraceError: it cannot be read; the message says what to write.
+
+    """
+    settings: dict[str, Any] = {}
+    factor = 1.0
+    for word in NEXT.split(text):
+        key, sign, value = word.partition("=")
+        key = key.strip()
+        if not sign or not key or not value.strip():
+            raise TraceError(f"--what-if {text}: {word!r} is no KEY=VALUE; {HOW}")
+        if key != COST:
+            settings[key] = _value(value)
+            continue
+        found = FACTOR.match(value)
+        number = float(found[2]) if found else 0.0
+        if found is None or number <= 0.0:
+            raise TraceError(
+                f"--what-if {text}: cost must be multiplied or divided, as cost=÷3, cost=/3 or cost=*2"
+            )
+        factor *= 1.0 / number if found[1] in "÷/" else number
+    return Change(text, settings, factor)
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What was simulated, by the name of the column; ``changed`` says which are others with a change."""
+
+    outcomes: Mapping[str, Outcome]
+    changed: Mapping[str, tuple[str, Change]]
+
+    def verdicts(self, results: Mapping[str, Statistics]) -> list[str]:
+        """Say what each change brings."""
+        return [
+            verdict(column, self.outcomes[name], self.outcomes[column], (results[name], results[column]))
+            for column, (name, _) in self.changed.items()
+        ]
+
+    def document(self, results: Mapping[str, Statistics]) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        policies = {name: each.as_json() for name, each in results.items() if name not in self.changed}
+        if not self.changed:
+            return {"policies": policies}
+        pairs = zip(self.changed.items(), self.verdicts(results), strict=True)
+        changes = [
+            {"policy": name, "change": change.text, **results[column].as_json(), "verdict": words}
+            for (column, (name, change)), words in pairs
+        ]
+        return {"policies": policies, "what_if": changes}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every column of the table has in common; a column is a policy, with or without a change."""
+
+    traffic: Trace
+    engines: Engines
+    horizon: float | None
+    costs: CostMatrix
+    rules: Rules
+    scene: Scene | None
+    misjudge: float = 1.0
+    config: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the configuration, from other options
+
+    def run(
+        self, make: MakePolicy, change: Change = NONE, progress: Callable[[float], None] | None = None
+    ) -> Outcome:
+        """Simulate one column.
+
+        Raises:
+            TraceError: the change cannot be made; says why.
+
+        """
+        config = None if self.config is None else self.configuration(change)
+        policy = make(config)
+        if self.misjudge != 1.0:
+            policy = Misjudged(policy, self.misjudge)
+        if config is not None:
+            return simulate_configured(
+                self.traffic,
+                config,
+                policy,
+                self.costs,
+                self.engines,
+                factor=change.factor,
+                horizon=self.horizon,
+                progress=progress,
+            )
+        if change.settings:
+            raise TraceError(
+                f"--what-if {change.text}: {next(iter(change.settings))} is a setting of a configuration; name"
+                " that, too: --config FILE"
+            )
+        return simulate(
+            self.traffic,
+            policy,
+            self.costs.scaled(change.factor),
+            engine=self.engines,
+            rules=self.rules,
+            horizon=self.horizon,
+            progress=progress,
+            scene=self.scene,
+        )
+
+    def columns(
+        self,
+        policies: Mapping[str, MakePolicy],
+        changes: Sequence[Change],
+        begin: Callable[[str], Callable[[float], None] | None],
+    ) -> Columns:
+        """Simulate every policy as it is, and with each change. ``begin`` is told of each column."""
+        outcomes: dict[str, Outcome] = {}
+        changed: dict[str, tuple[str, Change]] = {}
+        for name, make in policies.items():
+            outcomes[name] = self.run(make, progress=begin(name))
+            for change in changes:
+                column = change.text if len(policies) == 1 else f"{name}, {change.text}"
+                changed[column] = name, change
+                outcomes[column] = self.run(make, change, begin(column))
+        return Columns(outcomes, changed)
+
+    def configuration(self, change: Change = NONE) -> Config:
+        """Read the configuration as it would be with a change.
+
+        Raises:
+            ConfigError: it cannot be used as it is.
+            TraceError: a changed setting is unknown or cannot have this value, or does not go with the others.
+
+        """
+        assert self.config is not None
+        plain = Config.from_file(self.config)
+        try:
+            changed = {_path(key, plain): value for key, value in {**self.settings, **change.settings}.items()}
+            return Config.from_file(self.config, changed=changed) if changed else plain
+        except ConfigError as error:
+            raise TraceError(f"--what-if {change.text}: {error}") from None
+
+
+def _path(key: str, config: Config) -> tuple[str | int, ...]:
+    """Return the path of a setting; names of models may have dots in them."""
+    first, _, rest = key.partition(".")
+    if first != "models" or not rest:
+        return tuple(key.split("."))
+    names = [name for name in config.models if rest.startswith(f"{name}.")]
+    if not names:
+        known = ", ".join(config.models)
+        raise ConfigError(f"{key!r} names no setting of a model; write models.NAME.SETTING, NAME one of {known}")
+    name = max(names, key=len)
+    return first, name, *rest[len(name) + 1 :].split(".")
+
+
+def verdict(change: str, plain: Outcome, other: Outcome, results: tuple[Statistics, Statistics]) -> str:
+    """Say in words what a change brings, and whether that is more than chance."""
+    before, after = results
+    found = compare(*paired_waits(plain, other))
+    text = (
+        f"{change}: a request waits {after.mean_wait:.1f} s on average instead of {before.mean_wait:.1f} s"
+        f"{_share(after.mean_wait, before.mean_wait)}, at the 99th percentile {after.p99_wait:.1f} s instead of"
+        f" {before.p99_wait:.1f} s{_share(after.p99_wait, before.p99_wait)}; {after.switches} switches instead of"
+        f" {before.switches}."
+    )
+    if abs(found.gain) < SLIGHT or before.mean_wait == after.mean_wait:
+        return f"{text} It makes no difference to speak of."
+    if found.sure >= SURE:
+        return f"{text} It helps."
+    if found.sure <= 1.0 - SURE:
+        return f"{text} It does harm."
+    return f"{text} This traffic is too short, or too uneven, to say that this is more than chance."
+
+
+def _share(after: float, before: float) -> str:
+    return f" ({after / before - 1.0:+.0%})" if before > 0.0 and round(after / before, 2) != 1.0 else ""
+
+
+# ---- what a configuration says
+
+
+def known_costs(config: Config) -> CostMatrix | None:
+    """Return what the state file of a configuration says its switches took; None where it says nothing."""
+    try:
+        path = config.state_path
+    except ConfigError:
+        return None
+    if path is None or not path.is_file():
+        return None
+    costs = read_costs(path)
+    return costs if costs.pairs or costs.wakes else None
+
+
+def onto(traffic: Trace, config: Config | None, *, generated: bool) -> Trace:
+    """Return the traffic for the models of a configuration; as it is without one.
+
+    A trace may name models or their aliases; of generated traffic the first model is the configuration's first.
+
+    Raises:
+        TraceError: a name is not one of the configuration's, or there are more of them than models.
+
+    """
+    if config is None:
+        return traffic
+    names: Mapping[str, str] = config.names
+    if generated:
+        made = sorted(traffic.models, key=lambda name: (len(name), name))
+        if len(made) > len(config.models):
+            raise TraceError(
+                f"{traffic.name}: asks for {len(made)} models, the configuration has {len(config.models)};"
+                f" write models={len(config.models)}"
+            )
+        names = dict(zip(made, config.models, strict=False))
+    stray = sorted({job.model for job in traffic.jobs} - set(names))
+    if stray:
+        raise TraceError(
+            f"{traffic.name}: asks for {', '.join(map(repr, stray[:5]))}, which the configuration does not have;"
+            f" add {'it as a model or an alias' if len(stray) == 1 else 'them as models or aliases'}"
+        )
+    return replace(traffic, jobs=[replace(job, model=names[job.model]) for job in traffic.jobs])
+
+
+def residency(config: Config) -> str:
+    """Say which models may be awake together."""
+    if config.gpus is not None:
+        return "GPUs of " + ", ".join(format_size(size) for size in config.gpus.values())
+    if config.capacity is not None:
+        return f"capacity {format_size(config.capacity)}"
+    return "groups" if config.groups else "one model at a time"
+
+
+def unknown_prefetch(config: Config, costs: CostMatrix) -> list[str]:
+    """Return the models whose prefetch hook is not known to save anything."""
+    return [
+        name
+        for name, model in config.models.items()
+        if HookKind.PREFETCH in model.scripts and name not in costs.prefetches
+    ]

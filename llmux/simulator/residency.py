@@ -1,0 +1,197 @@
+"""Runs with a configuration's own rules: memory, groups, sleep levels, prefetch, and the settings of each model.
+
+Which models are awake together, what has to leave and how deeply it sleeps, the production core decides, as it
+does everywhere. What is told here is how long each hook takes, so that every hook of a switch has its own time:
+sleeps in parallel, then the wake, and a prefetch beside the drain that shortens it.
+
+A run begins with every model asleep. Requests are not rejected for ``max_queued`` or ``request_timeout``: what
+is rejected would not show in the waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from llmux.config import Config, first_costs, to_specs
+from llmux.core.effects import CancelRequests, Effect, KillHook, ModelActivated, ModelDeactivated, RunHook
+from llmux.core.events import Event, HookFinished, RequestFinished
+from llmux.core.policy import Policy
+from llmux.core.spec import HookKind, Rules
+from llmux.simulator.cost_matrix import CostMatrix
+from llmux.simulator.engine_model import Engines
+from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, undisturbed
+from llmux.simulator.trace import Trace, TraceError
+
+NO_HALVES: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class HookSeconds:
+    """How long hooks take. What ``costs`` does not say of a model, ``guesses`` (wake, sleep) do; in seconds.
+
+    A model's wake and sleep at a level are taken as they were measured, or given, at that level; else as without
+    levels. Where only a whole switch is known, all of it is spent in the wake.
+    """
+
+    costs: CostMatrix
+    guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def sleep(self, model: str, level: str) -> float:
+        """Return the seconds of a sleep hook, its verify included."""
+        known = self.costs.levels.get(("sleep", model, level), self.costs.sleeps.get(model))
+        if known is None:
+            known = self.guesses.get(model, NO_HALVES)[1]
+        return known or 0.0
+
+    def wake(self, model: str, level: str, sources: tuple[str, ...]) -> float:
+        """Return the seconds of a wake hook after ``sources`` have been put to sleep."""
+        known = self.costs.levels.get(("wake", model, level))
+        if known is not None:
+            return known
+        if len(sources) == 1 and not level and (sources[0], model) in self.costs.pairs:
+            return max(0.0, self.costs.pairs[sources[0], model] - self.sleep(sources[0], ""))
+        known = self.costs.wakes.get(model)
+        if known is None:
+            known = self.guesses.get(model, NO_HALVES)[0]
+        if known is None:
+            known = self.costs.default
+        if known is None:
+            raise TraceError(f"no cost is given for a wake of {model!r}; add it to `wake:`, or `default:`")
+        return known
+
+    def prefetch(self, model: str) -> float:
+        """Return the seconds that a prefetch hook takes, and by which a wake after it is shorter."""
+        return self.costs.prefetches.get(model, 0.0)
+
+
+def simulate_configured(
+    trace: Trace,
+    config: Config,
+    policy: Policy,
+    costs: CostMatrix,
+    engines: Engines,
+    *,
+    factor: float = 1.0,
+    horizon: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Run ``trace``, whose models are the configuration's, under its rules and ``policy``.
+
+    All hooks take ``factor`` times as long as ``costs`` and the configuration's first guesses say.
+
+    Raises:
+        TraceError: it asks for a model that the configuration does not have, or a cost is missing.
+
+    """
+    specs, rules = to_specs(config)
+    known = {spec.name for spec in specs}
+    stray = next((name for name in trace.models if name not in known), None)
+    if stray is not None:
+        raise TraceError(f"{trace.name}: asks for {stray!r}, which is not one of the configuration's models")
+    guesses = {
+        name: (_times(wake, factor), _times(sleep, factor)) for name, (wake, sleep) in first_costs(config).items()
+    }
+    scene = Scene([replace(spec, max_queued=UNBOUNDED) for spec in specs], frozenset())
+    rules = replace(rules, request_timeout=None, alive_every=0.0, manual=False)
+    run = _ConfiguredRun(trace, policy, HookSeconds(costs.scaled(factor), guesses), engines, rules, horizon, scene)
+    run.core.state.costs.guesses = guesses
+    with undisturbed():
+        return run.go(progress)
+
+
+def _times(seconds: float | None, factor: float) -> float | None:
+    return None if seconds is None else seconds * factor
+
+
+class _ConfiguredRun(Run):
+    """A run in which several models may be awake, and every hook takes its own time."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        policy: Policy,
+        times: HookSeconds,
+        engines: Engines,
+        rules: Rules,
+        horizon: float | None,
+        scene: Scene,
+    ) -> None:
+        super().__init__(trace, policy, times.costs, engines, rules, horizon, scene)
+        self.times = times
+        self.noted = NOTED | {KillHook, ModelActivated, ModelDeactivated, CancelRequests}
+        self.awake: dict[str, float] = {}  # since when
+        self.waking: dict[str, float] = {}  # since when
+        self.prefetching: dict[str, float] = {}  # since when, beside a switch
+        self.cut: list[tuple[float, int]] = []  # heap of (time, job): answers that were ended
+        self.heaps = (*self.heaps, (ACT, self.cut))
+
+    # ---- hooks
+
+    def _run_hook(self, effect: RunHook, pending: list[Event]) -> None:
+        match effect.kind:
+            case HookKind.WAKE:
+                self.waking[effect.model] = self.time
+                seconds = self.times.wake(effect.model, effect.level, effect.sources)
+                begun = self.prefetching.pop(effect.model, None)
+                if begun is not None:
+                    seconds = max(0.0, seconds - min(self.time - begun, self.times.prefetch(effect.model)))
+            case HookKind.SLEEP:
+                seconds = self.times.sleep(effect.model, effect.level)
+            case HookKind.PREFETCH:
+                self.prefetching[effect.model] = self.time
+                seconds = self.times.prefetch(effect.model)
+            case HookKind.ALIVE:
+                pending.append(HookFinished(effect.hook, ok=effect.model in self.awake))
+                return
+            case _:
+                pending.append(HookFinished(effect.hook, ok=True))
+                return
+        heapq.heappush(self.hooks, (self.time + seconds, effect.hook))
+
+    # ---- what is told
+
+    def _note(self, effect: Effect) -> None:
+        match effect:
+            case KillHook():
+                self.failing.add(effect.hook)
+                self.hooks[:] = [(0.0 if hook == effect.hook else end, hook) for end, hook in self.hooks]
+                heapq.heapify(self.hooks)
+            case ModelActivated():
+                self._stretch(self.waking, effect.model, "switch")
+                self.awake[effect.model] = self.time
+            case ModelDeactivated():
+                self._stretch(self.awake, effect.model, "awake")
+            case CancelRequests():
+                self._cut(effect)
+            case _:
+                super()._note(effect)
+
+    def _cut(self, effect: CancelRequests) -> None:
+        serving = self.serving[effect.model]
+        for index in effect.requests:
+            serving.cut(index, self.time)
+            self.timed[:] = [each for each in self.timed if each[1] != index]
+            heapq.heappush(self.cut, (self.time, index))
+        heapq.heapify(self.timed)
+        if not serving.streams and serving in self.busy:
+            self.busy.remove(serving)
+
+    def _act(self) -> None:
+        """End an answer whose time is up; a user asks again after an error, too."""
+        index = heapq.heappop(self.cut)[1]
+        self.outcome.cut += 1
+        self._follow_up(index)
+        self._feed(RequestFinished(index))
+
+    def _stretch(self, since: dict[str, float], model: str, what: str) -> None:
+        begun = since.pop(model, None)
+        if begun is not None and self.time > begun:
+            self.outcome.residency.append(Visit(begun, self.time, model, what))
+
+    def _end(self) -> Outcome:
+        outcome = super()._end()
+        for model in list(self.awake):
+            self._stretch(self.awake, model, "awake")
+        return outcome
