@@ -356,6 +356,8 @@ class Twin:
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {}
+REWORDED = (("for which nobody waits", "for which no request waits"),)
+"""What is said in other words now."""
 
 
 def written(effect: Any) -> tuple[Any, ...]:
@@ -364,7 +366,10 @@ def written(effect: Any) -> tuple[Any, ...]:
     fields = _FIELDS.get(kind)
     if fields is None:
         fields = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
-    return kind.__name__, *[getattr(effect, name) for name in fields]
+    values = [getattr(effect, name) for name in fields]
+    for then, now in REWORDED:
+        values = [value.replace(then, now) if isinstance(value, str) else value for value in values]
+    return kind.__name__, *values
 
 
 def main() -> int:
