@@ -136,23 +136,14 @@ def blocked(s: State, model: Model) -> Block | None:
         return leased(s, s.lease)
     if model.removed:
         return removed(model)
-    if model.phase in UNBLOCKED:
-        return None
-    if model.phase is Phase.FAULTED or model.wake_backoff.failures:
-        failing = _failing(s, model)
-        if failing is not None:
-            return failing
-    return None if placement.can_be_had(s, model) else obstacle(s, model)
-
-
-def _failing(s: State, model: Model) -> Block | None:
     if model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now):
-        message = f"model {model.name!r} could not be put to sleep: {model.last_error}"
-        return Refusal.FAULTED, message, model.sleep_backoff.remaining(s.now)
-    if model.wake_backoff.active(s.now):
-        message = f"model {model.name!r} failed to wake: {model.last_error}"
-        return Refusal.BACKING_OFF, message, model.wake_backoff.remaining(s.now)
-    return None
+        return Refusal.FAULTED, *_would_not_sleep(s, model)
+    failing = model.wake_backoff.active(s.now)
+    if model.phase in UNBLOCKED or (not failing and placement.can_be_had(s, model)):
+        return None
+    message = f"model {model.name!r} failed to wake: {model.last_error}"
+    left = model.wake_backoff.remaining(s.now)
+    return (Refusal.BACKING_OFF, message, left) if failing else obstacle(s, model)
 
 
 def time_left(s: State, until: float | None) -> float:
@@ -184,9 +175,12 @@ def obstacle(s: State, model: Model) -> Block:
             left = time_left(s, other.pin.until)
             return Refusal.PINNED, because(f"model {other.name!r} is pinned", other.pin.reason), left
     worst = max(obstacles, key=lambda other: other.sleep_backoff.until)
-    left = worst.sleep_backoff.remaining(s.now)
-    refusal = Refusal.FAULTED if worst.phase is Phase.FAULTED else Refusal.SLEEP_FAILED
-    return refusal, f"model {worst.name!r} could not be put to sleep: {worst.last_error}", left
+    return Refusal.FAULTED if worst.phase is Phase.FAULTED else Refusal.SLEEP_FAILED, *_would_not_sleep(s, worst)
+
+
+def _would_not_sleep(s: State, model: Model) -> tuple[str, float]:
+    words = f"model {model.name!r} could not be put to sleep: {model.last_error}"
+    return words, model.sleep_backoff.remaining(s.now)
 
 
 def expected_wait(s: State, model: Model) -> float:

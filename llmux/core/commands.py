@@ -43,7 +43,6 @@ def carry_out(s: State, event: Any) -> None:
 
 
 def _wake(s: State, event: ev.ActivationRequested) -> Switch | None:
-    """Wake a model whether or not a request waits for it."""
     model, switch = _target(s, event.model), s.switch
     if s.lease is not None:
         raise RefusedError(admission.leased(s, s.lease)[1])
@@ -62,7 +61,6 @@ def _wake(s: State, event: ev.ActivationRequested) -> Switch | None:
 
 
 def _sleep(s: State, event: ev.SleepRequested) -> Switch | None:
-    """Put a model to sleep once it has drained."""
     model = _target(s, event.model)
     if model.pin is not None:
         raise RefusedError(admission.because(f"model {model.name!r} is pinned", model.pin.reason))
@@ -77,7 +75,6 @@ def _sleep(s: State, event: ev.SleepRequested) -> Switch | None:
 
 
 def _reset(s: State, event: ev.ResetRequested) -> None:
-    """Forget a model's failures: the operator has repaired it by hand."""
     model = _target(s, event.model)
     if s.switch is not None and (model is s.switch.target or model in s.switch.leaving):
         raise _busy(s.switch)
@@ -99,7 +96,6 @@ def forget_failures(model: Model) -> None:
 
 
 def _pin(s: State, event: ev.PinChanged) -> Switch | None:
-    """Keep a model awake, or let it go again."""
     model = _target(s, event.model)
     if event.pinned and (rivals := _pinned_rivals(s, model)):
         raise RefusedError(rivals)
@@ -115,12 +111,10 @@ def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason
     """Set or clear a pin, and reject what it excludes."""
     model.pin = Pin(until, reason) if pinned else None
     s.movable_from = max(math.inf if other.pinned else other.sleep_backoff.until for other in s.models.values())
-    if pinned and until is not None:
-        s.timers.set((Timer.PIN, model.name), until)
-    else:
-        s.timers.cancel((Timer.PIN, model.name))
+    until = until if pinned else None
+    s.timers.set((Timer.PIN, model.name), until)
     s.maintenance_due = True
-    s.out.append(fx.PinSet(model.name, pinned, until if pinned else None, reason))
+    s.out.append(fx.PinSet(model.name, pinned, until, reason))
     admission.sweep(s)
     switch = s.switch
     if switch is None:
@@ -134,7 +128,6 @@ def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason
 
 
 def _lease(s: State, event: ev.LeaseChanged) -> Switch | None:
-    """Lend the whole GPU, renew the lease, or take the GPU back."""
     _looked(s)
     if s.lease is None:
         if event.renew or not event.leased:
@@ -163,10 +156,7 @@ def _grant(s: State, event: ev.LeaseChanged) -> None:
 
 def _begin_lease(s: State, lease: Lease) -> None:
     s.lease = lease
-    if lease.until is not None:
-        s.timers.set(Timer.LEASE, lease.until)
-    else:
-        s.timers.cancel(Timer.LEASE)
+    s.timers.set(Timer.LEASE, lease.until)
     s.maintenance_due = True
     s.out.append(fx.LeaseSet(True, lease.until, lease.reason, lease.waits))
     if not lease.waits:
@@ -202,7 +192,6 @@ def tell_lease_held(s: State) -> None:
 
 
 def _manual(s: State, event: ev.ManualChanged) -> Switch | None:
-    """Leave all switching to operators, or to the policy again."""
     _looked(s)
     set_manual(s, manual=event.manual)
     return s.switch

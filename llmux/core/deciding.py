@@ -221,9 +221,11 @@ def _fits(s: State, model: Model) -> bool:
 
 def _default(s: State, _: Moment) -> bool:
     """After ``default_after`` seconds without requests the default model comes back."""
-    due, s.default_due = s.default_due, False
     model = s.models.get(s.rules.default_model or "")
-    if not due or model is None or model.phase not in AWAY or not _free_to_wake(model):
+    if s.idle_since is None or s.idle_since + s.rules.default_after > s.now:
+        return False
+    s.idle_since = math.inf  # once in each such time
+    if model is None or model.phase not in AWAY or not _free_to_wake(model):
         return False
     leaving = placement.who_leaves(s, model)
     displaces = leaving is None or any(other.spec.keep_awake for other in leaving)
@@ -328,4 +330,3 @@ def forget_idle(s: State) -> None:
     """It is not idle, or has to begin anew."""
     s.timers.cancel(Timer.DEFAULT)
     s.idle_since = None
-    s.default_due = False

@@ -65,13 +65,13 @@ def probe(s: State, model: Model) -> None:
         model.probe.hook = s.run_hook(model, HookKind.ALIVE)
 
 
-def suspect(s: State, model: Model, *, refused: bool) -> None:
+def suspect(s: State, model: Model | None, *, refused: bool) -> None:
     """Have ``alive`` confirm at once that an engine is gone.
 
     After a refused connection nothing is admitted until it has spoken. What drains is not put to sleep before:
     whether the engine still is there decides what a failed sleep hook means.
     """
-    if model.phase not in (Phase.AWAKE, Phase.DRAINING) or s.stopping:
+    if model is None or model.phase not in (Phase.AWAKE, Phase.DRAINING) or s.stopping:
         return
     if refused or model.phase is Phase.DRAINING:
         model.probe.suspected = True

@@ -74,7 +74,8 @@ def at_stake(leaving: Iterable[Model], target: Model) -> dict[str, str]:
 def _plan(s: State, coming: Iterable[Model], movable: Mapping[Model, Sequence[Level]]) -> dict[Model, Level]:
     """Say at which level each sleeps of those that come and of those that sleep already and may go deeper.
 
-    Whatever else sleeps keeps its place; what goes deeper has left its old one once the others begin to.
+    Whatever else sleeps keeps its place; what goes deeper has left its old one once the others begin to. The least
+    likely go deeper first: no request waits, rarely asked for, not used for long.
     """
     forced = {m: m.running.levels[-1] for m in coming if m.running.levels and not _has_choice(m)}
     options = {**movable, **{m: _open_to(m) for m in coming if m.running.levels and m not in forced}}
@@ -85,7 +86,9 @@ def _plan(s: State, coming: Iterable[Model], movable: Mapping[Model, Sequence[Le
         if model not in options:
             level = forced.get(model) or (movable and model.deepening) or model.level
             room -= level.host_memory if level else 0
-    return forced | _choose(s, options, room)
+    likely = sorted(options, key=lambda m: (bool(m.queue), m.arrival_rate(s.now), m.last_used, -m.order))
+    steps = plan([Sleeper(m.name, tuple(level.host_memory for level in options[m])) for m in likely], room)
+    return forced | {model: options[model][steps[model.name]] for model in likely}
 
 
 def make_room(s: State, coming: Sequence[Model] = ()) -> None:
@@ -158,17 +161,6 @@ def deepened(s: State, run: HookRun, *, ok: bool, detail: str) -> None:
 def _deepen(s: State, model: Model, level: Level) -> None:
     model.deepening = level
     s.move(model, Trigger.DEEPEN)
-
-
-def _choose(s: State, options: Mapping[Model, Sequence[Level]], room: int) -> dict[Model, Level]:
-    """Plan for these models, the least likely first: no request waits, rarely asked for, not used for long."""
-
-    def likelihood(model: Model) -> tuple[bool, float, float, int]:
-        return bool(model.queue), model.arrival_rate(s.now), model.last_used, -model.order
-
-    likely = sorted(options, key=likelihood)
-    steps = plan([Sleeper(m.name, tuple(level.host_memory for level in options[m])) for m in likely], room)
-    return {model: options[model][steps[model.name]] for model in likely}
 
 
 def _has_choice(model: Model) -> bool:

@@ -192,12 +192,6 @@ def _request_returned(s: State, event: ev.RequestReturned) -> None:
 # ---- engines and hooks
 
 
-def _engine_lost(s: State, event: ev.EngineLost) -> None:
-    model = s.models.get(event.model)
-    if model is not None:
-        health_checks.suspect(s, model, refused=event.refused)
-
-
 def _hook_finished(s: State, event: ev.HookFinished) -> None:
     run = s.hooks.pop(event.hook, None)
     if run is None:
@@ -240,10 +234,6 @@ def _deadline_reached(s: State, _event: ev.DeadlineReached) -> None:
         s.maintenance_due = s.maintenance_due or timer not in _NO_MAINTENANCE
 
 
-def _default_is_due(s: State, _subject: None) -> None:
-    s.default_due = True
-
-
 def _waiter_timed_out(s: State, name: str) -> None:
     model = s.models[name]
     admission.timed_out(s, model)
@@ -253,7 +243,6 @@ def _waiter_timed_out(s: State, name: str) -> None:
 # For the others the rules look for themselves whether it is time.
 _TIMERS: Mapping[object, Callable[[State, Any], None]] = {
     Timer.DRAIN: lambda s, _: switching.drain_deadline(s),
-    Timer.DEFAULT: _default_is_due,
     Timer.LEASE: lambda s, _: commands.end_lease(s),
     Timer.GRACE: lambda s, _: lifecycle.grace_over(s),
     Timer.HOOK: lambda s, hook: s.kill_hook(s.hooks[hook], "timeout"),
@@ -271,7 +260,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any], None]] = {
     ev.RequestFinished: _request_finished,
     ev.RequestAbandoned: _request_abandoned,
     ev.RequestReturned: _request_returned,
-    ev.EngineLost: _engine_lost,
+    ev.EngineLost: lambda s, event: health_checks.suspect(s, s.models.get(event.model), refused=event.refused),
     ev.HookFinished: _hook_finished,
     ev.DeadlineReached: _deadline_reached,
     ev.Started: lifecycle.started,

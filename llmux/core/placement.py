@@ -97,66 +97,60 @@ def leaving(
     may_stay: list[str] = []
     for name in sorted(movable):
         (may_stay if fits([*kept, holders[name]], capacity) else gone).append(name)
-    search = _Search(kept, {name: holders[name] for name in may_stay}, capacity, cost)
-    gone += search.best() if len(may_stay) <= EXACT else search.greedy()
+    search = _cheapest if len(may_stay) <= EXACT else _greedy
+    gone += search(kept, {name: holders[name] for name in may_stay}, capacity, {n: cost(n) for n in may_stay})
     return tuple(sorted(gone))
 
 
-class _Search:
-    """Which of some models, each of which fits beside those that stay, have to leave."""
+# Which of some models, each of which fits beside those that stay, have to leave. The models are sorted by name.
 
-    def __init__(
-        self, stay: list[ModelSpec], models: Mapping[str, ModelSpec], capacity: Memory | None, cost: Price
-    ) -> None:
-        self.stay, self.models, self.capacity = stay, models, capacity
-        self.names = list(models)  # sorted
-        self.costs = {name: cost(name) for name in models}
-        alone = capacity is None
-        self.foes = {
-            name: {
-                other for other in models if other != name and not _companions(one, models[other], grouped=alone)
-            }
-            for name, one in models.items()
-        }
 
-    def best(self) -> list[str]:
-        """Return the cheapest."""
-        found: tuple[Cost, int, list[str]] | None = None
-        # Depth first, sparing before leaving; what costs more than the best so far is cut off.
-        room = None if self.capacity is None else free(self.stay, self.capacity)
-        stack: list[tuple[int, list[str], dict[str, int] | None, Cost, list[str]]] = [(0, [], room, Cost(), [])]
-        while stack:
-            index, kept, room, cost, out = stack.pop()
-            if found is not None and (cost, len(out)) > found[:2]:
+def _cheapest(
+    stay: list[ModelSpec], models: Mapping[str, ModelSpec], capacity: Memory | None, costs: Mapping[str, Cost]
+) -> list[str]:
+    names, alone = list(models), capacity is None
+    foes = {
+        name: {other for other in names if other != name and not _companions(one, models[other], grouped=alone)}
+        for name, one in models.items()
+    }
+    found: tuple[Cost, int, list[str]] | None = None
+    # Depth first, sparing before leaving; what costs more than the best so far is cut off.
+    room = None if capacity is None else free(stay, capacity)
+    stack: list[tuple[int, list[str], dict[str, int] | None, Cost, list[str]]] = [(0, [], room, Cost(), [])]
+    while stack:
+        index, kept, room, cost, out = stack.pop()
+        if found is not None and (cost, len(out)) > found[:2]:
+            continue
+        if index == len(names):
+            found = (cost, len(out), out)  # of equals the later has the earlier name: it spared less early
+            continue
+        name = names[index]
+        more = costs[name]
+        total = Cost(cost.kept + more.kept, cost.busy + more.busy, cost.seconds + more.seconds)
+        stack.append((index + 1, kept, room, total, [*out, name]))
+        if not foes[name].isdisjoint(kept):
+            continue
+        if room is not None:
+            need = per_gpu(models[name].memory or 0)
+            room = {gpu: left - need.get(gpu, 0) for gpu, left in room.items()}
+            if min(room.values()) < 0:
                 continue
-            if index == len(self.names):
-                found = (cost, len(out), out)  # of equals the later has the earlier name: it spared less early
-                continue
-            name = self.names[index]
-            more = self.costs[name]
-            total = Cost(cost.kept + more.kept, cost.busy + more.busy, cost.seconds + more.seconds)
-            stack.append((index + 1, kept, room, total, [*out, name]))
-            if not self.foes[name].isdisjoint(kept):
-                continue
-            if room is not None:
-                need = per_gpu(self.models[name].memory or 0)
-                room = {gpu: left - need.get(gpu, 0) for gpu, left in room.items()}
-                if min(room.values()) < 0:
-                    continue
-            stack.append((index + 1, [*kept, name], room, cost, out))
-        assert found is not None  # with all of them gone the target fits
-        return found[2]
+        stack.append((index + 1, [*kept, name], room, cost, out))
+    assert found is not None  # with all of them gone the target fits
+    return found[2]
 
-    def greedy(self) -> list[str]:
-        """Return what is cheap enough for too many to try."""
-        kept, out = list(self.stay), []
-        for name in sorted(self.names, key=lambda name: (*(-part for part in self.costs[name]), name)):
-            staying = [*kept, self.models[name]]
-            if fits(staying, self.capacity):
-                kept = staying
-            else:
-                out.append(name)
-        return out
+
+def _greedy(
+    stay: list[ModelSpec], models: Mapping[str, ModelSpec], capacity: Memory | None, costs: Mapping[str, Cost]
+) -> list[str]:
+    """Spare the costliest first: there are too many to try all sets."""
+    kept, out = list(stay), []
+    for name in sorted(models, key=lambda name: (*(-part for part in costs[name]), name)):
+        if fits([*kept, models[name]], capacity):
+            kept.append(models[name])
+        else:
+            out.append(name)
+    return out
 
 
 # ---- in the state

@@ -49,7 +49,6 @@ class State:
         self.answer_ended = False  # the policy may be asked which model is likely to be next
         self.opened: list[Model] = []  # models that admit again
         self.idle_since: float | None = None  # nothing is served or waits, and there is a default model
-        self.default_due = False  # it has been so for long enough
         # What was found at the start.
         self.recorded: frozenset[str] = frozenset()
         self.recorded_levels: dict[str, str] = {}
@@ -111,10 +110,8 @@ class State:
 
     def schedule_probe(self, model: Model) -> None:
         """Set when ``alive`` is asked next."""
-        if self.rules.alive_every > 0 and not self.stopping:
-            self.timers.set((Timer.PROBE, model.name), self.now + self.rules.alive_every)
-        else:
-            self.timers.cancel((Timer.PROBE, model.name))
+        probes = self.rules.alive_every > 0 and not self.stopping
+        self.timers.set((Timer.PROBE, model.name), self.now + self.rules.alive_every if probes else None)
 
     def start_idle_clock(self, model: Model) -> None:
         """Start it if the model may sleep after a while without requests."""

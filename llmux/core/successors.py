@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 GROWTH = 1.1
@@ -32,13 +32,11 @@ class _Follower:
     seen: int
 
 
+@dataclass(slots=True)
 class _Row:
-    __slots__ = ("followers", "gain", "total")
-
-    def __init__(self) -> None:
-        self.followers: dict[str, _Follower] = {}
-        self.gain = 1.0
-        self.total = 0.0
+    followers: dict[str, _Follower] = field(default_factory=dict)
+    gain: float = 1.0
+    total: float = 0.0
 
     def add(self, model: str, delay: float) -> None:
         known = self.followers

@@ -236,13 +236,10 @@ def _enter_waking(s: State, switch: Switch) -> None:
     s.move(target, Trigger.WAKE)
 
 
-def _enter_failure(s: State, switch: Switch) -> None:
-    s.out.append(fx.SwitchFailed(switch.id, switch.sources, switch.to, switch.error))
-    _end(s, switch)
-
-
 def _end(s: State, switch: Switch) -> None:
     """Say how it ended, and what it cost, to all that learn from it."""
+    if switch.stage is Stage.FAILURE:
+        s.out.append(fx.SwitchFailed(switch.id, switch.sources, switch.to, switch.error))
     s.switch = None
     _end_prefetch(s, switch)
     s.maintenance_due = True
@@ -264,5 +261,5 @@ _ON_ENTER: Mapping[Stage, Callable[[State, Switch], None]] = {
     Stage.CLEANUP: _end_prefetch,
     Stage.SUCCESS: _end,
     Stage.ABANDONED: _end,
-    Stage.FAILURE: _enter_failure,
+    Stage.FAILURE: _end,
 }

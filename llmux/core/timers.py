@@ -45,8 +45,11 @@ class Timers:
     def __iter__(self) -> Iterator[tuple[Hashable, float]]:
         return ((key, when) for key, (when, _) in self._times.items())
 
-    def set(self, key: Hashable, when: float) -> None:
-        """Make ``key`` due at ``when``."""
+    def set(self, key: Hashable, when: float | None) -> None:
+        """Make ``key`` due at ``when``; None: never."""
+        if when is None:
+            self.cancel(key)
+            return
         self._serial += 1
         self._times[key] = (when, self._serial)
         heapq.heappush(self._heap, (when, self._serial, key))
