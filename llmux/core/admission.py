@@ -55,7 +55,7 @@ def arrived(s: State, event: RequestArrived) -> None:
 
 def is_open(s: State, model: Model) -> bool:
     """Whether a request for it would be admitted at once."""
-    if model.phase is not AWAKE or model.queue or not model.has_room or s.lease is not None:
+    if model.phase is not AWAKE or model.queue or s.lease is not None or not model.has_room:
         return False
     return s.lifecycle is READY or not s.stopping
 

@@ -234,7 +234,7 @@ def _target(s: State, name: str) -> Model:
     if model is None or model.removed:
         raise RefusedError(f"model {name!r} not found")
     _looked(s)
-    if not s.ready or any(s.in_phase(Phase.UNKNOWN)):
+    if not s.ready or s.in_phase(Phase.UNKNOWN):
         raise RefusedError(LOOKING)
     return model
 

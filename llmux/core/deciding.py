@@ -124,7 +124,7 @@ def _overdue(s: State, m: Moment) -> bool:
 def _room(s: State, m: Moment) -> bool:
     """What fits beside what is awake is woken without asking the policy."""
     # While nothing is awake, which one comes first may matter to the policy.
-    if not any(s.in_phase(Phase.AWAKE)):
+    if not s.in_phase(Phase.AWAKE):
         return False
     for model in m.waiting:
         several = s.rules.capacity is not None or model.next.companions is not None
@@ -242,7 +242,7 @@ def _anticipate(s: State, m: Moment) -> bool:
     if ask is None or not (s.answer_ended and s.rules.anticipate) or s.queued:
         return False
     s.answer_ended = False
-    awake = list(s.in_phase(Phase.AWAKE))
+    awake = s.in_phase(Phase.AWAKE)
     if not awake or not all(model.idle for model in awake):
         return False
     m.snapshot.ask(())

@@ -154,7 +154,7 @@ def _left(s: State, request: Request, *, answered: bool) -> None:
 
 
 def _fell_idle(s: State, model: Model) -> None:
-    if model.phase is AWAKE:
+    if model.phase is AWAKE and model.spec.idle_sleep is not None:
         s.start_idle_clock(model)
     if s.rules.anticipate:
         s.maintenance_due = s.answer_ended = True

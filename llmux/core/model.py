@@ -137,14 +137,11 @@ class Switch:
     outdated: bool = False  # a reload came in its course
     measurable: bool = True  # a cleanup on the way says nothing about what this direction costs
     sources: tuple[str, ...] = field(init=False)  # names of those that leave, the target's own cleanup left out
+    to: str | None = field(init=False)  # the target's name
 
     def __post_init__(self) -> None:
         self.sources = tuple([model.name for model in self.leaving if model is not self.target])
-
-    @property
-    def to(self) -> str | None:
-        """The name of the target."""
-        return None if self.target is None else self.target.name
+        self.to = None if self.target is None else self.target.name
 
 
 @dataclass(frozen=True, slots=True)

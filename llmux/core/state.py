@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from llmux.core import effects as fx
 from llmux.core.costs import SwitchCosts
@@ -77,7 +77,7 @@ class State:
     @property
     def ready(self) -> bool:
         """Whether every model's first ``alive`` had ended at some time."""
-        return self.lifecycle is Lifecycle.READY or (self.stopping and not any(self.in_phase(Phase.UNKNOWN)))
+        return self.lifecycle is Lifecycle.READY or (self.stopping and not self.in_phase(Phase.UNKNOWN))
 
     # ---- phases
 
@@ -102,9 +102,9 @@ class State:
             self.recorded = holders
             self.out.append(fx.RecordHolders(holders))
 
-    def in_phase(self, *phases: Phase) -> Iterator[Model]:
-        """Yield the models in one of these phases, in the order of the configuration."""
-        return (model for model in self.models.values() if model.phase in phases)
+    def in_phase(self, *phases: Phase) -> list[Model]:
+        """Return the models in one of these phases, in the order of the configuration."""
+        return [model for model in self.models.values() if model.phase in phases]
 
     # ---- clocks of a model that is awake
 

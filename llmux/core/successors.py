@@ -38,20 +38,6 @@ class _Row:
     gain: float = 1.0
     total: float = 0.0
 
-    def add(self, model: str, delay: float) -> None:
-        known = self.followers
-        follower = known.get(model) or known.setdefault(model, _Follower(0.0, delay, 0))
-        follower.weight += self.gain
-        follower.delay += ALPHA * (delay - follower.delay)
-        follower.seen += 1
-        self.total += self.gain
-        self.gain *= GROWTH
-        if self.gain > RESCALE:
-            for each in self.followers.values():
-                each.weight /= self.gain
-            self.total /= self.gain
-            self.gain = 1.0
-
 
 class Successors:
     """Takes in answers and arrivals, each in O(1)."""
@@ -66,10 +52,21 @@ class Successors:
 
     def arrived(self, model: str, now: float) -> None:
         """Take note of an arrival."""
-        if self._last is not None:
-            before, ended = self._last
-            self._last = None
-            self._rows[before].add(model, now - ended)
+        if self._last is None:
+            return
+        (before, ended), self._last = self._last, None
+        row, delay = self._rows[before], now - ended
+        follower = row.followers.get(model) or row.followers.setdefault(model, _Follower(0.0, delay, 0))
+        follower.weight += row.gain
+        follower.delay += ALPHA * (delay - follower.delay)
+        follower.seen += 1
+        row.total += row.gain
+        row.gain *= GROWTH
+        if row.gain > RESCALE:
+            for each in row.followers.values():
+                each.weight /= row.gain
+            row.total /= row.gain
+            row.gain = 1.0
 
     def after(self, model: str) -> Mapping[str, Successor]:
         """Return what followed this model's answers, by name."""

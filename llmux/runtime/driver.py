@@ -26,6 +26,7 @@ from llmux.observability.notices import EventLog
 from llmux.observability.timeline import EXPLAIN, Step, Timeline
 
 RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
+QUIET = EXPLAIN | {fx.Admit}  # what the observers of the start do nothing with
 
 Act = Callable[[Any], None]
 """What carries out an effect of one kind."""
@@ -35,7 +36,8 @@ class Driver:
     """Feeds one core.
 
     ``acts`` says what carries out which kind of effect. ``observers`` are told of each that has been carried
-    out, and the ``watchers`` of each whole step before. ``make_good`` gets an event that the core failed at.
+    out, admissions left out, ``subscribers`` of these too, and the ``watchers`` of each whole step before.
+    ``make_good`` gets an event that the core failed at.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Driver:
         self._core = core
         self._acts = acts
         self._observers = observers
-        self._fixed = len(observers)
+        self.subscribers: tuple[Act, ...] = ()
         self._make_good = make_good
         self._log = log
         self._watchers: tuple[Callable[[Step], None], ...] = ()
@@ -68,18 +70,13 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
 
-    @property
-    def subscribers(self) -> tuple[Act, ...]:
-        """The observers that have subscribed."""
-        return self._observers[self._fixed :]
-
     def subscribe(self, observer: Act) -> None:
         """Have ``observer`` told of every effect, too."""
-        self._observers = (*self._observers, observer)
+        self.subscribers = (*self.subscribers, observer)
 
     def unsubscribe(self, observer: Act) -> None:
         """End that."""
-        self._observers = tuple(one for one in self._observers if one != observer)
+        self.subscribers = tuple(one for one in self.subscribers if one != observer)
 
     def watch(self, watcher: Callable[[Step], None]) -> Callable[[], None]:
         """Have ``watcher`` called with every step from here on; returns how to end that."""
@@ -92,17 +89,27 @@ class Driver:
 
     def post(self, event: ev.Event) -> None:
         """Hand an event to the core and carry out its answer."""
+        inbox, core = self._inbox, self._core
+        inbox.append(event)
         if self._driving:
-            self._inbox.append(event)
             return
         self._driving = True
         try:
-            self._step(event)
-            while self._inbox:
-                self._step(self._inbox.popleft())
+            while inbox:
+                event = inbox.popleft()
+                try:
+                    effects = core.handle(event, self.now())
+                except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
+                    self._failed(error, event)
+                    continue
+                self._timeline.add(core.state.now, event, effects)
+                if self._watchers:
+                    self._tell(Step(core.state.now, event, effects))
+                if effects:
+                    self._carry_out(effects)
         finally:
             self._driving = False
-        deadline = self._core.next_deadline()
+        deadline = core.next_deadline()
         # An early timer finds nothing to do, and is set again.
         if deadline is not None and (self._timer is None or deadline < self._armed):
             self._arm(deadline)
@@ -112,28 +119,15 @@ class Driver:
         with contextlib.suppress(Exception):
             self._log.emit("internal_error", error=str(error), during=repr(during), exc_info=error)
 
-    def _step(self, event: ev.Event) -> None:
-        core = self._core
-        try:
-            effects = core.handle(event, self.now())
-        except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
-            effects = core.state.out  # what had been decided, and is counted
-            self._failed(error, event, effects)
-            self._carry_out(effects)
-            self._make_good(event)
-            return
-        self._timeline.add(core.state.now, event, effects)
-        if self._watchers:
-            self._tell(Step(core.state.now, event, effects))
-        if effects:
-            self._carry_out(effects)
-
-    def _failed(self, error: Exception, event: ev.Event, effects: list[fx.Effect]) -> None:
+    def _failed(self, error: Exception, event: ev.Event) -> None:
+        effects = self._core.state.out  # what had been decided, and is counted
         self._timeline.add(self._core.state.now, event, effects)
         if isinstance(error, CoreError):
             error.story = self._timeline.story()
         self.mistaken(error, event)
         self._not_before = self.now() + RETRY
+        self._carry_out(effects)
+        self._make_good(event)
 
     def _tell(self, step: Step) -> None:
         for watcher in self._watchers:
@@ -155,9 +149,10 @@ class Driver:
                     if isinstance(effect, fx.RunHook):
                         detail = f"could not be run: {error}"
                         self._inbox.append(ev.HookFinished(effect.hook, ok=False, detail=detail))
-            if kind in EXPLAIN:
-                continue
-            for observer in self._observers:
+            observers = () if kind in QUIET else self._observers
+            if self.subscribers and kind not in EXPLAIN:
+                observers += self.subscribers
+            for observer in observers:
                 try:
                     observer(effect)
                 except Exception as error:  # noqa: BLE001 - it only looks on

@@ -63,13 +63,8 @@ class Ticket:
         self.waited = 0.0
         self.request_id = ""  # as its client knows it; set when it waits
 
-    def admitted(self, effect: Admit) -> None:
-        """Take in the core's decision to let it through."""
-        self.admission = effect
-        self.waited = effect.waited
-
     def rejected(self, effect: Reject) -> None:
-        """Take in the core's decision to turn it away."""
+        """Take in the core's decision to reject it."""
         kind = _ERRORS.get(effect.refusal, UnavailableError)
         param = "model" if kind is UnknownModelError else None
         self.waited = effect.waited

@@ -84,6 +84,8 @@ class Switcher:
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
+        self.activity = self.activities.of
+        """Return what is known of the engine that serves an admission."""
         self.requests = RequestLog(self.now)
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self._throttle = AdmissionThrottle()
@@ -214,10 +216,6 @@ class Switcher:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
         return InFlightGuard(self, model)
 
-    def activity(self, admission: fx.Admit) -> EngineActivity:
-        """Return what is known of the engine that serves this admission."""
-        return self.activities.of(admission)
-
     def open_activity(self, model: str) -> EngineActivity | None:
         """Return what is known of a model's engine, if a request for it would be let through at once."""
         state = self.core.state
@@ -314,8 +312,9 @@ class Switcher:
     def _admit(self, effect: fx.Admit) -> None:
         # A request that has left already is told to the core by an event that is still to come.
         if (ticket := self._tickets.get(effect.request)) is not None:
-            ticket.admitted(effect)
-            self._go_on(ticket)
+            ticket.admission, ticket.waited = effect, effect.waited
+            if ticket.waiter is not None:
+                self._throttle.add(ticket.waiter)
 
     def _reject(self, effect: fx.Reject) -> None:
         if (ticket := self._tickets.get(effect.request)) is not None:
