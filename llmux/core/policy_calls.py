@@ -185,7 +185,7 @@ def _invalid(s: State, decision: object, choice: Collection[str], *, anticipatin
         if not decision.time > s.now:
             return f"waits until {decision.time!r}, which is not in the future"
     else:
-        return f"answered {repr(decision)[:LONGEST]}, which is no decision"
+        return f"answered {repr(decision)[:LONGEST]}, which is not a decision"
     return None
 
 

@@ -17,17 +17,18 @@ from llmux.observability.figures import Evicted, Figures, Serving, Waiting, figu
 from llmux.observability.timeline import Timeline
 
 KEPT = 200
-SHOWN = 3  # models with waiters that are named in words
+SHOWN = 2  # further models with waiters that are named in words
 MINUTE = 60.0
+MILLISECONDS, INSTANT = 0.0995, 0.0005  # seconds below which they are shown as such, and as nothing
 
 WORDS: dict[str, str] = {
     Reason.REQUESTED: "an operator asked for it",
     Reason.PINNED: "it is pinned",
     Reason.KEEP_AWAKE: "keep_awake applies to it, and there is room",
-    Reason.DEFAULT: "all has been quiet, and it is the default model",
-    Reason.PRELOAD: "preload wakes it at the start",
+    Reason.DEFAULT: "it is the default model, and no request has come for default_after",
+    Reason.PRELOAD: "preload",
     Reason.LEASE: "the GPU is lent to another job",
-    Reason.IDLE: "no request has asked for it for as long as idle_sleep says",
+    Reason.IDLE: "no request for as long as idle_sleep",
     Reason.UNWANTED: "it was removed, or is one more than may be awake, or its engine is gone",
     Reason.STOPPING: "llmux stops, and on_exit says sleep",
 }
@@ -54,53 +55,71 @@ class DecisionRecord:
 
     @property
     def reason(self) -> str:
-        """What was done and why, in words with figures."""
-        return "; ".join(filter(None, (f"{self._deed()}: {self._why()}".removesuffix(": "), *self._figures())))
+        """What was done and why, in one line with the figures that matter."""
+        deed, *rest = filter(None, (self._deed(), self._why(), *self._figures()))
+        return f"{deed}: {'; '.join(rest)}" if rest else deed
 
     def _deed(self) -> str:
-        here = " and ".join(each.model for each in self.serving)
+        here, gone = (" and ".join(names) for names in ([each.model for each in self.serving], self.leaving))
         if self.kind == "switch":
             if self.target is None:
-                return f"puts {' and '.join(self.leaving)} to sleep"
-            return (
-                f"goes from {' and '.join(self.leaving)} to {self.target}"
-                if self.leaving
-                else f"wakes {self.target}"
-            )
+                return f"{gone} → asleep"
+            return f"{gone} → {self.target}" if gone else f"wakes {self.target}"
         busy = sum(each.in_flight for each in self.serving)
-        stays = f"stays with {here}{f' ({busy} in flight)' if busy else ''}" if here else "wakes no model yet"
+        stays = f"{here} {'stay' if len(self.serving) > 1 else 'stays'}" if here else "no model is woken yet"
+        if busy:
+            stays += f" ({busy} in flight)"
         if self.until is None:
             return stays
         left = duration(self.until - self.last)
         if self.by == "min_active":
-            return f"{stays} for {left} more, then goes to {self.target}"
-        return f"{stays}, and thinks again in {left} at the latest"
+            return f"{stays} for {left} more (min_active), then {self.target}"
+        return f"{stays}, decided again within {left}"
 
     def _why(self) -> str:
         if self.by == "overruled":
-            return f"the oldest waiter is there; the policy cannot be followed, it {self.said}"
+            return f"the oldest request first, because the policy {self.said}"
         if self.by == "max_wait":
-            return f"{self.said}, which is as long as max_wait allows"
+            return f"{self.said}, as long as max_wait allows"
         if self.by == "manual":
             return "manual mode, only an operator switches"
-        if self.by == "min_active":
-            return f"{self.said}, but min_active is not over" if self.said else "min_active is not over"
-        return WORDS.get(self.said, self.said) if self.by == "core" else self.said
+        if self.by == "core":
+            return WORDS.get(self.said, self.said)
+        # What a policy says for a switch is mostly what the figures say; `explain -v` shows it.
+        return "" if self.kind == "switch" or self.by == "min_active" else self.said
 
     def _figures(self) -> Iterator[str]:
-        for each in self.waiting[:SHOWN]:
-            have = "has" if each.queued == 1 else "have"
-            waited, cost = duration(each.waited), duration(each.cost)
-            yield f"{each.queued} waiting for {each.model} {have} cost {waited} of waiting, a switch costs {cost}"
-        others = self.more + sum(each.queued for each in self.waiting[SHOWN:])
-        if others:
-            yield f"{others} more waiting for other models"
+        goes = self.kind == "switch"
+        others = list(self.waiting)
+        main = next((each for each in others if each.model == self.target), None)
+        if main is None and self.target is None and not goes:
+            main = next(iter(others), None)
+        if main is not None:
+            others.remove(main)
+            yield f"{main.queued} waiting{'' if goes else f' for {main.model}'}, longest {duration(main.oldest)}"
+            what = "a switch" if (self.leaving if goes else self.serving) else "a wake"
+            yield f"{what} takes {duration(main.cost)} ({measured(main.samples)})"
+        named = [f"{each.queued} for {each.model}" for each in others[:SHOWN]]
+        beyond = self.more + sum(each.queued for each in others[SHOWN:])
+        if beyond:
+            named.append(f"{beyond} for other models")
+        if named:
+            yield f"also waiting: {', '.join(named)}"
+
+
+def measured(samples: int) -> str:
+    """Say how often a cost was measured."""
+    if not samples:
+        return "assumed, not measured yet"
+    return f"measured {samples} times" if samples > 1 else "measured once"
 
 
 def duration(seconds: float) -> str:
-    """Return seconds for people: ``0.25 s``, ``14 s``, ``3 min``."""
+    """Return seconds for people: ``40 ms``, ``0.25 s``, ``14 s``, ``3 min``."""
+    if INSTANT <= seconds < MILLISECONDS:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 2 * MINUTE:
-        return f"{seconds:.2g} s" if seconds < MINUTE / 6 else f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if MILLISECONDS <= seconds < MINUTE / 6 else f"{seconds:.0f} s"
     return f"{seconds / MINUTE:.3g} min"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from llmux.core.levels import at_stake
 from llmux.core.model import Model, Switch
 from llmux.core.phases import Phase
 from llmux.core.placement import (
@@ -43,6 +44,7 @@ class Waiting(NamedTuple):
     oldest: float  # how long the first of them has waited
     waited: float  # how long all of them have waited together
     cost: float  # expected cost of a switch to it
+    samples: int  # how often that cost was measured; 0: at least a part of it is a guess
 
 
 class Candidate(NamedTuple):
@@ -102,8 +104,25 @@ def figures(s: State) -> Figures:
 
 def _waiting(s: State, model: Model) -> Waiting:
     arrived = [request.arrived for request in model.queue.values()]
-    cost = switch_cost(s, who_leaves(s, model) or (), model)
-    return Waiting(model.name, len(arrived), s.now - arrived[0], s.now * len(arrived) - sum(arrived), cost)
+    leaving = who_leaves(s, model) or ()
+    waited = s.now * len(arrived) - sum(arrived)
+    costs = switch_cost(s, leaving, model), _samples(s, leaving, model)
+    return Waiting(model.name, len(arrived), s.now - arrived[0], waited, *costs)
+
+
+def _samples(s: State, leaving: Sequence[Model], target: Model) -> int:
+    """Return how often this direction was measured, else the less measured of its halves."""
+    costs, sources = s.costs, [model.name for model in leaving if model is not target]
+    stake = at_stake(leaving, target) if s.has_levels else {}
+    direction = None if stake else costs.pairs.get((next(iter(sources), None), target.name))
+    if direction is not None and len(sources) <= 1:
+        return direction.samples
+    halves = [("sleep", costs.sleeps, name) for name in sources] + [("wake", costs.wakes, target.name)]
+    seen = [
+        costs.levels.get((half, name, stake[name])) if name in stake else known.get(name)
+        for half, known, name in halves
+    ]
+    return min(average.samples if average else 0 for average in seen)
 
 
 def _eviction(s: State, switch: Switch) -> Evicted | None:

@@ -51,7 +51,7 @@ def test_the_default_model_comes_back_after_quiet() -> None:
     assert end(play, 26.0, "a") == []
     assert play.core.next_deadline() is None  # it is there
     (decision,) = play.ledger.decisions.records
-    assert decision.reason == "goes from b to a: all has been quiet, and it is the default model"
+    assert decision.reason == "b → a: it is the default model, and no request has come for default_after"
 
 
 def test_it_comes_at_the_start_when_nobody_asks_for_anything() -> None:

@@ -222,9 +222,9 @@ def test_nonsense_is_treated_as_first_come_first_served() -> None:
         "raised RuntimeError: ill",
         "raised SystemExit: 3",
         "raised SpeechlessError: ",
-        "answered None, which is no decision",
-        "answered 'b', which is no decision",
-        "answered '" + "b" * 299 + ", which is no decision",
+        "answered None, which is not a decision",
+        "answered 'b', which is not a decision",
+        "answered '" + "b" * 299 + ", which is not a decision",
     ]
 
 

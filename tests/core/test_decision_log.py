@@ -8,7 +8,7 @@ from playbook import given, models
 from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
-from llmux.core.spec import Rules
+from llmux.core.spec import Level, Rules
 from llmux.observability.decision_log import KEPT, DecisionLog, duration
 from llmux.observability.figures import figures
 from llmux.observability.timeline import Timeline
@@ -42,24 +42,59 @@ def test_a_policy_that_stays_says_what_that_costs_at_this_moment():
     assert (record.kind, record.target, record.by, record.switch) == ("stay", None, "policy", None)
     assert (record.time, record.last, record.times) == (2.0, 4.0, 3)
     assert record.serving == (("a", 1, 0),)
-    assert record.waiting == (("b", 1, 0.0, 0.0, 12.0),)
+    assert record.waiting == (("b", 1, 0.0, 0.0, 12.0, 0),)
     play.core.state.now = 10.0
     (now,) = play.ledger.decisions.latest(play.core.state, 5)
-    assert now.waiting == (("b", 2, 8.0, 15.0, 12.0), ("c", 1, 6.0, 6.0, 12.0))
+    assert now.waiting == (("b", 2, 8.0, 15.0, 12.0, 0), ("c", 1, 6.0, 6.0, 12.0, 0))
     assert now.reason == (
-        "stays with a (1 in flight): more come here; 2 waiting for b have cost 15 s of waiting,"
-        " a switch costs 12 s; 1 waiting for c has cost 6 s of waiting, a switch costs 12 s"
+        "a stays (1 in flight): more come here; 2 waiting for b, longest 8 s;"
+        " a switch takes 12 s (assumed, not measured yet); also waiting: 1 for c"
     )
-    assert record.waiting == (("b", 1, 0.0, 0.0, 12.0),)  # the look has changed nothing
+    assert record.waiting == (("b", 1, 0.0, 0.0, 12.0, 0),)  # the look has changed nothing
+
+
+def test_how_often_the_cost_of_a_switch_was_measured():
+    play = asked(Says(Stay()), "a", "b")
+    costs = play.core.state.costs
+
+    def words():
+        return told(play, 1)[0].partition("; ")[2]
+
+    assert words() == "a switch takes 12 s (assumed, not measured yet)"
+    costs.record_wake("b", 7.0)
+    costs.record_wake("b", 7.0)
+    assert words() == "a switch takes 9 s (assumed, not measured yet)"  # the sleep of a is still a guess
+    costs.record_sleep("a", 3.0)
+    assert words() == "a switch takes 10 s (measured once)"
+    for _ in range(6):
+        costs.record(["a"], "b", 0.6)
+    assert words() == "a switch takes 0.6 s (measured 6 times)"
+
+
+def test_how_often_was_measured_what_a_switch_between_levels_costs():
+    specs = [*models("a", levels=(Level("ram", 5), Level("off", 0))), *models("b")]
+    play = asked(Says(Stay()), "a", "b", specs=specs)
+    costs = play.core.state.costs
+
+    def samples():
+        (waiting,) = play.ledger.decisions.latest(play.core.state, 1)[0].waiting
+        return waiting.samples
+
+    costs.record(["a"], "b", 0.6)  # says nothing about levels
+    costs.record_wake("b", 3.0)
+    assert samples() == 0
+    costs.record_sleep("a", 3.0, "off")
+    assert samples() == 0
+    costs.record_sleep("a", 3.0, "ram")
+    assert samples() == 1
 
 
 def test_a_switch_is_the_decision_that_led_to_it():
     play = asked(Says(Stay(), SwitchTo("b", "enough")), "a", "b", "b")
     stay, switch = play.ledger.decisions.records
     assert (stay.id, stay.switch, switch.id, switch.switch, switch.leaving) == (1, None, 2, 1, ("a",))
-    assert (
-        switch.reason == "goes from a to b: enough; 2 waiting for b have cost 1 s of waiting, a switch costs 12 s"
-    )
+    assert switch.reason == "a → b: 2 waiting, longest 1 s; a switch takes 12 s (assumed, not measured yet)"
+    assert switch.said == "enough"
     assert play.ledger.decisions.latest(play.core.state, 1) == [switch]
     assert play.ledger.decisions.latest(play.core.state, 0) == []
     assert play.ledger.decisions.since(0) == [stay, switch]
@@ -78,8 +113,8 @@ def test_a_wait_says_until_when():
     play = asked(Says(WaitUntil(5.0, "soon")), "b")
     assert told(play) == [
         (
-            "stays with a, and thinks again in 4 s at the latest: soon; 1 waiting for b has cost 0 s of waiting,"
-            " a switch costs 12 s"
+            "a stays, decided again within 4 s: soon; 1 waiting for b, longest 0 s;"
+            " a switch takes 12 s (assumed, not measured yet)"
         )
     ]
     assert asked(Says(WaitUntil(1e9)), "b").ledger.decisions.records[-1].until == 61.0
@@ -88,10 +123,7 @@ def test_a_wait_says_until_when():
 def test_guard_rails_are_named():
     held = asked(Says(SwitchTo("b", "now")), "b", min_active=5.0)
     assert told(held)[0].startswith(
-        "stays with a for 4 s more, then goes to b: now, but min_active is not over; 1 "
-    )
-    assert told(asked(Says(SwitchTo("b")), "b", min_active=5.0))[0].partition("; ")[0] == (
-        "stays with a for 4 s more, then goes to b: min_active is not over"
+        "a stays for 4 s more (min_active), then b: 1 waiting for b, longest 0 s; a switch takes"
     )
     held.feed(5.0, ev.DeadlineReached())
     assert [(record.kind, record.by, record.switch) for record in held.ledger.decisions.records] == [
@@ -100,11 +132,11 @@ def test_guard_rails_are_named():
     ]
     overruled = asked(Says(SwitchTo("c")), "b")
     assert told(overruled)[0].startswith(
-        "goes from a to b: the oldest waiter is there; the policy cannot be followed, it named 'c', for which"
+        "a → b: the oldest request first, because the policy named 'c', for which no request waits; 1 waiting"
     )
     overdue = asked(Says(Stay()), "a", "b", max_wait=10.0)
     overdue.feed(12.0, ev.DeadlineReached())
-    assert told(overdue)[1].startswith("goes from a to b: a request has waited 10 s, which is as long as max_wait")
+    assert told(overdue)[1].startswith("a → b: a request has waited 10 s, as long as max_wait")
 
 
 @pytest.mark.parametrize("reason", [7, None, object(), "long " * 1000])
@@ -119,20 +151,19 @@ def test_switches_that_nobody_waits_for_say_who_wanted_them():
     play.feed(1.0, ev.SleepRequested("a", 1))
     play.feed(2.0, ev.HookFinished(3, ok=True))
     play.feed(3.0, ev.ActivationRequested("b", 2))
-    assert told(play) == ["puts a to sleep: an operator asked for it", "wakes b: an operator asked for it"]
+    assert told(play) == ["a → asleep: an operator asked for it", "wakes b: an operator asked for it"]
     assert [record.by for record in play.ledger.decisions.records] == ["core", "core"]
 
 
 def test_nobody_awake_and_nothing_to_do():
     play = asked(Says(WaitUntil(9.0)), "b", awake=())
-    assert told(play)[0].startswith("wakes no model yet, and thinks again in 8 s at the latest; 1 waiting for b")
+    assert told(play)[0].startswith("no model is woken yet, decided again within 8 s: 1 waiting for b")
 
 
 def test_only_some_of_many_that_wait_are_told_of():
     names = [f"m{number}" for number in range(12)]
     play = asked(Says(Stay()), *names[:4], *names[3:], specs=models(*names), awake=["m0"])
-    assert told(play)[0].endswith("; 8 more waiting for other models")
-    assert "2 waiting for m3" in told(play)[0]
+    assert told(play)[0].endswith("; also waiting: 1 for m2, 2 for m3, 8 for other models")
     assert "m4" not in told(play)[0]
     (record,) = play.ledger.decisions.latest(play.core.state, 1)
     assert [each.model for each in record.waiting] == names[1:9]
@@ -166,7 +197,17 @@ def test_the_log_is_bounded_and_decisions_can_be_left_out():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0 s"), (0.254, "0.25 s"), (9.96, "10 s"), (13.6, "14 s"), (119.0, "119 s"), (200.0, "3.33 min")],
+    [
+        (0.0, "0 s"),
+        (0.0004, "0 s"),
+        (0.0406, "41 ms"),
+        (0.0999, "0.1 s"),
+        (0.254, "0.25 s"),
+        (9.96, "10 s"),
+        (13.6, "14 s"),
+        (119.0, "119 s"),
+        (200.0, "3.33 min"),
+    ],
 )
 def test_durations_for_people(seconds, text):
     assert duration(seconds) == text

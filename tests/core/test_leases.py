@@ -370,7 +370,7 @@ def test_lease_during_a_sleep_hook_wakes_nobody_though_they_wait() -> None:
         ),
     )
     (stay,) = [record for record in play.ledger.decisions.records if record.kind == "stay"]
-    assert stay.reason.startswith("wakes no model yet: the GPU is lent to another job; 1 waiting for b")
+    assert stay.reason.startswith("no model is woken yet: the GPU is lent to another job; 1 waiting for b")
 
 
 def test_lease_is_renewed_and_ended_by_who_knows_its_id() -> None:

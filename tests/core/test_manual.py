@@ -91,7 +91,9 @@ def test_what_the_operator_put_to_sleep_stays_asleep_until_the_policy_is_back() 
         ),
         at(4.0, ev.RequestArrived(1, "a"), fx.RequestQueued(1, "a", 1)),
     )
-    assert play.ledger.decisions.records[-1].reason.startswith("wakes no model yet: manual mode, only an operator")
+    assert play.ledger.decisions.records[-1].reason.startswith(
+        "no model is woken yet: manual mode, only an operator"
+    )
     play(
         at(
             5.0,

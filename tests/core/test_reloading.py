@@ -233,13 +233,13 @@ def test_new_policy_is_asked_from_now_on_and_may_be_complained_about_anew() -> N
             1.0,
             ev.RequestArrived(1, "b"),
             fx.RequestQueued(1, "b", 1),
-            fx.PolicyOverruled("answered None, which is no decision"),
+            fx.PolicyOverruled("answered None, which is not a decision"),
             fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
         ),
         at(
             2.0,
             ev.ConfigReplaced(models("a", "b"), Rules(min_active=1e6), Mute()),
-            fx.PolicyOverruled("answered None, which is no decision"),
+            fx.PolicyOverruled("answered None, which is not a decision"),
             fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
         ),
         at(

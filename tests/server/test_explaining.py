@@ -27,7 +27,7 @@ async def test_a_running_llmux_and_its_record(house):
         await until(lambda: house.queued("a"))
         done = await explain("--url", f"{url}/")
         assert done.exit_code == 0, done.output
-        assert "now: stays with b (1 in flight): the awake model is busy; 1 waiting for a has" in done.output
+        assert "now: b stays (1 in flight): the awake model is busy; 1 waiting for a, longest" in done.output
         found = json.loads((await explain("--url", url, "--json", "-n", 1)).stdout)
     assert [(each["id"], each["from"], each["to"], each["by"]) for each in found["switches"]] == [
         (2, "a", "b", "policy")
@@ -43,7 +43,7 @@ async def test_a_running_llmux_and_its_record(house):
         ("b", "a", "success"),
     ]
     assert all(each["cost"] > 0 for each in found["switches"])
-    assert "goes from a to b" in " ".join((await explain(house.folder / "record.jsonl")).output.split())
+    assert "a → b: " in " ".join((await explain(house.folder / "record.jsonl")).output.split())
 
 
 async def test_a_key(house):

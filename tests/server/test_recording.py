@@ -41,7 +41,7 @@ async def test_every_request_switch_and_decision_has_a_line(house):
         ("b", "wake", True),
     ]
     assert sum(hook["seconds"] for hook in warm["hooks"]) == pytest.approx(warm["cost_s"], abs=0.05)
-    assert warm["reason"].startswith("goes from a to b: ")
+    assert warm["reason"].startswith("a → b: ")
     assert warm["reason"] == run.decisions[-1]["reason"]
     assert [line["switch"] for line in run.decisions] == [1, 2]
     assert [line["type"] for line in run.others] == ["event", "stop"]

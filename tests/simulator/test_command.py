@@ -146,7 +146,7 @@ def test_the_hundredth_line_is_called_100(tmp_path):
             "warning: ./mine.py raised ValueError: ill; treated as first come, first served",
         ),
         ("raise SystemExit(3)", "warning: ./mine.py raised SystemExit: 3; treated as"),
-        ("return 5", "warning: ./mine.py answered 5, which is no decision; treated as"),
+        ("return 5", "warning: ./mine.py answered 5, which is not a decision; treated as"),
     ],
 )
 def test_a_policy_that_is_overruled_is_told_once(trace, tmp_path, monkeypatch, body, said):

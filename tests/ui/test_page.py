@@ -91,7 +91,7 @@ def test_a_switch_is_seen_as_it_happens_and_by_those_who_come_later(make_stage, 
     expect(page.locator("#told")).to_have_text("qwen holds the GPU")
     expect(page.locator("#steps")).to_be_hidden()
     expect(page.locator("#costs td.number")).to_have_text([re.compile(r"s.1$")] * 2)
-    expect(page.locator("#decisions li").first).to_contain_text("goes from llama to qwen")
+    expect(page.locator("#decisions li").first).to_contain_text("llama → qwen")
     late = visit(stage)
     for one in (page, late):
         for seen in ("waking", "awake", "draining"):
@@ -212,7 +212,7 @@ def test_text_stays_text(stage, visit):
     page = visit(stage)
     expect(page.locator("#who")).to_have_text(NASTY)
     expect(page.locator("#hooks")).to_contain_text(SHOUT)
-    expect(page.locator("#decisions")).to_contain_text(f"goes from llama to {NASTY}")
+    expect(page.locator("#decisions")).to_contain_text(f"llama → {NASTY}")
     expect(page.locator("#hooks-of option")).to_have_count(4)
     page.get_by_role("tab", name="Logs").click()
     page.locator("#hooks-of").select_option("flux")
