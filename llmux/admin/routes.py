@@ -332,10 +332,9 @@ class Admin:
 
     def _known(self, name: str) -> str:
         config = self._switcher.config
-        names = {**config.names, **config.variants}
-        model = names.get(name)
+        model = config.names.get(name) or config.variants.get(name)
         if model is None:
-            raise unknown_model(name, names)
+            raise unknown_model(name, config.listed)
         return model
 
     async def _options(self, request: web.Request) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def summary(config: Config) -> str:
     """Return in a few lines what a configuration makes llmux do."""
     lines = [
         f"listens on {config.host}:{config.port}{_access(config)}",
-        f"operated by {operators(config)}",
+        f"operators: {operators(config)}",
         f"policy {config.policy.use}",
     ]
     for name, model in config.models.items():

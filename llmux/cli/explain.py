@@ -6,7 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from llmux.cli.options import DEFAULT_URL, UrlOption
 from llmux.cli.remote import check_key, connection
 from llmux.cli.terminal import complain, terminal
 from llmux.errors import LLMuxError
-from llmux.observability.decision_log import duration
+from llmux.observability.decision_log import duration, measured
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
 
 FAILURE = 1
@@ -45,18 +45,20 @@ class Explained:
     drain: float | None = None
     cost: float | None = None
     error: str | None = None
+    details: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return it as JSON values; what the details tell is in ``/llmux/decisions``."""
         found = asdict(self)
+        del found["details"]
         return {"id": found.pop("id"), "time": found.pop("time"), "from": found.pop("source"), **found}
 
     @property
     def took(self) -> str:
         """What it cost, in words."""
         parts = [
-            f"drained {duration(self.drain)}" if self.drain else "",
-            f"cost {duration(self.cost)}" if self.cost else "",
+            duration(self.cost) if self.cost else "",
+            f"drain {duration(self.drain)}" if self.drain else "",
         ]
         if self.result not in (None, "success"):
             parts.append(f"{self.result}{f': {self.error}' if self.error else ''}")
@@ -79,6 +81,9 @@ def run(
         ),
     ] = None,
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many switches, the last ones.")] = 10,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With the policy's own reason, and all the figures.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Explain the last switches, with their reasons, and what holds now."""
@@ -103,16 +108,37 @@ def run(
         days = {datetime.fromtimestamp(each.time).astimezone().date() for each in switches}
         today = days == {datetime.now().astimezone().date()}
         for each in switches:
-            table.add_row(_when(each.time, today=today), str(each.id), each.reason, each.took)
+            why = "\n".join([each.reason, *(f"· {line}" for line in each.details if verbose)])
+            table.add_row(_when(each.time, today=today), str(each.id), why, each.took)
         console.print(table)
     else:
         console.print("no switch yet")
     if now is not None:
         console.print(f"now: {now['reason']}")
+        for line in _details(now) if verbose else ():
+            console.print(f"  · {line}")
 
 
 def _when(time: float, *, today: bool) -> str:
     return datetime.fromtimestamp(time).astimezone().strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+
+def _details(decision: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a decision was made on, a line each; of an older llmux some figures may be missing."""
+    if decision["said"] and decision["by"] != "core":  # what the core says stands in the reason
+        yield f"{_BY.get(decision['by'], decision['by'])}: {decision['said']}"
+    for each in decision["serving"]:
+        yield f"awake: {each['model']}, {each['in_flight']} in flight, {each['queued']} waiting"
+    for each in decision["waiting"]:
+        oldest, waited, cost = (duration(float(each[name])) for name in ("oldest", "waited", "cost"))
+        known = f" ({measured(each['samples'])})" if "samples" in each else ""
+        waiting = f"{each['queued']} waiting for {each['model']}: longest {oldest}, {waited} together"
+        yield f"{waiting}; a switch there takes {cost}{known}"
+    if decision["more"]:
+        yield f"{decision['more']} waiting for other models"
+
+
+_BY = {"overruled": "the policy", "min_active": "the policy"}
 
 
 def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:
@@ -120,19 +146,20 @@ def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:
     try:
         for run in runs:
             offset = float(run.start["time"]) - float(run.start["at"])
-            by = {line["switch"]: str(line["by"]) for line in run.decisions if line["switch"] is not None}
+            decided = {line["switch"]: line for line in run.decisions if line["switch"] is not None}
             switches += [
                 Explained(
                     int(line["id"]),
                     offset + float(line["decided_s"]),
                     ",".join(line["from"]) or "idle",
                     line["to"],
-                    by.get(line["id"]),
+                    str(decided[line["id"]]["by"]) if line["id"] in decided else None,
                     str(line["reason"]),
                     str(line["result"]),
                     float(line["drain_s"]),
                     None if line["cost_s"] is None else float(line["cost_s"]),
                     line["error"],
+                    tuple(_details(decided[line["id"]])) if line["id"] in decided else (),
                 )
                 for line in run.switches
             ]
@@ -152,6 +179,7 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
                 each["target"],
                 each["by"],
                 str(each["reason"]),
+                details=tuple(_details(each)),
             )
             for each in decisions
             if each["switch"] is not None

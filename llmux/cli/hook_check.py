@@ -155,6 +155,12 @@ class Step:
     said: str = ""
 
 
+_TOLD = {  # what an exit code other than 0, and 0, means
+    HookKind.ALIVE: ("asleep", "awake"),
+    HookKind.VERIFY: ("memory taken", "memory free"),
+}
+
+
 @dataclass
 class Trial:
     """The hooks of one model, on trial. ``on_step`` hears of each step, ``on_line`` what hooks print.
@@ -427,10 +433,14 @@ class Trial:
             level = self._levels[0] if kind is HookKind.SLEEP else ""
         result = await self._run(kind, self.model, getattr(self._settings.timeouts, kind.value), level)
         fine = expected is None or result.ok == expected
-        if kind is HookKind.ALIVE or expected is not True:
-            said = "yes" if result.ok else "no"
-        else:
+        told = _TOLD.get(kind)
+        if told is None:
             said = "" if result.ok else result.detail
+        elif fine:
+            said = told[result.ok] if expected is None else f"expected: {told[result.ok]} ✓"
+        else:
+            said = f"{told[result.ok]}, expected: {told[not result.ok]}"
+            said += "" if result.ok else f"; {result.detail}"
         self._step(Step(name, fine, result.duration, said))
         return result
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from llmux.cli.api_models import SeenLease, SeenModel, SeenStatus, SeenSwitch
+from llmux.cli.api_models import SeenDecision, SeenLease, SeenModel, SeenStatus, SeenSwitch
 from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
@@ -100,7 +100,7 @@ def head(url: str, seen: SeenStatus) -> Iterator[Text]:
     if seen.lease is not None:
         yield Text(_lease(seen.lease), "yellow")
     if seen.switch is not None:
-        yield Text(switch_line(seen.switch), "yellow")
+        yield Text(switch_line(seen.switch, seen.decisions), "yellow")
     if seen.reload_error is not None:
         yield Text(f"the configuration has an error, the old one is in force: {seen.reload_error}", "red")
 
@@ -139,10 +139,12 @@ def _called(name: str, model: SeenModel) -> str:
     return f"{name} ({', '.join(model.aliases)})" if model.aliases else name
 
 
-def switch_line(switch: SeenSwitch) -> str:
-    """Return a switch in words."""
-    way = f"{' and '.join(switch.sources) or 'nothing'} → {switch.to or 'sleep'}"
-    return f"switch {switch.id}: {way}, {switch.phase} for {spell(switch.since)} ({switch.reason})"
+def switch_line(switch: SeenSwitch, decisions: Sequence[SeenDecision]) -> str:
+    """Return a switch in words; its reason is that of the decision which it began with."""
+    why = [each.reason.partition(": ")[2] for each in decisions if each.switch == switch.id]
+    way = f"{' and '.join(switch.sources) or 'nothing'} → {switch.to or 'asleep'}"
+    state = f"{switch.phase} for {spell(switch.since)}"
+    return f"switch {switch.id}: {way}, {state}: {(why and why[-1]) or switch.reason}"
 
 
 def spell(seconds: float) -> str:

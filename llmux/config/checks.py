@@ -106,10 +106,10 @@ def open_to_all(host: str, config: Config) -> str:
 def operators(config: Config) -> str:
     """Return which clients may operate llmux: wake, put to sleep, pin, lease, and reach engines directly."""
     if config.admin_key is not None:
-        return "whoever shows `admin_key`"
+        return "clients with the `admin_key`"
     if config.api_keys:
-        return "the llmux command of the same user on this host; over HTTP no client, as `admin_key` is not set"
-    return "any program on this host, without a key; set `api_keys` before a proxy on this host passes requests on"
+        return "the llmux command of the same user on this machine; over HTTP no client, as `admin_key` is not set"
+    return "this machine only, no key; set `api_keys` before a proxy on this machine passes requests on"
 
 
 def _warnings(config: Config) -> Iterator[str]:

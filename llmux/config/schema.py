@@ -412,6 +412,12 @@ class Config(Section):
         """The name of every variant → the model's name."""
         return {variant: name for name, model in self.models.items() for variant in model.variants}
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What an error lists: the models with their aliases in brackets, and the other names."""
+        found = [f"{name} ({', '.join(it.aliases)})" if it.aliases else name for name, it in self.models.items()]
+        return tuple(sorted([*found, *self.variants, *self.virtual]))
+
     def idle_sleep_of(self, name: str) -> float | None:
         """Seconds without a request after which the model ``name`` sleeps; None for never."""
         model = self.models[name]

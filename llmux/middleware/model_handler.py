@@ -75,7 +75,7 @@ class ModelHandler:
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
-        self._all_names = (*config.names, *config.variants, *config.virtual)
+        self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
@@ -113,7 +113,7 @@ class ModelHandler:
             return await self._with_model(request, context, body)
         targeting = self._targeting
         if targeting is None or not targeting.knows(name, context):
-            raise unknown_model(name, self._all_names)
+            raise unknown_model(name, self._listed)
         return await targeting.serve(name, request, context, body, self._with_model)
 
     async def _with_model(
@@ -258,9 +258,9 @@ def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> 
     return Targeting(config, switcher, before)
 
 
-def unknown_model(name: str, names: Iterable[str]) -> UnknownModelError:
+def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:
     """Return the error for a name that is not configured; it lists those that are."""
-    known = ", ".join(sorted(names))
+    known = ", ".join(listed)
     shown = name if len(name) <= 100 else name[:100] + "…"  # noqa: PLR2004
     return UnknownModelError(f"model {shown!r} not found; configured are: {known}", param="model")
 

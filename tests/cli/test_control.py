@@ -266,7 +266,7 @@ def test_where_no_socket_can_be_made_it_says_so_and_serves(serve, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({}, "any program on this host"), ({"api_keys": ["user"], "admin_key": "root"}, "shows `admin_key`")],
+    [({}, "this machine only, no key"), ({"api_keys": ["user"], "admin_key": "root"}, "with the `admin_key`")],
 )
 def test_the_start_says_who_operates(serve, settings, words):
     process, _port = serve(**settings)

@@ -184,6 +184,8 @@ def test_a_good_hook_is_not_found_fault_with(folder, configure, script):
     assert done.exit_code == 0, done.output
     assert "These hooks do what llmux relies on." in done.output
     assert not found(done)
+    assert "expected: awake ✓" in done.output
+    assert "expected: asleep ✓" in done.output
     steps = [line.split("  ")[0].strip() for line in done.output.splitlines() if " ok " in line]
     assert steps[:8] == ["alive", "wake", "alive", "wake again", "request", "sleep", "verify", "sleep again"]
 

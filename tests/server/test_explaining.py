@@ -28,11 +28,15 @@ async def test_a_running_llmux_and_its_record(house):
         done = await explain("--url", f"{url}/")
         assert done.exit_code == 0, done.output
         assert "now: b stays (1 in flight): the awake model is busy; 1 waiting for a, longest" in done.output
+        more = " ".join((await explain("--url", url, "-v", "-n", 1, COLUMNS="200")).output.split())
+        assert "· awake: b, 1 in flight, 0 waiting · 1 waiting for a: longest" in more
+        assert "· policy: the awake model is idle" in more
         found = json.loads((await explain("--url", url, "--json", "-n", 1)).stdout)
     assert [(each["id"], each["from"], each["to"], each["by"]) for each in found["switches"]] == [
         (2, "a", "b", "policy")
     ]
     assert found["now"]["kind"] == "stay"
+    assert "details" not in found["switches"][0]
     await waiting.reply()
     await house.close()
     done = await explain(house.folder / "record.jsonl", "--json")
@@ -43,7 +47,9 @@ async def test_a_running_llmux_and_its_record(house):
         ("b", "a", "success"),
     ]
     assert all(each["cost"] > 0 for each in found["switches"])
-    assert "a → b: " in " ".join((await explain(house.folder / "record.jsonl")).output.split())
+    assert "a → b: 1 waiting, longest" in " ".join((await explain(house.folder / "record.jsonl")).output.split())
+    more = " ".join((await explain(house.folder / "record.jsonl", "-v", COLUMNS="200")).output.split())
+    assert "· policy: the awake model is idle" in more
 
 
 async def test_a_key(house):
