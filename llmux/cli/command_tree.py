@@ -32,11 +32,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load.",
     ),
     "requests": (
-        "history:requests",
+        "recent:requests",
         "Show the last requests: their model, wait, first byte, tokens, status and id; the newest last.",
     ),
     "logs": (
-        "history:logs",
+        "recent:logs",
         "Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on.",
     ),
     "switch": ("operate:switch", "Wake a model whether or not requests wait for it; return when it is awake."),

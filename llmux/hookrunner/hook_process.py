@@ -48,8 +48,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmux.hookrunner.job import ExitStatus, HookJob, HookResult, describe
-from llmux.hookrunner.output import Output, PipeReader
+from llmux.hookrunner.job import ExitStatus, HookJob, HookResult, Output, PipeReader, describe
 from llmux.hookrunner.process_groups import Trace, group_is_empty, signal_group, trace_of
 
 UNENDING_AFTER = 10.0

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from llmux.hookrunner.hook_process import HookProcess, spawn
-from llmux.hookrunner.job import HookJob, HookResult, environment, not_started
-from llmux.hookrunner.output import PipeReader
+from llmux.hookrunner.job import HookJob, HookResult, PipeReader, environment, not_started
 from llmux.hookrunner.process_groups import Trace, reap_orphans
 
 KILL_GRACE = 5.0

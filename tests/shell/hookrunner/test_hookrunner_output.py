@@ -9,7 +9,7 @@ import pytest
 
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob
-from llmux.hookrunner.output import DROPPED, LINE_BYTES, LOG_LINES, TAIL_BYTES, Output
+from llmux.hookrunner.job import DROPPED, LINE_BYTES, LOG_LINES, TAIL_BYTES, Output
 from tests.harness.waiting import PATIENCE
 
 
