@@ -46,12 +46,12 @@ class EngineLoad:
 
     def throughput(self, in_flight: int) -> float:
         """Return the answers a second with so many in flight; 0 until measured."""
-        rates = self._rated()
+        rates = self._reckon() if self._rates is None else self._rates
         return in_flight * rates[min(in_flight.bit_length(), LEVELS) - 1] if rates and in_flight else 0.0
 
     def drain(self, in_flight: int) -> float:
         """Return the expected seconds until so many have ended, if none is added; 0 until measured."""
-        rates = self._rated()
+        rates = self._reckon() if self._rates is None else self._rates
         seconds = 0.0
         for level in range(min(in_flight.bit_length(), LEVELS) if rates else 0):
             low, high = 1 << level, min(in_flight, (2 << level) - 1)
@@ -67,7 +67,7 @@ class EngineLoad:
     @property
     def slots(self) -> int | None:
         """From how many in flight on further ones bring no more answers; None while that was not seen."""
-        rates = self._rated()
+        rates = self._reckon() if self._rates is None else self._rates
         seen = [level for level in range(LEVELS) if self._answers[level]] if rates else []
         speeds = [_MIDDLES[level] * rates[level] for level in seen]
         for level, speed in zip(seen[:-1], speeds, strict=False):
@@ -78,27 +78,23 @@ class EngineLoad:
     @property
     def most(self) -> float:
         """The most answers a second that were seen; 0 until measured."""
-        rates = self._rated()
+        rates = self._reckon() if self._rates is None else self._rates
         return max(
             (_MIDDLES[level] * rates[level] for level in range(LEVELS) if self._answers[level])
             if rates
             else (0.0,)
         )
 
-    def _rated(self) -> list[float]:
-        rates = self._rates
-        if rates is None:
-            rates = self._rates = self._reckon()
-        return rates
-
     def _reckon(self) -> list[float]:
         """Return the answers a second of each stream by level: as measured, and where little was, by a power law.
 
         An exponent of 0 is an engine with room for more, one of 1 an engine that is full.
         """
+        rates: list[float] = []
+        self._rates = rates
         answers, streams = sum(self._answers), sum(self._streams)
         if not answers or not streams:
-            return []
+            return rates
         seen = [
             (math.log(_MIDDLES[level]), math.log(count / self._streams[level]), count)
             for level, count in enumerate(self._answers)
@@ -109,7 +105,6 @@ class EngineLoad:
         spread = sum(count * (place - at) ** 2 for place, _, count in seen) + UNSURE
         common = sum(count * (place - at) * (speed - mean) for place, speed, count in seen)
         slope = min(0.0, max(-1.0, (common - UNSURE * USUAL) / spread))
-        rates = []
         for middle, count, seconds in zip(_MIDDLES, self._answers, self._streams, strict=True):
             guess = math.exp(mean + slope * (math.log(middle) - at))
             rates.append((count + TRUST) / (seconds + TRUST / guess))

@@ -55,8 +55,8 @@ class LiveModel(api.ModelView):
 
     @property
     def oldest_arrival(self) -> float | None:
-        oldest = self._model.oldest()
-        return None if oldest is None else oldest.arrived
+        first = next(iter(self._model.queue.values()), None)
+        return None if first is None else first.arrived
 
     @property
     def awake_since(self) -> float | None:
