@@ -222,7 +222,7 @@ def _fits(s: State, model: Model) -> bool:
 def _default(s: State, _: Moment) -> bool:
     """After ``default_after`` seconds without requests the default model comes back."""
     model = s.models.get(s.rules.default_model or "")
-    if s.idle_since is None or s.idle_since + s.rules.default_after > s.now:
+    if s.idle_since in {None, math.inf} or Timer.DEFAULT in s.timers:
         return False
     s.idle_since = math.inf  # once in each such time
     if model is None or model.phase not in AWAY or not _free_to_wake(model):
