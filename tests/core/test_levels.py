@@ -319,6 +319,22 @@ def test_a_removed_model_sleeps_at_its_deepest_level() -> None:
     assert hooks(play.feed(1.0, ev.ConfigReplaced(three()[1:], Rules(), ANY))) == [("a", SLEEP, "disk")]
 
 
+def test_what_a_model_takes_that_would_not_sleep_is_counted_once() -> None:
+    both = models("a", "b", levels=(Level("ram", 20), Level("disk", 10)))
+    play = given(both, awake=["b"], host_memory=30)
+    play.core.state.models["a"].level = both[0].levels[0]
+    play.ledger.levels["a"] = "ram"
+    play.feed(
+        1.0, ev.ConfigReplaced(both[:1], Rules(host_memory=30), ANY)
+    )  # b sleeps as deeply as it can, and goes
+    assert end(play, 2.0, "b", ok=False) == [("b", ALIVE, "")]
+    end(play, 3.0, "b", ok=False)
+    assert play.core.state.models["b"].phase is Phase.FAULTED
+    assert level_of(play, "b") == "disk"
+    # At the next try both fit as they are: a is not put deeper.
+    assert hooks(play.feed(5.0, ev.DeadlineReached())) == [("b", SLEEP, "disk")]
+
+
 def test_a_removed_model_that_sleeps_goes_as_deep_as_it_can_before_it_is_forgotten() -> None:
     play = asleep_at_ram("a", "b")
     assert hooks(play.feed(1.0, ev.ConfigReplaced(three()[1:], Rules(), ANY))) == [("a", SLEEP, "disk")]
