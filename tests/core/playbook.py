@@ -2,21 +2,24 @@
 
     play = given(models("a", "b"), awake=["a"])
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
         …
     )
 
-A ``Story`` prints its steps in this very form; ``ANY`` stands for what only the shell could have made.
+``steps`` has short words for events and effects. A ``Story`` prints steps with the events and effects themselves,
+which a playbook takes as well; ``ANY`` stands for what only the shell could have made.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from unittest.mock import ANY
 
 from ledger import Ledger
+from steps import Moment, Part, Reply
 
 from llmux.core import Core
 from llmux.core import effects as fx
@@ -37,11 +40,11 @@ class Oldest:
 
 class Step(NamedTuple):
     time: float
-    event: ev.Event
-    effects: tuple[fx.Effect, ...]
+    event: ev.Event | Reply
+    effects: tuple[Part, ...]
 
 
-def at(time: float, event: ev.Event, *effects: fx.Effect) -> Step:
+def at(time: float, event: ev.Event | Reply, *effects: Part) -> Step:
     """One step of a playbook."""
     return Step(time, event, effects)
 
@@ -62,19 +65,27 @@ class Playbook:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.ledger = Ledger(core)
+        self.moment = Moment()
 
     def feed(self, time: float, event: ev.Event) -> list[fx.Effect]:
         """Hand over one event."""
         if isinstance(event, ev.ConfigReplaced) and event.policy is ANY:
             event = dataclasses.replace(event, policy=self.core.state.policy)
-        return self.ledger.feed(event, time)
+        self.moment.forget(event)
+        found = self.ledger.feed(event, time)
+        for effect in found:
+            self.moment.learn(effect)
+        return found
 
     def __call__(self, *steps: Step) -> None:
-        for number, (time, event, effects) in enumerate(steps, 1):
+        for number, step in enumerate(steps, 1):
+            time, event = step.time, step.event(self.moment) if callable(step.event) else step.event
+            before = copy.copy(self.moment)
             found = told(self.feed(time, event))
-            assert found == list(effects), (
+            expected = before.expect(step.effects)
+            assert found == expected, (
                 f"step {number}, {as_python(event)} at {time}:\n  expected\n    "
-                + "\n    ".join(map(as_python, effects))
+                + "\n    ".join(map(as_python, expected))
                 + "\n  found\n    "
                 + "\n    ".join(map(as_python, found))
             )

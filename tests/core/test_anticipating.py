@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from llmux.policies.adaptive import Memory, foresee
 from playbook import at, given, models, told
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -52,13 +53,13 @@ def test_a_model_is_woken_that_nobody_waits_for():
         at(
             3.0,
             ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
+            holders(),
+            holders("b"),
             fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
         ),
         at(
             4.0,
-            ev.HookFinished(4, ok=True),
+            ok("wake b"),
             fx.ModelActivated("b", 1, ("a",), 2.0),
             fx.SwitchEnded(1, ("a",), "b", "success", 2.0, 0.0, 2.0, 2.0),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from playbook import ANY, at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -41,8 +42,8 @@ def test_the_default_model_comes_back_after_quiet() -> None:
         at(
             24.0,
             ev.DeadlineReached(),
-            fx.SwitchStarted(1, ("b",), "a", "default"),
-            fx.SwitchDrained(1, ("b",), "a", 0.0),
+            begins("a", "b", why="default"),
+            drained(),
             fx.ModelDeactivated("b", 24.0),
             fx.RunHook(3, "b", SLEEP, None, 1, ("b",), "a"),
         ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from playbook import ANY, at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
-from llmux.core.spec import HookKind, Rules
+from llmux.core.spec import Rules
 
 
 class Answers:
@@ -33,53 +34,37 @@ def test_policy_is_asked_only_while_somebody_waits_for_what_is_not_awake() -> No
     policy = Answers(Stay())
     play = given(models("a", "b", max_in_flight=1), awake=["a"], policy=policy)
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(2.0, ev.RequestArrived(2, "a"), fx.RequestQueued(2, "a", 1)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "a"), queued(2, "a")),
     )
     assert policy.asked == 0
-    play(at(3.0, ev.RequestArrived(3, "b"), fx.RequestQueued(3, "b", 1), fx.PolicyDecided("stay", None, "")))
+    play(at(3.0, asks(3, "b"), queued(3, "b"), fx.PolicyDecided("stay", None, "")))
     assert policy.asked == 1
 
 
 def test_stay_while_every_awake_model_is_idle_is_overruled_and_said_once() -> None:
     play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()))
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1), fx.PolicyDecided("stay", None, "")),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b"), fx.PolicyDecided("stay", None, "")),
         at(
             3.0,
             ev.RequestFinished(1),
             fx.PolicyOverruled("stayed although every awake model is idle"),
             fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
-            fx.SwitchStarted(1, ("a",), "b", "first come, first served"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 3.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+            begins("b", "a", why="first come, first served"),
+            leaves("a", 3.0),
         ),
-        at(
-            4.0,
-            ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
-            fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
-        ),
-        at(
-            5.0,
-            ev.HookFinished(4, ok=True),
-            fx.ModelActivated("b", 1, ("a",), 2.0),
-            fx.SwitchEnded(1, ("a",), "b", "success", 2.0, 0.0, 2.0, 2.0),
-            fx.Admit(2, "b", None, 1, False, 3.0),
-        ),
+        at(4.0, ok("sleep a"), holders(), wakes("b")),
+        at(5.0, ok("wake b"), awake("b", 2.0), ends(2.0, 0.0, 2.0, 2.0), admitted(2, "b", 3.0)),
         at(6.0, ev.RequestFinished(2)),
         at(
             7.0,
-            ev.RequestArrived(3, "a"),
-            fx.RequestQueued(3, "a", 1),
+            asks(3, "a"),
+            queued(3, "a"),
             fx.PolicyDecided("switch", "a", "first come, first served: the policy was overruled"),
-            fx.SwitchStarted(2, ("b",), "a", "first come, first served"),
-            fx.SwitchDrained(2, ("b",), "a", 0.0),
-            fx.ModelDeactivated("b", 2.0),
-            fx.RunHook(5, "b", HookKind.SLEEP, None, switch=2, sources=("b",), target="a"),
+            begins("a", "b", why="first come, first served"),
+            leaves("b", 2.0),
         ),
     )
 
@@ -87,15 +72,15 @@ def test_stay_while_every_awake_model_is_idle_is_overruled_and_said_once() -> No
 def test_a_policy_that_always_stays_cannot_starve_anybody() -> None:
     play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()), max_wait=10.0)
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1), fx.PolicyDecided("stay", None, "")),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b"), fx.PolicyDecided("stay", None, "")),
         at(
             12.0,
             ev.DeadlineReached(),
             fx.PolicyDecided("overdue", "b", "a request has waited 10 s"),
-            fx.SwitchStarted(1, ("a",), "b", "a request has waited 10 s"),
+            begins("b", "a", why="a request has waited 10 s"),
         ),
-        at(13.0, ev.RequestArrived(3, "a"), fx.RequestQueued(3, "a", 1)),
+        at(13.0, asks(3, "a"), queued(3, "a")),
     )
 
 
@@ -105,36 +90,28 @@ def test_the_longest_overdue_goes_first_over_policy_and_min_active() -> None:
     play(
         at(
             1.0,
-            ev.RequestArrived(1, "b"),
-            fx.RequestQueued(1, "b", 1),
+            asks(1, "b"),
+            queued(1, "b"),
             fx.PolicyOverruled("named 'c', for which no request waits"),
             fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
         ),
-        at(2.0, ev.RequestArrived(2, "c"), fx.RequestQueued(2, "c", 1), fx.PolicyDecided("switch", "c", "")),
+        at(2.0, asks(2, "c"), queued(2, "c"), fx.PolicyDecided("switch", "c", "")),
         at(
             11.0,
             ev.DeadlineReached(),
             fx.PolicyDecided("overdue", "b", "a request has waited 10 s"),
-            fx.SwitchStarted(1, ("a",), "b", "a request has waited 10 s"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 11.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+            begins("b", "a", why="a request has waited 10 s"),
+            leaves("a", 11.0),
         ),
-        at(
-            13.0,
-            ev.HookFinished(4, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
-            fx.RunHook(5, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
-        ),
+        at(13.0, ok("sleep a"), holders(), wakes("b")),
         at(
             14.0,
-            ev.HookFinished(5, ok=True),
-            fx.ModelActivated("b", 1, ("a",), 3.0),
-            fx.SwitchEnded(1, ("a",), "b", "success", 3.0, 0.0, 3.0, 3.0),
-            fx.Admit(1, "b", None, 1, False, 13.0),
+            ok("wake b"),
+            awake("b", 3.0),
+            ends(3.0, 0.0, 3.0, 3.0),
+            admitted(1, "b", 13.0),
             fx.PolicyDecided("overdue", "c", "a request has waited 12 s"),
-            fx.SwitchStarted(2, ("b",), "c", "a request has waited 12 s"),
+            begins("c", "b", why="a request has waited 12 s"),
         ),
     )
 
@@ -155,24 +132,15 @@ def test_min_active_is_that_of_the_last_which_woke_of_several_which_leave() -> N
 
 def test_min_active_holds_a_switch_back() -> None:
     play = given(models("a", "b"), awake=["a"], min_active=5.0)
-    play(at(1.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1), fx.PolicyDecided("switch", "b", "")))
+    play(at(1.0, asks(1, "b"), queued(1, "b"), fx.PolicyDecided("switch", "b", "")))
     assert play.core.next_deadline() == 5.0
-    play(
-        at(
-            5.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 5.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
-        )
-    )
+    play(at(5.0, ev.DeadlineReached(), fx.SwitchStarted(1, ("a",), "b", "policy"), leaves("a", 5.0)))
 
 
 def test_wait_until_is_asked_again_then_and_after_sixty_seconds_at_the_latest() -> None:
     policy = Answers(WaitUntil(4.0, "soon"), WaitUntil(1e9, "never"), SwitchTo("b", "enough"))
     play = given(models("a", "b"), awake=["a"], policy=policy, alive_every=0.0)
-    play(at(1.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1), fx.PolicyDecided("wait", None, "soon")))
+    play(at(1.0, asks(1, "b"), queued(1, "b"), fx.PolicyDecided("wait", None, "soon")))
     assert play.core.next_deadline() == 4.0
     play(at(4.0, ev.DeadlineReached()))
     assert play.core.next_deadline() == 64.0
@@ -181,10 +149,8 @@ def test_wait_until_is_asked_again_then_and_after_sixty_seconds_at_the_latest() 
             64.0,
             ev.DeadlineReached(),
             fx.PolicyDecided("switch", "b", "enough"),
-            fx.SwitchStarted(1, ("a",), "b", "enough"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 64.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
+            begins("b", "a", why="enough"),
+            leaves("a", 64.0),
         )
     )
 
@@ -232,43 +198,13 @@ def test_policy_hears_of_every_switch_that_ended() -> None:
     policy = Answers(SwitchTo("b"))
     play = given(models("a", "b"), awake=["a"], policy=policy)
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(
-            2.0,
-            ev.RequestArrived(2, "b"),
-            fx.RequestQueued(2, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-        ),
-        at(3.0, ev.RequestAbandoned(2), fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None)),
-        at(
-            4.0,
-            ev.RequestArrived(3, "b"),
-            fx.RequestQueued(3, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(2, ("a",), "b", "policy"),
-        ),
-        at(
-            5.0,
-            ev.RequestFinished(1),
-            fx.SwitchDrained(2, ("a",), "b", 1.0),
-            fx.ModelDeactivated("a", 5.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=2, sources=("a",), target="b"),
-        ),
-        at(
-            6.0,
-            ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
-            fx.RunHook(4, "b", HookKind.WAKE, None, switch=2, sources=("a",), target="b"),
-        ),
-        at(
-            9.0,
-            ev.HookFinished(4, ok=True),
-            fx.ModelActivated("b", 2, ("a",), 5.0),
-            fx.SwitchEnded(2, ("a",), "b", "success", 5.0, 1.0, 4.0, 4.0),
-            fx.Admit(3, "b", None, 1, False, 5.0),
-        ),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b"), begins("b", "a")),
+        at(3.0, ev.RequestAbandoned(2), ends(1.0, 1.0, result="abandoned")),
+        at(4.0, asks(3, "b"), queued(3, "b"), begins("b", "a")),
+        at(5.0, ev.RequestFinished(1), drained(1.0), sleeps("a", 5.0)),
+        at(6.0, ok("sleep a"), holders(), wakes("b")),
+        at(9.0, ok("wake b"), awake("b", 5.0), ends(5.0, 1.0, 4.0, 4.0), admitted(3, "b", 5.0)),
     )
     assert policy.records == [
         SwitchRecord(1, ("a",), "b", "abandoned", 1.0, None, 3.0),
@@ -283,60 +219,34 @@ def test_policy_that_raises_when_it_hears_of_a_switch_is_complained_about_once()
 
     play = given(models("a", "b"), awake=["a"], policy=Deaf(SwitchTo("b")))
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
         at(
             2.0,
-            ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
+            ok("sleep a"),
+            holders(),
+            ends(1.0, 0.0, 1.0),
             fx.PolicyOverruled("on_switch_completed raised SystemExit: what?"),
         ),
-        at(
-            3.0,
-            ev.ActivationRequested("a", 2),
-            fx.SwitchStarted(2, (), "a", "requested"),
-            fx.RecordHolders(frozenset({"a"})),
-            fx.RunHook(4, "a", HookKind.WAKE, None, switch=2, target="a"),
-            fx.Answer(2, True, switch=2),
-        ),
-        at(
-            4.0,
-            ev.HookFinished(4, ok=True),
-            fx.ModelActivated("a", 2, (), 1.0),
-            fx.SwitchEnded(2, (), "a", "success", 1.0, 0.0, 1.0, 1.0),
-        ),
+        at(3.0, ev.ActivationRequested("a", 2), begins("a", why="requested"), wakes("a"), accepted(2)),
+        at(4.0, ok("wake a"), awake("a", 1.0), ends(1.0, 0.0, 1.0, 1.0)),
     )
 
 
 def test_a_lost_engine_leaves_the_policy_no_reason_to_stay() -> None:
     play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()))
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1), fx.PolicyDecided("stay", None, "")),
-        at(3.0, ev.EngineLost("a", refused=True), fx.RunHook(3, "a", HookKind.ALIVE, None)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b"), fx.PolicyDecided("stay", None, "")),
+        at(3.0, ev.EngineLost("a", refused=True), alone("alive a")),
         at(
             4.0,
-            ev.HookFinished(3, ok=False),
-            fx.ModelDeactivated("a", 4.0),
-            fx.ModelLost("a", "a connection failed, and alive failed"),
+            failed("alive a"),
+            lost("a", "a connection failed, and alive failed", 4.0),
             fx.PolicyOverruled("stayed although every awake model is idle"),
             fx.PolicyDecided("switch", "b", "first come, first served: the policy was overruled"),
-            fx.SwitchStarted(1, ("a",), "b", "first come, first served"),
+            begins("b", "a", why="first come, first served"),
         ),
-        at(
-            5.0,
-            ev.RequestFinished(1),
-            fx.SwitchDrained(1, ("a",), "b", 1.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
-        ),
+        at(5.0, ev.RequestFinished(1), drained(1.0), run("sleep a")),
     )
 
 
@@ -345,50 +255,30 @@ def test_waiter_whose_model_has_no_room_any_more_under_its_new_definition_is_tur
     play = given([*small, *others], awake=["a", "p"], capacity=8)
     play(
         at(1.0, ev.PinChanged("p", 1), fx.PinSet("p", True, None), fx.Answer(1, True)),
-        at(
-            2.0,
-            ev.SleepRequested("a", 2),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 2.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(2, True, switch=1),
-        ),
-        at(3.0, ev.RequestArrived(1, "a"), fx.RequestQueued(1, "a", 1)),
+        at(2.0, ev.SleepRequested("a", 2), begins(None, "a", why="requested"), leaves("a", 2.0), accepted(2)),
+        at(3.0, asks(1, "a"), queued(1, "a")),
         at(
             4.0,
             ev.ConfigReplaced([*big, *others], Rules(capacity=8), ANY),
-            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'p' is pinned", 60.0, 1.0),
+            refused(1, "a", "pinned", "model 'p' is pinned", 60.0, 1.0),
         ),
-        at(
-            6.0,
-            ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset({"p"})),
-            fx.SwitchEnded(1, ("a",), None, "success", 4.0, 0.0, 4.0, None),
-        ),
+        at(6.0, ok("sleep a"), holders("p"), ends(4.0, 0.0, 4.0)),
     )
 
 
 def test_what_fits_beside_those_awake_is_woken_whatever_the_policy_says() -> None:
     play = given(models("a", "b", "c", memory=4), awake=["a"], capacity=8, policy=Answers(WaitUntil(1e9)))
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
         at(
             2.0,
-            ev.RequestArrived(2, "b"),
-            fx.RequestQueued(2, "b", 1),
-            fx.SwitchStarted(1, (), "b", "there is room beside what is awake"),
-            fx.RecordHolders(frozenset({"a", "b"})),
-            fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, target="b"),
+            asks(2, "b"),
+            queued(2, "b"),
+            begins("b", why="there is room beside what is awake"),
+            wakes("b", "a"),
         ),
-        at(
-            3.0,
-            ev.HookFinished(4, ok=True),
-            fx.ModelActivated("b", 1, (), 1.0),
-            fx.SwitchEnded(1, (), "b", "success", 1.0, 0.0, 1.0, 1.0),
-            fx.Admit(2, "b", None, 1, False, 1.0),
-        ),
-        at(4.0, ev.RequestArrived(3, "c"), fx.RequestQueued(3, "c", 1), fx.PolicyDecided("wait", None, "")),
+        at(3.0, ok("wake b"), awake("b", 1.0), ends(1.0, 0.0, 1.0, 1.0), admitted(2, "b", 1.0)),
+        at(4.0, asks(3, "c"), queued(3, "c"), fx.PolicyDecided("wait", None, "")),
     )
 
 

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from playbook import at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.spec import HookKind
 
 
 def test_idle_model_sleeps_after_a_while_without_a_request() -> None:
     play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
         at(4.0, ev.RequestFinished(1)),
         at(10.0, ev.DeadlineReached()),
     )
     assert play.core.next_deadline() == 14.0
     play(
-        at(
-            14.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(1, ("a",), None, "idle"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 14.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-        ),
-        at(
-            15.0,
-            ev.HookFinished(2, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
-        ),
+        at(14.0, ev.DeadlineReached(), begins(None, "a", why="idle"), leaves("a", 14.0)),
+        at(15.0, ok("sleep a"), holders(), ends(1.0, 0.0, 1.0)),
     )
 
 
@@ -55,10 +43,8 @@ def test_idle_model_that_is_pinned_sleeps_when_the_pin_is_over() -> None:
             30.0,
             ev.DeadlineReached(),
             fx.PinSet("a", False, None),
-            fx.SwitchStarted(1, ("a",), None, "idle"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 30.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
+            begins(None, "a", why="idle"),
+            leaves("a", 30.0),
         ),
     )
 
@@ -66,44 +52,18 @@ def test_idle_model_that_is_pinned_sleeps_when_the_pin_is_over() -> None:
 def test_idle_sleep_that_fails_is_tried_again_when_it_has_been_idle_as_long_again() -> None:
     play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
     play(
-        at(
-            10.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(1, ("a",), None, "idle"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 10.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-        ),
-        at(
-            11.0,
-            ev.HookFinished(2, ok=False),
-            fx.SleepHookFailed("a", None, "sleep failed"),
-            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
-        ),
-        at(
-            12.0,
-            ev.HookFinished(3, ok=True),
-            fx.ModelActivated("a", 1, (), None),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep failed"),
-            fx.SwitchFailed(1, ("a",), None, "a: sleep failed"),
-            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
-        ),
+        at(10.0, ev.DeadlineReached(), begins(None, "a", why="idle"), leaves("a", 10.0)),
+        at(11.0, failed("sleep a"), unslept("a", "sleep failed"), run("alive a")),
+        at(12.0, ok("alive a"), again("a"), backs_off("sleep a", "sleep failed"), fails("a: sleep failed", 2.0)),
         at(13.0, ev.DeadlineReached()),
-        at(
-            22.0,
-            ev.DeadlineReached(),
-            fx.SwitchStarted(2, ("a",), None, "idle"),
-            fx.SwitchDrained(2, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 10.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=2, sources=("a",)),
-        ),
+        at(22.0, ev.DeadlineReached(), begins(None, "a", why="idle"), leaves("a", 10.0)),
     )
 
 
 def test_model_that_answers_for_longer_than_its_idle_sleep_is_not_idle() -> None:
     play = given(models("a", idle_sleep=10.0), awake=["a"], alive_every=0.0)
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
         at(10.0, ev.DeadlineReached()),
         at(20.0, ev.EngineLost("b")),
         at(30.0, ev.RequestFinished(1)),

@@ -9,6 +9,7 @@ from hypothesis import given as given_by
 from hypothesis import settings
 from hypothesis import strategies as st
 from playbook import ANY, at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -99,11 +100,10 @@ def test_sleep_and_wake_hooks_are_told_the_level() -> None:
     play(
         at(
             1.0,
-            ev.RequestArrived(1, "b"),
-            fx.RequestQueued(1, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
+            asks(1, "b"),
+            queued(1, "b"),
+            begins("b", "a"),
+            drained(),
             fx.ModelDeactivated("a", 1.0),
             fx.RunHook(4, "a", SLEEP, None, 1, ("a",), "b", "ram"),
         ),
@@ -145,7 +145,7 @@ def test_who_sleeps_already_goes_deeper_during_the_drain_when_host_memory_is_sho
             4.0,
             ev.HookFinished(4, ok=True),
             fx.ModelDeepened("c", "ram", "disk", 2.0),
-            fx.SwitchDrained(1, ("a",), "b", 2.0),
+            drained(2.0),
             fx.ModelDeactivated("a", 4.0),
             fx.RunHook(5, "a", SLEEP, None, 1, ("a",), "b", "ram"),
         ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from playbook import ANY, Playbook, at, given, models
+from steps import *
 
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import Pin
 from llmux.core.policy import SwitchTo
-from llmux.core.spec import HookKind, Rules
+from llmux.core.spec import Rules
 
 
 class NeverAsked:
@@ -34,38 +35,15 @@ class Eager:
 def test_who_waits_waits_for_the_operator() -> None:
     play = given(models("a", "b"), awake=["a"], policy=NeverAsked(), manual=True, max_wait=5.0)
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(2.0, ev.RequestArrived(2, "b"), fx.RequestQueued(2, "b", 1)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b")),
         at(3.0, ev.RequestFinished(1)),
         at(7.0, ev.DeadlineReached()),
-        at(8.0, ev.RequestArrived(3, "a"), fx.Admit(3, "a", None, 1, False, 0.0)),
-        at(
-            9.0,
-            ev.ActivationRequested("b", 1),
-            fx.SwitchStarted(1, ("a",), "b", "requested"),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(
-            10.0,
-            ev.RequestFinished(3),
-            fx.SwitchDrained(1, ("a",), "b", 1.0),
-            fx.ModelDeactivated("a", 10.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
-        ),
-        at(
-            11.0,
-            ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
-            fx.RunHook(4, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
-        ),
-        at(
-            12.0,
-            ev.HookFinished(4, ok=True),
-            fx.ModelActivated("b", 1, ("a",), 3.0),
-            fx.SwitchEnded(1, ("a",), "b", "success", 3.0, 1.0, 2.0, 2.0),
-            fx.Admit(2, "b", None, 1, False, 10.0),
-        ),
+        at(8.0, asks(3, "a"), admitted(3, "a")),
+        at(9.0, ev.ActivationRequested("b", 1), begins("b", "a", why="requested"), accepted(1)),
+        at(10.0, ev.RequestFinished(3), drained(1.0), sleeps("a", 10.0)),
+        at(11.0, ok("sleep a"), holders(), wakes("b")),
+        at(12.0, ok("wake b"), awake("b", 3.0), ends(3.0, 1.0, 2.0, 2.0), admitted(2, "b", 10.0)),
     )
 
 
@@ -74,22 +52,9 @@ def test_what_the_operator_put_to_sleep_stays_asleep_until_the_policy_is_back() 
     play(
         at(1.0, ev.ManualChanged(1), fx.ManualSet(True), fx.Answer(1, True)),
         at(1.5, ev.ManualChanged(2), fx.Answer(2, True)),
-        at(
-            2.0,
-            ev.SleepRequested("a", 3),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 2.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(3, True, switch=1),
-        ),
-        at(
-            3.0,
-            ev.HookFinished(2, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 1.0, 0.0, 1.0, None),
-        ),
-        at(4.0, ev.RequestArrived(1, "a"), fx.RequestQueued(1, "a", 1)),
+        at(2.0, ev.SleepRequested("a", 3), begins(None, "a", why="requested"), leaves("a", 2.0), accepted(3)),
+        at(3.0, ok("sleep a"), holders(), ends(1.0, 0.0, 1.0)),
+        at(4.0, asks(1, "a"), queued(1, "a")),
     )
     assert play.ledger.decisions.records[-1].reason.startswith(
         "no model is woken yet: manual mode, only an operator"
@@ -100,10 +65,8 @@ def test_what_the_operator_put_to_sleep_stays_asleep_until_the_policy_is_back() 
             ev.ManualChanged(4, manual=False),
             fx.ManualSet(False),
             fx.Answer(4, True),
-            fx.PolicyDecided("switch", "a", ""),
-            fx.SwitchStarted(2, (), "a", "policy"),
-            fx.RecordHolders(frozenset({"a"})),
-            fx.RunHook(3, "a", HookKind.WAKE, None, switch=2, target="a"),
+            begins("a"),
+            wakes("a"),
         ),
     )
 
@@ -118,7 +81,7 @@ def test_nothing_goes_to_sleep_or_is_woken_by_itself() -> None:
         alive_every=0.0,
     )
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
         at(2.0, ev.RequestFinished(1)),
         at(5.0, ev.DeadlineReached()),
     )
@@ -134,17 +97,10 @@ def test_an_engine_that_is_gone_comes_back_with_its_own_request() -> None:
         at(
             2.0,
             ev.HookFinished(3, ok=False, detail="exited with 1"),
-            fx.ModelDeactivated("a", 2.0),
-            fx.ModelLost("a", "a connection failed, and alive exited with 1"),
+            lost("a", "a connection failed, and alive exited with 1", 2.0),
         ),
-        at(3.0, ev.RequestArrived(1, "b"), fx.RequestQueued(1, "b", 1)),
-        at(
-            4.0,
-            ev.RequestArrived(2, "a"),
-            fx.RequestQueued(2, "a", 1),
-            fx.SwitchStarted(1, (), "a", "its engine is gone"),
-            fx.RunHook(4, "a", HookKind.WAKE, None, switch=1, target="a"),
-        ),
+        at(3.0, asks(1, "b"), queued(1, "b")),
+        at(4.0, asks(2, "a"), queued(2, "a"), begins("a", why="its engine is gone"), run("wake a")),
     )
 
 
@@ -180,10 +136,10 @@ def test_what_operators_had_asked_of_the_last_llmux_holds() -> None:
             fx.ManualSet(True),
             fx.PinSet("c", True, 30.0, "a demo"),
             fx.PinSet("d", False, None, "model 'c' is pinned and may not be awake with it"),
-            fx.RunHook(1, "a", HookKind.ALIVE, None),
-            fx.RunHook(2, "b", HookKind.ALIVE, None),
-            fx.RunHook(3, "c", HookKind.ALIVE, None),
-            fx.RunHook(4, "d", HookKind.ALIVE, None),
+            alone("alive a"),
+            alone("alive b"),
+            alone("alive c"),
+            alone("alive d"),
         ),
     )
     for hook in (1, 2, 3):
@@ -191,10 +147,6 @@ def test_what_operators_had_asked_of_the_last_llmux_holds() -> None:
     effects = play.feed(1.0, ev.HookFinished(4, ok=False))
     assert fx.SwitchStarted(1, (), "c", "pinned") in effects
     play(
-        at(
-            2.0,
-            ev.RequestArrived(1, "a"),
-            fx.Reject(1, "a", fx.Refusal.PINNED, "model 'c' is pinned: a demo", 28.0, 0.0),
-        ),
+        at(2.0, asks(1, "a"), refused(1, "a", "pinned", "model 'c' is pinned: a demo", 28.0)),
         at(3.0, ev.SleepRequested("c", 1), fx.Answer(1, False, reason="model 'c' is pinned: a demo")),
     )

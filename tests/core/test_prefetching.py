@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from playbook import ANY, at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -17,15 +18,8 @@ def _both(**more: bool) -> list[ModelSpec]:
 def _a_drains_for_b(play) -> None:
     """An answer of a is in flight, and b is asked for: its prefetch runs."""
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(
-            2.0,
-            ev.RequestArrived(2, "b"),
-            fx.RequestQueued(2, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-            fx.RunHook(3, "b", HookKind.PREFETCH, None, switch=1, sources=("a",), target="b"),
-        ),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b"), begins("b", "a"), run("prefetch b")),
     )
 
 
@@ -46,8 +40,8 @@ def _b_wakes(play) -> None:
         at(
             5.0,
             ev.HookFinished(4, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
+            holders(),
+            holders("b"),
             fx.RunHook(5, "b", HookKind.WAKE, None, switch=1, sources=("a",), target="b"),
         )
     )
@@ -65,7 +59,7 @@ def test_a_prefetch_runs_beside_the_drain() -> None:
             ev.HookFinished(5, ok=True),
             fx.ModelActivated("b", 1, ("a",), 7.0),
             fx.SwitchEnded(1, ("a",), "b", "success", 7.0, 2.0, 5.0, 5.0),
-            fx.Admit(2, "b", None, 1, False, 7.0),
+            admitted(2, "b", 7.0),
         )
     )
 
@@ -93,7 +87,7 @@ def test_the_wake_does_not_wait_for_the_prefetch_and_its_success_ends_it() -> No
             fx.ModelActivated("b", 1, ("a",), 7.0),
             fx.KillHook(3, SWITCH_OVER),
             fx.SwitchEnded(1, ("a",), "b", "success", 7.0, 2.0, 5.0, 5.0),
-            fx.Admit(2, "b", None, 1, False, 7.0),
+            admitted(2, "b", 7.0),
         ),
         at(9.1, ev.HookFinished(3, ok=False)),
     )
@@ -101,49 +95,17 @@ def test_the_wake_does_not_wait_for_the_prefetch_and_its_success_ends_it() -> No
 
 def test_with_nothing_in_flight_it_runs_beside_the_sleep_hook() -> None:
     play = given(_both(), awake=["a"])
-    play(
-        at(
-            1.0,
-            ev.RequestArrived(1, "b"),
-            fx.RequestQueued(1, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-            fx.RunHook(3, "b", HookKind.PREFETCH, None, switch=1, sources=("a",), target="b"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
-        )
-    )
+    play(at(1.0, asks(1, "b"), queued(1, "b"), begins("b", "a"), run("prefetch b"), leaves("a", 1.0)))
 
 
 def test_where_nobody_leaves_the_wake_comes_at_once_and_there_is_no_prefetch() -> None:
     play = given(models("a", prefetch=True))
-    play(
-        at(
-            1.0,
-            ev.RequestArrived(1, "a"),
-            fx.RequestQueued(1, "a", 1),
-            fx.PolicyDecided("switch", "a", ""),
-            fx.SwitchStarted(1, (), "a", "policy"),
-            fx.RecordHolders(frozenset({"a"})),
-            fx.RunHook(2, "a", HookKind.WAKE, None, switch=1, target="a"),
-        )
-    )
+    play(at(1.0, asks(1, "a"), queued(1, "a"), begins("a"), wakes("a")))
 
 
 def test_a_switch_to_sleep_prefetches_nothing() -> None:
     play = given(models("a", "b", prefetch=True), awake=["a"])
-    play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, accepted=True, switch=1),
-        )
-    )
+    play(at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)))
 
 
 def test_a_switch_that_is_called_off_ends_its_prefetch() -> None:
@@ -169,23 +131,10 @@ def test_as_long_as_one_is_being_ended_no_other_begins() -> None:
             fx.KillHook(3, SWITCH_OVER),
             fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),
         ),
-        at(
-            3.1,
-            ev.RequestArrived(3, "b"),
-            fx.RequestQueued(3, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(2, ("a",), "b", "policy"),
-        ),
+        at(3.1, asks(3, "b"), queued(3, "b"), begins("b", "a")),
         at(3.2, ev.HookFinished(3, ok=False)),  # nor after it: once a switch, as it begins
-        at(3.3, ev.RequestAbandoned(3), fx.SwitchEnded(2, ("a",), "b", "abandoned", ANY, ANY, None, None)),
-        at(
-            3.4,
-            ev.RequestArrived(4, "b"),
-            fx.RequestQueued(4, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(3, ("a",), "b", "policy"),
-            fx.RunHook(4, "b", HookKind.PREFETCH, None, switch=3, sources=("a",), target="b"),
-        ),
+        at(3.3, ev.RequestAbandoned(3), ends(ANY, ANY, result="abandoned")),
+        at(3.4, asks(4, "b"), queued(4, "b"), begins("b", "a"), run("prefetch b")),
     )
 
 
@@ -198,7 +147,7 @@ def test_a_wake_that_is_not_wanted_any_more_after_the_sleep_ends_the_prefetch() 
         at(
             5.0,
             ev.HookFinished(4, ok=True),
-            fx.RecordHolders(frozenset()),
+            holders(),
             fx.KillHook(3, SWITCH_OVER),
             fx.SwitchEnded(1, ("a",), "b", "abandoned", 3.0, 2.0, None, None),
         ),
@@ -253,7 +202,7 @@ def test_stopping_ends_a_prefetch() -> None:
         at(
             3.0,
             ev.ShutdownRequested(),
-            fx.Reject(2, "b", fx.Refusal.STOPPING, "llmux is stopping", 5.0, 1.0),
+            refused(2, "b", "stopping", "llmux is stopping", 5.0, 1.0),
             fx.KillHook(3, "stopping"),
             fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),
         ),
@@ -287,13 +236,8 @@ def test_a_removed_model_is_forgotten_when_its_prefetch_has_ended() -> None:
         at(
             3.0,
             ev.ConfigReplaced(models("a"), Rules(), ANY),
-            fx.Reject(
-                2,
-                "b",
-                fx.Refusal.UNKNOWN_MODEL,
-                "model 'b' not found: it was removed from the configuration",
-                None,
-                1.0,
+            refused(
+                2, "b", "model_not_found", "model 'b' not found: it was removed from the configuration", None, 1.0
             ),
             fx.KillHook(3, SWITCH_OVER),
             fx.SwitchEnded(1, ("a",), "b", "abandoned", 1.0, 1.0, None, None),

@@ -8,6 +8,7 @@ from unittest.mock import ANY
 import playbook
 import pytest
 from playbook import at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -92,13 +93,13 @@ def test_values_are_written_as_the_expressions_that_make_them() -> None:
 def test_event_about_what_is_not_there_is_an_error_and_changes_nothing(event, complaint) -> None:
     play = given(models("a", max_in_flight=1), awake=["a"])
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(1.0, ev.RequestArrived(2, "a"), fx.RequestQueued(2, "a", 1)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(1.0, asks(2, "a"), queued(2, "a")),
     )
     with pytest.raises(InvalidEventError, match=complaint):
         play.core.handle(event, 1.0)
     play(
-        at(2.0, ev.RequestFinished(1), fx.Admit(2, "a", None, 1, False, 1.0)),
+        at(2.0, ev.RequestFinished(1), admitted(2, "a", 1.0)),
         at(3.0, ev.RequestFinished(2)),
     )
 
@@ -106,9 +107,9 @@ def test_event_about_what_is_not_there_is_an_error_and_changes_nothing(event, co
 def test_request_is_returned_at_most_once() -> None:
     play = given(models("a"), awake=["a"])
     play(
-        at(1.0, ev.RequestArrived(1, "a"), fx.Admit(1, "a", None, 1, False, 0.0)),
-        at(1.0, ev.RequestReturned(1), fx.RunHook(2, "a", HookKind.ALIVE, None), fx.RequestQueued(1, "a", 1)),
-        at(2.0, ev.HookFinished(2, ok=True), fx.Admit(1, "a", None, 1, True, 1.0)),
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(1.0, ev.RequestReturned(1), alone("alive a"), queued(1, "a")),
+        at(2.0, ok("alive a"), fx.Admit(1, "a", None, 1, True, 1.0)),
     )
     with pytest.raises(InvalidEventError, match="cannot be returned"):
         play.core.handle(ev.RequestReturned(1), 3.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from playbook import at, given, models
+from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
@@ -12,61 +13,34 @@ from llmux.core.spec import HookKind
 def test_verify_is_polled_until_it_passes() -> None:
     play = given(models("a", verify=True), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(2.0, ev.HookFinished(2, ok=True), fx.RunHook(3, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
-        at(3.0, ev.HookFinished(3, ok=False, detail="exited with 1")),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, ok("sleep a"), run("verify a")),
+        at(3.0, failed("verify a", "exited with 1")),
     )
     assert play.core.next_deadline() == 3.5
     play(
-        at(3.5, ev.DeadlineReached(), fx.RunHook(4, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
-        at(
-            3.6,
-            ev.HookFinished(4, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 2.6, 0.0, 2.6, None),
-        ),
+        at(3.5, ev.DeadlineReached(), run("verify a")),
+        at(3.6, ok("verify a"), holders(), ends(2.6, 0.0, 2.6)),
     )
 
 
 def test_verify_that_never_passes_is_tried_until_its_time_is_over() -> None:
     play = given(models("a", verify=True, timeouts={HookKind.VERIFY: 1.5}), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(2.0, ev.HookFinished(2, ok=True), fx.RunHook(3, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
-        at(2.0, ev.HookFinished(3, ok=False, detail="exited with 1")),
-        at(2.5, ev.DeadlineReached(), fx.RunHook(4, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
-        at(2.9, ev.HookFinished(4, ok=False, detail="exited with 1")),
-        at(3.4, ev.DeadlineReached(), fx.RunHook(5, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, ok("sleep a"), run("verify a")),
+        at(2.0, failed("verify a", "exited with 1")),
+        at(2.5, ev.DeadlineReached(), run("verify a")),
+        at(2.9, failed("verify a", "exited with 1")),
+        at(3.4, ev.DeadlineReached(), run("verify a")),
         # A poll at 3.5 would have no time left.
-        at(
-            3.45,
-            ev.HookFinished(5, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", None, "verify exited with 1"),
-            fx.RunHook(6, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
-        ),
+        at(3.45, failed("verify a", "exited with 1"), unslept("a", "verify exited with 1"), run("alive a")),
         at(
             3.5,
-            ev.HookFinished(6, ok=True),
-            fx.ModelActivated("a", 1, (), None),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "verify exited with 1"),
-            fx.SwitchFailed(1, ("a",), None, "a: verify exited with 1"),
-            fx.SwitchEnded(1, ("a",), None, "failure", 2.5, 0.0, None, None),
+            ok("alive a"),
+            again("a"),
+            backs_off("sleep a", "verify exited with 1"),
+            fails("a: verify exited with 1", 2.5),
         ),
     )
 
@@ -74,145 +48,60 @@ def test_verify_that_never_passes_is_tried_until_its_time_is_over() -> None:
 def test_verify_that_hangs_is_ended_when_its_time_is_over() -> None:
     play = given(models("a", verify=True, stop=True, timeouts={HookKind.VERIFY: 2.0}), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(2.0, ev.HookFinished(2, ok=True), fx.RunHook(3, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
-        at(2.1, ev.HookFinished(3, ok=False, detail="exited with 1")),
-        at(2.6, ev.DeadlineReached(), fx.RunHook(4, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, ok("sleep a"), run("verify a")),
+        at(2.1, failed("verify a", "exited with 1")),
+        at(2.6, ev.DeadlineReached(), run("verify a")),
         at(4.0, ev.DeadlineReached(), fx.KillHook(4, "timeout")),
-        at(
-            4.1,
-            ev.HookFinished(4, ok=False, detail="ended by SIGTERM"),
-            fx.SleepHookFailed("a", None, "verify ended by SIGTERM"),
-            fx.RunHook(5, "a", HookKind.STOP, None, switch=1, sources=("a",)),
-        ),
+        at(4.1, failed("verify a", "ended by SIGTERM"), unslept("a", "verify ended by SIGTERM"), run("stop a")),
         # After stop, verify has all its time again.
-        at(5.0, ev.HookFinished(5, ok=True), fx.RunHook(6, "a", HookKind.VERIFY, None, switch=1, sources=("a",))),
-        at(
-            6.0,
-            ev.HookFinished(6, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 5.0, 0.0, 5.0, None),
-        ),
+        at(5.0, ok("stop a"), run("verify a")),
+        at(6.0, ok("verify a"), holders(), ends(5.0, 0.0, 5.0)),
     )
 
 
 def test_failed_sleep_is_followed_by_stop() -> None:
     play = given(models("a", stop=True), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(
-            2.0,
-            ev.HookFinished(2, ok=False),
-            fx.SleepHookFailed("a", None, "sleep failed"),
-            fx.RunHook(3, "a", HookKind.STOP, None, switch=1, sources=("a",)),
-        ),
-        at(
-            3.0,
-            ev.HookFinished(3, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.SwitchEnded(1, ("a",), None, "success", 2.0, 0.0, 2.0, None),
-        ),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, failed("sleep a"), unslept("a", "sleep failed"), run("stop a")),
+        at(3.0, ok("stop a"), holders(), ends(2.0, 0.0, 2.0)),
     )
 
 
 def test_failed_sleep_and_stop_of_an_engine_that_answers_leave_it_awake() -> None:
     play = given(models("a", "b", stop=True), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.RequestArrived(1, "b"),
-            fx.RequestQueued(1, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
-        ),
-        at(
-            2.0,
-            ev.HookFinished(3, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", "b", "sleep exited with 1"),
-            fx.RunHook(4, "a", HookKind.STOP, None, switch=1, sources=("a",), target="b"),
-        ),
-        at(
-            3.0,
-            ev.HookFinished(4, ok=False, detail="exited with 2"),
-            fx.RunHook(5, "a", HookKind.ALIVE, None, switch=1, sources=("a",), target="b"),
-        ),
+        at(1.0, asks(1, "b"), queued(1, "b"), begins("b", "a"), leaves("a", 1.0)),
+        at(2.0, failed("sleep a", "exited with 1"), unslept("a", "sleep exited with 1"), run("stop a")),
+        at(3.0, failed("stop a", "exited with 2"), run("alive a")),
         at(
             4.0,
-            ev.HookFinished(5, ok=True),
-            fx.ModelActivated("a", 1, (), None),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "stop exited with 2"),
-            fx.SwitchFailed(1, ("a",), "b", "a: stop exited with 2"),
-            fx.SwitchEnded(1, ("a",), "b", "failure", 3.0, 0.0, None, None),
-            fx.Reject(
-                1, "b", fx.Refusal.SLEEP_FAILED, "model 'b' cannot be woken: a: stop exited with 2", 1.0, 3.0
-            ),
+            ok("alive a"),
+            again("a"),
+            backs_off("sleep a", "stop exited with 2"),
+            fails("a: stop exited with 2", 3.0),
+            refused(1, "b", "sleep_failed", "model 'b' cannot be woken: a: stop exited with 2", 1.0, 3.0),
         ),
-        at(4.5, ev.RequestArrived(2, "a"), fx.Admit(2, "a", None, 1, False, 0.0)),
+        at(4.5, asks(2, "a"), admitted(2, "a")),
         at(
             4.5,
-            ev.RequestArrived(3, "b"),
-            fx.Reject(
-                3,
-                "b",
-                fx.Refusal.SLEEP_FAILED,
-                "model 'a' could not be put to sleep: stop exited with 2",
-                0.5,
-                0.0,
-            ),
+            asks(3, "b"),
+            refused(3, "b", "sleep_failed", "model 'a' could not be put to sleep: stop exited with 2", 0.5),
         ),
         at(4.6, ev.RequestFinished(2)),
         at(5.0, ev.DeadlineReached()),
         # The backoff is over: the next request is the next try, and the backoff after it is twice as long.
-        at(
-            6.0,
-            ev.RequestArrived(4, "b"),
-            fx.RequestQueued(4, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(2, ("a",), "b", "policy"),
-            fx.SwitchDrained(2, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 2.0),
-            fx.RunHook(6, "a", HookKind.SLEEP, None, switch=2, sources=("a",), target="b"),
-        ),
-        at(
-            7.0,
-            ev.HookFinished(6, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", "b", "sleep exited with 1"),
-            fx.RunHook(7, "a", HookKind.STOP, None, switch=2, sources=("a",), target="b"),
-        ),
-        at(
-            8.0,
-            ev.HookFinished(7, ok=False, detail="exited with 2"),
-            fx.RunHook(8, "a", HookKind.ALIVE, None, switch=2, sources=("a",), target="b"),
-        ),
+        at(6.0, asks(4, "b"), queued(4, "b"), begins("b", "a"), leaves("a", 2.0)),
+        at(7.0, failed("sleep a", "exited with 1"), unslept("a", "sleep exited with 1"), run("stop a")),
+        at(8.0, failed("stop a", "exited with 2"), run("alive a")),
         at(
             9.0,
-            ev.HookFinished(8, ok=True),
-            fx.ModelActivated("a", 2, (), None),
-            fx.BackoffStarted("a", HookKind.SLEEP, 2, 2.0, "stop exited with 2"),
-            fx.SwitchFailed(2, ("a",), "b", "a: stop exited with 2"),
-            fx.SwitchEnded(2, ("a",), "b", "failure", 3.0, 0.0, None, None),
-            fx.Reject(
-                4, "b", fx.Refusal.SLEEP_FAILED, "model 'b' cannot be woken: a: stop exited with 2", 2.0, 3.0
-            ),
+            ok("alive a"),
+            again("a"),
+            backs_off("sleep a", "stop exited with 2", 2, 2.0),
+            fails("a: stop exited with 2", 3.0),
+            refused(4, "b", "sleep_failed", "model 'b' cannot be woken: a: stop exited with 2", 2.0, 3.0),
         ),
     )
 
@@ -220,167 +109,67 @@ def test_failed_sleep_and_stop_of_an_engine_that_answers_leave_it_awake() -> Non
 def test_faulted_model_is_tried_again_by_its_own_request_after_the_backoff() -> None:
     play = given(models("a", "b"), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.RequestArrived(1, "b"),
-            fx.RequestQueued(1, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(1, ("a",), "b", "policy"),
-            fx.SwitchDrained(1, ("a",), "b", 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",), target="b"),
-        ),
-        at(
-            2.0,
-            ev.HookFinished(3, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", "b", "sleep exited with 1"),
-            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, sources=("a",), target="b"),
-        ),
+        at(1.0, asks(1, "b"), queued(1, "b"), begins("b", "a"), leaves("a", 1.0)),
+        at(2.0, failed("sleep a", "exited with 1"), unslept("a", "sleep exited with 1"), run("alive a")),
         at(
             3.0,
-            ev.HookFinished(4, ok=False, detail="exited with 1"),
-            fx.ModelFaulted("a", "sleep exited with 1"),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
-            fx.SwitchFailed(1, ("a",), "b", "a: sleep exited with 1"),
-            fx.SwitchEnded(1, ("a",), "b", "failure", 2.0, 0.0, None, None),
-            fx.Reject(
-                1, "b", fx.Refusal.SLEEP_FAILED, "model 'b' cannot be woken: a: sleep exited with 1", 1.0, 2.0
-            ),
+            failed("alive a", "exited with 1"),
+            faults("a", "sleep exited with 1"),
+            fails("a: sleep exited with 1", 2.0),
+            refused(1, "b", "sleep_failed", "model 'b' cannot be woken: a: sleep exited with 1", 1.0, 2.0),
         ),
         at(
             3.5,
-            ev.RequestArrived(2, "a"),
-            fx.Reject(
-                2, "a", fx.Refusal.FAULTED, "model 'a' could not be put to sleep: sleep exited with 1", 0.5, 0.0
-            ),
+            asks(2, "a"),
+            refused(2, "a", "faulted", "model 'a' could not be put to sleep: sleep exited with 1", 0.5),
         ),
         at(
             3.5,
-            ev.RequestArrived(3, "b"),
-            fx.Reject(
-                3, "b", fx.Refusal.FAULTED, "model 'a' could not be put to sleep: sleep exited with 1", 0.5, 0.0
-            ),
+            asks(3, "b"),
+            refused(3, "b", "faulted", "model 'a' could not be put to sleep: sleep exited with 1", 0.5),
         ),
         at(4.0, ev.DeadlineReached()),
-        at(
-            5.0,
-            ev.RequestArrived(4, "a"),
-            fx.RequestQueued(4, "a", 1),
-            fx.PolicyDecided("switch", "a", ""),
-            fx.SwitchStarted(2, (), "a", "policy"),
-            fx.SwitchDrained(2, (), "a", 0.0),
-            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=2, target="a"),
-        ),
-        at(
-            6.0,
-            ev.HookFinished(5, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"a"})),
-            fx.RunHook(6, "a", HookKind.WAKE, None, switch=2, target="a"),
-        ),
-        at(
-            7.0,
-            ev.HookFinished(6, ok=True),
-            fx.ModelActivated("a", 2, (), 2.0),
-            fx.SwitchEnded(2, (), "a", "success", 2.0, 0.0, 2.0, None),
-            fx.Admit(4, "a", None, 2, False, 2.0),
-        ),
+        at(5.0, asks(4, "a"), queued(4, "a"), begins("a"), drained(), run("sleep a")),
+        at(6.0, ok("sleep a"), holders(), wakes("a")),
+        at(7.0, ok("wake a"), awake("a", 2.0), ends(2.0, 0.0, 2.0), admitted(4, "a", 2.0, epoch=2)),
     )
 
 
 def test_faulted_model_is_tried_again_by_a_conflicting_request_after_the_backoff() -> None:
     play = given(models("a", "b"), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(3, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(
-            2.0,
-            ev.HookFinished(3, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", None, "sleep exited with 1"),
-            fx.RunHook(4, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
-        ),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, failed("sleep a", "exited with 1"), unslept("a", "sleep exited with 1"), run("alive a")),
         at(
             3.0,
-            ev.HookFinished(4, ok=False, detail="exited with 1"),
-            fx.ModelFaulted("a", "sleep exited with 1"),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
-            fx.SwitchFailed(1, ("a",), None, "a: sleep exited with 1"),
-            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+            failed("alive a", "exited with 1"),
+            faults("a", "sleep exited with 1"),
+            fails("a: sleep exited with 1", 2.0),
         ),
-        at(
-            5.0,
-            ev.RequestArrived(1, "b"),
-            fx.RequestQueued(1, "b", 1),
-            fx.PolicyDecided("switch", "b", ""),
-            fx.SwitchStarted(2, ("a",), "b", "policy"),
-            fx.SwitchDrained(2, ("a",), "b", 0.0),
-            fx.RunHook(5, "a", HookKind.SLEEP, None, switch=2, sources=("a",), target="b"),
-        ),
-        at(
-            6.0,
-            ev.HookFinished(5, ok=True),
-            fx.RecordHolders(frozenset()),
-            fx.RecordHolders(frozenset({"b"})),
-            fx.RunHook(6, "b", HookKind.WAKE, None, switch=2, sources=("a",), target="b"),
-        ),
+        at(5.0, asks(1, "b"), queued(1, "b"), begins("b", "a"), drained(), run("sleep a")),
+        at(6.0, ok("sleep a"), holders(), wakes("b")),
     )
 
 
 def test_faulted_model_that_turns_out_to_run_serves_the_request_that_tried_again() -> None:
     play = given(models("a"), awake=["a"])
     play(
-        at(
-            1.0,
-            ev.SleepRequested("a", 1),
-            fx.SwitchStarted(1, ("a",), None, "requested"),
-            fx.SwitchDrained(1, ("a",), None, 0.0),
-            fx.ModelDeactivated("a", 1.0),
-            fx.RunHook(2, "a", HookKind.SLEEP, None, switch=1, sources=("a",)),
-            fx.Answer(1, True, switch=1),
-        ),
-        at(
-            2.0,
-            ev.HookFinished(2, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", None, "sleep exited with 1"),
-            fx.RunHook(3, "a", HookKind.ALIVE, None, switch=1, sources=("a",)),
-        ),
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, failed("sleep a", "exited with 1"), unslept("a", "sleep exited with 1"), run("alive a")),
         at(
             3.0,
-            ev.HookFinished(3, ok=False, detail="exited with 1"),
-            fx.ModelFaulted("a", "sleep exited with 1"),
-            fx.BackoffStarted("a", HookKind.SLEEP, 1, 1.0, "sleep exited with 1"),
-            fx.SwitchFailed(1, ("a",), None, "a: sleep exited with 1"),
-            fx.SwitchEnded(1, ("a",), None, "failure", 2.0, 0.0, None, None),
+            failed("alive a", "exited with 1"),
+            faults("a", "sleep exited with 1"),
+            fails("a: sleep exited with 1", 2.0),
         ),
-        at(
-            5.0,
-            ev.RequestArrived(1, "a"),
-            fx.RequestQueued(1, "a", 1),
-            fx.PolicyDecided("switch", "a", ""),
-            fx.SwitchStarted(2, (), "a", "policy"),
-            fx.SwitchDrained(2, (), "a", 0.0),
-            fx.RunHook(4, "a", HookKind.SLEEP, None, switch=2, target="a"),
-        ),
-        at(
-            6.0,
-            ev.HookFinished(4, ok=False, detail="exited with 1"),
-            fx.SleepHookFailed("a", "a", "sleep exited with 1"),
-            fx.RunHook(5, "a", HookKind.ALIVE, None, switch=2, target="a"),
-        ),
+        at(5.0, asks(1, "a"), queued(1, "a"), begins("a"), drained(), run("sleep a")),
+        at(6.0, failed("sleep a", "exited with 1"), unslept("a", "sleep exited with 1"), run("alive a")),
         at(
             7.0,
-            ev.HookFinished(5, ok=True),
-            fx.ModelActivated("a", 2, (), None),
-            fx.BackoffStarted("a", HookKind.SLEEP, 2, 2.0, "sleep exited with 1"),
-            fx.SwitchFailed(2, (), "a", "a: sleep exited with 1"),
-            fx.SwitchEnded(2, (), "a", "failure", 2.0, 0.0, None, None),
-            fx.Admit(1, "a", None, 1, False, 2.0),
+            ok("alive a"),
+            awake("a"),
+            backs_off("sleep a", "sleep exited with 1", 2, 2.0),
+            fails("a: sleep exited with 1", 2.0),
+            admitted(1, "a", 2.0),
         ),
     )
