@@ -24,15 +24,8 @@ from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions
-from llmux.runtime.status import (
-    health,
-    lease_document,
-    model_entry,
-    model_list,
-    status,
-    variant_entry,
-    virtual_entry,
-)
+from llmux.runtime.model_list import model_entry, model_list
+from llmux.runtime.status import health, lease_document, status
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -110,6 +103,7 @@ class Admin:
         return [
             web.get("/", self.index),
             web.get("/v1/models", self.models),
+            web.get("/models", self.models),
             web.get("/v1/models/{model:.+}", self.model),
             web.get("/health", self.health),
             web.get("/ready", self.ready),
@@ -157,17 +151,11 @@ class Admin:
         return web.json_response({"object": "list", "data": model_list(self._switcher)})
 
     async def model(self, request: web.Request) -> web.Response:
-        """Show one model, by its name or an alias."""
+        """Show one model, by any of its names, listed or not."""
         name = request.match_info["model"]
-        if name in self._switcher.config.virtual:
-            return web.json_response(virtual_entry(self._switcher, name))
-        model = self._known(name)
-        aliases = self._switcher.config.models[model].aliases
-        switcher = self._switcher
-        variant = name in switcher.config.variants
-        shown = model if variant else name
-        entry = model_entry(shown, switcher.core.state.models[model], switcher.now(), aliases=aliases)
-        return web.json_response(variant_entry(name, entry) if variant else entry)
+        if name not in self._switcher.config.virtual:
+            self._known(name)
+        return web.json_response(model_entry(self._switcher, name))
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say whether everything that is due is done: 200 or 503."""

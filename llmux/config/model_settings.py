@@ -13,7 +13,7 @@ import shlex
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -38,6 +38,7 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
 GIVEN = (HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.VERIFY, HookKind.STOP)
 """The hooks that a script named in ``hooks:`` has to know, as its first argument."""
+LONGEST_DESCRIPTION = 1024  # characters
 PROCESS = "process"  # the script that runs ``cmd``
 FIRST_PORT, PORTS = 20_000, 10_000  # below what systems give to outgoing connections
 _SINGLE = frozenset({"gpu-free", "prefetch"})  # they are one hook, not five
@@ -169,6 +170,40 @@ class CostConfig(Section):
     )
 
 
+Capability = Literal[
+    "tools",
+    "vision",
+    "reasoning",
+    "audio",
+    "transcription",
+    "speech",
+    "images",
+    "image_edit",
+    "embeddings",
+    "rerank",
+]
+
+
+class InfoConfig(Section):
+    """What clients are told about the model, in `/v1/models`."""
+
+    description: Annotated[str, Field(max_length=LONGEST_DESCRIPTION)] | None = Field(
+        default=None, description="What the model is for, in a few words."
+    )
+    context: PositiveCount | None = Field(
+        default=None, description="Tokens that prompt and answer may have together. null: not told."
+    )
+    capabilities: tuple[Capability, ...] = Field(
+        default=(),
+        description="What it can do: tools, vision, reasoning, audio, transcription, speech, images, image_edit,"
+        " embeddings, rerank.",
+    )
+    unlisted: bool = Field(
+        default=False,
+        description="true: not listed, nor are its aliases; requests for them are served all the same.",
+    )
+
+
 class ModelConfig(Section):
     """One model: where its engine listens, and the shell hooks that control it."""
 
@@ -208,6 +243,9 @@ class ModelConfig(Section):
     )
     variants: Mapping[Name, VariantConfig] = Field(
         default_factory=dict, description="The model with other parameters, by the names that clients ask for."
+    )
+    info: InfoConfig = Field(
+        default_factory=InfoConfig, description="What clients are told about it, in `/v1/models`."
     )
     shared_address: bool = Field(
         default=False,

@@ -132,6 +132,7 @@ _TEXTS = {
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
     "too_short": "must hold at least one entry",
 }
 
@@ -188,6 +189,8 @@ _FOREIGN: Mapping[str, str] = {
     "loglevel": "log_level",
     "listen": "host",
     "apikeys": "api_keys",
+    "includealiasesinlist": "list_aliases",
+    **dict.fromkeys(("ctx", "ctx_size", "context_length", "max_model_len"), "context"),
     "persistent": "keep_awake",
 }
 _FEW = 8  # names that are listed

@@ -272,6 +272,9 @@ class Config(Section):
             description="Paths that reach the engines. A list replaces the default, which `default` in it means.",
         )
     )
+    list_aliases: bool = Field(
+        default=False, description="`/v1/models` lists aliases, too, each with an entry of its own."
+    )
     cors: tuple[Origin, ...] = Field(
         default=(), description="Origins of web pages that may call llmux, as http://localhost:5173, or *."
     )
@@ -414,8 +417,9 @@ class Config(Section):
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """What an error lists: the models with their aliases in brackets, and the other names."""
-        found = [f"{name} ({', '.join(it.aliases)})" if it.aliases else name for name, it in self.models.items()]
+        """What an error lists: the models with their aliases in brackets, and the other names; none unlisted."""
+        shown = [(name, model) for name, model in self.models.items() if not model.info.unlisted]
+        found = [f"{name} ({', '.join(it.aliases)})" if it.aliases else name for name, it in shown]
         return tuple(sorted([*found, *self.variants, *self.virtual]))
 
     def idle_sleep_of(self, name: str) -> float | None:

@@ -65,6 +65,16 @@ class Filters(Part):
     setParamsByID: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class Capabilities(Part):
+    """What a model can do: kinds of input and output, and more."""
+
+    takes: Texts = Field(default=(), alias="in")
+    out: Texts = ()
+    tools: bool = False
+    reranker: bool = False
+    context: Count = 0
+
+
 class Model(Part):
     """One model and its server."""
 
@@ -80,6 +90,8 @@ class Model(Part):
     concurrencyLimit: Count = 0
     filters: Filters = Field(default_factory=Filters)
     unlisted: bool = False
+    description: str = ""
+    capabilities: Capabilities = Field(default_factory=Capabilities)
 
 
 class Group(Part):
@@ -174,6 +186,7 @@ class LlamaSwap(Part):
     routing: Routing = Field(default_factory=Routing)
     hooks: Hooks = Field(default_factory=Hooks)
     sendLoadingState: bool = False
+    includeAliasesInList: bool = False
     selectors: Mapping[str, Selector] = Field(default_factory=dict)
 
 

@@ -17,6 +17,7 @@ import yaml
 from llmux.config.address import Address, covers
 from llmux.config.durations import format_duration
 from llmux.config.load import literal
+from llmux.config.model_settings import LONGEST_DESCRIPTION
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
 from llmux.llama_swap import source
 from llmux.llama_swap.engine_command import Engine, text
@@ -115,6 +116,8 @@ class _Translator:
         aliases = self.aliases(name, model)
         if aliases:
             settings["aliases"] = [literal(alias) for alias in aliases]
+        if info := _info(model):
+            settings["info"] = info
         if model.concurrencyLimit:
             settings["max_in_flight"] = model.concurrencyLimit
             self.notes.append(
@@ -202,6 +205,32 @@ class _Translator:
             )
 
 
+# Each as llama-swap derives it from the kinds of input and output.
+_ABILITIES = (
+    ("vision", "image", "text"),
+    ("transcription", "audio", "text"),
+    ("speech", "text", "audio"),
+    ("images", "text", "image"),
+    ("image_edit", "image", "image"),
+)
+
+
+def _info(model: Model) -> Settings:
+    """Return what clients are told about a model."""
+    can = model.capabilities
+    # It calls what takes images a vision model, whatever comes out.
+    gives = can.out or ("text",)
+    found = [ability for ability, takes, out in _ABILITIES if takes in can.takes and out in gives]
+    found = (["tools"] if can.tools else []) + found + (["rerank"] if can.reranker else [])
+    info = {
+        "description": literal(model.description.strip()[:LONGEST_DESCRIPTION]),
+        "context": can.context,
+        "capabilities": found,
+        "unlisted": model.unlisted,
+    }
+    return {name: value for name, value in info.items() if value}
+
+
 def _whole(config: LlamaSwap) -> Settings:
     settings: Settings = {}
     if config.globalTTL:
@@ -212,6 +241,8 @@ def _whole(config: LlamaSwap) -> Settings:
         settings["access_log"] = True
     if config.sendLoadingState:
         settings["progress"] = True
+    if config.includeAliasesInList:
+        settings["list_aliases"] = True
     if config.apiKeys:
         settings["api_keys"] = [text(key) for key in config.apiKeys]
     return settings
@@ -234,7 +265,7 @@ def _in_order(notes: list[Note], lines: Lines) -> list[Note]:
     return sorted(located, key=lambda note: note.line or 0)
 
 
-_LIST = "`/v1/models` shows a model's name, aliases and state"
+_LIST = "`/v1/models` shows a model's name here, its state, and its `info`"
 _TIMEOUTS = "llmux does not limit how long an engine takes to answer"
 _PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLMux-Progress`)"
 
@@ -242,16 +273,12 @@ _PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLM
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", {}, [])
 _MODEL = {
     "name": _LIST,
-    "description": _LIST,
     "metadata": _LIST,
-    "capabilities": _LIST,
-    "unlisted": "`/v1/models` lists every model",
     "timeouts": _TIMEOUTS,
     "compat": "a WebSocket wakes its model, and keeps it awake while it is open",
 }
 _FILTERS = "llmux changes nothing in a request but the model's name; let the engine or the client set parameters"
 _GLOBAL = {
-    "includeAliasesInList": "`/v1/models` lists the models; `/v1/models/ALIAS` answers all the same",
     "logTimeFormat": "log lines carry the time as ISO 8601",
     "logToStdout": "the log goes to stderr; what an engine prints goes to its own file, named in hooks/process.sh",
     "metricsMaxInMemory": "see `record` for what is kept of requests, and `/metrics`",
@@ -301,7 +328,7 @@ SCRIPT = "process"
 """The name of the hook script that starts and ends what llama-swap did."""
 
 _ORDER = (
-    "port", "url", "upstream_model", "aliases", "shared_address", "max_in_flight", "idle_sleep", "preload",
+    "port", "url", "upstream_model", "aliases", "info", "shared_address", "max_in_flight", "idle_sleep", "preload",
     "timeouts", "env",
 )  # fmt: skip
 _HOOKS = f"""\

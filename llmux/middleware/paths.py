@@ -25,6 +25,7 @@ from llmux.config.access import DEFAULT_FORWARD, glob_expression
 from llmux.middleware.denied import denied
 
 _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)
+_BARE_MODELS = "/models"  # as /v1/models, for clients whose base address ends without /v1
 _UPSTREAM = "/upstream/"
 MESSAGES = "/v1/messages"
 _RAW_MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
@@ -203,6 +204,8 @@ class ForwardedPaths:
             return Route(Kind.OWN, path, raw_path)
         if self._allowed.fullmatch(path):
             return Route(Kind.FORWARD, path, raw_path)
+        if reading and path == _BARE_MODELS:
+            return Route(Kind.OWN, path, raw_path)
         return Route(Kind.REFUSED, path, reason=f"{path} is not among the forwarded paths (see `forward`)")
 
     def _upstream(self, raw_path: str, path: str, *, reading: bool) -> Route:

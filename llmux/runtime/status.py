@@ -1,4 +1,4 @@
-"""What operators and programs see: the documents of ``/llmux/status``, ``/health`` and ``/v1/models``."""
+"""What operators see: the documents of ``/llmux/status`` and ``/health``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from itertools import islice
 from typing import Any
 
-from llmux.config.targets import leaves
 from llmux.core import commands, levels, placement
 from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
@@ -117,7 +116,7 @@ def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> 
     backoff = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))
     return {
         "phase": model.phase.value,
-        **_place(model),
+        **place(model),
         "queued": len(model.queue),
         "in_flight": len(model.in_flight),
         "streamed": streamed,
@@ -154,7 +153,7 @@ def _outlook(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
     }
 
 
-def _place(model: Model) -> dict[str, Any]:
+def place(model: Model) -> dict[str, Any]:
     """Return what a model takes, awake and asleep; ``level`` is null where none is known, and while awake."""
     return {
         "level": None if model.level is None else model.level.name,
@@ -175,55 +174,3 @@ def health(switcher: Switcher, stalled: float) -> tuple[bool, dict[str, Any]]:
         "notes": diagnosis.notes(s, now),
     }
     return not problems, body
-
-
-def model_list(switcher: Switcher) -> list[dict[str, Any]]:
-    """Return the entries of ``/v1/models``, aliases among them, sorted by id."""
-    entries = []
-    for name, model in switcher.core.state.models.items():
-        if model.removed:
-            continue
-        configured = switcher.config.models.get(name)
-        aliases = configured.aliases if configured else ()
-        evicted = switcher.decisions.evicted.get(name)
-        entry = model_entry(name, model, switcher.now(), aliases=aliases, evicted=evicted)
-        entries.append(entry)
-        entries += [variant_entry(variant, entry) for variant in (configured.variants if configured else ())]
-    entries += [virtual_entry(switcher, name) for name in switcher.config.virtual]
-    return sorted(entries, key=lambda entry: str(entry["id"]))
-
-
-def virtual_entry(switcher: Switcher, name: str) -> dict[str, Any]:
-    """Return a virtual model, in the state of one which it may stand for: an awake one, where there is one."""
-    virtual = switcher.config.virtual[name]
-    found = [switcher.core.state.models.get(model) for model in leaves(switcher.config, name)]
-    phases = [model.phase for model in found if model is not None]
-    state = next((phase for phase in phases if phase is Phase.AWAKE), phases[0] if phases else Phase.UNKNOWN)
-    more = {"state": state.value, "aliases": [], "virtual": virtual.kind, "targets": list(virtual.targets)}
-    return {"id": name, "object": "model", "created": 0, "owned_by": "llmux", "llmux": more}
-
-
-def variant_entry(variant: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a variant of the model that has this entry."""
-    return {**entry, "id": variant, "llmux": {**entry["llmux"], "aliases": [], "variant_of": entry["id"]}}
-
-
-def model_entry(
-    name: str, model: Model, now: float, *, aliases: tuple[str, ...] = (), evicted: Evicted | None = None
-) -> dict[str, Any]:
-    """Return one model as OpenAI's API describes it, with what llmux knows at ``now`` of the core's clock."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "llmux",
-        "llmux": {
-            "state": model.phase.value,
-            **_place(model),
-            "pinned": model.pinned,
-            "evicted": None if evicted is None else brief(evicted, time.time() - now),
-            "queued": len(model.queue),
-            "in_flight": len(model.in_flight),
-            "aliases": list(aliases),
-        },
-    }

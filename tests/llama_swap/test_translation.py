@@ -1,5 +1,6 @@
 """What becomes of llama-swap's settings, and what is said about those that nothing becomes of."""
 
+import json
 import re
 from pathlib import Path
 
@@ -40,6 +41,11 @@ class TestEverything:
         assert everything.config.idle_sleep_of("small") is None
         assert everything.config.idle_sleep_of("embed") == 600
 
+    def test_what_clients_are_told(self, everything):
+        big, small = (everything.config.models[name].info for name in ("big", "small"))
+        assert (big.description, big.context, big.capabilities) == ("Thinks.", 16384, ("tools",))
+        assert (big.unlisted, small.unlisted, everything.config.list_aliases) == (False, True, True)
+
     def test_a_container(self, everything):
         model = everything.config.models["in a box"]
         assert (model.port, model.env["HEALTH_PATH"], model.env["GRACE"]) == (10003, "none", "20")
@@ -72,12 +78,11 @@ class TestEverything:
     def test_all_else_is_named_on_its_line(self, everything):
         assert set(everything.lost()) == {
             "logTimeFormat", "logToStdout", "metricsMaxInMemory", "captureBuffer", "store", "ui", "performance",
-            "includeAliasesInList", "upstream", "profiles", "selectors.any", "models.big.name",
-            "models.big.description", "models.big.compat", "models.big.filters.stripParams",
+            "upstream", "profiles", "selectors.any", "models.big.name",
+            "models.big.compat", "models.big.filters.stripParams",
             "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.metadata",
             "models.big.sendLoadingState",
-            "models.big.timeouts", "models.big.capabilities",
-            "models.small.unlisted", "models.nowhere", "hooks.on_startup.preload[2]",
+            "models.big.timeouts", "models.nowhere", "hooks.on_startup.preload[2]",
             "routing.router.settings.groups.together.members[2]",
             "routing.scheduler.settings.fifo.priority.strange", "peers",
         }  # fmt: skip
@@ -95,8 +100,8 @@ class TestEverything:
         text = " ".join(line.strip().removeprefix("# ") for line in everything.text.splitlines())
         for note in everything.notes:
             assert note.message in text
-        before_small = everything.text.partition("\n  small:\n")[0].rpartition("\n\n")[2]
-        assert "# unlisted: not carried over" in before_small
+        before_big = everything.text.partition("\n  big:\n")[0].rpartition("\n\n")[2]
+        assert "# compat: not carried over" in before_big
 
     def test_a_setting_that_llama_swap_will_have_one_day_is_named(self, load):
         result = load("later: 1\nx-mine: 2\nmodels: {m: {cmd: 'x ${PORT}', sooner: 2}}")
@@ -114,6 +119,31 @@ def test_the_least_file(load):
         "port": 5800,
         "env": {"COMMAND": 'x \\\n  --port "$LLMUX_PORT"'},
     }
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "found"),
+    [
+        ("{in: [text, image]}", ("vision",)),
+        ("{in: [text, image], out: [text], tools: true}", ("tools", "vision")),
+        ("{in: [audio], out: [text]}", ("transcription",)),
+        ("{in: [text], out: [audio]}", ("speech",)),
+        ("{in: [text, image], out: [image]}", ("images", "image_edit")),
+        ("{reranker: true}", ("rerank",)),
+        ("{in: [text], out: [text]}", ()),
+        ("{}", ()),
+    ],
+)
+def test_capabilities(load, capabilities, found):
+    result = load(f"models:\n  m:\n    cmd: x --port ${{PORT}}\n    capabilities: {capabilities}")
+    assert result.config.models["m"].info.capabilities == found
+    assert not result.notes
+
+
+@pytest.mark.parametrize("text", ["x" * 2000, "costs ${MONEY", "two\nlines"])
+def test_any_description_can_be_read_again(load, text):
+    result = load(f"models:\n  m:\n    cmd: x --port ${{PORT}}\n    description: {json.dumps(text)}")
+    assert result.config.models["m"].info.description == text[:1024]
 
 
 @pytest.mark.parametrize(

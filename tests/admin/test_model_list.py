@@ -1,0 +1,150 @@
+"""/v1/models: what clients and chat front ends are told about the models."""
+
+import openai
+import pytest
+
+from llmux.config import ConfigErrors
+from llmux.config.model_settings import InfoConfig
+from llmux.runtime.model_list import ABILITIES
+from tests.server.house import held, until
+
+INFO = {"description": "Writes code", "context": 32768, "capabilities": ["tools", "vision"]}
+
+
+async def listed(house, target="/v1/models"):
+    reply = await house.ask("GET", target)
+    assert reply.status == 200
+    assert reply.json()["object"] == "list"
+    return {entry["id"]: entry for entry in reply.json()["data"]}
+
+
+async def one(house, name):
+    reply = await house.ask("GET", f"/v1/models/{name}")
+    assert reply.status == 200
+    return reply.json()
+
+
+async def test_a_model_with_nothing_to_tell_has_the_usual_fields(house):
+    await house.open()
+    entry = (await listed(house))["a"]
+    assert set(entry) == {"id", "object", "created", "owned_by", "status", "llmux"}
+    assert entry["status"] == {"value": "unloaded"}
+
+
+async def test_what_is_told_has_the_names_that_front_ends_read(house):
+    await house.open({"a": {"info": INFO, "aliases": ["gpt"]}, "b": {}})
+    found = await listed(house)
+    assert list(found) == ["a", "b"]
+    entry = found["a"]
+    assert entry["description"] == "Writes code"
+    assert (entry["context_length"], entry["meta"]) == (32768, {"n_ctx": 32768})
+    assert entry["capabilities"] == {"function_calling": True, "vision": True}
+    assert entry["architecture"] == {
+        "modality": "text+image->text",
+        "input_modalities": ["text", "image"],
+        "output_modalities": ["text"],
+    }
+    assert entry["supported_parameters"] == ["tools", "tool_choice"]
+    assert entry["llmux"]["aliases"] == ["gpt"]
+
+
+async def test_every_capability_of_the_configuration_is_told(house):
+    known = InfoConfig.model_json_schema()["properties"]["capabilities"]["items"]["enum"]
+    assert set(known) == set(ABILITIES)
+    await house.open({name: {"info": {"capabilities": [name]}} for name in known})
+    for name, entry in (await listed(house)).items():
+        assert entry["capabilities"] == {ABILITIES[name].key: True}
+        assert entry["architecture"]["input_modalities"]
+        assert entry["architecture"]["output_modalities"]
+
+
+async def test_an_unlisted_model_is_served_and_not_shown(house):
+    await house.open(
+        {
+            "a": {"aliases": ["gpt"]},
+            "b": {"info": {"unlisted": True}, "aliases": ["hush"], "variants": {"b:loud": {"set": {"n": 1}}}},
+        },
+        list_aliases=True,
+    )
+    assert set(await listed(house)) == {"a", "gpt", "b:loud"}
+    for name in ("b", "hush"):
+        assert (await house.chat(name)).status == 200
+        assert (await one(house, name))["id"] == name
+    refused = (await house.chat("c")).error["message"]
+    assert refused == "model 'c' not found; configured are: a (gpt), b:loud"
+    reply = await house.ask("POST", "/llmux/models/b/sleep")
+    assert reply.status == 202
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_aliases_are_listed_where_that_is_wanted(house, wanted):
+    await house.open({"a": {"info": INFO, "aliases": ["gpt", "o1"]}}, list_aliases=wanted)
+    found = await listed(house)
+    assert set(found) == ({"a", "gpt", "o1"} if wanted else {"a"})
+    alias = await one(house, "gpt")  # which answers in any case
+    assert alias == {**found["a"], "id": "gpt", "llmux": {**found["a"]["llmux"], "alias_of": "a"}}
+    assert not wanted or found["gpt"] == alias
+
+
+async def test_the_status_is_that_of_llama_servers_router(house):
+    await house.open({"a": {"wake": f"{held('a')}; touch a.up"}, "b": {"wake": "exit 1"}})
+    assert (await one(house, "a"))["status"] == {"value": "unloaded"}
+    waiting = await house.begin("POST", "/v1/x", {"model": "a"})
+    await until(lambda: house.switcher.core.state.switch)
+    assert (await one(house, "a"))["status"] == {"value": "loading"}
+    house.release("a")
+    assert (await waiting.reply()).status == 200
+    assert (await one(house, "a"))["status"] == {"value": "loaded"}
+    assert (await house.chat("b")).status == 503
+    assert (await one(house, "b"))["status"] == {"value": "unloaded", "failed": True}
+
+
+async def test_a_virtual_model_is_loaded_where_one_of_its_models_is(house):
+    await house.open("a b", virtual={"warm": {"awake": ["a", "b"]}})
+    assert (await one(house, "warm"))["status"] == {"value": "unloaded"}
+    assert (await house.chat("b")).status == 200
+    assert (await listed(house))["warm"]["status"] == {"value": "loaded"}
+
+
+async def test_the_list_without_v1(house):
+    await house.open(api_keys=["user"])
+    assert (await house.ask("GET", "/models")).status == 401
+    reply = await house.ask("GET", "/models", Authorization="Bearer user")
+    assert reply.json() == (await house.ask("GET", "/v1/models", Authorization="Bearer user")).json()
+    for path in ("/models", "/models/load", "/models/unload"):  # of llama-server's router: these switch
+        assert (await house.ask("POST", path, {"model": "a"}, Authorization="Bearer user")).status == 404
+    assert not house.engine.heads
+
+
+async def test_the_list_of_an_engine_can_still_be_forwarded(house):
+    await house.open("a", forward=["default", "/models"])
+    assert (await house.ask("GET", "/models?model=a")).body == b"ok"
+    assert house.engine.heads
+
+
+async def test_openais_sdk_reads_all_of_it(house):
+    await house.open({"a": {"info": INFO}, "b": {"info": {"unlisted": True}}})
+    for base in (f"http://127.0.0.1:{house.port}/v1", f"http://127.0.0.1:{house.port}"):
+        async with openai.AsyncOpenAI(base_url=base, api_key="none") as client:
+            (model,) = [model async for model in client.models.list()]
+        assert (model.id, model.owned_by) == ("a", "llmux")
+        assert model.model_extra["context_length"] == 32768
+        assert model.model_extra["status"] == {"value": "unloaded"}
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{house.port}/v1", api_key="none") as client:
+        assert (await client.models.retrieve("b")).id == "b"
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"capabilities": ["tool"]}, "models.a.info.capabilities[0]: must be tools, vision, reasoning, audio"),
+        ({"context": 0}, "models.a.info.context: must be at least 1, not 0"),
+        ({"description": "x" * 1025}, "models.a.info.description: must have at most 1024 characters, not"),
+        ({"unlisted": "perhaps"}, "models.a.info.unlisted: must be true or false, not 'perhaps'"),
+        ({"ctx": 1}, "models.a.info.ctx: unknown setting; here it is `context`"),
+    ],
+)
+def test_a_mistake_in_info_has_its_place(house, info, words):
+    with pytest.raises(ConfigErrors) as raised:
+        house.config({"a": {"info": info}})
+    assert words in str(raised.value)
