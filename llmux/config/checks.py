@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmux.config.access import check_keys
+from llmux.config.accounts import check_accounts
 from llmux.config.address import covers, is_loopback
 from llmux.config.model_settings import hook_folder
 from llmux.config.problems import Path as Place
@@ -34,7 +35,8 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 def check(config: Config) -> list[Problem]:
     """Return everything that makes ``config`` unusable, as a whole."""
     problems = [*_names(config), *check_targets(config), *_addresses(config), *check_residency(config)]
-    return [*problems, *check_levels(config), *_backoff(config), *check_keys(config), *_openness(config)]
+    problems += [*check_levels(config), *_backoff(config), *check_keys(config), *check_accounts(config)]
+    return [*problems, *_openness(config)]
 
 
 def _names(config: Config) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
+from llmux.config.accounts import LedgerPath
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, expand
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
@@ -245,6 +246,15 @@ class Config(Section):
     record_size: PositiveSize = Field(
         default=64 * MIB, ge=MIB, description="Size at which the record becomes FILE.1, in place of the last one."
     )
+    ledger: LedgerPath = Field(
+        default=None,
+        description="SQLite file with a row for each request: its key, model, tokens and times. true: beside the"
+        " state file. null: none.",
+    )
+    ledger_keep: PositiveDuration | None = Field(
+        default=400 * 86400.0,
+        description="How long rows of the ledger are kept; their hourly sums stay. null: for ever.",
+    )
     on_exit: Literal["leave", "sleep"] = Field(
         default="leave", description="What happens to awake engines when llmux ends."
     )
@@ -398,6 +408,18 @@ class Config(Section):
     def record_path(self) -> Path | None:
         """The file of the record, absolute; None for none."""
         return None if self.record is None else self.folder / Path(self.record).expanduser()
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """The file of the ledger, absolute; None for none.
+
+        Raises:
+            ConfigError: it stands beside the default state file, but there is no home folder.
+
+        """
+        if self.ledger is True and (state := self.state_path) is not None:
+            return state.with_name(f"{state.stem}-ledger.db")
+        return self.folder / Path(self.ledger).expanduser() if isinstance(self.ledger, str) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ LAYERS = (
         "policies",
         "hooks",
     },
-    {"runtime", "simulator", "llama_swap", "survey", "targets"},
+    {"accounts", "runtime", "simulator", "llama_swap", "survey", "targets"},
     {"middleware", "proxy", "admin"},
     {"app"},
     {"server"},

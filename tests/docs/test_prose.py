@@ -9,6 +9,7 @@ import pytest
 from tests.docs.pages import ROOT, markdown_files
 
 PLACES = (
+    "accounts",
     "admin",
     "app.py",
     "cli",

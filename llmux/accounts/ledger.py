@@ -1,0 +1,325 @@
+"""The ledger: a row for each request, written by a thread of its own.
+
+Theory of operation
+===================
+
+``put`` appends what is known of a request to a queue, and that is all that the request path does. The thread wakes
+once for what comes within ``GATHER`` seconds, reads the tokens out of the ends of the answers, and writes the rows
+in batches. Nothing waits for it.
+
+A file that cannot be written (a full disk, another process that holds it) is tried again after a pause; what comes
+meanwhile is kept, ``KEPT`` rows of it. What does not fit is lost: that is counted, logged, and written down with the
+next batch. A file that is damaged is renamed, and a new one begun. When the file has been removed or replaced, a new
+one is made, too.
+
+No row is written twice: a batch is one transaction, and when it is not known whether one was carried out, the last
+row's id tells. What a killed llmux had not written yet, what ended within the last moments, is lost with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llmux.accounts.store import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
+from llmux.accounts.tokens import Answer, tokens_of
+from llmux.errors import ConfigError
+
+GATHER = 0.05  # seconds
+WAITING = 10_000  # requests that the thread has not looked at
+WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
+KEPT = 50_000  # rows that are not written yet
+YIELD = 0.0002  # seconds: the event loop gets its turn
+SLICE = 64  # requests that are looked at in one go
+PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after as many failures in a row
+CLEAN_EVERY = 600.0  # seconds between two looks for rows that are too old
+LAST_TRIES = 2.0  # seconds for the last rows
+CLOSE_WAITS = 5.0  # seconds that a stop waits for them
+SETTLE_WAITS = 2.0  # seconds that a reader waits for the rows of before
+
+
+class Ended(NamedTuple):
+    """A request that has ended, as the request path knows it. Times are seconds."""
+
+    time: float  # since 1970
+    request_id: str
+    key: str | None
+    asked: str | None
+    served: str | None
+    waited: float
+    service: float
+    status: int
+    reason: str | None
+    path: str
+    sent: int
+    begun: bool
+    opening: bytes
+    tail: Sequence[bytes]
+    events: int
+
+
+Tell = Callable[..., None]
+
+
+class Ledger:
+    """Writes the ledger of one llmux.
+
+    ``keep`` is how long rows stay, in seconds; None: for ever. ``tell(event, **fields)`` is called, from the thread,
+    with what goes wrong.
+    """
+
+    def __init__(self, path: Path, keep: float | None, tell: Tell) -> None:
+        """Take the file, and begin. Raises ConfigError when it cannot be the ledger."""
+        self.path = path
+        self.keep = keep
+        self.lost = 0  # rows, since the start
+        self._tell = tell
+        self._lock = _locked(path)
+        self._waiting: deque[tuple[object, ...]] = deque()
+        self._put = self._done = 0  # requests, since the start
+        self._dropped = 0  # that did not fit, and the thread has not counted
+        self._awake = False  # the thread has been woken for what waits
+        self._wake = threading.Event()
+        self._hurry = threading.Event()  # do not gather
+        self._ending = False
+        # The thread's own:
+        self._rows: deque[Row] = deque()
+        self._unsaid = 0  # lost rows that the file does not tell of
+        self._store: Store | None = None
+        self._last: int | None = None  # the id of the last row that is known to be written
+        self._doubtful = 0  # rows of a batch that may have been written
+        self._failures = 0
+        self._not_before = 0.0
+        self._cleaned = 0.0
+        self._thread = threading.Thread(target=self._run, name="llmux-ledger", daemon=True)
+        self._thread.start()
+
+    # ---- the event loop's side
+
+    def put(self, ended: tuple[object, ...]) -> None:
+        """Take a request that has ended: the fields of an ``Ended``."""
+        waiting = self._waiting
+        self._put += 1
+        if len(waiting) >= WITH_ANSWERS:
+            if len(waiting) >= WAITING:
+                self._dropped += 1
+                return
+            ended = (*ended[:-3], b"", (), ended[-1])
+        waiting.append(ended)
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until what has ended so far is written, but not for long."""
+        target, until = self._put, time.monotonic() + SETTLE_WAITS
+        self._hurry.set()
+        while self._done < target and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        """Write what there is, and let go of the file; waits for that, but not long."""
+        self._ending = True
+        self._hurry.set()
+        self._wake.set()
+        self._thread.join(CLOSE_WAITS)
+        os.close(self._lock)
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._pause())
+            self._wake.clear()
+            if not self._ending:
+                self._hurry.wait(GATHER)
+            self._hurry.clear()
+            self._awake = False
+            self._look()
+            if self._ending and not self._waiting:
+                break
+            if self._rows and time.monotonic() >= self._not_before:
+                self._write()
+            self._clean()
+        self._end()
+
+    def _end(self) -> None:
+        until = time.monotonic() + LAST_TRIES
+        while self._rows:
+            self._write()
+            if self._rows:
+                if time.monotonic() >= until:
+                    self._lose(len(self._rows))
+                    break
+                time.sleep(PATIENCE)
+        if self._store is not None:
+            self._store.close()
+
+    def _pause(self) -> float:
+        if self._rows:
+            return max(0.0, self._not_before - time.monotonic())
+        return CLEAN_EVERY
+
+    def _look(self) -> None:
+        """Make rows of what waits."""
+        waiting = self._waiting
+        while waiting:
+            for _ in range(min(SLICE, len(waiting))):
+                self._rows.append(_row(Ended._make(waiting.popleft())))
+            time.sleep(YIELD)
+        dropped, self._dropped = self._dropped, 0
+        over = max(0, len(self._rows) - KEPT)
+        for _ in range(over):
+            self._rows.pop()
+        self._lose(dropped + over)
+
+    def _lose(self, count: int) -> None:
+        if not count:
+            return
+        if not self._unsaid:
+            self._tell("ledger_rows_lost", path=str(self.path), count=count)
+        self.lost += count
+        self._unsaid += count
+        self._done += count
+
+    def _write(self) -> None:
+        while self._rows:
+            batch = list(itertools.islice(self._rows, BATCH))
+            try:
+                store = self._open()
+                if self._rows and self._rows[0] is not batch[0]:
+                    continue  # it had been written after all
+                self._doubtful = len(batch)
+                store.write(batch, self._unsaid)
+            except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError, ForeignFileError) as error:
+                self._failed(error)
+                return
+            except Exception as error:  # noqa: BLE001 - what cannot be written must not stop what comes after it
+                self._tell("internal_error", error=str(error), exc_info=error)
+                self._take(len(batch))
+                self._lose(len(batch))
+            else:
+                self._written(len(batch))
+
+    def _written(self, count: int) -> None:
+        self._take(count)
+        self._last = None if self._last is None else self._last + count
+        self._done += count
+        self._doubtful = self._unsaid = self._failures = 0
+
+    def _take(self, count: int) -> None:
+        for _ in range(count):
+            self._rows.popleft()
+
+    def _open(self) -> Store:
+        store = self._store
+        if store is not None and store.in_place:
+            return store
+        if store is not None:
+            store.close()
+            self._store, self._last = None, None
+        store = self._store = Store(self.path)
+        last = store.last()
+        if self._doubtful and self._last is not None and last >= self._last + self._doubtful:
+            self._written(self._doubtful)
+        self._last, self._doubtful = last, 0
+        return store
+
+    def _failed(self, error: Exception) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        if isinstance(error, sqlite3.Error) and damaged(error):
+            with contextlib.suppress(OSError):
+                aside = set_aside(self.path)
+                self._tell("ledger_set_aside", path=str(self.path), renamed=str(aside), error=str(error))
+                self._last = None
+                self._not_before = time.monotonic() + (PAUSES[0] if self._failures else 0.0)
+                self._failures += 1
+                return
+        if not self._failures:
+            self._tell("ledger_unwritable", path=str(self.path), error=str(error))
+        self._not_before = time.monotonic() + PAUSES[min(self._failures, len(PAUSES) - 1)]
+        self._failures += 1
+
+    def _clean(self) -> None:
+        """Delete what is too old, a batch at a time; rows that wait are written in between."""
+        now = time.monotonic()
+        if self.keep is None or self._store is None or now < self._cleaned:
+            return
+        try:
+            more = self._store.forget(round((time.time() - self.keep) * 1000))
+        except sqlite3.Error as error:
+            self._failed(error)
+            more = False
+        if more:
+            self._wake.set()
+        else:
+            self._cleaned = now + CLEAN_EVERY
+
+
+def _row(ended: Ended) -> Row:
+    answer = Answer(
+        ended.path,
+        ended.status,
+        ended.reason is None and ended.status != 499,  # noqa: PLR2004 - nginx's for a client that left
+        ended.sent,
+        ended.begun,
+        ended.opening,
+        ended.tail,
+        ended.events,
+    )
+    tokens = tokens_of(answer)
+    return Row(
+        time=round(ended.time * 1000),
+        request_id=ended.request_id,
+        key=ended.key or "",
+        asked=ended.asked or "",
+        served=ended.served or "",
+        target=(ended.served or "") if ended.begun else "",
+        input=tokens.input,
+        cached=tokens.cached,
+        output=tokens.output,
+        reasoning=tokens.reasoning,
+        estimated=int(tokens.estimated),
+        cost=0,
+        currency="",
+        price=None,
+        waited=round(ended.waited * 1000),
+        service=round(ended.service * 1000),
+        gpu=0,
+        switch=0,
+        prompt=None if tokens.prompt is None else round(tokens.prompt * 1e6),
+        decode=None if tokens.decode is None else round(tokens.decode * 1e6),
+        status=ended.status,
+        reason=ended.reason or "",
+    )
+
+
+def _locked(path: Path) -> int:
+    """Return the lock of a ledger, which one llmux alone can have. Raises ConfigError."""
+    beside = path.with_name(f"{path.name}.lock")
+    try:
+        check(path)
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except ForeignFileError as error:
+        raise ConfigError(f"{path} {error}; give another file, or null", path="ledger") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"{path} cannot be written: {why}; give another file, or null", path="ledger") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError(f"{path} is written by another llmux; give each its own", path="ledger") from error
+    return lock

@@ -1,0 +1,243 @@
+"""The ledger's file: SQLite in WAL mode, with a row for each request and its sums by the hour.
+
+All of it is used by one thread. A batch and its sums are written in one transaction: either all of it is in the file
+or nothing, so that a batch which may have been written already can be recognized by the last row's id.
+
+The sums make queries fast: of ten million rows they leave some ten thousand. They stay when rows are deleted for
+their age. The file is never compacted: freed pages are used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
+HOUR = 3_600_000  # milliseconds
+BATCH = 500  # rows of one transaction
+PATIENCE = 0.1  # seconds to wait for another process that writes
+_PIECES = (32, 16, 8, 4, 2, 1)  # rows of one statement: in each the interpreter's lock is given back once
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_BESIDE = ("", "-wal", "-shm")
+
+
+class Row(NamedTuple):
+    """One request. No prompt, no answer and no key is in it."""
+
+    time: int  # of its end: milliseconds since 1970
+    request_id: str
+    key: str  # the key's name, "" without one
+    asked: str  # the model as the client named it, "" for none
+    served: str  # the model, "" for none that is configured
+    target: str  # what served it: the model here
+    input: int  # tokens, cached ones included
+    cached: int
+    output: int  # tokens, reasoning included
+    reasoning: int
+    estimated: int  # 1: the tokens are an estimate
+    cost: int  # millionths of the currency
+    currency: str  # "" without prices
+    price: int | None  # the version of the prices
+    waited: int  # milliseconds in the queue
+    service: int  # milliseconds from its admission to its end
+    gpu: int  # microseconds: its own share of the time that the GPU was held
+    switch: int  # microseconds of switches that it is charged
+    prompt: int | None  # microseconds that the engine reports for reading
+    decode: int | None  # and for writing
+    status: int  # 499: its client left first
+    reason: str  # the error's code, "" for none
+    kind: int = 0  # 0: a request
+
+
+SUMS = ("input", "cached", "output", "reasoning", "estimated", "cost", "waited", "service", "gpu", "switch")
+"""The columns that are summed by the hour, beside the number of requests and of those that failed."""
+
+_TEXTS = frozenset({"request_id", "key", "asked", "served", "target", "currency", "reason"})
+_MAYBE = frozenset({"price", "prompt", "decode"})
+_SUM_COLUMNS = ("hour", "key", "served", "currency", "requests", "failed", *SUMS)
+
+
+def _column(name: str) -> str:
+    return f'"{name}" {"TEXT" if name in _TEXTS else "INTEGER"}{"" if name in _MAYBE else " NOT NULL"}'
+
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        f"CREATE TABLE requests (id INTEGER PRIMARY KEY, {', '.join(map(_column, Row._fields))})",
+        "CREATE TABLE hours (hour INTEGER NOT NULL, key TEXT NOT NULL, served TEXT NOT NULL, currency TEXT NOT NULL,"
+        f" requests INTEGER NOT NULL, failed INTEGER NOT NULL, {', '.join(map(_column, SUMS))},"
+        " PRIMARY KEY (hour, key, served, currency)) WITHOUT ROWID",
+        "CREATE TABLE losses (time INTEGER NOT NULL, rows INTEGER NOT NULL)",
+    ),
+)
+"""What makes each version of the schema out of the one before."""
+
+_INSERT = f"INSERT INTO requests ({', '.join(f'"{name}"' for name in Row._fields)}) VALUES "  # noqa: S608
+_ONE = f"({', '.join('?' * len(Row._fields))})"
+_ADD = (
+    f"INSERT INTO hours ({', '.join(f'"{name}"' for name in _SUM_COLUMNS)})"  # noqa: S608
+    f" VALUES ({', '.join('?' * len(_SUM_COLUMNS))}) ON CONFLICT DO UPDATE SET "
+    + ", ".join(f'"{name}" = "{name}" + excluded."{name}"' for name in _SUM_COLUMNS[4:])
+)
+_ERROR = 400  # the statuses from here on are failures
+
+
+class ForeignFileError(Exception):
+    """The file is another program's, or that of a newer llmux; it is left as it is."""
+
+
+def damaged(error: sqlite3.Error) -> bool:
+    """Whether an error means that the file cannot be used any more."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _DAMAGED
+
+
+def check(path: Path) -> None:
+    """See to it that the file can be the ledger's. Raises ForeignFileError; what else is wrong shows later."""
+    if not path.exists():
+        return
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path)) as connection:
+        _own(connection)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, with what belongs to it. Raises OSError."""
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    name, number = f"{path.name}.damaged-{stamp}", 1
+    while path.with_name(name).exists():
+        number += 1
+        name = f"{path.name}.damaged-{stamp}-{number}"
+    for end in _BESIDE:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + end).rename(path.with_name(name + end))
+    return path.with_name(name)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+
+
+def _own(connection: sqlite3.Connection) -> int:
+    """Return the version of the schema, 0 for an empty file. Raises ForeignFileError."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application == APPLICATION and version > len(MIGRATIONS):
+        raise ForeignFileError(f"is of a newer llmux (version {version}; this one knows {len(MIGRATIONS)})")
+    if application != APPLICATION and (tables or application):
+        raise ForeignFileError("is a database of another program")
+    return int(version)
+
+
+class Store:
+    """The open file. Every method raises sqlite3.Error when the file cannot be read or written."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file, and bring it to this version. Raises OSError and ForeignFileError, too."""
+        self.path = path
+        # What SQLite makes beside it gets the same mode.
+        if path.exists():
+            with contextlib.suppress(OSError):
+                path.chmod(0o600)
+        else:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._connection = _connect(path)
+        try:
+            version = _own(self._connection)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
+            self._connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")
+            for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+                self._transaction(lambda statements=statements, number=number: self._migrate(statements, number))
+            self._inode = path.stat().st_ino
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _migrate(self, statements: Sequence[str], version: int) -> None:
+        for statement in statements:
+            self._connection.execute(statement)
+        self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        self._connection.execute(f"PRAGMA user_version = {version}")
+
+    def _transaction(self, work: Callable[[], None]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            work()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file is still the one that stands under the path."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def last(self) -> int:
+        """Return the id of the last row, 0 for none."""
+        (found,) = self._connection.execute("SELECT max(id) FROM requests").fetchone()
+        return found or 0
+
+    def write(self, rows: Sequence[Row], lost: int = 0) -> None:
+        """Write a batch, and how many rows were lost before it."""
+
+        def work() -> None:
+            at = 0
+            for size in _PIECES:
+                while len(rows) - at >= size:
+                    values = [value for row in rows[at : at + size] for value in row]
+                    self._connection.execute(_INSERT + ",".join([_ONE] * size), values)
+                    at += size
+            self._connection.executemany(_ADD, _sums(rows))
+            if lost:
+                self._connection.execute("INSERT INTO losses VALUES (?, ?)", (round(time.time() * 1000), lost))
+
+        self._transaction(work)
+
+    def forget(self, before: int) -> bool:
+        """Delete the oldest rows that ended before a time, a batch of them; return whether there may be more."""
+        execute = self._connection.execute
+        oldest = execute("SELECT time FROM requests ORDER BY id LIMIT 1").fetchone()
+        if oldest is None or oldest[0] >= before:
+            return False
+        which = f"SELECT id FROM requests ORDER BY id LIMIT {BATCH}"  # noqa: S608
+        deleted = execute(f"DELETE FROM requests WHERE id IN ({which}) AND time < ?", (before,)).rowcount  # noqa: S608
+        return deleted == BATCH
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+
+def _sums(rows: Iterable[Row]) -> list[tuple[object, ...]]:
+    """Return what a batch adds to the sums."""
+    found: dict[tuple[int, str, str, str], list[int]] = {}
+    for row in rows:
+        place = (row.time // HOUR, row.key, row.served, row.currency)
+        sums = found.get(place)
+        if sums is None:
+            sums = found[place] = [0] * (2 + len(SUMS))
+        sums[0] += row.kind == 0
+        sums[1] += row.kind == 0 and row.status >= _ERROR
+        sums[2] += row.input
+        sums[3] += row.cached
+        sums[4] += row.output
+        sums[5] += row.reasoning
+        sums[6] += row.estimated
+        sums[7] += row.cost
+        sums[8] += row.waited
+        sums[9] += row.service
+        sums[10] += row.gpu
+        sums[11] += row.switch
+    return [(*place, *sums) for place, sums in found.items()]

@@ -1,0 +1,148 @@
+"""The tokens of one request: as its engine reports them, or estimated where the answer does not tell.
+
+Engines count in two ways. OpenAI's `prompt_tokens` (and `input_tokens` of its responses) contain what came from a
+cache; Anthropic's `input_tokens` do not, those stand beside them. Here ``input`` is everything that the model read,
+and ``cached`` the part of it that came from a cache; ``output`` is everything that it wrote, and ``reasoning`` the
+part of it that was thinking.
+
+An answer that was cut, and a stream whose client did not ask for usage, have no report. llama.cpp's `timings`
+tell as much; else a stream's events are counted, as most engines send one for each token, and the input is taken
+to be a token for every ``BYTES_PER_TOKEN`` bytes of the request. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+BYTES_PER_TOKEN = 3.5  # of English text in JSON, about
+_SUCCESS = range(200, 300)
+_GONE = 499
+
+GENERATING = frozenset(
+    {
+        "/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion", "/infill",
+        "/v1/responses", "/v1/messages", "/v1/embeddings", "/embeddings", "/embedding",
+    }
+)  # fmt: skip
+"""The paths, in lower case, on which an answer without a report is estimated."""
+
+_REACH = 4096  # bytes after its name within which a report ends
+_MOST = 10**12  # tokens; what is more is no count
+_decode = json.JSONDecoder().raw_decode
+
+
+class Tokens(NamedTuple):
+    """What one request read and wrote. ``prompt`` and ``decode`` are the engine's seconds, None if it is silent."""
+
+    input: int = 0
+    cached: int = 0  # of the input
+    output: int = 0
+    reasoning: int = 0  # of the output
+    estimated: bool = False
+    prompt: float | None = None
+    decode: float | None = None
+
+
+NONE = Tokens()
+
+
+class Answer(NamedTuple):
+    """What is known of a request and its answer when it has ended."""
+
+    path: str  # normal form, in lower case
+    status: int  # 499: its client left first
+    whole: bool  # the answer came to its end
+    sent: int  # bytes of the request's body
+    begun: bool  # the engine got the request
+    opening: bytes  # the beginning of an event stream
+    tail: Sequence[bytes]  # the last blocks of the answer
+    events: int  # that were streamed, 0 for no stream
+
+
+def tokens_of(answer: Answer) -> Tokens:
+    """Return the tokens that an answer reports, or an estimate."""
+    tail = answer.tail[0] if len(answer.tail) == 1 else b"".join(answer.tail)
+    usage = _last(tail, b'"usage"')
+    if usage is None or "output_tokens" in usage:
+        first = _last(answer.opening, b'"usage"') if answer.opening else None
+        if first is not None:  # Anthropic's: the input stands at the beginning, and the output at the end
+            usage = first if usage is None else {**first, **{k: v for k, v in usage.items() if v is not None}}
+    timings = _last(tail, b'"timings"')
+    prompt, decode = _seconds(timings, "prompt_ms"), _seconds(timings, "predicted_ms")
+    if usage is not None and (answer.whole or not answer.events or "completion_tokens" in usage):
+        return _reported(usage)._replace(prompt=prompt, decode=decode)
+    if timings is not None and "predicted_n" in timings:
+        cached = _number(timings, "cache_n")
+        read, wrote = _number(timings, "prompt_n") + cached, _number(timings, "predicted_n")
+        return Tokens(read, cached, wrote, prompt=prompt, decode=decode)
+    return _estimate(answer, NONE if usage is None else _reported(usage))
+
+
+def _reported(usage: Mapping[str, Any]) -> Tokens:
+    if "prompt_tokens" in usage:
+        read, made = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
+        cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _number(usage, "prompt_cache_hit_tokens")
+        thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+    else:
+        read, made = _number(usage, "input_tokens"), _number(usage, "output_tokens")
+        cached = _detail(usage, "input_tokens_details", "cached_tokens")
+        thought = _detail(usage, "output_tokens_details", "reasoning_tokens")
+        if "input_tokens_details" not in usage:
+            cached = _number(usage, "cache_read_input_tokens")
+            read += cached + _number(usage, "cache_creation_input_tokens")
+    return Tokens(read, min(cached, read), made, min(thought, made))
+
+
+def _estimate(answer: Answer, reported: Tokens) -> Tokens:
+    """Guess what an answer without a whole report took; ``reported`` is the part of it that there is."""
+    ran = answer.begun and (answer.status in _SUCCESS or answer.status == _GONE or not answer.whole)
+    if not ran or answer.path not in GENERATING:
+        return reported
+    read = reported.input or round(answer.sent / BYTES_PER_TOKEN)
+    made = max(reported.output, answer.events - _without_token(answer))
+    return Tokens(read, reported.cached, made, reported.reasoning, estimated=True)
+
+
+def _without_token(answer: Answer) -> int:
+    """Return how many of a stream's events carry no token: those that frame the answer."""
+    if answer.path == "/v1/messages":
+        return 5 if answer.whole else 2  # message_start, content_block_start; the two stops, and message_delta
+    if answer.path == "/v1/responses":
+        return 8 if answer.whole else 4
+    framing = 1 if b'"role"' in answer.opening else 0
+    if b"data: [DONE]" in b"".join(answer.tail):
+        framing += 2  # with the event that tells the reason of the end
+    return framing
+
+
+def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
+    """Return the last JSON object that stands under a name. In a text that is quoted in JSON quotes are escaped."""
+    at = text.rfind(name)
+    while at >= 0:
+        begin = text.find(b"{", at + len(name), at + len(name) + 8)
+        if begin >= 0 and text[at + len(name) : begin].strip(b" \t") == b":":
+            try:
+                found, _ = _decode(text[begin : begin + _REACH].decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
+                pass
+            else:
+                return found  # type: ignore[no-any-return]  # what begins with a brace is an object
+        at = text.rfind(name, 0, at)
+    return None
+
+
+def _number(document: Mapping[str, Any], name: str) -> int:
+    value = document.get(name)
+    return int(value) if isinstance(value, int | float) and 0 <= value < _MOST else 0
+
+
+def _detail(usage: Mapping[str, Any], part: str, name: str) -> int:
+    details = usage.get(part)
+    return _number(details, name) if isinstance(details, Mapping) else 0
+
+
+def _seconds(timings: Mapping[str, Any] | None, name: str) -> float | None:
+    value = None if timings is None else timings.get(name)
+    return value / 1000 if isinstance(value, int | float) and 0 <= value < _MOST else None
