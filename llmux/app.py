@@ -19,6 +19,7 @@ from llmux.runtime import Switcher
 from llmux.tracing import open_tracing
 
 if TYPE_CHECKING:
+    from llmux.accounts.accounting import Accounting
     from llmux.tracing import Tracing
 
 SWITCHER = web.AppKey("switcher", Switcher)
@@ -45,7 +46,8 @@ def build_app(
     )
     front = Front(switcher, forwarder, own=True, tracing=tracing)
     _trace(switcher, tracing)
-    admin = Admin(switcher)
+    accounting = _account(switcher)
+    admin = Admin(switcher, accounting)
     app = web.Application(middlewares=[front.middleware()])
     app[SWITCHER] = switcher
     app[FRONT] = front
@@ -56,6 +58,8 @@ def build_app(
         beating = asyncio.create_task(_beat(admin), name="heartbeat")
         yield
         beating.cancel()
+        if accounting is not None:  # the last requests end after the switcher
+            await asyncio.to_thread(accounting.close)
         if tracing is not None and tracer_provider is None:
             await asyncio.to_thread(tracing.close)
 
@@ -82,6 +86,14 @@ def middleware_for(config: Config, *, tracer_provider: Any = None) -> tuple[Fron
     forwarder = Forwarder()
     switcher = Switcher(config, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
     _trace(switcher, tracing)
+    accounting = _account(switcher)
+    if accounting is not None:
+
+        async def close() -> None:
+            await forwarder.close()
+            await asyncio.to_thread(accounting.close)
+
+        switcher.on_close = close
     return Front(switcher, forwarder, tracing=tracing), switcher
 
 
@@ -89,6 +101,16 @@ def _trace(switcher: Switcher, tracing: Tracing | None) -> None:
     if tracing is not None:
         switcher.subscribe(tracing.follow(switcher.now))
         switcher.history.on_hook = tracing.hook_ended
+
+
+def _account(switcher: Switcher) -> Accounting | None:
+    if switcher.config.ledger is None:
+        return None
+    from llmux.accounts.accounting import Accounting  # noqa: PLC0415 - the others have no use for it
+
+    accounting = Accounting(switcher.config, switcher.log.emit, switcher.activities.watch)
+    switcher.accounts = accounting
+    return accounting
 
 
 async def _beat(admin: Admin) -> None:

@@ -132,7 +132,7 @@ async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncItera
 LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
 GARBAGE_AT = 20_000  # more objects than at the last look: Python's 700 costs a twentieth of a stream's CPU
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-RESTART_NEEDED = ("host", "port", "state_path", "otlp", "log_level", "log_format")
+RESTART_NEEDED = ("host", "port", "state_path", "ledger_path", "ledger_keep", "otlp", "log_level", "log_format")
 
 
 class Process:

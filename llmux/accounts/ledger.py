@@ -7,10 +7,10 @@ Theory of operation
 once for what comes within ``GATHER`` seconds, reads the tokens out of the ends of the answers, and writes the rows
 in batches. Nothing waits for it.
 
-A file that cannot be written (a full disk, another process that holds it) is tried again after a pause; what comes
-meanwhile is kept, ``KEPT`` rows of it. What does not fit is lost: that is counted, logged, and written down with the
-next batch. A file that is damaged is renamed, and a new one begun. When the file has been removed or replaced, a new
-one is made, too.
+A file that cannot be written (a full disk, another process that holds it) is tried again after a pause; what
+comes meanwhile is kept, ``KEPT`` rows of it. What does not fit is lost: that is counted, logged, and written down
+with the next batch. A file that is damaged is renamed, and a new one begun. When the file has been removed or
+replaced, a new one is made, too.
 
 No row is written twice: a batch is one transaction, and when it is not known whether one was carried out, the last
 row's id tells. What a killed llmux had not written yet, what ended within the last moments, is lost with it.
@@ -74,8 +74,8 @@ Tell = Callable[..., None]
 class Ledger:
     """Writes the ledger of one llmux.
 
-    ``keep`` is how long rows stay, in seconds; None: for ever. ``tell(event, **fields)`` is called, from the thread,
-    with what goes wrong.
+    ``keep`` is how long rows stay, in seconds; None: for ever. ``tell(event, **fields)`` is called, from the
+    thread, with what goes wrong.
     """
 
     def __init__(self, path: Path, keep: float | None, tell: Tell) -> None:
@@ -92,6 +92,7 @@ class Ledger:
         self._wake = threading.Event()
         self._hurry = threading.Event()  # do not gather
         self._ending = False
+        self._ready = False  # the file has been opened, or cannot be
         # The thread's own:
         self._rows: deque[Row] = deque()
         self._unsaid = 0  # lost rows that the file does not tell of
@@ -124,7 +125,7 @@ class Ledger:
         """Wait until what has ended so far is written, but not for long."""
         target, until = self._put, time.monotonic() + SETTLE_WAITS
         self._hurry.set()
-        while self._done < target and time.monotonic() < until:
+        while (self._done < target or not self._ready) and time.monotonic() < until:  # noqa: ASYNC110 - a thread counts, for few readers
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
@@ -138,6 +139,8 @@ class Ledger:
     # ---- the thread
 
     def _run(self) -> None:
+        self._try(self._open)
+        self._ready = True
         while True:
             self._wake.wait(self._pause())
             self._wake.clear()
@@ -175,7 +178,12 @@ class Ledger:
         waiting = self._waiting
         while waiting:
             for _ in range(min(SLICE, len(waiting))):
-                self._rows.append(_row(Ended._make(waiting.popleft())))
+                ended = waiting.popleft()
+                try:
+                    self._rows.append(_row(Ended._make(ended)))
+                except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
+                    self._tell("internal_error", error=str(error), exc_info=error)
+                    self._lose(1)
             time.sleep(YIELD)
         dropped, self._dropped = self._dropped, 0
         over = max(0, len(self._rows) - KEPT)
@@ -195,21 +203,32 @@ class Ledger:
     def _write(self) -> None:
         while self._rows:
             batch = list(itertools.islice(self._rows, BATCH))
-            try:
-                store = self._open()
-                if self._rows and self._rows[0] is not batch[0]:
-                    continue  # it had been written after all
-                self._doubtful = len(batch)
-                store.write(batch, self._unsaid)
-            except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError, ForeignFileError) as error:
-                self._failed(error)
+            if not self._try(self._write_batch, batch):
                 return
-            except Exception as error:  # noqa: BLE001 - what cannot be written must not stop what comes after it
-                self._tell("internal_error", error=str(error), exc_info=error)
-                self._take(len(batch))
-                self._lose(len(batch))
-            else:
-                self._written(len(batch))
+
+    def _try(self, work: Callable[..., object], *arguments: object) -> bool:
+        """Do something with the file; when that fails, say so, and return False."""
+        try:
+            work(*arguments)
+        except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError, ForeignFileError) as error:
+            self._failed(error)
+            return False
+        return True
+
+    def _write_batch(self, batch: list[Row]) -> None:
+        store = self._open()
+        if not self._rows or self._rows[0] is not batch[0]:
+            return  # it had been written after all
+        self._doubtful = len(batch)
+        try:
+            store.write(batch, self._unsaid)
+        except (ValueError, OverflowError, sqlite3.ProgrammingError) as error:
+            # What cannot be written must not stop what comes after it.
+            self._tell("internal_error", error=str(error), exc_info=error)
+            self._take(len(batch))
+            self._lose(len(batch))
+        else:
+            self._written(len(batch))
 
     def _written(self, count: int) -> None:
         self._take(count)

@@ -1,7 +1,7 @@
 """The ledger's file: SQLite in WAL mode, with a row for each request and its sums by the hour.
 
-All of it is used by one thread. A batch and its sums are written in one transaction: either all of it is in the file
-or nothing, so that a batch which may have been written already can be recognized by the last row's id.
+All of it is used by one thread. A batch and its sums are written in one transaction: either all of it is in the
+file or nothing, so that a batch which may have been written already can be recognized by the last row's id.
 
 The sums make queries fast: of ten million rows they leave some ten thousand. They stay when rows are deleted for
 their age. The file is never compacted: freed pages are used again.
@@ -10,6 +10,7 @@ their age. The file is never compacted: freed pages are used again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
@@ -66,23 +67,27 @@ def _column(name: str) -> str:
     return f'"{name}" {"TEXT" if name in _TEXTS else "INTEGER"}{"" if name in _MAYBE else " NOT NULL"}'
 
 
+_HOURS = (
+    "CREATE TABLE hours (hour INTEGER NOT NULL, key TEXT NOT NULL, served TEXT NOT NULL, currency TEXT NOT NULL,"
+    f" requests INTEGER NOT NULL, failed INTEGER NOT NULL, {', '.join(map(_column, SUMS))},"
+    " PRIMARY KEY (hour, key, served, currency)) WITHOUT ROWID"
+)
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         f"CREATE TABLE requests (id INTEGER PRIMARY KEY, {', '.join(map(_column, Row._fields))})",
-        "CREATE TABLE hours (hour INTEGER NOT NULL, key TEXT NOT NULL, served TEXT NOT NULL, currency TEXT NOT NULL,"
-        f" requests INTEGER NOT NULL, failed INTEGER NOT NULL, {', '.join(map(_column, SUMS))},"
-        " PRIMARY KEY (hour, key, served, currency)) WITHOUT ROWID",
+        _HOURS,
         "CREATE TABLE losses (time INTEGER NOT NULL, rows INTEGER NOT NULL)",
     ),
 )
 """What makes each version of the schema out of the one before."""
 
-_INSERT = f"INSERT INTO requests ({', '.join(f'"{name}"' for name in Row._fields)}) VALUES "  # noqa: S608
+_ROW_COLUMNS = ", ".join(map('"{}"'.format, Row._fields))
+_INSERT = f"INSERT INTO requests ({_ROW_COLUMNS}) VALUES "  # noqa: S608
 _ONE = f"({', '.join('?' * len(Row._fields))})"
 _ADD = (
-    f"INSERT INTO hours ({', '.join(f'"{name}"' for name in _SUM_COLUMNS)})"  # noqa: S608
+    f"INSERT INTO hours ({', '.join(_SUM_COLUMNS)})"  # noqa: S608
     f" VALUES ({', '.join('?' * len(_SUM_COLUMNS))}) ON CONFLICT DO UPDATE SET "
-    + ", ".join(f'"{name}" = "{name}" + excluded."{name}"' for name in _SUM_COLUMNS[4:])
+    + ", ".join(map('"{0}" = "{0}" + excluded."{0}"'.format, _SUM_COLUMNS[4:]))
 )
 _ERROR = 400  # the statuses from here on are failures
 
@@ -152,18 +157,18 @@ class Store:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
             self._connection.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")
-            for number, statements in enumerate(MIGRATIONS[version:], version + 1):
-                self._transaction(lambda statements=statements, number=number: self._migrate(statements, number))
+            for number in range(version, len(MIGRATIONS)):
+                self._transaction(functools.partial(self._migrate, number))
             self._inode = path.stat().st_ino
         except BaseException:
             self._connection.close()
             raise
 
-    def _migrate(self, statements: Sequence[str], version: int) -> None:
-        for statement in statements:
+    def _migrate(self, version: int) -> None:
+        for statement in MIGRATIONS[version]:
             self._connection.execute(statement)
         self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        self._connection.execute(f"PRAGMA user_version = {version}")
+        self._connection.execute(f"PRAGMA user_version = {version + 1}")
 
     def _transaction(self, work: Callable[[], None]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")

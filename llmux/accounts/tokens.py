@@ -1,9 +1,9 @@
 """The tokens of one request: as its engine reports them, or estimated where the answer does not tell.
 
 Engines count in two ways. OpenAI's `prompt_tokens` (and `input_tokens` of its responses) contain what came from a
-cache; Anthropic's `input_tokens` do not, those stand beside them. Here ``input`` is everything that the model read,
-and ``cached`` the part of it that came from a cache; ``output`` is everything that it wrote, and ``reasoning`` the
-part of it that was thinking.
+cache; Anthropic's `input_tokens` do not, those stand beside them. Here ``input`` is everything that the model
+read, and ``cached`` the part of it that came from a cache; ``output`` is everything that it wrote, and
+``reasoning`` the part of it that was thinking.
 
 An answer that was cut, and a stream whose client did not ask for usage, have no report. llama.cpp's `timings`
 tell as much; else a stream's events are counted, as most engines send one for each token, and the input is taken
@@ -34,7 +34,7 @@ _decode = json.JSONDecoder().raw_decode
 
 
 class Tokens(NamedTuple):
-    """What one request read and wrote. ``prompt`` and ``decode`` are the engine's seconds, None if it is silent."""
+    """What one request read and wrote. ``prompt`` and ``decode`` are the engine's seconds, where it tells."""
 
     input: int = 0
     cached: int = 0  # of the input
@@ -83,7 +83,9 @@ def tokens_of(answer: Answer) -> Tokens:
 def _reported(usage: Mapping[str, Any]) -> Tokens:
     if "prompt_tokens" in usage:
         read, made = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
-        cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _number(usage, "prompt_cache_hit_tokens")
+        cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _number(
+            usage, "prompt_cache_hit_tokens"
+        )
         thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     else:
         read, made = _number(usage, "input_tokens"), _number(usage, "output_tokens")
@@ -118,7 +120,7 @@ def _without_token(answer: Answer) -> int:
 
 
 def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
-    """Return the last JSON object that stands under a name. In a text that is quoted in JSON quotes are escaped."""
+    """Return the last JSON object that stands under a name. In a text within JSON the quotes are escaped."""
     at = text.rfind(name)
     while at >= 0:
         begin = text.find(b"{", at + len(name), at + len(name) + 8)

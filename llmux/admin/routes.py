@@ -9,14 +9,14 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import hdrs, web
 
 from llmux.admin.stream import EventStream
 from llmux.config.durations import parse_duration
 from llmux.core import events as ev
-from llmux.errors import BadRequestError
+from llmux.errors import BadRequestError, PathRefusedError
 from llmux.extract import BodyBudget, BodyLimits, read_body
 from llmux.middleware.front import HEADERS, OPERATOR
 from llmux.middleware.model_handler import unknown_model
@@ -80,6 +80,9 @@ def page_file(request: web.Request, name: str) -> web.Response:
     return response
 
 
+if TYPE_CHECKING:
+    from llmux.accounts.accounting import Accounting
+
 BEAT = 1.0  # seconds
 SHOWN = 200  # requests, unless asked otherwise
 _Default = TypeVar("_Default", int, None)
@@ -91,8 +94,9 @@ _OFTENEST, _SELDOMEST = 0.2, 60.0  # seconds between two statuses of the event s
 class Admin:
     """llmux's own endpoints. ``beat`` is called every ``BEAT`` seconds: when it was not, the loop stood still."""
 
-    def __init__(self, switcher: Switcher) -> None:
+    def __init__(self, switcher: Switcher, accounting: Accounting | None = None) -> None:
         self._switcher = switcher
+        self._accounting = accounting
         self._beaten = time.monotonic()
         self._stalled = 0.0  # seconds, as of the last beat
         self._bodies = BodyBudget(64 * _LARGEST)
@@ -111,6 +115,7 @@ class Admin:
             web.get("/llmux/status", self.status),
             web.get("/llmux/decisions", self.decisions),
             web.get("/llmux/activity", self.activity),
+            web.get("/llmux/usage", self.usage),
             web.get("/llmux/events", self.events),
             web.get("/llmux/history", self.history),
             web.get("/llmux/gpus", self.gpus),
@@ -193,7 +198,25 @@ class Admin:
         model = None if name is None else self._known(name)
         before = _whole(request, "before", None)
         limit = _whole(request, "limit", SHOWN)
-        return web.json_response({"requests": self._switcher.requests.rows(limit, before=before, model=model)})
+        key = request.query.get("key")
+        rows = self._switcher.requests.rows(limit, before=before, model=model, key=key)
+        return web.json_response({"requests": rows})
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """Return what the ledger says of what each key used: JSON, or CSV to a client that accepts that."""
+        if self._accounting is None:
+            raise PathRefusedError("There is no ledger: set `ledger` in the configuration.", code="no_ledger")
+        query = dict(request.query)
+        if "model" in query:
+            query["model"] = self._switcher.config.names.get(query["model"], query["model"])
+        try:
+            if "text/csv" in request.headers.get(hdrs.ACCEPT, ""):
+                text = await self._accounting.usage_as_csv(query)
+                return web.Response(text=text, content_type="text/csv")
+            return web.json_response(await self._accounting.usage(query))
+        except ValueError as error:
+            param, why = error.args
+            raise BadRequestError(f'"{param}": {why}', param=param) from None
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Stream what happens; with ``?every=1s`` the status and the GPUs again and again, too."""

@@ -94,6 +94,34 @@ class SeenRequest:
     tokens_per_second: float | None
     request_id: str
     error: str | None
+    key: str | None = None
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenUse:
+    """What was used: a row of ``/llmux/usage``, or a sum of its rows. ``estimated`` counts requests."""
+
+    requests: int
+    failed: int
+    estimated: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    waited_seconds: float
+    service_seconds: float
+    cost: float | None
+    currency: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenUsage:
+    """``/llmux/usage``. ``total`` has a sum for each currency, ``lost`` counts rows that could not be written."""
+
+    by: list[str]
+    usage: list[SeenUse]
+    total: list[SeenUse]
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "recent:requests",
         "Show the last requests: their model, wait, first byte, tokens, status and id; the newest last.",
     ),
+    "activity": (
+        "accounts:activity",
+        "Show the last requests with the key that sent each, and with -f those that end from now on.",
+    ),
+    "usage": (
+        "accounts:usage",
+        "Show what each key used: requests, tokens, times and cost by key, model, day or hour, out of the ledger.",
+    ),
     "logs": (
         "recent:logs",
         "Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on.",

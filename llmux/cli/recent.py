@@ -121,7 +121,7 @@ def requests(
             return
         found = remote.read(SeenRequests, answer).requests
         if found:
-            terminal().print(FittingTable(COLUMNS, [_row(one) for one in reversed(found)]))
+            terminal().print(FittingTable(COLUMNS, [row(one) for one in reversed(found)]))
         else:
             typer.echo("no request has ended yet")
 
@@ -141,7 +141,8 @@ COLUMNS = (
 )
 
 
-def _row(one: SeenRequest) -> list[Text]:
+def row(one: SeenRequest) -> list[Text]:
+    """Return the cells of a request that has ended."""
     speed = "" if one.tokens_per_second is None else f"{one.tokens_per_second:.3g}"
     cells = [
         datetime.fromtimestamp(one.time).astimezone().strftime("%H:%M:%S"),

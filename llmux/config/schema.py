@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmux.config.accounts import LedgerPath
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, expand
+from llmux.config.accounts import LedgerPath
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
 from llmux.config.fields import (

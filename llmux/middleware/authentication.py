@@ -33,6 +33,13 @@ class Let(NamedTuple):
     drop: frozenset[bytes] = frozenset()
 
 
+class FastLet(NamedTuple):
+    """The same on the fast path: which lines of the head must not go on, the last first."""
+
+    drop: Sequence[int]
+    holder: Holder | None
+
+
 ANONYMOUS = Let()
 _THIS_HOST = Holder(None, operator=True)
 
@@ -94,12 +101,13 @@ class Keys:
             return True
         return bool(shown) and await self.ring.ask(shown.values(), address_of(request)) is not None
 
-    def on_fast_path(self, lines: list[bytes], shown: Sequence[int]) -> Sequence[int] | None:
-        """Return which of a head's lines must not go on, the last first; None if that takes more than a look.
+    def on_fast_path(self, lines: list[bytes], shown: Sequence[int]) -> FastLet | None:
+        """Return which of a head's lines must not go on, and whose key it is; None if that takes more than a look.
 
         ``shown`` are those that hold a credential.
         """
         found = []
+        best: Holder | None = None
         seen = b""
         for at in reversed(shown):
             name, _, value = lines[at].partition(b": ")
@@ -108,9 +116,12 @@ class Keys:
                 return None
             seen = name
             key = _bearer(value) if name == _AUTHORIZATION else value
-            if key is not None and self.ring.recognize(key) is not None:
+            holder = None if key is None else self.ring.recognize(key)
+            if holder is not None:
                 found.append(at)
-        return found if found or not self.ring.wanted else None
+                if best is None or holder.operator:
+                    best = holder
+        return FastLet(found, best) if found or not self.ring.wanted else None
 
     def refusal(self, lines: list[bytes], shown: Sequence[int], address: str) -> RequestError | None:
         """Return why a client is refused that shows these lines of a head; None if that takes more than a look."""

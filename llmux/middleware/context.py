@@ -6,6 +6,7 @@ import os
 import random
 import re
 from dataclasses import dataclass
+from time import time
 from typing import TYPE_CHECKING
 
 from llmux.middleware.keyring import Holder
@@ -15,6 +16,7 @@ from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.usage import NONE as NO_USAGE
 from llmux.runtime import Switcher, Ticket
+from llmux.runtime.switcher import Accounts
 
 if TYPE_CHECKING:
     from llmux.tracing import RequestTrace
@@ -50,6 +52,7 @@ class RequestContext:
 
     __slots__ = (
         "_reporting",
+        "asked",
         "began",
         "channel",
         "drop_headers",
@@ -78,6 +81,7 @@ class RequestContext:
         self.holder: Holder | None = None  # whose key it showed
         self.drop_headers: frozenset[bytes] = frozenset()  # credentials that were meant for llmux
         self.headers: list[tuple[str, str]] = []  # for the response
+        self.asked: str | None = None  # the model as the client named it, where that is one
         self.model: str | None = None
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
@@ -121,10 +125,13 @@ class RequestContext:
         if failure is None and exchange is not None:
             failure = exchange.broken
         tokens = NO_USAGE if exchange is None else exchange.usage
+        holder = None if self.holder is None else self.holder.name
         whole = switcher.requests.add(
-            self.model, status, self.began, waited, first, self.request_id, tokens, failure
+            self.model, status, self.began, waited, first, self.request_id, tokens, failure, holder
         )
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
+        if switcher.accounts is not None:
+            self._account(switcher.accounts, status, failure, whole)
         if switcher.recorder is not None and ticket is not None:
             self._record(ticket, status)
         if self.trace is not None:
@@ -137,8 +144,25 @@ class RequestContext:
                 waited_secs=round(waited, 3),
                 duration_secs=round(switcher.now() - self.began, 3),
                 request_id=self.request_id,
-                key=None if self.holder is None else self.holder.name,
+                key=holder,
             )
+
+    def _account(self, accounts: Accounts, status: int, failure: str | None, whole: float) -> None:
+        exchange, ticket, holder = self.exchange, self.ticket, self.holder
+        ended: tuple[object, ...] = (
+            time(),
+            self.request_id,
+            None if holder is None else holder.name,
+            self.asked,
+            self.model,
+            0.0 if ticket is None else ticket.waited,
+        )
+        if exchange is None or ticket is None:
+            accounts.ended((*ended, 0.0, status, failure, self.route.path, self.sent, False, b"", (), 0))
+            return
+        service = self.began + whole - ticket.arrived - ticket.waited
+        opening, tail, events = exchange.opening, exchange.tail, exchange.events
+        accounts.ended((*ended, service, status, failure, self.route.path, self.sent, True, opening, tail, events))
 
     def _record(self, ticket: Ticket, status: int) -> None:
         recorder, exchange = self._reporting.switcher.recorder, self.exchange

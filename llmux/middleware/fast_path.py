@@ -34,6 +34,7 @@ from llmux.middleware.authentication import Keys
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
 from llmux.middleware.fast_head import FastHead
 from llmux.middleware.hosts import Hosts
+from llmux.middleware.keyring import Holder
 from llmux.middleware.model_handler import engine_address
 from llmux.middleware.paths import ForwardedPaths, Kind, Route
 from llmux.middleware.refusing import refusal, refused_too_often
@@ -77,12 +78,14 @@ class Connection(Flow, Protocol):
 class Match(NamedTuple):
     """A request that the fast path can serve."""
 
+    asked: str  # the model as the client named it
     model: str
     route: Route
     request_id: str
     began: float
     activity: EngineActivity
     dropped: Sequence[int]  # which lines of the head must not go on, the last first
+    holder: Holder | None  # whose key it showed
 
 
 class FastPath:
@@ -125,18 +128,24 @@ class FastPath:
         route = self._paths.decide(head.target, "POST")
         if route.kind is not Kind.FORWARD or not self._knows_host(head.called) or self._names_keys:
             return None
-        dropped = () if self._keys is None else self._keys.on_fast_path(head.lines, head.credentials)
-        model = None if dropped is None else self._model(data[head.size : head.total])
-        if model is None or dropped is None:
+        dropped: Sequence[int] = ()
+        holder = None
+        if self._keys is not None:
+            let = self._keys.on_fast_path(head.lines, head.credentials)
+            if let is None:
+                return None
+            dropped, holder = let
+        asked = self._named(data[head.size : head.total])
+        model = None if asked is None else self._names.get(asked)
+        if model is None or asked is None:
             return None
         activity = switcher.open_activity(model)
         if activity is None or self.budget.held + head.total - head.size > self.budget.max_buffered:
             return None
-        given = head.given_id
-        if given is None:
-            return Match(model, route, new_id(), began, activity, dropped)
-        name = given.decode("ascii")
-        return Match(model, route, name, began, activity, dropped) if request_id(name) == name else None
+        name = new_id() if head.given_id is None else head.given_id.decode("ascii")
+        if head.given_id is not None and request_id(name) != name:
+            return None
+        return Match(asked, model, route, name, began, activity, dropped, holder)
 
     def refusal(self, client: Connection, head: FastHead) -> tuple[bytes, bool] | None:
         """Return the answer for a request without a key, and whether the connection can be used again.
@@ -162,14 +171,14 @@ class FastPath:
 
     def start(self, client: Connection, match: Match, head: FastHead, data: bytes) -> None:
         """Admit the request and send it to its engine, or hand it over."""
-        model, route, request_id, began, activity, dropped = match
+        asked, model, route, request_id, began, activity, dropped, holder = match
         switcher = self._switcher
         if head.total < len(data):
             client.keep(data[head.total :])
             data = data[: head.total]
         connection = self.forwarder.pool.take(activity)
         context = RequestContext(self.reporting, request_id, route, began)
-        context.model = model
+        context.asked, context.model, context.holder = asked, model, holder
         context.sent = size = head.total - head.size
         ticket = context.ticket = switcher.enter(model)
         admission = ticket.admission
@@ -232,7 +241,7 @@ class FastPath:
         exchange.activity.connected = True
         request.send(connection, message)
 
-    def _model(self, body: bytes) -> str | None:
+    def _named(self, body: bytes) -> str | None:
         # What is valid JSON names the same model to the model handler's scanner; the rest is for that to judge.
         try:
             value = self._loads(body.decode())
@@ -244,7 +253,7 @@ class FastPath:
             if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004 - another model to some
                 return None
         name = value.get("model")
-        return self._names.get(name) if type(name) is str else None
+        return name if type(name) is str else None
 
 
 class FastRequest:

@@ -109,11 +109,12 @@ class ModelHandler:
     ) -> web.StreamResponse:
         model = self._names.get(name)
         if model is not None:
-            context.model = model
+            context.asked, context.model = name, model
             return await self._with_model(request, context, body)
         targeting = self._targeting
         if targeting is None or not targeting.knows(name, context):
             raise unknown_model(name, self._listed)
+        context.asked = name
         return await targeting.serve(name, request, context, body, self._with_model)
 
     async def _with_model(

@@ -124,7 +124,9 @@ CATALOGUE: dict[str, LogEvent] = {
     "ledger_unwritable": LogEvent(
         _ERROR, "The ledger cannot be written; its rows wait, and requests are served. Told once, until it can be."
     ),
-    "ledger_rows_lost": LogEvent(_ERROR, "More rows wait for the ledger than are kept; `count` and more are lost."),
+    "ledger_rows_lost": LogEvent(
+        _ERROR, "More rows wait for the ledger than are kept: `count` at first, then more."
+    ),
     "ledger_set_aside": LogEvent(_ERROR, "The ledger's file is damaged: renamed, and a new one begun."),
     "log_lines_dropped": LogEvent(_WARNING, "The reader of the log is too slow; `count` lines are missing."),
 }

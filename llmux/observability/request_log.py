@@ -27,6 +27,7 @@ class FinishedRequest(NamedTuple):
     input_tokens: int | None
     output_tokens: int | None
     error: str | None  # the error's code, where llmux refused it or the answer broke off
+    key: str | None  # the name of the key that it showed
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -55,28 +56,32 @@ class RequestLog:
         request_id: str,
         tokens: tuple[int | None, int | None],
         error: str | None,
+        key: str | None = None,
     ) -> float:
         """Keep a request that ends now; ``began`` is when it arrived. Returns how long it took, in seconds."""
         now = self._now()
         took = now - began
         self._count = count = self._count + 1
         # As a tuple: to make the record costs more, and few are ever looked at.
-        self._last.append((count, now, model, status, waited, first_byte, took, request_id, *tokens, error))
+        self._last.append((count, now, model, status, waited, first_byte, took, request_id, *tokens, error, key))
         return took
 
-    def rows(self, limit: int, *, before: int | None = None, model: str | None = None) -> list[dict[str, Any]]:
+    def rows(
+        self, limit: int, *, before: int | None = None, model: str | None = None, key: str | None = None
+    ) -> list[dict[str, Any]]:
         """Return the last ones that match, newest first; ``before`` is an id. Times are Unix times."""
         offset = time.time() - self._now()
         found: list[dict[str, Any]] = []
-        for one in self._matching(before, model):
+        for one in self._matching(before, model, key):
             if len(found) >= limit:
                 break
             found.append(_document(one, offset))
         return found
 
-    def _matching(self, before: int | None, model: str | None) -> Iterator[FinishedRequest]:
+    def _matching(self, before: int | None, model: str | None, key: str | None) -> Iterator[FinishedRequest]:
         for one in map(FinishedRequest._make, reversed(self._last)):
-            if (before is None or one.id < before) and (model is None or one.model == model):
+            named = (model is None or one.model == model) and (key is None or one.key == key)
+            if named and (before is None or one.id < before):
                 yield one
 
 
@@ -94,4 +99,5 @@ def _document(one: FinishedRequest, offset: float) -> dict[str, Any]:
         "tokens_per_second": one.tokens_per_second,
         "request_id": one.request_id,
         "error": one.error,
+        "key": one.key,
     }

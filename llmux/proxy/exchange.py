@@ -76,6 +76,7 @@ class Exchange:
     status: int | None = field(default=None, init=False)  # the engine's
     first_byte_at: float | None = field(default=None, init=False)  # the response's head went out
     ended_at: float | None = field(default=None, init=False)
+    events: int = field(default=0, init=False)  # that were streamed, where they are counted
     bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
     broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
     opening: bytes = field(default=b"", init=False, repr=False)  # of an event stream

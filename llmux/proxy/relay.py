@@ -218,7 +218,9 @@ class Relay:
         activity = exchange.activity
         activity.last_byte = now
         if activity.counting and self._event_stream:
-            activity.streamed += data.count(_EVENT)
+            count = data.count(_EVENT)
+            activity.streamed += count
+            exchange.events += count
         if self._flow.writing_paused and self._draining is None:
             self._hold()
 
@@ -235,7 +237,9 @@ class Relay:
         activity = exchange.activity
         activity.last_byte = self._loop.time()
         if activity.counting and self._event_stream:
-            activity.streamed += data.count(_EVENT)
+            count = data.count(_EVENT)
+            activity.streamed += count
+            exchange.events += count
         if self._flow.writing_paused and self._draining is None:
             self._hold()
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from llmux.config import Config, first_costs, to_specs
 from llmux.core import Core, admission
@@ -36,6 +36,16 @@ from llmux.runtime.shadow import load_shadows
 from llmux.upstream import EngineActivity
 
 CHOICES = 200  # that are kept
+
+
+class Accounts(Protocol):
+    """What is told of each request that has ended: ``llmux.accounts``, where that is configured."""
+
+    def start(self) -> None:
+        """Begin. Raises ConfigError when the ledger cannot be used."""
+
+    def ended(self, request: tuple[Any, ...]) -> None:
+        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``."""
 
 
 class Switcher:
@@ -88,6 +98,7 @@ class Switcher:
         """Return what is known of the engine that serves an admission."""
         self.requests = RequestLog(self.now)
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
+        self.accounts: Accounts | None = None
         self._throttle = AdmissionThrottle()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None
@@ -113,6 +124,8 @@ class Switcher:
         """
         self._now = self._driver.now = asyncio.get_running_loop().time
         self.history.begin()
+        if self.accounts is not None:
+            self.accounts.start()
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
         self._persistence.open()

@@ -1,0 +1,137 @@
+"""What each key used: sums over the ledger, by key, model, day and hour (UTC)."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmux.accounts.store import HOUR, SUMS
+from llmux.config.durations import parse_duration
+
+DIMENSIONS: Mapping[str, str] = {"key": "key", "model": "served", "day": "hour / 24", "hour": "hour"}
+"""What usage can be split by, and the expression that is its value."""
+PATIENCE = 5.0  # seconds that a reader waits for a file that another process holds
+_HOUR = HOUR // 1000
+_DAY = 24 * _HOUR
+_SECONDS: Mapping[str, float] = {"waited": 1e3, "service": 1e3, "gpu": 1e6, "switch": 1e6}
+_FIGURES = ("requests", "failed", *SUMS)
+
+
+class Asked(NamedTuple):
+    """A question. ``since`` is a Unix time; ``key`` and ``model`` leave out all others."""
+
+    by: tuple[str, ...]
+    since: int
+    key: str | None = None
+    model: str | None = None
+
+
+def asked(given: Mapping[str, str], now: float) -> Asked:
+    """Read a question: ``by``, ``since``, ``key``, ``model``. ValueError, with the parameter and what is wrong."""
+    by = tuple(dict.fromkeys(part.strip() for part in given.get("by", "key,model").split(",") if part.strip()))
+    for name in by:
+        if name not in DIMENSIONS:
+            raise ValueError("by", f"{name!r} is not one of {', '.join(DIMENSIONS)}")
+    since = _since(given.get("since", "30d"), now)
+    # The sums are by the hour.
+    since -= since % (_DAY if "day" in by else _HOUR)
+    return Asked(by, since, given.get("key"), given.get("model"))
+
+
+def _since(text: str, now: float) -> int:
+    try:
+        if "-" in text:
+            return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
+        return max(0, int(now - parse_duration(text)))
+    except ValueError:
+        wrong = f"{text[:40]!r} is neither a duration, as 30d or 12h, nor a date, as 2026-11-01"
+        raise ValueError("since", wrong) from None
+
+
+def read(path: Path, question: Asked) -> list[dict[str, Any]]:
+    """Return the answer's rows, in the order of what they are split by. Raises sqlite3.Error."""
+    dimensions = [DIMENSIONS[name] for name in question.by]
+    conditions = ["hour >= ?"]
+    found: list[int | str] = [question.since // _HOUR]
+    for column, value in (("key", question.key), ("served", question.model)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            found.append(value)
+    groups = [*dimensions, "currency"]
+    sums = ", ".join(map('sum("{}")'.format, _FIGURES))
+    statement = (
+        f"SELECT {', '.join(groups)}, {sums} FROM hours WHERE {' AND '.join(conditions)}"  # noqa: S608
+        f" GROUP BY {', '.join(groups)} ORDER BY {', '.join(groups)}"
+    )
+    place = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(place, uri=True, timeout=PATIENCE)) as connection:
+        rows = connection.execute(statement, found).fetchall()
+    return [_row(question.by, row) for row in rows]
+
+
+def _row(by: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    row = {name: _label(name, value) for name, value in zip(by, values, strict=False)}
+    return row | figures(values[len(by)], dict(zip(_FIGURES, values[len(by) + 1 :], strict=True)))
+
+
+def _label(name: str, value: Any) -> Any:
+    if name == "day":
+        return datetime.fromtimestamp(value * _DAY, UTC).strftime("%Y-%m-%d")
+    if name == "hour":
+        return datetime.fromtimestamp(value * _HOUR, UTC).strftime("%Y-%m-%dT%H:00Z")
+    return value or None
+
+
+def figures(currency: str, sums: Mapping[str, int]) -> dict[str, Any]:
+    """Return sums as clients read them: seconds, and money in the currency."""
+    return {
+        "requests": sums["requests"],
+        "failed": sums["failed"],
+        "estimated": sums["estimated"],
+        **{f"{kind}_tokens": sums[kind] for kind in ("input", "cached", "output", "reasoning")},
+        **{f"{name}_seconds": sums[name] / unit for name, unit in _SECONDS.items()},
+        "cost": sums["cost"] / 1e6 if currency else None,
+        "cost_micros": sums["cost"] if currency else None,
+        "currency": currency or None,
+    }
+
+
+def totals(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sums of rows, one for each currency."""
+    found: dict[str | None, dict[str, Any]] = {}
+    for row in rows:
+        total = found.get(row["currency"])
+        if total is None:
+            total = found[row["currency"]] = figures(row["currency"] or "", dict.fromkeys(_FIGURES, 0))
+        for name in total:
+            if name not in {"currency", "cost"} and total[name] is not None:
+                total[name] += row[name]
+    for total in found.values():
+        if total["cost_micros"] is not None:
+            total["cost"] = total["cost_micros"] / 1e6
+    return list(found.values())
+
+
+def as_csv(by: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a line of names; money to six decimals."""
+    names = [*by, *(name for name in figures("", dict.fromkeys(_FIGURES, 0)) if name != "cost_micros")]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(names)
+    for row in rows:
+        cost = "" if row["cost"] is None else f"{row['cost']:.6f}"
+        writer.writerow([cost if name == "cost" else _cell(row[name]) for name in names])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    # A spreadsheet would take a name that begins so for a formula.
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value

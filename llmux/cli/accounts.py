@@ -1,0 +1,148 @@
+"""``llmux usage`` and ``llmux activity``: what each key used, and the last requests with their keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+from rich.text import Text
+
+from llmux.cli.api_models import SeenRequest, SeenRequests, SeenUsage, SeenUse
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
+from llmux.cli.recent import COLUMNS, row
+from llmux.cli.remote import Remote, speak
+from llmux.cli.status import spell
+from llmux.cli.terminal import Column, FittingTable, complain, terminal
+
+EVERY = 1.0  # seconds between two looks
+
+
+def usage(
+    by: Annotated[str, typer.Option("--by", help="What to split by: key, model, day, hour (UTC).")] = "key,model",
+    since: Annotated[str, typer.Option("--since", help="As 30d or 12h, or a date as 2026-11-01.")] = "30d",
+    key: Annotated[str | None, typer.Option("--key", help="Only this key's, by its name.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Only this model's.", autocompletion=complete)
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    url: UrlOption = DEFAULT_URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each key used: requests, tokens, times and cost by key, model, day or hour, out of the ledger."""
+    wanted: Mapping[str, str | None] = {"by": by, "since": since, "key": key, "model": model}
+
+    async def act(remote: Remote) -> None:
+        query = urlencode({name: value for name, value in wanted.items() if value is not None})
+        answer = await remote.get(f"/llmux/usage?{query}")
+        if as_json:
+            typer.echo(json.dumps(answer, indent=2))
+            return
+        if as_csv:
+            from llmux.accounts.usage import as_csv as written  # noqa: PLC0415 - brings the configuration along
+
+            typer.echo(written(answer["by"], answer["usage"]), nl=False)
+            return
+        _show(remote.read(SeenUsage, answer), answer["usage"])
+
+    speak(url, key_file, act)
+
+
+def _show(seen: SeenUsage, rows: list[dict[str, Any]]) -> None:
+    if seen.lost:
+        complain(f"{seen.lost} requests are missing: the ledger could not be written")
+    if not seen.usage:
+        typer.echo("no request has ended since then")
+        return
+    lines = [[_named(row[name]) for name in seen.by] for row in rows]
+    cells = [line + _cells(use) for line, use in zip(lines, seen.usage, strict=True)]
+    if seen.by:
+        cells += [["total", *[""] * (len(seen.by) - 1), *_cells(each)] for each in seen.total]
+    columns = [*(Column(name) for name in seen.by), *FIGURES]
+    terminal().print(FittingTable(columns, [[Text(cell) for cell in line] for line in cells]))
+
+
+FIGURES = (
+    Column("requests", right=True),
+    Column("failed", right=True, drop=2),
+    Column("input", right=True),
+    Column("cached", right=True, drop=1),
+    Column("output", right=True),
+    Column("waited", right=True, drop=3),
+    Column("served", right=True, drop=5),
+    Column("cost", right=True, drop=6),
+)
+
+
+def _named(value: str | None) -> str:
+    return "" if value is None else value
+
+
+def _cells(use: SeenUse) -> list[str]:
+    about = "~" if use.estimated else ""
+    return [
+        str(use.requests),
+        str(use.failed or ""),
+        f"{about}{use.input_tokens}",
+        str(use.cached_tokens or ""),
+        f"{about}{use.output_tokens}",
+        spell(use.waited_seconds),
+        spell(use.service_seconds),
+        "" if use.cost is None else f"{use.cost:.4f} {use.currency}",
+    ]
+
+
+def activity(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Only this model's: its name, or an alias.", autocompletion=complete),
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Only this key's, by its name.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, live, until Ctrl-C.")] = False,
+    count: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many, the last ones.")] = 20,
+    url: UrlOption = DEFAULT_URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the last requests with the key that sent each, and with -f those that end from now on."""
+    wanted = {name: value for name, value in (("model", model), ("key", key)) if value is not None}
+
+    async def act(remote: Remote) -> None:
+        answer = await remote.get(f"/llmux/activity?{urlencode({'limit': count, **wanted})}")
+        found = remote.read(SeenRequests, answer).requests
+        if not follow:
+            if as_json:
+                typer.echo(json.dumps(answer, indent=2))
+            elif found:
+                rows = [[Text(one.key or "", row(one)[0].style), *row(one)] for one in reversed(found)]
+                terminal().print(FittingTable((Column("key"), *COLUMNS), rows))
+            else:
+                typer.echo("no request has ended yet")
+            return
+        last = 0
+        while True:
+            new = [one for one in answer["requests"] if one["id"] > last]
+            for document in reversed(new):
+                _tell(remote.read(SeenRequests, {"requests": [document]}).requests[0], document, as_json=as_json)
+            last = max([last, *(one["id"] for one in new)])
+            await asyncio.sleep(EVERY)
+            answer = await remote.get(f"/llmux/activity?{urlencode({'limit': 1000, **wanted})}")
+            if answer["requests"] and answer["requests"][0]["id"] < last:
+                last = 0  # another llmux has taken its place, and counts anew
+
+    speak(url, key_file, act)
+
+
+def _tell(one: SeenRequest, document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    time, model, status, waited, _, took, tokens, speed, ident = (cell.plain for cell in row(one))
+    said = [time, one.key or "", model, status, f"waited {waited}", f"took {took}"]
+    said += [f"{tokens} tokens"] if tokens else []
+    said += [f"{speed}/s"] if speed else []
+    typer.echo("  ".join(part for part in (*said, ident) if part))

@@ -1,0 +1,388 @@
+"""The ledger's file and its thread: what is written, what is not, and what is lost."""
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from llmux.accounts import ledger as module
+from llmux.accounts import store as files
+from llmux.accounts import usage
+from llmux.accounts.ledger import Ledger
+from llmux.accounts.store import BATCH, HOUR, MIGRATIONS, Row, Store
+from llmux.errors import ConfigError
+from tests.harness.waiting import PATIENCE
+
+BODY = b'{"usage":{"prompt_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}'
+
+
+class Told(list):
+    def __call__(self, event, **fields):
+        self.append((event, fields))
+
+    @property
+    def events(self):
+        return [event for event, _ in self]
+
+
+def ended(number=0, *, key="alice", when=None, status=200):
+    now = time.time() if when is None else when
+    return (
+        now,
+        f"id-{number}",
+        key,
+        "alias",
+        "a",
+        0.5,
+        2.0,
+        status,
+        None,
+        "/v1/chat/completions",
+        40,
+        True,
+        b"",
+        (BODY,),
+        0,
+    )
+
+
+def until(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def rows(path):
+    with sqlite3.connect(path) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
+
+
+def ids(path):
+    return [row["request_id"] for row in rows(path)]
+
+
+def requests_by_the_hour(path):
+    return sum(row["requests"] for row in usage.read(path, usage.Asked((), 0)))
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+@pytest.fixture
+def begin(tmp_path, told):
+    begun = []
+
+    def begin(path=tmp_path / "ledger.db", keep=None):
+        ledger = Ledger(path, keep, told)
+        begun.append(ledger)
+        return ledger
+
+    yield begin
+    for ledger in begun:
+        if ledger._thread.is_alive():
+            ledger.close()
+
+
+def test_a_row_says_what_is_known_and_sums_are_kept(begin, tmp_path):
+    ledger = begin()
+    ledger.put(ended())
+    ledger.put(ended(1, status=503))
+    ledger.close()
+    first, second = rows(ledger.path)
+    assert abs(first.pop("time") / 1000 - time.time()) < 60
+    assert {name: first[name] for name in ("request_id", "key", "asked", "served", "target", "status")} == {
+        "request_id": "id-0", "key": "alice", "asked": "alias", "served": "a", "target": "a", "status": 200,
+    }  # fmt: skip
+    assert (first["input"], first["cached"], first["output"], first["estimated"]) == (12, 2, 3, 0)
+    assert (first["waited"], first["service"]) == (500, 2000)
+    assert second["status"] == 503
+    (seen,) = usage.read(ledger.path, usage.Asked(("key", "model"), 0))
+    assert (seen["requests"], seen["failed"], seen["input_tokens"], seen["waited_seconds"]) == (2, 1, 24, 1.0)
+    for file in tmp_path.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_it_goes_on_where_it_ended(begin):
+    for start in (0, 700, 1400):
+        ledger = begin()
+        for number in range(start, start + 700):
+            ledger.put(ended(number))
+        ledger.close()
+    assert ids(ledger.path) == [f"id-{number}" for number in range(2100)]
+    assert requests_by_the_hour(ledger.path) == 2100
+
+
+async def test_a_reader_sees_what_ended_before_it_asked(begin):
+    ledger = begin()
+    for number in range(50):
+        ledger.put(ended(number))
+        if number % 10 == 9:
+            await ledger.settled()
+            assert requests_by_the_hour(ledger.path) == number + 1
+
+
+def test_another_process_that_holds_the_file_is_waited_for(begin, told):
+    ledger = begin()
+    ledger.put(ended(0))
+    until(lambda: ledger._done == 1)
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for number in range(1, 1500):
+        ledger.put(ended(number))
+    until(lambda: told)
+    other.execute("COMMIT")
+    until(lambda: ledger._done == 1500)
+    assert ids(ledger.path) == [f"id-{number}" for number in range(1500)]
+    assert told.events == ["ledger_unwritable"]  # once
+    assert ledger.lost == 0
+
+
+def test_a_file_that_is_held_at_the_start_is_waited_for(begin, tmp_path):
+    Store(tmp_path / "ledger.db").close()
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    ledger = begin()
+    ledger.put(ended())
+    until(lambda: ledger._failures)
+    other.close()
+    until(lambda: ledger._done == 1)
+    assert ids(ledger.path) == ["id-0"]
+
+
+@pytest.mark.parametrize("damage", [b"no database at all, " * 500, b"SQLite format 3\0" + b"\xff" * 9000])
+def test_a_damaged_file_is_set_aside(begin, told, tmp_path, damage):
+    path = tmp_path / "ledger.db"
+    path.write_bytes(damage)
+    ledger = begin()
+    ledger.put(ended())
+    until(lambda: ledger._done == 1)
+    assert ids(path) == ["id-0"]
+    assert told.events == ["ledger_set_aside"]
+    (aside,) = tmp_path.glob("ledger.db.damaged-*")
+    assert aside.read_bytes() == damage
+
+
+def test_a_file_that_breaks_while_it_is_written_is_set_aside(begin, told):
+    ledger = begin()
+    ledger.put(ended(0))
+    until(lambda: ledger._done == 1)
+    with sqlite3.connect(ledger.path) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with ledger.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 40_000)
+    for number in range(1, 20):
+        ledger.put(ended(number))
+        until(lambda number=number: ledger._done == number + 1)
+    assert "ledger_set_aside" in told.events
+    assert ids(ledger.path)[-1] == "id-19"
+    assert ledger.lost == 0
+
+
+def test_a_file_that_is_removed_is_made_anew(begin, tmp_path):
+    ledger = begin()
+    ledger.put(ended(0))
+    until(lambda: ledger._done == 1)
+    for file in tmp_path.glob("ledger.db*"):
+        file.unlink()
+    ledger.put(ended(1))
+    until(lambda: ledger._done == 2)
+    assert ids(ledger.path) == ["id-1"]
+
+
+FULL = """
+import resource, sys, time
+from pathlib import Path
+from llmux.accounts.ledger import Ledger
+sys.path.insert(0, "tests/accounts")
+from test_ledger import ended, until
+told = []
+ledger = Ledger(Path(sys.argv[1]), None, lambda event, **fields: told.append(event))
+ledger.put(ended(0)); until(lambda: ledger._done == 1)
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+for number in range(1, 3000): ledger.put(ended(number))
+until(lambda: told)
+for number in range(3000, 4000): ledger.put(ended(number))
+assert 0 < ledger._done < 4000
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+until(lambda: ledger._done == 4000)
+assert ledger.lost == 0 and set(told) == {"ledger_unwritable"}, told
+ledger.close()
+"""
+
+
+def test_a_full_disk_loses_nothing_and_writes_nothing_twice(tmp_path):
+    subprocess.run([sys.executable, "-c", FULL, tmp_path / "ledger.db"], check=True, timeout=PATIENCE)
+    assert ids(tmp_path / "ledger.db") == [f"id-{number}" for number in range(4000)]
+    assert requests_by_the_hour(tmp_path / "ledger.db") == 4000
+
+
+def test_what_is_more_than_is_kept_is_counted_and_written_down(begin, told, monkeypatch):
+    monkeypatch.setattr(module, "KEPT", 100)
+    ledger = begin()
+    ledger.put(ended(0))
+    until(lambda: ledger._done == 1)
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for number in range(1, 301):
+        ledger.put(ended(number))
+    until(lambda: ledger.lost == 200)
+    other.execute("COMMIT")
+    until(lambda: ledger._done == 301)
+    assert ids(ledger.path) == [f"id-{number}" for number in range(101)]
+    assert sqlite3.connect(ledger.path).execute("SELECT sum(rows) FROM losses").fetchone() == (200,)
+    assert told.events.count("ledger_rows_lost") == 1
+
+
+def test_a_thread_that_hangs_holds_little_memory(begin, monkeypatch):
+    ledger = begin()
+    going, reached = threading.Event(), threading.Event()
+
+    def hang(*_):
+        reached.set()
+        going.wait()
+
+    monkeypatch.setattr(ledger, "_look", hang)
+    ledger.put(ended(0))
+    reached.wait(PATIENCE)
+    for number in range(1, 20_000):
+        ledger.put(ended(number))
+    assert len(ledger._waiting) == module.WAITING
+    assert ledger._dropped == 20_000 - module.WAITING
+    assert sum(bool(one[-2]) for one in ledger._waiting) == module.WITH_ANSWERS
+    monkeypatch.undo()
+    going.set()
+    until(lambda: ledger._done == 20_000)
+    assert ledger.lost == 20_000 - module.WAITING
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_batch_of_which_it_is_not_known_whether_it_was_written_is_written_once(begin, monkeypatch, carried_out):
+    ledger = begin()
+    ledger.put(ended(0))
+    until(lambda: ledger._done == 1)
+    write = Store.write
+    failures = []
+
+    def fail(self, rows, lost=0):
+        if not failures:
+            failures.append(None)
+            if carried_out:
+                write(self, rows, lost)
+            raise sqlite3.OperationalError("disk I/O error")
+        write(self, rows, lost)
+
+    monkeypatch.setattr(Store, "write", fail)
+    for number in range(1, 40):
+        ledger.put(ended(number))
+    until(lambda: ledger._done == 40)
+    assert failures
+    assert ids(ledger.path) == [f"id-{number}" for number in range(40)]
+    assert requests_by_the_hour(ledger.path) == 40
+
+
+def test_what_cannot_be_written_does_not_stop_the_rest(begin, told):
+    ledger = begin()
+    ledger.put(ended(0, key="\ud800"))
+    until(lambda: ledger.lost == 1)
+    ledger.put(ended(1))
+    until(lambda: ledger._done == 2)
+    assert ids(ledger.path) == ["id-1"]
+    assert told.events == ["internal_error", "ledger_rows_lost"]
+
+
+def test_old_rows_go_a_batch_at_a_time_and_their_sums_stay(begin, monkeypatch):
+    old, now = time.time() - 1000, time.time()
+    monkeypatch.setattr(module, "CLEAN_EVERY", 0.0)
+    forget = Store.forget
+    deleted = []
+
+    def watched(self, before):
+        deleted.append(forget(self, before))
+        return deleted[-1]
+
+    monkeypatch.setattr(Store, "forget", watched)
+    ledger = begin(keep=500.0)
+    for number in range(1200):
+        ledger.put(ended(number, when=old))
+    ledger.put(ended(1200, when=now))
+    until(lambda: ledger._done == 1201)
+    until(lambda: ids(ledger.path) == ["id-1200"])
+    assert deleted.count(True) >= 2  # 500 and 500 of 1200
+    assert requests_by_the_hour(ledger.path) == 1201
+    assert BATCH == 500
+
+
+def test_one_llmux_a_file(begin):
+    ledger = begin()
+    with pytest.raises(ConfigError, match=r"ledger: .*another llmux"):
+        begin()
+    ledger.close()
+    begin()
+
+
+def test_the_file_of_another_program_is_left_alone(begin, tmp_path):
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="another program"):
+        begin()
+    assert path.read_bytes() == before
+
+
+def test_the_file_of_a_newer_llmux_is_left_alone(begin, tmp_path):
+    path = tmp_path / "ledger.db"
+    Store(path).close()
+    with sqlite3.connect(path) as other:
+        other.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(ConfigError, match="newer llmux"):
+        begin()
+
+
+def test_a_folder_that_is_not_there(begin, tmp_path):
+    with pytest.raises(ConfigError, match=r"ledger: .*cannot be written"):
+        begin(tmp_path / "nowhere" / "ledger.db")
+
+
+@pytest.mark.parametrize("version", range(len(MIGRATIONS)))
+def test_every_older_version_is_brought_to_this_one(monkeypatch, tmp_path, version):
+    path = tmp_path / "ledger.db"
+    monkeypatch.setattr(files, "MIGRATIONS", MIGRATIONS[:version])
+    with sqlite3.connect(path) as old:
+        for number, statements in enumerate(MIGRATIONS[:version], 1):
+            for statement in statements:
+                old.execute(statement)
+            old.execute(f"PRAGMA application_id = {files.APPLICATION}")
+            old.execute(f"PRAGMA user_version = {number}")
+    monkeypatch.undo()
+    store = Store(path)
+    fields = dict.fromkeys(Row._fields, 0) | {"time": 5 * HOUR, "key": "k", "served": "m", "currency": ""}
+    store.write([Row(**fields)])
+    store.close()
+    assert requests_by_the_hour(path) == 1
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(requests)")}
+    assert columns == {"id", *Row._fields}
+
+
+def test_at_the_end_a_file_that_is_held_for_a_moment_is_waited_for(begin):
+    ledger = begin()
+    ledger.put(ended(0))
+    until(lambda: ledger._done == 1)
+    other = sqlite3.connect(ledger.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    ledger.put(ended(1))
+    threading.Timer(0.5, lambda: other.execute("COMMIT")).start()
+    ledger.close()
+    assert ids(ledger.path) == ["id-0", "id-1"]

@@ -1,0 +1,149 @@
+"""llmux as a process: what it imports without a ledger, and what a killed one leaves."""
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness.ports import free_port
+from tests.server.house import until
+
+POLICY = """
+import json, sys
+from pathlib import Path
+from llmux.core.policy import SwitchTo
+class Policy:
+    def decide(self, now):
+        names = [name for name in sys.modules if name.startswith(("llmux.accounts", "sqlite3"))]
+        Path(__file__).with_name("modules.json").write_text(json.dumps(names))
+        return SwitchTo(now.waiting[0], "it waits")
+"""
+
+
+class Process:
+    """llmux in a process of its own, with the house's engine."""
+
+    def __init__(self, house, **settings):
+        self.folder, self.port = house.folder, free_port()
+        house.port = self.port
+        (self.folder / "mine.py").write_text(POLICY)
+        house.config(port=self.port, policy={"use": "./mine.py:Policy"}, **settings)
+        self.process = None
+
+    def start(self):
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "llmux", "-c", self.folder / "config.json"],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, "XDG_RUNTIME_DIR": str(self.folder), "XDG_STATE_HOME": str(self.folder)},
+            )
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def run(house):
+    begun = []
+
+    async def run(**settings):
+        process = Process(house, **settings)
+        begun.append(process)
+        process.start()
+        await ready(house)
+        return process
+
+    yield run
+    for process in begun:
+        if process.process.poll() is None:
+            process.process.kill()
+            process.process.wait()
+
+
+async def ready(house):
+    while True:
+        try:
+            if (await house.ask("GET", "/ready")).status == 200:
+                return
+        except OSError:
+            await asyncio.sleep(0.02)
+
+
+def rows(folder):
+    with sqlite3.connect(folder / "ledger.db") as connection:
+        return [name for (name,) in connection.execute("SELECT request_id FROM requests ORDER BY id")]
+
+
+async def send(house, *names):
+    for name in names:
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "a"}, X_Request_ID=name)
+        assert reply.status == 200
+
+
+@pytest.mark.parametrize("ledger", [None, "ledger.db"])
+async def test_without_a_ledger_nothing_of_the_accounts_is_imported(house, run, ledger):
+    process = await run(ledger=ledger)
+    await send(house, "one")
+    assert bool(json.loads((house.folder / "modules.json").read_text())) is (ledger is not None)
+    assert process.end() == 0
+
+
+async def test_a_killed_llmux_leaves_what_it_had_told_and_nothing_twice(house, run):
+    process = await run(ledger="ledger.db")
+    told = 0
+    for turn in range(3):
+        names = [f"{turn}-{number}" for number in range(30)]
+        await send(house, *names)
+        (row,) = (await house.ask("GET", "/llmux/usage?by=")).json()["usage"]
+        assert row["requests"] == (told := told + 30)
+        pending = [asyncio.create_task(send(house, f"{turn}-late-{number}")) for number in range(20)]
+        await asyncio.sleep(0)
+        process.end(signal.SIGKILL)
+        await asyncio.gather(*pending, return_exceptions=True)
+        process.start()
+        await ready(house)
+        found = rows(house.folder)
+        assert {name for name in found if "late" not in name} == {
+            f"{each}-{number}" for each in range(turn + 1) for number in range(30)
+        }
+        assert len(found) == len(set(found))
+        (row,) = (await house.ask("GET", "/llmux/usage?by=")).json()["usage"]
+        told = row["requests"]
+        assert told == len(found)
+
+
+async def test_requests_are_served_while_the_disk_is_full(house, run):
+    process = await run(ledger="ledger.db")
+    await send(house, "first")
+    pid = process.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    await until(lambda: rows(house.folder) == ["first"])
+    written = (house.folder / "ledger.db-wal").stat().st_size
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (written + 1000, hard))  # no room for a page more
+    names = [f"id-{number}" for number in range(300)]
+    await send(house, *names)
+    await until(lambda: "ledger_unwritable" in (house.folder / "log").read_text())
+    await send(house, "last")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+    await until(lambda: len(rows(house.folder)) == 302)
+    assert rows(house.folder) == ["first", *names, "last"]
+    assert process.end() == 0
+
+
+async def test_a_ledger_that_another_llmux_writes_is_an_error_at_the_start(house, run):
+    await run(ledger="ledger.db")
+    second = Process(house, ledger="ledger.db")
+    second.start()
+    assert await asyncio.to_thread(second.process.wait, 60) == 2
+    log = (house.folder / "log").read_text()
+    assert "ledger: " in log
+    assert "another llmux" in log
+    assert "Traceback" not in log

@@ -1,0 +1,112 @@
+"""Tokens as engines report them, and what is guessed where they do not."""
+
+import json
+
+import pytest
+
+from llmux.accounts.tokens import NONE, Answer, Tokens, tokens_of
+
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+
+
+def answer(*tail, path=CHAT, status=200, whole=True, sent=350, begun=True, opening=b"", events=0):
+    return Answer(path, status, whole, sent, begun, opening, tail, events)
+
+
+def usage(**figures):
+    return b'{"choices":[{"message":{"content":"hi"}}],"usage":' + json.dumps(figures).encode() + b"}"
+
+
+USED = b'"usage":{"input_tokens":5,"output_tokens":1,"cache_read_input_tokens":20}'
+START = b'event: message_start\ndata: {"message":{' + USED + b"}}\n\n"
+DELTA = b'event: message_delta\ndata: {"delta":{},"usage":{"output_tokens":42}}\n\n'
+TIMINGS = b'"timings":{"cache_n":182,"prompt_n":1,"prompt_ms":0.5,"predicted_n":3,"predicted_ms":1.5}'
+LLAMA = b'data: {"choices":[],' + TIMINGS + b"}\n\n"
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (answer(usage(prompt_tokens=12, completion_tokens=3)), Tokens(12, 0, 3)),
+        # OpenAI's cache is inside, Anthropic's is beside.
+        (
+            answer(usage(prompt_tokens=12, completion_tokens=3, prompt_tokens_details={"cached_tokens": 8})),
+            Tokens(12, 8, 3),
+        ),
+        (
+            answer(
+                usage(input_tokens=12, output_tokens=3, input_tokens_details={"cached_tokens": 8}), path=RESPONSES
+            ),
+            Tokens(12, 8, 3),
+        ),
+        (
+            answer(
+                usage(input_tokens=4, cache_read_input_tokens=8, cache_creation_input_tokens=2, output_tokens=3),
+                path=MESSAGES,
+            ),
+            Tokens(14, 8, 3),
+        ),
+        (answer(usage(prompt_tokens=12, completion_tokens=3, prompt_cache_hit_tokens=10)), Tokens(12, 10, 3)),
+        (
+            answer(usage(prompt_tokens=1, completion_tokens=9, completion_tokens_details={"reasoning_tokens": 7})),
+            Tokens(1, 0, 9, 7),
+        ),
+        (
+            answer(usage(input_tokens=1, output_tokens=9, output_tokens_details={"reasoning_tokens": 7})),
+            Tokens(1, 0, 9, 7),
+        ),
+        (answer(usage(prompt_tokens=7, total_tokens=7), path="/v1/embeddings"), Tokens(7, 0, 0)),
+        (
+            answer(
+                usage(prompt_tokens=12, completion_tokens=3)[:60],
+                usage(prompt_tokens=12, completion_tokens=3)[60:],
+            ),
+            Tokens(12, 0, 3),
+        ),
+        (
+            answer(
+                b'data: {"usage":null}\n\n',
+                b"data: " + usage(prompt_tokens=5, completion_tokens=6),
+                DONE,
+                events=9,
+            ),
+            Tokens(5, 0, 6),
+        ),
+        # A stream of Anthropic's: the input at its beginning, the output at its end.
+        (answer(DELTA, b"event: message_stop\n\n", path=MESSAGES, opening=START, events=9), Tokens(25, 20, 42)),
+        # llama.cpp's timings tell as much, whether or not the client asked for usage.
+        (answer(LLAMA, DONE, events=7, opening=ROLE), Tokens(183, 182, 3, prompt=0.0005, decode=0.0015)),
+        (
+            answer(b'{"tokens_predicted":3,"timings":{"prompt_n":8,"predicted_n":3}}', path="/completion"),
+            Tokens(8, 0, 3),
+        ),
+        # Guessed: a token an event, but for those that frame the answer.
+        (answer(DONE, events=13, opening=ROLE), Tokens(100, 0, 10, estimated=True)),
+        (answer(b"data: x\n\n", events=11, opening=ROLE, whole=False), Tokens(100, 0, 10, estimated=True)),
+        (
+            answer(b"data: x\n\n", path=MESSAGES, opening=START, whole=False, events=12),
+            Tokens(25, 20, 10, estimated=True),
+        ),
+        (
+            answer(path=CHAT, status=499, whole=False),
+            Tokens(100, 0, 0, estimated=True),
+        ),  # it was reading the prompt
+        (answer(b"\x1f\x8b compressed", path=CHAT), Tokens(100, 0, 0, estimated=True)),
+        (answer(b"data: x\n\n", path=RESPONSES, whole=False, events=14), Tokens(100, 0, 10, estimated=True)),
+        # Nothing was made.
+        (answer(b'{"error":{}}', status=400), NONE),
+        (answer(status=503, begun=False), NONE),
+        (answer(status=499, begun=False, whole=False), NONE),
+        (answer(b'{"tokens":[1,2]}', path="/tokenize"), NONE),
+        # What is no report.
+        (answer(rb'{"content":"\"usage\":{\"prompt_tokens\":9}"}', path="/x"), NONE),
+        (answer(b'{"usage":{"prompt_tokens":"many","completion_tokens":-3}}'), NONE),
+        (answer(b'{"usage":{"prompt_tokens":1e300,"prompt_tokens_details":7}}'), NONE),
+        (answer(b'{"usage":{"prompt_tokens":3', path="/x"), NONE),
+        (answer(b'{"usage": {' + b'"a":{' * 2000, path="/x"), NONE),
+    ],
+)
+def test_tokens(given, expected):
+    assert tokens_of(given) == expected

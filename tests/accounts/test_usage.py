@@ -1,0 +1,220 @@
+"""Who used what, as `/llmux/usage`, `/llmux/activity` and the command line tell it."""
+
+import csv
+import io
+import json
+import sqlite3
+import time
+
+import pytest
+
+from llmux.cli.terminal import Exit
+from llmux.middleware.fast_path import MOST
+from tests.cli.invoking import answered, llmux, said
+from tests.server.house import until
+
+KEYS = [{"name": "alice", "key": "key-of-alice"}, {"name": "bob", "key": "key-of-bob"}, "key-of-none"]
+USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}'
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
+EVENTS = [b'data: {"delta":{"role":"assistant"}}\n\n', *[b'data: {"delta":{}}\n\n'] * 5, b"data: [DONE]\n\n", b""]
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
+    b"%x\r\n%b\r\n" % (len(event), event) for event in EVENTS
+)
+CHAT = "/v1/chat/completions"
+
+
+async def opened(house, **more):
+    models = {"a": {"aliases": ["alias"]}, "b": {}}
+    return await house.open(models=models, ledger="ledger.db", api_keys=KEYS, admin_key="key-of-admin", **more)
+
+
+async def send(house, model, key, *, path=CHAT, padding=0, **headers):
+    body = {"model": model, "padding": "x" * padding}
+    return await house.ask("POST", path, body, Authorization=f"Bearer key-of-{key}", **headers)
+
+
+async def used(house, query="", key="alice", **headers):
+    return await house.ask("GET", f"/llmux/usage{query}", Authorization=f"Bearer key-of-{key}", **headers)
+
+
+def rows(house):
+    with sqlite3.connect(house.folder / "ledger.db") as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
+
+
+@pytest.mark.parametrize("padding", [0, MOST])  # the fast path, and the other
+async def test_a_request_has_a_row(house, padding):
+    await opened(house)
+    assert (await send(house, "a", "alice")).status == 200  # wakes it
+    house.engine.says = WHOLE
+    assert (await send(house, "alias", "bob", padding=padding, X_Request_ID="mine")).status == 200
+    document = (await used(house)).json()
+    first, last = rows(house)
+    assert (first["key"], first["asked"], first["served"], first["status"]) == ("alice", "a", "a", 200)
+    assert (last["key"], last["asked"], last["served"], last["request_id"]) == ("bob", "alias", "a", "mine")
+    assert (last["input"], last["cached"], last["output"], last["estimated"]) == (12, 4, 3, 0)
+    assert first["waited"] > 0 == last["waited"]
+    assert document["by"] == ["key", "model"]
+    assert [(row["key"], row["model"], row["requests"]) for row in document["usage"]] == [
+        ("alice", "a", 1),
+        ("bob", "a", 1),
+    ]
+    assert document["usage"][1]["cached_tokens"] == 4
+    assert [total["requests"] for total in document["total"]] == [2]
+    assert document["lost"] == 0
+
+
+@pytest.mark.parametrize("padding", [0, MOST])
+async def test_a_stream_without_usage_is_estimated_from_its_events(house, padding):
+    await opened(house)
+    await send(house, "a", "alice")
+    house.engine.says = STREAM
+    await send(house, "a", "alice", padding=padding)
+    (row,) = (await used(house, "?by=key")).json()["usage"]
+    assert row["estimated"] == 2  # the first was answered without a report, too
+    last = rows(house)[-1]
+    assert (last["output"], last["estimated"]) == (4, 1)
+    assert last["input"] > padding / 4
+
+
+async def test_every_end_has_a_row(house):
+    await house.open(models={"a": {}, "broken": {"wake": "exit 1"}}, ledger="ledger.db", api_keys=KEYS)
+    assert (await send(house, "nothing", "alice")).status == 404
+    assert (await send(house, "broken", "alice")).status == 503
+    assert (await house.ask("POST", CHAT, {"model": "a"}, Authorization="Bearer wrong")).status == 401
+    line = await house.begin("POST", "/v1/hold", {"model": "a"}, Authorization="Bearer key-of-bob")
+    await until(lambda: house.engine.heads)
+    line.abort()
+    await until(lambda: len(house.switcher.requests.rows(9)) == 4)
+    await used(house)
+    assert [(row["key"], row["served"], row["status"], row["reason"]) for row in rows(house)] == [
+        ("alice", "", 404, "model_not_found"),
+        ("alice", "broken", 503, "wake_failed"),
+        ("", "", 401, "invalid_api_key"),
+        ("bob", "a", 499, ""),
+    ]
+    assert (await used(house, "?by=")).json()["usage"][0]["failed"] == 4
+
+
+async def test_questions(house):
+    await opened(house)
+    for model, key in (("a", "alice"), ("b", "alice"), ("a", "none")):
+        await send(house, model, key)
+    document = (await used(house, "?by=key,model,day&since=30d")).json()
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert [(row["key"], row["model"], row["day"]) for row in document["usage"]] == [
+        (None, "a", today),
+        ("alice", "a", today),
+        ("alice", "b", today),
+    ]
+    assert document["since"] % 86400 == 0
+    assert len((await used(house, "?by=hour")).json()["usage"]) in {1, 2}
+    assert [row["requests"] for row in (await used(house, "?by=key&key=alice")).json()["usage"]] == [2]
+    assert [row["requests"] for row in (await used(house, "?by=model&model=alias")).json()["usage"]] == [2]
+    assert (await used(house, f"?since={today}&by=")).json()["usage"][0]["requests"] == 3
+    assert (await used(house, "?since=2100-01-01")).json()["usage"] == []
+    for query, param in (("by=key,colour", "by"), ("since=yesterday", "since"), ("since=", "since")):
+        reply = await used(house, f"?{query}")
+        assert (reply.status, reply.error["param"]) == (400, param)
+
+
+async def test_csv(house):
+    await opened(house)
+    house.engine.says = WHOLE
+    await send(house, "a", "alice")
+    reply = await used(house, "?by=key,model,day", Accept="text/csv")
+    assert reply.headers["content-type"].startswith("text/csv")
+    (row,) = csv.DictReader(io.StringIO(reply.body.decode()))
+    assert (row["key"], row["model"], row["requests"], row["input_tokens"], row["cost"]) == (
+        "alice",
+        "a",
+        "1",
+        "12",
+        "",
+    )
+    assert await said(house, "usage", "--by", "key", "--csv", LLMUX_API_KEY="key-of-alice")
+
+
+async def test_without_a_key_it_is_not_told(house):
+    await opened(house)
+    assert (await house.ask("GET", "/llmux/usage")).status == 401
+
+
+async def test_no_ledger(house):
+    await house.open()
+    reply = await house.ask("GET", "/llmux/usage")
+    assert (reply.status, reply.error["code"]) == (404, "no_ledger")
+    assert "set `ledger`" in await said(house, "usage", exit_code=Exit.UNREACHABLE)
+
+
+async def test_keys_are_in_none_of_it(house):
+    await opened(house, access_log=True)
+    await send(house, "a", "alice")
+    await send(house, "nothing", "alice")
+    await used(house)
+    await house.close()
+    seen = b"".join(file.read_bytes() for file in house.folder.glob("ledger.db*"))
+    assert b"alice" in seen
+    assert b"key-of-" not in seen
+    assert "key-of-" not in repr(house.log.__dict__)
+
+
+async def test_a_ledger_that_cannot_be_written_stops_no_request(house):
+    await opened(house)
+    await send(house, "a", "alice")
+    await used(house)
+    other = sqlite3.connect(house.folder / "ledger.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for _ in range(20):
+        assert (await send(house, "a", "alice")).status == 200
+    assert (await used(house, "?by=")).json()["usage"][0]["requests"] == 1
+    other.execute("COMMIT")
+
+    async def all_there():
+        return (await used(house, "?by=")).json()["usage"][0]["requests"] == 21
+
+    while not await all_there():
+        pass
+
+
+async def test_the_last_rows_are_written_at_the_end(house):
+    await opened(house)
+    await send(house, "a", "alice")
+    waiting = await house.begin("POST", CHAT, {"model": "a"}, Authorization="Bearer key-of-alice")
+    await waiting.reply()
+    await house.close()
+    assert len(rows(house)) == 2
+
+
+async def test_the_last_requests_of_a_key(house):
+    await opened(house)
+    for model, key in (("a", "alice"), ("b", "bob"), ("a", "alice")):
+        await send(house, model, key)
+
+    async def told(query):
+        reply = await house.ask("GET", f"/llmux/activity{query}", Authorization="Bearer key-of-alice")
+        return [(one["key"], one["model"]) for one in reply.json()["requests"]]
+
+    assert await told("?key=alice") == [("alice", "a"), ("alice", "a")]
+    assert await told("?key=bob&model=b&limit=5") == [("bob", "b")]
+    assert await told("?key=carol") == []
+    text = await said(house, "activity", LLMUX_API_KEY="key-of-alice")
+    assert "alice" in text
+    assert "bob" not in await said(house, "activity", "--key", "alice", LLMUX_API_KEY="key-of-alice")
+
+
+async def test_the_table_of_usage(house):
+    await house.open(ledger="ledger.db")
+    assert await said(house, "usage") == "no request has ended since then"
+    house.engine.says = WHOLE
+    await house.chat("a")
+    await house.chat("a")
+    text = await said(house, "usage", "--by", "model,day")
+    assert "total" in text
+    assert "24" in text
+    document = await answered(house, "usage", "--by", "key")
+    assert document["usage"][0]["requests"] == 2
+    done = await llmux(house, "usage", "--by", "colour")
+    assert done.exit_code != 0
+    assert json.dumps(document)
