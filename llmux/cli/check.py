@@ -61,6 +61,7 @@ def _load_all(file: Path, port: int | None) -> Config:
         rest = error.rest if isinstance(error, ConfigErrors) else None
         if isinstance(rest, Config):
             _complain_of_parts(rest)
+            warn_of_missing(rest)
         raise typer.Exit(Exit.USAGE) from None
     if _complain_of_parts(config):
         raise typer.Exit(Exit.USAGE)

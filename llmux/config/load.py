@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from llmux.config.document import read_document
-from llmux.config.problems import ConfigErrors, Lines, Path, Problem, explain, raise_all
+from llmux.config.problems import ConfigErrors, Lines, Path, Problem, checked_as_whole, explain, raise_all
 from llmux.core.spec import HookKind
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
 SECS = "_secs"  # ends the name of a setting as llmux 2.x had it: ``request_timeout_secs``
 _MODEL_SETTING = 3  # models.NAME.setting
+_ROUNDS = 5  # of taking out what is wrong: a setting, what lacks it then, and so on
 _HOOKS = frozenset({*(kind.value for kind in HookKind), "hooks", "cmd"})
 
 
@@ -116,7 +117,8 @@ def load(
         known = {problem.path for problem in problems}
         found = [problem for problem in explain(error, schema) if problem.path not in known]
         problems += found
-        rest = _rest(schema, data, [problem.path for problem in found])
+        rest, between = _look_further(schema, data, [problem.path for problem in problems])
+        problems += [] if checked_as_whole(error) else between
     problems = [_as_written(problem, document.lines) for problem in problems]
     try:
         raise_all(problems, file=str(file), lines=document.lines)
@@ -136,15 +138,36 @@ def _change(data: Any, path: Path, value: Any) -> None:
     data[path[-1]] = value
 
 
-def _rest(schema: type[M], data: Mapping[str, Any], wrong: Iterable[Path]) -> M | None:
-    """Read what is left without the settings that are wrong; None where that is nothing."""
-    kept = copy.deepcopy(dict(data))
+def _look_further(schema: type[M], data: Mapping[str, Any], wrong: list[Path]) -> tuple[M | None, list[Problem]]:
+    """Read what is left without the settings that are wrong; return it, and what is wrong between the others.
+
+    None where nothing is left. What may only follow from what was taken out is not told.
+    """
+    between: list[Problem] | None = None
+    for _ in range(_ROUNDS):
+        kept = copy.deepcopy(dict(data))
+        for path in wrong:
+            _remove(kept, path)
+        try:
+            return schema.model_validate(kept), between or []
+        except ValidationError as error:
+            problems = explain(error, schema)
+            if between is None and checked_as_whole(error):
+                between = [problem for problem in problems if not _may_follow(problem, wrong)]
+        wrong = [*wrong, *(problem.path for problem in problems)]
+    return None, between or []
+
+
+def _may_follow(problem: Problem, wrong: Iterable[Path]) -> bool:
+    """Whether a problem is about a setting that is wrong itself, what holds or is in one, or names one."""
     for path in wrong:
-        _remove(kept, path)
-    try:
-        return schema.model_validate(kept)
-    except ValidationError:
-        return None
+        both = min(len(problem.path), len(path))
+        if problem.path[:both] == path[:both]:
+            return True
+        names = [part for part in path if isinstance(part, str) and part != "models"][-2:]
+        if any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", problem.message) for name in names):
+            return True
+    return False
 
 
 def _remove(data: Any, path: Path) -> None:

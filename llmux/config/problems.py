@@ -89,6 +89,11 @@ def raise_problems(problems: Iterable[Problem]) -> None:
         raise PydanticCustomError(WHOLE, "{text}", {"text": text, WHOLE: found})
 
 
+def checked_as_whole(error: ValidationError) -> bool:
+    """Whether each setting was right by itself, so that what is wrong lies between them."""
+    return any(details["type"] == WHOLE for details in error.errors(include_url=False, include_input=False))
+
+
 def explain(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """Turn the errors of validating ``root`` into problems."""
     problems: list[Problem] = []

@@ -29,7 +29,7 @@ from llmux.config.fields import (
 )
 from llmux.config.load import SECS, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
-from llmux.config.problems import raise_problems
+from llmux.config.problems import ConfigErrors, raise_problems
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.targets import VirtualConfig
 from llmux.errors import ConfigError
@@ -349,10 +349,17 @@ class Config(Section):
 
         """
         file = Path(path)
-        config = load(cls, file, os.environ if environ is None else environ, changed)
-        config._file = file.absolute()  # noqa: SLF001
-        config._folder = file.absolute().parent  # noqa: SLF001
+        try:
+            config = load(cls, file, os.environ if environ is None else environ, changed)
+        except ConfigErrors as errors:
+            if isinstance(errors.rest, cls):
+                errors.rest._from(file)  # noqa: SLF001
+            raise
+        config._from(file)  # noqa: SLF001
         return config
+
+    def _from(self, file: Path) -> None:
+        self._file, self._folder = file.absolute(), file.absolute().parent
 
     @model_validator(mode="before")
     @classmethod

@@ -123,3 +123,68 @@ def test_a_mistake_does_not_hide_the_policys(check, mistake):
     lines = done.output.splitlines()
     assert any("adaptve" in line for line in lines), lines
     assert len(lines) >= 2
+
+
+def test_a_mistake_does_not_hide_what_the_machine_lacks(check):
+    done = check("max_bodyy: 1\nmodels: {a: {port: 8001, hooks: ./mine.sh}}")
+    assert done.exit_code == 2
+    assert "line 2: models.a.hooks: there is no ./mine.sh" in done.output
+
+
+def test_the_policy_beside_the_file_is_found_though_there_is_a_mistake(check, tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine:\n    def decide(self, now):\n        return None\n")
+    done = check("policy: {use: './mine.py:Mine'}\nmax_bodyy: 1\nmodels: {a: {cmd: 'true ${PORT}'}}")
+    assert [line for line in done.output.splitlines() if "warning" not in line] == [
+        f"{tmp_path / 'config.yaml'}:2: max_bodyy: unknown setting; did you mean `max_body`?"
+    ]
+
+
+# Two models share a port, an alias is taken, a default is unknown: what only the whole file tells.
+BETWEEN = """
+default_model: nowhere
+models:
+  a: &a {port: 8001, hooks: llama-cpp, aliases: [gpt]}
+  b: {port: 8001, hooks: llama-cpp, aliases: [gpt]}
+  c: {port: 8003, hooks: llama-cpp%s}
+"""
+WHOLE = {"default_model", "models.b.aliases[0]", "models.a.port", "models.b.port"}
+
+
+def places(done, tmp_path):
+    lines = [line.removeprefix(f"{tmp_path / 'config.yaml'}:") for line in done.output.splitlines()]
+    return {line.split(": ")[1] for line in lines if "warning" not in line}
+
+
+def test_what_is_wrong_between_settings(check, tmp_path):
+    assert places(check(BETWEEN % ""), tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("mistake", "place"),
+    [
+        (", idle_slep: 1m", "models.c.idle_slep"),
+        (", idle_sleep: soon", "models.c.idle_sleep"),
+        (", port: x", "models.c.port"),
+        (", env: {'1x': y}", "models.c.env.1x"),
+        (", url: 'http://127.0.0.1:1'", "models.c"),
+        (", idle_sleep: '${NOT_SET}'", "models.c.idle_sleep"),
+        ("}\npolicy: {max_wait: soon", "policy.max_wait"),
+    ],
+)
+def test_a_mistake_does_not_hide_what_is_wrong_between_settings(check, tmp_path, mistake, place):
+    assert places(check(BETWEEN % mistake), tmp_path) == {*WHOLE, place}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [  # what would only follow from the first mistake is not told
+        ("default_model: b\nmodels: {a: {port: 1, hooks: ./h}, b: {port: x, hooks: ./h}}", {"models.b.port"}),
+        ("host: 0.0.0.0\napi_keys: 7\nmodels: {a: {port: 1, hooks: ./h}}", {"api_keys"}),
+        ("gpus: {0: much}\nmodels: {a: {port: 1, hooks: ./h, gpus: [0], memory: 1GiB}}", {"gpus.0"}),
+        ("models: {a: {port: 0, hooks: ./h}}", {"models.a.port"}),
+        ("models: 7", {"models"}),
+        ("virtual: {v: {first: [b]}}\nmodels: {a: {port: 1, hooks: ./h}, b: {hooks: 7}}", {"models.b.hooks"}),
+    ],
+)
+def test_what_follows_from_a_mistake_is_not_told(check, tmp_path, text, found):
+    assert places(check(text), tmp_path) == found
