@@ -99,7 +99,7 @@ def middleware_for(config: Config, *, tracer_provider: Any = None) -> tuple[Fron
 
 def _trace(switcher: Switcher, tracing: Tracing | None) -> None:
     if tracing is not None:
-        switcher.subscribe(tracing.follow(switcher.now))
+        switcher.subscribe(tracing.follow(switcher.clock))
         switcher.history.on_hook = tracing.hook_ended
 
 

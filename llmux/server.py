@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, cast
 
-from aiohttp import StreamReader, web
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp import web
 
+from llmux.aiohttp_internals import ConnectionServer, ServerRunner, UnixSite, answer_has_begun
 from llmux.app import FRONT, SWITCHER
 from llmux.config import Config
 from llmux.errors import INTERNAL_ERROR, BadRequestError, RequestError, SlowClientError, UnavailableError
@@ -22,7 +22,6 @@ from llmux.middleware.client_connection import ClientConnection
 from llmux.middleware.context import request_id
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
-from llmux.proxy.aiohttp_client import answer_has_begun
 from llmux.proxy.envelope import error_body
 
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
@@ -77,8 +76,8 @@ class Connection(ClientConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place, or say that there is none."""
-        assert isinstance(self._manager, Server)
-        if self._manager.place_for(self):
+        assert isinstance(self.server, Server)
+        if self.server.place_for(self):
             super().connection_made(transport)
             return
         transport = cast("asyncio.Transport", transport)
@@ -87,7 +86,7 @@ class Connection(ClientConnection):
             _answer(UnavailableError("llmux has too many open connections.", code="too_many_connections"))
         )
         # Closed at once it would be reset by what the client still sends, and the answer lost.
-        self._loop.call_later(LINGER, transport.close)
+        self.loop.call_later(LINGER, transport.close)
 
     def look(self, transport: asyncio.Transport, now: float, header: float, keepalive: float) -> None:
         """Close it if it waits for too long: ``header`` seconds for a head, ``keepalive`` for anything."""
@@ -110,23 +109,8 @@ class Connection(ClientConnection):
         elif self.reserved or now - self.since > keepalive:
             self.force_close()
 
-    def data_received(self, data: bytes) -> None:
-        """Tell the reader of a body at once when its framing breaks in the middle."""
-        before = len(self._messages)
-        super().data_received(data)
-        if len(self._messages) == before or not isinstance(self._messages[-1][0], _ErrInfo):
-            return
-        current = self._current_request
-        payload = self._messages[-2][1] if before else current.content if current is not None else None
-        if isinstance(payload, StreamReader) and not payload.is_eof():
-            # The answer to that request says what was wrong, and is the last one on this connection.
-            self._messages.pop()
-            self._close = True
-            payload.set_exception(BadRequestError("The body's framing is broken.", code="incomplete_body"))
-            payload.feed_eof()
 
-
-class Server(web.Server):
+class Server(ConnectionServer):
     """Makes our connections, ``limit`` of them at most, and closes those of which nothing comes.
 
     Theory of operation. A connection *waits* when no request is under way on it: it has not begun with one, it is
@@ -153,17 +137,17 @@ class Server(web.Server):
         self._told = -math.inf
         self._reserved: set[Connection] = set()
         self._in_vain = -math.inf  # until then another search for a connection that waits is not worth it
-        self._timer = self._loop.call_later(LOOK_EVERY, self._look)
+        self._timer = self.loop.call_later(LOOK_EVERY, self._look)
 
     def __call__(self) -> Connection:
         """Return the protocol for a new connection."""
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, loop=self.loop, **self.handler_settings)
 
     def place_for(self, connection: Connection) -> bool:
         """Find a place for a new connection, reserved or not; False when there is none."""
-        if len(self._connections) - len(self._reserved) < self._limit:
+        if self.open_count - len(self._reserved) < self._limit:
             return True
-        now = self._loop.time()
+        now = self.loop.time()
         if now - self._told > TELL_EVERY:
             self._told = now
             self._event_log.emit("too_many_connections", limit=self._limit)
@@ -187,7 +171,7 @@ class Server(web.Server):
             for one in self._ours()
             if one.waits and not one.reserved and now - _waits_since(one) >= SETTLED and not _unsent(one)
         ]
-        took = self._loop.time() - now
+        took = self.loop.time() - now
         if not waiting:
             self._in_vain = now + 20 * took
             return False
@@ -199,28 +183,28 @@ class Server(web.Server):
         return True
 
     def _ours(self) -> Iterator[Connection]:
-        return (one for one in self._connections if isinstance(one, Connection))
+        return (one for one, _ in self.open_connections() if isinstance(one, Connection))
 
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Take note that a connection has ended."""
         super().connection_lost(handler, exc)
         if isinstance(handler, Connection):
             self._reserved.discard(handler)
 
-    def _look(self, rest: list[tuple[RequestHandler, asyncio.Transport]] | None = None) -> None:
+    def _look(self, rest: list[tuple[web.RequestHandler, asyncio.Transport]] | None = None) -> None:
         """Close the connections that have waited for too long."""
         if rest is None:
-            rest = list(self._connections.items())
-        config, now = self._config(), self._loop.time()
+            rest = list(self.open_connections())
+        config, now = self._config(), self.loop.time()
         for one, transport in rest[-SLICE:]:
             if isinstance(one, Connection):
                 one.look(transport, now, config.header_timeout, config.keepalive_timeout)
         del rest[-SLICE:]
         if rest:
-            self._timer = self._loop.call_later(0, self._look, rest)
+            self._timer = self.loop.call_later(0, self._look, rest)
         else:
             pause = min(LOOK_EVERY, config.header_timeout / 4, config.keepalive_timeout / 4)
-            self._timer = self._loop.call_later(pause, self._look)
+            self._timer = self.loop.call_later(pause, self._look)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
         """Close all connections."""
@@ -255,7 +239,7 @@ def _answer(error: RequestError) -> bytes:
     )
 
 
-class Runner(web.AppRunner):
+class Runner(ServerRunner):
     """Serves the application as production must: clients that leave are noticed, bodies are left as they are."""
 
     def __init__(self, app: web.Application, log: EventLog) -> None:
@@ -267,15 +251,15 @@ class Runner(web.AppRunner):
         self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None
 
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+    def make_server(self, made: web.Server) -> web.Server:
+        """Return our server; another one is for the control socket."""
         self._control = self._serve(made, limit=CONTROL, control=True)
         return self._serve(made, limit=self._limit)
 
     async def serve_control(self, listener: socket.socket) -> None:
         """Take connections from the control socket, too, until the cleanup."""
         assert self._control is not None
-        await ControlSite(self, listener, self._control).start()
+        await UnixSite(self, listener, self._control).start()
 
     async def shutdown(self) -> None:
         """Close the control socket's connections with the others."""
@@ -283,7 +267,7 @@ class Runner(web.AppRunner):
             self._control.pre_shutdown()
         await super().shutdown()
         if self._control is not None:
-            await self._control.shutdown(self._shutdown_timeout)
+            await self._control.shutdown(self.shutdown_timeout)
 
     def _serve(self, made: web.Server, *, limit: int, control: bool = False) -> Server:
         front = self.app.get(FRONT)
@@ -302,25 +286,6 @@ class Runner(web.AppRunner):
             control=control,
             config=lambda: self._switcher.config,
         )
-
-
-class ControlSite(web.BaseSite):
-    """The control socket, served by the same application."""
-
-    def __init__(self, runner: Runner, listener: socket.socket, control: Server) -> None:
-        super().__init__(runner)
-        self._listener = listener
-        self._control = control
-
-    @property
-    def name(self) -> str:
-        """Where it listens."""
-        return f"http://unix:{self._listener.getsockname()}:"
-
-    async def start(self) -> None:
-        """Take connections."""
-        await super().start()
-        self._server = await asyncio.get_running_loop().create_unix_server(self._control, sock=self._listener)
 
 
 def open_files() -> int:

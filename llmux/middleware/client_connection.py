@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp.web_protocol import RequestHandler
-
+from llmux.aiohttp_internals import ServerConnection
+from llmux.errors import BadRequestError
 from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import UNKNOWN, read
 from llmux.middleware.fast_path import FastPath, FastRequest
@@ -20,7 +20,7 @@ HOLD = 0.25  # seconds that the rest of a small request may take; aiohttp knows 
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered
 
 
-class ClientConnection(RequestHandler):
+class ClientConnection(ServerConnection):
     """One client's connection. ``control``: it came over the control socket."""
 
     __slots__ = (
@@ -37,7 +37,6 @@ class ClientConnection(RequestHandler):
         "fast_request",
         "handed_over",
         "head_since",
-        "loop",
         "refused",
         "reserved",
         "since",
@@ -48,7 +47,6 @@ class ClientConnection(RequestHandler):
         super().__init__(*args, **kwargs)
         self.control = control
         self.refused = 0  # requests without a key that opens anything
-        self.loop = self._loop
         self.fast_request: FastRequest | None = None  # the one that is under way
         # The next request that aiohttp begins, which was on the fast path:
         self.handed_over: RequestContext | None = None
@@ -86,20 +84,33 @@ class ClientConnection(RequestHandler):
             self._at_boundary(data)
 
     def _at_boundary(self, data: bytes) -> None:
-        head = read(data)
-        total = head.total
+        path = self._fast_path
+        known = path.recall(data)
+        if known is not None and not (self._busy or self.ends):
+            head, size, digits = known
+            total = size + int(digits)
+            if total <= len(data) and total - size <= path.most:
+                match = path.match_known(data, head, size, total, digits)
+                if match is not None:
+                    path.start(self, match, data)
+                    return
+        self._at_new_head(data)
+
+    def _at_new_head(self, data: bytes) -> None:
+        path = self._fast_path
+        seen = head, size, total, _ = read(data)
         missing = total - len(data)
-        fit = head.clean and total - head.size <= self._fast_path.most and (head.plain or missing <= 0)
-        if fit and not (self._busy or self._close or self._force_close):
+        fit = head.clean and total - size <= path.most and (head.plain or missing <= 0)
+        if fit and not (self._busy or self.ends):
             if missing > 0:
                 self._held = data
-                self._timer = self._loop.call_later(HOLD, self._waited)
+                self._timer = self.loop.call_later(HOLD, self._waited)
                 return
-            match = self._fast_path.match(data, head) if head.plain else None
+            match = path.match(data, seen) if head.plain else None
             if match is not None:
-                self._fast_path.start(self, match, head, data)
+                path.start(self, match, data)
                 return
-            refusal = None if self._paused else self._fast_path.refusal(self, head)
+            refusal = None if self.writing_paused else path.refusal(self, head)
             if refusal is not None:
                 self._refuse(*refusal, data[total:])
                 return
@@ -124,34 +135,29 @@ class ClientConnection(RequestHandler):
 
     def _pass_on(self, data: bytes) -> None:
         """Give bytes to aiohttp."""
-        before = len(self._messages)
-        super().data_received(data)
-        added = len(self._messages) - before
+        added = self.pass_on(data, _broken)
         self._half = False
         if added:
             self._busy += added
             self.head_since = 0.0
             self.begun = False
-        elif not self.begun and data and self._waiter is not None:
+        elif not self.begun and data and self.awaits_request:
             self.begun = True
-            self.head_since = self.head_since or self._loop.time()
+            self.head_since = self.head_since or self.loop.time()
 
-    async def _handle_request(self, *args: Any) -> Any:
-        try:
-            response, reset = await super()._handle_request(*args)
-            if reset or not response.keep_alive:
-                self._owed = UNKNOWN
-            return response, reset
-        finally:
-            self._busy -= 1
-            self.since = self._loop.time()
-            if self._half and not self._busy:
-                self._half, self.begun, self.head_since = False, True, self.since
+    def request_answered(self, *, keep_alive: bool) -> None:
+        """Take note that aiohttp has answered a request."""
+        if not keep_alive:
+            self._owed = UNKNOWN
+        self._busy -= 1
+        self.since = self.loop.time()
+        if self._half and not self._busy:
+            self._half, self.begun, self.head_since = False, True, self.since
 
     def _waited(self) -> None:
         self._timer = None
         data, self._held = self._held, b""
-        self._owed = read(data).total - len(data)
+        self._owed = read(data)[2] - len(data)
         self._pass_on(data)
 
     # ---- the fast path
@@ -169,13 +175,13 @@ class ClientConnection(RequestHandler):
         transport = self.transport
         if transport is None:
             return
-        if not keep_alive or self._close or self._force_close or transport.is_closing():
+        if not keep_alive or self.ends or transport.is_closing():
             self.force_close()
             return
-        self.since = self._loop.time()
+        self.since = self.loop.time()
         self.head_since = 0.0
         if self._held:
-            self._loop.call_soon(self._next)
+            self.loop.call_soon(self._next)
         if self._ahead:
             self._ahead = False
             transport.resume_reading()
@@ -187,7 +193,7 @@ class ClientConnection(RequestHandler):
     def hand_over(self, context: RequestContext, raw: bytes) -> None:
         """Give the request to aiohttp after all."""
         self.fast_request = None
-        if self.transport is None or self._close or self._force_close:
+        if self.transport is None or self.ends:
             context.client_left()
             self.force_close()
             return
@@ -199,15 +205,11 @@ class ClientConnection(RequestHandler):
             self.transport.resume_reading()
         self._pass_on(raw)
 
-    async def drain(self) -> None:
-        """Wait until the client has read most of what it was sent."""
-        await self._drain_helper()
-
     # ---- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
-        self.head_since = self._loop.time()
+        self.head_since = self.loop.time()
         if self.reserved:
             self._owed = UNKNOWN  # nothing of it is for the fast path
         super().connection_made(transport)
@@ -215,11 +217,7 @@ class ClientConnection(RequestHandler):
     @property
     def waits(self) -> bool:
         """Whether no request is under way: what comes next from the client is a head, or the rest of one."""
-        waiter = self._waiter
-        return waiter is not None and not waiter.done() and self.fast_request is None and not self._held
-
-    def _process_keepalive(self) -> None:
-        """Do nothing: the server looks after all its connections."""
+        return self.awaits_request and self.fast_request is None and not self._held
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End what is under way."""
@@ -233,10 +231,14 @@ class ClientConnection(RequestHandler):
             self.handed_over = None
 
 
+def _broken() -> Exception:
+    return BadRequestError("The body's framing is broken.", code="incomplete_body")
+
+
 def _ends_in_half_a_head(data: bytes, start: int) -> bool:
     """Whether the last of the requests that begin at ``start`` lacks the end of its head."""
     while start < len(data):
-        total = read(data[start:]).total
+        total = read(data[start:])[2]
         if total < 0:
             return b"\r\n\r\n" not in data[start:]
         start += total

@@ -6,11 +6,18 @@ It is stricter than aiohttp: what it does not understand at first sight it does 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmux.middleware.keyring import Holder
+from llmux.middleware.paths import Route
 from llmux.proxy.heads import HOP_BY_HOP
 
 UNKNOWN = -1
+MOST_DIGITS = 15  # of a length
+
+MOST_KNOWN = 2048  # bytes of a head that is remembered
+LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d{1,15})\r\n")
 
 _MOST_HEAD = 16 * 1024
 _HEAD = re.compile(
@@ -31,49 +38,51 @@ _SPECIAL = _JUDGED | _CREDENTIALS | {b"host", b"content-length", b"content-type"
 
 
 class FastHead(NamedTuple):
-    """What a request's first bytes say."""
+    """What a request's head says but for the length of the body."""
 
-    total: int  # its length, head and body; UNKNOWN
     plain: bool  # a POST whose length is known, and nothing in its head needs judging
     clean: bool  # nothing in its head needs judging, whatever it asks for
     method: bytes
-    size: int  # of the head, in bytes
     target: str
     given_id: bytes | None
     lines: list[bytes]  # of the engine's head
     host: int  # where Host stands among them, without its value
-    called: bytes  # that value
+    length: int  # where Content-Length stands, without its value; -1: nowhere
+    called: bytes  # the value of Host
     credentials: list[int]  # where credentials stand
 
 
 _UNREAD = FastHead(
-    UNKNOWN,
     plain=False,
     clean=False,
     method=b"",
-    size=0,
     target="",
     given_id=None,
     lines=[],
     host=0,
+    length=-1,
     called=b"",
     credentials=[],
 )
 
+# A head, its length in bytes, that of the whole request (UNKNOWN), and the digits of Content-Length.
+Seen = tuple[FastHead, int, int, bytes]
+UNSEEN: Seen = (_UNREAD, 0, UNKNOWN, b"")
 
-def read(data: bytes) -> FastHead:  # noqa: C901, PLR0912, once for every request: one loop, no calls
+
+def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, one loop, no calls
     """Read a head, and make the engine's from it."""
     found = _HEAD.match(data, 0, _MOST_HEAD)
     if found is None:
-        return _UNREAD
+        return UNSEEN
     method, target, fields = found.groups()
     clean = True
     form = False
-    length = 0
+    length = -1
+    digits = b""
     host = -1
     called = b""
     given_id = None
-    seen = 0
     lines = [b"%b %b HTTP/1.1" % (method, target)]
     credentials: list[int] = []
     for line in fields.split(b"\r\n"):
@@ -83,11 +92,11 @@ def read(data: bytes) -> FastHead:  # noqa: C901, PLR0912, once for every reques
             lines.append(line)
             continue
         if lower == b"content-length":
-            if seen & 1 or not value.isdigit() or len(value) > 15:  # noqa: PLR2004
-                return _UNREAD
-            seen |= 1
-            length = int(value)
-            lines.append(line)
+            if length >= 0 or not value.isdigit() or len(value) > MOST_DIGITS:
+                return UNSEEN
+            length = len(lines)
+            digits = value
+            lines.append(name)
         elif lower == b"host":
             clean = clean and host < 0
             host = len(lines)
@@ -103,17 +112,55 @@ def read(data: bytes) -> FastHead:  # noqa: C901, PLR0912, once for every reques
         elif lower == b"connection":
             clean = clean and value.lower() == b"keep-alive"
             if value.lower() not in {b"keep-alive", b"close"}:
-                return _UNREAD
+                return UNSEEN
         elif lower in _CREDENTIALS:
             credentials.append(len(lines))
             lines.append(line)
         else:
             clean = False
             if lower in _FRAMING:
-                return _UNREAD
+                return UNSEEN
     lines.pop()  # the empty string after the last field
-    end = found.end()
+    size = found.end()
     clean = clean and host > 0
-    plain = clean and not form and seen == 1 and method == b"POST"
-    target = target.decode("ascii")
-    return FastHead(end + length, plain, clean, method, end, target, given_id, lines, host, called, credentials)
+    plain = clean and not form and length >= 0 and method == b"POST"
+    head = FastHead(
+        plain, clean, method, target.decode("ascii"), given_id, lines, host, length, called, credentials
+    )
+    return head, size, size + int(digits or b"0"), digits
+
+
+class KnownHead:
+    """What becomes of the requests with one head, and with those that differ from it in the body's length only.
+
+    True for as long as the configuration is in force under which it was judged.
+    """
+
+    __slots__ = ("_ends", "_host", "_length", "_lines", "anthropic", "given_id", "holder", "route")
+
+    def __init__(self, head: FastHead, route: Route, dropped: Sequence[int], holder: Holder | None) -> None:
+        """``dropped``: which of the head's lines must not go on; ``holder``: whose key it shows."""
+        self.route = route
+        self.holder = holder
+        self.anthropic = route.anthropic("")
+        self.given_id = head.given_id
+        self._lines = [b"" if at in dropped else line + b"\r\n" for at, line in enumerate(head.lines)]
+        self._host = head.host
+        self._length = head.length
+        self._ends: dict[bytes, tuple[bytes, bytes]] = {}  # before and after the digits, by the engine's Host
+
+    def engine_head(self, host: bytes, digits: bytes, request_id: bytes) -> bytes:
+        """Return the head for the engine; ``digits`` are the body's length."""
+        before, after = self._ends.get(host) or self._make(host)
+        if self.given_id is None:
+            return b"%b%b%b%b\r\n\r\n" % (before, digits, after, request_id)
+        return before + digits + after
+
+    def _make(self, host: bytes) -> tuple[bytes, bytes]:
+        lines = self._lines[:]
+        lines[self._host] = lines[self._host][:-2] + b": " + host + b"\r\n"
+        at = self._length
+        before = b"".join([*lines[:at], lines[at][:-2], b": "])
+        after = b"".join([b"\r\n", *lines[at + 1 :], b"\r\n" if self.given_id else b"X-Request-ID: "])
+        made = self._ends[host] = before, after
+        return made

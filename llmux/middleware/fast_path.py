@@ -26,17 +26,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
 from llmux.middleware.authentication import Keys
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
-from llmux.middleware.fast_head import FastHead
+from llmux.middleware.fast_head import LENGTH, MOST_KNOWN, FastHead, KnownHead, Seen
 from llmux.middleware.hosts import Hosts
-from llmux.middleware.keyring import Holder
 from llmux.middleware.model_handler import engine_address
-from llmux.middleware.paths import ForwardedPaths, Kind, Route
+from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.middleware.refusing import refusal, refused_too_often
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.relay import Flow, Relay
@@ -44,6 +43,7 @@ from llmux.proxy.tunnel import Tunnel
 from llmux.upstream import EngineActivity, EngineConnection, EngineRefusedError, ResponseHead
 
 MOST = 64 * 1024  # bytes of body
+KNOWN = 256  # heads that are remembered
 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
@@ -75,17 +75,9 @@ class Connection(Flow, Protocol):
         """Wait until the client has read most of what was written."""
 
 
-class Match(NamedTuple):
-    """A request that the fast path can serve."""
-
-    asked: str  # the model as the client named it
-    model: str
-    route: Route
-    request_id: str
-    began: float
-    activity: EngineActivity
-    dropped: Sequence[int]  # which lines of the head must not go on, the last first
-    holder: Holder | None  # whose key it showed
+# A request that the fast path can serve: the model as its client named it, the model, the head, the id, when it
+# came, its engine's activity, the size of its head and of all of it in bytes, and the digits of the body's length.
+Match = tuple[str, str, KnownHead, str, float, EngineActivity, int, int, bytes]
 
 
 class FastPath:
@@ -96,8 +88,9 @@ class FastPath:
         self.forwarder = forwarder
         self.budget = budget
         self._switcher = reporting.switcher
-        self._loads = json.JSONDecoder().decode
+        self._scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
         self._connecting: set[asyncio.Task[None]] = set()
+        self._known: dict[bytes, KnownHead] = {}
         self.open = False
         self.most = 0
 
@@ -119,12 +112,29 @@ class FastPath:
         self._keys = keys if keys.ring.any else None
         self._names_keys = access_log and keys.ring.any  # the log says whose key it was
         self._knows_host = hosts.knows
+        self._known = {}
         self.open = alone
 
-    def match(self, data: bytes, head: FastHead) -> Match | None:
+    def recall(self, data: bytes) -> tuple[KnownHead, int, bytes] | None:
+        """Return what is known of a request's head, with its size and the digits of the body's length."""
+        name, size, digits = self._name(data)
+        known = self._known.get(name)
+        return None if known is None else (known, size, digits)
+
+    def _name(self, data: bytes) -> tuple[bytes, int, bytes]:
+        """Return what a head says but for the body's length, its size, and that length; b"" if it is unusual."""
+        found = LENGTH.search(data, 0, MOST_KNOWN)
+        if found is None:
+            return b"", 0, b""
+        start, end = found.span(1)
+        size = data.find(b"\r\n\r\n", end, MOST_KNOWN) + 4
+        name = data[:start] + data[end:size]
+        # Keys are not kept, but as digests.
+        return name if self._keys is None else self._keys.ring.digest(name), size, data[start:end]
+
+    def match(self, data: bytes, seen: Seen) -> Match | None:
         """Return what is known of a request that can be served here. ``data`` may have more after it."""
-        switcher = self._switcher
-        began = switcher.now()
+        head, size, total, digits = seen
         route = self._paths.decide(head.target, "POST")
         if route.kind is not Kind.FORWARD or not self._knows_host(head.called) or self._names_keys:
             return None
@@ -135,17 +145,34 @@ class FastPath:
             if let is None:
                 return None
             dropped, holder = let
-        asked = self._named(data[head.size : head.total])
+        known = KnownHead(head, route, dropped, holder)
+        if head.given_id is None:  # which is new with every request
+            name, *same = self._name(data)
+            if name and same == [size, digits]:
+                if len(self._known) >= KNOWN:
+                    self._known.clear()
+                self._known[name] = known
+        return self.match_known(data, known, size, total, digits)
+
+    def match_known(self, data: bytes, head: KnownHead, size: int, total: int, digits: bytes) -> Match | None:
+        """Return what is known of a request that can be served here, by its head and its body."""
+        switcher = self._switcher
+        began = switcher.now()
+        asked = self._named(data[size:total])
         model = None if asked is None else self._names.get(asked)
         if model is None or asked is None:
             return None
         activity = switcher.open_activity(model)
-        if activity is None or self.budget.held + head.total - head.size > self.budget.max_buffered:
+        if activity is None or self.budget.held + total - size > self.budget.max_buffered:
             return None
-        name = new_id() if head.given_id is None else head.given_id.decode("ascii")
-        if head.given_id is not None and request_id(name) != name:
-            return None
-        return Match(asked, model, route, name, began, activity, dropped, holder)
+        given = head.given_id
+        if given is None:
+            name = new_id()
+        else:
+            name = given.decode("ascii")
+            if request_id(name) != name:
+                return None
+        return asked, model, head, name, began, activity, size, total, digits
 
     def refusal(self, client: Connection, head: FastHead) -> tuple[bytes, bool] | None:
         """Return the answer for a request without a key, and whether the connection can be used again.
@@ -169,17 +196,17 @@ class FastPath:
         last = refused_too_often(client)
         return refusal(error, given, anthropic=route.anthropic(""), close=last), not last
 
-    def start(self, client: Connection, match: Match, head: FastHead, data: bytes) -> None:
+    def start(self, client: Connection, match: Match, data: bytes) -> None:
         """Admit the request and send it to its engine, or hand it over."""
-        asked, model, route, request_id, began, activity, dropped, holder = match
+        asked, model, head, request_id, began, activity, size, total, digits = match
         switcher = self._switcher
-        if head.total < len(data):
-            client.keep(data[head.total :])
-            data = data[: head.total]
+        if total < len(data):
+            client.keep(data[total:])
+            data = data[:total]
         connection = self.forwarder.pool.take(activity)
-        context = RequestContext(self.reporting, request_id, route, began)
-        context.asked, context.model, context.holder = asked, model, holder
-        context.sent = size = head.total - head.size
+        context = RequestContext(self.reporting, request_id, head.route, began)
+        context.asked, context.model, context.holder = asked, model, head.holder
+        context.sent = total - size
         ticket = context.ticket = switcher.enter(model)
         admission = ticket.admission
         definition = None if admission is None else admission.definition
@@ -194,31 +221,20 @@ class FastPath:
                 self.forwarder.pool.release(connection, activity)
             client.hand_over(context, data)
             return
-        self.budget.take(size)
+        self.budget.take(total - size)
         ident = request_id.encode()
         address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
         exchange = context.exchange = Exchange(
             address=address,
-            method=b"POST",
-            target=head.target.encode("ascii"),
-            raw_headers=(),
-            body=None,
             request_id=request_id,
             activity=activity,
             extra_headers=ExtraFields(b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000" % ident, _REPLACED),
-            anthropic=route.anthropic(""),
+            anthropic=head.anthropic,
         )
-        lines = head.lines
-        lines[head.host] += b": " + address.host_header
-        for at in dropped:
-            del lines[at]
-        if head.given_id is None:
-            lines.append(b"X-Request-ID: " + ident)
-        lines.append(b"\r\n")
-        request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
+        request = client.fast_request = FastRequest(self, client, context, exchange, data, total - size)
         ticket.attach(exchange.cut)
         exchange.on_cut = request.relay.cut
-        message = b"\r\n".join(lines) + data[head.size :]
+        message = head.engine_head(address.host_header, digits, ident) + data[size:]
         if connection is None:
             task = client.loop.create_task(self._connect(request, message), name="llmux: connect on the fast path")
             self._connecting.add(task)
@@ -244,10 +260,11 @@ class FastPath:
     def _named(self, body: bytes) -> str | None:
         # What is valid JSON names the same model to the model handler's scanner; the rest is for that to judge.
         try:
-            value = self._loads(body.decode())
-        except (ValueError, RecursionError):
+            text = body.decode().strip(" \t\n\r")
+            value, end = self._scan(text, 0)
+        except (ValueError, RecursionError, StopIteration):
             return None
-        if type(value) is not dict:
+        if type(value) is not dict or end < len(text):
             return None
         for key in value:
             if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004 - another model to some
@@ -259,7 +276,18 @@ class FastPath:
 class FastRequest:
     """One request on the fast path: its client's side, and its end."""
 
-    __slots__ = ("_connection", "_path", "_raw", "_size", "client", "context", "exchange", "keep_alive", "relay")
+    __slots__ = (
+        "_connection",
+        "_path",
+        "_raw",
+        "_size",
+        "client",
+        "context",
+        "exchange",
+        "flow",
+        "keep_alive",
+        "relay",
+    )
 
     modern = True
 
@@ -273,6 +301,7 @@ class FastRequest:
         size: int,
     ) -> None:
         self.client = client
+        self.flow: Flow = client
         self.context = context
         self.exchange = exchange
         self.keep_alive = True
@@ -293,11 +322,6 @@ class FastRequest:
         connection.write_whole(message)
 
     # ---- the relay's client
-
-    @property
-    def flow(self) -> Flow:
-        """Where the client's transport says whether the client reads."""
-        return self.client
 
     def open_transport(self) -> asyncio.Transport:
         """Return the transport."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from llmux.aiohttp_internals import RelayedResponse, answer_has_begun
 from llmux.config import Config
 from llmux.config.address import is_loopback as is_loopback_host
 from llmux.errors import (
@@ -38,7 +39,6 @@ from llmux.middleware.refusing import refused_too_often
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
-from llmux.proxy.aiohttp_client import RelayedResponse, answer_has_begun
 from llmux.runtime import Switcher
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ class Keyring:
                 entries.append(_Entry(text, holder, old.get(text)))
                 digest = old.get(text)
             else:
-                digest = self._digest(text.encode())
+                digest = self.digest(text.encode())
             if digest is not None:
                 known[digest] = holder
         self._known, self._entries = known, entries
@@ -110,7 +110,7 @@ class Keyring:
 
     def recognize(self, key: bytes) -> Holder | None:
         """Return whose key it is, if it is in plain text in the configuration or has been shown before."""
-        return self._known.get(self._digest(key))
+        return self._known.get(self.digest(key))
 
     async def ask(self, keys: Iterable[bytes], address: str) -> Holder | None:
         """Return whose key one of these is, None when they fit nothing. They have not been recognized.
@@ -156,10 +156,11 @@ class Keyring:
         """Return the digest of a key that has to be checked; None: it is wrong without a check."""
         if not self._open or not 0 < len(key) <= LONGEST:
             return None
-        digest = self._digest(key)
+        digest = self.digest(key)
         return None if digest in self._wrong else digest
 
-    def _digest(self, key: bytes) -> bytes:
+    def digest(self, key: bytes) -> bytes:
+        """Return a digest that is of use in this process only."""
         state = self._secret.copy()
         state.update(key)
         return state.digest()

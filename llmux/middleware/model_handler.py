@@ -10,6 +10,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
@@ -26,8 +27,7 @@ from llmux.middleware.progress import (
     dialect_of,
     wanted,
 )
-from llmux.proxy import Exchange, Forwarder
-from llmux.proxy.aiohttp_client import cancels_handlers
+from llmux.proxy import ClientGoneError, Exchange, Forwarder
 from llmux.proxy.early_response import EarlyResponse
 from llmux.runtime import Switcher
 from llmux.upstream import EngineAddress, EngineRefusedError
@@ -87,7 +87,10 @@ class ModelHandler:
 
         Raises a RequestError for what is refused, ClientGoneError when the client went away.
         """
-        if cancels_handlers(request):
+        cancels = cancels_handlers(request)
+        if cancels is None:
+            raise ClientGoneError("The client has left.")
+        if cancels:
             return await self._serve(request, context)
         with Watch(request):
             return await self._serve(request, context)

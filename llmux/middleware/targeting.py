@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from llmux.aiohttp_internals import answer_has_begun
 from llmux.config import Config
 from llmux.core import admission, placement
 from llmux.core.phases import Phase
@@ -21,7 +22,6 @@ from llmux.extract import Body
 from llmux.middleware.context import RequestContext
 from llmux.middleware.model_handler import rename_in_query
 from llmux.middleware.paths import Kind
-from llmux.proxy.aiohttp_client import answer_has_begun
 from llmux.runtime import Switcher, wait_estimate
 from llmux.targets.conversation import HEADER, Conversations, conversation_of
 from llmux.targets.resolution import Ask, Names, Resolution, Target

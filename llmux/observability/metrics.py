@@ -227,7 +227,10 @@ class Metrics(Collector):
         child.count += 1
         if first_byte is not None:
             child.duration.observe(first_byte)
-        entry.wait.observe(waited)
+        if waited:
+            entry.wait.observe(waited)
+        else:  # most do not wait
+            entry.wait.counts[0] += 1
         if whole is not None:
             child.whole.observe(whole)
         if tokens[0] is not None:

@@ -1,6 +1,6 @@
 """The streaming path: a request to its engine, and the answer back, byte for byte."""
 
-from llmux.proxy.aiohttp_client import RelayedResponse
+from llmux.aiohttp_internals import RelayedResponse
 from llmux.proxy.envelope import error_response
 from llmux.proxy.exchange import Exchange, ExtraFields, RequestBody
 from llmux.proxy.forward import Forwarder

@@ -19,8 +19,9 @@ from typing import Any
 
 from aiohttp import web
 
+from llmux.aiohttp_internals import RelayedResponse
 from llmux.errors import EngineError, RequestError
-from llmux.proxy.aiohttp_client import AiohttpClient, RelayedResponse
+from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.envelope import error_body, event_of
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.relay import ClientGoneError, Relay
@@ -106,7 +107,7 @@ class EarlyResponse:
         told = event_of(document, anthropic=anthropic) if self.stream else json.dumps(document).encode()
         with contextlib.suppress(ClientGoneError):
             self._chunk(told)
-        response = RelayedResponse(self._request, ResponseHead(status=200, reason=b"OK"), keep_alive=False)
+        response = RelayedResponse(self._request, 200, b"OK", keep_alive=False)
         response.force_close()
         return response
 

@@ -51,7 +51,7 @@ class ExtraFields(NamedTuple):
 _new_tail = functools.partial(deque[bytes], (), BLOCKS)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Exchange:
     """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
 
@@ -60,12 +60,12 @@ class Exchange:
     """
 
     address: EngineAddress
-    method: bytes | str
-    target: bytes  # exactly as the client wrote it
-    raw_headers: Sequence[tuple[bytes, bytes]]
-    body: RequestBody | None
     request_id: str
     activity: EngineActivity
+    method: bytes | str = b"POST"
+    target: bytes = b"/"  # exactly as the client wrote it
+    raw_headers: Sequence[tuple[bytes, bytes]] = ()
+    body: RequestBody | None = None
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
     added_headers: Sequence[tuple[bytes, bytes]] = ()  # for the engine

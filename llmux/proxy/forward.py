@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
+from llmux.aiohttp_internals import RelayedResponse
 from llmux.core.effects import CutReason
 from llmux.errors import EngineError
-from llmux.proxy.aiohttp_client import AiohttpClient, RelayedResponse
+from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.early_response import ResumedRelay
 from llmux.proxy.exchange import Exchange, RequestBody
 from llmux.proxy.heads import RequestHead, request_head

@@ -113,40 +113,56 @@ def _connection(raw_headers: Sequence[tuple[bytes, bytes]], *, may_upgrade: bool
     return frozenset(options), may_upgrade and offered and b"upgrade" in options
 
 
-_NO_BUFFERING = ExtraFields.of([("X-Accel-Buffering", "no")])
+_NO_BUFFERING = b"x-accel-buffering"
+_MOST_WRITTEN = 16  # heads that are kept of one of the engine's
 
 
 def response_head(
     head: ResponseHead,
+    length: bytes,
     *,
     extra: Sequence[tuple[str, str]] | ExtraFields,
     chunked: bool,
     connection: bytes | None,
 ) -> bytes:
-    """Make the head of the client's response.
+    """Make the head of the client's response. ``length``: the value of Content-Length, if there is one.
 
     ``chunked``: the body that follows is. ``connection``: what to say of its connection, if anything.
     """
     added = extra if isinstance(extra, ExtraFields) else ExtraFields.of(extra)
-    replaced = added.names
-    if head.event_stream:
-        replaced = replaced | _NO_BUFFERING.names
-    tunnel = head.framing is Framing.TUNNEL
+    key = (added.names, chunked, connection)
+    written = head.written.get(key)
+    if written is None:
+        if len(head.written) >= _MOST_WRITTEN:
+            head.written.clear()
+        written = head.written[key] = _around_length(head, added.names, chunked=chunked, connection=connection)
+    before, has_length, after = written
+    end = b"X-Accel-Buffering: no\r\n\r\n" if head.event_stream else b"\r\n"
+    separator = b"\r\n" if added.lines else b""
+    return b"%b%b%b%b%b%b" % (before, length if has_length else b"", after, added.lines, separator, end)
 
-    lines = [b"HTTP/1.1 %d " % head.status + head.reason]
+
+def _around_length(
+    head: ResponseHead, replaced: frozenset[bytes], *, chunked: bool, connection: bytes | None
+) -> tuple[bytes, bool, bytes]:
+    """Return what stands before and after the length's value, and whether there is one."""
+    tunnel = head.framing is Framing.TUNNEL
+    lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+    before = None
     for lower, name, value in head.fields:
         if lower in HOP_BY_HOP:
-            if tunnel and lower in {b"connection", b"upgrade"}:
-                lines.append(name + b": " + value)
-        elif lower not in replaced and lower not in head.named:
-            lines.append(name + b": " + value)
+            if not tunnel or lower not in {b"connection", b"upgrade"}:
+                continue
+        elif lower in replaced or lower in head.named or (head.event_stream and lower == _NO_BUFFERING):
+            continue
+        if lower == b"content-length":
+            before = b"%b%b: " % (b"".join(lines), name)
+            lines = [b"\r\n"]
+        else:
+            lines.append(b"%b: %b\r\n" % (name, value))
     if chunked:
-        lines.append(b"Transfer-Encoding: chunked")
+        lines.append(b"Transfer-Encoding: chunked\r\n")
     if connection is not None:
-        lines.append(b"Connection: " + connection)
-    if added.lines:
-        lines.append(added.lines)
-    if head.event_stream:
-        lines.append(_NO_BUFFERING.lines)
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        lines.append(b"Connection: %b\r\n" % connection)
+    rest = b"".join(lines)
+    return (rest, False, b"") if before is None else (before, True, rest)

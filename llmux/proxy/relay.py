@@ -183,7 +183,11 @@ class Relay:
             connection = b"keep-alive" if keep_alive else b"close"
         self._event_stream = head.event_stream and not head.encoded and self._chunked
         self._head = response_head(
-            head, extra=self.exchange.extra_headers, chunked=self._chunked, connection=connection
+            head,
+            self._connection.length,
+            extra=self.exchange.extra_headers,
+            chunked=self._chunked,
+            connection=connection,
         )
         self.exchange.status = head.status
         self._responding = True
@@ -233,7 +237,7 @@ class Relay:
         transport.write(data)
         exchange = self.exchange
         exchange.bytes_out += len(data)
-        exchange.tail.append(data if len(data) <= BLOCK else data[-BLOCK:])
+        exchange.tail.append(data)
         activity = exchange.activity
         activity.last_byte = self._loop.time()
         if activity.counting and self._event_stream:

@@ -67,6 +67,8 @@ class Switcher:
     ) -> None:
         specs, rules = to_specs(config)
         policy = load_policy(config.policy.use, config.policy.options, config.folder)
+        self.now: Callable[[], float] = time.monotonic
+        """Returns the time on the core's clock, in seconds."""
         self.config = config
         self.core = Core(specs, rules, policy, random.random)
         self.core.state.figures = figures
@@ -77,7 +79,7 @@ class Switcher:
         self.metrics.declare(config.models)
         self.timeline = Timeline()
         self.decisions = DecisionLog(self.timeline)
-        self.history = History(self.core.state, self.timeline, self.now, line_to(self.log))
+        self.history = History(self.core.state, self.timeline, self.clock, line_to(self.log))
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
@@ -90,19 +92,18 @@ class Switcher:
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
         self._unwatch: Callable[[], None] = lambda: None
-        self._persistence = Persistence(store, self.core.state, self.log, self.hooks.traces, self.now)
+        self._persistence = Persistence(store, self.core.state, self.log, self.hooks.traces, self.clock)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
         self.activity = self.activities.of
         """Return what is known of the engine that serves an admission."""
-        self.requests = RequestLog(self.now)
+        self.requests = RequestLog(self.clock)
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self.accounts: Accounts | None = None
         self._throttle = AdmissionThrottle()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None
-        self._now: Callable[[], float] = time.monotonic
         self._driver = Driver(
             self.core,
             self.timeline,
@@ -122,7 +123,7 @@ class Switcher:
         Raises StateLockedError when another llmux uses the same state file, ConfigError when the record cannot be
         written.
         """
-        self._now = self._driver.now = asyncio.get_running_loop().time
+        self.now = self._driver.now = asyncio.get_running_loop().time
         self.history.begin()
         if self.accounts is not None:
             self.accounts.start()
@@ -189,7 +190,7 @@ class Switcher:
     def enter(self, model: str) -> Ticket:
         """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``."""
         self._serial += 1
-        ticket = Ticket(self._serial, model, self._now())
+        ticket = Ticket(self._serial, model, self.now())
         self._tickets[ticket.id] = ticket
         self.post(ev.RequestArrived(ticket.id, model))
         return ticket
@@ -220,7 +221,7 @@ class Switcher:
             self._persistence.used(ticket.model)
             self.post(ev.RequestFinished(ticket.id))
         elif ticket.rejection is None:
-            ticket.waited = self._now() - ticket.arrived
+            ticket.waited = self.now() - ticket.arrived
             self.post(ev.RequestAbandoned(ticket.id))
         elif ticket.id in self.core.state.requests:  # its rejection was a mistake of llmux
             self.post(ev.RequestAbandoned(ticket.id))
@@ -260,9 +261,9 @@ class Switcher:
 
     # ---- looking
 
-    def now(self) -> float:
-        """Return the time on the core's clock, in seconds."""
-        return self._now()
+    def clock(self) -> float:
+        """Return ``now()``; to be kept from before the start, which changes that."""
+        return self.now()
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""

@@ -110,6 +110,7 @@ class EngineConnection(asyncio.Protocol):
         "_writable",
         "_writing_paused",
         "idle_since",
+        "length",
         "loop",
         "lost",
         "on_idle_end",
@@ -127,6 +128,7 @@ class EngineConnection(asyncio.Protocol):
         self.received = False  # anything at all since ``begin``
         self.pooled = False  # it was taken from the pool: it may have died there
         self.idle_since = 0.0
+        self.length = b""  # of the answer under way, as its head says; empty: it says none
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
         self._sink: ResponseSink | None = None
         self._take_chunk: Callable[[bytes], None] | None = None  # set while the body stands between two chunks
@@ -325,7 +327,7 @@ class EngineConnection(asyncio.Protocol):
 
     def _parse_head(self, data: bytes) -> ResponseHead | None:
         """Parse a head; None for an interim response, which counts. Raises EngineProtocolError."""
-        head = parse_head(data, to_head_request=self._head_request, upgrade=self._upgrade)
+        head, self.length = parse_head(data, to_head_request=self._head_request, upgrade=self._upgrade)
         if head is None:
             self._count_interim(len(data))
         return head
@@ -341,12 +343,14 @@ class EngineConnection(asyncio.Protocol):
     def _body_begins(self, sink: ResponseSink, head: ResponseHead, data: bytes) -> None:
         self.reusable = head.keep_alive
         framing = self._framing = head.framing
-        self._left = head.length
+        self._left = left = int(self.length) if framing is _LENGTH else 0
         self._chunks = ChunkTracker() if framing is _CHUNKED else None
         sink.response_started(head)
         if self._sink is not sink:
             return  # the sink gave up
-        if framing is _NONE or (framing is _LENGTH and not head.length):
+        if framing is _LENGTH and left <= len(data):  # most answers come in one piece
+            self._end(sink, data, left)
+        elif framing is _NONE:
             self._end(sink, data, 0)
         elif data and framing is not _TUNNEL:
             self.data_received(data)

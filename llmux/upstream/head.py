@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass, field
 
 import httptools
@@ -17,23 +19,29 @@ _ParserUpgrade: type[Exception] = _extension.HttpParserUpgrade  # type: ignore[a
 
 MAX_HEAD = 65536
 SWITCHING_PROTOCOLS = 101
+_MOST_KNOWN = 2048  # bytes of a head that is remembered
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?(\d{1,15})\r\n")
 _FIRST_FINAL = 200
 _WITHOUT_BODY = frozenset({204, 304})
 
 
 @dataclass(slots=True)
 class ResponseHead:
-    """A response's head. ``fields`` are (lower-case name, name, value), in the engine's order and case."""
+    """A response's head but for the length of its body; shared by the responses that are alike in the rest.
+
+    ``fields`` are (lower-case name, name, value), in the engine's order and case; the value of Content-Length is
+    empty.
+    """
 
     status: int = 0
     reason: bytes = b""
     fields: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)
     framing: Framing = Framing.UNTIL_CLOSE
-    length: int = 0  # of the body, when the framing is LENGTH
     keep_alive: bool = False  # the engine will take another request on this connection
     named: frozenset[bytes] = frozenset()  # headers that Connection names as hop-by-hop, beyond the known ones
     event_stream: bool = False
     encoded: bool = False  # has a Content-Encoding
+    written: dict[object, tuple[bytes, bool, bytes]] = field(default_factory=dict, compare=False)  # by ``proxy``
 
 
 _USUAL_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade"})
@@ -60,10 +68,11 @@ class _Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         lower = name.lower()
-        self.head.fields.append((lower, name, value))
         if lower == b"content-length":
             self.length = value
-        elif lower == b"content-type":
+            value = b""
+        self.head.fields.append((lower, name, value))
+        if lower == b"content-type":
             self.head.event_stream = value[:17].lower() == b"text/event-stream"
         elif lower == b"transfer-encoding":
             before = self.transfer_encoding
@@ -75,8 +84,22 @@ class _Reader:
             self.head.encoded = value.strip().lower() not in {b"", b"identity"}
 
 
-def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> ResponseHead | None:
-    """Parse a whole head, its empty line included. None for an interim response, which is skipped."""
+def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> tuple[ResponseHead | None, bytes]:
+    """Parse a whole head, its empty line included. Returns it with the value of Content-Length (b"": none).
+
+    None for an interim response, which is skipped. Heads of one engine differ in little but the length: they are
+    remembered. Raises EngineProtocolError.
+    """
+    found = _LENGTH.search(data)
+    if len(data) > _MOST_KNOWN:
+        return _parse(data, to_head_request, upgrade)
+    if found is None:
+        return _known(data, to_head_request, upgrade)
+    start, end = found.span(1)
+    return _known(data[:start] + b"0" + data[end:], to_head_request, upgrade)[0], data[start:end]
+
+
+def _parse(data: bytes, to_head_request: bool, upgrade: bool) -> tuple[ResponseHead | None, bytes]:
     reader = _Reader()
     parser = httptools.HttpResponseParser(reader)
     try:
@@ -86,23 +109,27 @@ def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> Response
     except _ParserError as error:
         raise EngineProtocolError(f"The engine's answer is not HTTP/1.1: {error}.") from error
     head = reader.head
+    length = reader.length or b""
     version = parser.get_http_version()
     if version not in {"1.1", "1.0"}:
         raise EngineProtocolError(f"The engine answered in HTTP/{version}.")
     head.status = status = parser.get_status_code()
     if status < _FIRST_FINAL:
         if status != SWITCHING_PROTOCOLS:
-            return None
+            return None, length
         if not upgrade:
             raise EngineProtocolError("The engine switched protocols unasked.")
         head.framing = Framing.TUNNEL
-        return head
+        return head, length
     _connection(reader, version)
     if to_head_request or status in _WITHOUT_BODY:
         head.framing = Framing.NONE
     else:
         _body_framing(reader)
-    return head
+    return head, length
+
+
+_known = functools.lru_cache(maxsize=256)(_parse)
 
 
 def _body_framing(reader: _Reader) -> None:
@@ -113,7 +140,6 @@ def _body_framing(reader: _Reader) -> None:
         head.framing = Framing.CHUNKED
     elif reader.length is not None:
         head.framing = Framing.LENGTH
-        head.length = int(reader.length)
     else:
         head.keep_alive = False
 

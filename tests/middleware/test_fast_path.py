@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.middleware.fast_head import UNKNOWN, read
-from llmux.middleware.fast_path import FastPath
+from llmux.middleware.fast_path import KNOWN
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House, message, until
@@ -26,21 +26,6 @@ async def house(tmp_path):
         await found.open("a b")
         assert (await found.chat("a")).status == 200  # leaves a connection to the engine behind
         yield found
-
-
-@pytest.fixture
-def fast(monkeypatch):
-    """Note what the fast path takes."""
-    taken = []
-    match = FastPath.match
-
-    def noted(path, data, head):
-        matched = match(path, data, head)
-        taken.append(matched is not None)
-        return matched
-
-    monkeypatch.setattr(FastPath, "match", noted)
-    return taken
 
 
 def request(**headers: str) -> bytes:
@@ -61,6 +46,41 @@ async def test_both_ways_say_the_same_to_the_engine_and_to_the_client(house, fas
     assert timeless(short) == timeless(long)
     assert house.engine.heads[-1] == house.engine.heads[-2]
     assert house.engine.bodies[-1] == house.engine.bodies[-2] == BODY
+
+
+async def test_what_is_known_of_a_head_serves_requests_of_any_length(house, monkeypatch):
+    """The same head again, with a longer body and with a shorter one; another field, another head."""
+    judged = []
+    decide = house.front.fast_path.match
+
+    def noted(data, seen):
+        judged.append(seen[0].target)
+        return decide(data, seen)
+
+    monkeypatch.setattr(house.front.fast_path, "match", noted)
+    for words in (3, 300, 1, 30):
+        body = {"model": "a", "prompt": "x " * words}
+        data = message("POST", "/v1/completions", body, Accept="*/*", Authorization="Bearer k")
+        short = await house.raw(data)
+        house.front.fast_path.open = False
+        long = await house.raw(data)
+        house.front.fast_path.open = True
+        assert (short.status, short.body) == (long.status, long.body) == (200, b"ok")
+        heads = [re.sub(rb"X-Request-ID: \S+", b"", head) for head in house.engine.heads[-2:]]
+        assert heads[0] == heads[1]
+        assert house.engine.bodies[-1] == house.engine.bodies[-2] == json.dumps(body).encode()
+    assert judged == ["/v1/completions"]
+    await house.raw(message("POST", "/v1/completions", {"model": "a"}, Accept="text/html"))
+    assert len(judged) == 2
+
+
+@pytest.mark.parametrize("most", [KNOWN - 1, KNOWN + 10])
+async def test_what_is_known_is_bounded(house, fast, most):
+    for number in range(most):
+        data = message("POST", "/v1/completions", {"model": "a"}, X_Number=str(number))
+        assert (await house.raw(data)).status == 200
+    assert len(house.front.fast_path._known) <= KNOWN
+    assert fast == [True] * most
 
 
 @pytest.mark.parametrize("step", [1, 7, 60, 200])
@@ -259,14 +279,14 @@ VALUES = st.sampled_from(["x", "7", "0", "keep-alive", "close", "chunked", "a, b
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.sampled_from(["POST", "GET", "post"]))
 def test_a_length_is_only_claimed_where_there_is_exactly_one(fields, method):
     head = f"{method} /v1/x HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields) + "\r\n"
-    seen = read(head.encode() + b"1234567890")
+    seen, _, total, _ = read(head.encode() + b"1234567890")
     lengths = [v for n, v in fields if n == "Content-Length"]
     framed = any(n == "Transfer-Encoding" for n, _ in fields)
-    if seen.total != UNKNOWN:
+    if total != UNKNOWN:
         assert not framed
         assert len(lengths) <= 1
         assert all(re.fullmatch("[0-9]+", v) for v in lengths)
-        assert seen.total == len(head.encode()) + sum(map(int, lengths))
+        assert total == len(head.encode()) + sum(map(int, lengths))
     if seen.plain:
         assert len(lengths) == 1
         assert [n for n, _ in fields].count("Host") == 1

@@ -8,26 +8,10 @@ import pytest
 
 from llmux.config.access import hash_of, new_key
 from llmux.middleware import keyring
-from llmux.middleware.fast_path import FastPath
 from tests.server.house import message, until
 
 KEY, OTHER, ROOT = (new_key() for _ in range(3))
 HASH, OTHER_HASH, ROOT_HASH = (hash_of(key) for key in (KEY, OTHER, ROOT))
-
-
-@pytest.fixture
-def fast(monkeypatch):
-    """Note what the fast path takes."""
-    taken = []
-    match = FastPath.match
-
-    def noted(path, data, head):
-        matched = match(path, data, head)
-        taken.append(matched is not None)
-        return matched
-
-    monkeypatch.setattr(FastPath, "match", noted)
-    return taken
 
 
 def request(*more: str, model: str = "a") -> bytes:
@@ -187,6 +171,18 @@ async def test_a_reload_changes_keys_at_once_also_after_a_request_on_the_fast_pa
     assert (await held.reply()).status == 200  # what was let in is not thrown out
     held.send(request("X-API-Key: old"))
     assert (await held.reply()).status == 401
+
+
+async def test_no_key_is_kept_with_what_is_known_of_a_head(house, fast):
+    house.up("a")
+    await house.open(api_keys=[HASH])
+    for _ in range(3):
+        assert (await ask(house, f"X-API-Key: {KEY}")).status == 200
+    assert fast == [False, True, True]
+    known = house.front.fast_path._known
+    assert len(known) == 1
+    lines = [line for head in known.values() for line in head._lines]
+    assert KEY.encode() not in b"".join([*known, *lines])
 
 
 async def test_the_access_log_says_whose_key_it_was_and_never_the_key(house):

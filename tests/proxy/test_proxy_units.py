@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from llmux.errors import EngineError, UnavailableError
 from llmux.proxy import error_response
 from llmux.proxy.exchange import path_of
-from llmux.upstream import EngineAddress
-from llmux.upstream.framing import ChunkTracker, is_one_chunk
+from llmux.proxy.heads import response_head
+from llmux.upstream import EngineAddress, EngineProtocolError
+from llmux.upstream.framing import ChunkTracker, Framing, is_one_chunk
+from llmux.upstream.head import parse_head
 
 
 @pytest.mark.parametrize(
@@ -149,3 +151,35 @@ def test_what_counts_as_one_chunk_is_one(data):
 @given(st.binary(min_size=1, max_size=4095))
 def test_a_chunk_as_they_usually_are_counts_as_one(body):
     assert is_one_chunk(b"%x\r\n%b\r\n" % (len(body), body))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: %b\r\nX-A: Content-Length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize("name", [b"Content-Length", b"content-length", b"CONTENT-LENGTH", b"Content-length"])
+@pytest.mark.parametrize("value", [b"0", b"7", b"00012", b"123456789012345"])
+def test_the_head_of_an_answer_is_written_as_it_came_whatever_its_length(name, value):
+    data = (HEAD % value).replace(b"Content-Length", name, 1)
+    for _ in range(2):  # the second one is known
+        head, length = parse_head(data, to_head_request=False, upgrade=False)
+        assert head is not None
+        assert (head.framing, length) == (Framing.LENGTH, value)
+        assert response_head(head, length, extra=[], chunked=False, connection=None) == data
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 3\r\nContent-Length: 3\r\n",
+        b"Content-Length: 3\r\ncontent-length: 4\r\n",
+        b"Content-Length: 3x\r\n",
+        b"Content-Length: -3\r\n",
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+        b"Content-Length: 99999999999999999999\r\n",
+    ],
+)
+def test_a_length_that_says_nothing_clear_is_refused_each_time(fields):
+    for _ in range(2):
+        with pytest.raises(EngineProtocolError):
+            parse_head(b"HTTP/1.1 200 OK\r\n%b\r\n" % fields, to_head_request=False, upgrade=False)
