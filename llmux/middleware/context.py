@@ -109,13 +109,13 @@ class RequestContext:
         self.finish(GONE)
 
     def finish(self, status: int, failure: str | None = None) -> None:
-        """Do what is due at the end: leave the core, then the metrics, the record, the trace and the log.
+        """Do what is due at the end: leave the core, then the metrics, the trace and the log.
 
         ``failure`` is the code of the error that the client was told.
         """
         switcher, ticket, exchange = self._reporting.switcher, self.ticket, self.exchange
         if ticket is not None:
-            switcher.leave(ticket)
+            switcher.leave(ticket, status, exchange, self.sent)
         waited = 0.0 if ticket is None else ticket.waited
         first = None if exchange is None else exchange.first_byte_at
         if first is not None:
@@ -132,8 +132,6 @@ class RequestContext:
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         if switcher.accounts is not None:
             self._account(switcher.accounts, status, failure, whole)
-        if switcher.recorder is not None and ticket is not None:
-            self._record(ticket, status)
         if self.trace is not None:
             self._end_trace(status, failure)
         if self._reporting.access_log:
@@ -163,21 +161,6 @@ class RequestContext:
         service = self.began + whole - ticket.arrived - ticket.waited
         opening, tail, events = exchange.opening, exchange.tail, exchange.events
         accounts.ended((*ended, service, status, failure, self.route.path, self.sent, True, opening, tail, events))
-
-    def _record(self, ticket: Ticket, status: int) -> None:
-        recorder, exchange = self._reporting.switcher.recorder, self.exchange
-        assert recorder is not None
-        if exchange is None:
-            recorder.request(ticket, status)
-        else:
-            recorder.request(
-                ticket,
-                status,
-                sent=self.sent,
-                got=exchange.bytes_out,
-                first=exchange.first_byte_at,
-                broken=exchange.broken is not None,
-            )
 
     def _end_trace(self, status: int, failure: str | None) -> None:
         assert self.trace is not None

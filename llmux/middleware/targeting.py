@@ -179,9 +179,7 @@ class Targeting:
         ticket, context.ticket = context.ticket, None
         context.exchange = None
         if ticket is not None:
-            self._switcher.leave(ticket)
-            if self._switcher.recorder is not None:
-                self._switcher.recorder.request(ticket, error.status)
+            self._switcher.leave(ticket, error.status)
 
 
 def _may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:

@@ -26,7 +26,7 @@ from llmux.version import __version__
 
 if TYPE_CHECKING:
     from llmux.core.model import Model
-    from llmux.runtime.request_handle import Ticket
+    from llmux.runtime.request_handle import Outcome, Ticket
     from llmux.runtime.switcher import Switcher
 
 DIGITS = 9
@@ -75,7 +75,7 @@ class _Switch:
 class Recorder:
     """Turns what happens into lines: a fold over the steps of the core.
 
-    The end of an exchange, with its status and its bytes, is the only thing reported from outside: ``request``.
+    What became of a request, with its status and its bytes, the core does not know: ``request`` is told of it.
     """
 
     def __init__(self, switcher: Switcher, file: RecordFile, because: str) -> None:
@@ -171,20 +171,8 @@ class Recorder:
         if after is not None:
             after(step.event)
 
-    def request(
-        self,
-        ticket: Ticket,
-        status: int | None,
-        *,
-        sent: int = 0,
-        got: int = 0,
-        first: float | None = None,
-        broken: bool = False,
-    ) -> None:
-        """Write a request's line, once it has left. ``status`` is None for a guard that was held.
-
-        ``sent`` and ``got`` are the bytes of its body and of its answer, ``first`` is when the answer began.
-        """
+    def request(self, ticket: Ticket, status: int | None, outcome: Outcome | None, sent: int) -> None:
+        """Write a request's line, once it has left; see ``Switcher.leave``."""
         entry = self._requests.pop(ticket.id, None)
         if entry is None:  # it came before the record was begun
             entry = _Request(ticket.arrived)
@@ -192,13 +180,15 @@ class Recorder:
         if not entry.order_ended:  # the core has not been told yet
             entry.order_ended = self._next()
         admitted = entry.admitted
+        first = None if outcome is None else outcome.first_byte_at
+        broken = outcome is not None and outcome.broken is not None
         self._put(
             "request",
             id=ticket.id,
             arrival_s=self._at(entry.arrived),
             model=ticket.model,
-            prompt_bytes=sent,
-            answer_bytes=got,
+            prompt_bytes=0 if outcome is None else sent,
+            answer_bytes=0 if outcome is None else outcome.bytes_out,
             wait_s=round((ended if admitted is None else admitted) - entry.arrived, DIGITS),
             first_byte_s=None if first is None else round(first - entry.arrived, DIGITS),
             service_s=None if admitted is None else round(ended - admitted, DIGITS),

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llmux.core.effects import Admit, CutReason, Refusal, Reject
 from llmux.errors import (
@@ -33,6 +33,26 @@ _ERRORS: dict[Refusal, type[RequestError]] = {
     Refusal.QUEUE_FULL: QueueFullError,
     Refusal.WAITED_TOO_LONG: WaitedTooLongError,
 }
+
+
+class Outcome(Protocol):
+    """What became of an exchange with an engine."""
+
+    @property
+    def bytes_out(self) -> int:
+        """The bytes that its client was sent."""
+
+    @property
+    def first_byte_at(self) -> float | None:
+        """When the answer began, on the loop's clock; None if it did not."""
+
+    @property
+    def broken(self) -> str | None:
+        """The code of the error that broke it off, or None."""
+
+
+Left = Callable[["Ticket", int | None, Outcome | None, int], None]
+"""What is told of each request that has left; see ``Switcher.leave``."""
 
 
 class Ticket:
@@ -149,7 +169,7 @@ class InFlightGuard:
             admission = await self._switcher.admission(ticket)
             _refuse_if_cut(ticket)
         except BaseException:
-            self._leave(ticket)
+            self._switcher.leave(ticket)
             raise
         self._task = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task is not None else 0
@@ -162,17 +182,12 @@ class InFlightGuard:
         """Let it go."""
         if self._ticket is not None:
             self._ticket.on_cut = None
-            self._leave(self._ticket)
+            self._switcher.leave(self._ticket)
         if self._cut is None or self._task is None:
             return
         # As asyncio.timeout does it: the cancellation was ours, unless another was requested too.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._cut from error
-
-    def _leave(self, ticket: Ticket) -> None:
-        self._switcher.leave(ticket)
-        if self._switcher.recorder is not None:
-            self._switcher.recorder.request(ticket, None)
 
     def _end(self, reason: CutReason, retry_after: float | None) -> None:
         if self._cut is None and self._task is not None:

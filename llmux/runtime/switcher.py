@@ -31,7 +31,7 @@ from llmux.runtime.history import History
 from llmux.runtime.hook_jobs import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.persistence import Persistence
 from llmux.runtime.recorder import Recorder, open_record
-from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Ticket
+from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Ticket
 from llmux.runtime.shadow import load_shadows
 from llmux.upstream import EngineActivity
 
@@ -92,6 +92,7 @@ class Switcher:
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._on_left: tuple[Left, ...] = ()
         self._persistence = Persistence(store, self.core.state, self.log, self.hooks.traces, self.clock)
         self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
@@ -179,11 +180,13 @@ class Switcher:
         old, self.recorder = self.recorder, None
         if old is not None:
             self._unwatch()
+            self._on_left = ()
             old.end()
             old.file.close_soon()
         if file is not None:
             self.recorder = Recorder(self, file, because)
             self._unwatch = self._driver.watch(self.recorder.take)
+            self._on_left = (self.recorder.request,)
 
     # ---- requests
 
@@ -213,8 +216,14 @@ class Switcher:
         ticket.returned()
         self.post(ev.RequestReturned(ticket.id, connected=activity.connected))
 
-    def leave(self, ticket: Ticket) -> None:
-        """End a request, wherever it stands: answered, failed, or abandoned by its client."""
+    def leave(
+        self, ticket: Ticket, status: int | None = None, outcome: Outcome | None = None, sent: int = 0
+    ) -> None:
+        """End a request, wherever it stands: answered, failed, or abandoned by its client.
+
+        For what is recorded: ``status`` is what its client was told, None for a guard that was held, ``outcome``
+        what became of its exchange, and ``sent`` the bytes of its body.
+        """
         if self._tickets.pop(ticket.id, None) is None:
             return
         if ticket.admission is not None:
@@ -225,6 +234,8 @@ class Switcher:
             self.post(ev.RequestAbandoned(ticket.id))
         elif ticket.id in self.core.state.requests:  # its rejection was a mistake of llmux
             self.post(ev.RequestAbandoned(ticket.id))
+        for tell in self._on_left:
+            tell(ticket, status, outcome, sent)
 
     def hold(self, model: str) -> InFlightGuard:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
