@@ -126,8 +126,10 @@ class RequestContext:
             failure = exchange.broken
         tokens = NO_USAGE if exchange is None else exchange.usage
         holder = None if self.holder is None else self.holder.name
-        whole = switcher.requests.add(
-            self.model, status, self.began, waited, first, self.request_id, tokens, failure, holder
+        streamed = exchange is not None and exchange.opening != b""
+        log, began = switcher.requests, self.began
+        whole = log.add(
+            self.model, status, began, waited, first, self.request_id, tokens, failure, holder, streamed=streamed
         )
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         if switcher.accounts is not None:

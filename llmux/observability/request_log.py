@@ -1,16 +1,19 @@
 """The last requests, in memory: what ``/llmux/activity``, the page and ``llmux requests`` show.
 
-No prompt, no answer and no key is in it. A request costs one tuple.
+No prompt, no answer and no key is in it. A request costs one tuple. What was refused is kept apart, so that a
+flood of refusals does not push out what was served.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-KEPT = 1000  # requests
+KEPT, REFUSED = 1000, 100  # requests: that an engine has answered, and others
+_ERRORS = 400  # the least status that is an error
 
 
 class FinishedRequest(NamedTuple):
@@ -28,22 +31,27 @@ class FinishedRequest(NamedTuple):
     output_tokens: int | None
     error: str | None  # the error's code, where llmux refused it or the answer broke off
     key: str | None  # the name of the key that it showed
+    streamed: bool  # the answer was an event stream
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Output tokens by the time since the first byte; None where one of them is not known."""
+        """Output tokens by the time since the first byte, or since the admission where all came at once.
+
+        None where one of them is not known.
+        """
         if self.output_tokens is None or self.first_byte is None:
             return None
-        took = self.duration - self.first_byte
+        took = self.duration - (self.first_byte if self.streamed else self.waited)
         return self.output_tokens / took if took > 0 else None
 
 
 class RequestLog:
-    """The last ``KEPT`` requests of one llmux. ``now`` is the loop's clock."""
+    """The last requests of one llmux. ``now`` is the loop's clock."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._last: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
+        self._served: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
+        self._refused: deque[tuple[Any, ...]] = deque(maxlen=REFUSED)
         self._count = 0
 
     def add(
@@ -57,13 +65,22 @@ class RequestLog:
         tokens: tuple[int | None, int | None],
         error: str | None,
         key: str | None = None,
+        *,
+        streamed: bool = False,
     ) -> float:
-        """Keep a request that ends now; ``began`` is when it arrived. Returns how long it took, in seconds."""
+        """Keep a request that ends now; ``began`` is when it arrived. Returns how long it took, in seconds.
+
+        Refused is what has an ``error`` and its status, and what left before its first byte.
+        """
         now = self._now()
         took = now - began
         self._count = count = self._count + 1
         # As a tuple: to make the record costs more, and few are ever looked at.
-        self._last.append((count, now, model, status, waited, first_byte, took, request_id, *tokens, error, key))
+        row = count, now, model, status, waited, first_byte, took, request_id, *tokens, error, key, streamed
+        if status >= _ERRORS and (error is not None or first_byte is None):
+            self._refused.append(row)
+        else:
+            self._served.append(row)
         return took
 
     def rows(
@@ -79,7 +96,8 @@ class RequestLog:
         return found
 
     def _matching(self, before: int | None, model: str | None, key: str | None) -> Iterator[FinishedRequest]:
-        for one in map(FinishedRequest._make, reversed(self._last)):
+        newest_first = heapq.merge(reversed(self._served), reversed(self._refused), reverse=True)
+        for one in map(FinishedRequest._make, newest_first):
             named = (model is None or one.model == model) and (key is None or one.key == key)
             if named and (before is None or one.id < before):
                 yield one

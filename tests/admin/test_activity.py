@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llmux.middleware.fast_path import MOST
-from tests.server.house import until
+from tests.server.house import message, until
 
 USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3}}'
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
@@ -84,6 +84,45 @@ async def test_only_the_last_ones_are_kept(house):
         log.add("a", 200, 0.0, 0.0, None, str(number), (None, None), None)
     assert len(await told(house, "?limit=5000")) == 1000
     assert (await told(house))[0]["request_id"] == "1499"
+
+
+async def test_a_flood_of_refusals_does_not_push_out_what_was_served(house):
+    await house.open(models={"a": {"max_queued": 0}, "b": {}})
+    for _ in range(3):
+        assert (await house.chat("b")).status == 200
+    line = await house.line()
+    for _ in range(300):
+        line.send(message("POST", "/v1/x", {"model": "nothing"}))
+        assert (await line.reply()).status == 404
+    await house.chat("b")
+    found = await told(house)
+    assert [one["status"] for one in found] == [200, *[404] * 100, 200, 200, 200]
+    assert [one["id"] for one in found] == sorted((one["id"] for one in found), reverse=True)
+    log = house.switcher.requests
+    for number in range(1500):
+        log.add("a", 499, 0.0, 0.0, None, str(number), (None, None), None)  # left while they waited
+        log.add("a", 502, 0.0, 0.0, 1.0, str(number), (None, None), "engine_broke_off")
+    assert [one["status"] for one in await told(house)].count(200) == 4
+
+
+async def test_tokens_per_second_of_an_answer_in_one_piece_count_from_its_admission(house):
+    await house.open()
+    log = house.switcher.requests
+    now = log._now()
+    log.add("a", 200, now - 5.0, 1.0, 4.9, "whole", (7, 40), None)
+    log.add("a", 200, now - 5.0, 1.0, 3.0, "streamed", (7, 40), None, streamed=True)
+    streamed, whole = await told(house)
+    assert whole["tokens_per_second"] == pytest.approx(10, rel=0.2)
+    assert streamed["tokens_per_second"] == pytest.approx(20, rel=0.2)
+
+
+@pytest.mark.parametrize("answer", [WHOLE, STREAM])
+async def test_what_is_streamed_is_known_by_its_type(house, answer):
+    await house.open()
+    house.engine.says = answer
+    await house.chat("a")
+    (one,) = house.switcher.requests._matching(None, None, None)
+    assert one.streamed == (answer == STREAM)
 
 
 async def test_a_browser_is_sent_to_the_page_and_a_program_is_not(house):
