@@ -15,7 +15,7 @@ from rich.text import Text
 from llmux.cli.api_models import History, SeenRequest, SeenRequests, SeenStatus
 from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
 from llmux.cli.remote import Remote, speak
-from llmux.cli.status import spell
+from llmux.cli.status import pace, spell
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
 
 HOOK_EVENTS = ("hook_started", "hook_output", "hook_completed", "hook_failed")
@@ -143,7 +143,7 @@ COLUMNS = (
 
 def row(one: SeenRequest) -> list[Text]:
     """Return the cells of a request that has ended."""
-    speed = "" if one.tokens_per_second is None else f"{one.tokens_per_second:.3g}"
+    speed = "" if one.tokens_per_second is None else pace(one.tokens_per_second)
     cells = [
         datetime.fromtimestamp(one.time).astimezone().strftime("%H:%M:%S"),
         one.model or "",

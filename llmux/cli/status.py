@@ -132,6 +132,7 @@ def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGUR
         [columns[number] for number in filled],
         [[row[number] for number in filled] for row in rows],
         ["; ".join(_remarks(model)) for model in seen.models.values()],
+        [Text(name) for name in seen.models],
     )
 
 
@@ -145,6 +146,11 @@ def switch_line(switch: SeenSwitch, decisions: Sequence[SeenDecision]) -> str:
     way = f"{' and '.join(switch.sources) or 'nothing'} → {switch.to or 'asleep'}"
     state = f"{switch.phase} for {spell(switch.since)}"
     return f"switch {switch.id}: {way}, {state}: {(why and why[-1]) or switch.reason}"
+
+
+def pace(per_second: float) -> str:
+    """Return a rate for people: ``0.25``, ``38.4``, ``5,000``."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"  # noqa: PLR2004
 
 
 def spell(seconds: float) -> str:

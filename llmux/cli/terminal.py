@@ -129,15 +129,21 @@ class FittingTable:
     """A table of short texts, and perhaps a sentence for each row, as wide as the terminal at most.
 
     ``remarks`` are as many as rows; where the sentences have no room beside the others they follow below, each
-    after the row's first cell.
+    after the row's first cell. ``short`` are first cells that take the place of the rows' before a column is left
+    out.
     """
 
     def __init__(
-        self, columns: Sequence[Column], rows: Sequence[Sequence[Text]], remarks: Sequence[str] = ()
+        self,
+        columns: Sequence[Column],
+        rows: Sequence[Sequence[Text]],
+        remarks: Sequence[str] = (),
+        short: Sequence[Text] = (),
     ) -> None:
         self._columns = columns
         self._rows = rows
         self._remarks = remarks
+        self._short = short
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the table, and the remarks that have no room in it."""
@@ -169,18 +175,20 @@ class FittingTable:
 
     def fit(self, width: int) -> tuple[list[int], int]:
         """Return the columns that are shown, and the cells that are left beside them; below 0: too few."""
-        widths = [
-            max([len(column.title), *(row[number].cell_len for row in self._rows)])
-            for number, column in enumerate(self._columns)
-        ]
         shown = list(range(len(self._columns)))
-
-        def left() -> int:
-            return width - 1 - sum(widths[number] + _BORDER for number in shown)
-
+        if self._short and self._left(shown, width) < 0:
+            rows = zip(self._short, self._rows, strict=True)
+            self._rows, self._short = [[short, *row[1:]] for short, row in rows], ()
         for number in sorted(shown, key=lambda number: self._columns[number].drop):
-            if left() >= 0:
+            if self._left(shown, width) >= 0:
                 break
             if self._columns[number].drop:
                 shown.remove(number)
-        return shown, left() - _BORDER
+        return shown, self._left(shown, width) - _BORDER
+
+    def _left(self, shown: Sequence[int], width: int) -> int:
+        taken = [
+            max([len(self._columns[number].title), *(row[number].cell_len for row in self._rows)])
+            for number in shown
+        ]
+        return width - 1 - sum(cells + _BORDER for cells in taken)

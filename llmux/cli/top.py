@@ -18,7 +18,7 @@ from rich.text import Text
 from llmux.cli.api_models import Gpu, SeenGpus, SeenStatus
 from llmux.cli.options import DEFAULT_URL, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
-from llmux.cli.status import head, models
+from llmux.cli.status import head, models, pace
 from llmux.cli.terminal import CommandError, Exit, terminal
 
 SHORTEST = 0.1  # seconds between two looks that give a rate
@@ -110,7 +110,7 @@ class _Counts:
 
         def column(now: Mapping[str, float], then: Mapping[str, float]) -> dict[str, str]:
             more = {name: (count - then.get(name, 0)) / seconds for name, count in now.items()}
-            return {name: f"{rate:.3g}" for name, rate in more.items() if rate > 0}
+            return {name: pace(rate) for name, rate in more.items() if rate > 0}
 
         return {
             "answers/s": column(self.answers, before.answers),
