@@ -52,6 +52,7 @@ _FLUSH_TIMEOUT = 10.0
 # in its buffer, as after a half-close, reports nothing before they are gone.
 _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
+_OPENING = 64  # bytes of an event stream's beginning within which no event is whole
 _EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
 
 _CUT_MESSAGES = {
@@ -217,6 +218,8 @@ class Relay:
             if self._tunnel is not None:
                 self._client.tunnel(self._tunnel)
         else:
+            if self._event_stream and len(exchange.opening) < _OPENING:
+                exchange.opening += data[:BLOCK]  # the head, or a chunk's size, came alone
             transport.write(data)
         exchange.bytes_out += len(data)
         activity = exchange.activity

@@ -291,7 +291,7 @@ class EngineConnection(asyncio.Protocol):
             self._end(sink, data, end)
             return
         sink.response_data(data)
-        if payload is None and self._sink is sink and self._chunks.between_chunks:
+        if payload is None and data and self._sink is sink and self._chunks.between_chunks:
             # Most of what comes is one whole event in one whole chunk: no more is done than is needed for that.
             self._take_chunk = sink.response_chunk
 

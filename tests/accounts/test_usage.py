@@ -1,5 +1,6 @@
 """Who used what, as `/llmux/usage`, `/llmux/activity` and the command line tell it."""
 
+import asyncio
 import csv
 import io
 import json
@@ -76,6 +77,35 @@ async def test_a_stream_without_usage_is_estimated_from_its_events(house, paddin
     last = rows(house)[-1]
     assert (last["output"], last["estimated"]) == (4, 1)
     assert last["input"] > padding / 4
+
+
+START = b'data: {"message":{"usage":{"input_tokens":5,"cache_read_input_tokens":20,"output_tokens":1}}}\n\n'
+DELTA = b'data: {"usage":{"output_tokens":42}}\n\n'
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 30])
+async def test_the_beginning_of_a_stream_may_come_in_pieces(house, cut):
+    """Anthropic's input stands there; engines send the head by itself, and the size of a chunk."""
+    one = house.engine._one
+    head = STREAM[: STREAM.index(b"\r\n\r\n") + 4]
+    first = b"%x\r\n%b\r\n" % (len(START), START)
+    rest = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in [*[b"data: {}\n\n"] * 9, DELTA, b""])
+
+    async def in_pieces(reader, writer):
+        await one(reader, writer)
+        for piece in (head, first[:cut], first[cut:], rest) if house.engine.says == b"" else ():
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+
+    house.engine._one = in_pieces
+    await opened(house)
+    await send(house, "a", "alice")
+    house.engine.says = b""
+    line = await house.begin("POST", "/v1/messages", {"model": "a"}, Authorization="Bearer key-of-alice")
+    assert (await line.reply()).status == 200
+    await used(house)
+    last = rows(house)[-1]
+    assert (last["input"], last["cached"], last["output"], last["estimated"]) == (25, 20, 42, 0)
 
 
 async def test_every_end_has_a_row(house):

@@ -1,0 +1,166 @@
+"""Tokens in the ledger, request by request, against what real engines tell the official SDKs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import openai
+import pytest
+
+from tests.engine.mux import Engine, Mux
+from tests.engine.real import SLOW, VECTOR, wait_until
+
+MESSAGES = [{"role": "user", "content": "wake up, and say what there is to say about it"}]
+NAMES = ("alice", "bob")
+KEYS = [{"name": name, "key": f"key-of-{name}"} for name in NAMES]
+
+
+@pytest.fixture
+def mux(tmp_path: Path) -> Iterator[Mux]:
+    engines = {"chat": Engine(SLOW), "vector": Engine(VECTOR, args="--embedding")}
+    mux = Mux(tmp_path, engines, ledger="ledger.db", api_keys=KEYS)
+    mux.start()
+    yield mux
+    assert mux.stop() == 0
+    assert "Traceback" not in mux.said()
+    mux.clean_up()
+
+
+@pytest.fixture
+async def sdk(mux):
+    async with openai.AsyncOpenAI(
+        base_url=f"{mux.url}/v1", api_key="key-of-alice", max_retries=0, timeout=60
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+async def claude(mux):
+    async with anthropic.AsyncAnthropic(
+        base_url=mux.url, api_key="key-of-bob", max_retries=0, timeout=60
+    ) as client:
+        yield client
+
+
+class Seen:
+    """What the SDKs were told, in the order of the requests."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, key: str, read: int, cached: int, made: int) -> None:
+        self.rows.append({"key": key, "input": read, "cached": cached, "output": made, "estimated": 0})
+
+    def chat(self, usage) -> None:
+        self.add("alice", usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens, usage.completion_tokens)
+
+    def response(self, usage) -> None:
+        self.add("alice", usage.input_tokens, usage.input_tokens_details.cached_tokens, usage.output_tokens)
+
+    def message(self, usage) -> None:
+        cached = usage.cache_read_input_tokens or 0
+        self.add("bob", usage.input_tokens + cached, cached, usage.output_tokens)
+
+
+def written(mux: Mux) -> list[dict[str, Any]]:
+    with contextlib.closing(sqlite3.connect(mux.folder / "ledger.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
+
+
+async def rows(mux: Mux, count: int) -> list[dict[str, Any]]:
+    await asyncio.to_thread(wait_until, lambda: len(written(mux)) >= count, what=f"{count} rows")
+    return written(mux)
+
+
+async def test_exact_request_by_request(mux, sdk, claude):
+    seen = Seen()
+    for tokens in (3, 17):  # the second finds its prompt in the cache
+        chat = {"model": "chat", "messages": MESSAGES, "max_tokens": tokens}
+        seen.chat((await sdk.chat.completions.create(**chat)).usage)
+        counted = {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = [chunk async for chunk in await sdk.chat.completions.create(**chat, **counted)]
+        seen.chat(chunks[-1].usage)
+        text = {"model": "chat", "prompt": "once upon", "max_tokens": tokens}
+        seen.chat((await sdk.completions.create(**text)).usage)
+        chunks = [chunk async for chunk in await sdk.completions.create(**text, **counted)]
+        seen.chat(next(chunk.usage for chunk in reversed(chunks) if chunk.usage))
+        request = {"model": "chat", "input": "say something", "max_output_tokens": tokens}
+        seen.response((await sdk.responses.create(**request)).usage)
+        events = [event async for event in await sdk.responses.create(**request, stream=True)]
+        seen.response(events[-1].response.usage)
+        message = {"model": "chat", "messages": MESSAGES, "max_tokens": tokens}
+        seen.message((await claude.messages.create(**message)).usage)
+        async with claude.messages.stream(**message) as stream:
+            seen.message((await stream.get_final_message()).usage)
+    vector = await sdk.embeddings.create(model="vector", input=["one", "two"], encoding_format="float")
+    seen.add("alice", vector.usage.prompt_tokens, 0, 0)
+
+    found = await rows(mux, len(seen.rows))
+    assert [{name: row[name] for name in seen.rows[0]} for row in found] == seen.rows
+    assert any(row["cached"] for row in found)
+    assert {row["served"] for row in found} == {"chat", "vector"}
+    assert all(row["decode"] for row in found[:4])  # llama.cpp's own speed
+    headers = {"Authorization": "Bearer key-of-alice"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{mux.url}/llmux/usage") as answer:
+        told = {(row["key"], row["model"]): row for row in (await answer.json())["usage"]}
+    for name in NAMES:
+        mine = [row for row in seen.rows if row["key"] == name]
+        for column in ("input", "cached", "output"):
+            total = sum(row[column] for row in mine)
+            assert sum(row[f"{column}_tokens"] for (key, _), row in told.items() if key == name) == total
+
+
+async def test_a_stream_without_usage_is_exact_by_its_timings(mux, sdk):
+    chat = {"model": "chat", "messages": MESSAGES, "max_tokens": 23}
+    told = (await sdk.chat.completions.create(**chat)).usage
+    assert [chunk async for chunk in await sdk.chat.completions.create(**chat, stream=True)]
+    first, last = await rows(mux, 2)
+    assert (last["input"], last["output"], last["estimated"]) == (told.prompt_tokens, 23, 0)
+    assert (first["input"], first["output"]) == (told.prompt_tokens, told.completion_tokens)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_a_stream_that_its_client_leaves_is_estimated(mux, sdk, claude, dialect):
+    """A token an event: the engine has made at least what the client has read."""
+    read, request = 0, {"model": "chat", "messages": MESSAGES, "max_tokens": 3500, "stream": True}
+    if dialect == "openai":
+        stream = await sdk.chat.completions.create(**request)
+    else:
+        stream = await claude.messages.create(**request)
+    async for event in stream:
+        read += bool(event.choices[0].delta.content) if dialect == "openai" else "delta" in event.type
+        if read == 50:
+            break
+    await stream.close()
+    (row,) = await rows(mux, 1)
+    assert (row["status"], row["estimated"]) == (499, 1)
+    assert 50 <= row["output"] < 3500
+    prompt = len(json.dumps(MESSAGES))
+    assert prompt / 8 < row["input"] < prompt * 2
+
+
+async def test_the_engines_own_paths(mux):
+    headers = {"Authorization": "Bearer key-of-bob"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        body = {"model": "chat", "prompt": "hello there", "n_predict": 5}
+        async with session.post(f"{mux.url}/completion", json=body) as answer:
+            whole = await answer.json()
+        async with session.post(f"{mux.url}/completion", json={**body, "stream": True}) as answer:
+            assert b"tokens_predicted" in await answer.read()
+        async with session.post(f"{mux.url}/tokenize", json={"model": "chat", "content": "a b"}) as answer:
+            assert (await answer.json())["tokens"]
+    found = await rows(mux, 3)
+    assert [(row["input"], row["output"], row["estimated"]) for row in found] == [
+        (whole["tokens_evaluated"], 5, 0),
+        (whole["tokens_evaluated"], 5, 0),
+        (0, 0, 0),
+    ]
