@@ -70,9 +70,11 @@ def tokens_of(answer: Answer) -> Tokens:
         if first is not None:  # Anthropic's: the input stands at the beginning, and the output at the end
             usage = first if usage is None else {**first, **{k: v for k, v in usage.items() if v is not None}}
     timings = _last(tail, b'"timings"')
-    prompt, decode = _seconds(timings, "prompt_ms"), _seconds(timings, "predicted_ms")
+    prompt = decode = None
+    if timings is not None:
+        prompt, decode = _seconds(timings, "prompt_ms"), _seconds(timings, "predicted_ms")
     if usage is not None and (answer.whole or not answer.events or "completion_tokens" in usage):
-        return _reported(usage)._replace(prompt=prompt, decode=decode)
+        return _reported(usage, prompt, decode)
     if timings is not None and "predicted_n" in timings:
         cached = _number(timings, "cache_n")
         read, wrote = _number(timings, "prompt_n") + cached, _number(timings, "predicted_n")
@@ -80,21 +82,20 @@ def tokens_of(answer: Answer) -> Tokens:
     return _estimate(answer, NONE if usage is None else _reported(usage))
 
 
-def _reported(usage: Mapping[str, Any]) -> Tokens:
+def _reported(usage: Mapping[str, Any], prompt: float | None = None, decode: float | None = None) -> Tokens:
     if "prompt_tokens" in usage:
         read, made = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
-        cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _number(
-            usage, "prompt_cache_hit_tokens"
-        )
-        thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+        reading, writing = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+        cached = _number(reading, "cached_tokens") or _number(usage, "prompt_cache_hit_tokens")
     else:
         read, made = _number(usage, "input_tokens"), _number(usage, "output_tokens")
-        cached = _detail(usage, "input_tokens_details", "cached_tokens")
-        thought = _detail(usage, "output_tokens_details", "reasoning_tokens")
-        if "input_tokens_details" not in usage:
+        reading, writing = usage.get("input_tokens_details"), usage.get("output_tokens_details")
+        cached = _number(reading, "cached_tokens")
+        if reading is None:
             cached = _number(usage, "cache_read_input_tokens")
             read += cached + _number(usage, "cache_creation_input_tokens")
-    return Tokens(read, min(cached, read), made, min(thought, made))
+    thought = _number(writing, "reasoning_tokens")
+    return Tokens(read, min(cached, read), made, min(thought, made), False, prompt, decode)
 
 
 def _estimate(answer: Answer, reported: Tokens) -> Tokens:
@@ -123,8 +124,9 @@ def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
     """Return the last JSON object that stands under a name. In a text within JSON the quotes are escaped."""
     at = text.rfind(name)
     while at >= 0:
-        begin = text.find(b"{", at + len(name), at + len(name) + 8)
-        if begin >= 0 and text[at + len(name) : begin].strip(b" \t") == b":":
+        end = at + len(name)
+        begin = text.find(b"{", end, end + 8)
+        if begin >= 0 and text[end:begin].strip() == b":":
             try:
                 found, _ = _decode(text[begin : begin + _REACH].decode("utf-8", "replace"))
             except (ValueError, RecursionError):
@@ -135,16 +137,11 @@ def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _number(document: Mapping[str, Any], name: str) -> int:
-    value = document.get(name)
+def _number(document: Any, name: str) -> int:
+    value = document.get(name) if document.__class__ is dict else None
     return int(value) if isinstance(value, int | float) and 0 <= value < _MOST else 0
 
 
-def _detail(usage: Mapping[str, Any], part: str, name: str) -> int:
-    details = usage.get(part)
-    return _number(details, name) if isinstance(details, Mapping) else 0
-
-
-def _seconds(timings: Mapping[str, Any] | None, name: str) -> float | None:
-    value = None if timings is None else timings.get(name)
+def _seconds(timings: Mapping[str, Any], name: str) -> float | None:
+    value = timings.get(name)
     return value / 1000 if isinstance(value, int | float) and 0 <= value < _MOST else None

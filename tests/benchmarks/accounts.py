@@ -1,0 +1,143 @@
+"""What the accounts cost: a request and an event beside a llmux without them, and questions to a large ledger.
+
+    python tests/benchmarks/accounts.py request [--rounds 8]
+    python tests/benchmarks/accounts.py ledger [--rows 10000000] [--folder /var/tmp]
+
+``request``: two llmuxes of this tree, one with ``ledger``, run at once on one core and are put under the same load
+by turns, as ``proxy_speed.py`` does. Printed are microseconds of CPU, of the event loop's thread and of the whole
+process, and the median of the rounds' ratios.
+
+``ledger``: a ledger of so many rows over 90 days, of 20 keys and 5 models, is written; then it is asked for its
+usage, and rows are deleted. Printed are microseconds a row, the size, and the times of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import measure
+import proxy_speed
+import rivals
+from simulate_speed import unpack_here
+
+from llmux.accounts import usage
+from llmux.accounts.store import BATCH, Row, Store
+
+DAYS = 90
+
+
+def thread_cpu(pid: int) -> float:
+    """Return the seconds of CPU of a process's first thread: the event loop's."""
+    fields = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
+    return int(fields[0]) / 1e9
+
+
+def one_round(port: int, pid: int) -> dict[str, float]:
+    """Return the microseconds of a request and of an event, of the loop's thread and of all."""
+    figures = {}
+    for what, load, count in (
+        ("request", ("full", port, proxy_speed.PATH, 32, 1.5), "complete"),
+        ("event", ("stream", port, proxy_speed.STREAM, 60, 2.6, 0.3), "chunks"),
+    ):
+        watch, before = measure.Watch(pid), thread_cpu(pid)
+        seen = watch.run(lambda load=load: measure.client(*load))
+        figures[f"{what}, loop"] = (thread_cpu(pid) - before) / seen[count] * 1e6
+        figures[f"{what}, all"] = watch.cpu / seen[count] * 1e6
+    return figures
+
+
+def requests(rounds: int) -> None:
+    """Compare, and print."""
+    measure.build()
+    measure.pin(measure.LOAD_CORE)
+    plain = rivals.LLMUX
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engines = (stack.enter_context(rivals.engine(scratch)), stack.enter_context(rivals.engine(scratch)))
+        code = unpack_here()
+        running = {}
+        for name, more in (("plain", ""), ("metered", "ledger: ledger.db\n")):
+            rivals.LLMUX = plain + more
+            running[name] = proxy_speed.started(stack, name, code, engines, scratch)
+        rivals.LLMUX = plain
+        found = [{name: one_round(*each) for name, each in running.items()} for _ in range(rounds)]
+    for what in found[0]["plain"]:
+        without, with_ = ([one[name][what] for one in found] for name in ("plain", "metered"))
+        ratio = statistics.median(new / old for old, new in zip(without, with_, strict=True))
+        more = statistics.median(new - old for old, new in zip(without, with_, strict=True))
+        print(
+            f"{what}: plain {statistics.median(without):.1f} µs (least {min(without):.1f}), metered"
+            f" {statistics.median(with_):.1f} (least {min(with_):.1f}): {more:+.2f} µs, {ratio:.3f} times"
+        )
+
+
+def ledger(count: int, folder: Path) -> None:
+    """Write a ledger, ask it, and print."""
+    roll = random.Random(1)
+    path = folder / "ledger.db"
+    store = Store(path)
+    now = round(time.time() * 1000)
+    step = DAYS * 86_400_000 / count
+    began = time.process_time()
+    for start in range(0, count, BATCH):
+        rows = [
+            Row(
+                time=round(now - (count - number) * step),
+                request_id=f"{number:032x}", key=f"key-{roll.randrange(20)}",
+                asked="alias", served=f"model-{roll.randrange(5)}", target="model", input=roll.randrange(4000),
+                cached=0, output=roll.randrange(800), reasoning=0, estimated=0, cost=roll.randrange(10_000),
+                currency="usd", price=1, waited=0, service=1200, gpu=900_000, switch=0, prompt=None, decode=None,
+                status=200, reason="",
+            )
+            for number in range(start, min(start + BATCH, count))
+        ]  # fmt: skip
+        store.write(rows)
+    took = time.process_time() - began
+    print(f"{count:,} rows: {took / count * 1e6:.1f} µs of CPU a row, to make it included; "
+          f"{path.stat().st_size / 1e9:.2f} GB")  # fmt: skip
+    since = now // 1000 - DAYS * 86_400
+    for by in ("key,model,day", "key,model", "day", "key", "hour", ""):
+        question = usage.Asked(tuple(by.split(",")) if by else (), since)
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            found = usage.read(path, question)
+            times.append(time.perf_counter() - began)
+        print(f"by={by or '(nothing)'}: {len(found)} rows in {statistics.median(times) * 1000:.0f} ms")
+    slices = []
+    for _ in range(200):
+        began = time.perf_counter()
+        assert store.forget(now)
+        slices.append(time.perf_counter() - began)
+    middle, most = statistics.median(slices) * 1000, max(slices) * 1000
+    print(f"{BATCH} old rows deleted in {middle:.1f} ms, at most {most:.0f} ms")
+    store.close()
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("request", "ledger"))
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    if options.what == "request":
+        requests(options.rounds)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="llmux-ledger-", dir=options.folder))
+    try:
+        ledger(options.rows, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
