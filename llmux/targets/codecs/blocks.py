@@ -1,0 +1,112 @@
+"""Puts the blocks of an answer one after the other, though an engine may send pieces of several in turn.
+
+A block that begins while another one is open ends that, where that can be known: a text may always end, and a
+call when its arguments are whole. Until then, what comes of later blocks is kept. So the usual stream, one block
+after the other, passes without delay, and one whose calls are interleaved comes out in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from llmux.targets.codecs.events import BLOCK_ENDED, BlockStarted, Delta, Event, Kind, Signature
+
+
+@dataclass(slots=True)
+class _Block:
+    start: BlockStarted
+    pieces: list[str] = field(default_factory=list)  # of a call all, of others those that are kept
+    signature: str = ""
+    ended: bool = False
+
+
+class Blocks:
+    """The blocks of one answer, by keys that the codec chooses. What is called returns the events that are due."""
+
+    def __init__(self) -> None:
+        self._open: _Block | None = None
+        self._key: Hashable = None
+        self._waiting: dict[Hashable, _Block] = {}
+        self.calls = 0
+        """How many calls have begun."""
+
+    def has(self, key: Hashable) -> bool:
+        """Whether this block is open, or waits."""
+        return key in self._waiting or (self._open is not None and key == self._key)
+
+    def start(self, key: Hashable, start: BlockStarted) -> list[Event]:
+        """Begin a block."""
+        self.calls += start.kind is Kind.CALL
+        self._waiting[key] = _Block(start)
+        return self._advance()
+
+    def delta(self, key: Hashable, text: str) -> list[Event]:
+        """Add to a block."""
+        block = self._open
+        if block is None or key != self._key:
+            if key in self._waiting:
+                self._waiting[key].pieces.append(text)
+            return []
+        if block.start.kind is not Kind.CALL:
+            return [Delta(text)]
+        block.pieces.append(text)
+        return [Delta(text), *self._advance()] if self._waiting else [Delta(text)]
+
+    def sign(self, key: Hashable, signature: str) -> list[Event]:
+        """Add a signature to a block, or more of it."""
+        if self._open is not None and key == self._key:
+            self._open.signature += signature
+        elif key in self._waiting:
+            self._waiting[key].signature += signature
+        return []
+
+    def end(self, key: Hashable) -> list[Event]:
+        """End a block. One that has ended already stays as it is."""
+        if self._open is not None and key == self._key:
+            return [*self._close(), *self._advance()]
+        if key in self._waiting:
+            self._waiting[key].ended = True
+        return []
+
+    def finish(self) -> list[Event]:
+        """End all."""
+        found: list[Event] = self._close()
+        for block in self._waiting.values():
+            block.ended = True
+        return found + self._advance()
+
+    def _advance(self) -> list[Event]:
+        found: list[Event] = []
+        while self._waiting and (self._open is None or _may_end(self._open)):
+            found += self._close()
+            self._key = next(iter(self._waiting))
+            block = self._open = self._waiting.pop(self._key)
+            found.append(block.start)
+            if any(block.pieces):
+                found.append(Delta("".join(block.pieces)))
+            if block.ended:
+                found += self._close()
+        return found
+
+    def _close(self) -> list[Event]:
+        block, self._open = self._open, None
+        if block is None:
+            return []
+        if block.start.kind is Kind.CALL and not any(block.pieces):
+            return [Delta("{}"), BLOCK_ENDED]  # some say nothing where there are none; clients parse them
+        return [Signature(block.signature), BLOCK_ENDED] if block.signature else [BLOCK_ENDED]
+
+
+def _may_end(block: _Block) -> bool:
+    if block.start.kind is not Kind.CALL:
+        return True
+    text = "".join(block.pieces)
+    if not text.rstrip().endswith("}"):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

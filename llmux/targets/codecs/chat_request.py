@@ -1,0 +1,358 @@
+"""Requests for chat completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmux.targets.codecs.request import (
+    Call,
+    Choice,
+    Document,
+    Format,
+    Image,
+    Losses,
+    Part,
+    Redacted,
+    Refusal,
+    Request,
+    Result,
+    Text,
+    Thinking,
+    Tool,
+    ToolNames,
+    Turn,
+    cannot,
+    data_url,
+    flag,
+    items,
+    keep_options,
+    mapping,
+    nothing_else,
+    number,
+    parse_data_url,
+    text,
+    told,
+    whole,
+    wrong,
+)
+
+OWN = frozenset(
+    {
+        "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "metadata",
+        "modalities", "moderation", "n", "prediction", "presence_penalty", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "seed", "service_tier", "store",
+        "top_logprobs", "verbosity", "web_search_options",
+    }
+)  # fmt: skip
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_CHOICES = {"auto": "auto", "none": "none", "required": "any"}
+_CHOSEN = {kind: word for word, kind in _CHOICES.items()}
+
+
+def decode(document: dict[str, Any], losses: Losses) -> Request:
+    """Read a request. BadRequestError for what is malformed, or has no place in the neutral form."""
+    left = mapping(document, "the body")
+    request = Request(text(left.pop("model", ""), "model"))
+    for value, at in items(left.pop("messages", []), "messages"):
+        request.turns.append(_turn(mapping(value, at), at, losses))
+    for value, at in items(left.pop("tools", []), "tools"):
+        _tool(mapping(value, at), at, request, losses)
+    if (value := left.pop("tool_choice", None)) is not None:
+        request.choice = _choice(value, losses)
+    if (value := left.pop("parallel_tool_calls", None)) is not None:
+        request.parallel = flag(value, "parallel_tool_calls")
+    if (value := left.pop("stream", None)) is not None:
+        request.stream = flag(value, "stream")
+    options = mapping(left.pop("stream_options", {}), "stream_options")
+    request.usage_in_stream = bool(options.pop("include_usage", False))
+    options.pop("include_obfuscation", None)
+    nothing_else(options, "stream_options", losses)
+    most = left.pop("max_tokens", None)
+    most = left.pop("max_completion_tokens", most)
+    request.max_tokens = None if most is None else number(most, "max_tokens")
+    _sampling(left, request)
+    if (value := left.pop("stop", None)) is not None:
+        request.stop = [value] if isinstance(value, str) else [text(item, at) for item, at in items(value, "stop")]
+    if (value := left.pop("reasoning_effort", None)) is not None:
+        request.effort = text(value, "reasoning_effort")
+    if (value := left.pop("response_format", None)) is not None:
+        request.format = _format(mapping(value, "response_format"), losses)
+    if (value := left.pop("user", None)) is not None:
+        request.user = text(value, "user")
+    request.options = left
+    return request
+
+
+def _sampling(left: dict[str, Any], request: Request) -> None:
+    if (value := left.pop("temperature", None)) is not None:
+        request.temperature = number(value, "temperature")
+    if (value := left.pop("top_p", None)) is not None:
+        request.top_p = number(value, "top_p")
+
+
+def _turn(left: dict[str, Any], at: str, losses: Losses) -> Turn:
+    role = text(left.pop("role", ""), f"{at}.role")
+    if role not in _ROLES:
+        raise cannot(f"{at}.role", f"there is no role {role!r} in other dialects")
+    left.pop("name", None)  # of a participant: a hint
+    content = _content(left.pop("content", []), f"{at}.content", losses)
+    if role == "tool":
+        given = text(left.pop("tool_call_id", ""), f"{at}.tool_call_id")
+        kept = [part for part in content if isinstance(part, Text | Image | Document)]
+        turn = Turn(role, [Result(given, kept)], at)
+    else:
+        turn = Turn(role, [*_thoughts(left, at), *content], at)
+        if refusal := left.pop("refusal", None):
+            turn.parts.append(Refusal(text(refusal, f"{at}.refusal")))
+        for value, call_at in items(left.pop("tool_calls", []), f"{at}.tool_calls"):
+            turn.parts.append(_call(mapping(value, call_at), call_at, losses))
+        if not left.get("annotations", True):
+            left.pop("annotations")
+    nothing_else(left, at, losses)
+    return turn
+
+
+def _thoughts(left: dict[str, Any], at: str) -> list[Part]:
+    spoken = left.pop("reasoning_content", None) or left.pop("reasoning", None) or ""
+    left.pop("reasoning", None)
+    found: list[Part] = []
+    for value, detail_at in items(left.pop("reasoning_details", []), f"{at}.reasoning_details"):
+        detail = mapping(value, detail_at)
+        if "data" in detail:
+            found.append(Redacted(text(detail["data"], f"{detail_at}.data")))
+        elif "signature" in detail:
+            found.append(Thinking(detail.get("text", ""), text(detail["signature"], f"{detail_at}.signature")))
+    thoughts = [part for part in found if isinstance(part, Thinking)]
+    if len(thoughts) == 1 and not thoughts[0].text:
+        thoughts[0].text = text(spoken, f"{at}.reasoning_content")
+    elif not thoughts and spoken:
+        found.insert(0, Thinking(text(spoken, f"{at}.reasoning_content")))
+    return found
+
+
+def _content(value: Any, at: str, losses: Losses) -> list[Part]:
+    if isinstance(value, str):
+        return [Text(value)] if value else []
+    found: list[Part] = []
+    for item, item_at in items(value, at):
+        left = mapping(item, item_at)
+        match left.pop("type", None):
+            case "text":
+                found.append(Text(text(left.pop("text", None), f"{item_at}.text")))
+            case "refusal":
+                found.append(Refusal(text(left.pop("refusal", None), f"{item_at}.refusal")))
+            case "image_url":
+                found.append(_image(left.pop("image_url", None), f"{item_at}.image_url"))
+            case "file":
+                found += _file(mapping(left.pop("file", None), f"{item_at}.file"), f"{item_at}.file", losses)
+            case kind:
+                losses.loss(item_at, f"parts of the type {kind!r} are only known to chat completions")
+                continue
+        nothing_else(left, item_at, losses)
+    return found
+
+
+def _image(value: Any, at: str) -> Image:
+    left = {"url": value} if isinstance(value, str) else mapping(value, at)
+    url = text(left.get("url"), f"{at}.url")
+    detail = None if left.get("detail") == "auto" else left.get("detail")
+    inline = parse_data_url(url)
+    if inline is not None:
+        return Image(inline[0], inline[1], detail=detail)
+    return Image(url=url, detail=detail)
+
+
+def _file(left: dict[str, Any], at: str, losses: Losses) -> list[Part]:
+    title = left.get("filename")
+    inline = parse_data_url(text(left["file_data"], f"{at}.file_data")) if "file_data" in left else None
+    if inline is not None:
+        return [Document(inline[0], inline[1], title=title)]
+    losses.loss(f"{at}.file_id" if "file_id" in left else at, "a file must come with the request, as a data URL")
+    return []
+
+
+def _call(left: dict[str, Any], at: str, losses: Losses) -> Call:
+    kind = left.pop("type", "function")
+    left.pop("index", None)
+    if kind != "function":
+        raise cannot(f"{at}.type", f"calls of the type {kind!r} are only known to chat completions")
+    function = mapping(left.pop("function", None), f"{at}.function")
+    call = Call(
+        text(left.pop("id", ""), f"{at}.id"),
+        text(function.pop("name", None), f"{at}.function.name"),
+        text(function.pop("arguments", ""), f"{at}.function.arguments"),
+    )
+    nothing_else(left, at, losses)
+    return call
+
+
+def _tool(left: dict[str, Any], at: str, request: Request, losses: Losses) -> None:
+    kind = left.pop("type", "function")
+    if kind != "function":
+        losses.loss(at, f"tools of the type {kind!r} are only known to chat completions")
+        return
+    function = mapping(left.pop("function", None), f"{at}.function")
+    request.tools.append(
+        Tool(
+            text(function.pop("name", None), f"{at}.function.name"),
+            function.pop("description", None),
+            whole(function.pop("parameters", {}), f"{at}.function.parameters"),
+            function.pop("strict", None),
+        )
+    )
+    nothing_else(function, f"{at}.function", losses)
+    nothing_else(left, at, losses)
+
+
+def _choice(value: Any, losses: Losses) -> Choice | None:
+    if isinstance(value, str):
+        if value not in _CHOICES:
+            raise wrong("tool_choice", "none, auto, required or a function")
+        return Choice(_CHOICES[value])
+    left = mapping(value, "tool_choice")
+    if left.get("type") == "function":
+        function = mapping(left.get("function"), "tool_choice.function")
+        return Choice("tool", text(function.get("name"), "tool_choice.function.name"))
+    losses.loss("tool_choice", f"choices of the type {left.get('type')!r} are only known to chat completions")
+    return None
+
+
+def _format(left: dict[str, Any], losses: Losses) -> Format | None:
+    match left.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return Format()
+        case "json_schema":
+            inner = mapping(left.get("json_schema"), "response_format.json_schema")
+            schema = whole(inner.get("schema", {}), "response_format.json_schema.schema")
+            return Format(schema, inner.get("name"), inner.get("description"), inner.get("strict"))
+    losses.loss("response_format", "this format is only known to chat completions")
+    return None
+
+
+# ---- and back
+
+
+def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]:
+    """Write a request. BadRequestError for what has no place in it."""
+    document: dict[str, Any] = {"model": request.model, "messages": _messages(request, losses, names)}
+    if request.tools:
+        document["tools"] = [_tool_document(tool, names) for tool in request.tools]
+    if request.choice is not None:
+        choice = request.choice
+        document["tool_choice"] = (
+            {"type": "function", "function": {"name": names.fit(choice.name or "")}}
+            if choice.kind == "tool"
+            else _CHOSEN[choice.kind]
+        )
+    if request.parallel is not None:
+        document["parallel_tool_calls"] = request.parallel
+    if request.stream is not None:
+        document["stream"] = request.stream
+    if request.stream:
+        document["stream_options"] = {"include_usage": True}  # the client is told what it wants to know
+    for name, value in (
+        ("max_tokens", request.max_tokens),
+        ("temperature", request.temperature),
+        ("top_p", request.top_p),
+        ("reasoning_effort", request.effort),
+        ("user", request.user),
+    ):
+        if value is not None:
+            document[name] = value
+    if request.stop:
+        document["stop"] = request.stop
+    if request.format is not None:
+        document["response_format"] = _format_document(request.format)
+    return document | keep_options(request, OWN, losses)
+
+
+def _messages(request: Request, losses: Losses, names: ToolNames) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for turn in request.turns:
+        if turn.role == "assistant":
+            found.append(_assistant(turn, losses, names))
+            continue
+        shown: list[Any] = []
+        for part in turn.parts:
+            if isinstance(part, Result):
+                found.append({"role": "tool", "tool_call_id": part.id, "content": told(part)})
+                shown += [inner for inner in part.parts if not isinstance(inner, Text)]
+        shown += [part for part in turn.parts if not isinstance(part, Result)]
+        if shown or not turn.parts:
+            role = "user" if turn.role == "tool" else turn.role
+            found.append({"role": role, "content": _content_document(shown, turn.at, losses)})
+    return found
+
+
+def _assistant(turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant"}
+    calls, thoughts, refusals, said = [], [], [], []
+    for index, part in enumerate(turn.parts):
+        match part:
+            case Call():
+                function = {"name": names.fit(part.name), "arguments": part.arguments}
+                calls.append({"id": part.id, "type": "function", "function": function})
+            case Thinking():
+                thoughts.append(part.text)
+                if part.signature:
+                    losses.loss(f"{turn.at}.content[{index}].signature", "only its own provider understands it")
+            case Redacted():
+                losses.loss(f"{turn.at}.content[{index}]", "only its own provider understands it")
+            case Refusal():
+                refusals.append(part.text)
+            case _:
+                said.append(part)
+    message["content"] = _content_document(said, turn.at, losses) if said else None
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if refusals:
+        message["refusal"] = "\n".join(refusals)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _content_document(parts: list[Any], at: str, losses: Losses) -> Any:
+    if len(parts) == 1 and isinstance(parts[0], Text):
+        return parts[0].text
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        match part:
+            case Text():
+                found.append({"type": "text", "text": part.text})
+            case Refusal():
+                found.append({"type": "refusal", "refusal": part.text})
+            case Image():
+                url = part.url if part.data is None else data_url(part.media_type, part.data)
+                detail = {} if part.detail is None else {"detail": part.detail}
+                found.append({"type": "image_url", "image_url": {"url": url, **detail}})
+            case Document(text=str(plain)):
+                found.append({"type": "text", "text": plain if part.title is None else f"{part.title}\n{plain}"})
+            case Document(data=str(data)):
+                title = {} if part.title is None else {"filename": part.title}
+                file = {**title, "file_data": data_url(part.media_type, data)}
+                found.append({"type": "file", "file": file})
+            case _:
+                losses.loss(f"{at}.content", "chat completions take files only with the request")
+    return found or ""
+
+
+def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": names.fit(tool.name)}
+    for name, value in (("description", tool.description), ("parameters", tool.schema), ("strict", tool.strict)):
+        if value is not None:
+            function[name] = value
+    return {"type": "function", "function": function}
+
+
+def _format_document(wanted: Format) -> dict[str, Any]:
+    if wanted.schema is None:
+        return {"type": "json_object"}
+    inner: dict[str, Any] = {"name": wanted.name or "answer", "schema": wanted.schema}
+    if wanted.description is not None:
+        inner["description"] = wanted.description
+    if wanted.strict is not None:
+        inner["strict"] = wanted.strict
+    return {"type": "json_schema", "json_schema": inner}

@@ -1,0 +1,350 @@
+"""A request in the neutral form, and what is told of that which has no place in a dialect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmux.errors import BadRequestError
+
+CODE = "cannot_translate"
+
+
+@dataclass(slots=True)
+class Text:
+    """What is said."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Image:
+    """A picture: at ``url``, or its bytes in base64 as ``data``."""
+
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    detail: str | None = None
+
+
+@dataclass(slots=True)
+class Document:
+    """A file: at ``url``, as plain ``text``, or its bytes in base64 as ``data``."""
+
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    text: str | None = None
+    title: str | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A tool is called; ``arguments`` are JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class Result:
+    """What a call has given."""
+
+    id: str
+    parts: list[Text | Image | Document]
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class Thinking:
+    """What the model thought. ``signature`` is what its provider recognizes it by."""
+
+    text: str
+    signature: str = ""
+
+
+@dataclass(slots=True)
+class Redacted:
+    """What the model thought, for its provider's eyes only."""
+
+    data: str
+
+
+@dataclass(slots=True)
+class Refusal:
+    """The model says why it does not answer."""
+
+    text: str
+
+
+Part = Text | Image | Document | Call | Result | Thinking | Redacted | Refusal
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn: of ``system``, ``developer``, ``user``, ``assistant`` or ``tool``. ``at`` is its path."""
+
+    role: str
+    parts: list[Part]
+    at: str = ""
+
+
+@dataclass(slots=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@dataclass(slots=True)
+class Choice:
+    """Which tools the model may or must call: ``auto``, ``none``, ``any``, or ``tool`` with its name."""
+
+    kind: str
+    name: str | None = None
+
+
+@dataclass(slots=True)
+class Format:
+    """What the answer looks like: ``schema``, or any JSON where that is None."""
+
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+@dataclass(slots=True)
+class Request:
+    """What is asked for. ``options`` are the other fields, by the names that the client gave them."""
+
+    model: str
+    turns: list[Turn] = field(default_factory=list)
+    tools: list[Tool] = field(default_factory=list)
+    choice: Choice | None = None
+    parallel: bool | None = None
+    stream: bool | None = None
+    usage_in_stream: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: list[str] = field(default_factory=list)
+    effort: str | None = None
+    format: Format | None = None
+    user: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+# Fields that some dialect defines, beyond those of ``Request``. Which of them a dialect has, its codec says; any
+# other field is an engine's own.
+DEFINED = frozenset(
+    {
+        "audio", "background", "container", "context_management", "conversation", "frequency_penalty",
+        "function_call", "functions", "include", "inference_geo", "logit_bias", "logprobs", "max_tool_calls",
+        "mcp_servers", "metadata", "modalities", "moderation", "n", "prediction", "presence_penalty",
+        "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+        "safety_identifier", "seed", "service_tier", "speed", "store", "top_logprobs", "truncation", "verbosity",
+        "web_search_options",
+    }
+)  # fmt: skip
+# They do not change what is answered.
+HINTS = frozenset(
+    {
+        "cache_control", "inference_geo", "metadata", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "safety_identifier", "service_tier", "speed",
+    }
+)  # fmt: skip
+# These values say what holds without them.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "frequency_penalty": (0,),
+    "include": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "store": (False,),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+    "verbosity": ("medium",),
+}
+# To drop these would be to answer another question.
+NEVER_DROPPED = frozenset({"conversation", "previous_response_id", "prompt"})
+
+_INDEX = re.compile(r"\[\d+\]")
+
+
+class Losses:
+    """What has no place in the engine's dialect. Not ``lossy``: it is refused."""
+
+    def __init__(self, *, lossy: bool = False) -> None:
+        self.lossy = lossy
+        self._dropped: dict[str, None] = {}
+
+    def hint(self, at: str) -> None:
+        """Drop what cannot change the answer."""
+        self._dropped[_INDEX.sub("[]", at)] = None
+
+    def loss(self, at: str, why: str = "the model's engine does not speak the dialect that has it") -> None:
+        """Drop what can. BadRequestError unless that is wanted."""
+        if not self.lossy:
+            raise cannot(at, why)
+        self.hint(at)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The paths of all that was dropped, each once, without positions in lists."""
+        return tuple(self._dropped)
+
+
+def cannot(at: str, why: str) -> BadRequestError:
+    """Return the error for a field that cannot be translated."""
+    return BadRequestError(f"{at} cannot be translated: {why}", code=CODE, param=at)
+
+
+def keep_options(request: Request, own: frozenset[str], losses: Losses) -> dict[str, Any]:
+    """Return the options that a dialect has, and those that no dialect knows."""
+    kept: dict[str, Any] = {}
+    for name, value in request.options.items():
+        if name in own or name not in DEFINED:
+            kept[name] = value
+        elif name in NEVER_DROPPED:
+            raise cannot(name, "what it refers to is not kept here")
+        elif name in HINTS:
+            losses.hint(name)
+        elif value not in NEUTRAL.get(name, ()):
+            losses.loss(name)
+    return kept
+
+
+# ---- reading what a client sent
+
+
+def wrong(at: str, wanted: str) -> BadRequestError:
+    """Return the error for a value of the wrong type."""
+    return BadRequestError(f"{at} must be {wanted}", code="invalid_type", param=at)
+
+
+def text(value: Any, at: str) -> str:
+    """Return a text. BadRequestError if it is none."""
+    if not isinstance(value, str):
+        raise wrong(at, "a text")
+    return value
+
+
+def mapping(value: Any, at: str) -> dict[str, Any]:
+    """Return an object without its nulls. BadRequestError if it is none."""
+    if not isinstance(value, dict):
+        raise wrong(at, "an object")
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def whole(value: Any, at: str) -> dict[str, Any]:
+    """Return an object as it is. BadRequestError if it is none."""
+    if not isinstance(value, dict):
+        raise wrong(at, "an object")
+    return value
+
+
+def items(value: Any, at: str) -> Iterator[tuple[Any, str]]:
+    """Yield the elements of a list, each with its path. BadRequestError if it is none."""
+    if not isinstance(value, list):
+        raise wrong(at, "a list")
+    for index, item in enumerate(value):
+        yield item, f"{at}[{index}]"
+
+
+def flag(value: Any, at: str) -> bool:
+    """Return a truth value. BadRequestError if it is none."""
+    if not isinstance(value, bool):
+        raise wrong(at, "true or false")
+    return value
+
+
+def number(value: Any, at: str) -> Any:
+    """Return a number as it is. BadRequestError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong(at, "a number")
+    return value
+
+
+def nothing_else(left: dict[str, Any], at: str, losses: Losses) -> None:
+    """Report the members of an object that were not taken out of it."""
+    for name in left:
+        (losses.hint if name in HINTS else losses.loss)(f"{at}.{name}")
+
+
+# ---- small things that several dialects share
+
+
+def join(parts: list[Part]) -> str:
+    """Return what is said in parts that are texts."""
+    return "\n".join(part.text for part in parts if isinstance(part, Text))
+
+
+def data_url(media_type: str | None, data: str) -> str:
+    """Return bytes in base64 as a URL."""
+    return f"data:{media_type or 'application/octet-stream'};base64,{data}"
+
+
+def parse_data_url(url: str) -> tuple[str, str] | None:
+    """Return the media type and the base64 of a data URL; None where it is no such."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        return None
+    return head[len("data:") : -len(";base64")].partition(";")[0], data
+
+
+def told(result: Result) -> str:
+    """Return the text of a result, for dialects that have no mark for one that failed."""
+    said = join(list(result.parts))
+    if not result.failed or said.lower().startswith("error"):
+        return said
+    return f"Error: {said}" if said else "Error"
+
+
+_LONGEST_NAME = 64
+_ODD = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class ToolNames:
+    """Names of tools as every engine takes them: 64 letters, digits, ``_`` and ``-`` at most; and the way back."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, str] = {}
+
+    def fit(self, name: str) -> str:
+        """Return the name for the engine."""
+        if len(name) <= _LONGEST_NAME and not _ODD.search(name):
+            return name
+        mark = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+        short = f"{_ODD.sub('_', name)[: _LONGEST_NAME - 9]}_{mark}"
+        self._own[short] = name
+        return short
+
+    def back(self, name: str) -> str:
+        """Return the client's name for it."""
+        return self._own.get(name, name)
+
+
+def arguments_object(call: Call, at: str, losses: Losses) -> dict[str, Any]:
+    """Return a call's arguments as an object."""
+    if not call.arguments.strip():
+        return {}
+    try:
+        value = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    losses.loss(at, "these arguments are not a JSON object")
+    return {}

@@ -1,0 +1,66 @@
+"""Server-sent events: from bytes in any pieces, and to bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_BOM = b"\xef\xbb\xbf"
+
+
+class EventParser:
+    """Takes a stream apart into events, each its name ("" for none) and its data."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._name = ""
+        self._data: list[str] = []
+        self._first = True
+        self._after_return = False
+
+    def feed(self, data: bytes) -> list[tuple[str, str]]:
+        """Return the events that are complete with these bytes."""
+        if not data:
+            return []
+        if self._first:
+            data = self._rest + data
+            self._rest = b""
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._rest = data
+                return []
+            self._first = False
+            data = data.removeprefix(_BOM)
+        if b"\r" in data or self._after_return:
+            data = self._with_newlines(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        found: list[tuple[str, str]] = []
+        for line in lines:
+            if not line:
+                if self._data:
+                    found.append((self._name, "\n".join(self._data)))
+                    self._data = []
+                self._name = ""
+                continue
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                self._data.append(value.removeprefix(b" ").decode(errors="replace"))
+            elif field == b"event":
+                self._name = value.removeprefix(b" ").decode(errors="replace")
+        return found
+
+    def _with_newlines(self, data: bytes) -> bytes:
+        """Return the bytes with line feeds only; a return at their end may be half of a pair."""
+        if self._after_return:
+            data = data.removeprefix(b"\n")
+        self._after_return = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def event(document: Any, name: str = "") -> bytes:
+    """Return one event."""
+    try:
+        data = _encode(document).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which some engines cut an emoji into
+        data = json.dumps(document).encode()
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data) if name else b"data: %b\n\n" % data

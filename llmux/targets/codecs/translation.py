@@ -1,0 +1,190 @@
+"""One request between a client and an engine that do not speak the same dialect."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from llmux.targets.codecs import (
+    chat_answer,
+    chat_request,
+    messages_answer,
+    messages_request,
+    responses_answer,
+    responses_request,
+)
+from llmux.targets.codecs.events import BlockStarted, Ended, Event, Failed, Started
+from llmux.targets.codecs.request import Losses, Request, ToolNames
+from llmux.targets.codecs.sse import EventParser
+
+
+class Dialect(enum.StrEnum):
+    """What clients and engines speak, where it is about a conversation."""
+
+    CHAT = "chat"
+    MESSAGES = "messages"
+    RESPONSES = "responses"
+
+    @property
+    def path(self) -> str:
+        """Where engines take requests in it."""
+        return _PATHS[self]
+
+
+_PATHS = {
+    Dialect.CHAT: "/v1/chat/completions",
+    Dialect.MESSAGES: "/v1/messages",
+    Dialect.RESPONSES: "/v1/responses",
+}
+_REQUESTS: Mapping[Dialect, Any] = {
+    Dialect.CHAT: chat_request,
+    Dialect.MESSAGES: messages_request,
+    Dialect.RESPONSES: responses_request,
+}
+_ANSWERS: Mapping[Dialect, Any] = {
+    Dialect.CHAT: chat_answer,
+    Dialect.MESSAGES: messages_answer,
+    Dialect.RESPONSES: responses_answer,
+}
+_BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+# What an engine that speaks another dialect means by its status.
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+class _Decoder(Protocol):
+    def feed(self, name: str, data: str) -> list[Event]: ...
+    def whole(self, document: dict[str, Any]) -> list[Event]: ...
+    def cut(self) -> list[Event]: ...
+
+
+class Translation:
+    """Translates one request, and its answer. ``lossy``: what cannot be translated is dropped."""
+
+    def __init__(self, client: Dialect, engine: Dialect, *, lossy: bool = False) -> None:
+        self.client = client
+        self.engine = engine
+        self._losses = Losses(lossy=lossy)
+        self._names = ToolNames()
+        self._request = Request("")
+        self._asked: dict[str, Any] = {}
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The paths of what was dropped from the request."""
+        return self._losses.dropped
+
+    @property
+    def streams(self) -> bool:
+        """Whether the client asked for a stream."""
+        return bool(self._request.stream)
+
+    def request(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Return the engine's request.
+
+        BadRequestError for what is malformed, or has no place in the engine's dialect; ``param`` names it.
+        """
+        self._asked = document
+        self._request = _REQUESTS[self.client].decode(document, self._losses)
+        translated: dict[str, Any] = _REQUESTS[self.engine].encode(self._request, self._losses, self._names)
+        return translated
+
+    def answer(self, document: Any, model: str | None = None) -> dict[str, Any]:
+        """Return the client's answer. ValueError when the engine's is none, or tells of an error."""
+        try:
+            events = self._decoder().whole(document)
+        except _BROKEN as error:
+            raise ValueError(f"the engine's answer is not what {self.engine} have: {error!r}") from error
+        failed = next((event for event in events if isinstance(event, Failed)), None)
+        if failed is not None:
+            raise ValueError(failed.message)
+        whole: dict[str, Any] = self._encoder(events, model).whole([self._own(event) for event in events])
+        return whole
+
+    def error(self, status: int, document: Any) -> dict[str, Any]:
+        """Return an error of the engine in the client's envelope."""
+        given = document.get("error", document) if isinstance(document, dict) else document
+        message, kind, code = chat_answer.error_of(given)
+        if self.client is Dialect.MESSAGES:
+            kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")  # noqa: PLR2004
+            return messages_answer.error_document(Failed(message, kind, code))
+        return chat_answer.error_document(Failed(message, kind, code))
+
+    def stream(self, model: str | None = None) -> StreamTranslator:
+        """Return what translates the engine's stream. ``model``: what it is called, if not as the engine says."""
+        return StreamTranslator(self, self._decoder(), model)
+
+    def _decoder(self) -> _Decoder:
+        decoder: _Decoder = _ANSWERS[self.engine].AnswerDecoder()
+        return decoder
+
+    def _encoder(self, events: list[Event], model: str | None) -> Any:
+        started = next((event for event in events if isinstance(event, Started)), Started("", ""))
+        more = {"asked": self._asked} if self.client is Dialect.RESPONSES else {}
+        usage = self._request.usage_in_stream
+        name = started.model if model is None else model
+        return _ANSWERS[self.client].AnswerEncoder(name, usage_in_stream=usage, **more)
+
+    def _own(self, event: Event) -> Event:
+        """Give a call the name by which the client knows its tool."""
+        if type(event) is BlockStarted and event.name:
+            return event._replace(name=self._names.back(event.name))
+        return event
+
+
+class StreamTranslator:
+    """Translates a stream of server-sent events, however it is cut into pieces."""
+
+    def __init__(self, translation: Translation, decoder: _Decoder, model: str | None) -> None:
+        self._translation = translation
+        self._decoder = decoder
+        self._model = model
+        self._parser = EventParser()
+        self._encoder: Any = None
+        self.over = False
+        """Whether the client has been told the end, or of an error."""
+        self.failed = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the engine's, and return those for the client."""
+        sent = []
+        for name, text in self._parser.feed(data):
+            try:
+                events = self._decoder.feed(name, text)
+            except _BROKEN as error:
+                events = [
+                    Failed(f"the engine sent an event that {self._translation.engine} do not have: {error!r}")
+                ]
+            sent.append(self._send(events))
+        return b"".join(sent)
+
+    def end(self) -> bytes:
+        """Say that the engine sends no more: what is due is told, or that the answer broke off."""
+        return self._send(self._decoder.cut())
+
+    def fail(self, message: str, kind: str = "api_error", code: str | None = None) -> bytes:
+        """Tell the client that the answer broke off."""
+        return self._send([Failed(message, kind, code)])
+
+    def _send(self, events: list[Event]) -> bytes:
+        sent = []
+        for event in events:
+            if self.over:
+                break
+            if self._encoder is None:
+                self._encoder = self._translation._encoder(events, self._model)  # noqa: SLF001 - its other half
+            sent.append(self._encoder.feed(self._translation._own(event)))  # noqa: SLF001
+            kind = type(event)
+            self.failed = kind is Failed
+            self.over = self.failed or kind is Ended
+        return b"".join(sent)
