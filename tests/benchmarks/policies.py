@@ -20,7 +20,7 @@ from llmux.core.policy import Policy
 from llmux.plugins import known_policies, load_policy
 from llmux.simulator import Statistics, simulate, statistics_of
 from llmux.simulator.misjudged import Misjudged
-from tests.benchmarks.scenarios import Scenario, development, held_out
+from tests.benchmarks.scenarios import Scenario, development, held_out, other_engines
 
 GUIDE = Path(__file__).parents[2] / "policies" / "README.md"
 PICTURE = GUIDE.with_name("waits.png")
@@ -56,7 +56,9 @@ class Row:
 
 def run(scenarios: Iterable[Scenario], make: Make) -> Results:
     """Run one policy on each scenario; each gets a policy without a past."""
-    return [statistics_of(simulate(s.trace, make(), s.costs, horizon=s.horizon)) for s in scenarios]
+    return [
+        statistics_of(simulate(s.trace, make(), s.costs, engine=s.engine, horizon=s.horizon)) for s in scenarios
+    ]
 
 
 def ratio(these: Statistics, those: Statistics, what: str) -> float:
@@ -156,7 +158,13 @@ def main() -> None:
     elif not arguments.only:
         policies |= {"adaptive, all x 3": maker("adaptive", 3.0), "adaptive, all / 3": maker("adaptive", 1 / 3)}
     tables = []
-    for title, scenarios in (("Development scenarios", development()), ("Held-out scenarios", held_out())):
+    sets = {
+        "Development scenarios": development(),
+        "Other engines, development": other_engines(0),
+        "Other engines, held-out": other_engines(5000),
+        "Held-out scenarios": held_out(),
+    }
+    for title, scenarios in sets.items():
         rows, results = compare(scenarios, policies)
         real = sum(s.real for s in scenarios)
         tables.append(table(f"{title} ({len(scenarios) - real} generated, {real} recorded), fifo = 1:", rows))

@@ -1,16 +1,17 @@
 """The scenarios on which policies are compared: a trace, a matrix of switch costs, a horizon.
 
 ``development`` is what the shipped policies were tuned on; ``held_out`` are other seeds, slices, rates and mixes.
+``other_engines`` has engines and costs of all kinds: ``first`` seeds that were tuned on, and others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from llmux.simulator import CostMatrix, Trace
+from llmux.simulator import CostMatrix, EngineModel, Trace
 from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate
 from llmux.simulator.trace import read_trace
 
@@ -20,6 +21,14 @@ HORIZON = 2400.0  # seconds
 SLEEPS = (1.0, 6.0, 0.5, 12.0, 2.0, 0.5, 4.0, 1.0)
 WAKES = (2.0, 24.0, 5.0, 9.0, 1.5, 12.0, 3.0, 18.0)
 COSTS = ("2", "10", "40", "het")
+ENGINE_COSTS = (0.3, 1.0, 3.0, 10.0, 40.0, 120.0)
+# Engines of all kinds: few slots, many, and streams that slow each other down.
+ENGINES = {
+    "4 slots": EngineModel(slots=4),
+    "16 slots": EngineModel(),
+    "64 slots, slowdown 0.1": EngineModel(slots=64, decode=40.0, slowdown=0.1),
+    "16 slots, slowdown 0.3": EngineModel(slots=16, decode=30.0, slowdown=0.3),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class Scenario:
     costs: CostMatrix
     real: bool
     horizon: float = HORIZON
+    engine: EngineModel = field(default_factory=EngineModel)
 
 
 def matrix(kind: str, trace: Trace) -> CostMatrix:
@@ -146,3 +156,24 @@ def held_out() -> list[Scenario]:
         mixed(piece("servegen", 3, 6000), piece("lmsys", 12, 600, top=3)),
     ]
     return [*_synthetic(loads, (201, 202, 203, 204)), *_real(traces)]
+
+
+def other_engines(first: int) -> list[Scenario]:
+    """Return generated traffic over engines and costs of all kinds, with seeds from ``first`` on."""
+    loads: dict[str, Load] = {
+        "poisson 2": Poisson(2, 0.5),
+        "poisson 4": Poisson(4, 0.5),
+        "poisson 8": Poisson(8, 0.4),
+        "skewed": Poisson(4, 0.6, 2.0),
+        "on/off 4": OnOff(4, 0.5),
+        "agents": Agents(3, 1.0, 0.1, 3),
+    }
+    found = []
+    for place, (name, load) in enumerate(loads.items()):
+        for number, cost in enumerate(ENGINE_COSTS):
+            trace = generate(load, HORIZON, first + len(loads) * place + number)
+            found += [
+                Scenario(f"{name}, {cost:g} s, {kind}", trace, CostMatrix(default=cost), real=False, engine=engine)
+                for kind, engine in ENGINES.items()
+            ]
+    return found
