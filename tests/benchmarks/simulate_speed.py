@@ -24,7 +24,10 @@ ONE_ROUND = """
 import time
 from pathlib import Path
 from llmux.plugins import load_policy
-from llmux.simulator.cost_matrix import CostMatrix
+try:
+    from llmux.simulator.cost_matrix import CostMatrix
+except ImportError:  # an older revision
+    from llmux.simulator.costs import CostMatrix
 from llmux.simulator.run import simulate
 from llmux.simulator.synthetic import Poisson, generate
 ARRIVALS = {arrivals}
