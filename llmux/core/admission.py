@@ -130,20 +130,24 @@ def sweep(s: State) -> None:
 
 def blocked(s: State, model: Model) -> Block | None:
     """Say why a model's requests cannot even wait, or None."""
+    if s.now >= s.free_from and s.lease is None and s.lifecycle is READY and not model.removed:
+        return None
     if s.lifecycle is not READY and s.stopping:
         return Refusal.STOPPING, "llmux is stopping", RESTART
     if s.lease is not None and not s.lease.waits:
         return leased(s, s.lease)
     if model.removed:
         return removed(model)
+    return None if model.phase in UNBLOCKED else _unavailable(s, model)
+
+
+def _unavailable(s: State, model: Model) -> Block | None:
     if model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now):
         return Refusal.FAULTED, *_would_not_sleep(s, model)
-    failing = model.wake_backoff.active(s.now)
-    if model.phase in UNBLOCKED or (not failing and placement.can_be_had(s, model)):
-        return None
-    message = f"model {model.name!r} failed to wake: {model.last_error}"
-    left = model.wake_backoff.remaining(s.now)
-    return (Refusal.BACKING_OFF, message, left) if failing else obstacle(s, model)
+    if model.wake_backoff.active(s.now):
+        message = f"model {model.name!r} failed to wake: {model.last_error}"
+        return Refusal.BACKING_OFF, message, model.wake_backoff.remaining(s.now)
+    return None if placement.can_be_had(s, model) else obstacle(s, model)
 
 
 def time_left(s: State, until: float | None) -> float:

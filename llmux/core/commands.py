@@ -15,7 +15,7 @@ from typing import Any
 from llmux.core import admission, placement, switching
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.model import Lease, Model, Pin, Reason, Switch
+from llmux.core.model import AWAKE, Lease, Model, Pin, Reason, Switch
 from llmux.core.phases import Phase, Trigger
 from llmux.core.state import State
 from llmux.core.timers import Timer
@@ -51,7 +51,7 @@ def _wake(s: State, event: ev.ActivationRequested) -> Switch | None:
             raise _busy(switch)
         switch.requested = True
         switch.cause, switch.reason = Reason.REQUESTED, Reason.REQUESTED.value
-    elif model.phase is not Phase.AWAKE:
+    elif model.phase is not AWAKE:
         leaving = placement.who_leaves(s, model)
         if leaving is None:
             raise RefusedError(admission.obstacle(s, model)[1])
@@ -100,7 +100,7 @@ def _pin(s: State, event: ev.PinChanged) -> Switch | None:
     if event.pinned and (rivals := _pinned_rivals(s, model)):
         raise RefusedError(rivals)
     set_pin(s, model, pinned=event.pinned, until=event.until, reason=event.reason)
-    if event.pinned and s.switch is None and s.lease is None and model.phase is not Phase.AWAKE:
+    if event.pinned and s.switch is None and s.lease is None and model.phase is not AWAKE:
         leaving = None if admission.blocked(s, model) else placement.who_leaves(s, model)
         if leaving is not None:
             switching.begin(s, model, leaving, Reason.PINNED, requested=True)
@@ -110,7 +110,10 @@ def _pin(s: State, event: ev.PinChanged) -> Switch | None:
 def set_pin(s: State, model: Model, *, pinned: bool, until: float | None, reason: str = "") -> None:
     """Set or clear a pin, and reject what it excludes."""
     model.pin = Pin(until, reason) if pinned else None
-    s.movable_from = max(math.inf if other.pinned else other.sleep_backoff.until for other in s.models.values())
+    s.free_from = max(
+        math.inf if other.pinned else max(other.wake_backoff.until, other.sleep_backoff.until)
+        for other in s.models.values()
+    )
     until = until if pinned else None
     s.timers.set((Timer.PIN, model.name), until)
     s.maintenance_due = True
@@ -136,7 +139,7 @@ def _lease(s: State, event: ev.LeaseChanged) -> Switch | None:
         raise RefusedError(admission.because("the GPU is leased to another job", s.lease.reason))
     if event.leased:
         _grant(s, event)
-        leaving = tuple(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED))
+        leaving = tuple(s.in_phase(AWAKE, Phase.LOST, Phase.FAULTED))
         if s.switch is None and leaving:
             switching.begin(s, None, leaving, Reason.LEASE)
     else:

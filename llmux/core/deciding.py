@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llmux.core import admission, commands, levels, placement, policy_calls, switching
 from llmux.core.effects import By, Decided, Kind, PolicyDecided
-from llmux.core.model import Model, Reason
+from llmux.core.model import AWAKE, Model, Reason
 from llmux.core.phases import Phase
 from llmux.core.policy import SwitchTo, WaitUntil
 from llmux.core.policy_calls import LiveSnapshot
@@ -22,7 +22,7 @@ from llmux.core.timers import Timer
 ASK_AGAIN = 60.0  # seconds: a longer WaitUntil is asked again then
 LONGEST_REASON = 200  # characters of a policy's reason that are kept
 FALLBACK = "first come, first served"
-CAN_LEAVE = (Phase.AWAKE, Phase.LOST, Phase.FAULTED)
+CAN_LEAVE = (AWAKE, Phase.LOST, Phase.FAULTED)
 CAN_WAKE = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST, Phase.FAULTED)
 AWAY = (Phase.ASLEEP, Phase.DEEPENING, Phase.LOST)
 
@@ -49,9 +49,10 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
             admission.sweep(s)
             levels.make_room(s)
         moment = Moment(snapshot, placement.waiting_models(s) if s.queued else [])
-        for rule in STOPPING if s.stopping else LADDER:
-            due = moment.waiting if rule.for_waiters else s.maintenance_due
-            if due and (rule.always or not (s.manual or s.lease)) and rule.apply(s, moment):
+        by_itself = not s.manual and s.lease is None
+        for apply, for_waiters, always in STOPPING if s.stopping else LADDER:
+            due = moment.waiting if for_waiters else s.maintenance_due
+            if due and (by_itself or always) and apply(s, moment):
                 break
         else:
             s.maintenance_due = False
@@ -124,7 +125,7 @@ def _overdue(s: State, m: Moment) -> bool:
 def _room(s: State, m: Moment) -> bool:
     """What fits beside what is awake is woken without asking the policy."""
     # While nothing is awake, which one comes first may matter to the policy.
-    if not s.in_phase(Phase.AWAKE):
+    if not s.in_phase(AWAKE):
         return False
     for model in m.waiting:
         several = s.rules.capacity is not None or model.next.companions is not None
@@ -188,7 +189,7 @@ def _ask_policy(s: State, m: Moment) -> tuple[Model, By, str] | None:
 
 def _idle(s: State, _: Moment) -> bool:
     """What has been idle for ``idle_sleep`` is put to sleep."""
-    idle = [model for model in s.in_phase(Phase.AWAKE) if _idle_for_long(s, model)]
+    idle = [model for model in s.in_phase(AWAKE) if _idle_for_long(s, model)]
     return bool(idle) and _put_away(s, idle, Reason.IDLE)
 
 
@@ -242,7 +243,7 @@ def _anticipate(s: State, m: Moment) -> bool:
     if ask is None or not (s.answer_ended and s.rules.anticipate) or s.queued:
         return False
     s.answer_ended = False
-    awake = s.in_phase(Phase.AWAKE)
+    awake = s.in_phase(AWAKE)
     if not awake or not all(model.idle for model in awake):
         return False
     m.snapshot.ask(())

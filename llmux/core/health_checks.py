@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmux.core import admission, placement
 from llmux.core.effects import ModelLost, Ready, Refusal
-from llmux.core.model import Lifecycle, Model
+from llmux.core.model import AWAKE, Lifecycle, Model
 from llmux.core.phases import Phase, Trigger
 from llmux.core.spec import HookKind
 from llmux.core.state import State
@@ -25,7 +25,7 @@ def first_answer(s: State, model: Model, *, ok: bool) -> None:
     model.found = ok
     if all(other.found is not None for other in s.in_phase(Phase.UNKNOWN)):
         adopt(s)
-    for awake in s.in_phase(Phase.AWAKE):
+    for awake in s.in_phase(AWAKE):
         if not awake.extra:
             admission.admit_waiters(s, awake)
     admission.sweep(s)
@@ -53,7 +53,7 @@ def adopt(s: State) -> None:
     s.record_holders()
     if s.lifecycle is Lifecycle.STARTING:
         s.lifecycle = Lifecycle.READY
-        s.out.append(Ready(tuple(model.name for model in found if model.phase is Phase.AWAKE)))
+        s.out.append(Ready(tuple(model.name for model in found if model.phase is AWAKE)))
 
 
 # ---- while awake
@@ -61,7 +61,7 @@ def adopt(s: State) -> None:
 
 def probe(s: State, model: Model) -> None:
     """Ask ``alive`` of an awake model, unless it is being asked."""
-    if model.probe.hook is None and model.phase is Phase.AWAKE:
+    if model.probe.hook is None and model.phase is AWAKE:
         model.probe.hook = s.run_hook(model, HookKind.ALIVE)
 
 
@@ -71,7 +71,7 @@ def suspect(s: State, model: Model | None, *, refused: bool) -> None:
     After a refused connection nothing is admitted until it has spoken. What drains is not put to sleep before:
     whether the engine still is there decides what a failed sleep hook means.
     """
-    if model is None or model.phase not in (Phase.AWAKE, Phase.DRAINING) or s.stopping:
+    if model is None or model.phase not in (AWAKE, Phase.DRAINING) or s.stopping:
         return
     if refused or model.phase is Phase.DRAINING:
         model.probe.suspected = True
@@ -85,7 +85,7 @@ def answered(s: State, model: Model, *, ok: bool, detail: str, last_byte: float 
     """Take in what ``alive`` said of a model that was awake when it was asked."""
     probe = model.probe
     stale, probe.stale = probe.stale, False
-    if model.phase not in (Phase.AWAKE, Phase.DRAINING) or s.stopping:
+    if model.phase not in (AWAKE, Phase.DRAINING) or s.stopping:
         return
     detail = detail or "failed"
     if stale:
@@ -93,12 +93,12 @@ def answered(s: State, model: Model, *, ok: bool, detail: str, last_byte: float 
         probe.hook = s.run_hook(model, HookKind.ALIVE)
     elif ok:
         probe.trust()
-        if model.phase is Phase.AWAKE:
+        if model.phase is AWAKE:
             admission.admit_waiters(s, model)
             s.schedule_probe(model)
     elif probe.suspected:
         lose(s, model, f"a connection failed, and alive {detail}")
-    elif model.phase is Phase.AWAKE:
+    elif model.phase is AWAKE:
         _missed(s, model, detail, last_byte)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from llmux.core import admission, commands, deciding, health_checks, levels, placement, switching
 from llmux.core.effects import CancelRequests, CutReason, ModelRemoved, Refusal, Stopped
 from llmux.core.events import ConfigReplaced, Started
-from llmux.core.model import Lifecycle, Model
+from llmux.core.model import AWAKE, Lifecycle, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind, ModelSpec
 from llmux.core.state import State
@@ -105,7 +105,7 @@ def _remove(s: State, model: Model) -> None:
 def _apply(s: State, model: Model) -> None:
     s.timers.cancel((Timer.TIMEOUT, model.name))
     admission.timed_out(s, model)
-    if model.phase is Phase.AWAKE:
+    if model.phase is AWAKE:
         admission.admit_waiters(s, model)
         s.stop_clocks(model)
         s.schedule_probe(model)

@@ -28,7 +28,8 @@ class Lifecycle(enum.StrEnum):
     STOPPED = "stopped"
 
 
-READY, AWAKE = Lifecycle.READY, Phase.AWAKE  # every event asks for these: a global is found faster than a member
+# Every event asks for these: a global is found faster than a member.
+READY, ENDING, AWAKE = Lifecycle.READY, (Lifecycle.STOPPING, Lifecycle.STOPPED), Phase.AWAKE
 
 
 class Reason(enum.StrEnum):

@@ -159,7 +159,7 @@ def _greedy(
 def immovable(s: State, but: Model) -> dict[str, Model]:
     """Return the holders that may not be put to sleep now for the sake of ``but``."""
     now = s.now
-    if now >= s.movable_from:
+    if now >= s.free_from:
         return {}
     return {
         name: model
@@ -213,7 +213,7 @@ def switch_cost(s: State, leaving: Sequence[Model], target: Model) -> float:
 
 def can_be_had(s: State, target: Model) -> bool:
     """Whether the immovable leave room for ``target``."""
-    if s.now >= s.movable_from:
+    if s.now >= s.free_from:
         return True
     stay = immovable(s, target)
     return not stay or fits([target.next, *(model.running for model in stay.values())], s.rules.capacity)

@@ -14,8 +14,7 @@ from typing import Any
 from llmux.core import placement
 from llmux.core import policy as api
 from llmux.core.effects import PolicyOverruled, ShadowDropped
-from llmux.core.model import Model, Shadow
-from llmux.core.phases import Phase
+from llmux.core.model import AWAKE, Model, Shadow
 from llmux.core.state import State
 from llmux.core.successors import Successor
 
@@ -39,7 +38,7 @@ class LiveModel(api.ModelView):
 
     @property
     def awake(self) -> bool:
-        return self._model.phase is Phase.AWAKE
+        return self._model.phase is AWAKE
 
     @property
     def queued(self) -> int:
@@ -60,7 +59,7 @@ class LiveModel(api.ModelView):
 
     @property
     def awake_since(self) -> float | None:
-        return self._model.awake_since if self._model.phase is Phase.AWAKE else None
+        return self._model.awake_since if self._model.phase is AWAKE else None
 
     @property
     def admissions(self) -> int:
@@ -144,7 +143,7 @@ class LiveSnapshot:
     @property
     def awake(self) -> tuple[str, ...]:
         """The models that are awake."""
-        return tuple(name for name, model in self._state.models.items() if model.phase is Phase.AWAKE)
+        return tuple(name for name, model in self._state.models.items() if model.phase is AWAKE)
 
 
 def spelled(error: BaseException) -> str:
@@ -179,7 +178,7 @@ def _invalid(s: State, decision: object, choice: Collection[str], *, anticipatin
             why = "which is not asleep" if anticipating else "for which no request waits"
             return f"named {repr(decision.model)[:LONGEST]}, {why}"
     elif isinstance(decision, api.Stay):
-        if not anticipating and all(model.idle for model in s.in_phase(Phase.AWAKE)):
+        if not anticipating and all(model.idle for model in s.in_phase(AWAKE)):
             return "stayed although every awake model is idle"
     elif isinstance(decision, api.WaitUntil):
         if not decision.time > s.now:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from llmux.core import effects as fx
 from llmux.core.costs import SwitchCosts
 from llmux.core.effects import Effect
-from llmux.core.model import Cleanup, HookRun, Lease, Lifecycle, Model, Request, Shadow, Switch
+from llmux.core.model import (
+    AWAKE,
+    ENDING,
+    READY,
+    Cleanup,
+    HookRun,
+    Lease,
+    Lifecycle,
+    Model,
+    Request,
+    Shadow,
+    Switch,
+)
 from llmux.core.phases import HOLDING, PHASES, Phase, Trigger, following
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
@@ -42,7 +55,7 @@ class State:
         # Counted and kept, as every event asks for them.
         self.queued = 0  # over all models
         self.has_levels = any(model.spec.levels for model in self.models.values())
-        self.movable_from = float("-inf")  # no model is pinned, or in the backoff of its sleep, from then on
+        self.free_from = -math.inf  # no model is pinned, or in a backoff, from then on
         self.removals = False  # a removed model has not been forgotten yet
         # What is looked at once the event has been taken in.
         self.maintenance_due = False  # something may have to be done that no waiter asks for
@@ -72,12 +85,12 @@ class State:
     @property
     def stopping(self) -> bool:
         """Whether it is stopping, or has."""
-        return self.lifecycle is Lifecycle.STOPPING or self.lifecycle is Lifecycle.STOPPED
+        return self.lifecycle in ENDING
 
     @property
     def ready(self) -> bool:
         """Whether every model's first ``alive`` had ended at some time."""
-        return self.lifecycle is Lifecycle.READY or (self.stopping and not self.in_phase(Phase.UNKNOWN))
+        return self.lifecycle is READY or (self.stopping and not self.in_phase(Phase.UNKNOWN))
 
     # ---- phases
 
@@ -85,7 +98,7 @@ class State:
         """Bring the model into the phase that the table says follows, and do what belongs to entering it."""
         source = model.phase
         target, why = following(PHASES, model.name, source, trigger)
-        if source is Phase.AWAKE:
+        if source is AWAKE:
             self.stop_clocks(model)
         model.phase = target
         self.maintenance_due = True
@@ -130,7 +143,7 @@ class State:
             backoff, timer = model.wake_backoff, Timer.WAKE_BACKOFF
         model.last_error = error
         seconds = backoff.fail(self.now, self.rules.backoff_first, self.rules.backoff_max, self.jitter)
-        self.movable_from = max(self.movable_from, backoff.until)
+        self.free_from = max(self.free_from, backoff.until)
         self.timers.set((timer, model.name), backoff.until)
         self.out.append(fx.BackoffStarted(model.name, kind, backoff.failures, seconds, error))
 
@@ -258,7 +271,7 @@ def _no_longer_awake(s: State, model: Model) -> None:
 
 
 _ON_ENTER: Mapping[Phase, Callable[[State, Model, Trigger], object]] = {
-    Phase.AWAKE: _enter_awake,
+    AWAKE: _enter_awake,
     Phase.WAKING: _enter_waking,
     Phase.DEEPENING: lambda s, model, _: s.run_hook(model, HookKind.SLEEP),
     Phase.SLEEPING: lambda s, model, _: _no_longer_awake(s, model),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from llmux.core import admission, health_checks, levels, placement, policy_calls, teardown
 from llmux.core import effects as fx
-from llmux.core.model import HookRun, Model, Reason, Switch
+from llmux.core.model import AWAKE, HookRun, Model, Reason, Switch
 from llmux.core.phases import STAGES, Phase, Stage, Step, Trigger, Turn, following
 from llmux.core.policy import SwitchRecord
 from llmux.core.spec import HookKind
@@ -54,7 +54,7 @@ def begin(
     s.timers.cancel(Timer.ASK)
     s.out.append(fx.SwitchStarted(switch.id, switch.sources, switch.to, reason))
     for model in leaving:
-        if model.phase is Phase.AWAKE:
+        if model.phase is AWAKE:
             s.move(model, Trigger.DRAIN)
     admission.sweep(s)  # whatever waits for what leaves for a pinned model
     levels.make_room(s, leaving)
@@ -166,7 +166,7 @@ def torn_down(s: State, model: Model, outcome: Step) -> None:
         return
     turn = _after_sleep(s, switch)
     move(s, switch, turn)
-    if turn is Turn.WOULD_NOT_SLEEP and switch.target is not None and switch.target.phase is not Phase.AWAKE:
+    if turn is Turn.WOULD_NOT_SLEEP and switch.target is not None and switch.target.phase is not AWAKE:
         message = f"model {switch.target.name!r} cannot be woken: {switch.error}"
         retry_after = max(m.sleep_backoff.remaining(s.now) for m in switch.leaving)
         admission.reject_waiters(s, switch.target, (fx.Refusal.SLEEP_FAILED, message, retry_after))
