@@ -84,7 +84,7 @@ async def test_the_default_model_comes_back_when_all_is_quiet(lab):
     await lab.until_phase("a", "AWAKE")
     assert lab.order() == ["wake a", "sleep a", "wake b", "sleep b", "wake a"]
     assert lab.hooks("sleep", "b")[0].t - ended >= 0.3
-    assert "all has been quiet" in (await lab.status())["decisions"][-1]["reason"]
+    assert "it is the default model" in (await lab.status())["decisions"][-1]["reason"]
     # What an operator puts to sleep stays asleep.
     assert (await lab.post("/llmux/models/a/sleep")).status == 202
     await lab.until_phase("a", "ASLEEP")

@@ -69,8 +69,8 @@ async def test_what_is_older_than_an_hour_is_told_no_more(house):
     switcher = await house.open()
     assert (await house.chat("a")).status == 200
     assert len((await house.ask("GET", "/llmux/history")).json()["moves"]) == 4
-    real = switcher._now
-    switcher._now = lambda: real() + history.HOUR + 1
+    real = switcher.now
+    switcher.now = lambda: real() + history.HOUR + 1
     told = switcher.history.document(output=True, base_url="")
     assert told["moves"] == told["notes"] == []
     assert told["phases"]["a"] == "awake"
