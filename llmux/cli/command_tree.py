@@ -1,7 +1,8 @@
 """The tree of commands. Without a command llmux serves, as llmux 2.x did.
 
 Each command is imported when it is run: most need a fraction of llmux, and `llmux --version`, `status` or a
-completion must not take as long to start as a server.
+completion must not take as long to start as a server. Nor do they take pydantic along, which typer needs only for
+values that are not plain: see `_Plain`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -85,17 +87,52 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 short, which lists it without importing it."""
 
 
+class _Plain:
+    """Stands for what typer makes a parameter's value with: tells by itself what is as it must be, and a path."""
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the value in the parameter's type."""
+        wanted, single = param.type_descriptor.annotation, not param.multiple and param.nargs == 1
+        if single and value is None:
+            return None
+        if single and param.type_descriptor.parameter_info.parser is None:
+            if type(value) is wanted:
+                return value
+            if wanted is Path and isinstance(value, str):
+                return Path(value)
+        param._runtime_param = None  # noqa: SLF001 - typer makes its own
+        return param.get_runtime_param().coerce(value, param=param, ctx=ctx)
+
+
+def _plain(parameters: list[Any]) -> list[Any]:
+    """Have parameters read so, where typer makes a value with pydantic when it is asked for one."""
+    for parameter in parameters:
+        if getattr(parameter, "_runtime_param", parameter) is None:
+            parameter._runtime_param = _Plain()  # noqa: SLF001 - a release of typer without it goes its own way
+    return parameters
+
+
+class Command(TyperCommand):
+    """One command, which takes pydantic along only for values that are not plain."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options and arguments, those too which typer has added."""
+        return _plain(super().get_params(ctx))
+
+
 class _Imported(Mapping[str, Any]):
     """The commands by name, each imported when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:
         module, _, attribute = COMMANDS[name][0].partition(":")
+        if module == "check":  # pydantic would look through all packages for plugins, which a check has no use for
+            os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
         found = getattr(import_module(f"llmux.cli.{module}"), attribute)
         alone = typer.Typer(add_completion=False)
         if isinstance(found, typer.Typer):
             alone.add_typer(found, name=name)
         else:
-            alone.command(name)(found)
+            alone.command(name, cls=Command)(found)
         return get_group(alone).commands[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -111,6 +148,10 @@ class Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = cast("dict[str, Any]", _Imported())
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options, those too which typer has added."""
+        return _plain(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class's signature
         """Return the names in the table's order."""

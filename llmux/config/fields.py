@@ -114,7 +114,8 @@ _ORIGIN = re.compile(r"https?://[^/\s?#@]+\Z", re.IGNORECASE)
 class Section(BaseModel):
     """A mapping of settings: unknown names are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    # What is only a part of a whole needs no validator of its own.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def _number(value: Any) -> Any:

@@ -238,7 +238,8 @@ def test_operating_is_as_easy_as_without_keys(serve, tmp_path, state):
 
 def test_several_on_a_host_and_one_that_was_killed(serve, tmp_path):
     first, port = serve(api_keys=["user"])
-    _second, other = serve(api_keys=["user"], state=str(tmp_path / "other.json"))
+    models = {"a": {"port": 9, "wake": "false", "sleep": "true", "alive": "false"}}  # one of its own, never awake
+    _second, other = serve(api_keys=["user"], state=str(tmp_path / "other.json"), models=models)
     assert command(port, "wake", "a").returncode == 0
     status = json.loads(command(other, "status", "--json").stdout)
     assert (status["awake"], status["switch"]) == ([], None)
