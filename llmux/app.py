@@ -108,7 +108,7 @@ def _account(switcher: Switcher) -> Accounting | None:
         return None
     from llmux.accounts.accounting import Accounting  # noqa: PLC0415 - the others have no use for it
 
-    accounting = Accounting(switcher.config, switcher.log.emit, switcher.activities.watch)
+    accounting = Accounting(switcher)
     switcher.accounts = accounting
     return accounting
 

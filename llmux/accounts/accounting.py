@@ -5,44 +5,121 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llmux.accounts import usage
-from llmux.accounts.ledger import Ledger
+from llmux.accounts.costs import Prices, micros, price_of
+from llmux.accounts.ledger import Charge, Ledger
+from llmux.accounts.shares import Share, Shares
 from llmux.config import Config
+from llmux.config.accounts import HOUSE
+from llmux.core import effects as fx
 from llmux.errors import UnavailableError
+from llmux.runtime import Switcher, Ticket
+
+EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
+_NOTHING = Share(0.0, 0.0)
 
 
 class Accounting:
-    """``tell(event, **fields)`` logs; ``count_events`` has streams' events counted from then on."""
+    """Follows a switcher."""
 
-    def __init__(self, config: Config, tell: Callable[..., None], count_events: Callable[[], object]) -> None:
-        self._config = config
-        self._tell = tell
-        self._count_events = count_events
+    def __init__(self, switcher: Switcher) -> None:
+        self._switcher = switcher
+        self._config = switcher.config
+        self._put: Callable[[tuple[Any, ...]], None] = _forget
+        self._left: tuple[int, str, Share] | None = None  # the last request that left, until its end is told
+        self._timer: asyncio.TimerHandle | None = None
         self.ledger: Ledger | None = None
-        self.ended: Callable[[tuple[Any, ...]], None] = _not_begun
-        """Take a request that has ended: the fields of ``Ended``."""
+        self.shares = Shares(self._waiters, switcher.key_of)
+        self.configure(switcher.config)
+
+    def configure(self, config: Config) -> None:
+        """Take over a configuration. Another ledger takes a restart."""
+        self.prices = prices_of(config)
+        self.shares.payers = config.charge.switch
+        self.shares.everyone = tuple(entry.name for entry in config.api_keys if entry.name is not None)
 
     def start(self) -> None:
         """Begin. Raises ConfigError when the ledger cannot be used."""
         path = self._config.ledger_path
         assert path is not None
-        self.ledger = Ledger(path, self._config.ledger_keep, self._tell)
-        self.ended = self.ledger.put
-        self._count_events()
+        switcher, shares = self._switcher, self.shares
+        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit)
+        self._put = self.ledger.put
+        switcher.activities.watch()
+        on = switcher.timeline.on
+        on(fx.Admit, shares.admitted)
+        on(fx.PhaseChanged, shares.phase_changed)
+        on(fx.ModelRemoved, shares.removed)
+        on(fx.SwitchStarted, shares.switch_started)
+        on(fx.SwitchEnded, self._switch_ended)
+        switcher.on_left(self._request_left)
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
 
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self.ledger is not None:
+            self._settle()
             self.ledger.close()
+
+    # ---- what happens
+
+    def _waiters(self, model: str) -> Iterable[int]:
+        found = self._switcher.core.state.models.get(model)
+        return () if found is None else tuple(found.queue)
+
+    def _request_left(self, ticket: Ticket, *_: object) -> None:
+        if self._left is not None:
+            self._owe(*self._left)
+        share = self.shares.ended(self._switcher.now(), ticket.id, ticket.key)
+        self._left = (ticket.id, ticket.key, share)
+
+    def _owe(self, _ticket: int, key: str, share: Share) -> None:
+        """Charge what a request got of which no end is told: a guard's, or one that began anew elsewhere."""
+        if share.own or share.switch:
+            self._put(Charge(time.time(), key, "", share.own, share.switch, self.prices))
+
+    def returned(self, request: int) -> None:
+        """Take note that an admitted request waits again."""
+        self.shares.returned(self._switcher.now(), request)
+
+    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> None:
+        """Take a request that has ended: the fields of ``Ended`` before and behind its shares."""
+        own, switch = _NOTHING
+        left = self._left
+        if left is not None and left[0] == ticket:
+            own, switch = left[2]
+            self._left = None
+        self._put((*request, own, switch, self.prices, *answer))
+
+    def _switch_ended(self, now: float, effect: fx.SwitchEnded) -> None:
+        self.shares.switch_ended(now, effect)
+        self._settle()
+
+    def _settle(self) -> None:
+        house, due = self.shares.take(self._switcher.now())
+        now = time.time()
+        if house and self.prices is not None:
+            self._put(Charge(now, HOUSE, "", house, 0.0, self.prices))
+        for key, seconds, model in due:
+            self._put(Charge(now, key, model, 0.0, seconds, self.prices))
+
+    def _turn(self) -> None:
+        self._settle()
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
+
+    # ---- what is asked
 
     async def usage(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Answer a question (see ``usage.asked``). Raises ValueError and UnavailableError."""
         ledger = self.ledger
         assert ledger is not None
         question = usage.asked(given, time.time())
+        self._settle()
         await ledger.settled()
         try:
             rows = await asyncio.to_thread(usage.read, ledger.path, question)
@@ -62,5 +139,19 @@ class Accounting:
         return usage.as_csv(document["by"], document["usage"])
 
 
-def _not_begun(_request: tuple[Any, ...]) -> None:
+def prices_of(config: Config) -> Prices | None:
+    """Return the prices of a configuration, where it has any."""
+    given = config.prices
+    if given is None:
+        return None
+    variants = config.variants
+    models = {
+        name: price_of(one.input, one.cached, one.output)
+        for name, one in given.models.items()
+        if name not in variants
+    }
+    return Prices(given.currency, micros(given.gpu_hour), models)
+
+
+def _forget(_request: tuple[Any, ...]) -> None:
     """Forget a request that ends before the start."""

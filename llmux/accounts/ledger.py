@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
+import math
 import os
 import sqlite3
 import threading
@@ -31,8 +32,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmux.accounts.costs import Prices, of_gpu, of_tokens, version_of
 from llmux.accounts.store import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
 from llmux.accounts.tokens import Answer, tokens_of
+from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 
 GATHER = 0.05  # seconds
@@ -53,7 +56,7 @@ class Ended(NamedTuple):
 
     time: float  # since 1970
     request_id: str
-    key: str | None
+    key: str
     asked: str | None
     served: str | None
     waited: float
@@ -63,9 +66,23 @@ class Ended(NamedTuple):
     path: str
     sent: int
     begun: bool
+    own: float  # its share of the time that the GPU was held
+    switch: float  # and of switches
+    prices: Prices | None
     opening: bytes
     tail: Sequence[bytes]
     events: int
+
+
+class Charge(NamedTuple):
+    """What no request carries: switches that are due from a key, and what is the house's. Seconds."""
+
+    time: float
+    key: str
+    model: str
+    own: float
+    switch: float
+    prices: Prices | None
 
 
 Tell = Callable[..., None]
@@ -102,6 +119,11 @@ class Ledger:
         self._failures = 0
         self._not_before = 0.0
         self._cleaned = 0.0
+        self._rest = 0.0  # of a microsecond
+        self._gpu_rest = self._token_rest = 0  # of a millionth of the currency
+        self._prices: Prices | None = None
+        self._version = 0
+        self._unsaid_prices: dict[int, str] = {}
         self._thread = threading.Thread(target=self._run, name="llmux-ledger", daemon=True)
         self._thread.start()
 
@@ -115,7 +137,7 @@ class Ledger:
             if len(waiting) >= WAITING:
                 self._dropped += 1
                 return
-            ended = (*ended[:-3], b"", (), ended[-1])
+            ended = (*ended[:-3], b"", (), ended[-1]) if ended.__class__ is tuple else ended
         waiting.append(ended)
         if not self._awake:
             self._awake = True
@@ -180,7 +202,7 @@ class Ledger:
             for _ in range(min(SLICE, len(waiting))):
                 ended = waiting.popleft()
                 try:
-                    self._rows.append(_row(ended))
+                    self._rows.append(self._row(ended))
                 except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
                     self._tell("internal_error", error=str(error), exc_info=error)
                     self._lose(1)
@@ -190,6 +212,75 @@ class Ledger:
         for _ in range(over):
             self._rows.pop()
         self._lose(dropped + over)
+
+    def _row(self, ended: tuple[Any, ...]) -> Row:
+        # By place, and without an object in between: this is done for every request.
+        if ended.__class__ is Charge:
+            return self._charge(*ended)
+        now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, *rest = ended
+        own, switch, prices, opening, tail, events = rest
+        whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
+        answer = Answer(path, status, whole, sent, begun, opening, tail, events)
+        read, cached, wrote, thought, estimated, prompt, decode = tokens_of(answer)
+        own, switch = self._microseconds(own), self._microseconds(switch)
+        cost, currency, price = 0, "", None
+        if prices is not None:
+            cost, currency, price = self._cost(prices, served, own + switch, (read, cached, wrote))
+        return Row(
+            int(now * 1000),
+            request_id,
+            key,
+            asked or "",
+            served or "",
+            (served or "") if begun else "",
+            read,
+            cached,
+            wrote,
+            thought,
+            1 if estimated else 0,
+            cost,
+            currency,
+            price,
+            int(waited * 1000),
+            int(service * 1000),
+            own,
+            switch,
+            None if prompt is None else int(prompt * 1e6),
+            None if decode is None else int(decode * 1e6),
+            status,
+            reason or "",
+        )
+
+    def _charge(self, now: float, key: str, model: str, own: float, switch: float, prices: Prices | None) -> Row:
+        own, switch = self._microseconds(own), self._microseconds(switch)
+        cost, currency, price = 0, "", None
+        if prices is not None:
+            cost, currency, price = self._cost(prices, "", own + switch, (0, 0, 0))
+        kind = 1 if key != HOUSE else 2
+        return Row(
+            int(now * 1000), "", key, "", model, "", 0, 0, 0, 0, 0, cost, currency, price, 0, 0, own, switch,
+            None, None, 0, "", kind,
+        )  # fmt: skip
+
+    def _microseconds(self, seconds: float) -> int:
+        # What is below one goes to the next: the sum is right however many there are.
+        exact = seconds * 1e6 + self._rest
+        whole = math.floor(exact)
+        self._rest = exact - whole
+        return whole
+
+    def _cost(
+        self, prices: Prices, served: str | None, microseconds: int, tokens: tuple[int, int, int]
+    ) -> tuple[int, str, int]:
+        if prices is not self._prices:
+            self._prices, self._version = prices, version_of(prices)
+            self._unsaid_prices[self._version] = prices.document
+        price = prices.models.get(served or "")
+        if price is None:
+            cost, self._gpu_rest = of_gpu(prices, microseconds, self._gpu_rest)
+        else:
+            cost, self._token_rest = of_tokens(price, tokens, self._token_rest)
+        return cost, prices.currency, self._version
 
     def _lose(self, count: int) -> None:
         if not count:
@@ -221,7 +312,7 @@ class Ledger:
             return  # it had been written after all
         self._doubtful = len(batch)
         try:
-            store.write(batch, self._unsaid)
+            store.write(batch, self._unsaid, self._unsaid_prices)
         except (ValueError, OverflowError, sqlite3.ProgrammingError) as error:
             # What cannot be written must not stop what comes after it.
             self._tell("internal_error", error=str(error), exc_info=error)
@@ -235,6 +326,7 @@ class Ledger:
         self._last = None if self._last is None else self._last + count
         self._done += count
         self._doubtful = self._unsaid = self._failures = 0
+        self._unsaid_prices.clear()
 
     def _take(self, count: int) -> None:
         for _ in range(count):
@@ -246,7 +338,7 @@ class Ledger:
             return store
         if store is not None:
             store.close()
-            self._store, self._last = None, None
+            self._store = self._last = self._prices = None
         store = self._store = Store(self.path)
         last = store.last()
         if self._doubtful and self._last is not None and last >= self._last + self._doubtful:
@@ -262,7 +354,7 @@ class Ledger:
             with contextlib.suppress(OSError):
                 aside = set_aside(self.path)
                 self._tell("ledger_set_aside", path=str(self.path), renamed=str(aside), error=str(error))
-                self._last = None
+                self._last = self._prices = None  # the new one is told the prices again
                 self._not_before = time.monotonic() + (PAUSES[0] if self._failures else 0.0)
                 self._failures += 1
                 return
@@ -285,39 +377,6 @@ class Ledger:
             self._wake.set()
         else:
             self._cleaned = now + CLEAN_EVERY
-
-
-def _row(ended: tuple[Any, ...]) -> Row:
-    # By place, and without an object in between: this is done for every request.
-    now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, *ends = ended
-    opening, tail, events = ends
-    whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
-    answer = Answer(path, status, whole, sent, begun, opening, tail, events)
-    read, cached, wrote, thought, estimated, prompt, decode = tokens_of(answer)
-    return Row(
-        int(now * 1000),
-        request_id,
-        key or "",
-        asked or "",
-        served or "",
-        (served or "") if begun else "",
-        read,
-        cached,
-        wrote,
-        thought,
-        1 if estimated else 0,
-        0,  # cost
-        "",
-        None,
-        int(waited * 1000),
-        int(service * 1000),
-        0,  # gpu
-        0,  # switch
-        None if prompt is None else int(prompt * 1e6),
-        None if decode is None else int(decode * 1e6),
-        status,
-        reason or "",
-    )
 
 
 def _locked(path: Path) -> int:

@@ -3,8 +3,8 @@
 All of it is used by one thread. A batch and its sums are written in one transaction: either all of it is in the
 file or nothing, so that a batch which may have been written already can be recognized by the last row's id.
 
-The sums make queries fast: of ten million rows they leave some ten thousand. They stay when rows are deleted for
-their age. The file is never compacted: freed pages are used again.
+The sums, by the hour and by the day, make queries fast: of ten million rows some ten thousand are left. They stay
+when rows are deleted for their age. The file is never compacted: freed pages are used again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import functools
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
 HOUR = 3_600_000  # milliseconds
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     decode: int | None  # and for writing
     status: int  # 499: its client left first
     reason: str  # the error's code, "" for none
-    kind: int = 0  # 0: a request
+    kind: int = 0  # 0: a request; 1: what a key owes for a switch beside its requests; 2: what is the house's
 
 
 SUMS = ("input", "cached", "output", "reasoning", "estimated", "cost", "waited", "service", "gpu", "switch")
@@ -72,11 +72,19 @@ _HOURS = (
     f" requests INTEGER NOT NULL, failed INTEGER NOT NULL, {', '.join(map(_column, SUMS))},"
     " PRIMARY KEY (hour, key, served, currency)) WITHOUT ROWID"
 )
+_DAYS = _HOURS.replace("TABLE hours (hour", "TABLE days (day").replace("KEY (hour", "KEY (day")
+_SUMMED = ", ".join(map('sum("{}")'.format, ("requests", "failed", *SUMS)))
+_FILL_DAYS = f"INSERT INTO days SELECT hour / 24, key, served, currency, {_SUMMED} FROM hours GROUP BY 1, 2, 3, 4"  # noqa: S608
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         f"CREATE TABLE requests (id INTEGER PRIMARY KEY, {', '.join(map(_column, Row._fields))})",
         _HOURS,
         "CREATE TABLE losses (time INTEGER NOT NULL, rows INTEGER NOT NULL)",
+    ),
+    (
+        "CREATE TABLE prices (version INTEGER PRIMARY KEY, since INTEGER NOT NULL, document TEXT NOT NULL)",
+        _DAYS,
+        _FILL_DAYS,
     ),
 )
 """What makes each version of the schema out of the one before."""
@@ -84,11 +92,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 _ROW_COLUMNS = ", ".join(map('"{}"'.format, Row._fields))
 _INSERT = f"INSERT INTO requests ({_ROW_COLUMNS}) VALUES "  # noqa: S608
 _ONE = f"({', '.join('?' * len(Row._fields))})"
-_ADD = (
-    f"INSERT INTO hours ({', '.join(_SUM_COLUMNS)})"  # noqa: S608
-    f" VALUES ({', '.join('?' * len(_SUM_COLUMNS))}) ON CONFLICT DO UPDATE SET "
-    + ", ".join(map('"{0}" = "{0}" + excluded."{0}"'.format, _SUM_COLUMNS[4:]))
-)
+
+
+def _add(table: str, place: str) -> str:
+    columns = (place, *_SUM_COLUMNS[1:])
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)})"  # noqa: S608
+        f" VALUES ({', '.join('?' * len(columns))}) ON CONFLICT DO UPDATE SET "
+        + ", ".join(map('"{0}" = "{0}" + excluded."{0}"'.format, columns[4:]))
+    )
+
+
+_ADD_HOURS, _ADD_DAYS = _add("hours", "hour"), _add("days", "day")
+NO_PRICES: Mapping[int, str] = {}
 _ERROR = 400  # the statuses from here on are failures
 
 
@@ -193,8 +209,8 @@ class Store:
         (found,) = self._connection.execute("SELECT max(id) FROM requests").fetchone()
         return found or 0
 
-    def write(self, rows: Sequence[Row], lost: int = 0) -> None:
-        """Write a batch, and how many rows were lost before it."""
+    def write(self, rows: Sequence[Row], lost: int = 0, prices: Mapping[int, str] = NO_PRICES) -> None:
+        """Write a batch, how many rows were lost before it, and the prices, by version, that are new in it."""
 
         def work() -> None:
             at = 0
@@ -203,9 +219,14 @@ class Store:
                     values = [value for row in rows[at : at + size] for value in row]
                     self._connection.execute(_INSERT + ",".join([_ONE] * size), values)
                     at += size
-            self._connection.executemany(_ADD, _sums(rows))
+            sums = _sums(rows)
+            self._connection.executemany(_ADD_HOURS, sums)
+            self._connection.executemany(_ADD_DAYS, [(hour // 24, *rest) for hour, *rest in sums])
+            now = round(time.time() * 1000)
             if lost:
-                self._connection.execute("INSERT INTO losses VALUES (?, ?)", (round(time.time() * 1000), lost))
+                self._connection.execute("INSERT INTO losses VALUES (?, ?)", (now, lost))
+            for version, document in prices.items():
+                self._connection.execute("INSERT OR IGNORE INTO prices VALUES (?, ?, ?)", (version, now, document))
 
         self._transaction(work)
 
@@ -225,7 +246,7 @@ class Store:
             self._connection.close()
 
 
-def _sums(rows: Iterable[Row]) -> list[tuple[object, ...]]:
+def _sums(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
     """Return what a batch adds to the sums."""
     found: dict[tuple[int, str, str, str], list[int]] = {}
     for row in rows:

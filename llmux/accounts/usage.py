@@ -15,7 +15,8 @@ from llmux.accounts.store import HOUR, SUMS
 from llmux.config.durations import parse_duration
 
 DIMENSIONS: Mapping[str, str] = {"key": "key", "model": "served", "day": "hour / 24", "hour": "hour"}
-"""What usage can be split by, and the expression that is its value."""
+"""What usage can be split by, and the expression that is its value among the sums by the hour."""
+LONG = 7 * 86400  # seconds; what is asked of a longer time is answered from whole days
 PATIENCE = 5.0  # seconds that a reader waits for a file that another process holds
 _HOUR = HOUR // 1000
 _DAY = 24 * _HOUR
@@ -40,7 +41,8 @@ def asked(given: Mapping[str, str], now: float) -> Asked:
             raise ValueError("by", f"{name!r} is not one of {', '.join(DIMENSIONS)}")
     since = _since(given.get("since", "30d"), now)
     # The sums are by the hour.
-    since -= since % (_DAY if "day" in by else _HOUR)
+    whole_days = "day" in by or ("hour" not in by and now - since > LONG)
+    since -= since % (_DAY if whole_days else _HOUR)
     return Asked(by, since, given.get("key"), given.get("model"))
 
 
@@ -56,9 +58,11 @@ def _since(text: str, now: float) -> int:
 
 def read(path: Path, question: Asked) -> list[dict[str, Any]]:
     """Return the answer's rows, in the order of what they are split by. Raises sqlite3.Error."""
-    dimensions = [DIMENSIONS[name] for name in question.by]
-    conditions = ["hour >= ?"]
-    found: list[int | str] = [question.since // _HOUR]
+    whole_days = question.since % _DAY == 0 and "hour" not in question.by
+    table, unit, seconds = ("days", "day", _DAY) if whole_days else ("hours", "hour", _HOUR)
+    dimensions = ["day" if whole_days and name == "day" else DIMENSIONS[name] for name in question.by]
+    conditions = [f"{unit} >= ?"]
+    found: list[int | str] = [question.since // seconds]
     for column, value in (("key", question.key), ("served", question.model)):
         if value is not None:
             conditions.append(f"{column} = ?")
@@ -66,7 +70,7 @@ def read(path: Path, question: Asked) -> list[dict[str, Any]]:
     groups = [*dimensions, "currency"]
     sums = ", ".join(map('sum("{}")'.format, _FIGURES))
     statement = (
-        f"SELECT {', '.join(groups)}, {sums} FROM hours WHERE {' AND '.join(conditions)}"  # noqa: S608
+        f"SELECT {', '.join(groups)}, {sums} FROM {table} WHERE {' AND '.join(conditions)}"  # noqa: S608
         f" GROUP BY {', '.join(groups)} ORDER BY {', '.join(groups)}"
     )
     place = f"{path.absolute().as_uri()}?mode=ro"

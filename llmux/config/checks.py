@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmux.config.access import check_keys
-from llmux.config.accounts import check_accounts
+from llmux.config.accounts import accounts_warnings, check_accounts
 from llmux.config.address import covers, is_loopback
 from llmux.config.model_settings import hook_folder
 from llmux.config.problems import Path as Place
@@ -122,6 +122,7 @@ def _warnings(config: Config) -> Iterator[str]:
         )
     yield from _sizes(config)
     yield from levels_warnings(config)
+    yield from accounts_warnings(config)
     endpoints = [model.address.endpoint for model in config.models.values()]
     for name, model in config.models.items():
         if model.shared_address and endpoints.count(model.address.endpoint) == 1:

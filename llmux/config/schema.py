@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, expand
-from llmux.config.accounts import LedgerPath
+from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
 from llmux.config.fields import (
@@ -254,6 +254,12 @@ class Config(Section):
     ledger_keep: PositiveDuration | None = Field(
         default=400 * 86400.0,
         description="How long rows of the ledger are kept; their hourly sums stay. null: for ever.",
+    )
+    prices: PricesConfig | None = Field(
+        default=None, description="What the GPU's time, or tokens, cost. null: no money in the ledger."
+    )
+    charge: ChargeConfig = Field(
+        default_factory=ChargeConfig, description="Which keys pay for what no request did."
     )
     on_exit: Literal["leave", "sleep"] = Field(
         default="leave", description="What happens to awake engines when llmux ends."

@@ -99,6 +99,12 @@ class RequestContext:
         return channel.early if isinstance(channel, InBody) and channel.early.begun else None
 
     @property
+    def key(self) -> str:
+        """The name of the key that it showed, "" where there is none."""
+        holder = self.holder
+        return "" if holder is None else holder.name or ""
+
+    @property
     def waited(self) -> float:
         """Seconds in the queue."""
         return self.ticket.waited if self.ticket is not None else 0.0
@@ -148,21 +154,20 @@ class RequestContext:
             )
 
     def _account(self, accounts: Accounts, status: int, failure: str | None, whole: float) -> None:
-        exchange, ticket, holder = self.exchange, self.ticket, self.holder
-        ended: tuple[object, ...] = (
-            time(),
-            self.request_id,
-            None if holder is None else holder.name,
-            self.asked,
-            self.model,
-            0.0 if ticket is None else ticket.waited,
-        )
-        if exchange is None or ticket is None:
-            accounts.ended((*ended, 0.0, status, failure, self.route.path, self.sent, False, b"", (), 0))
-            return
-        service = self.began + whole - ticket.arrived - ticket.waited
-        opening, tail, events = exchange.opening, exchange.tail, exchange.events
-        accounts.ended((*ended, service, status, failure, self.route.path, self.sent, True, opening, tail, events))
+        exchange, ticket = self.exchange, self.ticket
+        began = exchange is not None and ticket is not None
+        waited = service = 0.0
+        if ticket is not None:
+            waited = ticket.waited
+            service = self.began + whole - ticket.arrived - waited if began else 0.0
+        accounts.ended(
+            0 if ticket is None else ticket.id,
+            (
+                time(), self.request_id, self.key, self.asked, self.model, waited, service, status, failure,
+                self.route.path, self.sent, began,
+            ),
+            (b"", (), 0) if exchange is None else (exchange.opening, exchange.tail, exchange.events),
+        )  # fmt: skip
 
     def _end_trace(self, status: int, failure: str | None) -> None:
         assert self.trace is not None

@@ -207,7 +207,7 @@ class FastPath:
         context = RequestContext(self.reporting, request_id, head.route, began)
         context.asked, context.model, context.holder = asked, model, head.holder
         context.sent = total - size
-        ticket = context.ticket = switcher.enter(model)
+        ticket = context.ticket = switcher.enter(model, context.key)
         admission = ticket.admission
         definition = None if admission is None else admission.definition
         if (

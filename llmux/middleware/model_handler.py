@@ -126,7 +126,7 @@ class ModelHandler:
         model, switcher = context.model, self._switcher
         assert model is not None
         if context.ticket is None:  # else it was on the fast path
-            context.ticket = switcher.enter(model)
+            context.ticket = switcher.enter(model, context.key)
         ticket = context.ticket
         try:
             while True:

@@ -63,6 +63,7 @@ class Ticket:
         "arrived",
         "cut_off",
         "id",
+        "key",
         "model",
         "on_cut",
         "rejection",
@@ -71,8 +72,9 @@ class Ticket:
         "waiter",
     )
 
-    def __init__(self, ticket: int, model: str, arrived: float) -> None:
+    def __init__(self, ticket: int, model: str, arrived: float, key: str = "") -> None:
         self.id = ticket
+        self.key = key
         self.model = model
         self.arrived = arrived
         self.admission: Admit | None = None

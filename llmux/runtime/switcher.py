@@ -44,8 +44,14 @@ class Accounts(Protocol):
     def start(self) -> None:
         """Begin. Raises ConfigError when the ledger cannot be used."""
 
-    def ended(self, request: tuple[Any, ...]) -> None:
-        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``."""
+    def configure(self, config: Config) -> None:
+        """Take over a configuration."""
+
+    def returned(self, request: int) -> None:
+        """Take note that an admitted request waits again."""
+
+    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> None:
+        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares."""
 
 
 class Switcher:
@@ -171,6 +177,8 @@ class Switcher:
         record = open_record(config, self.log) if moved else None
         self.config = config
         self.metrics.declare(config.models)
+        if self.accounts is not None:
+            self.accounts.configure(config)
         self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config), shadows))
         if moved:
             self._record_into(record, "turned on")
@@ -180,20 +188,27 @@ class Switcher:
         old, self.recorder = self.recorder, None
         if old is not None:
             self._unwatch()
-            self._on_left = ()
+            self._on_left = tuple(tell for tell in self._on_left if tell != old.request)
             old.end()
             old.file.close_soon()
         if file is not None:
             self.recorder = Recorder(self, file, because)
             self._unwatch = self._driver.watch(self.recorder.take)
-            self._on_left = (self.recorder.request,)
+            self.on_left(self.recorder.request)
+
+    def on_left(self, tell: Left) -> None:
+        """Have ``tell`` called with each ticket that has left."""
+        self._on_left = (*self._on_left, tell)
 
     # ---- requests
 
-    def enter(self, model: str) -> Ticket:
-        """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``."""
+    def enter(self, model: str, key: str = "") -> Ticket:
+        """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``.
+
+        ``key`` is the name of the key that it showed.
+        """
         self._serial += 1
-        ticket = Ticket(self._serial, model, self.now())
+        ticket = Ticket(self._serial, model, self.now(), key)
         self._tickets[ticket.id] = ticket
         self.post(ev.RequestArrived(ticket.id, model))
         return ticket
@@ -215,6 +230,8 @@ class Switcher:
         """Queue an admitted request again: its engine was dead before anything was sent."""
         ticket.returned()
         self.post(ev.RequestReturned(ticket.id, connected=activity.connected))
+        if self.accounts is not None:
+            self.accounts.returned(ticket.id)
 
     def leave(
         self, ticket: Ticket, status: int | None = None, outcome: Outcome | None = None, sent: int = 0
@@ -280,6 +297,11 @@ class Switcher:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
         self._driver.subscribe(listener)
         return lambda: self._driver.unsubscribe(listener)
+
+    def key_of(self, request: int) -> str:
+        """Return the name of the key of a request that has not left; "" where there is none."""
+        ticket = self._tickets.get(request)
+        return "" if ticket is None else ticket.key
 
     def request_id(self, request: int) -> str:
         """Return what the client of a request that waits calls it; "" where that is not known."""

@@ -12,8 +12,10 @@ import pytest
 from llmux.accounts import ledger as module
 from llmux.accounts import store as files
 from llmux.accounts import usage
-from llmux.accounts.ledger import Ledger
+from llmux.accounts.costs import Prices, price_of
+from llmux.accounts.ledger import Charge, Ledger
 from llmux.accounts.store import BATCH, HOUR, MIGRATIONS, Row, Store
+from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 from tests.harness.waiting import PATIENCE
 
@@ -29,8 +31,9 @@ class Told(list):
         return [event for event, _ in self]
 
 
-def ended(number=0, *, key="alice", when=None, status=200):
+def ended(number=0, *, key="alice", when=None, status=200, own=0.0, switch=0.0, prices=None):
     now = time.time() if when is None else when
+    path, shares = "/v1/chat/completions", (own, switch, prices)
     return (
         now,
         f"id-{number}",
@@ -41,9 +44,10 @@ def ended(number=0, *, key="alice", when=None, status=200):
         2.0,
         status,
         None,
-        "/v1/chat/completions",
+        path,
         40,
         True,
+        *shares,
         b"",
         (BODY,),
         0,
@@ -201,7 +205,8 @@ def test_a_file_that_is_removed_is_made_anew(begin, tmp_path):
 FULL = """
 import resource, sys, time
 from pathlib import Path
-from llmux.accounts.ledger import Ledger
+from llmux.accounts.costs import Prices, price_of
+from llmux.accounts.ledger import Charge, Ledger
 sys.path.insert(0, "tests/accounts")
 from test_ledger import ended, until
 told = []
@@ -273,13 +278,13 @@ def test_a_batch_of_which_it_is_not_known_whether_it_was_written_is_written_once
     write = Store.write
     failures = []
 
-    def fail(self, rows, lost=0):
+    def fail(self, rows, lost, prices):
         if not failures:
             failures.append(None)
             if carried_out:
-                write(self, rows, lost)
+                write(self, rows, lost, prices)
             raise sqlite3.OperationalError("disk I/O error")
-        write(self, rows, lost)
+        write(self, rows, lost, prices)
 
     monkeypatch.setattr(Store, "write", fail)
     for number in range(1, 40):
@@ -364,16 +369,65 @@ def test_every_older_version_is_brought_to_this_one(monkeypatch, tmp_path, versi
                 old.execute(statement)
             old.execute(f"PRAGMA application_id = {files.APPLICATION}")
             old.execute(f"PRAGMA user_version = {number}")
+        if version:
+            old.execute("INSERT INTO hours VALUES (24, 'k', 'm', '', 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)")
     monkeypatch.undo()
     store = Store(path)
     fields = dict.fromkeys(Row._fields, 0) | {"time": 5 * HOUR, "key": "k", "served": "m", "currency": ""}
     store.write([Row(**fields)])
     store.close()
-    assert requests_by_the_hour(path) == 1
+    old_ones = 7 if version else 0
+    assert requests_by_the_hour(path) == 1 + old_ones
+    (by_hours,) = usage.read(path, usage.Asked((), 3600))
+    assert by_hours["requests"] == 1 + old_ones
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         columns = {row[1] for row in connection.execute("PRAGMA table_info(requests)")}
     assert columns == {"id", *Row._fields}
+
+
+def test_what_it_costs_is_in_the_row_with_the_version_of_the_prices(begin):
+    ledger = begin()
+    by_time = Prices("usd", 900_000, {})
+    by_tokens = Prices("usd", 900_000, {"a": price_of(1.0, 0.5, 2.0)})
+    ledger.put(ended(0, own=3000.0, switch=600.0, prices=by_time))
+    ledger.put(ended(1, own=3000.0, prices=by_tokens))
+    ledger.put(ended(2, own=4.0000005))
+    for _ in range(3):
+        ledger.put(Charge(time.time(), "bob", "a", 0.0, 4.0, by_time))
+    ledger.put(Charge(time.time(), HOUSE, "", 10.0, 0.0, by_time))
+    ledger.close()
+    first, second, third, *owed, house = rows(ledger.path)
+    assert (first["gpu"], first["switch"], first["cost"]) == (3_000_000_000, 600_000_000, 900_000)
+    assert (second["cost"], second["currency"]) == (10 * 1 + 2 * 0.5 + 3 * 2, "usd")
+    assert (third["cost"], third["currency"], third["price"], third["gpu"]) == (0, "", None, 4_000_000)
+    assert [(row["kind"], row["key"], row["switch"], row["cost"]) for row in owed] == [
+        (1, "bob", 4_000_000, 1000)
+    ] * 3
+    assert (house["kind"], house["key"], house["gpu"], house["cost"]) == (2, HOUSE, 10_000_000, 2500)
+    with sqlite3.connect(ledger.path) as connection:
+        found = dict(connection.execute("SELECT version, document FROM prices").fetchall())
+    assert found == {first["price"]: by_time.document, second["price"]: by_tokens.document}
+    (none, usd) = usage.read(ledger.path, usage.Asked((), 0))
+    assert (none["cost"], usd["cost_micros"], usd["requests"]) == (None, 900_017 + 3000 + 2500, 2)
+    assert [row["key"] for row in usage.read(ledger.path, usage.Asked(("key",), 0))] == [
+        HOUSE,
+        "alice",
+        "alice",
+        "bob",
+    ]
+
+
+def test_days_are_summed_too(begin):
+    ledger = begin()
+    day = 20_000 * 86_400
+    for number, when in enumerate((day, day + 86_399, day + 86_400)):
+        ledger.put(ended(number, when=float(when)))
+    ledger.close()
+    assert usage.asked({"since": "30d"}, day).since % 86_400 == 0
+    by_days, by_hours = usage.Asked(("day",), day), usage.Asked(("day",), day + 3600)
+    assert [row["requests"] for row in usage.read(ledger.path, by_days)] == [2, 1]
+    assert [row["requests"] for row in usage.read(ledger.path, by_hours)] == [1, 1]
 
 
 def test_at_the_end_a_file_that_is_held_for_a_moment_is_waited_for(begin):

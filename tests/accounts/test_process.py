@@ -58,7 +58,7 @@ def run(house):
         process = Process(house, **settings)
         begun.append(process)
         process.start()
-        await ready(house)
+        await ready(house, process)
         return process
 
     yield run
@@ -68,8 +68,9 @@ def run(house):
             process.process.wait()
 
 
-async def ready(house):
+async def ready(house, process):
     while True:
+        assert process.process.poll() is None, (house.folder / "log").read_text()
         try:
             if (await house.ask("GET", "/ready")).status == 200:
                 return
@@ -79,7 +80,9 @@ async def ready(house):
 
 def rows(folder):
     with sqlite3.connect(folder / "ledger.db") as connection:
-        return [name for (name,) in connection.execute("SELECT request_id FROM requests ORDER BY id")]
+        return [
+            name for (name,) in connection.execute("SELECT request_id FROM requests WHERE kind = 0 ORDER BY id")
+        ]
 
 
 async def send(house, *names):
@@ -109,7 +112,7 @@ async def test_a_killed_llmux_leaves_what_it_had_told_and_nothing_twice(house, r
         process.end(signal.SIGKILL)
         await asyncio.gather(*pending, return_exceptions=True)
         process.start()
-        await ready(house)
+        await ready(house, process)
         found = rows(house.folder)
         assert {name for name in found if "late" not in name} == {
             f"{each}-{number}" for each in range(turn + 1) for number in range(30)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from llmux.cli.terminal import Exit
+from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
 from tests.cli.invoking import answered, llmux, said
 from tests.server.house import until
@@ -41,7 +42,7 @@ async def used(house, query="", key="alice", **headers):
 def rows(house):
     with sqlite3.connect(house.folder / "ledger.db") as connection:
         connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
+        return [dict(row) for row in connection.execute("SELECT * FROM requests WHERE kind = 0 ORDER BY id")]
 
 
 @pytest.mark.parametrize("padding", [0, MOST])  # the fast path, and the other
@@ -248,3 +249,79 @@ async def test_the_table_of_usage(house):
     done = await llmux(house, "usage", "--by", "colour")
     assert done.exit_code != 0
     assert json.dumps(document)
+
+
+WAKE = 'sleep 0.3; touch "$LLMUX_MODEL.up"'
+
+
+@pytest.mark.parametrize("padding", [0, MOST])
+async def test_what_the_gpu_was_held_for_is_paid_for(house, padding):
+    """A switch by those whose requests waited for it, an answer by its own, and the rest by none."""
+    models = {"a": {"wake": WAKE}, "b": {}}
+    prices = {"currency": "EUR", "gpu_hour": 3.6, "models": {"b": {"input": 1000, "cached": 0, "output": 2000}}}
+    manual = {"manual": True}  # all three wait when the switch begins
+    await house.open(models=models, ledger="ledger.db", api_keys=KEYS, prices=prices, policy=manual)
+    began = house.switcher.now()
+    lines = [
+        await house.begin("POST", CHAT, {"model": "a"}, Authorization=f"Bearer key-of-{key}")
+        for key in ("alice", "alice", "bob")
+    ]
+    await until(lambda: house.queued("a") == 3)
+    await house.switcher.force_switch("a")
+    for line in lines:
+        assert (await line.reply()).status == 200
+    body = {"model": "a", "padding": "x" * padding}
+    held = await house.begin("POST", "/v1/hold", body, Authorization="Bearer key-of-bob")
+    await until(lambda: house.in_flight("a"))
+    await asyncio.sleep(0.2)
+    house.engine.go.set()
+    assert (await held.reply()).status == 200
+    house.engine.says = WHOLE
+    await house.switcher.force_switch("b")
+    await until(lambda: house.switcher.core.state.models["b"].phase is Phase.AWAKE)
+    assert (await send(house, "b", "alice")).status == 200
+    document = (await used(house, "?by=key")).json()
+    took = house.switcher.now() - began
+    by_key = {row["key"]: row for row in document["usage"]}
+    alice, bob = by_key["alice"], by_key["bob"]
+    assert set(by_key) == {"(house)", "alice", "bob"}
+    first, second, third, hold, b = rows(house)
+    switches = sorted((row["key"], row["switch"]) for row in (first, second, third))
+    assert abs(switches[0][1] - switches[1][1]) <= 1  # each half of what its key owes
+    assert abs(switches[0][1] + switches[1][1] - switches[2][1]) <= 2
+    assert switches[2][1] >= 150_000
+    assert hold["gpu"] >= 200_000
+    assert bob["gpu_seconds"] >= 0.2
+    micros = sum(row["cost"] for row in (first, second, third, hold))
+    spent = sum(row["gpu"] + row["switch"] for row in (first, second, third, hold))
+    assert abs(micros - spent / 1000) <= 5  # 3.60 an hour is a millionth for each millisecond
+    assert b["cost"] == 8 * 1000 + 3 * 2000
+    assert alice["currency"] == "eur"
+    assert alice["cost"] == alice["cost_micros"] / 1e6 > 0.014
+    total = sum(row["gpu_seconds"] + row["switch_seconds"] for row in document["usage"])
+    assert house.switcher.accounts.shares.held - 0.05 <= total <= took
+
+
+async def test_a_guard_is_paid_for_by_the_house(house):
+    await house.open(ledger="ledger.db", prices={"gpu_hour": 1})
+    async with house.switcher.hold("a"):
+        await asyncio.sleep(0.1)
+    await house.chat("a")
+    (row,) = (await used(house, "?by=key&key=")).json()["usage"]
+    assert row["gpu_seconds"] >= 0.1
+
+
+async def test_prices_change_at_a_reload(house):
+    await opened(house, prices={"gpu_hour": 1})
+    await send(house, "a", "alice")
+    await used(house)
+    more = {"prices": {"gpu_hour": 2}, "charge": {"switch": "house"}}
+    config = house.config("a b", ledger="ledger.db", api_keys=KEYS, **more)
+    house.switcher.replace(config)
+    await send(house, "b", "alice")
+    await used(house)
+    first, last = rows(house)
+    assert first["price"] != last["price"]
+    assert (first["switch"] > 0, last["switch"]) == (True, 0)
+    with sqlite3.connect(house.folder / "ledger.db") as connection:
+        assert connection.execute("SELECT count(*) FROM prices").fetchone() == (2,)

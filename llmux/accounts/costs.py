@@ -1,0 +1,67 @@
+"""Money: what a request costs, in whole millionths of a currency. Pure.
+
+What is served here costs the time that it holds the GPU. What has a price per token costs that instead. Fractions
+of a millionth are not lost: what rounding has left over goes to the next request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+HOUR = 3_600_000_000  # microseconds
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrice:
+    """Millionths of the currency for a million tokens: read, read from a cache, written."""
+
+    input: int
+    cached: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of one configuration. ``gpu_hour`` is in millionths of the currency."""
+
+    currency: str
+    gpu_hour: int
+    models: Mapping[str, TokenPrice]
+
+    @property
+    def document(self) -> str:
+        """The prices as text: two are the same version if these are."""
+        models = {name: [one.input, one.cached, one.output] for name, one in sorted(self.models.items())}
+        return json.dumps({"currency": self.currency, "gpu_hour": self.gpu_hour, "models": models})
+
+
+def version_of(prices: Prices) -> int:
+    """Return the number of a version: that of its text, in whatever ledger."""
+    return int.from_bytes(hashlib.sha256(prices.document.encode()).digest()[:6])
+
+
+def micros(amount: float) -> int:
+    """Return an amount of money, as it is written in a configuration, in millionths."""
+    return round(Decimal(str(amount)) * MILLION)
+
+
+def price_of(given: float, cached: float | None, made: float) -> TokenPrice:
+    """Return a price per million tokens; without one of their own, tokens from a cache cost as the others do."""
+    return TokenPrice(micros(given), micros(given if cached is None else cached), micros(made))
+
+
+def of_gpu(prices: Prices, microseconds: int, rest: int) -> tuple[int, int]:
+    """Return what so much time of the GPU costs, and what is left over of ``rest`` and it."""
+    return divmod(microseconds * prices.gpu_hour + rest, HOUR)
+
+
+def of_tokens(price: TokenPrice, tokens: tuple[int, int, int], rest: int) -> tuple[int, int]:
+    """Return what tokens (read, cached ones among them, written) cost, and what is left over."""
+    read, cached, made = tokens
+    plain = max(0, read - cached)
+    return divmod(plain * price.input + cached * price.cached + made * price.output + rest, MILLION)
