@@ -74,7 +74,32 @@ def load_policy(use: str, options: Mapping[str, Any], folder: Path) -> Policy:
             ``policy.use`` or ``policy.options.…`` and says what to do.
 
     """
-    return _make(load_class(use, folder), use, options)
+    made = _make(load_class(use, folder), use, options)
+    if hasattr(made, "compose"):
+        _compose(made, use, folder)
+    return made
+
+
+def _compose(made: Any, use: str, folder: Path) -> None:
+    """Let a policy that chooses among others make these."""
+
+    def load(other: str, options: Mapping[str, Any]) -> Policy:
+        found = _make(load_class(other, folder), other, options)
+        if hasattr(found, "compose"):
+            raise _wrong(other, f"it chooses among policies itself; {use} cannot choose it")
+        return found
+
+    try:
+        made.compose(load)
+    except PolicyLoadError as error:
+        raise PolicyLoadError(
+            "\n".join(
+                f"{OPTIONS}.among: {line.removeprefix(f'{USE}: ').removeprefix(f'{OPTIONS}.')}"
+                for line in str(error).splitlines()
+            )
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _wrong(use, f"compose: {_explain(error, None)}") from error
 
 
 def comes_from_file(use: str) -> bool:

@@ -160,10 +160,19 @@ class SeenGpus:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenAuto:
+    """Which of several policies decides."""
+
+    chosen: str
+    error: str | None = None  # why the last look back failed
+
+
+@dataclass(frozen=True, slots=True)
 class SeenPolicy:
     """The policy in use."""
 
     use: str
+    auto: SeenAuto | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,9 +90,16 @@ def view(url: str, seen: SeenStatus) -> RenderableType:
     return Group(*head(url, seen), models(seen), *_why(seen))
 
 
+def _policy(seen: SeenStatus) -> str:
+    auto = seen.policy.auto
+    return seen.policy.use if auto is None else f"{seen.policy.use} ({auto.chosen} decides)"
+
+
 def head(url: str, seen: SeenStatus) -> Iterator[Text]:
     """Yield what concerns all models, a line each."""
-    yield Text(f"llmux {seen.version} at {url}, up {spell(seen.uptime)}; policy {seen.policy.use}", "bold")
+    yield Text(f"llmux {seen.version} at {url}, up {spell(seen.uptime)}; policy {_policy(seen)}", "bold")
+    if seen.policy.auto is not None and seen.policy.auto.error is not None:
+        yield Text(f"auto could not look back on the last hour: {seen.policy.auto.error}", "yellow")
     if not seen.ready:
         yield Text("not ready: it is still looking at what runs, or stops", "yellow")
     if seen.manual:

@@ -286,6 +286,15 @@ class ShadowDropped:
 
 
 @dataclass(slots=True)
+class PolicyAdopted:
+    """Of the policies that ``use: auto`` chooses among, another one decides from now on."""
+
+    policy: str
+    before: str
+    reason: str
+
+
+@dataclass(slots=True)
 class PinSet:
     """The model is pinned (``pinned``) or no longer pinned."""
 
@@ -336,8 +345,8 @@ class PhaseChanged:
     why: str
 
 
-Kind = Literal["stay", "switch", "wait"]
-By = Literal["policy", "overruled", "max_wait", "min_active", "core", "manual"]
+Kind = Literal["stay", "switch", "wait", "adopt"]  # adopt: another policy decides from now on
+By = Literal["policy", "overruled", "max_wait", "min_active", "core", "manual", "auto"]
 
 
 @dataclass(slots=True)
@@ -366,8 +375,8 @@ class Stopped:
 Notice = (
     Ready | RequestQueued | SwitchStarted | SwitchDrained | ModelActivated | ModelDeactivated | SwitchEnded
     | SwitchFailed | SleepHookFailed | ModelDeepened | BackoffStarted | ModelLost | ModelFaulted
-    | ModelAssumedAsleep | ModelReset | PolicyOverruled | PolicyDecided | ShadowDropped | PinSet | LeaseSet
-    | LeaseHeld | ManualSet | ModelRemoved | Stopped
+    | ModelAssumedAsleep | ModelReset | PolicyOverruled | PolicyDecided | ShadowDropped | PolicyAdopted
+    | PinSet | LeaseSet | LeaseHeld | ManualSet | ModelRemoved | Stopped
 )  # fmt: skip
 
 # What only explains the others: for the timeline, and no part of a playbook.

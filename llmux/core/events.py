@@ -170,6 +170,14 @@ class ConfigReplaced(Event):
 
 
 @dataclass(slots=True)
+class PolicyChosen(Event):
+    """Of the policies that ``use: auto`` chooses among, ``name`` decides from now on; ``reason`` is in words."""
+
+    name: str
+    reason: str = ""
+
+
+@dataclass(slots=True)
 class DeadlineReached(Event):
     """The time that ``next_deadline()`` named has come."""
 

@@ -53,7 +53,7 @@ from llmux.core.errors import InvalidEventError
 from llmux.core.model import AWAKE, READY, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
-from llmux.core.policy_calls import LiveSnapshot
+from llmux.core.policy_calls import LiveSnapshot, adopt
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.state import State
 from llmux.core.timers import Timer
@@ -266,5 +266,6 @@ _HANDLERS: Mapping[type, Callable[[State, Any], None]] = {
     ev.Started: lifecycle.started,
     **dict.fromkeys(commands.COMMANDS, commands.carry_out),
     ev.ConfigReplaced: lifecycle.replaced,
+    ev.PolicyChosen: adopt,
     ev.ShutdownRequested: lambda s, _: lifecycle.stop(s),
 }

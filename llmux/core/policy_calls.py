@@ -13,7 +13,8 @@ from typing import Any
 
 from llmux.core import placement
 from llmux.core import policy as api
-from llmux.core.effects import PolicyOverruled, ShadowDropped
+from llmux.core.effects import PolicyAdopted, PolicyOverruled, ShadowDropped
+from llmux.core.events import PolicyChosen
 from llmux.core.model import AWAKE, Model, Shadow
 from llmux.core.state import State
 from llmux.core.successors import Successor
@@ -241,3 +242,16 @@ def _meant(decision: api.Decision | object, waiting: Sequence[str]) -> tuple[str
 def _drop(s: State, shadow: Shadow, error: BaseException) -> None:
     shadow.dropped = spelled(error)
     s.out.append(ShadowDropped(shadow.name, shadow.dropped))
+
+
+def adopt(s: State, event: PolicyChosen) -> None:
+    """Have a policy that chooses among others (``adopt(name)``) follow another of them, if it has that one."""
+    change = getattr(s.policy, "adopt", None)
+    try:
+        before = change and change(event.name)
+    except RAISED as error:
+        _overrule(s, f"adopt raised {spelled(error)}")
+        return
+    if before:
+        s.last_told = s.last_decision = None  # what it decides is told anew
+        s.out.append(PolicyAdopted(event.name, str(before), event.reason))

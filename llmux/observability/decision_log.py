@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmux.core.effects import By, Decided, Kind, ModelRemoved
+from llmux.core.effects import By, Decided, Kind, ModelRemoved, PolicyAdopted
 from llmux.core.model import Reason
 from llmux.core.state import State
 from llmux.observability.figures import Evicted, Figures, Serving, Waiting, figures
@@ -56,6 +56,8 @@ class DecisionRecord:
     @property
     def reason(self) -> str:
         """What was done and why, in one line with the figures that matter."""
+        if self.kind == "adopt":
+            return self.said
         deed, *rest = filter(None, (self._deed(), self._why(), *self._figures()))
         return f"{deed}: {'; '.join(rest)}" if rest else deed
 
@@ -133,6 +135,7 @@ class DecisionLog:
         self.evicted: dict[str, Evicted] = {}  # by model: the last time that it made room for another
         timeline.on(Decided, self._decided)
         timeline.on(ModelRemoved, self._removed)
+        timeline.on(PolicyAdopted, self._adopted)
 
     def _decided(self, time: float, effect: Decided) -> None:
         made = effect.figures
@@ -164,13 +167,24 @@ class DecisionLog:
             self.eviction = made.evicted
             self.evicted.update(dict.fromkeys(made.evicted.left, made.evicted))
 
+    def _adopted(self, time: float, effect: PolicyAdopted) -> None:
+        self.last_id += 1
+        said = f"{effect.policy} decides from now on, in place of {effect.before}: {effect.reason}"
+        self.records.append(DecisionRecord(self.last_id, time, "adopt", None, "auto", said, (), (), last=time))
+
     def _removed(self, _time: float, effect: ModelRemoved) -> None:
         self.evicted.pop(effect.model, None)
 
     def latest(self, s: State, count: int) -> list[DecisionRecord]:
         """Return the last ``count`` decisions, oldest first; what still holds has the figures of this moment."""
         records = list(self.records)[-count:] if count > 0 else []
-        if records and records[-1].switch is None and s.switch is None and (now := figures(s)).waiting:
+        if (
+            records
+            and records[-1].kind != "adopt"
+            and records[-1].switch is None
+            and s.switch is None
+            and (now := figures(s)).waiting
+        ):
             last = replace(records[-1], last=s.now, serving=now.serving, waiting=now.waiting, more=now.more)
             records[-1] = last
         return records

@@ -75,6 +75,12 @@ CATALOGUE: dict[str, LogEvent] = {
     "policy_overruled": LogEvent(
         _WARNING, "The policy's answer cannot be followed; first come, first served was used instead."
     ),
+    "policy_adopted": LogEvent(
+        _INFO, "`use: auto` has another of its policies decide; `reason` says what the last hour showed."
+    ),
+    "policy_look_failed": LogEvent(
+        _WARNING, "`use: auto` could not look back on the last hour; the policy that decides stays."
+    ),
     "shadow_dropped": LogEvent(_WARNING, "A shadow policy failed or was too slow; it is asked no more."),
     # requests
     "request_queued": LogEvent(_DEBUG, "A request waits for its model."),

@@ -12,7 +12,8 @@ only went to sleep.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -70,6 +71,9 @@ HELP: dict[str, str] = {
     "llmux_model_backoffs_total": "Backoffs begun after a failed wake or sleep.",
     "llmux_policy_overruled_total": "Answers of the policy that could not be followed.",
     "llmux_shadow_decisions_total": "Answers of shadow policies, and whether the policy did the same.",
+    "llmux_policy_choice": "Of the policies that `use: auto` chooses among: 1 for the one that decides.",
+    "llmux_policy_looks_total": "Looks back of `use: auto`, by result: adopted, kept or failed.",
+    "llmux_policy_look_cpu_seconds_total": "CPU time that these looks took, of processes beside llmux.",
     "llmux_targets_total": "Requests for a variant or a virtual model, by the target that was chosen, and why.",
     "llmux_build_info": "1, with the version as label.",
 }
@@ -90,6 +94,14 @@ class Modes(NamedTuple):
 
     leased: bool = False
     manual: bool = False
+
+
+class Looks(NamedTuple):
+    """What ``use: auto`` has done: which candidate decides, its looks by result, and their seconds of CPU."""
+
+    chosen: Mapping[str, bool] = MappingProxyType({})
+    results: Mapping[str, int] = MappingProxyType({})
+    cpu: float = 0.0
 
 
 class _Histogram:
@@ -166,16 +178,18 @@ class Metrics(Collector):
         *,
         shadows: Callable[[], Iterable[Shadow]] = tuple,
         modes: Callable[[], Modes] = Modes,
+        auto: Callable[[], Looks] = Looks,
         models: Iterable[str] = (),
         process: bool = True,
     ) -> None:
-        """``gauges``, ``shadows`` and ``modes`` are asked at a scrape.
+        """``gauges``, ``shadows``, ``modes`` and ``auto`` are asked at a scrape.
 
         ``process`` adds those of process and Python.
         """
         self._gauges = gauges
         self._modes = modes
         self._shadows = shadows
+        self._auto = auto
         self._models: dict[str | None, _Model] = {}
         self._unknown = _Model()
         self._switches: dict[tuple[str, str, str], int] = {}
@@ -328,6 +342,12 @@ class Metrics(Collector):
         ]
         yield _counter("llmux_shadow_decisions_total", ("policy", "decision", "agrees"), answers)
         yield _counter("llmux_targets_total", ("model", "target", "reason"), self._targets.items())
+        looks = self._auto()
+        yield _gauge(
+            "llmux_policy_choice", ("policy",), [((name,), int(one)) for name, one in looks.chosen.items()]
+        )
+        yield _counter("llmux_policy_looks_total", ("result",), [((key,), n) for key, n in looks.results.items()])
+        yield _counter("llmux_policy_look_cpu_seconds_total", (), [((), looks.cpu)])
         yield _gauge("llmux_build_info", ("version",), [((__version__,), 1)])
 
     def describe(self) -> Iterator[Metric]:

@@ -145,6 +145,10 @@ def _shadow_dropped(it: core.ShadowDropped) -> Described:
     return Described("shadow_dropped", {"policy": it.policy, "error": it.error})
 
 
+def _policy_adopted(it: core.PolicyAdopted) -> Described:
+    return Described("policy_adopted", {"policy": it.policy, "before": it.before, "reason": it.reason})
+
+
 def _policy_decided(it: core.PolicyDecided) -> Described:
     return Described("policy_decided", {"decision": it.decision, "model": it.model, "reason": it.reason})
 
@@ -214,6 +218,7 @@ _TELLERS: dict[type, Callable[..., Described]] = {
     core.ModelRemoved: _model_removed,
     core.PolicyOverruled: _policy_overruled,
     core.PolicyDecided: _policy_decided,
+    core.PolicyAdopted: _policy_adopted,
     core.ShadowDropped: _shadow_dropped,
     core.PinSet: _pin_set,
     core.LeaseSet: _lease_set,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmux.config import Config
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.spec import HookKind
+from llmux.core.spec import HookKind, Rules
 from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile
@@ -128,7 +128,6 @@ class Recorder:
     def begin(self, because: str) -> None:
         """Write down the state and the rules, from which what follows can be understood."""
         s, config = self._switcher.core.state, self._switcher.config
-        rules = s.rules
         self._put(
             "start",
             because=because,
@@ -138,17 +137,8 @@ class Recorder:
             time=time.time(),
             clock=self._origin,
             policy={"use": config.policy.use, "options": dict(config.policy.options)},
-            rules={
-                "request_timeout": rules.request_timeout,
-                "max_wait": rules.max_wait,
-                "min_active": rules.min_active,
-                "drain_timeout": rules.drain_timeout,
-                "capacity": rules.capacity,
-                "host_memory": rules.host_memory,
-                "default_model": rules.default_model,
-                "default_after": rules.default_after,
-            },
-            models=[_model(model) for model in s.models.values() if not model.removed],
+            rules=rules_line(s.rules),
+            models=[model_line(model) for model in s.models.values() if not model.removed],
             pins=[model.name for model in s.models.values() if model.pinned],
             lease=None if s.lease is None else {"waits": s.lease.waits},
             manual=s.manual,
@@ -192,7 +182,7 @@ class Recorder:
             wait_s=round((ended if admitted is None else admitted) - entry.arrived, DIGITS),
             first_byte_s=None if first is None else round(first - entry.arrived, DIGITS),
             service_s=None if admitted is None else round(ended - admitted, DIGITS),
-            outcome=_outcome(ticket, status, began=first is not None, broken=broken),
+            outcome=outcome_of(ticket, status, began=first is not None, broken=broken),
             status=status,
             switch=entry.switch,
             order=[entry.order, entry.order_ended],
@@ -330,7 +320,22 @@ def open_record(config: Config, log: EventLog) -> RecordFile | None:
         raise ConfigError(f"{path} cannot be written: {why}; give another file, or null", path="record") from error
 
 
-def _outcome(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -> str:
+def rules_line(rules: Rules) -> dict[str, Any]:
+    """Return the guard rails as the line has them that begins a record."""
+    return {
+        "request_timeout": rules.request_timeout,
+        "max_wait": rules.max_wait,
+        "min_active": rules.min_active,
+        "drain_timeout": rules.drain_timeout,
+        "capacity": rules.capacity,
+        "host_memory": rules.host_memory,
+        "default_model": rules.default_model,
+        "default_after": rules.default_after,
+    }
+
+
+def outcome_of(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -> str:
+    """Say in a word how a request ended; ``status`` is None for a guard that was held."""
     if status is None:
         return "held"
     if status == GONE:
@@ -342,7 +347,8 @@ def _outcome(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -
     return "answered" if began else "failed"
 
 
-def _model(model: Model) -> dict[str, Any]:
+def model_line(model: Model) -> dict[str, Any]:
+    """Return a model as the line has it that begins a record."""
     spec = model.spec
     return {
         "name": spec.name,

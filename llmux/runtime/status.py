@@ -33,7 +33,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "time": time.time(),
         "uptime": time.monotonic() - switcher.started_at,
         "ready": s.ready and not s.stopping,
-        "policy": {"use": config.policy.use, "options": dict(config.policy.options)},
+        "policy": _policy(switcher),
         "shadows": [_shadow(shadow) for shadow in s.shadows],
         "awake": [model.name for model in s.in_phase(Phase.AWAKE)],
         "switch": None
@@ -109,6 +109,15 @@ def _shadow(shadow: Shadow) -> dict[str, Any]:
         "agreed": agreed,
         "dropped": shadow.dropped or None,
     }
+
+
+def _policy(switcher: Switcher) -> dict[str, Any]:
+    """Return the policy as configured; of one that chooses among others, ``auto`` says which decides, and why."""
+    policy = switcher.config.policy
+    document: dict[str, Any] = {"use": policy.use, "options": dict(policy.options)}
+    if (auto := switcher.auto.document()) is not None:
+        document["auto"] = auto
+    return document
 
 
 def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from llmux.observability.state_file import StateStore
 from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.activities import Activities
+from llmux.runtime.auto import Chooser
 from llmux.runtime.driver import Act, Driver
 from llmux.runtime.history import History
 from llmux.runtime.hook_jobs import job_for, line_to, orphan_to, tell_end
@@ -81,7 +82,14 @@ class Switcher:
         self.core.state.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()
-        self.metrics = Metrics(self.gauges, shadows=lambda: self.core.state.shadows, modes=self.modes, process=own)
+        self.auto = Chooser(self)
+        self.metrics = Metrics(
+            self.gauges,
+            shadows=lambda: self.core.state.shadows,
+            modes=self.modes,
+            process=own,
+            auto=self.auto.looks,
+        )
         self.metrics.declare(config.models)
         self.timeline = Timeline()
         self.decisions = DecisionLog(self.timeline)
@@ -137,6 +145,7 @@ class Switcher:
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
         self._persistence.open()
+        self.auto.follow()
         for source, target, seconds, _ in self.core.state.costs.rows():
             self.metrics.cost_estimated((source,) if source else (), target, seconds)
         self._starting = asyncio.get_running_loop().create_task(self._begin(), name="start")
@@ -155,6 +164,7 @@ class Switcher:
         self._driver.close()
         if self._starting is not None:
             self._starting.cancel()
+        await self.auto.close()
         await self.hooks.close()
         if self.recorder is not None:
             self.recorder.end()
@@ -169,7 +179,7 @@ class Switcher:
         policy = self.core.state.policy
         old, new = self.config, config.policy
         same = (old.policy.use, old.policy.options, old.folder) == (new.use, new.options, config.folder)
-        if not same or comes_from_file(new.use):
+        if not same or any(map(comes_from_file, (new.use, *getattr(policy, "uses", ())))):
             policy = load_policy(new.use, new.options, config.folder)
         shadows = load_shadows(config, self.core.state.shadows, self.config)
         old_record = (self.config.record_path, self.config.record_size)
@@ -180,6 +190,7 @@ class Switcher:
         if self.accounts is not None:
             self.accounts.configure(config)
         self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config), shadows))
+        self.auto.follow()
         if moved:
             self._record_into(record, "turned on")
 
@@ -188,7 +199,7 @@ class Switcher:
         old, self.recorder = self.recorder, None
         if old is not None:
             self._unwatch()
-            self._on_left = tuple(tell for tell in self._on_left if tell != old.request)
+            self.off_left(old.request)
             old.end()
             old.file.close_soon()
         if file is not None:
@@ -199,6 +210,10 @@ class Switcher:
     def on_left(self, tell: Left) -> None:
         """Have ``tell`` called with each ticket that has left."""
         self._on_left = (*self._on_left, tell)
+
+    def off_left(self, tell: Left) -> None:
+        """End that."""
+        self._on_left = tuple(one for one in self._on_left if one != tell)
 
     # ---- requests
 

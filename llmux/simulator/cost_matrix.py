@@ -182,6 +182,11 @@ def _from_state(path: Path, data: Any) -> CostMatrix:
         costs.load(data)
     except (TypeError, ValueError, KeyError, AttributeError):
         raise TraceError(f"{path}: is a state file without usable costs") from None
+    return measured(costs)
+
+
+def measured(costs: SwitchCosts) -> CostMatrix:
+    """Return what was measured of switches; ``default`` is None where nothing was."""
     pairs = {(source, target): seconds for source, target, seconds, _ in costs.rows() if source is not None}
     mean = sum(pairs.values()) / len(pairs) if pairs else None
     sleeps = {name: average.seconds for name, average in costs.sleeps.items()}

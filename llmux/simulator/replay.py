@@ -173,7 +173,7 @@ class _Replay(Run):
         return True  # until the end of the record: idle models go to sleep after the last request
 
     def _act(self) -> None:
-        self._feed(self._acts[heapq.heappop(self._times)[1]].event)
+        self.feed(self._acts[heapq.heappop(self._times)[1]].event)
 
     def _run_hook(self, effect: RunHook, pending: list[Event]) -> None:
         if effect.kind is HookKind.ALIVE:

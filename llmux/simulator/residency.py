@@ -11,14 +11,15 @@ is rejected would not show in the waits.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llmux.config import Config, first_costs, to_specs
 from llmux.core.effects import CancelRequests, Effect, KillHook, ModelActivated, ModelDeactivated, RunHook
 from llmux.core.events import Event, HookFinished, RequestFinished
 from llmux.core.policy import Policy
-from llmux.core.spec import HookKind, Rules
+from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.simulator.adopting import look_back
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, undisturbed
@@ -86,17 +87,46 @@ def simulate_configured(
 
     """
     specs, rules = to_specs(config)
+    guesses = {
+        name: (_times(wake, factor), _times(sleep, factor)) for name, (wake, sleep) in first_costs(config).items()
+    }
+    times = HookSeconds(costs.scaled(factor), guesses)
+    return simulate_specs(trace, specs, rules, policy, times, engines, horizon=horizon, progress=progress)
+
+
+def simulate_specs(
+    trace: Trace,
+    specs: Sequence[ModelSpec],
+    rules: Rules,
+    policy: Policy,
+    times: HookSeconds,
+    engines: Engines,
+    *,
+    horizon: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Run ``trace`` under ``rules``, every hook as long as ``times`` says.
+
+    Raises:
+        TraceError: it asks for a model that is not among ``specs``, or a cost is missing.
+
+    """
     known = {spec.name for spec in specs}
     stray = next((name for name in trace.models if name not in known), None)
     if stray is not None:
         raise TraceError(f"{trace.name}: asks for {stray!r}, which is not one of the configuration's models")
-    guesses = {
-        name: (_times(wake, factor), _times(sleep, factor)) for name, (wake, sleep) in first_costs(config).items()
-    }
     scene = Scene([replace(spec, max_queued=UNBOUNDED) for spec in specs], frozenset())
     rules = replace(rules, request_timeout=None, alive_every=0.0, manual=False)
-    run = _ConfiguredRun(trace, policy, HookSeconds(costs.scaled(factor), guesses), engines, rules, horizon, scene)
-    run.core.state.costs.guesses = guesses
+    run = _ConfiguredRun(trace, policy, times, engines, rules, horizon, scene)
+    if hasattr(policy, "makers"):
+
+        def again(
+            traffic: Trace, candidate: Policy, costs: CostMatrix, fitted: Engines, _awake: frozenset[str]
+        ) -> Outcome:
+            told = HookSeconds(costs, times.guesses)
+            return _ConfiguredRun(traffic, candidate, told, fitted, rules, None, scene).go(None)
+
+        look_back(run, policy, again)
     with undisturbed():
         return run.go(progress)
 
@@ -119,6 +149,7 @@ class _ConfiguredRun(Run):
         scene: Scene,
     ) -> None:
         super().__init__(trace, policy, times.costs, engines, rules, horizon, scene)
+        self.core.state.costs.guesses = times.guesses
         self.times = times
         self.noted = NOTED | {KillHook, ModelActivated, ModelDeactivated, CancelRequests}
         self.awake: dict[str, float] = {}  # since when
@@ -183,7 +214,7 @@ class _ConfiguredRun(Run):
         index = heapq.heappop(self.cut)[1]
         self.outcome.cut += 1
         self._follow_up(index)
-        self._feed(RequestFinished(index))
+        self.feed(RequestFinished(index))
 
     def _stretch(self, since: dict[str, float], model: str, what: str) -> None:
         begun = since.pop(model, None)

@@ -39,14 +39,8 @@ from llmux.simulator.engine_model import EngineModel, Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
 
 NEVER = float("inf")
-HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP, ACT = (
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-)  # what happens next, besides arrivals and ends
+# What happens next, besides arrivals (0) and ends of streams (1).
+HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP, ACT, LOOK = 2, 3, 4, 5, 6, 7, 8
 REPORT_EVERY = 256  # events between two calls of ``progress``
 NOTED = frozenset({Reject, SwitchStarted, SwitchDrained, SwitchEnded, PolicyOverruled})
 UNBOUNDED = 1 << 40  # max_queued: what is rejected would not show in the waits
@@ -76,6 +70,7 @@ class Outcome:
     switches: int = 0
     overruled: list[str] = field(default_factory=list)  # what the policy said that cannot be followed, once a kind
     residency: list[Visit] = field(default_factory=list)  # of each model, where several may be awake
+    adopted: list[tuple[float, str]] = field(default_factory=list)  # by ``use: auto``: when, and which policy
     refused: int = 0  # requests that were rejected
     cut: int = 0  # answers that were ended by ``drain_timeout``
 
@@ -99,8 +94,16 @@ def simulate(
     engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
     scene = scene or Scene.of(trace, engines)
     costs.check(trace.models)
+    rules, specs = _without_probes(rules or Rules()), scene.specs
+    run = Run(trace, policy, costs, engines, rules, horizon, scene)
+    if hasattr(policy, "makers"):
+        from llmux.simulator.adopting import look_back  # noqa: PLC0415 - it runs such as this
+
+        look_back(
+            run, policy, lambda t, p, c, e, awake: Run(t, p, c, e, rules, None, Scene(specs, awake)).go(None)
+        )
     with undisturbed():
-        return Run(trace, policy, costs, engines, _without_probes(rules or Rules()), horizon, scene).go(progress)
+        return run.go(progress)
 
 
 @contextlib.contextmanager
@@ -148,6 +151,7 @@ class Run:
     ) -> None:
         names = trace.models
         self.noted = NOTED
+        self.specs = scene.specs
         self.jobs, self.costs = trace.jobs, costs
         self.serving = {name: Serving(engines.of(name)) for name in names}
         self.busy: list[Serving] = []  # those that have streams
@@ -165,12 +169,16 @@ class Run:
         self.timed: list[tuple[float, int]] = []  # heap of (time, job): ends of those whose service is known
         self.leaving: list[tuple[float, int]] = []  # heap of (time, job): ends of patience
         self.failing: set[int] = set()  # hooks that will fail
+        self.looks: list[tuple[float, int]] = []  # when a policy that chooses among others looks back
+        self.look: Callable[[], None] = lambda: None
         self.heaps: tuple[tuple[int, list[tuple[float, int]]], ...] = (
             (HOOK_ENDED, self.hooks),
             (FOLLOWS, self.spawned),
         )
         if any(job.service is not None or job.patience is not None for job in trace.jobs):
             self.heaps = (*self.heaps, (SERVED, self.timed), (GAVE_UP, self.leaving))
+        if hasattr(policy, "makers"):
+            self.heaps = (*self.heaps, (LOOK, self.looks))
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
         self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
         self.stage = Visit(0.0, NEVER, next(iter(sorted(scene.awake)), ""), "awake")
@@ -186,9 +194,10 @@ class Run:
             self._served,
             self._give_up,
             self._act,
+            self._look,
         )
         turns = 0
-        self._feed(self.started)
+        self.feed(self.started)
         while True:
             time, what = self._next()
             if time >= self.until or (self.arrivals[-1][0] == NEVER and not self._anybody_left()):
@@ -233,11 +242,11 @@ class Run:
         patience = self.jobs[job].patience
         if patience is not None:
             heapq.heappush(self.leaving, (self.time + patience, job))
-        self._feed(RequestArrived(job, self.jobs[job].model))
+        self.feed(RequestArrived(job, self.jobs[job].model))
 
     def _hook_ended(self) -> None:
         hook = heapq.heappop(self.hooks)[1]
-        self._feed(HookFinished(hook, ok=hook not in self.failing))
+        self.feed(HookFinished(hook, ok=hook not in self.failing))
 
     def _served(self) -> None:
         self._answered(heapq.heappop(self.timed)[1])
@@ -246,13 +255,18 @@ class Run:
         index = heapq.heappop(self.leaving)[1]
         if self.outcome.admitted[index] is None and self.outcome.arrived[index] is not None:
             self.outcome.arrived[index] = None
-            self._feed(RequestAbandoned(index))
+            self.feed(RequestAbandoned(index))
 
     def _act(self) -> None:
         """Do what an operator did; only a replay has one."""
 
+    def _look(self) -> None:
+        """Have a policy that chooses among others look back; see ``adopting``."""
+        heapq.heappop(self.looks)
+        self.look()
+
     def _deadline(self) -> None:
-        self._feed(DeadlineReached())
+        self.feed(DeadlineReached())
 
     def _finish(self) -> None:
         """Take out the stream that is done; those that are done with it follow in the next turns."""
@@ -265,7 +279,7 @@ class Run:
     def _answered(self, index: int) -> None:
         self.outcome.finished[index] = self.time
         self._follow_up(index)
-        self._feed(RequestFinished(index))
+        self.feed(RequestFinished(index))
 
     def _follow_up(self, index: int) -> None:
         """Let the job come that waits for the end of this one."""
@@ -275,7 +289,8 @@ class Run:
 
     # ---- effects
 
-    def _feed(self, event: Event) -> None:
+    def feed(self, event: Event) -> None:
+        """Hand an event to the core, and carry out its answer."""
         pending = [event]
         for each in pending:
             for effect in self.handle(each, self.time):

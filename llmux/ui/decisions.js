@@ -4,8 +4,8 @@ import { at, make, mark, only, say } from "./dom.js"
 import { clock, duration } from "./format.js"
 import { shape } from "./palette.js"
 
-const WORDS = { stay: "stay", wait: "wait", switch: "switch" }
-const BY = { overruled: "the policy overruled", max_wait: "max_wait", min_active: "min_active", core: "no policy asked", policy: "" }
+const WORDS = { stay: "stay", wait: "wait", switch: "switch", adopt: "policy" }
+const BY = { overruled: "the policy overruled", max_wait: "max_wait", min_active: "min_active", core: "no policy asked", policy: "", auto: "" }
 const SHOWN = 50
 
 const items = new Map()

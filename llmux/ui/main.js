@@ -113,8 +113,9 @@ function banner(why) {
 function header() {
   const { status } = world
   const shadows = status.shadows?.length ? `, shadows ${status.shadows.map(one => one.policy).join(", ")}` : ""
-  say(at("facts"), `${status.version} · policy ${status.policy.use}${shadows} · up ${duration(status.uptime)}${status.reload_error ? " · the configuration has an error" : ""}`)
-  at("facts").title = status.reload_error ?? ""
+  const auto = status.policy.auto
+  say(at("facts"), `${status.version} · policy ${status.policy.use}${auto ? ` (${auto.chosen} decides)` : ""}${shadows} · up ${duration(status.uptime)}${status.reload_error ? " · the configuration has an error" : ""}`)
+  at("facts").title = status.reload_error ?? auto?.error ?? auto?.last?.reason ?? ""
 }
 
 const QUIET = 2000 // ms at least between two announcements

@@ -30,6 +30,7 @@ EFFECTS = [
     core.PolicyOverruled("SwitchTo('x')"),
     core.PolicyDecided("wait", None, "young"),
     core.ShadowDropped("mine", "RuntimeError: ill"),
+    core.PolicyAdopted("idle", "adaptive", "it waits less"),
     core.PinSet("a", pinned=True, until=None),
     core.LeaseSet(leased=True, until=5.0, reason="training"),
     core.LeaseHeld(3.5),
