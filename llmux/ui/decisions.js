@@ -5,7 +5,7 @@ import { clock, duration } from "./format.js"
 import { shape } from "./palette.js"
 
 const WORDS = { stay: "stay", wait: "wait", switch: "switch", adopt: "policy" }
-const BY = { overruled: "the policy overruled", max_wait: "max_wait", min_active: "min_active", core: "no policy asked", policy: "", auto: "" }
+const BY = { core: "no policy asked" } // of the others the reason tells it
 const SHOWN = 50
 
 const items = new Map()
@@ -40,6 +40,7 @@ export function showDecisions(world) {
     say(time, clock(decision.time))
     say(tag, WORDS[decision.kind] ?? decision.kind)
     const more = [BY[decision.by], decision.times > 1 && `${decision.times} times until ${clock(decision.last)}`]
+    mark(item, "title", decision.by !== "core" && decision.said ? `${world.status.policy.use}: ${decision.said}` : null)
     say(text, [decision.reason, ...more.filter(Boolean)].join(" · "))
   }
 }

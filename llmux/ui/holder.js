@@ -150,7 +150,7 @@ const waits = status => Object.values(status.models).some(model => model.queued 
 
 // ---- sums
 
-const span = seconds => seconds >= 3570 ? "1 h" : duration(seconds)
+const span = seconds => seconds >= 3570 ? "1 h" : seconds >= 120 ? `${Math.floor(seconds / 60)} min` : duration(seconds)
 
 export function showSums(world) {
   const { status } = world, models = Object.values(status.models)

@@ -63,7 +63,7 @@ function showStart({ status, moves, decisions, begins }) {
     && Object.values(status.models).every(one => one.phase === "asleep" && !one.queued)
   at("start").hidden = begins === null || !quiet || status.switch !== null || model === undefined
   const body = JSON.stringify({ model, messages: [{ role: "user", content: "Hello" }] }).replaceAll("'", "'\\''")
-  say(at("start-command"), `curl ${address("../v1/chat/completions")} -H 'Content-Type: application/json' -d '${body}'`)
+  say(at("start-command"), `curl ${address("../v1/chat/completions")} \\\n  -H 'Content-Type: application/json' \\\n  -d '${body}'`)
 }
 
 // ---- the connection

@@ -42,7 +42,7 @@ function waiting(world) {
   rows.sort((one, other) => other.waited - one.waited)
   at("of-waiting").hidden = !rows.length
   only(at("waiting").tBodies[0], ...rows.map(one => row([
-    [named(one.model), "model", "head"], [String(one.position), "position", "number"], [duration(one.waited), "waited", "number"],
+    [named(one.model), "model", "subject"], [String(one.position), "position", "number"], [duration(one.waited), "waited", "number"],
     [duration(one.expected), "expected still", "number"], [one.request_id ?? "", "request id", "id"],
   ])))
 }
@@ -55,7 +55,7 @@ function ended() {
   drawn = key
   only(at("ended").tBodies[0], ...known.map(one => {
     const element = row([
-      [clock(one.time), "time", "time"], [one.model === null ? make("span", { class: "sub" }, "none") : named(one.model), "model", "head"],
+      [clock(one.time), "time", "time"], [one.model === null ? make("span", { class: "sub" }, "none") : named(one.model), "model", "subject"],
       [status(one), "status", "status"], [duration(one.waited), "waited", "number"], [duration(one.first_byte), "first byte", "number"],
       [duration(one.duration), "in all", "number"], [tokens(one), "tokens", "number"], [rate(one.tokens_per_second), "tokens/s", "number"],
       [one.request_id, "request id", "id"],
@@ -67,7 +67,7 @@ function ended() {
 
 function row(cells) {
   return make("tr", { role: "row" }, ...cells.map(([content, label, kind]) =>
-    make("td", { role: "cell", "data-label": label, class: kind }, content)))
+    make("td", { role: "cell", "data-label": label, class: kind, ...(content === "–" ? { "data-none": "" } : {}) }, content)))
 }
 
 function status(one) {
