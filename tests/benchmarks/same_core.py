@@ -356,7 +356,10 @@ class Twin:
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {}
-REWORDED = (("for which nobody waits", "for which no request waits"),)
+REWORDED = (
+    ("for which nobody waits", "for which no request waits"),
+    ("which is no decision", "which is not a decision"),
+)
 """What is said in other words now."""
 
 
