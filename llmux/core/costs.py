@@ -26,12 +26,7 @@ class Average:
     """An exponential moving average; the first sample counts whole."""
 
     seconds: float
-    samples: int = 1
-
-    def add(self, seconds: float) -> None:
-        """Take in a sample, in seconds."""
-        self.seconds += ALPHA * (seconds - self.seconds)
-        self.samples += 1
+    samples: int
 
 
 class SwitchCosts:
@@ -126,31 +121,28 @@ class SwitchCosts:
         Raises ValueError, TypeError, KeyError or OverflowError if it is something else.
         """
         pairs = {
-            (None if source is None else str(source), str(target)): Average(_seconds(seconds), int(samples))
-            for source, target, seconds, samples in data["pairs"]
+            (None if source is None else str(source), str(target)): _loaded(*rest)
+            for source, target, *rest in data["pairs"]
         }
         wakes, sleeps = (
-            {str(name): Average(_seconds(seconds), int(samples)) for name, (seconds, samples) in data[key].items()}
-            for key in ("wakes", "sleeps")
+            {str(name): _loaded(*rest) for name, rest in data[key].items()} for key in ("wakes", "sleeps")
         )
         levels = {
-            (str(half), str(model), str(level)): Average(_seconds(seconds), int(samples))
-            for half, model, level, seconds, samples in data.get("levels", ())
+            (str(half), str(model), str(level)): _loaded(*rest)
+            for half, model, level, *rest in data.get("levels", ())
         }
         self.pairs, self.wakes, self.sleeps, self.levels = pairs, wakes, sleeps, levels
 
 
 def _add(averages: dict[Any, Average], key: object, seconds: float) -> float:
-    average = averages.get(key)
-    if average is None:
-        averages[key] = Average(seconds)
-        return seconds
-    average.add(seconds)
+    average = averages.setdefault(key, Average(seconds, 0))
+    average.seconds += ALPHA * (seconds - average.seconds)
+    average.samples += 1
     return average.seconds
 
 
-def _seconds(value: object) -> float:
-    seconds = float(value)  # type: ignore[arg-type]
-    if not 0.0 <= seconds < float("inf"):
-        raise ValueError(f"not a duration: {value!r}")
-    return seconds
+def _loaded(seconds: Any, samples: Any) -> Average:
+    average = Average(float(seconds), int(samples))
+    if not 0.0 <= average.seconds < float("inf"):
+        raise ValueError(f"not a duration: {seconds!r}")
+    return average

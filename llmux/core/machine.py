@@ -7,11 +7,12 @@ Theory of operation
 reads no clock; ``next_deadline()`` says when it wants a ``DeadlineReached`` at the latest. Whatever drives it (the
 runtime with sockets and processes, a test, the simulator in virtual time) carries the effects out in order and
 feeds back what came of them. Because deciding and counting are one step and nothing else touches the state, there
-is no window between "is awake" and "is counted", and there are no locks. The core keeps no
-memory for display: what has happened is in the effects, and a ``Timeline`` of them is kept by the driver.
+is no window between "is awake" and "is counted", and there are no locks. The core keeps no memory for display:
+what has happened is in the effects, and a ``Timeline`` of them is kept by the driver; the figures with which a
+decision is shown are looked up by an injected function, ``State.figures``.
 
 Three machines are written down as tables in ``phases``: the phase of each model, the stage of the switch under
-way, the step of a teardown. Whoever acts names a trigger; the table says what follows, and the one function that
+way, the step of a teardown. A call site names a trigger; the table says what follows, and the one function that
 moves does what belongs to entering and leaving.
 
 Each event is taken in like this:
@@ -24,7 +25,8 @@ Each event is taken in like this:
 The parts, from the bottom up:
 
 - ``spec``, ``events``, ``effects``, ``phases``, ``policy``   the vocabulary, and the tables;
-- ``model``, ``timers``, ``costs``, ``successors``   the records, and what is measured;
+- ``model``, ``timers``   the records, and what is due when;
+- ``costs``, ``engine_load``, ``successors``   what is measured;
 - ``state``          the whole, and the few primitive changes (move a phase, start a hook, admit, reject);
 - ``levels``         how deeply models sleep, as far as host memory lets them;
 - ``placement``      what may be awake together, what has to leave for what, and what that costs;
