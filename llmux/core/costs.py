@@ -91,9 +91,11 @@ class SwitchCosts:
         guess = self.guesses.get(model, (None, None))[guessed]
         if guess is not None:
             return guess
-        alike = [each for (kind, _, name), each in self.levels.items() if (kind, name) == (half, level)]
+        alike: Collection[Average] = ()
+        if level:
+            alike = [each for (kind, _, name), each in self.levels.items() if (kind, name) == (half, level)]
         if not alike:
-            alike = [known[model]] if model in known else list(known.values())
+            alike = (known[model],) if model in known else known.values()
         return sum(each.seconds for each in alike) / len(alike) if alike else default
 
     def rows(self) -> Iterator[tuple[str | None, str, float, int]]:

@@ -29,7 +29,8 @@ class Lifecycle(enum.StrEnum):
 
 
 # Every event asks for these: a global is found faster than a member.
-READY, ENDING, AWAKE = Lifecycle.READY, (Lifecycle.STOPPING, Lifecycle.STOPPED), Phase.AWAKE
+READY, ENDING = Lifecycle.READY, (Lifecycle.STOPPING, Lifecycle.STOPPED)
+AWAKE, LOST = Phase.AWAKE, Phase.LOST
 
 
 class Reason(enum.StrEnum):
@@ -244,7 +245,7 @@ class Model:
     @property
     def next(self) -> ModelSpec:
         """The definition under which it would be woken now."""
-        return self.running if self.phase is Phase.LOST else self.spec
+        return self.running if self.phase is LOST else self.spec
 
     @property
     def running(self) -> ModelSpec:
