@@ -75,7 +75,7 @@ class Adaptive:
         home = min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
         self._seen.watch(home, now.time)
         if self._gated(home, now.time):
-            return Stay("requests which waited at the wake come first")
+            return Stay("the requests that it was woken for come first")
         if not self._seen.costs:
             return SwitchTo(now.waiting[0], reason="no switch has been seen yet: first come, first served")
         waiting = [now.models[name] for name in now.waiting]
@@ -85,11 +85,11 @@ class Adaptive:
         weight = sum(m.queued * (1.0 + AGEING * _age(m, now.time) / (way or 1.0)) for m in waiting)
         limit = max(self._gate[1], now.time - _age(waiting[0], now.time)) + self._options.patience * way
         if limit > now.time and (home.queued or weight < self._price(home, now.time, drain, away)):
-            return WaitUntil(limit + 0.001, reason="more come here than wait there")
+            return WaitUntil(limit + 0.001, reason="leaving would delay more requests than wait elsewhere")
         if home.queued >= weight:
-            return Stay("more wait here than there")
+            return Stay("more requests wait here than elsewhere")
         self._seen.left(home, now.time)
-        return SwitchTo(target.name, reason="most waiting ends there per second")
+        return SwitchTo(target.name, reason="it ends the most waiting per second")
 
     def _gated(self, home: ModelView, time: float) -> bool:
         """Say whether a request which waited at the wake still does."""

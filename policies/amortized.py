@@ -32,7 +32,7 @@ class Amortized:
         home = [now.models[name] for name in now.awake]
         since = max((model.awake_since or 0.0 for model in home), default=0.0)
         if any(model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= since for model in home):
-            return Stay("requests which waited at the wake come first")
+            return Stay("the requests that it was woken for come first")
         options = self._options
         for name in now.waiting:
             model = now.models[name]

@@ -41,7 +41,7 @@ class Exhaustive:
             model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= (model.awake_since or 0.0)
             for model in home
         ):
-            return WaitUntil(now.time + RECHECK, reason="requests which waited at the wake come first")
+            return WaitUntil(now.time + RECHECK, reason="the requests that it was woken for come first")
         due = {name: self._stale_at(now, name) for name in now.waiting}
         soonest = min(due, key=due.__getitem__)
         if due[soonest] <= now.time:

@@ -46,7 +46,7 @@ class Priority:
             model.in_flight and model.queued and (model.oldest_arrival or 0.0) <= (model.awake_since or 0.0)
             for model in busy
         ):
-            return Stay("requests which waited at the wake come first")
+            return Stay("the requests that it was woken for come first")
         own = max(self._rank(model) for model in busy)
         # When its oldest waiter will have overtaken those at home, and the visit has paid for the switch.
         overtakes = now.time + (own - self._of(best, now.time)) * self._options.ageing

@@ -35,9 +35,11 @@ class TimeSlice:
             for model in home:
                 owed = model.oldest_arrival
                 if owed is not None and model.in_flight and owed <= max(model.awake_since or 0.0, stale):
-                    return Stay("requests which waited at the wake come first")
+                    return Stay("the requests that it was woken for come first")
             return SwitchTo(now.waiting[0], reason="waited too long")
         ready = max((model.awake_since or 0.0 for model in home), default=0.0) + self._options.min_active
         if busy or ready > now.time:
-            return WaitUntil(stale if busy else min(stale, ready), reason="the awake model has its time")
+            return WaitUntil(
+                stale if busy else min(stale, ready), reason="the awake model's time slice is not over"
+            )
         return SwitchTo(max(now.waiting, key=lambda name: now.models[name].queued), reason="the longest queue")

@@ -125,7 +125,7 @@ def _when(time: float, *, today: bool) -> str:
 
 def _details(decision: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a decision was made on, a line each; of an older llmux some figures may be missing."""
-    if decision["said"] and decision["by"] != "core":  # what the core says stands in the reason
+    if decision["said"] and decision["by"] not in ("core", "auto"):  # what these say is the reason
         yield f"{_BY.get(decision['by'], decision['by'])}: {decision['said']}"
     for each in decision["serving"]:
         yield f"awake: {each['model']}, {each['in_flight']} in flight, {each['queued']} waiting"

@@ -40,7 +40,7 @@ export function showDecisions(world) {
     say(time, clock(decision.time))
     say(tag, WORDS[decision.kind] ?? decision.kind)
     const more = [BY[decision.by], decision.times > 1 && `${decision.times} times until ${clock(decision.last)}`]
-    mark(item, "title", decision.by !== "core" && decision.said ? `${world.status.policy.use}: ${decision.said}` : null)
+    mark(item, "title", decision.kind !== "adopt" && decision.by !== "core" && decision.said ? `${world.status.policy.use}: ${decision.said}` : null)
     say(text, [decision.reason, ...more.filter(Boolean)].join(" · "))
   }
 }
