@@ -33,7 +33,7 @@ from llmux.config.fields import (
     Word,
 )
 from llmux.config.residency import Gpus, Levels, ModelMemory
-from llmux.config.targets import VariantConfig
+from llmux.config.targets import Apis, VariantConfig
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
 GIVEN = (HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.VERIFY, HookKind.STOP)
@@ -240,6 +240,15 @@ class ModelConfig(Section):
     aliases: tuple[Name, ...] = Field(default=(), description="Other names under which clients reach the model.")
     upstream_model: Name | None = Field(
         default=None, description="What the engine calls the model, when it differs from the name here."
+    )
+    apis: Annotated[Apis | None, Default("all, passed through")] = Field(
+        default=None,
+        description="What the engine speaks: chat, completions, messages, responses, embeddings, count_tokens."
+        " Requests in another dialect of conversations are translated.",
+    )
+    lossy: bool = Field(
+        default=False,
+        description="true: what cannot be translated is dropped, and listed in X-LLMux-Dropped, instead of 400.",
     )
     variants: Mapping[Name, VariantConfig] = Field(
         default_factory=dict, description="The model with other parameters, by the names that clients ask for."

@@ -31,7 +31,7 @@ from llmux.config.load import SECS, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
 from llmux.config.problems import ConfigErrors, raise_problems
 from llmux.config.residency import GpuSizes, GroupConfig
-from llmux.config.targets import VirtualConfig
+from llmux.config.targets import VirtualConfig, lacks_a_dialect
 from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
@@ -444,6 +444,17 @@ class Config(Section):
         """Every name that a client may use → the model's name: the models' own and their aliases."""
         own = {name: name for name in self.models}
         return own | {alias: name for name, model in self.models.items() for alias in model.aliases}
+
+    @property
+    def translated(self) -> frozenset[str]:
+        """The models whose engines do not speak each dialect in which they may be asked."""
+        return frozenset(name for name, model in self.models.items() if lacks_a_dialect(model.apis))
+
+    @property
+    def passed_through(self) -> Mapping[str, str]:
+        """``names``, but for models of which requests may have to be translated."""
+        translated = self.translated
+        return {name: model for name, model in self.names.items() if model not in translated}
 
     @property
     def variants(self) -> Mapping[str, str]:

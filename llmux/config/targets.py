@@ -52,10 +52,26 @@ def _limit(value: Any) -> Any:
     return value
 
 
+def _some(value: Any) -> Any:
+    if not value:
+        raise ValueError("must hold at least one entry")
+    return value
+
+
 def _weight(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError("must be a number above 0: the target's share, as 90")
     return value
+
+
+Api = Literal["chat", "completions", "messages", "responses", "embeddings", "count_tokens"]
+Apis = Annotated[tuple[Api, ...], AfterValidator(_some), Word("list of chat, completions, messages, responses, …")]
+_DIALECTS = frozenset({"chat", "messages", "responses"})
+
+
+def lacks_a_dialect(apis: tuple[str, ...] | None) -> bool:
+    """Whether an engine that speaks these (None: all) speaks some dialects of conversations, but not all."""
+    return apis is not None and bool(_DIALECTS.intersection(apis)) and not _DIALECTS.issubset(apis)
 
 
 FieldName = Annotated[str, AfterValidator(_field), Word("field")]
@@ -87,7 +103,7 @@ class VariantConfig(Section):
     )
 
 
-Targets = Annotated[tuple[Name, ...], Field(min_length=1)]
+Targets = Annotated[tuple[Name, ...], AfterValidator(_some)]
 
 
 class VirtualConfig(Section):

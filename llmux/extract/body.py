@@ -14,6 +14,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -235,14 +236,17 @@ class Body:
         return self._with([*self._splices, *splices], "" if self.field is None else self.field.name)
 
     def _with(self, splices: Iterable[Splice], name: str) -> Body:
-        body = Body(self._store, self._received, form=self.form, compressed=self.compressed, alike=self.alike)
-        body._splices = tuple(sorted(splices))
-        body.size += sum(splice.grows_by for splice in body._splices)
-        if (field := self._received) is not None:
-            start = field.start + sum(splice.grows_by for splice in body._splices if splice.start < field.start)
-            own = sum(splice.grows_by for splice in body._splices if splice.start == field.start)
-            body.field = ModelField(name, start, start + field.end - field.start + own)
+        body: Body = copy(self)
+        body._change(tuple(sorted(splices)), name)
         return body
+
+    def _change(self, splices: tuple[Splice, ...], name: str) -> None:
+        self._splices = splices
+        self.size = self._store.size + sum(splice.grows_by for splice in splices)
+        if (field := self._received) is not None:
+            start = field.start + sum(splice.grows_by for splice in splices if splice.start < field.start)
+            own = sum(splice.grows_by for splice in splices if splice.start == field.start)
+            self.field = ModelField(name, start, start + field.end - field.start + own)
 
     def part(self, start: int, end: int) -> Iterator[bytes]:
         """Iterate over received bytes by their position, in slices, whatever was changed."""

@@ -94,7 +94,7 @@ class Front:
         most, log = config.max_body, config.access_log
         alone = self._tracing is None
         self.fast_path.configure(
-            paths, config.names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
+            paths, config.passed_through, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
         )
 
     def middleware(self) -> Middleware:

@@ -27,13 +27,14 @@ from llmux.middleware.progress import (
     dialect_of,
     wanted,
 )
-from llmux.proxy import ClientGoneError, Exchange, Forwarder
+from llmux.proxy import ClientGoneError, Exchange, Forwarder, RelayFactory
 from llmux.proxy.early_response import EarlyResponse
 from llmux.runtime import Switcher
 from llmux.upstream import EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:
     from llmux.middleware.targeting import Targeting
+    from llmux.middleware.translating import Translating
 
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
@@ -61,6 +62,13 @@ class Watch:
             self._task.cancel()
 
 
+class Rewritten(Body):
+    """A request in another dialect than its client's: where it goes, and what relays its answer."""
+
+    target: str
+    relay: RelayFactory
+
+
 class ModelHandler:
     """Serves the requests that name a model."""
 
@@ -77,6 +85,7 @@ class ModelHandler:
         self._names = config.names
         self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
+        self._translating = _translating(config, self.budget)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress
@@ -121,6 +130,18 @@ class ModelHandler:
         return await targeting.serve(name, request, context, body, self._with_model)
 
     async def _with_model(
+        self, request: web.Request, context: RequestContext, body: Body | None
+    ) -> web.StreamResponse:
+        if self._translating is None:
+            return await self._served(request, context, body)
+        fitted = self._translating.fit(context, body)
+        try:
+            return await self._served(request, context, fitted)
+        finally:
+            if fitted is not None and fitted is not body:
+                fitted.close()
+
+    async def _served(
         self, request: web.Request, context: RequestContext, body: Body | None
     ) -> web.StreamResponse:
         model, switcher = context.model, self._switcher
@@ -172,6 +193,8 @@ class ModelHandler:
             context.headers.append((EXPECTED, str(expected)))
         if word == INTERIM:
             return Interim(request)
+        if isinstance(body, Rewritten):
+            return None  # its answer is made when it comes
         dialect = await dialect_of(request, context.route, body)
         if dialect is None:
             return None
@@ -197,6 +220,11 @@ class ModelHandler:
         activity = self._switcher.activity(admission)
         early = context.early
         drop = context.drop_headers
+        relay = None
+        if isinstance(body, Rewritten):
+            target, relay = body.target, body.relay
+        if early is not None or relay is not None:  # what has begun goes on uncompressed
+            drop |= {b"accept-encoding"}
         exchange = context.exchange = Exchange(
             address=engine_address(definition.host, definition.port, definition.tls, definition.base_path),
             method=request.method,
@@ -205,8 +233,7 @@ class ModelHandler:
             body=body,
             request_id=context.request_id,
             activity=activity,
-            # What has begun goes on uncompressed.
-            drop_headers=drop if early is None else drop | {b"accept-encoding"},
+            drop_headers=drop,
             early=early,
             extra_headers=[*context.headers, ("X-LLMux-Queue-Seconds", f"{context.waited:.3f}")],
             anthropic=context.route.anthropic(request.raw_path),
@@ -214,7 +241,7 @@ class ModelHandler:
         )
         context.ticket.attach(exchange.cut)
         try:
-            response = await self._forward(request, context, exchange)
+            response = await self._forward(request, context, exchange, relay)
         except Exception as error:
             if exchange.blames_engine(error):
                 self._switcher.suspect(admission.model, refused=False)
@@ -224,19 +251,19 @@ class ModelHandler:
         return response
 
     async def _forward(
-        self, request: web.Request, context: RequestContext, exchange: Exchange
+        self, request: web.Request, context: RequestContext, exchange: Exchange, relay: RelayFactory | None
     ) -> web.StreamResponse:
         if context.first_error is not None:
             error, context.first_error = context.first_error, None
             raise error
         trace = context.trace
         if trace is None:
-            return await self._forwarder.forward(request, exchange)
+            return await self._forwarder.forward(request, exchange, relay)
         exchange.drop_headers |= trace.fields
         exchange.added_headers = trace.sending(self._switcher.now())
         failure = None
         try:
-            return await self._forwarder.forward(request, exchange)
+            return await self._forwarder.forward(request, exchange, relay)
         except RequestError as error:
             failure = error.code
             raise
@@ -260,6 +287,15 @@ def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> 
     from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
 
     return Targeting(config, switcher, before)
+
+
+def _translating(config: Config, budget: BodyBudget) -> Translating | None:
+    """Return what knows the engines that lack a dialect, where there are any."""
+    if not config.translated:
+        return None
+    from llmux.middleware.translating import Translating  # noqa: PLC0415 - most configurations have no use for it
+
+    return Translating(config, budget)
 
 
 def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:

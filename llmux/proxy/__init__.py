@@ -3,7 +3,7 @@
 from llmux.aiohttp_internals import RelayedResponse
 from llmux.proxy.envelope import error_response
 from llmux.proxy.exchange import Exchange, ExtraFields, RequestBody
-from llmux.proxy.forward import Forwarder
+from llmux.proxy.forward import Forwarder, RelayFactory
 from llmux.proxy.relay import ClientGoneError
 from llmux.upstream import EngineActivity
 
@@ -13,6 +13,7 @@ __all__ = [
     "Exchange",
     "ExtraFields",
     "Forwarder",
+    "RelayFactory",
     "RelayedResponse",
     "RequestBody",
     "error_response",

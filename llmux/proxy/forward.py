@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from aiohttp import web
 
@@ -31,6 +31,9 @@ _WHOLE = 1 << 16
 _PIECE = 1 << 18
 
 
+RelayFactory = Callable[[AiohttpClient, Exchange, asyncio.AbstractEventLoop], Relay]
+
+
 class Forwarder:
     """Sends requests to engines. Owns the connections."""
 
@@ -45,8 +48,12 @@ class Forwarder:
             idle_timeout=idle_timeout, connect_timeout=connect_timeout, ssl_context=ssl_context
         )
 
-    async def forward(self, request: web.BaseRequest, exchange: Exchange) -> RelayedResponse:
+    async def forward(
+        self, request: web.BaseRequest, exchange: Exchange, make_relay: RelayFactory | None = None
+    ) -> RelayedResponse:
         """Send the request and relay the answer; return when its last byte is on the client's transport.
+
+        ``make_relay`` makes a relay that does more than that.
 
         Also returns, with ``exchange.broken`` set, when the answer broke off after its head had gone out.
 
@@ -60,7 +67,12 @@ class Forwarder:
                 raise cut_error(*exchange.cut_off)
             early = exchange.early
             client = AiohttpClient(request)
-            relay = Relay(client, exchange, loop) if early is None else ResumedRelay(client, exchange, early, loop)
+            if make_relay is not None:
+                relay = make_relay(client, exchange, loop)
+            elif early is None:
+                relay = Relay(client, exchange, loop)
+            else:
+                relay = ResumedRelay(client, exchange, early, loop)
             head = request_head(exchange, may_upgrade=client.modern)
             try:
                 await self._exchange(relay, head)

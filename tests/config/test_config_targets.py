@@ -126,3 +126,35 @@ def test_what_is_right(read):
     assert config.variants == {"q:v": "q"}
     assert config.models["q"].variants["q:v"].set == {"a.b": [1, {"c": None}]}
     assert config.names == {"q": "q", "other-name": "q"}
+
+
+@pytest.mark.parametrize(
+    ("apis", "translated"),
+    [
+        ("null", False),
+        ("[chat]", True),
+        ("[messages, embeddings]", True),
+        ("[chat, messages, responses]", False),
+        ("[embeddings]", False),
+    ],
+)
+def test_models_whose_engines_lack_a_dialect(read, model, apis, translated):
+    config = read(f"models: {{a: {model(f'port: 8001, apis: {apis}, aliases: [x]')}, b: {model('port: 8002')}}}")
+    assert config.translated == (frozenset("a") if translated else frozenset())
+    assert config.passed_through == ({"b": "b"} if translated else {"a": "a", "b": "b", "x": "a"})
+
+
+@pytest.mark.parametrize(
+    ("apis", "said"),
+    [
+        ("[]", ".apis: must hold at least one entry"),
+        (
+            "[chats]",
+            ".apis[0]: must be chat, completions, messages, responses, embeddings or count_tokens, not 'chats'",
+        ),
+        ("chat", ".apis: must be a list, not 'chat'"),
+    ],
+)
+def test_dialects_that_do_not_exist(refused, model, apis, said):
+    [line] = refused(f"models:\n  a: {model(f'port: 8001, apis: {apis}')}\n")
+    assert line.startswith(f"config.yaml:2: models.a{said}")

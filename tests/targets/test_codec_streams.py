@@ -543,6 +543,19 @@ def test_a_stream_of_responses():
     assert usage == {"input_tokens": 4, "output_tokens": 4, "cache_read_input_tokens": 6}
 
 
+def test_a_stream_of_responses_whose_items_are_known_by_their_ids_only():
+    ids = ["rs_1", "m1", "fc_1"]
+    events = []
+    for event in RESPONSE:
+        place = event.get("output_index")
+        kept = {key: value for key, value in event.items() if not key.endswith("_index")}
+        if place is not None:
+            kept |= {"item": {**event["item"], "id": ids[place]}} if "item" in event else {"item_id": ids[place]}
+        events.append(kept)
+    got = told(translate(MESSAGES, RESPONSES, wire(*events, named=True)))
+    assert got == [{**TOLD[0], "thinking": "hmso"}, *TOLD[1:]]
+
+
 def test_a_stream_of_responses_that_only_tells_what_is_done():
     kept = [one for one in RESPONSE if "delta" not in one["type"] and "part" not in one["type"]]
     kept = [one for one in kept if not one["type"].endswith("item.added")]

@@ -50,6 +50,7 @@ class AnswerDecoder:
         self._over = False
         self._seen: set[Any] = set()  # blocks that have begun
         self._told: set[Any] = set()  # blocks of which something has come
+        self._ids: dict[str, int] = {}
         self._thought: dict[int, tuple[str, int]] = {}  # by which event, and which part of it came last
 
     def feed(self, name: str, data: str) -> list[Event]:
@@ -84,19 +85,19 @@ class AnswerDecoder:
         kind = document.get("type") or name
         prose = _PROSE.get(kind)
         if prose is not None:
-            key = (document["output_index"], document["content_index"])
+            key = self._part(document)
             return [*self._begin(key, BlockStarted(prose)), *self._more(key, document["delta"])]
         if kind in _THOUGHTS:
             return self._thinks(kind, document)
         match kind:
             case "response.function_call_arguments.delta":
-                return self._more(document["output_index"], document["delta"])
+                return self._more(self._place(document), document["delta"])
             case "response.output_item.added":
-                return self._item_added(document["output_index"], document["item"])
+                return self._item_added(self._place(document), document["item"])
             case "response.output_item.done":
-                return self._item_done(document["output_index"], document["item"])
+                return self._item_done(self._place(document), document["item"])
             case "response.content_part.done":
-                return self._blocks.end((document["output_index"], document["content_index"]))
+                return self._blocks.end(self._part(document))
             case "response.created" | "response.in_progress":
                 return self._start(document["response"])
             case "response.completed" | "response.incomplete" | "response.failed":
@@ -109,6 +110,17 @@ class AnswerDecoder:
                     message, str(error.get("type") or "api_error"), None if code is None else str(code)
                 )
         return []
+
+    def _place(self, document: dict[str, Any]) -> int:
+        """Return which item an event is about. Some engines tell its id only."""
+        place = document.get("output_index")
+        if place is not None:
+            return int(place)
+        given = document.get("item_id") or document["item"]["id"]
+        return self._ids.setdefault(given, len(self._ids))
+
+    def _part(self, document: dict[str, Any]) -> tuple[int, int]:
+        return self._place(document), document.get("content_index") or 0
 
     def _start(self, response: dict[str, Any]) -> list[Event]:
         if self._started:
@@ -130,7 +142,7 @@ class AnswerDecoder:
         return self._blocks.delta(key, text)
 
     def _thinks(self, kind: str, document: dict[str, Any]) -> list[Event]:
-        index = document["output_index"]
+        index = self._place(document)
         part = document.get(_THOUGHTS[kind]) or 0
         by, last = self._thought.setdefault(index, (kind, part))
         if by != kind:  # the same thoughts, once whole and once as a summary

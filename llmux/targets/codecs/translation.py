@@ -101,6 +101,17 @@ class Translation:
 
     def answer(self, document: Any, model: str | None = None) -> dict[str, Any]:
         """Return the client's answer. ValueError when the engine's is none, or tells of an error."""
+        events = self._events(document)
+        whole: dict[str, Any] = self._encoder(events, model).whole(events)
+        return whole
+
+    def stream_of(self, document: Any, model: str | None = None) -> bytes:
+        """Return a whole answer as the stream that the client asked for. ValueError as for ``answer``."""
+        events = self._events(document)
+        encoder = self._encoder(events, model)
+        return b"".join(encoder.feed(event) for event in events)
+
+    def _events(self, document: Any) -> list[Event]:
         try:
             events = self._decoder().whole(document)
         except _BROKEN as error:
@@ -108,8 +119,7 @@ class Translation:
         failed = next((event for event in events if isinstance(event, Failed)), None)
         if failed is not None:
             raise ValueError(failed.message)
-        whole: dict[str, Any] = self._encoder(events, model).whole([self._own(event) for event in events])
-        return whole
+        return [self._own(event) for event in events]
 
     def error(self, status: int, document: Any) -> dict[str, Any]:
         """Return an error of the engine in the client's envelope."""
