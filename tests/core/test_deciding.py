@@ -84,6 +84,15 @@ def test_a_policy_that_always_stays_cannot_starve_anybody() -> None:
     )
 
 
+def test_a_max_wait_below_a_second_is_kept_to_the_moment() -> None:
+    play = given(models("a", "b"), awake=["a"], policy=Answers(Stay()), max_wait=0.5, alive_every=0.0)
+    play(
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "b"), queued(2, "b"), fx.PolicyDecided("stay", None, "")),
+    )
+    assert play.core.next_deadline() == 2.5
+
+
 def test_the_longest_overdue_goes_first_over_policy_and_min_active() -> None:
     policy = Answers(SwitchTo("c"))
     play = given(models("a", "b", "c"), awake=["a"], policy=policy, max_wait=10.0, min_active=100.0)
