@@ -119,7 +119,9 @@ def activity(
                 typer.echo(json.dumps(answer, indent=2))
             elif found:
                 rows = [[Text(one.key or "", row(one)[0].style), *row(one)] for one in reversed(found)]
-                terminal().print(FittingTable((Column("key"), *COLUMNS), rows))
+                first = 0 if any(one.key for one in found) else 1  # without keys there is nothing to show
+                columns = (Column("key"), *COLUMNS)
+                terminal().print(FittingTable(columns[first:], [cells[first:] for cells in rows]))
             else:
                 typer.echo("no request has ended yet")
             return

@@ -11,6 +11,7 @@ import typer
 from llmux.cli.options import DEFAULT_CONFIG
 from llmux.cli.terminal import Exit, complain, say
 from llmux.config import Config, ConfigErrors
+from llmux.config.address import is_loopback
 from llmux.config.checks import operators
 from llmux.errors import LLMuxError
 
@@ -110,7 +111,9 @@ def summary(config: Config) -> str:
 def _access(config: Config) -> str:
     keys = len(config.api_keys)
     if not keys:
-        return ", for every client that reaches it"
+        return ", for every " + (
+            "program on this machine" if is_loopback(config.host) else "client that reaches it"
+        )
     return f", for clients that send {'the key' if keys == 1 else f'one of {keys} keys'}"
 
 

@@ -98,7 +98,8 @@ class DecisionRecord:
             main = next(iter(others), None)
         if main is not None:
             others.remove(main)
-            yield f"{main.queued} waiting{'' if goes else f' for {main.model}'}, longest {duration(main.oldest)}"
+            longest = f", longest {duration(main.oldest)}" if main.oldest >= INSTANT else ""
+            yield f"{main.queued} waiting{'' if goes else f' for {main.model}'}{longest}"
             what = "a switch" if (self.leaving if goes else self.serving) else "a wake"
             yield f"{what} takes {duration(main.cost)} ({measured(main.samples)})"
         named = [f"{each.queued} for {each.model}" for each in others[:SHOWN]]

@@ -145,7 +145,7 @@ def recommend(results: Mapping[str, Statistics]) -> Advice:
         return Advice(chosen, (*reasons, "Nothing else was compared.", *_warnings(mine)))
     if len(close) > 1:
         also = ", ".join(name for name in close if name != chosen)
-        reasons.append(f"On this traffic {also} does about as well.")
+        reasons.append(f"On this traffic {also} {'do' if len(close) > 2 else 'does'} about as well.")  # noqa: PLR2004
     worse = sorted(
         (name for name in others if name not in close), key=lambda name: (name != "fifo", name != "idle")
     )

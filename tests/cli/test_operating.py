@@ -160,7 +160,7 @@ async def test_manual_mode(house):
     shown = await said(house, "status")
     assert "manual mode: only operators switch" in shown
     assert re.search(r"│ a │ asleep │ 1 │ [\d.]+ s │ ≈ \d+ s │", shown), shown
-    assert "no model is woken yet: manual mode, only an operator switches; 1 waiting for a, longest" in shown
+    assert "no model is woken yet: manual mode, only an operator switches; 1 waiting for a" in shown
     assert (await answered(house, "manual", "off"))["manual"] is False
     assert (await line.reply()).status == 200
     assert await said(house, "manual", "off") == "the policy switches"

@@ -78,7 +78,7 @@ def test_a_switch_is_seen_as_it_happens_and_by_those_who_come_later(make_stage, 
     stage.ask("qwen")
     expect(phase(page, "llama")).to_have_text("draining")
     expect(page.locator("#steps [aria-current=step]")).to_have_text("drain")
-    expect(page.locator("#why")).to_contain_text("1 waiting, longest")
+    expect(page.locator("#why")).to_contain_text("llama → qwen: 1 waiting")
     expect(row(page, "qwen").locator("[data-label=queued]")).to_have_text("1")
     expect(row(page, "qwen").locator("[data-label=oldest]")).to_have_text(re.compile(r"^\d+\.\d s$"))
     stage.engine.go.set()
