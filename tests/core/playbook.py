@@ -24,7 +24,7 @@ from steps import Moment, Part, Reply
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.policy import SwitchTo
+from llmux.core.policy import SwitchTo, WaitUntil
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
 from llmux.observability.timeline import as_python, told
 
@@ -36,6 +36,20 @@ class Oldest:
 
     def decide(self, now: Any) -> SwitchTo:
         return SwitchTo(now.waiting[0])
+
+
+class Later:
+    """Never, as good as."""
+
+    def decide(self, now: Any) -> WaitUntil:
+        return WaitUntil(now.time + 1e9)
+
+
+class Mute:
+    """Has no answer."""
+
+    def decide(self, _now: Any) -> None:
+        return None
 
 
 class Step(NamedTuple):

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import ANY
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.spec import HookKind
+from llmux.core.spec import HookKind, ModelSpec, Rules
 
 
 class Moment:
@@ -76,6 +77,7 @@ __all__ = [
     "ok",
     "queued",
     "refused",
+    "replaced",
     "run",
     "sleeps",
     "unslept",
@@ -88,6 +90,11 @@ Part = fx.Effect | Callable[[Moment], Iterable[fx.Effect]]
 
 def asks(request: int, model: str) -> ev.RequestArrived:
     return ev.RequestArrived(request, model)
+
+
+def replaced(specs: Iterable[ModelSpec], **rules: Any) -> ev.ConfigReplaced:
+    """A new configuration, with the policy as it was."""
+    return ev.ConfigReplaced(specs, Rules(**rules), ANY)
 
 
 def ok(hook: str, last_byte: float | None = None) -> Reply:

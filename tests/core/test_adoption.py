@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playbook import ANY, Oldest, Playbook, at, given, models
+from playbook import Oldest, Playbook, at, given, models
 from steps import *
 
 from llmux.core import Core
@@ -170,7 +170,7 @@ def test_reload_before_the_first_answer_adopts_what_was_asked() -> None:
     play = unstarted(*models("a", definition="old"))
     play(
         at(0.0, ev.Started(), alone("alive a", "old")),
-        at(0.1, ev.ConfigReplaced(models("a", definition="new"), Rules(), ANY)),
+        at(0.1, replaced(models("a", definition="new"))),
         at(0.2, ok("alive a"), adopted("a"), holders("a"), fx.Ready(("a",))),
         at(1.0, asks(1, "a"), admitted(1, "a", of="old")),
     )
@@ -182,7 +182,7 @@ def test_model_that_a_reload_brings_during_a_switch_is_extra_beside_its_target()
     play(
         at(1.0, asks(1, "a"), admitted(1, "a")),
         at(1.0, asks(2, "b"), queued(2, "b"), begins("b", "a")),
-        at(2.0, ev.ConfigReplaced([*old, *models("c", memory=5)], Rules(capacity=10), ANY), alone("alive c")),
+        at(2.0, replaced([*old, *models("c", memory=5)], capacity=10), alone("alive c")),
         at(2.5, asks(3, "c"), queued(3, "c")),
         at(3.0, ok("alive c"), adopted("c"), holders("a", "c")),
         at(3.5, asks(4, "c"), queued(4, "c", 2)),
@@ -205,10 +205,10 @@ def test_what_a_reload_makes_room_for_admits_what_waited_for_it() -> None:
     play(
         at(1.0, asks(1, "a"), admitted(1, "a")),
         at(1.0, asks(2, "b"), queued(2, "b"), begins("b", "a")),
-        at(2.0, ev.ConfigReplaced(specs, Rules(capacity=10), ANY), alone("alive c")),
+        at(2.0, replaced(specs, capacity=10), alone("alive c")),
         at(2.5, asks(3, "c"), queued(3, "c")),
         at(3.0, ok("alive c"), adopted("c"), holders("a", "c")),
-        at(3.5, ev.ConfigReplaced(specs, Rules(capacity=18), ANY), admitted(3, "c", 1.0)),
+        at(3.5, replaced(specs, capacity=18), admitted(3, "c", 1.0)),
     )
     assert not play.core.state.models["c"].extra
 
@@ -217,7 +217,7 @@ def test_llmux_without_models_starts_when_a_reload_brings_one() -> None:
     play = unstarted()
     play(
         at(0.0, ev.Started()),
-        at(1.0, ev.ConfigReplaced(models("a"), Rules(), ANY), alone("alive a")),
+        at(1.0, replaced(models("a")), alone("alive a")),
         at(2.0, failed("alive a"), fx.Ready(())),
     )
 
@@ -225,7 +225,7 @@ def test_llmux_without_models_starts_when_a_reload_brings_one() -> None:
 def test_reload_before_the_start_asks_nobody_yet() -> None:
     play = unstarted(*models("a"))
     play(
-        at(0.0, ev.ConfigReplaced(models("b"), Rules(), ANY)),
+        at(0.0, replaced(models("b"))),
         at(0.1, ev.Started(), alone("alive b"), alone("alive a")),
         at(0.2, failed("alive b")),
         at(0.3, failed("alive a"), fx.Ready(()), fx.ModelRemoved("a")),
@@ -236,7 +236,7 @@ def test_model_that_is_not_found_wakes_under_what_a_reload_brought_meanwhile() -
     play = unstarted(*models("a", definition="old"))
     play(
         at(0.0, ev.Started(), alone("alive a", "old")),
-        at(0.1, ev.ConfigReplaced(models("a", definition="new"), Rules(), ANY)),
+        at(0.1, replaced(models("a", definition="new"))),
         at(0.2, failed("alive a"), fx.Ready(())),
     )
     assert play.core.state.models["a"].running.definition == "new"
@@ -246,7 +246,7 @@ def test_model_that_a_reload_brings_while_another_sleeps_is_extra_beside_it() ->
     play = given(models("a"), awake=["a"])
     play(
         at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
-        at(2.0, ev.ConfigReplaced(models("a", "b"), Rules(), ANY), alone("alive b")),
+        at(2.0, replaced(models("a", "b")), alone("alive b")),
         at(3.0, ok("alive b"), adopted("b"), holders("a", "b")),
         at(4.0, failed("sleep a"), unslept("a", "sleep failed"), run("alive a")),
         at(5.0, ok("alive a"), again("a"), backs_off("sleep a", "sleep failed"), fails("a: sleep failed", 4.0)),

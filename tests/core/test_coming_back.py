@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from playbook import ANY, at, given, models
+from playbook import at, given, models
 from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.spec import HookKind, Rules
+from llmux.core.spec import HookKind
 
 WAKE, SLEEP = HookKind.WAKE, HookKind.SLEEP
 CALM = {"default_model": "a", "default_after": 10.0, "alive_every": 0.0}
@@ -155,14 +155,14 @@ def test_it_displaces_nobody_that_is_pinned_or_to_be_kept_awake() -> None:
 
 def test_a_reload_begins_the_quiet_anew() -> None:
     play = given(models("a", "b"), awake=["b"], **CALM)
-    play.feed(5.0, ev.ConfigReplaced(models("a", "b"), Rules(**{**CALM, "default_after": 6.0}), ANY))
+    play.feed(5.0, replaced(models("a", "b"), **{**CALM, "default_after": 6.0}))
     assert due(play, 10.0) == []
     assert due(play, 11.0) == [("default", ("b",), "a")]
     end(play, 12.0, "b")
     end(play, 13.0, "a")
-    play.feed(14.0, ev.ConfigReplaced(models("a", "b"), Rules(alive_every=0.0), ANY))
+    play.feed(14.0, replaced(models("a", "b"), alive_every=0.0))
     assert play.core.next_deadline() is None
-    play.feed(15.0, ev.ConfigReplaced(models("b"), Rules(**CALM), ANY))  # it is gone
+    play.feed(15.0, replaced(models("b"), **CALM))  # it is gone
     end(play, 16.0, "a")
     assert due(play, 25.0) == []
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from playbook import ANY, at, given, models
+from playbook import at, given, models
 from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
-from llmux.core.spec import Rules
 
 
 class Answers:
@@ -268,7 +267,7 @@ def test_waiter_whose_model_has_no_room_any_more_under_its_new_definition_is_tur
         at(3.0, asks(1, "a"), queued(1, "a")),
         at(
             4.0,
-            ev.ConfigReplaced([*big, *others], Rules(capacity=8), ANY),
+            replaced([*big, *others], capacity=8),
             refused(1, "a", "pinned", "model 'p' is pinned", 60.0, 1.0),
         ),
         at(6.0, ok("sleep a"), holders("p"), ends(4.0, 0.0, 4.0)),

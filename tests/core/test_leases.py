@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playbook import ANY, Oldest, Playbook, at, given, models
+from playbook import Oldest, Playbook, at, given, models
 from steps import *
 
 from llmux.core import Core
@@ -118,7 +118,7 @@ def test_lease_before_the_start_is_over_sleeps_what_is_found() -> None:
 def test_lease_during_a_reload_sleeps_what_that_finds() -> None:
     play = given(models("a"))
     play(
-        at(1.0, ev.ConfigReplaced(models("a", "b"), Rules(), ANY), alone("alive b")),
+        at(1.0, replaced(models("a", "b")), alone("alive b")),
         at(2.0, ev.LeaseChanged(1), fx.LeaseSet(True, None), fx.Answer(1, True)),
         at(3.0, ok("alive b"), adopted("b"), holders("b"), begins(None, "b", why="lease"), leaves("b", 0.0)),
     )

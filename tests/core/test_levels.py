@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given as given_by
 from hypothesis import settings
 from hypothesis import strategies as st
-from playbook import ANY, at, given, models
+from playbook import at, given, models
 from steps import *
 
 from llmux.core import effects as fx
@@ -18,7 +18,7 @@ from llmux.core.costs import SwitchCosts
 from llmux.core.levels import Sleeper, plan
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo
-from llmux.core.spec import HookKind, Level, Rules
+from llmux.core.spec import HookKind, Level
 
 WAKE, SLEEP, ALIVE, STOP, PREFETCH = (HookKind[name] for name in ("WAKE", "SLEEP", "ALIVE", "STOP", "PREFETCH"))
 RAM_OR_DISK = (Level("ram", 20), Level("disk"))
@@ -176,7 +176,7 @@ def test_if_going_deeper_fails_the_one_that_leaves_sleeps_deeper_instead() -> No
 
 def test_a_try_that_failed_is_made_again_after_the_backoff() -> None:
     play = asleep_at_ram("b", "c", host_memory=40)
-    started = hooks(play.feed(1.0, ev.ConfigReplaced(three(), Rules(host_memory=20), ANY)))
+    started = hooks(play.feed(1.0, replaced(three(), host_memory=20)))
     assert started == [("c", SLEEP, "disk")]  # at equal likelihood the later in the configuration
     assert end(play, 2.0, "c", ok=False) == [("b", SLEEP, "disk")]
     assert end(play, 2.5, "b", ok=False) == []
@@ -186,7 +186,7 @@ def test_a_try_that_failed_is_made_again_after_the_backoff() -> None:
 
 def test_a_model_that_is_asked_for_while_it_goes_deeper_is_woken_after_that() -> None:
     play = asleep_at_ram("b", "c", host_memory=40)
-    assert hooks(play.feed(1.0, ev.ConfigReplaced(three(), Rules(host_memory=20), ANY))) == [("c", SLEEP, "disk")]
+    assert hooks(play.feed(1.0, replaced(three(), host_memory=20))) == [("c", SLEEP, "disk")]
     assert play.core.state.models["c"].phase is Phase.DEEPENING
     assert hooks(play.feed(2.0, ev.RequestArrived(1, "c"))) == []
     assert play.core.state.switch.target.name == "c"
@@ -199,7 +199,7 @@ def test_others_are_switched_meanwhile() -> None:
         play.core.state.models[name].level = RAM_OR_DISK[0]
         play.ledger.levels[name] = "ram"
     specs = [*models("a"), *three()[1:]]
-    assert hooks(play.feed(1.0, ev.ConfigReplaced(specs, Rules(host_memory=20), ANY))) == [("c", SLEEP, "disk")]
+    assert hooks(play.feed(1.0, replaced(specs, host_memory=20))) == [("c", SLEEP, "disk")]
     assert hooks(play.feed(2.0, ev.RequestArrived(1, "a"))) == [("a", WAKE, "")]
     end(play, 3.0, "a")
     play.feed(4.0, ev.RequestFinished(1))
@@ -220,7 +220,7 @@ def test_nobody_is_put_deeper_for_whom_somebody_waits() -> None:
     play.feed(0.0, ev.ActivationRequested("a", 1))
     end(play, 0.5, "a")
     play.feed(1.0, ev.RequestArrived(1, "a"))
-    play.feed(3.0, ev.ConfigReplaced(three(), Rules(host_memory=40), ANY))
+    play.feed(3.0, replaced(three(), host_memory=40))
     play.feed(4.0, ev.RequestArrived(2, "b"))
     assert hooks(play.feed(4.0, ev.RequestArrived(3, "c"))) == []
     assert play.core.state.switch.target.name == "b"
@@ -244,7 +244,7 @@ def hooks_running(play):
 
 def test_sleep_and_wake_commands_find_it_asleep() -> None:
     play = asleep_at_ram("b", "c", host_memory=40)
-    play.feed(1.0, ev.ConfigReplaced(three(), Rules(host_memory=20), ANY))
+    play.feed(1.0, replaced(three(), host_memory=20))
     play(at(2.0, ev.SleepRequested("c", 1), fx.Answer(1, accepted=True)))
     effects = play.feed(3.0, ev.PinChanged("c", 2))
     assert fx.Answer(2, accepted=True, switch=1) in effects
@@ -257,7 +257,7 @@ def test_sleep_and_wake_commands_find_it_asleep() -> None:
 
 def test_after_a_stop_nothing_is_known() -> None:
     play = given(three(), awake=["a"])
-    play.feed(1.0, ev.ConfigReplaced(models("a", "b", "c", levels=RAM_OR_DISK, stop=True), Rules(), ANY))
+    play.feed(1.0, replaced(models("a", "b", "c", levels=RAM_OR_DISK, stop=True)))
     # It keeps the definition under which it was found: without a stop hook the failed sleep asks alive.
     play.feed(2.0, ev.SleepRequested("a", 1))
     assert end(play, 3.0, "a", ok=False) == [("a", ALIVE, "")]
@@ -310,13 +310,13 @@ def test_a_prefetch_that_is_being_ended_is_waited_for() -> None:
     play.feed(1.0, ev.RequestArrived(1, "a"))
     assert hooks(play.feed(2.0, ev.RequestArrived(2, "b"))) == [("b", PREFETCH, "ram")]
     play.feed(3.0, ev.RequestAbandoned(2))  # the switch is called off
-    assert hooks(play.feed(4.0, ev.ConfigReplaced(specs, Rules(host_memory=10), ANY))) == []
+    assert hooks(play.feed(4.0, replaced(specs, host_memory=10))) == []
     assert end(play, 5.0, "b", ok=False) == [("b", SLEEP, "disk")]
 
 
 def test_a_removed_model_sleeps_at_its_deepest_level() -> None:
     play = given(three(), awake=["a"])
-    assert hooks(play.feed(1.0, ev.ConfigReplaced(three()[1:], Rules(), ANY))) == [("a", SLEEP, "disk")]
+    assert hooks(play.feed(1.0, replaced(three()[1:]))) == [("a", SLEEP, "disk")]
 
 
 def test_what_a_model_takes_that_would_not_sleep_is_counted_once() -> None:
@@ -324,9 +324,7 @@ def test_what_a_model_takes_that_would_not_sleep_is_counted_once() -> None:
     play = given(both, awake=["b"], host_memory=30)
     play.core.state.models["a"].level = both[0].levels[0]
     play.ledger.levels["a"] = "ram"
-    play.feed(
-        1.0, ev.ConfigReplaced(both[:1], Rules(host_memory=30), ANY)
-    )  # b sleeps as deeply as it can, and goes
+    play.feed(1.0, replaced(both[:1], host_memory=30))  # b sleeps as deeply as it can, and goes
     assert end(play, 2.0, "b", ok=False) == [("b", ALIVE, "")]
     end(play, 3.0, "b", ok=False)
     assert play.core.state.models["b"].phase is Phase.FAULTED
@@ -337,7 +335,7 @@ def test_what_a_model_takes_that_would_not_sleep_is_counted_once() -> None:
 
 def test_a_removed_model_that_sleeps_goes_as_deep_as_it_can_before_it_is_forgotten() -> None:
     play = asleep_at_ram("a", "b")
-    assert hooks(play.feed(1.0, ev.ConfigReplaced(three()[1:], Rules(), ANY))) == [("a", SLEEP, "disk")]
+    assert hooks(play.feed(1.0, replaced(three()[1:]))) == [("a", SLEEP, "disk")]
     assert "a" in play.core.state.models
     (hook,) = play.ledger.hooks
     play(
@@ -349,7 +347,7 @@ def test_a_removed_model_that_sleeps_goes_as_deep_as_it_can_before_it_is_forgott
         )
     )
     # One try: its hooks are not kept for ever.
-    assert hooks(play.feed(3.0, ev.ConfigReplaced(three()[2:], Rules(), ANY))) == [("b", SLEEP, "disk")]
+    assert hooks(play.feed(3.0, replaced(three()[2:]))) == [("b", SLEEP, "disk")]
     assert end(play, 4.0, "b", ok=False) == []
     assert list(play.core.state.models) == ["c"]
 
@@ -357,11 +355,11 @@ def test_a_removed_model_that_sleeps_goes_as_deep_as_it_can_before_it_is_forgott
 def test_a_reload_says_anew_what_a_level_takes() -> None:
     play = asleep_at_ram("b", "c", host_memory=40)
     more = models("a", "b", "c", levels=(Level("ram", 21), Level("disk")))
-    assert hooks(play.feed(1.0, ev.ConfigReplaced(more, Rules(host_memory=40), ANY))) == [("c", SLEEP, "disk")]
+    assert hooks(play.feed(1.0, replaced(more, host_memory=40))) == [("c", SLEEP, "disk")]
     assert end(play, 2.0, "c") == []
     # A level that is gone stays what it was.
     other = models("a", "b", "c", levels=(Level("nap", 30),))
-    assert hooks(play.feed(3.0, ev.ConfigReplaced(other, Rules(host_memory=40), ANY))) == []
+    assert hooks(play.feed(3.0, replaced(other, host_memory=40))) == []
     assert (level_of(play, "b"), play.core.state.models["b"].level.host_memory) == ("ram", 21)
 
 
@@ -371,9 +369,9 @@ def test_levels_are_remembered_over_a_restart() -> None:
     assert [level_of(play, name) for name in "abc"] == [None, None, None]
     assert [level_of(fresh, name) for name in "abc"] == [None, "ram", None]
     # What a reload brings later is not what was written down.
-    fresh.feed(1.0, ev.ConfigReplaced([*three()[:1], *models("d")], Rules(), ANY))
+    fresh.feed(1.0, replaced([*three()[:1], *models("d")]))
     end(fresh, 1.5, "b")
-    fresh.feed(2.0, ev.ConfigReplaced(three(), Rules(), ANY))
+    fresh.feed(2.0, replaced(three()))
     for hook in list(fresh.ledger.hooks.values()):
         fresh.feed(3.0, ev.HookFinished(hook.hook, ok=False))
     assert level_of(fresh, "b") is None
@@ -381,7 +379,7 @@ def test_levels_are_remembered_over_a_restart() -> None:
 
 def test_stopping_starts_nothing_and_waits_for_what_runs() -> None:
     play = asleep_at_ram("b", "c", host_memory=40)
-    play.feed(1.0, ev.ConfigReplaced(three(), Rules(host_memory=20), ANY))
+    play.feed(1.0, replaced(three(), host_memory=20))
     assert fx.Stopped() not in play.feed(2.0, ev.ShutdownRequested())
     (hook,) = play.ledger.hooks
     play(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playbook import ANY, Playbook, at, given, models
+from playbook import Playbook, at, given, models
 from steps import *
 
 from llmux.core import Core
@@ -116,12 +116,12 @@ def test_a_reload_that_changes_it_has_the_last_word() -> None:
     play = given(models("a"))
     play(
         at(1.0, ev.ManualChanged(1), fx.ManualSet(True), fx.Answer(1, True)),
-        at(2.0, ev.ConfigReplaced(models("a"), Rules(min_active=1.0), ANY)),
+        at(2.0, replaced(models("a"), min_active=1.0)),
     )
     assert play.core.state.manual
     play(
-        at(3.0, ev.ConfigReplaced(models("a"), Rules(manual=True), ANY)),
-        at(4.0, ev.ConfigReplaced(models("a"), Rules(), ANY), fx.ManualSet(False)),
+        at(3.0, replaced(models("a"), manual=True)),
+        at(4.0, replaced(models("a")), fx.ManualSet(False)),
     )
 
 

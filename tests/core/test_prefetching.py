@@ -8,7 +8,7 @@ from steps import *
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.effects import SWITCH_OVER
-from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.core.spec import HookKind, ModelSpec
 
 
 def _both(**more: bool) -> list[ModelSpec]:
@@ -235,7 +235,7 @@ def test_a_removed_model_is_forgotten_when_its_prefetch_has_ended() -> None:
     play(
         at(
             3.0,
-            ev.ConfigReplaced(models("a"), Rules(), ANY),
+            replaced(models("a")),
             refused(
                 2, "b", "model_not_found", "model 'b' not found: it was removed from the configuration", None, 1.0
             ),

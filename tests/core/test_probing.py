@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from playbook import ANY, at, given, models
+from playbook import at, given, models
 from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.spec import Rules
 
 
 def test_periodic_alive_loses_an_engine_after_three_failures_in_a_row() -> None:
@@ -53,7 +52,7 @@ def test_fewer_failures_allowed_by_a_reload_do_not_lose_an_engine_that_delivers(
         at(15.0, failed("alive a")),
         at(30.0, ev.DeadlineReached(), alone("alive a")),
         at(30.0, failed("alive a")),
-        at(31.0, ev.ConfigReplaced(models("a"), Rules(alive_failures=2), ANY)),
+        at(31.0, replaced(models("a"), alive_failures=2)),
         at(46.0, ev.DeadlineReached(), alone("alive a")),
         at(46.0, failed("alive a", last_byte=45.0)),
     )

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from playbook import ANY, Oldest, at, given, models
+from playbook import Mute, Oldest, at, given, models
 from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.policy import WaitUntil
 from llmux.core.spec import Rules
-
-
-class Later:
-    def decide(self, now):
-        return WaitUntil(now.time + 1e9)
-
-
-def replaced(specs, **rules):
-    return ev.ConfigReplaced(specs, Rules(**rules), ANY)
-
-
-class Mute:
-    def decide(self, _now):
-        return None
 
 
 def test_model_keeps_the_definition_under_which_it_was_woken_until_it_is_asleep() -> None:

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from playbook import ANY, at, given, models
+from playbook import Later, at, given, models
 from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.policy import WaitUntil
-from llmux.core.spec import Rules
-
-
-class Later:
-    def decide(self, now):
-        return WaitUntil(now.time + 1e9)
-
-
-def replaced(specs, **rules):
-    return ev.ConfigReplaced(specs, Rules(**rules), ANY)
-
-
-class Mute:
-    def decide(self, _now):
-        return None
 
 
 def test_removed_model_finishes_its_answers_and_is_then_slept_with_its_old_hooks() -> None:

@@ -37,13 +37,40 @@ async def abort(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-class EngineSide:
+@contextlib.contextmanager
+def deaf_host() -> Iterator[EngineAddress]:
+    """An address whose queue of new connections is full: whoever comes next hears nothing."""
+    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for sock in (one, two):
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        yield EngineAddress(*full.getsockname())
+
+
+class Side:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def reset(self) -> None:
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.writer.transport.abort()
+
+
+class EngineSide(Side):
     """One accepted connection, seen from the engine."""
 
     def __init__(self, engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(reader, writer)
         self.engine = engine
-        self.reader = reader
-        self.writer = writer
 
     async def head(self) -> bytes:
         head = await self.reader.readuntil(b"\r\n\r\n")
@@ -74,14 +101,6 @@ class EngineSide:
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(65536):
                 pass
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def reset(self) -> None:
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.writer.transport.abort()
 
 
 Script = Callable[[EngineSide], Awaitable[None]]
@@ -167,12 +186,8 @@ class Body:
         return iter(self.parts)
 
 
-class Client:
+class Client(Side):
     """A raw connection to the proxy."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -199,14 +214,6 @@ class Client:
 
     async def rest(self) -> bytes:
         return await self.reader.read()
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def reset(self) -> None:
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.writer.transport.abort()
 
 
 class Proxy:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 
 import anthropic
 import openai
 import pytest
-from proxy_harness import EXTRA_BYTES, Body, EngineSide, Proxy, until
+from proxy_harness import EXTRA_BYTES, Body, EngineSide, Proxy, deaf_host, until
 
 from llmux.core.effects import CutReason
 from llmux.errors import UnavailableError
@@ -59,13 +58,7 @@ async def test_before_it_was_sent(proxy: Proxy) -> None:
 
 
 async def test_while_it_connects(proxy: Proxy) -> None:
-    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for sock in (one, two):
-            sock.setblocking(False)
-            sock.connect_ex(full.getsockname())
-        proxy.address = EngineAddress(*full.getsockname())
+    with deaf_host() as proxy.address:
         client = await proxy.client()
         await client.get()
         await proxy.until(lambda: proxy.exchanges)

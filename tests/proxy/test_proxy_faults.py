@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from proxy_harness import EXTRA_BYTES, OK, Body, EngineSide, Proxy, answering, until
+from proxy_harness import EXTRA_BYTES, OK, Body, EngineSide, Proxy, answering, deaf_host, until
 
 from llmux.proxy import EngineActivity, Forwarder
 from llmux.upstream import EngineAddress, EngineLostError, EngineProtocolError, EngineRefusedError
@@ -297,13 +297,7 @@ async def test_a_request_that_was_returned_gets_a_fresh_connection(proxy: Proxy)
 
 async def test_a_host_that_does_not_answer_is_refused_in_time(proxy: Proxy) -> None:
     proxy.forwarder = Forwarder(connect_timeout=0.05)
-    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for sock in (one, two):  # the queue is full: whoever comes next hears nothing
-            sock.setblocking(False)
-            sock.connect_ex(full.getsockname())
-        proxy.address = EngineAddress(*full.getsockname())
+    with deaf_host() as proxy.address:
         client = await proxy.client()
         await client.get()
         await client.until(b'"code": "engine_refused"')

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 
 import pytest
-from proxy_harness import Body, EngineSide, Proxy, answering, until
+from proxy_harness import Body, EngineSide, Proxy, answering, deaf_host, until
 
 from llmux.proxy import ClientGoneError
-from llmux.upstream import EngineAddress
 
 PIECE = b"x" * 100_000
 COUNT = 300
@@ -196,13 +194,7 @@ async def test_leaving_while_the_body_is_sent(proxy: Proxy) -> None:
 
 
 async def test_leaving_while_it_connects(proxy: Proxy) -> None:
-    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for sock in (one, two):
-            sock.setblocking(False)
-            sock.connect_ex(full.getsockname())
-        proxy.address = EngineAddress(*full.getsockname())
+    with deaf_host() as proxy.address:
         client = await proxy.client()
         await client.get()
         await proxy.until(lambda: proxy.exchanges)
