@@ -131,15 +131,17 @@ async def test_an_error_is_said_and_the_next_look_begins_anew(board, monkeypatch
 
 
 async def test_a_driver_that_is_stuck_holds_up_nobody(board, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.02)
     nvml = board("Card")
     nvml.may_answer.clear()
     gpus = Gpus()
+    monkeypatch.setattr(module, "PATIENCE", 600.0)
     assert gpus.glance() == {"gpus": [], "error": "not read yet"}
+    monkeypatch.setattr(module, "PATIENCE", 0.02)
     found = await gpus.read()
     assert found["error"] == "NVML does not answer"
     assert gpus.glance() is gpus.glance()
     reading = gpus._reading
+    monkeypatch.setattr(module, "PATIENCE", 600.0)
     nvml.may_answer.set()
     await reading
     assert gpus.glance()["error"] is None
