@@ -46,7 +46,7 @@ def build_app(
     )
     front = Front(switcher, forwarder, own=True, tracing=tracing)
     _trace(switcher, tracing)
-    accounting = _account(switcher)
+    accounting = _account(switcher, front)
     admin = Admin(switcher, accounting)
     app = web.Application(middlewares=[front.middleware()])
     app[SWITCHER] = switcher
@@ -86,7 +86,8 @@ def middleware_for(config: Config, *, tracer_provider: Any = None) -> tuple[Fron
     forwarder = Forwarder()
     switcher = Switcher(config, on_sleep=forwarder.discard_idle, on_close=forwarder.close)
     _trace(switcher, tracing)
-    accounting = _account(switcher)
+    front = Front(switcher, forwarder, tracing=tracing)
+    accounting = _account(switcher, front)
     if accounting is not None:
 
         async def close() -> None:
@@ -94,7 +95,7 @@ def middleware_for(config: Config, *, tracer_provider: Any = None) -> tuple[Fron
             await asyncio.to_thread(accounting.close)
 
         switcher.on_close = close
-    return Front(switcher, forwarder, tracing=tracing), switcher
+    return front, switcher
 
 
 def _trace(switcher: Switcher, tracing: Tracing | None) -> None:
@@ -103,12 +104,13 @@ def _trace(switcher: Switcher, tracing: Tracing | None) -> None:
         switcher.history.on_hook = tracing.hook_ended
 
 
-def _account(switcher: Switcher) -> Accounting | None:
+def _account(switcher: Switcher, front: Front) -> Accounting | None:
     if switcher.config.ledger is None:
         return None
     from llmux.accounts.accounting import Accounting  # noqa: PLC0415 - the others have no use for it
 
     accounting = Accounting(switcher)
+    accounting.gate = front.gate
     switcher.accounts = accounting
     return accounting
 

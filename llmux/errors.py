@@ -18,6 +18,8 @@ LLMuxError
     ├── ConflictError          409  (admin API)
     ├── BodyTooLargeError      413
     ├── QueueFullError         429
+    ├── LimitError             429  (of a key)
+    ├── QuotaError             429  (a key's budget)
     ├── TooManyAttemptsError   429  (wrong keys)
     ├── EngineError            502
     ├── UnavailableError       503  (wake failed, backing off, faulted, pinned, leased, stopping)
@@ -193,6 +195,24 @@ class TooManyAttemptsError(RequestError):
     type = "rate_limit_error"
     anthropic_type = "rate_limit_error"
     code = "too_many_attempts"
+
+
+class LimitError(RequestError):
+    """The key has used what its limits allow for now."""
+
+    status = 429
+    type = "rate_limit_error"
+    anthropic_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class QuotaError(RequestError):
+    """The key's budget is spent, or nearly so and the model is not awake."""
+
+    status = 429
+    type = "insufficient_quota"
+    anthropic_type = "rate_limit_error"
+    code = "insufficient_quota"
 
 
 class EngineError(RequestError):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llmux.accounts import usage
-from llmux.accounts.costs import Prices, micros, price_of
+from llmux.accounts.costs import prices_of
+from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Ledger
 from llmux.accounts.shares import Share, Shares
 from llmux.config import Config
@@ -19,6 +20,7 @@ from llmux.errors import UnavailableError
 from llmux.runtime import Switcher, Ticket
 
 EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
+STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
 _NOTHING = Share(0.0, 0.0)
 
 
@@ -31,6 +33,7 @@ class Accounting:
         self._put: Callable[[tuple[Any, ...]], None] = _forget
         self._left: tuple[int, str, Share] | None = None  # the last request that left, until its end is told
         self._timer: asyncio.TimerHandle | None = None
+        self.gate: Gate | None = None
         self.ledger: Ledger | None = None
         self.shares = Shares(self._waiters, switcher.key_of)
         self.configure(switcher.config)
@@ -57,6 +60,20 @@ class Accounting:
         on(fx.SwitchEnded, self._switch_ended)
         switcher.on_left(self._request_left)
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
+        if self.gate is not None:
+            self.ledger.opened.wait(STARTING)
+            self.gate.spent_before(self._spent)
+
+    def _spent(self, key: str, since: int) -> int:
+        """Return what a key has spent since a Unix time, in millionths; 0 where that cannot be read."""
+        ledger, currency = self.ledger, None if self.prices is None else self.prices.currency
+        assert ledger is not None
+        try:
+            rows = usage.read(ledger.path, usage.Asked((), since, key), patience=STARTING)
+        except sqlite3.Error as error:
+            self._switcher.log.emit("budget_unknown", key=key, error=str(error))
+            return 0
+        return sum(row["cost_micros"] for row in rows if row["currency"] == currency)
 
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""
@@ -87,14 +104,19 @@ class Accounting:
         """Take note that an admitted request waits again."""
         self.shares.returned(self._switcher.now(), request)
 
-    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> None:
-        """Take a request that has ended: the fields of ``Ended`` before and behind its shares."""
+    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
+        """Take a request that has ended: the fields of ``Ended`` before and behind its shares.
+
+        Return the seconds of the GPU that it took, its part of switches included.
+        """
         own, switch = _NOTHING
         left = self._left
         if left is not None and left[0] == ticket:
             own, switch = left[2]
             self._left = None
-        self._put((*request, own, switch, self.prices, *answer))
+        if request[2] or request[4]:  # a flood of requests without a key, or for no model, fills no disk
+            self._put((*request, own, switch, self.prices, *answer))
+        return own + switch
 
     def _switch_ended(self, now: float, effect: fx.SwitchEnded) -> None:
         self.shares.switch_ended(now, effect)
@@ -137,20 +159,6 @@ class Accounting:
         """Answer a question in CSV."""
         document = await self.usage(given)
         return usage.as_csv(document["by"], document["usage"])
-
-
-def prices_of(config: Config) -> Prices | None:
-    """Return the prices of a configuration, where it has any."""
-    given = config.prices
-    if given is None:
-        return None
-    variants = config.variants
-    models = {
-        name: price_of(one.input, one.cached, one.output)
-        for name, one in given.models.items()
-        if name not in variants
-    }
-    return Prices(given.currency, micros(given.gpu_hour), models)
 
 
 def _forget(_request: tuple[Any, ...]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from llmux.config import Config
+
 HOUR = 3_600_000_000  # microseconds
 MILLION = 1_000_000
 
@@ -65,3 +67,17 @@ def of_tokens(price: TokenPrice, tokens: tuple[int, int, int], rest: int) -> tup
     read, cached, made = tokens
     plain = max(0, read - cached)
     return divmod(plain * price.input + cached * price.cached + made * price.output + rest, MILLION)
+
+
+def prices_of(config: Config) -> Prices | None:
+    """Return the prices of a configuration, where it has any."""
+    given = config.prices
+    if given is None:
+        return None
+    variants = config.variants
+    models = {
+        name: price_of(one.input, one.cached, one.output)
+        for name, one in given.models.items()
+        if name not in variants
+    }
+    return Prices(given.currency, micros(given.gpu_hour), models)

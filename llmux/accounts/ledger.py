@@ -109,7 +109,7 @@ class Ledger:
         self._wake = threading.Event()
         self._hurry = threading.Event()  # do not gather
         self._ending = False
-        self._ready = False  # the file has been opened, or cannot be
+        self.opened = threading.Event()  # or it cannot be
         # The thread's own:
         self._rows: deque[Row] = deque()
         self._unsaid = 0  # lost rows that the file does not tell of
@@ -147,7 +147,7 @@ class Ledger:
         """Wait until what has ended so far is written, but not for long."""
         target, until = self._put, time.monotonic() + SETTLE_WAITS
         self._hurry.set()
-        while (self._done < target or not self._ready) and time.monotonic() < until:  # noqa: ASYNC110 - a thread counts, for few readers
+        while (self._done < target or not self.opened.is_set()) and time.monotonic() < until:  # noqa: ASYNC110 - a thread counts, for few readers
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class Ledger:
 
     def _run(self) -> None:
         self._try(self._open)
-        self._ready = True
+        self.opened.set()
         while True:
             self._wake.wait(self._pause())
             self._wake.clear()

@@ -56,7 +56,7 @@ def _since(text: str, now: float) -> int:
         raise ValueError("since", wrong) from None
 
 
-def read(path: Path, question: Asked) -> list[dict[str, Any]]:
+def read(path: Path, question: Asked, patience: float = PATIENCE) -> list[dict[str, Any]]:
     """Return the answer's rows, in the order of what they are split by. Raises sqlite3.Error."""
     whole_days = question.since % _DAY == 0 and "hour" not in question.by
     table, unit, seconds = ("days", "day", _DAY) if whole_days else ("hours", "hour", _HOUR)
@@ -74,7 +74,7 @@ def read(path: Path, question: Asked) -> list[dict[str, Any]]:
         f" GROUP BY {', '.join(groups)} ORDER BY {', '.join(groups)}"
     )
     place = f"{path.absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(place, uri=True, timeout=PATIENCE)) as connection:
+    with contextlib.closing(sqlite3.connect(place, uri=True, timeout=patience)) as connection:
         rows = connection.execute(statement, found).fetchall()
     return [_row(question.by, row) for row in rows]
 

@@ -18,7 +18,7 @@ from llmux.config.durations import parse_duration
 from llmux.core import events as ev
 from llmux.errors import BadRequestError, PathRefusedError
 from llmux.extract import BodyBudget, BodyLimits, read_body
-from llmux.middleware.front import HEADERS, OPERATOR
+from llmux.middleware.front import GRANT, HEADERS, OPERATOR
 from llmux.middleware.model_handler import unknown_model
 from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
@@ -151,13 +151,17 @@ class Admin:
             {"llmux": "one GPU, many models", "see": ["/v1/models", "/llmux/status", "/llmux/ui"]}
         )
 
-    async def models(self, _request: web.Request) -> web.Response:
-        """List the models."""
-        return web.json_response({"object": "list", "data": model_list(self._switcher)})
+    async def models(self, request: web.Request) -> web.Response:
+        """List the models, to a key those that it may use."""
+        grant = request.get(GRANT)
+        data = [entry for entry in model_list(self._switcher) if grant is None or grant.allows(entry["id"])]
+        return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
         """Show one model, by any of its names, listed or not."""
-        name = request.match_info["model"]
+        name, grant = request.match_info["model"], request.get(GRANT)
+        if grant is not None and not grant.allows(name):
+            raise unknown_model(name, sorted(grant.models))
         if name not in self._switcher.config.virtual:
             self._known(name)
         return web.json_response(model_entry(self._switcher, name))

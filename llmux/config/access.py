@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from llmux.config.accounts import BudgetConfig, Globs, LimitsConfig
 from llmux.config.fields import Name, Section, Word
 from llmux.config.problems import Problem
 
@@ -95,6 +96,18 @@ class ApiKeyConfig(Section):
     key: Key = Field(description="The key's Argon2id hash, as `llmux key new` prints it; or the key itself.")
     name: Name | None = Field(default=None, description="Name of its owner, for the access log.")
     progress: bool | None = Field(default=None, description="The top-level `progress` for clients that send it.")
+    role: Name | None = Field(default=None, description="One of `roles`. What is set here goes before it.")
+    models: Globs | None = Field(
+        default=None, description="The models that it may use, by name. null: its role's."
+    )
+    remote: bool | None = Field(default=None, description="Whether its requests may leave this host.")
+    limits: LimitsConfig | None = Field(default=None, description="How much it may use. null: its role's.")
+    budget: BudgetConfig | None = Field(default=None, description="What it may spend. null: its role's.")
+
+    @property
+    def managed(self) -> bool:
+        """Whether it may use less than everything."""
+        return any(each is not None for each in (self.role, self.models, self.limits, self.budget))
 
 
 def _entry(value: Any) -> Any:

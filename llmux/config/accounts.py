@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
-from llmux.config.fields import Name, Section, Word
-from llmux.config.problems import Problem
+from llmux.config.fields import Default, Name, PositiveCount, Section, Word
+from llmux.config.problems import Path, Problem
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config
@@ -93,6 +95,102 @@ class ChargeConfig(Section):
     )
 
 
+class Rate(NamedTuple):
+    """So many in so many seconds."""
+
+    number: int
+    seconds: float
+
+
+_RATE = re.compile(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([kKM]?)\s*/\s*(s|m|h|d)\s*\Z")
+_TIMES = {"": 1, "k": 1000, "K": 1000, "M": 1_000_000}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _rates(value: Any) -> Any:
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    return tuple(each if isinstance(each, Rate) else _rate(each) for each in given)
+
+
+def _rate(value: Any) -> Rate:
+    found = _RATE.match(value) if isinstance(value, str) else None
+    count = 0 if found is None else round(float(found[1]) * _TIMES[found[2]])
+    if found is None or count < 1:
+        raise ValueError(f"{str(value)[:40]!r} is no rate; write it as 60/m, 100k/d, or as a list of such")
+    return Rate(count, _UNITS[found[3]])
+
+
+Rates = Annotated[
+    tuple[Rate, ...],
+    BeforeValidator(_rates),
+    Word("rate, or list of rates"),
+    Default("[]"),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Word("list of globs")]
+
+
+class LimitsConfig(Section):
+    """How much a key may use; a key's own limit goes before its role's."""
+
+    requests: Rates = Field(default=(), description="Requests, as 60/m, or [60/m, 1000/d].")
+    tokens: Rates = Field(default=(), description="Tokens read and written, as 100k/d.")
+    concurrent: PositiveCount | None = Field(
+        default=None, description="Requests under way at once, waiting ones too."
+    )
+
+
+_BUDGET = frozenset({"per", "soft", "then"})
+
+
+def _with_currency(schema: dict[str, Any]) -> None:
+    """Have the schema accept ``usd: 5`` for an amount and its currency."""
+    del schema["required"]
+    schema["patternProperties"] = {
+        "^[A-Za-z]{2,8}$": {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}
+    }
+
+
+class BudgetConfig(Section):
+    """What a key may spend: ``{usd: 5, per: month}``."""
+
+    model_config = ConfigDict(json_schema_extra=_with_currency)
+
+    amount: Amount = Field(description="What it may spend; written as `usd: 5`, with the currency of `prices`.")
+    currency: Currency = Field(description="The currency.")
+    per: Literal["day", "month"] = Field(default="month", description="How long it is for, in UTC.")
+    soft: float = Field(
+        default=1.0, gt=0, le=1, description="The part of it, as 0.8, from which on `then` applies."
+    )
+    then: Literal["awake_only", "refuse"] = Field(
+        default="refuse",
+        description="From `soft` on: only what is awake serves it, or nothing. When all is spent: nothing.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        """Read ``usd: 5`` as an amount and its currency."""
+        if not isinstance(data, Mapping) or "amount" in data:
+            return data
+        currencies = [name for name in data if name not in _BUDGET]
+        if len(currencies) != 1:
+            raise PydanticCustomError("budget", "must say one amount with its currency, as {usd: 5, per: month}")
+        rest = {name: value for name, value in data.items() if name in _BUDGET}
+        return {"amount": data[currencies[0]], "currency": str(currencies[0]), **rest}
+
+
+class RoleConfig(Section):
+    """What keys may that have this role."""
+
+    models: Globs = Field(default=("*",), description="The models that they may use, by name.")
+    remote: bool = Field(default=False, description="Whether their requests may leave this host.")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="How much each of them may use.")
+    budget: Annotated[BudgetConfig | None, Word("budget or null")] = Field(
+        default=None, description="What each of them may spend. null: no limit."
+    )
+
+
 def check_accounts(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with the accounts as a whole."""
     if config.ledger is True and "state" in config.model_fields_set and config.state is None:
@@ -100,6 +198,40 @@ def check_accounts(config: Config) -> Iterator[Problem]:
     for index, entry in enumerate(config.api_keys):
         if entry.name == HOUSE:
             yield Problem(("api_keys", index, "name"), f"{HOUSE!r} stands for what no key pays; choose another")
+    yield from _check_grants(config)
+
+
+def _check_grants(config: Config) -> Iterator[Problem]:
+    names = {*config.names, *config.variants, *config.virtual}
+    for role, given in config.roles.items():
+        yield from _check_globs(given.models, names, ("roles", role, "models"))
+        yield from _check_budget(given.budget, config, ("roles", role, "budget"))
+    for index, entry in enumerate(config.api_keys):
+        at = ("api_keys", index)
+        if entry.role is not None and entry.role not in config.roles:
+            known = ", ".join(config.roles) or "none is set"
+            yield Problem((*at, "role"), f"{entry.role!r} is not one of `roles`: {known}")
+        if entry.managed and entry.name is None:
+            yield Problem(at, "needs a `name`: what it uses is counted by that")
+        yield from _check_globs(entry.models or (), names, (*at, "models"))
+        yield from _check_budget(entry.budget, config, (*at, "budget"))
+
+
+def _check_globs(globs: Iterable[str], names: Iterable[str], at: Path) -> Iterator[Problem]:
+    for index, glob in enumerate(globs):
+        if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
+            yield Problem((*at, index), f"{glob!r} matches no model; there are {', '.join(sorted(names))}")
+
+
+def _check_budget(budget: BudgetConfig | None, config: Config, at: Path) -> Iterator[Problem]:
+    if budget is None:
+        return
+    if config.prices is None:
+        yield Problem(at, "needs `prices`: what a request costs is not known without them")
+    elif config.prices.currency != budget.currency:
+        yield Problem(at, f"is in {budget.currency}, but `prices.currency` is {config.prices.currency}")
+    if config.ledger is None:
+        yield Problem(at, "needs `ledger`: what was spent is kept there")
 
 
 def accounts_warnings(config: Config) -> Iterator[str]:

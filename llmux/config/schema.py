@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, expand
-from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig
+from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig, RoleConfig
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
 from llmux.config.fields import (
@@ -255,7 +255,7 @@ class Config(Section):
         default=400 * 86400.0,
         description="How long rows of the ledger are kept; their hourly sums stay. null: for ever.",
     )
-    prices: PricesConfig | None = Field(
+    prices: Annotated[PricesConfig | None, Word("prices or null")] = Field(
         default=None, description="What the GPU's time, or tokens, cost. null: no money in the ledger."
     )
     charge: ChargeConfig = Field(
@@ -308,6 +308,9 @@ class Config(Section):
         default=(),
         description="Keys of which a client must send one: hashes that `llmux key new` prints, each alone or as"
         " {name: …, key: …}. Empty: every client may use llmux.",
+    )
+    roles: Mapping[Name, RoleConfig] = Field(
+        default_factory=dict, description="What keys may use, for several of them at once."
     )
     insecure: bool = Field(
         default=False, description="true: listen beyond this machine without `api_keys`, which is an error else."

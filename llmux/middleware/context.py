@@ -19,6 +19,7 @@ from llmux.runtime import Switcher, Ticket
 from llmux.runtime.switcher import Accounts
 
 if TYPE_CHECKING:
+    from llmux.accounts.gate import Passed
     from llmux.tracing import RequestTrace
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
@@ -62,6 +63,7 @@ class RequestContext:
         "headers",
         "holder",
         "model",
+        "passed",
         "request_id",
         "route",
         "sent",
@@ -83,6 +85,7 @@ class RequestContext:
         self.headers: list[tuple[str, str]] = []  # for the response
         self.asked: str | None = None  # the model as the client named it, where that is one
         self.model: str | None = None
+        self.passed: Passed | None = None  # what its key's limits and budget were told
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
         self.sent = 0  # bytes of the request's body
@@ -97,6 +100,12 @@ class RequestContext:
         """The response, if it has begun before the engine's."""
         channel = self.channel
         return channel.early if isinstance(channel, InBody) and channel.early.begun else None
+
+    def _settle(self, passed: Passed, status: int, failure: str | None, seconds: float) -> None:
+        exchange, self.passed = self.exchange, None
+        ends = (b"", (), 0) if exchange is None else (exchange.opening, exchange.tail, exchange.events)
+        whole = failure is None and status != GONE
+        passed.ended((self.route.path, status, whole, self.sent, exchange is not None, *ends), seconds)
 
     @property
     def key(self) -> str:
@@ -138,8 +147,11 @@ class RequestContext:
             self.model, status, began, waited, first, self.request_id, tokens, failure, holder, streamed=streamed
         )
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
+        seconds = 0.0
         if switcher.accounts is not None:
-            self._account(switcher.accounts, status, failure, whole)
+            seconds = self._account(switcher.accounts, status, failure, whole)
+        if self.passed is not None:
+            self._settle(self.passed, status, failure, seconds)
         if self.trace is not None:
             self._end_trace(status, failure)
         if self._reporting.access_log:
@@ -153,14 +165,14 @@ class RequestContext:
                 key=holder,
             )
 
-    def _account(self, accounts: Accounts, status: int, failure: str | None, whole: float) -> None:
+    def _account(self, accounts: Accounts, status: int, failure: str | None, whole: float) -> float:
         exchange, ticket = self.exchange, self.ticket
         began = exchange is not None and ticket is not None
         waited = service = 0.0
         if ticket is not None:
             waited = ticket.waited
             service = self.began + whole - ticket.arrived - waited if began else 0.0
-        accounts.ended(
+        return accounts.ended(
             0 if ticket is None else ticket.id,
             (
                 time(), self.request_id, self.key, self.asked, self.model, waited, service, status, failure,

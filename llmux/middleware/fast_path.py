@@ -145,6 +145,8 @@ class FastPath:
             if let is None:
                 return None
             dropped, holder = let
+            if holder is not None and holder.managed:
+                return None
         known = KnownHead(head, route, dropped, holder)
         if head.given_id is None:  # which is new with every request
             name, *same = self._name(data)

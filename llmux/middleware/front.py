@@ -42,6 +42,7 @@ from llmux.proxy import Forwarder, error_response
 from llmux.runtime import Switcher
 
 if TYPE_CHECKING:
+    from llmux.accounts.gate import Gate
     from llmux.tracing import RequestTrace, Tracing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -54,6 +55,8 @@ HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """What a handler that prepares its response by itself has to put on it."""
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
 """Whether a request for one of llmux's own paths comes from an operator."""
+GRANT: web.RequestKey[Any] = web.RequestKey("GRANT", object)
+"""What the key of such a request may use; None: everything."""
 
 
 class Front:
@@ -232,7 +235,9 @@ class Front:
         if route.path.startswith(ADMIN_PREFIXES):
             await self._keys.operator(request)
         elif route.path not in OPEN_PATHS and not _is_page(request, route):
-            await self._keys.client(request)
+            let = await self._keys.client(request)
+            if self.gate is not None and let.holder is not None and let.holder.name is not None:
+                request[GRANT] = self.gate.grants.get(let.holder.name)
             if route.path in TELL_MORE:
                 request[OPERATOR] = await self._is_operator(request)
 
@@ -246,6 +251,11 @@ class Front:
         raise UnavailableError(
             "llmux has too many open connections.", code="too_many_connections", retry_after=1.0
         )
+
+    @property
+    def gate(self) -> Gate | None:
+        """What knows what keys may, where there are any that may not do everything."""
+        return self._handler.gate
 
     async def _is_operator(self, request: web.Request) -> bool:
         try:

@@ -55,6 +55,7 @@ class Holder(NamedTuple):
     name: str | None
     operator: bool
     progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
+    managed: bool = False  # it may use less than everything
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +87,8 @@ class Keyring:
         """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
         old = {entry.text: entry.digest for entry in self._entries}
         given = [
-            (entry.key, Holder(entry.name, operator=False, progress=entry.progress)) for entry in config.api_keys
+            (entry.key, Holder(entry.name, operator=False, progress=entry.progress, managed=entry.managed))
+            for entry in config.api_keys
         ]
         if config.admin_key is not None:  # the last: a key that is both opens both
             given.append((config.admin_key, Holder("admin_key", operator=True)))

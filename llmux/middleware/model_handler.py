@@ -33,6 +33,7 @@ from llmux.runtime import Switcher
 from llmux.upstream import EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:
+    from llmux.accounts.gate import Gate
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
 
@@ -78,11 +79,13 @@ class ModelHandler:
         self.budget = BodyBudget(switcher.config.max_buffered)
         self._notifier = ProgressNotifier(switcher)
         self._targeting: Targeting | None = None
+        self.gate: Gate | None = None
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
+        self.gate = _gate(config, self._switcher, self.gate)
         self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
         self._translating = _translating(config, self.budget)
@@ -120,6 +123,8 @@ class ModelHandler:
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
     ) -> web.StreamResponse:
         model = self._names.get(name)
+        if self.gate is not None and context.holder is not None:
+            self._let_in(self.gate, context, name, model)
         if model is not None:
             context.asked, context.model = name, model
             return await self._with_model(request, context, body)
@@ -128,6 +133,15 @@ class ModelHandler:
             raise unknown_model(name, self._listed)
         context.asked = name
         return await targeting.serve(name, request, context, body, self._with_model)
+
+    def _let_in(self, gate: Gate, context: RequestContext, name: str, model: str | None) -> None:
+        """See to it that the key may ask for this now. Raises ForbiddenError, LimitError and QuotaError."""
+        grant = gate.grants.get(context.key)
+        if grant is None:
+            return
+        if model is None and (self._targeting is None or not self._targeting.knows(name, context)):
+            raise unknown_model(name, self._listed if grant.models is None else sorted(grant.models))
+        context.passed = gate.enter(grant, name, model, context.sent, context.headers)
 
     async def _with_model(
         self, request: web.Request, context: RequestContext, body: Body | None
@@ -278,6 +292,20 @@ def _meet(expects: str, request: web.Request, context: RequestContext) -> None:
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
     if not context.told_to_send and request.transport is not None and request.version >= HttpVersion11:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | None:
+    """Return what knows what keys may, where there are any that may not do everything."""
+    gate = before
+    if gate is None:
+        if not any(entry.managed for entry in config.api_keys):
+            return None
+        from llmux.accounts.gate import Gate  # noqa: PLC0415 - most configurations have no use for it
+
+        gate = Gate(switcher.now, switcher.is_awake)
+        switcher.activities.watch()
+    gate.configure(config)
+    return gate
 
 
 def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> Targeting | None:

@@ -134,6 +134,9 @@ CATALOGUE: dict[str, LogEvent] = {
         _ERROR, "More rows wait for the ledger than are kept: `count` at first, then more."
     ),
     "ledger_set_aside": LogEvent(_ERROR, "The ledger's file is damaged: renamed, and a new one begun."),
+    "budget_unknown": LogEvent(
+        _ERROR, "What a key has spent cannot be read from the ledger; it is counted from here on."
+    ),
     "log_lines_dropped": LogEvent(_WARNING, "The reader of the log is too slow; `count` lines are missing."),
 }
 

@@ -13,6 +13,7 @@ from llmux.config import Config, first_costs, to_specs
 from llmux.core import Core, admission
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 from llmux.errors import INTERNAL_ERROR, ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
@@ -51,8 +52,11 @@ class Accounts(Protocol):
     def returned(self, request: int) -> None:
         """Take note that an admitted request waits again."""
 
-    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> None:
-        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares."""
+    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
+        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares.
+
+        Return the seconds of the GPU that it took.
+        """
 
 
 class Switcher:
@@ -312,6 +316,11 @@ class Switcher:
         """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
         self._driver.subscribe(listener)
         return lambda: self._driver.unsubscribe(listener)
+
+    def is_awake(self, model: str) -> bool:
+        """Whether a model is awake."""
+        found = self.core.state.models.get(model)
+        return found is not None and found.phase is Phase.AWAKE
 
     def key_of(self, request: int) -> str:
         """Return the name of the key of a request that has not left; "" where there is none."""

@@ -1,6 +1,9 @@
 """Where the accounts are kept, and what is refused there."""
 
+import jsonschema
 import pytest
+
+from llmux.config.reference import json_schema
 
 HEAD = "models: {q: {port: 8001, wake: w, sleep: s, alive: a}}\n"
 
@@ -58,3 +61,87 @@ def test_what_is_probably_not_meant(read):
         "prices: nothing is written down without `ledger`",
         "prices.models.r: no model has this name",
     )
+
+
+FULL = """
+models: {small-1: {port: 8001, wake: w, sleep: s, alive: a}, big: {port: 8002, wake: w, sleep: s, alive: a}}
+ledger: l.db
+prices: {currency: usd}
+roles:
+  free: {models: [small-*], limits: {requests: 60/m, tokens: [1.5k/s, 100k/d], concurrent: 4},
+    budget: {usd: 5, per: day}}
+api_keys:
+  - {name: alice, key: k, role: free, models: ["*"], budget: {EUR: 2}}
+"""
+
+
+def test_roles(read):
+    config = read(FULL.replace("EUR", "USD"))
+    free = config.roles["free"]
+    assert free.limits.requests == ((60, 60.0),)
+    assert free.limits.tokens == ((1500, 1.0), (100_000, 86_400.0))
+    assert (free.budget.amount, free.budget.currency, free.budget.per, free.budget.then) == (
+        5,
+        "usd",
+        "day",
+        "refuse",
+    )
+    assert config.api_keys[0].managed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("", "", "9: api_keys[0].budget: is in eur, but `prices.currency` is usd"),
+        ("role: free", "role: fre", "9: api_keys[0].role: 'fre' is not one of `roles`: free"),
+        (
+            "[small-*]",
+            "[tiny-*, big]",
+            "6: roles.free.models[0]: 'tiny-*' matches no model; there are big, small-1",
+        ),
+        ("name: alice, ", "", "9: api_keys[0]: needs a `name`: what it uses is counted by that"),
+        ("ledger: l.db", "", "7: roles.free.budget: needs `ledger`: what was spent is kept there"),
+        (
+            "prices: {currency: usd}",
+            "",
+            "7: roles.free.budget: needs `prices`: what a request costs is not known without them",
+        ),
+        (
+            "requests: 60/m",
+            "requests: 60",
+            "6: roles.free.limits.requests: '60' is no rate; write it as 60/m, 100k/d, or as a list of such",
+        ),
+        (
+            "requests: 60/m",
+            "requests: 0.1/m",
+            "6: roles.free.limits.requests: '0.1/m' is no rate; write it as 60/m, 100k/d, or as a list of such",
+        ),
+        ("concurrent: 4", "concurrent: 0", "6: roles.free.limits.concurrent: must be at least 1, not 0"),
+        (
+            "{usd: 5",
+            "{usd: 5, eur: 3",
+            "7: roles.free.budget: must say one amount with its currency, as {usd: 5, per: month}",
+        ),
+        ("{usd: 5", "{usd: -5", "7: roles.free.budget.amount: must be an amount from 0 on, as 0.90, not '-5'"),
+        (
+            "{usd: 5",
+            "{dollars-: 5",
+            "7: roles.free.budget.currency: 'dollars-' is no currency; write two to eight letters, as usd",
+        ),
+        ("per: day", "per: year", "7: roles.free.budget.per: must be day or month, not 'year'"),
+        ("per: day", "soft: 2", "7: roles.free.budget.soft: must be at most 1.0, not 2"),
+    ],
+)
+def test_what_is_refused_of_roles(refused, old, new, said):
+    text = FULL if not old else FULL.replace("EUR", "USD").replace(old, new)
+    assert f"config.yaml:{said}" in refused(text)
+
+
+def test_the_schema_takes_a_budget():
+    budget = {"usd": 5, "per": "month", "soft": 0.8, "then": "awake_only"}
+    model = {"port": 8001, "wake": "w", "sleep": "s", "alive": "a"}
+    document = {"models": {"q": model}, "roles": {"free": {"budget": budget, "limits": {"requests": ["1/s"]}}}}
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert validator.is_valid(document)
+    budget["then"] = "beg"
+    assert not validator.is_valid(document)

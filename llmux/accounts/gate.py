@@ -1,0 +1,307 @@
+"""What a key may: its grant, and what it has left of its limits and its budget.
+
+A grant is made when a configuration is loaded: of the key's own settings, and those of its role for what it does
+not say itself. The gate lets requests in: all of a key's limits and its budget are checked and taken out in one
+step, without a wait in between, and settled when the request has ended, however it ended.
+
+What a request will cost is estimated from what requests for its model have cost lately; of a model of which
+nothing is known, ``UNKNOWN`` seconds of the GPU. Its tokens are estimated from the size of its body and from what
+answers of the model had lately.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from llmux.accounts.costs import Prices, micros, of_gpu, of_tokens, prices_of
+from llmux.accounts.limits import Allowance, Budget, spell
+from llmux.accounts.tokens import BYTES_PER_TOKEN, Answer, Tokens, tokens_of
+from llmux.config import Config
+from llmux.config.accounts import BudgetConfig, LimitsConfig, Rate
+from llmux.errors import ForbiddenError, LimitError, QuotaError, RequestError
+
+UNKNOWN = 5.0  # seconds of the GPU
+UNKNOWN_TOKENS = 500.0  # of an answer
+_WEIGHT = 0.3  # of the latest request among those of before
+_AGAIN = 1.0  # seconds after which a client may try again where it is not known when there will be room
+
+Header = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grant:
+    """What a key may, by its configuration."""
+
+    key: str
+    models: frozenset[str] | None  # the names that it may ask for; None: all
+    requests: tuple[Rate, ...] = ()
+    tokens: tuple[Rate, ...] = ()
+    concurrent: int | None = None
+    budget: BudgetConfig | None = None
+
+    def allows(self, name: str) -> bool:
+        """Whether it may ask for a name."""
+        return self.models is None or name in self.models
+
+
+@dataclass(slots=True)
+class _Balance:
+    """What a key has left."""
+
+    grant: Grant
+    requests: list[Allowance]
+    tokens: list[Allowance]
+    budget: Budget | None
+    running: int = 0
+
+
+@dataclass(slots=True)
+class _Model:
+    """What a request for a model took lately."""
+
+    seconds: float | None = None  # of the GPU, its part of switches included
+    output: float | None = None  # tokens
+
+
+@dataclass(slots=True)
+class Passed:
+    """One request that was let in. ``ended`` is called once."""
+
+    gate: Gate
+    key: str
+    model: str
+    tokens: float
+    reserved: int
+
+    def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
+        """Settle it: the fields of an ``Answer``, and the seconds of the GPU that it took."""
+        self.gate.settle(self, tokens_of(Answer(*answer)), seconds)
+
+
+class Gate:
+    """Lets requests in. ``now`` is the loop's clock, ``awake(model)`` says whether a model can serve at once."""
+
+    def __init__(self, now: Callable[[], float], awake: Callable[[str], bool]) -> None:
+        self._now = now
+        self._awake = awake
+        self._prices: Prices | None = None
+        self._balances: dict[str, _Balance] = {}
+        self._models: dict[str, _Model] = {}
+        self._wall: Callable[[], float] = time.time
+        self._spent: Callable[[str, int], int] | None = None
+        self.grants: Mapping[str, Grant] = {}
+
+    def configure(self, config: Config) -> None:
+        """Take over a configuration; keys that stay keep what they have used."""
+        self._prices = prices_of(config)
+        self.grants = grants_of(config)
+        balances = {}
+        for key, grant in self.grants.items():
+            balances[key] = balance = _Balance(
+                grant,
+                [Allowance(rate) for rate in grant.requests],
+                [Allowance(rate) for rate in grant.tokens],
+                _budget(grant.budget),
+            )
+            before = self._balances.get(key)
+            if before is not None:
+                _carry_over(before, balance)
+            if before is None or before.budget is None:
+                self._load(key, balance.budget)
+        self._balances = balances
+
+    def spent_before(self, spent: Callable[[str, int], int]) -> None:
+        """Have budgets begin with what ``spent(key, since)`` says was spent in their period."""
+        self._spent = spent
+        for key, balance in self._balances.items():
+            self._load(key, balance.budget)
+
+    def _load(self, key: str, budget: Budget | None) -> None:
+        if budget is not None and self._spent is not None:
+            budget.turn(self._wall())
+            budget.spent += self._spent(key, budget.period[0])
+
+    def budgets(self) -> dict[str, Budget]:
+        """Return the budgets, by key, in the period of now."""
+        now = self._wall()
+        found = {}
+        for key, balance in self._balances.items():
+            if balance.budget is not None:
+                balance.budget.turn(now)
+                found[key] = balance.budget
+        return found
+
+    def enter(
+        self, grant: Grant, asked: str, model: str | None, size: int, headers: list[Header]
+    ) -> Passed | None:
+        """Let a request in, and add to its ``headers``; ``model`` is None where it is not chosen yet.
+
+        ``size`` is of its body, in bytes. None: the key has neither limits nor a budget. Raises ForbiddenError,
+        LimitError and QuotaError.
+        """
+        if not grant.allows(asked):
+            raise ForbiddenError(
+                f"The key {grant.key!r} may not use the model {asked!r}.", code="model_not_allowed", param="model"
+            )
+        balance = self._balances.get(grant.key)
+        if balance is None:
+            return None
+        now, name = self._now(), model or asked
+        known = self._models.get(name) or _Model()
+        tokens = size / BYTES_PER_TOKEN + (UNKNOWN_TOKENS if known.output is None else known.output)
+        reserved = self._estimate(name, known, tokens, size)
+        try:
+            self._check(balance, name, tokens, now)
+        except RequestError as error:
+            headers += _told(balance, now)
+            if isinstance(error, QuotaError):
+                headers.append(("x-should-retry", "false"))
+            raise
+        for allowance in balance.requests:
+            allowance.take(now, 1)
+        for allowance in balance.tokens:
+            allowance.take(now, tokens)
+        balance.running += 1
+        if balance.budget is not None:
+            balance.budget.reserved += reserved
+        headers += _told(balance, now)
+        return Passed(self, grant.key, name, tokens, reserved)
+
+    def _check(self, balance: _Balance, model: str, tokens: float, now: float) -> None:
+        grant, budget = balance.grant, balance.budget
+        if budget is not None:
+            budget.turn(self._wall())
+            left = budget.period[1] - self._wall()
+            if budget.is_spent or (budget.is_soft and not budget.awake_only):
+                raise QuotaError(f"The budget of the key {grant.key!r} is spent; it begins anew in {spell(left)}.")
+            if budget.is_soft and not self._awake(model):
+                raise QuotaError(
+                    f"The budget of the key {grant.key!r} is nearly spent: only what is awake serves it, and"
+                    f" {model!r} is not. It begins anew in {spell(left)}."
+                )
+            if budget.is_full:
+                raise LimitError(
+                    f"What the key {grant.key!r} has left of its budget is reserved by its requests under way.",
+                    retry_after=_AGAIN,
+                )
+        if grant.concurrent is not None and balance.running >= grant.concurrent:
+            raise LimitError(
+                f"The key {grant.key!r} may have {grant.concurrent} requests under way at once.",
+                retry_after=_AGAIN,
+            )
+        for what, allowances, count in (("requests", balance.requests, 1.0), ("tokens", balance.tokens, tokens)):
+            for allowance in allowances:
+                wait = allowance.wait(now, count)
+                if wait > 0:
+                    rate = allowance.rate
+                    raise LimitError(
+                        f"The key {grant.key!r} may use {rate.number} {what} in {spell(rate.seconds)};"
+                        f" there is room in {spell(wait)}.",
+                        retry_after=wait,
+                    )
+
+    def settle(self, passed: Passed, tokens: Tokens, seconds: float) -> None:
+        """Take what a request took in the place of what was estimated."""
+        total = tokens.input + tokens.output
+        if total or seconds:
+            known = self._models.setdefault(passed.model, _Model())
+            known.seconds = _mean(known.seconds, seconds)
+            known.output = _mean(known.output, float(tokens.output))
+        balance = self._balances.get(passed.key)
+        if balance is None:  # a reload has removed the key
+            return
+        balance.running -= 1
+        for allowance in balance.tokens:
+            allowance.correct(total - passed.tokens)
+        if balance.budget is not None:
+            balance.budget.turn(self._wall())
+            balance.budget.reserved -= passed.reserved
+            balance.budget.spent += self._cost(passed.model, tokens, seconds)
+
+    def _estimate(self, name: str, known: _Model, tokens: float, size: int) -> int:
+        seconds = UNKNOWN if known.seconds is None else known.seconds
+        read = round(size / BYTES_PER_TOKEN)
+        return max(1, self._cost(name, Tokens(read, 0, round(tokens) - read), seconds))
+
+    def _cost(self, name: str, tokens: Tokens, seconds: float) -> int:
+        prices = self._prices
+        if prices is None:
+            return 0
+        price = prices.models.get(name)
+        if price is None:
+            return of_gpu(prices, round(seconds * 1e6), 0)[0]
+        return of_tokens(price, (tokens.input, tokens.cached, tokens.output), 0)[0]
+
+
+def _mean(before: float | None, latest: float) -> float:
+    return latest if before is None else before + _WEIGHT * (latest - before)
+
+
+def _budget(given: BudgetConfig | None) -> Budget | None:
+    if given is None:
+        return None
+    return Budget(micros(given.amount), given.per, given.soft, given.then == "awake_only")
+
+
+def _carry_over(before: _Balance, balance: _Balance) -> None:
+    balance.running = before.running
+    for old, new in ((before.requests, balance.requests), (before.tokens, balance.tokens)):
+        known = {allowance.rate.seconds: allowance for allowance in old}
+        for at, allowance in enumerate(new):
+            same = known.get(allowance.rate.seconds)
+            if same is not None and same.rate == allowance.rate:
+                new[at] = same
+    if before.budget is not None and balance.budget is not None:
+        if before.budget.per == balance.budget.per:
+            balance.budget.spent, balance.budget.period = before.budget.spent, before.budget.period
+        balance.budget.reserved = before.budget.reserved
+
+
+def _told(balance: _Balance, now: float) -> Iterable[Header]:
+    """Yield the headers that tell what is left, as OpenAI's do: of the limit that is nearest."""
+    for what, allowances in (("requests", balance.requests), ("tokens", balance.tokens)):
+        lefts = [allowance.left(now) for allowance in allowances]
+        if lefts:
+            nearest = min(lefts, key=lambda left: left.remaining / left.limit)
+            yield f"x-ratelimit-limit-{what}", str(nearest.limit)
+            yield f"x-ratelimit-remaining-{what}", str(nearest.remaining)
+            yield f"x-ratelimit-reset-{what}", spell(nearest.reset)
+
+
+def grants_of(config: Config) -> dict[str, Grant]:
+    """Return the grants of the keys that have any limit, by the keys' names."""
+    names = {**config.names, **config.variants, **{name: name for name in config.virtual}}
+    found = {}
+    for entry in config.api_keys:
+        role = None if entry.role is None else config.roles[entry.role]
+        models = entry.models if entry.models is not None else None if role is None else role.models
+        budget = entry.budget if entry.budget is not None else None if role is None else role.budget
+        limits = [each for each in (entry.limits, None if role is None else role.limits) if each is not None]
+        if entry.name is None or not (models or budget or limits):
+            continue
+        allowed = None if models is None else frozenset(_allowed(models, names))
+        found[entry.name] = Grant(
+            entry.name,
+            allowed,
+            _first(limits, lambda given: given.requests),
+            _first(limits, lambda given: given.tokens),
+            next((given.concurrent for given in limits if given.concurrent is not None), None),
+            budget,
+        )
+    return found
+
+
+def _first(limits: Iterable[LimitsConfig], which: Callable[[LimitsConfig], tuple[Rate, ...]]) -> tuple[Rate, ...]:
+    return next((rates for given in limits if (rates := which(given))), ())
+
+
+def _allowed(globs: Iterable[str], names: Mapping[str, str]) -> Iterable[str]:
+    """Yield the names that one of the globs matches, or that stand for a model which one matches."""
+    globs = tuple(globs)
+    for name, model in names.items():
+        if any(fnmatchcase(name, glob) or fnmatchcase(model, glob) for glob in globs):
+            yield name

@@ -1,0 +1,112 @@
+"""Limits and budgets of keys: how much is left, and until when. Pure: the time is given.
+
+A rate is held by the generic cell rate algorithm: one number says when the allowance would be whole again. Any
+part of it may be used at once, and it grows back evenly. What a request will take is not known before its end: an
+estimate is taken out at its admission, and corrected at its end.
+
+A budget is of a day or a month of UTC. Estimates are *reserved* at the admission, in the step that checks them, so
+that however many come at once do not overrun it by more than the estimates are wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+from llmux.config.accounts import Rate
+
+Per = Literal["day", "month"]
+
+
+class Left(NamedTuple):
+    """What a client is told of a limit: how many are left of how many, and seconds until it is whole."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What one key has left of one rate."""
+
+    rate: Rate
+    full_at: float = 0.0  # when all of it is there again, on the loop's clock
+
+    def wait(self, now: float, count: float) -> float:
+        """Return the seconds until so many can be taken, 0 for at once. More than all there is counts as all."""
+        each = self.rate.seconds / self.rate.number
+        wanted = min(count, self.rate.number) * each
+        return max(0.0, max(self.full_at, now) + wanted - now - self.rate.seconds)
+
+    def take(self, now: float, count: float) -> None:
+        """Take so many, whether or not they are there."""
+        self.full_at = max(self.full_at, now) + count * self.rate.seconds / self.rate.number
+
+    def correct(self, count: float) -> None:
+        """Take so many more than was thought, or fewer."""
+        self.full_at += count * self.rate.seconds / self.rate.number
+
+    def left(self, now: float) -> Left:
+        """Return what is left."""
+        until = max(0.0, self.full_at - now)
+        used = until * self.rate.number / self.rate.seconds
+        return Left(self.rate.number, max(0, int(self.rate.number - used + 1e-9)), until)
+
+
+@dataclass(slots=True)
+class Budget:
+    """What one key may spend, in millionths of the currency."""
+
+    amount: int
+    per: Per
+    soft: float  # the part of it from which on only what is awake serves, or nothing
+    awake_only: bool
+    spent: int = 0
+    reserved: int = 0
+    period: tuple[int, int] = (0, 0)  # its first second, and the first of the next, since 1970
+
+    def turn(self, now: float) -> None:
+        """Begin anew where a period has ended. ``now`` is a Unix time."""
+        if not self.period[0] <= now < self.period[1]:
+            self.period = period(self.per, now)
+            self.spent = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left."""
+        return self.spent >= self.amount
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is left beside what is reserved."""
+        return self.spent + self.reserved >= self.amount
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether it is beyond its soft limit."""
+        return self.spent >= self.amount * self.soft
+
+
+def period(per: Per, now: float) -> tuple[int, int]:
+    """Return the first second of the day or month around a Unix time, and of the next."""
+    today = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if per == "day":
+        start = int(today.timestamp())
+        return start, start + 86_400
+    first = today.replace(day=1)
+    year, month = (first.year + 1, 1) if first.month == 12 else (first.year, first.month + 1)  # noqa: PLR2004
+    return int(first.timestamp()), int(first.replace(year=year, month=month).timestamp())
+
+
+def spell(seconds: float) -> str:
+    """Write a duration as OpenAI's headers do: ``6m0s``, ``1.2s``, ``20ms``."""
+    milliseconds = round(seconds * 1000)
+    if milliseconds < 1000:  # noqa: PLR2004
+        return f"{milliseconds}ms"
+    if milliseconds < 60_000:  # noqa: PLR2004
+        return f"{milliseconds / 1000:g}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s"

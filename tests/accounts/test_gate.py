@@ -1,0 +1,259 @@
+"""What keys may: models, limits, budgets; as clients see it."""
+
+import asyncio
+import json
+import sqlite3
+
+import anthropic
+import openai
+import pytest
+
+from llmux.accounts.gate import UNKNOWN
+from llmux.core.phases import Phase
+from llmux.middleware.fast_path import MOST
+from tests.server.house import until
+
+CHAT = "/v1/chat/completions"
+USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3}}'
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
+MODELS = {"small-1": {"aliases": ["gpt-mini"]}, "small-2": {}, "big": {}}
+
+
+def keys(**alice):
+    return [{"name": "alice", "key": "key-of-alice", **alice}, {"name": "bob", "key": "key-of-bob"}]
+
+
+async def send(house, model="small-1", key="alice", *, path=CHAT, **body):
+    return await house.ask("POST", path, {"model": model, **body}, Authorization=f"Bearer key-of-{key}")
+
+
+async def listed(house, key):
+    reply = await house.ask("GET", "/v1/models", Authorization=f"Bearer key-of-{key}")
+    return [entry["id"] for entry in reply.json()["data"]]
+
+
+async def test_a_key_may_use_the_models_of_its_role(house):
+    await house.open(models=MODELS, roles={"free": {"models": ["small-*"]}}, api_keys=keys(role="free"))
+    assert (await send(house, "small-2")).status == 200
+    assert (await send(house, "gpt-mini")).status == 200  # an alias of one of them
+    refused = await send(house, "big")
+    assert (refused.status, refused.error["code"], refused.error["param"]) == (403, "model_not_allowed", "model")
+    assert (await send(house, "big", "bob")).status == 200
+    assert await listed(house, "alice") == ["small-1", "small-2"]
+    assert "big" in await listed(house, "bob")
+    one = await house.ask("GET", "/v1/models/big", Authorization="Bearer key-of-alice")
+    assert one.status == 404
+    assert "big" not in one.error["message"].replace("'big'", "")
+    unknown = await send(house, "biggest")
+    assert unknown.status == 404
+    assert "big," not in unknown.error["message"]
+    assert "small-2" in unknown.error["message"]
+
+
+async def test_its_own_settings_go_before_its_roles(house):
+    roles = {"free": {"models": ["small-*"], "limits": {"requests": "1/d", "concurrent": 9}}}
+    own = {"role": "free", "models": ["big"], "limits": {"requests": "2/d"}}
+    await house.open(models=MODELS, roles=roles, api_keys=keys(**own))
+    assert (await send(house, "small-1")).status == 403
+    assert [(await send(house, "big")).status for _ in range(3)] == [200, 200, 429]
+
+
+@pytest.mark.parametrize("padding", [0, MOST])
+async def test_requests_are_limited(house, padding):
+    await house.open(models=MODELS, api_keys=keys(limits={"requests": ["2/m", "100/d"]}))
+    first, second, third = [await send(house, padding="x" * padding) for _ in range(3)]
+    assert (first.status, second.status, third.status) == (200, 200, 429)
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert first.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert second.headers["x-ratelimit-remaining-requests"] == "0"
+    assert third.error["code"] == "rate_limit_exceeded"
+    assert 1 <= int(third.headers["retry-after"]) <= 30
+    assert third.headers["x-ratelimit-remaining-requests"] == "0"
+    assert (await send(house, key="bob")).status == 200
+
+
+async def test_every_forwarded_path_counts(house):
+    await house.open(models=MODELS, api_keys=keys(limits={"requests": "3/d"}))
+    assert (await send(house, path="/tokenize")).status == 200
+    wav = await house.ask("GET", "/v1/audio?model=small-1", Authorization="Bearer key-of-alice")
+    assert wav.status == 200
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Authorization": "Bearer key-of-alice"}
+    line = await house.begin("GET", "/v1/realtime?model=small-1", **upgrade)
+    await until(lambda: house.in_flight("small-1"))
+    refused = await house.ask("GET", "/v1/realtime?model=small-1", **upgrade)
+    assert refused.status == 429
+    line.abort()
+
+
+async def test_tokens_are_limited_by_what_answers_had(house):
+    await house.open(models=MODELS, api_keys=keys(limits={"tokens": "1200/d"}))
+    house.engine.says = WHOLE
+    replies = [await send(house) for _ in range(4)]
+    assert [reply.status for reply in replies] == [200, 200, 200, 200]  # 15 each, not what was thought at first
+    left = [int(reply.headers["x-ratelimit-remaining-tokens"]) for reply in replies]
+    assert left[0] < 800
+    assert left[1:] == sorted(left[1:], reverse=True)
+    assert left[3] > 1100
+
+
+async def test_so_many_at_once(house):
+    await house.open(models=MODELS, api_keys=keys(limits={"concurrent": 2}))
+    lines = [
+        await house.begin("POST", "/v1/hold", {"model": "small-1"}, Authorization="Bearer key-of-alice")
+        for _ in range(2)
+    ]
+    await until(lambda: house.in_flight("small-1") == 2)
+    refused = await send(house)
+    assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+    lines[0].abort()
+    await until(lambda: house.in_flight("small-1") == 1)
+    held = await house.begin("POST", "/v1/hold", {"model": "small-1"}, Authorization="Bearer key-of-alice")
+    house.engine.go.set()
+    assert (await held.reply()).status == 200
+    assert (await lines[1].reply()).status == 200
+
+
+PRICES = {"currency": "usd", "models": {name: {"input": 1000, "output": 1000} for name in MODELS}}
+EACH = 0.015  # of a request with that usage
+
+
+async def priced(house, budget, **more):
+    house.engine.says = WHOLE
+    await house.open(
+        models=MODELS,
+        ledger="ledger.db",
+        prices=PRICES,
+        api_keys=keys(budget=budget),
+        admin_key="key-of-admin",
+        **more,
+    )
+
+
+async def test_a_budget_is_spent_and_no_more(house):
+    await priced(house, {"usd": EACH * 3, "per": "month"})
+    statuses = [(await send(house)).status for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    refused = await send(house)
+    assert (refused.error["code"], refused.error["type"]) == ("insufficient_quota", "insufficient_quota")
+    assert refused.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.headers
+    assert (await send(house, key="bob")).status == 200
+    reply = await house.ask("GET", "/llmux/usage?by=key&key=alice", Authorization="Bearer key-of-bob")
+    assert reply.json()["usage"][0]["cost"] == pytest.approx(EACH * 3)
+
+
+async def test_what_was_spent_is_known_after_a_restart(house):
+    await priced(house, {"usd": EACH * 3, "per": "day"})
+    assert [(await send(house)).status for _ in range(2)] == [200, 200]
+    await house.close()
+    await priced(house, {"usd": EACH * 3, "per": "day"})
+    assert house.front.gate.budgets()["alice"].spent == 30_000
+    assert [(await send(house)).status for _ in range(3)] == [200, 429, 429]
+
+
+async def test_many_at_once_do_not_overrun_a_budget(house):
+    """By more than the estimates are wrong: what is under way is reserved."""
+    await priced(house, {"usd": EACH * 10, "per": "day"})
+    await send(house)  # from here on it is known what one costs
+    going = await house.begin("POST", "/v1/hold", {"model": "small-1"}, Authorization="Bearer key-of-bob")
+    await until(lambda: house.in_flight("small-1"))
+
+    async def hold():
+        body = {"model": "small-1", "what": "12 tokens"}  # by their number of bytes
+        line = await house.begin("POST", "/v1/hold", body, Authorization="Bearer key-of-alice")
+        return (await line.reply()).status
+
+    tasks = [asyncio.create_task(hold()) for _ in range(300)]
+    await until(lambda: sum(task.done() for task in tasks) >= 285)
+    house.engine.go.set()
+    statuses = await asyncio.gather(*tasks)
+    assert (await going.reply()).status == 200
+    assert 8 <= statuses.count(200) <= 10
+    assert statuses.count(200) + statuses.count(429) == 300
+    assert house.front.gate.budgets()["alice"].spent <= EACH * 11 * 1e6
+
+
+async def test_what_has_no_end_is_settled_too(house):
+    await house.open(
+        models=MODELS, ledger="ledger.db", prices={"gpu_hour": 1}, api_keys=keys(budget={"usd": 5, "per": "day"})
+    )
+    line = await house.begin("POST", "/v1/hold", {"model": "small-1"}, Authorization="Bearer key-of-alice")
+    await until(lambda: house.in_flight("small-1"))
+    budget = house.front.gate.budgets()["alice"]
+    assert budget.reserved > 0
+    line.abort()
+    await until(lambda: not budget.reserved)
+    assert budget.spent > 0
+
+
+async def test_nearly_spent_only_what_is_awake(house):
+    await priced(house, {"usd": EACH * 5, "per": "day", "soft": 0.5, "then": "awake_only"})
+    assert [(await send(house)).status for _ in range(3)] == [200, 200, 200]
+    refused = await send(house, "small-2")
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    assert "awake" in refused.error["message"]
+    assert house.switcher.core.state.models["small-2"].phase is Phase.ASLEEP
+    replies = [await send(house) for _ in range(3)]
+    assert [reply.status for reply in replies] == [200, 200, 429], [reply.body for reply in replies]
+
+
+async def test_the_gpus_time_is_spent(house):
+    """Of a model of which nothing is known a request is thought to take some seconds."""
+    prices = {"gpu_hour": 3600}  # one a second
+    await house.open(
+        models=MODELS, ledger="ledger.db", prices=prices, api_keys=keys(budget={"usd": 0.5, "per": "day"})
+    )
+    line = await house.begin("POST", "/v1/hold", {"model": "small-1"}, Authorization="Bearer key-of-alice")
+    await until(lambda: house.in_flight("small-1"))
+    assert house.front.gate.budgets()["alice"].reserved == UNKNOWN * 1e6
+    later = await send(house)
+    assert (later.status, later.error["code"]) == (429, "rate_limit_exceeded")  # reserved, not spent
+    await asyncio.sleep(0.6)
+    house.engine.go.set()
+    assert (await line.reply()).status == 200
+    assert house.front.gate.budgets()["alice"].spent >= 500_000
+    spent = await send(house)
+    assert (spent.status, spent.error["code"]) == (429, "insufficient_quota")
+
+
+async def test_a_reload_keeps_what_was_used(house):
+    await house.open(models=MODELS, api_keys=keys(limits={"requests": "2/d"}))
+    assert (await send(house)).status == 200
+    config = house.config(MODELS, api_keys=keys(limits={"requests": "2/d", "concurrent": 5}))
+    house.front.configure(config)
+    assert [(await send(house)).status for _ in range(2)] == [200, 429]
+    house.front.configure(house.config(MODELS, api_keys=keys(limits={"requests": "5/d"})))
+    assert (await send(house)).status == 200
+    house.front.configure(house.config(MODELS, api_keys=keys()))
+    assert [(await send(house)).status for _ in range(6)] == [200] * 6
+
+
+async def test_the_sdks_understand(house):
+    await priced(house, {"usd": EACH, "per": "day"})
+    await send(house)
+    url = f"http://127.0.0.1:{house.port}"
+    body = {"model": "small-1", "messages": [{"role": "user", "content": "hi"}]}
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key-of-alice") as client:
+        with pytest.raises(openai.RateLimitError) as refused:
+            await client.chat.completions.create(**body)
+    assert refused.value.code == "insufficient_quota"
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="key-of-alice") as client:
+        with pytest.raises(anthropic.RateLimitError):
+            await client.messages.create(**body, max_tokens=3)
+    await house.close()
+    with sqlite3.connect(house.folder / "ledger.db") as connection:
+        rows = connection.execute(
+            "SELECT status, reason, count(*) FROM requests WHERE kind = 0 GROUP BY 1, 2"
+        ).fetchall()
+    assert rows == [(200, "", 1), (429, "insufficient_quota", 2)]  # neither SDK tried again
+
+
+async def test_a_virtual_model_may_be_allowed(house):
+    await house.open(
+        models=MODELS, virtual={"warm": {"awake": ["small-1", "big"]}}, api_keys=keys(models=["warm"])
+    )
+    assert (await send(house, "warm")).status == 200
+    assert (await send(house, "small-1")).status == 403
+    assert await listed(house, "alice") == ["warm"]
+    assert json.dumps(await listed(house, "bob")).count("small") == 2
