@@ -103,7 +103,7 @@ def summary(config: Config) -> str:
         f"policy {config.policy.use}",
     ]
     for name, model in config.models.items():
-        also = f" (also {', '.join(model.aliases)})" if model.aliases else ""
+        also = f" ({', '.join(model.aliases)})" if model.aliases else ""
         lines.append(f"model {name}{also} at {model.address.url}")
     return "\n".join(lines)
 

@@ -21,11 +21,11 @@ from llmux.config.problems import Path, Problem
 if TYPE_CHECKING:
     from llmux.config.schema import Config
 
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z_][A-Za-z0-9_-]{0,63}){0,7}\Z")
+FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z_][A-Za-z0-9_-]{0,63}){0,7}\Z")
 
 
 def _field(value: str) -> str:
-    if not _FIELD.match(value):
+    if not FIELD.match(value):
         raise ValueError(f"{value!r} is not a field of a request; write it as temperature or reasoning.effort")
     if value == "model":
         raise ValueError("`model` chooses the variant; what the engine calls the model is `upstream_model`")

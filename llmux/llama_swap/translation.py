@@ -19,6 +19,7 @@ from llmux.config.durations import format_duration
 from llmux.config.load import literal
 from llmux.config.model_settings import LONGEST_DESCRIPTION
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
+from llmux.config.targets import FIELD
 from llmux.llama_swap import source
 from llmux.llama_swap.engine_command import Engine, text
 from llmux.llama_swap.groups import Groups, Residency
@@ -29,6 +30,8 @@ _LOOPBACK = "127.0.0.1"
 _LOG_LEVELS = {"warn": "warning"}
 
 _LOADING = "there, words in what the model seems to think; here, comments in the stream, which keep it open"
+
+_WARM = "here, a conversation stays with its model while that is awake"
 
 Settings = dict[str, Any]
 
@@ -114,8 +117,12 @@ class _Translator:
         if model.useModelName:
             settings["upstream_model"] = literal(model.useModelName)
         aliases = self.aliases(name, model)
+        variants = self.variants(name, model, aliases)
+        aliases = [alias for alias in aliases if alias not in variants]
         if aliases:
             settings["aliases"] = [literal(alias) for alias in aliases]
+        if variants:
+            settings["variants"] = variants
         if info := _info(model):
             settings["info"] = info
         if model.concurrencyLimit:
@@ -154,6 +161,26 @@ class _Translator:
                 aliases.append(alias)
         return aliases
 
+    def variants(self, name: str, model: Model, aliases: Iterable[str]) -> Settings:
+        """Return the aliases for which requests are changed, each with its rules."""
+        at, filters = ("models", name, "filters"), model.filters
+        stripped = [param.strip() for param in (filters.stripParams or filters.strip_params).split(",")]
+        found: Settings = {}
+        for alias in aliases:
+            of_its_own = filters.setParamsByID.get(alias)
+            given = {**filters.setParams, **(of_its_own if isinstance(of_its_own, Mapping) else {})}
+            wanted = {param: value for param, value in given.items() if param != "model"}
+            away = [param for param in dict.fromkeys(stripped) if param not in ("", "model", *wanted)]
+            kept, lost = _carried([*wanted, *away])
+            self.notes += [Note(at, f"{param!r} of {alias!r} is no field for a variant's rule") for param in lost]
+            rules = {
+                "set": {param: _literals(value) for param, value in wanted.items() if param in kept},
+                "strip": [param for param in away if param in kept],
+            }
+            if rules := {rule: params for rule, params in rules.items() if params}:
+                found[alias] = rules
+        return found
+
     # ---- what is said elsewhere
 
     def share(self) -> None:
@@ -170,7 +197,12 @@ class _Translator:
         for name, selector in self.config.selectors.items():
             at = ("selectors", name)
             target = self.known.get(selector.targets[0]) if selector.targets else None
-            if selector.strategy != "pin" or target is None:
+            targets = [self.known.get(each) for each in selector.targets]
+            if selector.strategy == "warm" and None not in targets and targets and name not in self.known:
+                awake = list(dict.fromkeys(selector.targets))
+                self.result.settings.setdefault("virtual", {})[name] = {"awake": list(map(literal, awake))}
+                self.notes.append(Note(at, _WARM, lost=False))
+            elif selector.strategy != "pin" or target is None:
                 self.notes.append(Note(at, "a name leads to one model; make it one of that model's `aliases`"))
             elif name not in self.known:
                 self.known[name] = target
@@ -203,6 +235,28 @@ class _Translator:
             self.notes.append(
                 Note(at, "there, strictly; here, a waiter's priority grows by 1 every 30 s (`ageing`)", lost=False)
             )
+
+
+def _carried(params: Iterable[str]) -> tuple[set[str], list[str]]:
+    """Return the fields that rules can name, and those which they cannot, or which are part of another."""
+    kept: set[str] = set()
+    lost: list[str] = []
+    for param in sorted(params, key=lambda param: param.count(".")):
+        within = any(param.startswith(f"{other}.") for other in kept)
+        if FIELD.match(param) and not within:
+            kept.add(param)
+        else:
+            lost.append(param)
+    return kept, lost
+
+
+def _literals(value: Any) -> Any:
+    """Write the texts in a value so that nothing in them is filled in."""
+    if isinstance(value, str):
+        return literal(value)
+    if isinstance(value, Mapping):
+        return {key: _literals(inner) for key, inner in value.items()}
+    return [_literals(inner) for inner in value] if isinstance(value, list) else value
 
 
 # Each as llama-swap derives it from the kinds of input and output.
@@ -277,7 +331,10 @@ _MODEL = {
     "timeouts": _TIMEOUTS,
     "compat": "a WebSocket wakes its model, and keeps it awake while it is open",
 }
-_FILTERS = "llmux changes nothing in a request but the model's name; let the engine or the client set parameters"
+_FILTERS = "a request for the model's own name stays as it is; its aliases, which are `variants` here, have it"
+_OWN_FILTERS = (
+    "a request for the model's own name stays as it is; a variant has other parameters, under another name"
+)
 _GLOBAL = {
     "logTimeFormat": "log lines carry the time as ISO 8601",
     "logToStdout": "the log goes to stderr; what an engine prints goes to its own file, named in hooks/process.sh",
@@ -306,9 +363,14 @@ def model_leftovers(name: str, model: Mapping[str, Any], *, loading_state: bool)
     if model.get("sendLoadingState", loading_state) not in (None, loading_state):
         yield Note((*at, "sendLoadingState"), _PROGRESS)
     yield from _named(at, model, _MODEL, _KNOWN_MODEL)
-    for key, value in (model.get("filters") or {}).items():
-        if value not in _NOTHING:
-            yield Note((*at, "filters", key), _FILTERS)
+    filters = model.get("filters") or {}
+    named = bool(model.get("aliases")) or any(alias != name for alias in filters.get("setParamsByID") or ())
+    for key, value in filters.items():
+        if key == "setParamsByID":
+            if isinstance(value, Mapping) and value.get(name):
+                yield Note((*at, "filters", key), _OWN_FILTERS)
+        elif value not in _NOTHING:
+            yield Note((*at, "filters", key), _FILTERS if named else _OWN_FILTERS)
     if name == "comfyui_auto":
         yield Note(at, "the path `/comfyui`; use `/upstream/comfyui_auto/`", lost=True)
 
@@ -328,8 +390,8 @@ SCRIPT = "process"
 """The name of the hook script that starts and ends what llama-swap did."""
 
 _ORDER = (
-    "port", "url", "upstream_model", "aliases", "info", "shared_address", "max_in_flight", "idle_sleep", "preload",
-    "timeouts", "env",
+    "port", "url", "upstream_model", "aliases", "variants", "info", "shared_address", "max_in_flight",
+    "idle_sleep", "preload", "timeouts", "env",
 )  # fmt: skip
 _HOOKS = f"""\
 x-hooks: &hooks

@@ -40,6 +40,8 @@ models:
         --model "models/a tiny.gguf" --alias '${{MODEL_ID}}'
       # the end
     aliases: [gpt-4o-mini]
+    filters: {{setParamsByID: {{"quick and short": {{max_tokens: 2}}}}}}
+    unlisted: true
     ttl: 300
     concurrencyLimit: 2
   slow:
@@ -129,6 +131,10 @@ async def test_an_imported_file_runs(imported):
         assert await ask(client, "slow") == "not so slow"
         assert sorted(imported.status()["awake"]) == ["slow", "vector"]
         assert await ask(client, "gpt-4o-mini") == "quick one"
+        answer = await client.chat.completions.create(model="quick and short", messages=MESSAGES, max_tokens=4)
+        assert (answer.model, answer.usage.completion_tokens) == ("quick one", 2)
+        names = [model.id async for model in client.models.list()]
+        assert names == ["quick and short", "second", "slow", "vector"]
         assert await embed(client) == VECTOR.dim
         assert await ask(client, "second") == "second"
         assert sorted(imported.status()["awake"]) == ["quick one", "second", "vector"]

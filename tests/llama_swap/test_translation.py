@@ -30,7 +30,13 @@ class TestEverything:
     def test_a_model(self, everything):
         model = everything.config.models["big"]
         assert (model.port, model.upstream_model, model.max_in_flight) == (10001, "vendor/big", 4)
-        assert model.aliases == ("gpt-4o-mini", "big:high", "coder")
+        assert model.aliases == ("coder",)
+        stripped = ("temperature", "top_p")
+        rules = {name: (it.set, it.strip) for name, it in model.variants.items()}
+        assert rules == {
+            "gpt-4o-mini": ({"top_k": 10}, stripped),
+            "big:high": ({"top_k": 10, "reasoning_effort": "high"}, stripped),
+        }
         assert (model.idle_sleep, model.preload, model.timeouts.wake) == (60, True, 500)
         assert model.env["CUDA_VISIBLE_DEVICES"] == "0"
         assert (model.env["HEALTH_PATH"], model.env["GRACE"]) == ("/v1/models", "30")
@@ -40,6 +46,9 @@ class TestEverything:
         ]  # fmt: skip
         assert everything.config.idle_sleep_of("small") is None
         assert everything.config.idle_sleep_of("embed") == 600
+
+    def test_a_name_for_the_one_that_is_loaded(self, everything):
+        assert everything.config.virtual["any"].awake == ("small", "big")
 
     def test_what_clients_are_told(self, everything):
         big, small = (everything.config.models[name].info for name in ("big", "small"))
@@ -78,7 +87,7 @@ class TestEverything:
     def test_all_else_is_named_on_its_line(self, everything):
         assert set(everything.lost()) == {
             "logTimeFormat", "logToStdout", "metricsMaxInMemory", "captureBuffer", "store", "ui", "performance",
-            "upstream", "profiles", "selectors.any", "models.big.name",
+            "upstream", "profiles", "models.big.name",
             "models.big.compat", "models.big.filters.stripParams",
             "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.metadata",
             "models.big.sendLoadingState",
@@ -88,6 +97,7 @@ class TestEverything:
         }  # fmt: skip
         assert everything.differs() == [
             "sendLoadingState",
+            "selectors.any",
             "models.big.concurrencyLimit",
             "routing.router.settings.groups.together.exclusive",
             "routing.scheduler.settings.fifo.priority",
@@ -119,6 +129,34 @@ def test_the_least_file(load):
         "port": 5800,
         "env": {"COMMAND": 'x \\\n  --port "$LLMUX_PORT"'},
     }
+
+
+@pytest.mark.parametrize(
+    ("filters", "rules", "lost"),
+    [
+        ("{setParamsByID: {x: {n: 1}}}", {"set": {"n": 1}}, []),
+        (
+            "{setParamsByID: {x: {n: 1, model: y}}, stripParams: 'model, n,top_p,'}",
+            {"set": {"n": 1}, "strip": ["top_p"]},
+            ["filters.stripParams"],
+        ),
+        (
+            "{setParams: {n: 2, a.b: '${MONEY'}, setParamsByID: {x: {n: 1}}}",
+            {"set": {"n": 1, "a.b": "${MONEY"}},
+            ["filters.setParams"],
+        ),
+        ("{setParamsByID: {x: {a: {b: 1}, a.c: 2}}}", {"set": {"a": {"b": 1}}}, ["filters"]),
+        ("{setParamsByID: {x: {'0': 1}}}", None, ["filters"]),
+        ("{setParamsByID: {x: }}", None, []),
+    ],
+)
+def test_filters_are_variants(load, filters, rules, lost):
+    result = load(f"models:\n  m:\n    cmd: 'x --port ${{PORT}}'\n    filters: {filters}")
+    model = result.config.models["m"]
+    assert set(model.aliases) == ({"x"} if rules is None else set())
+    found = {name: it.model_dump(mode="json", exclude_defaults=True) for name, it in model.variants.items()}
+    assert found == ({} if rules is None else {"x": rules})
+    assert list(result.lost()) == [f"models.m.{place}" for place in lost]
 
 
 @pytest.mark.parametrize(
