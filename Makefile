@@ -1,4 +1,4 @@
-# make demo          fifteen seconds of llmux with real engines, no GPU; make demo SERVE=1 stays up for curl
+# make demo          a minute of llmux with real engines, no GPU; make demo SERVE=1 stays up for curl
 # make test          everything that has to hold before a change goes in
 # make help          the other targets
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ class Answer:
     model: str
     waited: float  # seconds in llmux's queue, as its header says
     tokens: int
+    seconds: float = 0.0  # from its sending to the last piece, where that was measured
 
 
 @dataclass
@@ -41,8 +43,16 @@ class Ledger:
 class Clients:
     """Programs that ask for models in an order of their own, each one request at a time."""
 
-    def __init__(self, url: str, ledger: Ledger, by_size: Mapping[int, str], seed: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        ledger: Ledger,
+        by_size: Mapping[int, str],
+        tokens: Mapping[str, int] | None = None,
+        seed: int = 1,
+    ) -> None:
         self.ledger = ledger
+        self.tokens = tokens or {}  # of an answer, by model
         self.by_size = by_size
         self.random = random.Random(seed)
         self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -51,11 +61,11 @@ class Clients:
     def start(self, stop: asyncio.Event) -> list[asyncio.Task[None]]:
         """Start them all; each ends by itself once ``stop`` is set and its last answer has arrived."""
         programs: dict[str, Callable[[], Awaitable[Answer]]] = {
-            "chat with quill": lambda: self.chat("quill", "quill", 120),
-            "chat with quill, streaming": lambda: self.stream("quill", "gpt-4o-mini", 200),
-            "chat with atlas": lambda: self.chat("atlas", "atlas", 60),
+            "chat with quill": lambda: self.chat("quill", "quill", self.tokens["quill"]),
+            "chat with quill, streaming": lambda: self.stream("quill", "gpt-4o-mini", 2 * self.tokens["quill"]),
+            "chat with atlas": lambda: self.chat("atlas", "atlas", self.tokens["atlas"]),
             "chat with either, streaming": self.either,
-            "messages to atlas": lambda: self.messages("atlas", "claude-haiku", 80),
+            "messages to atlas": lambda: self.messages("atlas", "claude-haiku", self.tokens["atlas"]),
             "embeddings": lambda: self.embed("vector", "text-embedding-3-small"),
         }
         return [
@@ -82,7 +92,7 @@ class Clients:
     async def either(self) -> Answer:
         """Stream from one of the two chat models."""
         model = self.random.choice(["quill", "atlas"])
-        return await self.stream(model, model, 60)
+        return await self.stream(model, model, self.tokens[model])
 
     async def chat(self, expected: str, name: str, tokens: int) -> Answer:
         """Ask for a chat completion."""
@@ -94,6 +104,7 @@ class Clients:
 
     async def stream(self, expected: str, name: str, tokens: int) -> Answer:
         """Ask for a chat completion, piece by piece."""
+        began = time.monotonic()
         raw = await self.openai.chat.completions.with_raw_response.create(
             model=name,
             messages=[{"role": "user", "content": self.prompt()}],
@@ -105,7 +116,7 @@ class Clients:
         async for chunk in raw.parse():
             models.add(chunk.model)
             used = chunk.usage.total_tokens if chunk.usage else used
-        return Answer(expected, " and ".join(sorted(models)), waited(raw.headers), used)
+        return Answer(expected, " and ".join(sorted(models)), waited(raw.headers), used, time.monotonic() - began)
 
     async def messages(self, expected: str, name: str, tokens: int) -> Answer:
         """Ask in Anthropic's way."""

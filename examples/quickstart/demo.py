@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import openai
 from clients import Clients, Ledger
 from comparison import POLICIES, Outcome, plan, send, show
 from display import Display
+from machine import Machine, measure
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from tiny_gguf import Shape, demo_folder, write
@@ -40,8 +42,10 @@ SHAPES = (
 MODELS = [shape.name for shape in SHAPES]
 USUAL_PORT = 3000
 AT_LEAST = 8.0  # seconds of load, by default
-AT_MOST = 180.0  # on a machine that is busy with other things, until there are so many switches
+AT_MOST = 14.0  # on a machine that is busy with other things, until there are so many switches
 SWITCHES = 12
+BUDGET = 56.0  # seconds for all of it, about
+ENOUGH = 3  # switches without which nothing was shown
 
 
 class DemoError(Exception):
@@ -160,14 +164,22 @@ class Status:
 
     async def switches(self) -> int:
         """Return how many switches have succeeded, from ``/metrics``."""
+        return int(await self.total("llmux_switch_total", result="success"))
+
+    async def total(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric over all labels but these."""
         async with self.session.get(f"{self.url}/metrics") as response:
             families = text_string_to_metric_families(await response.text())
         return sum(
-            int(sample.value)
+            sample.value
             for family in families
             for sample in family.samples
-            if sample.name == "llmux_switch_total" and sample.labels["result"] == "success"
+            if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    async def costs(self) -> list[float]:
+        """Return what switches between models took, in seconds."""
+        return [row["seconds"] for row in (await self.now())["switch_costs"] if row["from"] and row["samples"]]
 
     async def ready(self, llmux: subprocess.Popen[bytes]) -> None:
         """Wait until llmux is ready."""
@@ -183,20 +195,32 @@ class Status:
         raise DemoError("llmux did not become ready")
 
 
-async def play(stage: Stage, llmux: subprocess.Popen[bytes], at_least: float) -> bool:
-    """Send the load and show what happens; say whether all went well."""
-    ledger, stop, started = Ledger(), asyncio.Event(), time.monotonic()
-    clients = Clients(stage.url, ledger, {shape.dim: shape.name for shape in SHAPES})
+async def look(stage: Stage, llmux: subprocess.Popen[bytes]) -> Machine:
+    """Measure what this machine can do, through llmux."""
+    clients = Clients(stage.url, Ledger(), {})
     async with aiohttp.ClientSession() as session:
         status = Status(session, stage.url)
         await status.ready(llmux)
+        try:
+            return await measure(clients, status.costs, stage.console)
+        finally:
+            await clients.close()
+
+
+async def play(stage: Stage, machine: Machine, at_least: float) -> bool:
+    """Send the load and show what happens; say whether all went well."""
+    ledger, stop, started = Ledger(), asyncio.Event(), time.monotonic()
+    clients = Clients(stage.url, ledger, {shape.dim: shape.name for shape in SHAPES}, machine.tokens)
+    async with aiohttp.ClientSession() as session:
+        status = Status(session, stage.url)
+        before = await status.switches()
         with Display(stage.console, MODELS, ledger) as display:
             programs = clients.start(stop)
             try:
                 while not all(program.done() and program.result() is None for program in programs):
                     display.show(await status.now())
                     seconds = time.monotonic() - started
-                    if seconds > at_least and await status.switches() >= SWITCHES:
+                    if seconds > at_least and await status.switches() - before >= SWITCHES:
                         stop.set()
                     if seconds > AT_MOST:
                         stop.set()
@@ -207,14 +231,14 @@ async def play(stage: Stage, llmux: subprocess.Popen[bytes], at_least: float) ->
                     program.cancel()
                 await asyncio.gather(*programs, return_exceptions=True)
                 await clients.close()
-        switches = await status.switches()
+        switches = await status.switches() - before
         display.summary(await status.now(), switches, time.monotonic() - started)
-    return bool(ledger.answers) and not ledger.failures and not ledger.misrouted and switches >= SWITCHES
+    return bool(ledger.answers) and not ledger.failures and not ledger.misrouted and switches >= ENOUGH
 
 
-async def compare(stage: Stage, seconds: float) -> bool:
+async def compare(stage: Stage, machine: Machine, seconds_left: float) -> bool:
     """Send the same requests to llmux under two policies, and show what became of them."""
-    outcomes, planned = [], plan(seconds)
+    outcomes, planned, right = [], plan(machine, seconds_left), True
     for policy in POLICIES:
         stage.console.print(f"Now the same {len(planned)} requests under {policy} …", style="dim")
         with stage.set_up(policy) as llmux:
@@ -224,11 +248,18 @@ async def compare(stage: Stage, seconds: float) -> bool:
                 clients, started = Clients(stage.url, Ledger(), {}), time.monotonic()
                 try:
                     answers = await send(clients, planned)
+                    seconds = time.monotonic() - started
                 finally:
                     await clients.close()
-                outcomes.append(Outcome(policy, answers, await status.switches(), time.monotonic() - started))
+                right = right and all(answer.model == answer.expected for answer in answers)
+                draining = await status.total("llmux_switch_drain_duration_seconds_sum")
+                whole = await status.total("llmux_switch_duration_seconds_sum")
+                waits = [answer.waited for answer in answers]
+                switches = await status.switches()
+                answer = statistics.fmean(answer.seconds - answer.waited for answer in answers)
+                outcomes.append(Outcome(policy, waits, switches, whole - draining, draining, seconds, answer))
     show(stage.console, outcomes)
-    return all(answer.model == answer.expected for outcome in outcomes for answer in outcome.answers)
+    return right
 
 
 async def serve(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
@@ -254,12 +285,14 @@ async def serve(stage: Stage, llmux: subprocess.Popen[bytes]) -> bool:
 
 async def perform(stage: Stage, seconds: float | None) -> bool:
     """Run the load and the comparison, or without a time stay up."""
+    began = time.monotonic()
     with stage.set_up() as llmux:
         if seconds is None:
             return await serve(stage, llmux)
-        if not await play(stage, llmux, seconds):
+        machine = await look(stage, llmux)
+        if not await play(stage, machine, seconds):
             return False
-    return await compare(stage, seconds)
+    return await compare(stage, machine, BUDGET - (time.monotonic() - began))
 
 
 async def interruptible(stage: Stage, seconds: float | None) -> int:
