@@ -5,16 +5,17 @@
   is idle by itself keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with
   its load (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. It is left once
   as many wait as outweigh those which would be shut out.
-- **Overload**: an engine to which more comes than it answers is never idle by itself; it is left as soon as its
-  gate is open and a few wait elsewhere. For a model without ``max_in_flight`` the busy period follows from what
-  was measured (``engine`` in the snapshot): its service time has the queue inside the engine in it, and grows with
-  every second of staying.
+- **Without a limit**: the service time of a model without ``max_in_flight`` has the queue inside its engine in it,
+  and grows with every second of staying. Its busy period follows from what was measured (``engine`` in the
+  snapshot). An engine to which more comes than it answers is never idle by itself; it is left as soon as its gate
+  is open and a few wait elsewhere.
 - **Limit**: past the gate no request waits longer than ``patience`` times the way there and back, drain included.
 - **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
   oldest waiter is about to outwait a tour of all queues, so that small queues get their turn.
 
-Averages can be wrong: what the policy has seen for itself bounds them. Until it has seen a switch it is
-first come, first served.
+Averages can be wrong: what the policy has seen for itself bounds them. Until it has seen a switch it serves the
+awake model until it is idle or a request has waited for 15 seconds; one without a limit, which may never be idle,
+it leaves at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
 AGEING = 0.2  # weight that a waiter gains for each way there and back that it has waited
 OTHERS = 0.5  # share of the other queues that come before the return
 UNLIMITED = 1000  # requests that an engine without max_in_flight serves at once
-UNSEEN_COST = 0.35  # of the estimate: a direction that is thought too dear is never tried, and never measured
+UNSEEN_WAIT = 15.0  # seconds for which a request waits for the first switch at most
 UNSEEN_SERVICE = 4.0  # seconds
 AGE_LEFT = 0.3  # long answers tend to stay long: what has run for t will run for this times t at least
 SAMPLES = 3  # fewer of its own say nothing
@@ -77,7 +78,7 @@ class Adaptive:
         if self._gated(home, now.time):
             return Stay("the requests that it was woken for come first")
         if not self._seen.costs:
-            return SwitchTo(now.waiting[0], reason="no switch has been seen yet: first come, first served")
+            return self._first(now, home)
         waiting = [now.models[name] for name in now.waiting]
         target, away = self._route(home, waiting, now.time)
         drain = self._seen.drain(home, now.time)
@@ -90,6 +91,15 @@ class Adaptive:
             return Stay("more requests wait here than elsewhere")
         self._seen.left(home, now.time)
         return SwitchTo(target.name, reason="it ends the most waiting per second")
+
+    def _first(self, now: Snapshot, home: ModelView) -> SwitchTo | WaitUntil:
+        """Decide while no switch has been seen, and nothing says when it pays to leave a busy engine."""
+        oldest = now.models[now.waiting[0]]
+        limit = now.time - _age(oldest, now.time) + UNSEEN_WAIT
+        if limit > now.time and home.limit is not None and (home.in_flight or home.queued):
+            return WaitUntil(limit, reason="no switch has been seen yet: it is served until it is idle")
+        self._seen.left(home, now.time)
+        return SwitchTo(oldest.name, reason="no switch has been seen yet: first come, first served")
 
     def _gated(self, home: ModelView, time: float) -> bool:
         """Say whether a request which waited at the wake still does."""
@@ -129,7 +139,7 @@ class Adaptive:
         if longer is not None:
             shut_out = rate * drain * (drain / 2.0 + away)
             return max(reluctance, self._options.price * shut_out / max(MEASURED * longer, LEAST))
-        load = rate * self._seen.service(home)
+        load = rate * self._seen.after_drain(home)
         if not drain or not load:
             return reluctance
         # By how many seconds arrivals prolong the busy period, once all that runs now has ended.
@@ -206,7 +216,7 @@ class Memory:
         if known is None:
             known = self._guesses.get(model.name)
         if known is None:
-            known = self._guesses[model.name] = UNSEEN_COST * model.switch_cost
+            known = self._guesses[model.name] = model.switch_cost
         return known
 
     def service(self, model: ModelView) -> float:
@@ -214,6 +224,16 @@ class Memory:
         seconds = model.service_time or UNSEEN_SERVICE
         work, answers = self._work.get(model.name, (0.0, 0.0))
         return _near(seconds, work / answers, SERVICE_OFF) if answers >= SAMPLES else seconds
+
+    def after_drain(self, model: ModelView) -> float:
+        """Return the mean seconds of an answer while few are served, as after a drain.
+
+        The mean that was measured is that of an engine in which streams slow each other down. Midway between it
+        and one alone: few are not one, and there is little that was served alone.
+        """
+        seconds, engine = self.service(model), _engine(model)
+        under_load = engine.throughput(1) * model.service_time if engine is not None else 0.0
+        return seconds / math.sqrt(under_load) if under_load > 1.0 else seconds
 
     def rate(self, home: ModelView, time: float) -> float:
         """Return arrivals per second; all that came since home was left have been admitted or wait."""
@@ -237,14 +257,12 @@ class Memory:
         all that comes meanwhile.
         """
         engine = _engine(model)
-        if engine is None or not engine.throughput(1):
+        if model.limit is not None or engine is None or not engine.throughput(1):
             return None
         count = model.in_flight
-        most = count + AHEAD if model.limit is None else min(model.limit, count + AHEAD)
+        most = count + AHEAD
         if engine.throughput(most) <= rate * STABLE:
             return math.inf
-        if model.limit is not None:
-            return None
         step = 1.0 / (engine.throughput(most) - rate)
         seconds = 0.0
         for streams in range(most - 1, 0, -1):

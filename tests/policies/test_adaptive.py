@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest.mock import ANY
 
 from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
 from llmux.plugins import load_policy
@@ -26,9 +27,40 @@ def test_whoever_waited_at_the_wake_comes_first():
     assert isinstance(decision, Stay)
 
 
-def test_until_it_has_seen_a_switch_it_is_first_come_first_served():
+def test_until_it_has_seen_a_switch_it_serves_until_idle_and_goes_to_the_oldest():
     b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [9.5] * 5, switch_cost=10.0)
-    assert policy("adaptive").decide(View(10.0, home(arrival_rate=0.2), b, c)).model == "b"
+    untaught = policy("adaptive")
+    assert untaught.decide(View(10.0, home(arrival_rate=0.2), b, c)) == WaitUntil(24.0, ANY)
+    assert untaught.decide(View(24.0, home(arrival_rate=0.2), b, c)).model == "b"
+    assert untaught.decide(View(10.0, home(in_flight=0), b, c)).model == "b"
+
+
+def test_one_without_a_limit_may_never_be_idle():
+    assert policy("adaptive").decide(View(10.0, home(limit=None), Model("b", [9.0]))).model == "b"
+
+
+class Loaded:
+    """An engine that answers one request in a second, and none much sooner than it answers many."""
+
+    slots, most = None, 1.0
+
+    def throughput(self, in_flight):
+        return min(1.0, in_flight)
+
+    def drain(self, in_flight):
+        return 1.0 * in_flight
+
+    def serving(self, waiting, limit):
+        return max(1.0, waiting / (limit or waiting)) * waiting
+
+
+def test_an_engine_whose_streams_slow_each_other_down_is_idle_sooner_than_its_mean_says():
+    """Its answers took 16 s among others; once few are left they take a fraction, and it pays to wait for that."""
+    b = Model("b", [9.0] * 10)
+    plain, loaded = (home(arrival_rate=0.2, service_time=16.0, in_flight=1) for _ in range(2))
+    loaded.engine = Loaded()
+    assert isinstance(ask(10.0, plain, b), SwitchTo)
+    assert isinstance(ask(10.0, loaded, b), WaitUntil)
 
 
 def test_few_wait_until_a_lightly_loaded_engine_is_idle():
