@@ -16,6 +16,7 @@ LLMuxError
     ├── MethodNotAllowedError  405
     ├── SlowClientError        408
     ├── ConflictError          409  (admin API)
+    ├── CancelledRequestError  410
     ├── BodyTooLargeError      413
     ├── QueueFullError         429
     ├── LimitError             429  (of a key)
@@ -168,6 +169,15 @@ class ConflictError(RequestError):
     type = "invalid_request_error"
     anthropic_type = "invalid_request_error"
     code = "conflict"
+
+
+class CancelledRequestError(RequestError):
+    """An operator has cancelled the request."""
+
+    status = 410
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "cancelled"
 
 
 class BodyTooLargeError(RequestError):

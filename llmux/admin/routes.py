@@ -127,6 +127,7 @@ class Admin:
             web.post("/llmux/models/{model:.+}/pin", self._on_model(self._pin)),
             web.post("/llmux/models/{model:.+}/unpin", self._on_model(self._unpin)),
             web.post("/llmux/models/{model:.+}/reset", self._on_model(self._reset)),
+            web.post("/llmux/requests/{request}/cancel", self.cancel),
             web.post("/llmux/lease", self.lease),
             web.delete("/llmux/lease", self.end_lease),
             web.post("/llmux/manual", self.manual),
@@ -299,6 +300,15 @@ class Admin:
         _refuse_unknown(options, set())
         answer = await self._switcher.command(lambda ticket: ev.PinChanged(model, ticket, pinned=False))
         return answer.switch
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """End a request, waiting or in flight, by the id that its client has for it."""
+        _refuse_unknown(await self._options(request), set())
+        given = request.match_info["request"]
+        models = self._switcher.cancel(given)
+        if not models:
+            raise PathRefusedError(f"No request is called {given[:_LONGEST]!r}.", code="request_not_found")
+        return web.json_response({"request_id": given, "models": list(models)}, status=202)
 
     async def lease(self, request: web.Request) -> web.Response:
         """Lend the GPU to a foreign job: everything sleeps until it ends. With an ``id``: renew that lease."""

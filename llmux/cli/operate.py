@@ -13,13 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from llmux.cli.api_models import Commanded
+from llmux.cli.api_models import Commanded, SeenStatus
 from llmux.cli.options import (
     DEFAULT_URL,
     ForOption,
     JsonOption,
     KeyFileOption,
     ModelArgument,
+    OptionalModelArgument,
     ReasonOption,
     TimeoutOption,
     UrlOption,
@@ -76,23 +77,35 @@ def wake(
 
 
 def sleep(
-    model: ModelArgument,
+    model: OptionalModelArgument = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are awake, one after the other.")] = False,
     url: UrlOption = DEFAULT_URL,
     key_file: KeyFileOption = None,
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a model to sleep once its answers have ended; return when it sleeps."""
+    """Put a model to sleep once its answers have ended; return when it sleeps. With --all, every one."""
+    if (model is None) is not every:
+        raise typer.BadParameter("say which model, or --all")
 
     async def act(remote: Remote) -> None:
-        answer, seconds = await follow(remote, model, "sleep", timeout)
+        names = [model] if model is not None else await _awake(remote)
+        ends = [(await follow(remote, name, "sleep", timeout)) for name in names]
         if as_json:
-            typer.echo(json.dumps({**asdict(answer), "phase": "asleep", "seconds": seconds}))
-        else:
+            found = [{**asdict(answer), "phase": "asleep", "seconds": seconds} for answer, seconds in ends]
+            typer.echo(json.dumps(found if every else found[0]))
+            return
+        for answer, seconds in ends:
             when = "already" if answer.switch is None else f"after {seconds:.3g} s"
             typer.echo(f"{answer.model} sleeps {when}")
+        if not ends:
+            typer.echo("no model is awake")
 
     speak(url, key_file, act)
+
+
+async def _awake(remote: Remote) -> list[str]:
+    return remote.read(SeenStatus, await remote.get("/llmux/status")).awake
 
 
 def pin(

@@ -74,6 +74,9 @@ def _names(models: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield str(alias), f"{entry['id']}, {entry['llmux']['state']}"
 
 
+OptionalModelArgument = Annotated[
+    str | None, typer.Argument(help="The model's name, or an alias.", autocompletion=complete, show_default=False)
+]
 ModelArgument = Annotated[
     str, typer.Argument(help="The model's name, or an alias.", autocompletion=complete, show_default=False)
 ]

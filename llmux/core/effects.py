@@ -34,6 +34,7 @@ class CutReason(enum.StrEnum):
 
     DRAIN_DEADLINE = "drain_deadline"
     STOPPING = "stopping"
+    CANCELLED = "cancelled"  # by an operator; the core does not do that
 
 
 SWITCH_OVER = "its switch is over"  # why a prefetch is ended that is no longer of use

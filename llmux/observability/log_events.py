@@ -90,6 +90,7 @@ CATALOGUE: dict[str, LogEvent] = {
     ),
     "request_timeout": LogEvent(_WARNING, "A request waited longer than `request_timeout`."),
     "requests_cut": LogEvent(_WARNING, "Requests in flight were ended: the drain's deadline, or llmux stops."),
+    "request_cancelled": LogEvent(_INFO, "An operator has ended a request that waited or was in flight."),
     "client_left": LogEvent(_DEBUG, "A client left before its answer was complete."),
     "malformed_request": LogEvent(_WARNING, "A request was not HTTP, or too large for llmux; answered with 4xx."),
     "too_many_connections": LogEvent(_WARNING, "More clients than `max_connections`; told once in 10 s."),

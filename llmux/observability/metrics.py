@@ -61,7 +61,7 @@ HELP: dict[str, str] = {
     "llmux_tokens_total": "Tokens that engines reported in `usage`, by kind: input, output.",
     "llmux_hook_duration_seconds": "How long hooks ran.",
     "llmux_hook_failures_total": "Hooks that failed or ran past their timeout.",
-    "llmux_requests_cut_total": "Requests in flight that llmux ended, by reason: drain_deadline, stopping.",
+    "llmux_requests_cut_total": "Requests in flight that were ended: drain_deadline, stopping or cancelled.",
     "llmux_requests_rejected_total": "Requests that llmux refused, by the error's code.",
     "llmux_model_phase": "1 for the phase that the model is in, 0 for the others.",
     "llmux_model_pinned": "1 while the model is pinned, else 0.",
@@ -266,6 +266,10 @@ class Metrics(Collector):
     def request_rejected(self, model: str | None, code: str) -> None:
         """Count a refusal; ``code`` is the error's. Those of the core come by ``effect``."""
         _add((self._models.get(model) or self._unknown).rejected, code)
+
+    def request_cut(self, model: str, reason: str) -> None:
+        """Count a request in flight that was ended by itself. Those of the core come by ``effect``."""
+        _add((self._models.get(model) or self._unknown).cut, str(reason))
 
     def target_chosen(self, asked: str, target: str, reason: str) -> None:
         """Count a choice; ``asked`` and ``target`` are configured names."""

@@ -38,7 +38,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmux.core.effects import CutReason
-from llmux.errors import EngineError, RequestError, UnavailableError
+from llmux.errors import CancelledRequestError, EngineError, RequestError, UnavailableError
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.heads import response_head
@@ -58,6 +58,7 @@ _EVENT = b"data:"  # what an event of a stream begins with; in most streams, one
 _CUT_MESSAGES = {
     CutReason.DRAIN_DEADLINE: "The model had to make room for another one before this request was done.",
     CutReason.STOPPING: "llmux is stopping.",
+    CutReason.CANCELLED: "An operator has cancelled this request.",
 }
 
 
@@ -370,6 +371,8 @@ class Relay:
         self._connection = None
 
 
-def cut_error(reason: CutReason, retry_after: float | None) -> UnavailableError:
+def cut_error(reason: CutReason, retry_after: float | None) -> RequestError:
     """Return the error that a client gets whose request was cut."""
+    if reason is CutReason.CANCELLED:  # to be tried again would be to defy the operator
+        return CancelledRequestError(_CUT_MESSAGES[reason])
     return UnavailableError(_CUT_MESSAGES[reason], code=reason.value, retry_after=retry_after)

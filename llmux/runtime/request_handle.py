@@ -109,6 +109,11 @@ class Ticket:
         if self.on_cut is not None:
             self.on_cut(reason, retry_after)
 
+    def is_called(self, request_id: str) -> bool:
+        """Whether its client knows it by that id."""
+        exchange = getattr(self.on_cut, "__self__", None)  # what is on its way knows its id
+        return request_id in {self.request_id, getattr(exchange, "request_id", None)}
+
     def attach(self, cut: Cut) -> None:
         """Say how its exchange is ended."""
         self.on_cut = cut

@@ -15,7 +15,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
-from llmux.errors import INTERNAL_ERROR, ConflictError, RequestError
+from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog
 from llmux.observability.figures import figures
@@ -305,6 +305,19 @@ class Switcher:
     async def force_switch(self, model: str) -> int | None:
         """Wake ``model`` whether or not a request waits for it; return the switch's id, None if it is awake."""
         return (await self.command(lambda ticket: ev.ActivationRequested(model, ticket))).switch
+
+    def cancel(self, request_id: str) -> tuple[str, ...]:
+        """End the requests that their clients call so, waiting or in flight; return the models they asked for."""
+        found = [ticket for ticket in self._tickets.values() if ticket.is_called(request_id)]
+        for ticket in found:
+            if ticket.admission is None:
+                ticket.failed(CancelledRequestError("An operator has cancelled this request."))
+                self._go_on(ticket)
+            else:
+                ticket.cut(fx.CutReason.CANCELLED, None)
+                self.metrics.request_cut(ticket.model, fx.CutReason.CANCELLED)
+            self.log.emit("request_cancelled", model=ticket.model, request_id=request_id)
+        return tuple(ticket.model for ticket in found)
 
     # ---- looking
 

@@ -35,6 +35,22 @@ async def test_a_model_is_switched_to_and_put_to_sleep(house):
     assert (await answered(house, "wake", "a"))["phase"] == "awake"
 
 
+async def test_all_that_are_awake_are_put_to_sleep(house):
+    models = {name: {"memory": "1GiB", "port": free_port(), "shared_address": False} for name in ("a", "b", "c")}
+    await house.open(models, capacity="2GiB")
+    assert await said(house, "sleep", "--all") == "no model is awake"
+    for name in ("a", "b"):
+        await said(house, "switch", name)
+    told = await said(house, "sleep", "--all")
+    assert re.fullmatch(r"a sleeps after [\d.e-]+ s b sleeps after [\d.e-]+ s", told)
+    await said(house, "switch", "c")
+    [found] = await answered(house, "sleep", "--all")
+    assert (found["model"], found["phase"]) == ("c", "asleep")
+    assert await answered(house, "sleep", "--all") == []
+    for wrong in ((), ("a", "--all")):
+        assert "say which model, or --all" in await said(house, "sleep", *wrong, exit_code=2)
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_models_of_any_name(house, name):
     hooks = {"wake": "touch up", "sleep": "rm -f up", "alive": "test -e up"}
