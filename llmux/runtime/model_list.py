@@ -2,7 +2,7 @@
 
 Each is OpenAI's model object, with the fields beside them that chat front ends look for: ``description``,
 ``context_length``, ``capabilities``, ``architecture`` and ``supported_parameters`` as llama-swap and OpenRouter
-write them, ``status`` and ``meta`` as llama.cpp's router does; and ``llmux``, which is llmux's own.
+write them, ``status``, ``aliases`` and ``meta`` as llama.cpp's router does; and ``llmux``, which is llmux's own.
 """
 
 from __future__ import annotations
@@ -78,11 +78,17 @@ def _entries(switcher: Switcher) -> Iterator[Entry]:
 
 
 def _alias(alias: str, entry: Entry) -> Entry:
-    return {**entry, "id": alias, "llmux": {**entry["llmux"], "alias_of": entry["id"]}}
+    return {**_own(entry), "id": alias, "llmux": {**entry["llmux"], "alias_of": entry["id"]}}
 
 
 def _variant(variant: str, entry: Entry) -> Entry:
-    return {**entry, "id": variant, "llmux": {**entry["llmux"], "aliases": [], "variant_of": entry["id"]}}
+    more = {**entry["llmux"], "aliases": [], "variant_of": entry["id"]}
+    return {**_own(entry), "id": variant, "llmux": more}
+
+
+def _own(entry: Entry) -> Entry:
+    """Return the fields that hold for the model's other names, too."""
+    return {name: value for name, value in entry.items() if name != "aliases"}
 
 
 def _virtual(switcher: Switcher, name: str) -> Entry:
@@ -100,6 +106,7 @@ def _model(switcher: Switcher, name: str) -> Entry:
     evicted = switcher.decisions.evicted.get(name)
     return {
         **_bare(name),
+        **({"aliases": list(settings.aliases)} if settings.aliases else {}),
         **_info(settings.info),
         "status": _status(model),
         "llmux": {

@@ -45,7 +45,7 @@ async def test_what_is_told_has_the_names_that_front_ends_read(house):
         "output_modalities": ["text"],
     }
     assert entry["supported_parameters"] == ["tools", "tool_choice"]
-    assert entry["llmux"]["aliases"] == ["gpt"]
+    assert entry["aliases"] == entry["llmux"]["aliases"] == ["gpt"]
 
 
 async def test_every_capability_of_the_configuration_is_told(house):
@@ -82,6 +82,7 @@ async def test_aliases_are_listed_where_that_is_wanted(house, wanted):
     found = await listed(house)
     assert set(found) == ({"a", "gpt", "o1"} if wanted else {"a"})
     alias = await one(house, "gpt")  # which answers in any case
+    assert found["a"].pop("aliases") == ["gpt", "o1"]
     assert alias == {**found["a"], "id": "gpt", "llmux": {**found["a"]["llmux"], "alias_of": "a"}}
     assert not wanted or found["gpt"] == alias
 
