@@ -11,7 +11,7 @@ from typing import Any
 from llmux.accounts import usage
 from llmux.accounts.costs import prices_of
 from llmux.accounts.gate import Gate
-from llmux.accounts.ledger import Charge, Ledger
+from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
 from llmux.accounts.shares import Share, Shares
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
@@ -62,9 +62,9 @@ class Accounting:
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
         if self.gate is not None:
             self.ledger.opened.wait(STARTING)
-            self.gate.spent_before(self._spent)
+            self.gate.kept_by(self)
 
-    def _spent(self, key: str, since: int) -> int:
+    def spent(self, key: str, since: int) -> int:
         """Return what a key has spent since a Unix time, in millionths; 0 where that cannot be read."""
         ledger, currency = self.ledger, None if self.prices is None else self.prices.currency
         assert ledger is not None
@@ -74,6 +74,15 @@ class Accounting:
             self._switcher.log.emit("budget_unknown", key=key, error=str(error))
             return 0
         return sum(row["cost_micros"] for row in rows if row["currency"] == currency)
+
+    def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
+        """Keep a reservation: a crash would have it spent."""
+        if self.prices is not None:
+            self._put(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
+
+    def release(self, ident: str) -> None:
+        """Forget a reservation: its request has ended."""
+        self._put(Released(ident))
 
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""

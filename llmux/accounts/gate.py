@@ -11,11 +11,12 @@ answers of the model had lately.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 from llmux.accounts.costs import Prices, micros, of_gpu, of_tokens, prices_of
 from llmux.accounts.limits import Allowance, Budget, spell
@@ -28,6 +29,8 @@ UNKNOWN = 5.0  # seconds of the GPU
 UNKNOWN_TOKENS = 500.0  # of an answer
 _WEIGHT = 0.3  # of the latest request among those of before
 _AGAIN = 1.0  # seconds after which a client may try again where it is not known when there will be room
+
+_LIFE = secrets.token_hex(6)  # no other llmux, before or after, names its reservations so
 
 Header = tuple[str, str]
 
@@ -76,10 +79,24 @@ class Passed:
     model: str
     tokens: float
     reserved: int
+    ident: str = ""  # of its reservation in the ledger
 
     def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
         """Settle it: the fields of an ``Answer``, and the seconds of the GPU that it took."""
         self.gate.settle(self, tokens_of(Answer(*answer)), seconds)
+
+
+class Keeper(Protocol):
+    """Where what budgets were used for is kept: the ledger."""
+
+    def spent(self, key: str, since: int) -> int:
+        """Return what a key has spent since a Unix time."""
+
+    def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
+        """Keep a reservation."""
+
+    def release(self, ident: str) -> None:
+        """Forget it: its request has ended, and was told."""
 
 
 class Gate:
@@ -92,7 +109,8 @@ class Gate:
         self._balances: dict[str, _Balance] = {}
         self._models: dict[str, _Model] = {}
         self._wall: Callable[[], float] = time.time
-        self._spent: Callable[[str, int], int] | None = None
+        self._keeper: Keeper | None = None
+        self._serial = 0
         self.grants: Mapping[str, Grant] = {}
 
     def configure(self, config: Config) -> None:
@@ -114,16 +132,16 @@ class Gate:
                 self._load(key, balance.budget)
         self._balances = balances
 
-    def spent_before(self, spent: Callable[[str, int], int]) -> None:
-        """Have budgets begin with what ``spent(key, since)`` says was spent in their period."""
-        self._spent = spent
+    def kept_by(self, keeper: Keeper) -> None:
+        """Have budgets begin with what was spent in their period, and reservations survive a crash."""
+        self._keeper = keeper
         for key, balance in self._balances.items():
             self._load(key, balance.budget)
 
     def _load(self, key: str, budget: Budget | None) -> None:
-        if budget is not None and self._spent is not None:
+        if budget is not None and self._keeper is not None:
             budget.turn(self._wall())
-            budget.spent += self._spent(key, budget.period[0])
+            budget.spent += self._keeper.spent(key, budget.period[0])
 
     def budgets(self) -> dict[str, Budget]:
         """Return the budgets, by key, in the period of now."""
@@ -136,7 +154,7 @@ class Gate:
         return found
 
     def enter(
-        self, grant: Grant, asked: str, model: str | None, size: int, headers: list[Header]
+        self, grant: Grant, asked: str, model: str | None, size: int, request_id: str, headers: list[Header]
     ) -> Passed | None:
         """Let a request in, and add to its ``headers``; ``model`` is None where it is not chosen yet.
 
@@ -169,7 +187,12 @@ class Gate:
         if balance.budget is not None:
             balance.budget.reserved += reserved
         headers += _told(balance, now)
-        return Passed(self, grant.key, name, tokens, reserved)
+        passed = Passed(self, grant.key, name, tokens, reserved)
+        if balance.budget is not None and self._keeper is not None:
+            self._serial += 1
+            passed.ident = f"{_LIFE}-{self._serial}"
+            self._keeper.reserve(passed.ident, request_id, grant.key, name, reserved)
+        return passed
 
     def _check(self, balance: _Balance, model: str, tokens: float, now: float) -> None:
         grant, budget = balance.grant, balance.budget
@@ -211,6 +234,8 @@ class Gate:
             known = self._models.setdefault(passed.model, _Model())
             known.seconds = _mean(known.seconds, seconds)
             known.output = _mean(known.output, float(tokens.output))
+        if passed.ident and self._keeper is not None:
+            self._keeper.release(passed.ident)
         balance = self._balances.get(passed.key)
         if balance is None:  # a reload has removed the key
             return

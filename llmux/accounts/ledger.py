@@ -85,6 +85,24 @@ class Charge(NamedTuple):
     prices: Prices | None
 
 
+class Reserved(NamedTuple):
+    """What was taken out of a budget for a request under way."""
+
+    ident: str  # no other reservation has it
+    time: float
+    request_id: str
+    key: str
+    model: str
+    micros: int
+    prices: Prices
+
+
+class Released(NamedTuple):
+    """The request of a reservation has ended; its row was put before."""
+
+    ident: str
+
+
 Tell = Callable[..., None]
 
 
@@ -112,6 +130,9 @@ class Ledger:
         self.opened = threading.Event()  # or it cannot be
         # The thread's own:
         self._rows: deque[Row] = deque()
+        self._reserved: dict[str, Reserved] = {}  # of requests under way, and not in the file yet
+        self._stored: set[str] = set()  # of requests under way, and in the file
+        self._released: set[str] = set()  # in the file, though their requests have ended
         self._unsaid = 0  # lost rows that the file does not tell of
         self._store: Store | None = None
         self._last: int | None = None  # the id of the last row that is known to be written
@@ -173,16 +194,16 @@ class Ledger:
             self._look()
             if self._ending and not self._waiting:
                 break
-            if self._rows and time.monotonic() >= self._not_before:
+            if self._due and time.monotonic() >= self._not_before:
                 self._write()
             self._clean()
         self._end()
 
     def _end(self) -> None:
         until = time.monotonic() + LAST_TRIES
-        while self._rows:
+        while self._due:
             self._write()
-            if self._rows:
+            if self._due:
                 if time.monotonic() >= until:
                     self._lose(len(self._rows))
                     break
@@ -190,8 +211,12 @@ class Ledger:
         if self._store is not None:
             self._store.close()
 
+    @property
+    def _due(self) -> bool:
+        return bool(self._rows or self._reserved or self._released)
+
     def _pause(self) -> float:
-        if self._rows:
+        if self._due:
             return max(0.0, self._not_before - time.monotonic())
         return CLEAN_EVERY
 
@@ -201,6 +226,9 @@ class Ledger:
         while waiting:
             for _ in range(min(SLICE, len(waiting))):
                 ended = waiting.popleft()
+                if ended.__class__ in _HOLDS:
+                    self._hold(ended)
+                    continue
                 try:
                     self._rows.append(self._row(ended))
                 except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
@@ -251,6 +279,16 @@ class Ledger:
             reason or "",
         )
 
+    def _hold(self, message: tuple[Any, ...]) -> None:
+        self._done += 1
+        if isinstance(message, Reserved):
+            self._reserved[message.ident] = message
+            return
+        (ident,) = message
+        if self._reserved.pop(ident, None) is None and ident in self._stored:
+            self._stored.remove(ident)
+            self._released.add(ident)
+
     def _charge(self, now: float, key: str, model: str, own: float, switch: float, prices: Prices | None) -> Row:
         own, switch = self._microseconds(own), self._microseconds(switch)
         cost, currency, price = 0, "", None
@@ -272,15 +310,19 @@ class Ledger:
     def _cost(
         self, prices: Prices, served: str | None, microseconds: int, tokens: tuple[int, int, int]
     ) -> tuple[int, str, int]:
-        if prices is not self._prices:
-            self._prices, self._version = prices, version_of(prices)
-            self._unsaid_prices[self._version] = prices.document
+        version = self._version_of(prices)
         price = prices.models.get(served or "")
         if price is None:
             cost, self._gpu_rest = of_gpu(prices, microseconds, self._gpu_rest)
         else:
             cost, self._token_rest = of_tokens(price, tokens, self._token_rest)
-        return cost, prices.currency, self._version
+        return cost, prices.currency, version
+
+    def _version_of(self, prices: Prices) -> int:
+        if prices is not self._prices:
+            self._prices, self._version = prices, version_of(prices)
+            self._unsaid_prices[self._version] = prices.document
+        return self._version
 
     def _lose(self, count: int) -> None:
         if not count:
@@ -292,9 +334,11 @@ class Ledger:
         self._done += count
 
     def _write(self) -> None:
-        while self._rows:
+        while self._due:
             batch = list(itertools.islice(self._rows, BATCH))
-            if not self._try(self._write_batch, batch):
+            # What a reservation was for is in the file before that is taken out.
+            holds = len(batch) == len(self._rows)
+            if not self._try(self._write_batch, batch, holds):
                 return
 
     def _try(self, work: Callable[..., object], *arguments: object) -> bool:
@@ -306,13 +350,15 @@ class Ledger:
             return False
         return True
 
-    def _write_batch(self, batch: list[Row]) -> None:
+    def _write_batch(self, batch: list[Row], holds: bool) -> None:
         store = self._open()
-        if not self._rows or self._rows[0] is not batch[0]:
+        if batch and (not self._rows or self._rows[0] is not batch[0]):
             return  # it had been written after all
+        reserved = [(one, self._version_of(one.prices)) for one in self._reserved.values()] if holds else []
+        rows = [_reservation(*each) for each in reserved]
         self._doubtful = len(batch)
         try:
-            store.write(batch, self._unsaid, self._unsaid_prices)
+            store.write(batch, self._unsaid, self._unsaid_prices, rows, self._released if holds else ())
         except (ValueError, OverflowError, sqlite3.ProgrammingError) as error:
             # What cannot be written must not stop what comes after it.
             self._tell("internal_error", error=str(error), exc_info=error)
@@ -320,6 +366,10 @@ class Ledger:
             self._lose(len(batch))
         else:
             self._written(len(batch))
+            if holds:
+                self._stored.update(self._reserved)
+                self._reserved.clear()
+                self._released.clear()
 
     def _written(self, count: int) -> None:
         self._take(count)
@@ -340,11 +390,27 @@ class Ledger:
             store.close()
             self._store = self._last = self._prices = None
         store = self._store = Store(self.path)
+        self._settle_killed(store)
         last = store.last()
         if self._doubtful and self._last is not None and last >= self._last + self._doubtful:
             self._written(self._doubtful)
         self._last, self._doubtful = last, 0
         return store
+
+    def _settle_killed(self, store: Store) -> None:
+        """Count as spent what was reserved for requests that were under way when llmux was killed."""
+        left = [one for one in store.reservations() if one[0] not in self._stored | self._released]
+        if not left:
+            return
+        rows = [
+            Row(
+                now, request_id, key, "", model, "", 0, 0, 0, 0, 1, micros, currency, price, 0, 0, 0, 0,
+                None, None, 0, "killed", 3,
+            )
+            for _, now, request_id, key, model, micros, currency, price in left
+        ]  # fmt: skip
+        store.write(rows, released=[one[0] for one in left])
+        self._tell("reservations_settled", count=len(left))
 
     def _failed(self, error: Exception) -> None:
         if self._store is not None:
@@ -377,6 +443,14 @@ class Ledger:
             self._wake.set()
         else:
             self._cleaned = now + CLEAN_EVERY
+
+
+_HOLDS = frozenset({Reserved, Released})
+
+
+def _reservation(one: Reserved, version: int) -> tuple[Any, ...]:
+    ident, now, request_id, key, model, micros, prices = one
+    return ident, int(now * 1000), request_id, key, model, micros, prices.currency, version
 
 
 def _locked(path: Path) -> int:

@@ -52,7 +52,8 @@ class Row(NamedTuple):
     decode: int | None  # and for writing
     status: int  # 499: its client left first
     reason: str  # the error's code, "" for none
-    kind: int = 0  # 0: a request; 1: what a key owes for a switch beside its requests; 2: what is the house's
+    kind: int = 0
+    """0: a request; 1: what a key owes for a switch beside its requests; 2: the house's; 3: reserved at a kill."""
 
 
 SUMS = ("input", "cached", "output", "reasoning", "estimated", "cost", "waited", "service", "gpu", "switch")
@@ -73,6 +74,8 @@ _HOURS = (
     " PRIMARY KEY (hour, key, served, currency)) WITHOUT ROWID"
 )
 _DAYS = _HOURS.replace("TABLE hours (hour", "TABLE days (day").replace("KEY (hour", "KEY (day")
+_RESERVED = ("time", "request_id", "key", "served", "cost", "currency", "price")
+_RESERVATIONS = f"CREATE TABLE reservations (id TEXT PRIMARY KEY, {', '.join(map(_column, _RESERVED))})"
 _SUMMED = ", ".join(map('sum("{}")'.format, ("requests", "failed", *SUMS)))
 _FILL_DAYS = f"INSERT INTO days SELECT hour / 24, key, served, currency, {_SUMMED} FROM hours GROUP BY 1, 2, 3, 4"  # noqa: S608
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -86,6 +89,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         _DAYS,
         _FILL_DAYS,
     ),
+    (_RESERVATIONS,),
 )
 """What makes each version of the schema out of the one before."""
 
@@ -104,6 +108,7 @@ def _add(table: str, place: str) -> str:
 
 
 _ADD_HOURS, _ADD_DAYS = _add("hours", "hour"), _add("days", "day")
+_RESERVE = f"INSERT OR REPLACE INTO reservations VALUES (?, {', '.join('?' * len(_RESERVED))})"  # noqa: S608
 NO_PRICES: Mapping[int, str] = {}
 _ERROR = 400  # the statuses from here on are failures
 
@@ -209,8 +214,19 @@ class Store:
         (found,) = self._connection.execute("SELECT max(id) FROM requests").fetchone()
         return found or 0
 
-    def write(self, rows: Sequence[Row], lost: int = 0, prices: Mapping[int, str] = NO_PRICES) -> None:
-        """Write a batch, how many rows were lost before it, and the prices, by version, that are new in it."""
+    def write(
+        self,
+        rows: Sequence[Row],
+        lost: int = 0,
+        prices: Mapping[int, str] = NO_PRICES,
+        reserved: Sequence[tuple[Any, ...]] = (),
+        released: Iterable[str] = (),
+    ) -> None:
+        """Write a batch.
+
+        With it go how many rows were ``lost`` before it, the ``prices``, by version, that are new in it, and what
+        was ``reserved`` and ``released``.
+        """
 
         def work() -> None:
             at = 0
@@ -227,8 +243,15 @@ class Store:
                 self._connection.execute("INSERT INTO losses VALUES (?, ?)", (now, lost))
             for version, document in prices.items():
                 self._connection.execute("INSERT OR IGNORE INTO prices VALUES (?, ?, ?)", (version, now, document))
+            self._connection.executemany(_RESERVE, reserved)
+            for ident in released:
+                self._connection.execute("DELETE FROM reservations WHERE id = ?", (ident,))
 
         self._transaction(work)
+
+    def reservations(self) -> list[tuple[Any, ...]]:
+        """Return the reservations: their ids, and the columns of the rows that they become."""
+        return self._connection.execute("SELECT * FROM reservations").fetchall()
 
     def forget(self, before: int) -> bool:
         """Delete the oldest rows that ended before a time, a batch of them; return whether there may be more."""

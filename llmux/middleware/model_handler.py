@@ -141,7 +141,7 @@ class ModelHandler:
             return
         if model is None and (self._targeting is None or not self._targeting.knows(name, context)):
             raise unknown_model(name, self._listed if grant.models is None else sorted(grant.models))
-        context.passed = gate.enter(grant, name, model, context.sent, context.headers)
+        context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
 
     async def _with_model(
         self, request: web.Request, context: RequestContext, body: Body | None

@@ -135,6 +135,10 @@ CATALOGUE: dict[str, LogEvent] = {
         _ERROR, "More rows wait for the ledger than are kept: `count` at first, then more."
     ),
     "ledger_set_aside": LogEvent(_ERROR, "The ledger's file is damaged: renamed, and a new one begun."),
+    "reservations_settled": LogEvent(
+        _WARNING,
+        "llmux was killed with requests under way: what budgets reserved for them counts as spent.",
+    ),
     "budget_unknown": LogEvent(
         _ERROR, "What a key has spent cannot be read from the ledger; it is counted from here on."
     ),

@@ -13,7 +13,7 @@ from llmux.accounts import ledger as module
 from llmux.accounts import store as files
 from llmux.accounts import usage
 from llmux.accounts.costs import Prices, price_of
-from llmux.accounts.ledger import Charge, Ledger
+from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
 from llmux.accounts.store import BATCH, HOUR, MIGRATIONS, Row, Store
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
@@ -206,7 +206,7 @@ FULL = """
 import resource, sys, time
 from pathlib import Path
 from llmux.accounts.costs import Prices, price_of
-from llmux.accounts.ledger import Charge, Ledger
+from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
 sys.path.insert(0, "tests/accounts")
 from test_ledger import ended, until
 told = []
@@ -278,13 +278,13 @@ def test_a_batch_of_which_it_is_not_known_whether_it_was_written_is_written_once
     write = Store.write
     failures = []
 
-    def fail(self, rows, lost, prices):
+    def fail(self, rows, *rest):
         if not failures:
             failures.append(None)
             if carried_out:
-                write(self, rows, lost, prices)
+                write(self, rows, *rest)
             raise sqlite3.OperationalError("disk I/O error")
-        write(self, rows, lost, prices)
+        write(self, rows, *rest)
 
     monkeypatch.setattr(Store, "write", fail)
     for number in range(1, 40):
@@ -369,8 +369,10 @@ def test_every_older_version_is_brought_to_this_one(monkeypatch, tmp_path, versi
                 old.execute(statement)
             old.execute(f"PRAGMA application_id = {files.APPLICATION}")
             old.execute(f"PRAGMA user_version = {number}")
-        if version:
-            old.execute("INSERT INTO hours VALUES (24, 'k', 'm', '', 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)")
+        for table, place in (("hours", 24), ("days", 1))[:version]:
+            old.execute(
+                f"INSERT INTO {table} VALUES (?, 'k', 'm', '', 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)", (place,)
+            )
     monkeypatch.undo()
     store = Store(path)
     fields = dict.fromkeys(Row._fields, 0) | {"time": 5 * HOUR, "key": "k", "served": "m", "currency": ""}
@@ -440,3 +442,63 @@ def test_at_the_end_a_file_that_is_held_for_a_moment_is_waited_for(begin):
     threading.Timer(0.5, lambda: other.execute("COMMIT")).start()
     ledger.close()
     assert ids(ledger.path) == ["id-0", "id-1"]
+
+
+def reserved(ident, micros=1000):
+    return Reserved(ident, time.time(), f"id-of-{ident}", "alice", "a", micros, Prices("usd", 900_000, {}))
+
+
+def kept(path):
+    with sqlite3.connect(path) as connection:
+        return [ident for (ident,) in connection.execute("SELECT id FROM reservations ORDER BY id")]
+
+
+def test_a_reservation_is_in_the_file_as_long_as_its_request_is_under_way(begin):
+    ledger = begin()
+    ledger.put(reserved("one"))
+    ledger.put(reserved("two"))
+    until(lambda: kept(ledger.path) == ["one", "two"])
+    ledger.put(ended(0))
+    ledger.put(Released("one"))
+    until(lambda: kept(ledger.path) == ["two"])
+    assert ids(ledger.path) == ["id-0"]
+    ledger.put(Released("two"))
+    ledger.put(reserved("short"))
+    ledger.put(Released("short"))
+    until(lambda: kept(ledger.path) == [])
+    ledger.close()
+    assert requests_by_the_hour(ledger.path) == 1
+
+
+def test_what_was_reserved_when_llmux_was_killed_counts_as_spent_once(begin, told):
+    ledger = begin()
+    ledger.put(reserved("one"))
+    ledger.put(reserved("two", 500))
+    until(lambda: len(kept(ledger.path)) == 2)
+    ledger.close()  # the requests' ends were never told
+    for _ in range(2):
+        again = begin()
+        again.opened.wait(PATIENCE)
+        found = rows(again.path)
+        assert [(row["request_id"], row["cost"], row["reason"], row["kind"]) for row in found] == [
+            ("id-of-one", 1000, "killed", 3),
+            ("id-of-two", 500, "killed", 3),
+        ]
+        assert kept(again.path) == []
+        again.close()
+    (seen,) = usage.read(ledger.path, usage.Asked(("key",), 0))
+    assert (seen["key"], seen["cost_micros"], seen["requests"]) == ("alice", 1500, 0)
+    assert told.events == ["reservations_settled"]
+
+
+def test_reservations_wait_for_a_file_that_is_held(begin):
+    ledger = begin()
+    ledger.opened.wait(PATIENCE)
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    ledger.put(reserved("one"))
+    until(lambda: ledger._failures)
+    ledger.put(reserved("two"))
+    ledger.put(Released("one"))
+    other.execute("COMMIT")
+    until(lambda: kept(ledger.path) == ["two"])

@@ -150,3 +150,26 @@ async def test_a_ledger_that_another_llmux_writes_is_an_error_at_the_start(house
     assert "ledger: " in log
     assert "another llmux" in log
     assert "Traceback" not in log
+
+
+async def test_what_was_reserved_when_llmux_was_killed_is_spent(house, run):
+    budget = {"usd": 50, "per": "month"}
+    key = {"name": "alice", "key": "key-of-alice", "budget": budget}
+    process = await run(ledger="ledger.db", prices={"gpu_hour": 3600}, api_keys=[key])
+    line = await house.begin("POST", "/v1/hold", {"model": "a"}, Authorization="Bearer key-of-alice")
+
+    def reserved():
+        with sqlite3.connect(house.folder / "ledger.db") as connection:
+            return connection.execute("SELECT cost FROM reservations").fetchall()
+
+    await until(reserved)
+    process.end(signal.SIGKILL)
+    line.abort()
+    process.start()
+    await ready(house, process)
+    reply = await house.ask("GET", "/llmux/usage?by=key&key=alice", Authorization="Bearer key-of-alice")
+    (row,) = reply.json()["usage"]
+    assert (row["cost"], row["requests"]) == (5.0, 0)
+    assert not reserved()
+    assert "reservations_settled" in (house.folder / "log").read_text()
+    assert process.end() == 0
