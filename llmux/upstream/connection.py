@@ -31,6 +31,9 @@ it would be taken for the answer to the next request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
@@ -414,10 +417,24 @@ class EngineConnection(asyncio.Protocol):
             sink.response_lost(EngineLostError("The engine broke off in the middle of its answer."))
 
     def abort(self) -> None:
-        """Close at once, whatever is under way. The sink hears nothing any more."""
+        """Close at once, whatever is under way. The sink hears nothing any more.
+
+        The engine is told within this call. The loop closes the socket only in its next turn, and a sleep hook
+        that starts in this one could come first.
+        """
         self._sink = None
         self._take_chunk = None
         self._watcher = None
         self.reusable = False
         self._wake_sender()
+        if not self.transport.is_closing():
+            _hang_up(self.transport)
         self.transport.abort()
+
+
+def _hang_up(transport: asyncio.Transport) -> None:
+    """End both directions of a transport that is open. uvloop's sockets can be asked for their number only."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)

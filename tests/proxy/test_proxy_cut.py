@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import anthropic
 import openai
@@ -45,6 +46,20 @@ def unavailable(proxy: Proxy) -> UnavailableError:
     [error] = proxy.outcomes
     assert isinstance(error, UnavailableError)
     return error
+
+
+async def test_the_engine_is_told_of_an_end_before_the_loop_turns() -> None:
+    # A sleep hook may start in the same turn: it must find nothing in flight.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: EngineConnection(loop), *server.getsockname())
+        engine, _ = server.accept()
+        with engine:
+            engine.settimeout(10)
+            connection.abort()
+            assert engine.recv(1) == b""
+            connection.abort()  # once more does no harm
+            await until(lambda: connection.lost)
 
 
 async def test_before_it_was_sent(proxy: Proxy) -> None:
