@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +14,14 @@ import typer
 from rich.table import Table
 
 from llmux.cli.options import DEFAULT_URL, UrlOption
-from llmux.cli.remote import check_key, connection
-from llmux.cli.terminal import complain, terminal
+from llmux.cli.remote import Remote, check_key, connection
+from llmux.cli.terminal import CommandError, complain, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration, measured
 from llmux.observability.record_reading import RecordedRun, RecordError, read_record
 
 FAILURE = 1
 USAGE = 2
-TIMEOUT = 10.0  # seconds
 
 
 class UnreachableError(LLMuxError):
@@ -91,8 +88,9 @@ def run(
         if file is not None:
             switches, now = _of_record(read_record(file))
         else:
-            switches, now = _of_llmux(_ask(url, key, "decisions"))
-            _complete(switches, _ask(url, key, "history"))
+            decisions, history = _ask(url, key, "decisions", "history")
+            switches, now = _of_llmux(decisions)
+            _complete(switches, history)
     except LLMuxError as error:
         complain(str(error))
         raise typer.Exit(FAILURE if isinstance(error, UnreachableError) else USAGE) from None
@@ -208,29 +206,16 @@ def _complete(switches: list[Explained], history: Mapping[str, Any]) -> None:
         raise UnreachableError(f"what answers there is no llmux of this version: {error!r}") from None
 
 
-def _ask(url: str, key: str | None, path: str) -> Mapping[str, Any]:
-    address = connection(url, None).url
+def _ask(url: str, key: str | None, *paths: str) -> list[dict[str, Any]]:
+    """Return what the paths answer: over the control socket where there is one, else over TCP."""
     check_key(key, "--key")
-    request = urllib.request.Request(f"{address}/llmux/{path}")  # noqa: S310 - http, as was seen to
-    if key:
-        request.add_header("Authorization", f"Bearer {key}")
+    where = replace(connection(url, None), key=key)
+
+    async def ask() -> list[dict[str, Any]]:
+        remote = Remote(where)
+        return [await remote.get(f"/llmux/{path}") for path in paths]
+
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            found = json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in (401, 403):
-            raise UnreachableError(
-                f"{url} wants a key ({error.code}): an API key suffices, in LLMUX_API_KEY"
-            ) from None
-        raise UnreachableError(f"{url} answers {error.code}: is it llmux, and of this version?") from None
-    except ValueError as error:
-        raise UnreachableError(f"{url} answers with something else than llmux does: {error}") from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UnreachableError(
-            f"{url}: {reason}; does llmux run there? Give its address with --url, or a record"
-        ) from None
-    if not isinstance(found, dict):
-        raise UnreachableError(f"{url} answers with something else than llmux does")
-    return found
+        return asyncio.run(ask())
+    except CommandError as error:
+        raise UnreachableError(str(error)) from None

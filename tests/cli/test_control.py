@@ -223,6 +223,8 @@ def test_operating_is_as_easy_as_without_keys(serve, tmp_path, state):
         ("sleep", "a"),
         ("logs",),
         ("top", "--once"),
+        ("explain",),
+        ("requests",),
     ):
         done = command(port, *words)
         assert done.returncode == 0, done
