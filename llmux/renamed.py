@@ -24,6 +24,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.cli.exit_codes": "llmux.cli.terminal",
     "llmux.cli.hook_findings": "llmux.cli.hook_check",
     "llmux.cli.logs": "llmux.cli.recent",
+    "llmux.cli.replay": "llmux.cli.simulate_exact",
     "llmux.cli.requests": "llmux.cli.recent",
     "llmux.cli.tables": "llmux.cli.terminal",
     "llmux.config.explain": "llmux.config.problems",

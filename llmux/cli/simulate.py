@@ -15,7 +15,7 @@ import yaml
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from llmux.cli import replay
+from llmux.cli import simulate_exact
 from llmux.cli import what_if as what_ifs
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
@@ -206,7 +206,7 @@ def run(
     try:
         recorded = read_recorded(trace) if trace is not None and is_record(trace) else None
         if exact:
-            raise typer.Exit(replay.run(trace, recorded, policy, as_json=as_json))
+            raise typer.Exit(simulate_exact.run(trace, recorded, policy, as_json=as_json))
         fits = recorded.fits() if recorded else None
         plan = Config.from_file(config) if config else None
         traffic, users = _traffic(trace, loads, until, seed, recorded, fits, closed)
@@ -360,9 +360,9 @@ def _policies(
     """
     makers: dict[str, what_ifs.MakePolicy] = {}
     if not texts and plan is not None:
-        makers[replay.labelled(plan.policy.use, plan.policy.options)] = _configured_policy
+        makers[simulate_exact.labelled(plan.policy.use, plan.policy.options)] = _configured_policy
     elif not texts and recorded is not None:
-        name, make = replay.recorded_policy(recorded)
+        name, make = simulate_exact.recorded_policy(recorded)
         makers[name] = lambda _config: make()
     if texts:
         wanted = texts
