@@ -128,8 +128,8 @@ async def test_a_reload_changes_keys_at_once_and_never_opens_a_host(lab, laptop)
     # Another `host` takes a restart, so this would leave the old one open to all.
     lab.write("a", host="127.0.0.1")
     lab.signal(signal.SIGHUP)
-    await lab.until(lambda: "config_rejected" in lab.log)
-    assert "llmux listens on an address that is 0.0.0.0, beyond this machine" in lab.log
+    await lab.until(lambda: "llmux listens on an address that is 0.0.0.0, beyond this machine" in lab.log)
+    assert "config_rejected" in lab.log
     assert (await lab.chat("a")).status == 401
 
 

@@ -106,7 +106,7 @@ def calls(fakes, word: str) -> list[str]:
     indirect=["shell"],
 )
 def test_a_whole_life(script, inside, shell, live):
-    hook, _ = inside(script)
+    hook, _ = inside(script, ASK_SECONDS="30")  # a busy machine takes its time
     hook.shell = shell
     live(hook)
     hook.ok("stop")

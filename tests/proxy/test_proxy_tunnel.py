@@ -147,6 +147,14 @@ async def test_only_known_upgrades_are_passed_on(proxy: Proxy) -> None:
     assert b"pgrade" not in engine.heads[0]
 
 
+async def test_an_upgrade_that_connection_does_not_name_is_not_passed_on(proxy: Proxy) -> None:
+    engine = await proxy.engine(answering(OK))
+    client = await proxy.client()
+    await client.get(b"/v1/x", b"Connection: keep-alive", b"Upgrade: websocket")
+    await client.until(b"ok")
+    assert b"pgrade" not in engine.heads[0]
+
+
 async def test_an_engine_that_switches_unasked_is_refused(proxy: Proxy) -> None:
     await proxy.engine(Echo())
     client = await proxy.client()

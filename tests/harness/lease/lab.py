@@ -92,9 +92,11 @@ class Lab:
             config["policy"] = policy
         config.update(top)
         config = {k: v for k, v in config.items() if v is not None}
-        self.file.write_text(
+        draft = self.file.with_name(f".{self.file.name}")  # llmux watches it: half a file would be read
+        draft.write_text(
             json.dumps(config) if self.file.suffix == ".json" else yaml.safe_dump(config, sort_keys=False)
         )
+        draft.replace(self.file)
 
     def script(self, key: str, action: str, text: str, times: int | None = None) -> None:
         """Have the hook execute ``text`` before it does its work, always or so many times."""

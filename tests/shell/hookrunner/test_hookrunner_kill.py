@@ -111,6 +111,17 @@ async def test_a_hook_of_its_own_accord_is_faster_than_the_kill(bench):
     assert (result.ok, result.killed) == (True, None)
 
 
+async def test_an_exit_that_was_seen_leaves_its_number_taken(bench):
+    job, future = bench.start("exit 3")
+    process = bench.runner._processes[job.id]
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+    assert [process._watch.poll().code for _ in range(2)] == [3, 3]
+    zombie = Path(f"/proc/{process.pid}")
+    assert zombie.exists()  # noqa: ASYNC240 - a signal to its group can hit no other process
+    assert (await future).exit_code == 3
+    assert not zombie.exists()  # noqa: ASYNC240
+
+
 async def test_one_result_when_the_kill_races_with_the_exit(bench):
     loop = asyncio.get_running_loop()
     started = []
