@@ -51,6 +51,7 @@ class Accounting:
         switcher, shares = self._switcher, self.shares
         self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit)
         self._put = self.ledger.put
+        switcher.metrics.registry.register(self.ledger.metrics)
         switcher.activities.watch()
         on = switcher.timeline.on
         on(fx.Admit, shares.admitted)

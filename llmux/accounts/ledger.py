@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmux.accounts.costs import Prices, of_gpu, of_tokens, version_of
+from llmux.accounts.key_metrics import KeyMetrics
 from llmux.accounts.store import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
 from llmux.accounts.tokens import Answer, tokens_of
 from llmux.config.accounts import HOUSE
@@ -118,6 +119,7 @@ class Ledger:
         self.path = path
         self.keep = keep
         self.lost = 0  # rows, since the start
+        self.metrics = KeyMetrics(lambda: self.lost)
         self._tell = tell
         self._lock = _locked(path)
         self._waiting: deque[tuple[Any, ...]] = deque()
@@ -230,7 +232,9 @@ class Ledger:
                     self._hold(ended)
                     continue
                 try:
-                    self._rows.append(self._row(ended))
+                    row = self._row(ended)
+                    self.metrics.add(row)
+                    self._rows.append(row)
                 except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
                     self._tell("internal_error", error=str(error), exc_info=error)
                     self._lose(1)

@@ -263,6 +263,11 @@ class ModelConfig(Section):
     max_in_flight: PositiveCount | None = Field(
         default=None, description="Requests that the engine serves at once; more wait. null: no limit."
     )
+    deadline: PositiveDuration | None = Field(
+        default=None,
+        description="Refuse with 503, at once, what cannot be answered within this, by the expected wait and the"
+        " mean of its answers. `X-LLMux-Deadline` goes before it. null: nothing.",
+    )
     max_queued: Count = Field(default=1000, description="Requests that may wait; more get 429.")
     memory: ModelMemory | None = Field(
         default=None,

@@ -31,6 +31,7 @@ _JUDGED = HOP_BY_HOP - {b"connection"} | {
     b"origin",
     b"sec-fetch-site",
     b"sec-websocket-key",
+    b"x-llmux-deadline",
 }
 _FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"expect", b"sec-websocket-key"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})

@@ -96,8 +96,11 @@ class Front:
         self._handler.configure(config)
         most, log = config.max_body, config.access_log
         alone = self._tracing is None
+        # What has a deadline may have to be refused.
+        through = config.passed_through.items()
+        names = {name: model for name, model in through if config.models[model].deadline is None}
         self.fast_path.configure(
-            paths, config.passed_through, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
+            paths, names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
         )
 
     def middleware(self) -> Middleware:

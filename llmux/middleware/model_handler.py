@@ -16,6 +16,7 @@ from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import RequestContext
+from llmux.middleware.deadline import deadline_of, refuse_hopeless
 from llmux.middleware.paths import Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
@@ -92,6 +93,7 @@ class ModelHandler:
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress
+        self._deadlines = {name: model.deadline for name, model in config.models.items()}
         self._notifier.every = config.progress_every
 
     async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
@@ -161,6 +163,9 @@ class ModelHandler:
         model, switcher = context.model, self._switcher
         assert model is not None
         if context.ticket is None:  # else it was on the fast path
+            deadline = deadline_of(request, self._deadlines.get(model))
+            if deadline is not None:
+                refuse_hopeless(switcher, model, deadline)
             context.ticket = switcher.enter(model, context.key)
         ticket = context.ticket
         try:

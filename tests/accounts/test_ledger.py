@@ -87,6 +87,7 @@ def begin(tmp_path, told):
     def begin(path=tmp_path / "ledger.db", keep=None):
         ledger = Ledger(path, keep, told)
         begun.append(ledger)
+        ledger.opened.wait(PATIENCE)
         return ledger
 
     yield begin

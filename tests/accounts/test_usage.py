@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from llmux.accounts.key_metrics import MOST as MOST_SERIES
+from llmux.accounts.key_metrics import KeyMetrics
+from llmux.accounts.store import Row
 from llmux.cli.terminal import Exit
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
@@ -324,3 +327,30 @@ async def test_prices_change_at_a_reload(house):
     assert (first["switch"] > 0, last["switch"]) == (True, 0)
     with sqlite3.connect(house.folder / "ledger.db") as connection:
         assert connection.execute("SELECT count(*) FROM prices").fetchone() == (2,)
+
+
+async def test_metrics_by_key(house):
+    await opened(house, prices={"gpu_hour": 36, "models": {"b": {"input": 1000}}})
+    house.engine.says = WHOLE
+    await send(house, "a", "alice")
+    await send(house, "b", "alice")
+    await send(house, "b", "none")
+    await used(house)
+    text = (await house.ask("GET", "/metrics", Authorization="Bearer key-of-bob")).body.decode()
+    assert 'llmux_key_requests_total{key="alice",model="a"} 1.0' in text
+    assert 'llmux_key_requests_total{key="",model="b"} 1.0' in text
+    assert 'llmux_key_tokens_total{key="alice",kind="cached",model="a"} 4.0' in text
+    assert 'llmux_key_cost_total{currency="usd",key="alice",model="b"} 0.012' in text
+    assert 'llmux_key_gpu_seconds_total{for="switches",key="alice",model="a"}' in text
+    assert "llmux_ledger_rows_lost_total 0.0" in text
+    assert "key-of-" not in text
+
+
+def test_metrics_by_key_are_bounded():
+    metrics = KeyMetrics(lambda: 0)
+    row = Row(**dict.fromkeys(Row._fields, 0))
+    for number in range(3 * MOST_SERIES):
+        metrics.add(row._replace(key=f"key-{number}", served="m", currency=""))
+    (requests, *_) = metrics.collect()
+    assert len(requests.samples) == MOST_SERIES + 1
+    assert sum(sample.value for sample in requests.samples) == 3 * MOST_SERIES

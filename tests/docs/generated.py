@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from llmux import errors
+from llmux.accounts.key_metrics import HELP as KEY_HELP
 from llmux.cli.terminal import MEANINGS
 from llmux.config.reference import settings_table
 from llmux.core.deciding import LADDER, STOPPING, Rule
@@ -73,7 +74,9 @@ def blocks() -> dict[str, str]:
         "steps": f"```mermaid\n{diagram(STEPS, Step.SLEEP)}```\n",
         "ladder": _ladder(),
         "settings": settings_table().strip() + "\n",
-        "metrics": _table(["metric", "meaning"], [[f"`{name}`", text] for name, text in HELP.items()]),
+        "metrics": _table(
+            ["metric", "meaning"], [[f"`{name}`", text] for name, text in (HELP | KEY_HELP).items()]
+        ),
         "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, text in EVENTS.items()]),
         "errors": _errors(),
         "exits": _table(["exit code", "means"], [[f"{code:d}", text] for code, text in MEANINGS.items()]),

@@ -8,6 +8,7 @@ import re
 import typer.main
 
 from llmux import errors
+from llmux.accounts.key_metrics import HELP as KEY_HELP
 from llmux.cli import app
 from llmux.config.reference import settings, settings_table
 from llmux.core.effects import Refusal
@@ -59,7 +60,7 @@ def test_hooks():
 
 
 def test_metrics():
-    assert not undocumented(HELP)
+    assert not undocumented(HELP | KEY_HELP)
 
 
 def test_no_metric_is_without_a_help_text():

@@ -1,0 +1,71 @@
+"""Requests that could not be answered in time are refused at once, and cause no switch."""
+
+import pytest
+
+from llmux.core.phases import Phase
+from llmux.middleware.fast_path import MOST
+from tests.server.house import until
+
+CHAT = "/v1/chat/completions"
+SLOW = {"cost": {"wake": "60s"}}
+
+
+async def send(house, model, deadline=None, padding=0, path=CHAT):
+    headers = {} if deadline is None else {"X-LLMux-Deadline": deadline}
+    return await house.ask("POST", path, {"model": model, "padding": "x" * padding}, **headers)
+
+
+@pytest.mark.parametrize("padding", [0, MOST])
+async def test_what_cannot_be_in_time_is_refused_and_wakes_nothing(house, padding):
+    await house.open(models={"a": SLOW, "b": {}})
+    refused = await send(house, "a", "30s", padding)
+    assert (refused.status, refused.error["code"]) == (503, "deadline")
+    assert 25 <= int(refused.headers["retry-after"]) <= 35
+    assert "within 30s" in refused.error["message"]
+    assert house.switcher.core.state.models["a"].phase is Phase.ASLEEP
+    assert (await house.ask("GET", "/llmux/decisions")).json()["decisions"] == []
+    assert (await send(house, "a", "90s", padding)).status == 200
+
+
+async def test_without_a_deadline_it_is_off(house):
+    await house.open(models={"a": SLOW})
+    assert (await send(house, "a")).status == 200
+
+
+async def test_a_model_may_have_one_and_a_request_another(house):
+    await house.open(models={"a": {**SLOW, "deadline": "10s"}})
+    assert (await send(house, "a")).error["code"] == "deadline"
+    assert (await send(house, "a", "2m")).status == 200
+    assert (await send(house, "a")).status == 200  # it is awake, and answers at once
+
+
+async def test_the_time_of_an_answer_counts(house):
+    await house.open()
+    await send(house, "a")
+    house.switcher.core.state.models["a"].service = 40.0
+    assert (await send(house, "a", "30s")).error["code"] == "deadline"
+    assert (await send(house, "a", "50s")).status == 200
+
+
+async def test_those_that_wait_before_it_count(house):
+    await house.open(models={"a": {"max_in_flight": 1}})
+    line = await house.begin("POST", "/v1/hold", {"model": "a"})
+    await until(lambda: house.in_flight("a"))
+    house.switcher.core.state.models["a"].service = 20.0
+    assert (await send(house, "a", "30s")).error["code"] == "deadline"
+    house.engine.go.set()
+    assert (await line.reply()).status == 200
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "", "1 year"])
+async def test_what_is_no_duration(house, given):
+    await house.open()
+    refused = await send(house, "a", given)
+    assert (refused.status, refused.error["param"]) == (400, "X-LLMux-Deadline")
+
+
+async def test_anthropics_dialect(house):
+    await house.open(models={"a": SLOW})
+    refused = await send(house, "a", "1s", path="/v1/messages")
+    assert refused.status == 503
+    assert refused.json()["type"] == "error"
