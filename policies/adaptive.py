@@ -32,6 +32,7 @@ MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
 AGEING = 0.2  # weight that a waiter gains for each way there and back that it has waited
 OTHERS = 0.5  # share of the other queues that come before the return
 UNLIMITED = 1000  # requests that an engine without max_in_flight serves at once
+UNSEEN_COST = 0.35  # of the estimate: a direction that is thought too dear is never tried, and never measured
 UNSEEN_WAIT = 15.0  # seconds for which a request waits for the first switch at most
 UNSEEN_SERVICE = 4.0  # seconds
 AGE_LEFT = 0.3  # long answers tend to stay long: what has run for t will run for this times t at least
@@ -216,7 +217,7 @@ class Memory:
         if known is None:
             known = self._guesses.get(model.name)
         if known is None:
-            known = self._guesses[model.name] = model.switch_cost
+            known = self._guesses[model.name] = UNSEEN_COST * model.switch_cost
         return known
 
     def service(self, model: ModelView) -> float:

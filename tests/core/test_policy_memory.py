@@ -31,10 +31,10 @@ def memory() -> Memory:
     return Memory()
 
 
-def test_a_cost_is_the_estimate_until_it_was_paid(memory) -> None:
+def test_a_cost_is_a_cautious_guess_until_it_was_paid(memory) -> None:
     a, b = View("a"), View("b")
-    assert memory.cost(a, b) == pytest.approx(10.0)
-    assert memory.cost(a, View("b", switch_cost=99.0)) == pytest.approx(10.0)
+    assert memory.cost(a, b) == pytest.approx(3.5)
+    assert memory.cost(a, View("b", switch_cost=99.0)) == pytest.approx(3.5)
     memory.learn(RECORD)
     assert memory.cost(a, b) == 4.0
     memory.learn(replace(RECORD, cost=14.0))
