@@ -164,6 +164,10 @@ def check_targets(config: Config) -> Iterator[Problem]:
         if name in taken:
             yield Problem(("virtual", name), f"{name!r} is already {taken[name]}; choose another")
         yield from _check_virtual(name, virtual, {*taken, *config.virtual})
+        for role in virtual.floor:
+            if config.roles and role not in {*config.roles, "*"}:
+                known = ", ".join(config.roles)
+                yield Problem(("virtual", name, "floor", role), f"{role!r} is not one of `roles`: {known}")
     yield from _check_cycles(config)
 
 

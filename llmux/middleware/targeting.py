@@ -80,6 +80,7 @@ class Targeting:
         self._names = Names(config)
         self._variants = variants_of(config)
         self._virtual = config.virtual
+        self._roles = {entry.name: entry.role for entry in config.api_keys}
         self._switcher = switcher
         self.conversations: Conversations = Conversations() if before is None else before.conversations
 
@@ -122,7 +123,7 @@ class Targeting:
         conversation = await conversation_of(request.headers.get(HEADER), body)
         ask = Ask(
             key=key,
-            role=getattr(holder, "role", None),
+            role=None if key is None else self._roles.get(key),
             conversation=conversation,
             kept=self.conversations.get(name, key, conversation),
             draw=random.random(),  # noqa: S311 - a share of requests, no secret

@@ -108,6 +108,12 @@ def test_virtual_models_that_cannot_be_meant(refused, text, said):
     assert line.startswith(f"config.yaml:15: virtual.{said}")
 
 
+def test_a_floor_for_a_role_that_does_not_exist(refused):
+    text = virtual("v: {ladder: [q, inner], floor: {fre: q, '*': inner}}") + "    roles: {free: {}}\n"
+    [line] = refused(text)
+    assert line == "config.yaml:15: virtual.v.floor.fre: 'fre' is not one of `roles`: free"
+
+
 def test_nesting_has_an_end(refused):
     deep = "\n          ".join(f"v{n}: {{first: [v{n + 1}]}}" for n in range(12)) + "\n          v12: {first: [q]}"
     [line] = refused(virtual(deep))

@@ -118,6 +118,21 @@ async def test_a_ladder_takes_what_is_awake_at_or_above_its_floor(house):
     assert (await asked(house, "coder"))[1] == "a"
 
 
+async def test_the_floor_goes_by_the_role_of_the_key(house):
+    keys = [{"name": "ann", "key": "key-1", "role": "free"}, {"name": "ben", "key": "key-2"}]
+    ladder = {"coder": {"ladder": ["a", "b"], "floor": {"free": "b", "*": "a"}}}
+    await house.open("a b", virtual=ladder, api_keys=keys, roles={"free": {}})
+
+    async def by(number):
+        reply = await house.ask("POST", "/v1/x", {"model": "coder"}, Authorization=f"Bearer key-{number}")
+        return reply.headers["x-llmux-served-by"]
+
+    await house.ask("POST", "/v1/x", {"model": "b"}, Authorization="Bearer key-2")
+    assert await by(1) == "b"
+    assert await by(2) == "a"
+    assert await by(1) == "a"
+
+
 async def test_a_split_is_kept_by_each_key(house):
     keys = [{"name": f"k{n}", "key": f"key-{n}"} for n in range(24)]
     await house.open("a b", virtual={"ab": {"split": {"a": 1, "b": 1}, "sticky": "key"}}, api_keys=keys)
