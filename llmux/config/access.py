@@ -176,6 +176,20 @@ def expand(globs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(whole)
 
 
+def check_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the globs as they are.
+
+    Raises:
+        ValueError: one is not a path.
+
+    """
+    for glob in globs:
+        if not glob.startswith("/"):
+            raise ValueError(f"{glob!r} is not a path; write one as /props")
+        glob_expression(glob)
+    return globs
+
+
 def glob_expression(glob: str) -> str:
     """Return the regular expression of a ``forward`` glob.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, expand
+from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
 from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig, RoleConfig
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
@@ -287,6 +287,11 @@ class Config(Section):
             default=DEFAULT_FORWARD,
             description="Paths that reach the engines. A list replaces the default, which `default` in it means.",
         )
+    )
+    passive: Annotated[tuple[str, ...], AfterValidator(check_globs), Word("list of globs")] = Field(
+        default=(),
+        description="Paths that are forwarded, too, but on which a request neither wakes a model nor keeps it"
+        " awake, as /props; if it is not awake: 503. Below /upstream/MODEL as well.",
     )
     list_aliases: bool = Field(
         default=False, description="`/v1/models` lists aliases, too, each with an entry of its own."

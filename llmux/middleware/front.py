@@ -86,7 +86,7 @@ class Front:
         """Take over a configuration: names, paths, origins, keys, limits."""
         named = [name for name in config.hosts if name != ANY]
         paths, origins, hosts = (
-            ForwardedPaths(config.forward, config.names),
+            ForwardedPaths((*config.forward, *config.passive), config.names),
             Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname(), *named)),
             Hosts(config.hosts, held=self._own and not config.api_keys and is_loopback_host(self._host)),
         )
@@ -99,8 +99,9 @@ class Front:
         # What has a deadline may have to be refused.
         through = config.passed_through.items()
         names = {name: model for name, model in through if config.models[model].deadline is None}
+        counted = ForwardedPaths(config.forward, config.names, without=config.passive) if config.passive else paths
         self.fast_path.configure(
-            paths, names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
+            counted, names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
         )
 
     def middleware(self) -> Middleware:

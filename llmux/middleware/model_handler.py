@@ -35,6 +35,7 @@ from llmux.upstream import EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Gate
+    from llmux.middleware.passive import Passive
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
 
@@ -80,6 +81,7 @@ class ModelHandler:
         self.budget = BodyBudget(switcher.config.max_buffered)
         self._notifier = ProgressNotifier(switcher)
         self._targeting: Targeting | None = None
+        self._passive: Passive | None = None
         self.gate: Gate | None = None
         self.configure(switcher.config)
 
@@ -90,11 +92,22 @@ class ModelHandler:
         self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
         self._translating = _translating(config, self.budget)
+        self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress
         self._deadlines = {name: model.deadline for name, model in config.models.items()}
         self._notifier.every = config.progress_every
+
+    def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
+        """Return what serves the paths that wake nothing, where there are any."""
+        if before is not None:
+            before.close()
+        if not globs:
+            return None
+        from llmux.middleware.passive import Passive  # noqa: PLC0415 - most configurations have no use for it
+
+        return Passive(globs, self._switcher, self._attempt)
 
     async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
         """Read the request, wait for its model, relay the answer.
@@ -148,6 +161,8 @@ class ModelHandler:
     async def _with_model(
         self, request: web.Request, context: RequestContext, body: Body | None
     ) -> web.StreamResponse:
+        if self._passive is not None and self._passive.matches(context.route.path):
+            return await self._passive.serve(request, context, body)
         if self._translating is None:
             return await self._served(request, context, body)
         fitted = self._translating.fit(context, body)

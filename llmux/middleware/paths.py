@@ -143,13 +143,23 @@ def origin_form(target: str) -> str:
     return rest if rest.startswith("/") else "/" + rest
 
 
+def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
+    expression = "|".join(glob_expression(glob) for glob in globs)
+    return re.compile(f"(?:{expression})" if expression else r"(?!)")
+
+
 class ForwardedPaths:
     """Decides on request targets. Made anew when the configuration changes."""
 
-    def __init__(self, globs: Iterable[str] = DEFAULT_FORWARD, names: Iterable[str] = ()) -> None:
-        """``globs`` are those of ``forward``, ``names`` the models and aliases for ``/upstream/NAME/…``."""
-        expression = "|".join(glob_expression(glob) for glob in globs)
-        self._allowed = re.compile(f"(?:{expression})" if expression else r"(?!)")
+    def __init__(
+        self, globs: Iterable[str] = DEFAULT_FORWARD, names: Iterable[str] = (), *, without: Iterable[str] = ()
+    ) -> None:
+        """``globs`` are those of ``forward``, ``names`` the models and aliases for ``/upstream/NAME/…``.
+
+        What is ``without`` is refused, whatever ``globs`` say.
+        """
+        self._allowed = _any_of(globs)
+        self._without = _any_of(without)
         self._names = frozenset(names)
         self._name_segments = max((name.count("/") for name in self._names), default=0) + 1
         self._reads: dict[str, Route] = {}
@@ -202,7 +212,7 @@ class ForwardedPaths:
             return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
         if _OWN.fullmatch(path):
             return Route(Kind.OWN, path, raw_path)
-        if self._allowed.fullmatch(path):
+        if self._allowed.fullmatch(path) and not self._without.fullmatch(path):
             return Route(Kind.FORWARD, path, raw_path)
         if reading and path == _BARE_MODELS:
             return Route(Kind.OWN, path, raw_path)
