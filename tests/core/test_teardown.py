@@ -45,6 +45,15 @@ def test_verify_that_never_passes_is_tried_until_its_time_is_over() -> None:
     )
 
 
+def test_verify_is_not_polled_in_the_moment_when_its_time_is_over() -> None:
+    play = given(models("a", verify=True, timeouts={HookKind.VERIFY: 1.5}), awake=["a"])
+    play(
+        at(1.0, ev.SleepRequested("a", 1), begins(None, "a", why="requested"), leaves("a", 1.0), accepted(1)),
+        at(2.0, ok("sleep a"), run("verify a")),
+        at(3.0, failed("verify a"), unslept("a", "verify failed"), run("alive a")),
+    )
+
+
 def test_verify_that_hangs_is_ended_when_its_time_is_over() -> None:
     play = given(models("a", verify=True, stop=True, timeouts={HookKind.VERIFY: 2.0}), awake=["a"])
     play(
