@@ -146,8 +146,9 @@ def _look_further(schema: type[M], data: Mapping[str, Any], wrong: list[Path]) -
     between: list[Problem] | None = None
     for _ in range(_ROUNDS):
         kept = copy.deepcopy(dict(data))
-        for path in wrong:
-            _remove(kept, path)
+        for place, path in enumerate(wrong):
+            if path in wrong[:place] or not _stand_in(kept, path):
+                _remove(kept, path)
         try:
             return schema.model_validate(kept), between or []
         except ValidationError as error:
@@ -158,14 +159,35 @@ def _look_further(schema: type[M], data: Mapping[str, Any], wrong: list[Path]) -
     return None, between or []
 
 
+def _stand_in(data: Any, path: Path) -> bool:
+    """Put something in place of a hook or port that is wrong, as the model cannot be read without one."""
+    models = data.get("models")
+    if len(path) != _MODEL_SETTING or path[0] != "models" or not isinstance(models, dict):
+        return False
+    model, setting = models.get(path[1]), path[2]
+    if not isinstance(model, dict):
+        return False
+    if setting in ("wake", "sleep", "alive"):
+        model[setting] = "true"
+    elif setting in ("hooks", "cmd", "port"):
+        model.pop(setting, None)
+        instead = (
+            ("url", f"http://{list(models).index(path[1])}.invalid") if setting == "port" else ("hooks", "process")
+        )
+        model.setdefault(*instead)
+    else:
+        return False
+    return True
+
+
 def _may_follow(problem: Problem, wrong: Iterable[Path]) -> bool:
     """Whether a problem is about a setting that is wrong itself, what holds or is in one, or names one."""
     for path in wrong:
         both = min(len(problem.path), len(path))
         if problem.path[:both] == path[:both]:
             return True
-        names = [part for part in path if isinstance(part, str) and part != "models"][-2:]
-        if any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", problem.message) for name in names):
+        name = next((part for part in reversed(path) if isinstance(part, str) and part != "models"), "")
+        if name and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", problem.message):
             return True
     return False
 

@@ -80,7 +80,7 @@ def expand(model: Mapping[str, Any]) -> dict[str, Any]:
         env = found.get("env")
         if env is None or isinstance(env, Mapping):
             found["env"] = {"COMMAND": cmd.strip(), **_port(found), **(env or {})}
-    if hooks is None:
+    if hooks is None and cmd is None:
         return found
     try:
         script = script_of(hooks) if isinstance(hooks, str) and hooks.strip() else "false"

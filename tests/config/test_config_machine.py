@@ -167,12 +167,27 @@ def test_what_is_wrong_between_settings(check, tmp_path):
         (", port: x", "models.c.port"),
         (", env: {'1x': y}", "models.c.env.1x"),
         (", url: 'http://127.0.0.1:1'", "models.c"),
+        (", wake: 7", "models.c.wake"),
         (", idle_sleep: '${NOT_SET}'", "models.c.idle_sleep"),
         ("}\npolicy: {max_wait: soon", "policy.max_wait"),
     ],
 )
 def test_a_mistake_does_not_hide_what_is_wrong_between_settings(check, tmp_path, mistake, place):
     assert places(check(BETWEEN % mistake), tmp_path) == {*WHOLE, place}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "place"),
+    [
+        ("hooks: llama-cp, port: 8004", "hooks"),
+        ("hooks: llama-cpp, port: x", "port"),
+        ("wake: w, sleep: s, port: 8004", "alive"),
+        ("cmd: '', port: 8004", "cmd"),
+    ],
+)
+def test_a_model_that_cannot_be_read_takes_part_all_the_same(check, tmp_path, mistake, place):
+    done = check(f"models: {{a: {{{mistake}, aliases: [x]}}, b: {{port: 1, hooks: ./h, aliases: [x]}}}}")
+    assert places(done, tmp_path) == {f"models.a.{place}", "models.b.aliases[0]"}
 
 
 @pytest.mark.parametrize(
