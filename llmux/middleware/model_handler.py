@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, unquote_plus
 
@@ -13,6 +13,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
+from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import RequestContext
@@ -91,13 +92,16 @@ class ModelHandler:
         self.gate = _gate(config, self._switcher, self.gate)
         self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
-        self._translating = _translating(config, self.budget)
+        self._translating = _translating(config, self.budget, self._is_awake)
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress
         self._deadlines = {name: model.deadline for name, model in config.models.items()}
         self._notifier.every = config.progress_every
+
+    def _is_awake(self, model: str) -> bool:
+        return self._switcher.core.state.models[model].phase is Phase.AWAKE
 
     def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
         """Return what serves the paths that wake nothing, where there are any."""
@@ -165,6 +169,9 @@ class ModelHandler:
             return await self._passive.serve(request, context, body)
         if self._translating is None:
             return await self._served(request, context, body)
+        counted = self._translating.count(context, body)
+        if counted is not None:
+            return counted
         fitted = self._translating.fit(context, body)
         try:
             return await self._served(request, context, fitted)
@@ -337,13 +344,13 @@ def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> 
     return Targeting(config, switcher, before)
 
 
-def _translating(config: Config, budget: BodyBudget) -> Translating | None:
+def _translating(config: Config, budget: BodyBudget, is_awake: Callable[[str], bool]) -> Translating | None:
     """Return what knows the engines that lack a dialect, where there are any."""
     if not config.translated:
         return None
     from llmux.middleware.translating import Translating  # noqa: PLC0415 - most configurations have no use for it
 
-    return Translating(config, budget)
+    return Translating(config, budget, is_awake)
 
 
 def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:
