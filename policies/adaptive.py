@@ -11,7 +11,8 @@
   is open and a few wait elsewhere.
 - **Limit**: past the gate no request waits longer than ``patience`` times the way there and back, drain included.
 - **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
-  oldest waiter is about to outwait a tour of all queues, so that small queues get their turn.
+  oldest waiter is about to outwait a tour of all queues, so that small queues get their turn. Close to the usual
+  ``max_wait`` the oldest comes first: past it visits are cut short, and once that has begun it does not end.
 
 Averages can be wrong: what the policy has seen for itself bounds them. Until it has seen a switch it serves the
 awake model until it is idle or a request has waited for 15 seconds; one without a limit, which may never be idle,
@@ -31,6 +32,7 @@ STEEP = 6.0  # power with which a queue's weight grows as its oldest waiter outw
 MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
 AGEING = 0.2  # weight that a waiter gains for each way there and back that it has waited
 OTHERS = 0.5  # share of the other queues that come before the return
+OVERDUE = 480.0  # seconds of waiting that come before all else: ``max_wait`` has no gate, and is 600 s by default
 UNLIMITED = 1000  # requests that an engine without max_in_flight serves at once
 UNSEEN_COST = 0.35  # of the estimate: a direction that is thought too dear is never tried, and never measured
 UNSEEN_WAIT = 15.0  # seconds for which a request waits for the first switch at most
@@ -121,7 +123,8 @@ class Adaptive:
             urgency: float = ((_age(model, time) + cost) / span) ** STEEP
             return model.queued * (1.0 + urgency) / (1.0 + cost + visit)
 
-        best, cost, visit = max(ways, key=worth)
+        overdue = _age(waiting[0], time) + ways[0][1] >= OVERDUE
+        best, cost, visit = ways[0] if overdue else max(ways, key=worth)
         serving = self._seen.service(best) * (1.0 + best.queued / (best.limit or UNLIMITED))
         back = self._seen.costs.get((best.name, home.name), cost)
         return best, cost + serving + back + OTHERS * (tour - cost - visit)

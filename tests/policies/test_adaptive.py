@@ -95,6 +95,12 @@ def test_a_small_queue_gets_its_turn():
     assert ask(200.0, home(in_flight=0), b, c).model == "b"
 
 
+def test_whoever_is_about_to_be_overdue_comes_before_all_else():
+    b, c = Model("b", [120.0] * 9, switch_cost=120.0), Model("c", [125.0] * 40, switch_cost=120.0)
+    assert ask(479.0, home(in_flight=0), b, c).model == "c"
+    assert ask(559.0, home(in_flight=0), b, c).model == "b"
+
+
 def test_it_learns_what_switches_cost():
     learner = policy("adaptive")
     learner.on_switch_completed(SwitchRecord(0, ("x",), "y", "success", 0.0, 1.0, 0.0))
