@@ -193,6 +193,8 @@ class Admin:
         """Return the last decisions, oldest first; with virtual models also which targets were chosen."""
         switcher, limit = self._switcher, _whole(request, "limit", KEPT)
         document: dict[str, Any] = {"decisions": decisions(switcher, limit)}
+        if riding := switcher.riders.document():
+            document["riding"] = riding
         if switcher.config.virtual:
             document["targets"] = list(switcher.choices)[-limit:] if limit else []
         return web.json_response(document)

@@ -53,6 +53,7 @@ class SeenModel:
     pin_reason: str | None
     level: str | None = None
     streamed: int | None = None  # events, counted while a client listens
+    riding: int = 0  # requests that cause no switch
     aliases: list[str] = field(default_factory=list)
 
 

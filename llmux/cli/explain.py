@@ -84,12 +84,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Explain the last switches, with their reasons, and what holds now."""
+    riding: list[str] = []
     try:
         if file is not None:
             switches, now = _of_record(read_record(file))
         else:
             decisions, history = _ask(url, key, "decisions", "history")
             switches, now = _of_llmux(decisions)
+            riding = [str(each["reason"]) for each in decisions.get("riding", ())]
             _complete(switches, history)
     except LLMuxError as error:
         complain(str(error))
@@ -115,6 +117,8 @@ def run(
         console.print(f"now: {now['reason']}")
         for line in _details(now) if verbose else ():
             console.print(f"  · {line}")
+    for line in riding:
+        console.print(line)
 
 
 def _when(time: float, *, today: bool) -> str:

@@ -197,6 +197,8 @@ def _remarks(model: SeenModel) -> Iterator[str]:
     if model.pinned:
         left = "" if model.pin_expires_in is None else f" for {spell(model.pin_expires_in)} more"
         yield f"pinned{left}{f': {model.pin_reason}' if model.pin_reason else ''}"
+    if model.riding:
+        yield f"{model.riding} ride along"
     if model.level is not None:
         yield f"level {model.level}"
     if model.backoff_until is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -104,6 +104,17 @@ class ApiKeyConfig(Section):
     limits: LimitsConfig | None = Field(default=None, description="How much it may use. null: its role's.")
     budget: BudgetConfig | None = Field(default=None, description="What it may spend. null: its role's.")
 
+    class_: Literal["interactive", "ride_along"] = Field(
+        default="interactive",
+        alias="class",
+        description="ride_along: its requests never cause a switch; see `policy.ride_along`.",
+    )
+
+    @property
+    def rides(self) -> bool:
+        """Whether its requests never cause a switch."""
+        return self.class_ == "ride_along"
+
     @property
     def managed(self) -> bool:
         """Whether it may use less than everything."""
@@ -116,9 +127,10 @@ def _entry(value: Any) -> Any:
         return {"key": value}
     if not isinstance(value, ApiKeyConfig | Mapping):
         raise ValueError("must be a key, its hash, or {name: …, key: …}")  # noqa: TRY004
+    known = [field.alias or name for name, field in ApiKeyConfig.model_fields.items()]
     for key in value if isinstance(value, Mapping) else ():
-        if key not in ApiKeyConfig.model_fields:
-            takes = ", ".join(f"`{name}`" for name in ApiKeyConfig.model_fields)
+        if key not in known:
+            takes = ", ".join(f"`{name}`" for name in known)
             raise ValueError(f"has a setting that is not known here; it takes {takes}")
     return value
 

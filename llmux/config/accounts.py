@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from llmux.config.durations import Duration
 from llmux.config.fields import Default, Name, PositiveCount, Section, Word
 from llmux.config.problems import Path, Problem
 
@@ -189,6 +190,34 @@ class RoleConfig(Section):
     budget: Annotated[BudgetConfig | None, Word("budget or null")] = Field(
         default=None, description="What each of them may spend. null: no limit."
     )
+
+
+_WINDOW = re.compile(r"\s*([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)\s*\Z")
+
+
+def _window(value: Any) -> Any:
+    found = _WINDOW.match(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f'{str(value)[:40]!r} is no window of the day; write it in quotes, as "22:00-06:00"')
+    return value
+
+
+class RideAlongConfig(Section):
+    """When requests of the class ride_along are served though their model is not awake."""
+
+    window: Annotated[str, BeforeValidator(_window), Word("window")] | None = Field(
+        default=None, description='When they may cause a switch, in local time, as "22:00-06:00". null: never.'
+    )
+    max_wait: Duration = Field(default=86_400.0, description="How long one waits until it may cause a switch.")
+
+    @property
+    def minutes(self) -> tuple[int, int] | None:
+        """The minutes of the day at which the window begins and ends."""
+        found = None if self.window is None else _WINDOW.match(self.window)
+        if found is None:
+            return None
+        begin_hour, begin, end_hour, end = map(int, found.groups())
+        return begin_hour * 60 + begin, end_hour * 60 + end
 
 
 def check_accounts(config: Config) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
-from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig, RoleConfig
+from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig, RideAlongConfig, RoleConfig
 from llmux.config.checks import check, find_warnings
 from llmux.config.durations import Duration, PositiveDuration
 from llmux.config.fields import (
@@ -93,6 +93,9 @@ class PolicyConfig(Section):
         default=False,
         description="true: while all is quiet the policy may wake the model that is likely to be asked next,"
         " though no request waits for it; for agents that alternate between models. `adaptive` can.",
+    )
+    ride_along: RideAlongConfig = Field(
+        default_factory=RideAlongConfig, description="When keys of the class ride_along are served."
     )
     drain_before_switch: bool = Field(
         default=True,

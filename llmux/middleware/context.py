@@ -65,6 +65,7 @@ class RequestContext:
         "model",
         "passed",
         "request_id",
+        "rode",
         "route",
         "sent",
         "ticket",
@@ -88,6 +89,7 @@ class RequestContext:
         self.passed: Passed | None = None  # what its key's limits and budget were told
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
+        self.rode = 0.0  # seconds that it waited so as to cause no switch
         self.sent = 0  # bytes of the request's body
         self.trace: RequestTrace | None = None
         self.channel: Channel | None = None  # how its client is told of its progress
@@ -116,7 +118,7 @@ class RequestContext:
     @property
     def waited(self) -> float:
         """Seconds in the queue."""
-        return self.ticket.waited if self.ticket is not None else 0.0
+        return self.rode if self.ticket is None else self.rode + self.ticket.waited
 
     def client_left(self) -> None:
         """Finish a request whose client has left before the end of its answer."""
@@ -131,7 +133,7 @@ class RequestContext:
         switcher, ticket, exchange = self._reporting.switcher, self.ticket, self.exchange
         if ticket is not None:
             switcher.leave(ticket, status, exchange, self.sent)
-        waited = 0.0 if ticket is None else ticket.waited
+        waited = self.rode if ticket is None else self.rode + ticket.waited
         first = None if exchange is None else exchange.first_byte_at
         if first is not None:
             first -= self.began
@@ -170,8 +172,8 @@ class RequestContext:
         began = exchange is not None and ticket is not None
         waited = service = 0.0
         if ticket is not None:
-            waited = ticket.waited
-            service = self.began + whole - ticket.arrived - waited if began else 0.0
+            waited = self.rode + ticket.waited
+            service = self.began + whole - ticket.arrived - ticket.waited if began else 0.0
         return accounts.ended(
             0 if ticket is None else ticket.id,
             (

@@ -56,6 +56,7 @@ class Holder(NamedTuple):
     operator: bool
     progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
     managed: bool = False  # it may use less than everything
+    rides: bool = False  # its requests cause no switch
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +88,10 @@ class Keyring:
         """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
         old = {entry.text: entry.digest for entry in self._entries}
         given = [
-            (entry.key, Holder(entry.name, operator=False, progress=entry.progress, managed=entry.managed))
+            (
+                entry.key,
+                Holder(entry.name, False, progress=entry.progress, managed=entry.managed, rides=entry.rides),
+            )
             for entry in config.api_keys
         ]
         if config.admin_key is not None:  # the last: a key that is both opens both

@@ -96,6 +96,8 @@ class ModelHandler:
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
+        riders, riding = self._switcher.riders, config.policy.ride_along
+        riders.window, riders.max_wait = riding.minutes, riding.max_wait
         self._progress = config.progress
         self._deadlines = {name: model.deadline for name, model in config.models.items()}
         self._notifier.every = config.progress_every
@@ -188,6 +190,8 @@ class ModelHandler:
             deadline = deadline_of(request, self._deadlines.get(model))
             if deadline is not None:
                 refuse_hopeless(switcher, model, deadline)
+            if context.holder is not None and context.holder.rides:
+                context.rode = await switcher.riders.ride(model)
             context.ticket = switcher.enter(model, context.key)
         ticket = context.ticket
         try:

@@ -28,6 +28,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
     switch = s.switch
     config = switcher.config
     counted = switcher.activities.streamed
+    riding = switcher.riders.waiting()
     return {
         "version": __version__,
         "time": time.time(),
@@ -57,6 +58,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
                 **_model(model, now, counted(name), switcher.decisions.evicted.get(name)),
                 **_outlook(switcher, model, now),
                 "aliases": list(config.models[name].aliases) if name in config.models else [],
+                "riding": riding[name],
             }
             for name, model in s.models.items()
         },

@@ -34,6 +34,7 @@ from llmux.runtime.hook_jobs import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.persistence import Persistence
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Ticket
+from llmux.runtime.riders import Riders
 from llmux.runtime.shadow import load_shadows
 from llmux.upstream import EngineActivity
 
@@ -120,6 +121,7 @@ class Switcher:
         self.requests = RequestLog(self.clock)
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self.accounts: Accounts | None = None
+        self.riders = Riders(self.core.state, self.clock)
         self._throttle = AdmissionThrottle()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None

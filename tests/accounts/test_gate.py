@@ -182,6 +182,7 @@ async def test_what_has_no_end_is_settled_too(house):
     await until(lambda: house.in_flight("small-1"))
     budget = house.front.gate.budgets()["alice"]
     assert budget.reserved > 0
+    await asyncio.sleep(0.05)
     line.abort()
     await until(lambda: not budget.reserved)
     assert budget.spent > 0
