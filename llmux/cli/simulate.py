@@ -478,14 +478,19 @@ def _print(shown: _Shown, verdicts: list[str]) -> None:
         for title, show in rows:
             table.add_row(title, *(show(results[name]) for name in abreast))
         console.print(table)
-    console.print(f"SLO: the first token within {shown.slo:g} s of the request's arrival (--slo)", highlight=False)
-    for alike in _alike(results):
-        console.print(f"{_listed(alike)}: no difference", highlight=False, markup=False)
-    if verdicts:
-        for words in verdicts:
-            console.print(words, highlight=False, markup=False)
-    else:
-        console.print(str(recommend(results)))
+    for line in (*_remarks(shown), *(verdicts or [str(recommend(results))])):
+        console.print(line, highlight=False, markup=False)
+
+
+def _remarks(shown: _Shown) -> Iterator[str]:
+    """Yield what is to know of the table."""
+    yield f"SLO: the first token within {shown.slo:g} s of the request's arrival (--slo)"
+    for name, outcome in shown.outcomes.items():
+        if outcome.adopted:
+            steps = ", ".join(f"{policy} from {time / 60.0:.0f} min on" for time, policy in outcome.adopted)
+            yield f"{name} adopted: {steps}"
+    for alike in _alike(shown.results):
+        yield f"{_listed(alike)}: no difference"
 
 
 def _of_what(shown: _Shown) -> str:

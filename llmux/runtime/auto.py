@@ -236,9 +236,9 @@ class Chooser:
 
     async def _wait(self, process: subprocess.Popen[bytes]) -> int:
         """Wait for its end, at most ``limit`` seconds, and count what it used; nothing of it is left."""
-        deadline = time.monotonic() + self.limit
+        began = time.monotonic()
         try:
-            while time.monotonic() < deadline:
+            while time.monotonic() < began + self.limit:
                 if (status := self._reaped(process, os.WNOHANG)) is not None:
                     return status
                 await asyncio.sleep(POLL)

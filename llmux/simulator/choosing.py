@@ -18,9 +18,8 @@ from llmux.simulator.statistics import paired_waits
 
 SURE = 0.9  # share of the draws in which a candidate must be better
 GAIN = 0.01  # share by which it must be better
-HALVES = (
-    3.0  # times that what a request says about the present becomes half as much, from the newest to the oldest
-)
+# How often what a request says about the present becomes half as much, from the newest to the oldest.
+HALVES = 3.0
 FEWEST = 40  # requests: fewer say nothing
 PERCENT = 100.0
 

@@ -102,10 +102,14 @@ async def test_a_process_that_fails_or_lies_changes_nothing(house, command, said
 
 async def test_a_process_that_hangs_is_ended_with_all_that_it_began(house, tmp_path):
     hang = f"sleep 600 & echo $! $$ > {tmp_path}/pids; wait"
-    switcher = await opened(house, ["sh", "-c", hang], limit=1.0)
-    await until(lambda: switcher.auto.counts["failed"])
-    assert switcher.auto.error == "the process took longer than 1 s"
+    switcher = await opened(house, ["sh", "-c", hang])
+    await until(lambda: (tmp_path / "pids").is_file() and len((tmp_path / "pids").read_text().split()) == 2)
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert all(map(alive, pids))
+    switcher.auto.limit = 0.1
+    await until(lambda: switcher.auto.counts["failed"])
+    assert switcher.auto.error == "the process took longer than 0.1 s"
+    switcher.auto.command = ["true"]
     await until(lambda: not any(map(alive, pids)))
     assert switcher.core.state.policy.chosen == "adaptive"
     assert (await house.chat("b")).status == 200

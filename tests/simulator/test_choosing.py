@@ -176,6 +176,19 @@ def test_closed_loops_and_the_command():
     assert found["auto"]["mean_wait"] < found["fifo"]["mean_wait"]
 
 
+def test_the_command_says_what_was_adopted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(
+        "policy: {use: auto, options: {among: [k_limited, idle], past: 10m}}\n"
+        'models: {a: {port: 8001, wake: "true", sleep: "true", alive: "true"},'
+        ' b: {port: 8002, wake: "true", sleep: "true", alive: "true"}}\n'
+    )
+    words = ["simulate", "--poisson", "models=2,rate=1", "--horizon", "20m", "--config", "config.yaml"]
+    done = CliRunner().invoke(app, [*words, "--what-if", "cost=*2"])
+    assert done.exit_code == 0, done.stderr
+    assert "adopted: idle from 10 min on" in " ".join(done.stdout.split())
+
+
 # ---- in a process beside
 
 
