@@ -345,7 +345,14 @@ class Trial:
                 if result.ok or left <= 0:
                     break
                 await asyncio.sleep(VERIFY_EVERY)
-            self._step(Step("verify", result.ok, time.monotonic() - started, "" if result.ok else result.detail))
+            self._step(
+                Step(
+                    "verify",
+                    result.ok,
+                    time.monotonic() - started,
+                    "expected: memory free ✓" if result.ok else result.detail,
+                )
+            )
             if not result.ok:
                 self._found(Wrong.VERIFY_FAILS, f"for {limit:g} s after sleep, verify {result.detail}")
         if before is None or awake is None or awake - before < MEMORY_SLACK:
