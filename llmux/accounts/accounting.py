@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +49,9 @@ class Accounting:
         """Begin. Raises ConfigError when the ledger cannot be used."""
         path = self._config.ledger_path
         assert path is not None
+        if self._config.ledger is True:  # the state file's folder, which may not be there yet
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         switcher, shares = self._switcher, self.shares
         self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit)
         self._put = self.ledger.put

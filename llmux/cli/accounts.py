@@ -18,6 +18,7 @@ from llmux.cli.remote import Remote, speak
 from llmux.cli.status import spell
 from llmux.cli.terminal import Column, FittingTable, complain, terminal
 
+_DROPPED_TOO = {"tokens/s": 4, "in all": 5, "waited": 6}
 EVERY = 1.0  # seconds between two looks
 
 
@@ -118,10 +119,7 @@ def activity(
             if as_json:
                 typer.echo(json.dumps(answer, indent=2))
             elif found:
-                rows = [[Text(one.key or "", row(one)[0].style), *row(one)] for one in reversed(found)]
-                first = 0 if any(one.key for one in found) else 1  # without keys there is nothing to show
-                columns = (Column("key"), *COLUMNS)
-                terminal().print(FittingTable(columns[first:], [cells[first:] for cells in rows]))
+                terminal().print(_table(found[::-1]))
             else:
                 typer.echo("no request has ended yet")
             return
@@ -137,6 +135,17 @@ def activity(
                 last = 0  # another llmux has taken its place, and counts anew
 
     speak(url, key_file, act)
+
+
+def _table(found: list[SeenRequest]) -> FittingTable:
+    """Return a table in which no name is broken: of other columns more are left out."""
+    columns = [each._replace(drop=_DROPPED_TOO.get(each.title, each.drop)) for each in COLUMNS]
+    rows = [row(one) for one in found]
+    if any(one.key for one in found):  # without keys there is nothing to show
+        columns.insert(1, Column("key"))
+        for one, cells in zip(found, rows, strict=True):
+            cells.insert(1, Text(one.key or "", cells[0].style))
+    return FittingTable(columns, rows)
 
 
 def _tell(one: SeenRequest, document: dict[str, Any], *, as_json: bool) -> None:

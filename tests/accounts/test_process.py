@@ -173,3 +173,23 @@ async def test_what_was_reserved_when_llmux_was_killed_is_spent(house, run):
     assert not reserved()
     assert "reservations_settled" in (house.folder / "log").read_text()
     assert process.end() == 0
+
+
+async def test_a_ledger_beside_the_state_file(house):
+    """The folder is made, as it is for the state file."""
+    process = Process(house)
+    file = house.folder / "config.json"
+    given = json.loads(file.read_text()) | {"ledger": True}
+    del given["state"]  # by default it stands in a folder that is not there yet
+    file.write_text(json.dumps(given))
+    process.start()
+    try:
+        await ready(house, process)
+        await send(house, "one")
+        (row,) = (await house.ask("GET", "/llmux/usage?by=")).json()["usage"]
+        assert row["requests"] == 1
+        (ledger,) = (house.folder / "llmux").glob("config-*-ledger.db")
+        assert ledger.stat().st_mode & 0o777 == 0o600
+        assert process.end() == 0
+    finally:
+        process.process.kill()

@@ -235,6 +235,11 @@ async def test_the_last_requests_of_a_key(house):
     text = await said(house, "activity", LLMUX_API_KEY="key-of-alice")
     assert "alice" in text
     assert "bob" not in await said(house, "activity", "--key", "alice", LLMUX_API_KEY="key-of-alice")
+    await send(house, "nothing-of-that-name", "alice")
+    for width in ("60", "80"):
+        narrow = await said(house, "activity", LLMUX_API_KEY="key-of-alice", COLUMNS=width)
+        assert narrow.count("alice") == 3  # no name is broken
+        assert "404 model_not_found" in narrow
 
 
 async def test_the_table_of_usage(house):
