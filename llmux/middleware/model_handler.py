@@ -336,6 +336,8 @@ def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | Non
         gate = Gate(switcher.now, switcher.is_awake)
         switcher.activities.watch()
     gate.configure(config)
+    if before is None and switcher.accounts is not None:  # by a reload: the accounts have begun without it
+        gate.kept_by(switcher.accounts)
     return gate
 
 

@@ -53,6 +53,15 @@ class Accounts(Protocol):
     def returned(self, request: int) -> None:
         """Take note that an admitted request waits again."""
 
+    def spent(self, key: str, since: int) -> int:
+        """Return what a key has spent since a Unix time, in millionths of the currency."""
+
+    def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
+        """Keep a reservation."""
+
+    def release(self, ident: str) -> None:
+        """Forget a reservation."""
+
     def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
         """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares.
 

@@ -230,6 +230,20 @@ async def test_a_reload_keeps_what_was_used(house):
     assert [(await send(house)).status for _ in range(6)] == [200] * 6
 
 
+async def test_a_first_budget_may_come_with_a_reload(house):
+    """What was spent before it counts."""
+    house.engine.says = WHOLE
+    await house.open(models=MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys())
+    assert [(await send(house)).status for _ in range(2)] == [200, 200]
+    await house.ask("GET", "/llmux/usage", Authorization="Bearer key-of-bob")  # they are written
+    budget = {"usd": EACH * 3, "per": "day"}
+    config = house.config(MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys(budget=budget))
+    house.switcher.replace(config)
+    house.front.configure(config)
+    assert house.front.gate.budgets()["alice"].spent == 30_000
+    assert [(await send(house)).status for _ in range(2)] == [200, 429]
+
+
 async def test_the_sdks_understand(house):
     await priced(house, {"usd": EACH, "per": "day"})
     await send(house)
