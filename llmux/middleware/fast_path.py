@@ -100,7 +100,6 @@ class FastPath:
         names: Mapping[str, str],
         *,
         most: int,
-        access_log: bool,
         keys: Keys,
         hosts: Hosts,
         alone: bool,
@@ -110,7 +109,6 @@ class FastPath:
         self._names = names
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
-        self._names_keys = access_log and keys.ring.any  # the log says whose key it was
         self._knows_host = hosts.knows
         self._known = {}
         self.open = alone
@@ -136,7 +134,7 @@ class FastPath:
         """Return what is known of a request that can be served here. ``data`` may have more after it."""
         head, size, total, digits = seen
         route = self._paths.decide(head.target, "POST")
-        if route.kind is not Kind.FORWARD or not self._knows_host(head.called) or self._names_keys:
+        if route.kind is not Kind.FORWARD or not self._knows_host(head.called):
             return None
         dropped: Sequence[int] = ()
         holder = None

@@ -94,15 +94,12 @@ class Front:
         self._keys.configure(config)
         self._reporting.access_log = config.access_log
         self._handler.configure(config)
-        most, log = config.max_body, config.access_log
         alone = self._tracing is None
         # What has a deadline may have to be refused.
         through = config.passed_through.items()
         names = {name: model for name, model in through if config.models[model].deadline is None}
         counted = ForwardedPaths(config.forward, config.names, without=config.passive) if config.passive else paths
-        self.fast_path.configure(
-            counted, names, most=most, access_log=log, keys=self._keys, hosts=hosts, alone=alone
-        )
+        self.fast_path.configure(counted, names, most=config.max_body, keys=self._keys, hosts=hosts, alone=alone)
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
