@@ -54,7 +54,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "operate:wake",
         "Have a model woken, whether or not requests wait for it; return at once (switch waits).",
     ),
-    "sleep": ("operate:sleep", "Put a model to sleep once its answers have ended; return when it sleeps."),
+    "sleep": (
+        "operate:sleep",
+        "Put a model to sleep once its answers have ended; return when it sleeps. With --all, every one.",
+    ),
     "pin": (
         "operate:pin",
         "Keep a model awake, waking it if need be; models that cannot be awake beside it get 503 meanwhile.",

