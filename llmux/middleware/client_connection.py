@@ -85,9 +85,8 @@ class ClientConnection(ServerConnection):
 
     def _at_boundary(self, data: bytes) -> None:
         path = self._fast_path
-        known = path.recall(data)
-        if known is not None and not (self._busy or self.ends):
-            head, size, digits = known
+        head, _, size, digits = path.recall(data)
+        if head is not None and not (self._busy or self.ends):
             total = size + int(digits)
             if total <= len(data) and total - size <= path.most:
                 match = path.match_known(data, head, size, total, digits)

@@ -134,19 +134,19 @@ class RequestContext:
         if ticket is not None:
             switcher.leave(ticket, status, exchange, self.sent)
         waited = self.rode if ticket is None else self.rode + ticket.waited
-        first = None if exchange is None else exchange.first_byte_at
-        if first is not None:
-            first -= self.began
-        elif status != GONE:
-            first = switcher.now() - self.began  # llmux's own answer
-        if failure is None and exchange is not None:
-            failure = exchange.broken
-        tokens = NO_USAGE if exchange is None else exchange.usage
+        now, began = switcher.now(), self.began
+        whole = now - began
         holder = None if self.holder is None else self.holder.name
-        streamed = exchange is not None and exchange.opening != b""
-        log, began = switcher.requests, self.began
-        whole = log.add(
-            self.model, status, began, waited, first, self.request_id, tokens, failure, holder, streamed=streamed
+        first, tokens, streamed = None, NO_USAGE, False
+        if exchange is not None:
+            first, tokens, streamed = exchange.first_byte_at, exchange.usage, exchange.opening != b""
+            failure = failure or exchange.broken
+        if first is not None:
+            first -= began
+        elif status != GONE:
+            first = whole  # llmux's own answer
+        switcher.requests.add(
+            now, self.model, status, waited, first, whole, self.request_id, tokens, failure, holder, streamed
         )
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         seconds = 0.0
@@ -162,7 +162,7 @@ class RequestContext:
                 model=self.model,
                 status=status,
                 waited_secs=round(waited, 3),
-                duration_secs=round(switcher.now() - self.began, 3),
+                duration_secs=round(whole, 3),
                 request_id=self.request_id,
                 key=holder,
             )

@@ -113,22 +113,20 @@ class FastPath:
         self._known = {}
         self.open = alone
 
-    def recall(self, data: bytes) -> tuple[KnownHead, int, bytes] | None:
-        """Return what is known of a request's head, with its size and the digits of the body's length."""
-        name, size, digits = self._name(data)
-        known = self._known.get(name)
-        return None if known is None else (known, size, digits)
+    def recall(self, data: bytes) -> tuple[KnownHead | None, bytes, int, bytes]:
+        """Return what is known of a request's head, what it says but for the body's length, its size, and that.
 
-    def _name(self, data: bytes) -> tuple[bytes, int, bytes]:
-        """Return what a head says but for the body's length, its size, and that length; b"" if it is unusual."""
+        An unusual head says b"", of which nothing is known.
+        """
         found = LENGTH.search(data, 0, MOST_KNOWN)
         if found is None:
-            return b"", 0, b""
+            return None, b"", 0, b""
         start, end = found.span(1)
         size = data.find(b"\r\n\r\n", end, MOST_KNOWN) + 4
         name = data[:start] + data[end:size]
-        # Keys are not kept, but as digests.
-        return name if self._keys is None else self._keys.ring.digest(name), size, data[start:end]
+        if self._keys is not None:
+            name = self._keys.ring.digest(name)  # keys are not kept
+        return self._known.get(name), name, size, data[start:end]
 
     def match(self, data: bytes, seen: Seen) -> Match | None:
         """Return what is known of a request that can be served here. ``data`` may have more after it."""
@@ -147,7 +145,7 @@ class FastPath:
                 return None
         known = KnownHead(head, route, dropped, holder)
         if head.given_id is None:  # which is new with every request
-            name, *same = self._name(data)
+            _, name, *same = self.recall(data)
             if name and same == [size, digits]:
                 if len(self._known) >= KNOWN:
                     self._known.clear()
@@ -207,7 +205,7 @@ class FastPath:
         context = RequestContext(self.reporting, request_id, head.route, began)
         context.asked, context.model, context.holder = asked, model, head.holder
         context.sent = total - size
-        ticket = context.ticket = switcher.enter(model, context.key)
+        ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
         admission = ticket.admission
         definition = None if admission is None else admission.definition
         if (

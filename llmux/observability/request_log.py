@@ -56,32 +56,29 @@ class RequestLog:
 
     def add(
         self,
+        ended: float,
         model: str | None,
         status: int,
-        began: float,
         waited: float,
         first_byte: float | None,
+        duration: float,
         request_id: str,
         tokens: tuple[int | None, int | None],
         error: str | None,
-        key: str | None = None,
-        *,
-        streamed: bool = False,
-    ) -> float:
-        """Keep a request that ends now; ``began`` is when it arrived. Returns how long it took, in seconds.
+        key: str | None,
+        streamed: bool,
+    ) -> None:
+        """Keep a request that has ended.
 
         Refused is what has an ``error`` and its status, and what left before its first byte.
         """
-        now = self._now()
-        took = now - began
         self._count = count = self._count + 1
         # As a tuple: to make the record costs more, and few are ever looked at.
-        row = count, now, model, status, waited, first_byte, took, request_id, *tokens, error, key, streamed
+        row = count, ended, model, status, waited, first_byte, duration, request_id, *tokens, error, key, streamed
         if status >= _ERRORS and (error is not None or first_byte is None):
             self._refused.append(row)
         else:
             self._served.append(row)
-        return took
 
     def rows(
         self, limit: int, *, before: int | None = None, model: str | None = None, key: str | None = None

@@ -43,6 +43,9 @@ class Move(NamedTuple):
     target: Phase
 
 
+_new = tuple.__new__  # Step(…) would be a call of Python's own, with each event
+
+
 class Timeline:
     """The last ``length`` steps, and the last moves of all models.
 
@@ -61,7 +64,7 @@ class Timeline:
 
     def add(self, time: float, event: Event, effects: Sequence[Effect]) -> None:
         """Remember a step."""
-        self.steps.append(Step(time, event, effects))
+        self.steps.append(_new(Step, (time, event, effects)))
         folds = self._folds
         for effect in effects:
             takes = folds.get(effect.__class__)

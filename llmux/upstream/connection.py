@@ -371,7 +371,8 @@ class EngineConnection(asyncio.Protocol):
             self.reusable = False
         self._sink = None
         self._take_chunk = None
-        self._wake_sender()
+        if self._writable is not None:
+            self._wake_sender()
         sink.response_ended()
 
     def _fail(self, error: EngineLostError | EngineProtocolError) -> None:

@@ -77,11 +77,15 @@ async def test_which_ones(house):
         assert (reply.status, reply.error["param"]) == (400, query.partition("=")[0])
 
 
+def add(log, model, status, first_byte, request_id, error=None) -> None:
+    log.add(0.0, model, status, 0.0, first_byte, 1.0, request_id, (None, None), error, None, False)
+
+
 async def test_only_the_last_ones_are_kept(house):
     await house.open()
     log = house.switcher.requests
     for number in range(1500):
-        log.add("a", 200, 0.0, 0.0, None, str(number), (None, None), None)
+        add(log, "a", 200, None, str(number))
     assert len(await told(house, "?limit=5000")) == 1000
     assert (await told(house))[0]["request_id"] == "1499"
 
@@ -100,8 +104,8 @@ async def test_a_flood_of_refusals_does_not_push_out_what_was_served(house):
     assert [one["id"] for one in found] == sorted((one["id"] for one in found), reverse=True)
     log = house.switcher.requests
     for number in range(1500):
-        log.add("a", 499, 0.0, 0.0, None, str(number), (None, None), None)  # left while they waited
-        log.add("a", 502, 0.0, 0.0, 1.0, str(number), (None, None), "engine_broke_off")
+        add(log, "a", 499, None, str(number))  # left while they waited
+        add(log, "a", 502, 1.0, str(number), error="engine_broke_off")
     assert [one["status"] for one in await told(house)].count(200) == 4
 
 
@@ -109,8 +113,8 @@ async def test_tokens_per_second_of_an_answer_in_one_piece_count_from_its_admiss
     await house.open()
     log = house.switcher.requests
     now = log._now()
-    log.add("a", 200, now - 5.0, 1.0, 4.9, "whole", (7, 40), None)
-    log.add("a", 200, now - 5.0, 1.0, 3.0, "streamed", (7, 40), None, streamed=True)
+    log.add(now, "a", 200, 1.0, 4.9, 5.0, "whole", (7, 40), None, None, False)
+    log.add(now, "a", 200, 1.0, 3.0, 5.0, "streamed", (7, 40), None, None, True)
     streamed, whole = await told(house)
     assert whole["tokens_per_second"] == pytest.approx(10, rel=0.2)
     assert streamed["tokens_per_second"] == pytest.approx(20, rel=0.2)
