@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmux.accounts.store import HOUR, SUMS
-from llmux.config.durations import parse_duration
+from llmux.config.setting_types import parse_duration
 
 DIMENSIONS: Mapping[str, str] = {"key": "key", "model": "served", "day": "hour / 24", "hour": "hour"}
 """What usage can be split by, and the expression that is its value among the sums by the hour."""

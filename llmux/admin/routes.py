@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from aiohttp import hdrs, web
 
 from llmux.admin.stream import EventStream
-from llmux.config.durations import parse_duration
+from llmux.config.setting_types import parse_duration
 from llmux.core import events as ev
 from llmux.errors import BadRequestError, PathRefusedError
 from llmux.extract import BodyBudget, BodyLimits, read_body

@@ -11,8 +11,8 @@ import typer
 from llmux.cli.options import DEFAULT_CONFIG
 from llmux.cli.terminal import Exit, complain, say
 from llmux.config import Config, ConfigErrors
-from llmux.config.address import is_loopback
 from llmux.config.checks import operators
+from llmux.config.setting_types import is_loopback
 from llmux.errors import LLMuxError
 
 
@@ -41,7 +41,7 @@ def warn(config: Config) -> None:
 def warn_of_missing(config: Config) -> None:
     """Print what this machine lacks of what a configuration from a file names, each with its line."""
     from llmux.config.checks import look
-    from llmux.config.document import read_document
+    from llmux.config.load import read_document
     from llmux.config.problems import dotted, line_of
 
     assert config.file is not None

@@ -18,7 +18,7 @@ from llmux.cli.remote import Remote, check_key, connection
 from llmux.cli.terminal import CommandError, complain, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration, measured
-from llmux.observability.record_reading import RecordedRun, RecordError, read_record
+from llmux.observability.record import RecordedRun, RecordError, read_record
 
 FAILURE = 1
 USAGE = 2

@@ -29,7 +29,7 @@ from llmux.cli.hook_probes import (
     used_gpu_memory,
 )
 from llmux.config import Config, ModelConfig
-from llmux.config.address import is_loopback
+from llmux.config.setting_types import is_loopback
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.hookrunner.process_groups import group_is_empty

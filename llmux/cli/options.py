@@ -35,7 +35,7 @@ ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Why; s
 
 
 def _duration(text: str | float) -> float:
-    from llmux.config.durations import parse_duration  # noqa: PLC0415 - brings all of the configuration along
+    from llmux.config.setting_types import parse_duration  # noqa: PLC0415 - brings all of the configuration along
 
     try:
         return parse_duration(text)

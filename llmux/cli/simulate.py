@@ -19,7 +19,7 @@ from llmux.cli import simulate_exact
 from llmux.cli import what_if as what_ifs
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
-from llmux.config.durations import parse_duration
+from llmux.config.setting_types import parse_duration
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from llmux.config import Config
-from llmux.config.fields import format_size
+from llmux.config.setting_types import format_size
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, Rules
 from llmux.errors import ConfigError

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from llmux.config.accounts import BudgetConfig, Globs, LimitsConfig
-from llmux.config.fields import Name, Section, Word
 from llmux.config.problems import Problem
+from llmux.config.setting_types import Name, Section, Word
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmux.config.durations import Duration
-from llmux.config.fields import Default, Name, PositiveCount, Section, Word
 from llmux.config.problems import Path, Problem
+from llmux.config.setting_types import Default, Duration, Name, PositiveCount, Section, Word
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config

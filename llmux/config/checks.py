@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmux.config.access import check_keys
 from llmux.config.accounts import accounts_warnings, check_accounts
-from llmux.config.address import covers, is_loopback
 from llmux.config.model_settings import hook_folder
 from llmux.config.problems import Path as Place
 from llmux.config.problems import Problem
 from llmux.config.residency import check_levels, check_residency, levels_warnings
+from llmux.config.setting_types import covers, is_loopback
 from llmux.config.targets import check_targets
 
 if TYPE_CHECKING:

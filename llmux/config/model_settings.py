@@ -18,21 +18,23 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmux.config.address import Address, parse_address
-from llmux.config.durations import Duration, PositiveDuration
-from llmux.config.fields import (
+from llmux.config.residency import Gpus, Levels, ModelMemory
+from llmux.config.setting_types import (
+    Address,
     Count,
     Default,
+    Duration,
     EnginePort,
     EnvName,
     EnvValue,
     Name,
     PositiveCount,
+    PositiveDuration,
     Script,
     Section,
     Word,
+    parse_address,
 )
-from llmux.config.residency import Gpus, Levels, ModelMemory
 from llmux.config.targets import Apis, VariantConfig
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from llmux.config.durations import format_duration
-from llmux.config.fields import Default, Word, format_size
 from llmux.config.load import SECS
 from llmux.config.problems import dotted, sections
 from llmux.config.schema import WITH_SECS, Config
+from llmux.config.setting_types import Default, Word, format_duration, format_size
 
 _PLAIN = {int: "whole number", float: "number", bool: "true or false", str: "text", SecretStr: "secret"}
 

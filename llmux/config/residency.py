@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from llmux.config.fields import Name, PositiveSize, Section, Word, format_size, parse_size
 from llmux.config.problems import Problem
+from llmux.config.setting_types import Name, PositiveSize, Section, Word, format_size, parse_size
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config

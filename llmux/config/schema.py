@@ -14,23 +14,24 @@ from pydantic_core import PydanticCustomError
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
 from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig, RideAlongConfig, RoleConfig
 from llmux.config.checks import check, find_warnings
-from llmux.config.durations import Duration, PositiveDuration
-from llmux.config.fields import (
+from llmux.config.load import SECS, load
+from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
+from llmux.config.problems import ConfigErrors, raise_problems
+from llmux.config.residency import GpuSizes, GroupConfig
+from llmux.config.setting_types import (
     Default,
+    Duration,
     Host,
     HostName,
     Name,
     Origin,
     OwnPort,
     PositiveCount,
+    PositiveDuration,
     PositiveSize,
     Section,
     Word,
 )
-from llmux.config.load import SECS, load
-from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
-from llmux.config.problems import ConfigErrors, raise_problems
-from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.targets import VirtualConfig, lacks_a_dialect
 from llmux.errors import ConfigError
 

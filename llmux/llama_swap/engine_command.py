@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from llmux.config.address import Address, parse_address
 from llmux.config.load import literal
 from llmux.config.problems import Path, Problem
+from llmux.config.setting_types import Address, parse_address
 from llmux.llama_swap.source import ANY, ENV, PORT, Model, Note, without_comments
 
 _ESCAPED_IN_QUOTES = '$`"\\'

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from llmux.config.document import read_document
+from llmux.config.load import read_document
 from llmux.config.problems import Lines, Path, Problem, dotted, explain, raise_all
 
 # ruff: noqa: N815

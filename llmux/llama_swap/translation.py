@@ -14,11 +14,10 @@ from typing import Any
 
 import yaml
 
-from llmux.config.address import Address, covers
-from llmux.config.durations import format_duration
 from llmux.config.load import literal
 from llmux.config.model_settings import LONGEST_DESCRIPTION
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
+from llmux.config.setting_types import Address, covers, format_duration
 from llmux.config.targets import FIELD
 from llmux.llama_swap import source
 from llmux.llama_swap.engine_command import Engine, text

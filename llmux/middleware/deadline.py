@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from llmux.config.durations import format_duration, parse_duration
+from llmux.config.setting_types import format_duration, parse_duration
 from llmux.errors import BadRequestError, UnavailableError
 from llmux.runtime import Switcher, wait_estimate
 

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from llmux.aiohttp_internals import RelayedResponse, answer_has_begun
 from llmux.config import Config
-from llmux.config.address import is_loopback as is_loopback_host
+from llmux.config.setting_types import is_loopback as is_loopback_host
 from llmux.errors import (
     INTERNAL_ERROR,
     BadRequestError,

@@ -13,8 +13,7 @@ from urllib.parse import quote
 import structlog
 
 from llmux.core import effects as core
-from llmux.observability.log import get_logger
-from llmux.observability.log_events import CATALOGUE
+from llmux.observability.log import CATALOGUE, get_logger
 
 _PROBES = frozenset({"alive", "verify"})
 _EVERY = 10.0  # seconds between two `request_rejected` lines of one model and reason

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 from collections.abc import Iterator, Mapping
 
-from llmux.config.fields import format_size
-from llmux.observability.decision_log import duration
-from llmux.observability.figures import Candidate, Evicted
+from llmux.config.setting_types import format_size
+from llmux.observability.decision_log import Candidate, Evicted, duration
 
 IN_STATUS = 10  # the last ones
 

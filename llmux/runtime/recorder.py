@@ -18,8 +18,7 @@ from llmux.core import events as ev
 from llmux.core.spec import HookKind, Rules
 from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog
-from llmux.observability.record import RecordFile
-from llmux.observability.record_reading import FORMAT
+from llmux.observability.record import FORMAT, RecordFile
 from llmux.observability.timeline import Step
 from llmux.runtime.explanations import document
 from llmux.version import __version__

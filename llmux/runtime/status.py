@@ -11,7 +11,7 @@ from llmux.core.model import Lease, Model, Shadow
 from llmux.core.phases import Phase
 from llmux.core.spec import Memory
 from llmux.core.state import State
-from llmux.observability.figures import Evicted
+from llmux.observability.decision_log import Evicted
 from llmux.runtime import health as diagnosis
 from llmux.runtime import wait_estimate
 from llmux.runtime.explanations import IN_STATUS, brief, decisions, eviction

@@ -17,8 +17,7 @@ from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError
 from llmux.hookrunner import HookResult, HookRunner
-from llmux.observability.decision_log import DecisionLog
-from llmux.observability.figures import figures
+from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
 from llmux.observability.record import RecordFile

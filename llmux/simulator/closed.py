@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llmux.config.durations import parse_duration
+from llmux.config.setting_types import parse_duration
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.synthetic import model_name, tokens
 from llmux.simulator.trace import Job, Trace, TraceError

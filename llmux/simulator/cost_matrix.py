@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from llmux.config.durations import parse_duration
+from llmux.config.setting_types import parse_duration
 from llmux.core.costs import SwitchCosts
 from llmux.simulator.trace import TraceError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmux.core.spec import HookKind, Level, ModelSpec, Rules
-from llmux.observability.record_reading import RecordedRun, RecordError, read_record
+from llmux.observability.record import RecordedRun, RecordError, read_record
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.fitting import Fit, Service, fit
 from llmux.simulator.run import UNBOUNDED, Scene

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from llmux.errors import LLMuxError
-from llmux.observability.record_reading import looks_like_record
+from llmux.observability.record import looks_like_record
 
 
 class TraceError(LLMuxError):

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from llmux.config.document import parse_yaml
-from llmux.config.load import literal
+from llmux.config.load import literal, parse_yaml
 from llmux.core.spec import HookKind
 from llmux.survey.host import HOST, Machine
 from llmux.survey.model_files import Candidate, gibibytes

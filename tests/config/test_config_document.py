@@ -3,7 +3,7 @@ import os
 import pytest
 
 from llmux.config import Config, ConfigErrors
-from llmux.config.document import parse_json, parse_yaml
+from llmux.config.load import parse_json, parse_yaml
 
 
 def test_plain_scalars_follow_yaml_1_2():

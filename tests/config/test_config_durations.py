@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.config.durations import format_duration, parse_duration
+from llmux.config.setting_types import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.config.fields import format_size, parse_size
+from llmux.config.setting_types import format_size, parse_size
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from llmux.core.model import Reason
 from llmux.core.phases import PHASES, Phase, Stage
 from llmux.core.spec import HookKind
 from llmux.core.timers import Timer
-from llmux.observability.decision_log import DecisionLog
-from llmux.observability.figures import figures
+from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.timeline import Timeline
 
 WANTED = ("requested", "pinned", "preload", "keep_awake", "default")

@@ -8,8 +8,7 @@ from playbook import given, models
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo
-from llmux.observability.decision_log import DecisionLog
-from llmux.observability.figures import figures
+from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.timeline import Timeline
 
 

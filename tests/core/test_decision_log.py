@@ -9,8 +9,7 @@ from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.spec import Level, Rules
-from llmux.observability.decision_log import KEPT, DecisionLog, duration
-from llmux.observability.figures import figures
+from llmux.observability.decision_log import KEPT, DecisionLog, duration, figures
 from llmux.observability.timeline import Timeline
 
 

@@ -13,7 +13,7 @@ from llmux.config.reference import settings_table
 from llmux.core.deciding import LADDER, STOPPING, Rule
 from llmux.core.effects import Refusal
 from llmux.core.phases import STAGES, STEPS, Stage, Step, diagram, mermaid
-from llmux.observability.log_events import EVENTS
+from llmux.observability.log import EVENTS
 from llmux.observability.metrics import HELP
 
 PAGES = sorted((Path(__file__).parents[2] / "llmux").glob("*.md"))

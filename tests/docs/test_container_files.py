@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from llmux.config import Config
-from llmux.config.durations import parse_duration
+from llmux.config.setting_types import parse_duration
 from tests.docs.pages import ROOT
 
 FOLDER = ROOT / "examples" / "docker"

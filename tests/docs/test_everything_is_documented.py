@@ -13,7 +13,7 @@ from llmux.cli import app
 from llmux.config.reference import settings, settings_table
 from llmux.core.effects import Refusal
 from llmux.core.spec import HookKind
-from llmux.observability.log_events import EVENTS
+from llmux.observability.log import EVENTS
 from llmux.observability.metrics import HELP
 from tests.docs.pages import ROOT, code_words, text_of, undocumented
 

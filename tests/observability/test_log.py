@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from llmux.observability.log import configure, escape, get_logger
-from llmux.observability.writer import ThreadedHandler
+from llmux.observability.log import ThreadedHandler, configure, escape, get_logger
 from tests.harness.waiting import PATIENCE
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from llmux.core import effects as core
 from llmux.core.spec import HookKind
-from llmux.observability.log import get_logger
-from llmux.observability.log_events import CATALOGUE, EVENTS
+from llmux.observability.log import CATALOGUE, EVENTS, get_logger
 from llmux.observability.notices import EventLog, describe
 
 EFFECTS = [

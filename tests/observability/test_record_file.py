@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from llmux.observability.record import RecordFile
-from llmux.observability.record_reading import RecordError, read_record
+from llmux.observability.record import RecordError, RecordFile, read_record
 from tests.harness.waiting import PATIENCE
 
 START = {"type": "start", "format": 1}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmux.observability.figures import Candidate, Evicted
+from llmux.observability.decision_log import Candidate, Evicted
 from llmux.runtime.explanations import brief, eviction, reason
 
 GIB = 2**30

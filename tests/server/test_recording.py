@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmux.errors import ConfigError
-from llmux.observability.record_reading import read_record
+from llmux.observability.record import read_record
 from tests.server.house import until
 
 

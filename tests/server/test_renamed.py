@@ -19,9 +19,9 @@ def test_an_old_name_works_with_a_warning(old, monkeypatch):
 
 
 def test_the_names_that_a_policy_imports_are_the_same_objects():
-    with pytest.warns(DeprecationWarning, match="is llmux.config.fields now"):
+    with pytest.warns(DeprecationWarning, match="is llmux.config.setting_types now"):
         old = importlib.reload(importlib.import_module("llmux.config.sizes"))
-    assert old.parse_size is importlib.import_module("llmux.config.fields").parse_size
+    assert old.parse_size is importlib.import_module("llmux.config.setting_types").parse_size
 
 
 def test_a_name_that_never_was_is_not_found():

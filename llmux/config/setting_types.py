@@ -1,8 +1,9 @@
-"""What the sections of the configuration have in common, and the types of their settings."""
+"""What the sections of the configuration have in common, and the types of settings: size, duration, address."""
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,7 +27,7 @@ class Default:
     text: str
 
 
-UNITS = {
+_BYTES_OF = {
     "B": 1,
     "kB": 10**3,
     "MB": 10**6,
@@ -40,10 +41,10 @@ UNITS = {
 _LONGEST_COUNT = 100_000
 LARGEST = 2**60  # bytes; more than any machine has, small enough for exact arithmetic anywhere
 
-_BY_LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
-_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*\Z")
-_SHAPE = r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?\s*$|\$\{"
-_HOW = "write bytes, or a size such as 18GiB, 24GB, 512MiB"
+_BY_LOWER = {unit.lower(): factor for unit, factor in _BYTES_OF.items()}
+_SIZE_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*\Z")
+_SIZE_SHAPE = r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?\s*$|\$\{"
+_SIZE_HOW = "write bytes, or a size such as 18GiB, 24GB, 512MiB"
 
 
 def parse_size(value: Any) -> int:
@@ -54,11 +55,11 @@ def parse_size(value: Any) -> int:
 
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"is not a size; {_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+        raise ValueError(f"is not a size; {_SIZE_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
     text = str(value)
-    match = _TEXT.match(text)
+    match = _SIZE_TEXT.match(text)
     if not match:
-        raise ValueError(f"{text!r} is not a size; {_HOW}")
+        raise ValueError(f"{text!r} is not a size; {_SIZE_HOW}")
     number, unit = match.groups()
     if unit and unit.lower() not in _BY_LOWER:
         # `18G` means 10**9 to some tools and 2**30 to others: 7 % of a GPU is too much to guess.
@@ -66,21 +67,21 @@ def parse_size(value: Any) -> int:
         raise ValueError(f"{text!r} has an unknown unit {unit!r}; write {hint}")
     size = Fraction(number) * _BY_LOWER.get(unit.lower(), 1)
     if not unit and size.denominator != 1:
-        raise ValueError(f"{text!r} is no whole number of bytes; {_HOW}")
+        raise ValueError(f"{text!r} is no whole number of bytes; {_SIZE_HOW}")
     if size > LARGEST:
-        raise ValueError(f"{text!r} is more than 1024 PiB; {_HOW}")
+        raise ValueError(f"{text!r} is more than 1024 PiB; {_SIZE_HOW}")
     return round(size)
 
 
 def format_size(size: int) -> str:
     """Write bytes as a user would: exactly where that is short, else to one decimal: ``18GiB``, ``1.3GiB``."""
     # Binary units come last and win a tie.
-    exact = [(size // factor, unit) for unit, factor in reversed(UNITS.items()) if size % factor == 0]
+    exact = [(size // factor, unit) for unit, factor in reversed(_BYTES_OF.items()) if size % factor == 0]
     count, unit = min(exact, key=lambda pair: pair[0]) if size else (0, "B")
     if count < _LONGEST_COUNT:
         return f"{count}{unit}"
-    unit = "GiB" if size >= UNITS["GiB"] else "MiB"
-    return f"{size / UNITS[unit]:.1f}{unit}"
+    unit = "GiB" if size >= _BYTES_OF["GiB"] else "MiB"
+    return f"{size / _BYTES_OF[unit]:.1f}{unit}"
 
 
 def _positive(value: int) -> int:
@@ -91,7 +92,7 @@ def _positive(value: int) -> int:
 
 def _schema(minimum: int) -> WithJsonSchema:
     return WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": minimum}, {"type": "string", "pattern": _SHAPE}]}
+        {"anyOf": [{"type": "integer", "minimum": minimum}, {"type": "string", "pattern": _SIZE_SHAPE}]}
     )
 
 
@@ -221,3 +222,162 @@ EnvValue = Annotated[str, BeforeValidator(_env_value, json_schema_input_type=str
 Origin = Annotated[str, AfterValidator(_origin), Word("origin")]
 HostName = Annotated[str, AfterValidator(_called), Word("name")]
 Host = Annotated[str, AfterValidator(_host), Word("host")]
+
+
+_SECONDS_OF = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+LONGEST_DURATION = 1e9  # seconds, about 31 years: beyond it a deadline says nothing and arithmetic suffers
+
+_DURATION_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[dhms])")
+_PLAIN_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
+_DURATION_SHAPE = r"^\s*(\d+(\.\d+)?\s*|(\d+(\.\d+)?\s*(ms|[dhms])\s*)+)$|\$\{"
+_DURATION_HOW = "write seconds, or a duration such as 90s, 10m, 1h30m"
+
+
+def parse_duration(value: Any) -> float:
+    """Return seconds, 0 ≤ seconds ≤ 1e9.
+
+    Raises:
+        ValueError: ``value`` is not a duration, negative, infinite or not a number.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"is not a duration; {_DURATION_HOW}")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+    if isinstance(value, str) and not _PLAIN_NUMBER.match(value):
+        seconds = _parse_units(value)
+    else:
+        try:
+            seconds = float(value)
+        except OverflowError:
+            seconds = math.inf
+    if math.isnan(seconds):
+        raise ValueError(f"is not a number; {_DURATION_HOW}")
+    if seconds < 0:
+        raise ValueError(f"is negative: {value}; {_DURATION_HOW}")
+    if seconds > LONGEST_DURATION:
+        raise ValueError(f"is longer than 30 years: {value}; {_DURATION_HOW}")
+    return seconds
+
+
+def _parse_units(text: str) -> float:
+    """Add up the parts of ``1h30m``: each unit at most once, the largest first."""
+    seconds, position, smallest = 0.0, 0, math.inf
+    while match := _DURATION_PART.match(text, position):
+        number, unit = match.groups()
+        if _SECONDS_OF[unit] >= smallest:
+            raise ValueError(f"{text!r} repeats or reorders its units; {_DURATION_HOW}")
+        smallest = _SECONDS_OF[unit]
+        seconds += float(number) * smallest
+        position = match.end()
+    if position == 0 or text[position:].strip():
+        raise ValueError(f"{text!r} is not a duration; {_DURATION_HOW}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds as a user would: ``10m``, ``1h30m``, ``500ms``, ``0s``."""
+    rest = round(seconds * 1000)
+    text = ""
+    for unit, size in _SECONDS_OF.items():
+        count, rest = divmod(rest, round(size * 1000))
+        if count:
+            text += f"{count}{unit}"
+    return text or "0s"
+
+
+def _positive_duration(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be longer than 0")
+    return value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    Word("duration"),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": _DURATION_SHAPE}]}),
+]
+"""A pydantic type: seconds, ≥ 0, from a number or text."""
+
+PositiveDuration = Annotated[
+    float,
+    BeforeValidator(lambda value: _positive_duration(parse_duration(value))),
+    Word("duration"),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": _DURATION_SHAPE}]}
+    ),
+]
+"""The same, > 0."""
+
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_ANY_HOST = frozenset({"0.0.0.0", "::"})  # noqa: S104 (recognised, not bound)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed ``url``. ``base_path`` is empty or starts with ``/`` and does not end with one."""
+
+    host: str
+    port: int
+    tls: bool = False
+    base_path: str = ""
+
+    @property
+    def authority(self) -> str:
+        """``host:port``, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The whole address, without a slash at its end."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.base_path}"
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port, equal for every way of writing this machine."""
+        return same_host(self.host), self.port
+
+
+def same_host(host: str) -> str:
+    """Return one spelling for all that mean this machine's loopback, else the host in lower case."""
+    return "127.0.0.1" if host.lower() in _LOOPBACK else host.lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``."""
+    return host.lower() in _LOOPBACK or host.startswith("127.")
+
+
+def covers(listener: str, host: str) -> bool:
+    """Whether a socket bound to ``listener`` also takes ``host``."""
+    return same_host(listener) == same_host(host) or (listener in _ANY_HOST and is_loopback(host))
+
+
+def parse_address(url: str) -> Address:
+    """Parse ``http[s]://host[:port][/path]``.
+
+    Raises:
+        ValueError: it is anything else.
+
+    """
+    how = "write it as http://127.0.0.1:8001"
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}; {how}") from None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http or https URL; {how}")
+    if "@" in parts.netloc:
+        raise ValueError("holds a user or password, which would end up in logs; remove it")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has a query or fragment; remove it")
+    if port == 0 or any(character.isspace() or ord(character) < ord("!") for character in url.strip()):
+        raise ValueError(f"{url!r} is not a URL; {how}")
+    return Address(
+        host=parts.hostname,
+        port=port or _DEFAULT_PORTS[parts.scheme],
+        tls=parts.scheme == "https",
+        base_path=parts.path.rstrip("/"),
+    )
