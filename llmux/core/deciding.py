@@ -188,13 +188,13 @@ def _ask_policy(s: State, m: Moment) -> tuple[Model, By, str] | None:
 
 
 def _idle(s: State, _: Moment) -> bool:
-    """What has been idle for ``idle_sleep`` is put to sleep."""
+    """What has been idle for ``idle_sleep``, or as long as a request said, is put to sleep."""
     idle = [model for model in s.in_phase(AWAKE) if _idle_for_long(s, model)]
     return bool(idle) and _put_away(s, idle, Reason.IDLE)
 
 
 def _idle_for_long(s: State, model: Model) -> bool:
-    after = model.spec.idle_sleep
+    after = model.idle_after
     if after is None or model.spec.keep_awake or model.pinned or not model.idle or model.awake_since is None:
         return False
     return s.now >= max(model.awake_since, model.last_served or -math.inf) + after

@@ -68,9 +68,13 @@ class RequestReturned(Event):
 
 @dataclass(slots=True)
 class RequestFinished(Event):
-    """The last byte of an admitted request's answer is out, or it failed; the engine is done with it."""
+    """The last byte of an admitted request's answer is out, or it failed; the engine is done with it.
+
+    ``keep`` replaces the model's ``idle_sleep`` until it is woken again (negative: never sleep; None: as before).
+    """
 
     request: int
+    keep: float | None = None
 
 
 @dataclass(slots=True)

@@ -127,6 +127,8 @@ def _request_finished(s: State, event: ev.RequestFinished) -> None:
     request = _request(s, event.request)
     if request.admitted is None:
         raise InvalidEventError(f"request {event.request} was not admitted")
+    if event.keep is not None:
+        request.model.keep = event.keep
     _left(s, request, answered=True)
     request.model.count_service(s.now - request.admitted)
     s.successors.answered(request.model.name, s.now)
@@ -156,7 +158,7 @@ def _left(s: State, request: Request, *, answered: bool) -> None:
 
 
 def _fell_idle(s: State, model: Model) -> None:
-    if model.phase is AWAKE and model.spec.idle_sleep is not None:
+    if model.phase is AWAKE and model.idle_after is not None:
         s.start_idle_clock(model)
     if s.rules.anticipate:
         s.maintenance_due = s.answer_ended = True

@@ -233,6 +233,7 @@ class Model:
     pin: Pin | None = None
     preload_due: bool = False
     put_away: bool = False  # by an operator: only what asks for it wakes it
+    keep: float | None = None  # instead of ``idle_sleep``; see ``RequestFinished``
     arrival_mass: float = 0.0
     arrival_seen: float = 0.0
     service: float = 0.0
@@ -266,6 +267,12 @@ class Model:
     def idle(self) -> bool:
         """Whether no request is served by it or waits for it."""
         return not self.in_flight and not self.queue
+
+    @property
+    def idle_after(self) -> float | None:
+        """After how many seconds without requests it is put to sleep; None: never."""
+        after = self.spec.idle_sleep if self.keep is None else self.keep
+        return None if after is None or after < 0 else after
 
     @property
     def has_room(self) -> bool:

@@ -128,8 +128,8 @@ class State:
 
     def start_idle_clock(self, model: Model) -> None:
         """Start it if the model may sleep after a while without requests."""
-        if model.spec.idle_sleep is not None and model.idle and not self.stopping:
-            self.timers.set((Timer.IDLE, model.name), self.now + model.spec.idle_sleep)
+        if model.idle_after is not None and model.idle and not self.stopping:
+            self.timers.set((Timer.IDLE, model.name), self.now + model.idle_after)
 
     def stop_clocks(self, model: Model) -> None:
         """Ask ``alive`` no more, nor count idle time."""
@@ -230,7 +230,7 @@ def _enter_awake(s: State, model: Model, trigger: Trigger) -> None:
 
 def _enter_waking(s: State, model: Model, _trigger: Trigger) -> None:
     assert s.switch is not None
-    model.woken = s.switch.spec
+    model.woken, model.keep = s.switch.spec, None
     model.sleep_backoff.clear()  # of a try to put it deeper
     s.record_holders()
     s.run_hook(model, HookKind.WAKE)

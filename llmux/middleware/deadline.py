@@ -1,4 +1,7 @@
-"""Requests that cannot be answered in their time: refused at once, so that no switch is made for them."""
+"""What a client says about time: until when it needs its answer, and how long its model stays awake after it.
+
+A request that cannot be answered in its time is refused at once, so that no switch is made for it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from llmux.errors import BadRequestError, UnavailableError
 from llmux.runtime import Switcher, wait_estimate
 
 HEADER = "X-LLMux-Deadline"
+KEEP_ALIVE = "X-LLMux-Keep-Alive"
 
 
 def deadline_of(request: web.BaseRequest, default: float | None) -> float | None:
@@ -20,6 +24,21 @@ def deadline_of(request: web.BaseRequest, default: float | None) -> float | None
         return parse_duration(given)
     except ValueError as error:
         raise BadRequestError(f"{HEADER}: {error}", param=HEADER) from None
+
+
+def keep_alive_of(request: web.BaseRequest) -> float | None:
+    """Return how many idle seconds the model stays awake for after a request; negative: it stays awake.
+
+    None where the client does not say. Raises BadRequestError.
+    """
+    given = request.headers.get(KEEP_ALIVE)
+    if given is None:
+        return None
+    sign, amount = (-1.0, given[1:]) if given.startswith("-") else (1.0, given)
+    try:
+        return sign * parse_duration(amount)
+    except ValueError as error:
+        raise BadRequestError(f"{KEEP_ALIVE}: {error}", param=KEEP_ALIVE) from None
 
 
 def refuse_hopeless(switcher: Switcher, name: str, deadline: float) -> None:

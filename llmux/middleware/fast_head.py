@@ -32,6 +32,7 @@ _JUDGED = HOP_BY_HOP - {b"connection"} | {
     b"sec-fetch-site",
     b"sec-websocket-key",
     b"x-llmux-deadline",
+    b"x-llmux-keep-alive",
 }
 _FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"expect", b"sec-websocket-key"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})

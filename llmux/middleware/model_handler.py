@@ -17,7 +17,7 @@ from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import RequestContext
-from llmux.middleware.deadline import deadline_of, refuse_hopeless
+from llmux.middleware.deadline import deadline_of, keep_alive_of, refuse_hopeless
 from llmux.middleware.paths import Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
@@ -187,12 +187,13 @@ class ModelHandler:
         model, switcher = context.model, self._switcher
         assert model is not None
         if context.ticket is None:  # else it was on the fast path
-            deadline = deadline_of(request, self._deadlines.get(model))
+            deadline, keep = deadline_of(request, self._deadlines.get(model)), keep_alive_of(request)
             if deadline is not None:
                 refuse_hopeless(switcher, model, deadline)
             if context.holder is not None and context.holder.rides:
                 context.rode = await switcher.riders.ride(model)
             context.ticket = switcher.enter(model, context.key)
+            context.ticket.keep = keep
         ticket = context.ticket
         try:
             while True:

@@ -190,7 +190,7 @@ WORDS: dict[str, str] = {
     Reason.DEFAULT: "it is the default model, and no request has come for default_after",
     Reason.PRELOAD: "preload",
     Reason.LEASE: "the GPU is lent to another job",
-    Reason.IDLE: "no request for as long as idle_sleep",
+    Reason.IDLE: "no request for as long as idle_sleep, or a client's keep-alive, says",
     Reason.UNWANTED: "it was removed, or is one more than may be awake, or its engine is gone",
     Reason.STOPPING: "llmux stops, and on_exit says sleep",
 }

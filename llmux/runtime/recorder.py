@@ -185,6 +185,7 @@ class Recorder:
             status=status,
             switch=entry.switch,
             order=[entry.order, entry.order_ended],
+            **({} if ticket.keep is None else {"keep_s": ticket.keep}),
         )
         if self.file.full:
             self.file.begin_new()

@@ -63,6 +63,7 @@ class Ticket:
         "arrived",
         "cut_off",
         "id",
+        "keep",
         "key",
         "model",
         "on_cut",
@@ -83,6 +84,7 @@ class Ticket:
         self.on_cut: Cut | None = None
         self.cut_off: tuple[CutReason, float | None] | None = None
         self.waited = 0.0
+        self.keep: float | None = None  # idle seconds that its client wants its model to stay awake for
         self.request_id = ""  # as its client knows it; set when it waits
 
     def rejected(self, effect: Reject) -> None:

@@ -274,7 +274,7 @@ class Switcher:
             return
         if ticket.admission is not None:
             self._persistence.used(ticket.model)
-            self.post(ev.RequestFinished(ticket.id))
+            self.post(ev.RequestFinished(ticket.id, ticket.keep))
         elif ticket.rejection is None:
             ticket.waited = self.now() - ticket.arrived
             self.post(ev.RequestAbandoned(ticket.id))

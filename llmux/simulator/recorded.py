@@ -206,6 +206,7 @@ def _job(line: Line, means: Mapping[Any, float]) -> Job:
         service=means.get(line["model"], 0.0) if service is None else float(service),
         first=0.0 if first is None else max(0.0, first - wait),
         patience=wait if left else None,
+        keep=None if line.get("keep_s") is None else float(line["keep_s"]),
     )
 
 

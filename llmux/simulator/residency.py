@@ -214,7 +214,7 @@ class _ConfiguredRun(Run):
         index = heapq.heappop(self.cut)[1]
         self.outcome.cut += 1
         self._follow_up(index)
-        self.feed(RequestFinished(index))
+        self.feed(RequestFinished(index, self.jobs[index].keep))
 
     def _stretch(self, since: dict[str, float], model: str, what: str) -> None:
         begun = since.pop(model, None)

@@ -279,7 +279,7 @@ class Run:
     def _answered(self, index: int) -> None:
         self.outcome.finished[index] = self.time
         self._follow_up(index)
-        self.feed(RequestFinished(index))
+        self.feed(RequestFinished(index, self.jobs[index].keep))
 
     def _follow_up(self, index: int) -> None:
         """Let the job come that waits for the end of this one."""

@@ -1,4 +1,6 @@
-"""Requests that could not be answered in time are refused at once, and cause no switch."""
+"""What clients say about time: deadlines, which refuse at once what is hopeless, and keep-alives."""
+
+import json
 
 import pytest
 
@@ -69,3 +71,39 @@ async def test_anthropics_dialect(house):
     refused = await send(house, "a", "1s", path="/v1/messages")
     assert refused.status == 503
     assert refused.json()["type"] == "error"
+
+
+def keeping(house, keep, padding=0):
+    body = {"model": "a", "padding": "x" * padding}
+    return house.ask("POST", "/v1/chat/completions", body, **{"X-LLMux-Keep-Alive": keep})
+
+
+@pytest.mark.parametrize("padding", [0, MOST])
+async def test_request_that_keeps_its_model_for_no_time_puts_it_to_sleep(house, padding):
+    await house.open(models={"a": {"idle_sleep": "1h"}})
+    a = house.switcher.core.state.models["a"]
+    await send(house, "a")
+    assert a.phase is Phase.AWAKE  # so the next one could take the fast path
+    assert (await keeping(house, "0", padding)).status == 200
+    await until(lambda: a.phase is Phase.ASLEEP)
+    words = (await house.ask("GET", "/llmux/decisions")).json()["decisions"][-1]
+    assert "keep-alive" in json.dumps(words)
+
+
+async def test_how_long_is_a_duration_or_for_ever(house):
+    await house.open(models={"a": {"idle_sleep": "1h"}})
+    a = house.switcher.core.state.models["a"]
+    for given, kept in (("10m", 600.0), ("90", 90.0), ("-1", None), ("-5m", None)):
+        assert (await keeping(house, given)).status == 200
+        await until(lambda: not a.in_flight)
+        assert a.idle_after == kept
+    assert (await send(house, "a")).status == 200
+    assert a.idle_after is None  # as the last request that said something said
+
+
+@pytest.mark.parametrize("given", ["soon", "--1", "", "-", "1 year", "nan"])
+async def test_keep_alive_that_is_no_duration_wakes_nothing(house, given):
+    await house.open()
+    refused = await keeping(house, given)
+    assert (refused.status, refused.error["param"]) == (400, "X-LLMux-Keep-Alive")
+    assert house.switcher.core.state.models["a"].phase is Phase.ASLEEP

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app
+from llmux.core.phases import Phase
 from llmux.simulator.recorded import read_recorded
 from llmux.simulator.replay import replay
 from tests.server.house import ALIVE, SLEEP, WAKE, until
@@ -192,3 +193,21 @@ async def test_a_record_that_makes_no_sense_is_no_traceback(house):
             done = CliRunner().invoke(app, list(map(str, words)))
             assert isinstance(done.exception, SystemExit | None), (path, words, done.exception)
             assert done.exit_code < 2 or "a line" in done.stderr, path
+
+
+async def test_what_clients_said_of_how_long_their_models_stay_awake_is_replayed(house):
+    await house.open(models=dict.fromkeys("ab", SLOWLY), record="record.jsonl")
+    models = house.switcher.core.state.models
+    for name, keep in (("a", "0"), ("b", "0.05"), ("a", "-1"), ("b", "10m")):
+        body = {"model": name}
+        assert (await house.ask("POST", "/v1/x", body, **{"X-LLMux-Keep-Alive": keep})).status == 200
+        if not keep.startswith(("-", "10")):
+            await until(lambda name=name: models[name].phase is Phase.ASLEEP)
+    await house.close()
+    recorded = read_recorded(house.folder / "record.jsonl")
+    assert [line["keep_s"] for line in recorded.requests] == [0.0, 0.05, -1.0, 600.0]
+    found = replay(recorded)
+    ways = ["nothing → a", "a → sleep", "nothing → b", "b → sleep", "nothing → a", "a → b"]
+    assert [each.way for each in found.recorded] == ways
+    assert found.exact
+    assert found.limits == []
