@@ -14,6 +14,7 @@ from llmux.accounts.costs import prices_of
 from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
 from llmux.accounts.shares import Share, Shares
+from llmux.accounts.store import Row
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
@@ -129,7 +130,7 @@ class Accounting:
             own, switch = left[2]
             self._left = None
         if request[2] or request[4]:  # a flood of requests without a key, or for no model, fills no disk
-            self._put((*request, own, switch, self.prices, *answer))
+            self._put((*request, own, switch, self.prices, *answer, self._switcher.requests.last_id))
         return own + switch
 
     def _switch_ended(self, now: float, effect: fx.SwitchEnded) -> None:
@@ -149,6 +150,18 @@ class Accounting:
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
 
     # ---- what is asked
+
+    def complete(self, requests: Iterable[dict[str, Any]]) -> None:
+        """Add to the last requests what the ledger knows of them, where it has looked at them already.
+
+        That is tokens (also estimated ones), seconds of the GPU, and cost.
+        """
+        assert self.ledger is not None
+        recent = self.ledger.recent
+        for request in requests:
+            row = recent.get(request["id"])
+            if row is not None:
+                request.update(of_row(row))
 
     async def usage(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Answer a question (see ``usage.asked``). Raises ValueError and UnavailableError."""
@@ -173,6 +186,27 @@ class Accounting:
         """Answer a question in CSV."""
         document = await self.usage(given)
         return usage.as_csv(document["by"], document["usage"])
+
+
+def of_row(row: Row) -> dict[str, Any]:
+    """Return what a row knows of its request beyond the request's own record."""
+    found: dict[str, Any] = {
+        "gpu_seconds": row.gpu / 1e6,
+        "switch_seconds": row.switch / 1e6,
+        "cost": row.cost / 1e6 if row.currency else None,
+        "currency": row.currency or None,
+    }
+    if row.target:  # what no engine was given has no tokens
+        found |= {
+            "input_tokens": row.input,
+            "cached_tokens": row.cached,
+            "output_tokens": row.output,
+            "reasoning_tokens": row.reasoning,
+            "estimated": bool(row.estimated),
+            "prompt_seconds": None if row.prompt is None else row.prompt / 1e6,
+            "decode_seconds": None if row.decode is None else row.decode / 1e6,
+        }
+    return found
 
 
 def _forget(_request: tuple[Any, ...]) -> None:

@@ -43,6 +43,7 @@ GATHER = 0.05  # seconds
 WAITING = 10_000  # requests that the thread has not looked at
 WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
 KEPT = 50_000  # rows that are not written yet
+RECENT = 1200  # rows of the last requests: as many as are shown of these, and some
 YIELD = 0.0002  # seconds: the event loop gets its turn
 SLICE = 64  # requests that are looked at in one go
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after as many failures in a row
@@ -73,6 +74,7 @@ class Ended(NamedTuple):
     opening: bytes
     tail: Sequence[bytes]
     events: int
+    number: int = 0  # among the last requests, 0 where it is not among them
 
 
 class Charge(NamedTuple):
@@ -120,6 +122,7 @@ class Ledger:
         self.keep = keep
         self.lost = 0  # rows, since the start
         self.metrics = KeyMetrics(lambda: self.lost)
+        self.recent: dict[int, Row] = {}  # the rows of the last requests, by their numbers there
         self._tell = tell
         self._lock = _locked(path)
         self._waiting: deque[tuple[Any, ...]] = deque()
@@ -160,7 +163,7 @@ class Ledger:
             if len(waiting) >= WAITING:
                 self._dropped += 1
                 return
-            ended = (*ended[:-3], b"", (), ended[-1]) if ended.__class__ is tuple else ended
+            ended = (*ended[:15], b"", (), *ended[17:]) if ended.__class__ is tuple else ended
         waiting.append(ended)
         if not self._awake:
             self._awake = True
@@ -235,6 +238,8 @@ class Ledger:
                     row = self._row(ended)
                     self.metrics.add(row)
                     self._rows.append(row)
+                    if len(ended) == _NUMBERED:
+                        self._remember(ended[-1], row)
                 except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
                     self._tell("internal_error", error=str(error), exc_info=error)
                     self._lose(1)
@@ -250,7 +255,7 @@ class Ledger:
         if ended.__class__ is Charge:
             return self._charge(*ended)
         now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, *rest = ended
-        own, switch, prices, opening, tail, events = rest
+        own, switch, prices, opening, tail, events, *_ = rest
         whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
         answer = Answer(path, status, whole, sent, begun, opening, tail, events)
         read, cached, wrote, thought, estimated, prompt, decode = tokens_of(answer)
@@ -282,6 +287,12 @@ class Ledger:
             status,
             reason or "",
         )
+
+    def _remember(self, number: int, row: Row) -> None:
+        recent = self.recent
+        recent[number] = row
+        if len(recent) > RECENT:
+            del recent[next(iter(recent))]
 
     def _hold(self, message: tuple[Any, ...]) -> None:
         self._done += 1
@@ -450,6 +461,7 @@ class Ledger:
 
 
 _HOLDS = frozenset({Reserved, Released})
+_NUMBERED = len(Ended._fields)
 
 
 def _reservation(one: Reserved, version: int) -> tuple[Any, ...]:

@@ -203,10 +203,12 @@ class Admin:
         """Return the last requests that have ended, newest first."""
         name = request.query.get("model")
         model = None if name is None else self._known(name)
-        before = _whole(request, "before", None)
+        before, after = _whole(request, "before", None), _whole(request, "after", 0)
         limit = _whole(request, "limit", SHOWN)
         key = request.query.get("key")
-        rows = self._switcher.requests.rows(limit, before=before, model=model, key=key)
+        rows = self._switcher.requests.rows(limit, before=before, after=after, model=model, key=key)
+        if self._accounting is not None:
+            self._accounting.complete(rows)
         return web.json_response({"requests": rows})
 
     async def usage(self, request: web.Request) -> web.Response:

@@ -145,6 +145,11 @@ def _table(found: list[SeenRequest]) -> FittingTable:
         columns.insert(1, Column("key"))
         for one, cells in zip(found, rows, strict=True):
             cells.insert(1, Text(one.key or "", cells[0].style))
+    if any(one.cost is not None for one in found):
+        columns.insert(-1, Column("cost", right=True, drop=2))
+        for one, cells in zip(found, rows, strict=True):
+            cost = "" if one.cost is None else f"{one.cost:.6f} {one.currency}"
+            cells.insert(-1, Text(cost, cells[0].style))
     return FittingTable(columns, rows)
 
 

@@ -97,6 +97,8 @@ class SeenRequest:
     error: str | None
     key: str | None = None
     id: int = 0
+    cost: float | None = None
+    currency: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

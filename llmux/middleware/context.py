@@ -146,8 +146,9 @@ class RequestContext:
         elif status != GONE:
             first = whole  # llmux's own answer
         switcher.requests.add(
-            now, self.model, status, waited, first, whole, self.request_id, tokens, failure, holder, streamed
-        )
+            now, self.model, status, waited, first, whole, self.request_id, tokens, failure, holder, streamed,
+            self.asked,
+        )  # fmt: skip
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         seconds = 0.0
         if switcher.accounts is not None:

@@ -32,6 +32,7 @@ class FinishedRequest(NamedTuple):
     error: str | None  # the error's code, where llmux refused it or the answer broke off
     key: str | None  # the name of the key that it showed
     streamed: bool  # the answer was an event stream
+    asked: str | None  # the model as the client named it, where that is a name of one
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -52,7 +53,7 @@ class RequestLog:
         self._now = now
         self._served: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
         self._refused: deque[tuple[Any, ...]] = deque(maxlen=REFUSED)
-        self._count = 0
+        self.last_id = 0
 
     def add(
         self,
@@ -67,27 +68,37 @@ class RequestLog:
         error: str | None,
         key: str | None,
         streamed: bool,
+        asked: str | None = None,
     ) -> None:
         """Keep a request that has ended.
 
         Refused is what has an ``error`` and its status, and what left before its first byte.
         """
-        self._count = count = self._count + 1
+        self.last_id = number = self.last_id + 1
         # As a tuple: to make the record costs more, and few are ever looked at.
-        row = count, ended, model, status, waited, first_byte, duration, request_id, *tokens, error, key, streamed
+        row = (
+            number, ended, model, status, waited, first_byte, duration, request_id, *tokens, error, key, streamed,
+            asked,
+        )  # fmt: skip
         if status >= _ERRORS and (error is not None or first_byte is None):
             self._refused.append(row)
         else:
             self._served.append(row)
 
     def rows(
-        self, limit: int, *, before: int | None = None, model: str | None = None, key: str | None = None
+        self,
+        limit: int,
+        *,
+        before: int | None = None,
+        after: int = 0,
+        model: str | None = None,
+        key: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the last ones that match, newest first; ``before`` is an id. Times are Unix times."""
+        """Return the last ones that match, newest first. ``before`` and ``after`` are ids, times Unix times."""
         offset = time.time() - self._now()
         found: list[dict[str, Any]] = []
         for one in self._matching(before, model, key):
-            if len(found) >= limit:
+            if len(found) >= limit or one.id <= after:
                 break
             found.append(_document(one, offset))
         return found
@@ -104,6 +115,7 @@ def _document(one: FinishedRequest, offset: float) -> dict[str, Any]:
     return {
         "id": one.id,
         "time": one.ended - one.duration + offset,
+        "asked": one.asked,
         "model": one.model,
         "status": one.status,
         "waited": one.waited,

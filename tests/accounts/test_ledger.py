@@ -115,6 +115,18 @@ def test_a_row_says_what_is_known_and_sums_are_kept(begin, tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
+def test_rows_of_the_last_requests_are_kept_and_no_more(begin, monkeypatch):
+    monkeypatch.setattr(module, "RECENT", 100)
+    ledger = begin()
+    ledger.put(ended())
+    for number in range(1, 251):
+        ledger.put((*ended(number), number))
+    until(lambda: ledger._done == 251)
+    assert [(number, row.request_id) for number, row in ledger.recent.items()] == [
+        (number, f"id-{number}") for number in range(151, 251)
+    ]
+
+
 def test_it_goes_on_where_it_ended(begin):
     for start in (0, 700, 1400):
         ledger = begin()

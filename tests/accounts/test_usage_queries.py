@@ -83,6 +83,36 @@ async def test_a_stream_without_usage_is_estimated_from_its_events(house, paddin
     assert last["input"] > padding / 4
 
 
+async def test_the_activity_tells_what_the_ledger_knows_of_a_request(house):
+    """Each by its own row, also where clients give several requests one id."""
+    prices = {"currency": "EUR", "gpu_hour": 3600, "models": {"b": {"input": 1000, "output": 2000}}}
+    await house.open(models={"a": {}, "b": {}}, ledger="ledger.db", api_keys=KEYS, prices=prices)
+    house.engine.says = WHOLE
+    for model, key in (("b", "alice"), ("a", "bob"), ("b", "bob")):
+        assert (await send(house, model, key, X_Request_ID="same")).status == 200
+    assert (await send(house, "nothing", "alice", X_Request_ID="same")).status == 404
+    house.engine.says = STREAM
+    assert (await send(house, "b", "alice")).status == 200
+    await used(house)  # by then it has looked at all of them
+    reply = await house.ask("GET", "/llmux/activity", Authorization="Bearer key-of-alice")
+    stream, refused, last, by_time, first = reply.json()["requests"]
+    assert [(one["model"], one["key"], one["cost"], one["currency"]) for one in (first, last)] == [
+        ("b", "alice", 0.018, "eur"),
+        ("b", "bob", 0.018, "eur"),
+    ]
+    assert by_time["cost"] > 0
+    assert by_time["cost"] == pytest.approx(by_time["gpu_seconds"] + by_time["switch_seconds"], abs=2e-6)
+    assert by_time["switch_seconds"] > 0
+    assert (first["input_tokens"], first["cached_tokens"], first["output_tokens"], first["estimated"]) == (
+        12, 4, 3, False,
+    )  # fmt: skip
+    assert (refused["cost"], refused["input_tokens"]) == (0, None)
+    assert (stream["output_tokens"], stream["estimated"]) == (4, True)
+    text = await said(house, "activity", LLMUX_API_KEY="key-of-alice", COLUMNS="200")
+    assert text.count("0.018000 eur") == 2
+    assert "cost" in text
+
+
 START = b'data: {"message":{"usage":{"input_tokens":5,"cache_read_input_tokens":20,"output_tokens":1}}}\n\n'
 DELTA = b'data: {"usage":{"output_tokens":42}}\n\n'
 

@@ -70,9 +70,15 @@ async def test_which_ones(house):
     assert ids == sorted(ids, reverse=True)
     assert [one["id"] for one in await told(house, "?limit=1")] == ids[:1]
     assert [one["id"] for one in await told(house, f"?before={ids[0]}")] == ids[1:]
-    assert [one["id"] for one in await told(house, "?model=alias")] == [ids[0], ids[2]]
+    assert [one["id"] for one in await told(house, f"?after={ids[2]}")] == ids[:2]
+    assert await told(house, f"?after={ids[0]}") == []
+    await house.chat("alias")
+    assert [(one["asked"], one["model"]) for one in await told(house, f"?after={ids[0]}")] == [("alias", "a")]
+    await house.chat("none")
+    assert [(one["asked"], one["model"]) for one in await told(house, f"?after={ids[0] + 1}")] == [(None, None)]
+    assert [one["id"] for one in await told(house, "?model=alias&limit=9")][-2:] == [ids[0], ids[2]]
     assert (await house.ask("GET", "/llmux/activity?model=c")).status == 404
-    for query in ("limit=x", "before=-1", "limit="):
+    for query in ("limit=x", "before=-1", "limit=", "after=1.5"):
         reply = await house.ask("GET", f"/llmux/activity?{query}")
         assert (reply.status, reply.error["param"]) == (400, query.partition("=")[0])
 
