@@ -24,15 +24,24 @@ from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
-from llmux.simulator.closed import Closed, models_of, parse_closed, with_closed
 from llmux.simulator.cost_matrix import CostMatrix, parse_costs
-from llmux.simulator.engine_model import EngineModel, Engines, parse_engines
-from llmux.simulator.fitting import UNSEEN, Fit
+from llmux.simulator.engine_model import UNSEEN, EngineModel, Engines, Fit, parse_engines
 from llmux.simulator.plot import plot
 from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
 from llmux.simulator.run import Outcome, Scene
 from llmux.simulator.statistics import SLO, Statistics, recommend, statistics_of
-from llmux.simulator.synthetic import Agents, Load, OnOff, Poisson, generate, parse_load
+from llmux.simulator.synthetic import (
+    Agents,
+    Closed,
+    Load,
+    OnOff,
+    Poisson,
+    generate,
+    models_of,
+    parse_closed,
+    parse_load,
+    with_closed,
+)
 from llmux.simulator.trace import Trace, TraceError, is_record, read_trace
 
 USAGE = 2

@@ -15,13 +15,12 @@ from llmux.config.setting_types import format_size
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, Rules
 from llmux.errors import ConfigError
+from llmux.simulator.configured import simulate_configured
 from llmux.simulator.cost_matrix import CostMatrix, read_costs
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.misjudged import Misjudged
-from llmux.simulator.paired import compare
-from llmux.simulator.residency import simulate_configured
 from llmux.simulator.run import Outcome, Scene, simulate
-from llmux.simulator.statistics import Statistics, paired_waits
+from llmux.simulator.statistics import Statistics, compare, paired_waits
 from llmux.simulator.trace import Trace, TraceError
 
 COST = "cost"

@@ -26,11 +26,11 @@ from llmux.observability.state_file import StateStore
 from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime.activities import Activities
-from llmux.runtime.auto import Chooser
 from llmux.runtime.driver import Act, Driver
 from llmux.runtime.history import History
 from llmux.runtime.hook_jobs import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.persistence import Persistence
+from llmux.runtime.policy_chooser import Chooser
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Ticket
 from llmux.runtime.riders import Riders

@@ -8,15 +8,16 @@ heap of virtual times. There is no second rule book: admission, gates, guard rai
 the ones that run in production, and a policy is asked exactly as it is there.
 
 - ``trace``         the traffic: jobs (arrival, model, prompt and output tokens), and files of them; generated ones
-                    are in ``synthetic``, users that wait for their answers in ``closed``;
+                    and users that wait for their answers are in ``synthetic``;
 - ``recorded``      llmux's own record as a trace; ``replay`` plays it again exactly;
-- ``engine_model``  how fast an engine works: streams share it, each advances by the same number of tokens;
+- ``engine_model``  how fast an engine works: streams share it, each advances by the same number of tokens; and
+                    what a record says of that;
 - ``cost_matrix``   what a switch costs in each direction;
 - ``run``           one run: events in, effects out, a clock that jumps;
-- ``residency``     runs under a configuration's rules, in which several models may be awake, and levels matter;
-- ``paired``        whether one run is better than another by more than chance;
-- ``statistics``    what came of it: waits, times to the first token, shares of time; and which policy to use, in
-                    words; ``plot`` draws it.
+- ``configured``    runs under a configuration's rules, in which several models may be awake, and levels matter;
+- ``look_back``     which policy would have served the last hour best, for ``use: auto``;
+- ``statistics``    what came of it: waits, times to the first token, shares of time; whether another run is better
+                    by more than chance; and which policy to use, in words; ``plot`` draws it.
 """
 
 from llmux.simulator.cost_matrix import CostMatrix

@@ -15,7 +15,7 @@ from typing import Any
 from llmux.core.spec import HookKind, Level, ModelSpec, Rules
 from llmux.observability.record import RecordedRun, RecordError, read_record
 from llmux.simulator.cost_matrix import CostMatrix
-from llmux.simulator.fitting import Fit, Service, fit
+from llmux.simulator.engine_model import Fit, Service, fit
 from llmux.simulator.run import UNBOUNDED, Scene
 from llmux.simulator.trace import Job, Trace, TraceError
 

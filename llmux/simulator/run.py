@@ -97,7 +97,7 @@ def simulate(
     rules, specs = _without_probes(rules or Rules()), scene.specs
     run = Run(trace, policy, costs, engines, rules, horizon, scene)
     if hasattr(policy, "makers"):
-        from llmux.simulator.adopting import look_back  # noqa: PLC0415 - it runs such as this
+        from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
 
         look_back(
             run, policy, lambda t, p, c, e, awake: Run(t, p, c, e, rules, None, Scene(specs, awake)).go(None)
@@ -261,7 +261,7 @@ class Run:
         """Do what an operator did; only a replay has one."""
 
     def _look(self) -> None:
-        """Have a policy that chooses among others look back; see ``adopting``."""
+        """Have a policy that chooses among others look back; see ``look_back``."""
         heapq.heappop(self.looks)
         self.look()
 

@@ -16,9 +16,8 @@ from typing import NamedTuple
 from llmux.core.policy import Policy
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Outcome, Trace, simulate
-from llmux.simulator.closed import Closed, with_closed
 from llmux.simulator.engine_model import Engines
-from llmux.simulator.synthetic import OnOff, Poisson, generate
+from llmux.simulator.synthetic import Closed, OnOff, Poisson, generate, with_closed
 
 HOUR = 3600.0
 HORIZON = 3.0 * HOUR

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from llmux.plugins import known_policies, load_policy
 from llmux.simulator import CostMatrix, EngineModel, Statistics, simulate, statistics_of
-from llmux.simulator.closed import Closed, with_closed
 from llmux.simulator.engine_model import Engines
+from llmux.simulator.synthetic import Closed, with_closed
 
 HORIZON = 2400.0  # seconds
 GUIDE = Path(__file__).parents[2] / "policies" / "README.md"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmux.errors import PolicyLoadError
-from llmux.runtime.auto import MOST, SHARE, Chooser, Exchange, LookError, Traffic, checked
+from llmux.runtime.policy_chooser import MOST, SHARE, Chooser, Exchange, LookError, Traffic, checked
 from tests.server.house import until
 
 SOON = {"among": ["adaptive", "idle", "fifo"], "every": 0.05, "past": 0.05}
@@ -299,4 +299,4 @@ def test_answers_that_cannot(answer, said):
 
 def test_the_process_runs_at_the_lowest_priority():
     assert os.nice(0) < 19
-    assert Chooser.__module__ == "llmux.runtime.auto"
+    assert Chooser.__module__ == "llmux.runtime.policy_chooser"

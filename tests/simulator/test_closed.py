@@ -9,10 +9,9 @@ from typer.testing import CliRunner
 from llmux.cli import app
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, TraceError, simulate
-from llmux.simulator.closed import Closed, parse_closed, with_closed
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.statistics import statistics_of
-from llmux.simulator.synthetic import Poisson, generate
+from llmux.simulator.synthetic import Closed, Poisson, generate, parse_closed, with_closed
 from llmux.simulator.trace import lines
 
 HORIZON = 2000.0

@@ -6,8 +6,7 @@ import pytest
 
 from llmux.core.spec import ModelSpec, Rules
 from llmux.simulator import CostMatrix, EngineModel, simulate, statistics_of
-from llmux.simulator.engine_model import Engines
-from llmux.simulator.fitting import UNSEEN, Service, fit
+from llmux.simulator.engine_model import UNSEEN, Engines, Service, fit
 from llmux.simulator.run import Scene
 from llmux.simulator.synthetic import Poisson, generate
 from tests.policies.views import policy

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from llmux.simulator.paired import beyond, compare, mean, quantile
+from llmux.simulator.statistics import beyond, compare, mean, quantile
 
 
 def waits(count, seed, shift=0.0, noise=0.0):

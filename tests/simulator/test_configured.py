@@ -7,9 +7,9 @@ import pytest
 from llmux.config import Config
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, Job, Trace, TraceError
+from llmux.simulator.configured import HookSeconds, simulate_configured
 from llmux.simulator.cost_matrix import read_costs
 from llmux.simulator.engine_model import EngineModel, Engines
-from llmux.simulator.residency import HookSeconds, simulate_configured
 from llmux.simulator.statistics import statistics_of
 
 ENGINES = Engines(EngineModel(slots=4, decode=1.0, prefill=1e9, slowdown=0.0))

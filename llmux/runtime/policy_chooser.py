@@ -89,7 +89,7 @@ class Chooser:
     """Looks back every few minutes while the policy is one that chooses among others."""
 
     def __init__(self, switcher: Switcher) -> None:
-        self.command: Sequence[str] = (sys.executable, "-P", "-m", "llmux.simulator.beside")
+        self.command: Sequence[str] = (sys.executable, "-P", "-m", "llmux.simulator.look_back")
         self.limit = LIMIT
         self.traffic: Traffic | None = None
         self.counts = {"adopted": 0, "kept": 0, "failed": 0}  # looks, by what came of them

@@ -14,10 +14,9 @@ from llmux.config import Config
 from llmux.core.costs import SwitchCosts
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, simulate
-from llmux.simulator.beside import answer
-from llmux.simulator.choosing import choose, measure_of
+from llmux.simulator.configured import simulate_configured
 from llmux.simulator.engine_model import Engines
-from llmux.simulator.residency import simulate_configured
+from llmux.simulator.look_back import answer, choose, measure_of
 from llmux.simulator.synthetic import OnOff, Poisson, generate
 
 SOME = 1200.0  # seconds that stand for the hour, as in production
@@ -223,7 +222,7 @@ def question(**changes):
 
 def asked_beside(asked):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "llmux.simulator.beside"],
+        [sys.executable, "-P", "-m", "llmux.simulator.look_back"],
         input=json.dumps(asked), capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -248,10 +247,10 @@ def test_without_enough_there_is_no_answer():
 
 
 def test_it_lowers_its_priority_first():
-    code = "import os; from llmux.simulator import beside; beside.main(); print(os.nice(0))"
+    code = "import os; from llmux.simulator import look_back; look_back.main(); print(os.nice(0))"
     done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=False)
     assert done.returncode == 1  # the question lacks everything
-    code = code.replace("beside.main()", "beside.answer = lambda _: None; beside.main()")
+    code = code.replace("look_back.main()", "look_back.answer = lambda _: None; look_back.main()")
     done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "null19"
 

@@ -19,7 +19,6 @@ from llmux.core.effects import CancelRequests, Effect, KillHook, ModelActivated,
 from llmux.core.events import Event, HookFinished, RequestFinished
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.simulator.adopting import look_back
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, undisturbed
@@ -125,6 +124,8 @@ def simulate_specs(
         ) -> Outcome:
             told = HookSeconds(costs, times.guesses)
             return _ConfiguredRun(traffic, candidate, told, fitted, rules, None, scene).go(None)
+
+        from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
 
         look_back(run, policy, again)
     with undisturbed():
