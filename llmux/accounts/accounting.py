@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llmux.accounts import usage
-from llmux.accounts.costs import prices_of
 from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
+from llmux.accounts.pricing import prices_of
 from llmux.accounts.shares import Share, Shares
 from llmux.accounts.store import Row
 from llmux.config import Config

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-from llmux.accounts.costs import Prices, micros, of_gpu, of_tokens, prices_of
 from llmux.accounts.limits import Allowance, Budget, spell
+from llmux.accounts.pricing import Prices, micros, of_gpu, of_tokens, prices_of
 from llmux.accounts.tokens import BYTES_PER_TOKEN, Answer, Tokens, tokens_of
 from llmux.config import Config
 from llmux.config.accounts import BudgetConfig, LimitsConfig, Rate

@@ -32,8 +32,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmux.accounts.costs import Prices, of_gpu, of_tokens, version_of
 from llmux.accounts.key_metrics import KeyMetrics
+from llmux.accounts.pricing import Prices, of_gpu, of_tokens, version_of
 from llmux.accounts.store import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
 from llmux.accounts.tokens import Answer, tokens_of
 from llmux.config.accounts import HOUSE

@@ -25,7 +25,7 @@ from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions
 from llmux.runtime.model_list import model_entry, model_list
-from llmux.runtime.status import health, lease_document, status
+from llmux.runtime.status_document import health, lease_document, status
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 

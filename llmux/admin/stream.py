@@ -20,7 +20,7 @@ from llmux.observability.gpus import Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions_since
-from llmux.runtime.status import status
+from llmux.runtime.status_document import status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds

@@ -13,7 +13,7 @@ from llmux.cli.config_writer import HOOKS, write
 from llmux.cli.terminal import terminal
 from llmux.errors import ConfigError, LLMuxError
 from llmux.llama_swap import Translation, translate
-from llmux.llama_swap.translation import SCRIPT, page
+from llmux.llama_swap.conversion import SCRIPT, page
 
 INCOMPLETE = 1
 USAGE = 2

@@ -9,10 +9,9 @@ from collections import OrderedDict
 
 from llmux.core import placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
-from llmux.core.errors import InvalidEventError
 from llmux.core.events import RequestArrived
 from llmux.core.model import AWAKE, READY, Lease, Model, Request
-from llmux.core.phases import Phase
+from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.state import State
 from llmux.core.timers import Timer
 

@@ -51,9 +51,8 @@ from typing import Any
 from llmux.core import admission, commands, deciding, health_checks, levels, lifecycle, switching, teardown
 from llmux.core import events as ev
 from llmux.core.effects import Effect
-from llmux.core.errors import InvalidEventError
 from llmux.core.model import AWAKE, READY, Model, Request
-from llmux.core.phases import Phase
+from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.policy import Policy
 from llmux.core.policy_calls import LiveSnapshot, adopt
 from llmux.core.spec import HookKind, ModelSpec, Rules

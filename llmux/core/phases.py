@@ -1,4 +1,4 @@
-"""The three machines of the core as tables: ``(state, trigger) → (next state, why)``.
+"""The three machines of the core as tables, ``(state, trigger) → (next state, why)``, and their errors.
 
 - ``PHASES``: where a model stands between the request queue and the GPU;
 - ``STAGES``: how far the switch under way has come;
@@ -6,7 +6,8 @@
 
 What acts names what has happened; the table alone says what follows. ``State.move``, ``switching.move`` and
 ``teardown.step_ended`` alone look into them, and what belongs to a state is done as it is entered or left.
-``diagram()`` draws each for the documentation.
+``diagram()`` draws each for the documentation. What the core raises is only ever a programming error of the shell
+or of the core itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,23 @@ import enum
 from collections.abc import Mapping
 from typing import TypeVar
 
-from llmux.core.errors import InvalidTransitionError
+
+class CoreError(Exception):
+    """The core was driven against its rules. ``story`` holds its recent events, as a pasteable playbook."""
+
+    story: str = ""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\n{self.story}" if self.story else text
+
+
+class InvalidTransitionError(CoreError):
+    """A phase was to follow another that it may not follow."""
+
+
+class InvalidEventError(CoreError):
+    """An event speaks of a request or a hook that does not exist, or came twice."""
 
 
 class Phase(enum.StrEnum):

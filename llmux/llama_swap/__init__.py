@@ -7,7 +7,7 @@ becomes a ``Note``: nothing is dropped in silence.
 What its settings mean was read from llama-swap's source and its config-schema.json of August 2026.
 """
 
+from llmux.llama_swap.conversion import Translation, translate
 from llmux.llama_swap.source import Note
-from llmux.llama_swap.translation import Translation, translate
 
 __all__ = ["Note", "Translation", "translate"]

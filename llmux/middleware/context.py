@@ -14,7 +14,7 @@ from llmux.middleware.paths import Route
 from llmux.middleware.progress import Channel, InBody
 from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
-from llmux.proxy.usage import NONE as NO_USAGE
+from llmux.proxy.token_usage import NONE as NO_USAGE
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.switcher import Accounts
 

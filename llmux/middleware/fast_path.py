@@ -33,8 +33,8 @@ from llmux.extract import BodyBudget
 from llmux.middleware.authentication import Keys
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
 from llmux.middleware.fast_head import LENGTH, MOST_KNOWN, FastHead, KnownHead, Seen
-from llmux.middleware.hosts import Hosts
 from llmux.middleware.model_handler import engine_address
+from llmux.middleware.origin import Hosts
 from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.middleware.refusing import refusal, refused_too_often
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder

@@ -31,9 +31,8 @@ from llmux.errors import (
 from llmux.middleware.authentication import Keys, is_control
 from llmux.middleware.context import Reporting, RequestContext, request_id
 from llmux.middleware.fast_path import FastPath
-from llmux.middleware.hosts import ANY, Hosts
 from llmux.middleware.model_handler import ModelHandler
-from llmux.middleware.origin import METHODS, Origins, Verdict
+from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
 from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
 from llmux.middleware.refusing import refused_too_often
 from llmux.observability.metrics import Metrics

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
 from llmux.errors import EngineError
-from llmux.proxy.usage import BLOCKS, Usage, usage_of
+from llmux.proxy.token_usage import BLOCKS, Usage, usage_of
 from llmux.upstream import EngineActivity, EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:

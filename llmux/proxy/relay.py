@@ -42,8 +42,8 @@ from llmux.errors import CancelledRequestError, EngineError, RequestError, Unava
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.heads import response_head
+from llmux.proxy.token_usage import BLOCK
 from llmux.proxy.tunnel import Tunnel
-from llmux.proxy.usage import BLOCK
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 
 # After breaking off, how long a client may take to read what it was sent.

@@ -17,7 +17,7 @@ from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.exchange import Exchange, ExtraFields
 from llmux.proxy.heads import response_head
 from llmux.proxy.relay import Relay
-from llmux.proxy.usage import BLOCK
+from llmux.proxy.token_usage import BLOCK
 from llmux.targets.codecs import Translation
 from llmux.targets.codecs.translation import StreamTranslator
 from llmux.upstream import Framing, ResponseHead

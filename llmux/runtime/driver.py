@@ -21,7 +21,7 @@ from typing import Any
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.errors import CoreError
+from llmux.core.phases import CoreError
 from llmux.observability.notices import EventLog
 from llmux.observability.timeline import EXPLAIN, Step, Timeline
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmux.errors import BadRequestError
 from llmux.extract import Body
-from llmux.targets.fields import scan
+from llmux.targets.field_scanner import scan
 from llmux.targets.resolution import Target
 
 HEADER = "X-LLMux-Conversation"

@@ -9,7 +9,7 @@ from llmux.config import Config
 from llmux.config.targets import VariantConfig
 from llmux.errors import BadRequestError
 from llmux.extract import Body
-from llmux.targets.fields import Rule, Rules, changes, tree
+from llmux.targets.field_scanner import Rule, Rules, changes, tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from llmux.upstream.engine import (
     EngineProtocolError,
     EngineRefusedError,
 )
-from llmux.upstream.framing import Framing
-from llmux.upstream.head import ResponseHead
+from llmux.upstream.head import Framing, ResponseHead
 from llmux.upstream.pool import ConnectionPool
 
 __all__ = [

@@ -38,8 +38,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 from llmux.upstream.engine import EngineLostError, EngineProtocolError
-from llmux.upstream.framing import ChunkError, ChunkTracker, Framing, is_one_chunk
-from llmux.upstream.head import MAX_HEAD, ResponseHead, parse_head
+from llmux.upstream.head import MAX_HEAD, ChunkError, ChunkTracker, Framing, ResponseHead, is_one_chunk, parse_head
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.

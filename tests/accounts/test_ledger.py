@@ -12,8 +12,8 @@ import pytest
 from llmux.accounts import ledger as module
 from llmux.accounts import store as files
 from llmux.accounts import usage
-from llmux.accounts.costs import Prices, price_of
 from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
+from llmux.accounts.pricing import Prices, price_of
 from llmux.accounts.store import BATCH, HOUR, MIGRATIONS, Row, Store
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
@@ -218,7 +218,7 @@ def test_a_file_that_is_removed_is_made_anew(begin, tmp_path):
 FULL = """
 import resource, sys, time
 from pathlib import Path
-from llmux.accounts.costs import Prices, price_of
+from llmux.accounts.pricing import Prices, price_of
 from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
 sys.path.insert(0, "tests/accounts")
 from test_ledger import ended, until

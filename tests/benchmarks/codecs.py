@@ -11,7 +11,7 @@ from itertools import permutations
 from time import process_time
 
 from llmux.targets.codecs import Dialect, Translation
-from llmux.targets.codecs.events import (
+from llmux.targets.codecs.answer import (
     BlockEnded,
     BlockStarted,
     Delta,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from llmux.core import Core, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.errors import CoreError
 from llmux.core.model import Reason
-from llmux.core.phases import PHASES, Phase, Stage
+from llmux.core.phases import PHASES, CoreError, Phase, Stage
 from llmux.core.spec import HookKind
 from llmux.core.timers import Timer
 from llmux.observability.decision_log import DecisionLog, figures

@@ -10,7 +10,7 @@ from llmux.core.model import Pin
 from llmux.core.policy import WaitUntil
 from llmux.core.spec import HookKind, Rules
 from llmux.core.timers import Timer
-from llmux.runtime.health import notes, problems
+from llmux.runtime.status_document import notes, problems
 
 
 def test_long_drains_backoffs_and_queues_are_no_problems() -> None:

@@ -11,13 +11,13 @@ from world import walk
 
 from llmux.core import events as ev
 from llmux.core import state, switching, teardown
-from llmux.core.errors import InvalidTransitionError
 from llmux.core.phases import (
     HOLDING,
     PHASES,
     STAGES,
     STEPS,
     Finding,
+    InvalidTransitionError,
     Phase,
     Stage,
     Step,

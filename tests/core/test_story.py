@@ -12,8 +12,7 @@ from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.errors import CoreError, InvalidEventError
-from llmux.core.phases import Phase
+from llmux.core.phases import CoreError, InvalidEventError, Phase
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.observability.timeline import LENGTH, as_python
 

@@ -11,7 +11,7 @@ import pytest
 from llmux.config import Config
 from llmux.config.problems import ConfigErrors
 from llmux.llama_swap import Translation, translate
-from llmux.llama_swap.translation import page
+from llmux.llama_swap.conversion import page
 
 
 class Result:

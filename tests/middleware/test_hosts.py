@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.middleware.fast_head import read
-from llmux.middleware.hosts import Hosts, canonical_host
+from llmux.middleware.origin import Hosts, canonical_host
 from tests.server.house import message
 
 HERE = [

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmux.middleware.denied import DENIED, denied
-from llmux.middleware.paths import DEFAULT_FORWARD, ForwardedPaths, Kind, glob_expression
+from llmux.middleware.paths import DEFAULT_FORWARD, DENIED, ForwardedPaths, Kind, denied, glob_expression
 
 NAMES = ("llama", "facebook/opt-125m", "facebook", "é/ü")
 PATHS = ForwardedPaths(DEFAULT_FORWARD, NAMES)

@@ -13,8 +13,7 @@ from llmux.proxy import error_response
 from llmux.proxy.exchange import path_of
 from llmux.proxy.heads import response_head
 from llmux.upstream import EngineAddress, EngineProtocolError
-from llmux.upstream.framing import ChunkTracker, Framing, is_one_chunk
-from llmux.upstream.head import parse_head
+from llmux.upstream.head import ChunkTracker, Framing, is_one_chunk, parse_head
 
 
 @pytest.mark.parametrize(

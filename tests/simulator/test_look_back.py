@@ -1,6 +1,7 @@
 """Which policy would have been better; and ``use: auto`` in virtual time."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,7 +253,7 @@ def test_it_lowers_its_priority_first():
     assert done.returncode == 1  # the question lacks everything
     code = code.replace("look_back.main()", "look_back.answer = lambda _: None; look_back.main()")
     done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "null19"
+    assert done.stdout.strip() == f"null{min(19, os.nice(0) + 19)}"
 
 
 def test_quiet_and_busy_traffic_by_turns_is_no_worse_than_the_best():

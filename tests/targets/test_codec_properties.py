@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmux.errors import BadRequestError
 from llmux.targets.codecs import Dialect, Translation
-from llmux.targets.codecs.events import (
+from llmux.targets.codecs.answer import (
     BlockEnded,
     BlockStarted,
     Delta,

@@ -8,7 +8,7 @@ from llmux.errors import BadRequestError
 from llmux.targets import conversation
 from llmux.targets.conversation import Conversations, conversation_of
 from llmux.targets.resolution import Target
-from tests.targets.test_fields import body_of
+from tests.targets.test_field_scanner import body_of
 
 
 async def of(document, **more):

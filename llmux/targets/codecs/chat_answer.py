@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from llmux.targets.codecs import sse
-from llmux.targets.codecs.blocks import Blocks
-from llmux.targets.codecs.events import (
+from llmux.targets.codecs.answer import (
     ENDED,
+    Blocks,
     BlockStarted,
     Delta,
     Ended,

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmux.targets.codecs import sse
-from llmux.targets.codecs.blocks import Blocks
-from llmux.targets.codecs.events import (
+from llmux.targets.codecs.answer import (
     ENDED,
     BlockEnded,
+    Blocks,
     BlockStarted,
     Delta,
     Ended,

@@ -14,7 +14,7 @@ from llmux.targets.codecs import (
     responses_answer,
     responses_request,
 )
-from llmux.targets.codecs.events import BlockStarted, Ended, Event, Failed, Started
+from llmux.targets.codecs.answer import BlockStarted, Ended, Event, Failed, Started
 from llmux.targets.codecs.request import Losses, Request, ToolNames
 from llmux.targets.codecs.sse import EventParser
 

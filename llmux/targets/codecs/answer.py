@@ -1,17 +1,118 @@
-"""Puts the blocks of an answer one after the other, though an engine may send pieces of several in turn.
+"""An answer in the neutral form: events in order, the same whether it came whole or in pieces.
 
-A block that begins while another one is open ends that, where that can be known: a text may always end, and a
-call when its arguments are whole. Until then, what comes of later blocks is kept. So the usual stream, one block
-after the other, passes without delay, and one whose calls are interleaved comes out in order.
+::
+
+    Started  (BlockStarted Delta* Signature? BlockEnded)*  Usage*  Finished  Ended
+    … or at any point: Failed
+
+Blocks come one after the other, never one within another, though an engine may send pieces of several in turn:
+``Blocks`` puts them in order. A block that begins while another one is open ends that, where that can be known: a
+text may always end, and a call when its arguments are whole. Until then, what comes of later blocks is kept. So
+the usual stream, one block after the other, passes without delay, and one whose calls are interleaved comes out
+in order.
 """
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from llmux.targets.codecs.events import BLOCK_ENDED, BlockStarted, Delta, Event, Kind, Signature
+
+class Kind(enum.Enum):
+    """What a block holds."""
+
+    TEXT = "text"
+    THINKING = "thinking"
+    REDACTED = "redacted"
+    CALL = "call"
+    REFUSAL = "refusal"
+
+
+class Stop(enum.StrEnum):
+    """Why an answer ends."""
+
+    END = "end_turn"
+    LENGTH = "max_tokens"
+    CALLS = "tool_use"
+    SEQUENCE = "stop_sequence"
+    REFUSAL = "refusal"
+    PAUSE = "pause_turn"
+    WINDOW = "model_context_window_exceeded"
+
+
+class Started(NamedTuple):
+    """The answer begins."""
+
+    id: str
+    model: str
+    created: int = 0
+
+
+class BlockStarted(NamedTuple):
+    """A block begins. ``id`` and ``name`` are those of a call; ``data`` is all of a redacted one."""
+
+    kind: Kind
+    id: str = ""
+    name: str = ""
+    data: str = ""
+
+
+class Delta(NamedTuple):
+    """More of the block: of its text, or of a call's arguments."""
+
+    text: str
+
+
+class Signature(NamedTuple):
+    """What the provider recognizes its thinking by."""
+
+    text: str
+
+
+class BlockEnded(NamedTuple):
+    """The block is complete."""
+
+
+class Usage(NamedTuple):
+    """Tokens so far; None: not told. ``input`` is all of it, that in caches included."""
+
+    input: int | None = None
+    output: int | None = None
+    cached: int | None = None
+    cache_written: int | None = None
+    reasoning: int | None = None
+
+    def updated(self, later: Usage) -> Usage:
+        """Return it with what was told later."""
+        return Usage(*(old if new is None else new for old, new in zip(self, later, strict=True)))
+
+
+class Finished(NamedTuple):
+    """The model has ended, and why."""
+
+    stop: Stop
+    sequence: str | None = None
+
+
+class Ended(NamedTuple):
+    """The answer is complete."""
+
+
+class Failed(NamedTuple):
+    """The answer broke off."""
+
+    message: str
+    type: str = "api_error"
+    code: str | None = None
+
+
+Event = Started | BlockStarted | Delta | Signature | BlockEnded | Usage | Finished | Ended | Failed
+
+BLOCK_ENDED = BlockEnded()
+ENDED = Ended()
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 import random
 
-from llmux.accounts.costs import HOUR, MILLION, Prices, TokenPrice, micros, of_gpu, of_tokens, price_of
+from llmux.accounts.pricing import HOUR, MILLION, Prices, TokenPrice, micros, of_gpu, of_tokens, price_of
 
 
 def test_amounts_are_exact():

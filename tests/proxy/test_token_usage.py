@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.proxy.usage import NONE, Usage, usage_of
+from llmux.proxy.token_usage import NONE, Usage, usage_of
 
 OPENAI = b'{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":12,"completion_tokens":3}}'
 QUOTED = rb'{"choices":[{"message":{"content":"\"usage\": {\"prompt_tokens\": 9, \"completion_tokens\": 9}"}}]}'

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
 from llmux.extract.body import Store
-from llmux.targets.fields import FieldScanner, Rule, changes, tree
+from llmux.targets.field_scanner import FieldScanner, Rule, changes, tree
 
 
 def body_of(data, piece=SLICE):
