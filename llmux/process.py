@@ -248,7 +248,7 @@ class Process:
 
         def received(number: int, _frame: object) -> None:
             if number == signal.SIGHUP:
-                loop.call_soon_threadsafe(self._reload, switcher, front)
+                loop.call_soon_threadsafe(self._reload, switcher, front, "signal")
             else:
                 loop.call_soon_threadsafe(end)
 
@@ -268,13 +268,13 @@ class Process:
     async def _watch(self, switcher: Switcher, front: Front) -> None:
         async for _ in changes(self._watched):
             if self._config.watch:
-                self._reload(switcher, front)
+                self._reload(switcher, front, "file changed")
 
     def _watched(self) -> Iterable[Path]:
         policy = file_of(self._config.policy.use, self._config.folder)
         return [file for file in (self._config.file, policy) if file is not None]
 
-    def _reload(self, switcher: Switcher, front: Front) -> None:
+    def _reload(self, switcher: Switcher, front: Front, because: str) -> None:
         if self._ending.is_set():
             return
         self._systemd.reloading()
@@ -287,6 +287,8 @@ class Process:
         except LLMuxError as error:
             switcher.last_reload_error = str(error)
             self._log.emit("config_rejected", error=str(error))
+            if switcher.audit is not None:
+                switcher.audit.put("reload_rejected", because=because, error=str(error))
             self._systemd.ready("the configuration has a mistake; the old one is in force")
             return
         front.configure(config)
@@ -296,6 +298,8 @@ class Process:
         for warning in config.warnings:
             self._log.emit("config_warning", warning=warning)
         switcher.last_reload_error = None
+        if switcher.audit is not None:
+            switcher.audit.reloaded(because, self._config, config)
         self._config = config
         self._log.emit("config_reloaded", models=list(config.models), policy=config.policy.use)
         self._systemd.ready(f"{len(config.models)} models")

@@ -18,7 +18,7 @@ from llmux.config.setting_types import parse_duration
 from llmux.core import events as ev
 from llmux.errors import BadRequestError, PathRefusedError
 from llmux.extract import BodyBudget, BodyLimits, read_body
-from llmux.middleware.front import GRANT, HEADERS, OPERATOR
+from llmux.middleware.front import GRANT, HEADERS, OPERATOR, OPTIONS
 from llmux.middleware.model_handler import unknown_model
 from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
@@ -378,6 +378,7 @@ class Admin:
             raise BadRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
         if not isinstance(options, dict):
             raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
+        request[OPTIONS] = options
         return options
 
 

@@ -250,6 +250,11 @@ class Config(Section):
     record_size: PositiveSize = Field(
         default=64 * MIB, ge=MIB, description="Size at which the record becomes FILE.1, in place of the last one."
     )
+    audit: str | None = Field(
+        default=None,
+        description="File that a line is appended to for every act of an operator, reload and event of a key."
+        " null: none.",
+    )
     ledger: LedgerPath = Field(
         default=None,
         description="SQLite file with a row for each request: its key, model, tokens and times. true: beside the"
@@ -433,6 +438,11 @@ class Config(Section):
     def record_path(self) -> Path | None:
         """The file of the record, absolute; None for none."""
         return None if self.record is None else self.folder / Path(self.record).expanduser()
+
+    @property
+    def audit_path(self) -> Path | None:
+        """The file of the audit, absolute; None for none."""
+        return None if self.audit is None else self.folder / Path(self.audit).expanduser()
 
     @property
     def ledger_path(self) -> Path | None:

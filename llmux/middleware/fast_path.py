@@ -191,6 +191,11 @@ class FastPath:
         self._switcher.metrics.request_rejected(None, error.code)
         if route.kind is Kind.FORWARD:
             RequestContext(self.reporting, given, route, began).finish(error.status, error.code)
+        if self._switcher.audit is not None:
+            self._switcher.audit.refused(
+                method=head.method.decode(), path=route.path, status=error.status, error=error.code,
+                request_id=given, **{"from": client.address},
+            )  # fmt: skip
         last = refused_too_often(client)
         return refusal(error, given, anthropic=route.anthropic(""), close=last), not last
 

@@ -42,18 +42,24 @@ from llmux.runtime import Switcher
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Gate
+    from llmux.observability.audit import Audit
     from llmux.tracing import RequestTrace, Tracing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SHOWN = 100  # characters of a refused Host
 _SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
+_OPERATED = frozenset({Kind.OWN, Kind.UPSTREAM})
+_READING = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
+_NO_KEY = frozenset({UnauthorizedError.code, TooManyAttemptsError.code})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
 TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """What a handler that prepares its response by itself has to put on it."""
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
 """Whether a request for one of llmux's own paths comes from an operator."""
+OPTIONS: web.RequestKey[dict[str, Any]] = web.RequestKey("OPTIONS", dict)
+"""What an operator's command says besides, for the audit."""
 GRANT: web.RequestKey[Any] = web.RequestKey("GRANT", object)
 """What the key of such a request may use; None: everything."""
 
@@ -154,6 +160,8 @@ class Front:
             response = self._refuse(request, context, RequestError(INTERNAL_ERROR))
         finally:
             self._finish(context, status, failure)
+            if self._switcher.audit is not None:
+                self._audit(self._switcher.audit, request, context, status, failure)
         return response
 
     def _context(self, request: web.Request, route: Route, *, told_to_send: bool) -> RequestContext:
@@ -196,7 +204,7 @@ class Front:
                 self._log.emit("path_refused", path=route.path, reason=route.reason)
                 raise PathRefusedError(f"This path is not forwarded: {route.reason}.")
             case Kind.OWN:
-                await self._authorize_own(request, route)
+                await self._authorize_own(request, context)
                 request[HEADERS] = [*context.headers, ("X-LLMux-Queue-Seconds", "0.000")]
                 return _with_headers(await handler(request), context)
             case Kind.UPSTREAM:
@@ -231,9 +239,37 @@ class Front:
             return None
         return tracing.request(request.method, route.path, request.headers, context.began, self._switcher.now())
 
-    async def _authorize_own(self, request: web.Request, route: Route) -> None:
+    def _audit(
+        self, audit: Audit, request: web.Request, context: RequestContext, status: int | None, failure: str | None
+    ) -> None:
+        """Write down what an operator did, or tried to, and which keys were refused."""
+        route, method = context.route, request.method
+        told: dict[str, Any] = {
+            "from": "control socket" if is_control(request) else request.remote,
+            "status": status,
+            "error": failure,
+            "request_id": context.request_id,
+        }
+        if failure in _NO_KEY:
+            audit.refused(method=method, path=route.path, **told)
+            return
+        if method in _READING or route.kind not in _OPERATED:
+            return
+        by = "operator" if context.holder is None else context.holder.name or "operator"
+        if route.kind is Kind.UPSTREAM:
+            if self._paths.decide(route.path, method).kind is Kind.FORWARD:
+                return  # a request as clients send it
+            audit.put("operated", act=f"{method} {route.path}", model=route.model, by=by, **told)
+            return
+        options = dict(request.get(OPTIONS, {}))
+        if "id" in request.query:
+            options["id"] = request.query["id"]
+        audit.operated(method, route.path, options=options or None, by=by, **told)
+
+    async def _authorize_own(self, request: web.Request, context: RequestContext) -> None:
+        route = context.route
         if route.path.startswith(ADMIN_PREFIXES):
-            await self._keys.operator(request)
+            context.holder = (await self._keys.operator(request)).holder
         elif route.path not in OPEN_PATHS and not _is_page(request, route):
             let = await self._keys.client(request)
             if self.gate is not None and let.holder is not None and let.holder.name is not None:

@@ -269,6 +269,10 @@ CATALOGUE: dict[str, LogEvent] = {
     "budget_unknown": LogEvent(
         _ERROR, "What a key has spent cannot be read from the ledger; it is counted from here on."
     ),
+    "audit_unwritable": LogEvent(
+        _ERROR, "The audit cannot be written; its lines wait, and requests are served. Told once, until it can be."
+    ),
+    "audit_lines_lost": LogEvent(_ERROR, "More lines wait for the audit than are kept; its file says how many."),
     "log_lines_dropped": LogEvent(_WARNING, "The reader of the log is too slow; `count` lines are missing."),
 }
 

@@ -75,6 +75,7 @@ HELP: dict[str, str] = {
     "llmux_policy_looks_total": "Looks back of `use: auto`, by result: adopted, kept or failed.",
     "llmux_policy_look_cpu_seconds_total": "CPU time that these looks took, of processes beside llmux.",
     "llmux_targets_total": "Requests for a variant or a virtual model, by the target that was chosen, and why.",
+    "llmux_audit_lines_lost_total": "Lines that the audit could not keep until its file could be written.",
     "llmux_build_info": "1, with the version as label.",
 }
 

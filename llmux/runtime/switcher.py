@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import Config, first_costs, to_specs
 from llmux.core import Core, admission
@@ -36,6 +37,10 @@ from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left,
 from llmux.runtime.riders import Riders
 from llmux.runtime.shadow import load_shadows
 from llmux.upstream import EngineActivity
+from llmux.version import __version__
+
+if TYPE_CHECKING:
+    from llmux.observability.audit import Audit
 
 CHOICES = 200  # that are kept
 
@@ -129,6 +134,7 @@ class Switcher:
         self.requests = RequestLog(self.clock)
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self.accounts: Accounts | None = None
+        self.audit: Audit | None = None
         self.riders = Riders(self.core.state, self.clock)
         self._throttle = AdmissionThrottle()
         self._serial = 0
@@ -154,6 +160,9 @@ class Switcher:
         """
         self.now = self._driver.now = asyncio.get_running_loop().time
         self.history.begin()
+        if (audit := self._open_audit(self.config)) is not None:
+            self._audit_into(audit)
+            audit.put("started", version=__version__, pid=os.getpid(), models=list(self.config.models))
         if self.accounts is not None:
             self.accounts.start()
         if (record := open_record(self.config, self.log)) is not None:
@@ -184,6 +193,9 @@ class Switcher:
             self.recorder.end()
             await asyncio.to_thread(self.recorder.file.close)
         self._persistence.close()
+        if self.audit is not None:
+            self.audit.put("stopped")
+            await asyncio.to_thread(self.audit.close)
         if self.on_close is not None:
             await self.on_close()
 
@@ -198,6 +210,8 @@ class Switcher:
         shadows = load_shadows(config, self.core.state.shadows, self.config)
         old_record = (self.config.record_path, self.config.record_size)
         moved = old_record != (config.record_path, config.record_size)
+        other_audit = self.config.audit_path != config.audit_path
+        audit = self._open_audit(config) if other_audit else self.audit
         record = open_record(config, self.log) if moved else None
         self.config = config
         self.metrics.declare(config.models)
@@ -207,6 +221,26 @@ class Switcher:
         self.auto.follow()
         if moved:
             self._record_into(record, "turned on")
+        if other_audit:
+            self._audit_into(audit)
+
+    def _open_audit(self, config: Config) -> Audit | None:
+        path = config.audit_path
+        if path is None:
+            return None
+        from llmux.observability.audit import Audit  # noqa: PLC0415 - most configurations have no use for it
+
+        return Audit(path, self.log.emit)
+
+    def _audit_into(self, audit: Audit | None) -> None:
+        """Begin an audit, or end it."""
+        old, self.audit = self.audit, audit
+        if old is not None:
+            old.put("moved", to=None if audit is None else str(audit.path))
+            self.metrics.registry.unregister(old)
+            old.close_soon()
+        if audit is not None:
+            self.metrics.registry.register(audit)
 
     def _record_into(self, file: RecordFile | None, because: str) -> None:
         """Begin a record, or end it."""

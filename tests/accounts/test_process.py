@@ -20,7 +20,8 @@ from pathlib import Path
 from llmux.core.policy import SwitchTo
 class Policy:
     def decide(self, now):
-        names = [name for name in sys.modules if name.startswith(("llmux.accounts", "sqlite3"))]
+        wanted = ("llmux.accounts", "sqlite3", "llmux.observability.audit")
+        names = [name for name in sys.modules if name.startswith(wanted)]
         Path(__file__).with_name("modules.json").write_text(json.dumps(names))
         return SwitchTo(now.waiting[0], "it waits")
 """
@@ -91,12 +92,46 @@ async def send(house, *names):
         assert reply.status == 200
 
 
+def imported(house):
+    return json.loads((house.folder / "modules.json").read_text())
+
+
 @pytest.mark.parametrize("ledger", [None, "ledger.db"])
 async def test_without_a_ledger_nothing_of_the_accounts_is_imported(house, run, ledger):
     process = await run(ledger=ledger)
     await send(house, "one")
-    assert bool(json.loads((house.folder / "modules.json").read_text())) is (ledger is not None)
+    assert bool(imported(house)) is (ledger is not None)
     assert process.end() == 0
+
+
+async def test_the_audit_from_start_to_stop(house, run):
+    """A reload is in it, and what it did to keys; also one that was refused."""
+    file, config = house.folder / "audit.jsonl", house.folder / "config.json"
+    process = await run(audit="audit.jsonl", watch=False, api_keys=[{"name": "alice", "key": "key-of-alice"}])
+
+    def events():
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    given = json.loads(config.read_text())
+    config.write_text(json.dumps(given | {"api_keys": [{"name": "bob", "key": "key-of-bob"}]}))
+    process.process.send_signal(signal.SIGHUP)
+    await until(lambda: "key_added" in file.read_text())
+    config.write_text(json.dumps(given | {"no such setting": 1}))
+    process.process.send_signal(signal.SIGHUP)
+    await until(lambda: "reload_rejected" in file.read_text())
+    await house.ask("POST", "/v1/chat/completions", {"model": "a"}, Authorization="Bearer key-of-bob")
+    assert imported(house) == ["llmux.observability.audit"]
+    assert process.end() == 0
+    started, reloaded, removed, added, rejected, stopped = events()
+    assert (started["event"], started["models"], started["pid"]) == ("started", ["a", "b"], process.process.pid)
+    assert (reloaded["because"], reloaded["changed"]) == ("signal", ["api_keys"])
+    assert [(line["event"], line["key"]) for line in (removed, added)] == [
+        ("key_removed", "alice"),
+        ("key_added", "bob"),
+    ]
+    assert (rejected["event"], stopped["event"]) == ("reload_rejected", "stopped")
+    assert "no such setting" in rejected["error"]
+    assert "key-of" not in file.read_text()
 
 
 async def test_a_killed_llmux_leaves_what_it_had_told_and_nothing_twice(house, run):
