@@ -28,7 +28,7 @@ LAYERS = (
         "hooks",
     },
     {"accounts", "runtime", "simulator", "llama_swap", "survey", "targets"},
-    {"middleware", "proxy", "admin"},
+    {"middleware", "proxy", "admin", "fleet"},
     {"app"},
     {"server"},
     {"process"},
@@ -99,6 +99,20 @@ def test_the_core_is_pure(path):
     if "random.Random" in impure:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Random"]
+
+
+# The pure half of the fleet. Its routes have options, as policies do; a hash of names rolls no dice.
+FLEET = {"reports", "events", "fleet_view", "routes", "placement"}
+
+
+@pytest.mark.parametrize("name", sorted(FLEET))
+def test_the_placement_is_pure(name):
+    used = set(imports_of(ROOT / "llmux/fleet" / f"{name}.py"))
+    ours = {name.split(".")[2] for name in used if name.startswith("llmux.fleet.")}
+    assert ours <= FLEET
+    outside = {name for name in used if not name.startswith(("llmux.core.", "llmux.fleet."))}
+    allowed = PURE | {"zlib"} | ({"pydantic"} if name == "routes" else set())
+    assert not {name for name in outside if name.split(".")[0] not in allowed}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "policies").glob("*.py")), ids=lambda path: path.name)

@@ -1,0 +1,377 @@
+"""What a gateway knows of the hosts: their last reports, what it placed there since, and what it has met.
+
+``Host`` is one host as this gateway sees it, ``Fleet`` all of them, with indexes by model, which is what makes a
+placement among a thousand hosts cheap:
+
+- ``holders`` of a model: the hosts where it is awake, or woken, or waited for; most placements look no further;
+- ``roomy``: the hosts in the order of what a wake there would cost others, cheapest first: a model that is awake
+  nowhere looks at the first few of them;
+- ``serving``: the hosts which have the model at all.
+
+A report is history as it arrives. What this gateway has placed since it was taken is added to it (``since``), so
+that a gateway does not herd onto the host whose report it has just read; of what other gateways do it knows
+nothing until the next report. A report past its lease is no report: the host leaves the indexes and its own counts
+are all that is left of it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from llmux.core.phases import Phase
+from llmux.fleet.reports import HELD, ON_GPU, HostReport, ModelReport
+
+MEMORY = 120.0  # seconds over which a model that leaves is likely to be missed
+UNSEEN_SERVICE = 3.0  # seconds of an answer, until a host has measured one
+UNLIMITED = 64  # slots of a model without a limit
+NOTHING = ModelReport()
+LOOKED_AT = 16  # hosts at most of each kind, for one request: more would cost more than they bring
+NEVER = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """One host, as this gateway sees it."""
+
+    name: str
+    report: HostReport | None = None
+    taken: float = -NEVER  # when, on the gateway's clock
+    lease_until: float = -NEVER
+    ejected: bool = False
+    failures: int = 0  # of probes, in a row
+    blocked: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # model ("": any) → since when, until when
+    own: dict[int, tuple[float, str]] = field(default_factory=dict)  # requests of this gateway: placed when, model
+    recent: deque[tuple[float, str]] = field(default_factory=deque)  # placed since the report: when, model
+    since: dict[str, int] = field(default_factory=dict)  # the same, counted
+    others: Mapping[str, int] = field(default_factory=dict)  # requests of other gateways, as the store says
+    others_until: float = -NEVER
+    base: float = 0.0  # its place in ``Fleet.roomy``
+    held: tuple[str, ...] = ()  # models that it is in ``holders`` of, by its report
+    listed: bool = False  # whether it is in the indexes
+    free_in: float = 0.0  # seconds until a switch could begin, when the report was taken
+    leaving: float = 0.0  # what a wake costs those which would have to leave
+
+    def of(self, model: str) -> ModelReport:
+        """Return what it said of a model last."""
+        return self.report.models.get(model, NOTHING) if self.report is not None else NOTHING
+
+    def serves(self, model: str) -> bool:
+        """Whether it has the model."""
+        return self.report is not None and model in self.report.models
+
+    def fresh(self, now: float) -> bool:
+        """Whether its report counts."""
+        return now <= self.lease_until
+
+    def usable(self, model: str, now: float) -> bool:
+        """Whether a request for the model may go there, whatever the age of its report."""
+        report = self.report
+        if report is None or self.ejected or not report.ready or report.leased:
+            return False
+        each = report.models.get(model)
+        if each is None or (each.expected_wait is None and now <= self.lease_until):
+            return False
+        return not self.blocked or self.free_at(model) <= now
+
+    def free_at(self, model: str) -> float:
+        """Return until when it has said that it refuses requests for the model; -inf: it has not."""
+        return max([until for name, (_, until) in self.blocked.items() if name in ("", model)], default=-NEVER)
+
+    def holds(self, model: str) -> bool:
+        """Whether the model is awake there, or about to be."""
+        each = self.of(model)
+        return each.phase in HELD or each.queued > 0 or model in self.since
+
+    def load(self, now: float) -> int:
+        """How many requests it has: as reported and placed since; own ones alone where the report is too old."""
+        if self.report is None or not self.fresh(now):
+            return len(self.own)
+        return self.report.load + len(self.recent)
+
+    def ahead(self, model: str, now: float) -> int:
+        """How many requests for the model have gone there since its report was taken, as far as is known."""
+        since = self.since.get(model, 0)
+        if not self.others or self.others_until < now:
+            return since
+        each = self.of(model)
+        before = sum(1 for _, name in self.own.values() if name == model) - since
+        return since + max(0, self.others.get(model, 0) - max(0, each.in_flight + each.queued - before))
+
+    def wait(self, model: str, now: float) -> float:
+        """Return the seconds that a request placed now would wait there; inf where it would be refused.
+
+        The host's forecast of when the report was taken, and what was placed there since.
+        """
+        each = self.of(model)
+        expected = each.expected_wait
+        if expected is None:
+            return NEVER
+        slots = each.slots or UNLIMITED
+        service = each.service or UNSEEN_SERVICE
+        behind = self.ahead(model, now)
+        if each.phase is Phase.AWAKE:
+            if not expected:
+                behind = max(0, behind - max(0, slots - each.in_flight))
+                return behind * service / slots
+            return expected + behind * service / slots
+        seconds = max(each.switch_cost if not each.queued else 0.0, expected - (now - self.taken))
+        seconds += behind // slots * service
+        for other in self.since:  # turns that came before this one
+            if other != model and self.of(other).phase not in HELD:
+                seconds += self.of(other).switch_cost + (self.of(other).service or UNSEEN_SERVICE)
+        return seconds
+
+
+class Fleet:
+    """All hosts. ``dice`` returns numbers in [0, 1); it is the only chance in here, and it is injected.
+
+    A route is shown this, read-only. ``time`` is now; ``excluded`` are the hosts that the request at hand has been
+    refused by, which no method returns.
+    """
+
+    def __init__(self, dice: Callable[[], float]) -> None:
+        self.time = 0.0
+        self.dice = dice
+        self.hosts: dict[str, Host] = {}
+        self.excluded: set[str] = set()
+        self.claims: dict[str, tuple[str, float]] = {}  # model → the host that wakes it, until when
+        self._holders: dict[str, dict[str, Host]] = {}
+        self._listed: dict[str, list[Host]] = {}  # the same as lists, made when asked for
+        self._serving: dict[str, dict[str, Host]] = {}
+        self._roomy: list[tuple[float, str]] = []  # (base, name)
+
+    # ---- for routes
+
+    def candidates(self, model: str) -> list[Host]:
+        """Return the hosts that may be given a request for the model: with fresh reports, if there are any."""
+        now = self.time
+        usable = [host for host in self.serving(model) if host.usable(model, now)]
+        return [host for host in usable if host.lease_until >= now] or usable
+
+    def holders(self, model: str, most: int | None = None) -> list[Host]:
+        """Return those of them that have it awake, wake it or have requests for it, with fresh reports.
+
+        Of more than ``most`` it returns about so many, drawn at random.
+        """
+        now, excluded = self.time, self.excluded
+        known = self._listed.get(model)
+        if known is None:
+            known = self._listed[model] = list(self._holders.get(model, {}).values())
+        if most is not None and len(known) > most:
+            count, dice = len(known), self.dice
+            known = list({id(host): host for host in (known[int(dice() * count)] for _ in range(most))}.values())
+        return [
+            host
+            for host in known
+            if host.lease_until >= now and host.usable(model, now) and host.name not in excluded
+        ]
+
+    def serving(self, model: str) -> Iterator[Host]:
+        """Yield the hosts that have the model, whatever state they are in."""
+        excluded = self.excluded
+        for host in self._serving.get(model, {}).values():
+            if host.name not in excluded:
+                yield host
+
+    def roomiest(self, model: str, most: int) -> list[Host]:
+        """Return up to ``most`` hosts with fresh reports where a wake would cost the others least, best first."""
+        now, excluded = self.time, self.excluded
+        found: list[Host] = []
+        serving = self._serving.get(model, {})
+        if len(serving) <= 2 * most:
+            few = [h for h in self.serving(model) if h.lease_until >= now and h.usable(model, now)]
+            return sorted(few, key=lambda host: (host.base, host.name))[:most]
+        for _, name in self._roomy:
+            host = serving.get(name)
+            if host is not None and host.lease_until >= now and name not in excluded and host.usable(model, now):
+                found.append(host)
+                if len(found) == most:
+                    break
+        return found
+
+    def claimed(self, model: str) -> Host | None:
+        """Return the host that a gateway has claimed the model's wake for, while that counts."""
+        name, until = self.claims.get(model, ("", 0.0))
+        host = self.hosts.get(name)
+        if until <= self.time or host is None or name in self.excluded or not host.usable(model, self.time):
+            return None
+        return host if host.lease_until >= self.time else None
+
+    @staticmethod
+    def tie(model: str, host: Host) -> int:
+        """Return the host's rank for a model (rendezvous hashing): gateways agree on it without talking."""
+        return zlib.crc32(f"{model}\0{host.name}".encode())
+
+    def missed(self, host: Host, model: str) -> float:
+        """Return what it costs in seconds of waiting if ``model`` leaves ``host``.
+
+        Its requests of the next two minutes wait for its way back. Where it is awake elsewhere too, they go there.
+        What came less than a way ago does not leave yet, if another can.
+        """
+        each = host.of(model)
+        way = each.sleep + each.wake
+        elsewhere = len(self._holders.get(model, ())) - (1 if model in host.held else 0)
+        coming = each.arrival_rate * MEMORY
+        if elsewhere > 0:
+            coming /= 1.0 + elsewhere
+        stay = max(0.0, way - each.awake_for)
+        return way * (each.queued + each.in_flight + min(coming, 1.0 + each.arrival_rate * way)) + stay
+
+    def shortest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float]:
+        """Return the holder where a request waits least, and for how long."""
+        now, best, least_wait, least_load = self.time, None, NEVER, NEVER
+        for host in self.holders(model, most):
+            wait = host.wait(model, now)
+            if wait < least_wait or (wait == least_wait < NEVER and host.load(now) < least_load):
+                best, least_wait, least_load = host, wait, host.load(now)
+        return best, least_wait
+
+    def cheapest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float, float]:
+        """Return where a wake is cheapest for all together, the wait there, and what it costs the others."""
+        now, best, least_sum, best_rank = self.time, None, NEVER, 0
+        found = (NEVER, NEVER)
+        for host in self.roomiest(model, most):
+            if host.holds(model):
+                continue
+            wait, burden = host.wait(model, now), host.leaving
+            total = wait + burden
+            if total > least_sum or total == NEVER:
+                continue
+            rank = self.tie(model, host)
+            if total < least_sum or rank < best_rank:
+                best, least_sum, best_rank, found = host, total, rank, (wait, burden)
+        return best, *found
+
+    # ---- for the placement
+
+    def take(self, host: Host, report: HostReport, taken: float, lease_until: float) -> None:
+        """Take in a report."""
+        before = host.report
+        host.report, host.taken, host.lease_until = report, taken, lease_until
+        recent, since = host.recent, host.since
+        while recent and recent[0][0] <= taken:
+            self._count_down(since, recent.popleft()[1])
+        if host.blocked:  # what it says now counts, not what it said before
+            host.blocked = {
+                name: (since_, until)
+                for name, (since_, until) in host.blocked.items()
+                if since_ >= taken
+                or (name and name in report.models and report.models[name].expected_wait is None)
+            }
+        if before is None or before.models.keys() != report.models.keys():
+            self._serve(host, before)
+        self.list(host)
+
+    def list(self, host: Host) -> None:
+        """Put the host into the indexes, at its place."""
+        report = host.report
+        assert report is not None
+        held = tuple(
+            [
+                name
+                for name, each in report.models.items()
+                if each.phase in HELD or each.queued or name in host.since
+            ]
+        )
+        if held != host.held:
+            self._hold(host, held)
+        leaving, free_in = 0.0, NEVER
+        for name, each in report.models.items():
+            if each.phase in ON_GPU:
+                leaving += self.missed(host, name)
+            elif each.expected_wait is not None:
+                free_in = min(free_in, each.expected_wait - each.switch_cost)
+        host.leaving, host.free_in = leaving, max(0.0, free_in)
+        self._place(host)
+
+    def unlist(self, host: Host) -> None:
+        """Take the host out of the indexes by state: its report counts no more."""
+        self._hold(host, ())
+        if host.listed:
+            self._remove(host)
+
+    def remove(self, host: Host) -> None:
+        """Forget a host."""
+        self.unlist(host)
+        if host.report is not None:
+            for model in host.report.models:
+                self._unserve(host, model)
+        del self.hosts[host.name]
+
+    def placed(self, host: Host, request: int, model: str) -> None:
+        """Count a request that goes to the host now."""
+        host.own[request] = entry = (self.time, model)
+        host.recent.append(entry)
+        host.since[model] = host.since.get(model, 0) + 1
+        if model not in host.held and host.listed:
+            self._hold(host, (*host.held, model))
+            self._place(host)
+
+    def gone(self, host: Host, request: int, *, arrived: bool = True) -> None:
+        """Count a request no more that was placed there. One that has not ``arrived`` there was no load either."""
+        entry = host.own.pop(request)
+        if not arrived and entry in host.recent:
+            host.recent.remove(entry)
+            self._count_down(host.since, entry[1])
+            if host.listed:
+                self.list(host)
+
+    def _place(self, host: Host) -> None:
+        if host.listed:
+            self._remove(host)
+        turns = 0.0
+        for model in host.since:
+            each = host.of(model)
+            if each.phase not in HELD:
+                turns += each.switch_cost + (each.service or UNSEEN_SERVICE) * 2.0
+        host.base = host.free_in + host.leaving + turns
+        insort(self._roomy, (host.base, host.name))
+        host.listed = True
+
+    def _remove(self, host: Host) -> None:
+        del self._roomy[bisect_left(self._roomy, (host.base, host.name))]
+        host.listed = False
+
+    def _hold(self, host: Host, held: tuple[str, ...]) -> None:
+        for model in host.held:
+            if model not in held:
+                known = self._holders[model]
+                del known[host.name]
+                if not known:
+                    del self._holders[model]
+                self._listed.pop(model, None)
+        for model in held:
+            if model not in host.held:
+                self._holders.setdefault(model, {})[host.name] = host
+                self._listed.pop(model, None)
+        host.held = held
+
+    def _serve(self, host: Host, before: HostReport | None) -> None:
+        assert host.report is not None
+        models = host.report.models
+        for model in before.models if before is not None else ():
+            if model not in models:
+                self._unserve(host, model)
+        for model in models:
+            self._serving.setdefault(model, {})[host.name] = host
+
+    def _unserve(self, host: Host, model: str) -> None:
+        known = self._serving[model]
+        del known[host.name]
+        if not known:
+            del self._serving[model]
+
+    @staticmethod
+    def _count_down(since: dict[str, int], model: str) -> None:
+        left = since[model] - 1
+        if left:
+            since[model] = left
+        else:
+            del since[model]

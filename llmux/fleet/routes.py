@@ -1,0 +1,186 @@
+"""The rules that choose a host for a request.
+
+A route is a class with one method, ``place(model, fleet)``. It is asked whenever a request has to go somewhere,
+answers at once from what the ``fleet`` shows (see ``fleet_view``; read-only), and returns one of its hosts, or
+None: the request then waits in the gateway until something has changed. It keeps whatever memory it likes in
+itself. It cannot break anything: what it may not name is not sent there, and if it raises, the request goes to the
+host with the least in flight.
+
+Shipped are ``least_wait``, and what is practised elsewhere, to compare it with. An own route is named
+``module:Class`` or ``./file.py:Class``; when it has a pydantic model ``Options`` as an attribute, the options of
+the configuration are validated by it and handed to the constructor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+from pydantic import BaseModel, Field
+
+from llmux.fleet.fleet_view import Fleet, Host
+
+
+class Route(Protocol):
+    """What a route implements."""
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Return the host for a request for ``model``, or None to have it wait. May not block."""
+
+
+def least(hosts: Iterable[Host], fleet: Fleet, model: str) -> Host | None:
+    """Return the host with the fewest requests; of several, the one that the model's hash prefers."""
+    now = fleet.time
+    return min(hosts, key=lambda host: (host.load(now), fleet.tie(model, host)), default=None)
+
+
+class Random:
+    """Any host that has the model."""
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Roll the dice."""
+        hosts = fleet.candidates(model)
+        return hosts[int(fleet.dice() * len(hosts))] if hosts else None
+
+
+class RoundRobin:
+    """One host after the other, as nginx does without being told otherwise."""
+
+    def __init__(self) -> None:
+        self._turn: dict[str, int] = {}
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Take the next one."""
+        hosts = fleet.candidates(model)
+        if not hosts:
+            return None
+        turn = self._turn.get(model, -1) + 1
+        self._turn[model] = turn
+        return hosts[turn % len(hosts)]
+
+
+class LeastInFlight:
+    """The host with the fewest requests, whatever it has awake: ``least_conn``."""
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Take the least loaded."""
+        return least(fleet.candidates(model), fleet, model)
+
+
+class PowerOfTwo:
+    """Of two hosts drawn at random, the one with fewer requests."""
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Draw two."""
+        hosts = fleet.candidates(model)
+        if not hosts:
+            return None
+        two = [hosts[int(fleet.dice() * len(hosts))] for _ in range(2)]
+        return min(two, key=lambda host: host.load(fleet.time))
+
+
+class Static:
+    """Each model on its own host, for good: where its hash says, among those that can be reached."""
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Take the first by rendezvous hashing."""
+        return min(fleet.candidates(model), key=lambda host: fleet.tie(model, host), default=None)
+
+
+class Affinity:
+    """Where the model is awake, the least loaded; else where what is awake was used least recently.
+
+    As llama-swap, Ray Serve and consistent hashing with bounded loads do it: no host takes more than ``bound``
+    times the mean load of its kind while another one has less; then the model gets another copy.
+    """
+
+    class Options(BaseModel):
+        """How far a holder may be ahead of the others."""
+
+        bound: float = Field(default=1.25, ge=1, description="Load of a holder, over the mean of all hosts.")
+        least: int = Field(default=8, ge=0, description="Requests that a holder may have in any case.")
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or self.Options()
+        self._used: dict[str, float] = {}  # host → when a request went there last
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Stay where it is, within the bound."""
+        hosts, now = fleet.candidates(model), fleet.time
+        if not hosts:
+            return None
+        holders = [host for host in hosts if host.holds(model)]
+        chosen = least(holders, fleet, model)
+        if chosen is not None and len(holders) < len(hosts):
+            load = chosen.load(now)
+            mean = sum(host.load(now) for host in hosts) / len(hosts)
+            if load >= max(self._options.least, self._options.bound * (mean + 1.0)):
+                chosen = None
+        if chosen is None:
+            others = [host for host in hosts if not host.holds(model)]
+            chosen = min(others, key=lambda host: (self._used.get(host.name, -math.inf), fleet.tie(model, host)))
+        self._used[chosen.name] = now
+        return chosen
+
+
+class LeastWait:
+    """Where the request waits least, what its wake costs others counted in.
+
+    - **Awake somewhere**: the least wait among the holders. Each host forecasts it; what was placed there since is
+      added.
+    - **A second copy**: as a skier rents before he buys, each wait that a fresh copy would have saved is added up;
+      when the sum has reached what the copy costs, its own wake and what it drives out, it is made.
+    - **Cold everywhere**: the least sum of wait and of what leaves; ties go by a hash on which all gateways agree.
+    - **Nothing fresh**: its own counts.
+    """
+
+    class Options(BaseModel):
+        """When a second copy is made."""
+
+        copies: float = Field(
+            default=1.0, gt=0, description="Saved waiting at which a copy is made, in costs of it."
+        )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or self.Options()
+        self._debts: dict[str, tuple[float, float]] = {}  # model → seconds of waiting to be saved, as of when
+
+    def place(self, model: str, fleet: Fleet) -> Host | None:
+        """Compare waits."""
+        here, wait = fleet.shortest(model)
+        if here is not None and wait <= 0.0:
+            return here
+        claimed = fleet.claimed(model)
+        if here is None and claimed is not None:
+            return claimed
+        there, cost, burden = fleet.cheapest(model)
+        if here is None:
+            return there or least(fleet.candidates(model), fleet, model)
+        if there is None or claimed is not None:
+            return here
+        return there if self._worth_it(model, wait - cost, cost + burden, fleet.time) else here
+
+    def _worth_it(self, model: str, saved: float, price: float, now: float) -> bool:
+        """Add to what a copy would have saved, forgotten over its price's time, and say whether to buy."""
+        debt, then = self._debts.get(model, (0.0, now))
+        debt = debt * math.exp((then - now) / max(price, 1.0)) + saved
+        if debt <= 0.0:
+            self._debts.pop(model, None)
+            return False
+        if debt >= self._options.copies * price:
+            del self._debts[model]
+            return True
+        self._debts[model] = debt, now
+        return False
+
+
+SHIPPED: dict[str, type] = {
+    "least_wait": LeastWait,
+    "affinity": Affinity,
+    "least_in_flight": LeastInFlight,
+    "power_of_two": PowerOfTwo,
+    "random": Random,
+    "round_robin": RoundRobin,
+    "static": Static,
+}
