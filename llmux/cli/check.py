@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.options import DEFAULT_CONFIG
+from llmux.cli.command_tree import DEFAULT_CONFIG
 from llmux.cli.terminal import Exit, complain, say
 from llmux.config import Config, ConfigErrors
 from llmux.config.checks import operators

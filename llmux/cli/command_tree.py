@@ -1,4 +1,4 @@
-"""The tree of commands. Without a command llmux serves, as llmux 2.x did.
+"""The tree of commands, and the options that several share. Without a command llmux serves, as llmux 2.x did.
 
 Each command is imported when it is run: most need a fraction of llmux, and `llmux --version`, `status` or a
 completion must not take as long to start as a server. Nor do they take pydantic along, which typer needs only for
@@ -17,9 +17,82 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from llmux.cli.options import ConfigOption, PortOption, VerboseOption
 from llmux.cli.terminal import usable_streams
 from llmux.version import __version__
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+COMPLETION_TIMEOUT = 1.0  # seconds that a completion may take
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration file (default: config.yaml).")
+]
+PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Listen on this port.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
+DEFAULT_CONFIG = Path("config.yaml")
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="LLMUX_URL", help="Address of the running llmux.")]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        envvar="LLMUX_ADMIN_KEY_FILE",
+        help="File with the admin key. Default: LLMUX_ADMIN_KEY, or LLMUX_API_KEY, which may only look.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ForOption = Annotated[
+    str | None, typer.Option("--for", metavar="DURATION", help="As 90s, 10m or 2h. Default: no end.")
+]
+ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Why; shown to others.")]
+
+
+def _duration(text: str | float) -> float:
+    from llmux.config.setting_types import parse_duration  # noqa: PLC0415 - brings all of the configuration along
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        parser=_duration,
+        metavar="DURATION",
+        help="How long to wait, as 90s or 10m; then exit code 7. Default: no limit.",
+        show_default=False,
+    ),
+]
+
+
+def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the models whose names, or aliases, begin so, with their state; nothing when no llmux answers."""
+    from llmux.cli.remote import models  # noqa: PLC0415 - needed only for a completion
+
+    given = context.params
+    found = models(given.get("url") or DEFAULT_URL, given.get("key_file"), COMPLETION_TIMEOUT)
+    try:
+        return [(name, state) for name, state in _names(found) if name.startswith(incomplete)]
+    except (LookupError, TypeError, AttributeError):
+        return []
+
+
+def _names(models: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for entry in models.get("data", ()):
+        yield str(entry["id"]), str(entry["llmux"]["state"])
+        for alias in entry["llmux"]["aliases"]:
+            yield str(alias), f"{entry['id']}, {entry['llmux']['state']}"
+
+
+OptionalModelArgument = Annotated[
+    str | None, typer.Argument(help="The model's name, or an alias.", autocompletion=complete, show_default=False)
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="The model's name, or an alias.", autocompletion=complete, show_default=False)
+]
+
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serve:serve", "Run llmux until TERM or INT; HUP reads the configuration again."),
@@ -38,11 +111,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Show the last requests: their model, wait, first byte, tokens, status and id; the newest last.",
     ),
     "activity": (
-        "accounts:activity",
+        "keys:activity",
         "Show the last requests with the key that sent each, and with -f those that end from now on.",
     ),
     "usage": (
-        "accounts:usage",
+        "keys:usage",
         "Show what each key used: requests, tokens, times and cost by key, model, day or hour, out of the ledger.",
     ),
     "logs": (
@@ -67,8 +140,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "operate:reset",
         "Report a model as repaired: its failures are forgotten; faulted or lost, it counts as asleep.",
     ),
-    "lease": ("lease:lease", "Put all models to sleep, and keep them asleep: the GPU is for another job."),
-    "release": ("lease:release", "Give the leased GPU back."),
+    "lease": ("operate:lease", "Put all models to sleep, and keep them asleep: the GPU is for another job."),
+    "release": ("operate:release", "Give the leased GPU back."),
     "manual": ("operate:manual", "Leave all switching to operators, or to the policy again."),
     "simulate": (
         "simulate:run",
@@ -83,7 +156,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Look at this machine and write config.yaml, with comments, and the hook scripts that it needs.",
     ),
     "hooks": ("hooks:app", "The hook scripts that come with llmux."),
-    "key": ("make_key:app", "Keys for clients and operators, and their hashes."),
+    "key": ("keys:app", "Keys for clients and operators, and their hashes."),
     "import": ("import_llama_swap:app", "Write a configuration from that of another proxy."),
 }
 """By name: the module in this package and in it a function, or the app of a group of commands; and its help in

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmux.cli.options import DEFAULT_URL, UrlOption
+from llmux.cli.command_tree import DEFAULT_URL, UrlOption
 from llmux.cli.remote import Remote, check_key, connection
 from llmux.cli.terminal import CommandError, complain, terminal
 from llmux.errors import LLMuxError

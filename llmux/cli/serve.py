@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from llmux.cli.check import load_config, summary
-from llmux.cli.options import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
+from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
 from llmux.cli.terminal import Exit, complain, terminal
 from llmux.config import Config
 from llmux.errors import LLMuxError

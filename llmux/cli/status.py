@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.api_models import SeenDecision, SeenLease, SeenModel, SeenStatus, SeenSwitch
-from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
+from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
 

@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmux.config import Config, first_costs, to_specs
+from llmux.config import Config, EngineDefinition, first_costs, to_specs
 from llmux.core import Core, admission
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.effects import SWITCH_OVER, Admit, RunHook
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError
-from llmux.hookrunner import HookResult, HookRunner
+from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog
@@ -26,10 +27,8 @@ from llmux.observability.request_log import RequestLog
 from llmux.observability.state_file import StateStore
 from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
-from llmux.runtime.activities import Activities
 from llmux.runtime.driver import Act, Driver
 from llmux.runtime.history import History
-from llmux.runtime.hook_jobs import job_for, line_to, orphan_to, tell_end
 from llmux.runtime.persistence import Persistence
 from llmux.runtime.policy_chooser import Chooser
 from llmux.runtime.recorder import Recorder, open_record
@@ -41,6 +40,80 @@ from llmux.version import __version__
 
 if TYPE_CHECKING:
     from llmux.observability.audit import Audit
+
+
+class Activities(dict[str, tuple[int, EngineActivity]]):
+    """The epoch and the activity of each model's engine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watchers = 0
+
+    def of(self, admission: Admit) -> EngineActivity:
+        """Return the activity of the engine that serves this admission."""
+        known = self.get(admission.model)
+        if known is None or known[0] != admission.epoch:
+            known = (admission.epoch, EngineActivity(counting=self._watchers > 0))
+            self[admission.model] = known
+        return known[1]
+
+    def streamed(self, model: str) -> int:
+        """Return how many events a model's engine has streamed, as far as they were counted."""
+        known = self.get(model)
+        return 0 if known is None else known[1].streamed
+
+    def watch(self) -> Callable[[], None]:
+        """Count streamed events until the returned function is called and there is no other watcher."""
+        self._count(1)
+        return lambda: self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._watchers += more
+        for _, activity in self.values():
+            activity.counting = self._watchers > 0
+
+
+def job_for(effect: RunHook) -> HookJob:
+    """Return the job. Raises KeyError when the model has no such hook."""
+    definition = effect.definition
+    assert isinstance(definition, EngineDefinition)
+    return HookJob(
+        id=effect.hook,
+        model=effect.model,
+        kind=effect.kind,
+        script=definition.scripts[effect.kind],
+        cwd=definition.cwd,
+        env=definition.env,
+        url=definition.url,
+        port=definition.port,
+        switch=effect.switch,
+        sources=effect.sources,
+        target=effect.target,
+        level=effect.level,
+    )
+
+
+def tell_end(result: HookResult, log: EventLog, metrics: Metrics) -> None:
+    """Count and log the end of a hook. A prefetch that was ended with its switch has not failed, and was told."""
+    kind = result.kind.value
+    over = result.killed == SWITCH_OVER
+    metrics.hook_ended(result.model, kind, result.duration, result.ok or over)
+    if over:
+        return
+    code = -result.signal if result.signal is not None else result.exit_code
+    output = result.tail or result.detail
+    log.hook_ended(result.model, kind, ok=result.ok, seconds=result.duration, exit_code=code, output=output)
+
+
+def line_to(log: EventLog) -> Callable[[HookJob, str], None]:
+    """Return what logs a line that a hook printed."""
+    return lambda job, line: log.hook_output(job.model, job.kind.value, line)
+
+
+def orphan_to(log: EventLog) -> Callable[[HookJob], None]:
+    """Return what logs that something holds a hook's output beyond its end."""
+    return lambda job: log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)
+
 
 CHOICES = 200  # that are kept
 

@@ -11,7 +11,7 @@ from llmux.cli.terminal import Exit
 from tests.cli.invoking import CLEAN
 from tests.server.house import HOST, until
 
-OFTEN = "from llmux.cli import lease, main; lease.RENEW_EVERY = 0.05; main()"
+OFTEN = "from llmux.cli import main, operate; operate.RENEW_EVERY = 0.05; main()"
 
 
 @pytest.fixture
