@@ -19,7 +19,7 @@ from llmux.app import FRONT, SWITCHER
 from llmux.config import Config
 from llmux.errors import INTERNAL_ERROR, BadRequestError, RequestError, SlowClientError, UnavailableError
 from llmux.middleware.client_connection import ClientConnection
-from llmux.middleware.context import request_id
+from llmux.middleware.context import REFUSED, request_id
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
 from llmux.proxy.envelope import error_body
@@ -224,7 +224,9 @@ def _unsent(connection: Connection) -> int:
 def _answer(error: RequestError) -> bytes:
     """Return an answer that is given without a request."""
     body = json.dumps(error_body(error, anthropic=False)).encode()
-    retry = b"Retry-After: 1\r\n" if isinstance(error, UnavailableError) else b""
+    retry = b""
+    if isinstance(error, UnavailableError):  # of a request that was not even read
+        retry = b"Retry-After: 1\r\n%b: %b\r\n" % (REFUSED.encode(), error.code.encode())
     return (
         b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b"
         b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000\r\nConnection: close\r\n\r\n%b"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import hdrs, web
 
-from llmux.admin.stream import EventStream
+from llmux.admin.stream import EventStream, ReportStream
 from llmux.config.setting_types import parse_duration
 from llmux.core import events as ev
 from llmux.errors import BadRequestError, PathRefusedError
@@ -24,6 +24,7 @@ from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions
+from llmux.runtime.host_report import host_report
 from llmux.runtime.model_list import model_entry, model_list
 from llmux.runtime.status_document import health, lease_document, status
 
@@ -186,8 +187,8 @@ class Admin:
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
     async def status(self, _request: web.Request) -> web.Response:
-        """Return everything that an operator wants to know."""
-        return web.json_response(status(self._switcher))
+        """Return everything that an operator wants to know, and a gateway."""
+        return web.json_response(status(self._switcher) | {"fleet": host_report(self._switcher)})
 
     async def decisions(self, request: web.Request) -> web.Response:
         """Return the last decisions, oldest first; with virtual models also which targets were chosen."""
@@ -228,8 +229,13 @@ class Admin:
             raise BadRequestError(f'"{param}": {why}', param=param) from None
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Stream what happens; with ``?every=1s`` the status and the GPUs again and again, too."""
-        every = _every(request.query.get("every"))
+        """Stream what happens; with ``?every=1s`` the status and the GPUs again and again, too.
+
+        With ``?report=1s``, for gateways: reports alone, so often and whenever a model changes its phase.
+        """
+        every, report = _every(request, "every"), _every(request, "report")
+        if every is not None and report is not None:
+            raise BadRequestError('"report" has events of its own: leave "every" out', param="report")
         headers = {
             hdrs.CONTENT_TYPE: "text/event-stream",
             hdrs.CACHE_CONTROL: "no-cache",
@@ -237,7 +243,9 @@ class Admin:
             **dict(request.get(HEADERS, ())),
         }
         response = web.StreamResponse(headers=headers)
-        if request.method != hdrs.METH_HEAD:
+        if report is not None and request.method != hdrs.METH_HEAD:
+            await ReportStream(self._switcher, every=report).serve(request, response)
+        elif request.method != hdrs.METH_HEAD:
             gpus = None if every is None else self._gpus
             stream = EventStream(self._switcher, every=every, gpus=gpus, output=request.get(OPERATOR, False))
             await stream.serve(request, response)
@@ -420,15 +428,16 @@ def _waits(options: dict[str, Any]) -> bool | None:
     return None if given is None else given == "wait"
 
 
-def _every(text: str | None) -> float | None:
+def _every(request: web.Request, name: str) -> float | None:
+    text = request.query.get(name)
     if text is None:
         return None
     try:
         seconds = parse_duration(text)
     except ValueError as error:
-        raise BadRequestError(f'"every": {error}', param="every") from None
+        raise BadRequestError(f'"{name}": {error}', param=name) from None
     if not _OFTENEST <= seconds <= _SELDOMEST:
-        raise BadRequestError(f'"every" must be {_OFTENEST} s to {_SELDOMEST:.0f} s, as ?every=1s', param="every")
+        raise BadRequestError(f'"{name}" must be {_OFTENEST} s to {_SELDOMEST:.0f} s, as ?{name}=1s', param=name)
     return seconds
 
 

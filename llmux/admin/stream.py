@@ -6,6 +6,7 @@ A slow reader loses events, and is told so; it never slows serving.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
@@ -20,10 +21,13 @@ from llmux.observability.gpus import Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions_since
+from llmux.runtime.host_report import host_report
 from llmux.runtime.status_document import status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds
+REPORT_PAUSE = 0.1  # seconds between two reports, at least
+REPORT_LOOK = 0.5  # seconds between two looks for what has changed, at most
 SOON = 0.05  # seconds after a model has changed its phase until clients that want the status often are sent it
 # Told by the status, too many to be told one by one; decisions are told whole.
 QUIET = frozenset({"request_queued", "policy_decided"})
@@ -132,6 +136,48 @@ class EventStream:
         if self._lost:
             lost, self._lost = self._lost, 0
             await response.write(sse("lost", {"events": lost}))
+
+
+class ReportStream:
+    """One gateway, which is sent a report every ``every`` seconds, and soon after more than a queue has changed.
+
+    There is no backlog: a gateway that does not read finds the newest report when it reads again.
+    """
+
+    def __init__(self, switcher: Switcher, *, every: float) -> None:
+        self._switcher = switcher
+        self._every = every
+        self._news = asyncio.Event()
+        self._told = self._state()
+
+    async def serve(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Write reports until the gateway leaves or llmux stops."""
+        await response.prepare(request)
+        switcher, now = self._switcher, asyncio.get_running_loop().time
+        end = switcher.subscribe(self._look)
+        try:
+            while not switcher.stopped.is_set():
+                self._told = self._state()
+                due = now() + self._every
+                await response.write(sse("report", host_report(switcher)))
+                await asyncio.sleep(REPORT_PAUSE)
+                while now() < due and self._state() == self._told:
+                    self._news.clear()
+                    with contextlib.suppress(TimeoutError):
+                        # Not all that changes has an effect.
+                        async with asyncio.timeout(min(REPORT_LOOK, due - now())):
+                            await self._news.wait()
+        finally:
+            end()
+
+    def _look(self, _effect: Effect) -> None:
+        if self._state() != self._told:
+            self._news.set()
+
+    def _state(self) -> tuple[object, ...]:
+        """Return what a gateway should know of at once."""
+        switcher, s = self._switcher, self._switcher.core.state
+        return switcher.timeline.last_move, s.stopping, s.lease, s.ready, switcher.stopped.is_set()
 
 
 def sse(name: str, fields: object) -> bytes:

@@ -104,6 +104,11 @@ class ApiKeyConfig(Section):
     limits: LimitsConfig | None = Field(default=None, description="How much it may use. null: its role's.")
     budget: BudgetConfig | None = Field(default=None, description="What it may spend. null: its role's.")
 
+    gateway: bool = Field(
+        default=False,
+        description="true: it is a gateway's, which tells whose its requests are, by `X-LLMux-Key`.",
+    )
+
     class_: Literal["interactive", "ride_along"] = Field(
         default="interactive",
         alias="class",

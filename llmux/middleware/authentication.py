@@ -16,9 +16,12 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from llmux.config import Config
+from llmux.config.setting_types import LONGEST_NAME
 from llmux.errors import ForbiddenError, RequestError, UnauthorizedError
 from llmux.middleware.keyring import Holder, Keyring, network_of, no_valid_key
 
+KEY_NAME = "X-LLMux-Key"
+"""With a gateway's key: the name of its client's."""
 _AUTHORIZATION = b"authorization"
 _API_KEY = b"x-api-key"
 _LOOPBACK = ("127.", "::ffff:127.")
@@ -31,6 +34,18 @@ class Let(NamedTuple):
 
     holder: Holder | None = None
     drop: frozenset[bytes] = frozenset()
+
+    @property
+    def of_gateway(self) -> bool:
+        """Whether it is a gateway's key."""
+        return self.holder is not None and self.holder.gateway
+
+    def for_client(self, request: web.BaseRequest) -> Let:
+        """Return the same in the name of the gateway's client, where the gateway tells it."""
+        assert self.holder is not None
+        name = request.headers.get(KEY_NAME, "")
+        holder = self.holder._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else None
+        return Let(holder or self.holder, self.drop | {KEY_NAME.lower().encode()})
 
 
 class FastLet(NamedTuple):

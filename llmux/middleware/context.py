@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING
 
+from llmux.core.effects import Refusal
+from llmux.errors import RequestError
 from llmux.middleware.keyring import Holder
 from llmux.middleware.paths import Route
 from llmux.middleware.progress import Channel, InBody
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from llmux.tracing import RequestTrace
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
+
+REFUSED = "X-LLMux-Refused"
+"""Says, with the error's code, that no engine has seen a request: it may be sent to another host."""
+_BEFORE_ADMISSION = frozenset({*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline"}) - {
+    Refusal.WAITED_TOO_LONG  # its time is over elsewhere, too
+}
 
 _USABLE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 _bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311 - no secret, and a system call each would cost more
@@ -102,6 +110,12 @@ class RequestContext:
         """The response, if it has begun before the engine's."""
         channel = self.channel
         return channel.early if isinstance(channel, InBody) and channel.early.begun else None
+
+    def refused_with(self, error: RequestError) -> str | None:
+        """Return the code of an error which says that no engine has seen the request; else None."""
+        ticket = self.ticket
+        by_core = ticket is not None and ticket.rejection is error
+        return error.code if error.code in _BEFORE_ADMISSION and (by_core or self.exchange is None) else None
 
     def _settle(self, passed: Passed, status: int, failure: str | None, seconds: float) -> None:
         exchange, self.passed = self.exchange, None

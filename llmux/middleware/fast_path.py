@@ -141,7 +141,7 @@ class FastPath:
             if let is None:
                 return None
             dropped, holder = let
-            if holder is not None and holder.managed:
+            if holder is not None and (holder.managed or holder.gateway):
                 return None
         known = KnownHead(head, route, dropped, holder)
         if head.given_id is None:  # which is new with every request

@@ -29,7 +29,7 @@ from llmux.errors import (
     UnavailableError,
 )
 from llmux.middleware.authentication import Keys, is_control
-from llmux.middleware.context import Reporting, RequestContext, request_id
+from llmux.middleware.context import REFUSED, Reporting, RequestContext, request_id
 from llmux.middleware.fast_path import FastPath
 from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
@@ -210,7 +210,8 @@ class Front:
             case Kind.UPSTREAM:
                 context.holder, context.drop_headers = await self._keys.operator(request)
             case Kind.FORWARD:
-                context.holder, context.drop_headers = await self._keys.client(request)
+                let = await self._keys.client(request)
+                context.holder, context.drop_headers = let if not let.of_gateway else let.for_client(request)
         return await self._handler.serve(request, context)
 
     async def _judge_page(self, request: web.Request, route: Route, verdict: Verdict) -> None:
@@ -310,6 +311,8 @@ class Front:
         if context.early is not None:
             return context.early.fail(error, anthropic=anthropic, request_id=context.request_id)
         headers = [*context.headers, ("X-LLMux-Queue-Seconds", f"{context.waited:.3f}")]
+        if (refused := context.refused_with(error)) is not None:
+            headers.append((REFUSED, refused))
         if isinstance(error, UnauthorizedError):
             headers.append((hdrs.WWW_AUTHENTICATE, "Bearer"))
         response = error_response(error, anthropic=anthropic, headers=headers)

@@ -57,6 +57,7 @@ class Holder(NamedTuple):
     progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
     managed: bool = False  # it may use less than everything
     rides: bool = False  # its requests cause no switch
+    gateway: bool = False  # it tells whose its requests are
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +91,14 @@ class Keyring:
         given = [
             (
                 entry.key,
-                Holder(entry.name, False, progress=entry.progress, managed=entry.managed, rides=entry.rides),
+                Holder(
+                    entry.name,
+                    False,
+                    progress=entry.progress,
+                    managed=entry.managed,
+                    rides=entry.rides,
+                    gateway=entry.gateway,
+                ),
             )
             for entry in config.api_keys
         ]

@@ -114,6 +114,8 @@ def _connection(raw_headers: Sequence[tuple[bytes, bytes]], *, may_upgrade: bool
 
 
 _NO_BUFFERING = b"x-accel-buffering"
+# What llmux alone may say: no engine has seen the request (see ``llmux.middleware.context``).
+REFUSED = b"x-llmux-refused"
 _MOST_WRITTEN = 16  # heads that are kept of one of the engine's
 
 
@@ -149,11 +151,12 @@ def _around_length(
     tunnel = head.framing is Framing.TUNNEL
     lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     before = None
+    never = {REFUSED, _NO_BUFFERING} if head.event_stream else {REFUSED}
     for lower, name, value in head.fields:
         if lower in HOP_BY_HOP:
             if not tunnel or lower not in {b"connection", b"upgrade"}:
                 continue
-        elif lower in replaced or lower in head.named or (head.event_stream and lower == _NO_BUFFERING):
+        elif lower in replaced or lower in head.named or lower in never:
             continue
         if lower == b"content-length":
             before = b"%b%b: " % (b"".join(lines), name)

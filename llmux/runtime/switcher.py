@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -168,6 +169,8 @@ class Switcher:
         self.now: Callable[[], float] = time.monotonic
         """Returns the time on the core's clock, in seconds."""
         self.config = config
+        self.instance = secrets.token_hex(8)  # of no other process
+        self.reports = 0  # that were made for gateways
         self.core = Core(specs, rules, policy, random.random)
         self.core.state.figures = figures
         self.core.state.shadows = load_shadows(config)

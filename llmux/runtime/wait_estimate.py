@@ -67,6 +67,11 @@ def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
     return until_awake(s, model, now) + in_queue(model, len(model.queue) + 1)
 
 
+def rest_of_switch(s: State, now: float) -> float:
+    """Return how long the switch under way still takes, its drain included; 0 when there is none."""
+    return 0.0 if s.switch is None else _rest(s, s.switch, now)
+
+
 def _earlier(s: State, model: Model) -> Iterable[Model]:
     """Return the other models with requests waiting which have their turn before ``model``, in that order."""
     own = model.oldest()

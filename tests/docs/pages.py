@@ -13,6 +13,7 @@ PAGES = (
     "llmux/DESIGN.md",
     "llmux/OPERATING.md",
     "llmux/REFERENCE.md",
+    "llmux/FLEET.md",
     "llmux/TARGETS.md",
     "hooks/README.md",
     "policies/README.md",
