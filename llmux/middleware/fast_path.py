@@ -36,10 +36,9 @@ from llmux.middleware.fast_head import LENGTH, MOST_KNOWN, FastHead, KnownHead, 
 from llmux.middleware.model_handler import engine_address
 from llmux.middleware.origin import Hosts
 from llmux.middleware.paths import ForwardedPaths, Kind
-from llmux.middleware.refusing import refusal, refused_too_often
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
-from llmux.proxy.relay import Flow, Relay
-from llmux.proxy.tunnel import Tunnel
+from llmux.proxy.envelope import refusal, refused_too_often
+from llmux.proxy.relay import Flow, Relay, Tunnel
 from llmux.upstream import EngineActivity, EngineConnection, EngineRefusedError, ResponseHead
 
 MOST = 64 * 1024  # bytes of body

@@ -34,10 +34,10 @@ from llmux.middleware.fast_path import FastPath
 from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
 from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
-from llmux.middleware.refusing import refused_too_often
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
+from llmux.proxy.envelope import refused_too_often
 from llmux.runtime import Switcher
 
 if TYPE_CHECKING:

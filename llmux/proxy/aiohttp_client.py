@@ -11,8 +11,7 @@ import asyncio
 from aiohttp import HttpVersion11, web
 
 from llmux.aiohttp_internals import RelayedResponse, count_written, drain, feed
-from llmux.proxy.relay import ClientGoneError
-from llmux.proxy.tunnel import Tunnel
+from llmux.proxy.relay import ClientGoneError, Tunnel
 from llmux.upstream import ResponseHead
 
 

@@ -1,14 +1,24 @@
-"""Errors as the two families of SDKs expect them, as a response and inside an event stream."""
+"""Errors as the two families of SDKs expect them, as a response and inside an event stream.
+
+Answers to requests without a key are made without aiohttp (``refusal``): the same bytes, for a fraction of the
+time. A flood of such requests costs little each, and after ``MOST_REFUSED`` of them on one connection that is
+closed.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
 
-from llmux.errors import RequestError
+from llmux.errors import RequestError, UnauthorizedError
 
 
 def error_response(
@@ -56,3 +66,51 @@ def event_of(document: Mapping[str, object], *, anthropic: bool) -> bytes:
     data = json.dumps(document).encode()
     name = b"event: error\n" if anthropic else b""
     return b"\n\n" + name + b"data: " + data + b"\n\n"
+
+
+MOST_REFUSED = 100  # requests
+
+_bodies: dict[str, bytes] = {}  # by message: there are two
+_SERVER = SERVER_SOFTWARE.encode()
+
+
+def refused_too_often(client: Any) -> bool:
+    """Count a refusal on a client's connection, and return whether it ends with it."""
+    refused: int | None = getattr(client, "refused", None)
+    if refused is None:  # a server other than llmux's own
+        return False
+    client.refused = refused = refused + 1
+    return refused >= MOST_REFUSED
+
+
+def refusal(error: RequestError, request_id: str, *, anthropic: bool, close: bool) -> bytes:
+    """Return head and body of what ``error_response`` gives, as aiohttp would send it."""
+    if anthropic:
+        body = json.dumps(error_body(error, anthropic=True, request_id=request_id)).encode()
+    else:
+        found = _bodies.get(error.message)
+        if found is None:
+            found = _bodies[error.message] = json.dumps(error_body(error, anthropic=False)).encode()
+        body = found
+    more = b"WWW-Authenticate: Bearer\r\n" if isinstance(error, UnauthorizedError) else b""
+    if error.retry_after is not None:
+        more += b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after))
+    return (
+        b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nX-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000\r\n"
+        b"%bContent-Length: %d\r\nDate: %b\r\nServer: %b\r\n%b\r\n%b"
+        % (
+            _status(error.status),
+            request_id.encode(),
+            more,
+            len(body),
+            rfc822_formatted_time().encode(),
+            _SERVER,
+            b"Connection: close\r\n" if close else b"",
+            body,
+        )
+    )
+
+
+@functools.lru_cache
+def _status(status: int) -> bytes:
+    return f"{status} {HTTPStatus(status).phrase}".encode()

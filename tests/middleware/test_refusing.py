@@ -8,8 +8,9 @@ import re
 import pytest
 
 from llmux.config.access import hash_of, new_key
-from llmux.middleware import keyring, refusing
+from llmux.middleware import keyring
 from llmux.middleware.fast_path import FastPath
+from llmux.proxy import envelope
 from tests.server.house import message, until
 
 KEY, OTHER = (new_key() for _ in range(2))
@@ -165,7 +166,7 @@ async def test_in_pieces_and_in_a_row(house):
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("data", [chat(), listing("/v1/models"), chat("/upstream/a/v1/x")], ids=range(3))
 async def test_many_refusals_end_the_connection(house, monkeypatch, fast, data):
-    monkeypatch.setattr(refusing, "MOST_REFUSED", 3)
+    monkeypatch.setattr(envelope, "MOST_REFUSED", 3)
     await house.open(api_keys=["plain"], admin_key="root")
     house.front.fast_path.open = fast
     line = await house.line()
