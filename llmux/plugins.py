@@ -52,7 +52,7 @@ class _Moved(ModuleType):
 
 for _old, _new in {
     "llmux.core.policy_memory": "llmux.policies.adaptive",
-    "llmux.core.transitions": "llmux.core.successors",
+    "llmux.core.transitions": "llmux.core.policy",
 }.items():
     sys.modules.setdefault(_old, _Moved(_old, _new))
 

@@ -35,8 +35,7 @@ def arrived(s: State, event: RequestArrived) -> None:
         s.out.append(Reject(number, event.model, Refusal.UNKNOWN_MODEL, message, None, 0.0))
         return
     request = Request(number, model, s.now)
-    model.count_arrival(s.now)
-    s.successors.arrived(model.name, s.now)
+    model.meter.arrived(s.now)
     if model.phase is AWAKE and is_open(s, model):
         s.requests[number] = request
         s.admit(request)
@@ -191,5 +190,5 @@ def expected_wait(s: State, model: Model) -> float:
     if s.lease is not None:
         return max(1.0, time_left(s, s.lease.until))
     if model.phase is AWAKE:
-        return max(1.0, model.service)
+        return max(1.0, model.meter.service)
     return placement.switch_cost(s, [other for other in s.models.values() if other.holds], model)

@@ -11,7 +11,7 @@ waking out of host memory and from a disk have nothing in common.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,53 +98,9 @@ class SwitchCosts:
             alike = (known[model],) if model in known else known.values()
         return sum(each.seconds for each in alike) / len(alike) if alike else default
 
-    def rows(self) -> Iterator[tuple[str | None, str, float, int]]:
-        """Yield (from, to, seconds, samples) of every measured direction."""
-        for (source, target), average in self.pairs.items():
-            yield source, target, average.seconds, average.samples
-
-    def level_rows(self) -> Iterator[tuple[str, str, str, float, int]]:
-        """Yield (model, level, wake or sleep, seconds, samples) of what was measured at each level."""
-        for (half, model, level), average in self.levels.items():
-            yield model, level, half, average.seconds, average.samples
-
-    def dump(self) -> dict[str, Any]:
-        """Return the averages as JSON values, for ``load``."""
-        return {
-            "pairs": [[source, target, a.seconds, a.samples] for (source, target), a in self.pairs.items()],
-            "wakes": {name: [a.seconds, a.samples] for name, a in self.wakes.items()},
-            "sleeps": {name: [a.seconds, a.samples] for name, a in self.sleeps.items()},
-            "levels": [[*key, a.seconds, a.samples] for key, a in self.levels.items()],
-        }
-
-    def load(self, data: Mapping[str, Any]) -> None:
-        """Take over what ``dump`` returned.
-
-        Raises ValueError, TypeError, KeyError or OverflowError if it is something else.
-        """
-        pairs = {
-            (None if source is None else str(source), str(target)): _loaded(*rest)
-            for source, target, *rest in data["pairs"]
-        }
-        wakes, sleeps = (
-            {str(name): _loaded(*rest) for name, rest in data[key].items()} for key in ("wakes", "sleeps")
-        )
-        levels = {
-            (str(half), str(model), str(level)): _loaded(*rest)
-            for half, model, level, *rest in data.get("levels", ())
-        }
-        self.pairs, self.wakes, self.sleeps, self.levels = pairs, wakes, sleeps, levels
-
 
 def _add(averages: dict[Any, Average], key: object, seconds: float) -> float:
     average = averages.setdefault(key, Average(seconds, 0))
     average.seconds += ALPHA * (seconds - average.seconds)
     average.samples += 1
     return average.seconds
-
-
-def _loaded(seconds: Any, samples: Any) -> Average:
-    average = Average(float(seconds), int(samples))
-    if not 0.0 <= average.seconds < float("inf"):
-        raise ValueError(f"not a duration: {seconds!r}")
-    return average

@@ -86,7 +86,7 @@ def _plan(s: State, coming: Iterable[Model], movable: Mapping[Model, Sequence[Le
         if model not in options:
             level = forced.get(model) or (movable and model.deepening) or model.level
             room -= level.host_memory if level else 0
-    likely = sorted(options, key=lambda m: (bool(m.queue), m.arrival_rate(s.now), m.last_used, -m.order))
+    likely = sorted(options, key=lambda m: (bool(m.queue), m.meter.arrival_rate(s.now), m.last_used, -m.order))
     steps = plan([Sleeper(m.name, tuple(level.host_memory for level in options[m])) for m in likely], room)
     return forced | {model: options[model][steps[model.name]] for model in likely}
 

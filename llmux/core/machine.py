@@ -9,7 +9,8 @@ runtime with sockets and processes, a test, the simulator in virtual time) carri
 feeds back what came of them. Because deciding and counting are one step and nothing else touches the state, there
 is no window between "is awake" and "is counted", and there are no locks. The core keeps no memory for display:
 what has happened is in the effects, and a ``Timeline`` of them is kept by the driver; the figures with which a
-decision is shown are looked up by an injected function, ``State.figures``.
+decision is shown are looked up by an injected function, ``State.figures``, and how fast models are asked and
+answer is measured by an injected ``Meter`` of each.
 
 Three machines are written down as tables in ``phases``: the phase of each model, the stage of the switch under
 way, the step of a teardown. A call site names a trigger; the table says what follows, and the one function that
@@ -26,7 +27,7 @@ The parts, from the bottom up:
 
 - ``spec``, ``events``, ``effects``, ``phases``, ``policy``   the vocabulary, and the tables;
 - ``model``, ``timers``   the records, and what is due when;
-- ``costs``, ``engine_load``, ``successors``   what is measured;
+- ``costs``          what switches have taken;
 - ``state``          the whole, and the few primitive changes (move a phase, start a hook, admit, reject);
 - ``levels``         how deeply models sleep, as far as host memory lets them;
 - ``placement``      what may be awake together, what has to leave for what, and what that costs;
@@ -51,7 +52,7 @@ from typing import Any
 from llmux.core import admission, commands, deciding, health_checks, levels, lifecycle, switching, teardown
 from llmux.core import events as ev
 from llmux.core.effects import Effect
-from llmux.core.model import AWAKE, READY, Model, Request
+from llmux.core.model import AWAKE, READY, Meter, Model, Request
 from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.policy import Policy
 from llmux.core.policy_calls import LiveSnapshot, adopt
@@ -63,8 +64,8 @@ from llmux.core.timers import Timer
 class Core:
     """The state machine of llmux.
 
-    ``jitter`` returns numbers in [0, 1); it is the only chance in here, and it is injected. With ``explain``
-    queued requests, phases and decisions are told.
+    ``meters`` makes the meter of a model, by its name. ``jitter`` returns numbers in [0, 1); it is the only chance
+    in here, and it is injected. With ``explain`` queued requests, phases and decisions are told.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class Core:
         models: Iterable[ModelSpec],
         rules: Rules,
         policy: Policy,
+        meters: Callable[[str], Meter],
         jitter: Callable[[], float] = lambda: 0.5,
         *,
         explain: bool = True,
     ) -> None:
-        self.state = State(models, rules, policy, jitter)
+        self.state = State(models, rules, policy, meters, jitter)
         self.state.explain = explain
         self.next_deadline: Callable[[], float | None] = self.state.timers.next
         """Returns when the core must be handed ``DeadlineReached``, or None. It may be in the past."""
@@ -128,27 +130,32 @@ def _request_finished(s: State, event: ev.RequestFinished) -> None:
         raise InvalidEventError(f"request {event.request} was not admitted")
     if event.keep is not None:
         request.model.keep = event.keep
-    _left(s, request, answered=True)
-    request.model.count_service(s.now - request.admitted)
-    s.successors.answered(request.model.name, s.now)
+    del request.model.in_flight[request.id]
+    request.model.meter.answered(s.now, len(request.model.in_flight), s.now - request.admitted)
+    _left(s, request)
 
 
 def _request_abandoned(s: State, event: ev.RequestAbandoned) -> None:
     request = _request(s, event.request)
     if request.admitted is not None:
-        _left(s, request, answered=False)
+        _no_longer_served(s, request)
+        _left(s, request)
         return
     s.unqueue(request)
     del s.requests[request.id]
     switching.waiter_left(s, request.model)
 
 
-def _left(s: State, request: Request, *, answered: bool) -> None:
-    """A request in flight has ended."""
+def _no_longer_served(s: State, request: Request) -> None:
+    model = request.model
+    del model.in_flight[request.id]
+    model.meter.changed(s.now, len(model.in_flight))
+
+
+def _left(s: State, request: Request) -> None:
+    """A request that was in flight has ended."""
     model = request.model
     del s.requests[request.id]
-    del model.in_flight[request.id]
-    model.load.changed(s.now, len(model.in_flight), answered=answered)
     model.last_served = model.last_used = s.now
     if model.queue:
         admission.admit_waiters(s, model)
@@ -172,8 +179,7 @@ def _request_returned(s: State, event: ev.RequestReturned) -> None:
     if request.admitted is None or request.returned:
         raise InvalidEventError(f"request {event.request} cannot be returned")
     model = request.model
-    del model.in_flight[request.id]
-    model.load.changed(s.now, len(model.in_flight), answered=False)
+    _no_longer_served(s, request)
     request.admitted = None
     request.returned = True
     if model.phase is Phase.AWAKE and model.unproven is not None and not event.connected:

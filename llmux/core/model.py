@@ -5,16 +5,15 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from llmux.core.engine_load import EngineLoad
 from llmux.core.phases import HOLDING, Phase, Stage, Step
-from llmux.core.policy import Policy
+from llmux.core.policy import EngineView, Policy, Successor
 from llmux.core.spec import HookKind, Level, ModelSpec
 
 ARRIVAL_WINDOW = 120.0  # seconds over which arrivals are averaged
-SERVICE_ALPHA = 0.1
 JITTER = 0.2
 
 
@@ -201,11 +200,34 @@ class Cleanup:
     since: float = 0.0  # when the first of them failed
 
 
+class Meter(EngineView, Protocol):
+    """Measures one model: the core tells it what happens, and asks. Seconds, and per second."""
+
+    service: float  # from admission to the last byte, on average; 0 until a first answer
+
+    def arrived(self, now: float) -> None:
+        """Take in an arrival."""
+
+    def changed(self, now: float, in_flight: int) -> None:
+        """Take in that so many are served from now on."""
+
+    def answered(self, now: float, in_flight: int, took: float) -> None:
+        """Take in that one has been answered, after ``took`` seconds, and that so many are served from now on."""
+
+    def arrival_rate(self, now: float) -> float:
+        """Return the arrivals per second, averaged over about ``ARRIVAL_WINDOW`` seconds."""
+
+    @property
+    def successors(self) -> Mapping[str, Successor]:
+        """Which models were asked next after its answers."""
+
+
 @dataclass(slots=True, eq=False)
 class Model:
     """Everything the core knows of one model."""
 
     spec: ModelSpec
+    meter: Meter
     order: int = 0  # its place in the configuration
     phase: Phase = Phase.UNKNOWN
     woken: ModelSpec | None = None  # what it was woken under; None while asleep
@@ -234,10 +256,6 @@ class Model:
     preload_due: bool = False
     put_away: bool = False  # by an operator: only what asks for it wakes it
     keep: float | None = None  # instead of ``idle_sleep``; see ``RequestFinished``
-    arrival_mass: float = 0.0
-    arrival_seen: float = 0.0
-    service: float = 0.0
-    load: EngineLoad = field(default_factory=EngineLoad)
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -285,17 +303,3 @@ class Model:
     def oldest(self) -> Request | None:
         """Return its oldest waiter."""
         return next(iter(self.queue.values()), None)
-
-    def count_arrival(self, now: float) -> None:
-        """Feed the arrival rate."""
-        decay = math.exp((self.arrival_seen - now) / ARRIVAL_WINDOW)
-        self.arrival_mass = self.arrival_mass * decay + 1.0
-        self.arrival_seen = now
-
-    def arrival_rate(self, now: float) -> float:
-        """Return the arrivals per second."""
-        return self.arrival_mass * math.exp((self.arrival_seen - now) / ARRIVAL_WINDOW) / ARRIVAL_WINDOW
-
-    def count_service(self, seconds: float) -> None:
-        """Feed the service time."""
-        self.service = self.service + SERVICE_ALPHA * (seconds - self.service) if self.service else seconds

@@ -192,7 +192,7 @@ def loss(s: State, model: Model) -> Loss:
     level = levels.lightest(model)
     return Loss(
         len(model.in_flight) + len(model.queue),
-        1.0 + model.arrival_rate(s.now) * ARRIVAL_WINDOW,
+        1.0 + model.meter.arrival_rate(s.now) * ARRIVAL_WINDOW,
         s.costs.sleep_of(model.name, level),
         s.costs.wake_of(model.name, level),
     )

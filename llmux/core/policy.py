@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-from llmux.core.successors import Successor
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,14 @@ class WaitUntil:
 
 
 Decision = Stay | SwitchTo | WaitUntil
+
+
+class Successor(NamedTuple):
+    """A model that was asked after another one's answer."""
+
+    share: float  # of those answers, 0 to 1; recent ones count more
+    delay: float  # seconds from the end of the answer to the arrival, on average
+    seen: int  # how often
 
 
 class EngineView(Protocol):

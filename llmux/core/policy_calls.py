@@ -17,7 +17,6 @@ from llmux.core.effects import PolicyAdopted, PolicyOverruled, ShadowDropped
 from llmux.core.events import PolicyChosen
 from llmux.core.model import AWAKE, Model, Shadow
 from llmux.core.state import State
-from llmux.core.successors import Successor
 
 LONGEST = 300  # characters: an answer may be as long as it likes
 RAISED = (Exception, SystemExit)  # ``sys.exit()`` in a policy shall not end llmux
@@ -77,11 +76,11 @@ class LiveModel(api.ModelView):
 
     @property
     def arrival_rate(self) -> float:
-        return self._model.arrival_rate(self._state.now)
+        return self._model.meter.arrival_rate(self._state.now)
 
     @property
     def service_time(self) -> float:
-        return self._model.service
+        return self._model.meter.service
 
     @property
     def switch_cost(self) -> float:
@@ -93,11 +92,11 @@ class LiveModel(api.ModelView):
 
     @property
     def engine(self) -> api.EngineView:
-        return self._model.load
+        return self._model.meter
 
     @property
-    def successors(self) -> Mapping[str, Successor]:
-        return self._state.successors.after(self._model.name)
+    def successors(self) -> Mapping[str, api.Successor]:
+        return self._model.meter.successors
 
     def arrivals(self) -> Iterator[float]:
         return (request.arrived for request in self._model.queue.values())

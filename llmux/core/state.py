@@ -17,6 +17,7 @@ from llmux.core.model import (
     HookRun,
     Lease,
     Lifecycle,
+    Meter,
     Model,
     Request,
     Shadow,
@@ -25,7 +26,6 @@ from llmux.core.model import (
 from llmux.core.phases import HOLDING, PHASES, Phase, Trigger, following
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.core.successors import Successors
 from llmux.core.timers import Timer, Timers
 
 KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
@@ -35,7 +35,12 @@ class State:
     """Everything the core knows. Only ``Core.handle`` and what it calls change it."""
 
     def __init__(
-        self, models: Iterable[ModelSpec], rules: Rules, policy: Policy, jitter: Callable[[], float]
+        self,
+        models: Iterable[ModelSpec],
+        rules: Rules,
+        policy: Policy,
+        meters: Callable[[str], Meter],
+        jitter: Callable[[], float],
     ) -> None:
         self.now = 0.0
         self.out: list[Effect] = []
@@ -43,12 +48,12 @@ class State:
         self.rules = rules
         self.policy = policy
         self.jitter = jitter
-        self.models = {spec.name: Model(spec, order) for order, spec in enumerate(models)}
+        self.meters = meters
+        self.models = {spec.name: Model(spec, meters(spec.name), order) for order, spec in enumerate(models)}
         self.requests: dict[int, Request] = {}
         self.hooks: dict[int, HookRun] = {}
         self.timers = Timers()
         self.costs = SwitchCosts()
-        self.successors = Successors()
         self.switch: Switch | None = None
         self.lease: Lease | None = None
         self.manual = rules.manual  # operators alone switch
@@ -182,7 +187,7 @@ class State:
         request.admitted = now
         model.in_flight[request.id] = request
         model.admissions += 1
-        model.load.changed(now, len(model.in_flight), answered=False)
+        model.meter.changed(now, len(model.in_flight))
         definition = (model.woken or model.spec).definition
         waited = now - request.arrived
         self.out.append(fx.Admit(request.id, model.name, definition, model.epoch, request.returned, waited))

@@ -51,10 +51,11 @@ def refuse_hopeless(switcher: Switcher, name: str, deadline: float) -> None:
     wait = None if model is None else wait_estimate.for_a_newcomer(state, model, switcher.now())
     if model is None or wait is None:  # it is refused for another reason
         return
-    if wait + model.service > deadline:
+    service = model.meter.service
+    if wait + service > deadline:
         raise UnavailableError(
             f"An answer of {name!r} cannot be had within {format_duration(deadline)}: a request waits about"
-            f" {format_duration(round(wait, 1))}, and is answered in {format_duration(round(model.service, 1))}.",
+            f" {format_duration(round(wait, 1))}, and is answered in {format_duration(round(service, 1))}.",
             code="deadline",
-            retry_after=max(1.0, wait + model.service - deadline),
+            retry_after=max(1.0, wait + service - deadline),
         )

@@ -2,8 +2,8 @@
 
 JSON: ``{"version": 1, "holders": [...], "last_use": {MODEL: epoch seconds}, "costs": ..., "hooks": [[pid,
 start, boot, ending], ...], "definitions": {MODEL: {...}}, "levels": {MODEL: LEVEL}, "asked": ...}``. ``holders``
-are the models that may hold the GPU, ``levels`` says how deeply others sleep; ``costs``, of the core's cost
-table, and ``asked``, the operators' pins, lease and manual mode, are opaque here.
+are the models that may hold the GPU, ``levels`` says how deeply others sleep, ``costs`` what switches have taken
+(``dump_costs``); ``asked``, the operators' pins, lease and manual mode, is opaque here.
 
 It is written by rename, so a reader sees the old or the new one, whole. It is not fsynced: the kernel keeps
 what a killed llmux wrote, and after a power cut no engine runs and the GPU is empty, so there is nothing to
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmux.core.costs import Average, SwitchCosts
 from llmux.errors import StateLockedError
 
 VERSION = 1
@@ -50,6 +51,42 @@ class State:
     def recent(self) -> tuple[str, ...]:
         """Return the models in the order of their last use, most recent first."""
         return tuple(sorted(self.last_use, key=lambda name: (-self.last_use[name], name)))
+
+
+def dump_costs(costs: SwitchCosts) -> dict[str, Any]:
+    """Return what was measured as JSON values, for ``load_costs``."""
+    return {
+        "pairs": [[source, target, a.seconds, a.samples] for (source, target), a in costs.pairs.items()],
+        "wakes": {name: [a.seconds, a.samples] for name, a in costs.wakes.items()},
+        "sleeps": {name: [a.seconds, a.samples] for name, a in costs.sleeps.items()},
+        "levels": [[*key, a.seconds, a.samples] for key, a in costs.levels.items()],
+    }
+
+
+def load_costs(costs: SwitchCosts, data: Mapping[str, Any]) -> None:
+    """Have ``costs`` take over what ``dump_costs`` returned.
+
+    Raises ValueError, TypeError, KeyError or OverflowError if it is something else.
+    """
+    pairs = {
+        (None if source is None else str(source), str(target)): _average(*rest)
+        for source, target, *rest in data["pairs"]
+    }
+    wakes, sleeps = (
+        {str(name): _average(*rest) for name, rest in data[key].items()} for key in ("wakes", "sleeps")
+    )
+    levels = {
+        (str(half), str(model), str(level)): _average(*rest)
+        for half, model, level, *rest in data.get("levels", ())
+    }
+    costs.pairs, costs.wakes, costs.sleeps, costs.levels = pairs, wakes, sleeps, levels
+
+
+def _average(seconds: Any, samples: Any) -> Average:
+    average = Average(float(seconds), int(samples))
+    if not 0.0 <= average.seconds < math.inf:
+        raise ValueError(f"not a duration: {seconds!r}")
+    return average
 
 
 class Warn(Protocol):

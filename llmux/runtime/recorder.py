@@ -19,6 +19,7 @@ from llmux.core.spec import HookKind, Rules
 from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog
 from llmux.observability.record import FORMAT, RecordFile
+from llmux.observability.state_file import dump_costs
 from llmux.observability.timeline import Step
 from llmux.runtime.explanations import document
 from llmux.version import __version__
@@ -141,7 +142,7 @@ class Recorder:
             pins=[model.name for model in s.models.values() if model.pinned],
             lease=None if s.lease is None else {"waits": s.lease.waits},
             manual=s.manual,
-            costs=s.costs.dump(),
+            costs=dump_costs(s.costs),
             guesses={name: list(guess) for name, guess in s.costs.guesses.items()},
         )
 

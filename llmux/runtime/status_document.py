@@ -63,12 +63,12 @@ def status(switcher: Switcher) -> dict[str, Any]:
             for name, model in s.models.items()
         },
         "switch_costs": [
-            {"from": source, "to": target, "seconds": seconds, "samples": samples}
-            for source, target, seconds, samples in s.costs.rows()
+            {"from": source, "to": target, "seconds": cost.seconds, "samples": cost.samples}
+            for (source, target), cost in s.costs.pairs.items()
         ],
         "level_costs": [
-            {"model": name, "level": level, "hook": hook, "seconds": seconds, "samples": samples}
-            for name, level, hook, seconds, samples in s.costs.level_rows()
+            {"model": name, "level": level, "hook": hook, "seconds": cost.seconds, "samples": cost.samples}
+            for (hook, name, level), cost in s.costs.levels.items()
         ],
         "last_eviction": None
         if switcher.decisions.eviction is None

@@ -54,8 +54,8 @@ def in_queue(model: Model, position: int) -> float:
     if limit is None:
         return 0.0
     if model.phase is Phase.AWAKE:  # all places are taken, and come free one after the other
-        return model.service * position / limit
-    return model.service * ((position - 1) // limit)
+        return model.meter.service * position / limit
+    return model.meter.service * ((position - 1) // limit)
 
 
 def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
@@ -89,7 +89,7 @@ def _turn(s: State, model: Model) -> float:
     """Return how long the answers to the requests which wait for a model take."""
     waiting, limit = len(model.queue), model.spec.max_in_flight
     rounds = math.ceil(waiting / limit) if limit is not None else min(1, waiting)
-    return max(s.rules.min_active, model.service * rounds)
+    return max(s.rules.min_active, model.meter.service * rounds)
 
 
 def _switch(s: State, before: Model | None, target: Model, now: float) -> float:
@@ -116,7 +116,7 @@ def _youngest(model: Model, now: float) -> float:
     request = next(reversed(model.in_flight.values()), None)
     if request is None or request.admitted is None:
         return 0.0
-    return max(0.0, model.service - (now - request.admitted))
+    return max(0.0, model.meter.service - (now - request.admitted))
 
 
 def _rest(s: State, switch: Switch, now: float) -> float:

@@ -24,6 +24,7 @@ import yaml
 
 from llmux.config.setting_types import parse_duration
 from llmux.core.costs import SwitchCosts
+from llmux.observability.state_file import load_costs
 from llmux.simulator.trace import TraceError
 
 Pairs = Mapping[tuple[str, str], float]
@@ -179,7 +180,7 @@ def _row(path: Path, row: Any) -> tuple[tuple[str, str], float]:
 def _from_state(path: Path, data: Any) -> CostMatrix:
     costs = SwitchCosts()
     try:
-        costs.load(data)
+        load_costs(costs, data)
     except (TypeError, ValueError, KeyError, AttributeError):
         raise TraceError(f"{path}: is a state file without usable costs") from None
     return measured(costs)
@@ -187,13 +188,17 @@ def _from_state(path: Path, data: Any) -> CostMatrix:
 
 def measured(costs: SwitchCosts) -> CostMatrix:
     """Return what was measured of switches; ``default`` is None where nothing was."""
-    pairs = {(source, target): seconds for source, target, seconds, _ in costs.rows() if source is not None}
+    pairs = {
+        (source, target): average.seconds
+        for (source, target), average in costs.pairs.items()
+        if source is not None
+    }
     mean = sum(pairs.values()) / len(pairs) if pairs else None
     sleeps = {name: average.seconds for name, average in costs.sleeps.items()}
     wakes = {name: average.seconds for name, average in costs.wakes.items()}
     levels: dict[tuple[str, str, str], float] = {}
-    for name, level, half, seconds, _ in costs.level_rows():
-        levels[half, name, level] = seconds
+    for (half, name, level), average in costs.levels.items():
+        levels[half, name, level] = seconds = average.seconds
         known = wakes if half == "wake" else sleeps
         known[name] = min(seconds, known.get(name, seconds))  # the lightest sleep, which is the usual
     return CostMatrix(mean, pairs, sleeps, wakes, levels)

@@ -29,6 +29,7 @@ from llmux.core.costs import SwitchCosts
 from llmux.core.events import PolicyChosen
 from llmux.core.policy import Policy
 from llmux.errors import LLMuxError
+from llmux.observability.state_file import load_costs
 from llmux.plugins import load_policy
 from llmux.simulator.configured import HookSeconds, simulate_specs
 from llmux.simulator.cost_matrix import CostMatrix, measured
@@ -222,7 +223,7 @@ def answer(question: Mapping[str, Any]) -> Choice | None:
     requests = sorted(question["requests"], key=lambda line: float(line["arrival_s"]))
     recorded = Recorded("the last hour", start, requests, [], [], [], [], 0, 0)
     known = SwitchCosts()
-    known.load(question["costs"])
+    load_costs(known, question["costs"])
     costs = measured(known)
     if len(requests) < FEWEST or (costs.default is None and not costs.wakes):
         return None

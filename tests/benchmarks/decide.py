@@ -10,6 +10,7 @@ from llmux.core.effects import RunHook
 from llmux.core.events import HookFinished, RequestArrived, Started
 from llmux.core.policy import Policy, Snapshot, SwitchRecord, WaitUntil
 from llmux.core.spec import ModelSpec, Rules
+from llmux.estimates import Meters
 from llmux.plugins import known_policies, load_policy
 
 MODELS, WAITING, RUNNING = 20, 1000, 8
@@ -30,7 +31,9 @@ class Looks:
 def crowded() -> Snapshot:
     """Return the view of a core whose first model is busy while all others have waiters."""
     policy = Looks()
-    core = Core([ModelSpec(f"m{i}", max_in_flight=16) for i in range(MODELS)], Rules(alive_every=0.0), policy)
+    core = Core(
+        [ModelSpec(f"m{i}", max_in_flight=16) for i in range(MODELS)], Rules(alive_every=0.0), policy, Meters()
+    )
     for effect in core.handle(Started(), 0.0):
         if isinstance(effect, RunHook):
             core.handle(HookFinished(effect.hook, ok=effect.model == "m0"), 0.0)

@@ -41,8 +41,15 @@ class DifferenceError(Exception):
 
 def load(revision: str) -> Any:
     """Return the package ``llmux.core`` of a revision, under another name."""
+    rooms = subprocess.run(
+        ["git", "ls-tree", "--name-only", revision, "llmux/core", "llmux/estimates"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     archive = subprocess.run(
-        ["git", "archive", revision, "llmux/core"],
+        ["git", "archive", revision, *rooms],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -53,9 +60,17 @@ def load(revision: str) -> Any:
     (folder / "llmux").rename(folder / "llmux_then")
     (folder / "llmux_then" / "__init__.py").write_text("")
     for file in folder.rglob("*.py"):
-        file.write_text(file.read_text().replace("llmux.core", "llmux_then.core"))
+        file.write_text(file.read_text().replace("from llmux.", "from llmux_then."))
     sys.path.insert(0, str(folder))
     return importlib.import_module("llmux_then.core")
+
+
+def _meters() -> list[Any]:
+    """Return what the other core is handed to measure with; until lately it did so itself."""
+    try:
+        return [importlib.import_module("llmux_then.estimates").Meters()]
+    except ImportError:
+        return []
 
 
 class Translator:
@@ -216,7 +231,9 @@ class Twin:
         for shadow in state.shadows:
             shadow.policy = Tape(shadow.policy, self.tapes)
         specs = [self.translate(model.spec) for model in state.models.values()]
-        self.other = self.then.Core(specs, self.translate(state.rules), Echo(self.tapes), self.tapes.jitter)
+        self.other = self.then.Core(
+            specs, self.translate(state.rules), Echo(self.tapes), *_meters(), jitter=self.tapes.jitter
+        )
         self.other.state.shadows = self._shadows(state.shadows)
         self.queued: dict[int, str] = {}
         self.in_flight: dict[int, str] = {}

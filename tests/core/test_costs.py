@@ -8,7 +8,8 @@ import pytest
 from playbook import given, models
 
 from llmux.core import events as ev
-from llmux.core.costs import SwitchCosts
+from llmux.core.costs import Average, SwitchCosts
+from llmux.observability.state_file import dump_costs, load_costs
 
 
 def test_first_sample_counts_whole_and_the_next_three_tenths() -> None:
@@ -17,14 +18,14 @@ def test_first_sample_counts_whole_and_the_next_three_tenths() -> None:
     assert costs.record(["a"], "b", 10.0) == 10.0
     assert costs.record(["a"], "b", 20.0) == pytest.approx(13.0)
     assert costs.measured("a", "b") == costs.estimate(["a"], "b") == pytest.approx(13.0)
-    assert list(costs.rows()) == [("a", "b", pytest.approx(13.0), 2)]
+    assert costs.pairs == {("a", "b"): Average(pytest.approx(13.0), 2)}
 
 
 def test_cold_start_is_a_direction_of_its_own_and_several_sources_are_none() -> None:
     costs = SwitchCosts()
     costs.record([], "b", 5.0)
     assert costs.record(["a", "c"], "b", 50.0) is None
-    assert list(costs.rows()) == [(None, "b", 5.0, 1)]
+    assert costs.pairs == {(None, "b"): Average(5.0, 1)}
     assert costs.estimate([], "b") == 5.0
 
 
@@ -58,8 +59,8 @@ def test_estimates_survive_a_restart() -> None:
     costs.record([], "b", 5.0)
     costs.record_sleep("a", 3.0)
     costs.record_wake("b", 7.0)
-    after.load(json.loads(json.dumps(costs.dump())))
-    assert after.dump() == costs.dump()
+    load_costs(after, json.loads(json.dumps(dump_costs(costs))))
+    assert dump_costs(after) == dump_costs(costs)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +77,10 @@ def test_estimates_survive_a_restart() -> None:
 def test_what_is_no_dump_changes_nothing(data) -> None:
     costs = SwitchCosts()
     costs.record(["a"], "b", 10.0)
-    before = costs.dump()
+    before = dump_costs(costs)
     with pytest.raises((ValueError, TypeError, KeyError)):
-        costs.load(data)
-    assert costs.dump() == before
+        load_costs(costs, data)
+    assert dump_costs(costs) == before
 
 
 def test_switch_cost_leaves_the_drain_out_and_sleep_has_its_verify() -> None:
@@ -103,5 +104,5 @@ def test_several_that_leave_are_measured_one_by_one() -> None:
     play.feed(3.0, ev.HookFinished(5, ok=True))
     play.feed(9.0, ev.HookFinished(6, ok=True))
     costs = play.core.state.costs
-    assert list(costs.rows()) == []
+    assert costs.pairs == {}
     assert costs.estimate(["a", "b"], "c") == 9.0

@@ -6,10 +6,11 @@ import pytest
 
 from llmux.core import Core
 from llmux.core.effects import Admit, RunHook
-from llmux.core.engine_load import LEVELS, EngineLoad
 from llmux.core.events import HookFinished, RequestArrived, RequestFinished, Started
 from llmux.core.policy import WaitUntil
 from llmux.core.spec import ModelSpec, Rules
+from llmux.estimates import Meters
+from llmux.estimates.engine_load import LEVELS, EngineLoad
 
 
 def observed(speed, levels, answers=400, seed=1):
@@ -100,7 +101,7 @@ def test_policies_are_shown_it():
             return WaitUntil(now.time + 5.0)
 
     spy = Spy()
-    core = Core([ModelSpec("a"), ModelSpec("b")], Rules(alive_every=0.0), spy)
+    core = Core([ModelSpec("a"), ModelSpec("b")], Rules(alive_every=0.0), spy, Meters())
     for effect in core.handle(Started(), 0.0):
         if isinstance(effect, RunHook):
             core.handle(HookFinished(effect.hook, ok=effect.model == "a"), 0.0)

@@ -14,11 +14,12 @@ from steps import *
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core import levels, placement
-from llmux.core.costs import SwitchCosts
+from llmux.core.costs import Average, SwitchCosts
 from llmux.core.levels import Sleeper, plan
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo
 from llmux.core.spec import HookKind, Level
+from llmux.observability.state_file import dump_costs, load_costs
 
 WAKE, SLEEP, ALIVE, STOP, PREFETCH = (HookKind[name] for name in ("WAKE", "SLEEP", "ALIVE", "STOP", "PREFETCH"))
 RAM_OR_DISK = (Level("ram", 20), Level("disk"))
@@ -418,14 +419,14 @@ def test_costs_are_kept_per_level() -> None:
     assert costs.wake_of("b", "ram") == 5.0
     assert costs.sleep_of("b", "ram") == 1.0
     assert costs.estimate(["a"], "b", {"a": "ram", "b": "disk"}) == 6.0
-    assert list(costs.level_rows()) == [
-        ("a", "ram", "wake", 3.0, 1),
-        ("a", "disk", "wake", 90.0, 1),
-        ("a", "ram", "sleep", 1.0, 1),
-    ]
+    assert costs.levels == {
+        ("wake", "a", "ram"): Average(3.0, 1),
+        ("wake", "a", "disk"): Average(90.0, 1),
+        ("sleep", "a", "ram"): Average(1.0, 1),
+    }
     after = SwitchCosts()
-    after.load(json.loads(json.dumps(costs.dump())))
-    assert after.dump() == costs.dump()
+    load_costs(after, json.loads(json.dumps(dump_costs(costs))))
+    assert dump_costs(after) == dump_costs(costs)
     assert after.wake_of("a", "disk") == 90.0
 
 
@@ -435,7 +436,7 @@ def test_an_estimate_goes_by_the_level_and_is_measured_by_it() -> None:
     play.feed(1.0, ev.RequestArrived(1, "b"))
     end(play, 4.0, "b")
     assert s.costs.wake_of("b", "ram") == 3.0
-    assert list(s.costs.rows()) == []  # directions say nothing here
+    assert s.costs.pairs == {}  # directions say nothing here
     play.feed(5.0, ev.RequestFinished(1))
     play.feed(5.0, ev.RequestArrived(2, "a"))
     end(play, 6.0, "b")

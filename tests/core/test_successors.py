@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from llmux.core.successors import Successors
+from llmux.estimates.meter import Successors
 
 
 def follow(transitions, *pairs, delay=1.0):
     now = 0.0
     for before, after in pairs:
-        transitions.answered(before, now)
+        transitions.last = before, now
         transitions.arrived(after, now + delay)
         now += 10.0
 
@@ -32,7 +32,7 @@ def test_shares_add_up_and_recent_ones_count_more():
 
 def test_only_the_first_arrival_after_an_answer_follows_it():
     transitions = Successors()
-    transitions.answered("a", 0.0)
+    transitions.last = "a", 0.0
     transitions.arrived("b", 1.0)
     transitions.arrived("c", 1.5)
     assert set(transitions.after("a")) == {"b"}

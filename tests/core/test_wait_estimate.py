@@ -156,7 +156,7 @@ def test_places_come_free_one_after_the_other():
     a, b = play.core.state.models["a"], play.core.state.models["b"]
     assert [in_queue(a, position) for position in (1, 2)] == [3.0, 6.0]
     assert newcomer(play, "a", 10.0) is None  # the queue is full
-    b.service = 6.0
+    b.meter.service = 6.0
     assert [in_queue(b, position) for position in range(1, 6)] == [0, 0, 6, 6, 12]
     assert in_queue(open_play().core.state.models["a"], 7) == 0.0
 

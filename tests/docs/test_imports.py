@@ -18,6 +18,7 @@ LAYERS = (
     {
         "config",
         "control",
+        "estimates",
         "extract",
         "plugins",
         "tracing",
@@ -90,9 +91,14 @@ def test_no_two_packages_import_each_other():
     assert not {arrow for arrow in arrows if arrow[::-1] in arrows}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "llmux/core").glob("*.py")), ids=lambda path: path.name)
-def test_the_core_is_pure(path):
-    outside = {name for name in imports_of(path) if not name.startswith("llmux.core")}
+@pytest.mark.parametrize(
+    "path",
+    [path for room in ("core", "estimates") for path in sorted((ROOT / "llmux" / room).glob("*.py"))],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_the_core_and_what_it_is_handed_are_pure(path):
+    own = ("llmux.core",) if path.parent.name == "core" else ("llmux.core", "llmux.estimates")
+    outside = {name for name in imports_of(path) if not name.startswith(own)}
     impure = {name for name in outside if name.split(".")[0] not in PURE}
     # Dice may be handed in; the core names their type only.
     assert not impure - {"random.Random"}

@@ -44,7 +44,7 @@ async def test_a_model_may_have_one_and_a_request_another(house):
 async def test_the_time_of_an_answer_counts(house):
     await house.open()
     await send(house, "a")
-    house.switcher.core.state.models["a"].service = 40.0
+    house.switcher.core.state.models["a"].meter.service = 40.0
     assert (await send(house, "a", "30s")).error["code"] == "deadline"
     assert (await send(house, "a", "50s")).status == 200
 
@@ -53,7 +53,7 @@ async def test_those_that_wait_before_it_count(house):
     await house.open(models={"a": {"max_in_flight": 1}})
     line = await house.begin("POST", "/v1/hold", {"model": "a"})
     await until(lambda: house.in_flight("a"))
-    house.switcher.core.state.models["a"].service = 20.0
+    house.switcher.core.state.models["a"].meter.service = 20.0
     assert (await send(house, "a", "30s")).error["code"] == "deadline"
     house.engine.go.set()
     assert (await line.reply()).status == 200

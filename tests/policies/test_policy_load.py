@@ -164,7 +164,7 @@ def test_an_options_model_may_allow_anything(tmp_path):
 def test_names_that_have_moved_can_be_imported_with_a_warning():
     with pytest.warns(DeprecationWarning, match=r"llmux\.core\.policy_memory is now llmux\.policies\.adaptive"):
         from llmux.core.policy_memory import Memory  # noqa: PLC0415
-    with pytest.warns(DeprecationWarning, match=r"llmux\.core\.transitions is now llmux\.core\.successors"):
+    with pytest.warns(DeprecationWarning, match=r"llmux\.core\.transitions is now llmux\.core\.policy"):
         from llmux.core.transitions import Successor  # noqa: PLC0415
     assert (Memory.__name__, Successor.__name__) == ("Memory", "Successor")
     with pytest.raises(ImportError, match="Nothing"):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from llmux.cli import app
 from llmux.config import Config
 from llmux.core.costs import SwitchCosts
+from llmux.observability.state_file import dump_costs
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, simulate
 from llmux.simulator.configured import simulate_configured
@@ -216,7 +217,7 @@ def question(**changes):
     asked = {
         "use": "auto", "options": {"among": ["fifo", "idle"]}, "folder": "/", "chosen": "fifo",
         "anticipate": False, "rules": rules, "models": [{"name": name, **model} for name in ("m0", "m1")],
-        "costs": costs.dump(), "guesses": {"m0": [1.0, None]}, "requests": requests,
+        "costs": dump_costs(costs), "guesses": {"m0": [1.0, None]}, "requests": requests,
     }  # fmt: skip
     return {**asked, **changes}
 
@@ -244,7 +245,7 @@ def test_the_process_says_what_is_wrong():
 
 def test_without_enough_there_is_no_answer():
     assert answer(question(requests=question()["requests"][:20])) is None
-    assert answer(question(costs=SwitchCosts().dump())) is None
+    assert answer(question(costs=dump_costs(SwitchCosts()))) is None
 
 
 def test_it_lowers_its_priority_first():

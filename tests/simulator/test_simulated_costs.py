@@ -3,6 +3,7 @@ import json
 import pytest
 
 from llmux.core.costs import SwitchCosts
+from llmux.observability.state_file import dump_costs
 from llmux.simulator import CostMatrix, TraceError
 from llmux.simulator.cost_matrix import parse_costs
 
@@ -42,7 +43,7 @@ def test_the_state_file(tmp_path):
     measured.record(["a"], "b", 4.0)
     measured.record_sleep("b", 1.0)
     measured.record_wake("a", 2.0)
-    state = {"version": 1, "holders": [], "last_use": {}, "costs": measured.dump()}
+    state = {"version": 1, "holders": [], "last_use": {}, "costs": dump_costs(measured)}
     costs = written(tmp_path, json.dumps(state), "state.json")
     assert (costs.of("a", "b"), costs.of("b", "a"), costs.of("c", "a")) == (4.0, 3.0, 4.0)
 

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from llmux.cli import app
 from llmux.cli.what_if import Change, parse_change
 from llmux.core.costs import SwitchCosts
+from llmux.observability.state_file import dump_costs
 from llmux.simulator import Job, TraceError
 from llmux.simulator.synthetic import Poisson, generate
 from llmux.simulator.trace import lines
@@ -101,7 +102,7 @@ def test_what_switches_took_is_known_from_the_state_file(folder):
     costs = SwitchCosts()
     costs.record(["qwen-2.5"], "llama", 3.0)
     costs.record(["llama"], "qwen-2.5", 5.0)
-    (folder / "state.json").write_text(json.dumps({"version": 1, "costs": costs.dump()}))
+    (folder / "state.json").write_text(json.dumps({"version": 1, "costs": dump_costs(costs)}))
     told = simulate(*LOAD).stdout
     assert "costs: measured," in told
     measured = json.loads(simulate(*LOAD, "-p", "idle", "--json").stdout)["policies"]["idle"]

@@ -31,7 +31,7 @@ class EngineLoad:
         self._since = 0.0
         self._rates: list[float] | None = None  # answers a second of each stream by level, None: to be reckoned
 
-    def changed(self, now: float, in_flight: int, *, answered: bool) -> None:
+    def changed(self, now: float, in_flight: int, *, answered: bool = False) -> None:
         """Take in that ``in_flight`` requests are served from now on, because one was answered or otherwise."""
         if self._in_flight:
             level = min(self._in_flight.bit_length(), LEVELS) - 1
