@@ -10,10 +10,14 @@ round each proxy is started afresh and given, one after the other,
 - 1,000 event streams of 10 events a second and 200 bytes an event (RSS growth, CPU per event, time to first byte,
   delay of an event);
 - as many requests as it takes, 1 KB of JSON each way, on 32 connections (CPU per request);
-- 200 such requests a second (latency, of which that of the engine alone is taken off);
+- 200 such requests a second (latency, of which that of the engine alone is taken off), and one after the other on
+  one connection;
 
 and llmux also 1,000 clients that wait for a model, and 1,000 streams at once. Printed are medians over the rounds;
 ``benchmark.json`` has every round. A peer runs already, on its own terms, in front of an engine on port 9900.
+
+The original in Rust (``cargo install llmux --locked``, or ``LLMUX2=PATH``) takes part where loopback is the only
+interface, since it listens on all of them: as root ``unshare -n sh -c 'ip link set lo up; make bench'``.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ class Load:
     json_seconds: float = 3.0
     paced_seconds: float = 4.0
     paced_rate: float = 200.0
+    single_seconds: float = 1.0
     waiting: int = 1000
     wake_seconds: float = 2.0
 
@@ -65,6 +70,7 @@ QUICK = Load(
     ramp=0.05,
     json_seconds=0.3,
     paced_seconds=0.4,
+    single_seconds=0.2,
     waiting=20,
     wake_seconds=0.3,
 )  # only to see that it runs
@@ -94,6 +100,9 @@ def one_round(rival: rivals.Rival, load: Load) -> dict[str, Any]:
         figures["json_cpu_us"] = watch.cpu / seen["complete"] * 1e6
     seen = measure.client("paced", rival.port, PATH, 8, load.paced_seconds, load.paced_rate)
     figures["latency"] = seen["latency"]
+    figures["errors"] += seen["errors"]
+    seen = measure.client("full", rival.port, PATH, 1, load.single_seconds)
+    figures["one_by_one"] = seen["latency"]
     figures["errors"] += seen["errors"]
     return figures
 

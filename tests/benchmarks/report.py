@@ -15,12 +15,13 @@ COLUMNS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
     ("SSE, s CPU per 100,000 events", lambda it: it.get("sse_cpu_s_per_100k")),
     ("added p50 at 200/s, ms", lambda it: it.get("added_p50")),
     ("added p99 at 200/s, ms", lambda it: it.get("added_p99")),
+    ("one by one p95, ms", lambda it: it["one_by_one"]["p95"]),
     ("first byte p99, ms", lambda it: (it["first_byte"] or {}).get("p99")),
     ("event delay p50, ms", lambda it: it["event_delay"]["p50"]),
     ("event delay p99, ms", lambda it: it["event_delay"]["p99"]),
     ("RSS growth, MB", lambda it: it.get("rss_growth_mb")),
 )
-RATIOS = ("nginx", "go")
+RATIOS = ("nginx", "go", "rust")
 COSTS = COLUMNS[:2]
 
 
@@ -54,7 +55,7 @@ def medians(results: Figures) -> dict[str, dict[str, float]]:
 
 
 def ratios(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return, per proxy, what it costs in terms of nginx and of the Go proxy."""
+    """Return, per proxy, what it costs in terms of nginx, of the Go proxy and of the original."""
     found: dict[str, dict[str, float]] = {}
     for name, figures in table.items():
         for title, _ in COSTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -98,7 +99,20 @@ def available() -> list[str]:
     names += [name for name in ("nginx", "haproxy") if _program(name)]
     if (measure.BUILD / "goproxy").exists():
         names.append("go")
+    if original() is not None and only_loopback():
+        names.append("rust")
     return names
+
+
+def original() -> Path | None:
+    """Return the original in Rust: what ``cargo install llmux --locked`` builds, or ``LLMUX2``."""
+    path = Path(os.environ.get("LLMUX2", "~/.cargo/bin/llmux")).expanduser()
+    return path if path.exists() else None
+
+
+def only_loopback() -> bool:
+    """Say whether this is a network namespace of its own: the original listens on every interface."""
+    return [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
 def _program(name: str) -> str | None:
@@ -129,6 +143,9 @@ def _command(name: str, place: Place, values: dict[str, object]) -> Command:
         file.write_text(LLMUX.format(**values))
         start = ["-m", "llmux"] if name == "llmux" else ["-c", _PLAIN]
         return ["env", f"XDG_STATE_HOME={place.folder}", sys.executable, *start, "-c", file]
+    if name == "rust":
+        file.write_text(LLMUX.format(**values))
+        return ["env", "RUST_LOG=warn", original() or "llmux", "-c", file]
     if name == "go":
         return [measure.BUILD / "goproxy", f"127.0.0.1:{values['port']}", f"http://127.0.0.1:{place.engine}"]
     program = _program(name)

@@ -65,9 +65,9 @@ static void print(samples *s) {
     if (!s->count) return;
     qsort(s->values, (size_t)s->count, sizeof *s->values, ascending);
     printf(", \"%s\": {\"count\": %ld", s->name, s->count);
-    static const double parts[] = {0.5, 0.9, 0.99, 0.999};
-    static const char *names[] = {"p50", "p90", "p99", "p999"};
-    for (int i = 0; i < 4; i++) printf(", \"%s\": %.4f", names[i], s->values[(long)((double)s->count * parts[i])]);
+    static const double parts[] = {0.5, 0.9, 0.95, 0.99, 0.999};
+    static const char *names[] = {"p50", "p90", "p95", "p99", "p999"};
+    for (int i = 0; i < 5; i++) printf(", \"%s\": %.4f", names[i], s->values[(long)((double)s->count * parts[i])]);
     printf(", \"max\": %.4f}", s->values[s->count - 1]);
 }
 
