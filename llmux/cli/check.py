@@ -22,13 +22,29 @@ def check(
         Path | None, typer.Argument(help="Configuration file, YAML or JSON.", show_default="config.yaml")
     ] = None,
     given: Annotated[Path | None, typer.Option("--config", "-c", hidden=True)] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask engines that are awake which dialects they speak.")
+    ] = False,
+    wake: Annotated[
+        bool, typer.Option("--wake", help="With --probe: have the running llmux wake the others, too.")
+    ] = False,
 ) -> None:
-    """Check a configuration, its policy included; print what it means, or what is wrong with it."""
+    """Check a configuration, its policy included; print what it means, or what is wrong with it.
+
+    --probe says which `apis` to write; exit code 6 if some state what an engine does not speak.
+    """
+    if wake and not probe:
+        raise typer.BadParameter("--wake goes with --probe")
     file = file or given or context.obj[0] or DEFAULT_CONFIG
     config = _load_all(file, context.obj[1])
     say(f"{file}: fine", "green")
     say(summary(config))
     warn(config)
+    if probe:
+        from llmux.cli import probe as engines
+
+        if not engines.probe(config, wake=wake):
+            raise typer.Exit(Exit.FAILED)
 
 
 def warn(config: Config) -> None:

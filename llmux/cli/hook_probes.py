@@ -47,7 +47,7 @@ async def smoke_request(url: str, model: str) -> Answer:
                     said = await response.text()
                     status = response.status
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                return Answer(ok=False, said=f"POST {path}: {error or type(error).__name__}", names=names)
+                return Answer(ok=False, said=f"POST {path}: {str(error) or type(error).__name__}", names=names)
             if status < HTTPStatus.BAD_REQUEST:
                 return Answer(ok=True, said=f"POST {path}", names=names)
             if status not in _NOT_SPOKEN:

@@ -6,6 +6,7 @@ here was translated from what the engine said in another one.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import anthropic
 import openai
 import pytest
 
-from tests.engine.mux import Engine, Mux
+from tests.engine.mux import LLMUX, Engine, Mux
+from tests.engine.real import with_tools
+from tests.harness.waiting import PATIENCE
 
 QUESTION = [{"role": "user", "content": "wake up"}]
 TOKENS = 12
@@ -127,3 +130,27 @@ async def test_a_variant_and_virtual_models(mux, gpt):
     assert mux.said().count("switch_started") == before
     listed = {model.id async for model in await gpt.models.list()}
     assert {"chat", "chat:short", "warm", "brief"} <= listed
+
+
+def test_what_these_engines_speak_is_found_out(mux):
+    said = check(mux, "--probe", "--wake")
+    dialects = "chat, completions, messages, responses"
+    for model, apis in (("chat", "chat"), ("messages", "messages"), ("responses", "responses")):
+        assert f"model {model} speaks {dialects}, count_tokens; not embeddings" in said
+        assert (
+            f"models.{model}: write `apis: [{dialects}, count_tokens]`: it speaks more than its `apis` state"
+            in said
+        )
+        assert apis not in said.partition(f"models.{model}: ")[2].partition("state (")[2].partition(")")[0].split(
+            ", "
+        )
+    before = mux.said().count("switch_started")
+    assert check(mux, "--probe").count("asleep, and not asked") == 2
+    assert mux.said().count("switch_started") == before
+
+
+def check(mux: Mux, *options: str) -> str:
+    command = [LLMUX, "check", *options, mux.config]
+    done = subprocess.run(command, env=with_tools(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
