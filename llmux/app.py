@@ -58,7 +58,8 @@ def build_app(
         beating = asyncio.create_task(_beat(admin), name="heartbeat")
         yield
         beating.cancel()
-        if accounting is not None:  # the last requests end after the switcher
+        await asyncio.to_thread(front.close)  # the last requests end after the switcher
+        if accounting is not None:
             await asyncio.to_thread(accounting.close)
         if tracing is not None and tracer_provider is None:
             await asyncio.to_thread(tracing.close)
@@ -88,13 +89,14 @@ def middleware_for(config: Config, *, tracer_provider: Any = None) -> tuple[Fron
     _trace(switcher, tracing)
     front = Front(switcher, forwarder, tracing=tracing)
     accounting = _account(switcher, front)
-    if accounting is not None:
 
-        async def close() -> None:
-            await forwarder.close()
+    async def close() -> None:
+        await forwarder.close()
+        await asyncio.to_thread(front.close)
+        if accounting is not None:
             await asyncio.to_thread(accounting.close)
 
-        switcher.on_close = close
+    switcher.on_close = close
     return front, switcher
 
 

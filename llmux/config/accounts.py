@@ -12,7 +12,16 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 from pydantic_core import PydanticCustomError
 
 from llmux.config.problems import Path, Problem
-from llmux.config.setting_types import Default, Duration, Name, PositiveCount, Section, Word
+from llmux.config.setting_types import (
+    Default,
+    Duration,
+    Name,
+    PositiveCount,
+    PositiveDuration,
+    PositiveSize,
+    Section,
+    Word,
+)
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config
@@ -191,6 +200,24 @@ class RoleConfig(Section):
     )
 
 
+class CapturesConfig(Section):
+    """What some keys ask and are answered, in files; credentials are never in them."""
+
+    keys: Annotated[tuple[Name, ...], Field(min_length=1), Word("list of names")] = Field(
+        description="The keys, by their names, whose requests and answers are kept."
+    )
+    keep: PositiveDuration = Field(default=7 * 86_400.0, description="How long a file is kept.")
+    max: PositiveSize = Field(
+        default=2**30, description="What all files may take together; the oldest are deleted first."
+    )
+    folder: Annotated[str | None, Field(min_length=1)] = Field(
+        default=None, description="Where they are. null: `captures` beside the state file."
+    )
+    remove: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Word("list of names"), Default("[]")] = (
+        Field(default=(), description="Names of header fields and JSON fields whose values are not written.")
+    )
+
+
 _WINDOW = re.compile(r"\s*([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)\s*\Z")
 
 
@@ -226,7 +253,21 @@ def check_accounts(config: Config) -> Iterator[Problem]:
     for index, entry in enumerate(config.api_keys):
         if entry.name == HOUSE:
             yield Problem(("api_keys", index, "name"), f"{HOUSE!r} stands for what no key pays; choose another")
+    yield from _check_captures(config)
     yield from _check_grants(config)
+
+
+def _check_captures(config: Config) -> Iterator[Problem]:
+    captures = config.captures
+    if captures is None:
+        return
+    names = {entry.name for entry in config.api_keys}
+    known = ", ".join(sorted(name for name in names if name)) or "none has a name"
+    for index, name in enumerate(captures.keys):
+        if name not in names:
+            yield Problem(("captures", "keys", index), f"{name!r} is not the name of one of `api_keys`: {known}")
+    if captures.folder is None and "state" in config.model_fields_set and config.state is None:
+        yield Problem(("captures",), "are kept beside the state file, but `state` is null; give a `folder`")
 
 
 def _check_grants(config: Config) -> Iterator[Problem]:

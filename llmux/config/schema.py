@@ -12,7 +12,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
-from llmux.config.accounts import ChargeConfig, LedgerPath, PricesConfig, RideAlongConfig, RoleConfig
+from llmux.config.accounts import (
+    CapturesConfig,
+    ChargeConfig,
+    LedgerPath,
+    PricesConfig,
+    RideAlongConfig,
+    RoleConfig,
+)
 from llmux.config.checks import check, find_warnings
 from llmux.config.load import SECS, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
@@ -255,6 +262,9 @@ class Config(Section):
         description="File that a line is appended to for every act of an operator, reload and event of a key."
         " null: none.",
     )
+    captures: Annotated[CapturesConfig | None, Word("captures or null")] = Field(
+        default=None, description="Keep what some keys ask and are answered, in files. null: no prompt is kept."
+    )
     ledger: LedgerPath = Field(
         default=None,
         description="SQLite file with a row for each request: its key, model, tokens and times. true: beside the"
@@ -438,6 +448,20 @@ class Config(Section):
     def record_path(self) -> Path | None:
         """The file of the record, absolute; None for none."""
         return None if self.record is None else self.folder / Path(self.record).expanduser()
+
+    @property
+    def captures_path(self) -> Path | None:
+        """The folder of the captures, absolute; None for none.
+
+        Raises:
+            ConfigError: it stands beside the default state file, but there is no home folder.
+
+        """
+        if self.captures is None:
+            return None
+        if self.captures.folder is None and (state := self.state_path) is not None:
+            return state.with_name(f"{state.stem}-captures")
+        return self.folder / Path(self.captures.folder or "captures").expanduser()
 
     @property
     def audit_path(self) -> Path | None:

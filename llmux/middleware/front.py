@@ -37,6 +37,7 @@ from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPa
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
+from llmux.proxy.aiohttp_client import TAP, Tap
 from llmux.proxy.envelope import refused_too_often
 from llmux.runtime import Switcher
 
@@ -141,6 +142,7 @@ class Front:
         status: int | None = 500
         failure = None
         context.trace = None if self._tracing is None else self._begin_trace(self._tracing, request, context)
+        response = None
         try:
             response = await self._serve(request, handler, context, verdict)
             status = response.status
@@ -160,6 +162,8 @@ class Front:
             response = self._refuse(request, context, RequestError(INTERNAL_ERROR))
         finally:
             self._finish(context, status, failure)
+            if (tap := request.get(TAP)) is not None:
+                _tell_end(tap, context, response, status, failure)
             if self._switcher.audit is not None:
                 self._audit(self._switcher.audit, request, context, status, failure)
         return response
@@ -289,6 +293,11 @@ class Front:
             "llmux has too many open connections.", code="too_many_connections", retry_after=1.0
         )
 
+    def close(self) -> None:
+        """Write what is kept of requests; waits for that, but not long."""
+        if self._handler.captures is not None:
+            self._handler.captures.close()
+
     @property
     def gate(self) -> Gate | None:
         """What knows what keys may, where there are any that may not do everything."""
@@ -361,6 +370,22 @@ def _is_visit(request: web.Request, route: Route) -> bool:
     headers = request.headers
     opens = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
     return opens and _is_page(request, route)
+
+
+def _tell_end(
+    tap: Tap, context: RequestContext, response: web.StreamResponse | None, status: int | None, failure: str | None
+) -> None:
+    own = response.body if isinstance(response, web.Response) else None
+    tap.ended(
+        own if isinstance(own, bytes) else None,
+        request_id=context.request_id,
+        key=context.key,
+        asked=context.asked,
+        model=context.model,
+        status=status,
+        error=failure or (None if context.exchange is None else context.exchange.broken),
+        waited=context.waited,
+    )
 
 
 def _with_headers(response: web.StreamResponse, context: RequestContext) -> web.StreamResponse:

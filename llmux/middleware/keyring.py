@@ -55,9 +55,10 @@ class Holder(NamedTuple):
     name: str | None
     operator: bool
     progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
-    managed: bool = False  # it may use less than everything
+    managed: bool = False  # its requests take the slower path: it may use less than everything, or is captured
     rides: bool = False  # its requests cause no switch
     gateway: bool = False  # it tells whose its requests are
+    captured: bool = False  # what they say is kept
 
 
 @dataclass(slots=True, eq=False)
@@ -88,20 +89,13 @@ class Keyring:
     def configure(self, config: Config) -> None:
         """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
         old = {entry.text: entry.digest for entry in self._entries}
-        given = [
-            (
-                entry.key,
-                Holder(
-                    entry.name,
-                    False,
-                    progress=entry.progress,
-                    managed=entry.managed,
-                    rides=entry.rides,
-                    gateway=entry.gateway,
-                ),
-            )
-            for entry in config.api_keys
-        ]
+        captures = () if config.captures is None else config.captures.keys
+        given = []
+        for entry in config.api_keys:
+            captured = entry.name in captures
+            managed = entry.managed or captured
+            holder = Holder(entry.name, False, entry.progress, managed, entry.rides, entry.gateway, captured)
+            given.append((entry.key, holder))
         if config.admin_key is not None:  # the last: a key that is both opens both
             given.append((config.admin_key, Holder("admin_key", operator=True)))
         known: dict[bytes, Holder] = {}

@@ -30,11 +30,13 @@ from llmux.middleware.progress import (
     wanted,
 )
 from llmux.proxy import ClientGoneError, Exchange, Forwarder, RelayFactory
+from llmux.proxy.aiohttp_client import TAP
 from llmux.proxy.early_response import EarlyResponse
 from llmux.runtime import Switcher
 from llmux.upstream import EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:
+    from llmux.accounts.captures import Captures
     from llmux.accounts.gate import Gate
     from llmux.middleware.passive import Passive
     from llmux.middleware.targeting import Targeting
@@ -84,12 +86,14 @@ class ModelHandler:
         self._targeting: Targeting | None = None
         self._passive: Passive | None = None
         self.gate: Gate | None = None
+        self.captures: Captures | None = None
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration's names and limits."""
         self._names = config.names
         self.gate = _gate(config, self._switcher, self.gate)
+        self.captures = _captures(config, self._switcher, self.captures)
         self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
         self._translating = _translating(config, self.budget, self._is_awake)
@@ -143,6 +147,8 @@ class ModelHandler:
     async def _with_body(
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
     ) -> web.StreamResponse:
+        if self.captures is not None and context.holder is not None and context.holder.captured:
+            _capture(self.captures, request, body)
         model = self._names.get(name)
         if self.gate is not None and context.holder is not None:
             self._let_in(self.gate, context, name, model)
@@ -324,6 +330,31 @@ def _meet(expects: str, request: web.Request, context: RequestContext) -> None:
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
     if not context.told_to_send and request.transport is not None and request.version >= HttpVersion11:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _captures(config: Config, switcher: Switcher, before: Captures | None) -> Captures | None:
+    """Return what keeps what some keys ask, where that is wanted."""
+    captures, folder = before, config.captures_path
+    if before is not None and before.folder != folder:
+        switcher.metrics.registry.unregister(before)
+        before.close_soon()
+        captures = None
+    if config.captures is None or folder is None:
+        return None
+    if captures is None:
+        from llmux.accounts.captures import Captures  # noqa: PLC0415 - most configurations have no use for it
+
+        captures = Captures(folder, switcher.log.emit)
+        switcher.metrics.registry.register(captures)
+    captures.configure(config.captures)
+    return captures
+
+
+def _capture(captures: Captures, request: web.Request, body: Body | None) -> None:
+    sent = 0 if body is None else body.size
+    capture = captures.begin(request.method, request.raw_path, request.raw_headers, body, sent)
+    if capture is not None:
+        request[TAP] = capture
 
 
 def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | None:

@@ -273,6 +273,10 @@ CATALOGUE: dict[str, LogEvent] = {
         _ERROR, "The audit cannot be written; its lines wait, and requests are served. Told once, until it can be."
     ),
     "audit_lines_lost": LogEvent(_ERROR, "More lines wait for the audit than are kept; its file says how many."),
+    "captures_unwritable": LogEvent(
+        _ERROR, "A capture cannot be written; requests are served. Told once, until one can be."
+    ),
+    "captures_lost": LogEvent(_ERROR, "More captures are under way than fit into memory; told once."),
     "log_lines_dropped": LogEvent(_WARNING, "The reader of the log is too slow; `count` lines are missing."),
 }
 

@@ -7,12 +7,42 @@ aiohttp parses the client's requests and runs the handler; the answer bypasses i
 from __future__ import annotations
 
 import asyncio
+from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11, web
 
 from llmux.aiohttp_internals import RelayedResponse, count_written, drain, feed
 from llmux.proxy.relay import ClientGoneError, Tunnel
 from llmux.upstream import ResponseHead
+
+
+class Tap(Protocol):
+    """What also gets the bytes that a client gets."""
+
+    def took(self, data: bytes) -> None:
+        """Take them; they were handed to the client's transport."""
+
+    def ended(self, body: bytes | None, **fields: Any) -> None:
+        """Take what became of the request; ``body`` is an answer of llmux's own."""
+
+
+TAP: web.RequestKey[Tap] = web.RequestKey("TAP", Tap)
+"""Such a tap on a request, where there is one."""
+
+
+class _Tapped:
+    """A transport with a tap."""
+
+    def __init__(self, transport: asyncio.Transport, tap: Tap) -> None:
+        self._transport = transport
+        self._tap = tap
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._tap.took(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class AiohttpClient:
@@ -32,7 +62,8 @@ class AiohttpClient:
         transport = self._request.transport
         if transport is None or transport.is_closing():
             raise ClientGoneError("The client has gone.")
-        return transport
+        tap = self._request.get(TAP)
+        return transport if tap is None else cast("asyncio.Transport", _Tapped(transport, tap))
 
     def response_started(self, head: ResponseHead, *, keep_alive: bool) -> None:
         """Make what aiohttp gets to see of it."""

@@ -98,10 +98,21 @@ def imported(house):
 
 @pytest.mark.parametrize("ledger", [None, "ledger.db"])
 async def test_without_a_ledger_nothing_of_the_accounts_is_imported(house, run, ledger):
+    """Nor of captures, without these."""
     process = await run(ledger=ledger)
     await send(house, "one")
     assert bool(imported(house)) is (ledger is not None)
+    assert "llmux.accounts.captures" not in imported(house)
     assert process.end() == 0
+
+
+async def test_captures_of_one_key_import_no_more_than_that(house, run):
+    keys = [{"name": "alice", "key": "key-of-alice"}]
+    process = await run(captures={"keys": ["alice"], "folder": "kept"}, api_keys=keys)
+    await house.ask("POST", "/v1/chat/completions", {"model": "a"}, Authorization="Bearer key-of-alice")
+    assert imported(house) == ["llmux.accounts", "llmux.accounts.captures"]
+    assert process.end() == 0
+    assert len(list((house.folder / "kept").glob("*/*.json"))) == 1
 
 
 async def test_the_audit_from_start_to_stop(house, run):

@@ -37,6 +37,24 @@ HEAD = "models: {q: {port: 8001, wake: w, sleep: s, alive: a}}\n"
             "api_keys: [{name: (house), key: k}]",
             "config.yaml:2: api_keys[0].name: '(house)' stands for what no key pays; choose another",
         ),
+        (
+            "captures: {keys: [bob]}\napi_keys: [{name: alice, key: k}]",
+            "config.yaml:2: captures.keys[0]: 'bob' is not the name of one of `api_keys`: alice",
+        ),
+        (
+            "captures: {keys: [bob]}",
+            "config.yaml:2: captures.keys[0]: 'bob' is not the name of one of `api_keys`: none has a name",
+        ),
+        (
+            "state: null\napi_keys: [{name: alice, key: k}]\ncaptures:\n  keys: [alice]",
+            "config.yaml:4: captures: are kept beside the state file, but `state` is null; give a `folder`",
+        ),
+        ("captures: {keys: []}", "config.yaml:2: captures.keys: must hold at least one entry, not a list"),
+        (
+            "captures: {keys: [alice], max: 0}\napi_keys: [{name: alice, key: k}]",
+            "config.yaml:2: captures.max: must be more than 0 bytes",
+        ),
+        ("captures: [alice]", "config.yaml:2: captures: must be a mapping of settings, not a list"),
         ("ledger_keep: 0", "config.yaml:2: ledger_keep: must be longer than 0"),
     ],
 )
