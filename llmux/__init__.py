@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from llmux.app import build_app, middleware_for
     from llmux.config import Config, ModelConfig, PolicyConfig
     from llmux.core import Core
-    from llmux.core.costs import SwitchCosts
     from llmux.core.policy import Policy, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
     from llmux.errors import LLMuxError, RequestError
+    from llmux.estimates.costs import SwitchCosts
     from llmux.hookrunner import HookRunner
     from llmux.middleware import Front
     from llmux.proxy import Forwarder
@@ -53,7 +53,7 @@ _HOMES = {
     **dict.fromkeys(("build_app", "middleware_for"), "app"),
     **dict.fromkeys(("Config", "ModelConfig", "PolicyConfig"), "config"),
     "Core": "core",
-    "SwitchCosts": "core.costs",
+    "SwitchCosts": "estimates.costs",
     **dict.fromkeys(("Policy", "Snapshot", "Stay", "SwitchRecord", "SwitchTo", "WaitUntil"), "core.policy"),
     **dict.fromkeys(("LLMuxError", "RequestError"), "errors"),
     "HookRunner": "hookrunner",

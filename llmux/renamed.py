@@ -52,6 +52,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.config.sizes": "llmux.config.setting_types",
     "llmux.config.state": "llmux.config.schema",
     "llmux.config.words": "llmux.config.setting_types",
+    "llmux.core.costs": "llmux.estimates.costs",
     "llmux.core.engine_load": "llmux.estimates.engine_load",
     "llmux.core.errors": "llmux.core.phases",
     "llmux.core.snapshot": "llmux.core.policy_calls",

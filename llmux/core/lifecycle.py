@@ -31,7 +31,7 @@ def started(s: State, event: Started) -> None:
     s.maintenance_due = True
     for spec in event.gone:  # removed while llmux did not run, and may hold the GPU
         if spec.name not in s.models:
-            s.models[spec.name] = Model(spec, s.meters(spec.name), len(s.models) + 1, removed=True)
+            s.models[spec.name] = Model(spec, s.estimates.meter(spec.name), len(s.models) + 1, removed=True)
             s.removals = True
             s.has_levels = s.has_levels or bool(spec.levels)
     s.recorded = event.holders & s.models.keys()
@@ -83,7 +83,7 @@ def _replace_models(s: State, specs: Iterable[ModelSpec]) -> None:
         if name not in names and not model.removed:
             _remove(s, model)
     for order, spec in enumerate(specs):
-        model = s.models.get(spec.name) or Model(spec, s.meters(spec.name))
+        model = s.models.get(spec.name) or Model(spec, s.estimates.meter(spec.name))
         model.order = order
         if spec != model.spec:
             model.spec = spec

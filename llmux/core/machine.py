@@ -9,8 +9,8 @@ runtime with sockets and processes, a test, the simulator in virtual time) carri
 feeds back what came of them. Because deciding and counting are one step and nothing else touches the state, there
 is no window between "is awake" and "is counted", and there are no locks. The core keeps no memory for display:
 what has happened is in the effects, and a ``Timeline`` of them is kept by the driver; the figures with which a
-decision is shown are looked up by an injected function, ``State.figures``, and how fast models are asked and
-answer is measured by an injected ``Meter`` of each.
+decision is shown are looked up by an injected function, ``State.figures``, and what switches and answers take is
+measured by injected ``Estimates``.
 
 Three machines are written down as tables in ``phases``: the phase of each model, the stage of the switch under
 way, the step of a teardown. A call site names a trigger; the table says what follows, and the one function that
@@ -26,8 +26,7 @@ Each event is taken in like this:
 The parts, from the bottom up:
 
 - ``spec``, ``events``, ``effects``, ``phases``, ``policy``   the vocabulary, and the tables;
-- ``model``, ``timers``   the records, and what is due when;
-- ``costs``          what switches have taken;
+- ``model``, ``timers``, ``estimates``   the records, what is due when, and what is measured elsewhere;
 - ``state``          the whole, and the few primitive changes (move a phase, start a hook, admit, reject);
 - ``levels``         how deeply models sleep, as far as host memory lets them;
 - ``placement``      what may be awake together, what has to leave for what, and what that costs;
@@ -52,7 +51,8 @@ from typing import Any
 from llmux.core import admission, commands, deciding, health_checks, levels, lifecycle, switching, teardown
 from llmux.core import events as ev
 from llmux.core.effects import Effect
-from llmux.core.model import AWAKE, READY, Meter, Model, Request
+from llmux.core.estimates import Estimates
+from llmux.core.model import AWAKE, READY, Model, Request
 from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.policy import Policy
 from llmux.core.policy_calls import LiveSnapshot, adopt
@@ -64,8 +64,8 @@ from llmux.core.timers import Timer
 class Core:
     """The state machine of llmux.
 
-    ``meters`` makes the meter of a model, by its name. ``jitter`` returns numbers in [0, 1); it is the only chance
-    in here, and it is injected. With ``explain`` queued requests, phases and decisions are told.
+    ``estimates`` measures; ``jitter`` returns numbers in [0, 1), and is the only chance in here. With ``explain``
+    queued requests, phases and decisions are told.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Core:
         models: Iterable[ModelSpec],
         rules: Rules,
         policy: Policy,
-        meters: Callable[[str], Meter],
+        estimates: Estimates,
         jitter: Callable[[], float] = lambda: 0.5,
         *,
         explain: bool = True,
     ) -> None:
-        self.state = State(models, rules, policy, meters, jitter)
+        self.state = State(models, rules, policy, estimates, jitter)
         self.state.explain = explain
         self.next_deadline: Callable[[], float | None] = self.state.timers.next
         """Returns when the core must be handed ``DeadlineReached``, or None. It may be in the past."""

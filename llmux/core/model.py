@@ -5,15 +5,14 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from llmux.core.estimates import Meter
 from llmux.core.phases import HOLDING, Phase, Stage, Step
-from llmux.core.policy import EngineView, Policy, Successor
+from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, Level, ModelSpec
 
-ARRIVAL_WINDOW = 120.0  # seconds over which arrivals are averaged
 JITTER = 0.2
 
 
@@ -198,28 +197,6 @@ class Cleanup:
     again: bool = False  # its fault came in a cleanup: the next try is one too
     failures: int = 0
     since: float = 0.0  # when the first of them failed
-
-
-class Meter(EngineView, Protocol):
-    """Measures one model: the core tells it what happens, and asks. Seconds, and per second."""
-
-    service: float  # from admission to the last byte, on average; 0 until a first answer
-
-    def arrived(self, now: float) -> None:
-        """Take in an arrival."""
-
-    def changed(self, now: float, in_flight: int) -> None:
-        """Take in that so many are served from now on."""
-
-    def answered(self, now: float, in_flight: int, took: float) -> None:
-        """Take in that one has been answered, after ``took`` seconds, and that so many are served from now on."""
-
-    def arrival_rate(self, now: float) -> float:
-        """Return the arrivals per second, averaged over about ``ARRIVAL_WINDOW`` seconds."""
-
-    @property
-    def successors(self) -> Mapping[str, Successor]:
-        """Which models were asked next after its answers."""
 
 
 @dataclass(slots=True, eq=False)

@@ -208,17 +208,3 @@ def following(table: Mapping[tuple[S, T], tuple[S, str]], what: str, state: S, t
     if row is None:
         raise InvalidTransitionError(f"{what}: {state.name} knows no {trigger.name}")
     return row
-
-
-def mermaid(table: Mapping[tuple[Phase, Trigger], tuple[Phase, str]] = PHASES) -> str:
-    """Return the phases as a Mermaid state diagram."""
-    return diagram(table, Phase.UNKNOWN)
-
-
-def diagram(table: Mapping[tuple[S, T], tuple[S, str]], first: S) -> str:
-    """Return a table as a Mermaid state diagram that begins in ``first``; what has no row of its own ends it."""
-    lines = ["stateDiagram-v2", f"    [*] --> {first.name}"]
-    lines += [f"    {source.name} --> {target.name}: {why}" for (source, _), (target, why) in table.items()]
-    sources, targets = {source for source, _ in table}, [target for target, _ in table.values()]
-    lines += [f"    {target.name} --> [*]" for target in dict.fromkeys(targets) if target not in sources]
-    return "\n".join(lines) + "\n"

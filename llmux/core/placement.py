@@ -21,8 +21,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from llmux.core import levels
-from llmux.core.costs import NO_LEVELS
-from llmux.core.model import ARRIVAL_WINDOW, AWAKE, Model
+from llmux.core.estimates import ARRIVAL_WINDOW, NO_LEVELS
+from llmux.core.model import AWAKE, Model
 from llmux.core.phases import HOLDING, Phase
 from llmux.core.spec import Memory, ModelSpec
 from llmux.core.state import State

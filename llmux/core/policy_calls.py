@@ -8,6 +8,7 @@ what they would do, and are not followed; one that fails is dropped: it is never
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -22,19 +23,24 @@ LONGEST = 300  # characters: an answer may be as long as it likes
 RAISED = (Exception, SystemExit)  # ``sys.exit()`` in a policy shall not end llmux
 
 
-class LiveModel(api.ModelView):
-    """One model, read from the state at each access."""
+class LiveModel:
+    """One model, read from the state at each access: a ``ModelView``."""
 
     __slots__ = ("_model", "_snapshot", "_state")
+
+    # What is told as it stands; policies ask for it often.
+    name = property(attrgetter("_model.name"))
+    limit = property(attrgetter("_model.spec.max_in_flight"))
+    admissions = property(attrgetter("_model.admissions"))
+    last_served = property(attrgetter("_model.last_served"))
+    service_time = property(attrgetter("_model.meter.service"))
+    engine = property(attrgetter("_model.meter"))
+    successors = property(attrgetter("_model.meter.successors"))
 
     def __init__(self, snapshot: LiveSnapshot, state: State, model: Model) -> None:
         self._snapshot = snapshot
         self._state = state
         self._model = model
-
-    @property
-    def name(self) -> str:
-        return self._model.spec.name
 
     @property
     def awake(self) -> bool:
@@ -49,10 +55,6 @@ class LiveModel(api.ModelView):
         return len(self._model.in_flight)
 
     @property
-    def limit(self) -> int | None:
-        return self._model.spec.max_in_flight
-
-    @property
     def oldest_arrival(self) -> float | None:
         first = next(iter(self._model.queue.values()), None)
         return None if first is None else first.arrived
@@ -62,25 +64,13 @@ class LiveModel(api.ModelView):
         return self._model.awake_since if self._model.phase is AWAKE else None
 
     @property
-    def admissions(self) -> int:
-        return self._model.admissions
-
-    @property
     def oldest_admission(self) -> float | None:
         first = next(iter(self._model.in_flight.values()), None)
         return None if first is None else first.admitted
 
     @property
-    def last_served(self) -> float | None:
-        return self._model.last_served
-
-    @property
     def arrival_rate(self) -> float:
         return self._model.meter.arrival_rate(self._state.now)
-
-    @property
-    def service_time(self) -> float:
-        return self._model.meter.service
 
     @property
     def switch_cost(self) -> float:
@@ -89,14 +79,6 @@ class LiveModel(api.ModelView):
             return placement.switch_cost(state, leaving, model)
         # A policy may look at each of many models.
         return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
-
-    @property
-    def engine(self) -> api.EngineView:
-        return self._model.meter
-
-    @property
-    def successors(self) -> Mapping[str, api.Successor]:
-        return self._model.meter.successors
 
     def arrivals(self) -> Iterator[float]:
         return (request.arrived for request in self._model.queue.values())

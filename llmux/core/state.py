@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from llmux.core import effects as fx
-from llmux.core.costs import SwitchCosts
 from llmux.core.effects import Effect
+from llmux.core.estimates import Estimates
 from llmux.core.model import (
     AWAKE,
     ENDING,
@@ -17,7 +17,6 @@ from llmux.core.model import (
     HookRun,
     Lease,
     Lifecycle,
-    Meter,
     Model,
     Request,
     Shadow,
@@ -39,7 +38,7 @@ class State:
         models: Iterable[ModelSpec],
         rules: Rules,
         policy: Policy,
-        meters: Callable[[str], Meter],
+        estimates: Estimates,
         jitter: Callable[[], float],
     ) -> None:
         self.now = 0.0
@@ -48,12 +47,13 @@ class State:
         self.rules = rules
         self.policy = policy
         self.jitter = jitter
-        self.meters = meters
-        self.models = {spec.name: Model(spec, meters(spec.name), order) for order, spec in enumerate(models)}
+        self.estimates, self.costs = estimates, estimates.costs
+        self.models = {
+            spec.name: Model(spec, estimates.meter(spec.name), order) for order, spec in enumerate(models)
+        }
         self.requests: dict[int, Request] = {}
         self.hooks: dict[int, HookRun] = {}
         self.timers = Timers()
-        self.costs = SwitchCosts()
         self.switch: Switch | None = None
         self.lease: Lease | None = None
         self.manual = rules.manual  # operators alone switch

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmux.core.model import ARRIVAL_WINDOW
+from llmux.core.estimates import ARRIVAL_WINDOW
 from llmux.core.policy import Successor
 from llmux.estimates.engine_load import EngineLoad
 
@@ -73,7 +73,7 @@ class Successors:
 
 
 class Meter(EngineLoad):
-    """What is measured of one model; see ``llmux.core.model.Meter``."""
+    """What is measured of one model; see ``llmux.core.estimates.Meter``."""
 
     __slots__ = ("_arrivals", "_name", "_seen", "_successors", "service")
 
@@ -105,14 +105,3 @@ class Meter(EngineLoad):
     def successors(self) -> Mapping[str, Successor]:
         """What was asked next after this model's answers, by name."""
         return self._successors.after(self._name)
-
-
-class Meters:
-    """Makes the meters of one core's models."""
-
-    def __init__(self) -> None:
-        self._successors = Successors()
-
-    def __call__(self, name: str) -> Meter:
-        """Return a new meter, which has measured nothing."""
-        return Meter(name, self._successors)

@@ -27,6 +27,7 @@ from llmux.core.placement import (
     who_leaves,
 )
 from llmux.core.state import State
+from llmux.estimates import costs_of
 from llmux.observability.timeline import Timeline
 
 TOLD = 8  # models whose waiters are told of one by one
@@ -118,7 +119,7 @@ def _waiting(s: State, model: Model) -> Waiting:
 
 def _samples(s: State, leaving: Sequence[Model], target: Model) -> int:
     """Return how often this direction was measured, else the less measured of its halves."""
-    costs, sources = s.costs, [model.name for model in leaving if model is not target]
+    costs, sources = costs_of(s), [model.name for model in leaving if model is not target]
     stake = at_stake(leaving, target) if s.has_levels else {}
     direction = None if stake else costs.pairs.get((next(iter(sources), None), target.name))
     if direction is not None and len(sources) <= 1:

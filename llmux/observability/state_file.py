@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmux.core.costs import Average, SwitchCosts
 from llmux.errors import StateLockedError
+from llmux.estimates.costs import Average, SwitchCosts
 
 VERSION = 1
 _NAMED = 5  # damaged entries that a warning names

@@ -19,6 +19,7 @@ from llmux.core.events import Started
 from llmux.core.model import Lease, Pin
 from llmux.core.spec import ModelSpec
 from llmux.core.state import State as CoreState
+from llmux.estimates import costs_of
 from llmux.hookrunner import Trace, end_leftovers
 from llmux.observability.notices import EventLog
 from llmux.observability.state_file import NoState, State, StateStore, dump_costs, load_costs
@@ -125,7 +126,7 @@ class Persistence:
         self._last_use = dict(state.last_use)
         if isinstance(state.costs, Mapping):
             try:
-                load_costs(self._core.costs, state.costs)
+                load_costs(costs_of(self._core), state.costs)
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 self._log.emit("state_file_unreadable", error=f"its switch costs are damaged: {error}")
 
@@ -170,7 +171,7 @@ class Persistence:
         definitions = {name: remember(core.models[name].running) for name in holders if name in core.models}
         # While it goes deeper the lighter level is kept: it takes more.
         levels = {name: m.level.name for name, m in core.models.items() if m.level and name not in holders}
-        last_use, costs, wish = dict(self._last_use), dump_costs(core.costs), dump_operators(core, self._now())
+        last_use, costs, wish = dict(self._last_use), dump_costs(costs_of(core)), dump_operators(core, self._now())
         self._store.save(State(holders, last_use, costs, definitions, levels, self._hooks(), wish))
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from llmux.core.events import PolicyChosen
+from llmux.estimates import costs_of
 from llmux.observability.metrics import Looks
 from llmux.observability.state_file import dump_costs
 from llmux.runtime.recorder import model_line, outcome_of, rules_line
@@ -190,7 +191,7 @@ class Chooser:
             "anticipate": s.rules.anticipate,
             "rules": rules_line(s.rules),
             "models": [model_line(model) for model in s.models.values() if not model.removed],
-            "costs": dump_costs(s.costs),
+            "costs": dump_costs(costs_of(s)),
             "guesses": {name: list(guess) for name, guess in s.costs.guesses.items()},
             "requests": (list(traffic.requests), self._switcher.now() - traffic.past),
         }

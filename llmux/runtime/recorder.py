@@ -17,6 +17,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind, Rules
 from llmux.errors import ConfigError
+from llmux.estimates import costs_of
 from llmux.observability.notices import EventLog
 from llmux.observability.record import FORMAT, RecordFile
 from llmux.observability.state_file import dump_costs
@@ -142,7 +143,7 @@ class Recorder:
             pins=[model.name for model in s.models.values() if model.pinned],
             lease=None if s.lease is None else {"waits": s.lease.waits},
             manual=s.manual,
-            costs=dump_costs(s.costs),
+            costs=dump_costs(costs_of(s)),
             guesses={name: list(guess) for name, guess in s.costs.guesses.items()},
         )
 

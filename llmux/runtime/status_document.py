@@ -12,6 +12,7 @@ from llmux.core.phases import Phase
 from llmux.core.spec import Memory
 from llmux.core.state import State
 from llmux.core.timers import Timer
+from llmux.estimates import costs_of
 from llmux.observability.decision_log import Evicted
 from llmux.runtime import wait_estimate
 from llmux.runtime.explanations import IN_STATUS, brief, decisions, eviction
@@ -64,11 +65,11 @@ def status(switcher: Switcher) -> dict[str, Any]:
         },
         "switch_costs": [
             {"from": source, "to": target, "seconds": cost.seconds, "samples": cost.samples}
-            for (source, target), cost in s.costs.pairs.items()
+            for (source, target), cost in costs_of(s).pairs.items()
         ],
         "level_costs": [
             {"model": name, "level": level, "hook": hook, "seconds": cost.seconds, "samples": cost.samples}
-            for (hook, name, level), cost in s.costs.levels.items()
+            for (hook, name, level), cost in costs_of(s).levels.items()
         ],
         "last_eviction": None
         if switcher.decisions.eviction is None

@@ -19,7 +19,7 @@ from llmux.core.effects import SWITCH_OVER, Admit, RunHook
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError
-from llmux.estimates import Meters
+from llmux.estimates import Estimates, costs_of
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
@@ -172,7 +172,7 @@ class Switcher:
         self.config = config
         self.instance = secrets.token_hex(8)  # of no other process
         self.reports = 0  # that were made for gateways
-        self.core = Core(specs, rules, policy, Meters(), random.random)
+        self.core = Core(specs, rules, policy, Estimates(), random.random)
         self.core.state.figures = figures
         self.core.state.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
@@ -246,7 +246,7 @@ class Switcher:
             self._record_into(record, "start")
         self._persistence.open()
         self.auto.follow()
-        for (source, target), cost in self.core.state.costs.pairs.items():
+        for (source, target), cost in costs_of(self.core.state).pairs.items():
             self.metrics.cost_estimated((source,) if source else (), target, cost.seconds)
         self._starting = asyncio.get_running_loop().create_task(self._begin(), name="start")
 
@@ -477,7 +477,7 @@ class Switcher:
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
         """Return the measured cost of a direction in seconds, None if it was never seen."""
-        return self.core.state.costs.measured(source, target)
+        return costs_of(self.core.state).measured(source, target)
 
     # ---- effects
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import yaml
 
 from llmux.config.setting_types import parse_duration
-from llmux.core.costs import SwitchCosts
+from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import load_costs
 from llmux.simulator.trace import TraceError
 

@@ -25,10 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmux.core.costs import SwitchCosts
 from llmux.core.events import PolicyChosen
 from llmux.core.policy import Policy
 from llmux.errors import LLMuxError
+from llmux.estimates import costs_of
+from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import load_costs
 from llmux.plugins import load_policy
 from llmux.simulator.configured import HookSeconds, simulate_specs
@@ -143,7 +144,7 @@ def look_back(run: Run, policy: Any, again: Again) -> None:
     def look() -> None:
         choice = None
         recorded = evidence(run, hour)
-        costs = measured(run.core.state.costs)
+        costs = measured(costs_of(run.core.state))
         if len(recorded.requests) >= FEWEST and costs.default is not None:
             fits = recorded.fits()
             trace = recorded.fitted_trace(fits)

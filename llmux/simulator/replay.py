@@ -28,6 +28,7 @@ from llmux.core.events import (
 from llmux.core.model import Lease, Pin
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind
+from llmux.estimates import costs_of
 from llmux.observability.state_file import load_costs
 from llmux.plugins import load_policy
 from llmux.simulator.cost_matrix import CostMatrix
@@ -127,7 +128,7 @@ class _Replay(Run):
         super().__init__(trace, policy, free, Engines(), recorded.rules, recorded.end + AFTER, scene)
         self.started = replace(self.started, **_asked(recorded.start))
         self.begun: list[Begun] = []
-        load_costs(self.core.state.costs, recorded.start["costs"])
+        load_costs(costs_of(self.core.state), recorded.start["costs"])
         self.core.state.costs.guesses = {
             name: (wake, sleep) for name, (wake, sleep) in recorded.start["guesses"].items()
         }

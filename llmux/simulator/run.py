@@ -34,7 +34,7 @@ from llmux.core.events import (
 )
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import EngineModel, Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
@@ -159,7 +159,7 @@ class Run:
         self.until = NEVER if horizon is None else horizon
         self.awake_at_start = scene.awake
         self.started = Started(levels=scene.levels)
-        self.core = Core(scene.specs, rules, policy, Meters(), explain=False)
+        self.core = Core(scene.specs, rules, policy, Estimates(), explain=False)
         self.handle, self.next_deadline = self.core.handle, self.core.next_deadline
         count = len(trace.jobs)
         self.outcome = Outcome(trace, 0.0, [None] * count, [None] * count, [None] * count, [None] * count)

@@ -10,7 +10,7 @@ from llmux.core.effects import RunHook
 from llmux.core.events import HookFinished, RequestArrived, Started
 from llmux.core.policy import Policy, Snapshot, SwitchRecord, WaitUntil
 from llmux.core.spec import ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.plugins import known_policies, load_policy
 
 MODELS, WAITING, RUNNING = 20, 1000, 8
@@ -32,7 +32,7 @@ def crowded() -> Snapshot:
     """Return the view of a core whose first model is busy while all others have waiters."""
     policy = Looks()
     core = Core(
-        [ModelSpec(f"m{i}", max_in_flight=16) for i in range(MODELS)], Rules(alive_every=0.0), policy, Meters()
+        [ModelSpec(f"m{i}", max_in_flight=16) for i in range(MODELS)], Rules(alive_every=0.0), policy, Estimates()
     )
     for effect in core.handle(Started(), 0.0):
         if isinstance(effect, RunHook):

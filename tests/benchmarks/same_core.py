@@ -65,10 +65,15 @@ def load(revision: str) -> Any:
     return importlib.import_module("llmux_then.core")
 
 
+def _estimates() -> Any:
+    made = importlib.import_module("llmux_then.estimates")
+    return made.Meters() if hasattr(made, "Meters") else made.Estimates()
+
+
 def _meters() -> list[Any]:
     """Return what the other core is handed to measure with; until lately it did so itself."""
     try:
-        return [importlib.import_module("llmux_then.estimates").Meters()]
+        return [_estimates()]
     except ImportError:
         return []
 

@@ -26,7 +26,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import SwitchTo, WaitUntil
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.observability.timeline import as_python, told
 
 THREE = frozenset({HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE})
@@ -116,7 +116,7 @@ def given(
     **rules: Any,
 ) -> Playbook:
     """Return a playbook at time 0, adoption done: ``awake`` were found running, ``holders`` were recorded."""
-    core = Core(specs, Rules(**rules), policy or Oldest(), Meters())
+    core = Core(specs, Rules(**rules), policy or Oldest(), Estimates())
     core.state.costs.guesses = first_guesses or {}
     play = Playbook(core)
     awake = list(awake)

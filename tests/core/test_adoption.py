@@ -9,11 +9,11 @@ from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 
 def unstarted(*specs, **rules):
-    return Playbook(Core(specs, Rules(**rules), Oldest(), Meters()))
+    return Playbook(Core(specs, Rules(**rules), Oldest(), Estimates()))
 
 
 def test_what_runs_is_adopted_and_requests_wait_until_all_have_answered() -> None:

@@ -15,7 +15,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.spec import HookKind, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 SERVICE, SLEEP, WAKE, ALIVE = 4.0, 2.0, 5.0, 0.5
 SWITCH = SERVICE + SLEEP + WAKE
@@ -45,7 +45,7 @@ class Later:
 def longest_wait(policy, count, rules, seconds, seed):
     """Let clients arrive for a while, with hooks and answers that end; return who waited longest."""
     rng, order = random.Random(seed), itertools.count()
-    core = Core(models(*(f"m{number}" for number in range(count))), rules, policy, Meters())
+    core = Core(models(*(f"m{number}" for number in range(count))), rules, policy, Estimates())
     ledger = Ledger(core)
     due = [(0.0, 0, ev.Started())]
     for number in range(count):

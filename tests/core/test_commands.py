@@ -9,11 +9,11 @@ from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 
 def test_commands_before_the_start_is_over_and_for_strangers_are_refused() -> None:
-    play = Playbook(Core(models("a"), Rules(), Oldest(), Meters()))
+    play = Playbook(Core(models("a"), Rules(), Oldest(), Estimates()))
     play(
         at(0.0, ev.Started(), alone("alive a")),
         at(0.1, ev.ActivationRequested("a", 1), fx.Answer(1, False, reason="llmux is still looking at what runs")),

@@ -8,7 +8,7 @@ import pytest
 from playbook import given, models
 
 from llmux.core import events as ev
-from llmux.core.costs import Average, SwitchCosts
+from llmux.estimates.costs import Average, SwitchCosts
 from llmux.observability.state_file import dump_costs, load_costs
 
 

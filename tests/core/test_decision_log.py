@@ -9,7 +9,7 @@ from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.spec import Level, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.observability.decision_log import KEPT, DecisionLog, duration, figures
 from llmux.observability.timeline import Timeline
 
@@ -169,8 +169,8 @@ def test_only_some_of_many_that_wait_are_told_of():
 
 
 def test_the_log_is_bounded_and_decisions_can_be_left_out():
-    core = Core(models("a"), Rules(), Says(Stay()), Meters())
-    quiet = Core(models("a"), Rules(), Says(Stay()), Meters(), explain=False)
+    core = Core(models("a"), Rules(), Says(Stay()), Estimates())
+    quiet = Core(models("a"), Rules(), Says(Stay()), Estimates(), explain=False)
     core.state.figures = quiet.state.figures = figures
     logs = []
     for each in (core, quiet):

@@ -9,7 +9,7 @@ from llmux.core.effects import Admit, RunHook
 from llmux.core.events import HookFinished, RequestArrived, RequestFinished, Started
 from llmux.core.policy import WaitUntil
 from llmux.core.spec import ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.estimates.engine_load import LEVELS, EngineLoad
 
 
@@ -101,7 +101,7 @@ def test_policies_are_shown_it():
             return WaitUntil(now.time + 5.0)
 
     spy = Spy()
-    core = Core([ModelSpec("a"), ModelSpec("b")], Rules(alive_every=0.0), spy, Meters())
+    core = Core([ModelSpec("a"), ModelSpec("b")], Rules(alive_every=0.0), spy, Estimates())
     for effect in core.handle(Started(), 0.0):
         if isinstance(effect, RunHook):
             core.handle(HookFinished(effect.hook, ok=effect.model == "a"), 0.0)

@@ -10,7 +10,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 THREE = [*models("a", "b", memory=3), *models("c", memory=7), *models("d", memory=2, keep_awake=True)]
 
@@ -77,7 +77,7 @@ def test_where_nothing_is_explained_neither_is_this_nor_what_waits():
         def decide(self, _now):
             return Stay()
 
-    core = Core(models("a", "b"), Rules(), Waits(), Meters(), explain=False)
+    core = Core(models("a", "b"), Rules(), Waits(), Estimates(), explain=False)
     core.handle(ev.Started(), 0.0)
     core.handle(ev.HookFinished(1, ok=True), 0.0)
     core.handle(ev.HookFinished(2, ok=False), 0.0)

@@ -10,7 +10,7 @@ from llmux.core.model import Pin
 from llmux.core.policy import WaitUntil
 from llmux.core.spec import HookKind, Rules
 from llmux.core.timers import Timer
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.runtime.status_document import notes, problems
 
 
@@ -55,7 +55,7 @@ def test_waiters_although_nothing_is_under_way() -> None:
 
 
 def test_notes_say_what_makes_requests_wait() -> None:
-    starting = Playbook(Core(models("a"), Rules(), Oldest(), Meters()))
+    starting = Playbook(Core(models("a"), Rules(), Oldest(), Estimates()))
     starting.feed(0.0, ev.Started())
     assert notes(starting.core.state, 1.0) == ["looking at what runs"]
 

@@ -10,7 +10,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import Lease
 from llmux.core.spec import Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 
 def test_lease_drains_and_sleeps_everything_and_keeps_everybody_out() -> None:
@@ -100,7 +100,7 @@ def test_lease_during_a_wake_sleeps_what_was_woken() -> None:
 
 
 def test_lease_before_the_start_is_over_sleeps_what_is_found() -> None:
-    play = Playbook(Core(models("a"), Rules(), Oldest(), Meters()))
+    play = Playbook(Core(models("a"), Rules(), Oldest(), Estimates()))
     play(
         at(0.0, ev.Started(), alone("alive a")),
         at(0.1, ev.LeaseChanged(1), fx.LeaseSet(True, None), fx.Answer(1, True)),
@@ -271,7 +271,7 @@ def test_lease_is_not_held_while_nobody_knows_who_has_the_gpu() -> None:
 
 
 def test_lease_outlives_llmux_until_its_expiry() -> None:
-    play = Playbook(Core(models("a", preload=True), Rules(), Oldest(), Meters()))
+    play = Playbook(Core(models("a", preload=True), Rules(), Oldest(), Estimates()))
     lease = Lease(10.0, "training", id="x", since=-20.0, told=True)
     play(
         at(0.0, ev.LeaseChanged(1), fx.Answer(1, False, reason="llmux is still looking at what runs")),
@@ -290,7 +290,7 @@ def test_lease_outlives_llmux_until_its_expiry() -> None:
 
 
 def test_lease_that_has_expired_meanwhile_is_over() -> None:
-    play = Playbook(Core(models("a"), Rules(), Oldest(), Meters()))
+    play = Playbook(Core(models("a"), Rules(), Oldest(), Estimates()))
     play.feed(5.0, ev.Started(lease=Lease(5.0)))
     assert play.core.state.lease is None
 

@@ -14,11 +14,11 @@ from steps import *
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core import levels, placement
-from llmux.core.costs import Average, SwitchCosts
 from llmux.core.levels import Sleeper, plan
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo
 from llmux.core.spec import HookKind, Level
+from llmux.estimates.costs import Average, SwitchCosts
 from llmux.observability.state_file import dump_costs, load_costs
 
 WAKE, SLEEP, ALIVE, STOP, PREFETCH = (HookKind[name] for name in ("WAKE", "SLEEP", "ALIVE", "STOP", "PREFETCH"))

@@ -11,7 +11,7 @@ from llmux.core import events as ev
 from llmux.core.model import Pin
 from llmux.core.policy import SwitchTo
 from llmux.core.spec import Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 
 class NeverAsked:
@@ -128,7 +128,7 @@ def test_a_reload_that_changes_it_has_the_last_word() -> None:
 
 def test_what_operators_had_asked_of_the_last_llmux_holds() -> None:
     specs = models("a", "b", "c", "d")
-    play = Playbook(Core(specs, Rules(capacity=None), NeverAsked(), Meters()))
+    play = Playbook(Core(specs, Rules(capacity=None), NeverAsked(), Estimates()))
     pins = {"gone": Pin(), "b": Pin(-1.0, "over"), "c": Pin(30.0, "a demo"), "d": Pin(None, "another")}
     play(
         at(

@@ -23,11 +23,10 @@ from llmux.core.phases import (
     Step,
     Trigger,
     Turn,
-    diagram,
     following,
-    mermaid,
 )
 from llmux.observability.timeline import MOVES, Timeline
+from tests.docs.generated import diagram
 
 STEPS_OF_A_WALK = 250
 TABLES = {"PHASES": (state, PHASES), "STAGES": (switching, STAGES), "STEPS": (teardown, STEPS)}
@@ -164,7 +163,7 @@ def test_everything_but_sleep_may_hold_the_gpu() -> None:
 
 
 def test_diagrams_show_every_row() -> None:
-    lines = mermaid().splitlines()
+    lines = diagram(PHASES, Phase.UNKNOWN).splitlines()
     assert lines[0] == "stateDiagram-v2"
     assert "    ASLEEP --> WAKING: wake hook starts" in lines
     assert len(lines) == 2 + len(PHASES)

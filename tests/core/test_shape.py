@@ -9,7 +9,7 @@ from pathlib import Path
 import llmux.core
 
 FOLDER = Path(llmux.core.__file__).parent
-FILES, LINES = 24, 4385
+FILES, LINES = 24, 4300
 
 
 def imports(path: Path) -> set[str]:

@@ -9,7 +9,7 @@ from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.spec import HookKind, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 
 
 def test_nothing_under_way_stops_at_once() -> None:
@@ -40,7 +40,7 @@ def test_everything_queued_is_turned_away_and_answers_may_finish_within_the_grac
 
 
 def test_term_during_the_start() -> None:
-    play = Playbook(Core(models("a", "b"), Rules(), Oldest(), Meters()))
+    play = Playbook(Core(models("a", "b"), Rules(), Oldest(), Estimates()))
     play(
         at(0.0, ev.Started(), alone("alive a"), alone("alive b")),
         at(0.1, asks(1, "a"), queued(1, "a")),
@@ -56,7 +56,7 @@ def test_term_during_the_start() -> None:
 
 
 def test_term_before_the_start() -> None:
-    play = Playbook(Core(models("a"), Rules(), Oldest(), Meters()))
+    play = Playbook(Core(models("a"), Rules(), Oldest(), Estimates()))
     play(
         at(0.0, ev.ShutdownRequested(), fx.Stopped()),
         at(0.1, ev.Started()),

@@ -16,7 +16,7 @@ from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.policy_calls import LiveSnapshot
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.observability.decision_log import KEPT
 from llmux.runtime import wait_estimate
 
@@ -89,7 +89,7 @@ class World:
         self.specs = {name: self._spec(name) for name in self.names}
         self.policy = WildPolicy(self)
         self.rules = self._rules()
-        self.core = Core(self.specs.values(), self.rules, self.policy, Meters(), self._jitter)
+        self.core = Core(self.specs.values(), self.rules, self.policy, Estimates(), self._jitter)
         self.core.state.shadows = self._shadows()
         self.ledger = Ledger(self.core)
         self.now = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 
 from llmux import errors
@@ -12,12 +14,21 @@ from llmux.cli.terminal import MEANINGS
 from llmux.config.reference import settings_table
 from llmux.core.deciding import LADDER, STOPPING, Rule
 from llmux.core.effects import Refusal
-from llmux.core.phases import STAGES, STEPS, Stage, Step, diagram, mermaid
+from llmux.core.phases import PHASES, STAGES, STEPS, Phase, Stage, Step
 from llmux.observability.log import EVENTS
 from llmux.observability.metrics import HELP
 
 PAGES = sorted((Path(__file__).parents[2] / "llmux").glob("*.md"))
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->\n)", re.DOTALL)
+
+
+def diagram(table: Mapping[tuple[StrEnum, StrEnum], tuple[StrEnum, str]], first: StrEnum) -> str:
+    """Return a table as a Mermaid state diagram that begins in ``first``; what has no row of its own ends it."""
+    lines = ["stateDiagram-v2", f"    [*] --> {first.name}"]
+    lines += [f"    {source.name} --> {target.name}: {why}" for (source, _), (target, why) in table.items()]
+    sources, targets = {source for source, _ in table}, [target for target, _ in table.values()]
+    lines += [f"    {target.name} --> [*]" for target in dict.fromkeys(targets) if target not in sources]
+    return "\n".join(lines) + "\n"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -69,7 +80,7 @@ def _words(rule: Rule) -> str:
 def blocks() -> dict[str, str]:
     """Return the text of every generated block."""
     return {
-        "diagram": f"```mermaid\n{mermaid()}```\n",
+        "diagram": f"```mermaid\n{diagram(PHASES, Phase.UNKNOWN)}```\n",
         "stages": f"```mermaid\n{diagram(STAGES, Stage.DRAINING)}```\n",
         "steps": f"```mermaid\n{diagram(STEPS, Step.SLEEP)}```\n",
         "ladder": _ladder(),

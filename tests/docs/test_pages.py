@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llmux.core.phases import mermaid
 from tests.docs.pages import PAGES, ROOT, markdown_files
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
@@ -49,10 +48,3 @@ def test_relative_links_lead_somewhere(page):
 @pytest.mark.parametrize(("page", "lines"), [("README.md", 220), ("llmux/DESIGN.md", 350)])
 def test_what_newcomers_read_is_short(page, lines):
     assert len((ROOT / page).read_text().splitlines()) <= lines
-
-
-def test_the_diagram_is_that_of_the_transition_table():
-    diagrams = re.findall(
-        r"^```mermaid\n(.*?)^```", (ROOT / "llmux/DESIGN.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert mermaid() in diagrams, "paste the output of `llmux.core.phases.mermaid()`"

@@ -8,7 +8,7 @@ from llmux.app import build_app
 from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.spec import ModelSpec, Rules
-from llmux.estimates import Meters
+from llmux.estimates import Estimates
 from llmux.observability.state_file import NoState, State
 from llmux.runtime import persistence
 from tests.server.house import until
@@ -20,7 +20,7 @@ class Nobody:
 
 
 def core(**rules):
-    made = Core([ModelSpec("a"), ModelSpec("b")], Rules(**rules), Nobody(), Meters())
+    made = Core([ModelSpec("a"), ModelSpec("b")], Rules(**rules), Nobody(), Estimates())
     made.handle(ev.Started(), 0.0)
     for hook in (1, 2):
         made.handle(ev.HookFinished(hook, ok=False), 0.0)

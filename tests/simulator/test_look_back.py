@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from llmux.cli import app
 from llmux.config import Config
-from llmux.core.costs import SwitchCosts
+from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, simulate

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llmux.core.costs import SwitchCosts
+from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.simulator import CostMatrix, TraceError
 from llmux.simulator.cost_matrix import parse_costs

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from llmux.cli import app
 from llmux.cli.what_if import Change, parse_change
-from llmux.core.costs import SwitchCosts
+from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.simulator import Job, TraceError
 from llmux.simulator.synthetic import Poisson, generate

@@ -15,10 +15,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmux.core.estimates import NO_LEVELS
+
 ALPHA = 0.3
 DEFAULT_WAKE = 10.0
 DEFAULT_SLEEP = 2.0
-NO_LEVELS: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
