@@ -13,7 +13,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types shellcheck format walk soak bench timing docs policies clean
+.PHONY: help demo test lint types shellcheck format walk soak fuzz bench timing docs policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -46,6 +46,10 @@ walk: $(VENV)/.test ## a million events of random walk through the core
 soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: shorter; SEED=1)
 	$(BIN)/python -m tests.soak.soak $(or $(SECONDS),600) $(SEED)
 
+fuzz: $(VENV)/.test ## bytes on which two readers differ (READER=head|body|form|answer SECONDS=60); installs atheris
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz.py $(or $(READER),head) --seconds $(or $(SECONDS),60) --corpus .fuzz
+
 bench: $(VENV)/.test ## what llmux adds to a request, next to nginx and others (ROUNDS=5 PEER=name=url; needs gcc)
 	$(BIN)/python tests/benchmarks/bench.py --rounds $(or $(ROUNDS),5) --out tests/benchmarks/figures $(if $(PEER),--peer $(PEER))
 
@@ -59,7 +63,7 @@ policies: $(VENV)/.test ## compare the policies on all scenarios; write the guid
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.policies --write
 
 clean: ## remove what was built here, the virtual environment included
-	rm -rf $(VENV) .demo .coverage .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .demo .fuzz .coverage .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is brought up to date only when pyproject.toml has changed.

@@ -129,6 +129,7 @@ class ModelScanner:
         self.is_object: bool | None = None
         """Whether the body is an object; None while it was blank so far."""
         self._offset = 0  # of the slice, in the body
+        self._bom = 0  # bytes of a byte order mark that the body began with
         self._slice = b""
         self._text = b""  # the slice with its escapes blanked
         self._brackets: Brackets | None = None  # of the slice, made when needed
@@ -198,7 +199,8 @@ class ModelScanner:
     # The states. Each gets a position before the slice's end.
 
     def _start(self, pos: int) -> int:
-        while pos < len(self._text) and self._text[pos : pos + 1] == _BOM[self._offset + pos :][:1]:
+        while self._offset + pos == self._bom and self._text[pos : pos + 1] == _BOM[self._bom :][:1] != b"":
+            self._bom += 1
             pos += 1
         pos = self._skip_blanks(pos)
         if pos == len(self._text):

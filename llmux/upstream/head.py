@@ -235,6 +235,8 @@ def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> tuple[Re
 
 
 def _parse(data: bytes, to_head_request: bool, upgrade: bool) -> tuple[ResponseHead | None, bytes]:
+    if not data.startswith(b"HTTP/"):  # the parser skips empty lines before it, but not when it comes in pieces
+        raise EngineProtocolError("The engine's answer is not HTTP/1.1.")
     reader = _Reader()
     parser = httptools.HttpResponseParser(reader)
     try:

@@ -130,6 +130,13 @@ def test_garbage_is_refused_or_read_as_the_json_parser_reads_it(junk, data):
     assert (field.name if field else "") == (wanted.get("model") or "")
 
 
+@pytest.mark.parametrize("body", [b' \xbb {"a": 1', b' \xbb{"model": "m"}', b'\xef\xbb\xbf {"model": "m"}'])
+def test_a_byte_order_mark_is_one_at_the_very_beginning_only(body):
+    for cuts in ([], [1], [1, 2], [2, 3], [1, 2, 3, 4]):
+        found = scan(body, cuts)
+        assert (found is None) == (body[:1] == b" ")
+
+
 @pytest.mark.parametrize(
     ("body", "name"),
     [

@@ -182,3 +182,9 @@ def test_a_length_that_says_nothing_clear_is_refused_each_time(fields):
     for _ in range(2):
         with pytest.raises(EngineProtocolError):
             parse_head(b"HTTP/1.1 200 OK\r\n%b\r\n" % fields, to_head_request=False, upgrade=False)
+
+
+@pytest.mark.parametrize("before", [b"\r\n", b"\r", b"\n\n", b" "])
+def test_nothing_may_stand_before_the_head_of_an_answer(before):
+    with pytest.raises(EngineProtocolError, match="not HTTP"):
+        parse_head(before + b"HTTP/1.1 200 OK\r\n\r\n", to_head_request=False, upgrade=False)
