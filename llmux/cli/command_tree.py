@@ -7,10 +7,14 @@ values that are not plain: see `_Plain`.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, cast
 
 import typer
@@ -21,6 +25,7 @@ from llmux.cli.terminal import usable_streams
 from llmux.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:3000"
+GARBAGE_AT = 50_000  # new objects; serving has its own
 COMPLETION_TIMEOUT = 1.0  # seconds that a completion may take
 
 ConfigOption = Annotated[
@@ -196,13 +201,20 @@ class Command(TyperCommand):
         return _plain(super().get_params(ctx))
 
 
+def _without_plugins() -> None:
+    """Have pydantic not look through all packages for plugins, which takes longer than Python takes to start."""
+    loader = ModuleType("pydantic.plugin._loader")
+    vars(loader)["get_plugins"] = tuple
+    sys.modules.setdefault(loader.__name__, loader)
+
+
 class _Imported(Mapping[str, Any]):
     """The commands by name, each imported when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:
         module, _, attribute = COMMANDS[name][0].partition(":")
-        if module == "check":  # pydantic would look through all packages for plugins, which a check has no use for
-            os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+        if module == "check":
+            _without_plugins()
         found = getattr(import_module(f"llmux.cli.{module}"), attribute)
         alone = typer.Typer(add_completion=False)
         if isinstance(found, typer.Typer):
@@ -281,5 +293,8 @@ def main() -> None:
     """Run the command line."""
     if "LLMUX_HOOK" in os.environ:
         os.environ.pop("LLMUX_URL", None)  # in a hook, and in an engine that it has started, this is the engine's
+    # A command that ends soon makes little garbage: looking for it, at the exit too, took a seventh of its time.
+    gc.set_threshold(GARBAGE_AT, 10, 10)
+    atexit.register(gc.freeze)
     with usable_streams():
         app(prog_name="llmux")

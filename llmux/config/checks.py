@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +217,7 @@ def _fault(file: Path) -> str | None:
     return None
 
 
+@lru_cache(256)  # models have hooks in common
 def _syntax(script: str) -> str | None:
     """Return what the shell says of a script that it cannot read."""
     try:
