@@ -36,7 +36,19 @@ _JUDGED = HOP_BY_HOP - {b"connection"} | {
 }
 _FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"expect", b"sec-websocket-key"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
-_SPECIAL = _JUDGED | _CREDENTIALS | {b"host", b"content-length", b"content-type", b"connection", b"x-request-id"}
+# Fields that may stand in a head once (RFC 9110): aiohttp rejects a request which has one of them twice.
+_ONCE = frozenset(
+    {
+        b"content-location",
+        b"content-range",
+        b"content-type",
+        b"etag",
+        b"max-forwards",
+        b"server",
+        b"user-agent",
+    }
+)
+_SPECIAL = _JUDGED | _CREDENTIALS | _ONCE | {b"host", b"content-length", b"connection", b"x-request-id"}
 
 
 class FastHead(NamedTuple):
@@ -72,7 +84,7 @@ Seen = tuple[FastHead, int, int, bytes]
 UNSEEN: Seen = (_UNREAD, 0, UNKNOWN, b"")
 
 
-def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, one loop, no calls
+def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no calls
     """Read a head, and make the engine's from it."""
     found = _HEAD.match(data, 0, _MOST_HEAD)
     if found is None:
@@ -87,6 +99,7 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, one loop, no calls
     given_id = None
     lines = [b"%b %b HTTP/1.1" % (method, target)]
     credentials: list[int] = []
+    once: set[bytes] = set()
     for line in fields.split(b"\r\n"):
         name, _, value = line.partition(b": ")
         lower = name.lower()
@@ -104,8 +117,11 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, one loop, no calls
             host = len(lines)
             called = value
             lines.append(name)
-        elif lower == b"content-type":
-            form = form or value[:10].lower().startswith(b"multipart/")
+        elif lower in _ONCE:
+            if lower in once:
+                return UNSEEN
+            once.add(lower)
+            form = form or (lower == b"content-type" and value[:10].lower().startswith(b"multipart/"))
             lines.append(line)
         elif lower == b"x-request-id":
             clean = clean and given_id is None
