@@ -234,3 +234,26 @@ async def test_a_second_llmux_does_not_start_on_the_same_state_by_another_name(l
     assert (other / "s.json").is_symlink() or other.is_symlink()
     assert not real.is_symlink()
     assert json.loads(real.read_text())["holders"] == ["a"]
+
+
+async def test_what_it_writes_is_for_its_own_user(lab):
+    own = lab.root / "own"
+    own.mkdir(mode=0o700)
+    lab.write(
+        {"a": {}},
+        state=str(own / "state.json"),
+        ledger=True,
+        record=str(own / "record.jsonl"),
+        audit=str(own / "audit.jsonl"),
+        captures={"keys": ["k"], "keep": "1d", "max": "1MiB"},
+        api_keys=[{"name": "k", "key": "secret-of-k"}],
+    )
+    lab.start()
+    assert (await lab.chat("a", headers=[("Authorization", "Bearer secret-of-k")])).status == 200
+    assert lab.end() == 0
+    found = [path for path in own.rglob("*") if path.is_file()]
+    assert {path.suffix for path in found} >= {".json", ".jsonl", ".db"}
+    assert len(found) >= 5
+    assert {oct(path.stat().st_mode & 0o777) for path in found} == {"0o600"}
+    assert {oct(path.stat().st_mode & 0o777) for path in [own, *own.rglob("*")] if path.is_dir()} == {"0o700"}
+    assert not any(b"secret-of-k" in path.read_bytes() for path in found)
