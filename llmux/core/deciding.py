@@ -138,8 +138,8 @@ def _room(s: State, m: Moment) -> bool:
 def _policy(s: State, m: Moment) -> bool:
     """The policy decides, held back by ``min_active``."""
     choice = _ask_policy(s, m)
-    if s.shadows:
-        policy_calls.ask_shadows(s, m.snapshot, None if choice is None else choice[0].name)
+    went = None if choice is None else choice[0].name
+    policy_calls.tell_shadows(s, lambda shadow: shadow.asked(m.snapshot, went))
     if choice is None:
         return False
     model, by, said = choice

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from llmux.core.estimates import Meter
 from llmux.core.phases import HOLDING, Phase, Stage, Step
-from llmux.core.policy import Policy
+from llmux.core.policy import Snapshot, SwitchRecord
 from llmux.core.spec import HookKind, Level, ModelSpec
 
 JITTER = 0.2
@@ -164,14 +165,16 @@ class Lease:
     told: bool = False  # that everything sleeps, and the job may begin
 
 
-@dataclass(slots=True, eq=False)
-class Shadow:
-    """A policy that is asked what it would do, and is not followed."""
+class Shadow(Protocol):
+    """A policy that is asked what it would do, and is not followed. One that fails says why, once, else ""."""
 
     name: str
-    policy: Policy
-    dropped: str = ""  # why it is asked no more
-    counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (kind of answer, as the policy did)
+
+    def asked(self, now: Snapshot, went: str | None) -> str:
+        """Take in what the policy was asked, and where that led; None for staying."""
+
+    def switched(self, record: SwitchRecord) -> str:
+        """Take in that a switch has ended."""
 
 
 @dataclass(slots=True)

@@ -1,13 +1,13 @@
 """What policies see, how they and their shadows are asked, and what becomes of an answer that is invalid.
 
 They see live, read-only views over the state, without a copy. A policy cannot break anything: whatever it raises
-or returns is checked here, reported once for each kind, and treated as first come, first served. Shadows are asked
-what they would do, and are not followed; one that fails is dropped: it is never asked again.
+or returns is checked here, reported once for each kind, and treated as first come, first served. Shadows are told
+what it is asked and does, and are not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -180,13 +180,7 @@ def _overrule(s: State, error: str) -> None:
 
 def inform(s: State, record: api.SwitchRecord) -> None:
     """Tell the shadows and the policy of a switch that has ended."""
-    for shadow in s.shadows:
-        tell = None if shadow.dropped else getattr(shadow.policy, "on_switch_completed", None)
-        if tell is not None:
-            try:
-                tell(record)
-            except RAISED as error:
-                _drop(s, shadow, error)
+    tell_shadows(s, lambda shadow: shadow.switched(record))
     try:
         tell = getattr(s.policy, "on_switch_completed", None)
         if tell is not None:
@@ -195,34 +189,11 @@ def inform(s: State, record: api.SwitchRecord) -> None:
         _overrule(s, f"on_switch_completed raised {spelled(error)}")
 
 
-def ask_shadows(s: State, snapshot: api.Snapshot, went: str | None) -> None:
-    """Ask all shadows; ``went`` is where the policy's answer led, None for staying."""
+def tell_shadows(s: State, tell: Callable[[Shadow], str]) -> None:
+    """Tell each shadow something, and say which of them failed at it."""
     for shadow in s.shadows:
-        if shadow.dropped:
-            continue
-        try:
-            decision = shadow.policy.decide(snapshot)
-            kind, target = _meant(decision, snapshot.waiting)
-        except RAISED as error:
-            _drop(s, shadow, error)
-            continue
-        shadow.counts[kind, target == went] += 1
-
-
-def _meant(decision: api.Decision | object, waiting: Sequence[str]) -> tuple[str, str | None]:
-    """Return what kind of answer it is, and where it would have led."""
-    if isinstance(decision, api.SwitchTo) and decision.model in waiting:
-        return "switch", decision.model
-    if isinstance(decision, api.Stay):
-        return "stay", None
-    if isinstance(decision, api.WaitUntil):
-        return "wait", None
-    return "nonsense", waiting[0]  # first come, first served would have been used
-
-
-def _drop(s: State, shadow: Shadow, error: BaseException) -> None:
-    shadow.dropped = spelled(error)
-    s.out.append(ShadowDropped(shadow.name, shadow.dropped))
+        if error := tell(shadow):
+            s.out.append(ShadowDropped(shadow.name, error))
 
 
 def adopt(s: State, event: PolicyChosen) -> None:

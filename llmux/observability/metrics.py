@@ -33,7 +33,6 @@ from llmux.core.effects import (
     SwitchDrained,
     SwitchEnded,
 )
-from llmux.core.model import Shadow
 from llmux.core.phases import Phase
 from llmux.version import __version__
 
@@ -179,13 +178,13 @@ class Metrics(Collector):
         self,
         gauges: Callable[[], Iterable[GaugeRow]] = tuple,
         *,
-        shadows: Callable[[], Iterable[Shadow]] = tuple,
+        shadows: Callable[[], Iterable[tuple[str, Mapping[tuple[str, bool], int]]]] = tuple,
         modes: Callable[[], Modes] = Modes,
         auto: Callable[[], Looks] = Looks,
         models: Iterable[str] = (),
         process: bool = True,
     ) -> None:
-        """``gauges``, ``shadows``, ``modes`` and ``auto`` are asked at a scrape.
+        """``gauges``, ``shadows`` (names and counts), ``modes`` and ``auto`` are asked at a scrape.
 
         ``process`` adds those of process and Python.
         """
@@ -343,9 +342,9 @@ class Metrics(Collector):
         yield from self._gauge_metrics()
         yield _counter("llmux_policy_overruled_total", (), [((), self._overruled)])
         answers = [
-            ((shadow.name, kind, str(agrees).lower()), count)
-            for shadow in self._shadows()
-            for (kind, agrees), count in shadow.counts.items()
+            ((name, kind, str(agrees).lower()), count)
+            for name, counts in self._shadows()
+            for (kind, agrees), count in counts.items()
         ]
         yield _counter("llmux_shadow_decisions_total", ("policy", "decision", "agrees"), answers)
         yield _counter("llmux_targets_total", ("model", "target", "reason"), self._targets.items())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from llmux.config import Config
-from llmux.core.model import Shadow
-from llmux.core.policy import Decision, Policy, Snapshot
+from llmux.core.policy import Decision, Policy, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.policy_calls import RAISED, spelled
 from llmux.errors import PolicyLoadError
 from llmux.plugins import OPTIONS, USE, comes_from_file, load_policy
 
@@ -40,6 +42,50 @@ class Timed:
             if took > TOO_LONG or self._slow > PATIENCE:
                 raise SlowShadowError(f"an answer took {took * 1000:.0f} ms")
         return decision
+
+
+@dataclass(slots=True, eq=False)
+class Shadow:
+    """A policy that is asked what it would do, and is not followed; see ``llmux.core.model.Shadow``."""
+
+    name: str
+    policy: Policy
+    dropped: str = ""  # why it is asked no more
+    counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (kind of answer, as the policy did)
+
+    def asked(self, now: Snapshot, went: str | None) -> str:
+        """Ask it, and count whether it would have led where the policy did."""
+        if self.dropped:
+            return ""
+        try:
+            kind, target = _meant(self.policy.decide(now), now)
+        except RAISED as error:
+            self.dropped = spelled(error)
+            return self.dropped
+        self.counts[kind, target == went] += 1
+        return ""
+
+    def switched(self, record: SwitchRecord) -> str:
+        """Tell it of a switch that has ended."""
+        tell = None if self.dropped else getattr(self.policy, "on_switch_completed", None)
+        if tell is not None:
+            try:
+                tell(record)
+            except RAISED as error:
+                self.dropped = spelled(error)
+                return self.dropped
+        return ""
+
+
+def _meant(decision: object, now: Snapshot) -> tuple[str, str | None]:
+    """Return what kind of answer it is, and where it would have led."""
+    if isinstance(decision, SwitchTo) and decision.model in now.waiting:
+        return "switch", decision.model
+    if isinstance(decision, Stay):
+        return "stay", None
+    if isinstance(decision, WaitUntil):
+        return "wait", None
+    return "nonsense", now.waiting[0]  # first come, first served would have been used
 
 
 def load_shadows(config: Config, known: Iterable[Shadow] = (), before: Config | None = None) -> tuple[Shadow, ...]:

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from llmux.core import admission, commands, levels, placement
-from llmux.core.model import Lease, Model, Shadow
+from llmux.core.model import Lease, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import Memory
 from llmux.core.state import State
@@ -16,6 +16,7 @@ from llmux.estimates import costs_of
 from llmux.observability.decision_log import Evicted
 from llmux.runtime import wait_estimate
 from llmux.runtime.explanations import IN_STATUS, brief, decisions, eviction
+from llmux.runtime.shadow import Shadow
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 
@@ -36,7 +37,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "uptime": time.monotonic() - switcher.started_at,
         "ready": s.ready and not s.stopping,
         "policy": _policy(switcher),
-        "shadows": [_shadow(shadow) for shadow in s.shadows],
+        "shadows": [_shadow(shadow) for shadow in switcher.shadows],
         "awake": [model.name for model in s.in_phase(Phase.AWAKE)],
         "switch": None
         if switch is None

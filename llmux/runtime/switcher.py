@@ -174,13 +174,13 @@ class Switcher:
         self.reports = 0  # that were made for gateways
         self.core = Core(specs, rules, policy, Estimates(), random.random)
         self.core.state.figures = figures
-        self.core.state.shadows = load_shadows(config)
+        self.core.state.shadows = self.shadows = load_shadows(config)
         self.core.state.costs.guesses = first_costs(config)
         self.log = log or EventLog()
         self.auto = Chooser(self)
         self.metrics = Metrics(
             self.gauges,
-            shadows=lambda: self.core.state.shadows,
+            shadows=lambda: ((shadow.name, shadow.counts) for shadow in self.shadows),
             modes=self.modes,
             process=own,
             auto=self.auto.looks,
@@ -284,7 +284,7 @@ class Switcher:
         same = (old.policy.use, old.policy.options, old.folder) == (new.use, new.options, config.folder)
         if not same or any(map(comes_from_file, (new.use, *getattr(policy, "uses", ())))):
             policy = load_policy(new.use, new.options, config.folder)
-        shadows = load_shadows(config, self.core.state.shadows, self.config)
+        shadows = load_shadows(config, self.shadows, self.config)
         old_record = (self.config.record_path, self.config.record_size)
         moved = old_record != (config.record_path, config.record_size)
         other_audit = self.config.audit_path != config.audit_path
@@ -294,6 +294,7 @@ class Switcher:
         self.metrics.declare(config.models)
         if self.accounts is not None:
             self.accounts.configure(config)
+        self.shadows = shadows
         self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config), shadows))
         self.auto.follow()
         if moved:

@@ -33,6 +33,7 @@ import world  # noqa: E402
 
 from llmux.core import effects as fx  # noqa: E402
 from llmux.core import events as ev  # noqa: E402
+from llmux.runtime.shadow import Shadow  # noqa: E402
 
 
 class DifferenceError(Exception):
@@ -256,7 +257,10 @@ class Twin:
         return self.core.state.lease is not None
 
     def _shadows(self, shadows: Any) -> Any:
-        return tuple(self.translate.model.Shadow(shadow.name, Echo(self.tapes)) for shadow in shadows)
+        # A core of an earlier day has shadows of its own making.
+        kind = getattr(self.translate.model, "Shadow", Shadow)
+        kind = kind if dataclasses.is_dataclass(kind) else Shadow
+        return tuple(kind(shadow.name, Echo(self.tapes)) for shadow in shadows)
 
     def feed(self, event: Any, now: float) -> list[Any]:
         """Hand the event to both, and compare."""

@@ -7,9 +7,9 @@ from playbook import ANY, given, models
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.model import Shadow
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.spec import Rules
+from llmux.runtime.shadow import Shadow
 
 
 class Says:

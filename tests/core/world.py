@@ -11,7 +11,7 @@ from ledger import Ledger
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.model import Lease, Pin, Shadow
+from llmux.core.model import Lease, Pin
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.policy_calls import LiveSnapshot
@@ -19,6 +19,7 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec
 from llmux.estimates import Estimates
 from llmux.observability.decision_log import KEPT
 from llmux.runtime import wait_estimate
+from llmux.runtime.shadow import Shadow
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
 
