@@ -50,6 +50,8 @@ class Host:
     own: dict[int, tuple[float, str]] = field(default_factory=dict)  # requests of this gateway: placed when, model
     recent: deque[tuple[float, str]] = field(default_factory=deque)  # placed since the report: when, model
     since: dict[str, int] = field(default_factory=dict)  # the same, counted
+    ends: deque[tuple[float, str]] = field(default_factory=deque)  # of this gateway's requests, since the report
+    ended: dict[str, int] = field(default_factory=dict)  # the same, counted
     others: Mapping[str, int] = field(default_factory=dict)  # requests of other gateways, as the store says
     others_until: float = -NEVER
     base: float = 0.0  # its place in ``Fleet.roomy``
@@ -90,24 +92,25 @@ class Host:
         return each.phase in HELD or each.queued > 0 or model in self.since
 
     def load(self, now: float) -> int:
-        """How many requests it has: as reported and placed since; own ones alone where the report is too old."""
+        """How many requests it has: this gateway's own, and the others as reported, if the report counts."""
+        own = len(self.own)
         if self.report is None or not self.fresh(now):
-            return len(self.own)
-        return self.report.load + len(self.recent)
+            return own
+        return own + max(0, self.report.load - (own - len(self.recent) + len(self.ends)))
 
     def ahead(self, model: str, now: float) -> int:
-        """How many requests for the model have gone there since its report was taken, as far as is known."""
-        since = self.since.get(model, 0)
+        """By how many its requests for the model have become more since its report, as far as is known."""
+        change = self.since.get(model, 0) - self.ended.get(model, 0)
         if not self.others or self.others_until < now:
-            return since
+            return change
         each = self.of(model)
-        before = sum(1 for _, name in self.own.values() if name == model) - since
-        return since + max(0, self.others.get(model, 0) - max(0, each.in_flight + each.queued - before))
+        own = sum(1 for _, name in self.own.values() if name == model)
+        return change + max(0, self.others.get(model, 0) - max(0, each.in_flight + each.queued - (own - change)))
 
     def wait(self, model: str, now: float) -> float:
         """Return the seconds that a request placed now would wait there; inf where it would be refused.
 
-        The host's forecast of when the report was taken, and what was placed there since.
+        The host's forecast of when the report was taken, and what has changed since, as far as this gateway knows.
         """
         each = self.of(model)
         expected = each.expected_wait
@@ -115,14 +118,12 @@ class Host:
             return NEVER
         slots = each.slots or UNLIMITED
         service = each.service or UNSEEN_SERVICE
-        behind = self.ahead(model, now)
+        ahead = self.ahead(model, now)
         if each.phase is Phase.AWAKE:
-            if not expected:
-                behind = max(0, behind - max(0, slots - each.in_flight))
-                return behind * service / slots
-            return expected + behind * service / slots
-        seconds = max(each.switch_cost if not each.queued else 0.0, expected - (now - self.taken))
-        seconds += behind // slots * service
+            over = each.in_flight + each.queued + ahead - slots
+            return (over + 1) * service / slots if over >= 0 else 0.0
+        seconds = max(0.0 if each.queued else each.switch_cost, expected - (now - self.taken))
+        seconds += max(0, ahead) // slots * service
         for other in self.since:  # turns that came before this one
             if other != model and self.of(other).phase not in HELD:
                 seconds += self.of(other).switch_cost + (self.of(other).service or UNSEEN_SERVICE)
@@ -200,14 +201,17 @@ class Fleet:
         """Return the host that a gateway has claimed the model's wake for, while that counts."""
         name, until = self.claims.get(model, ("", 0.0))
         host = self.hosts.get(name)
-        if until <= self.time or host is None or name in self.excluded or not host.usable(model, self.time):
+        if until <= self.time or host is None or not host.usable(model, self.time):
             return None
         return host if host.lease_until >= self.time else None
 
     @staticmethod
     def tie(model: str, host: Host) -> int:
         """Return the host's rank for a model (rendezvous hashing): gateways agree on it without talking."""
-        return zlib.crc32(f"{model}\0{host.name}".encode())
+        mixed = zlib.crc32(f"{model}\0{host.name}".encode())
+        for _ in range(2):  # a checksum is linear: alone it would rank the hosts alike for many models
+            mixed = ((mixed >> 16) ^ mixed) * 0x45D9F3B & 0xFFFFFFFF
+        return (mixed >> 16) ^ mixed
 
     def missed(self, host: Host, model: str) -> float:
         """Return what it costs in seconds of waiting if ``model`` leaves ``host``.
@@ -255,9 +259,9 @@ class Fleet:
         """Take in a report."""
         before = host.report
         host.report, host.taken, host.lease_until = report, taken, lease_until
-        recent, since = host.recent, host.since
-        while recent and recent[0][0] <= taken:
-            self._count_down(since, recent.popleft()[1])
+        for times, counts in ((host.recent, host.since), (host.ends, host.ended)):
+            while times and times[0][0] <= taken:
+                self._count_down(counts, times.popleft()[1])
         if host.blocked:  # what it says now counts, not what it said before
             host.blocked = {
                 name: (since_, until)
@@ -288,12 +292,14 @@ class Fleet:
                 leaving += self.missed(host, name)
             elif each.expected_wait is not None:
                 free_in = min(free_in, each.expected_wait - each.switch_cost)
-        host.leaving, host.free_in = leaving, max(0.0, free_in)
+        host.leaving, host.free_in = leaving, max(0.0, free_in) if free_in < NEVER else 0.0
         self._place(host)
 
     def unlist(self, host: Host) -> None:
         """Take the host out of the indexes by state: its report counts no more."""
         self._hold(host, ())
+        for counted in (host.recent, host.since, host.ends, host.ended):
+            counted.clear()
         if host.listed:
             self._remove(host)
 
@@ -308,16 +314,22 @@ class Fleet:
     def placed(self, host: Host, request: int, model: str) -> None:
         """Count a request that goes to the host now."""
         host.own[request] = entry = (self.time, model)
+        if not host.listed:
+            return
         host.recent.append(entry)
         host.since[model] = host.since.get(model, 0) + 1
-        if model not in host.held and host.listed:
+        if model not in host.held:
             self._hold(host, (*host.held, model))
             self._place(host)
 
     def gone(self, host: Host, request: int, *, arrived: bool = True) -> None:
         """Count a request no more that was placed there. One that has not ``arrived`` there was no load either."""
         entry = host.own.pop(request)
-        if not arrived and entry in host.recent:
+        if arrived:
+            if host.listed:
+                host.ends.append((self.time, entry[1]))
+                host.ended[entry[1]] = host.ended.get(entry[1], 0) + 1
+        elif entry in host.recent:
             host.recent.remove(entry)
             self._count_down(host.since, entry[1])
             if host.listed:

@@ -106,6 +106,7 @@ class Placement:
 
     def __init__(self, route: Route, dice: Callable[[], float], rules: Rules | None = None) -> None:
         self.route = route
+        self.moves: bool = getattr(route, "moves", False)
         self.rules = rules or Rules()
         self.fleet = Fleet(dice)
         self.requests: dict[int, Request] = {}
@@ -220,7 +221,7 @@ class Placement:
         queue[request.id] = request
         if request.attempts:  # only such a one can be older than those that wait
             queue = self.queues[request.model] = OrderedDict(
-                sorted(queue.items(), key=lambda item: item[1].arrived)
+                sorted(queue.items(), key=lambda item: (item[1].arrived, item[0]))
             )
         request.stage = Stage.QUEUED
         self.out.append(ev.RequestQueued(request.id, request.model, len(queue)))
@@ -286,7 +287,7 @@ class Placement:
     def _waiting(self, event: ev.RequestWaiting) -> None:
         """See whether it would be served sooner elsewhere, by more than a switch, and has been for a while."""
         request = self._of(event.request)
-        if request.stage is not Stage.PLACED or request.moved or event.expected is None:
+        if not self.moves or request.stage is not Stage.PLACED or request.moved or event.expected is None:
             return
         fleet, host = self.fleet, request.host
         assert host is not None
@@ -327,20 +328,22 @@ class Placement:
 
     def _connect_failed(self, event: ev.ConnectFailed) -> None:
         request = self._of(event.request, Stage.PLACED)
-        host = self._off(request, arrived=False)
-        self._eject(host, event.reason or "connection refused")
+        host = self.fleet.hosts.get(self._off(request, arrived=False).name)
+        if host is not None:
+            self._eject(host, event.reason or "connection refused")
         self._again(request)
 
     def _refused(self, event: ev.RequestRefused) -> None:
         request = self._of(event.request, Stage.PLACED, Stage.WITHDRAWING)
-        host = self._off(request, arrived=False)
-        request.refused_by.add(host.name)
+        name = self._off(request, arrived=False).name
+        request.refused_by.add(name)
         request.refusal = event
-        now = self.fleet.time
-        whole = event.code in ev.OF_THE_HOST
-        until = now + (UNSAID if event.retry_after is None else event.retry_after)
-        host.blocked["" if whole else request.model] = now, until
-        self.timers.set((Timer.BLOCK, host.name), until)
+        host = self.fleet.hosts.get(name)
+        if host is not None:
+            now = self.fleet.time
+            until = now + (UNSAID if event.retry_after is None else event.retry_after)
+            host.blocked["" if event.code in ev.OF_THE_HOST else request.model] = now, until
+            self.timers.set((Timer.BLOCK, name), until)
         self._again(request)
 
     def _again(self, request: Request) -> None:

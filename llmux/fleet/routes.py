@@ -23,16 +23,22 @@ from llmux.fleet.fleet_view import Fleet, Host
 
 
 class Route(Protocol):
-    """What a route implements."""
+    """What a route implements.
+
+    With an attribute ``moves = True`` a request that waits on a host is taken back, once, while another host would
+    serve it sooner by more than a switch costs.
+    """
 
     def place(self, model: str, fleet: Fleet) -> Host | None:
         """Return the host for a request for ``model``, or None to have it wait. May not block."""
 
 
 def least(hosts: Iterable[Host], fleet: Fleet, model: str) -> Host | None:
-    """Return the host with the fewest requests; of several, the one that the model's hash prefers."""
-    now = fleet.time
-    return min(hosts, key=lambda host: (host.load(now), fleet.tie(model, host)), default=None)
+    """Return the host with the fewest of this gateway's requests; of several, the one that the hash prefers.
+
+    That is what is practised: each gateway counts its own. Counts that others report are late.
+    """
+    return min(hosts, key=lambda host: (len(host.own), fleet.tie(model, host)), default=None)
 
 
 class Random:
@@ -77,7 +83,7 @@ class PowerOfTwo:
         if not hosts:
             return None
         two = [hosts[int(fleet.dice() * len(hosts))] for _ in range(2)]
-        return min(two, key=lambda host: host.load(fleet.time))
+        return min(two, key=lambda host: len(host.own))
 
 
 class Static:
@@ -113,8 +119,8 @@ class Affinity:
         holders = [host for host in hosts if host.holds(model)]
         chosen = least(holders, fleet, model)
         if chosen is not None and len(holders) < len(hosts):
-            load = chosen.load(now)
-            mean = sum(host.load(now) for host in hosts) / len(hosts)
+            load = len(chosen.own)
+            mean = sum(len(host.own) for host in hosts) / len(hosts)
             if load >= max(self._options.least, self._options.bound * (mean + 1.0)):
                 chosen = None
         if chosen is None:
@@ -135,6 +141,8 @@ class LeastWait:
     - **Nothing fresh**: its own counts.
     """
 
+    moves = True
+
     class Options(BaseModel):
         """When a second copy is made."""
 
@@ -152,6 +160,8 @@ class LeastWait:
         if here is not None and wait <= 0.0:
             return here
         claimed = fleet.claimed(model)
+        if claimed is not None and claimed.name in fleet.excluded:
+            claimed = None
         if here is None and claimed is not None:
             return claimed
         there, cost, burden = fleet.cheapest(model)
@@ -169,7 +179,7 @@ class LeastWait:
             self._debts.pop(model, None)
             return False
         if debt >= self._options.copies * price:
-            del self._debts[model]
+            self._debts.pop(model, None)
             return True
         self._debts[model] = debt, now
         return False

@@ -29,12 +29,18 @@ def until_awake(s: State, model: Model, now: float) -> float:
     """Return the seconds until ``model`` is awake for the requests which wait for it, as it looks at ``now``."""
     if model.phase is Phase.AWAKE and s.lease is None:
         return 0.0
+    if s.switch is not None and s.switch.target is model:
+        return _rest(s, s.switch, now)
+    seconds, before = _until_its_turn(s, model, now)
+    return seconds + _switch(s, before, model, now)
+
+
+def _until_its_turn(s: State, model: Model, now: float) -> tuple[float, Model | None]:
+    """Return the seconds until a switch to ``model`` begins, and what is awake by then, if not the present one."""
     switch, seconds = s.switch, 0.0
-    before: Model | None = None  # the model awake by then, if not the present one
+    before: Model | None = None
     if switch is not None:
         seconds = _rest(s, switch, now)
-        if switch.target is model:
-            return seconds
         if switch.target is not None:
             before = switch.target
             seconds += _turn(s, before)
@@ -45,7 +51,7 @@ def until_awake(s: State, model: Model, now: float) -> float:
     for other in _earlier(s, model):
         seconds += _switch(s, before, other, now) + _turn(s, other)
         before = other
-    return seconds + _switch(s, before, model, now)
+    return seconds, before
 
 
 def in_queue(model: Model, position: int) -> float:
@@ -70,6 +76,21 @@ def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
 def rest_of_switch(s: State, now: float) -> float:
     """Return how long the switch under way still takes, its drain included; 0 when there is none."""
     return 0.0 if s.switch is None else _rest(s, s.switch, now)
+
+
+def for_newcomers(s: State, now: float) -> dict[str, float | None]:
+    """Return ``for_a_newcomer`` of every model; what those without waiters have in common is computed once."""
+    found: dict[str, float | None] = {}
+    common: tuple[float, Model | None] | None = None
+    target = s.switch.target if s.switch is not None else None
+    for name, model in s.models.items():
+        if model.queue or model is target or model.phase is Phase.AWAKE or admission.blocked(s, model) is not None:
+            found[name] = for_a_newcomer(s, model, now)
+            continue
+        if common is None:
+            common = _until_its_turn(s, model, now)
+        found[name] = common[0] + _switch(s, common[1], model, now)
+    return found
 
 
 def _earlier(s: State, model: Model) -> Iterable[Model]:

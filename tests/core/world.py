@@ -190,11 +190,13 @@ class World:
     def _look_ahead(self) -> None:
         """Of everybody who waits it can be said how long, whatever is the case."""
         s = self.core.state
+        newcomers = wait_estimate.for_newcomers(s, self.now)
         for model in s.models.values():
             assert 0 <= wait_estimate.until_awake(s, model, self.now) < math.inf
             assert wait_estimate.in_queue(model, 1) <= wait_estimate.in_queue(model, 2) < math.inf
             newcomer = wait_estimate.for_a_newcomer(s, model, self.now)
             assert newcomer is None or 0 <= newcomer < math.inf
+            assert newcomers[model.name] == newcomer
 
     def _look_back(self) -> None:
         """Every decision says why, in order; a switch under way is one of them."""

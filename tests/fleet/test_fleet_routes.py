@@ -1,0 +1,130 @@
+"""What each route chooses, and that looking at a few of many hosts is enough."""
+
+import pytest
+from fleet_playbook import COST, Playbook, asks, asleep, at, awake, given, report, sent
+
+from llmux.core.phases import Phase
+from llmux.fleet import events as ev
+from llmux.fleet.routes import SHIPPED, Affinity, LeastWait, PowerOfTwo, Random, RoundRobin, Static
+
+
+def place(play, *models):
+    """Return where requests for these models go, one after the other."""
+    start = len(play.ledger.model) + len(play.ledger.done)
+    for number, model in enumerate(models, start + 1):
+        play.ledger.feed(asks(number, model), max(1.0, play.ledger.now))
+    return [play.ledger.at[number] for number in range(start + 1, start + 1 + len(models))]
+
+
+def many(count, route=None, **models):
+    """A fleet of idle hosts that have the model asleep; those named have it in another state."""
+    play = Playbook(route)
+    for number in range(count):
+        name = f"g{number}"
+        play.ledger.feed(report(name, models.get(name, asleep("a")), seq=1), 0.0)
+    return play
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_route_places_every_request_of_a_small_fleet(name):
+    play = given(SHIPPED[name](), h1=[awake("a"), asleep("b")], h2=[asleep("a", "b")])
+    assert set(place(play, *"abababab")) <= {"h1", "h2"}
+
+
+def test_round_robin_takes_turns():
+    assert place(given(RoundRobin(), h1=[awake("a")], h2=[asleep("a")]), *"aaaa") == ["h1", "h2", "h1", "h2"]
+
+
+def test_static_stays_where_the_hash_says():
+    play = many(20, Static())
+    assert len(set(place(play, *"aaaaa"))) == 1
+
+
+def test_random_and_power_of_two_spread():
+    for route in (Random(), PowerOfTwo()):
+        assert len(set(place(many(10, route), *["a"] * 50))) >= 8
+
+
+def test_affinity_holds_on_to_a_holder_up_to_its_bound():
+    play = many(4, Affinity(), g2=awake("a"))
+    assert place(play, *["a"] * 8) == ["g2"] * 8
+    assert place(play, "a") != ["g2"]
+
+
+def test_affinity_wakes_where_the_last_use_is_longest_ago():
+    play = given(Affinity(), h1=[asleep("a", "b", "c")], h2=[asleep("a", "b", "c")])
+    [first] = place(play, "a")
+    assert place(play, "b") != [first]
+    play(at(2.0, ev.RequestEnded(1)), at(2.0, ev.RequestEnded(2)))
+    play(at(3.0, report("h1", asleep("a", "b", "c"), seq=2)), at(3.0, report("h2", asleep("a", "b", "c"), seq=2)))
+    assert place(play, "a") != place(play, "c")
+    assert first in ("h1", "h2")
+
+
+def test_a_cold_model_goes_where_it_costs_the_others_least():
+    """Every host of a large fleet has something awake; one is asked for less than the others."""
+    busy = {f"g{n}": {**awake("b", arrival_rate=1.0, awake_for=99.0), **asleep("a")} for n in range(100)}
+    busy["g77"] = {**awake("c", arrival_rate=0.001, awake_for=99.0), **asleep("a")}
+    assert place(many(100, None, **busy), "a") == ["g77"]
+
+
+def test_a_host_that_serves_a_rare_model_is_found_among_many():
+    play = many(100, None, g50={**asleep("a", "rare")})
+    assert place(play, "rare") == ["g50"]
+
+
+def test_of_many_holders_a_few_are_looked_at_and_the_best_of_these_is_taken():
+    full = awake("a", slots=1, in_flight=5, service=9.0)
+    play = many(100, None, **{f"g{n}": full for n in range(100) if n % 2})
+    placed = place(many(100, None, **{f"g{n}": awake("a") if n % 2 else full for n in range(100)}), *["a"] * 40)
+    assert {int(name[1:]) % 2 for name in placed} == {1}
+    assert len(set(placed)) > 5
+    assert place(play, "a")
+
+
+def test_a_fleet_where_most_hosts_are_excluded_or_old_is_still_placed_on():
+    play = many(100)
+    for number in range(99):
+        play.ledger.feed(ev.HostUnreachable(f"g{number}", "x"), 0.5)
+    assert place(play, "a") == ["g99"]
+
+
+def test_a_second_copy_is_made_when_waiting_has_cost_as_much():
+    """A skier rents until the rent paid is the price; here a request a second, each saving what a copy would."""
+    play = given(h1=[awake("a", slots=1, in_flight=4, service=10.0)], h2=[asleep("a")])
+    found = place(play, *["a"] * 3)
+    assert found[0] == "h2"  # fifty seconds against six: at once
+    play = given(h1=[awake("a", slots=4, in_flight=4, service=28.0)], h2=[asleep("a")])
+    assert place(play, *["a"] * 4)[0] == "h1"  # seven against six: a second saved
+    assert "h2" in place(play, *["a"] * 4)
+
+
+def test_no_copy_is_made_while_it_saves_nothing():
+    play = given(h1=[awake("a", slots=1, in_flight=1, service=1.0)], h2=[asleep("a")])
+    assert place(play, *["a"] * 4) == ["h1"] * 4
+    assert LeastWait()._worth_it("a", -1.0, COST, 1.0) is False
+
+
+def test_of_holders_that_admit_at_once_the_least_loaded_is_taken():
+    play = given(h1=[awake("a", in_flight=5, slots=9)], h2=[awake("a", in_flight=1, slots=9)])
+    assert place(play, *"aaaa") == ["h2", "h2", "h2", "h2"]
+    play(at(1.0, asks(5, "a"), sent(5, "a", "h1")))
+
+
+def test_what_was_placed_since_the_report_counts_until_the_next():
+    play = given(h1=[awake("a", slots=1, service=5.0)], h2=[awake("a", slots=1, service=5.0)])
+    assert place(play, *"aaaa") == ["h1", "h2", "h1", "h2"]
+    play(at(2.0, report("h1", awake("a", slots=1, service=5.0, in_flight=1, queued=0), seq=2)))
+    assert place(play, "a") == ["h1"]  # of its two, one must have ended
+
+
+def test_a_host_that_is_about_to_wake_something_else_is_no_cheap_one():
+    play = given(h1=[asleep("a", "b")], h2=[asleep("a", "b")])
+    first, second = place(play, "a", "b")
+    assert first != second
+
+
+def test_a_model_under_way_is_joined():
+    waking = {"a": awake("a")["a"]._replace(phase=Phase.WAKING, expected_wait=3.0, switch_cost=COST)}
+    play = given(h1=[asleep("a")], h2=[waking])
+    assert place(play, "a") == ["h2"]
