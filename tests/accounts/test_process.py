@@ -6,11 +6,10 @@ import os
 import resource
 import signal
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 
+from tests.harness.launcher import launch
 from tests.harness.ports import free_port
 from tests.server.house import until
 
@@ -28,10 +27,10 @@ class Policy:
 
 
 class Process:
-    """llmux in a process of its own, with the house's engine."""
+    """llmux in a process of its own, with the house's engine; ``cold`` with a Python that has imported nothing."""
 
-    def __init__(self, house, **settings):
-        self.folder, self.port = house.folder, free_port()
+    def __init__(self, house, *, cold=False, **settings):
+        self.folder, self.port, self.cold = house.folder, free_port(), cold
         house.port = self.port
         (self.folder / "mine.py").write_text(POLICY)
         house.config(port=self.port, policy={"use": "./mine.py:Policy"}, **settings)
@@ -39,11 +38,11 @@ class Process:
 
     def start(self):
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "llmux", "-c", self.folder / "config.json"],
-                stdout=subprocess.DEVNULL,
-                stderr=log,
+            self.process = launch(
+                ["-c", self.folder / "config.json"],
+                log=log.fileno(),
                 env={**os.environ, "XDG_RUNTIME_DIR": str(self.folder), "XDG_STATE_HOME": str(self.folder)},
+                cold=self.cold,
             )
 
     def end(self, number=signal.SIGTERM):
@@ -99,7 +98,7 @@ def imported(house):
 @pytest.mark.parametrize("ledger", [None, "ledger.db"])
 async def test_without_a_ledger_nothing_of_the_accounts_is_imported(house, run, ledger):
     """Nor of captures, without these."""
-    process = await run(ledger=ledger)
+    process = await run(cold=True, ledger=ledger)
     await send(house, "one")
     assert bool(imported(house)) is (ledger is not None)
     assert "llmux.accounts.captures" not in imported(house)
@@ -108,7 +107,7 @@ async def test_without_a_ledger_nothing_of_the_accounts_is_imported(house, run, 
 
 async def test_captures_of_one_key_import_no_more_than_that(house, run):
     keys = [{"name": "alice", "key": "key-of-alice"}]
-    process = await run(captures={"keys": ["alice"], "folder": "kept"}, api_keys=keys)
+    process = await run(cold=True, captures={"keys": ["alice"], "folder": "kept"}, api_keys=keys)
     await house.ask("POST", "/v1/chat/completions", {"model": "a"}, Authorization="Bearer key-of-alice")
     assert imported(house) == ["llmux.accounts", "llmux.accounts.captures"]
     assert process.end() == 0
@@ -118,7 +117,9 @@ async def test_captures_of_one_key_import_no_more_than_that(house, run):
 async def test_the_audit_from_start_to_stop(house, run):
     """A reload is in it, and what it did to keys; also one that was refused."""
     file, config = house.folder / "audit.jsonl", house.folder / "config.json"
-    process = await run(audit="audit.jsonl", watch=False, api_keys=[{"name": "alice", "key": "key-of-alice"}])
+    process = await run(
+        cold=True, audit="audit.jsonl", watch=False, api_keys=[{"name": "alice", "key": "key-of-alice"}]
+    )
 
     def events():
         return [json.loads(line) for line in file.read_text().splitlines()]

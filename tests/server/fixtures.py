@@ -14,6 +14,7 @@ import uvloop
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House
 
+ON_BOTH_LOOPS = ("middleware", "proxy", "server")
 LIMIT = PATIENCE  # a test that hangs fails
 
 
@@ -26,9 +27,13 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(
     config: pytest.Config,  # noqa: ARG001
-    item: pytest.Item,  # noqa: ARG001
+    item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    """Return both loops where connections, streams and cuts are the subject; elsewhere the one that serves."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    if item.path.parent.name in ON_BOTH_LOOPS:
+        loops["asyncio"] = asyncio.new_event_loop
+    return loops
 
 
 def limit(items: list[pytest.Item], folder: Path, seconds: float = LIMIT) -> None:
