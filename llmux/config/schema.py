@@ -497,12 +497,6 @@ class Config(Section):
         return frozenset(name for name, model in self.models.items() if lacks_a_dialect(model.apis))
 
     @property
-    def passed_through(self) -> Mapping[str, str]:
-        """``names``, but for models of which requests may have to be translated."""
-        translated = self.translated
-        return {name: model for name, model in self.names.items() if model not in translated}
-
-    @property
     def variants(self) -> Mapping[str, str]:
         """The name of every variant → the model's name."""
         return {variant: name for name, model in self.models.items() for variant in model.variants}

@@ -6,7 +6,7 @@ It is stricter than aiohttp: what it does not understand at first sight it does 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llmux.middleware.keyring import Holder
@@ -154,10 +154,21 @@ class KnownHead:
     True for as long as the configuration is in force under which it was judged.
     """
 
-    __slots__ = ("_ends", "_host", "_length", "_lines", "anthropic", "given_id", "holder", "route")
+    __slots__ = ("_ends", "_host", "_length", "_lines", "anthropic", "given_id", "holder", "names", "route")
 
-    def __init__(self, head: FastHead, route: Route, dropped: Sequence[int], holder: Holder | None) -> None:
-        """``dropped``: which of the head's lines must not go on; ``holder``: whose key it shows."""
+    def __init__(
+        self,
+        head: FastHead,
+        route: Route,
+        dropped: Sequence[int],
+        holder: Holder | None,
+        names: Mapping[str, str],
+    ) -> None:
+        """``dropped``: which of the head's lines must not go on; ``holder``: whose key it shows.
+
+        ``names`` are those for which requests with it can be served, and the models that they lead to.
+        """
+        self.names = names
         self.route = route
         self.holder = holder
         self.anthropic = route.anthropic("")

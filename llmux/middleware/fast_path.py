@@ -97,15 +97,20 @@ class FastPath:
         self,
         paths: ForwardedPaths,
         names: Mapping[str, str],
+        elsewhere: Mapping[str, Mapping[str, str]],
         *,
         most: int,
         keys: Keys,
         hosts: Hosts,
         alone: bool,
     ) -> None:
-        """Take over a configuration. Not ``alone``: what is traced does not come here."""
+        """Take over a configuration. Not ``alone``: what is traced does not come here.
+
+        ``names`` lead to the models; ``elsewhere`` holds other ones for the paths on which they differ.
+        """
         self._paths = paths
         self._names = names
+        self._elsewhere = elsewhere
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
         self._knows_host = hosts.knows
@@ -142,7 +147,7 @@ class FastPath:
             dropped, holder = let
             if holder is not None and (holder.managed or holder.gateway):
                 return None
-        known = KnownHead(head, route, dropped, holder)
+        known = KnownHead(head, route, dropped, holder, self._elsewhere.get(route.path, self._names))
         if head.given_id is None:  # which is new with every request
             _, name, *same = self.recall(data)
             if name and same == [size, digits]:
@@ -156,7 +161,7 @@ class FastPath:
         switcher = self._switcher
         began = switcher.now()
         asked = self._named(data[size:total])
-        model = None if asked is None else self._names.get(asked)
+        model = None if asked is None else head.names.get(asked)
         if model is None or asked is None:
             return None
         activity = switcher.open_activity(model)

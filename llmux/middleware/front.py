@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
@@ -31,9 +31,9 @@ from llmux.errors import (
 from llmux.middleware.authentication import Keys, is_control
 from llmux.middleware.context import REFUSED, Reporting, RequestContext, request_id
 from llmux.middleware.fast_path import FastPath
-from llmux.middleware.model_handler import ModelHandler
+from llmux.middleware.model_handler import COUNT, ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
-from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
+from llmux.middleware.paths import ADMIN_PREFIXES, DIALECTS, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
@@ -101,11 +101,11 @@ class Front:
         self._reporting.access_log = config.access_log
         self._handler.configure(config)
         alone = self._tracing is None
-        # What has a deadline may have to be refused.
-        through = config.passed_through.items()
-        names = {name: model for name, model in through if config.models[model].deadline is None}
         counted = ForwardedPaths(config.forward, config.names, without=config.passive) if config.passive else paths
-        self.fast_path.configure(counted, names, most=config.max_body, keys=self._keys, hosts=hosts, alone=alone)
+        names, elsewhere = _on_fast_path(config)
+        self.fast_path.configure(
+            counted, names, elsewhere, most=config.max_body, keys=self._keys, hosts=hosts, alone=alone
+        )
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""
@@ -394,3 +394,21 @@ def _with_headers(response: web.StreamResponse, context: RequestContext) -> web.
             response.headers[name] = value
         response.headers["X-LLMux-Queue-Seconds"] = "0.000"
     return response
+
+
+Names = Mapping[str, str]
+
+
+def _on_fast_path(config: Config) -> tuple[Names, Mapping[str, Names]]:
+    """Return the names of which requests may take the fast path; and for the paths with others, those."""
+    # What has a deadline may have to be refused.
+    names = {name: model for name, model in config.names.items() if config.models[model].deadline is None}
+    elsewhere: dict[str, Names] = {COUNT: {}}
+    if config.translated:
+        for path, dialect in DIALECTS.items():
+            elsewhere[path] = {
+                name: model
+                for name, model in names.items()
+                if model not in config.translated or dialect in (config.models[model].apis or ())
+            }
+    return names, elsewhere

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, unquote_plus
 
@@ -13,7 +13,6 @@ from aiohttp import HttpVersion11, hdrs, web
 from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
-from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import RequestContext
@@ -38,10 +37,12 @@ from llmux.upstream import EngineAddress, EngineRefusedError
 if TYPE_CHECKING:
     from llmux.accounts.captures import Captures
     from llmux.accounts.gate import Gate
+    from llmux.middleware.counting import Counting
     from llmux.middleware.passive import Passive
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
 
+COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
 
@@ -96,7 +97,7 @@ class ModelHandler:
         self.captures = _captures(config, self._switcher, self.captures)
         self._listed = config.listed
         self._targeting = _targeting(config, self._switcher, self._targeting)
-        self._translating = _translating(config, self.budget, self._is_awake)
+        self._translating = _translating(config, self.budget)
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
@@ -106,8 +107,11 @@ class ModelHandler:
         self._deadlines = {name: model.deadline for name, model in config.models.items()}
         self._notifier.every = config.progress_every
 
-    def _is_awake(self, model: str) -> bool:
-        return self._switcher.core.state.models[model].phase is Phase.AWAKE
+    @functools.cached_property
+    def _counting(self) -> Counting:
+        from llmux.middleware.counting import Counting  # noqa: PLC0415 - many are never asked to count
+
+        return Counting(self._switcher, self._forwarder)
 
     def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
         """Return what serves the paths that wake nothing, where there are any."""
@@ -175,11 +179,12 @@ class ModelHandler:
     ) -> web.StreamResponse:
         if self._passive is not None and self._passive.matches(context.route.path):
             return await self._passive.serve(request, context, body)
+        if context.route.path == COUNT and context.route.kind is Kind.FORWARD and body is not None:
+            counted = await self._counting.answer(self._switcher.config, request, context, body)
+            if counted is not None:
+                return counted
         if self._translating is None:
             return await self._served(request, context, body)
-        counted = self._translating.count(context, body)
-        if counted is not None:
-            return counted
         fitted = self._translating.fit(context, body)
         try:
             return await self._served(request, context, fitted)
@@ -382,13 +387,13 @@ def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> 
     return Targeting(config, switcher, before)
 
 
-def _translating(config: Config, budget: BodyBudget, is_awake: Callable[[str], bool]) -> Translating | None:
+def _translating(config: Config, budget: BodyBudget) -> Translating | None:
     """Return what knows the engines that lack a dialect, where there are any."""
     if not config.translated:
         return None
     from llmux.middleware.translating import Translating  # noqa: PLC0415 - most configurations have no use for it
 
-    return Translating(config, budget, is_awake)
+    return Translating(config, budget)
 
 
 def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:

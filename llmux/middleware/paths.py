@@ -152,6 +152,13 @@ _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re
 _BARE_MODELS = "/models"  # as /v1/models, for clients whose base address ends without /v1
 _UPSTREAM = "/upstream/"
 MESSAGES = "/v1/messages"
+DIALECTS = {
+    "/v1/chat/completions": "chat",
+    "/chat/completions": "chat",
+    MESSAGES: "messages",
+    "/v1/responses": "responses",
+}
+"""The dialects of conversations, by the paths on which they are spoken."""
 _RAW_MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]@!$&'()*+,=-]*(?=[/?]|\Z)")
 _RAW_CONTROL = re.compile(r"[\x00-\x20\x7f]")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from aiohttp import web
 
 from llmux.config import Config
 from llmux.errors import BadRequestError
@@ -15,23 +12,14 @@ from llmux.extract import SLICE, Body, BodyBudget, ModelField, ModelScanner
 from llmux.extract.body import Store
 from llmux.middleware.context import RequestContext
 from llmux.middleware.model_handler import Rewritten
+from llmux.middleware.paths import DIALECTS
 from llmux.proxy.translated import TranslatingRelay
 from llmux.targets.codecs import Dialect, Translation
 
 DROPPED = "X-LLMux-Dropped"
-ESTIMATED = "X-LLMux-Estimated"
-_COUNT = "/v1/messages/count_tokens"
 _EVERYTHING = (None, False)
-_PER_TOKEN = 3.5  # bytes of a request in JSON
-_PER_FILE = 1500  # tokens of an image or a document, about
 _LONGEST = 1000  # characters of that header
 
-_DIALECTS = {
-    "/v1/chat/completions": Dialect.CHAT,
-    "/chat/completions": Dialect.CHAT,
-    "/v1/messages": Dialect.MESSAGES,
-    "/v1/responses": Dialect.RESPONSES,
-}
 # Which of those that an engine speaks loses least.
 _NEAREST = {
     Dialect.CHAT: (Dialect.RESPONSES, Dialect.MESSAGES),
@@ -43,9 +31,8 @@ _NEAREST = {
 class Translating:
     """Knows which engines lack a dialect."""
 
-    def __init__(self, config: Config, budget: BodyBudget, is_awake: Callable[[str], bool]) -> None:
+    def __init__(self, config: Config, budget: BodyBudget) -> None:
         self._budget = budget
-        self._is_awake = is_awake
         self._spoken: Mapping[str, tuple[frozenset[str] | None, bool]] = {
             name: (frozenset(config.models[name].apis or ()), config.models[name].lossy)
             for name in config.translated
@@ -59,9 +46,10 @@ class Translating:
         assert context.model is not None
         context.headers = [field for field in context.headers if field[0] != DROPPED]
         spoken, lossy = self._spoken.get(context.model, _EVERYTHING)
-        client = _DIALECTS.get(context.route.path)
-        if client is None or spoken is None or client in spoken or body is None:
+        path = DIALECTS.get(context.route.path)
+        if path is None or spoken is None or path in spoken or body is None:
             return body
+        client = Dialect(path)
         engine = next((dialect for dialect in _NEAREST[client] if dialect in spoken), None)
         if engine is None:
             return body
@@ -72,21 +60,6 @@ class Translating:
         if translation.dropped:
             context.headers.append((DROPPED, _listed(translation.dropped)))
         return self._made(translated, translation)
-
-    def count(self, context: RequestContext, body: Body | None) -> web.Response | None:
-        """Return an estimate of a request's tokens, where its model's engine cannot be asked without being woken.
-
-        None where it can, or where what it speaks is not stated. Raises BadRequestError for what is no request.
-        """
-        assert context.model is not None
-        spoken, _ = self._spoken.get(context.model, _EVERYTHING)
-        if context.route.path != _COUNT or spoken is None or body is None:
-            return None
-        if "count_tokens" in spoken and self._is_awake(context.model):
-            return None
-        tokens = estimate(_document(body))
-        fields = [*context.headers, (ESTIMATED, "true"), ("X-LLMux-Queue-Seconds", "0.000")]
-        return web.json_response({"input_tokens": tokens}, headers=dict(fields))
 
     def _made(self, document: dict[str, Any], translation: Translation) -> Rewritten:
         try:
@@ -106,25 +79,6 @@ class Translating:
         body.target = translation.engine.path
         body.relay = lambda client, exchange, loop: TranslatingRelay(client, exchange, loop, translation)
         return body
-
-
-def estimate(document: dict[str, Any]) -> int:
-    """Return about how many tokens a request has: by the bytes of its text, and a guess for each file in it."""
-    files = 0
-    pending: list[Any] = [{name: document.get(name) for name in ("system", "messages", "tools")}]
-    size = 0
-    while pending:
-        value = pending.pop()
-        if isinstance(value, list):
-            pending += value
-        elif isinstance(value, dict):
-            if isinstance(value.get("source"), dict):
-                files += 1
-            pending += [item for name, item in value.items() if name != "source"]
-            size += sum(len(name) + 4 for name in value)
-        elif isinstance(value, str):
-            size += len(value.encode(errors="replace"))
-    return max(1, math.ceil(size / _PER_TOKEN)) + files * _PER_FILE
 
 
 def _document(body: Body) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What a request and an event cost this llmux, beside those of another git revision, in one run.
 
-    python tests/benchmarks/proxy_speed.py [--revision f51077b] [--rounds 6]
+    python tests/benchmarks/proxy_speed.py [--revision f51077b] [--rounds 6] [--model "apis: [chat]"]
 
 Both run at once on one core, with the defaults of ``bench.py``, and are put under the same load by turns: as many
 requests as it takes on 32 connections, then 60 event streams of 100 events a second. Printed are microseconds of
-CPU, the median and the least of the rounds, and the median of the rounds' ratios. Needs gcc, for the load.
+CPU, the median and the least of the rounds, and the median of the rounds' ratios. ``--model`` is a setting of the
+model here, and not there. Needs gcc, for the load.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ RUN = (
 )
 
 
-def started(stack: ExitStack, name: str, code: Path, engines: tuple[int, int], scratch: Path) -> tuple[int, int]:
-    """Start the llmux of a folder; return its port and its process."""
+def started(
+    stack: ExitStack, name: str, code: Path, engines: tuple[int, int], scratch: Path, setting: str = ""
+) -> tuple[int, int]:
+    """Start the llmux of a folder, with a setting of its model; return its port and its process."""
     folder = scratch / name
     folder.mkdir()
     port, file = measure.free_port(), folder / "configuration.yaml"
     engine, other = engines
-    file.write_text(rivals.LLMUX.format(port=port, engine=engine, other=other, wake_seconds=0, folder=folder))
+    text = rivals.LLMUX.format(port=port, engine=engine, other=other, wake_seconds=0, folder=folder)
+    file.write_text(text.replace("  m:\n", f"  m:\n    {setting}\n", 1))
     run = RUN.format(folder=str(code), file=str(file))
     command = ["env", f"XDG_STATE_HOME={folder}", sys.executable, "-c", run]
     pid = stack.enter_context(rivals.process(command, core=measure.PROXY_CORE, log=folder / "log"))
@@ -59,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--revision", default="f51077b")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--model", default="", metavar="SETTING")
     options = parser.parse_args()
     measure.build()
     measure.pin(measure.LOAD_CORE)
@@ -67,7 +72,7 @@ def main() -> None:
         engines = (stack.enter_context(rivals.engine(scratch)), stack.enter_context(rivals.engine(scratch)))
         running = [
             started(stack, "then", unpack(options.revision), engines, scratch),
-            started(stack, "now", unpack_here(), engines, scratch),
+            started(stack, "now", unpack_here(), engines, scratch, options.model),
         ]
         rounds = [[one_round(*each) for each in running] for _ in range(options.rounds)]
     for what, at in (("request", 0), ("event", 1)):

@@ -295,3 +295,28 @@ def test_a_length_is_only_claimed_where_there_is_exactly_one(fields, method):
     if seen.plain:
         assert len(lengths) == 1
         assert [n for n, _ in fields].count("Host") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "taken"),
+    [
+        ("/v1/chat/completions", "talks", True),
+        ("/chat/completions", "alias", True),
+        ("/v1/embeddings", "talks", True),  # is never translated
+        ("/v1/messages", "talks", False),
+        ("/v1/responses", "alias", False),
+        ("/v1/messages", "a", True),
+        ("/v1/messages/count_tokens", "a", False),
+        ("/v1/messages/count_tokens", "talks", False),
+    ],
+)
+async def test_model_with_apis_takes_it_where_nothing_is_translated(tmp_path, fast, path, name, taken):
+    async with asyncio.timeout(PATIENCE), House(tmp_path) as house:
+        house.up("a" if name == "a" else "talks")
+        await house.open({"a": {}, "talks": {"apis": ["chat"], "aliases": ["alias"]}})
+        body = {"model": name, "max_tokens": 1, "messages": [{"role": "user", "content": "q"}]}
+        await house.chat(name)  # leaves a connection to the engine behind
+        for _ in range(2):
+            fast.clear()
+            await house.raw(message("POST", path, body))
+            assert set(fast) == {taken}

@@ -132,6 +132,23 @@ async def test_a_variant_and_virtual_models(mux, gpt):
     assert {"chat", "chat:short", "warm", "brief"} <= listed
 
 
+async def test_a_count_by_template_and_tokenizer_is_the_engines_own(mux, claude, gpt):
+    fields = {"messages": [*QUESTION, {"role": "assistant", "content": "no"}, *QUESTION], "system": "be brief"}
+    fields["tools"] = [
+        {"name": "look", "description": "look", "input_schema": {"type": "object", "properties": {}}}
+    ]
+    await gpt.chat.completions.create(model="chat", max_tokens=1, messages=QUESTION)
+    answer = await claude.messages.with_raw_response.count_tokens(model="chat", **fields)
+    assert "x-llmux-estimated" not in answer.headers
+    url = f"http://127.0.0.1:{mux.ports['chat']}"
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as engine:
+        own = await engine.messages.count_tokens(model="chat", **fields)
+    assert (await answer.parse()).input_tokens == own.input_tokens
+    asleep = await claude.messages.with_raw_response.count_tokens(model="messages", **fields)
+    assert asleep.headers["x-llmux-estimated"] == "true"
+    assert mux.phase("chat") == "awake"
+
+
 def test_what_these_engines_speak_is_found_out(mux):
     said = check(mux, "--probe", "--wake")
     dialects = "chat, completions, messages, responses"

@@ -455,39 +455,6 @@ async def test_a_client_whose_dialect_the_engine_speaks_gets_its_bytes(serve, ho
     assert [request.path for request in running.seen] == ["/v1/chat/completions", "/v1/embeddings"]
 
 
-async def count(house, **fields):
-    body = {"model": "m", "messages": QUESTION, **fields}
-    return await house.ask("POST", "/v1/messages/count_tokens", body)
-
-
-async def test_tokens_are_estimated_where_the_engine_does_not_count_and_nothing_wakes(serve, house):
-    running = await serve(CHAT)
-    reply = await count(house)
-    assert (reply.status, reply.headers["x-llmux-estimated"]) == (200, "true")
-    assert reply.marked
-    little = reply.json()["input_tokens"]
-    assert 1 <= little < 50
-    long = [{"role": "user", "content": "word " * 1000}]
-    assert 1000 < (await count(house, messages=long)).json()["input_tokens"] < 2000
-    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 900_000}}
-    seen = (await count(house, messages=[{"role": "user", "content": [picture]}])).json()["input_tokens"]
-    assert 1000 < seen < 3000
-    assert (await count(house, tools=MESSAGES_TOOLS)).json()["input_tokens"] > little
-    assert (await house.ask("POST", "/v1/messages/count_tokens", b'{"model":"m","messages":[}')).status == 400
-    assert house.switcher.core.state.models["m"].phase is Phase.ASLEEP
-    assert not running.seen
-    await house.chat("m")
-    assert (await count(house)).json() == {"input_tokens": little}
-
-
-async def test_an_engine_that_counts_is_asked_while_it_is_awake(serve, house):
-    running = await serve(CHAT, apis=["chat", "count_tokens"])
-    assert (await count(house)).headers["x-llmux-estimated"] == "true"
-    await house.chat("m")
-    assert (await count(house)).status == 404  # this one's answer
-    assert running.seen[-1].path == "/v1/messages/count_tokens"
-
-
 async def test_aliases_upstream_models_and_variants_are_translated_too(serve, house):
     variants = {"m:hot": {"set": {"temperature": 1.5}}}
     running = await serve(CHAT, aliases=["claude-x"], upstream_model="served", variants=variants)
