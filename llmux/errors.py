@@ -23,6 +23,8 @@ LLMuxError
     ├── QuotaError             429  (a key's budget)
     ├── TooManyAttemptsError   429  (wrong keys)
     ├── EngineError            502
+    ├── RemoteError            502  (of an endpoint on another host)
+    │   └── RemoteTimeoutError 504
     ├── UnavailableError       503  (wake failed, backing off, faulted, pinned, leased, stopping)
     └── WaitedTooLongError     504
 """
@@ -230,6 +232,22 @@ class EngineError(RequestError):
 
     status = 502
     code = "engine_error"
+
+
+class RemoteError(RequestError):
+    """An endpoint on another host cannot be reached, broke off, or refuses llmux's key; ``code`` says which."""
+
+    status = 502
+    code = "remote_error"
+
+
+class RemoteTimeoutError(RemoteError):
+    """An endpoint on another host took longer than its `timeouts` allow."""
+
+    status = 504
+    type = "timeout_error"
+    anthropic_type = "timeout_error"
+    code = "remote_timeout"
 
 
 class UnavailableError(RequestError):

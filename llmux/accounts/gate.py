@@ -80,6 +80,7 @@ class Passed:
     tokens: float
     reserved: int
     ident: str = ""  # of its reservation in the ledger
+    served: str | None = None  # the model that served it, where that is another one
 
     def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
         """Settle it: the fields of an ``Answer``, and the seconds of the GPU that it took."""
@@ -245,7 +246,7 @@ class Gate:
         if balance.budget is not None:
             balance.budget.turn(self._wall())
             balance.budget.reserved -= passed.reserved
-            balance.budget.spent += self._cost(passed.model, tokens, seconds)
+            balance.budget.spent += self._cost(passed.served or passed.model, tokens, seconds)
 
     def _estimate(self, name: str, known: _Model, tokens: float, size: int) -> int:
         seconds = UNKNOWN if known.seconds is None else known.seconds
@@ -299,7 +300,11 @@ def _told(balance: _Balance, now: float) -> Iterable[Header]:
 
 def grants_of(config: Config) -> dict[str, Grant]:
     """Return the grants of the keys that have any limit, by the keys' names."""
-    names = {**config.names, **config.variants, **{name: name for name in config.virtual}}
+    names = {
+        **config.names,
+        **config.variants,
+        **{name: name for name in (*config.virtual, *config.remote_models)},
+    }
     found = {}
     for entry in config.api_keys:
         role = None if entry.role is None else config.roles[entry.role]

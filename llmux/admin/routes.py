@@ -164,7 +164,8 @@ class Admin:
         name, grant = request.match_info["model"], request.get(GRANT)
         if grant is not None and not grant.allows(name):
             raise unknown_model(name, sorted(grant.models))
-        if name not in self._switcher.config.virtual:
+        config = self._switcher.config
+        if name not in config.virtual and name not in config.remote_models:
             self._known(name)
         return web.json_response(model_entry(self._switcher, name))
 
@@ -196,14 +197,15 @@ class Admin:
         document: dict[str, Any] = {"decisions": decisions(switcher, limit)}
         if riding := switcher.riders.document():
             document["riding"] = riding
-        if switcher.config.virtual:
+        if switcher.config.virtual or switcher.config.remotes:
             document["targets"] = list(switcher.choices)[-limit:] if limit else []
         return web.json_response(document)
 
     async def activity(self, request: web.Request) -> web.Response:
         """Return the last requests that have ended, newest first."""
         name = request.query.get("model")
-        model = None if name is None else self._known(name)
+        remote = name in self._switcher.config.remote_models
+        model = name if name is None or remote else self._known(name)
         before, after = _whole(request, "before", None), _whole(request, "after", 0)
         limit = _whole(request, "limit", SHOWN)
         key = request.query.get("key")

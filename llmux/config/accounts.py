@@ -271,7 +271,7 @@ def _check_captures(config: Config) -> Iterator[Problem]:
 
 
 def _check_grants(config: Config) -> Iterator[Problem]:
-    names = {*config.names, *config.variants, *config.virtual}
+    names = {*config.names, *config.variants, *config.virtual, *config.remote_models}
     for role, given in config.roles.items():
         yield from _check_globs(given.models, names, ("roles", role, "models"))
         yield from _check_budget(given.budget, config, ("roles", role, "budget"))
@@ -309,7 +309,7 @@ def accounts_warnings(config: Config) -> Iterator[str]:
         return
     if config.ledger is None:
         yield "prices: nothing is written down without `ledger`"
-    known = {*config.models, *config.variants}
+    known = {*config.models, *config.variants, *config.remote_models}
     for name in config.prices.models:
         if name not in known:
             yield f"prices.models.{name}: no model has this name"

@@ -22,6 +22,7 @@ from llmux.config.accounts import accounts_warnings, check_accounts
 from llmux.config.model_settings import hook_folder
 from llmux.config.problems import Path as Place
 from llmux.config.problems import Problem
+from llmux.config.remotes import check_remotes, remotes_warnings
 from llmux.config.residency import check_levels, check_residency, levels_warnings
 from llmux.config.setting_types import covers, is_loopback
 from llmux.config.targets import check_targets
@@ -37,7 +38,7 @@ def check(config: Config) -> list[Problem]:
     """Return everything that makes ``config`` unusable, as a whole."""
     problems = [*_names(config), *check_targets(config), *_addresses(config), *check_residency(config)]
     problems += [*check_levels(config), *_backoff(config), *check_keys(config), *check_accounts(config)]
-    return [*problems, *_openness(config)]
+    return [*problems, *check_remotes(config), *_openness(config)]
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -124,6 +125,7 @@ def _warnings(config: Config) -> Iterator[str]:
     yield from _sizes(config)
     yield from levels_warnings(config)
     yield from accounts_warnings(config)
+    yield from remotes_warnings(config)
     endpoints = [model.address.endpoint for model in config.models.values()]
     for name, model in config.models.items():
         if model.shared_address and endpoints.count(model.address.endpoint) == 1:

@@ -377,13 +377,13 @@ def load(
         _change(data, path, value)
     config = rest = None
     try:
-        config = schema.model_validate(data)
+        config = schema.model_validate(data, context={"folder": file.absolute().parent})
     except ValidationError as error:
         # Where a problem is known already, what follows from it is not repeated.
         known = {problem.path for problem in problems}
         found = [problem for problem in explain(error, schema) if problem.path not in known]
         problems += found
-        rest, between = _look_further(schema, data, [problem.path for problem in problems])
+        rest, between = _look_further(schema, data, [problem.path for problem in problems], file)
         problems += [] if checked_as_whole(error) else between
     problems = [_as_written(problem, document.lines) for problem in problems]
     try:
@@ -404,7 +404,9 @@ def _change(data: Any, path: Path, value: Any) -> None:
     data[path[-1]] = value
 
 
-def _look_further(schema: type[M], data: Mapping[str, Any], wrong: list[Path]) -> tuple[M | None, list[Problem]]:
+def _look_further(
+    schema: type[M], data: Mapping[str, Any], wrong: list[Path], file: FilePath
+) -> tuple[M | None, list[Problem]]:
     """Read what is left without the settings that are wrong; return it, and what is wrong between the others.
 
     None where nothing is left. What may only follow from what was taken out is not told.
@@ -416,7 +418,7 @@ def _look_further(schema: type[M], data: Mapping[str, Any], wrong: list[Path]) -
             if path in wrong[:place] or not _stand_in(kept, path):
                 _remove(kept, path)
         try:
-            return schema.model_validate(kept), between or []
+            return schema.model_validate(kept, context={"folder": file.absolute().parent}), between or []
         except ValidationError as error:
             problems = explain(error, schema)
             if between is None and checked_as_whole(error):

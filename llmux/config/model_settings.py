@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from llmux.config.remotes import SpillConfig
 from llmux.config.residency import Gpus, Levels, ModelMemory
 from llmux.config.setting_types import (
     Address,
@@ -254,6 +255,9 @@ class ModelConfig(Section):
     )
     variants: Mapping[Name, VariantConfig] = Field(
         default_factory=dict, description="The model with other parameters, by the names that clients ask for."
+    )
+    spill: Annotated[SpillConfig | None, Word("spill or null")] = Field(
+        default=None, description="When its requests go to a remote instead of waiting for it. null: never."
     )
     info: InfoConfig = Field(
         default_factory=InfoConfig, description="What clients are told about it, in `/v1/models`."

@@ -76,7 +76,7 @@ def raise_all(problems: Iterable[Problem], *, file: str = "", lines: Lines | Non
 
 
 WHOLE = "problems"
-_SECRETS = frozenset({"admin_key", "api_keys"})
+_SECRETS = frozenset({"admin_key", "api_keys", "key"})
 _HOOKS = ("wake", "sleep", "alive")
 _LONGEST_VALUE = 60  # characters of a wrong value that are repeated
 

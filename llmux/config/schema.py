@@ -24,6 +24,7 @@ from llmux.config.checks import check, find_warnings
 from llmux.config.load import SECS, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
 from llmux.config.problems import ConfigErrors, raise_problems
+from llmux.config.remotes import RemoteConfig, RemoteName, RouteConfig, matches
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.setting_types import (
     Default,
@@ -39,7 +40,7 @@ from llmux.config.setting_types import (
     Section,
     Word,
 )
-from llmux.config.targets import VirtualConfig, lacks_a_dialect
+from llmux.config.targets import VirtualConfig, lacks_a_dialect, leaves
 from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
@@ -205,6 +206,17 @@ class Config(Section):
     )
     virtual: Mapping[Name, VirtualConfig] = Field(
         default_factory=dict, description="Names that stand for a choice between models."
+    )
+    remotes: Mapping[RemoteName, RemoteConfig] = Field(
+        default_factory=dict, description="Endpoints on other hosts, whose models can be asked for, too."
+    )
+    remotes_for_all: bool = Field(
+        default=False,
+        description="true: requests may leave this host; without `api_keys`. With them `remote: true` of a key or"
+        " its role says so.",
+    )
+    routes: tuple[RouteConfig, ...] = Field(
+        default=(), description="Rules for where requests go; the first that fits is followed."
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="When to switch.")
     capacity: PositiveSize | None = Field(
@@ -497,16 +509,51 @@ class Config(Section):
         return frozenset(name for name, model in self.models.items() if lacks_a_dialect(model.apis))
 
     @property
+    def spoken(self) -> Mapping[str, tuple[frozenset[str], bool]]:
+        """What the models speak whose `apis` are stated, where that matters; and whether translation may lose."""
+        here = {name: self.models[name] for name in self.translated}
+        there = {name: self.remotes[remote] for name, (remote, _) in self.remote_models.items()}
+        return {
+            name: (frozenset(each.apis), each.lossy)
+            for name, each in (here | there).items()
+            if each.apis is not None
+        }
+
+    @property
+    def ruled(self) -> frozenset[str]:
+        """The names of models that `routes` may concern."""
+        ruled = [route.when.model or ("*",) for route in self.routes]
+        return frozenset(name for name in self.names if any(matches(globs, name) for globs in ruled))
+
+    @property
     def variants(self) -> Mapping[str, str]:
         """The name of every variant → the model's name."""
         return {variant: name for name, model in self.models.items() for variant in model.variants}
+
+    @property
+    def remote_models(self) -> Mapping[str, tuple[str, str]]:
+        """The name of every model of a remote, as ``remote/model`` → the remote, and what that calls it."""
+        return {
+            f"{remote}/{ours}": (remote, theirs)
+            for remote, settings in self.remotes.items()
+            for ours, theirs in settings.models.items()
+        }
+
+    def may_leave(self, entry: ApiKeyConfig) -> bool:
+        """Whether requests that show this key may leave this host."""
+        role = None if entry.role is None else self.roles.get(entry.role)
+        return entry.remote if entry.remote is not None else role is not None and role.remote
+
+    def leaves(self, name: str) -> tuple[str, ...]:
+        """Return the models, remote ones among them, that a configured name may end at."""
+        return leaves(self, name)
 
     @property
     def listed(self) -> tuple[str, ...]:
         """What an error lists: the models with their aliases in brackets, and the other names; none unlisted."""
         shown = [(name, model) for name, model in self.models.items() if not model.info.unlisted]
         found = [f"{name} ({', '.join(it.aliases)})" if it.aliases else name for name, it in shown]
-        return tuple(sorted([*found, *self.variants, *self.virtual]))
+        return tuple(sorted([*found, *self.variants, *self.virtual, *self.remote_models]))
 
     def idle_sleep_of(self, name: str) -> float | None:
         """Seconds without a request after which the model ``name`` sleeps; None for never."""

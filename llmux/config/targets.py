@@ -143,7 +143,7 @@ class VirtualConfig(Section):
         return tuple(getattr(self, self.kind)) if self.kind else ()
 
 
-_NAMEABLE = "name a model, an alias, a variant or another virtual model"
+_NAMEABLE = "name a model, an alias, a variant or another virtual model, or a remote's model"
 DEEPEST = 8  # virtual models within one another
 KINDS = ("awake", "first", "ladder", "split")
 
@@ -160,6 +160,11 @@ def check_targets(config: Config) -> Iterator[Problem]:
                 yield Problem(path, f"{variant!r} is already {taken[variant]}; choose another")
             taken.setdefault(variant, f"a variant of {name}")
             yield from _check_rules(path, rules)
+    for name, (remote, _) in config.remote_models.items():
+        if name in taken:
+            path = ("remotes", remote, "models", name.removeprefix(f"{remote}/"))
+            yield Problem(path, f"{name!r} is already {taken[name]}; choose another")
+        taken.setdefault(name, f"a model of the remote {remote}")
     for name, virtual in config.virtual.items():
         if name in taken:
             yield Problem(("virtual", name), f"{name!r} is already {taken[name]}; choose another")
@@ -222,16 +227,19 @@ def _check_cycles(config: Config) -> Iterator[Problem]:
 
 
 def leaves(config: Config, name: str) -> tuple[str, ...]:
-    """Return the models that a virtual model may end at, each once, in the order of the configuration."""
+    """Return the models, remote ones among them, that a name may end at, each once, in the order given."""
     found: dict[str, None] = {}
+    seen: set[str] = set()
     pending = [name]
     while pending:
         one = pending.pop(0)
         virtual = config.virtual.get(one)
         if virtual is not None:
-            pending = [*virtual.targets, *pending]
+            if one not in seen:  # a circle is an error, which is told elsewhere
+                pending = [*virtual.targets, *pending]
+            seen.add(one)
         else:
-            found[config.names.get(one) or config.variants[one]] = None
+            found[config.names.get(one) or config.variants.get(one) or one] = None
     return tuple(found)
 
 

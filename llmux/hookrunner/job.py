@@ -12,7 +12,7 @@ import re
 import signal as signals
 import struct
 import termios
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,15 +91,22 @@ class ExitStatus:
         return self.code == 0
 
 
-def environment(job: HookJob, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(
+    job: HookJob, inherited: Mapping[str, str] | None = None, secrets: Collection[str] = ()
+) -> dict[str, str]:
     """Return what the hook sees: ``inherited`` (llmux's own by default), the model's ``env``, ``LLMUX_*``.
 
     The later wins. Names travel as values of variables, so that no shell ever reads them as text. The keys of
-    whoever operates llmux are kept back: an engine, and what it runs, would inherit them.
+    whoever operates llmux are kept back: an engine, and what it runs, would inherit them. So are variables that
+    hold one of the ``secrets``.
     """
     own = os.environ if inherited is None else inherited
     return {
-        **{name: value for name, value in own.items() if name not in KEPT_BACK},
+        **{
+            name: value
+            for name, value in own.items()
+            if name not in KEPT_BACK and not any(secret in value for secret in secrets)
+        },
         **job.env,
         "LLMUX_MODEL": job.model,
         "LLMUX_HOOK": job.kind.value,

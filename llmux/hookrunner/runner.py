@@ -50,6 +50,8 @@ class HookRunner:
         self._on_ending = on_ending
         self._kill_grace = kill_grace
         self._inherited = inherited
+        self.secrets: frozenset[str] = frozenset()
+        """Hooks see no inherited variable that holds one of these: the keys of remotes."""
         self._running: dict[int, HookJob] = {}
         self._processes: dict[int, HookProcess] = {}
         self._tasks: set[asyncio.Task[HookResult]] = set()
@@ -77,7 +79,7 @@ class HookRunner:
             loop.call_soon(self._finish, not_started(job, "llmux is stopping"), on_finished)
             return
         try:
-            spawned = spawn(job.script, job.cwd, environment(job, self._inherited))
+            spawned = spawn(job.script, job.cwd, environment(job, self._inherited, self.secrets))
             tell_line = functools.partial(self._line, job)
             process = HookProcess(job, spawned, tell_line, self._kill_grace, self._tell_ending)
         except (OSError, ValueError, RuntimeError) as error:

@@ -70,8 +70,10 @@ class RequestContext:
         "fresh_only",
         "headers",
         "holder",
+        "may_leave",
         "model",
         "passed",
+        "regions",
         "request_id",
         "rode",
         "route",
@@ -97,7 +99,11 @@ class RequestContext:
         self.passed: Passed | None = None  # what its key's limits and budget were told
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
-        self.rode = 0.0  # seconds that it waited so as to cause no switch
+        self.rode = (
+            0.0  # seconds that it waited before its ticket: so as to cause no switch, or for another target
+        )
+        self.may_leave = False  # it may yet go to another host
+        self.regions: frozenset[str] | None = None  # of remotes, that may serve it; None: all
         self.sent = 0  # bytes of the request's body
         self.trace: RequestTrace | None = None
         self.channel: Channel | None = None  # how its client is told of its progress
@@ -118,7 +124,7 @@ class RequestContext:
         return error.code if error.code in _BEFORE_ADMISSION and (by_core or self.exchange is None) else None
 
     def _settle(self, passed: Passed, status: int, failure: str | None, seconds: float) -> None:
-        exchange, self.passed = self.exchange, None
+        exchange, self.passed, passed.served = self.exchange, None, self.model
         ends = (b"", (), 0) if exchange is None else (exchange.opening, exchange.tail, exchange.events)
         whole = failure is None and status != GONE
         passed.ended((self.route.path, status, whole, self.sent, exchange is not None, *ends), seconds)

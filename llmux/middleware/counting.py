@@ -117,6 +117,15 @@ class Counting:
             return answer.status, b"".join(answer.pieces)
 
 
+async def estimated(context: RequestContext, body: Body) -> web.Response | None:
+    """Return an estimate of a request's tokens; None for what is no such request. Raises BadRequestError."""
+    document = await _document(body)
+    if document is None:
+        return None
+    tokens = await _off_loop(body.size, functools.partial(estimate, document))
+    return web.json_response({"input_tokens": tokens}, headers=dict(_fields(context, exact=False)))
+
+
 _Counted = web.Response | tuple[int, bool]  # the engine's refusal; or how many, and whether that is exact
 
 

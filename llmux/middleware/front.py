@@ -401,8 +401,13 @@ Names = Mapping[str, str]
 
 def _on_fast_path(config: Config) -> tuple[Names, Mapping[str, Names]]:
     """Return the names of which requests may take the fast path; and for the paths with others, those."""
-    # What has a deadline may have to be refused.
-    names = {name: model for name, model in config.names.items() if config.models[model].deadline is None}
+    # What has a deadline may have to be refused, and what `routes` concern may have to go elsewhere.
+    ruled = config.ruled
+    names = {
+        name: model
+        for name, model in config.names.items()
+        if config.models[model].deadline is None and name not in ruled
+    }
     elsewhere: dict[str, Names] = {COUNT: {}}
     if config.translated:
         for path, dialect in DIALECTS.items():

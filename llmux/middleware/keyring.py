@@ -59,6 +59,7 @@ class Holder(NamedTuple):
     rides: bool = False  # its requests cause no switch
     gateway: bool = False  # it tells whose its requests are
     captured: bool = False  # what they say is kept
+    remote: bool = False  # its requests may leave this host
 
 
 @dataclass(slots=True, eq=False)
@@ -94,8 +95,8 @@ class Keyring:
         for entry in config.api_keys:
             captured = entry.name in captures
             managed = entry.managed or captured
-            holder = Holder(entry.name, False, entry.progress, managed, entry.rides, entry.gateway, captured)
-            given.append((entry.key, holder))
+            more = (entry.progress, managed, entry.rides, entry.gateway, captured, config.may_leave(entry))
+            given.append((entry.key, Holder(entry.name, False, *more)))
         if config.admin_key is not None:  # the last: a key that is both opens both
             given.append((config.admin_key, Holder("admin_key", operator=True)))
         known: dict[bytes, Holder] = {}

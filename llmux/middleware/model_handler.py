@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from llmux.accounts.gate import Gate
     from llmux.middleware.counting import Counting
     from llmux.middleware.passive import Passive
+    from llmux.middleware.remotes import Remotes
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
+    from llmux.targets.codecs import Translation
 
 COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
@@ -74,6 +76,7 @@ class Rewritten(Body):
 
     target: str
     relay: RelayFactory
+    translation: Translation
 
 
 class ModelHandler:
@@ -85,6 +88,7 @@ class ModelHandler:
         self.budget = BodyBudget(switcher.config.max_buffered)
         self._notifier = ProgressNotifier(switcher)
         self._targeting: Targeting | None = None
+        self._remotes: Remotes | None = None
         self._passive: Passive | None = None
         self.gate: Gate | None = None
         self.captures: Captures | None = None
@@ -96,8 +100,9 @@ class ModelHandler:
         self.gate = _gate(config, self._switcher, self.gate)
         self.captures = _captures(config, self._switcher, self.captures)
         self._listed = config.listed
-        self._targeting = _targeting(config, self._switcher, self._targeting)
         self._translating = _translating(config, self.budget)
+        self._remotes = self._with_remotes(config, self._remotes)
+        self._targeting = _targeting(config, self._switcher, self._remotes, self._targeting)
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
@@ -112,6 +117,19 @@ class ModelHandler:
         from llmux.middleware.counting import Counting  # noqa: PLC0415 - many are never asked to count
 
         return Counting(self._switcher, self._forwarder)
+
+    def _with_remotes(self, config: Config, before: Remotes | None) -> Remotes | None:
+        """Return what serves requests at other hosts, where there are any."""
+        if before is not None:
+            before.configure(config, self._translating)
+            return before
+        if not config.remotes:
+            return None
+        from llmux.middleware.remotes import Remotes  # noqa: PLC0415 - most configurations have no use for it
+
+        remotes = Remotes(config, self._switcher, self._translating)
+        self._forwarder.beside.append(remotes.close)
+        return remotes
 
     def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
         """Return what serves the paths that wake nothing, where there are any."""
@@ -250,7 +268,7 @@ class ModelHandler:
             context.headers.append((EXPECTED, str(expected)))
         if word == INTERIM:
             return Interim(request)
-        if isinstance(body, Rewritten):
+        if isinstance(body, Rewritten) or context.may_leave:
             return None  # its answer is made when it comes
         dialect = await dialect_of(request, context.route, body)
         if dialect is None:
@@ -378,18 +396,20 @@ def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | Non
     return gate
 
 
-def _targeting(config: Config, switcher: Switcher, before: Targeting | None) -> Targeting | None:
+def _targeting(
+    config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None
+) -> Targeting | None:
     """Return what knows the names that are not models', where there are any."""
-    if not config.variants and not config.virtual:
+    if not config.variants and not config.virtual and not config.remotes:
         return None
     from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
 
-    return Targeting(config, switcher, before)
+    return Targeting(config, switcher, remotes, before)
 
 
 def _translating(config: Config, budget: BodyBudget) -> Translating | None:
     """Return what knows the engines that lack a dialect, where there are any."""
-    if not config.translated:
+    if not config.spoken:
         return None
     from llmux.middleware.translating import Translating  # noqa: PLC0415 - most configurations have no use for it
 

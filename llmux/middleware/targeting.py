@@ -10,6 +10,7 @@ import functools
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -27,6 +28,9 @@ from llmux.targets.conversation import HEADER, Conversations, conversation_of
 from llmux.targets.resolution import Ask, Names, Resolution, Target
 from llmux.targets.variants import variants_of
 
+if TYPE_CHECKING:
+    from llmux.middleware.remotes import Remotes
+
 SERVED_BY = "X-LLMux-Served-By"
 VARIANT = "X-LLMux-Variant"
 
@@ -39,11 +43,13 @@ Serve = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.Strea
 
 
 class Now:
-    """What the models do at this moment."""
+    """What the models do at this moment, as far as it concerns one request."""
 
-    def __init__(self, switcher: Switcher) -> None:
+    def __init__(self, switcher: Switcher, remotes: Remotes | None, context: RequestContext) -> None:
         self._state = switcher.core.state
         self._now = switcher.now()
+        self._remotes = remotes
+        self._context = context
 
     def awake(self, model: str) -> bool:
         """Whether it serves requests now."""
@@ -55,14 +61,22 @@ class Now:
         switch = self._state.switch
         return switch is not None and switch.target is self._state.models.get(model) and self._taken(model)
 
+    def allowed(self, model: str) -> bool:
+        """Whether the request may go to a model on another host."""
+        return self._remotes is not None and self._remotes.allows(model, self._context)
+
     def wait(self, model: str) -> float | None:
         """Return the expected wait of a request that came now; None where it would be refused."""
+        if self._remotes is not None and model in self._remotes:
+            return self._remotes.wait(model, self._context)
         found = self._state.models.get(model)
         return None if found is None else wait_estimate.for_a_newcomer(self._state, found, self._now)
 
     def switch_cost(self, model: str) -> float:
         """Return what a switch to it would take, in seconds."""
-        found = self._state.models[model]
+        found = self._state.models.get(model)
+        if found is None:
+            return 0.0
         leaving = placement.who_leaves(self._state, found) or ()
         return 0.0 if found.phase is Phase.AWAKE else placement.switch_cost(self._state, leaving, found)
 
@@ -75,8 +89,11 @@ class Now:
 class Targeting:
     """Knows the names of one configuration, and which conversations were served where."""
 
-    def __init__(self, config: Config, switcher: Switcher, before: Targeting | None = None) -> None:
+    def __init__(
+        self, config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None = None
+    ) -> None:
         """``before`` is that of the configuration which this one replaces."""
+        self._remotes = remotes
         self._names = Names(config)
         self._variants = variants_of(config)
         self._virtual = config.virtual
@@ -97,12 +114,16 @@ class Targeting:
         """
         found, remember = await self._resolve(name, request, context, body)
         pending = [found.target, *found.others]
+        context.may_leave = context.may_leave or any(target.remote for target in pending)
         while True:
             target = pending.pop(0)
             remember(target)
             sent = await self._fit(target, context, body)
             context.model = target.model
             try:
+                if target.remote and self._remotes is not None:
+                    others = bool(pending)
+                    return await self._remotes.serve(target.model, request, context, sent, others=others)
                 return await serve(request, context, sent)
             except RequestError as error:
                 if not pending or not _may_fail_over(request, context, error):
@@ -114,8 +135,11 @@ class Targeting:
     ) -> tuple[Resolution, Callable[[Target], None]]:
         """Return what serves the request now, and what takes note of where it is served."""
         if name not in self._virtual:
-            found = self._names.resolve(name, Ask(), Now(self._switcher))
-            self._switcher.metrics.target_chosen(name, found.target.model, found.reason)
+            found = self._names.resolve(name, Ask(), Now(self._switcher, self._remotes, context))
+            if found.target.remote:
+                self._tell(name, found, context)
+            else:
+                self._switcher.metrics.target_chosen(name, found.target.model, found.reason)
             return found, lambda _target: None
         await self._looked_at()
         holder = context.holder
@@ -128,7 +152,7 @@ class Targeting:
             kept=self.conversations.get(name, key, conversation),
             draw=random.random(),  # noqa: S311 - a share of requests, no secret
         )
-        found = self._names.resolve(name, ask, Now(self._switcher))
+        found = self._names.resolve(name, ask, Now(self._switcher, self._remotes, context))
         self._tell(name, found, context)
         return found, functools.partial(self.conversations.keep, name, key, conversation)
 
@@ -165,8 +189,9 @@ class Targeting:
         if body is not None:
             if target.variant is not None:
                 body = await self._variants[target.variant].apply(body)
-            body = body.replace_model(target.model)
-        if body is None or body.field is None:
+            if not target.remote:
+                body = body.replace_model(target.model)
+        if not target.remote and (body is None or body.field is None):
             route = context.route
             context.route = route._replace(target=rename_in_query(route.target, target.model))
         context.headers = [field for field in context.headers if field[0] not in _MARKS]
@@ -181,6 +206,7 @@ class Targeting:
         context.exchange = None
         if ticket is not None:
             self._switcher.leave(ticket, error.status)
+            context.rode += ticket.waited
 
 
 def _may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:

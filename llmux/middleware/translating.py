@@ -33,10 +33,7 @@ class Translating:
 
     def __init__(self, config: Config, budget: BodyBudget) -> None:
         self._budget = budget
-        self._spoken: Mapping[str, tuple[frozenset[str] | None, bool]] = {
-            name: (frozenset(config.models[name].apis or ()), config.models[name].lossy)
-            for name in config.translated
-        }
+        self._spoken: Mapping[str, tuple[frozenset[str] | None, bool]] = config.spoken
 
     def fit(self, context: RequestContext, body: Body | None) -> Body | None:
         """Return the request in a dialect that its model's engine speaks; as it is, where that does.
@@ -77,6 +74,7 @@ class Translating:
             raise
         body = Rewritten(store, field)
         body.target = translation.engine.path
+        body.translation = translation
         body.relay = lambda client, exchange, loop: TranslatingRelay(client, exchange, loop, translation)
         return body
 

@@ -227,6 +227,12 @@ CATALOGUE: dict[str, LogEvent] = {
         _WARNING, "A request called llmux by a name that is not in `hosts`, as DNS rebinding does."
     ),
     "engine_broke_off": LogEvent(_WARNING, "The engine's connection ended before the answer was complete."),
+    # remotes
+    "remote_failed": LogEvent(_WARNING, "A request to a remote failed before its answer: the remote, and how."),
+    "remote_left_alone": LogEvent(
+        _WARNING, "A remote failed several times in a row, or asked for a rest: nothing is sent to it for a while."
+    ),
+    "remote_is_back": LogEvent(_INFO, "A remote answers again."),
     # hooks
     "hook_started": LogEvent(_DEBUG, "A hook was started."),
     "hook_completed": LogEvent(_INFO, "A hook succeeded (debug for `alive` and `verify`)."),

@@ -77,6 +77,9 @@ HELP: dict[str, str] = {
     "llmux_audit_lines_lost_total": "Lines that the audit could not keep until its file could be written.",
     "llmux_captures_total": "Requests that were captured (with `captures`).",
     "llmux_captures_lost_total": "Captures that could not be written, or did not fit into memory.",
+    "llmux_remote_state": "1 for the state of a remote's breaker, else 0: closed, open, half_open, resting.",
+    "llmux_remote_in_flight": "Requests that a remote is working on.",
+    "llmux_remote_requests_total": "Requests to a remote, by outcome: ok, failed, refused (4xx), left.",
     "llmux_build_info": "1, with the version as label.",
 }
 
@@ -96,6 +99,15 @@ class Modes(NamedTuple):
 
     leased: bool = False
     manual: bool = False
+
+
+class RemoteRow(NamedTuple):
+    """What one remote looks like at this moment."""
+
+    remote: str
+    states: Mapping[str, bool]
+    in_flight: int
+    counts: Mapping[str, int]
 
 
 class Looks(NamedTuple):
@@ -192,6 +204,8 @@ class Metrics(Collector):
         self._modes = modes
         self._shadows = shadows
         self._auto = auto
+        self.remotes: Callable[[], Iterable[RemoteRow]] = tuple
+        """Asked at a scrape, too."""
         self._models: dict[str | None, _Model] = {}
         self._unknown = _Model()
         self._switches: dict[tuple[str, str, str], int] = {}
@@ -348,6 +362,7 @@ class Metrics(Collector):
         ]
         yield _counter("llmux_shadow_decisions_total", ("policy", "decision", "agrees"), answers)
         yield _counter("llmux_targets_total", ("model", "target", "reason"), self._targets.items())
+        yield from self._remote_metrics()
         looks = self._auto()
         yield _gauge(
             "llmux_policy_choice", ("policy",), [((name,), int(one)) for name, one in looks.chosen.items()]
@@ -417,6 +432,14 @@ class Metrics(Collector):
         modes = self._modes()
         yield _gauge("llmux_leased", (), [((), int(modes.leased))])
         yield _gauge("llmux_manual", (), [((), int(modes.manual))])
+
+    def _remote_metrics(self) -> Iterator[Metric]:
+        rows = list(self.remotes())
+        states = [((row.remote, state), int(on)) for row in rows for state, on in row.states.items()]
+        yield _gauge("llmux_remote_state", ("remote", "state"), states)
+        yield _gauge("llmux_remote_in_flight", ("remote",), [((row.remote,), row.in_flight) for row in rows])
+        counts = [((row.remote, outcome), n) for row in rows for outcome, n in row.counts.items()]
+        yield _counter("llmux_remote_requests_total", ("remote", "outcome"), counts)
 
 
 _Samples = Iterable[tuple[tuple[str, ...], float]]

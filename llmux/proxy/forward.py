@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 
@@ -47,6 +47,8 @@ class Forwarder:
         self.pool = ConnectionPool(
             idle_timeout=idle_timeout, connect_timeout=connect_timeout, ssl_context=ssl_context
         )
+        self.beside: list[Callable[[], Awaitable[None]]] = []
+        """What is closed along with it."""
 
     async def forward(
         self, request: web.BaseRequest, exchange: Exchange, make_relay: RelayFactory | None = None
@@ -161,6 +163,8 @@ class Forwarder:
     async def close(self) -> None:
         """Close the idle connections. Exchanges under way go on, and close theirs when they end."""
         await self.pool.close()
+        for close in self.beside:
+            await close()
 
 
 def _resolve(done: asyncio.Future[None], error: Exception | None) -> None:

@@ -59,6 +59,8 @@ def model_entry(switcher: Switcher, name: str) -> Entry:
         return _virtual(switcher, name)
     if name in config.variants:
         return _variant(name, _model(switcher, config.variants[name]))
+    if name in config.remote_models:
+        return _remote(switcher, name)
     model = config.names[name]
     entry = _model(switcher, model)
     return entry if name == model else _alias(name, entry)
@@ -75,6 +77,7 @@ def _entries(switcher: Switcher) -> Iterator[Entry]:
             yield from (_alias(alias, entry) for alias in settings.aliases if config.list_aliases)
         yield from (_variant(variant, entry) for variant in settings.variants)
     yield from (_virtual(switcher, name) for name in config.virtual)
+    yield from (_remote(switcher, name) for name in config.remote_models)
 
 
 def _alias(alias: str, entry: Entry) -> Entry:
@@ -99,6 +102,14 @@ def _virtual(switcher: Switcher, name: str) -> Entry:
     phase = next((phase for phase in phases if phase is Phase.AWAKE), phases[0] if phases else Phase.UNKNOWN)
     more = {"state": phase.value, "aliases": [], "virtual": virtual.kind, "targets": list(virtual.targets)}
     return {**_bare(name), "status": {"value": _LOADED.get(phase, "unloaded")}, "llmux": more}
+
+
+def _remote(switcher: Switcher, name: str) -> Entry:
+    """Return a model on another host: nothing has to be woken for it."""
+    remote, theirs = switcher.config.remote_models[name]
+    region = switcher.config.remotes[remote].region
+    more: Entry = {"state": "remote", "aliases": [], "remote": remote, "region": region, "upstream_model": theirs}
+    return {**_bare(name), "status": {"value": "loaded"}, "llmux": more}
 
 
 def _model(switcher: Switcher, name: str) -> Entry:

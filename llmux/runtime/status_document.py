@@ -76,6 +76,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         if switcher.decisions.eviction is None
         else eviction(switcher.decisions.eviction, time.time() - now),
         "decisions": decisions(switcher, IN_STATUS),
+        "remotes": {} if switcher.remotes is None else switcher.remotes.document(),
         "reload_error": switcher.last_reload_error,
     }
 

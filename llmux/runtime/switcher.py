@@ -55,9 +55,14 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
         """Return the activity of the engine that serves this admission."""
         known = self.get(admission.model)
         if known is None or known[0] != admission.epoch:
-            known = (admission.epoch, EngineActivity(counting=self._watchers > 0))
+            known = (admission.epoch, EngineActivity(counting=self.counting))
             self[admission.model] = known
         return known[1]
+
+    @property
+    def counting(self) -> bool:
+        """Whether streamed events are counted."""
+        return self._watchers > 0
 
     def streamed(self, model: str) -> int:
         """Return how many events a model's engine has streamed, as far as they were counted."""
@@ -72,7 +77,7 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
     def _count(self, more: int) -> None:
         self._watchers += more
         for _, activity in self.values():
-            activity.counting = self._watchers > 0
+            activity.counting = self.counting
 
 
 def job_for(effect: RunHook) -> HookJob:
@@ -148,6 +153,13 @@ class Accounts(Protocol):
         """
 
 
+class Remotes(Protocol):
+    """What is known of endpoints on other hosts: ``llmux.middleware.remotes``, where there are some."""
+
+    def document(self) -> dict[str, Any]:
+        """Return what operators see of them, by name."""
+
+
 class Switcher:
     """Runs the core: requests enter and leave here, hooks are run, notices told.
 
@@ -212,6 +224,8 @@ class Switcher:
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self.accounts: Accounts | None = None
         self.audit: Audit | None = None
+        self.remotes: Remotes | None = None
+        self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
         self.riders = Riders(self.core.state, self.clock)
         self._throttle = AdmissionThrottle()
         self._serial = 0
@@ -430,9 +444,10 @@ class Switcher:
 
     def cancel(self, request_id: str) -> tuple[str, ...]:
         """End the requests that their clients call so, waiting or in flight; return the models they asked for."""
-        found = [ticket for ticket in self._tickets.values() if ticket.is_called(request_id)]
+        known = (*self._tickets.values(), *self.elsewhere)
+        found = [ticket for ticket in known if ticket.is_called(request_id)]
         for ticket in found:
-            if ticket.admission is None:
+            if ticket.admission is None and ticket not in self.elsewhere:
                 ticket.failed(CancelledRequestError("An operator has cancelled this request."))
                 self._go_on(ticket)
             else:

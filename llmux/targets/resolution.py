@@ -36,6 +36,9 @@ class Reason(enum.StrEnum):
     FIRST = "first"  # the first one that can be had; none is awake
     SHORTEST_WAIT = "shortest_wait"  # no rung is awake
     SPLIT = "split"  # its share of the requests
+    REMOTE = "remote"  # none is awake that comes before it, and it needs no switch
+    SPILL = "spill"  # the wait for the model asked for would be too long
+    ROUTE = "route"  # a rule of `routes` says so
     NONE_SERVES = "none_serves"  # none can be had: its error is told
 
 
@@ -44,6 +47,7 @@ class Target(NamedTuple):
 
     model: str
     variant: str | None = None
+    remote: bool = False  # it is on another host
 
     @property
     def name(self) -> str:
@@ -59,6 +63,9 @@ class View(Protocol):
 
     def waking(self, model: str) -> bool:
         """Whether it is what the switch under way wakes."""
+
+    def allowed(self, model: str) -> bool:
+        """Whether the request may go to a model on another host."""
 
     def wait(self, model: str) -> float | None:
         """Return the expected wait of a request that came now, in seconds; None where it would be refused."""
@@ -95,6 +102,7 @@ class Names:
     def __init__(self, config: Config) -> None:
         self._targets = {name: Target(model) for name, model in config.names.items()}
         self._targets |= {name: Target(model, name) for name, model in config.variants.items()}
+        self._targets |= {name: Target(name, remote=True) for name in config.remote_models}
         self._virtual: Mapping[str, VirtualConfig] = config.virtual
 
     def __contains__(self, name: str) -> bool:
@@ -133,7 +141,7 @@ class Names:
             case "ladder":
                 chosen, reason = self._ladder(_rungs(virtual, ask.role), ask, view)
             case _:
-                chosen, reason = self._choose(_share(name, virtual, ask), ask, view), Reason.SPLIT
+                chosen, reason = self._choose(self._share(name, virtual, ask, view), ask, view), Reason.SPLIT
         others = self._after(name, chosen.target, ask, view)
         return Resolution(chosen.target, reason, (name, *chosen.way), others)
 
@@ -142,6 +150,8 @@ class Names:
         for one in each:
             if view.awake(one.target.model):
                 return one, Reason.AWAKE
+            if one.target.remote and view.wait(one.target.model) is not None:
+                return one, Reason.REMOTE
         for one in each:
             if view.waking(one.target.model):
                 return one, Reason.WAKING
@@ -170,7 +180,22 @@ class Names:
             return ()
         each = [self._choose(target, ask, view).target for target in virtual.targets]
         place = each.index(chosen) + 1 if chosen in each else 0
-        return tuple(dict.fromkeys(target for target in each[place:] if target != chosen))
+        after = [target for target in each[place:] if target != chosen and _may(target, view)]
+        return tuple(dict.fromkeys(after))
+
+    def _share(self, name: str, virtual: VirtualConfig, ask: Ask, view: View) -> str:
+        """Return whose share it is: always the same one for the same key or conversation."""
+        assert virtual.split is not None
+        weights = {
+            target: weight
+            for target, weight in virtual.split.items()
+            if any(_may(end, view) for end in self.targets(target, ask.role))
+        }
+        return _drawn(name, virtual, weights or virtual.split, ask)
+
+
+def _may(target: Target, view: View) -> bool:
+    return not target.remote or view.allowed(target.model)
 
 
 def _rungs(virtual: VirtualConfig, role: str | None) -> tuple[str, ...]:
@@ -181,7 +206,7 @@ def _rungs(virtual: VirtualConfig, role: str | None) -> tuple[str, ...]:
 
 
 def _keeps(virtual: VirtualConfig, kept: Target, view: View) -> bool:
-    if virtual.kind in {"awake", "ladder"}:
+    if virtual.kind in {"awake", "ladder"} and not kept.remote:
         return view.awake(kept.model)
     return view.wait(kept.model) is not None
 
@@ -191,17 +216,15 @@ def _cost(model: str, view: View) -> tuple[float, float]:
     return (math.inf, 0.0) if wait is None else (wait, view.switch_cost(model))
 
 
-def _share(name: str, virtual: VirtualConfig, ask: Ask) -> str:
-    """Return whose share it is: always the same one for the same key or conversation."""
-    assert virtual.split is not None
+def _drawn(name: str, virtual: VirtualConfig, weights: Mapping[str, float], ask: Ask) -> str:
     holder = ask.key if virtual.sticky == "key" and ask.key is not None else ask.conversation
     draw = ask.draw
     if holder is not None:
         digest = blake2b(f"{name}\0{holder}".encode(errors="surrogatepass"), digest_size=8).digest()
         draw = int.from_bytes(digest) / 2**64
-    left = draw * sum(virtual.split.values())
-    for target, weight in virtual.split.items():
+    left = draw * sum(weights.values())
+    for target, weight in weights.items():
         left -= weight
         if left < 0:
             return target
-    return virtual.targets[-1]  # what rounding has left over
+    return list(weights)[-1]  # what rounding has left over

@@ -11,6 +11,7 @@ from llmux.config import Config
 from llmux.targets.resolution import Ask, Names, Reason, Target
 
 MODELS = ("big", "mid", "small")
+FAR = "r/far"
 
 
 @dataclass
@@ -21,14 +22,21 @@ class Seen:
     coming: str = ""
     waits: dict[str, float | None] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
+    leaves: bool = True
 
     def awake(self, model):
         return model in self.up
+
+    def allowed(self, model):
+        assert model == FAR
+        return self.leaves
 
     def waking(self, model):
         return model == self.coming
 
     def wait(self, model):
+        if model == FAR and not self.leaves:
+            return None
         return self.waits.get(model, 0.0 if model in self.up else 10.0)
 
     def switch_cost(self, model):
@@ -40,7 +48,8 @@ def names(**virtual):
     models = {name: {**one, "port": 8001 + at} for at, name in enumerate(MODELS)}
     models["mid"]["aliases"] = ["middle"]
     models["mid"]["variants"] = {"mid:low": {"cap": {"max_tokens": 9}}}
-    return Names(Config(models=models, virtual=virtual, state=None))
+    remotes = {"r": {"url": "https://r.example", "models": {"far": "theirs"}}}
+    return Names(Config(models=models, virtual=virtual, remotes=remotes, state=None))
 
 
 def chosen(what, name="v", ask=None, **seen):
@@ -203,3 +212,43 @@ def test_what_is_chosen_is_a_target_and_is_not_refused_while_another_is_not(kind
     if kind != "split" and full != set(MODELS):
         assert found.target.model not in full
         assert kind == "first" or not up or found.target.model in up
+
+
+@pytest.mark.parametrize(
+    ("virtual", "seen", "expected", "others"),
+    [
+        ({"awake": ["big", FAR, "mid"]}, {}, (FAR, Reason.REMOTE), []),
+        ({"awake": ["big", FAR, "mid"]}, {"up": ("big", "mid")}, ("big", Reason.AWAKE), []),
+        ({"awake": ["big", FAR, "mid"]}, {"up": ("mid",), "leaves": False}, ("mid", Reason.AWAKE), []),
+        ({"awake": ["big", FAR]}, {"coming": "big", "waits": {FAR: None}}, ("big", Reason.WAKING), []),
+        ({"first": ["big", FAR]}, {}, ("big", Reason.FIRST), [FAR]),
+        ({"first": ["big", FAR]}, {"leaves": False}, ("big", Reason.FIRST), []),
+        ({"first": [FAR, "big"]}, {"leaves": False}, ("big", Reason.FIRST), []),
+        ({"first": [FAR, "big"]}, {"waits": {FAR: None}}, ("big", Reason.FIRST), []),
+        ({"first": [FAR]}, {"leaves": False}, (FAR, Reason.NONE_SERVES), []),
+        ({"ladder": [FAR, "mid"]}, {"up": ("mid",)}, ("mid", Reason.AWAKE), []),
+        ({"ladder": ["big", FAR]}, {"waits": {FAR: 2.0}}, (FAR, Reason.SHORTEST_WAIT), []),
+        ({"ladder": ["big", FAR]}, {"waits": {FAR: 20.0}}, ("big", Reason.SHORTEST_WAIT), []),
+        ({"ladder": [FAR, "big"]}, {"leaves": False}, ("big", Reason.SHORTEST_WAIT), []),
+    ],
+)
+def test_a_model_on_another_host_among_others(virtual, seen, expected, others):
+    seen = {"costs": {FAR: 0.0}} | seen
+    found = names(v=virtual).resolve("v", Ask(), Seen(**seen))
+    assert (found.target.name, found.reason) == expected
+    assert [each.name for each in found.others] == others
+    assert found.target.remote is (found.target.name == FAR)
+
+
+def test_a_share_of_another_host_goes_to_the_others_where_a_request_may_not_leave():
+    what = names(v={"split": {FAR: 50, "mid": 25, "big": 25}})
+    for draw in (0.0, 0.4, 0.6, 0.9):
+        here = what.resolve("v", Ask(draw=draw), Seen(leaves=False)).target.name
+        assert here == ("mid" if draw < 0.5 else "big")
+    assert what.resolve("v", Ask(draw=0.4), Seen()).target.name == FAR
+
+
+def test_a_conversation_stays_on_another_host_as_long_as_that_can_be_had():
+    what, ask = names(v={"awake": ["big", FAR]}), Ask(kept=Target(FAR, remote=True))
+    assert chosen(what, ask=ask, up=("big",)) == (FAR, Reason.CONVERSATION)
+    assert chosen(what, ask=ask, up=("big",), leaves=False) == ("big", Reason.AWAKE)

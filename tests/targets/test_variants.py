@@ -174,8 +174,13 @@ from llmux.app import build_app
 from llmux.config import Config
 model = {"port": 8001, "wake": "true", "sleep": "true", "alive": "true"}
 build_app(Config(models={"q": model}, state=None))
-assert not [name for name in sys.modules if name.startswith(("llmux.targets", "llmux.middleware.targeting"))]
+UNUSED = ("llmux.targets", "llmux.middleware.targeting", "llmux.middleware.remotes", "llmux.proxy.remote")
+assert not [name for name in sys.modules if name.startswith(UNUSED)]
 build_app(Config(models={"q": {**model, "variants": {"v": {}}}}, state=None))
 assert "llmux.targets.variants" in sys.modules
+assert not [name for name in sys.modules if name.startswith(UNUSED[2:])]
+remotes = {"r": {"url": "https://localhost:1", "models": {"m": "m"}}}
+build_app(Config(models={"q": model}, remotes=remotes, state=None))
+assert "llmux.proxy.remote" in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,515 @@
+"""Requests to endpoints on other hosts. Imported only where there are such.
+
+An ``Endpoint`` has its own connections, which are kept for the next request, and a breaker. A request to one
+passes the same forwarder and relay as one to an engine, with a time limit for each step, and these differences:
+
+- An answer with an error, 400 or above, is read whole before anything of it is passed on: so that another endpoint
+  may be asked instead (``fail_over``), and so that the key, where an error repeats it, does not reach the client.
+- Of an event stream only whole events are passed on. If it breaks off, what follows the last one is the error
+  event, whatever was cut; and as long as there was no event, another endpoint may be asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import email.utils
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiohttp import web
+
+from llmux.aiohttp_internals import RelayedResponse
+from llmux.errors import EngineError, RemoteError, RemoteTimeoutError, RequestError
+from llmux.proxy.aiohttp_client import AiohttpClient
+from llmux.proxy.exchange import Exchange
+from llmux.proxy.forward import Forwarder, RelayFactory
+from llmux.proxy.relay import Relay
+from llmux.proxy.translated import TranslatingRelay
+from llmux.targets.breaker import Breaker
+from llmux.targets.codecs import Translation
+from llmux.upstream import (
+    ConnectionPool,
+    EngineAddress,
+    EngineConnection,
+    EngineLostError,
+    EngineProtocolError,
+    EngineRefusedError,
+    Framing,
+    ResponseHead,
+)
+
+IDLE = 30.0
+"""Seconds that a connection is kept for the next request: a handshake costs two or three round trips."""
+MOST_ERROR = 256 * 1024
+"""Bytes of an error's body that are passed on."""
+MOST_HELD = 1024 * 1024
+"""Bytes of one event that are held back until it is whole; a longer one is passed on in pieces."""
+
+WORTH_ANOTHER = frozenset({408, 429})
+"""The statuses below 500 with which another endpoint may do better."""
+_ERROR = 400
+_SERVER_ERROR = 500
+_UNAUTHORIZED = 401
+_TOO_MANY = 429
+_UNAVAILABLE = 503
+_REST = 1.0  # seconds, where an endpoint has too much to do and does not say for how long
+_SMOOTHING = 0.3  # of the latest time to a first byte among those of before
+# What says that a stream is whole, where its connection's end may as well be a cut.
+_ENDS = (b"[DONE]", b"message_stop", b"response.completed", b"response.incomplete", b"response.failed")
+_REFRAMED = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class RemoteAnswerError(RemoteError):
+    """The endpoint answered with an error with which another one may do better."""
+
+    code = "remote_failed"
+
+    def __init__(self, message: str, status: int, retry_after: float | None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each step may take, in seconds: see `remotes` in the configuration."""
+
+    connect: float = 5.0
+    first_byte: float = 60.0
+    idle: float = 60.0
+    total: float | None = None
+
+
+class _Pool(ConnectionPool):
+    """Connections that belong to the endpoint, whichever request they were opened for."""
+
+    def take(self, owner: object) -> EngineConnection | None:  # noqa: ARG002
+        return super().take(self)
+
+    def release(self, connection: EngineConnection, owner: object) -> None:  # noqa: ARG002
+        super().release(connection, self)
+
+
+class Endpoint:
+    """One endpoint on another host."""
+
+    def __init__(
+        self,
+        name: str,
+        address: EngineAddress,
+        timeouts: Timeouts,
+        *,
+        ca: str | None = None,
+        max_in_flight: int | None = None,
+        breaker: Breaker | None = None,
+    ) -> None:
+        """``name`` is for people; ``ca`` a file of certificates, in place of the system's."""
+        self.name = name
+        self.address = address
+        self.timeouts = timeouts
+        self.max_in_flight = max_in_flight
+        self.breaker = Breaker() if breaker is None else breaker
+        self.in_flight = 0
+        self.latency = 0.0
+        """Seconds to the first byte of an answer, lately; 0 where that is not known."""
+        self.counts: dict[str, int] = {}
+        """Requests by what became of them: ``ok``, ``failed``, ``refused`` (4xx), ``left``."""
+        context = ssl.create_default_context(cafile=ca) if address.tls else None
+        self._forwarder = Forwarder(idle_timeout=IDLE, connect_timeout=timeouts.connect, ssl_context=context)
+        self._forwarder.pool = _Pool(idle_timeout=IDLE, connect_timeout=timeouts.connect, ssl_context=context)
+
+    def wait(self, now: float) -> float | None:
+        """Return None if it takes a request now, else the seconds after which it may, above 0."""
+        if self.max_in_flight is not None and self.in_flight >= self.max_in_flight:
+            return 1.0
+        return self.breaker.wait(now)
+
+    async def forward(
+        self,
+        request: web.Request,
+        exchange: Exchange,
+        translation: Translation | None = None,
+        *,
+        secret: str | None = None,
+        others: bool = False,
+    ) -> RelayedResponse:
+        """Send a request, which ``wait`` allows, and relay the answer, translated if there is a ``translation``.
+
+        ``secret`` is the key, which no answer may repeat. ``others``: there are other endpoints to be asked.
+
+        Raises RemoteError, and what ``Forwarder.forward`` raises, when nothing has gone to the client yet.
+        """
+        loop = asyncio.get_running_loop()
+        number = self.breaker.passed(loop.time())
+        self.in_flight += 1
+        watch = Watch(self, number, loop, secret=secret, others=others)
+        told = False
+        try:
+            response = await self._forwarder.forward(request, exchange, _factory(watch, translation))
+            told = True
+            watch.over(exchange, None)
+        except EngineError as error:
+            told = True
+            watch.over(exchange, error)
+            raise self._renamed(error) from error
+        except RemoteError as error:
+            told = True
+            watch.over(exchange, error)
+            raise
+        finally:
+            watch.stop()
+            self.in_flight -= 1
+            if not told:
+                self.breaker.abandoned(number)
+                self._count("left")
+        return response
+
+    def _renamed(self, error: EngineError) -> RemoteError:
+        """Return an error of the connection as one of this endpoint: clients are not told where it is."""
+        if isinstance(error, EngineRefusedError):
+            return RemoteError(f"{self.name} cannot be reached.", code="remote_unreachable")
+        if isinstance(error, EngineLostError | EngineProtocolError):
+            return RemoteError(f"{self.name} broke off before its answer.", code="remote_broke_off")
+        return RemoteError(error.message.replace("The engine", self.name, 1))
+
+    def _count(self, outcome: str) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+
+    async def close(self) -> None:
+        """Close the idle connections; the others close when what is under way ends."""
+        await self._forwarder.close()
+
+
+class Watch:
+    """Sees to it that one request keeps to its time limits, and tells the breaker what became of it."""
+
+    def __init__(
+        self, endpoint: Endpoint, number: int, loop: asyncio.AbstractEventLoop, *, secret: str | None, others: bool
+    ) -> None:
+        self.name = endpoint.name
+        self.secret = None if secret is None else secret.encode()
+        self.others = others
+        self._endpoint = endpoint
+        self._number = number
+        self._loop = loop
+        self._began = loop.time()
+        self._relay: Guard | None = None
+        self.refusal: ResponseHead | None = None  # of an error, which is read whole
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._answered = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last: asyncio.TimerHandle | None = None
+
+    @property
+    def broke_off(self) -> str:
+        """What a client is told of an answer that is not whole."""
+        return f"{self.name} broke off in the middle of its answer."
+
+    def keep(self, data: bytes) -> None:
+        """Keep a piece of an error."""
+        self._size += len(data)
+        if self._size <= MOST_ERROR:
+            self._kept.append(data)
+
+    def kept(self) -> bytes:
+        """Return what an error says, without the key."""
+        body = b"".join(self._kept)
+        return body if self.secret is None else body.replace(self.secret, b"...")
+
+    def sent(self, relay: Guard) -> None:
+        """Begin to wait for the answer."""
+        self._relay = relay
+        limits = self._endpoint.timeouts
+        self._arm(self._loop.time() + limits.first_byte, self._too_late)
+        if limits.total is not None and self._last is None:
+            error = f"{self.name} has not answered all within {limits.total:g} s."
+            self._last = self._loop.call_at(self._began + limits.total, self._expire, error)
+
+    def answered(self, status: int, retry_after: float | None) -> None:
+        """Take note of an answer's head."""
+        endpoint, now = self._endpoint, self._loop.time()
+        self._answered = True
+        breaker = endpoint.breaker
+        if status == _TOO_MANY or (status == _UNAVAILABLE and retry_after is not None):
+            breaker.rests(self._number, now, _REST if retry_after is None else retry_after)
+        elif status < _SERVER_ERROR:
+            breaker.succeeded(self._number)
+        else:
+            breaker.failed(self._number, now, f"it answered with {status}")
+        if status < _ERROR:
+            took = now - self._began
+            endpoint.latency += (_SMOOTHING if endpoint.latency else 1.0) * (took - endpoint.latency)
+        self._arm(now + endpoint.timeouts.idle, self._look)
+
+    def over(self, exchange: Exchange, error: RequestError | None) -> None:
+        """Take note of the end of a request that nothing here has ended."""
+        endpoint, status = self._endpoint, exchange.status
+        broken = exchange.broken is not None and exchange.cut_off is None
+        if broken or (error is not None and not self._answered):
+            said = "its answer broke off" if error is None else error.message
+            endpoint.breaker.failed(self._number, self._loop.time(), said)
+        outcome = "refused" if status is not None and _ERROR <= status < _SERVER_ERROR else "failed"
+        ok = error is None and not broken and status is not None and status < _ERROR
+        endpoint._count("ok" if ok else outcome)  # noqa: SLF001 - its other half
+
+    def stop(self) -> None:
+        """Look no more."""
+        for timer in (self._timer, self._last):
+            if timer is not None:
+                timer.cancel()
+        self._relay = None
+
+    def _arm(self, when: float, look: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, look)
+
+    def _too_late(self) -> None:
+        self._expire(f"{self.name} has not begun to answer within {self._endpoint.timeouts.first_byte:g} s.")
+
+    def _look(self) -> None:
+        """See whether anything has come lately. While the client does not read, nothing can."""
+        relay, idle = self._relay, self._endpoint.timeouts.idle
+        if relay is None or relay.over:
+            return
+        now = self._loop.time()
+        last = relay.exchange.activity.last_byte
+        due = now + idle if relay.held else (now if last is None else last) + idle
+        if due > now:
+            self._arm(due, self._look)
+        else:
+            self._expire(f"{self.name} has sent nothing for {idle:g} s.")
+
+    def _expire(self, error: str) -> None:
+        if self._relay is not None:
+            self._relay.expire(RemoteTimeoutError(error))
+
+
+class Guard(Relay):
+    """What the relays of answers from other hosts have in common: time limits, and errors that are read whole."""
+
+    __slots__ = ()
+    _watch: Watch
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is read because the client does not."""
+        return self._draining is not None
+
+    def attach(
+        self, connection: EngineConnection, on_end: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        """Use this connection, and begin to wait for the answer."""
+        super().attach(connection, on_end)
+        self._watch.sent(self)
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Begin the client's answer, unless it is an error."""
+        assert self._connection is not None
+        self._watch.answered(head.status, retry_after_of(head))
+        if head.status < _ERROR:
+            super().response_started(head)
+            return
+        self.exchange.status = head.status
+        self._watch.refusal = head
+        if head.framing is Framing.CHUNKED:
+            self._connection.unchunk()
+
+    def response_data(self, data: bytes) -> None:
+        """Pass bytes on; keep those of an error."""
+        if self._watch.refusal is None:
+            super().response_data(data)
+        else:
+            self.exchange.activity.last_byte = self._loop.time()
+            self._watch.keep(data)
+
+    def response_ended(self) -> None:
+        """Tell the end, of an error all of it."""
+        refusal = self._watch.refusal
+        if refusal is None:
+            super().response_ended()
+        else:
+            self._judge(refusal)
+
+    def response_lost(self, error: EngineError) -> None:
+        """Break off. What there is of an error is told."""
+        refusal = self._watch.refusal
+        if refusal is not None:
+            self._judge(refusal)
+        elif self._started:
+            super().response_lost(EngineError(self._watch.broke_off))
+        else:
+            super().response_lost(error)
+
+    def expire(self, error: RequestError) -> None:
+        """End it: the endpoint takes too long."""
+        if self.over:
+            return
+        between = self._between_chunks
+        if self._connection is not None:
+            self._connection.abort()
+        if self._started:
+            self._break_off(error, between_chunks=between)
+        else:
+            self._settle(error)
+
+    def _judge(self, head: ResponseHead) -> None:
+        """Pass an error on, or have another endpoint asked."""
+        watch, status = self._watch, head.status
+        watch.refusal = None
+        if status == _UNAUTHORIZED:
+            # It is about llmux's key: to the client it would be about its own. And some repeat parts of the key.
+            error = f"{watch.name} does not accept the key that llmux has for it."
+            self._settle(RemoteError(error, code="remote_key"))
+            return
+        if watch.others and (status >= _SERVER_ERROR or status in WORTH_ANOTHER):
+            error = f"{watch.name} answered with {status}."
+            self._settle(RemoteAnswerError(error, status, retry_after_of(head)))
+            return
+        assert self._connection is not None
+        body = watch.kept()
+        self._connection.length = b"%d" % len(body)
+        super().response_started(_with_length(head))
+        super().response_data(body)
+        super().response_ended()
+
+
+class GuardedRelay(Guard):
+    """The sink of an exchange with another host whose answer passes as it is."""
+
+    __slots__ = ("_held", "_until_close", "_watch", "_whole_events")
+
+    def __init__(
+        self, client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop, watch: Watch
+    ) -> None:
+        super().__init__(client, exchange, loop)
+        self._watch = watch
+        self._held = b""  # the beginning of an event
+        self._whole_events = False
+        self._until_close = False
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Begin the client's answer, unless it is an error."""
+        super().response_started(head)
+        if self._event_stream and self._watch.refusal is None:
+            assert self._connection is not None
+            self._connection.unchunk()
+            self._chunk = self._whole_events = True
+            self._until_close = head.framing is Framing.UNTIL_CLOSE
+
+    def response_data(self, data: bytes) -> None:
+        """Pass bytes on: of an event stream, whole events."""
+        if not self._whole_events:
+            super().response_data(data)
+            return
+        self.exchange.activity.last_byte = self._loop.time()
+        if self._held:
+            data = self._held + data
+        end = len(data) if data.endswith((b"\n\n", b"\n\r\n")) else _end_of_events(data)
+        if len(data) - end > MOST_HELD:
+            end = len(data)
+        self._held = data[end:]
+        if end:
+            super().response_data(data[:end])
+
+    def response_ended(self) -> None:
+        """Tell the end."""
+        if self._until_close and not self._is_whole():
+            self._lose(EngineError(self._watch.broke_off))
+            return
+        if self._whole_events and (self._held or self._head):
+            held, self._held = self._held, b""
+            super().response_data(held)
+        super().response_ended()
+
+    def _is_whole(self) -> bool:
+        last = b"".join((*self.exchange.tail, self._held))
+        return any(end in last for end in _ENDS)
+
+    def _lose(self, error: RequestError) -> None:
+        if self._started:
+            self._break_off(error)
+        else:
+            self._settle(error)
+
+
+class TranslatingGuardedRelay(Guard, TranslatingRelay):
+    """The same for an answer that the client gets in another dialect."""
+
+    __slots__ = ("_watch",)
+
+    def __init__(
+        self,
+        client: AiohttpClient,
+        exchange: Exchange,
+        loop: asyncio.AbstractEventLoop,
+        translation: Translation,
+        watch: Watch,
+    ) -> None:
+        TranslatingRelay.__init__(self, client, exchange, loop, translation)
+        self._watch = watch
+
+
+def _factory(watch: Watch, translation: Translation | None) -> RelayFactory:
+    if translation is None:
+        return lambda client, exchange, loop: GuardedRelay(client, exchange, loop, watch)
+    return lambda client, exchange, loop: TranslatingGuardedRelay(client, exchange, loop, translation, watch)
+
+
+def _with_length(head: ResponseHead) -> ResponseHead:
+    """Return the head of an answer whose body is there: as long as that is, and readable as it is."""
+    fields = [field for field in head.fields if field[0] not in _REFRAMED]
+    fields.append((b"content-length", b"Content-Length", b""))
+    return dataclasses.replace(head, framing=Framing.LENGTH, fields=fields, event_stream=False, written={})
+
+
+def _end_of_events(data: bytes) -> int:
+    """Return where the last whole event ends."""
+    plain = data.rfind(b"\n\n")
+    other = data.rfind(b"\n\r\n")
+    return max(plain + 2 if plain >= 0 else 0, other + 3 if other >= 0 else 0)
+
+
+def retry_after_of(head: ResponseHead) -> float | None:
+    """Return the seconds for which an answer asks its client to wait, None where it does not."""
+    for lower, _, value in head.fields:
+        if lower == b"retry-after":
+            return _seconds(value.decode("latin-1").strip())
+    return None
+
+
+def _seconds(text: str) -> float | None:
+    if text.isdecimal():
+        return float(text[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+Candidate = TypeVar("Candidate")
+Answer = TypeVar("Answer")
+
+
+async def fail_over(
+    candidates: Sequence[Candidate],
+    ask: Callable[[Candidate, bool], Awaitable[Answer]],
+    may_go_on: Callable[[RequestError], bool],
+) -> Answer:
+    """Ask one candidate after the other, until one answers.
+
+    ``ask`` is told whether others are left; what it raises before its client has had a byte is passed over where
+    ``may_go_on`` says so. The last one's error is raised.
+    """
+    *before, last = candidates
+    for candidate in before:
+        try:
+            return await ask(candidate, True)
+        except RequestError as error:
+            if not may_go_on(error):
+                raise
+    return await ask(last, False)

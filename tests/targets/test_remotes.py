@@ -1,0 +1,474 @@
+"""Models on other hosts: what leaves this one, what comes back, and what happens when a remote misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.server.house import HOST, until
+from tests.targets.remote_host import (
+    CHAT,
+    KEY,
+    STREAM_HEAD,
+    Certificates,
+    RemoteHost,
+    answer,
+    chunked,
+    cut,
+    error,
+    hang,
+    make_certificates,
+    then,
+)
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
+
+OPEN = {"remotes_for_all": True}
+SOON = {"first_byte": "200ms", "idle": "200ms"}
+IDLE = {"idle": "300ms"}
+ENDS = "(broke off in the middle|has sent nothing)"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+async def host(certificates: Certificates):
+    async with RemoteHost(tls=certificates.context()) as host:
+        yield host
+
+
+async def opened(house: Any, host: RemoteHost, certificates: Certificates, models: Any = "a", **more: Any) -> None:
+    given = more.pop("remote", {})
+    remotes = {"r": host.settings(ca=certificates.authority, **given)}
+    await house.open(models, remotes=remotes, **(OPEN | more))
+
+
+async def broken(house: Any, model: str) -> tuple[Any, bytes]:
+    """Ask for a stream that breaks off; return its head, and what came before its connection's end."""
+    line = await house.begin("POST", "/v1/chat/completions", {"model": model, "stream": True})
+    return await line.head(), await line.closed()
+
+
+async def collect(stream: Any, got: list[Any]) -> None:
+    async for each in stream:
+        got.append(each)  # noqa: PERF401 - what came before the error is looked at
+
+
+def chunk(text: str) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    document = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "x", "choices": [choice]}
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+# ---- what goes out and what comes back
+
+
+async def test_a_remotes_model_serves_over_tls_and_its_connection_is_kept(house, host, certificates):
+    await opened(house, host, certificates)
+    body = b'{ "model":"r/m" , "n" : 1.0 }'
+    for _ in range(3):
+        reply = await house.ask("POST", "/v1/chat/completions", body, Authorization="Bearer mine", Cookie="c=1")
+        assert (reply.status, reply.json(), reply.marked) == (200, CHAT, True)
+        assert reply.headers["x-llmux-served-by"] == "r/m"
+    assert host.connections == 1
+    asked = host.asked[0]
+    assert asked.line == "POST /v1/chat/completions HTTP/1.1"
+    assert asked.body == b'{ "model":"theirs/m" , "n" : 1.0 }'
+    assert asked.headers["authorization"] == f"Bearer {KEY}"
+    assert asked.headers["host"] == f"localhost:{host.port}"
+    assert "cookie" not in asked.headers
+    assert [name for name, _ in asked.raw].count("Authorization") == 1
+    assert not house.log.named("switch_started")
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "expected"),
+    [
+        ("", "/v1/chat/completions?x=1", "/v1/chat/completions?x=1"),
+        ("/api", "/v1/chat/completions", "/api/v1/chat/completions"),
+        ("/api/v4", "/v1/chat/completions", "/api/v4/chat/completions"),
+        ("/v1/", "/chat/completions", "/v1/chat/completions"),
+    ],
+)
+async def test_where_a_request_goes(house, host, certificates, base, path, expected):
+    await opened(house, host, certificates, remote={"url": host.url + base})
+    assert (await house.ask("POST", path, {"model": "r/m"})).status == 200
+    assert host.asked[0].path == expected
+
+
+@pytest.mark.parametrize(("auth", "bearer"), [(None, False), ("bearer", True), ("x-api-key", False)])
+async def test_how_the_key_is_carried_on_messages(house, host, certificates, auth, bearer):
+    await opened(house, host, certificates, remote={"auth": auth})
+    assert (await house.ask("POST", "/v1/messages", {"model": "r/m"}, X_API_Key="mine")).status == 200
+    headers = host.asked[0].headers
+    assert headers.get("authorization") == (f"Bearer {KEY}" if bearer else None)
+    assert headers.get("x-api-key") == (None if bearer else KEY)
+    assert headers["anthropic-version"]
+
+
+async def test_what_a_remote_does_not_speak_is_translated_or_refused(house, host, certificates):
+    await opened(house, host, certificates, remote={"apis": ["chat"]})
+    async with anthropic.AsyncAnthropic(
+        base_url=f"http://{HOST}:{house.port}", api_key="x", max_retries=0
+    ) as client:
+        message = await client.messages.create(
+            model="r/m", max_tokens=9, messages=[{"role": "user", "content": "hi"}]
+        )
+        assert message.content[0].text == "from afar"
+        count = await client.messages.count_tokens(model="r/m", messages=[{"role": "user", "content": "hi"}])
+        assert count.input_tokens > 0
+    assert [asked.path for asked in host.asked] == ["/v1/chat/completions"]
+    assert host.asked[0].json()["model"] == "theirs/m"
+    assert host.asked[0].headers["authorization"] == f"Bearer {KEY}"
+    reply = await house.ask("POST", "/v1/embeddings", {"model": "r/m"})
+    assert (reply.status, reply.error["code"]) == (400, "api_not_spoken")
+    assert len(host.asked) == 1
+
+
+async def test_a_stream_passes_as_it_comes_and_is_translated_too(house, host, certificates):
+    whole = chunk("a") + chunk("b") + b"data: [DONE]\n\n"
+    # cut into pieces that are no events
+    pieces = b"".join(chunked(whole[at : at + 50]) for at in range(0, len(whole), 50))
+    host.says = [STREAM_HEAD + pieces + b"0\r\n\r\n"]
+    await opened(house, host, certificates, remote={"apis": ["chat"]})
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
+    assert reply.body == whole
+    url, turn = f"http://{HOST}:{house.port}", {"role": "user", "content": "hi"}
+    async with (
+        anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0) as client,
+        client.messages.stream(model="r/m", max_tokens=9, messages=[turn]) as stream,
+    ):
+        assert [text async for text in stream.text_stream] == ["a", "b"]
+
+
+# ---- who may leave
+
+
+async def test_without_leave_nothing_goes_out(house, host, certificates):
+    await opened(house, host, certificates, remotes_for_all=False)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert (reply.status, reply.error["code"]) == (403, "remote_not_allowed")
+    assert not host.connections
+
+
+async def test_a_keys_own_word_goes_before_its_roles(house, host, certificates):
+    keys = [
+        {"name": "in", "key": "k-in"},
+        {"name": "out", "key": "k-out", "remote": True},
+        {"name": "role", "key": "k-role", "role": "far"},
+        {"name": "not", "key": "k-not", "role": "far", "remote": False},
+    ]
+    await opened(house, host, certificates, api_keys=keys, roles={"far": {"remote": True}})
+    found = {
+        name: (await house.ask("POST", "/v1/x", {"model": "r/m"}, Authorization=f"Bearer k-{name}")).status
+        for name in ("in", "out", "role", "not")
+    }
+    assert found == {"in": 403, "out": 200, "role": 200, "not": 403}
+    assert len(host.asked) == 2
+    assert {asked.headers["authorization"] for asked in host.asked} == {f"Bearer {KEY}"}
+
+
+# ---- certificates
+
+
+@pytest.mark.parametrize("name", ["other", "expired", "self"])
+async def test_a_certificate_that_does_not_hold_means_that_nothing_is_sent(house, certificates, name):
+    async with RemoteHost(tls=certificates.context(name)) as host:
+        await opened(house, host, certificates)
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+        assert (reply.status, reply.error["code"]) == (502, "remote_unreachable")
+        assert not host.asked
+        assert "certificate" in house.switcher.remotes.document()["r"]["last_error"]
+
+
+async def test_an_authority_that_is_not_the_systems_must_be_named(house, host):
+    await house.open("a", remotes={"r": host.settings()}, **OPEN)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert (reply.status, reply.error["code"]) == (502, "remote_unreachable")
+    assert not host.asked
+
+
+# ---- each step may hang, break off or fail
+
+
+async def test_a_host_that_takes_the_connection_and_says_nothing(house, certificates):
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, HOST, 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        remote = {"url": f"https://localhost:{port}", "key": KEY, "models": {"m": "m"}}
+        limits = {"timeouts": {"connect": "200ms"}, "ca": certificates.authority}
+        await house.open("a", remotes={"r": remote | limits}, **OPEN)
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+        assert (reply.status, reply.error["code"]) == (502, "remote_unreachable")
+    finally:
+        server.close()
+
+
+async def test_an_answer_that_does_not_begin(house, host, certificates):
+    host.says = [hang]
+    await opened(house, host, certificates, remote={"timeouts": SOON})
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert (reply.status, reply.error["code"]) == (504, "remote_timeout")
+    await until(lambda: host.open == 0)
+
+
+async def test_an_answer_that_goes_on_for_too_long(house, host, certificates):
+    async def drip(_host, writer):
+        writer.write(STREAM_HEAD)
+        for _ in range(1000):
+            writer.write(chunked(chunk("x")))
+            await asyncio.sleep(0.02)
+
+    host.says = [drip]
+    await opened(house, host, certificates, remote={"timeouts": {"total": "500ms"}})
+    async with openai.AsyncOpenAI(base_url=f"http://{HOST}:{house.port}/v1", api_key="x", max_retries=0) as client:
+        stream = await client.chat.completions.create(model="r/m", messages=[], stream=True)
+        got = []
+        with pytest.raises(openai.APIError, match=r"has not answered all within 0\.5 s"):
+            await collect(stream, got)
+    assert got
+    await until(lambda: host.open == 0)
+
+
+async def test_a_slow_drip_is_no_reason_to_give_up(house, host, certificates):
+    async def drip(_host, writer):
+        writer.write(STREAM_HEAD)
+        for _ in range(10):
+            for byte in chunked(chunk("x")):
+                writer.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+        writer.write(b"0\r\n\r\n")
+
+    host.says = [drip]
+    await opened(house, host, certificates, remote={"timeouts": {"first_byte": "5s", "idle": "400ms"}})
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
+    assert reply.body == chunk("x") * 10
+
+
+@pytest.mark.parametrize("end", [cut, hang], ids=["cut", "hangs"])
+@pytest.mark.parametrize("part", [0, 20], ids=["between events", "within one"])
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+async def test_a_stream_that_breaks_off_makes_the_sdks_raise(house, host, certificates, end, part, sdk):
+    if sdk == "openai":
+        events = chunk("a") + chunk("b")
+    else:
+        start = {
+            "type": "message_start",
+            "message": {"id": "m", "type": "message", "role": "assistant", "content": []},
+        }
+        block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "a"}}
+        events = b"".join(
+            f"event: {each['type']}\ndata: {json.dumps(each)}\n\n".encode() for each in (start, block)
+        )
+    sent = events + events[:part]
+    host.says = [then(STREAM_HEAD + chunked(sent) + (b"ff\r\nda" if part else b""), end)]
+    await opened(house, host, certificates, remote={"timeouts": IDLE})
+    url = f"http://{HOST}:{house.port}"
+    got = []
+    if sdk == "openai":
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+            stream = await client.chat.completions.create(model="r/m", messages=[], stream=True)
+            with pytest.raises(openai.APIError, match=rf"^r {ENDS}"):
+                await collect(stream, got)
+    else:
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0) as client:
+            stream = await client.messages.create(model="r/m", max_tokens=9, messages=[], stream=True)
+            with pytest.raises(anthropic.APIError, match=rf"r {ENDS}"):
+                await collect(stream, got)
+    assert len(got) == 2
+    assert len(host.asked) == 1
+
+
+async def test_a_stream_whose_end_is_its_connections_must_say_that_it_is_whole(house, host, certificates):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+    async def close(_host, writer):
+        writer.close()
+        raise ConnectionResetError
+
+    host.says = [then(head + chunk("a"), close), then(head + chunk("a") + b"data: [DONE]\n\n", close)]
+    await opened(house, host, certificates)
+    _, sent = await broken(house, "r/m")
+    assert b"broke off in the middle" in sent
+    assert not sent.endswith(b"0\r\n\r\n")
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
+    assert reply.body == chunk("a") + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "retry"),
+    [("400 Bad Request", None), ("404 Not Found", None), ("429 Too Many", "7"), ("500 Oops", None)],
+)
+async def test_a_remotes_error_is_passed_on_as_it_is(house, host, certificates, status, retry):
+    host.says = [error(status, "their words", **({} if retry is None else {"Retry_After": retry}))]
+    await opened(house, host, certificates)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert reply.status == int(status[:3])
+    assert reply.error["message"] == "their words"
+    assert reply.headers.get("retry-after") == retry
+    assert reply.marked
+
+
+async def test_the_key_never_comes_back(house, host, certificates):
+    says = f"Incorrect API key provided: {KEY[:6]}***{KEY[-4:]}"
+    host.says = [error("401 Unauthorized", says), error("400 Bad", f"You sent: Bearer {KEY}"), answer()]
+    await opened(house, host, certificates, record="record.jsonl", access_log=True)
+    told = [await house.ask("POST", "/v1/chat/completions", {"model": "r/m"}) for _ in range(3)]
+    assert [reply.status for reply in told] == [502, 400, 200]
+    assert told[0].error["code"] == "remote_key"
+    texts = [reply.body.decode() for reply in told]
+    paths = ("/llmux/status", "/llmux/decisions", "/metrics", "/v1/models")
+    texts += [(await house.ask("GET", path)).body.decode() for path in paths]
+    texts += [repr(house.log.events), repr(house.switcher.config), (house.folder / "record.jsonl").read_text()]
+    assert not [text for text in texts if KEY in text or KEY[-4:] in text]
+
+
+async def test_hooks_do_not_see_the_key(house, host, certificates, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("HARMLESS", "x")
+    wake = "env >seen; touch $LLMUX_MODEL.up"
+    await opened(house, host, certificates, models={"a": {"wake": wake}})
+    assert (await house.chat("a")).status == 200
+    seen = (house.folder / "seen").read_text()
+    assert "HARMLESS=x" in seen
+    assert KEY not in seen
+
+
+async def test_a_client_that_leaves_ends_the_request(house, host, certificates):
+    host.says = [hang]
+    await opened(house, host, certificates)
+    line = await house.begin("POST", "/v1/chat/completions", {"model": "r/m"})
+    await until(lambda: host.asked)
+    assert house.switcher.remotes.document()["r"]["in_flight"] == 1
+    line.abort()
+    await until(lambda: host.open == 0)
+    await until(lambda: house.switcher.remotes.document()["r"]["in_flight"] == 0)
+    assert house.switcher.remotes.document()["r"]["requests"] == {"left": 1}
+
+
+async def test_an_operator_cancels_it(house, host, certificates):
+    host.says = [hang]
+    await opened(house, host, certificates)
+    line = await house.begin("POST", "/v1/chat/completions", {"model": "r/m"}, X_Request_ID="mine")
+    await until(lambda: host.asked)
+    assert (await house.ask("POST", "/llmux/requests/mine/cancel")).status == 202
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (410, "cancelled")
+    await until(lambda: host.open == 0)
+
+
+async def test_no_more_at_once_than_it_may_have(house, host, certificates):
+    host.says = [hang]
+    await opened(house, host, certificates, remote={"max_in_flight": 1})
+    await house.begin("POST", "/v1/chat/completions", {"model": "r/m"})
+    await until(lambda: host.asked)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert (reply.status, reply.error["code"], reply.headers["retry-after"]) == (503, "remote_busy", "1")
+
+
+# ---- failover and the breaker
+
+
+async def two(house, certificates, first, second, timeouts=None, **more):
+    remotes = {
+        "r": first.settings(ca=certificates.authority, timeouts=timeouts or {}),
+        "s": second.settings(ca=certificates.authority),
+    }
+    await house.open("a", remotes=remotes, virtual={"v": {"first": ["r/m", "s/m"]}}, **(OPEN | more))
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        hang,
+        cut,
+        error("500 Oops"),
+        error("503 Busy", Retry_After="3"),
+        error("429 Too Many", Retry_After="3"),
+        error("408 Timeout"),
+        then(STREAM_HEAD),
+        then(STREAM_HEAD + b"7\r\ndata: {", cut),
+        b"nonsense\r\n\r\n",
+        error("401 Unauthorized"),
+    ],
+    ids=["hangs", "cut", "500", "503", "429", "408", "head only", "half an event", "no HTTP", "401"],
+)
+async def test_the_next_one_is_asked_before_the_first_byte(house, certificates, says):
+    async with (
+        RemoteHost(says, tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second, SOON if says is hang else None)
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
+        assert (reply.status, reply.headers["x-llmux-served-by"]) == (200, "s/m")
+        assert reply.json() == CHAT
+        assert (len(first.asked), len(second.asked)) == (1, 1)
+        assert [name for name, _ in reply.fields].count("x-llmux-served-by") == 1
+
+
+@pytest.mark.parametrize("status", ["400 Bad", "403 Forbidden", "404 No", "422 What", "402 Pay"])
+async def test_what_the_client_is_to_blame_for_is_not_tried_elsewhere(house, certificates, status):
+    async with (
+        RemoteHost(error(status), tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second)
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "v"})
+        assert reply.status == int(status[:3])
+        assert not second.asked
+
+
+async def test_after_the_first_byte_there_is_no_second_answer(house, certificates):
+    async with (
+        RemoteHost(then(STREAM_HEAD + chunked(chunk("a"))), tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second)
+        head, sent = await broken(house, "v")
+        assert head.headers["x-llmux-served-by"] == "r/m"
+        assert chunk("a") in sent
+        assert b'"error"' in sent
+        assert not second.asked
+
+
+async def test_a_model_of_this_host_that_does_not_wake_is_stood_in_for(house, host, certificates):
+    virtual = {"safe": {"first": ["a", "r/m"]}}
+    await opened(house, host, certificates, models={"a": {"wake": "false"}}, virtual=virtual)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "safe"})
+    assert (reply.status, reply.headers["x-llmux-served-by"]) == (200, "r/m")
+
+
+async def test_a_remote_that_rests_is_not_asked_until_it_has_rested(house, host, certificates):
+    host.says = [error("429 Too Many", Retry_After="30"), answer()]
+    await opened(house, host, certificates)
+    first = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    second = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert (first.status, second.status, second.error["code"]) == (429, 503, "remote_resting")
+    assert 25 <= int(second.headers["retry-after"]) <= 30
+    assert len(host.asked) == 1
+    assert house.switcher.remotes.document()["r"]["state"] == "resting"
+
+
+async def test_a_remote_that_fails_again_and_again_is_left_alone(house, host, certificates):
+    host.says = [error("500 Oops")]
+    await opened(house, host, certificates)
+    statuses = [(await house.ask("POST", "/v1/x", {"model": "r/m"})).status for _ in range(5)]
+    assert statuses == [500, 500, 500, 503, 503]
+    assert len(host.asked) == 3
+    assert [fields["remote"] for fields in house.log.named("remote_left_alone")] == ["r"]
+    text = (await house.ask("GET", "/metrics")).body.decode()
+    assert 'llmux_remote_state{remote="r",state="open"} 1.0' in text
+    assert 'llmux_remote_requests_total{outcome="failed",remote="r"} 3.0' in text
