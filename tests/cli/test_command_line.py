@@ -17,6 +17,7 @@ import pytest
 from llmux.cli import app
 from llmux.config import Config
 from llmux.config.access import fits
+from tests.harness import launcher
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
 from tests.server.house import ALIVE, HOST, SLEEP, WAKE
@@ -68,18 +69,15 @@ def serve(tmp_path):
     """Start llmux and wait until it listens."""
     started = []
 
-    def go(*arguments, **more):
-        process = subprocess.Popen(
-            [*LLMUX, *map(str, arguments)],
-            **{"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "env": environment(tmp_path)} | more,
-        )
-        started.append(process)
-        return process
+    def go(*arguments, cold=False):
+        running = launcher.piped(arguments, env=environment(tmp_path), cwd=tmp_path, cold=cold)
+        running.process.stderr = running.output
+        started.append(running)
+        return running.process
 
     yield go
-    for process in started:
-        process.kill()
-        process.communicate()
+    for running in started:
+        running.close()
 
 
 def refused(process):
@@ -266,9 +264,8 @@ def test_what_the_terminal_cannot_spell_is_escaped(tmp_path):
 
 def test_serving_survives_closed_pipes(serve, tmp_path):
     port = free_port()
-    process = serve("-c", write(tmp_path, port=port), stdout=subprocess.PIPE)
+    process = serve("-c", write(tmp_path, port=port), cold=True)
     event(process, "ready")
-    process.stdout.close()
     process.stderr.close()
     for _ in range(3):
         assert get(f"http://{HOST}:{port}/nothing")[0] == 404
@@ -309,7 +306,7 @@ def test_a_key_of_ones_own_is_hashed(run, monkeypatch):
 
 
 def test_term_ends_it_with_0(serve, tmp_path):
-    process = serve("-c", write(tmp_path))
+    process = serve("-c", write(tmp_path), cold=True)
     event(process, "ready")
     process.send_signal(signal.SIGTERM)
     event(process, "stopped")

@@ -6,8 +6,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,9 @@ import pytest
 from llmux import control
 from llmux.cli.remote import connection
 from llmux.cli.terminal import CommandError, Exit
+from tests.harness import launcher
 from tests.harness.ports import free_port
 
-LLMUX = [sys.executable, "-m", "llmux"]
 MODELS = {"a": {"port": 9, "wake": "touch up", "sleep": "rm -f up", "alive": "test -e up"}}
 
 
@@ -42,24 +40,23 @@ def serve(tmp_path, environ):
         port = port or free_port()
         file = tmp_path / f"{port}.json"
         file.write_text(json.dumps({"port": port, "models": MODELS, "alive_every": 0, **settings}))
-        process = subprocess.Popen([*LLMUX, "-c", file], stderr=subprocess.PIPE, text=True, env=dict(environ))
-        started.append(process)
-        process.said = []
-        for line in process.stderr:
-            process.said.append(json.loads(line))
-            if process.said[-1]["event"] == "started":
+        running = launcher.piped(["-c", file], env=environ)
+        started.append(running)
+        said = []
+        for line in running.output:
+            said.append(json.loads(line))
+            if said[-1]["event"] == "started":
                 break
-        return process, port
+        return running.process, said, port
 
     yield go
-    for process in started:
-        process.kill()
-        process.communicate()
+    for running in started:
+        running.close()
 
 
 def command(port, *words):
     env = {**os.environ, "LLMUX_URL": f"http://127.0.0.1:{port}"}
-    return subprocess.run([*LLMUX, *words], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return launcher.run(words, env=env)
 
 
 def opened(path):
@@ -210,11 +207,10 @@ def test_where_the_command_looks(tmp_path):
 
 @pytest.mark.parametrize("state", ["{}/own/state.json", "{}/%s/state.json" % ("long" * 50), None])
 def test_operating_is_as_easy_as_without_keys(serve, tmp_path, state):
-    process, port = serve(api_keys=["user"], state=state and state.format(tmp_path))
+    process, said, port = serve(api_keys=["user"], state=state and state.format(tmp_path))
     path = tmp_path / "run" / "llmux" / f"{port}.sock"
     assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-    started = process.said[-1]
-    assert "the llmux command" in started["operators"]
+    assert "the llmux command" in said[-1]["operators"]
     for words in (
         ("switch", "a"),
         ("status",),
@@ -226,45 +222,43 @@ def test_operating_is_as_easy_as_without_keys(serve, tmp_path, state):
         ("explain",),
         ("requests",),
     ):
-        done = command(port, *words)
-        assert done.returncode == 0, done
-    done = command(port, "lease", "--", "true")
-    assert done.returncode == 0, done
-    done = command(port, "status", "--url", f"unix:{path}")
-    assert done.returncode == 0, done
+        code, wrote = command(port, *words)
+        assert code == 0, wrote
+    assert command(port, "lease", "--", "true")[0] == 0
+    assert command(port, "status", "--url", f"unix:{path}")[0] == 0
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert not path.exists()
-    assert command(port, "status").returncode == Exit.UNREACHABLE
+    assert command(port, "status")[0] == Exit.UNREACHABLE
 
 
 def test_several_on_a_host_and_one_that_was_killed(serve, tmp_path):
-    first, port = serve(api_keys=["user"])
+    first, _, port = serve(api_keys=["user"])
     models = {"a": {"port": 9, "wake": "false", "sleep": "true", "alive": "false"}}  # one of its own, never awake
-    _second, other = serve(api_keys=["user"], state=str(tmp_path / "other.json"), models=models)
-    assert command(port, "wake", "a").returncode == 0
-    status = json.loads(command(other, "status", "--json").stdout)
+    _, _, other = serve(api_keys=["user"], state=str(tmp_path / "other.json"), models=models)
+    assert command(port, "wake", "a")[0] == 0
+    status = json.loads(command(other, "status", "--json")[1])
     assert (status["awake"], status["switch"]) == ([], None)
     first.kill()
     first.wait()
     path = tmp_path / "run" / "llmux" / f"{port}.sock"
     assert path.exists()
-    assert command(port, "status").returncode == Exit.UNREACHABLE
+    assert command(port, "status")[0] == Exit.UNREACHABLE
     serve(port=port, api_keys=["user"])
-    assert command(port, "status").returncode == 0
+    assert command(port, "status")[0] == 0
 
 
 def test_where_no_socket_can_be_made_it_says_so_and_serves(serve, tmp_path):
     for name in ("run", "state"):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "llmux").write_text("")
-    process, port = serve(api_keys=["user"], state=None)
-    (warning,) = [line for line in process.said if line["event"] == "control_socket_unavailable"]
+    _, said, port = serve(api_keys=["user"], state=None)
+    (warning,) = [line for line in said if line["event"] == "control_socket_unavailable"]
     assert "llmux" in warning["error"]
-    done = command(port, "wake", "a")
-    assert done.returncode == Exit.NOT_ALLOWED
-    assert "`admin_key`" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, wrote = command(port, "wake", "a")
+    assert code == Exit.NOT_ALLOWED
+    assert "`admin_key`" in wrote
+    assert "Traceback" not in wrote
 
 
 @pytest.mark.parametrize(
@@ -272,5 +266,5 @@ def test_where_no_socket_can_be_made_it_says_so_and_serves(serve, tmp_path):
     [({}, "this machine only, no key"), ({"api_keys": ["user"], "admin_key": "root"}, "with the `admin_key`")],
 )
 def test_the_start_says_who_operates(serve, settings, words):
-    process, _port = serve(**settings)
-    assert words in process.said[-1]["operators"]
+    _, said, _ = serve(**settings)
+    assert words in said[-1]["operators"]

@@ -19,8 +19,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 UNDER_TEST = "LLMUX_UNDER_TEST"
@@ -140,3 +141,39 @@ def launch(
     launcher = _launcher()
     where = os.path.abspath(cwd)  # noqa: PTH100, as the test has it: links included
     return Forked(launcher, launcher.ask([log], arguments=words, env=dict(env), cwd=where))
+
+
+@dataclass
+class Piped:
+    """A running llmux, and the pipe that it writes to."""
+
+    process: Running
+    output: TextIO
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.output.close()
+
+
+def piped(
+    arguments: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] = ".",
+    cold: bool = False,
+) -> Piped:
+    """Launch llmux with a pipe for what it writes to standard output and standard error."""
+    reading, writing = os.pipe()
+    try:
+        return Piped(launch(arguments, log=writing, env=env, cwd=cwd, cold=cold), os.fdopen(reading))
+    finally:
+        os.close(writing)
+
+
+def run(arguments: Sequence[str], *, env: Mapping[str, str], cwd: str | os.PathLike[str] = ".") -> tuple[int, str]:
+    """Run a command to its end; return its exit code and what it wrote."""
+    command = piped(arguments, env=env, cwd=cwd)
+    with command.output:
+        said = command.output.read()
+        return command.process.wait(), said
