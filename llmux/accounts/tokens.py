@@ -66,7 +66,7 @@ def tokens_of(answer: Answer) -> Tokens:
     tail = answer.tail[0] if len(answer.tail) == 1 else b"".join(answer.tail)
     usage = _last(tail, b'"usage"')
     if usage is None or "output_tokens" in usage:
-        first = _last(answer.opening, b'"usage"') if answer.opening else None
+        first = _first(answer.opening, b'"usage"') if answer.opening else None
         if first is not None:  # Anthropic's: the input stands at the beginning, and the output at the end
             usage = first if usage is None else {**first, **{k: v for k, v in usage.items() if v is not None}}
     timings = _last(tail, b'"timings"')
@@ -124,17 +124,32 @@ def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
     """Return the last JSON object that stands under a name. In a text within JSON the quotes are escaped."""
     at = text.rfind(name)
     while at >= 0:
-        end = at + len(name)
-        begin = text.find(b"{", end, end + 8)
-        if begin >= 0 and text[end:begin].strip() == b":":
-            try:
-                found, _ = _decode(text[begin : begin + _REACH].decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                pass
-            else:
-                return found  # type: ignore[no-any-return]  # what begins with a brace is an object
+        if (found := _object(text, at + len(name))) is not None:
+            return found
         at = text.rfind(name, 0, at)
     return None
+
+
+def _first(text: bytes, name: bytes) -> dict[str, Any] | None:
+    """Return the first one: a short stream is all in its opening, and its end as well."""
+    at = text.find(name)
+    while at >= 0:
+        if (found := _object(text, at + len(name))) is not None:
+            return found
+        at = text.find(name, at + 1)
+    return None
+
+
+def _object(text: bytes, end: int) -> dict[str, Any] | None:
+    """Return the JSON object that stands under the name which ends there."""
+    begin = text.find(b"{", end, end + 8)
+    if begin < 0 or text[end:begin].strip() != b":":
+        return None
+    try:
+        found, _ = _decode(text[begin : begin + _REACH].decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return found  # type: ignore[no-any-return]  # what begins with a brace is an object
 
 
 def _number(document: Any, name: str) -> int:

@@ -305,6 +305,8 @@ def _check_budget(budget: BudgetConfig | None, config: Config, at: Path) -> Iter
 
 def accounts_warnings(config: Config) -> Iterator[str]:
     """Yield what is allowed there but probably not meant."""
+    if config.usage == "exact" and config.ledger is None:
+        yield "usage: exact is of no use without `ledger`, where the tokens are kept"
     if config.prices is None:
         return
     if config.ledger is None:

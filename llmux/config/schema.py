@@ -286,6 +286,10 @@ class Config(Section):
         default=400 * 86400.0,
         description="How long rows of the ledger are kept; their hourly sums stay. null: for ever.",
     )
+    usage: Literal["reported", "exact"] = Field(
+        default="reported",
+        description="exact: streams whose clients do not ask for the usage are asked for it, and do not show it.",
+    )
     prices: Annotated[PricesConfig | None, Word("prices or null")] = Field(
         default=None, description="What the GPU's time, or tokens, cost. null: no money in the ledger."
     )

@@ -248,6 +248,16 @@ class Body:
             own = sum(splice.grows_by for splice in splices if splice.start == field.start)
             self.field = ModelField(name, start, start + field.end - field.start + own)
 
+    @property
+    def edited(self) -> bool:
+        """Whether more than the model's name was changed."""
+        field = self._received
+        return any(field is None or splice.start != field.start for splice in self._splices)
+
+    def shares(self, other: Body) -> bool:
+        """Whether both have the same bytes: closing either closes both."""
+        return self._store is other._store
+
     def part(self, start: int, end: int) -> Iterator[bytes]:
         """Iterate over received bytes by their position, in slices, whatever was changed."""
         return self._range(start, end)

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
@@ -103,11 +103,15 @@ class FastPath:
         keys: Keys,
         hosts: Hosts,
         alone: bool,
+        is_silent: Callable[[str, Mapping[str, Any]], bool] | None = None,
     ) -> None:
         """Take over a configuration. Not ``alone``: what is traced does not come here.
 
         ``names`` lead to the models; ``elsewhere`` holds other ones for the paths on which they differ.
+        ``is_silent`` says of a path and a request whether it is for a stream that has to be asked for its usage;
+        these do not, either.
         """
+        self._is_silent = is_silent
         self._paths = paths
         self._names = names
         self._elsewhere = elsewhere
@@ -160,7 +164,7 @@ class FastPath:
         """Return what is known of a request that can be served here, by its head and its body."""
         switcher = self._switcher
         began = switcher.now()
-        asked = self._named(data[size:total])
+        asked = self._named(data[size:total], head.route.path)
         model = None if asked is None else head.names.get(asked)
         if model is None or asked is None:
             return None
@@ -264,7 +268,7 @@ class FastPath:
         exchange.activity.connected = True
         request.send(connection, message)
 
-    def _named(self, body: bytes) -> str | None:
+    def _named(self, body: bytes, path: str) -> str | None:
         # What is valid JSON names the same model to the model handler's scanner; the rest is for that to judge.
         try:
             text = body.decode().strip(" \t\n\r")
@@ -276,6 +280,8 @@ class FastPath:
         for key in value:
             if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004 - another model to some
                 return None
+        if self._is_silent is not None and self._is_silent(path, value):
+            return None
         name = value.get("model")
         return name if type(name) is str else None
 

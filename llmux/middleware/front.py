@@ -103,8 +103,16 @@ class Front:
         alone = self._tracing is None
         counted = ForwardedPaths(config.forward, config.names, without=config.passive) if config.passive else paths
         names, elsewhere = _on_fast_path(config)
+        exact = self._handler.exact_usage
         self.fast_path.configure(
-            counted, names, elsewhere, most=config.max_body, keys=self._keys, hosts=hosts, alone=alone
+            counted,
+            names,
+            elsewhere,
+            most=config.max_body,
+            keys=self._keys,
+            hosts=hosts,
+            alone=alone,
+            is_silent=None if exact is None else exact.is_silent,
         )
 
     def middleware(self) -> Middleware:

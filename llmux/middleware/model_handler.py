@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote_plus, unquote_plus
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llmux.accounts.captures import Captures
     from llmux.accounts.gate import Gate
     from llmux.middleware.counting import Counting
+    from llmux.middleware.exact_usage import ExactUsage
     from llmux.middleware.passive import Passive
     from llmux.middleware.remotes import Remotes
     from llmux.middleware.targeting import Targeting
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from llmux.targets.codecs import Translation
 
 COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
+RELAY: web.RequestKey[RelayFactory] = web.RequestKey("RELAY", cast("type[RelayFactory]", Callable))
+"""What relays its answer, where that is not as the engine's."""
 GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
 
 
@@ -98,6 +101,7 @@ class ModelHandler:
         """Take over a configuration's names and limits."""
         self._names = config.names
         self.gate = _gate(config, self._switcher, self.gate)
+        self.exact_usage = _exact_usage(config, self.budget)
         self.captures = _captures(config, self._switcher, self.captures)
         self._listed = config.listed
         self._translating = _translating(config, self.budget)
@@ -201,13 +205,15 @@ class ModelHandler:
             counted = await self._counting.answer(self._switcher.config, request, context, body)
             if counted is not None:
                 return counted
-        if self._translating is None:
-            return await self._served(request, context, body)
-        fitted = self._translating.fit(context, body)
+        fitted = body if self._translating is None else self._translating.fit(context, body)
+        if self.exact_usage is not None and fitted is body:
+            asking = await self.exact_usage.asking(context.route.path, body)
+            if asking is not None:
+                request[RELAY], fitted = self.exact_usage.relay, asking
         try:
             return await self._served(request, context, fitted)
         finally:
-            if fitted is not None and fitted is not body:
+            if fitted is not None and body is not None and not fitted.shares(body):
                 fitted.close()
 
     async def _served(
@@ -295,7 +301,7 @@ class ModelHandler:
         activity = self._switcher.activity(admission)
         early = context.early
         drop = context.drop_headers
-        relay = None
+        relay = request.get(RELAY)
         if isinstance(body, Rewritten):
             target, relay = body.target, body.relay
         if early is not None or relay is not None:  # what has begun goes on uncompressed
@@ -353,6 +359,15 @@ def _meet(expects: str, request: web.Request, context: RequestContext) -> None:
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
     if not context.told_to_send and request.transport is not None and request.version >= HttpVersion11:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _exact_usage(config: Config, budget: BodyBudget) -> ExactUsage | None:
+    """Return what has streams tell their usage, where that is wanted."""
+    if config.usage != "exact" or config.ledger is None:
+        return None
+    from llmux.middleware.exact_usage import ExactUsage  # noqa: PLC0415 - most configurations have no use for it
+
+    return ExactUsage(budget)
 
 
 def _captures(config: Config, switcher: Switcher, before: Captures | None) -> Captures | None:

@@ -42,7 +42,7 @@ def usage_of(opening: bytes, tail: Sequence[bytes]) -> Usage:
     last = _last_report(tail[0] if len(tail) == 1 else b"".join(tail))
     if last.input is not None or not opening:
         return last
-    first = _last_report(opening)
+    first = _first_report(opening)  # a short stream is all there, its end as well
     return Usage(first.input, first.output if last.output is None else last.output)
 
 
@@ -56,6 +56,18 @@ def _last_report(text: bytes) -> Usage:
         if given is not None or made is not None:
             return Usage(given, made)
         at = text.rfind(_REPORT, 0, at)
+    return NONE
+
+
+def _first_report(text: bytes) -> Usage:
+    at = text.find(_REPORT)
+    while at >= 0:
+        end = text.find(_REPORT, at + 1)
+        part = text if end < 0 else text[:end]
+        given, made = _figure(part, at, _INPUTS), _figure(part, at, _OUTPUTS)
+        if given is not None:
+            return Usage(given, made)
+        at = end
     return NONE
 
 

@@ -23,10 +23,10 @@ NAMES = ("alice", "bob")
 KEYS = [{"name": name, "key": f"key-of-{name}"} for name in NAMES]
 
 
-@pytest.fixture
-def mux(tmp_path: Path) -> Iterator[Mux]:
+@pytest.fixture(params=["reported", "exact"])
+def mux(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mux]:
     engines = {"chat": Engine(SLOW), "vector": Engine(VECTOR, args="--embedding")}
-    mux = Mux(tmp_path, engines, ledger="ledger.db", api_keys=KEYS)
+    mux = Mux(tmp_path, engines, ledger="ledger.db", api_keys=KEYS, usage=request.param, admin_key="key-of-admin")
     mux.start()
     yield mux
     assert mux.stop() == 0
@@ -120,12 +120,74 @@ async def test_exact_request_by_request(mux, sdk, claude):
 
 
 async def test_a_stream_without_usage_is_exact_by_its_timings(mux, sdk):
+    """Or by what llmux asks; either way its client sees what it would without llmux."""
     chat = {"model": "chat", "messages": MESSAGES, "max_tokens": 23}
+    text = {"model": "chat", "prompt": "once upon", "max_tokens": 19}
     told = (await sdk.chat.completions.create(**chat)).usage
-    assert [chunk async for chunk in await sdk.chat.completions.create(**chat, stream=True)]
-    first, last = await rows(mux, 2)
+    chunks = [chunk async for chunk in await sdk.chat.completions.create(**chat, stream=True)]
+    assert not any(chunk.usage for chunk in chunks)
+    assert all(chunk.choices for chunk in chunks)
+    wrote = (await sdk.completions.create(**text)).usage
+    chunks = [chunk async for chunk in await sdk.completions.create(**text, stream=True)]
+    assert all(chunk.choices for chunk in chunks)  # llama.cpp tells the usage of these in the last of them
+    first, last, whole, streamed = await rows(mux, 4)
     assert (last["input"], last["output"], last["estimated"]) == (told.prompt_tokens, 23, 0)
     assert (first["input"], first["output"]) == (told.prompt_tokens, told.completion_tokens)
+    assert (whole["input"], whole["output"]) == (wrote.prompt_tokens, wrote.completion_tokens)
+    assert (streamed["input"], streamed["output"], streamed["estimated"]) == (wrote.prompt_tokens, 19, 0)
+
+
+def shape(value: Any) -> Any:
+    """Return the keys and types of a JSON value; texts as they are, without what differs from time to time."""
+    if isinstance(value, dict):
+        return {name: shape(one) for name, one in value.items() if name not in {"id", "created"}}
+    if isinstance(value, list):
+        return [shape(one) for one in value]
+    return value if isinstance(value, str | None) else type(value).__name__
+
+
+async def test_a_stream_is_as_without_llmux(mux, sdk):
+    """Event by event, the key order included."""
+    body = {"model": "chat", "messages": MESSAGES, "max_tokens": 9, "stream": True, "temperature": 0, "seed": 1}
+    await sdk.chat.completions.create(**{**body, "stream": False})  # the prompt is in the cache from here on
+    seen = []
+    for base in (mux.url, f"http://127.0.0.1:{mux.ports['chat']}"):
+        headers = {"Authorization": "Bearer key-of-alice"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(f"{base}/v1/chat/completions", json=body) as answer,
+        ):
+            events = (await answer.read()).decode().split("\n\n")
+        seen.append([shape(json.loads(event[6:])) if event.startswith("data: {") else event for event in events])
+    assert json.dumps(seen[0]) == json.dumps(seen[1])
+    assert len(seen[0]) > 9
+
+
+async def cancel(mux, request_id):
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": "Bearer key-of-admin"}) as session,
+        session.post(f"{mux.url}/llmux/requests/{request_id}/cancel") as answer,
+    ):
+        assert answer.status == 202
+
+
+async def test_a_stream_that_an_operator_cancels_is_estimated(mux, sdk):
+    request = {"model": "chat", "messages": MESSAGES, "max_tokens": 3500, "stream": True}
+    stream = await sdk.chat.completions.create(**request, extra_headers={"X-Request-ID": "mine"})
+    read = 0
+
+    async def read_on():
+        nonlocal read
+        async for event in stream:
+            read += bool(event.choices and event.choices[0].delta.content)
+            if read == 50:
+                await cancel(mux, "mine")
+
+    with pytest.raises(openai.APIError):
+        await read_on()
+    (row,) = await rows(mux, 1)
+    assert (row["estimated"], row["reason"]) == (1, "cancelled")
+    assert read <= row["output"] < 3500
 
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])

@@ -76,6 +76,11 @@ DONE = b"data: [DONE]\n\n"
         ),
         # A stream of Anthropic's: the input at its beginning, the output at its end.
         (answer(DELTA, b"event: message_stop\n\n", path=MESSAGES, opening=START, events=9), Tokens(25, 20, 42)),
+        (answer(START + DELTA, path=MESSAGES, opening=START + DELTA, events=9), Tokens(25, 20, 42)),  # all at once
+        (
+            answer(START + DELTA, path=MESSAGES, opening=b'{"usage":null}' + START + DELTA, events=9),
+            Tokens(25, 20, 42),
+        ),
         # llama.cpp's timings tell as much, whether or not the client asked for usage.
         (answer(LLAMA, DONE, events=7, opening=ROLE), Tokens(183, 182, 3, prompt=0.0005, decode=0.0015)),
         (

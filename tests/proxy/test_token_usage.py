@@ -7,6 +7,11 @@ from llmux.proxy.token_usage import NONE, Usage, usage_of
 OPENAI = b'{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":12,"completion_tokens":3}}'
 QUOTED = rb'{"choices":[{"message":{"content":"\"usage\": {\"prompt_tokens\": 9, \"completion_tokens\": 9}"}}]}'
 
+AT_ONCE = (
+    b'event: message_start\ndata: {"message":{"usage":{"input_tokens":20,"output_tokens":1}}}\n\n'
+    b'event: message_delta\ndata: {"usage":{"output_tokens":42}}\n\n'
+)
+
 
 @pytest.mark.parametrize(
     ("opening", "tail", "expected"),
@@ -32,6 +37,11 @@ QUOTED = rb'{"choices":[{"message":{"content":"\"usage\": {\"prompt_tokens\": 9,
             Usage(20, 42),
         ),
         (b'{"usage":{"input_tokens":20,"output_tokens":1}}', [b"nothing"], Usage(20, 1)),
+        # All of it at once.
+        *(
+            (text, [text], Usage(20, 42))
+            for text in (AT_ONCE, b'data: {"usage":null}\n\n' + b" " * 3000 + AT_ONCE)
+        ),
         (b"", [b'"usage":{"prompt_tokens":' + b"9" * 40 + b"}"], NONE),
     ],
 )

@@ -1,0 +1,229 @@
+"""`usage: exact`: streams whose clients do not ask for the usage are asked for it, and do not show it.
+
+Imported only with that setting. An engine that is asked ends a stream of chat completions or completions with a
+chunk without choices, which holds the usage. ``UsageFilter`` keeps that from the client; every other byte passes
+as it came, whole events at a time. llama.cpp moves its `timings` from the last chunk with a choice into that one:
+they are put back, so a chunk that tells why the answer ended waits for the next event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llmux.errors import BadRequestError, EngineError
+from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
+from llmux.extract.body import Store
+from llmux.proxy.aiohttp_client import AiohttpClient
+from llmux.proxy.early_response import ResumedRelay
+from llmux.proxy.exchange import Exchange
+from llmux.proxy.relay import Relay
+from llmux.proxy.token_usage import BLOCK
+from llmux.targets.field_scanner import Rule, changes, scan, tree
+from llmux.upstream import Framing, ResponseHead
+
+PATHS = frozenset({"/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"})
+"""On these streams tell the usage only if they are asked."""
+
+MOST = 2**20  # bytes of one event; what is longer, and all that follows, passes as it comes
+_LONGEST = 4096  # bytes of `stream_options`
+
+_ASK = tree({"stream_options.include_usage": Rule(always=True, given=True)})
+_NAMES = ("stream", "stream_options")
+_END = re.compile(rb"\r?\n\r?\n")
+_LAST = re.compile(rb'"finish_reason" ?: ?"')
+_SUCCESS = range(200, 300)
+
+
+class ExactUsage:
+    """Has streams tell their usage."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self.relay = relay_without_usage
+
+    def is_silent(self, path: str, document: Mapping[str, Any]) -> bool:
+        """Whether a request is for a stream that will not tell its usage."""
+        return path in PATHS and _is_silent(document)
+
+    async def asking(self, path: str, body: Body | None) -> Body | None:
+        """Return a request that asks for the usage, in place of one for a stream that will not tell it.
+
+        None where it tells it, or is no stream, or not JSON: the engine judges that.
+        """
+        if body is None or path not in PATHS or body.form or body.compressed:
+            return None
+        try:
+            if not _is_silent(await _options(body)):
+                return None
+            if body.edited:  # what was changed may be the same field
+                body = _flat(body, self._budget)
+            return body.edit(await changes(body, _ASK))
+        except (BadRequestError, ValueError, RecursionError):
+            return None
+
+
+def _is_silent(document: Mapping[str, Any]) -> bool:
+    if document.get("stream") is not True:
+        return False
+    options = document.get("stream_options")
+    return not (isinstance(options, dict) and options.get("include_usage") is True)
+
+
+async def _options(body: Body) -> Mapping[str, Any]:
+    """Return what a request says of its stream."""
+    if body.edited:
+        document = json.loads(b"".join(body))
+        return document if isinstance(document, dict) else {}
+    found = {}
+    for member in (await scan(body, 0, body.received, _NAMES)).found:
+        text = b"".join(body.part(member.start, min(member.end, member.start + _LONGEST)))
+        try:
+            found[member.name] = json.loads(text)
+        except (ValueError, RecursionError):
+            found[member.name] = None
+    return found
+
+
+def _flat(body: Body, budget: BodyBudget) -> Body:
+    """Return a body with the changes of another one as if it had been received so."""
+    store, scanner = Store(budget), ModelScanner()
+    try:
+        for data in body:
+            for start in range(0, len(data), SLICE):
+                scanner.feed(data[start : start + SLICE])
+                store.add(data[start : start + SLICE])
+        return Body(store, scanner.finish())
+    except BaseException:
+        store.close()
+        raise
+
+
+class UsageFilter:
+    """Takes a stream and returns what its client gets of it."""
+
+    def __init__(self) -> None:
+        self.event = b""
+        """The event that was taken out."""
+        self._rest = b""  # an event that is not whole yet
+        self._waiting = b""  # one that tells why the answer ended
+        self._open = False  # all passes as it comes
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what can be told now."""
+        if self._open:
+            return data
+        data, passed, at = self._rest + data, [], 0
+        while (found := _END.search(data, at)) is not None:
+            event, at = data[at : found.end()], found.end()
+            if b'"usage"' in event and (usage := _only_usage(event)) is not None:
+                self.event = event
+                passed.append(self._with_timings(usage))
+                continue
+            passed.append(self._flush())
+            if _LAST.search(event):
+                self._waiting = event
+            else:
+                passed.append(event)
+        self._rest = data[at:]
+        if len(self._rest) > MOST:
+            self._open = True
+            passed += [self._flush(), self._rest]
+            self._rest = b""
+        return b"".join(passed)
+
+    def end(self) -> bytes:
+        """Return what is left when the stream has ended, or broken off."""
+        rest, self._rest = self._rest, b""
+        return self._flush() + rest
+
+    def _flush(self) -> bytes:
+        waiting, self._waiting = self._waiting, b""
+        return waiting
+
+    def _with_timings(self, usage: dict[str, Any]) -> bytes:
+        waiting = self._flush()
+        at = waiting.rfind(b"}")
+        if at < 0 or "timings" not in usage or b'"timings"' in waiting:
+            return waiting
+        timings = json.dumps(usage["timings"], separators=(",", ":")).encode()
+        return b'%b,"timings":%b%b' % (waiting[:at], timings, waiting[at:])
+
+
+def _only_usage(event: bytes) -> dict[str, Any] | None:
+    """Return the document of an event that holds the usage and no choice."""
+    lines = [line for line in event.splitlines() if line]
+    if len(lines) != 1 or not lines[0].startswith(b"data:"):
+        return None
+    try:
+        document = json.loads(lines[0][5:])
+    except (ValueError, RecursionError):
+        return None
+    if (
+        not isinstance(document, dict)
+        or document.get("choices") != []
+        or not isinstance(document.get("usage"), dict)
+    ):
+        return None
+    return document
+
+
+class _Filtering(Relay):
+    """A relay whose client gets a stream without the usage; what is no such stream passes unchanged."""
+
+    _filter: UsageFilter | None = None
+
+    def response_started(self, head: ResponseHead) -> None:
+        self._filter = None
+        streams = head.event_stream and not head.encoded and head.framing is not Framing.NONE
+        if streams and head.status in _SUCCESS:
+            self._filter = UsageFilter()
+            if head.framing is Framing.CHUNKED:
+                assert self._connection is not None
+                self._connection.unchunk()
+            fields = [field for field in head.fields if field[0] != b"content-length"]
+            head = dataclasses.replace(head, framing=Framing.UNTIL_CLOSE, fields=fields, written={})
+        super().response_started(head)
+
+    def response_data(self, data: bytes) -> None:
+        if self._filter is None:
+            super().response_data(data)
+        else:
+            self._pass(self._filter, self._filter.feed(data))
+
+    def response_chunk(self, data: bytes) -> None:
+        self.response_data(data)
+
+    def response_ended(self) -> None:
+        if self._filter is not None:
+            self._pass(self._filter, self._filter.end())
+        super().response_ended()
+
+    def response_lost(self, error: EngineError) -> None:
+        if self._filter is not None and self._started:
+            self._pass(self._filter, self._filter.end())
+        super().response_lost(error)
+
+    def _pass(self, usage: UsageFilter, data: bytes) -> None:
+        if data or self._head or self._transport.is_closing():
+            super().response_data(data)
+        else:
+            self.exchange.activity.last_byte = self._loop.time()
+        if usage.event:  # the engine's word, which is read at the end
+            self.exchange.tail.append(usage.event[-BLOCK:])
+            usage.event = b""
+
+
+class _ResumedFiltering(_Filtering, ResumedRelay):
+    """The same behind an answer that has begun before the engine's."""
+
+
+def relay_without_usage(client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Relay:
+    """Make the relay of a stream that was asked for its usage."""
+    if exchange.early is None:
+        return _Filtering(client, exchange, loop)
+    return _ResumedFiltering(client, exchange, exchange.early, loop)
