@@ -162,7 +162,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "hooks": ("hooks:app", "The hook scripts that come with llmux."),
     "key": ("keys:app", "Keys for clients and operators, and their hashes."),
-    "import": ("import_llama_swap:app", "Write a configuration from that of another proxy."),
+    "import": ("importing:app", "Write a configuration from that of another proxy."),
 }
 """By name: the module in this package and in it a function, or the app of a group of commands; and its help in
 short, which lists it without importing it."""

@@ -61,7 +61,8 @@ def write(
         config = _taken(draft, unset)
         for script in scripts:
             copy(script, folder / HOOKS, force=force)
-        draft.chmod(_PRIVATE if config.api_keys or config.admin_key else _PUBLIC & ~_umask())
+        secret = config.api_keys or config.admin_key or any(each.key for each in config.remotes.values())
+        draft.chmod(_PRIVATE if secret else _PUBLIC & ~_umask())
         draft.replace(target)
     except OSError as error:
         raise UnwrittenError(f"{target} cannot be written: {error.strerror}") from None

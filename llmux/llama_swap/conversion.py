@@ -63,7 +63,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
     translator = _Translator(read)
     raise_all(translator.problems, file=str(file), lines=read.lines)
     result = translator.result
-    result.settings = {"port": _own_port(port, translator.addresses), **_whole(read.config), **result.settings}
+    result.settings = {"port": own_port(port, translator.addresses), **_whole(read.config), **result.settings}
     result.variables = list(dict.fromkeys(variables(_all_text(read.config))))
     result.notes = _in_order([*leftovers(read.raw), *translator.notes], read.lines)
     return result
@@ -301,7 +301,8 @@ def _whole(config: LlamaSwap) -> Settings:
     return settings
 
 
-def _own_port(wanted: int | None, addresses: Mapping[str, Address]) -> int:
+def own_port(wanted: int | None, addresses: Mapping[str, Address]) -> int:
+    """Return llmux's own port: the one ``wanted``, else the first from 3000 on that no engine has."""
     taken = {address.port for address in addresses.values() if covers(_LOOPBACK, address.host)}
     if wanted is not None:
         return wanted
@@ -427,13 +428,13 @@ def page(translation: Translation) -> str:
 
 
 def _parts(translation: Translation) -> Iterator[str]:
-    yield _notes(_head(translation))
-    yield _yaml(translation.settings)
+    yield comments(_head(translation))
+    yield as_yaml(translation.settings)
     if "policy" not in translation.settings:
         yield _POLICY
     if translation.groups:
         said = [note for note in translation.notes if _place(note, translation) == "groups"]
-        yield _notes(map(str, said)) + _yaml({"groups": translation.groups})
+        yield comments(map(str, said)) + as_yaml({"groups": translation.groups})
     yield _HOOKS
     yield "models:\n" + "\n".join(
         textwrap.indent(_model(name, settings, translation.notes), "  ")
@@ -466,12 +467,13 @@ def _place(note: Note, translation: Translation) -> str:
 def _model(name: str, settings: Settings, notes: Iterable[Note]) -> str:
     mine = [str(replace(note, path=note.path[2:])) for note in notes if note.path[:2] == ("models", name)]
     ordered = {key: settings[key] for key in _ORDER if key in settings}
-    key = _yaml({name: 0}).rpartition(":")[0]
-    body = textwrap.indent(f"<<: *hooks\n{_yaml(ordered)}", "  ")
-    return f"{_notes(mine)}{key}:\n{body}"
+    key = as_yaml({name: 0}).rpartition(":")[0]
+    body = textwrap.indent(f"<<: *hooks\n{as_yaml(ordered)}", "  ")
+    return f"{comments(mine)}{key}:\n{body}"
 
 
-def _notes(lines: Iterable[str]) -> str:
+def comments(lines: Iterable[str]) -> str:
+    """Write lines as comments."""
     return "".join(_comment(lines))
 
 
@@ -483,7 +485,8 @@ def _comment(lines: Iterable[str]) -> Iterator[str]:
             yield f"# {piece}".rstrip() + "\n"
 
 
-def _yaml(settings: Mapping[str, Any]) -> str:
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Write settings as YAML; nothing where there are none."""
     if not settings:
         return ""
     written: str = yaml.dump(

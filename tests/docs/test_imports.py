@@ -29,6 +29,7 @@ LAYERS = (
         "hooks",
     },
     {"accounts", "runtime", "simulator", "llama_swap", "survey", "targets"},
+    {"litellm"},
     {"middleware", "proxy", "admin", "fleet"},
     {"app"},
     {"server"},
