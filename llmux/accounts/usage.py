@@ -18,23 +18,33 @@ DIMENSIONS: Mapping[str, str] = {"key": "key", "model": "served", "day": "hour /
 """What usage can be split by, and the expression that is its value among the sums by the hour."""
 LONG = 7 * 86400  # seconds; what is asked of a longer time is answered from whole days
 PATIENCE = 5.0  # seconds that a reader waits for a file that another process holds
+OTHERS = "(others)"
+"""What all keys, or models, beyond those with the most use are called together."""
+_MOST = 1000  # that may be asked for by name
 _HOUR = HOUR // 1000
 _DAY = 24 * _HOUR
 _SECONDS: Mapping[str, float] = {"waited": 1e3, "service": 1e3, "gpu": 1e6, "switch": 1e6}
 _FIGURES = ("requests", "failed", *SUMS)
+_NAMED = frozenset({"key", "model"})
+_BY_USE = 'ORDER BY sum(cost) DESC, sum("input") + sum("output") DESC, 1'
 
 
 class Asked(NamedTuple):
-    """A question. ``since`` is a Unix time; ``key`` and ``model`` leave out all others."""
+    """A question. ``since`` is a Unix time; ``key`` and ``model`` leave out all others.
+
+    ``top``: of keys and of models, only so many have rows of their own: those with the highest cost, or where
+    that is the same the most tokens, of all the time. None: all have.
+    """
 
     by: tuple[str, ...]
     since: int
     key: str | None = None
     model: str | None = None
+    top: int | None = None
 
 
 def asked(given: Mapping[str, str], now: float) -> Asked:
-    """Read a question: ``by``, ``since``, ``key``, ``model``. ValueError, with the parameter and what is wrong."""
+    """Read a question: the fields of ``Asked``. Raises ValueError, with the parameter and what is wrong."""
     by = tuple(dict.fromkeys(part.strip() for part in given.get("by", "key,model").split(",") if part.strip()))
     for name in by:
         if name not in DIMENSIONS:
@@ -43,7 +53,15 @@ def asked(given: Mapping[str, str], now: float) -> Asked:
     # The sums are by the hour.
     whole_days = "day" in by or ("hour" not in by and now - since > LONG)
     since -= since % (_DAY if whole_days else _HOUR)
-    return Asked(by, since, given.get("key"), given.get("model"))
+    return Asked(by, since, given.get("key"), given.get("model"), _top(given.get("top")))
+
+
+def _top(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MOST)) and 1 <= int(text) <= _MOST):
+        raise ValueError("top", f"{text[:40]!r} is not a whole number from 1 to {_MOST}")
+    return int(text)
 
 
 def _since(text: str, now: float) -> int:
@@ -60,22 +78,31 @@ def read(path: Path, question: Asked, patience: float = PATIENCE) -> list[dict[s
     """Return the answer's rows, in the order of what they are split by. Raises sqlite3.Error."""
     whole_days = question.since % _DAY == 0 and "hour" not in question.by
     table, unit, seconds = ("days", "day", _DAY) if whole_days else ("hours", "hour", _HOUR)
-    dimensions = ["day" if whole_days and name == "day" else DIMENSIONS[name] for name in question.by]
     conditions = [f"{unit} >= ?"]
-    found: list[int | str] = [question.since // seconds]
+    wanted: list[int | str] = [question.since // seconds]
     for column, value in (("key", question.key), ("served", question.model)):
         if value is not None:
             conditions.append(f"{column} = ?")
-            found.append(value)
-    groups = [*dimensions, "currency"]
+            wanted.append(value)
+    source = f"{table} WHERE {' AND '.join(conditions)}"
     sums = ", ".join(map('sum("{}")'.format, _FIGURES))
-    statement = (
-        f"SELECT {', '.join(groups)}, {sums} FROM {table} WHERE {' AND '.join(conditions)}"  # noqa: S608
-        f" GROUP BY {', '.join(groups)} ORDER BY {', '.join(groups)}"
-    )
     place = f"{path.absolute().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(place, uri=True, timeout=patience)) as connection:
-        rows = connection.execute(statement, found).fetchall()
+        named: list[str] = []  # the values of the dimensions, where only some are told
+        dimensions = []
+        for name in question.by:
+            dimension = "day" if whole_days and name == "day" else DIMENSIONS[name]
+            if question.top is not None and name in _NAMED:
+                top = f"SELECT {dimension} FROM {source} GROUP BY 1 {_BY_USE} LIMIT {question.top}"  # noqa: S608
+                found = [value for (value,) in connection.execute(top, wanted)]
+                among = ", ".join("?" * len(found))
+                dimension = f"CASE WHEN {dimension} IN ({among}) THEN {dimension} ELSE '{OTHERS}' END"
+                named += found
+            dimensions.append(dimension)
+        columns = ", ".join([*dimensions, "currency"])
+        groups = ", ".join(str(number) for number in range(1, len(dimensions) + 2))
+        statement = f"SELECT {columns}, {sums} FROM {source} GROUP BY {groups} ORDER BY {groups}"  # noqa: S608
+        rows = connection.execute(statement, [*named, *wanted]).fetchall()
     return [_row(question.by, row) for row in rows]
 
 

@@ -433,6 +433,28 @@ def test_what_it_costs_is_in_the_row_with_the_version_of_the_prices(begin):
     ]
 
 
+def test_those_with_little_use_are_summed_up_as_others(begin):
+    prices = Prices("usd", 3_600_000_000, {})
+    ledger = begin()
+    costs = {"alice": 1.0, "bob": 5.0, "": 3.0, "carol": 2.0}
+    for number, (key, seconds) in enumerate(costs.items()):
+        ledger.put(ended(number, key=key, own=seconds, prices=prices))
+    ledger.close()
+
+    def told(by, top, key=None):
+        answer = usage.read(ledger.path, usage.Asked(by, 0, key, top=top))
+        return [(*(row[name] for name in by), row["cost"], row["requests"]) for row in answer]
+
+    assert told(("key",), 2) == [(None, 3.0, 1), (usage.OTHERS, 3.0, 2), ("bob", 5.0, 1)]
+    assert told(("key",), 4) == told(("key",), None)
+    assert told(("model", "key"), 1) == [("a", usage.OTHERS, 6.0, 3), ("a", "bob", 5.0, 1)]
+    assert told(("key",), 1, "carol") == [("carol", 2.0, 1)]
+    assert told((), 1) == [(11.0, 4)]
+    (day, *_) = told(("day", "key"), 1)
+    assert day[1:] == (usage.OTHERS, 6.0, 3)
+    assert usage.read(ledger.path, usage.Asked(("key",), 2**40, top=1)) == []
+
+
 def test_days_are_summed_too(begin):
     ledger = begin()
     day = 20_000 * 86_400

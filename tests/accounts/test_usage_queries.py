@@ -177,7 +177,10 @@ async def test_questions(house):
     assert [row["requests"] for row in (await used(house, "?by=model&model=alias")).json()["usage"]] == [2]
     assert (await used(house, f"?since={today}&by=")).json()["usage"][0]["requests"] == 3
     assert (await used(house, "?since=2100-01-01")).json()["usage"] == []
-    for query, param in (("by=key,colour", "by"), ("since=yesterday", "since"), ("since=", "since")):
+    assert {row["key"] for row in (await used(house, "?by=key&top=1")).json()["usage"]} == {"alice", "(others)"}
+    wrong = ("by=key,colour", "since=yesterday", "since=", "top=0", "top=1001", "top=", "top=x")
+    for query in wrong:
+        param = query.partition("=")[0]
         reply = await used(house, f"?{query}")
         assert (reply.status, reply.error["param"]) == (400, param)
 
