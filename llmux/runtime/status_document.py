@@ -159,6 +159,7 @@ def _outlook(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
             {
                 "position": position,
                 "request_id": switcher.request_id(request.id),
+                "key": switcher.key_of(request.id) or None,
                 "waited": now - request.arrived,
                 "expected": awake + wait_estimate.in_queue(model, position),
             }

@@ -40,6 +40,26 @@ export async function ask(path, options = {}) {
 
 export const read = async path => (await ask(path)).json()
 
+// Whether the key of this tab, or none, is enough to operate llmux.
+const operates = async () => (await read("history")).output !== null
+
+// Ask for the admin key. Raises an Error where none is given, or one that does not open: then the old key stays.
+export async function askForAdminKey(why) {
+  const before = sessionStorage.getItem(NAME)
+  if (!await askForKey(why)) throw new Error("nothing was done; operating takes the admin key (`admin_key` of the configuration)")
+  let opens = false
+  try {
+    opens = await operates()
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error
+  } finally {
+    if (!opens && before === null) sessionStorage.removeItem(NAME)
+    else if (!opens) sessionStorage.setItem(NAME, before)
+  }
+  if (!opens) throw new Error("nothing was done; that is not the admin key (`admin_key` of the configuration)")
+  dispatchEvent(new Event("llmux-key"))
+}
+
 // Ask for a key; true when there is a new one.
 export function askForKey(why, wrong = false) {
   const dialog = at("ask"), field = at("ask-key")

@@ -21,6 +21,30 @@ export function clock(time, seconds = true) {
 
 export const rate = number => number == null ? "–" : number < 99.95 ? number.toFixed(1) : String(Math.round(number))
 
+const plain = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 })
+
+// 950, 12.3K, 4.5M
+export const compact = number => plain.format(number)
+
+const moneys = new Map()
+
+// $0.00042, €1.50, 12.5 credits
+export function amount(value, currency) {
+  const small = value !== 0 && Math.abs(value) < 1, key = `${currency} ${small}`
+  if (!moneys.has(key)) {
+    const digits = small ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2 }
+    let format
+    try {
+      format = new Intl.NumberFormat("en", { style: "currency", currency, ...digits })
+    } catch { // not one of ISO 4217
+      const number = new Intl.NumberFormat("en", digits)
+      format = { format: it => `${number.format(it)} ${currency}` }
+    }
+    moneys.set(key, format)
+  }
+  return moneys.get(key).format(value)
+}
+
 export const gib = bytes => (bytes / 2 ** 30).toFixed(1)
 
 export const several = (names, none = "no model") => names.length ? names.join(" and ") : none

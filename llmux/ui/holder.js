@@ -27,7 +27,11 @@ export function showHolder(world) {
   memory(world)
   steps(world)
   why(world)
-  if (world.link === "live") document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake)} · llmux`
+}
+
+export function showTitle({ link, status }) {
+  const move = status.switch
+  if (link === "live") document.title = `${move ? `${several(move.from)} → ${move.to ?? "asleep"}` : several(status.awake)} · llmux`
 }
 
 const holders = status => Object.entries(status.models).filter(([, it]) => HOLDING.has(it.phase)).map(([name]) => name)

@@ -1,8 +1,8 @@
 // What hooks print, as they print it.
 
-import { askForKey } from "./api.js"
 import { at, make, only } from "./dom.js"
 import { choose, clock, duration } from "./format.js"
+import { unlock } from "./operate.js"
 import { shape } from "./palette.js"
 
 const MOST = 300
@@ -21,7 +21,7 @@ export function showHooks(world) {
     last = null
     only(box)
     if (!world.mayRead) {
-      box.append(make("p", { class: "sub" }, "What hooks print is shown to operators. ", make("button", { type: "button", onclick: giveKey }, "Give the admin key")))
+      box.append(make("p", { class: "sub" }, "What hooks print is shown to operators. ", make("button", { type: "button", onclick: unlock }, "Give the admin key")))
     } else if (!world.output.length) {
       box.append(make("p", { class: "sub" }, "No hook has printed anything yet."))
     }
@@ -34,10 +34,6 @@ export function showHooks(world) {
   box.append(...fresh.slice(-MOST).map(lineOf))
   while (box.children.length > MOST) box.firstChild.remove()
   if (follow) box.scrollTop = box.scrollHeight
-}
-
-async function giveKey() {
-  if (await askForKey("What hooks print is for operators: it needs the admin key.", true)) dispatchEvent(new Event("llmux-key"))
 }
 
 function lineOf(line) {

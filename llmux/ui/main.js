@@ -1,18 +1,19 @@
-// The page, put together: events in, everything shown anew at most sixty times a second.
+// The page, put together: events in, everything shown anew at most sixty times a second, and nothing while it is hidden.
 
 import { address, askForKey, read } from "./api.js"
 import { showCosts, showDecisions } from "./decisions.js"
 import { at, say } from "./dom.js"
 import { clock, duration } from "./format.js"
-import { showGpus, showHolder, showSums, summary } from "./holder.js"
+import { showGpus, showHolder, showSums, showTitle, summary } from "./holder.js"
 import { showHooks } from "./hooks.js"
 import { showModels } from "./models.js"
-import { refresh, showRequests } from "./requests.js"
+import { forget, refresh, showRequests } from "./requests.js"
 import { settle } from "./palette.js"
 import { Stream } from "./stream.js"
 import * as tabs from "./tabs.js"
 import { Timeline } from "./timeline.js"
 import { begin as beginTry, showTry } from "./try.js"
+import { showUsage } from "./usage.js"
 import { World } from "./world.js"
 
 const world = new World()
@@ -29,7 +30,9 @@ function soon() {
     due = false
     if (!world.status) return
     settle(Object.keys(world.status.models))
-    for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks, showRequests, showTry, showStart]) show(world)
+    showTitle(world)
+    if (document.hidden) return // the title is all that is seen
+    for (const show of [showHolder, showSums, showGpus, showModels, showDecisions, showCosts, showHooks, showRequests, showUsage, showTry, showStart]) show(world)
     timeline.show()
     header()
     announce()
@@ -83,6 +86,7 @@ function changed(state, why) {
     }
     fresh = false
     world.connecting()
+    forget()
   }
   world.link = state
   document.body.dataset.link = state
@@ -142,6 +146,7 @@ at("key").addEventListener("click", async () => {
   if (await askForKey("The admin key operates llmux; one of the API keys lets you look on.")) stream.again()
 })
 addEventListener("llmux-key", () => stream.again())
+document.addEventListener("visibilitychange", soon)
 beginTry()
 tabs.begin(name => {
   soon()

@@ -2,8 +2,9 @@
 
 import { at, make, mark, say } from "./dom.js"
 import { clock, duration, gib, rate } from "./format.js"
-import { DEEDS, carryOut, lend, manual, pin, takeBack } from "./operate.js"
+import { DEEDS, carryOut, lend, manual, pin, takeBack, unlock } from "./operate.js"
 import { shape } from "./palette.js"
+import { figure } from "./table.js"
 
 const rows = new Map()
 const DONE = { wake: "wakes", sleep: "goes to sleep", unpin: "is no longer pinned", reset: "is reset" }
@@ -35,7 +36,10 @@ export function showModels(now) {
   tools(status)
 }
 
+at("unlock").addEventListener("click", unlock)
+
 function tools(status) {
+  at("onlooker").hidden = world.mayRead
   const lent = status.lease != null
   say(at("lend"), lent ? "Take the GPU back" : "Lend the GPU…")
   mark(at("manual"), "aria-pressed", String(status.manual))
@@ -44,10 +48,10 @@ function tools(status) {
 
 at("lend").addEventListener("click", event => {
   if (!world) return
-  if (world.status.lease) takeBack(event.currentTarget)
+  if (world.status.lease) takeBack(event.currentTarget, world.status.lease)
   else lend(event.currentTarget, world)
 })
-at("manual").addEventListener("click", event => world && manual(event.currentTarget, !world.status.manual))
+at("manual").addEventListener("click", event => world && manual(event.currentTarget, !world.status.manual, world))
 
 function rowOf(name) {
   const cells = {}
@@ -72,11 +76,6 @@ function rowOf(name) {
     cell("deeds", "", { class: "deeds" }, wake, sleep, pinning, reset),
   )
   return { element, cells, wake, sleep, pin: pinning, reset, aliases, name }
-}
-
-function figure(cell, text) {
-  say(cell, text)
-  mark(cell, "data-none", text === "0" || text === "–" ? "" : null)
 }
 
 function update(row, model, speed) {

@@ -1,8 +1,8 @@
 // What an operator does: a request to llmux, its key asked for where that is needed, and what came of it in words.
 
-import { ask, askForKey } from "./api.js"
+import { ask, askForAdminKey } from "./api.js"
 import { at, mark, say } from "./dom.js"
-import { clock, duration, several } from "./format.js"
+import { clock, count, duration, several } from "./format.js"
 
 const SHOWN = 30_000 // ms that an answer stays
 let forget
@@ -18,8 +18,8 @@ export async function carryOut(button, subject, request, words) {
     try {
       answer = await send(request)
     } catch (error) {
-      if (error.status !== 401 || !await askForKey("Operating this llmux needs its admin key.", true)) throw error
-      dispatchEvent(new Event("llmux-key"))
+      if (error.status !== 401) throw error
+      await askForAdminKey("Operating this llmux takes its admin key.")
       answer = await send(request)
     }
     line.dataset.kind = "done"
@@ -36,6 +36,19 @@ export async function carryOut(button, subject, request, words) {
 
 const send = ({ to, method = "POST", options }) =>
   ask(to, { method, body: options && JSON.stringify(options) }).then(response => response.json())
+
+// Become an operator, before anything is done.
+export async function unlock() {
+  const line = at("answer")
+  try {
+    await askForAdminKey("Operating this llmux takes its admin key; it also shows what hooks print.")
+    line.dataset.kind = "done"
+    say(line, "The admin key is right.")
+  } catch (error) {
+    line.dataset.kind = "refused"
+    say(line, error.message)
+  }
+}
 
 export const DEEDS = {
   wake: name => ({ to: path(name, "wake") }),
@@ -58,12 +71,26 @@ export const lend = (button, world) => open({
   },
 }, options => carryOut(button, "lease", { to: "lease", options }, () => `The GPU is lent to another job${until(options, world)}`))
 
-export const takeBack = button =>
-  carryOut(button, "lease", { to: "lease", method: "DELETE" }, () => "The GPU is llmux's again")
+export const takeBack = (button, { id, reason, held, for: long }) => open({
+  title: "Take the GPU back", word: "Take it back", choices: false,
+  note: () => `${reason ? `The job “${reason}”` : "Another job"} has had it ${held ? `for ${duration(long)}` : "promised, and not got it yet"}. llmux cannot know whether it has let go of the GPU's memory: if it has not, the next wake fails.`,
+  // That lease, and not one that has taken its place meanwhile.
+}, () => carryOut(button, "lease", { to: `lease?id=${encodeURIComponent(id)}`, method: "DELETE" }, () => "The GPU is llmux's again"))
 
-export const manual = (button, begins) =>
-  carryOut(button, "manual mode", { to: "manual", method: begins ? "POST" : "DELETE" },
-    () => begins ? "Manual mode: only operators switch" : "The policy switches again")
+export const manual = (button, begins, world) => open({
+  title: begins ? "Manual mode" : "End manual mode", word: begins ? "Begin it" : "End it", choices: false,
+  note: () => {
+    if (begins) return "The policy is not asked any more: only operators wake models. Requests for a model that is asleep wait until one does."
+    const waiting = Object.values(world.status.models).filter(model => model.phase !== "awake").reduce((sum, model) => sum + model.queued, 0)
+    return `The policy switches again${waiting ? `, and ${count(waiting, "request")} for models that are asleep may have it do so at once` : ""}.`
+  },
+}, () => carryOut(button, "manual mode", { to: "manual", method: begins ? "POST" : "DELETE" },
+  () => begins ? "Manual mode: only operators switch" : "The policy switches again"))
+
+export const cancel = (button, { model, request_id: id, key }) => open({
+  title: "Cancel a request", word: "Cancel it", stop: "Leave it", choices: false,
+  note: () => `The request ${id}${key ? ` of ${key}` : ""} for ${model} is answered with 410 at once. Of several that have this id all end, also those in flight.`,
+}, () => carryOut(button, "cancel", { to: `requests/${encodeURIComponent(id)}/cancel` }, () => `Request ${id} is cancelled`))
 
 const LENGTHS = { m: 60, h: 3600 }
 const seconds = length => length ? Number(length.slice(0, -1)) * LENGTHS[length.at(-1)] : null
@@ -72,16 +99,18 @@ function until(options, world) {
   return options.for ? ` until ${clock(world.now() + seconds(options.for), false)}` : ""
 }
 
-// A dialog for how long and why; what is chosen goes to `then`.
-function open({ title, word, note, requests = false }, then) {
+// A dialog, where there are choices for how long and why; what is chosen goes to `then`.
+function open({ title, word, note, stop = "Cancel", choices = true, requests = false }, then) {
   const dialog = at("deed")
   if (dialog.open) return
   const length = at("deed-for"), reason = at("deed-reason"), wait = at("deed-requests")
   say(at("deed-title"), title)
   say(at("deed-do"), word)
+  say(at("deed-cancel"), stop)
   reason.value = ""
   length.value = "1h"
   wait.value = "reject"
+  at("deed-choices").hidden = !choices
   at("deed-requests-of").hidden = !requests
   const explain = () => {
     const end = seconds(length.value)
@@ -101,6 +130,7 @@ function open({ title, word, note, requests = false }, then) {
     event.preventDefault()
     close()
     const options = {}
+    if (!choices) return then()
     if (length.value) options.for = length.value
     if (reason.value.trim()) options.reason = reason.value.trim()
     if (requests) options.requests = wait.value

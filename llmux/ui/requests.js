@@ -2,72 +2,171 @@
 
 import { read } from "./api.js"
 import { at, make, mark, only, say } from "./dom.js"
-import { choose, clock, duration, rate } from "./format.js"
+import { amount, choose, clock, duration, rate } from "./format.js"
+import { cancel } from "./operate.js"
 import { shape } from "./palette.js"
+import { details } from "./request.js"
+import { figure, row, Rows } from "./table.js"
 import { tab } from "./tabs.js"
 
-const EVERY = 2000 // ms
+const EVERY = 900 // ms
+const PAGE = 200
+const SETTLED = 5 // seconds after its end by which the ledger knows what a request cost
+let world = null
 let asked = -Infinity
 let asking = false
-let known = []
-let drawn = ""
+let known = [] // newest first
+let more = false // there are older ones
+let wish = PAGE // as many are shown
+let filter = null // what `known` is of, null: nothing yet
+let open = null // the id of the request whose details are shown
 
 const named = model => make("span", { class: "model" }, shape(model), make("bdi", {}, model))
+const waiting = new Rows(at("waiting").tBodies[0], one => {
+  const button = make("button", { type: "button", "aria-label": `Cancel request ${one.request_id}`, onclick: event => cancel(event.currentTarget, one) }, "Cancel…")
+  return row([
+    [named(one.model), "model", "subject"], [make("bdi", {}, one.key ?? "–"), "key", "key"], ["", "position", "number"], ["", "waited", "number"],
+    ["", "expected still", "number"], [one.request_id ?? "", "request id", "id"], [one.request_id ? button : "", "", "deeds"],
+  ])
+})
+const ended = new Rows(at("ended").tBodies[0], endedRow)
 
-export function showRequests(world) {
+export function showRequests(now) {
+  world = now
   choose(at("requests-of"), Object.keys(world.status.models), () => refresh(true))
   if (tab !== "requests") return
-  waiting(world)
+  showWaiting()
   if (world.link === "live") refresh()
 }
 
+// Another connection: what llmux has counted may begin anew.
+export function forget() {
+  filter = null
+}
+
 export async function refresh(now = false) {
-  if (asking || (!now && performance.now() - asked < EVERY)) return
+  if (asking || !world || (!now && performance.now() - asked < EVERY)) return
   asking = true
   asked = performance.now()
-  const model = at("requests-of").value
+  const model = at("requests-of").value, key = at("requests-by").value
+  const wanted = `${model && `&model=${encodeURIComponent(model)}`}${key && `&key=${encodeURIComponent(key)}`}`
   try {
-    known = (await read(`activity?limit=200${model ? `&model=${encodeURIComponent(model)}` : ""}`)).requests
-    ended()
+    if (filter !== wanted) {
+      wish = PAGE
+      known = await list(`limit=${PAGE}${wanted}`)
+      more = known.length === PAGE
+      filter = wanted
+    } else {
+      // Those of a moment ago once more: what they cost comes after their end.
+      const since = known.find(one => one.time + one.duration < world.now() - SETTLED)?.id ?? 0
+      const fresh = await list(`limit=1000&after=${since}${wanted}`)
+      known = [...fresh, ...known.filter(one => one.id <= since)].slice(0, wish)
+    }
+    showEnded()
   } catch {
     // The stream says that the connection is lost; the next turn asks again.
   } finally {
     asking = false
-    if (at("requests-of").value !== model) refresh(true)
+    if (at("requests-of").value !== model || at("requests-by").value !== key) refresh(true)
   }
 }
 
-function waiting(world) {
+const list = async query => (await read(`activity?${query}`)).requests
+
+async function older() {
+  const button = at("older")
+  if (button.dataset.busy !== undefined || !known.length) return
+  mark(button, "data-busy", "")
+  try {
+    const of = filter
+    const found = await list(`limit=${PAGE}&before=${known.at(-1).id}${of}`)
+    if (of !== filter) return
+    more = found.length === PAGE
+    wish += PAGE
+    known = [...known, ...found]
+    showEnded()
+  } catch {
+    // As above.
+  } finally {
+    mark(button, "data-busy", null)
+  }
+}
+at("older").addEventListener("click", older)
+
+function showWaiting() {
   const rows = Object.entries(world.status.models).flatMap(([model, it]) => it.waiting.map(one => ({ model, ...one })))
   rows.sort((one, other) => other.waited - one.waited)
+  const keys = rows.some(one => one.key)
   at("of-waiting").hidden = !rows.length
-  only(at("waiting").tBodies[0], ...rows.map(one => row([
-    [named(one.model), "model", "subject"], [String(one.position), "position", "number"], [duration(one.waited), "waited", "number"],
-    [duration(one.expected), "expected still", "number"], [one.request_id ?? "", "request id", "id"],
-  ])))
+  at("waiting").toggleAttribute("data-keys", keys)
+  // A client may give several requests one id.
+  const times = new Map()
+  for (const one of rows) {
+    const name = `${one.model}\n${one.request_id}`
+    times.set(name, (times.get(name) ?? 0) + 1)
+    one.identity = `${name}\n${times.get(name)}`
+  }
+  waiting.show(rows, one => one.identity, (element, one) => {
+    const [, , position, waited, expected] = element.cells
+    say(position, String(one.position))
+    say(waited, duration(one.waited))
+    say(expected, duration(one.expected))
+  })
 }
 
-function ended() {
-  const key = known.map(one => one.id).join()
+function showEnded() {
+  const table = at("ended")
   at("no-requests").hidden = known.length > 0
-  at("ended").hidden = known.length === 0
-  if (key === drawn) return
-  drawn = key
-  only(at("ended").tBodies[0], ...known.map(one => {
-    const element = row([
-      [clock(one.time), "time", "time"], [one.model === null ? make("span", { class: "sub" }, "none") : named(one.model), "model", "subject"],
-      [status(one), "status", "status"], [duration(one.waited), "waited", "number"], [duration(one.first_byte), "first byte", "number"],
-      [duration(one.duration), "in all", "number"], [tokens(one), "tokens", "number"], [rate(one.tokens_per_second), "tokens/s", "number"],
-      [one.request_id, "request id", "id"],
-    ])
-    mark(element, "data-kind", one.status >= 400 || one.error ? "failed" : null)
-    return element
-  }))
+  say(at("no-requests"), filter ? "None of these has ended lately." : "No request has ended yet.")
+  table.hidden = known.length === 0
+  at("older").hidden = !more
+  table.toggleAttribute("data-keys", known.some(one => one.key))
+  table.toggleAttribute("data-costs", known.some(one => one.cost))
+  const names = [...new Set([...[...at("requests-by").options].map(option => option.value), ...known.map(one => one.key)])].filter(Boolean)
+  at("by-key").hidden = names.length === 0
+  choose(at("requests-by"), names, () => refresh(true), "all keys")
+  ended.show(known, one => one.id, update)
 }
 
-function row(cells) {
-  return make("tr", { role: "row" }, ...cells.map(([content, label, kind]) =>
-    make("td", { role: "cell", "data-label": label, class: kind, ...(content === "–" ? { "data-none": "" } : {}) }, content)))
+function endedRow(one) {
+  const button = make("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": `Request of ${clock(one.time)}, ${one.model ?? "no model"}: what became of it` }, clock(one.time))
+  const model = one.model === null ? make("span", { class: "sub" }, "none") : named(one.model)
+  const name = make("div", {}, model, one.asked && one.asked !== one.model ? make("span", { class: "aliases" }, `as ${one.asked}`) : null)
+  const element = row([
+    [button, "time", "time"], [name, "model", "subject"], [make("bdi", {}, one.key ?? "–"), "key", "key"],
+    [status(one), "status", "status"], [duration(one.waited), "waited", "number"], [duration(one.first_byte), "first byte", "number"],
+    [duration(one.duration), "in all", "number"], ["–", "tokens", "number"], ["–", "tokens/s", "number"], ["–", "cost", "number cost"],
+  ])
+  mark(element, "data-kind", one.status >= 400 || one.error ? "failed" : null)
+  const below = make("tr", { role: "row", class: "below", hidden: true }, make("td", { role: "cell", colspan: 10 }))
+  element.addEventListener("click", event => {
+    if (getSelection().isCollapsed || event.target === button) toggle(one.id)
+  })
+  return [element, below]
+}
+
+function update(element, one) {
+  const { cells } = element, below = element.nextSibling, shown = one.id === open
+  figure(cells[7], tokens(one))
+  figure(cells[8], rate(one.tokens_per_second))
+  figure(cells[9], one.cost ? amount(one.cost, one.currency) : "–")
+  mark(cells[0].firstChild, "aria-expanded", String(shown))
+  mark(element, "data-open", shown ? "" : null)
+  if (below.hidden !== !shown) below.hidden = !shown
+  const cell = below.firstChild
+  if (!shown) {
+    if (cell.firstChild) only(cell)
+    return
+  }
+  const key = `${one.cost} ${one.output_tokens} ${world.begins}`
+  if (cell.dataset.key === key && cell.firstChild) return
+  cell.dataset.key = key
+  only(cell, details(one, world, known))
+}
+
+function toggle(id) {
+  open = open === id ? null : id
+  showEnded()
 }
 
 function status(one) {
@@ -77,5 +176,5 @@ function status(one) {
 
 function tokens(one) {
   if (one.input_tokens === null && one.output_tokens === null) return "–"
-  return `${one.input_tokens ?? "?"} → ${one.output_tokens ?? "?"}`
+  return `${one.estimated ? "~" : ""}${one.input_tokens ?? "?"} → ${one.output_tokens ?? "?"}`
 }
