@@ -30,9 +30,9 @@ const moneys = new Map()
 
 // $0.00042, €1.50, 12.5 credits
 export function amount(value, currency) {
-  const small = value !== 0 && Math.abs(value) < 1, key = `${currency} ${small}`
+  const small = value !== 0 && Math.abs(value) < .01, key = `${currency} ${small}`
   if (!moneys.has(key)) {
-    const digits = small ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2 }
+    const digits = small ? { maximumSignificantDigits: 2 } : { minimumFractionDigits: 2, maximumFractionDigits: 2 }
     let format
     try {
       format = new Intl.NumberFormat("en", { style: "currency", currency, ...digits })

@@ -41,9 +41,9 @@ at("unlock").addEventListener("click", unlock)
 function tools(status) {
   at("onlooker").hidden = world.mayRead
   const lent = status.lease != null
-  say(at("lend"), lent ? "Take the GPU back" : "Lend the GPU…")
+  say(at("lend"), lent ? "Take the GPU back…" : "Lend the GPU…")
   mark(at("manual"), "aria-pressed", String(status.manual))
-  say(at("manual"), status.manual ? "End manual mode" : "Manual mode")
+  say(at("manual"), status.manual ? "End manual mode…" : "Manual mode…")
 }
 
 at("lend").addEventListener("click", event => {

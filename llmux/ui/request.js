@@ -32,7 +32,10 @@ export function story(one, world, others = []) {
   if (first !== null) parts.push({ kind: "answering", from: first, to: end })
   const lines = [{ time: start, text: arrival(one, others, start, admitted), kind: "arrived" }]
   const decisions = one.model === null ? [] : made(one, world, start, admitted)
-  for (const decision of decisions) lines.push({ time: Math.max(decision.time, start), text: decision.reason, kind: "decided" })
+  for (const decision of decisions) {
+    const before = decision.time < start
+    lines.push({ time: before ? start : decision.time, text: `${before ? "decided before it came" : "decided"}: ${decision.reason}`, kind: "decided" })
+  }
   for (const { kind, from, to, models } of parts) {
     if (kind in WAITS && to - from > INSTANT) lines.push({ time: from, text: `waited ${duration(to - from)} ${WAITS[kind](models)}`, kind })
   }
@@ -137,7 +140,7 @@ export function details(one, world, others) {
   return make("div", { class: "story" },
     parts.length ? bar : null,
     make("ol", { class: "moments" }, ...lines.map(({ time, text, kind }) => make("li", { class: kind },
-      make("time", {}, clock(time)), make("span", { class: "after" }, time - one.time > 5e-4 ? `+${duration(time - one.time)}` : ""), make("span", { class: "text" }, text)))),
+      make("span", { class: "after" }, kind === "arrived" ? clock(time) : time - one.time < 5e-4 ? "" : `+${duration(time - one.time)}`), make("i"), make("span", { class: "text" }, text)))),
     known || one.waited < INSTANT || one.model === null ? null : make("p", { class: "sub" }, "What the models did then is no longer known: it is kept for an hour."),
     make("dl", { class: "facts" }, ...facts(one).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, make("bdi", {}, value))])))
 }

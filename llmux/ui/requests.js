@@ -106,7 +106,7 @@ function showWaiting() {
     times.set(name, (times.get(name) ?? 0) + 1)
     one.identity = `${name}\n${times.get(name)}`
   }
-  waiting.show(rows, one => one.identity, (element, one) => {
+  waiting.show(rows, one => one.identity, ([element], one) => {
     const [, , position, waited, expected] = element.cells
     say(position, String(one.position))
     say(waited, duration(one.waited))
@@ -129,37 +129,35 @@ function showEnded() {
 }
 
 function endedRow(one) {
-  const button = make("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": `Request of ${clock(one.time)}, ${one.model ?? "no model"}: what became of it` }, clock(one.time))
+  const button = make("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": `${clock(one.time + one.duration)}, ${one.model ?? "no model"}: what became of the request` }, clock(one.time + one.duration))
   const model = one.model === null ? make("span", { class: "sub" }, "none") : named(one.model)
   const name = make("div", {}, model, one.asked && one.asked !== one.model ? make("span", { class: "aliases" }, `as ${one.asked}`) : null)
   const element = row([
-    [button, "time", "time"], [name, "model", "subject"], [make("bdi", {}, one.key ?? "–"), "key", "key"],
+    [button, "ended", "time"], [name, "model", "subject"], [make("bdi", {}, one.key ?? "–"), "key", "key"],
     [status(one), "status", "status"], [duration(one.waited), "waited", "number"], [duration(one.first_byte), "first byte", "number"],
     [duration(one.duration), "in all", "number"], ["–", "tokens", "number"], ["–", "tokens/s", "number"], ["–", "cost", "number cost"],
   ])
   mark(element, "data-kind", one.status >= 400 || one.error ? "failed" : null)
-  const below = make("tr", { role: "row", class: "below", hidden: true }, make("td", { role: "cell", colspan: 10 }))
   element.addEventListener("click", event => {
     if (getSelection().isCollapsed || event.target === button) toggle(one.id)
   })
-  return [element, below]
+  return element
 }
 
-function update(element, one) {
-  const { cells } = element, below = element.nextSibling, shown = one.id === open
+function update(elements, one) {
+  const [element] = elements, { cells } = element, shown = one.id === open
   figure(cells[7], tokens(one))
   figure(cells[8], rate(one.tokens_per_second))
   figure(cells[9], one.cost ? amount(one.cost, one.currency) : "–")
   mark(cells[0].firstChild, "aria-expanded", String(shown))
   mark(element, "data-open", shown ? "" : null)
-  if (below.hidden !== !shown) below.hidden = !shown
-  const cell = below.firstChild
   if (!shown) {
-    if (cell.firstChild) only(cell)
+    elements.splice(1).forEach(below => below.remove())
     return
   }
-  const key = `${one.cost} ${one.output_tokens} ${world.begins}`
-  if (cell.dataset.key === key && cell.firstChild) return
+  if (elements.length < 2) elements.push(make("tr", { role: "row", class: "below" }, make("td", { role: "cell", colspan: 10 })))
+  const cell = elements[1].firstChild, key = `${one.cost} ${one.output_tokens} ${world.begins}`
+  if (cell.dataset.key === key) return
   cell.dataset.key = key
   only(cell, details(one, world, known))
 }

@@ -5,13 +5,13 @@ import { make, mark, say } from "./dom.js"
 export class Rows {
   #rows = new Map()
 
-  // make(item) returns the row's element, or elements where it is several.
+  // make(item) returns the row's element.
   constructor(body, make) {
     this.body = body
     this.make = make
   }
 
-  // Show these items, in this order; `update(element, item)` is called with every one.
+  // Show these items, in this order; `update(elements, item)` is called with every one, and may add elements.
   show(items, key, update = null) {
     const wanted = new Set(items.map(key))
     for (const [name, elements] of this.#rows) {
@@ -22,12 +22,13 @@ export class Rows {
     let place = this.body.firstChild
     for (const item of items) {
       const name = key(item)
-      if (!this.#rows.has(name)) this.#rows.set(name, [this.make(item)].flat())
-      for (const element of this.#rows.get(name)) {
+      if (!this.#rows.has(name)) this.#rows.set(name, [this.make(item)])
+      const elements = this.#rows.get(name)
+      update?.(elements, item)
+      for (const element of elements) {
         if (element === place) place = place.nextSibling
         else this.body.insertBefore(element, place)
       }
-      if (update) update(this.#rows.get(name)[0], item)
     }
   }
 

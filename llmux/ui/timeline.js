@@ -245,8 +245,8 @@ export class Timeline {
       if (phase === "asleep") continue
       const left = Math.max(this.gutter, x(from)), right = Math.min(x(end), x(to))
       const wide = Math.max(1, right - left)
-      // Where many are narrower than a dot the first stands for them.
-      if (right <= edge) continue
+      // Where many are narrower than a dot the first stands for them, and for none that failed.
+      if (right <= edge && !failed) continue
       edge = left + wide
       const thin = wide < 4 && phase !== "awake" // no room for hatching
       const look = failed ? "lost" : phase

@@ -13,6 +13,7 @@ const TOP = 7 // keys or models that have a colour of their own
 const ROWS = 100
 const OTHERS = "(others)", HOUSE = "(house)"
 const HOUR = 3600, DAY = 24 * HOUR
+const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 const percent = value => `${Math.round(100 * value)} %`
 const WORDS = { [OTHERS]: "others", [HOUSE]: "house: idle, or operators", "": "no key" }
 
@@ -68,7 +69,7 @@ function fail(text) {
   say(box, text)
 }
 
-const named = (name, by) => name === null ? WORDS[""] : by === "key" || name === OTHERS ? WORDS[name] ?? name : name
+const named = (name, by) => name === null ? by === "key" ? WORDS[""] : "no model" : by === "key" || name === OTHERS ? WORDS[name] ?? name : name
 
 function show() {
   const { split, uses } = found
@@ -108,7 +109,7 @@ function columns({ since }, hourly) {
   for (let time = since - since % step; time <= end; time += step) {
     const iso = new Date(time * 1000).toISOString()
     list.push(hourly ? { key: `${iso.slice(0, 13)}:00Z`, name: `${iso.slice(0, 10)}, ${iso.slice(11, 13)}:00 UTC`, short: `${iso.slice(11, 13)} h` }
-      : { key: iso.slice(0, 10), name: iso.slice(0, 10), short: `${Number(iso.slice(8, 10))}.${Number(iso.slice(5, 7))}.` })
+      : { key: iso.slice(0, 10), name: iso.slice(0, 10), short: `${Number(iso.slice(8, 10))} ${MONTHS[Number(iso.slice(5, 7)) - 1]}` })
   }
   return list
 }
@@ -159,7 +160,7 @@ function causers(uses) {
     const [model] = [...one.to].sort((a, b) => b[1] - a[1])[0]
     return row([
       [keyed(one.key), "key", "subject"], [duration(one.seconds), "switches", "number"],
-      [make("span", { class: "shared" }, share(one.seconds / sum), percent(one.seconds / sum)), "of all", "number"],
+      [make("span", { class: "shared" }, share(one.seconds / sum), make("span", {}, percent(one.seconds / sum))), "of all", "number"],
       [percent(one.seconds / (one.seconds + one.gpu)), "of its GPU time", "number"],
       [make("span", { class: "model" }, model && model !== OTHERS ? shape(model) : null, make("bdi", {}, named(model, "model"))), "mostly to", "to"],
     ])
@@ -180,7 +181,7 @@ function table(uses) {
     const about = one.estimated ? "~" : ""
     const element = row([
       [keyed(one.key), "key", "subject"],
-      [one.model === null ? make("span", { class: "sub" }, "–") : make("span", { class: "model" }, one.model === OTHERS ? null : shape(one.model), make("bdi", {}, named(one.model, "model"))), "model", "of"],
+      [one.model === null ? make("span", { class: "sub" }, "no model") : make("span", { class: "model" }, one.model === OTHERS ? null : shape(one.model), make("bdi", {}, named(one.model, "model"))), "model", "of"],
       [compact(one.requests), "requests", "number"], [one.failed ? compact(one.failed) : "–", "failed", "number"],
       [`${about}${compact(one.input_tokens)}`, "read", "number"], [`${about}${compact(one.output_tokens)}`, "written", "number"],
       [one.requests ? duration(one.waited_seconds / one.requests) : "–", "mean wait", "number"],
