@@ -63,7 +63,7 @@ export class Columns {
       parts.push(draw("path", { class: value ? "grid" : "base", d: `M${LEFT} ${y(value)}H${width}` }))
       parts.push(draw("text", { class: "tick", x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, spell(value)))
     }
-    const every = Math.ceil(52 / wide) // columns that have a name below
+    const every = Math.ceil(62 / wide) // columns that have a name below
     columns.forEach((column, place) => {
       const left = LEFT + wide * place + (wide - bar) / 2
       const group = draw("g", { class: "column", "data-place": place }, draw("rect", { class: "under", x: LEFT + wide * place, y: TOP, width: wide, height: room }))

@@ -3,7 +3,7 @@
 import { make } from "./dom.js"
 import { amount, clock, count, duration, rate, several } from "./format.js"
 
-const INSTANT = .01 // seconds that are not worth a word
+const INSTANT = .005 // seconds that are not worth a word
 const DECISIONS = 4 // that are told
 
 // How long the parts of its wait were, in words.
@@ -134,7 +134,7 @@ export function details(one, world, others) {
   const bar = make("div", { class: "parts", role: "img", "aria-label": `${duration(one.duration)} in all` })
   for (const { kind, from, to } of parts) {
     const part = make("i", { class: kind, title: `${PARTS[kind]}: ${duration(to - from)}` })
-    part.style.flexGrow = Math.max(to - from, 1e-6)
+    part.style.flexGrow = 1000 * (to - from) / one.duration
     bar.append(part)
   }
   return make("div", { class: "story" },

@@ -27,6 +27,7 @@ const OTHERS = {
 }
 const LEGEND = [["awake", "awake"], ["waking", "wakes"], ["draining", "drains"], ["sleeping", "goes to sleep"], ["lost", "lost, faulted or failed to wake"], ["failure", "failure"], ["unseen", "not known"], ["lent", "lent to another job"]]
 const IN_TABLE = 200
+const FEW = 10 // models
 
 export class Timeline {
   #chosen = false
@@ -149,7 +150,7 @@ export class Timeline {
     const [start, end] = this.range
     this.stretches = world.stretches(start, end)
     this.failures = world.notes.flatMap(note => FAILURES[note.event] && note.time >= start && note.time <= end ? [{ time: note.time, said: FAILURES[note.event](note) }] : [])
-    const models = [...this.stretches.keys()]
+    const models = this.#lanes()
     // While there is nothing to draw, a line says so.
     const calm = !this.failures.length && !this.world.status.lease && !world.gaps.length && this.#end === null
       && [...this.stretches.values()].every(list => list.every(one => one.phase === "asleep" || one.phase === "unknown"))
@@ -177,6 +178,14 @@ export class Timeline {
     mark(this.#buttons.back, "aria-disabled", end - this.#span <= world.now() - HOUR + 1 ? "true" : null)
     mark(this.#buttons.on, "aria-disabled", this.#end === null ? "true" : null)
     mark(this.#buttons.in, "aria-disabled", this.#span <= LEAST ? "true" : null)
+  }
+
+  // Of many models those that only slept have no lane.
+  #lanes() {
+    const all = [...this.stretches.keys()]
+    if (all.length <= FEW) return all
+    const failed = new Set(this.failures.map(one => one.said[0]))
+    return all.filter(model => failed.has(model) || this.stretches.get(model).some(one => one.phase !== "asleep" && one.phase !== "unknown"))
   }
 
   #patterns(models) {
@@ -299,11 +308,12 @@ export class Timeline {
   #read() {
     const line = at("readout"), event = this.#pointer
     const [start, end] = this.range
-    let text = `${clock(start)} – ${this.#end === null ? "now" : clock(end)}. Wheel, + and − zoom; ← and → move; 0 shows the hour.`
+    const slept = this.stretches ? this.stretches.size - this.#lanes().length : 0
+    let text = `${clock(start)} – ${this.#end === null ? "now" : clock(end)}. Wheel, + and − zoom; ← and → move; 0 shows the hour.${slept ? ` ${count(slept, "model")} that only slept ${slept === 1 ? "is" : "are"} not shown.` : ""}`
     if (event && this.stretches) {
       const time = this.#time(event)
       const place = Math.floor((event.clientY - this.box.getBoundingClientRect().top - 8) / this.lane)
-      const model = [...this.stretches.keys()][place]
+      const model = this.#lanes()[place]
       const near = 6 / this.width * (end - start)
       const failure = this.failures.find(one => one.said[0] === model && Math.abs(one.time - time) < near)
       const list = this.stretches.get(model) ?? []

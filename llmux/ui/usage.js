@@ -10,7 +10,7 @@ import { tab } from "./tabs.js"
 
 const EVERY = 60_000 // ms
 const TOP = 7 // keys or models that have a colour of their own
-const ROWS = 100
+const ROWS = 30 // that are shown at first
 const OTHERS = "(others)", HOUSE = "(house)"
 const HOUR = 3600, DAY = 24 * HOUR
 const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -31,12 +31,17 @@ let asked = -Infinity
 let asking = false
 let found = null // {by, since, hourly, split, uses}: the last answer, and what it answers
 let wanted = ""
+let whole = false // all rows are shown
 
 export function showUsage(world) {
   if (tab !== "usage" || world.link !== "live") return
   refresh()
 }
 
+at("uses-all").addEventListener("click", () => {
+  whole = true
+  table(found.uses)
+})
 for (const choice of choices) choice.addEventListener("change", () => found && (choice.id === "usage-figure" ? show() : refresh()))
 
 async function refresh() {
@@ -133,7 +138,7 @@ function draw(split) {
   say(at("usage-title"), `${figure.name[0].toUpperCase()}${figure.name.slice(1)} by ${hourly ? "hour" : "day"}, UTC`)
   say(at("usage-sum"), total ? figure.spell(total) : "Nothing in this time.")
   chart.show({ columns: places, series, spell: figure.spell, label: `${figure.name} by ${hourly ? "hour" : "day"}: ${figure.spell(total)} in all` })
-  only(at("usage-legend"), ...series.map(one => make("li", {}, chip(one, by), make("span", {}, make("bdi", {}, one.name), ` ${figure.spell(whole(one.values))}`, make("span", { class: "sub" }, ` ${percent(whole(one.values) / total)}`)))))
+  only(at("usage-legend"), ...series.map(one => make("li", {}, chip(one, by), make("span", {}, make("bdi", { title: one.name }, one.name), ` ${figure.spell(whole(one.values))}`, make("span", { class: "sub" }, ` ${percent(whole(one.values) / total)}`)))))
 }
 
 const look = (name, by, place) => name === OTHERS || name === HOUSE || name === null ? "rest" : by === "model" ? colour(name) : `m${place % 8}`
@@ -177,7 +182,10 @@ function table(uses) {
   })
   at("of-uses").hidden = !list.length
   at("uses").toggleAttribute("data-costs", uses.total.some(one => one.currency))
-  only(at("uses").tBodies[0], ...list.slice(0, ROWS).map(one => {
+  const rows = whole ? list : list.slice(0, ROWS)
+  at("uses-all").hidden = rows.length === list.length
+  say(at("uses-all"), `All ${list.length}`)
+  only(at("uses").tBodies[0], ...rows.map(one => {
     const about = one.estimated ? "~" : ""
     const element = row([
       [keyed(one.key), "key", "subject"],
@@ -192,7 +200,7 @@ function table(uses) {
   }))
   const notes = [
     list.some(one => one.estimated) && "~: some are estimates, because the answers had no report of their tokens.",
-    list.length > ROWS && `The first ${ROWS} of ${list.length}; llmux usage prints all.`,
+    rows.length < list.length && `These are the ${ROWS} with the highest ${uses.total.some(one => one.currency) ? "cost" : "use"}.`,
     uses.lost && `${count(uses.lost, "row")} could not be written, and ${uses.lost === 1 ? "is" : "are"} missing.`,
   ]
   say(at("uses-note"), notes.filter(Boolean).join(" "))

@@ -97,6 +97,8 @@ class Stage:
         sections = {name: self._section(number, more) for number, (name, more) in enumerate(models.items())}
         config = {"port": self.port, "state": "state.json", "alive_every": 0, "models": sections, **settings}
         (folder / "config.json").write_text(json.dumps(config))
+        admin = settings.get("admin_key")
+        self.operator = {} if admin is None else {"Authorization": f"Bearer {admin}"}
         self.process: Running | None = None
         self.clients: list[threading.Thread] = []
 
@@ -138,16 +140,19 @@ class Stage:
         """Let the hook go on that waits for this file."""
         (self.folder / name).touch()
 
-    def ask(self, model: str, **body: Any) -> threading.Thread:
+    def ask(self, model: str, key: str | None = None, request_id: str = "", **body: Any) -> threading.Thread:
         """Send a request from a thread, and read its answer there."""
-        client = threading.Thread(target=self._post, args=({"model": model, **body},), daemon=True)
+        headers = {"X-Request-ID": request_id} if request_id else {}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        client = threading.Thread(target=self._post, args=({"model": model, **body}, headers), daemon=True)
         client.start()
         self.clients.append(client)
         return client
 
-    def _post(self, body: Mapping[str, Any]) -> None:
+    def _post(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/v1/chat/completions", data, kind)
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", data, {**kind, **headers})
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 response.read()
@@ -156,13 +161,15 @@ class Stage:
 
     def status(self) -> dict[str, Any]:
         """Return /llmux/status."""
-        with urllib.request.urlopen(f"{self.url}/llmux/status", timeout=PATIENCE) as response:
+        request = urllib.request.Request(f"{self.url}/llmux/status", headers=self.operator)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             status: dict[str, Any] = json.load(response)
         return status
 
     def command(self, path: str, options: Mapping[str, Any]) -> None:
         """Do what an operator does with ``POST /llmux/…``."""
-        request = urllib.request.Request(f"{self.url}/llmux/{path}", json.dumps(options).encode(), method="POST")
+        body = json.dumps(options).encode()
+        request = urllib.request.Request(f"{self.url}/llmux/{path}", body, self.operator, method="POST")
         urllib.request.urlopen(request, timeout=PATIENCE).close()
 
     def in_flight(self, model: str) -> None:

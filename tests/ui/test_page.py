@@ -133,6 +133,12 @@ def test_buttons_operate_and_say_what_came_of_it(make_stage, visit):
     expect(phase(page, "qwen")).to_have_text("awake")
     page.get_by_role("button", name="Sleep qwen").click()
     expect(page.locator("#who")).to_have_text("no model")
+
+
+def test_the_gpu_is_lent_and_manual_mode_set_once_that_is_confirmed(make_stage, visit):
+    stage = make_stage({"llama": {}})
+    page = visit(stage)
+    dialog = page.get_by_role("dialog")
     page.get_by_role("button", name="Lend the GPU…").click()
     dialog.get_by_label("Reason").fill("training")
     dialog.get_by_label("Requests meanwhile").select_option("wait")
