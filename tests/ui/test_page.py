@@ -356,7 +356,8 @@ def test_with_the_keyboard_alone(stage, visit):
 
 def test_the_timeline_is_zoomed_by_wheel_and_drag_and_tells_what_is_under_the_pointer(stage, visit):
     page = visit(stage)
-    expect(page.locator("#gpus")).not_to_be_empty()
+    expect(page.locator(".gpu")).to_contain_text("GiB")  # the last that moves what is below
+    expect(page.locator("#decisions li")).not_to_have_count(0)
     plot = page.locator("#plot")
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
