@@ -46,6 +46,11 @@ class Grant:
     concurrent: int | None = None
     budget: BudgetConfig | None = None
 
+    @property
+    def counts(self) -> bool:
+        """Whether what it uses is counted, so that each request has to be let in."""
+        return bool(self.requests or self.tokens or self.concurrent or self.budget)
+
     def allows(self, name: str) -> bool:
         """Whether it may ask for a name."""
         return self.models is None or name in self.models

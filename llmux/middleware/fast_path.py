@@ -31,6 +31,7 @@ from typing import Any, Protocol
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
 from llmux.middleware.authentication import Keys
+from llmux.middleware.classes import Classes
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
 from llmux.middleware.fast_head import LENGTH, MOST_KNOWN, FastHead, KnownHead, Seen
 from llmux.middleware.model_handler import engine_address
@@ -96,8 +97,7 @@ class FastPath:
     def configure(
         self,
         paths: ForwardedPaths,
-        names: Mapping[str, str],
-        elsewhere: Mapping[str, Mapping[str, str]],
+        classes: Classes,
         *,
         most: int,
         keys: Keys,
@@ -107,14 +107,13 @@ class FastPath:
     ) -> None:
         """Take over a configuration. Not ``alone``: what is traced does not come here.
 
-        ``names`` lead to the models; ``elsewhere`` holds other ones for the paths on which they differ.
+        ``classes`` say of which names a key's requests may come here.
         ``is_silent`` says of a path and a request whether it is for a stream that has to be asked for its usage;
         these do not, either.
         """
         self._is_silent = is_silent
         self._paths = paths
-        self._names = names
-        self._elsewhere = elsewhere
+        self._classes = classes
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
         self._knows_host = hosts.knows
@@ -149,9 +148,10 @@ class FastPath:
             if let is None:
                 return None
             dropped, holder = let
-            if holder is not None and (holder.managed or holder.gateway):
+            if holder is not None and holder.gateway:
                 return None
-        known = KnownHead(head, route, dropped, holder, self._elsewhere.get(route.path, self._names))
+        names = self._classes.names(None if holder is None or holder.operator else holder.name, route.path)
+        known = KnownHead(head, route, dropped, holder, names)
         if head.given_id is None:  # which is new with every request
             _, name, *same = self.recall(data)
             if name and same == [size, digits]:

@@ -29,11 +29,12 @@ from llmux.errors import (
     UnavailableError,
 )
 from llmux.middleware.authentication import Keys, is_control
+from llmux.middleware.classes import Classes
 from llmux.middleware.context import REFUSED, Reporting, RequestContext, request_id
 from llmux.middleware.fast_path import FastPath
-from llmux.middleware.model_handler import COUNT, ModelHandler
+from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
-from llmux.middleware.paths import ADMIN_PREFIXES, DIALECTS, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
+from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
@@ -102,12 +103,10 @@ class Front:
         self._handler.configure(config)
         alone = self._tracing is None
         counted = ForwardedPaths(config.forward, config.names, without=config.passive) if config.passive else paths
-        names, elsewhere = _on_fast_path(config)
         exact = self._handler.exact_usage
         self.fast_path.configure(
             counted,
-            names,
-            elsewhere,
+            Classes(config),
             most=config.max_body,
             keys=self._keys,
             hosts=hosts,
@@ -405,23 +404,3 @@ def _with_headers(response: web.StreamResponse, context: RequestContext) -> web.
 
 
 Names = Mapping[str, str]
-
-
-def _on_fast_path(config: Config) -> tuple[Names, Mapping[str, Names]]:
-    """Return the names of which requests may take the fast path; and for the paths with others, those."""
-    # What has a deadline may have to be refused, and what `routes` concern may have to go elsewhere.
-    ruled = config.ruled
-    names = {
-        name: model
-        for name, model in config.names.items()
-        if config.models[model].deadline is None and name not in ruled
-    }
-    elsewhere: dict[str, Names] = {COUNT: {}}
-    if config.translated:
-        for path, dialect in DIALECTS.items():
-            elsewhere[path] = {
-                name: model
-                for name, model in names.items()
-                if model not in config.translated or dialect in (config.models[model].apis or ())
-            }
-    return names, elsewhere

@@ -55,7 +55,6 @@ class Holder(NamedTuple):
     name: str | None
     operator: bool
     progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
-    managed: bool = False  # its requests take the slower path: it may use less than everything, or is captured
     rides: bool = False  # its requests cause no switch
     gateway: bool = False  # it tells whose its requests are
     captured: bool = False  # what they say is kept
@@ -94,8 +93,7 @@ class Keyring:
         given = []
         for entry in config.api_keys:
             captured = entry.name in captures
-            managed = entry.managed or captured
-            more = (entry.progress, managed, entry.rides, entry.gateway, captured, config.may_leave(entry))
+            more = (entry.progress, entry.rides, entry.gateway, captured, config.may_leave(entry))
             given.append((entry.key, Holder(entry.name, False, *more)))
         if config.admin_key is not None:  # the last: a key that is both opens both
             given.append((config.admin_key, Holder("admin_key", operator=True)))

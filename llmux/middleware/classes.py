@@ -1,0 +1,92 @@
+"""What a request costs llmux is decided when a configuration is loaded, by its key and its model.
+
+A *plain* request takes the fast path; a *metered* one, too, and what is known of its answer goes to the ledger
+when it has ended. A *managed* one takes the slower path: it may have to be refused, sent elsewhere, translated or
+captured. (On the fast path a request that has to wait, and with `usage: exact` a stream that does not tell its
+usage, are found by looking, and handed over.)
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from llmux.config import Config
+from llmux.middleware.model_handler import COUNT
+from llmux.middleware.paths import DIALECTS
+
+Names = Mapping[str, str]
+"""Names that clients may ask for, and their models."""
+
+
+class RequestClass(enum.StrEnum):
+    """How much is done for a request."""
+
+    PLAIN = "plain"
+    METERED = "metered"
+    MANAGED = "managed"
+
+
+class Classes:
+    """The classes of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._usual = RequestClass.PLAIN if config.ledger is None else RequestClass.METERED
+        self._names = _on_fast_path(config)
+        self._elsewhere: dict[str, Names] = {COUNT: {}}
+        if config.translated:
+            self._elsewhere |= {path: _spoken(config, self._names, dialect) for path, dialect in DIALECTS.items()}
+        self._by_key = {
+            key: (
+                _only(self._names, names),
+                {path: _only(these, names) for path, these in self._elsewhere.items()},
+            )
+            for key, names in _held(config).items()
+        }
+
+    def names(self, key: str | None, path: str) -> Names:
+        """Return the names of which a key's requests are plain or metered, on a path in its normal form."""
+        names, elsewhere = self._by_key.get(key or "", (self._names, self._elsewhere))
+        return elsewhere.get(path, names)
+
+    def of(self, key: str | None, name: str, path: str = "/v1/chat/completions") -> RequestClass:
+        """Return the class of a key's requests for a name."""
+        return self._usual if name in self.names(key, path) else RequestClass.MANAGED
+
+
+def _on_fast_path(config: Config) -> Names:
+    # What has a deadline may have to be refused, and what `routes` concern may have to go elsewhere.
+    ruled = config.ruled
+    return {
+        name: model
+        for name, model in config.names.items()
+        if config.models[model].deadline is None and name not in ruled
+    }
+
+
+def _spoken(config: Config, names: Names, dialect: str) -> Names:
+    return {
+        name: model
+        for name, model in names.items()
+        if model not in config.translated or dialect in (config.models[model].apis or ())
+    }
+
+
+def _held(config: Config) -> Mapping[str, frozenset[str]]:
+    """Return the keys that are held to something, and the names that they may ask for without more ado."""
+    captured = () if config.captures is None else config.captures.keys
+    nothing: frozenset[str] = frozenset()
+    found = {}
+    if any(entry.managed for entry in config.api_keys):
+        from llmux.accounts.gate import grants_of  # noqa: PLC0415 - most configurations have no use for it
+
+        for key, grant in grants_of(config).items():
+            if grant.counts:
+                found[key] = nothing
+            elif grant.models is not None:
+                found[key] = grant.models
+    return found | dict.fromkeys(captured, nothing)
+
+
+def _only(names: Names, some: frozenset[str]) -> Names:
+    return {name: model for name, model in names.items() if name in some}
