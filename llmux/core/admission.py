@@ -6,19 +6,18 @@ Admission and counting are one step: a request is in flight from the ``Admit`` o
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from llmux.core import placement
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.events import RequestArrived
 from llmux.core.model import AWAKE, READY, Lease, Model, Request
 from llmux.core.phases import InvalidEventError, Phase
-from llmux.core.state import State
+from llmux.core.state import Block, State
 from llmux.core.timers import Timer
 
 # While a model is in one of these, a switch that concerns it is decided or not yet possible: nothing blocks it.
 UNBLOCKED = frozenset({Phase.UNKNOWN, Phase.WAKING, Phase.AWAKE})
-
-Block = tuple[Refusal, str, float | None]
 
 OPEN_END = 60.0  # seconds: when to come back for a pin or lease that has no end
 RESTART = 5.0  # seconds until another llmux may be there
@@ -35,9 +34,20 @@ def arrived(s: State, event: RequestArrived) -> None:
         s.out.append(Reject(number, event.model, Refusal.UNKNOWN_MODEL, message, None, 0.0))
         return
     request = Request(number, model, s.now)
+    if event.deadline is not None and (late := s.too_late(s, model, event.deadline)) is not None:
+        s.reject(request, *late)
+    elif event.rides and not s.stopping and not is_open(s, model):
+        _ride(s, request, event.rides)
+    else:
+        _enter(s, request)
+
+
+def _enter(s: State, request: Request) -> None:
+    """Admit, queue or reject a request, which counts as one that has arrived from here on."""
+    model = request.model
     model.meter.arrived(s.now)
     if model.phase is AWAKE and is_open(s, model):
-        s.requests[number] = request
+        s.requests[request.id] = request
         s.admit(request)
         return
     block = blocked(s, model)
@@ -47,8 +57,35 @@ def arrived(s: State, event: RequestArrived) -> None:
         message = f"{len(model.queue)} requests already wait for {model.name!r}"
         s.reject(request, Refusal.QUEUE_FULL, message, expected_wait(s, model))
     else:
-        s.requests[number] = request
+        s.requests[request.id] = request
         enqueue(s, request)
+
+
+def _ride(s: State, request: Request, seconds: float) -> None:
+    """Have a request wait beside the queue, where no rule and no policy looks for what to switch to."""
+    model = request.model
+    if len(model.riders) >= model.spec.max_queued:
+        message = f"{len(model.riders)} requests ride along for {model.name!r} already"
+        s.reject(request, Refusal.QUEUE_FULL, message, OPEN_END)
+    else:
+        model.riders[request.id] = request
+        s.timers.set((Timer.RIDE, request), s.now + seconds)
+
+
+def end_ride(s: State, request: Request, *, enters: bool = True) -> None:
+    """Have a request ride along no longer: it enters as if it had just arrived, or is forgotten."""
+    s.timers.cancel((Timer.RIDE, request))
+    del request.model.riders[request.id]
+    if enters:
+        request.arrived = s.now
+        _enter(s, request)
+
+
+def end_rides(s: State, models: Iterable[Model]) -> None:
+    """Have all that rides along for these models enter."""
+    for model in models:
+        for request in list(model.riders.values()):
+            end_ride(s, request)
 
 
 def is_open(s: State, model: Model) -> bool:
@@ -103,12 +140,14 @@ def open_doors(s: State) -> None:
 
 
 def admit_waiters(s: State, model: Model) -> None:
-    """Let waiters in, oldest first, as far as there is room."""
+    """Let waiters in, oldest first, as far as there is room; then what rides along."""
     queue = model.queue
     while queue and model.has_room and s.lease is None:
         _, oldest = queue.popitem(last=False)
         s.queued -= 1
         s.admit(oldest)
+    while model.riders and is_open(s, model):
+        end_ride(s, next(iter(model.riders.values())))
 
 
 def reject_waiters(s: State, model: Model, block: Block) -> None:

@@ -138,8 +138,6 @@ def _room(s: State, m: Moment) -> bool:
 def _policy(s: State, m: Moment) -> bool:
     """The policy decides, held back by ``min_active``."""
     choice = _ask_policy(s, m)
-    went = None if choice is None else choice[0].name
-    policy_calls.tell_shadows(s, lambda shadow: shadow.asked(m.snapshot, went))
     if choice is None:
         return False
     model, by, said = choice
@@ -223,7 +221,7 @@ def _fits(s: State, model: Model) -> bool:
 def _default(s: State, _: Moment) -> bool:
     """After ``default_after`` seconds without requests the default model comes back."""
     model = s.models.get(s.rules.default_model or "")
-    if s.idle_since in {None, math.inf} or Timer.DEFAULT in s.timers:
+    if s.idle_since in {None, math.inf} or s.requests or Timer.DEFAULT in s.timers:
         return False
     s.idle_since = math.inf  # once in each such time
     if model is None or model.phase not in AWAY or not _free_to_wake(model):

@@ -26,6 +26,7 @@ class Refusal(enum.StrEnum):
     PINNED = "pinned"  # 503: another model is pinned
     LEASED = "leased"  # 503: the GPU is lent
     STOPPING = "stopping"  # 503
+    DEADLINE = "deadline"  # 503: it cannot be answered in its time
     WAITED_TOO_LONG = "request_timeout"  # 504
 
 
@@ -279,14 +280,6 @@ class PolicyDecided:
 
 
 @dataclass(slots=True)
-class ShadowDropped:
-    """A shadow policy failed; it is asked no more."""
-
-    policy: str
-    error: str
-
-
-@dataclass(slots=True)
 class PolicyAdopted:
     """Of the policies that ``use: auto`` chooses among, another one decides from now on."""
 
@@ -376,7 +369,7 @@ class Stopped:
 Notice = (
     Ready | RequestQueued | SwitchStarted | SwitchDrained | ModelActivated | ModelDeactivated | SwitchEnded
     | SwitchFailed | SleepHookFailed | ModelDeepened | BackoffStarted | ModelLost | ModelFaulted
-    | ModelAssumedAsleep | ModelReset | PolicyOverruled | PolicyDecided | ShadowDropped | PolicyAdopted
+    | ModelAssumedAsleep | ModelReset | PolicyOverruled | PolicyDecided | PolicyAdopted
     | PinSet | LeaseSet | LeaseHeld | ManualSet | ModelRemoved | Stopped
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmux.core.model import Lease, Pin, Shadow
+from llmux.core.model import Lease, Pin
 from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
 
@@ -42,10 +42,21 @@ class Started(Event):
 
 @dataclass(slots=True)
 class RequestArrived(Event):
-    """A request that names ``model`` (its canonical name, no alias) wants in."""
+    """A request that names ``model`` (its canonical name, no alias) wants in.
+
+    It is rejected if ``deadline`` seconds are too short for its answer. For ``rides`` seconds it causes no switch,
+    and is served only if there is room for it anyway.
+    """
 
     request: int
     model: str
+    rides: float | None = None
+    deadline: float | None = None
+
+
+@dataclass(slots=True)
+class RidesEnded(Event):
+    """From now on all that rides along may cause a switch; it waits as if it had just arrived."""
 
 
 @dataclass(slots=True)
@@ -170,7 +181,6 @@ class ConfigReplaced(Event):
     rules: Rules
     policy: Policy
     first_guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    shadows: tuple[Shadow, ...] = ()
 
 
 @dataclass(slots=True)

@@ -52,11 +52,6 @@ def plan(sleepers: Sequence[Sleeper], room: int) -> dict[str, int]:
     return steps
 
 
-def taken(s: State) -> int:
-    """Return the bytes of host memory that sleeping models take; of one that goes deeper what it took before."""
-    return sum(model.level.host_memory for model in s.models.values() if model.level is not None)
-
-
 def lightest(model: Model) -> str:
     """Return the name of the level at which a model would like to sleep; empty without levels."""
     levels = model.running.levels

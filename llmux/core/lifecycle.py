@@ -53,7 +53,6 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     s.rules = event.rules
     s.maintenance_due = True
     s.costs.guesses = event.first_guesses
-    s.shadows = event.shadows
     if event.policy is not s.policy:
         s.policy = event.policy
         s.policy_errors.clear()
@@ -100,6 +99,7 @@ def _remove(s: State, model: Model) -> None:
     if model.pinned:
         commands.set_pin(s, model, pinned=False, until=None)
     admission.reject_waiters(s, model, admission.removed(model))
+    admission.end_rides(s, [model])
 
 
 def _apply(s: State, model: Model) -> None:
@@ -149,6 +149,7 @@ def stop(s: State) -> None:
     for model in s.models.values():
         admission.reject_waiters(s, model, (Refusal.STOPPING, "llmux is stopping", admission.RESTART))
         s.timers.cancel_all(model.name)
+    admission.end_rides(s, s.models.values())
     for run in list(s.hooks.values()):
         if run.kind in ENDED_WITH_LLMUX:
             s.kill_hook(run, "stopping")

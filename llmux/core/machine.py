@@ -136,6 +136,10 @@ def _request_finished(s: State, event: ev.RequestFinished) -> None:
 
 
 def _request_abandoned(s: State, event: ev.RequestAbandoned) -> None:
+    for model in s.models.values() if event.request not in s.requests else ():
+        if (rider := model.riders.get(event.request)) is not None:
+            admission.end_ride(s, rider, enters=False)
+            return
     request = _request(s, event.request)
     if request.admitted is not None:
         _no_longer_served(s, request)
@@ -157,7 +161,7 @@ def _left(s: State, request: Request) -> None:
     model = request.model
     del s.requests[request.id]
     model.last_served = model.last_used = s.now
-    if model.queue:
+    if model.queue or model.riders:
         admission.admit_waiters(s, model)
     if not model.in_flight:
         _fell_idle(s, model)
@@ -257,6 +261,7 @@ _TIMERS: Mapping[object, Callable[[State, Any], None]] = {
     Timer.HOOK: lambda s, hook: s.kill_hook(s.hooks[hook], "timeout"),
     Timer.TIMEOUT: _waiter_timed_out,
     Timer.OVERDUE: lambda s, name: admission.watch(s, s.models[name]),
+    Timer.RIDE: admission.end_ride,
     Timer.PROBE: lambda s, name: health_checks.probe(s, s.models[name]),
     Timer.VERIFY: lambda s, name: teardown.poll(s, s.models[name]),
     Timer.PIN: lambda s, name: commands.set_pin(s, s.models[name], pinned=False, until=None),
@@ -269,6 +274,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any], None]] = {
     ev.RequestFinished: _request_finished,
     ev.RequestAbandoned: _request_abandoned,
     ev.RequestReturned: _request_returned,
+    ev.RidesEnded: lambda s, _: admission.end_rides(s, s.models.values()),
     ev.EngineLost: lambda s, event: health_checks.suspect(s, s.models.get(event.model), refused=event.refused),
     ev.HookFinished: _hook_finished,
     ev.DeadlineReached: _deadline_reached,

@@ -7,11 +7,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from llmux.core.estimates import Meter
 from llmux.core.phases import HOLDING, Phase, Stage, Step
-from llmux.core.policy import Snapshot, SwitchRecord
 from llmux.core.spec import HookKind, Level, ModelSpec
 
 JITTER = 0.2
@@ -165,18 +163,6 @@ class Lease:
     told: bool = False  # that everything sleeps, and the job may begin
 
 
-class Shadow(Protocol):
-    """A policy that is asked what it would do, and is not followed. One that fails says why, once, else ""."""
-
-    name: str
-
-    def asked(self, now: Snapshot, went: str | None) -> str:
-        """Take in what the policy was asked, and where that led; None for staying."""
-
-    def switched(self, record: SwitchRecord) -> str:
-        """Take in that a switch has ended."""
-
-
 @dataclass(slots=True)
 class Probe:
     """What ``alive`` says of a model that is awake."""
@@ -212,6 +198,7 @@ class Model:
     phase: Phase = Phase.UNKNOWN
     woken: ModelSpec | None = None  # what it was woken under; None while asleep
     queue: OrderedDict[int, Request] = field(default_factory=OrderedDict)
+    riders: dict[int, Request] = field(default_factory=dict)  # that wait beside the queue, and cause no switch
     watched: Request | None = None  # its waiter whose timeout and overdue timers are set
     in_flight: dict[int, Request] = field(default_factory=dict)
     epoch: int = 0

@@ -1,22 +1,21 @@
-"""What policies see, how they and their shadows are asked, and what becomes of an answer that is invalid.
+"""What policies see, how they are asked, and what becomes of an answer that is invalid.
 
 They see live, read-only views over the state, without a copy. A policy cannot break anything: whatever it raises
-or returns is checked here, reported once for each kind, and treated as first come, first served. Shadows are told
-what it is asked and does, and are not followed.
+or returns is checked here, reported once for each kind, and treated as first come, first served.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 from llmux.core import placement
 from llmux.core import policy as api
-from llmux.core.effects import PolicyAdopted, PolicyOverruled, ShadowDropped
+from llmux.core.effects import PolicyAdopted, PolicyOverruled
 from llmux.core.events import PolicyChosen
-from llmux.core.model import AWAKE, Model, Shadow
+from llmux.core.model import AWAKE, Model
 from llmux.core.state import State
 
 LONGEST = 300  # characters: an answer may be as long as it likes
@@ -179,21 +178,13 @@ def _overrule(s: State, error: str) -> None:
 
 
 def inform(s: State, record: api.SwitchRecord) -> None:
-    """Tell the shadows and the policy of a switch that has ended."""
-    tell_shadows(s, lambda shadow: shadow.switched(record))
+    """Tell the policy of a switch that has ended."""
     try:
         tell = getattr(s.policy, "on_switch_completed", None)
         if tell is not None:
             tell(record)
     except RAISED as error:
         _overrule(s, f"on_switch_completed raised {spelled(error)}")
-
-
-def tell_shadows(s: State, tell: Callable[[Shadow], str]) -> None:
-    """Tell each shadow something, and say which of them failed at it."""
-    for shadow in s.shadows:
-        if error := tell(shadow):
-            s.out.append(ShadowDropped(shadow.name, error))
 
 
 def adopt(s: State, event: PolicyChosen) -> None:

@@ -19,13 +19,15 @@ from llmux.core.model import (
     Lifecycle,
     Model,
     Request,
-    Shadow,
     Switch,
 )
 from llmux.core.phases import HOLDING, PHASES, Phase, Trigger, following
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.core.timers import Timer, Timers
+
+Block = tuple[fx.Refusal, str, float | None]
+"""Why requests are rejected, in words, and in how many seconds they may come back."""
 
 KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
 
@@ -72,11 +74,13 @@ class State:
         self.recorded_levels: dict[str, str] = {}
         self.recent: dict[str, int] = {}  # rank of last use before the start, 0 is the most recent
         # What the policies were asked and have said.
-        self.shadows: tuple[Shadow, ...] = ()
         self.policy_errors: set[str] = set()  # kinds that this policy was already reported for
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
         self.explain = True  # whether queued requests, phases and decisions are told
         self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
+        self.too_late: Callable[[State, Model, float], Block | None] = lambda *_: (
+            None
+        )  # says what cannot be in time
         self.last_told: tuple[fx.Kind, str | None, fx.By] | None = None  # of these; None: a switch came of it
         self.hook_ids, self.switch_ids = itertools.count(1), itertools.count(1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import heapq
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 
 
 class Timer(enum.StrEnum):
@@ -18,6 +18,8 @@ class Timer(enum.StrEnum):
     GRACE = "grace"  # of the stop
     # of a hook
     HOOK = "hook"
+    # of a request
+    RIDE = "ride"  # it rides along for no longer
     # of a model
     TIMEOUT = "timeout"  # of its oldest waiter
     OVERDUE = "overdue"  # its oldest waiter
@@ -41,9 +43,6 @@ class Timers:
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._times
-
-    def __iter__(self) -> Iterator[tuple[Hashable, float]]:
-        return ((key, when) for key, (when, _) in self._times.items())
 
     def set(self, key: Hashable, when: float | None) -> None:
         """Make ``key`` due at ``when``; None: never."""

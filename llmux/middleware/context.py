@@ -99,9 +99,7 @@ class RequestContext:
         self.passed: Passed | None = None  # what its key's limits and budget were told
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
-        self.rode = (
-            0.0  # seconds that it waited before its ticket: so as to cause no switch, or for another target
-        )
+        self.rode = 0.0  # seconds that it waited before its ticket: for another target
         self.may_leave = False  # it may yet go to another host
         self.regions: frozenset[str] | None = None  # of remotes, that may serve it; None: all
         self.sent = 0  # bytes of the request's body
@@ -137,8 +135,9 @@ class RequestContext:
 
     @property
     def waited(self) -> float:
-        """Seconds in the queue."""
-        return self.rode if self.ticket is None else self.rode + self.ticket.waited
+        """Seconds in the queue, and riding along."""
+        ticket = self.ticket
+        return self.rode if ticket is None else self.rode + ticket.rode + ticket.waited
 
     def client_left(self) -> None:
         """Finish a request whose client has left before the end of its answer."""
@@ -153,7 +152,7 @@ class RequestContext:
         switcher, ticket, exchange = self._reporting.switcher, self.ticket, self.exchange
         if ticket is not None:
             switcher.leave(ticket, status, exchange, self.sent)
-        waited = self.rode if ticket is None else self.rode + ticket.waited
+        waited = self.waited
         now, began = switcher.now(), self.began
         whole = now - began
         holder = None if self.holder is None else self.holder.name
@@ -193,7 +192,7 @@ class RequestContext:
         began = exchange is not None and ticket is not None
         waited = service = 0.0
         if ticket is not None:
-            waited = self.rode + ticket.waited
+            waited = self.waited
             service = self.began + whole - ticket.arrived - ticket.waited if began else 0.0
         return accounts.ended(
             0 if ticket is None else ticket.id,

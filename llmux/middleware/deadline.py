@@ -1,15 +1,14 @@
 """What a client says about time: until when it needs its answer, and how long its model stays awake after it.
 
-A request that cannot be answered in its time is refused at once, so that no switch is made for it.
+A request that cannot be answered in its time is refused at once by the core, so that no switch is made for it.
 """
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from llmux.config.setting_types import format_duration, parse_duration
-from llmux.errors import BadRequestError, UnavailableError
-from llmux.runtime import Switcher, wait_estimate
+from llmux.config.setting_types import parse_duration
+from llmux.errors import BadRequestError
 
 HEADER = "X-LLMux-Deadline"
 KEEP_ALIVE = "X-LLMux-Keep-Alive"
@@ -39,23 +38,3 @@ def keep_alive_of(request: web.BaseRequest) -> float | None:
         return sign * parse_duration(amount)
     except ValueError as error:
         raise BadRequestError(f"{KEEP_ALIVE}: {error}", param=KEEP_ALIVE) from None
-
-
-def refuse_hopeless(switcher: Switcher, name: str, deadline: float) -> None:
-    """Raise UnavailableError if a request for a model that came now would be answered too late.
-
-    That is when the wait that is expected, and the mean of the model's answers, are longer than ``deadline``.
-    """
-    state = switcher.core.state
-    model = state.models.get(name)
-    wait = None if model is None else wait_estimate.for_a_newcomer(state, model, switcher.now())
-    if model is None or wait is None:  # it is refused for another reason
-        return
-    service = model.meter.service
-    if wait + service > deadline:
-        raise UnavailableError(
-            f"An answer of {name!r} cannot be had within {format_duration(deadline)}: a request waits about"
-            f" {format_duration(round(wait, 1))}, and is answered in {format_duration(round(service, 1))}.",
-            code="deadline",
-            retry_after=max(1.0, wait + service - deadline),
-        )

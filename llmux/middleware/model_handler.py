@@ -16,7 +16,7 @@ from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import RequestContext
-from llmux.middleware.deadline import deadline_of, keep_alive_of, refuse_hopeless
+from llmux.middleware.deadline import deadline_of, keep_alive_of
 from llmux.middleware.paths import Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
@@ -110,8 +110,8 @@ class ModelHandler:
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
-        riders, riding = self._switcher.riders, config.policy.ride_along
-        riders.window, riders.max_wait = riding.minutes, riding.max_wait
+        riding = config.policy.ride_along
+        self._switcher.riders.configure(riding.minutes, riding.max_wait)
         self._progress = config.progress
         self._deadlines = {name: model.deadline for name, model in config.models.items()}
         self._notifier.every = config.progress_every
@@ -223,12 +223,12 @@ class ModelHandler:
         assert model is not None
         if context.ticket is None:  # else it was on the fast path
             deadline, keep = deadline_of(request, self._deadlines.get(model)), keep_alive_of(request)
-            if deadline is not None:
-                refuse_hopeless(switcher, model, deadline)
-            if context.holder is not None and context.holder.rides:
-                context.rode = await switcher.riders.ride(model)
-            context.ticket = switcher.enter(model, context.key)
+            rides = context.holder is not None and context.holder.rides
+            context.ticket = switcher.enter(model, context.key, rides=rides, deadline=deadline)
             context.ticket.keep = keep
+            if rides:
+                context.ticket.request_id = context.request_id
+                await switcher.ride(context.ticket)
         ticket = context.ticket
         try:
             while True:

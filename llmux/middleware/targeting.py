@@ -206,7 +206,7 @@ class Targeting:
         context.exchange = None
         if ticket is not None:
             self._switcher.leave(ticket, error.status)
-            context.rode += ticket.waited
+            context.rode += ticket.rode + ticket.waited
 
 
 def _may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:

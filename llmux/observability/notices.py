@@ -140,10 +140,6 @@ def _policy_overruled(it: core.PolicyOverruled) -> Described:
     return Described("policy_overruled", {"answer": it.answer})
 
 
-def _shadow_dropped(it: core.ShadowDropped) -> Described:
-    return Described("shadow_dropped", {"policy": it.policy, "error": it.error})
-
-
 def _policy_adopted(it: core.PolicyAdopted) -> Described:
     return Described("policy_adopted", {"policy": it.policy, "before": it.before, "reason": it.reason})
 
@@ -218,7 +214,6 @@ _TELLERS: dict[type, Callable[..., Described]] = {
     core.PolicyOverruled: _policy_overruled,
     core.PolicyDecided: _policy_decided,
     core.PolicyAdopted: _policy_adopted,
-    core.ShadowDropped: _shadow_dropped,
     core.PinSet: _pin_set,
     core.LeaseSet: _lease_set,
     core.LeaseHeld: _lease_held,

@@ -88,6 +88,7 @@ class Recorder:
         self._tick = (-1.0, -1)  # the last one: when, and its order
         self._order = 0  # of what the core was told: moments may be equal, the clock of uvloop has milliseconds
         self._requests: dict[int, _Request] = {}
+        self._riding: set[int] = set()  # requests that ride along, and are none of a simulation's
         self._visits: dict[str, int] = {}  # by which switch a model is awake
         self._switches: dict[int, _Switch] = {}
         self._deepening: dict[int, _Hook] = {}  # hooks outside a switch
@@ -200,9 +201,17 @@ class Recorder:
     # ---- events
 
     def _arrived(self, event: ev.RequestArrived) -> None:
-        self._requests[event.request] = _Request(self._now, self._next())
+        if event.rides:
+            self._riding.add(event.request)
+        else:
+            self._enters(event.request)
+
+    def _enters(self, request: int) -> None:
+        self._riding.discard(request)
+        self._requests[request] = _Request(self._now, self._next())
 
     def _left(self, request: int) -> None:
+        self._riding.discard(request)
         entry = self._requests.get(request)
         if entry is not None:
             entry.ended = self._now
@@ -241,6 +250,8 @@ class Recorder:
     # ---- effects
 
     def _admitted(self, effect: fx.Admit) -> None:
+        if effect.request in self._riding:
+            self._enters(effect.request)
         entry = self._requests.get(effect.request)
         if entry is not None:
             if effect.waited == 0:
@@ -249,6 +260,8 @@ class Recorder:
             entry.switch = self._visits.get(effect.model)
 
     def _queued(self, effect: fx.RequestQueued) -> None:
+        if effect.request in self._riding:
+            self._enters(effect.request)
         entry = self._requests.get(effect.request)
         if entry is not None and entry.admitted is None:  # else it is queued again
             entry.arrived = self._now

@@ -69,6 +69,8 @@ class Ticket:
         "on_cut",
         "rejection",
         "request_id",
+        "rides",
+        "rode",
         "waited",
         "waiter",
     )
@@ -83,9 +85,17 @@ class Ticket:
         self.waiter: asyncio.Future[None] | None = None
         self.on_cut: Cut | None = None
         self.cut_off: tuple[CutReason, float | None] | None = None
+        self.rides = False  # it rides along, and causes no switch
+        self.rode = 0.0  # seconds that it did
         self.waited = 0.0
         self.keep: float | None = None  # idle seconds that its client wants its model to stay awake for
         self.request_id = ""  # as its client knows it; set when it waits
+
+    def got_off(self, now: float, waited: float) -> None:
+        """Take note that it rides along no longer, and has waited in the queue for so long."""
+        self.rides = False
+        self.rode = max(0.0, now - self.arrived - waited)
+        self.arrived += self.rode
 
     def rejected(self, effect: Reject) -> None:
         """Take in the core's decision to reject it."""

@@ -1,4 +1,8 @@
-"""Shadow policies from the configuration, and a watch over how long they think."""
+"""Shadow policies: they are asked what they would do, and are not followed.
+
+The core knows nothing of them: its policy asks them beside itself (``Shadowed``). A watch is kept over how long
+they think; one that fails, or thinks for too long, is dropped: it is never asked again.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmux.config import Config
 from llmux.core.policy import Decision, Policy, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
@@ -46,35 +51,63 @@ class Timed:
 
 @dataclass(slots=True, eq=False)
 class Shadow:
-    """A policy that is asked what it would do, and is not followed; see ``llmux.core.model.Shadow``."""
+    """A policy that is asked what it would do, and is not followed."""
 
     name: str
     policy: Policy
     dropped: str = ""  # why it is asked no more
     counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (kind of answer, as the policy did)
 
-    def asked(self, now: Snapshot, went: str | None) -> str:
-        """Ask it, and count whether it would have led where the policy did."""
-        if self.dropped:
-            return ""
-        try:
-            kind, target = _meant(self.policy.decide(now), now)
-        except RAISED as error:
-            self.dropped = spelled(error)
-            return self.dropped
+    def ask(self, now: Snapshot, went: str | None) -> None:
+        """Ask it, and count whether it would have led where the policy did; None: it stayed."""
+        kind, target = _meant(self.policy.decide(now), now)
         self.counts[kind, target == went] += 1
-        return ""
 
-    def switched(self, record: SwitchRecord) -> str:
+    def tell(self, record: SwitchRecord) -> None:
         """Tell it of a switch that has ended."""
-        tell = None if self.dropped else getattr(self.policy, "on_switch_completed", None)
-        if tell is not None:
+        learn = getattr(self.policy, "on_switch_completed", None)
+        if learn is not None:
+            learn(record)
+
+
+class Shadowed:
+    """A policy with shadows. ``dropped(name, error)`` is called for each that fails."""
+
+    def __init__(self, policy: Policy, shadows: Iterable[Shadow], dropped: Callable[[str, str], object]) -> None:
+        self._policy = policy
+        self._shadows = tuple(shadows)
+        self._dropped = dropped
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the policy has beyond its decisions."""
+        return getattr(self._policy, name)
+
+    def decide(self, now: Snapshot) -> Decision:
+        """Ask the policy, whatever comes of that, and its shadows."""
+        went: str | None = now.waiting[0]  # where an answer leads that cannot be followed
+        try:
+            decision = self._policy.decide(now)
+            went = _led(decision, now)
+        finally:
+            self._each(lambda shadow: shadow.ask(now, went))
+        return decision
+
+    def on_switch_completed(self, record: SwitchRecord) -> None:
+        """Tell all of them of a switch that has ended."""
+        self._each(lambda shadow: shadow.tell(record))
+        learn = getattr(self._policy, "on_switch_completed", None)
+        if learn is not None:
+            learn(record)
+
+    def _each(self, do: Callable[[Shadow], None]) -> None:
+        for shadow in self._shadows:
+            if shadow.dropped:
+                continue
             try:
-                tell(record)
+                do(shadow)
             except RAISED as error:
-                self.dropped = spelled(error)
-                return self.dropped
-        return ""
+                shadow.dropped = spelled(error)
+                self._dropped(shadow.name, shadow.dropped)
 
 
 def _meant(decision: object, now: Snapshot) -> tuple[str, str | None]:
@@ -86,6 +119,15 @@ def _meant(decision: object, now: Snapshot) -> tuple[str, str | None]:
     if isinstance(decision, WaitUntil):
         return "wait", None
     return "nonsense", now.waiting[0]  # first come, first served would have been used
+
+
+def _led(decision: object, now: Snapshot) -> str | None:
+    """Return where the core goes with an answer of the policy; None: it stays."""
+    kind, target = _meant(decision, now)
+    views = [now.models[name] for name in now.awake]
+    idle = kind == "stay" and not any(view.in_flight or view.queued for view in views)
+    late = isinstance(decision, WaitUntil) and not decision.time > now.time
+    return now.waiting[0] if idle or late else target
 
 
 def load_shadows(config: Config, known: Iterable[Shadow] = (), before: Config | None = None) -> tuple[Shadow, ...]:

@@ -6,7 +6,7 @@ import time
 from itertools import islice
 from typing import Any
 
-from llmux.core import admission, commands, levels, placement
+from llmux.core import admission, commands, placement
 from llmux.core.model import Lease, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import Memory
@@ -53,7 +53,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "lease": None if s.lease is None else lease_document(s, s.lease, now),
         "host_memory": None
         if s.rules.host_memory is None
-        else {"limit": s.rules.host_memory, "taken": levels.taken(s)},
+        else {"limit": s.rules.host_memory, "taken": host_memory_taken(s)},
         "memory": None if s.rules.capacity is None else _memory(s, s.rules.capacity),
         "models": {
             name: {
@@ -104,6 +104,11 @@ def lease_document(s: State, lease: Lease, now: float) -> dict[str, Any]:
         "expires_in": None if lease.until is None else max(0.0, lease.until - now),
         "requests": "wait" if lease.waits else "reject",
     }
+
+
+def host_memory_taken(s: State) -> int:
+    """Return the bytes of host memory that sleeping models take; of one that goes deeper what it took before."""
+    return sum(model.level.host_memory for model in s.models.values() if model.level is not None)
 
 
 def _shadow(shadow: Shadow) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.effects import SWITCH_OVER, Admit, RunHook
 from llmux.core.phases import Phase
+from llmux.core.policy import Policy
 from llmux.core.spec import HookKind
 from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError
 from llmux.estimates import Estimates, costs_of
@@ -29,6 +30,7 @@ from llmux.observability.request_log import RequestLog
 from llmux.observability.state_file import StateStore
 from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
+from llmux.runtime import wait_estimate
 from llmux.runtime.driver import Act, Driver
 from llmux.runtime.history import History
 from llmux.runtime.persistence import Persistence
@@ -36,7 +38,7 @@ from llmux.runtime.policy_chooser import Chooser
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Ticket
 from llmux.runtime.riders import Riders
-from llmux.runtime.shadow import load_shadows
+from llmux.runtime.shadow import Shadowed, load_shadows
 from llmux.upstream import EngineActivity
 from llmux.version import __version__
 
@@ -178,17 +180,18 @@ class Switcher:
         on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         specs, rules = to_specs(config)
-        policy = load_policy(config.policy.use, config.policy.options, config.folder)
+        self._policy = load_policy(config.policy.use, config.policy.options, config.folder)
+        self.shadows = load_shadows(config)
+        self.log = log or EventLog()
         self.now: Callable[[], float] = time.monotonic
         """Returns the time on the core's clock, in seconds."""
         self.config = config
         self.instance = secrets.token_hex(8)  # of no other process
         self.reports = 0  # that were made for gateways
-        self.core = Core(specs, rules, policy, Estimates(), random.random)
+        self.core = Core(specs, rules, self._followed(), Estimates(), random.random)
         self.core.state.figures = figures
-        self.core.state.shadows = self.shadows = load_shadows(config)
+        self.core.state.too_late = wait_estimate.too_late
         self.core.state.costs.guesses = first_costs(config)
-        self.log = log or EventLog()
         self.auto = Chooser(self)
         self.metrics = Metrics(
             self.gauges,
@@ -226,7 +229,6 @@ class Switcher:
         self.audit: Audit | None = None
         self.remotes: Remotes | None = None
         self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
-        self.riders = Riders(self.core.state, self.clock)
         self._throttle = AdmissionThrottle()
         self._serial = 0
         self._starting: asyncio.Task[None] | None = None
@@ -240,6 +242,7 @@ class Switcher:
         )
         self.post = self._driver.post
         """Hand an event to the core, and carry out its answer."""
+        self.riders = Riders(self.core.state, self.post)
 
     # ---- life
 
@@ -293,7 +296,7 @@ class Switcher:
     def replace(self, config: Config) -> None:
         """Put a new configuration into force. Raises ConfigError or PolicyLoadError, and changes nothing then."""
         specs, rules = to_specs(config)
-        policy = self.core.state.policy
+        policy = self._policy
         old, new = self.config, config.policy
         same = (old.policy.use, old.policy.options, old.folder) == (new.use, new.options, config.folder)
         if not same or any(map(comes_from_file, (new.use, *getattr(policy, "uses", ())))):
@@ -308,8 +311,12 @@ class Switcher:
         self.metrics.declare(config.models)
         if self.accounts is not None:
             self.accounts.configure(config)
-        self.shadows = shadows
-        self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config), shadows))
+        if policy is not self._policy or shadows != self.shadows:
+            self._policy, self.shadows = policy, shadows
+            policy = self._followed()
+        else:
+            policy = self.core.state.policy
+        self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config)))
         self.auto.follow()
         if moved:
             self._record_into(record, "turned on")
@@ -334,6 +341,16 @@ class Switcher:
         if audit is not None:
             self.metrics.registry.register(audit)
 
+    def _followed(self) -> Policy:
+        """Return the policy as the core follows it: with its shadows."""
+        if not self.shadows:
+            return self._policy
+
+        def dropped(name: str, error: str) -> None:
+            self.log.emit("shadow_dropped", policy=name, error=error)
+
+        return Shadowed(self._policy, self.shadows, dropped)
+
     def _record_into(self, file: RecordFile | None, because: str) -> None:
         """Begin a record, or end it."""
         old, self.recorder = self.recorder, None
@@ -357,16 +374,28 @@ class Switcher:
 
     # ---- requests
 
-    def enter(self, model: str, key: str = "") -> Ticket:
+    def enter(self, model: str, key: str = "", *, rides: bool = False, deadline: float | None = None) -> Ticket:
         """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``.
 
-        ``key`` is the name of the key that it showed.
+        ``key`` is the name of the key that it showed. If it ``rides`` along, ``ride`` has to be awaited. It is
+        rejected if it cannot be answered within ``deadline`` seconds.
         """
         self._serial += 1
         ticket = Ticket(self._serial, model, self.now(), key)
         self._tickets[ticket.id] = ticket
-        self.post(ev.RequestArrived(ticket.id, model))
+        ticket.rides = rides
+        self.post(ev.RequestArrived(ticket.id, model, self.riders.seconds if rides else None, deadline))
         return ticket
+
+    async def ride(self, ticket: Ticket) -> None:
+        """Wait until a request rides along no longer: it is let through, rejected, or waits as any other."""
+        if ticket.rides and ticket.rejection is None:
+            self.riders.watch()
+            ticket.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await ticket.waiter
+            finally:
+                ticket.waiter = None
 
     async def admission(self, ticket: Ticket) -> fx.Admit:
         """Wait until the request is let through. Raises the RequestError with which it is rejected."""
@@ -404,8 +433,10 @@ class Switcher:
         elif ticket.rejection is None:
             ticket.waited = self.now() - ticket.arrived
             self.post(ev.RequestAbandoned(ticket.id))
-        elif ticket.id in self.core.state.requests:  # its rejection was a mistake of llmux
+        elif ticket.rides or ticket.id in self.core.state.requests:  # cancelled, or by a mistake of llmux
             self.post(ev.RequestAbandoned(ticket.id))
+        if ticket.rides:  # it came to nothing: it is as if it had not been there
+            return
         for tell in self._on_left:
             tell(ticket, status, outcome, sent)
 
@@ -501,6 +532,7 @@ class Switcher:
         return {
             fx.Admit: self._admit,
             fx.Reject: self._reject,
+            fx.RequestQueued: self._queued,
             fx.CancelRequests: self._cut,
             fx.RunHook: self._run_hook,
             fx.KillHook: self._kill_hook,
@@ -534,11 +566,21 @@ class Switcher:
         # A request that has left already is told to the core by an event that is still to come.
         if (ticket := self._tickets.get(effect.request)) is not None:
             ticket.admission, ticket.waited = effect, effect.waited
+            if ticket.rides:
+                ticket.got_off(self.now(), effect.waited)
             if ticket.waiter is not None:
                 self._throttle.add(ticket.waiter)
 
+    def _queued(self, effect: fx.RequestQueued) -> None:
+        ticket = self._tickets.get(effect.request)
+        if ticket is not None and ticket.rides:
+            ticket.got_off(self.now(), 0.0)
+            self._go_on(ticket)
+
     def _reject(self, effect: fx.Reject) -> None:
         if (ticket := self._tickets.get(effect.request)) is not None:
+            if ticket.rides:
+                ticket.got_off(self.now(), effect.waited)
             ticket.rejected(effect)
             self._go_on(ticket)
 

@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from llmux.config.setting_types import format_duration
 from llmux.core import admission, levels, placement
+from llmux.core.effects import Refusal
 from llmux.core.model import Model, Switch
 from llmux.core.phases import Phase, Stage
 from llmux.core.spec import HookKind
-from llmux.core.state import State
+from llmux.core.state import Block, State
 
 
 def until_awake(s: State, model: Model, now: float) -> float:
@@ -91,6 +93,21 @@ def for_newcomers(s: State, now: float) -> dict[str, float | None]:
             common = _until_its_turn(s, model, now)
         found[name] = common[0] + _switch(s, common[1], model, now)
     return found
+
+
+def too_late(s: State, model: Model, deadline: float) -> Block | None:
+    """Say why a request that came now is rejected, if it would be answered too late.
+
+    That is when the wait that is expected, and the mean of the model's answers, are longer than ``deadline``.
+    """
+    wait, service = for_a_newcomer(s, model, s.now), model.meter.service
+    if wait is None or wait + service <= deadline:  # None: it is refused for another reason
+        return None
+    message = (
+        f"An answer of {model.name!r} cannot be had within {format_duration(deadline)}: a request waits about"
+        f" {format_duration(round(wait, 1))}, and is answered in {format_duration(round(service, 1))}."
+    )
+    return Refusal.DEADLINE, message, max(1.0, wait + service - deadline)
 
 
 def _earlier(s: State, model: Model) -> Iterable[Model]:

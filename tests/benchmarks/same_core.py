@@ -3,7 +3,7 @@
     .venv/bin/python tests/benchmarks/same_core.py --revision f51077b --events 1000000 --seed 1
 
 The walk is that of ``tests/core/world.py``: capacities, groups, levels, pins, leases, reloads, manual mode,
-anticipation, shadows. After every event the effects, the next deadline and where each model stands must be equal.
+anticipation. After every event the effects, the next deadline and where each model stands must be equal.
 What one of the two alone tells (a notice that is new) is left out, and counted.
 """
 
@@ -33,7 +33,6 @@ import world  # noqa: E402
 
 from llmux.core import effects as fx  # noqa: E402
 from llmux.core import events as ev  # noqa: E402
-from llmux.runtime.shadow import Shadow  # noqa: E402
 
 
 class DifferenceError(Exception):
@@ -110,8 +109,14 @@ class Translator:
     def _made(self, value: Any) -> Any:
         if isinstance(value, Exception):
             return value
-        made = {field.name: self(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
-        return self._class(value.__class__)(**made)
+        kind = self._class(value.__class__)
+        known = {field.name for field in dataclasses.fields(kind)}  # one of an earlier day has fewer fields
+        made = {
+            field.name: self(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init and field.name in known
+        }
+        return kind(**made)
 
     def _class(self, kind: type) -> Any:
         for module in (self.events, self.model, self.spec, self.policy):
@@ -234,14 +239,12 @@ class Twin:
             return number
 
         state.jitter = kept
-        for shadow in state.shadows:
-            shadow.policy = Tape(shadow.policy, self.tapes)
         specs = [self.translate(model.spec) for model in state.models.values()]
         self.other = self.then.Core(
             specs, self.translate(state.rules), Echo(self.tapes), *_meters(), jitter=self.tapes.jitter
         )
-        self.other.state.shadows = self._shadows(state.shadows)
         self.queued: dict[int, str] = {}
+        self.riding: dict[int, str] = {}
         self.in_flight: dict[int, str] = {}
         self.hooks: dict[int, Any] = {}
         self.killed: set[int] = set()
@@ -255,12 +258,6 @@ class Twin:
     def leased(self) -> bool:
         """Whether the GPU is lent."""
         return self.core.state.lease is not None
-
-    def _shadows(self, shadows: Any) -> Any:
-        # A core of an earlier day has shadows of its own making.
-        kind = getattr(self.translate.model, "Shadow", Shadow)
-        kind = kind if dataclasses.is_dataclass(kind) else Shadow
-        return tuple(kind(shadow.name, Echo(self.tapes)) for shadow in shadows)
 
     def feed(self, event: Any, now: float) -> list[Any]:
         """Hand the event to both, and compare."""
@@ -283,8 +280,6 @@ class Twin:
             policy = self.core.state.policy
         elif not isinstance(policy, Tape):
             policy = Tape(policy, self.tapes)
-        for shadow in event.shadows:
-            shadow.policy = Tape(shadow.policy, self.tapes)
         return dataclasses.replace(event, policy=policy)
 
     def _translated(self, event: Any) -> Any:
@@ -297,7 +292,6 @@ class Twin:
             self.translate(event.rules),
             policy,
             dict(event.first_guesses),
-            self._shadows(event.shadows),
         )
 
     def _compare(self, mine: list[Any], theirs: list[Any]) -> None:

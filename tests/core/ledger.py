@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmux.core import Core, placement
+from llmux.core import Core, admission, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import Reason
@@ -34,6 +34,7 @@ class Ledger:
         self.decisions = DecisionLog(self.timeline)
         self.phases = {name: model.phase for name, model in core.state.models.items()}
         self.queued: dict[int, str] = {}
+        self.riding: dict[int, str] = {}
         self.in_flight: dict[int, str] = {}
         self.done: set[int] = set()
         self.admissions: dict[int, int] = {}
@@ -65,11 +66,21 @@ class Ledger:
             error.story = self.timeline.story()
             raise
         self.timeline.add(self.core.state.now, event, effects)
+        self._sort_riders()
         for effect in effects:
             self._effect(effect)
         self._stir()
         self._after()
         return effects
+
+    def _sort_riders(self) -> None:
+        """What rides along is in no queue; when it enters, it is as if it had just arrived."""
+        riders = {r: m.name for m in self.core.state.models.values() for r in m.riders}
+        for request in [r for r in self.queued if r in riders]:
+            self.riding[request] = self.queued.pop(request)
+        for request in [r for r in self.riding if r not in riders]:
+            self.queued[request] = self.riding.pop(request)
+        assert self.riding == riders
 
     def _stir(self) -> None:
         if self.queued or self.in_flight:
@@ -84,7 +95,8 @@ class Ledger:
                 del self.in_flight[request]
                 self.done.add(request)
             case ev.RequestAbandoned(request=request):
-                assert (self.queued.pop(request, None) is None) != (self.in_flight.pop(request, None) is None)
+                books = (self.queued, self.riding, self.in_flight)
+                assert sum(book.pop(request, None) is not None for book in books) == 1
                 self.done.add(request)
             case ev.RequestReturned(request=request):
                 self.queued[request] = self.in_flight.pop(request)
@@ -127,6 +139,7 @@ class Ledger:
                 assert not self.in_flight
                 assert not self.hooks
                 assert not self.queued
+                assert not self.riding
                 self.stopped = True
             case _:
                 self._notice(effect)
@@ -288,6 +301,12 @@ class Ledger:
         if s.switch is not None and s.switch.stage is Stage.DRAINING and s.switch.target is not None:
             assert s.switch.requested or s.switch.target.queue, "nobody waits for it: to be called off"
         for model in s.models.values():
+            assert not (model.riders and not model.extra and admission.is_open(s, model)), (
+                "rides, though there is room"
+            )
+            assert not (model.riders and (model.removed or s.stopping))
+            for rider in model.riders.values():
+                assert (Timer.RIDE, rider) in s.timers, "rides along for ever"
             if model.queue and model.phase is Phase.AWAKE and not self.leased and not model.extra:
                 assert not model.has_room, "a waiter although there is room"
         awake = {name for name, model in s.models.items() if model.phase in (Phase.AWAKE, Phase.DRAINING)}

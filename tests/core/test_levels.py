@@ -13,13 +13,14 @@ from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core import levels, placement
+from llmux.core import placement
 from llmux.core.levels import Sleeper, plan
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo
 from llmux.core.spec import HookKind, Level
 from llmux.estimates.costs import Average, SwitchCosts
 from llmux.observability.state_file import dump_costs, load_costs
+from llmux.runtime.status_document import host_memory_taken
 
 WAKE, SLEEP, ALIVE, STOP, PREFETCH = (HookKind[name] for name in ("WAKE", "SLEEP", "ALIVE", "STOP", "PREFETCH"))
 RAM_OR_DISK = (Level("ram", 20), Level("disk"))
@@ -121,10 +122,10 @@ def test_sleep_and_wake_hooks_are_told_the_level() -> None:
     assert hooks(play.feed(5.0, ev.RequestArrived(2, "a"))) == [("b", SLEEP, "ram")]
     assert end(play, 6.0, "b") == [("a", WAKE, "ram")]
     assert level_of(play, "a") == "ram"  # until it is awake
-    assert levels.taken(play.core.state) == 40  # until it is awake
+    assert host_memory_taken(play.core.state) == 40  # until it is awake
     assert end(play, 7.0, "a") == []
     assert level_of(play, "a") is None
-    assert levels.taken(play.core.state) == 20
+    assert host_memory_taken(play.core.state) == 20
 
 
 def test_who_sleeps_already_goes_deeper_during_the_drain_when_host_memory_is_short() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from playbook import ANY, given, models
+from playbook import given, models
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import Stay, SwitchTo, WaitUntil
-from llmux.core.spec import Rules
-from llmux.runtime.shadow import Shadow
+from llmux.runtime.shadow import Shadow, Shadowed
 
 
 class Says:
@@ -40,8 +39,11 @@ class Learns(Says):
 
 def shadowed(policy, *shadows):
     """Return a playbook of a and b, a awake and busy, with these shadows, and three arrivals for b."""
-    play = given(models("a", "b"), awake=["a"], policy=policy)
-    play.core.state.shadows = tuple(Shadow(f"s{number}", each) for number, each in enumerate(shadows))
+    own = tuple(Shadow(f"s{number}", each) for number, each in enumerate(shadows))
+    dropped = []
+    followed = Shadowed(policy, own, lambda *told: dropped.append(told))
+    play = given(models("a", "b"), awake=["a"], policy=followed)
+    play.shadows, play.dropped = own, dropped
     play.feed(1.0, ev.RequestArrived(1, "a"))
     effects = [play.feed(2.0 + number, ev.RequestArrived(2 + number, "b")) for number in range(3)]
     return play, effects
@@ -52,7 +54,7 @@ def test_answers_are_counted_by_whether_they_lead_to_what_was_done():
     shadow = Says(Stay(), SwitchTo("b"), SwitchTo("b"))
     play, _ = shadowed(real, shadow, Says(WaitUntil(50.0)), Says(SwitchTo("c"), "b", None))
     assert shadow.seen == real.seen
-    assert [each.counts for each in play.core.state.shadows] == [
+    assert [each.counts for each in play.shadows] == [
         {("stay", True): 1, ("switch", False): 1, ("switch", True): 1},
         {("wait", True): 2, ("wait", False): 1},
         {("nonsense", False): 2, ("nonsense", True): 1},
@@ -70,29 +72,46 @@ def test_shadows_change_nothing():
 @pytest.mark.parametrize("error", [RuntimeError("ill"), SystemExit("ill")])
 def test_a_shadow_that_raises_is_told_once_and_dropped(error):
     ill = Says(error)
-    play, effects = shadowed(Says(Stay()), ill, Says(Stay()))
-    dropped = [each for told in effects for each in told if isinstance(each, fx.ShadowDropped)]
-    assert dropped == [fx.ShadowDropped("s0", f"{type(error).__name__}: ill")]
+    play, _ = shadowed(Says(Stay()), ill, Says(Stay()))
+    assert play.dropped == [("s0", f"{type(error).__name__}: ill")]
     assert len(ill.seen) == 1
-    assert [sum(each.counts.values()) for each in play.core.state.shadows] == [0, 3]
+    assert [sum(each.counts.values()) for each in play.shadows] == [0, 3]
 
 
 def test_shadows_learn_from_switches():
-    learns, deaf = Learns(Stay()), Says(Stay())
-    play = given(models("a"), awake=["a"])
-    play.core.state.shadows = (Shadow("learns", learns), Shadow("deaf", deaf))
-    effects = []
+    learns, deaf, own = Learns(Stay()), Says(Stay()), Learns(Stay())
+    dropped = []
+    shadows = (Shadow("learns", learns), Shadow("deaf", deaf))
+    policy = Shadowed(own, shadows, lambda *told: dropped.append(told))
+    play = given(models("a"), awake=["a"], policy=policy)
+    found = []
     for number, event in enumerate(
         (ev.SleepRequested("a", 1), ev.ActivationRequested("a", 2), ev.SleepRequested("a", 3))
     ):
         play.feed(number + 1.0, event)
-        effects += play.feed(number + 1.5, ev.HookFinished(number + 2, ok=True))
+        found += play.feed(number + 1.5, ev.HookFinished(number + 2, ok=True))
     assert learns.records == [1, 2]
-    assert fx.ShadowDropped("learns", "SystemExit: enough") in effects
+    assert own.records == [1, 2, 3]
+    assert dropped == [("learns", "SystemExit: enough")]
+    assert any(isinstance(each, fx.PolicyOverruled) for each in found)  # of its own policy's error
 
 
-@pytest.mark.parametrize("shadows", [(), (Shadow("new", Says(Stay())),)])
-def test_a_reload_brings_its_own(shadows):
-    play, _ = shadowed(Says(Stay()), Says(Stay()))
-    play.feed(9.0, ev.ConfigReplaced(models("a", "b"), Rules(), ANY, shadows=shadows))
-    assert play.core.state.shadows == shadows
+@pytest.mark.parametrize("answer", [RuntimeError("ill"), SwitchTo("c"), WaitUntil(0.0), None])
+def test_what_the_core_overrules_goes_to_the_oldest(answer):
+    play, effects = shadowed(Says(answer), Says(SwitchTo("b")))
+    assert any(isinstance(each, fx.SwitchStarted) for each in effects[0])
+    assert [each.counts for each in play.shadows] == [{("switch", True): 1}]
+
+
+def test_to_stay_with_what_is_idle_is_overruled():
+    shadow = Shadow("s", Says(SwitchTo("b")))
+    play = given(models("a", "b"), awake=["a"], policy=Shadowed(Says(Stay()), (shadow,), print))
+    play.feed(1.0, ev.RequestArrived(1, "b"))
+    assert shadow.counts == {("switch", True): 1}
+
+
+def test_what_else_a_policy_has_is_had():
+    policy = Shadowed(Learns(Stay()), (), print)
+    assert policy.records == []
+    with pytest.raises(AttributeError):
+        _ = policy.anticipate

@@ -15,4 +15,4 @@ def test_random_walk() -> None:
     events = int(os.environ.get("LLMUX_WALK_EVENTS", "20000"))
     print(f"walk: seed {seed}, {events} events")  # noqa: T201 - shown when it fails
     for number in range(events // STEPS):
-        walk(seed + number, STEPS)
+        walk(seed + number, STEPS, classes=number % 3 == 0)

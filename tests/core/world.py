@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection
+from typing import Any
 
 from ledger import Ledger
 
@@ -19,7 +20,7 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec
 from llmux.estimates import Estimates
 from llmux.observability.decision_log import KEPT
 from llmux.runtime import wait_estimate
-from llmux.runtime.shadow import Shadow
+from llmux.runtime.shadow import Shadow, Shadowed
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
 
@@ -80,8 +81,9 @@ class WildPolicy:
 class World:
     """One walk. ``step()`` does one random thing; ``settle()`` lets everything end."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, classes: bool = False) -> None:
         self.rng = rng
+        self.classes = classes  # some requests ride along, and some have deadlines
         self.capacity = rng.choice([None, None, 10, 16, {"0": 8, "1": 6}])
         self.rules_capacity = self.capacity
         self.grouped = rng.random() < 0.3
@@ -91,7 +93,8 @@ class World:
         self.policy = WildPolicy(self)
         self.rules = self._rules()
         self.core = Core(self.specs.values(), self.rules, self.policy, Estimates(), self._jitter)
-        self.core.state.shadows = self._shadows()
+        self.core.state.too_late = wait_estimate.too_late
+        self.core.state.policy = self._with_shadows(self.policy)
         self.ledger = Ledger(self.core)
         self.now = 0.0
         self.next_request = 0
@@ -167,8 +170,9 @@ class World:
             sleep_on_exit=rng.random() < 0.3,
         )
 
-    def _shadows(self) -> tuple[Shadow, ...]:
-        return tuple(Shadow(str(number), WildPolicy(self)) for number in range(self.rng.choice([0, 0, 2])))
+    def _with_shadows(self, policy: Any) -> Any:
+        shadows = [Shadow(str(number), WildPolicy(self)) for number in range(self.rng.choice([0, 0, 2]))]
+        return Shadowed(policy, shadows, lambda *_: None) if shadows else policy
 
     def _jitter(self) -> float:
         return self.rng.random()
@@ -217,7 +221,15 @@ class World:
     def arrive(self) -> None:
         self.next_request += 1
         name = self.rng.choice(self.names) if self.rng.random() < 0.98 else "stranger"
-        self.feed(ev.RequestArrived(self.next_request, name))
+        self.feed(ev.RequestArrived(self.next_request, name, **(self._class() if self.classes else {})))
+
+    def _class(self) -> dict[str, Any]:
+        rng = self.rng
+        rides = rng.choice([None, None, 0.0, 1.0, 30.0])
+        deadline = rng.choice([0.0, 15.0, 100.0]) if rng.random() < 0.2 else None
+        if rng.random() < 0.05:
+            self.feed(ev.RidesEnded())
+        return {"rides": rides, "deadline": deadline}
 
     def step(self) -> None:
         """Do something; what cannot be done now is nothing."""
@@ -235,7 +247,7 @@ class World:
             self.feed(ev.RequestFinished(request))
 
     def leave_queue(self) -> None:
-        if (request := self._any(self.ledger.queued)) is not None:
+        if (request := self._any(self.ledger.queued | self.ledger.riding)) is not None:
             self.feed(ev.RequestAbandoned(request))
 
     def break_off(self) -> None:
@@ -319,7 +331,8 @@ class World:
         self.rules = self._rules()
         policy = self.policy if rng.random() < 0.5 else WildPolicy(self)
         guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}
-        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses, self._shadows()))
+        policy = self._with_shadows(policy)
+        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses))
 
     def settle(self) -> None:
         """Invariant 7: with hooks that end and answers that end, every request ends."""
@@ -339,7 +352,8 @@ class World:
             self.feed(ev.PinChanged(name, self.next_ticket, pinned=False))
         for _ in range(5000):
             leased = ledger.leased and not ledger.core.state.stopping
-            if not ledger.queued and not ledger.in_flight and not ledger.hooks and not leased:
+            waiting = ledger.queued or ledger.riding
+            if not waiting and not ledger.in_flight and not ledger.hooks and not leased:
                 break
             if ledger.hooks:
                 self.end_hook(self.rng.choice(list(ledger.hooks)), ok=True)
@@ -353,6 +367,7 @@ class World:
     def _all_ended(self) -> None:
         ledger, s = self.ledger, self.core.state
         assert not ledger.queued, f"left waiting for ever: {ledger.queued}"
+        assert not ledger.riding, f"left riding for ever: {ledger.riding}"
         assert not ledger.in_flight
         assert ledger.done == set(range(1, self.next_request + 1)), "invariant 2: a request without an end"
         assert ledger.stopped == s.stopping
@@ -363,11 +378,11 @@ class World:
                 assert not any(s.in_phase(Phase.AWAKE, Phase.LOST, Phase.FAULTED)), "left awake"
 
 
-def walk(seed: int, steps: int) -> None:
+def walk(seed: int, steps: int, *, classes: bool = False) -> None:
     """Walk, and tell seed and story if it goes wrong."""
     world = None
     try:
-        world = World(random.Random(seed))
+        world = World(random.Random(seed), classes=classes)
         for _ in range(steps):
             world.step()
         world.settle()

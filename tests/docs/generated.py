@@ -60,6 +60,7 @@ _REFUSALS = {
     Refusal.PINNED: "503: another model is pinned.",
     Refusal.LEASED: "503: the GPU is leased to another job.",
     Refusal.STOPPING: "503: llmux is stopping.",
+    Refusal.DEADLINE: "503: it cannot be answered within its deadline.",
     Refusal.WAITED_TOO_LONG: "504: it waited longer than `request_timeout`.",
 }
 

@@ -28,7 +28,6 @@ EFFECTS = [
     core.ModelReset("a"),
     core.PolicyOverruled("SwitchTo('x')"),
     core.PolicyDecided("wait", None, "young"),
-    core.ShadowDropped("mine", "RuntimeError: ill"),
     core.PolicyAdopted("idle", "adaptive", "it waits less"),
     core.PinSet("a", pinned=True, until=None),
     core.LeaseSet(leased=True, until=5.0, reason="training"),

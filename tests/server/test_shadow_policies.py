@@ -41,17 +41,17 @@ async def test_what_others_would_have_done_is_counted(house):
 async def test_reloads_keep_what_was_counted(house):
     switcher = await house.open(policy={"shadow": ["idle"]})
     await house.chat("a")
-    (before,) = switcher.core.state.shadows
+    (before,) = switcher.shadows
     assert before.counts
     switcher.replace(house.config(policy={"shadow": ["idle", "amortized"], "max_wait": "1m"}))
-    kept, new = switcher.core.state.shadows
+    kept, new = switcher.shadows
     assert kept is before
     assert not new.counts
     switcher.replace(house.config(policy={"shadow": [{"use": "amortized", "options": {"alpha": 9}}]}))
-    (changed,) = switcher.core.state.shadows
+    (changed,) = switcher.shadows
     assert changed is not new
     switcher.replace(house.config())
-    assert switcher.core.state.shadows == ()
+    assert switcher.shadows == ()
     assert await metrics(house) == {}
 
 
