@@ -5,6 +5,7 @@ With the settings that llmux has no equivalent for, and a note about each.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ import yaml
 from llmux.config.load import literal
 from llmux.config.model_settings import LONGEST_DESCRIPTION
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
-from llmux.config.setting_types import Address, covers, format_duration
+from llmux.config.setting_types import Address, covers, format_duration, parse_address
 from llmux.config.targets import FIELD
 from llmux.llama_swap import source
 from llmux.llama_swap.engine_command import Engine, text
@@ -30,7 +31,10 @@ _LOG_LEVELS = {"warn": "warning"}
 
 _LOADING = "there, words in what the model seems to think; here, comments in the stream, which keep it open"
 
-_WARM = "here, a conversation stays with its model while that is awake"
+_CHOICES = {
+    "warm": ("awake", "here, a conversation stays with its model while that is awake"),
+    "spillover": ("first", "there, a target gets so many requests before the next; here, until it cannot be had"),
+}
 
 Settings = dict[str, Any]
 
@@ -79,6 +83,9 @@ class _Translator:
         self.problems: list[Problem] = []
         self.addresses: dict[str, Address] = {}
         self.known: dict[str, str] = {}
+        self.elsewhere: dict[str, str] = {}  # names of peers' models: what they are called here
+        self.remotes: dict[str, Settings] = {}
+        self.virtual: dict[str, Settings] = {}
         self.result = Translation(read.file)
         engines = {name: self.engine(name, model) for name, model in self.config.models.items()}
         found = {name: engine for name, engine in engines.items() if engine}
@@ -91,6 +98,7 @@ class _Translator:
         self.share()
         if self.config.sendLoadingState:
             self.notes.append(Note(("sendLoadingState",), _LOADING, lost=False))
+        self.peer()
         self.select()
         self.preload()
         residency = Residency(self.config, self.known)
@@ -192,20 +200,72 @@ class _Translator:
                 for name in names:
                     self.result.models[name]["shared_address"] = True
 
+    def peer(self) -> None:
+        """Make remotes of the peers, and virtual models of what they serve, where those names are free."""
+        for name, peer in self.config.peers.items():
+            at = ("peers", name)
+            remote = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64] or "peer"
+            for key in ("filters", "timeouts"):
+                self.notes += peer_leftovers((*at, key), self.read.raw["peers"][name].get(key) or {})
+            if not peer.models or remote in self.remotes:
+                self.notes.append(
+                    Note(at, "serves no model" if not peer.models else f"{remote!r} is a peer already")
+                )
+                continue
+            try:
+                parse_address(peer.proxy)
+            except ValueError as error:
+                self.problems.append(Problem((*at, "proxy"), str(error)))
+                continue
+            limits = {"connect": peer.timeouts.connect, "first_byte": peer.timeouts.responseHeader}
+            timeouts = {step: format_duration(float(limit)) for step, limit in limits.items() if limit}
+            settings: Settings = {"url": literal(peer.proxy)}
+            if peer.apiKey:
+                settings["key"] = text(peer.apiKey)
+            models = {literal(model): literal(model) for model in peer.models}
+            self.remotes[remote] = {**settings, "models": models, "timeouts": timeouts}
+            for index, model in enumerate(peer.models):
+                self.elsewhere[f"{name}/{model}"] = target = f"{remote}/{model}"
+                if model in self.known or model in self.elsewhere:
+                    self.notes.append(
+                        Note((*at, "models", index), f"{model!r} is served already, which goes first")
+                    )
+                else:
+                    self.elsewhere[model] = model
+                    self.virtual[model] = {"first": [literal(target)]}
+        if self.remotes:
+            self.result.settings["remotes"] = self.remotes
+            if not self.config.apiKeys:
+                self.result.settings["remotes_for_all"] = True
+
     def select(self) -> None:
         for name, selector in self.config.selectors.items():
             at = ("selectors", name)
-            target = self.known.get(selector.targets[0]) if selector.targets else None
-            targets = [self.known.get(each) for each in selector.targets]
-            if selector.strategy == "warm" and None not in targets and targets and name not in self.known:
-                awake = list(dict.fromkeys(selector.targets))
-                self.result.settings.setdefault("virtual", {})[name] = {"awake": list(map(literal, awake))}
-                self.notes.append(Note(at, _WARM, lost=False))
-            elif selector.strategy != "pin" or target is None:
-                self.notes.append(Note(at, "a name leads to one model; make it one of that model's `aliases`"))
-            elif name not in self.known:
-                self.known[name] = target
-                self.result.models[target].setdefault("aliases", []).append(literal(name))
+            targets = [each if each in self.known else self.elsewhere.get(each) for each in selector.targets]
+            chosen = [literal(each) for each in dict.fromkeys(targets) if each is not None]
+            if name in self.known or name in self.elsewhere:
+                continue
+            if selector.strategy == "pin" and targets and targets[0] is not None:
+                self.pin(name, selector.targets[0], targets[0])
+            elif selector.strategy in _CHOICES and targets and None not in targets:
+                kind, note = _CHOICES[selector.strategy]
+                self.virtual[name] = {kind: chosen}
+                self.notes.append(Note(at, note, lost=False))
+            elif selector.strategy not in ("pin", *_CHOICES):
+                self.notes.append(Note(at, f"{selector.strategy!r} is not known here; see `virtual`"))
+            else:
+                self.notes.append(Note(at, "one of its targets is not carried over"))
+        if self.virtual:
+            self.result.settings["virtual"] = self.virtual
+
+    def pin(self, name: str, first: str, target: str) -> None:
+        """Let a selector's name stand for its first target."""
+        model = self.known.get(first)
+        if model is None or first in self.result.models[model].get("variants", {}):
+            self.virtual[name] = {"first": [literal(target)]}
+        else:
+            self.known[name] = model
+            self.result.models[model].setdefault("aliases", []).append(literal(name))
 
     def preload(self) -> None:
         for index, name in enumerate(self.config.hooks.on_startup.preload):
@@ -297,7 +357,8 @@ def _whole(config: LlamaSwap) -> Settings:
     if config.includeAliasesInList:
         settings["list_aliases"] = True
     if config.apiKeys:
-        settings["api_keys"] = [text(key) for key in config.apiKeys]
+        keys = [text(key) for key in config.apiKeys]
+        settings["api_keys"] = [{"key": key, "remote": True} for key in keys] if config.peers else keys
     return settings
 
 
@@ -311,7 +372,7 @@ def own_port(wanted: int | None, addresses: Mapping[str, Address]) -> int:
 
 def _all_text(config: LlamaSwap) -> str:
     used = [piece for model in config.models.values() for piece in (model.cmd, model.cmdStop, *model.env)]
-    return "\n".join([*used, *config.apiKeys])
+    return "\n".join([*used, *config.apiKeys, *(peer.apiKey for peer in config.peers.values())])
 
 
 def _in_order(notes: list[Note], lines: Lines) -> list[Note]:
@@ -344,7 +405,6 @@ _GLOBAL = {
     "ui": "llmux's page is of its own",
     "performance": "see `/metrics`; for the GPU itself use a GPU exporter",
     "profiles": "a name leads to the same model always; change `aliases` and send HUP",
-    "peers": "llmux serves the models of this machine; let clients ask the others for theirs",
     "upstream": "what reaches an engine is told by `forward`; `/upstream/MODEL/` is for operators",
 }
 _DEFAULTS = {"logToStdout": ("proxy",), "captureBuffer": (5,), "metricsMaxInMemory": (1000,)}
@@ -373,6 +433,22 @@ def model_leftovers(name: str, model: Mapping[str, Any], *, loading_state: bool)
             yield Note((*at, "filters", key), _FILTERS if named else _OWN_FILTERS)
     if name == "comfyui_auto":
         yield Note(at, "the path `/comfyui`; use `/upstream/comfyui_auto/`", lost=True)
+
+
+_PEER = {
+    **dict.fromkeys(
+        ("stripParams", "strip_params", "setParams", "setParamsByID"), "a remote's requests stay as they are"
+    ),
+    **dict.fromkeys(("keepalive", "tlsHandshake", "idleConn"), "see `timeouts` of a remote"),
+}
+_PEER_DEFAULTS = {"keepalive": (30,), "tlsHandshake": (10,), "idleConn": (90,)}
+
+
+def peer_leftovers(at: Path, settings: Mapping[str, Any]) -> Iterator[Note]:
+    """Yield what is set for a peer, in one of its mappings, and is not carried over."""
+    for key, value in settings.items():
+        if key in _PEER and value not in _NOTHING and value not in _PEER_DEFAULTS.get(key, ()):
+            yield Note((*at, key), _PEER[key])
 
 
 def _named(

@@ -170,6 +170,23 @@ class Selector(Part):
     targets: Texts = ()
 
 
+class PeerTimeouts(Part):
+    """How long each step may take, in seconds; 0: no limit."""
+
+    connect: Count = 30
+    responseHeader: Count = 60
+
+
+class Peer(Part):
+    """An endpoint on another host."""
+
+    proxy: str
+    models: Texts = ()
+    apiKey: str = ""
+    timeouts: PeerTimeouts = Field(default_factory=PeerTimeouts)
+    filters: Filters = Field(default_factory=Filters)
+
+
 class LlamaSwap(Part):
     """The whole file."""
 
@@ -188,6 +205,7 @@ class LlamaSwap(Part):
     sendLoadingState: bool = False
     includeAliasesInList: bool = False
     selectors: Mapping[str, Selector] = Field(default_factory=dict)
+    peers: Mapping[str, Peer] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,6 +496,8 @@ def _settle(data: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[s
 def _is_kept(path: Path) -> bool:
     if path[0] == "models":
         return len(path) > 2 and (path[2] in _KEPT or path[2] not in Model.model_fields)  # noqa: PLR2004
+    if path[0] == "peers":
+        return len(path) > 2 and path[2] == "apiKey"  # noqa: PLR2004
     return path[0] == "apiKeys" or path[0] not in _USED
 
 

@@ -72,6 +72,20 @@ class TestEverything:
     def test_another_address(self, everything):
         assert everything.config.models["elsewhere"].address.url == "http://127.0.0.1:9999/base"
 
+    def test_the_peers(self, everything):
+        remote = everything.config.remotes["other"]
+        assert (remote.url, dict(remote.models), remote.secret) == (
+            "http://192.168.1.23:80",
+            {"a": "a", "big": "big"},
+            "unset",
+        )
+        assert "key: ${NOT_SET}" in everything.text
+        assert (remote.timeouts.connect, remote.timeouts.first_byte) == (30.0, 60.0)
+        assert everything.config.virtual["a"].first == ("other/a",)
+        assert "big" not in everything.config.virtual
+        assert all(everything.config.may_leave(entry) for entry in everything.config.api_keys)
+        assert not everything.config.remotes_for_all
+
     def test_the_groups(self, everything):
         groups = {name: group.model_dump() for name, group in everything.config.groups.items()}
         assert groups == {
@@ -93,7 +107,8 @@ class TestEverything:
             "models.big.sendLoadingState",
             "models.big.timeouts", "models.nowhere", "hooks.on_startup.preload[2]",
             "routing.router.settings.groups.together.members[2]",
-            "routing.scheduler.settings.fifo.priority.strange", "peers",
+            "routing.scheduler.settings.fifo.priority.strange", "peers.other.models[1]",
+            "peers.other.filters.stripParams",
         }  # fmt: skip
         assert everything.differs() == [
             "sendLoadingState",
@@ -428,3 +443,58 @@ def test_everything_that_is_wrong_is_said_at_once(problems):
 def test_the_policy_is_written_out_where_the_file_names_none(load):
     config = load("models: {a: {cmd: 'serve --port ${PORT}'}}").config
     assert config.policy.use == "idle"  # as llama-swap switches
+
+
+CMD = 'cmd: "x ${PORT}"'
+
+
+def test_peers_without_keys_and_selectors_of_them(load):
+    got = load(f"""
+        models: {{m: {{{CMD}, filters: {{setParamsByID: {{"m:hot": {{temperature: 2}}}}}}}}, n: {{{CMD}}}}}
+        peers:
+          far away: {{proxy: "https://h.example/api", models: [org/x, y], timeouts: {{connect: 3}}}}
+          near: {{proxy: "http://10.0.0.1:8080", models: [y, z], timeouts: {{keepalive: 5}}}}
+        selectors:
+          warm: {{strategy: warm, targets: [m, near/y]}}
+          spills: {{strategy: spillover, targets: [n, org/x], settings: {{spillover: 4}}}}
+          pinned: {{strategy: pin, targets: [z, m]}}
+          hot: {{strategy: pin, targets: ["m:hot"]}}
+          of nothing: {{strategy: warm, targets: [m, nowhere]}}
+          of another kind: {{strategy: random, targets: [m]}}
+    """)
+    assert {name: (each.url, tuple(each.models)) for name, each in got.config.remotes.items()} == {
+        "far-away": ("https://h.example:443/api", ("org/x", "y")),
+        "near": ("http://10.0.0.1:8080", ("y", "z")),
+    }
+    assert got.config.remotes["far-away"].timeouts.connect == 3.0
+    assert got.config.remotes_for_all
+    assert {name: (each.kind, each.targets) for name, each in got.config.virtual.items()} == {
+        "org/x": ("first", ("far-away/org/x",)),
+        "y": ("first", ("far-away/y",)),
+        "z": ("first", ("near/z",)),
+        "warm": ("awake", ("m", "near/y")),
+        "spills": ("first", ("n", "org/x")),
+        "pinned": ("first", ("z",)),
+        "hot": ("first", ("m:hot",)),
+    }
+    assert set(got.lost()) == {
+        "peers.near.models[0]",
+        "peers.near.timeouts.keepalive",
+        "selectors.of nothing",
+        "selectors.of another kind",
+    }
+    assert got.differs() == ["selectors.warm", "selectors.spills"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "said"),
+    [("{models: [a]}", "peers.p.proxy"), ("{proxy: x, models: [a]}", "peers.p.proxy"), ("[]", "peers.p")],
+)
+def test_peers_that_cannot_be_used(problems, peer, said):
+    assert any(said in found for _, found in problems(f"models: {{m: {{{CMD}}}}}\npeers: {{p: {peer}}}"))
+
+
+def test_a_peer_without_models_is_named(load):
+    got = load(f'models: {{m: {{{CMD}}}}}\npeers: {{p: {{proxy: "http://x"}}}}')
+    assert set(got.lost()) == {"peers.p"}
+    assert not got.config.remotes
