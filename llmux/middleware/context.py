@@ -22,6 +22,7 @@ from llmux.runtime.switcher import Accounts
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
+    from llmux.middleware.routing import Spillable
     from llmux.tracing import RequestTrace
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
@@ -78,6 +79,7 @@ class RequestContext:
         "rode",
         "route",
         "sent",
+        "spillable",
         "ticket",
         "told_to_send",
         "trace",
@@ -100,6 +102,7 @@ class RequestContext:
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
         self.rode = 0.0  # seconds that it waited before its ticket: for another target
+        self.spillable: Spillable | None = None  # it goes to a remote if it would wait for too long
         self.may_leave = False  # it may yet go to another host
         self.regions: frozenset[str] | None = None  # of remotes, that may serve it; None: all
         self.sent = 0  # bytes of the request's body

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llmux.middleware.exact_usage import ExactUsage
     from llmux.middleware.passive import Passive
     from llmux.middleware.remotes import Remotes
+    from llmux.middleware.routing import Routing
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
     from llmux.targets.codecs import Translation
@@ -92,6 +93,7 @@ class ModelHandler:
         self._notifier = ProgressNotifier(switcher)
         self._targeting: Targeting | None = None
         self._remotes: Remotes | None = None
+        self._routing: Routing | None = None
         self._passive: Passive | None = None
         self.gate: Gate | None = None
         self.captures: Captures | None = None
@@ -107,6 +109,7 @@ class ModelHandler:
         self._translating = _translating(config, self.budget)
         self._remotes = self._with_remotes(config, self._remotes)
         self._targeting = _targeting(config, self._switcher, self._remotes, self._targeting)
+        self._routing = self._with_routing(config, self._routing)
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
@@ -134,6 +137,17 @@ class ModelHandler:
         remotes = Remotes(config, self._switcher, self._translating)
         self._forwarder.beside.append(remotes.close)
         return remotes
+
+    def _with_routing(self, config: Config, before: Routing | None) -> Routing | None:
+        """Return what leads requests elsewhere, where `routes` or `spill` say so."""
+        if before is not None:
+            before.close()
+        if not config.routes and not any(model.spill for model in config.models.values()):
+            return None
+        from llmux.middleware.routing import Routing  # noqa: PLC0415 - most configurations have no use for it
+
+        assert self._targeting is not None
+        return Routing(config, self._switcher, self._targeting, self.gate, before)
 
     def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
         """Return what serves the paths that wake nothing, where there are any."""
@@ -175,24 +189,34 @@ class ModelHandler:
     ) -> web.StreamResponse:
         if self.captures is not None and context.holder is not None and context.holder.captured:
             _capture(self.captures, request, body)
+        asked, through = name, None
+        if self._routing is not None:
+            name, context.regions, reason = await self._routing.lead(name, context, body)
+            through = None if reason is None else (reason, asked)
         model = self._names.get(name)
         if self.gate is not None and context.holder is not None:
-            self._let_in(self.gate, context, name, model)
-        if model is not None:
+            # What only `routes` know cannot be among a key's models.
+            known = through is None or asked in self._names or self._is_other_name(asked, context)
+            self._let_in(self.gate, context, asked if known else name, model)
+        if model is not None and through is None:
             context.asked, context.model = name, model
             return await self._with_model(request, context, body)
         targeting = self._targeting
         if targeting is None or not targeting.knows(name, context):
             raise unknown_model(name, self._listed)
-        context.asked = name
-        return await targeting.serve(name, request, context, body, self._with_model)
+        context.asked = asked
+        return await targeting.serve(name, request, context, body, self._with_model, through=through)
+
+    def _is_other_name(self, name: str, context: RequestContext) -> bool:
+        """Whether it stands for something, and is neither a model's nor an alias."""
+        return self._targeting is not None and self._targeting.knows(name, context)
 
     def _let_in(self, gate: Gate, context: RequestContext, name: str, model: str | None) -> None:
         """See to it that the key may ask for this now. Raises ForbiddenError, LimitError and QuotaError."""
         grant = gate.grants.get(context.key)
         if grant is None:
             return
-        if model is None and (self._targeting is None or not self._targeting.knows(name, context)):
+        if model is None and not self._is_other_name(name, context):
             raise unknown_model(name, self._listed if grant.models is None else sorted(grant.models))
         context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
 
@@ -205,6 +229,13 @@ class ModelHandler:
             counted = await self._counting.answer(self._switcher.config, request, context, body)
             if counted is not None:
                 return counted
+        if self._routing is not None and (offer := self._routing.offer(context)) is not None:
+            return await self._routing.serve(offer, request, context, body, self._fitted)
+        return await self._fitted(request, context, body)
+
+    async def _fitted(
+        self, request: web.Request, context: RequestContext, body: Body | None
+    ) -> web.StreamResponse:
         fitted = body if self._translating is None else self._translating.fit(context, body)
         if self.exact_usage is not None and fitted is body:
             asking = await self.exact_usage.asking(context.route.path, body)
@@ -255,9 +286,13 @@ class ModelHandler:
                 context.channel = await self._channel(request, context, body)
             if context.channel is not None:
                 self._notifier.add(ticket, context.channel)
+            if context.spillable is not None and self._routing is not None:
+                self._routing.watch(ticket, context.spillable)
         try:
             return await self._switcher.admission(ticket)
         finally:
+            if context.spillable is not None and self._routing is not None:
+                self._routing.forget(ticket)
             if context.channel is not None and context.early is None:
                 self._notifier.remove(ticket)
             if context.trace is not None and waits:
@@ -415,7 +450,7 @@ def _targeting(
     config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None
 ) -> Targeting | None:
     """Return what knows the names that are not models', where there are any."""
-    if not config.variants and not config.virtual and not config.remotes:
+    if not (config.variants or config.virtual or config.remotes or config.routes):
         return None
     from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
 

@@ -208,6 +208,8 @@ class Remotes:
                 code="region_not_allowed",
                 param="model",
             )
+        if self._switcher.core.state.stopping:
+            raise UnavailableError("llmux is stopping.", code="stopping")
         wait = remote.endpoint.wait(self._switcher.now())
         if wait is not None:
             resting = remote.endpoint.breaker.state(self._switcher.now()) is not State.CLOSED
@@ -256,7 +258,7 @@ class Remotes:
             anthropic=context.route.anthropic(request.raw_path),
         )
         ticket = context.ticket = Ticket(_UNCOUNTED, name, switcher.clock(), context.key)
-        ticket.request_id = context.request_id
+        ticket.request_id, ticket.asked = context.request_id, context.asked
         ticket.attach(exchange.cut)
         switcher.elsewhere.add(ticket)
         before = remote.endpoint.breaker.state(switcher.now())

@@ -25,7 +25,7 @@ from llmux.middleware.model_handler import rename_in_query
 from llmux.middleware.paths import Kind
 from llmux.runtime import Switcher, wait_estimate
 from llmux.targets.conversation import HEADER, Conversations, conversation_of
-from llmux.targets.resolution import Ask, Names, Resolution, Target
+from llmux.targets.resolution import Ask, Names, Reason, Resolution, Target
 from llmux.targets.variants import variants_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _FINAL = frozenset({"stopping"})  # no other target would do better
 _WORTH_ANOTHER = frozenset({408, 429})
 _SERVER_ERROR = 500
 
+Through = tuple[Reason, str]  # why, and from which name
 Serve = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.StreamResponse]]
 
 
@@ -105,14 +106,35 @@ class Targeting:
         """Whether a request may ask for it."""
         return name in self._names and context.route.kind is Kind.FORWARD
 
+    def may(self, name: str, context: RequestContext) -> bool:
+        """Whether a request may go to one of the remotes that a name stands for."""
+        now = Now(self._switcher, self._remotes, context)
+        return any(target.remote and now.allowed(target.model) for target in self._names.targets(name))
+
+    def can(self, name: str, context: RequestContext) -> bool:
+        """Whether one of the remotes that a name stands for takes a request now."""
+        now = Now(self._switcher, self._remotes, context)
+        return any(target.remote and now.wait(target.model) is not None for target in self._names.targets(name))
+
     async def serve(
-        self, name: str, request: web.Request, context: RequestContext, body: Body | None, serve: Serve
+        self,
+        name: str,
+        request: web.Request,
+        context: RequestContext,
+        body: Body | None,
+        serve: Serve | None,
+        *,
+        through: Through | None = None,
+        others: bool = False,
     ) -> web.StreamResponse:
-        """Have ``serve`` serve a request for a known name.
+        """Have ``serve`` serve a request for a known name; what is on another host, the remote.
+
+        ``through`` says by what it was led from another name to this one. ``others``: if all fail, something else
+        will be tried.
 
         Raises BadRequestError where the body does not take what the name stands for, and what ``serve`` raises.
         """
-        found, remember = await self._resolve(name, request, context, body)
+        found, remember = await self._resolve(name, request, context, body, through)
         pending = [found.target, *found.others]
         context.may_leave = context.may_leave or any(target.remote for target in pending)
         while True:
@@ -122,22 +144,23 @@ class Targeting:
             context.model = target.model
             try:
                 if target.remote and self._remotes is not None:
-                    others = bool(pending)
-                    return await self._remotes.serve(target.model, request, context, sent, others=others)
+                    more = others or bool(pending)
+                    return await self._remotes.serve(target.model, request, context, sent, others=more)
+                assert serve is not None
                 return await serve(request, context, sent)
             except RequestError as error:
-                if not pending or not _may_fail_over(request, context, error):
+                if not pending or not may_fail_over(request, context, error):
                     raise
-                self._leave(context, error)
+                self.leave(context, error)
 
     async def _resolve(
-        self, name: str, request: web.Request, context: RequestContext, body: Body | None
+        self, name: str, request: web.Request, context: RequestContext, body: Body | None, through: Through | None
     ) -> tuple[Resolution, Callable[[Target], None]]:
         """Return what serves the request now, and what takes note of where it is served."""
         if name not in self._virtual:
             found = self._names.resolve(name, Ask(), Now(self._switcher, self._remotes, context))
-            if found.target.remote:
-                self._tell(name, found, context)
+            if found.target.remote or through is not None:
+                self._tell(name, found, context, through)
             else:
                 self._switcher.metrics.target_chosen(name, found.target.model, found.reason)
             return found, lambda _target: None
@@ -153,7 +176,7 @@ class Targeting:
             draw=random.random(),  # noqa: S311 - a share of requests, no secret
         )
         found = self._names.resolve(name, ask, Now(self._switcher, self._remotes, context))
-        self._tell(name, found, context)
+        self._tell(name, found, context, through)
         return found, functools.partial(self.conversations.keep, name, key, conversation)
 
     async def _looked_at(self) -> None:
@@ -170,16 +193,22 @@ class Targeting:
         finally:
             end()
 
-    def _tell(self, name: str, found: Resolution, context: RequestContext) -> None:
-        self._switcher.metrics.target_chosen(name, found.target.name, found.reason)
+    def _tell(self, name: str, found: Resolution, context: RequestContext, through: Through | None) -> None:
+        asked, reason, way = name, found.reason, found.way
+        if through is not None:
+            reason, asked = through
+            way = (asked, *way)
+        # The names that `routes` take are the clients': there may be any number of them.
+        label = asked if asked in self._names else name
+        self._switcher.metrics.target_chosen(label, found.target.name, reason)
         self._switcher.choices.append(
             {
                 "time": time.time(),
-                "asked": name,
+                "asked": asked,
                 "target": found.target.name,
                 "model": found.target.model,
-                "reason": str(found.reason),
-                "way": list(found.way),
+                "reason": str(reason),
+                "way": list(way),
                 "request_id": context.request_id,
             }
         )
@@ -200,7 +229,7 @@ class Targeting:
             context.headers.append((VARIANT, target.variant))
         return body
 
-    def _leave(self, context: RequestContext, error: RequestError) -> None:
+    def leave(self, context: RequestContext, error: RequestError) -> None:
         """End the request where it has failed, for it to begin elsewhere."""
         ticket, context.ticket = context.ticket, None
         context.exchange = None
@@ -209,7 +238,7 @@ class Targeting:
             context.rode += ticket.rode + ticket.waited
 
 
-def _may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:
+def may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:
     """Whether another target may serve it: its client has had nothing of an answer, and it is not to blame."""
     if answer_has_begun(request) and context.early is None:
         return False

@@ -194,6 +194,27 @@ class Recorder:
             self.file.begin_new()
             self.begin("rotated")
 
+    def served_elsewhere(self, ticket: Ticket, status: int | None, outcome: Outcome | None, sent: int) -> None:
+        """Write the line of a request, or one try of it, that another host served: the core knew nothing of it."""
+        ended = self._switcher.now()
+        first = None if outcome is None else outcome.first_byte_at
+        broken = outcome is not None and outcome.broken is not None
+        self._put(
+            "remote",
+            sent_s=self._at(ticket.arrived),
+            asked=ticket.asked,
+            target=ticket.model,
+            prompt_bytes=sent,
+            answer_bytes=0 if outcome is None else outcome.bytes_out,
+            first_byte_s=None if first is None else round(first - ticket.arrived, DIGITS),
+            service_s=round(ended - ticket.arrived, DIGITS),
+            outcome=outcome_of(ticket, status, began=first is not None, broken=broken),
+            status=status,
+        )
+        if self.file.full:
+            self.file.begin_new()
+            self.begin("rotated")
+
     def end(self) -> None:
         """Say that this is the end; the file is still to be closed."""
         self._put("stop", at=self._at(self._switcher.now()))
@@ -351,6 +372,8 @@ def rules_line(rules: Rules) -> dict[str, Any]:
 
 def outcome_of(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -> str:
     """Say in a word how a request ended; ``status`` is None for a guard that was held."""
+    if ticket.spilled:
+        return "spilled"
     if status is None:
         return "held"
     if status == GONE:

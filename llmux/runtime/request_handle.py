@@ -61,6 +61,7 @@ class Ticket:
     __slots__ = (
         "admission",
         "arrived",
+        "asked",
         "cut_off",
         "id",
         "keep",
@@ -71,6 +72,7 @@ class Ticket:
         "request_id",
         "rides",
         "rode",
+        "spilled",
         "waited",
         "waiter",
     )
@@ -88,6 +90,8 @@ class Ticket:
         self.rides = False  # it rides along, and causes no switch
         self.rode = 0.0  # seconds that it did
         self.waited = 0.0
+        self.asked: str | None = None  # for what name, where another host serves it: the core knows nothing of it
+        self.spilled = False  # it has left the queue for a remote
         self.keep: float | None = None  # idle seconds that its client wants its model to stay awake for
         self.request_id = ""  # as its client knows it; set when it waits
 

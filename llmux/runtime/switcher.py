@@ -124,6 +124,7 @@ def orphan_to(log: EventLog) -> Callable[[HookJob], None]:
     return lambda job: log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)
 
 
+LOOK = 0.02  # seconds between two looks at what other hosts still serve, while llmux stops
 CHOICES = 200  # that are kept
 
 
@@ -272,8 +273,13 @@ class Switcher:
 
     async def stop(self) -> None:
         """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
+        until = self.now() + self.config.shutdown_grace
         self.post(ev.ShutdownRequested())
         await self.stopped.wait()
+        while self.elsewhere and self.now() < until:  # noqa: ASYNC110 - rarely, and not for long
+            await asyncio.sleep(LOOK)
+        for ticket in list(self.elsewhere):
+            ticket.cut(fx.CutReason.STOPPING, None)
         await self.close()
 
     async def close(self) -> None:
@@ -426,6 +432,8 @@ class Switcher:
         what became of its exchange, and ``sent`` the bytes of its body.
         """
         if self._tickets.pop(ticket.id, None) is None:
+            if ticket.asked is not None and self.recorder is not None:
+                self.recorder.served_elsewhere(ticket, status, outcome, sent)
             return
         if ticket.admission is not None:
             self._persistence.used(ticket.model)
@@ -439,6 +447,20 @@ class Switcher:
             return
         for tell in self._on_left:
             tell(ticket, status, outcome, sent)
+
+    def spill(self, request: int, why: RequestError) -> bool:
+        """End a request that waits, in one step, with ``why`` for what awaits it. False where it does not wait.
+
+        From here on the core knows nothing of it, so it cannot be admitted, too.
+        """
+        ticket = self._tickets.get(request)
+        if ticket is None or ticket.admission is not None or ticket.rejection is not None:
+            return False
+        ticket.spilled = True
+        self.leave(ticket)
+        ticket.failed(why)
+        self._go_on(ticket)
+        return True
 
     def hold(self, model: str) -> InFlightGuard:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""

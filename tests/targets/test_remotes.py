@@ -472,3 +472,52 @@ async def test_a_remote_that_fails_again_and_again_is_left_alone(house, host, ce
     text = (await house.ask("GET", "/metrics")).body.decode()
     assert 'llmux_remote_state{remote="r",state="open"} 1.0' in text
     assert 'llmux_remote_requests_total{outcome="failed",remote="r"} 3.0' in text
+
+
+async def test_what_a_remote_serves_may_finish_when_llmux_stops(house, host, certificates):
+    async def slow(host, writer):
+        await host.go.wait()
+        writer.write(answer())
+        await writer.drain()
+
+    host.says = [slow]
+    await opened(house, host, certificates, shutdown_grace="60s")
+    line = await house.begin("POST", "/v1/chat/completions", {"model": "r/m"})
+    await until(lambda: host.asked)
+    closing = asyncio.create_task(house.close())
+    await until(lambda: house.switcher.core.state.stopping)
+    host.go.set()
+    assert (await line.reply()).json() == CHAT
+    await closing
+
+
+async def test_what_takes_longer_than_the_grace_is_ended(house, host, certificates):
+    host.says = [hang]
+    await opened(house, host, certificates, shutdown_grace="100ms")
+    line = await house.begin("POST", "/v1/chat/completions", {"model": "r/m"})
+    await until(lambda: host.asked)
+    closing = asyncio.create_task(house.close())
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (503, "stopping")
+    await closing
+
+
+async def test_a_reload_keeps_what_is_known_of_a_remote_and_takes_its_new_key(house, host, certificates):
+    host.says = [error("500 Oops")]
+    await opened(house, host, certificates)
+    for _ in range(3):
+        await house.ask("POST", "/v1/x", {"model": "r/m"})
+    remotes = {"r": host.settings(ca=certificates.authority, key="sk-new", models={"m": "m", "n": "n"})}
+    config = house.config("a", remotes=remotes, **OPEN)
+    house.switcher.replace(config)
+    house.front.configure(config)
+    assert house.switcher.remotes.document()["r"]["state"] == "open"
+    assert (await house.ask("POST", "/v1/x", {"model": "r/n"})).error["code"] == "remote_resting"
+    house.switcher.remotes._remotes["r"].endpoint.breaker.succeeded(0)
+    host.says = [answer()]
+    assert (await house.ask("POST", "/v1/x", {"model": "r/n"})).status == 200
+    assert host.asked[-1].headers["authorization"] == "Bearer sk-new"
+    config = house.config("a")
+    house.switcher.replace(config)
+    house.front.configure(config)
+    assert (await house.ask("POST", "/v1/x", {"model": "r/n"})).status == 404

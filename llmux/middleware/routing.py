@@ -1,0 +1,264 @@
+"""Where requests go that are not for the model which they name: by `routes`, and by the `spill` of a model.
+
+Imported only where the configuration has such. The rules themselves are pure (``targets.routing``,
+``targets.spill``); here they are given what they ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiohttp import web
+
+from llmux.config import Config
+from llmux.core.model import Model
+from llmux.errors import ForbiddenError, QueueFullError, RequestError, UnavailableError, WaitedTooLongError
+from llmux.extract import Body
+from llmux.middleware.context import RequestContext
+from llmux.middleware.paths import Kind
+from llmux.middleware.targeting import Targeting, may_fail_over
+from llmux.runtime import Switcher, Ticket, wait_estimate
+from llmux.targets.resolution import Reason
+from llmux.targets.routing import Content, Facts, content_of, follow
+from llmux.targets.spill import Offer, spills, worst_cost
+
+if TYPE_CHECKING:
+    from llmux.accounts.gate import Gate
+    from llmux.accounts.pricing import Prices
+
+LOOK = 0.25
+"""Seconds between two looks at the requests which wait and may spill."""
+_REJECTIONS = (UnavailableError, QueueFullError, WaitedTooLongError)
+_FINAL = frozenset({"stopping"})
+
+
+Locally = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.StreamResponse]]
+
+
+class SpilledError(RequestError):
+    """A request has left its model's queue: it goes to a remote. Never told to a client."""
+
+
+class Led(NamedTuple):
+    """Where a rule leads: a name, and the regions of remotes which may serve it."""
+
+    name: str
+    regions: frozenset[str] | None
+    reason: Reason | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Spillable:
+    """One request which may spill."""
+
+    offer: Offer
+    context: RequestContext
+    worst: int | None
+
+
+class Routing:
+    """The `routes` and the `spill` of one configuration."""
+
+    def __init__(
+        self,
+        config: Config,
+        switcher: Switcher,
+        targeting: Targeting,
+        gate: Gate | None,
+        before: Routing | None = None,
+    ) -> None:
+        """``before`` is that of the configuration which this one replaces."""
+        self._switcher = switcher
+        self._targeting = targeting
+        self._gate = gate
+        self._rules = config.routes
+        self._roles = {entry.name: entry.role for entry in config.api_keys}
+        self._names = config.names
+        self._ends = {
+            model.spill.to: config.leaves(model.spill.to)
+            for model in config.models.values()
+            if model.spill is not None
+        }
+        self._prices = _prices(config)
+        self._offers = {
+            name: Offer(model.spill.to, model.spill.over, _micros(model.spill.below))
+            for name, model in config.models.items()
+            if model.spill is not None
+        }
+        known = {} if before is None else before._waiting  # noqa: SLF001 - another of its kind
+        self._waiting: dict[int, Spillable] = {
+            number: one for number, one in known.items() if self._offers.get(one.context.model or "") == one.offer
+        }
+        self._timer: asyncio.TimerHandle | None = None
+        if self._waiting:
+            self._arm()
+
+    # ---- `routes`
+
+    async def lead(self, name: str, context: RequestContext, body: Body | None) -> Led:
+        """Return where a request for a name goes. ForbiddenError where a rule refuses it."""
+        if not self._rules or context.route.kind is not Kind.FORWARD:
+            return Led(name, None)
+        facts = self._facts(name, context)
+        found = follow(self._rules, facts, None)
+        if found.looks:
+            found = follow(self._rules, facts, await content_of(body))
+        rule = found.rule
+        if rule is None:
+            return Led(name, None)
+        number = self._rules.index(rule)
+        if rule.refuses:
+            raise ForbiddenError(
+                f"Requests like this one are not served here: rule {number + 1} of `routes` refuses them.",
+                code="route_refused",
+                param="model",
+            )
+        regions = None if rule.regions is None else frozenset(rule.regions)
+        return Led(name, regions) if rule.to is None else Led(rule.to, regions, Reason.ROUTE)
+
+    def _facts(self, name: str, context: RequestContext) -> Facts:
+        key = context.key or None
+        model, wait = self._names.get(name), None
+        found = None if model is None else self._switcher.core.state.models.get(model)
+        if found is not None:
+            wait = wait_estimate.for_a_newcomer(self._switcher.core.state, found, self._switcher.now())
+        return Facts(name, context.route.path, key, None if key is None else self._roles.get(key), wait)
+
+    # ---- `spill`
+
+    def offer(self, context: RequestContext) -> Offer | None:
+        """Return where a request may spill to; None where it may not at all."""
+        assert context.model is not None
+        offer = self._offers.get(context.model)
+        holder = context.holder
+        if offer is None or context.route.kind is not Kind.FORWARD or (holder is not None and holder.rides):
+            return None
+        return offer if self._targeting.may(offer.to, context) else None
+
+    async def _worst_cost(self, offer: Offer, body: Body | None) -> int | None:
+        """Return what a request may cost at worst; None where that does not matter."""
+        if offer.below is None:
+            return None
+        content = await content_of(body)
+        return max((self._worst(end, content) for end in self._ends[offer.to]), default=0)
+
+    def _worst(self, end: str, content: Content) -> int:
+        assert self._prices is not None  # the configuration was checked for it
+        price = self._prices.models[end]
+        return worst_cost(price, content.text, content.files, content.limit, content.answers)
+
+    def _spills_now(self, one: Spillable) -> bool:
+        """Whether a request that has just come goes to the remote."""
+        state, name = self._switcher.core.state, one.context.model
+        model = None if name is None else state.models.get(name)
+        if model is None or state.stopping or not state.ready:
+            return False
+        expected = wait_estimate.for_a_newcomer(state, model, self._switcher.now())
+        return spills(one.offer, 0.0, expected, one.worst) and self._can(one)
+
+    def _spills_rejected(self, one: Spillable, error: RequestError) -> bool:
+        """Whether a request that was rejected, and has had no answer, goes to the remote."""
+        rejected = isinstance(error, _REJECTIONS) and error.code not in _FINAL
+        return rejected and spills(one.offer, 0.0, None, one.worst) and self._can(one)
+
+    def _can(self, one: Spillable) -> bool:
+        """Whether the remote takes a request at this moment, and the key's budget allows it."""
+        context = one.context
+        if self._gate is not None and not self._gate.may_spend(context.key, one.worst or 0):
+            return False
+        return self._targeting.can(one.offer.to, context)
+
+    def watch(self, ticket: Ticket, one: Spillable) -> None:
+        """Look after a request that waits, until ``forget``: when it would wait too long, it leaves the queue."""
+        self._waiting[ticket.id] = one
+        if self._timer is None:
+            self._arm()
+
+    def forget(self, ticket: Ticket) -> None:
+        """Look after it no more."""
+        self._waiting.pop(ticket.id, None)
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        state = self._switcher.core.state
+        by_model: dict[str, set[int]] = defaultdict(set)
+        for number, one in self._waiting.items():
+            by_model[one.context.model or ""].add(number)
+        if not state.stopping:
+            for name, numbers in by_model.items():
+                model = state.models.get(name)
+                if model is not None:
+                    self._look_at(model, numbers)
+        if self._waiting:
+            self._arm()
+
+    def _look_at(self, model: Model, numbers: set[int]) -> None:
+        """Have those leave a model's queue that would wait too long. Each that leaves shortens it for the rest."""
+        state, now = self._switcher.core.state, self._switcher.now()
+        awake = wait_estimate.until_awake(state, model, now)
+        position = 0
+        for request in list(model.queue.values()):
+            position += 1
+            one = self._waiting.get(request.id) if request.id in numbers else None
+            if one is None:
+                continue
+            expected = awake + wait_estimate.in_queue(model, position)
+            if spills(one.offer, now - request.arrived, expected, one.worst) and self._can(one):
+                if self._switcher.spill(request.id, SpilledError("It goes to a remote.")):
+                    position -= 1
+                self._waiting.pop(request.id, None)
+
+    async def serve(
+        self, offer: Offer, request: web.Request, context: RequestContext, body: Body | None, locally: Locally
+    ) -> web.StreamResponse:
+        """Serve a request here, or by the remote when it would wait too long. If that fails, here after all."""
+        model, headers = context.model, list(context.headers)
+        assert model is not None
+        one = context.spillable = Spillable(offer, context, await self._worst_cost(offer, body))
+        context.may_leave = True
+        if context.ticket is not None or not self._spills_now(one):
+            try:
+                return await locally(request, context, body)
+            except SpilledError as error:
+                self._targeting.leave(context, error)
+            except RequestError as error:
+                if not may_fail_over(request, context, error) or not self._spills_rejected(one, error):
+                    raise
+                self._targeting.leave(context, error)
+            context.headers = list(headers)
+        context.spillable = None
+        through = (Reason.SPILL, model)
+        try:
+            return await self._targeting.serve(
+                offer.to, request, context, body, None, through=through, others=True
+            )
+        except RequestError as error:
+            if not may_fail_over(request, context, error):
+                raise
+            self._targeting.leave(context, error)
+        context.model, context.headers = model, headers
+        return await locally(request, context, body)
+
+    def close(self) -> None:
+        """Look no more: another configuration is in force."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _prices(config: Config) -> Prices | None:
+    if config.prices is None:
+        return None
+    from llmux.accounts.pricing import prices_of  # noqa: PLC0415 - few have prices
+
+    return prices_of(config)
+
+
+def _micros(amount: float | None) -> int | None:
+    return None if amount is None else round(amount * 1e6)

@@ -1,0 +1,162 @@
+"""The rules of `routes`: which one a request follows. Pure, but for ``content_of``, which reads a body.
+
+The first rule whose conditions all hold is followed. What takes a look into the body is only looked at when a rule
+that could be followed asks for it: ``follow`` says so by asking for a ``Content``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
+
+from llmux.config.access import glob_expression
+from llmux.config.remotes import RouteConfig, matches
+from llmux.errors import BadRequestError
+from llmux.extract import Body
+from llmux.targets.field_scanner import Member, scan
+
+BYTES_PER_TOKEN = 3.5
+TOKENS_PER_FILE = 1500
+
+_STEP = 64 * 1024
+_WORK = 0.0005  # seconds between two turns of the event loop
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_FIELDS = ("tools", "functions", "stream", "n", *_LIMITS)
+# A quote within a text is escaped: these are never part of one.
+_FILE = re.compile(
+    rb'(?<!\\)"type"[ \t\r\n]*:[ \t\r\n]*"(?:(image_url|input_image|image)|document|file|input_file|input_audio)"'
+)
+_LONGEST_FILE = 80  # bytes of that
+_ENCODED = re.compile(rb"[A-Za-z0-9+/]{200,}")  # no text has words that long: an image
+_EMPTY = frozenset({b"null", b"[]"})
+_NUMBER = re.compile(rb"\d{1,12}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a look into a body shows."""
+
+    images: bool = False
+    tools: bool = False
+    stream: bool = False
+    text: int = 0
+    """Bytes, but for those of files."""
+    files: int = 0
+    """Images among them."""
+    limit: int | None = None
+    """The most tokens that an answer may have, where the request says."""
+    answers: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """About how many it has."""
+        return round(self.text / BYTES_PER_TOKEN) + TOKENS_PER_FILE * self.files
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a request without a look into its body. ``wait`` is in seconds; None: it is not known."""
+
+    model: str
+    path: str = "/"
+    key: str | None = None
+    role: str | None = None
+    wait: float | None = None
+
+
+class Followed(NamedTuple):
+    """Which rule is followed. ``rule`` is None where none fits; ``looks``: the content has to be known first."""
+
+    rule: RouteConfig | None
+    looks: bool = False
+
+
+def follow(rules: Sequence[RouteConfig], facts: Facts, content: Content | None) -> Followed:
+    """Return the first rule that fits."""
+    for rule in rules:
+        if not _fits(rule, facts):
+            continue
+        if not rule.when.of_content:
+            return Followed(rule)
+        if content is None:
+            return Followed(None, looks=True)
+        if _holds(rule, content):
+            return Followed(rule)
+    return Followed(None)
+
+
+def _fits(rule: RouteConfig, facts: Facts) -> bool:
+    when = rule.when
+    return (
+        (when.model is None or matches(when.model, facts.model))
+        and (when.key is None or facts.key in when.key)
+        and (when.role is None or facts.role in when.role)
+        and (when.path is None or any(re.fullmatch(glob_expression(glob), facts.path) for glob in when.path))
+        and (when.wait_over is None or (facts.wait is not None and facts.wait > when.wait_over))
+    )
+
+
+def _holds(rule: RouteConfig, content: Content) -> bool:
+    when = rule.when
+    return (
+        (when.images is None or when.images is content.images)
+        and (when.tools is None or when.tools is content.tools)
+        and (when.stream is None or when.stream is content.stream)
+        and (when.tokens_over is None or content.tokens > when.tokens_over)
+    )
+
+
+async def content_of(body: Body | None) -> Content:
+    """Look into a body, in slices: other tasks get their turns. What is no JSON has text alone."""
+    if body is None:
+        return Content()
+    if body.form or body.compressed:
+        return Content(text=body.received)
+    try:
+        scanner = await scan(body, 0, body.received, _FIELDS)
+    except BadRequestError:  # the engine's to judge
+        return Content(text=body.received)
+    values = {member.name: _value(body, member) for member in scanner.found}
+    images, files, encoded = await _files(body)
+    return Content(
+        images=images,
+        tools=any(values.get(name, b"null") not in _EMPTY for name in ("tools", "functions")),
+        stream=values.get("stream") == b"true",
+        text=body.received - encoded,
+        files=files,
+        limit=max(_numbers(values, _LIMITS), default=None),
+        answers=max(_numbers(values, ("n",)), default=1),
+    )
+
+
+def _value(body: Body, member: Member) -> bytes:
+    """Return the beginning of a value, enough to know what it is."""
+    return b"".join(b"".join(body.part(member.start, min(member.end, member.start + 16))).split())
+
+
+def _numbers(values: dict[str, bytes], names: Iterable[str]) -> Iterable[int]:
+    return (int(values[name]) for name in names if _NUMBER.match(values.get(name, b"")))
+
+
+async def _files(body: Body) -> tuple[bool, int, int]:
+    """Return whether there are images, how many files there are, and how many bytes those take that are in it."""
+    images, files, encoded = False, 0, 0
+    before, since = b"", perf_counter()
+    for data in body.part(0, body.received):
+        for at in range(0, len(data), _STEP):
+            piece = data[at : at + _STEP]
+            encoded += sum(len(run) for run in _ENCODED.findall(piece))
+            text = before + piece
+            for found in _FILE.finditer(text):
+                if found.end() > len(before):  # else it was in the last piece
+                    files += 1
+                    images = images or found[1] is not None
+            before = piece[-_LONGEST_FILE:]
+            if perf_counter() - since > _WORK:
+                await asyncio.sleep(0)
+                since = perf_counter()
+    return images, files, encoded
