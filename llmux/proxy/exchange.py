@@ -6,6 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
@@ -92,6 +93,11 @@ class Exchange:
         self.cut_off = (reason, retry_after)
         if self.on_cut is not None:
             self.on_cut(reason, retry_after)
+
+    @property
+    def answered_well(self) -> bool:
+        """Whether the engine's answer shows that the model is there: an error may come from what is before it."""
+        return self.status is not None and self.status < HTTPStatus.BAD_REQUEST
 
     @property
     def usage(self) -> Usage:

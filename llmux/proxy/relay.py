@@ -274,7 +274,8 @@ class Relay:
             transport.write(data)
         exchange.bytes_out += len(data)
         activity = exchange.activity
-        activity.last_byte = now
+        if exchange.answered_well:
+            activity.last_byte = now
         if activity.counting and self._event_stream:
             count = data.count(_EVENT)
             activity.streamed += count

@@ -71,7 +71,8 @@ class TranslatingRelay(Relay):
             self.client_closed()
             return
         exchange = self.exchange
-        exchange.activity.last_byte = self._loop.time()
+        if exchange.answered_well:
+            exchange.activity.last_byte = self._loop.time()
         if self._stream is None:
             self._size += len(data)
             if self._size <= MOST and not self._unusable:

@@ -85,6 +85,6 @@ class EngineActivity:
     """
 
     connected: bool = False  # a connection was accepted at least once
-    last_byte: float | None = None  # loop time at which a response last delivered something
+    last_byte: float | None = None  # loop time at which an answer other than an error last delivered something
     counting: bool = False  # a reader of the status wants to know how many events are streamed
     streamed: int = 0  # events of event streams, as far as they were counted
