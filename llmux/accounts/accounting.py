@@ -11,8 +11,8 @@ from typing import Any
 
 from llmux.accounts import usage
 from llmux.accounts.gate import Gate
-from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
-from llmux.accounts.pricing import prices_of
+from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
+from llmux.accounts.pricing import TokenPrice, prices_of
 from llmux.accounts.shares import Share, Shares
 from llmux.accounts.store import Row
 from llmux.config import Config
@@ -43,6 +43,8 @@ class Accounting:
     def configure(self, config: Config) -> None:
         """Take over a configuration. Another ledger takes a restart."""
         self.prices = prices_of(config)
+        if self.prices is not None and self.prices.elsewhere:
+            self._put(Elsewhere(self.prices))
         self.shares.payers = config.charge.switch
         self.shares.everyone = tuple(entry.name for entry in config.api_keys if entry.name is not None)
 
@@ -54,7 +56,7 @@ class Accounting:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         switcher, shares = self._switcher, self.shares
-        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit)
+        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices)
         self._put = self.ledger.put
         switcher.metrics.registry.register(self.ledger.metrics)
         switcher.activities.watch()
@@ -80,6 +82,11 @@ class Accounting:
             self._switcher.log.emit("budget_unknown", key=key, error=str(error))
             return 0
         return sum(row["cost_micros"] for row in rows if row["currency"] == currency)
+
+    @property
+    def rates(self) -> Mapping[str, TokenPrice]:
+        """What is known of the prices of models elsewhere that the configuration has none for."""
+        return {} if self.ledger is None else self.ledger.rates
 
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
         """Keep a reservation: a crash would have it spent."""

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from llmux.accounts.limits import Allowance, Budget, spell
-from llmux.accounts.pricing import Prices, micros, of_gpu, of_tokens, prices_of
+from llmux.accounts.pricing import Prices, TokenPrice, micros, of_gpu, of_tokens, prices_of
 from llmux.accounts.tokens import BYTES_PER_TOKEN, Answer, Tokens, tokens_of
 from llmux.config import Config
 from llmux.config.accounts import BudgetConfig, LimitsConfig, Rate
@@ -94,6 +94,10 @@ class Passed:
 
 class Keeper(Protocol):
     """Where what budgets were used for is kept: the ledger."""
+
+    @property
+    def rates(self) -> Mapping[str, TokenPrice]:
+        """What is known of the prices of models elsewhere that the configuration has none for."""
 
     def spent(self, key: str, since: int) -> int:
         """Return what a key has spent since a Unix time."""
@@ -272,6 +276,10 @@ class Gate:
         if prices is None:
             return 0
         price = prices.models.get(name)
+        if price is None and name in prices.elsewhere:
+            price = None if self._keeper is None else self._keeper.rates.get(name)
+            if price is None:
+                return 0
         if price is None:
             return of_gpu(prices, round(seconds * 1e6), 0)[0]
         return of_tokens(price, (tokens.input, tokens.cached, tokens.output), 0)[0]

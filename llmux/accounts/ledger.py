@@ -28,12 +28,13 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmux.accounts.catalogue import CURRENCY, Catalogue
 from llmux.accounts.key_metrics import KeyMetrics
-from llmux.accounts.pricing import Prices, of_gpu, of_tokens, version_of
+from llmux.accounts.pricing import Prices, TokenPrice, of_gpu, of_tokens, version_of
 from llmux.accounts.store import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
 from llmux.accounts.tokens import Answer, tokens_of
 from llmux.config.accounts import HOUSE
@@ -106,6 +107,12 @@ class Released(NamedTuple):
     ident: str
 
 
+class Elsewhere(NamedTuple):
+    """Prices of models elsewhere that will be wanted."""
+
+    prices: Prices
+
+
 Tell = Callable[..., None]
 
 
@@ -116,11 +123,13 @@ class Ledger:
     thread, with what goes wrong.
     """
 
-    def __init__(self, path: Path, keep: float | None, tell: Tell) -> None:
-        """Take the file, and begin. Raises ConfigError when it cannot be the ledger."""
+    def __init__(self, path: Path, keep: float | None, tell: Tell, prices: Prices | None = None) -> None:
+        """Take the file, and begin, with these ``prices``. Raises ConfigError when it cannot be the ledger."""
         self.path = path
         self.keep = keep
         self.lost = 0  # rows, since the start
+        self.rates: Mapping[str, TokenPrice] = {}
+        """What is known of the prices of models elsewhere that the configuration has none for."""
         self.metrics = KeyMetrics(lambda: self.lost)
         self.recent: dict[int, Row] = {}  # the rows of the last requests, by their numbers there
         self._tell = tell
@@ -149,7 +158,10 @@ class Ledger:
         self._gpu_rest = self._token_rest = 0  # of a millionth of the currency
         self._prices: Prices | None = None
         self._version = 0
+        self._catalogue = Catalogue(tell)
         self._unsaid_prices: dict[int, str] = {}
+        if prices is not None and prices.elsewhere:
+            self.put(Elsewhere(prices))
         self._thread = threading.Thread(target=self._run, name="llmux-ledger", daemon=True)
         self._thread.start()
 
@@ -188,6 +200,7 @@ class Ledger:
 
     def _run(self) -> None:
         self._try(self._open)
+        self._look()  # at what the first requests may cost
         self.opened.set()
         while True:
             self._wake.wait(self._pause())
@@ -296,6 +309,9 @@ class Ledger:
 
     def _hold(self, message: tuple[Any, ...]) -> None:
         self._done += 1
+        if isinstance(message, Elsewhere):
+            self._look_up(message.prices)
+            return
         if isinstance(message, Reserved):
             self._reserved[message.ident] = message
             return
@@ -324,18 +340,42 @@ class Ledger:
 
     def _cost(
         self, prices: Prices, served: str | None, microseconds: int, tokens: tuple[int, int, int]
-    ) -> tuple[int, str, int]:
+    ) -> tuple[int, str, int | None]:
         version = self._version_of(prices)
         price = prices.models.get(served or "")
+        if price is None and served is not None and served in prices.elsewhere:
+            return self._listed(prices, served, tokens)
         if price is None:
             cost, self._gpu_rest = of_gpu(prices, microseconds, self._gpu_rest)
         else:
             cost, self._token_rest = of_tokens(price, tokens, self._token_rest)
         return cost, prices.currency, version
 
+    def _look_up(self, prices: Prices) -> None:
+        """Find what models elsewhere cost. What a package does wrong must not end the thread."""
+        if prices.currency != CURRENCY:
+            return
+        try:
+            self._catalogue.look_up(prices.elsewhere.items())
+        except Exception as error:  # noqa: BLE001
+            self._tell("internal_error", error=str(error), exc_info=error)
+        self.rates = dict(self._catalogue.rates)
+
+    def _listed(self, prices: Prices, served: str, tokens: tuple[int, int, int]) -> tuple[int, str, int | None]:
+        """Return what a request costs that was served elsewhere: nothing, of no version, where that is unknown."""
+        catalogue = self._catalogue
+        cost = None
+        if prices.currency == CURRENCY:
+            cost = catalogue.price_of(served, prices.elsewhere[served], tokens)
+        if cost is None:
+            return 0, prices.currency, None
+        version = version_of(catalogue.document)
+        self._unsaid_prices.setdefault(version, catalogue.document)
+        return cost, prices.currency, version
+
     def _version_of(self, prices: Prices) -> int:
         if prices is not self._prices:
-            self._prices, self._version = prices, version_of(prices)
+            self._prices, self._version = prices, version_of(prices.document)
             self._unsaid_prices[self._version] = prices.document
         return self._version
 
@@ -460,7 +500,7 @@ class Ledger:
             self._cleaned = now + CLEAN_EVERY
 
 
-_HOLDS = frozenset({Reserved, Released})
+_HOLDS = frozenset({Reserved, Released, Elsewhere})
 _NUMBERED = len(Ended._fields)
 
 

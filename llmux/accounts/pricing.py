@@ -7,10 +7,12 @@ of a millionth are not lost: what rounding has left over goes to the next reques
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import NamedTuple
 
 from llmux.config import Config
 
@@ -27,6 +29,15 @@ class TokenPrice:
     output: int
 
 
+class Elsewhere(NamedTuple):
+    """A model of a remote."""
+
+    model: str  # as the remote calls it
+    remote: str  # the remote's name here
+    url: str
+    private: bool  # it is on this host, or on this network
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """The prices of one configuration. ``gpu_hour`` is in millionths of the currency."""
@@ -34,6 +45,8 @@ class Prices:
     currency: str
     gpu_hour: int
     models: Mapping[str, TokenPrice]
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
+    """Models of remotes that have no price here, by their names here."""
 
     @property
     def document(self) -> str:
@@ -42,9 +55,9 @@ class Prices:
         return json.dumps({"currency": self.currency, "gpu_hour": self.gpu_hour, "models": models})
 
 
-def version_of(prices: Prices) -> int:
-    """Return the number of a version: that of its text, in whatever ledger."""
-    return int.from_bytes(hashlib.sha256(prices.document.encode()).digest()[:6])
+def version_of(document: str) -> int:
+    """Return the number of a version of prices: that of its text, in whatever ledger."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6])
 
 
 def micros(amount: float) -> int:
@@ -80,4 +93,19 @@ def prices_of(config: Config) -> Prices | None:
         for name, one in given.models.items()
         if name not in variants
     }
-    return Prices(given.currency, micros(given.gpu_hour), models)
+    elsewhere = {
+        name: _elsewhere(config, remote, theirs)
+        for name, (remote, theirs) in config.remote_models.items()
+        if name not in models
+    }
+    return Prices(given.currency, micros(given.gpu_hour), models, elsewhere)
+
+
+def _elsewhere(config: Config, remote: str, theirs: str) -> Elsewhere:
+    settings = config.remotes[remote]
+    host = settings.address.host
+    try:
+        private = not ipaddress.ip_address(host).is_global
+    except ValueError:
+        private = "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
+    return Elsewhere(theirs, remote, settings.url, private)

@@ -309,6 +309,9 @@ def accounts_warnings(config: Config) -> Iterator[str]:
         yield "usage: exact is of no use without `ledger`, where the tokens are kept"
     if config.prices is None:
         return
+    unpriced = [name for name in config.remote_models if name not in config.prices.models]
+    if unpriced and config.prices.currency != "usd":
+        yield f"prices: {', '.join(unpriced)} cost nothing: prices that are listed elsewhere are in usd"
     if config.ledger is None:
         yield "prices: nothing is written down without `ledger`"
     known = {*config.models, *config.variants, *config.remote_models}

@@ -261,6 +261,11 @@ CATALOGUE: dict[str, LogEvent] = {
         _WARNING, "The record's disk is too slow; lines are missing, and the file says how many."
     ),
     "record_unwritable": LogEvent(_WARNING, "The record cannot be written. Told once, until it can be again."),
+    "price_unknown": LogEvent(
+        _WARNING,
+        "What a model of a remote costs is neither in `prices` nor listed by genai-prices; its requests count as"
+        " costing nothing. Told once for each.",
+    ),
     "ledger_unwritable": LogEvent(
         _ERROR, "The ledger cannot be written; its rows wait, and requests are served. Told once, until it can be."
     ),

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import Config, EngineDefinition, first_costs, to_specs
@@ -139,6 +139,10 @@ class Accounts(Protocol):
 
     def returned(self, request: int) -> None:
         """Take note that an admitted request waits again."""
+
+    @property
+    def rates(self) -> Mapping[str, Any]:
+        """What is known of the prices of models elsewhere that the configuration has none for."""
 
     def spent(self, key: str, since: int) -> int:
         """Return what a key has spent since a Unix time, in millionths of the currency."""
