@@ -13,7 +13,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types shellcheck format walk soak fuzz bench timing docs policies clean
+.PHONY: help demo test lint types shellcheck format walk soak fuzz bench timing docs page policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -58,6 +58,9 @@ timing: $(VENV)/.test ## what has to be quick, on a machine which has nothing el
 
 docs: $(VENV)/.test ## write the generated parts of the pages in llmux/ anew
 	PYTHONPATH=. $(BIN)/python tests/docs/generated.py
+
+page: $(VENV)/.test ## take the pictures of the operators' page anew (needs Chromium)
+	PYTHONPATH=. $(BIN)/python -m tests.ui.screenshots
 
 policies: $(VENV)/.test ## compare the policies on all scenarios; write the guide's tables and picture
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.policies --write

@@ -52,9 +52,11 @@ function facts(world) {
   const { status } = world, move = status.switch
   if (move) {
     const expected = world.cost(move.from, move.to)
+    const left = move.from.filter(name => name !== move.to && status.models[name]?.queued).map(name => `${status.models[name].queued} for ${name}`)
     const others = status.awake.filter(name => name !== move.to && !move.from.includes(name))
     return [
       `switch ${move.id}, for ${duration(move.since)}`,
+      left.length && `${several(left)} wait until it is back`,
       expected != null && `it costs about ${duration(expected)} after the drain`,
       others.length && `${several(others)} ${others.length > 1 ? "stay" : "stays"} awake`,
     ].filter(Boolean).join(" · ")
@@ -161,7 +163,8 @@ export function showSums(world) {
   const hour = world.now() - 3600
   const ended = world.notes.filter(note => note.event === "switch_ended" && note.time >= hour)
   const oldest = Math.max(...models.map(model => model.oldest_wait ?? -1), -1)
-  const speed = Object.keys(status.models).map(name => world.rate(name) ?? 0).reduce((one, other) => one + other, 0)
+  const speeds = Object.keys(status.models).map(name => world.rate(name)).filter(speed => speed !== null)
+  const speed = speeds.length ? speeds.reduce((one, other) => one + other, 0) : null
   const spent = ended.reduce((sum, note) => sum + note.duration_secs - note.drain_secs, 0)
   const known = Math.max(1, Math.min(3600, world.now() - (world.begins ?? hour)))
   const sums = [

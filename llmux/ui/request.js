@@ -5,6 +5,7 @@ import { amount, clock, count, duration, rate, several } from "./format.js"
 
 const INSTANT = .005 // seconds that are not worth a word
 const DECISIONS = 4 // that are told
+const SWITCHES = 6 // that are told one by one
 
 // How long the parts of its wait were, in words.
 const WAITS = {
@@ -36,12 +37,11 @@ export function story(one, world, others = []) {
     const before = decision.time < start
     lines.push({ time: before ? start : decision.time, text: `${before ? "decided before it came" : "decided"}: ${decision.reason}`, kind: "decided" })
   }
-  for (const { kind, from, to, models } of parts) {
-    if (kind in WAITS && to - from > INSTANT) lines.push({ time: from, text: `waited ${duration(to - from)} ${WAITS[kind](models)}`, kind })
-  }
+  lines.push(...told(parts.filter(part => part.kind in WAITS), switches(world)))
   if (served) {
-    const waited = admitted - start > INSTANT
-    lines.push({ time: admitted, text: `${waited ? "its turn: " : "no wait: "}sent to ${one.model}`, kind: "sent" })
+    const sums = summary(parts)
+    const turn = admitted - start <= INSTANT ? "no wait" : sums.length > 1 ? `its turn after ${duration(admitted - start)} (${sums.join(", ")})` : "its turn"
+    lines.push({ time: admitted, text: `${turn}: sent to ${one.model}`, kind: "sent" })
     if (first !== null && first < end - INSTANT) lines.push({ time: first, text: `first byte of the answer, ${duration(first - admitted)} after that`, kind: "first" })
   }
   lines.push({ time: end, text: ending(one), kind: one.status >= 400 || one.error ? "failed" : "ended" })
@@ -69,13 +69,45 @@ function made(one, world, start, admitted) {
 }
 
 function switches(world) {
-  const open = new Map(), found = []
+  const found = new Map()
   for (const note of world.notes) {
-    if (note.event === "switch_started") open.set(note.switch, { id: note.switch, from: note.time, to: Infinity })
-    if (note.event === "switch_ended" && open.has(note.switch)) open.get(note.switch).to = note.time
+    if (note.event === "switch_started") found.set(note.switch, { id: note.switch, from: note.time, to: Infinity, sources: note.from, target: note.to })
+    if (note.event === "switch_ended" && found.has(note.switch)) found.get(note.switch).to = note.time
   }
-  for (const it of open.values()) found.push(it)
-  return found
+  return [...found.values()]
+}
+
+const STEPS = { draining: "drain", sleeping: "sleep", waking: "wake" }
+
+// The waits in words, those of one switch together.
+function told(parts, known) {
+  const groups = []
+  for (const part of parts) {
+    const middle = (part.from + part.to) / 2
+    const of = part.kind in STEPS ? known.find(it => it.from <= middle && it.to >= middle) : undefined
+    const last = groups.at(-1)
+    if (of && last?.of === of) last.parts.push(part)
+    else groups.push({ of, parts: [part] })
+  }
+  const lines = groups.flatMap(({ of, parts: its }) => {
+    const [{ from, kind, models }] = its, { to } = its.at(-1)
+    if (to - from <= INSTANT) return []
+    if (!of || of.sources === "idle") return its.map(it => ({ time: it.from, text: `waited ${duration(it.to - it.from)} ${WAITS[it.kind](it.models)}`, kind: it.kind }))
+    const steps = its.filter(it => it.to - it.from > INSTANT).map(it => `${STEPS[it.kind]} ${duration(it.to - it.from)}`)
+    return [{ time: from, text: `waited ${duration(to - from)} for the switch ${of.sources.replaceAll(",", " and ")} → ${of.target ?? "asleep"} (${steps.join(", ")})`, kind: models.length ? kind : "behind" }]
+  })
+  if (lines.length <= SWITCHES) return lines
+  const half = SWITCHES / 2
+  return [...lines.slice(0, half), { time: lines[half].time, text: `… ${lines.length - SWITCHES} more waits as these`, kind: "behind" }, ...lines.slice(-half)]
+}
+
+const SUMS = { draining: "drain", sleeping: "sleep", waking: "wake", place: "for a place", behind: "until its turn", lent: "lent" }
+
+function summary(parts) {
+  return Object.entries(SUMS).flatMap(([kind, word]) => {
+    const sum = parts.filter(part => part.kind === kind).reduce((all, part) => all + part.to - part.from, 0)
+    return sum > INSTANT ? [`${word} ${duration(sum)}`] : []
+  })
 }
 
 // What it waited for, moment by moment.

@@ -11,6 +11,7 @@ import { tab } from "./tabs.js"
 
 const EVERY = 900 // ms
 const PAGE = 200
+const WAITING = 8 // that are shown at first
 const SETTLED = 5 // seconds after its end by which the ledger knows what a request cost
 let world = null
 let asked = -Infinity
@@ -19,6 +20,7 @@ let known = [] // newest first
 let more = false // there are older ones
 let wish = PAGE // as many are shown
 let filter = null // what `known` is of, null: nothing yet
+let allWaiting = false
 let open = null // the id of the request whose details are shown
 
 const named = model => make("span", { class: "model" }, shape(model), make("bdi", {}, model))
@@ -93,6 +95,11 @@ async function older() {
 }
 at("older").addEventListener("click", older)
 
+at("all-waiting").addEventListener("click", () => {
+  allWaiting = true
+  showWaiting()
+})
+
 function showWaiting() {
   const rows = Object.entries(world.status.models).flatMap(([model, it]) => it.waiting.map(one => ({ model, ...one })))
   rows.sort((one, other) => other.waited - one.waited)
@@ -106,7 +113,10 @@ function showWaiting() {
     times.set(name, (times.get(name) ?? 0) + 1)
     one.identity = `${name}\n${times.get(name)}`
   }
-  waiting.show(rows, one => one.identity, ([element], one) => {
+  const most = allWaiting ? rows.length : WAITING
+  at("all-waiting").hidden = rows.length <= most
+  say(at("all-waiting"), `All ${rows.length}`)
+  waiting.show(rows.slice(0, most), one => one.identity, ([element], one) => {
     const [, , position, waited, expected] = element.cells
     say(position, String(one.position))
     say(waited, duration(one.waited))
@@ -148,7 +158,7 @@ function update(elements, one) {
   const [element] = elements, { cells } = element, shown = one.id === open
   figure(cells[7], tokens(one))
   figure(cells[8], rate(one.tokens_per_second))
-  figure(cells[9], one.cost ? amount(one.cost, one.currency) : "–")
+  figure(cells[9], one.cost == null ? "–" : amount(one.cost, one.currency))
   mark(cells[0].firstChild, "aria-expanded", String(shown))
   mark(element, "data-open", shown ? "" : null)
   if (!shown) {
