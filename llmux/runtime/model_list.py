@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
+from llmux.config import Config
 from llmux.config.model_settings import InfoConfig
 from llmux.config.targets import leaves
 from llmux.core.model import Model
@@ -52,8 +54,28 @@ def model_list(switcher: Switcher) -> list[Entry]:
     return sorted(_entries(switcher), key=lambda entry: str(entry["id"]))
 
 
+def _pricing(config: Config, name: str) -> Entry:
+    """Return what a token of any name costs at most, in dollars, as OpenRouter writes it."""
+    if config.prices is None or config.prices.currency != "usd":
+        return {}
+    ends = leaves(config, name) if name in config.virtual else (name, config.variants.get(name, name))
+    known = [price for each in ends if (price := config.prices.models.get(each)) is not None]
+    most = {
+        "prompt": max((price.input for price in known), default=0.0),
+        "completion": max((price.output for price in known), default=0.0),
+    }
+    return {
+        "pricing": {kind: f"{(Decimal(str(price)) / 1_000_000).normalize():f}" for kind, price in most.items()}
+    }
+
+
 def model_entry(switcher: Switcher, name: str) -> Entry:
     """Return the entry of any name that is configured, listed or not."""
+    entry = _of(switcher, name)
+    return {**entry, **_pricing(switcher.config, switcher.config.names.get(name, name))}
+
+
+def _of(switcher: Switcher, name: str) -> Entry:
     config = switcher.config
     if name in config.virtual:
         return _virtual(switcher, name)
@@ -67,6 +89,12 @@ def model_entry(switcher: Switcher, name: str) -> Entry:
 
 
 def _entries(switcher: Switcher) -> Iterator[Entry]:
+    for entry in _unpriced(switcher):
+        name = str(entry["id"])
+        yield {**entry, **_pricing(switcher.config, switcher.config.names.get(name, name))}
+
+
+def _unpriced(switcher: Switcher) -> Iterator[Entry]:
     config = switcher.config
     for name, settings in config.models.items():
         if name not in switcher.core.state.models:
@@ -101,7 +129,19 @@ def _virtual(switcher: Switcher, name: str) -> Entry:
     phases = [model.phase for model in found if model is not None]
     phase = next((phase for phase in phases if phase is Phase.AWAKE), phases[0] if phases else Phase.UNKNOWN)
     more = {"state": phase.value, "aliases": [], "virtual": virtual.kind, "targets": list(virtual.targets)}
-    return {**_bare(name), "status": {"value": _LOADED.get(phase, "unloaded")}, "llmux": more}
+    status = {"value": _LOADED.get(phase, "unloaded")}
+    return {**_bare(name), **_info(_shared(switcher.config, name)), "status": status, "llmux": more}
+
+
+def _shared(config: Config, name: str) -> InfoConfig:
+    """Return what holds for each model of this host that a virtual model may end at."""
+    infos = [config.models[model].info for model in leaves(config, name) if model in config.models]
+    contexts = [info.context for info in infos if info.context is not None]
+    able = [info.capabilities for info in infos]
+    return InfoConfig(
+        context=min(contexts) if infos and len(contexts) == len(infos) else None,
+        capabilities=tuple(each for each in able[0] if all(each in others for others in able)) if able else (),
+    )
 
 
 def _remote(switcher: Switcher, name: str) -> Entry:
