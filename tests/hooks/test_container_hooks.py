@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from tests.engine.real import LLAMA_SERVER, ROOT, runs, wait_until, with_tools
 from tests.harness.waiting import PATIENCE
+from tests.hooks.fakes import web
 from tests.hooks.fakes.base import Fake, serving
 
 FAKES = ROOT / "tests" / "hooks" / "fakes"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
-from aiohttp import web
+from tests.hooks.fakes import web
 
 DIED = 9  # the exit code of an engine that died of an order
 
@@ -29,14 +29,12 @@ class Fake:
         """Return what the engine answers."""
         raise NotImplementedError
 
-    def app(self) -> web.Application:
-        """Return the server."""
-        app = web.Application(middlewares=[self._guard])
-        app.add_routes([web.post("/fake", self._set), web.get("/fake", self._show), *self.routes()])
-        return app
+    async def listen(self, port: int) -> asyncio.Server:
+        """Serve."""
+        routes = [web.post("/fake", self._set), web.get("/fake", self._show), *self.routes()]
+        return await web.listen(routes, self._guard, port)
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _guard(self, request: web.Request, handler: web.Handler) -> web.StreamResponse:
         if request.path == "/fake":
             return await handler(request)
         self.calls.append(f"{request.method} {request.path_qs} {await request.text()}".strip())
@@ -75,12 +73,12 @@ def serving(fake: Fake, port: int) -> Iterator[Fake]:
     stopping = asyncio.Event()
 
     async def serve() -> None:
-        runner = web.AppRunner(fake.app(), handler_cancellation=True, shutdown_timeout=1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        server = await fake.listen(port)
         started.set()
         await stopping.wait()
-        await runner.cleanup()
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
@@ -94,5 +92,13 @@ def serving(fake: Fake, port: int) -> Iterator[Fake]:
 
 
 def run(fake: Fake, port: int) -> None:
-    """Serve it as this process."""
-    web.run_app(fake.app(), host="127.0.0.1", port=port, print=None, handler_cancellation=True)
+    """Serve it as this process, until TERM."""
+
+    async def serve() -> None:
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await fake.listen(port)
+        await stopping.wait()
+
+    asyncio.run(serve())

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from aiohttp import web
-
+from tests.hooks.fakes import web
 from tests.hooks.fakes.base import Fake, run
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
-
+from tests.hooks.fakes import web
 from tests.hooks.fakes.base import Fake
 
 KEY = "0b5c-admin"

@@ -14,8 +14,7 @@ import re
 import sys
 import time
 
-from aiohttp import web
-
+from tests.hooks.fakes import web
 from tests.hooks.fakes.base import Fake, run
 
 DOMAIN = b"trtllm-runtime-control-v1\n"

@@ -10,8 +10,7 @@ import argparse
 import os
 import sys
 
-from aiohttp import web
-
+from tests.hooks.fakes import web
 from tests.hooks.fakes.base import Fake, run
 
 
