@@ -15,7 +15,7 @@ import yaml
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from llmux.cli import simulate_exact
+from llmux.cli import simulate_exact, simulate_fleet
 from llmux.cli import what_if as what_ifs
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
@@ -203,6 +203,30 @@ def run(
         float,
         _factor("--misjudge", "Show the policies estimates that are wrong by this factor."),
     ] = 1.0,
+    hosts: Annotated[
+        int | None,
+        typer.Option("--hosts", min=1, max=simulate_fleet.MOST, help="A fleet of so many, to compare routes."),
+    ] = None,
+    route: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--route",
+            "-r",
+            metavar="NAME",
+            help="How a gateway chooses the host: a shipped name, module:Class or ./file.py:Class, or clairvoyant;"
+            " may be repeated.",
+            show_default=", ".join(simulate_fleet.ROUTES),
+        ),
+    ] = None,
+    stale: Annotated[
+        str | None, typer.Option("--stale", help="How old the hosts' reports are.", show_default="1s")
+    ] = None,
+    gateways: Annotated[
+        int | None, typer.Option("--gateways", min=1, max=64, help="Gateways side by side.", show_default="1")
+    ] = None,
+    die: Annotated[
+        str | None, typer.Option("--die", metavar="HOSTS@TIME[:BACK]", help="Hosts that die, as 2@10m:60s.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw waits and visits into this file.")] = None,
 ) -> None:
@@ -230,6 +254,17 @@ def run(
             traffic = with_closed(traffic, users, until, seed, engines, asked)
         assert traffic is not None
         given = _given(recorded, plan, cost, max_wait)
+        fleet = simulate_fleet.asked(hosts, route, stale, gateways, die)
+        if fleet is not None:
+            simulate_fleet.refuse(config=config, what_if=what_if, plot=picture, policies=policy)
+            name, make = next(iter(_policies(policy or ["adaptive"], recorded, plan, one=True).items()))
+            setting = simulate_fleet.setting_of(
+                fleet, traffic, engines, given.costs, given.rules, lambda: make(None), until, misjudge, seed
+            )
+            with _Bar(traffic, until, show=not as_json) as bar:
+                found = simulate_fleet.compare(setting, fleet.routes, bar.begin)
+            simulate_fleet.show(setting, name, found, as_json=as_json)
+            return
         settings = {"policy.max_wait": max_wait, "policy.anticipate": anticipate or None}
         bench = what_ifs.Bench(
             traffic,

@@ -31,6 +31,7 @@ UNSEEN_SERVICE = 3.0  # seconds of an answer, until a host has measured one
 UNLIMITED = 64  # slots of a model without a limit
 NOTHING = ModelReport()
 LOOKED_AT = 16  # hosts at most of each kind, for one request: more would cost more than they bring
+QUIET = 1.5  # arrivals: what had none for so many mean distances is asked for less than it was
 NEVER = math.inf
 
 
@@ -49,6 +50,7 @@ class Host:
     )  # model ("": any) → since when, until when
     own: dict[int, tuple[float, str]] = field(default_factory=dict)  # requests of this gateway: placed when, model
     recent: deque[tuple[float, str]] = field(default_factory=deque)  # placed since the report: when, model
+    waiting: dict[str, dict[int, float]] = field(default_factory=dict)  # own ones, not admitted yet: placed when
     since: dict[str, int] = field(default_factory=dict)  # the same, counted
     ends: deque[tuple[float, str]] = field(default_factory=deque)  # of this gateway's requests, since the report
     ended: dict[str, int] = field(default_factory=dict)  # the same, counted
@@ -107,27 +109,10 @@ class Host:
         own = sum(1 for _, name in self.own.values() if name == model)
         return change + max(0, self.others.get(model, 0) - max(0, each.in_flight + each.queued - (own - change)))
 
-    def wait(self, model: str, now: float) -> float:
-        """Return the seconds that a request placed now would wait there; inf where it would be refused.
-
-        The host's forecast of when the report was taken, and what has changed since, as far as this gateway knows.
-        """
+    def full(self, model: str, now: float) -> bool:
+        """Whether as many requests for the model are there, as far as is known, as it serves at once."""
         each = self.of(model)
-        expected = each.expected_wait
-        if expected is None:
-            return NEVER
-        slots = each.slots or UNLIMITED
-        service = each.service or UNSEEN_SERVICE
-        ahead = self.ahead(model, now)
-        if each.phase is Phase.AWAKE:
-            over = each.in_flight + each.queued + ahead - slots
-            return (over + 1) * service / slots if over >= 0 else 0.0
-        seconds = max(0.0 if each.queued else each.switch_cost, expected - (now - self.taken))
-        seconds += max(0, ahead) // slots * service
-        for other in self.since:  # turns that came before this one
-            if other != model and self.of(other).phase not in HELD:
-                seconds += self.of(other).switch_cost + (self.of(other).service or UNSEEN_SERVICE)
-        return seconds
+        return each.in_flight + each.queued + self.ahead(model, now) >= (each.slots or UNLIMITED)
 
 
 class Fleet:
@@ -147,6 +132,7 @@ class Fleet:
         self._listed: dict[str, list[Host]] = {}  # the same as lists, made when asked for
         self._serving: dict[str, dict[str, Host]] = {}
         self._roomy: list[tuple[float, str]] = []  # (base, name)
+        self._services: dict[str, float] = {}  # model → seconds of an answer, as a host has said last
 
     # ---- for routes
 
@@ -198,12 +184,17 @@ class Fleet:
         return found
 
     def claimed(self, model: str) -> Host | None:
-        """Return the host that a gateway has claimed the model's wake for, while that counts."""
+        """Return the host that a gateway has claimed the model's wake for, while that counts.
+
+        A claim counts no more once as many wait there as will be served at once: the next may need another host.
+        """
         name, until = self.claims.get(model, ("", 0.0))
         host = self.hosts.get(name)
         if until <= self.time or host is None or not host.usable(model, self.time):
             return None
-        return host if host.lease_until >= self.time else None
+        if host.lease_until < self.time or host.full(model, self.time):
+            return None
+        return host
 
     @staticmethod
     def tie(model: str, host: Host) -> int:
@@ -222,29 +213,62 @@ class Fleet:
         each = host.of(model)
         way = each.sleep + each.wake
         elsewhere = len(self._holders.get(model, ())) - (1 if model in host.held else 0)
-        coming = each.arrival_rate * MEMORY
+        rate = each.arrival_rate
+        if each.idle_for > 0.0:
+            rate = min(rate, QUIET / each.idle_for)
+        share = 1.0
         if elsewhere > 0:
-            coming /= 1.0 + elsewhere
+            load = rate * (1.0 + 1.0 / elsewhere) * self.service(host, model) / (each.slots or UNLIMITED)
+            share = min(1.0, load) ** 2
         stay = max(0.0, way - each.awake_for)
-        return way * (each.queued + each.in_flight + min(coming, 1.0 + each.arrival_rate * way)) + stay
+        return way * (each.queued + each.in_flight + share * min(rate * MEMORY, 1.0 + rate * way)) + stay
+
+    def service(self, host: Host, model: str) -> float:
+        """Return the seconds of an answer: as the host has measured it, else as another has."""
+        return host.of(model).service or self._services.get(model, UNSEEN_SERVICE)
+
+    def wait(self, host: Host, model: str) -> float:
+        """Return the seconds that a request placed now would wait on the host; inf where it would be refused.
+
+        The host's forecast of when the report was taken, and what has changed since, as far as this gateway knows.
+        """
+        now, each = self.time, host.of(model)
+        expected = each.expected_wait
+        if expected is None:
+            return NEVER
+        slots, service = each.slots or UNLIMITED, self.service(host, model)
+        there = each.queued + host.ahead(model, now)
+        if each.phase is Phase.AWAKE:
+            over = each.in_flight + there - slots
+            return (over + 1) * service / slots if over >= 0 else 0.0
+        until_awake = expected - each.queued // slots * each.service
+        seconds = max(0.0 if each.queued else each.switch_cost, until_awake - (now - host.taken))
+        if each.phase is not Phase.WAKING and model in host.waiting:
+            # What has waited for long without a switch is likely to wait for as long again.
+            seconds = max(seconds, now - next(iter(host.waiting[model].values())))
+        seconds += max(0, there) // slots * service
+        for other in host.since:  # turns that came before this one
+            if other != model and host.of(other).phase not in HELD:
+                seconds += host.of(other).switch_cost + self.service(host, other)
+        return seconds
 
     def shortest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float]:
         """Return the holder where a request waits least, and for how long."""
         now, best, least_wait, least_load = self.time, None, NEVER, NEVER
         for host in self.holders(model, most):
-            wait = host.wait(model, now)
+            wait = self.wait(host, model)
             if wait < least_wait or (wait == least_wait < NEVER and host.load(now) < least_load):
                 best, least_wait, least_load = host, wait, host.load(now)
         return best, least_wait
 
     def cheapest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float, float]:
         """Return where a wake is cheapest for all together, the wait there, and what it costs the others."""
-        now, best, least_sum, best_rank = self.time, None, NEVER, 0
+        best, least_sum, best_rank = None, NEVER, 0
         found = (NEVER, NEVER)
         for host in self.roomiest(model, most):
             if host.holds(model):
                 continue
-            wait, burden = host.wait(model, now), host.leaving
+            wait, burden = self.wait(host, model), host.leaving
             total = wait + burden
             if total > least_sum or total == NEVER:
                 continue
@@ -288,6 +312,8 @@ class Fleet:
             self._hold(host, held)
         leaving, free_in = 0.0, NEVER
         for name, each in report.models.items():
+            if each.service:
+                self._services[name] = each.service
             if each.phase in ON_GPU:
                 leaving += self.missed(host, name)
             elif each.expected_wait is not None:
@@ -314,6 +340,7 @@ class Fleet:
     def placed(self, host: Host, request: int, model: str) -> None:
         """Count a request that goes to the host now."""
         host.own[request] = entry = (self.time, model)
+        host.waiting.setdefault(model, {})[request] = self.time
         if not host.listed:
             return
         host.recent.append(entry)
@@ -325,6 +352,7 @@ class Fleet:
     def gone(self, host: Host, request: int, *, arrived: bool = True) -> None:
         """Count a request no more that was placed there. One that has not ``arrived`` there was no load either."""
         entry = host.own.pop(request)
+        self.begun(host, request, entry[1])
         if arrived:
             if host.listed:
                 host.ends.append((self.time, entry[1]))
@@ -335,6 +363,13 @@ class Fleet:
             if host.listed:
                 self.list(host)
 
+    @staticmethod
+    def begun(host: Host, request: int, model: str) -> None:
+        """Count a request no more among those that wait there."""
+        known = host.waiting.get(model)
+        if known is not None and known.pop(request, None) is not None and not known:
+            del host.waiting[model]
+
     def _place(self, host: Host) -> None:
         if host.listed:
             self._remove(host)
@@ -342,7 +377,7 @@ class Fleet:
         for model in host.since:
             each = host.of(model)
             if each.phase not in HELD:
-                turns += each.switch_cost + (each.service or UNSEEN_SERVICE) * 2.0
+                turns += each.switch_cost + self.service(host, model) * 2.0
         host.base = host.free_in + host.leaving + turns
         insort(self._roomy, (host.base, host.name))
         host.listed = True

@@ -49,6 +49,7 @@ from llmux.core.phases import InvalidEventError
 from llmux.core.timers import Timers
 from llmux.fleet import events as ev
 from llmux.fleet.fleet_view import Fleet, Host
+from llmux.fleet.reports import HELD
 from llmux.fleet.routes import Route, least
 
 RETRIES = 2  # after proof that no engine has seen the request
@@ -188,7 +189,8 @@ class Placement:
         request.attempts += 1
         request.better_since = None
         self.out.append(ev.Send(request.id, model, host.name, request.attempts, now - request.arrived))
-        if wakes and fleet.claimed(model) is None:
+        name, until = fleet.claims.get(model, ("", 0.0))
+        if wakes and (name != host.name or until <= now) and fleet.claimed(model) is None:
             term = max(SHORTEST_CLAIM, CLAIM * host.of(model).switch_cost)
             fleet.claims[model] = host.name, now + term
             self.out.append(ev.ClaimWake(model, host.name, term))
@@ -296,7 +298,11 @@ class Placement:
         cold, cost, burden = fleet.cheapest(request.model)
         if cold is not None and cost + burden < wait and fleet.claimed(request.model) is None:
             there, wait = cold, cost + burden
-        if there is None or event.expected - wait <= max(PATIENCE, host.of(request.model).switch_cost):
+        expected = event.expected
+        placed = host.waiting.get(request.model, {}).get(request.id)
+        if placed is not None and host.of(request.model).phase not in HELD:
+            expected = max(expected, fleet.time - placed)
+        if there is None or expected - wait <= max(PATIENCE, host.of(request.model).switch_cost):
             request.better_since = None
         elif request.better_since is None:
             request.better_since = fleet.time
@@ -313,7 +319,10 @@ class Placement:
             self._again(request)
 
     def _began(self, event: ev.AnswerBegan) -> None:
-        self._of(event.request, Stage.PLACED, Stage.WITHDRAWING).stage = Stage.BEGUN
+        request = self._of(event.request, Stage.PLACED, Stage.WITHDRAWING)
+        request.stage = Stage.BEGUN
+        assert request.host is not None
+        self.fleet.begun(request.host, request.id, request.model)
 
     def _ended(self, event: ev.RequestEnded) -> None:
         request = self._of(event.request, Stage.PLACED, Stage.WITHDRAWING, Stage.BEGUN)

@@ -19,7 +19,10 @@ from typing import Protocol
 
 from pydantic import BaseModel, Field
 
+from llmux.core.phases import Phase
 from llmux.fleet.fleet_view import Fleet, Host
+
+TAU = 60.0
 
 
 class Route(Protocol):
@@ -169,15 +172,15 @@ class LeastWait:
             return there or least(fleet.candidates(model), fleet, model)
         if there is None or claimed is not None:
             return here
-        return there if self._worth_it(model, wait - cost, cost + burden, fleet.time) else here
+        if wait > cost + burden:
+            return there
+        saved = wait if here.of(model).phase is Phase.AWAKE else 0.0
+        return there if self._worth_it(model, saved, cost + burden, fleet.time) else here
 
     def _worth_it(self, model: str, saved: float, price: float, now: float) -> bool:
         """Add to what a copy would have saved, forgotten over its price's time, and say whether to buy."""
         debt, then = self._debts.get(model, (0.0, now))
-        debt = debt * math.exp((then - now) / max(price, 1.0)) + saved
-        if debt <= 0.0:
-            self._debts.pop(model, None)
-            return False
+        debt = debt * math.exp((then - now) / TAU) + saved
         if debt >= self._options.copies * price:
             self._debts.pop(model, None)
             return True

@@ -29,7 +29,7 @@ from llmux.fleet.fleet_view import MEMORY
 from llmux.fleet.placement import Placement
 from llmux.fleet.placement import Rules as GatewayRules
 from llmux.fleet.reporting import report_of
-from llmux.fleet.reports import HostReport, ModelReport
+from llmux.fleet.reports import LEASE, HostReport, ModelReport
 from llmux.fleet.routes import LeastWait, Route
 from llmux.runtime import wait_estimate
 from llmux.simulator.cost_matrix import CostMatrix
@@ -187,7 +187,8 @@ class HostRun(Run):
             if truth:
                 models = {name: self._true(name, each) for name, each in models.items()}
             self.last = self.events, models
-        lease = 6.0 * max(1.0, self.fleet.setting.stale)
+        stale = self.fleet.setting.stale
+        lease = NEVER if self.fleet.live else LEASE * max(1.0, stale)
         return HostReport(self.name, self.instance, self.seq, "", self.last[1], lease=lease)
 
     def _true(self, name: str, each: ModelReport) -> ModelReport:
@@ -275,6 +276,7 @@ class FleetRun:
             work=[0] * setting.hosts,
         )
         self.clairvoyant = route is None
+        self.live = self.clairvoyant or not setting.stale  # reports are of the moment: none is old
         dice = random.Random(setting.seed)  # noqa: S311 - a simulation, no secret
         self.dice = dice
         make = route or LeastWait
@@ -404,7 +406,7 @@ class FleetRun:
     def _ask(self, index: int) -> None:
         self.outcome.requests.arrived[index] = self.time
         self.open += 1
-        if self.clairvoyant or not self.setting.stale:
+        if self.live:
             self._look_everywhere()
         self._say(self._gateway(index), ev.RequestArrived(index + 1, self.setting.trace.jobs[index].model))
 

@@ -127,10 +127,12 @@ class Ledger:
                 pass
 
     def _claimed(self, model: str) -> bool:
-        """Whether a claim holds: what its host cannot do any more is no claim."""
+        """Whether a claim holds: what its host cannot do is no claim, and one that is full is fulfilled."""
         name, until = self.claims.get(model, ("", 0.0))
         host = self.placement.fleet.hosts.get(name)
-        return until > self.now and host is not None and host.usable(model, self.now) and host.fresh(self.now)
+        if until <= self.now or host is None or not host.usable(model, self.now) or not host.fresh(self.now):
+            return False
+        return not host.full(model, self.now)
 
     def _allowed(self, request: int, model: str, host: str) -> None:
         """A request goes where a report says that it may, and to an old report only if there is no fresh one."""

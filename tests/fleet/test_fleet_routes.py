@@ -5,7 +5,7 @@ from fleet_playbook import COST, Playbook, asks, asleep, at, awake, given, repor
 
 from llmux.core.phases import Phase
 from llmux.fleet import events as ev
-from llmux.fleet.routes import SHIPPED, Affinity, LeastWait, PowerOfTwo, Random, RoundRobin, Static
+from llmux.fleet.routes import SHIPPED, Affinity, PowerOfTwo, Random, RoundRobin, Static
 
 
 def place(play, *models):
@@ -63,7 +63,7 @@ def test_affinity_wakes_where_the_last_use_is_longest_ago():
 
 def test_a_cold_model_goes_where_it_costs_the_others_least():
     """Every host of a large fleet has something awake; one is asked for less than the others."""
-    busy = {f"g{n}": {**awake("b", arrival_rate=1.0, awake_for=99.0), **asleep("a")} for n in range(100)}
+    busy = {f"g{n}": {**awake(f"b{n}", arrival_rate=1.0, awake_for=99.0), **asleep("a")} for n in range(100)}
     busy["g77"] = {**awake("c", arrival_rate=0.001, awake_for=99.0), **asleep("a")}
     assert place(many(100, None, **busy), "a") == ["g77"]
 
@@ -89,20 +89,53 @@ def test_a_fleet_where_most_hosts_are_excluded_or_old_is_still_placed_on():
     assert place(play, "a") == ["g99"]
 
 
-def test_a_second_copy_is_made_when_waiting_has_cost_as_much():
-    """A skier rents until the rent paid is the price; here a request a second, each saving what a copy would."""
+def test_a_request_that_would_wait_longer_than_for_a_copy_wakes_one_at_once():
     play = given(h1=[awake("a", slots=1, in_flight=4, service=10.0)], h2=[asleep("a")])
-    found = place(play, *["a"] * 3)
-    assert found[0] == "h2"  # fifty seconds against six: at once
-    play = given(h1=[awake("a", slots=4, in_flight=4, service=28.0)], h2=[asleep("a")])
-    assert place(play, *["a"] * 4)[0] == "h1"  # seven against six: a second saved
-    assert "h2" in place(play, *["a"] * 4)
+    assert place(play, "a") == ["h2"]
 
 
-def test_no_copy_is_made_while_it_saves_nothing():
-    play = given(h1=[awake("a", slots=1, in_flight=1, service=1.0)], h2=[asleep("a")])
-    assert place(play, *["a"] * 4) == ["h1"] * 4
-    assert LeastWait()._worth_it("a", -1.0, COST, 1.0) is False
+def test_a_second_copy_is_made_when_waiting_has_cost_as_much():
+    """A skier rents until the rent paid is the price: three seconds, then six, and the copy costs six."""
+    play = given(h1=[awake("a", slots=4, in_flight=4, service=12.0)], h2=[asleep("a")])
+    assert place(play, *"aa") == ["h1", "h2"]
+
+
+def test_waiting_of_long_ago_is_forgotten():
+    play = given(h1=[awake("a", slots=4, in_flight=4, service=12.0)], h2=[asleep("a")])
+    assert place(play, "a") == ["h1"]
+    for host, models in (("h1", awake("a", slots=4, in_flight=4, service=12.0)), ("h2", asleep("a"))):
+        play(at(400.0, report(host, models, seq=2)))
+    play(at(400.0, ev.RequestEnded(1)))
+    assert place(play, "a") == ["h1"]
+
+
+def test_no_copy_is_made_while_nothing_waits():
+    play = given(h1=[awake("a", slots=9, in_flight=1, service=1.0)], h2=[asleep("a")])
+    assert place(play, *["a"] * 8) == ["h1"] * 8
+
+
+def test_what_has_another_copy_that_is_enough_leaves_before_what_has_none():
+    rare = {**awake("rare", arrival_rate=0.005, awake_for=99.0), **asleep("a")}
+    spare = {**awake("b", arrival_rate=0.1, awake_for=99.0, slots=4, service=3.0), **asleep("a")}
+    assert place(given(h1=[rare], h2=[spare], h3=[spare]), "a") != ["h1"]
+    needed = {**awake("b", arrival_rate=2.0, awake_for=99.0, slots=4, service=3.0), **asleep("a")}
+    assert place(given(h1=[rare], h2=[needed], h3=[needed]), "a") == ["h1"]
+
+
+def test_a_burst_that_has_ended_is_not_expected_to_go_on():
+    over = {**awake("b", arrival_rate=1.0, awake_for=99.0, idle_for=90.0), **asleep("a")}
+    steady = {**awake("c", arrival_rate=0.1, awake_for=99.0, idle_for=2.0), **asleep("a")}
+    assert place(given(h1=[steady], h2=[over]), "a") == ["h2"]
+
+
+def test_what_waits_for_long_without_a_switch_is_expected_to_wait_on():
+    """The host forecasts six seconds all the time, and does not switch."""
+    stuck = [awake("b", arrival_rate=1.0, in_flight=2), asleep("a", queued=1)]
+    other = [awake("c", arrival_rate=0.2), asleep("a")]
+    play = given(h1=[awake("b", arrival_rate=1.0, in_flight=2), asleep("a")])
+    assert place(play, "a") == ["h1"]
+    play(at(60.0, report("h1", *stuck, seq=2)), at(60.0, report("h2", *other, seq=1)))
+    assert place(play, "a") == ["h2"]
 
 
 def test_of_holders_that_admit_at_once_the_least_loaded_is_taken():
