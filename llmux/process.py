@@ -22,6 +22,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -138,6 +139,9 @@ RESTART_NEEDED = ("host", "port", "state_path", "ledger_path", "ledger_keep", "o
 class Process:
     """One running llmux. ``read`` reads the configuration again; ``announce`` tells people that it runs."""
 
+    restart_needed: tuple[str, ...] = RESTART_NEEDED
+    runs_hooks = True
+
     def __init__(
         self, config: Config, read: Callable[[], Config], announce: Callable[[str, Config], None]
     ) -> None:
@@ -163,9 +167,7 @@ class Process:
             host, port = listener.getsockname()[:2]
             self._log.base_url = f"http://{_bracketed(host)}:{port}"
             _raise_open_files(self._log)
-            path = config.state_path
-            store = NoState() if path is None else StateFile(path, self._log.emit)
-            app, switcher = build_app(config, store=store, log=self._log)
+            app, switcher = self._build(config)
             front = app[FRONT]
             front.port = port
             front.configure(config)
@@ -174,7 +176,7 @@ class Process:
             chores = [self._watch(switcher, front), self._beat()]
             tasks = [asyncio.create_task(chore) for chore in chores]
             try:
-                await _set_up(runner, path)
+                await self._set_up(runner)
                 await web.SockSite(runner, listener, backlog=BACKLOG).start()
                 control = await self._open_control(runner, host, port)
                 with contextlib.nullcontext() if control is None else contextlib.closing(control):
@@ -187,6 +189,37 @@ class Process:
                 await self._clean_up(runner)
                 for number in SIGNALS:  # one that comes in the last moment does not change the exit code
                     signal.signal(number, signal.SIG_IGN)
+
+    # ---- what differs between a host and a gateway
+
+    def _build(self, config: Config) -> tuple[web.Application, Switcher]:
+        """Return the application, and what serves its requests."""
+        path = config.state_path
+        store = NoState() if path is None else StateFile(path, self._log.emit)
+        return build_app(config, store=store, log=self._log)
+
+    async def _set_up(self, runner: web.AppRunner) -> None:
+        """Start the application. Raises ConfigError for what it cannot use."""
+        try:
+            await runner.setup()
+        except OSError as error:  # the only file that is opened there
+            why, path = error.strerror or error, self._config.state_path
+            raise ConfigError(
+                f"{path} cannot be used: {why}; give another file, or null for none", path="state"
+            ) from error
+
+    def _told(self, config: Config) -> dict[str, Any]:
+        """Return what a start and a reload are told with."""
+        return {"models": list(config.models), "policy": config.policy.use}
+
+    def _in_short(self, config: Config) -> str:
+        """Return what systemd shows of it."""
+        return f"{len(config.models)} models"
+
+    def _watched(self) -> Iterable[Path]:
+        """Return the files whose change is a reload."""
+        policy = file_of(self._config.policy.use, self._config.folder)
+        return [file for file in (self._config.file, policy) if file is not None]
 
     # ---- start and stop
 
@@ -205,8 +238,7 @@ class Process:
         self._log.emit(
             "started",
             url=url,
-            models=list(config.models),
-            policy=config.policy.use,
+            **self._told(config),
             operators=operators(config),
             loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
         )
@@ -216,10 +248,10 @@ class Process:
             )
         for warning in config.warnings:
             self._log.emit("config_warning", warning=warning)
-        if config.folder != Path.cwd():
+        if self.runs_hooks and config.folder != Path.cwd():
             self._log.emit("original_difference", hint=f"hooks run in {config.folder}, the configuration's folder")
         self._announce(url, config)
-        self._systemd.ready(f"{len(config.models)} models on {url}")
+        self._systemd.ready(f"{self._in_short(config)} on {url}")
 
     async def _until_stopped(self, switcher: Switcher) -> None:
         await self._ending.wait()
@@ -270,10 +302,6 @@ class Process:
             if self._config.watch:
                 self._reload(switcher, front, "file changed")
 
-    def _watched(self) -> Iterable[Path]:
-        policy = file_of(self._config.policy.use, self._config.folder)
-        return [file for file in (self._config.file, policy) if file is not None]
-
     def _reload(self, switcher: Switcher, front: Front, because: str) -> None:
         if self._ending.is_set():
             return
@@ -292,7 +320,7 @@ class Process:
             self._systemd.ready("the configuration has a mistake; the old one is in force")
             return
         front.configure(config)
-        for setting in RESTART_NEEDED:
+        for setting in self.restart_needed:
             if getattr(config, setting) != getattr(self._running, setting):
                 self._log.emit("restart_needed", setting=setting.removesuffix("_path"))
         for warning in config.warnings:
@@ -301,8 +329,8 @@ class Process:
         if switcher.audit is not None:
             switcher.audit.reloaded(because, self._config, config)
         self._config = config
-        self._log.emit("config_reloaded", models=list(config.models), policy=config.policy.use)
-        self._systemd.ready(f"{len(config.models)} models")
+        self._log.emit("config_reloaded", **self._told(config))
+        self._systemd.ready(self._in_short(config))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -324,16 +352,6 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_AT, 20, 20)
-
-
-async def _set_up(runner: web.AppRunner, state: Path | None) -> None:
-    try:
-        await runner.setup()
-    except OSError as error:  # the only file that is opened there
-        why = error.strerror or error
-        raise ConfigError(
-            f"{state} cannot be used: {why}; give another file, or null for none", path="state"
-        ) from error
 
 
 def _bracketed(host: str) -> str:

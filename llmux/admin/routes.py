@@ -289,21 +289,21 @@ class Admin:
         return handler
 
     async def _wake(self, model: str, options: dict[str, Any]) -> int | None:
-        _refuse_unknown(options, set())
+        refuse_unknown(options, set())
         return await self._switcher.force_switch(model)
 
     async def _sleep(self, model: str, options: dict[str, Any]) -> int | None:
-        _refuse_unknown(options, set())
+        refuse_unknown(options, set())
         answer = await self._switcher.command(lambda ticket: ev.SleepRequested(model, ticket))
         return answer.switch
 
     async def _reset(self, model: str, options: dict[str, Any]) -> int | None:
-        _refuse_unknown(options, set())
+        refuse_unknown(options, set())
         answer = await self._switcher.command(lambda ticket: ev.ResetRequested(model, ticket))
         return answer.switch
 
     async def _pin(self, model: str, options: dict[str, Any]) -> int | None:
-        _refuse_unknown(options, {"for", "reason"})
+        refuse_unknown(options, {"for", "reason"})
         until, reason = self._until(options), _reason(options)
         answer = await self._switcher.command(
             lambda ticket: ev.PinChanged(model, ticket, until=until, reason=reason)
@@ -311,13 +311,13 @@ class Admin:
         return answer.switch
 
     async def _unpin(self, model: str, options: dict[str, Any]) -> int | None:
-        _refuse_unknown(options, set())
+        refuse_unknown(options, set())
         answer = await self._switcher.command(lambda ticket: ev.PinChanged(model, ticket, pinned=False))
         return answer.switch
 
     async def cancel(self, request: web.Request) -> web.Response:
         """End a request, waiting or in flight, by the id that its client has for it."""
-        _refuse_unknown(await self._options(request), set())
+        refuse_unknown(await self._options(request), set())
         given = request.match_info["request"]
         models = self._switcher.cancel(given)
         if not models:
@@ -327,7 +327,7 @@ class Admin:
     async def lease(self, request: web.Request) -> web.Response:
         """Lend the GPU to a foreign job: everything sleeps until it ends. With an ``id``: renew that lease."""
         options = await self._options(request)
-        _refuse_unknown(options, {"for", "reason", "requests", "id"})
+        refuse_unknown(options, {"for", "reason", "requests", "id"})
         until, reason, waits = self._until(options), _reason(options), _waits(options)
         given = _id(options)
         name = given or secrets.token_hex(4)
@@ -348,7 +348,7 @@ class Admin:
 
     async def manual(self, request: web.Request) -> web.Response:
         """Leave all switching to operators."""
-        _refuse_unknown(await self._options(request), set())
+        refuse_unknown(await self._options(request), set())
         return await self._set_manual(manual=True)
 
     async def end_manual(self, _request: web.Request) -> web.Response:
@@ -377,19 +377,23 @@ class Admin:
         return model
 
     async def _options(self, request: web.Request) -> dict[str, Any]:
-        limits = BodyLimits(_LARGEST, self._bodies.max_buffered, self._switcher.config.body_idle_timeout)
-        with await read_body(request, limits, self._bodies) as body:
-            data = b"".join(body)
-        if not data.strip():
-            return {}
-        try:
-            options = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise BadRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
-        if not isinstance(options, dict):
-            raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
-        request[OPTIONS] = options
-        return options
+        return await read_options(request, self._bodies, self._switcher.config.body_idle_timeout)
+
+
+async def read_options(request: web.Request, bodies: BodyBudget, idle_timeout: float) -> dict[str, Any]:
+    """Return the JSON object that an operator sends, {} for nothing. Raises BadRequestError."""
+    with await read_body(request, BodyLimits(_LARGEST, bodies.max_buffered, idle_timeout), bodies) as body:
+        data = b"".join(body)
+    if not data.strip():
+        return {}
+    try:
+        options = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(options, dict):
+        raise BadRequestError('the body must be a JSON object, as {"for": "2h"}', code="invalid_json")
+    request[OPTIONS] = options
+    return options
 
 
 def _whole(request: web.Request, name: str, default: _Default) -> int | _Default:
@@ -443,7 +447,8 @@ def _every(request: web.Request, name: str) -> float | None:
     return seconds
 
 
-def _refuse_unknown(options: dict[str, Any], known: set[str]) -> None:
+def refuse_unknown(options: Mapping[str, Any], known: set[str]) -> None:
+    """Raise BadRequestError for an option that is none of these."""
     for name in options:
         if name not in known:
             takes = ", ".join(sorted(known)) or "no options"

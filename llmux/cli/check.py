@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from llmux.config import Config, ConfigErrors
 from llmux.config.checks import operators
 from llmux.config.setting_types import is_loopback
 from llmux.errors import LLMuxError
+
+if TYPE_CHECKING:
+    from llmux.config.gateway import GatewayConfig
 
 
 def check(
@@ -36,6 +39,9 @@ def check(
     if wake and not probe:
         raise typer.BadParameter("--wake goes with --probe")
     file = file or given or context.obj[0] or DEFAULT_CONFIG
+    if _is_gateway(file):
+        _check_gateway(file, context.obj[1])
+        return
     config = _load_all(file, context.obj[1])
     say(f"{file}: fine", "green")
     say(summary(config))
@@ -45,6 +51,46 @@ def check(
 
         if not engines.probe(config, wake=wake):
             raise typer.Exit(Exit.FAILED)
+
+
+def _is_gateway(file: Path) -> bool:
+    """Whether a file configures a gateway. Only what may be one is read for it."""
+    try:
+        if b"hosts" not in file.read_bytes():
+            return False
+    except OSError:
+        return False
+    from llmux.config.gateway import is_gateway
+
+    return is_gateway(file)
+
+
+def _check_gateway(file: Path, port: int | None) -> None:
+    from llmux.gateway.service import load_route
+
+    config = load_gateway(file, port)
+    try:
+        load_route(config)
+    except LLMuxError as error:
+        complain(str(error))
+        raise typer.Exit(Exit.USAGE) from None
+    say(f"{file}: fine", "green")
+    say(f"a gateway: listens on {config.host}:{config.port}\noperators: {operators(config)}")
+    say(f"route {config.route.use}")
+    for name, host in config.hosts.items():
+        say(f"host {name} at {host.url}{'' if host.key is None else ', with a key'}")
+
+
+def load_gateway(file: Path, port: int | None) -> GatewayConfig:
+    """Read a gateway's configuration; exit with a message when it is unusable."""
+    from llmux.config.gateway import GatewayConfig
+
+    try:
+        config = GatewayConfig.from_file(file)
+    except LLMuxError as error:
+        complain(str(error))
+        raise typer.Exit(Exit.USAGE) from None
+    return config if port is None else config.with_port(port)
 
 
 def warn(config: Config) -> None:
@@ -103,6 +149,9 @@ def schema() -> None:
 
 def load_config(file: Path, port: int | None) -> Config:
     """Read a configuration, with another port where one is given; exit with a message when it is unusable."""
+    if _is_gateway(file):
+        complain(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
+        raise typer.Exit(Exit.USAGE)
     try:
         config = Config.from_file(file)
         return config if port is None else config.with_port(port)

@@ -156,6 +156,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "explain:run",
         "Explain the last switches, with their reasons, and what holds now.",
     ),
+    "gateway": (
+        "gateway:gateway",
+        "Place requests on many hosts, each an llmux with a GPU of its own, until TERM or INT; HUP reloads.",
+    ),
+    "fleet": ("fleet:app", "The hosts behind a running gateway: look at them, drain one, take it back."),
     "init": (
         "init:run",
         "Look at this machine and write config.yaml, with comments, and the hook scripts that it needs.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from logging import Handler
 from pathlib import Path
 
 import typer
@@ -42,8 +43,14 @@ def run(file: Path | None, port: int | None, *, verbose: bool) -> None:
         if sys.stdout.isatty():
             terminal().print(f"llmux {__version__} on {url}\n{summary(config)}")
 
+    run_process(handler, lambda: Process(config, read, announce))
+
+
+def run_process(handler: Handler, make: Callable[[], Process]) -> None:
+    """Run a process until it stops; exit with a message when it cannot start."""
+
     async def process() -> None:
-        await Process(config, read, announce).run()
+        await make().run()
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

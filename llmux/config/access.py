@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from llmux.config.accounts import BudgetConfig, Globs, LimitsConfig
 from llmux.config.problems import Problem
 from llmux.config.setting_types import Name, Section, Word
-
-if TYPE_CHECKING:
-    from llmux.config.schema import Config
 
 BEGINNING = "sk-llmux-"
 # OWASP's choice for the smallest memory: 19 MiB, two passes, one thread. A key that was made here has 256 bits of
@@ -144,7 +141,23 @@ ApiKey = Annotated[ApiKeyConfig, BeforeValidator(_entry, json_schema_input_type=
 """An entry of ``api_keys``: a text stands for ``{key: text}``."""
 
 
-def check_keys(config: Config) -> Iterator[Problem]:
+class Access(Protocol):
+    """What a configuration says of keys: a host's, or a gateway's."""
+
+    @property
+    def admin_key(self) -> SecretStr | None:
+        """The operators' key, or its hash."""
+
+    @property
+    def api_keys(self) -> Sequence[ApiKeyConfig]:
+        """The clients' keys."""
+
+    @property
+    def insecure(self) -> bool:
+        """Whether no keys are meant, whatever it listens on."""
+
+
+def check_keys(config: Access) -> Iterator[Problem]:
     """Yield what is wrong with the keys as a whole."""
     names: dict[str, int] = {}
     for index, entry in enumerate(config.api_keys):

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmux.config.access import check_keys
+from llmux.config.access import Access, check_keys
 from llmux.config.accounts import accounts_warnings, check_accounts
 from llmux.config.model_settings import hook_folder
 from llmux.config.problems import Path as Place
@@ -97,7 +97,7 @@ def _openness(config: Config) -> Iterator[Problem]:
         yield Problem(("host",), problem)
 
 
-def open_to_all(host: str, config: Config) -> str:
+def open_to_all(host: str, config: Access) -> str:
     """Say what is wrong with listening on ``host`` under this configuration; "" when nothing is."""
     if is_loopback(host) or config.api_keys or config.insecure:
         return ""
@@ -107,7 +107,7 @@ def open_to_all(host: str, config: Config) -> str:
     )
 
 
-def operators(config: Config) -> str:
+def operators(config: Access) -> str:
     """Return which clients may operate llmux: wake, put to sleep, pin, lease, and reach engines directly."""
     if config.admin_key is not None:
         return "clients with the `admin_key`"

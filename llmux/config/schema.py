@@ -444,6 +444,11 @@ class Config(Section):
         return self._file
 
     @property
+    def called(self) -> tuple[str, ...]:
+        """The names by which llmux may be called, beside this machine's."""
+        return self.hosts
+
+    @property
     def folder(self) -> Path:
         """Where hooks run, absolute."""
         return self._folder

@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from llmux.config import Config
+from llmux.config.access import Access
 from llmux.config.setting_types import LONGEST_NAME
 from llmux.errors import ForbiddenError, RequestError, UnauthorizedError
 from llmux.middleware.keyring import Holder, Keyring, network_of, no_valid_key
 
 KEY_NAME = "X-LLMux-Key"
 """With a gateway's key: the name of its client's."""
+_OF_GATEWAYS = frozenset({KEY_NAME.lower().encode(), b"x-llmux-progress"})  # no client has sent these
 _AUTHORIZATION = b"authorization"
 _API_KEY = b"x-api-key"
 _LOOPBACK = ("127.", "::ffff:127.")
@@ -45,7 +46,7 @@ class Let(NamedTuple):
         assert self.holder is not None
         name = request.headers.get(KEY_NAME, "")
         holder = self.holder._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else None
-        return Let(holder or self.holder, self.drop | {KEY_NAME.lower().encode()})
+        return Let(holder or self.holder, self.drop | _OF_GATEWAYS)
 
 
 class FastLet(NamedTuple):
@@ -65,7 +66,7 @@ class Keys:
     def __init__(self) -> None:
         self.ring = Keyring()
 
-    def configure(self, config: Config) -> None:
+    def configure(self, config: Access) -> None:
         """Take over a configuration's keys, at once."""
         self.ring.configure(config)
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from llmux.aiohttp_internals import RelayedResponse, answer_has_begun
 from llmux.config import Config
+from llmux.config.access import Access
 from llmux.config.setting_types import is_loopback as is_loopback_host
 from llmux.errors import (
     INTERNAL_ERROR,
@@ -28,6 +29,7 @@ from llmux.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from llmux.extract import BodyBudget
 from llmux.middleware.authentication import Keys, is_control
 from llmux.middleware.classes import Classes
 from llmux.middleware.context import REFUSED, Reporting, RequestContext, request_id
@@ -66,6 +68,37 @@ GRANT: web.RequestKey[Any] = web.RequestKey("GRANT", object)
 """What the key of such a request may use; None: everything."""
 
 
+class RequestHandler(Protocol):
+    """What serves the requests that name a model."""
+
+    gate: Gate | None
+    """What knows what keys may, where there are any that may not do everything."""
+    budget: BodyBudget
+
+    async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
+        """Serve one. Raises a RequestError for what is refused, ClientGoneError when the client went away."""
+
+
+class AccessSettings(Access, Protocol):
+    """What a configuration says of which requests are let in."""
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+
+    @property
+    def called(self) -> Sequence[str]:
+        """The names by which it may be called."""
+
+    @property
+    def cors(self) -> Sequence[str]:
+        """The origins of web pages that may call it."""
+
+    @property
+    def access_log(self) -> bool:
+        """Whether there is a log line for each request."""
+
+
 class Front:
     """llmux as an aiohttp middleware.
 
@@ -74,15 +107,23 @@ class Front:
     """
 
     def __init__(
-        self, switcher: Switcher, forwarder: Forwarder, *, own: bool = False, tracing: Tracing | None = None
+        self,
+        switcher: Switcher,
+        forwarder: Forwarder,
+        *,
+        own: bool = False,
+        tracing: Tracing | None = None,
+        handler: RequestHandler | None = None,
     ) -> None:
+        """``handler`` serves what names a model, in place of a ``ModelHandler``."""
         self._switcher = switcher
         self._own = own
         self._tracing = tracing
         self._log: EventLog = switcher.log
         self._metrics: Metrics = switcher.metrics
         self._reporting = Reporting(switcher)
-        self._handler = ModelHandler(switcher, forwarder)
+        self._models = ModelHandler(switcher, forwarder) if handler is None else None
+        self._handler: RequestHandler = self._models or handler  # type: ignore[assignment]
         self.fast_path = FastPath(self._reporting, forwarder, self._handler.budget)
         self.port = switcher.config.port
         self._host = switcher.config.host  # another takes a restart
@@ -91,19 +132,13 @@ class Front:
 
     def configure(self, config: Config) -> None:
         """Take over a configuration: names, paths, origins, keys, limits."""
-        named = [name for name in config.hosts if name != ANY]
-        paths, origins, hosts = (
-            ForwardedPaths((*config.forward, *config.passive), config.names),
-            Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname(), *named)),
-            Hosts(config.hosts, held=self._own and not config.api_keys and is_loopback_host(self._host)),
-        )
-        self._paths, self._origins, self._hosts = paths, origins, hosts
-        self._keys.configure(config)
-        self._reporting.access_log = config.access_log
-        self._handler.configure(config)
+        paths = ForwardedPaths((*config.forward, *config.passive), config.names)
+        hosts = self.let_in(config, paths)
+        assert self._models is not None
+        self._models.configure(config)
         alone = self._tracing is None
         counted = ForwardedPaths(config.forward, config.names, without=config.passive) if config.passive else paths
-        exact = self._handler.exact_usage
+        exact = self._models.exact_usage
         self.fast_path.configure(
             counted,
             Classes(config),
@@ -113,6 +148,18 @@ class Front:
             alone=alone,
             is_silent=None if exact is None else exact.is_silent,
         )
+
+    def let_in(self, config: AccessSettings, paths: ForwardedPaths) -> Hosts:
+        """Take over which requests are let in: by their paths, origins, keys and the name llmux is called by."""
+        named = [name for name in config.called if name != ANY]
+        origins, hosts = (
+            Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname(), *named)),
+            Hosts(config.called, held=self._own and not config.api_keys and is_loopback_host(self._host)),
+        )
+        self._paths, self._origins, self._hosts = paths, origins, hosts
+        self._keys.configure(config)
+        self._reporting.access_log = config.access_log
+        return hosts
 
     def middleware(self) -> Middleware:
         """Return it in the shape that ``web.Application(middlewares=[…])`` takes."""

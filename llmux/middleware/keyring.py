@@ -36,8 +36,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
-from llmux.config import Config
-from llmux.config.access import fits, is_hash
+from llmux.config.access import Access, fits, is_hash
 from llmux.errors import RequestError, TooManyAttemptsError, UnauthorizedError
 
 BURST = 20
@@ -86,7 +85,7 @@ class Keyring:
         self._turns = Turns()
         self._attempts = Attempts()
 
-    def configure(self, config: Config) -> None:
+    def configure(self, config: Access) -> None:
         """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
         old = {entry.text: entry.digest for entry in self._entries}
         captures = () if config.captures is None else config.captures.keys

@@ -175,14 +175,14 @@ class ModelHandler:
     async def _serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
         route = context.route
         if not request.can_read_body:
-            return await self._with_body(request, context, None, _named(route, None))
+            return await self._with_body(request, context, None, named_model(route, None))
         expects = request.headers.get(hdrs.EXPECT)
         if expects is not None:
             refuse_announced(request, self._limits)
-            _meet(expects, request, context)
+            meet_expectation(expects, request, context)
         with await read_body(request, self._limits, self.budget) as body:
             context.sent = body.size
-            return await self._with_body(request, context, body, _named(route, body))
+            return await self._with_body(request, context, body, named_model(route, body))
 
     async def _with_body(
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
@@ -388,7 +388,7 @@ class ModelHandler:
             trace.sent(self._switcher.now(), exchange.status, exchange.first_byte_at, failure)
 
 
-def _meet(expects: str, request: web.Request, context: RequestContext) -> None:
+def meet_expectation(expects: str, request: web.Request, context: RequestContext) -> None:
     """Tell a client that waits for it to send its body, now that its path, key and size are in order."""
     if expects.strip().lower() != "100-continue":
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
@@ -484,7 +484,8 @@ def rename_in_query(target: str, model: str) -> str:
     return f"{path}{question}{'&'.join(pairs)}"
 
 
-def _named(route: Route, body: Body | None) -> str:
+def named_model(route: Route, body: Body | None) -> str:
+    """Return the model that a request names. Raises BadRequestError."""
     return route.model if route.kind is Kind.UPSTREAM else model_of(body, route.target.partition("?")[2])
 
 

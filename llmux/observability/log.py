@@ -168,6 +168,23 @@ CATALOGUE: dict[str, LogEvent] = {
     "original_difference": LogEvent(_WARNING, "The configuration relies on something that llmux 2 did otherwise."),
     "internal_error": LogEvent(_ERROR, "An error in llmux itself, with its traceback. Please report it."),
     "loop_stalled": LogEvent(_WARNING, "The event loop did not run for a while; every request waited."),
+    # a gateway's hosts
+    "host_followed": LogEvent(_INFO, "A host reports: its version and its models."),
+    "host_lost": LogEvent(_WARNING, "A host does not report any more, or not yet; the gateway goes on trying."),
+    "host_ejected": LogEvent(_WARNING, "Nothing is sent to a host until it answers a probe, after `pause_secs`."),
+    "host_restored": LogEvent(_INFO, "A host that was ejected takes requests again."),
+    "host_broke_off": LogEvent(
+        _WARNING, "A host ended a connection before its answer; the request is not sent again, its client got 502."
+    ),
+    "report_refused": LogEvent(
+        _WARNING, "A host's report was not taken in: it was overtaken, of another instance, or not understood."
+    ),
+    "view_stale": LogEvent(
+        _WARNING, "No host with the model has reported in time: requests go by the gateway's own counts."
+    ),
+    "route_overruled": LogEvent(
+        _WARNING, "The route raised an error, or named a host that may not be used; logged once for each answer."
+    ),
     # switches and models
     "switch_started": LogEvent(_INFO, "A switch has begun: those in `from` drain, then sleep, then `to` wakes."),
     "switch_drained": LogEvent(_INFO, "Those that leave have finished their requests; their sleep hooks start."),

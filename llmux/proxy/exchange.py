@@ -56,7 +56,7 @@ _new_tail = functools.partial(deque[bytes], (), BLOCKS)
 class Exchange:
     """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
 
-    The fields after ``fresh_only`` are the outcome, for the caller to read when ``forward`` is done, however
+    The fields after ``once`` are the outcome, for the caller to read when ``forward`` is done, however
     it ended. Times are the loop's.
     """
 
@@ -73,6 +73,7 @@ class Exchange:
     early: EarlyResponse | None = None  # the client's answer, if that has begun
     anthropic: bool = False  # the client expects Anthropic's events
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
+    once: bool = False  # what was written counts as sent, on a connection that died while it was pooled, too
 
     status: int | None = field(default=None, init=False)  # the engine's
     first_byte_at: float | None = field(default=None, init=False)  # the response's head went out

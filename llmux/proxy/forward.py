@@ -96,7 +96,7 @@ class Forwarder:
                 try:
                     await self._attempt(connection, relay, head)
                 except EngineError as error:
-                    if not connection.was_stale(error):
+                    if exchange.once or not connection.was_stale(error):
                         raise
                     # Once more, on a connection that cannot be stale.
                 else:

@@ -116,6 +116,7 @@ class EngineConnection(asyncio.Protocol):
         "loop",
         "lost",
         "on_idle_end",
+        "on_interim",
         "pooled",
         "received",
         "reusable",
@@ -132,6 +133,7 @@ class EngineConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.length = b""  # of the answer under way, as its head says; empty: it says none
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
+        self.on_interim: Callable[[bytes], None] | None = None  # is given the heads of interim responses
         self._sink: ResponseSink | None = None
         self._take_chunk: Callable[[bytes], None] | None = None  # set while the body stands between two chunks
         self._framing: Framing | None = None  # None: the head is still to come
@@ -332,6 +334,8 @@ class EngineConnection(asyncio.Protocol):
         head, self.length = parse_head(data, to_head_request=self._head_request, upgrade=self._upgrade)
         if head is None:
             self._count_interim(len(data))
+            if self.on_interim is not None:
+                self.on_interim(data)
         return head
 
     def _count_interim(self, size: int) -> None:

@@ -36,12 +36,16 @@ class EngineProtocolError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class EngineAddress:
-    """An engine's address; ``base_path`` ("" or "/prefix") goes before every request's target."""
+    """An engine's address; ``base_path`` ("" or "/prefix") goes before every request's target.
+
+    ``socket`` is the path of a Unix socket, in place of host and port.
+    """
 
     host: str
     port: int
     tls: bool = False
     base_path: str = ""
+    socket: str = ""
     host_header: bytes = field(init=False, repr=False, compare=False)  # worked out once, sent every time
 
     def __post_init__(self) -> None:
@@ -73,6 +77,8 @@ class EngineAddress:
         )
 
     def __str__(self) -> str:
+        if self.socket:
+            return f"unix:{self.socket}"
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{self.host_header.decode('ascii')}{self.base_path}"
 

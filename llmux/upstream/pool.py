@@ -65,6 +65,9 @@ class ConnectionPool:
         """Open a connection. EngineRefusedError when there is no way to."""
         loop = asyncio.get_running_loop()
         try:
+            if address.socket:
+                _, connection = await loop.create_unix_connection(lambda: EngineConnection(loop), address.socket)
+                return connection
             _, connection = await loop.create_connection(
                 lambda: EngineConnection(loop),
                 address.host,

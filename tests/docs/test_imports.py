@@ -34,6 +34,7 @@ LAYERS = (
     {"app"},
     {"server"},
     {"process"},
+    {"gateway"},
     {"cli", "__main__"},
 )
 HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in layer}

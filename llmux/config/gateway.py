@@ -1,0 +1,267 @@
+"""The configuration of ``llmux gateway``: the hosts, and how one is chosen for a request.
+
+Of what it shares with a host's own configuration the names and meanings are the same, but for ``hosts``: here
+these are the machines, and the names by which clients may call the gateway are ``server_names``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
+
+from llmux.config.access import DEFAULT_FORWARD, ApiKey, Key, check_keys, expand, is_hash
+from llmux.config.checks import open_to_all
+from llmux.config.load import load, read_document
+from llmux.config.problems import Problem, raise_problems
+from llmux.config.schema import GIB, MIB
+from llmux.config.setting_types import (
+    Address,
+    Default,
+    Duration,
+    Host,
+    HostName,
+    Name,
+    Origin,
+    OwnPort,
+    PositiveCount,
+    PositiveDuration,
+    PositiveSize,
+    Section,
+    Word,
+    parse_address,
+)
+from llmux.errors import ConfigError
+
+UNIX = "unix:"
+_LONGEST_SOCKET = 107  # bytes of a Unix address
+_HOW = "write it as http://gpu1:3000, or unix:/run/llmux/gpu1.sock"
+
+
+def _url(value: str) -> str:
+    text = value.strip()
+    if text.startswith(UNIX):
+        path = text.removeprefix(UNIX)
+        if not path.startswith("/") or path.startswith("//") or "\0" in path:
+            raise ValueError(f"{value!r} names no socket; {_HOW}")
+        if len(path.encode()) > _LONGEST_SOCKET:
+            raise ValueError(f"its path is longer than {_LONGEST_SOCKET} bytes, which no Unix socket takes")
+        return text
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        raise ValueError(str(error).replace("write it as http://127.0.0.1:8001", _HOW)) from None
+    return address.url
+
+
+def _shown_key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if is_hash(text):
+        raise ValueError("is a hash; the gateway has to show the key itself, as ${GPU1_KEY} from the environment")
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
+    return value
+
+
+class HostConfig(Section):
+    """One host: where its llmux listens, and the keys that the gateway shows it."""
+
+    url: Annotated[str, AfterValidator(_url), Word("address")] = Field(
+        description="Where its llmux listens: http://HOST:PORT, https://HOST, or unix:/PATH of a socket."
+    )
+    key: Annotated[SecretStr, AfterValidator(_shown_key), Word("key")] | None = Field(
+        default=None,
+        description="The key that the gateway shows it: one of its `api_keys`, with `gateway: true` there.",
+    )
+    admin_key: Annotated[SecretStr, AfterValidator(_shown_key), Word("key")] | None = Field(
+        default=None, description="Its `admin_key`, which `llmux fleet drain` takes. null: `key`."
+    )
+
+    @property
+    def socket(self) -> str:
+        """The path of its socket; empty without one."""
+        return self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else ""
+
+    @property
+    def address(self) -> Address:
+        """Host and port, where there is no socket."""
+        return parse_address(self.url)
+
+
+class FleetConfig(Section):
+    """How the hosts are followed, and how long requests wait for one."""
+
+    report_every: PositiveDuration = Field(
+        default=1.0, ge=0.2, le=5.0, description="How often each host is asked for a report, between its changes."
+    )
+    max_queued: PositiveCount = Field(
+        default=1000, description="Requests for one model that may wait in the gateway for a host; more get 429."
+    )
+    max_wait: PositiveDuration = Field(
+        default=30.0, description="How long one waits there; then 503. In a host's queue the host's limits hold."
+    )
+
+
+class RouteConfig(Section):
+    """The rule that chooses a host."""
+
+    use: str = Field(
+        default="least_wait",
+        min_length=1,
+        description="least_wait, affinity, least_in_flight, power_of_two, random, round_robin, static,"
+        " package.module:Class, or ./file.py:Class.",
+    )
+    options: Mapping[str, Any] = Field(
+        default_factory=dict, description="Options of the route, checked when it is loaded."
+    )
+
+
+class GatewayConfig(Section):
+    """Everything that a gateway is told. ``folder`` is what paths are relative to."""
+
+    host: Host = Field(
+        default="127.0.0.1",
+        description="Address to listen on. 0.0.0.0 opens it to the network, which takes `api_keys`.",
+    )
+    port: OwnPort = Field(default=4000, description="Port to listen on. 0: any free one.")
+    hosts: Mapping[Name, HostConfig] = Field(min_length=1, description="The hosts by name.")
+    fleet: FleetConfig = Field(default_factory=FleetConfig, description="How the hosts are followed.")
+    route: RouteConfig = Field(default_factory=RouteConfig, description="How a host is chosen.")
+    server_names: tuple[HostName, ...] = Field(
+        default=(),
+        description="Names by which the gateway may be called, beside localhost and loopback addresses; * for any."
+        " Only held on loopback without `api_keys`.",
+    )
+    admin_key: Key | None = Field(
+        default=None,
+        description="Key for `llmux fleet drain`, or its hash. null: only this machine may use it; with"
+        " `api_keys`, only the llmux command on it.",
+    )
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(), description="Keys of which a client must send one; hosts are told the name alone."
+    )
+    insecure: bool = Field(
+        default=False, description="true: listen beyond this machine without `api_keys`, which is an error else."
+    )
+    shutdown_grace: Duration = Field(default=30.0, description="How long running answers may go on after a TERM.")
+    max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
+    max_buffered: PositiveSize = Field(default=GIB, description="All request bodies held at once; beyond: 503.")
+    max_connections: PositiveCount | None = Field(
+        default=None, description="Open client connections. null: half of the files that it may open."
+    )
+    header_timeout: PositiveDuration = Field(default=20.0, description="How long a request's head may take.")
+    keepalive_timeout: PositiveDuration = Field(default=75.0, description="How long a connection may be idle.")
+    body_idle_timeout: PositiveDuration = Field(
+        default=60.0, description="How long a client may pause while it sends its body; then 408."
+    )
+    forward: Annotated[tuple[str, ...], AfterValidator(expand), Word("list of globs"), Default("[default]")] = (
+        Field(
+            default=DEFAULT_FORWARD,
+            description="Paths that reach the hosts. A list replaces the default, which `default` in it means.",
+        )
+    )
+    cors: tuple[Origin, ...] = Field(
+        default=(), description="Origins of web pages that may call the gateway, or *."
+    )
+    progress: bool = Field(
+        default=False, description="Tell clients that wait where they stand, before their answer."
+    )
+    watch: bool = Field(default=True, description="Read the configuration again when its file changes.")
+    access_log: bool = Field(default=False, description="One log line per request.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe log lines to write."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto: console on a terminal, else json."
+    )
+
+    _file: Path | None = PrivateAttr(default=None)
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
+        """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
+
+        Raises:
+            ConfigErrors: everything that is wrong with it.
+
+        """
+        file = Path(path)
+        config = load(cls, file, os.environ if environ is None else environ)
+        config._from(file)  # noqa: SLF001
+        return config
+
+    def _from(self, file: Path) -> None:
+        self._file, self._folder = file.absolute(), file.absolute().parent
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_anchors(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if not str(key).startswith("x-")}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        closed = open_to_all(self.host, self)
+        problems = [*_same_url(self), *check_keys(self), *_kept_here(self)]
+        raise_problems([*problems, Problem(("host",), closed)] if closed else problems)
+        return self
+
+    def with_port(self, port: int) -> Self:
+        """Return the same configuration with another port to listen on."""
+        return self.model_copy(update={"port": port})
+
+    @property
+    def file(self) -> Path | None:
+        """The file it came from, absolute; None when made in Python."""
+        return self._file
+
+    @property
+    def folder(self) -> Path:
+        """What paths are relative to, absolute."""
+        return self._folder
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The names by which it may be called."""
+        return self.server_names
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but probably not meant; one line each."""
+        return ()
+
+
+def _same_url(config: GatewayConfig) -> Iterator[Problem]:
+    owners: dict[str, str] = {}
+    for name, host in config.hosts.items():
+        where = host.socket or str(host.address.endpoint) + host.address.base_path
+        owner = owners.setdefault(where, name)
+        if owner != name:
+            yield Problem(
+                ("hosts", name, "url"), f"{host.url} is the address of {owner}, too; each host has one of its own"
+            )
+
+
+def _kept_here(config: GatewayConfig) -> Iterator[Problem]:
+    """Refuse what a gateway does not count: that it is ignored must not be found out by the bill."""
+    for index, entry in enumerate(config.api_keys):
+        for setting in ("role", "limits", "budget", "models"):
+            if getattr(entry, setting) is not None:
+                yield Problem(
+                    ("api_keys", index, setting),
+                    "is held by hosts only: set it there for a key of the same name, which the gateway tells them",
+                )
+
+
+def is_gateway(file: Path) -> bool:
+    """Whether a file is a gateway's configuration: its ``hosts`` are a mapping, and there are no ``models``."""
+    try:
+        data = read_document(file).data
+    except (ConfigError, OSError):
+        return False
+    return isinstance(data, Mapping) and isinstance(data.get("hosts"), Mapping) and "models" not in data

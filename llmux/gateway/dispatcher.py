@@ -1,0 +1,244 @@
+"""What the placement decides, carried out: requests enter and leave here, and are told which host they go to.
+
+One owner: every event goes through ``post``, in the event loop's thread. What the placement wants of the hosts
+(a probe) and what it tells (a host is ejected) go to listeners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from llmux.core.effects import Refusal
+from llmux.errors import (
+    INTERNAL_ERROR,
+    EngineError,
+    QueueFullError,
+    RequestError,
+    UnavailableError,
+    UnknownModelError,
+)
+from llmux.fleet import events as ev
+from llmux.fleet.placement import Placement, Rules, Stage
+from llmux.fleet.routes import Route
+from llmux.observability.notices import EventLog
+
+_CODES = frozenset(
+    {*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline"}
+)  # others are counted as one
+_RESTART = 5.0  # seconds until another gateway may be there
+_STATUSES: dict[str, type[RequestError]] = {
+    ev.Code.UNKNOWN_MODEL: UnknownModelError,
+    ev.Code.QUEUE_FULL: QueueFullError,
+    ev.Code.HOST_LOST: EngineError,
+}
+
+
+class Trip:
+    """One request in the eyes of the placement. Made by ``Dispatcher.enter``, ended by ``Dispatcher.leave``."""
+
+    __slots__ = ("_orders", "_waiter", "host", "id", "model", "over", "request_id", "withdrawing")
+
+    def __init__(self, number: int, model: str) -> None:
+        self.id = number
+        self.model = model
+        self.host: str | None = None  # where it was sent
+        self.over = False  # the placement knows it no more
+        self.request_id = ""  # as its client knows it
+        self.withdrawing = False  # it was asked back from its host
+        self._orders: deque[ev.Send | RequestError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def give(self, order: ev.Send | RequestError) -> None:
+        """Say what becomes of it next."""
+        self._orders.append(order)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def order(self) -> ev.Send:
+        """Wait until it is known where the request goes. Raises the RequestError with which it is rejected."""
+        if not self._orders:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        order = self._orders.popleft()
+        if isinstance(order, RequestError):
+            raise order
+        self.host = order.host
+        return order
+
+
+class Dispatcher:
+    """Runs the placement. ``now`` is the loop's clock, once ``start`` was called."""
+
+    def __init__(self, route: Route, rules: Rules, log: EventLog) -> None:
+        self.now: Callable[[], float] = time.monotonic
+        self.placement = Placement(route, random.random, rules)
+        self.on_probe: Callable[[str], None] = lambda _host: None
+        self.on_withdraw: Callable[[Trip, str], None] = lambda _trip, _host: None
+        self.counts: Counter[tuple[str, ...]] = Counter()  # what has happened, for the metrics
+        self._log = log
+        self._trips: dict[int, Trip] = {}
+        self._serial = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._tellers: dict[type, Callable[[Any], None]] = {
+            ev.Send: self._send,
+            ev.Reject: self._reject,
+            ev.Withdraw: self._withdraw,
+            ev.Probe: lambda effect: self.on_probe(effect.host),
+            ev.HostEjected: self._ejected,
+            ev.HostRestored: self._restored,
+            ev.ReportRefused: self._report_refused,
+            ev.ViewStale: self._view_stale,
+            ev.RouteOverruled: self._overruled,
+        }
+
+    def start(self) -> None:
+        """Take the loop's clock."""
+        self.now = asyncio.get_running_loop().time
+
+    def close(self) -> None:
+        """Stop the clock."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ---- requests
+
+    def enter(self, model: str) -> Trip:
+        """Tell the placement of a request for ``model``. The trip must be given to ``leave``."""
+        self._serial += 1
+        trip = self._trips[self._serial] = Trip(self._serial, model)
+        if self._closed:
+            trip.give(UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART))
+            trip.over = True
+        else:
+            self.post(ev.RequestArrived(trip.id, model))
+        return trip
+
+    def leave(self, trip: Trip) -> None:
+        """End a request, wherever it stands."""
+        if self._trips.pop(trip.id, None) is not None and not trip.over and trip.id in self.placement.requests:
+            trip.over = True
+            self.post(ev.RequestAbandoned(trip.id))
+
+    def ended(self, trip: Trip) -> None:
+        """Take note that the last byte of its answer is out."""
+        if trip.id in self.placement.requests:
+            trip.over = True
+            self.post(ev.RequestEnded(trip.id))
+
+    def began(self, trip: Trip) -> None:
+        """Take note that its answer has begun."""
+        request = self.placement.requests.get(trip.id)
+        if request is not None and request.stage is not Stage.BEGUN:
+            self.post(ev.AnswerBegan(trip.id))
+
+    def waiting(self, trip: Trip, position: int, expected: float) -> None:
+        """Take note of what the host says of its queue."""
+        if trip.id in self.placement.requests:
+            self.post(ev.RequestWaiting(trip.id, position, expected))
+
+    def refused(self, trip: Trip, code: str, retry_after: float | None, message: str) -> None:
+        """Take note that the host has refused it before its admission."""
+        assert trip.host is not None
+        self.counts["refused", trip.host, code if code in _CODES else "other"] += 1
+        self.post(ev.RequestRefused(trip.id, code, retry_after, message))
+
+    def broken(self, trip: Trip, error: EngineError) -> None:
+        """Take note that its host ended the connection, or broke HTTP, after bytes of it were sent."""
+        assert trip.host is not None
+        self.counts["broken", trip.host] += 1
+        self._log.emit("host_broke_off", host=trip.host, model=trip.model, error=error.message)
+        self.post(ev.ConnectionBroken(trip.id))
+
+    def queued(self) -> dict[str, int]:
+        """Return how many requests wait here, by model."""
+        return {model: len(queue) for model, queue in self.placement.queues.items() if queue}
+
+    def stop(self) -> None:
+        """Reject what waits here: nothing more is sent."""
+        for queue in list(self.placement.queues.values()):
+            for number in list(queue):
+                trip = self._trips.get(number)
+                if trip is not None:
+                    trip.over = True
+                    trip.give(UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART))
+                self.post(ev.RequestAbandoned(number))
+        self._closed = True
+
+    # ---- the placement
+
+    def post(self, event: ev.Event) -> None:
+        """Hand an event to the placement, and carry out its answer."""
+        try:
+            effects = self.placement.handle(event, self.now())
+        except Exception as error:  # noqa: BLE001 - one mistake must not take all other requests along
+            self._log.emit("internal_error", error=repr(error), exc_info=error)
+            trip = self._trips.get(getattr(event, "request", 0))
+            if trip is not None and not trip.over:
+                trip.over = True
+                trip.give(RequestError(INTERNAL_ERROR))
+            return
+        for effect in effects:
+            tell = self._tellers.get(type(effect))
+            if tell is not None:
+                tell(effect)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.placement.next_deadline()
+        if due is not None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_at(due, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self.post(ev.DeadlineReached())
+
+    # ---- effects
+
+    def _send(self, effect: ev.Send) -> None:
+        self.counts["placed", effect.host] += 1
+        if effect.attempt > 1:
+            self.counts["retried", effect.host] += 1
+        if (trip := self._trips.get(effect.request)) is not None:
+            trip.give(effect)
+
+    def _reject(self, effect: ev.Reject) -> None:
+        if (trip := self._trips.get(effect.request)) is not None:
+            trip.over = True
+            kind = _STATUSES.get(effect.code, UnavailableError)
+            param = "model" if kind is UnknownModelError else None
+            trip.give(kind(effect.message, code=effect.code, param=param, retry_after=effect.retry_after))
+
+    def _withdraw(self, effect: ev.Withdraw) -> None:
+        self.counts["withdrawn", effect.host] += 1
+        if (trip := self._trips.get(effect.request)) is not None:
+            trip.withdrawing = True
+            self.on_withdraw(trip, effect.host)
+
+    def _ejected(self, effect: ev.HostEjected) -> None:
+        self.counts["ejected", effect.host] += 1
+        self._log.emit("host_ejected", host=effect.host, reason=effect.reason, pause_secs=round(effect.pause, 3))
+
+    def _restored(self, effect: ev.HostRestored) -> None:
+        self._log.emit("host_restored", host=effect.host)
+
+    def _report_refused(self, effect: ev.ReportRefused) -> None:
+        self._log.emit("report_refused", host=effect.host, instance=effect.instance, reason=effect.reason)
+
+    def _view_stale(self, effect: ev.ViewStale) -> None:
+        self._log.emit("view_stale", model=effect.model)
+
+    def _overruled(self, effect: ev.RouteOverruled) -> None:
+        self._log.emit("route_overruled", answer=effect.answer)

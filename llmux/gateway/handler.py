@@ -1,0 +1,397 @@
+"""A request on its way through the gateway: its body, its host, and the answer back, byte for byte.
+
+What may happen to a request, and what then (the whole of the safety argument):
+
+- no connection to its host was to be had: nothing was sent, the next host may have it;
+- the host answers with ``X-LLMux-Refused``: no engine has seen it, the next host may have it;
+- anything else that comes before the answer's head, once bytes were written, is final: 502. That holds for a
+  connection that died while it was pooled, too: it is not known whether the host had passed the request on;
+- once the head has passed, the answer can only end or break off.
+
+The client's body is read whole before the first try, as on a host, so it can be sent again. Hosts are asked to
+tell of their queues by informational responses (``X-LLMux-Progress: 1xx``): these do not begin an answer, and are
+passed on in the form that the client wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs, web
+
+from llmux.config.gateway import GatewayConfig
+from llmux.core.effects import CutReason
+from llmux.errors import EngineError, PathRefusedError, RequestError, UnavailableError
+from llmux.extract import Body, BodyBudget, BodyLimits, read_body, refuse_announced
+from llmux.fleet import events as ev
+from llmux.gateway.dispatcher import Dispatcher, Trip
+from llmux.gateway.hosts import Host, Hosts, words_of
+from llmux.middleware.authentication import KEY_NAME
+from llmux.middleware.context import RequestContext
+from llmux.middleware.model_handler import meet_expectation, named_model, unknown_model
+from llmux.middleware.paths import Kind
+from llmux.middleware.progress import HEADER, INTERIM, InBody, Interim, dialect_of, wanted
+from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
+from llmux.proxy.aiohttp_client import AiohttpClient
+from llmux.proxy.early_response import EarlyResponse, RefusedByEngineError, ResumedRelay
+from llmux.proxy.heads import REFUSED as REFUSED_FIELD
+from llmux.proxy.relay import Relay
+from llmux.upstream import EngineConnection, EngineRefusedError, Framing, ResponseHead
+
+if TYPE_CHECKING:
+    from llmux.accounts.gate import Gate
+
+HOST = "X-LLMux-Host"
+QUEUE = "X-LLMux-Queue-Seconds"
+WITHDRAWN = "withdrawn"  # the code of a refusal that was asked for
+_OURS = frozenset({HEADER.lower().encode(), KEY_NAME.lower().encode()})
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+_PROGRESS = (HEADER.encode(), INTERIM.encode())
+_SAID = re.compile(rb"(?i)\r\nX-LLMux-(Position|Expected-Seconds): *(\d{1,9})")
+_WAITED = QUEUE.lower().encode()
+_MOST = 64 * 1024  # bytes of a refusal that are kept
+
+
+class RefusedByHostError(Exception):
+    """A host refused a request before its admission: no engine has seen it."""
+
+    def __init__(self, status: int, code: str, retry_after: float | None, said: bytes) -> None:
+        super().__init__(code)
+        self.code = code
+        self.retry_after = retry_after
+        self.message = RefusedByEngineError(status, said).message
+
+
+class Ear:
+    """What is heard of a host besides the answer: its queue, a refusal, and that the answer has begun."""
+
+    __slots__ = ("_code", "_retry_after", "_said", "_status", "began", "refused", "waiting")
+
+    def __init__(self, waiting: Callable[[int, int], None], began: Callable[[], None]) -> None:
+        self.waiting = waiting
+        self.began = began
+        self.refused = False
+        self._status = 0
+        self._code = ""
+        self._retry_after: float | None = None
+        self._said = b""
+
+    def interim(self, head: bytes) -> None:
+        """Take in an informational response."""
+        found = {name.lower(): int(number) for name, number in _SAID.findall(head)}
+        if b"position" in found and b"expected-seconds" in found:
+            self.waiting(found[b"position"], found[b"expected-seconds"])
+
+    def head(self, head: ResponseHead) -> bool:
+        """Take in the answer's head; return whether it is a refusal's, which is not passed on."""
+        for lower, _, value in head.fields:
+            if lower == REFUSED_FIELD:
+                self.refused, self._code = True, value.decode("latin-1").strip()
+            elif lower == b"retry-after" and value.isdigit():
+                self._retry_after = float(value)
+        if self.refused:
+            self._status = head.status
+        else:
+            self.began()
+        return self.refused
+
+    def hear(self, data: bytes) -> None:
+        """Keep the words of a refusal."""
+        if len(self._said) < _MOST:
+            self._said += data[:_MOST]
+
+    @property
+    def error(self) -> RefusedByHostError:
+        """The refusal."""
+        return RefusedByHostError(self._status, self._code, self._retry_after, self._said)
+
+
+class _FromHost(Relay):
+    """A relay that listens to what its host says besides the answer."""
+
+    __slots__ = ()
+    ear: Ear
+
+    def attach(
+        self, connection: EngineConnection, on_end: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        """Hear what comes before the answer, too."""
+        connection.on_interim = self.ear.interim
+        super().attach(connection, on_end)
+
+    def detach(self) -> None:
+        """Let go of everything."""
+        if self._connection is not None:
+            self._connection.on_interim = None
+        super().detach()
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Pass the head on, unless it is a refusal's."""
+        if self.ear.head(head):
+            if head.framing is Framing.CHUNKED and self._connection is not None:
+                self._connection.unchunk()
+            return
+        self.exchange.extra_headers = _with_wait(self.exchange.extra_headers, head)
+        self.begin(head)
+
+    def begin(self, head: ResponseHead) -> None:
+        """Begin the client's answer."""
+        Relay.response_started(self, head)
+
+    def response_data(self, data: bytes) -> None:
+        """Pass bytes on, or keep the words of a refusal."""
+        if self.ear.refused:
+            self.ear.hear(data)
+        else:
+            super().response_data(data)
+
+    def response_ended(self) -> None:
+        """Finish, or hand the refusal over."""
+        if self.ear.refused:
+            self._settle(self.ear.error)
+        else:
+            super().response_ended()
+
+    def response_lost(self, error: EngineError) -> None:
+        """Break off; a refusal whose words were cut short is one all the same."""
+        if self.ear.refused:
+            self._settle(self.ear.error)
+        else:
+            super().response_lost(error)
+
+
+class HostRelay(_FromHost):
+    """The sink of an exchange with a host."""
+
+    __slots__ = ("ear",)
+
+
+class ResumedHostRelay(_FromHost, ResumedRelay):
+    """The same where the client's answer may begin with signs of life, while the host is asked."""
+
+    __slots__ = ("ear",)
+
+    def begin(self, head: ResponseHead) -> None:
+        """Go on with the client's answer, or begin it."""
+        begin = ResumedRelay.response_started if self._early.begun else Relay.response_started
+        begin(self, head)
+
+
+def _with_wait(fields: Sequence[tuple[str, str]] | ExtraFields, head: ResponseHead) -> list[tuple[str, str]]:
+    """Return the fields with the time in the host's queue added to that in the gateway's."""
+    assert not isinstance(fields, ExtraFields)
+    there = 0.0
+    for lower, _, value in head.fields:
+        if lower == _WAITED:
+            with contextlib.suppress(ValueError):
+                there = float(value)
+    return [(name, f"{float(value) + there:.3f}" if name == QUEUE else value) for name, value in fields]
+
+
+class GatewayHandler:
+    """Serves the requests that name a model."""
+
+    gate: Gate | None = None
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        hosts: Hosts,
+        dispatcher: Dispatcher,
+        forwarder: Forwarder,
+        now: Callable[[], float],
+    ) -> None:
+        self._hosts = hosts
+        self._dispatcher = dispatcher
+        self._forwarder = forwarder
+        self._now = now
+        self.budget = BodyBudget(config.max_buffered)
+        self.under_way: set[Exchange] = set()
+        self.idle = asyncio.Event()  # nothing is under way
+        self.idle.set()
+        self.configure(config)
+
+    def configure(self, config: GatewayConfig) -> None:
+        """Take over limits."""
+        self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
+        self.budget.max_buffered = config.max_buffered
+        self._progress = config.progress
+
+    async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
+        """Read the request, find a host for it, relay the answer.
+
+        Raises a RequestError for what is refused, ClientGoneError when the client went away.
+        """
+        route = context.route
+        if route.kind is not Kind.FORWARD:
+            raise PathRefusedError("A gateway has no /upstream: ask the host itself.")
+        if not request.can_read_body:
+            return await self._placed(request, context, None, named_model(route, None))
+        expects = request.headers.get(hdrs.EXPECT)
+        if expects is not None:
+            refuse_announced(request, self._limits)
+            meet_expectation(expects, request, context)
+        with await read_body(request, self._limits, self.budget) as body:
+            context.sent = body.size
+            return await self._placed(request, context, body, named_model(route, body))
+
+    async def _placed(
+        self, request: web.Request, context: RequestContext, body: Body | None, name: str
+    ) -> web.StreamResponse:
+        model = self._known(name)
+        context.asked, context.model = name, model
+        teller = Teller(request, context, self._now)
+        await teller.prepare(body, default=self._progress)
+        trip = self._dispatcher.enter(model)
+        trip.request_id = context.request_id
+        try:
+            while True:
+                order = await trip.order()
+                context.rode = order.waited
+                try:
+                    return await self._attempt(request, context, trip, teller, body)
+                except EngineRefusedError as error:
+                    self._dispatcher.post(ev.ConnectFailed(trip.id, words_of(error)))
+                except RefusedByHostError as error:
+                    self._refused(trip, error)
+                except EngineError as error:
+                    if context.exchange is not None and context.exchange.cut_off is not None:
+                        raise
+                    self._dispatcher.broken(trip, error)
+        finally:
+            self._dispatcher.leave(trip)
+
+    def _known(self, name: str) -> str:
+        """Return the model that a name stands for. Raises UnknownModelError and UnavailableError."""
+        model = self._hosts.model_of(name)
+        if model is not None:
+            return model
+        silent = [host for host in self._hosts.all() if host.heard is None]
+        if not silent:
+            raise unknown_model(name, sorted(self._hosts.names()))
+        if all(host.lost for host in silent):
+            shown = ", ".join(host.name for host in silent)
+            raise UnavailableError(
+                f"No host that answers has a model {name[:100]!r}; not reached so far: {shown}.",
+                code=ev.Code.NO_HOST,
+                retry_after=LOOK_AGAIN,
+            )
+        return name  # it waits for their first reports
+
+    def _refused(self, trip: Trip, error: RefusedByHostError) -> None:
+        if trip.withdrawing and error.code == WITHDRAWN:
+            trip.withdrawing = False
+            self._dispatcher.post(ev.RequestWithdrawn(trip.id))
+        else:
+            self._dispatcher.refused(trip, error.code, error.retry_after, error.message)
+
+    async def _attempt(
+        self, request: web.Request, context: RequestContext, trip: Trip, teller: Teller, body: Body | None
+    ) -> web.StreamResponse:
+        assert trip.host is not None
+        if trip.host not in self._hosts:  # a reload came in between
+            raise EngineRefusedError(f"{trip.host} is no longer configured.")
+        host, channel = self._hosts[trip.host], context.channel
+        teller.host = host.name
+        drop = context.drop_headers | _OURS
+        if host.key is not None:
+            drop |= _CREDENTIALS
+        if isinstance(channel, InBody):  # what has begun goes on uncompressed
+            drop |= {b"accept-encoding"}
+        exchange = context.exchange = Exchange(
+            address=host.address,
+            method=request.method,
+            target=context.route.target.encode("utf-8", "surrogateescape"),
+            raw_headers=request.raw_headers,
+            body=body,
+            request_id=context.request_id,
+            activity=host.activity,
+            drop_headers=drop,
+            added_headers=_added(host, context),
+            extra_headers=[*context.headers, (HOST, host.name), (QUEUE, f"{context.waited:.3f}")],
+            anthropic=context.route.anthropic(request.raw_path),
+            once=True,
+        )
+
+        def waiting(position: int, seconds: int) -> None:
+            teller.tell(position, seconds)
+            self._dispatcher.waiting(trip, position, float(seconds))
+
+        def relay(client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Relay:
+            made: HostRelay | ResumedHostRelay
+            if isinstance(channel, InBody):
+                made = ResumedHostRelay(client, exchange, channel.early, loop)
+            else:
+                made = HostRelay(client, exchange, loop)
+            made.ear = Ear(waiting, lambda: self._dispatcher.began(trip))
+            return made
+
+        self.under_way.add(exchange)
+        self.idle.clear()
+        try:
+            response = await self._forwarder.forward(request, exchange, relay)
+        except EngineError:
+            raise
+        except RequestError:
+            self._dispatcher.ended(trip)
+            raise
+        finally:
+            self.under_way.discard(exchange)
+            if not self.under_way:
+                self.idle.set()
+        self._dispatcher.ended(trip)
+        return response
+
+    def cut(self) -> None:
+        """End what is still under way."""
+        for exchange in list(self.under_way):
+            exchange.cut(CutReason.STOPPING)
+
+
+LOOK_AGAIN = 5.0  # seconds
+
+
+def _added(host: Host, context: RequestContext) -> list[tuple[bytes, bytes]]:
+    """Return what the gateway adds to a request: its own key, and the name of the client's, never that key."""
+    added = [_PROGRESS]
+    if host.key is not None:
+        added.append((b"Authorization", b"Bearer " + host.key))
+        name = context.key
+        if name and name.isprintable():
+            added.append((KEY_NAME.encode(), name.encode("utf-8", "surrogateescape")))
+    return added
+
+
+class Teller:
+    """Tells a client that waits where it stands, in the form that it wants."""
+
+    def __init__(self, request: web.Request, context: RequestContext, now: Callable[[], float]) -> None:
+        self._request = request
+        self._context = context
+        self._now = now
+        self.host = ""  # where the request waits
+
+    async def prepare(self, body: Body | None, *, default: bool) -> None:
+        """Find out whether, and how. Raises BadRequestError."""
+        request, context = self._request, self._context
+        by_key = None if context.holder is None else context.holder.progress
+        word = wanted(request, default=default if by_key is None else by_key)
+        if word == INTERIM:
+            context.channel = Interim(request)
+        elif word == "on" and (dialect := await dialect_of(request, context.route, body)) is not None:
+            context.channel = InBody(EarlyResponse(request, dialect), self._headers)
+
+    def tell(self, position: int, seconds: int) -> None:
+        """Say it."""
+        channel = self._context.channel
+        if channel is not None:
+            with contextlib.suppress(ClientGoneError):  # the handler notices
+                channel.waiting(position, seconds)
+
+    def _headers(self) -> list[tuple[str, str]]:
+        waited = self._now() - self._context.began
+        return [*self._context.headers, (HOST, self.host), (QUEUE, f"{waited:.3f}")]

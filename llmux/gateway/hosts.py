@@ -1,0 +1,456 @@
+"""The hosts: each is followed by its reports, and asked whether it is there when it was lost.
+
+Theory of operation
+===================
+
+A follower keeps one connection to its host, on which ``/llmux/events?report=…`` streams reports: so often, and
+whenever a model changes its phase. When the connection ends or cannot be made, the placement is told at once
+(``HostUnreachable``), and the follower comes back after a pause that grows from a quarter of a second to
+``LONGEST``. When nothing has come for ``SILENCE`` (a frozen host, a network that is cut), it begins anew: the
+host's last report has run out by then.
+
+Whether a host that was lost is back is found out by the probes that the placement orders: ``GET /ready``.
+
+All of it uses such connections as requests do (``llmux.upstream``): a host is reached in one way or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from llmux.config.gateway import HostConfig
+from llmux.core.phases import Phase
+from llmux.errors import EngineError
+from llmux.fleet import events as ev
+from llmux.fleet.reports import HostReport, ModelReport
+from llmux.gateway.dispatcher import Dispatcher, Trip
+from llmux.observability.notices import EventLog
+from llmux.upstream import ConnectionPool, EngineActivity, EngineAddress, EngineConnection, ResponseHead
+from llmux.upstream.engine import EngineLostError, EngineProtocolError
+
+SILENCE = 6.0  # seconds, and three reports at least
+FIRST, LONGEST = 0.25, 5.0  # seconds between two tries to follow a host
+PATIENCE = 5.0  # seconds that a question to a host may take
+_LARGEST = 4 << 20  # bytes of one event, or of an answer
+_OK = 200
+_MOST_MODELS = 10_000
+_PHASES = {phase.value: phase for phase in Phase}
+
+
+class Answer(NamedTuple):
+    """What a host answered."""
+
+    status: int
+    body: bytes
+
+
+class _Reader:
+    """The sink of a follower's or a question's connection: hands over the body's bytes, and the end."""
+
+    def __init__(self, connection: EngineConnection, take: Callable[[bytes], None]) -> None:
+        self.status = 0
+        self.head = asyncio.get_running_loop().create_future()
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._connection = connection
+        self._take = take
+
+    def response_started(self, head: ResponseHead) -> None:
+        self.status = head.status
+        if head.framing.value == "chunked":
+            self._connection.unchunk()
+        if not self.head.done():
+            self.head.set_result(None)
+
+    def response_data(self, data: bytes) -> None:
+        if data:
+            self._take(data)
+
+    response_chunk = response_data
+
+    def response_ended(self) -> None:
+        self._over(None)
+
+    def response_lost(self, error: EngineLostError | EngineProtocolError) -> None:
+        self._over(error)
+
+    def _over(self, error: Exception | None) -> None:
+        for future in (self.head, self.end):
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()  # retrieved, whether or not it is waited for
+
+
+class Host:
+    """One configured host: its address and keys, what it said last, and the counts that are kept of it."""
+
+    def __init__(self, name: str, config: HostConfig) -> None:
+        self.name = name
+        self.config = config
+        if config.socket:
+            self.address = EngineAddress("localhost", 80, socket=config.socket)
+        else:
+            where = config.address
+            self.address = EngineAddress(where.host, where.port, where.tls, where.base_path)
+        self.activity = EngineActivity()
+        self.names: Mapping[str, str] = {}
+        self.version: str | None = None
+        self.heard: float | None = None  # when it reported last, on the loop's clock
+        self.trouble = "has not answered yet"  # empty: it is followed
+        self.lost = False  # the placement was told so
+        self.mistaken = ""  # what was wrong with its last report, told once
+        self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
+        self.wakes = 0  # models that woke, as far as reports told
+        self._woke: deque[float] = deque(maxlen=1000)
+        self._awake: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> bytes | None:
+        """The key that it is shown."""
+        key = self.config.key
+        return None if key is None else key.get_secret_value().encode()
+
+    def reported(self, report: HostReport, now: float) -> None:
+        """Count what has woken."""
+        awake = frozenset(name for name, each in report.models.items() if each.phase is Phase.AWAKE)
+        if self.heard is not None:
+            for _ in awake - self._awake:
+                self.wakes += 1
+                self._woke.append(now)
+        self._awake = awake
+        self.heard = now
+
+    def wakes_within(self, seconds: float, now: float) -> int:
+        """Return how many models woke in the last ``seconds``."""
+        return sum(1 for woke in self._woke if woke > now - seconds)
+
+    def request(self, method: str, path: str, body: bytes = b"", *, operator: bool = False) -> bytes:
+        """Write a request of the gateway's own."""
+        secret = (self.config.admin_key or self.config.key) if operator else self.config.key
+        lines = [
+            f"{method} {self.address.base_path}{path} HTTP/1.1".encode(),
+            b"Host: " + self.address.host_header,
+            b"Content-Length: %d" % len(body),
+        ]
+        if secret is not None:
+            lines.append(b"Authorization: Bearer " + secret.get_secret_value().encode())
+        return b"\r\n".join([*lines, b"", body])
+
+
+class Hosts:
+    """All configured hosts, each with its follower."""
+
+    def __init__(self, dispatcher: Dispatcher, log: EventLog) -> None:
+        self.every = 1.0  # seconds between two reports
+        self._dispatcher = dispatcher
+        self._log = log
+        self._pool = ConnectionPool(connect_timeout=PATIENCE)
+        self._hosts: dict[str, Host] = {}
+        self._following: dict[str, asyncio.Task[None]] = {}
+        self._probes: set[asyncio.Task[None]] = set()
+        self.on_names: Callable[[Iterable[str]], None] = lambda _models: None
+        dispatcher.on_probe = self.probe
+        dispatcher.on_withdraw = self.withdraw
+
+    def __getitem__(self, name: str) -> Host:
+        return self._hosts[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._hosts
+
+    def all(self) -> list[Host]:
+        """Return them in the order of the configuration."""
+        return list(self._hosts.values())
+
+    def configure(self, hosts: Mapping[str, HostConfig]) -> None:
+        """Follow these hosts from now on, and no others. Those that stay are left alone."""
+        for name in [name for name, host in self._hosts.items() if hosts.get(name) != host.config]:
+            self._following.pop(name).cancel()
+            del self._hosts[name]
+            self._dispatcher.post(ev.HostRemoved(name))
+        for name, config in hosts.items():
+            if name not in self._hosts:
+                host = self._hosts[name] = Host(name, config)
+                self._dispatcher.post(ev.HostAdded(name))
+                self._following[name] = asyncio.get_running_loop().create_task(
+                    self._follow(host), name=f"llmux: follow {name}"
+                )
+        self._hosts = {name: self._hosts[name] for name in hosts}
+
+    async def close(self) -> None:
+        """Follow none any more."""
+        tasks = [*self._following.values(), *self._probes]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._following.clear()
+        await self._pool.close()
+
+    # ---- names
+
+    def names(self) -> dict[str, str]:
+        """Return all that clients may ask for, by the model which serves it."""
+        found: dict[str, str] = {}
+        for host in self._hosts.values():
+            for name, model in host.names.items():
+                found.setdefault(name, model)
+        return found
+
+    def model_of(self, name: str) -> str | None:
+        """Return the model that serves what a client asks for; None where no host has said that it knows it."""
+        for host in self._hosts.values():
+            model = host.names.get(name)
+            if model is not None:
+                return model
+        return None
+
+    # ---- following
+
+    async def _follow(self, host: Host) -> None:
+        pause = FIRST
+        while True:
+            began = time.monotonic()
+            try:
+                await self._listen(host)
+                trouble = "has ended the stream of its reports"
+            except (EngineError, OSError, ValueError) as error:
+                trouble = words_of(error)
+            except TimeoutError:
+                trouble = f"has said nothing for {self._silence:g} s"
+            self._lost(host, trouble)
+            if time.monotonic() - began > LONGEST:
+                pause = FIRST
+            await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - gateways should not come together
+            pause = min(LONGEST, 2 * pause)
+
+    @property
+    def _silence(self) -> float:
+        return max(SILENCE, 3 * self.every)
+
+    async def _listen(self, host: Host) -> None:
+        """Take in reports until the stream ends. Raises EngineError, OSError, ValueError or TimeoutError."""
+        async with asyncio.timeout(PATIENCE):
+            connection = await self._pool.connect(host.address)
+        news, buffer = asyncio.Event(), bytearray()
+
+        def take(data: bytes) -> None:
+            buffer.extend(data)
+            news.set()
+
+        reader = _Reader(connection, take)
+        try:
+            connection.begin(reader)
+            connection.write_whole(host.request("GET", f"/llmux/events?report={self.every:g}s"))
+            reader.end.add_done_callback(lambda _future: news.set())
+            async with asyncio.timeout(PATIENCE):
+                await reader.head
+            if reader.status != _OK:
+                raise ValueError(_refusal(reader.status))
+            while not reader.end.done() or buffer:
+                async with asyncio.timeout(self._silence):
+                    await news.wait()
+                news.clear()
+                self._read(host, buffer)
+                if reader.end.done():
+                    break
+            reader.end.result()
+        finally:
+            connection.abort()
+
+    def _read(self, host: Host, buffer: bytearray) -> None:
+        """Take in the events that are whole."""
+        *events, rest = bytes(buffer).split(b"\n\n")
+        if len(rest) > _LARGEST:
+            raise ValueError("sent a report of more than 4 MiB")
+        buffer[:] = rest
+        reports = [event for event in events if event.startswith(b"event: report\ndata: ")]
+        for event in reports[-1:]:  # each replaces the one before it
+            self._take(host, event.partition(b"data: ")[2])
+
+    def _take(self, host: Host, data: bytes) -> None:
+        try:
+            document = json.loads(data)
+            report = read_report(host.name, document)
+            names = {str(name): str(model) for name, model in document["names"].items()}
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            wrong = f"its report cannot be read ({error!r}): is it a llmux of another version?"
+            if host.mistaken != wrong:
+                host.mistaken = wrong
+                self._log.emit("report_refused", host=host.name, instance="", reason=wrong)
+            return
+        host.mistaken = ""
+        if names != host.names or not host.entries:
+            self._start(self._list(host), f"llmux: models of {host.name}")
+        host.names, host.version = names, str(document.get("version", ""))
+        host.reported(report, self._dispatcher.now())
+        self.on_names(report.models)
+        if host.trouble:
+            host.trouble = ""
+            self._log.emit("host_followed", host=host.name, version=host.version, models=list(report.models))
+        host.lost = False
+        self._dispatcher.post(ev.HostReported(report))
+
+    def _lost(self, host: Host, trouble: str) -> None:
+        if trouble != host.trouble:
+            self._log.emit("host_lost", host=host.name, error=trouble)
+        host.trouble = trouble
+        if not host.lost:
+            host.lost = True
+            self._dispatcher.post(ev.HostUnreachable(host.name, trouble))
+
+    # ---- asking
+
+    def probe(self, name: str) -> None:
+        """Find out whether a host takes requests again."""
+        host = self._hosts.get(name)
+        if host is not None:
+            self._start(self._probe(host), f"llmux: probe {name}")
+
+    def withdraw(self, trip: Trip, name: str) -> None:
+        """Ask a request back from a host's queue. The answer is the request's own: refused, or as it would be."""
+        host = self._hosts.get(name)
+        if host is not None:
+            self._start(self._withdraw(host, trip.request_id), f"llmux: withdraw from {name}")
+
+    async def _withdraw(self, host: Host, request_id: str) -> None:
+        with contextlib.suppress(EngineError, OSError):
+            await self.ask(host, "POST", f"/llmux/withdraw/{quote(request_id, safe='')}")
+
+    async def _list(self, host: Host) -> None:
+        """Ask a host for the entries of its models."""
+        with contextlib.suppress(EngineError, OSError, ValueError, LookupError, TypeError):
+            answer = await self.ask(host, "GET", "/v1/models")
+            host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
+    async def _probe(self, host: Host) -> None:
+        try:
+            answer = await self.ask(host, "GET", "/ready")
+        except (EngineError, OSError) as error:
+            found: ev.Event = ev.HostUnreachable(host.name, words_of(error))
+        else:
+            if answer.status == _OK:
+                found = ev.HostReachable(host.name)
+            else:
+                found = ev.HostUnreachable(host.name, f"is not ready: /ready answered {answer.status}")
+        if self._hosts.get(host.name) is host:
+            self._dispatcher.post(found)
+
+    async def ask(
+        self, host: Host, method: str, path: str, body: Mapping[str, Any] | None = None, *, operator: bool = False
+    ) -> Answer:
+        """Send a request of the gateway's own, and return the answer. Raises EngineError."""
+        kept = bytearray()
+
+        def take(data: bytes) -> None:
+            kept.extend(data)
+            if len(kept) > _LARGEST:
+                connection.abort()
+                reader.response_lost(EngineProtocolError(f"{host.name} answered with more than 4 MiB."))
+
+        try:
+            async with asyncio.timeout(PATIENCE):
+                connection = await self._pool.connect(host.address)
+                reader = _Reader(connection, take)
+                try:
+                    connection.begin(reader)
+                    data = b"" if body is None else json.dumps(body).encode()
+                    connection.write_whole(host.request(method, path, data, operator=operator))
+                    await reader.end
+                finally:
+                    connection.abort()
+        except TimeoutError:
+            raise EngineLostError(f"{host.name} did not answer within {PATIENCE:g} s.") from None
+        return Answer(reader.status, bytes(kept))
+
+    async def lease(self, host: Host) -> dict[str, Any] | None:
+        """Return the lease of a host's GPU, if there is one. Raises EngineError."""
+        answer = await self.ask(host, "GET", "/llmux/status")
+        try:
+            lease = json.loads(answer.body)["lease"]
+        except (ValueError, LookupError, TypeError):
+            raise EngineProtocolError(f"{host.name} did not tell its status: {_refusal(answer.status)}.") from None
+        return lease if isinstance(lease, dict) else None
+
+
+def words_of(error: Exception) -> str:
+    """Return what went wrong with a host, without what is said of engines."""
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"cannot be reached: {(cause.strerror or str(cause)).lower()}"
+    return str(error).replace("The engine", "it").replace("the engine", "it").rstrip(".")
+
+
+def _refusal(status: int) -> str:
+    """Say what a status means to a gateway."""
+    meanings = {
+        401: "wants another key: see `hosts.NAME.key`",
+        403: "refuses the gateway: see `hosts.NAME.key`",
+        404: "has no reports: it is no llmux, or one of an older version",
+        400: "does not understand the question: is it a llmux of an older version?",
+    }
+    return meanings.get(status, f"answered with status {status}")
+
+
+def read_report(host: str, document: Mapping[str, Any]) -> HostReport:
+    """Return what a host reports. Raises ValueError, TypeError or LookupError if it is something else."""
+    models = document["models"]
+    if len(models) > _MOST_MODELS:
+        raise ValueError(f"{len(models)} models")
+    return HostReport(
+        host=host,
+        instance=str(document["instance"]),
+        seq=int(document["seq"]),
+        models={str(name): _model(each) for name, each in models.items()},
+        ready=bool(document["ready"]),
+        leased=bool(document["leased"]),
+        lease=_seconds(document["lease"]),
+        free_in=_seconds(document["free_in"]),
+    )
+
+
+def _model(each: Mapping[str, Any]) -> ModelReport:
+    wait, slots, idle = each["expected_wait"], each["slots"], each["idle_for"]
+    return ModelReport(
+        phase=_PHASES.get(each["phase"], Phase.UNKNOWN),
+        queued=int(each["queued"]),
+        in_flight=int(each["in_flight"]),
+        expected_wait=None if wait is None else _seconds(wait),
+        switch_cost=_seconds(each["switch_cost"]),
+        sleep=_seconds(each["sleep"]),
+        wake=_seconds(each["wake"]),
+        arrival_rate=_seconds(each["arrival_rate"]),
+        service=_seconds(each["service"]),
+        slots=None if slots is None else max(1, int(slots)),
+        awake_for=_seconds(each["awake_for"]),
+        idle_for=math.inf if idle is None else _seconds(idle),
+    )
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0.0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is not a duration")
+    return seconds
+
+
+def lease_path(lease: Mapping[str, Any]) -> str:
+    """Return the path at which a host ends a lease."""
+    return f"/llmux/lease?id={quote(str(lease.get('id', '')), safe='')}"

@@ -1,0 +1,258 @@
+"""A gateway as an application and as a process: the server, the front and the relay are those of a host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from llmux.app import FRONT, SWITCHER
+from llmux.config.gateway import GatewayConfig
+from llmux.errors import ConfigError
+from llmux.fleet import fleet_view
+from llmux.fleet.placement import Rules
+from llmux.fleet.routes import SHIPPED, Route
+from llmux.gateway.dispatcher import Dispatcher
+from llmux.gateway.handler import GatewayHandler
+from llmux.gateway.hosts import Host, Hosts
+from llmux.gateway.views import FleetMetrics, Views
+from llmux.middleware import Front
+from llmux.middleware.paths import ForwardedPaths
+from llmux.observability.metrics import Metrics
+from llmux.observability.notices import EventLog
+from llmux.observability.request_log import RequestLog
+from llmux.plugins import comes_from_file, file_of
+from llmux.process import Process
+from llmux.proxy import Forwarder
+from llmux.runtime import Switcher
+
+USE, OPTIONS = "route.use", "route.options"
+
+
+class Gateway:
+    """All of one gateway: what it knows of the hosts, what is under way, and what is counted."""
+
+    audit = None
+    accounts = None
+
+    def __init__(self, config: GatewayConfig, log: EventLog) -> None:
+        """Raise ConfigError for a route that cannot be loaded."""
+        self.config = config
+        self.log = log
+        self.metrics = Metrics()
+        self.metrics.registry.register(FleetMetrics(self))
+        self.last_reload_error: str | None = None
+        self.started_at = time.monotonic()
+        self.stopped = asyncio.Event()
+        self.stopping = False
+        rules = Rules(config.fleet.max_queued, config.fleet.max_wait)
+        self.dispatcher = Dispatcher(load_route(config), rules, log)
+        self.requests = RequestLog(self.now)
+        self.hosts = Hosts(self.dispatcher, log)
+        self.hosts.on_names = self.metrics.declare
+        self.forwarder = Forwarder()
+        self.handler = GatewayHandler(config, self.hosts, self.dispatcher, self.forwarder, self.now)
+
+    def now(self) -> float:
+        """Return the time on the loop's clock."""
+        return self.dispatcher.now()
+
+    # ---- life
+
+    def start(self) -> None:
+        """Follow the hosts. The loop runs, the port is bound."""
+        self.dispatcher.start()
+        self.hosts.every = self.config.fleet.report_every
+        self.hosts.configure(self.config.hosts)
+
+    def replace(self, config: GatewayConfig) -> None:
+        """Put a new configuration into force. Raises ConfigError, and changes nothing then."""
+        placement, old = self.dispatcher.placement, self.config
+        if config.route != old.route or comes_from_file(config.route.use):
+            placement.route = load_route(config)
+        placement.rules = Rules(config.fleet.max_queued, config.fleet.max_wait)
+        self.hosts.every = config.fleet.report_every
+        self.handler.configure(config)
+        self.config = config
+        self.hosts.configure(config.hosts)
+
+    async def stop(self) -> None:
+        """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
+        self.stopping = True
+        self.dispatcher.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.shutdown_grace):
+                await self.handler.idle.wait()
+        self.handler.cut()
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        self.dispatcher.close()
+        await self.hosts.close()
+        await self.forwarder.close()
+        self.stopped.set()
+        self.log.emit("stopped")
+
+    # ---- looking
+
+    def view(self, host: Host) -> fleet_view.Host | None:
+        """Return what the placement knows of a host."""
+        return self.dispatcher.placement.fleet.hosts.get(host.name)
+
+    def state(self, host: Host) -> str:
+        """Say in a word whether a host takes requests."""
+        seen = self.view(host)
+        if host.lost or (seen is not None and seen.ejected):
+            return "unreachable"
+        if seen is None or seen.report is None:
+            return "unknown"
+        if not seen.fresh(self.now()):
+            return "stale"
+        if seen.report.leased:
+            return "leased"
+        return "ready" if seen.report.ready else "not ready"
+
+
+class GatewayFront(Front):
+    """The front of a gateway: it judges requests as that of a host does."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        # Of a switcher the front uses what a gateway has, too: its clock, log, metrics and list of requests.
+        super().__init__(cast("Switcher", gateway), gateway.forwarder, own=True, handler=gateway.handler)
+
+    def configure(self, config: Any) -> None:
+        """Take over a configuration."""
+        assert isinstance(config, GatewayConfig)
+        self.let_in(config, ForwardedPaths(config.forward))
+
+
+def build_gateway(config: GatewayConfig, log: EventLog) -> tuple[web.Application, Gateway]:
+    """Return a gateway as an aiohttp application, and what it knows. Raises ConfigError."""
+    gateway = Gateway(config, log)
+    front = GatewayFront(gateway)
+    app = web.Application(middlewares=[front.middleware()])
+    app[SWITCHER] = cast("Switcher", gateway)
+    app[FRONT] = front
+    app.add_routes(Views(gateway).routes())
+
+    async def life(_app: web.Application) -> AsyncIterator[None]:
+        gateway.start()
+        yield
+
+    async def stop(_app: web.Application) -> None:
+        if not gateway.stopped.is_set():
+            await gateway.stop()
+
+    app.cleanup_ctx.append(life)
+    app.on_shutdown.append(stop)
+    return app, gateway
+
+
+class GatewayProcess(Process):
+    """One running gateway."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        read: Callable[[], GatewayConfig],
+        announce: Callable[[str, GatewayConfig], None],
+    ) -> None:
+        # A process asks of its configuration what a gateway's has, too, but in the methods below.
+        super().__init__(cast("Any", config), cast("Any", read), cast("Any", announce))
+
+    restart_needed = ("host", "port", "log_level", "log_format")
+    runs_hooks = False
+
+    def _build(self, config: Any) -> tuple[web.Application, Switcher]:
+        app, gateway = build_gateway(config, self._log)
+        return app, cast("Switcher", gateway)
+
+    async def _set_up(self, runner: web.AppRunner) -> None:
+        await runner.setup()
+
+    def _told(self, config: Any) -> dict[str, Any]:
+        return {"hosts": list(config.hosts), "route": config.route.use}
+
+    def _in_short(self, config: Any) -> str:
+        return f"a gateway to {len(config.hosts)} hosts"
+
+    def _watched(self) -> Iterable[Path]:
+        config = cast("GatewayConfig", self._config)
+        files = [config.file, file_of(config.route.use, config.folder)]
+        return [file for file in files if file is not None]
+
+
+# ---- routes
+
+
+def load_route(config: GatewayConfig) -> Route:
+    """Make the route that ``route.use`` names. Raises ConfigError."""
+    use, options = config.route.use, config.route.options
+    kind = SHIPPED.get(use) or _own(use, config.folder)
+    model = getattr(kind, "Options", None)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        if options:
+            raise ConfigError(f"{use} takes no options", path=OPTIONS)
+        return _made(kind, use)
+    return _made(kind, use, _checked(model, options))
+
+
+def _checked(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
+    unknown = [name for name in options if name not in model.model_fields]
+    if unknown:
+        known = ", ".join(model.model_fields) or "none"
+        raise ConfigError(f"unknown option; known are: {known}", path=f"{OPTIONS}.{unknown[0]}")
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (OPTIONS, *first["loc"]))
+        raise ConfigError(first["msg"], path=where) from None
+
+
+def _made(kind: type, use: str, *options: BaseModel) -> Route:
+    try:
+        route = kind(*options)
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"{use} cannot be made: {type(error).__name__}: {error}", path=USE) from error
+    if not callable(getattr(route, "place", None)):
+        raise ConfigError(f"{use} has no method `place(model, fleet)`", path=USE)
+    return cast("Route", route)
+
+
+def _own(use: str, folder: Path) -> type:
+    place, colon, name = use.rpartition(":")
+    if not colon:
+        raise ConfigError(
+            f"no route is called {use!r}; shipped are {', '.join(SHIPPED)}; or write package.module:Class, or"
+            " ./file.py:Class",
+            path=USE,
+        )
+    try:
+        if comes_from_file(use):
+            file = folder / Path(place).expanduser()
+            spec = importlib.util.spec_from_file_location(f"llmux_route_{file.stem}", file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))
+            module = importlib.import_module(place)
+    except Exception as error:  # a user's file may raise anything
+        raise ConfigError(f"{use} cannot be loaded: {type(error).__name__}: {error}", path=USE) from error
+    kind = getattr(module, name, None)
+    if not isinstance(kind, type):
+        raise ConfigError(f"{place} has no class {name!r}", path=USE)
+    return kind

@@ -1,0 +1,325 @@
+"""What operators, clients and Prometheus see of the fleet: the gateway's own paths."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import hdrs, web
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from llmux.admin.routes import read_options, refuse_unknown
+from llmux.config.schema import MIB
+from llmux.core.phases import Phase
+from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError
+from llmux.extract import BodyBudget
+from llmux.gateway.hosts import Host, lease_path
+from llmux.middleware.model_handler import unknown_model
+from llmux.version import __version__
+
+if TYPE_CHECKING:
+    from llmux.gateway.service import Gateway
+
+HELP: dict[str, str] = {
+    "llmux_fleet_host_up": "1 while the host reports and takes requests, else 0.",
+    "llmux_fleet_report_age_seconds": "Age of the host's last report.",
+    "llmux_fleet_host_in_flight": "Requests of this gateway that are on the host, in its queue or in flight.",
+    "llmux_fleet_host_queued": "Requests that wait on the host, as it reported last.",
+    "llmux_fleet_queue_depth": "Requests that wait in the gateway for a host, by model.",
+    "llmux_fleet_placed_total": "Requests that were sent to the host; one that was sent again counts again.",
+    "llmux_fleet_retried_total": "Those of them that another host had not taken.",
+    "llmux_fleet_refused_total": "Requests that the host refused before their admission, by code.",
+    "llmux_fleet_broken_total": "Requests whose connection ended without an answer; these are not sent again.",
+    "llmux_fleet_withdrawn_total": "Requests that were asked back from the host's queue for a better one.",
+    "llmux_fleet_ejected_total": "How often the host was found unreachable.",
+    "llmux_fleet_wakes_total": "Models that woke on the host, as far as its reports told.",
+}
+_REASON = "drained through the gateway"
+_PHASES = [Phase.AWAKE, Phase.WAKING, Phase.DRAINING, Phase.SLEEPING, Phase.ASLEEP]  # the best first
+_ACCEPTED = 202
+
+
+class FleetMetrics(Collector):
+    """The metrics of the fleet, collected on request."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield nothing: the registry need not ask before there are hosts."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric; called by the registry."""
+        gateway, now = self._gateway, self._gateway.now()
+        rows = [(host, gateway.view(host)) for host in gateway.hosts.all()]
+        up = [((host.name,), gateway.state(host) == "ready") for host, _ in rows]
+        ages = [((host.name,), now - host.heard) for host, _ in rows if host.heard is not None]
+        own = [((host.name,), len(seen.own)) for host, seen in rows if seen is not None]
+        reported = [(host, seen.report) for host, seen in rows if seen is not None and seen.report is not None]
+        queued = [((host.name,), sum(each.queued for each in report.models.values())) for host, report in reported]
+        depths = [((model,), depth) for model, depth in gateway.dispatcher.queued().items()]
+        yield _gauge("llmux_fleet_host_up", up)
+        yield _gauge("llmux_fleet_report_age_seconds", ages)
+        yield _gauge("llmux_fleet_host_in_flight", own)
+        yield _gauge("llmux_fleet_host_queued", queued)
+        yield _gauge("llmux_fleet_queue_depth", depths, "model")
+        counted: dict[str, _Samples] = {}
+        for (kind, *labels), count in sorted(gateway.dispatcher.counts.items()):
+            counted.setdefault(f"llmux_fleet_{kind}_total", []).append((tuple(labels), count))
+        counted["llmux_fleet_wakes_total"] = [((host.name,), host.wakes) for host, _ in rows]
+        for name, meaning in HELP.items():
+            if name.endswith("_total"):
+                names = ("host", "code") if name == "llmux_fleet_refused_total" else ("host",)
+                family = CounterMetricFamily(name, meaning, labels=names)
+                for values, number in counted.get(name, ()):
+                    family.add_metric(values, number)
+                yield family
+
+
+_Samples = list[tuple[tuple[str, ...], float]]
+
+
+def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]], label: str = "host") -> Metric:
+    family = GaugeMetricFamily(name, HELP[name], labels=(label,))
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
+
+
+# ---- documents
+
+
+def fleet_document(gateway: Gateway) -> dict[str, Any]:
+    """Return what is known of all hosts. Durations are seconds."""
+    return {
+        "version": __version__,
+        "time": time.time(),
+        "uptime": time.monotonic() - gateway.started_at,
+        "route": gateway.config.route.use,
+        "hosts": {host.name: _host(gateway, host) for host in gateway.hosts.all()},
+        "queued": gateway.dispatcher.queued(),
+        "reload_error": gateway.last_reload_error,
+    }
+
+
+def _host(gateway: Gateway, host: Host) -> dict[str, Any]:
+    seen, now = gateway.view(host), gateway.now()
+    models = {} if seen is None or seen.report is None else seen.report.models
+    return {
+        "url": host.config.url,
+        "state": gateway.state(host),
+        "trouble": host.trouble or None,
+        "version": host.version,
+        "age": None if host.heard is None else now - host.heard,
+        "awake": [name for name, each in models.items() if each.phase is Phase.AWAKE],
+        "waking": [name for name, each in models.items() if each.phase is Phase.WAKING],
+        "queued": sum(each.queued for each in models.values()),
+        "in_flight": sum(each.in_flight for each in models.values()),
+        "placed": 0 if seen is None else len(seen.own),
+        "wakes_per_minute": host.wakes_within(60.0, now),
+        "models": {
+            name: {
+                "phase": each.phase.value,
+                "queued": each.queued,
+                "in_flight": each.in_flight,
+                "expected_wait": each.expected_wait,
+                "switch_cost": each.switch_cost,
+                "placed": 0 if seen is None else sum(1 for _, model in seen.own.values() if model == name),
+            }
+            for name, each in models.items()
+        },
+    }
+
+
+def model_entries(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return the entries of ``/v1/models``: the union of the hosts', sorted by id."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for host in gateway.hosts.all():
+        for name, entry in host.entries.items():
+            found.setdefault(name, entry)
+    return [_entry(gateway, name, found[name]) for name in sorted(found)]
+
+
+def _entry(gateway: Gateway, name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one host's entry with the state of all."""
+    phases: dict[str, Phase] = {}
+    queued = in_flight = 0
+    for host in gateway.hosts.all():
+        seen, model = gateway.view(host), host.names.get(name)
+        if seen is None or seen.report is None or model is None or model not in seen.report.models:
+            continue
+        each = seen.report.models[model]
+        phases[host.name] = each.phase
+        queued += each.queued
+        in_flight += each.in_flight
+    best = next((phase for phase in _PHASES if phase in phases.values()), Phase.UNKNOWN)
+    ours = told.get("llmux") if isinstance(told.get("llmux"), dict) else {}
+    kept = {key: value for key, value in (ours or {}).items() if key not in _OF_ONE_HOST}
+    status = {Phase.AWAKE: "loaded", Phase.DRAINING: "loaded", Phase.WAKING: "loading"}.get(best, "unloaded")
+    more = {
+        "state": best.value,
+        "queued": queued + gateway.dispatcher.queued().get(name, 0),
+        "in_flight": in_flight,
+        "hosts": {host: phase.value for host, phase in phases.items()},
+    }
+    return {**told, "status": {"value": status}, "llmux": {**kept, **more}}
+
+
+_OF_ONE_HOST = frozenset({"level", "host_memory", "memory", "pinned", "evicted"})
+
+
+# ---- routes
+
+
+class Views:
+    """The gateway's own endpoints."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._bodies = BodyBudget(MIB)
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes for ``app.add_routes``."""
+        return [
+            web.get("/", self.index),
+            web.get("/v1/models", self.models),
+            web.get("/models", self.models),
+            web.get("/v1/models/{model:.+}", self.model),
+            web.get("/health", self.health),
+            web.get("/ready", self.ready),
+            web.get("/metrics", self.metrics),
+            web.get("/llmux/fleet", self.fleet),
+            web.get("/llmux/activity", self.activity),
+            web.post("/llmux/fleet/{host}/drain", self.drain),
+            web.post("/llmux/fleet/{host}/undrain", self.undrain),
+        ]
+
+    async def index(self, _request: web.Request) -> web.Response:
+        """Say what this is."""
+        return web.json_response(
+            {"llmux": "a gateway: many hosts, one endpoint", "see": ["/v1/models", "/llmux/fleet"]}
+        )
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """List what the hosts serve."""
+        return web.json_response({"object": "list", "data": model_entries(self._gateway)})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Show one model, by any of its names."""
+        name = request.match_info["model"]
+        for host in self._gateway.hosts.all():
+            served = host.names.get(name)
+            told = None if served is None else host.entries.get(name) or host.entries.get(served)
+            if told is not None:
+                return web.json_response(_entry(self._gateway, name, {**told, "id": name}))
+        raise unknown_model(name, sorted(self._gateway.hosts.names()))
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """Say that the gateway works, and what is wrong with hosts."""
+        gateway = self._gateway
+        notes = [
+            f"{host.name}: {state}{f': {host.trouble}' if host.trouble else ''}"
+            for host in gateway.hosts.all()
+            if (state := gateway.state(host)) != "ready"
+        ]
+        notes += [
+            f"{count} wait for a host that has {model}" for model, count in gateway.dispatcher.queued().items()
+        ]
+        return web.json_response({"status": "ok", "failing": [], "notes": notes})
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        """Say whether any host takes requests: 200 or 503."""
+        gateway = self._gateway
+        count = sum(gateway.state(host) == "ready" for host in gateway.hosts.all())
+        ready = count > 0 and not gateway.stopping
+        return web.json_response({"ready": ready, "hosts": count}, status=200 if ready else 503)
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Return the metrics in Prometheus' text format."""
+        body, content_type = self._gateway.metrics.render()
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+
+    async def fleet(self, _request: web.Request) -> web.Response:
+        """Return what is known of all hosts."""
+        return web.json_response(fleet_document(self._gateway))
+
+    async def activity(self, request: web.Request) -> web.Response:
+        """Return the last requests that have ended, newest first."""
+        limit = request.query.get("limit", "200")
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 9):  # noqa: PLR2004
+            raise BadRequestError('"limit" must be a whole number, as ?limit=20', param="limit")
+        query = request.query
+        rows = self._gateway.requests.rows(int(limit), model=query.get("model"), key=query.get("key"))
+        return web.json_response({"requests": rows})
+
+    # ---- operating
+
+    async def drain(self, request: web.Request) -> web.Response:
+        """Lease a host's GPU: what runs there ends, everything sleeps, nothing new is taken."""
+        host, options = self._host(request), await self._options(request, {"for", "reason"})
+        if (lease := await self._gateway.hosts.lease(host)) is not None:
+            raise ConflictError(f"{host.name} is leased already: {lease.get('reason') or 'no reason was given'}")
+        reason = options.get("reason") or _REASON
+        if not isinstance(reason, str):
+            raise BadRequestError('"reason" must be a text', param="reason")
+        asked = {"reason": reason if _REASON in reason else f"{_REASON}: {reason}", "requests": "reject"}
+        if options.get("for") is not None:
+            asked["for"] = options["for"]
+        document = await self._ask(host, "POST", "/llmux/lease", asked)
+        return web.json_response({"host": host.name, "drained": True, "lease": document.get("id")}, status=202)
+
+    async def undrain(self, request: web.Request) -> web.Response:
+        """End that lease, and no other."""
+        host = self._host(request)
+        await self._options(request, set())
+        lease = await self._gateway.hosts.lease(host)
+        if lease is None:
+            raise ConflictError(f"{host.name} is not drained")
+        if not str(lease.get("reason") or "").startswith(_REASON):
+            raise ConflictError(
+                f"{host.name} is leased for something else ({lease.get('reason') or 'no reason was given'}):"
+                " give it back there, with `llmux release`"
+            )
+        await self._ask(host, "DELETE", lease_path(lease))
+        return web.json_response({"host": host.name, "drained": False}, status=202)
+
+    async def _options(self, request: web.Request, known: set[str]) -> dict[str, Any]:
+        options = await read_options(request, self._bodies, self._gateway.config.body_idle_timeout)
+        refuse_unknown(options, known)
+        return options
+
+    def _host(self, request: web.Request) -> Host:
+        name = request.match_info["host"]
+        if name not in self._gateway.hosts:
+            known = ", ".join(host.name for host in self._gateway.hosts.all())
+            raise PathRefusedError(
+                f"No host is called {name[:100]!r}; configured are: {known}", code="host_not_found"
+            )
+        return self._gateway.hosts[name]
+
+    async def _ask(
+        self, host: Host, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Have a host do what an operator wants. Raises ConflictError with the host's words, and EngineError."""
+        answer = await self._gateway.hosts.ask(host, method, path, body, operator=True)
+        try:
+            document = json.loads(answer.body)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise EngineError(f"{host.name} answered {answer.status}, and not as llmux does")
+        if answer.status != _ACCEPTED:
+            error = document.get("error")
+            words = error.get("message") if isinstance(error, dict) else f"status {answer.status}"
+            hint = (
+                "; set `admin_key` of the host in the gateway's configuration"
+                if answer.status in {401, 403}
+                else ""
+            )
+            raise ConflictError(f"{host.name} refuses: {words}{hint}")
+        return document
