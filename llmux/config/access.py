@@ -153,6 +153,10 @@ class Access(Protocol):
         """The clients' keys."""
 
     @property
+    def captured(self) -> Sequence[str]:
+        """The names of the keys whose requests are kept whole."""
+
+    @property
     def insecure(self) -> bool:
         """Whether no keys are meant, whatever it listens on."""
 

@@ -226,6 +226,11 @@ class GatewayConfig(Section):
         return self._folder
 
     @property
+    def captured(self) -> tuple[str, ...]:
+        """The names of the keys whose requests are kept whole: hosts do that."""
+        return ()
+
+    @property
     def called(self) -> tuple[str, ...]:
         """The names by which it may be called."""
         return self.server_names
@@ -250,10 +255,10 @@ def _same_url(config: GatewayConfig) -> Iterator[Problem]:
 def _kept_here(config: GatewayConfig) -> Iterator[Problem]:
     """Refuse what a gateway does not count: that it is ignored must not be found out by the bill."""
     for index, entry in enumerate(config.api_keys):
-        for setting in ("role", "limits", "budget", "models"):
-            if getattr(entry, setting) is not None:
+        for setting in sorted(entry.model_fields_set - {"key", "name", "progress"}):
+            if getattr(entry, setting) != type(entry).model_fields[setting].default:
                 yield Problem(
-                    ("api_keys", index, setting),
+                    ("api_keys", index, setting.rstrip("_")),
                     "is held by hosts only: set it there for a key of the same name, which the gateway tells them",
                 )
 

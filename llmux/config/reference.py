@@ -28,21 +28,21 @@ class Setting:
     description: str
 
 
-def settings() -> Iterator[Setting]:
+def settings(root: type[BaseModel] = Config) -> Iterator[Setting]:
     """Yield every setting, section by section, in the order of the schema."""
-    for place, section in sections(Config):
+    for place, section in sections(root):
         for name, field in section.model_fields.items():
             word = _word(field)
             if word:
                 yield Setting(dotted((*place, name)), word, _default(field, word), field.description or "")
 
 
-def settings_table() -> str:
+def settings_table(root: type[BaseModel] = Config) -> str:
     """Return the settings as a Markdown table."""
     rows = ["| setting | type | default | what it does |", "|---|---|---|---|"]
     rows += [
         f"| `{row.path}` | {_cell(row.type)} | `{_cell(row.default)}` | {_cell(row.description)} |"
-        for row in settings()
+        for row in settings(root)
     ]
     return "\n".join(rows) + "\n"
 

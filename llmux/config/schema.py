@@ -444,6 +444,11 @@ class Config(Section):
         return self._file
 
     @property
+    def captured(self) -> tuple[str, ...]:
+        """The names of the keys whose requests are kept whole."""
+        return () if self.captures is None else tuple(self.captures.keys)
+
+    @property
     def called(self) -> tuple[str, ...]:
         """The names by which llmux may be called, beside this machine's."""
         return self.hosts

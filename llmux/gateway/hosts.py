@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import random
 import time
 from collections import deque
@@ -394,7 +395,10 @@ def words_of(error: Exception) -> str:
     """Return what went wrong with a host, without what is said of engines."""
     cause = error.__cause__
     if isinstance(cause, OSError):
-        return f"cannot be reached: {(cause.strerror or str(cause)).lower()}"
+        known = cause.errno is not None and cause.errno > 0
+        return (
+            f"cannot be reached: {(os.strerror(cause.errno) if known else cause.strerror or str(cause)).lower()}"
+        )
     return str(error).replace("The engine", "it").replace("the engine", "it").rstrip(".")
 
 

@@ -349,8 +349,8 @@ class Front:
 
     def close(self) -> None:
         """Write what is kept of requests; waits for that, but not long."""
-        if self._handler.captures is not None:
-            self._handler.captures.close()
+        if self._models is not None and self._models.captures is not None:
+            self._models.captures.close()
 
     @property
     def gate(self) -> Gate | None:
@@ -368,7 +368,7 @@ class Front:
     def _refuse(self, request: web.Request, context: RequestContext, error: RequestError) -> web.StreamResponse:
         if context.ticket is None or context.ticket.rejection is None:
             self._metrics.request_rejected(context.model, error.code)
-        if isinstance(error, EngineError):
+        if isinstance(error, EngineError) and self._models is not None:
             self._log.emit("engine_broke_off", model=context.model, error=error.message)
         anthropic = context.route.anthropic(request.raw_path)
         if context.early is not None:

@@ -88,7 +88,7 @@ class Keyring:
     def configure(self, config: Access) -> None:
         """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
         old = {entry.text: entry.digest for entry in self._entries}
-        captures = () if config.captures is None else config.captures.keys
+        captures = config.captured
         given = []
         for entry in config.api_keys:
             captured = entry.name in captures

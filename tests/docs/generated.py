@@ -11,10 +11,12 @@ from pathlib import Path
 from llmux import errors
 from llmux.accounts.key_metrics import HELP as KEY_HELP
 from llmux.cli.terminal import MEANINGS
+from llmux.config.gateway import GatewayConfig
 from llmux.config.reference import settings_table
 from llmux.core.deciding import LADDER, STOPPING, Rule
 from llmux.core.effects import Refusal
 from llmux.core.phases import PHASES, STAGES, STEPS, Phase, Stage, Step
+from llmux.gateway.views import HELP as FLEET_HELP
 from llmux.observability.log import EVENTS
 from llmux.observability.metrics import HELP
 
@@ -86,8 +88,9 @@ def blocks() -> dict[str, str]:
         "steps": f"```mermaid\n{diagram(STEPS, Step.SLEEP)}```\n",
         "ladder": _ladder(),
         "settings": settings_table().strip() + "\n",
+        "gateway": settings_table(GatewayConfig).strip() + "\n",
         "metrics": _table(
-            ["metric", "meaning"], [[f"`{name}`", text] for name, text in (HELP | KEY_HELP).items()]
+            ["metric", "meaning"], [[f"`{name}`", text] for name, text in (HELP | KEY_HELP | FLEET_HELP).items()]
         ),
         "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, text in EVENTS.items()]),
         "errors": _errors(),

@@ -10,9 +10,12 @@ import typer.main
 from llmux import errors
 from llmux.accounts.key_metrics import HELP as KEY_HELP
 from llmux.cli import app
+from llmux.config import Config
+from llmux.config.gateway import GatewayConfig
 from llmux.config.reference import settings, settings_table
 from llmux.core.effects import Refusal
 from llmux.core.spec import HookKind
+from llmux.gateway.views import HELP as FLEET_HELP
 from llmux.observability.log import EVENTS
 from llmux.observability.metrics import HELP
 from tests.docs.pages import ROOT, code_words, text_of, undocumented
@@ -32,13 +35,14 @@ def error_classes() -> list[type[errors.LLMuxError]]:
 
 
 def test_settings_stand_under_their_full_path():
-    paths = {setting.path for setting in settings()}
+    paths = {setting.path for root in (Config, GatewayConfig) for setting in settings(root)}
     assert paths
     assert not undocumented(paths)
 
 
 def test_settings_have_a_description():
-    assert not [setting.path for setting in settings() if not setting.description]
+    roots = (Config, GatewayConfig)
+    assert not [each.path for root in roots for each in settings(root) if not each.description]
 
 
 def test_the_table_of_settings_is_up_to_date():
@@ -60,7 +64,7 @@ def test_hooks():
 
 
 def test_metrics():
-    assert not undocumented(HELP | KEY_HELP)
+    assert not undocumented(HELP | KEY_HELP | FLEET_HELP)
 
 
 def test_no_metric_is_without_a_help_text():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmux.app import FRONT
 from llmux.config.gateway import GatewayConfig
 from llmux.gateway.service import Gateway, build_gateway
 from tests.server.fixtures import limit, pytest_asyncio_loop_factories
@@ -30,11 +31,13 @@ class Door(House):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.hosts: dict[str, House] = {}
+        self.houses: list[House] = []
 
     async def host(self, name: str, models: Any = "a b", **more: Any) -> House:
         folder = self.folder / name
         folder.mkdir()
         house = self.hosts[name] = House(folder)
+        self.houses.append(house)
         await house.__aenter__()
         await house.open(models, **more)
         return house
@@ -46,12 +49,12 @@ class Door(House):
         file.write_text(json.dumps(document))
         return GatewayConfig.from_file(file, environ={})
 
-    async def open_gateway(self, hosts: dict[str, Any] | None = None, *, wait: bool = True, **more: Any) -> Gateway:
+    async def open_gateway(
+        self, hosts: dict[str, Any] | None = None, *, wait: bool = True, **more: Any
+    ) -> Gateway:
         """Start a gateway to all hosts, and wait until each has reported."""
         app, self.gateway = build_gateway(self.gateway_config(hosts, **more), self.log)
         await self.serve(app)
-        from llmux.app import FRONT
-
         app[FRONT].port = self.port
         if wait:
             await until(lambda: all(self.gateway.state(host) == "ready" for host in self.gateway.hosts.all()))
@@ -83,7 +86,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         yield door
         if hasattr(door, "gateway") and door._runner is not None:
             await door.close()
-        for house in door.hosts.values():
+        for house in door.houses:
             await house.__aexit__(None, None, None)
 
 

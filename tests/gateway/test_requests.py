@@ -168,7 +168,7 @@ async def test_it_comes_back_by_a_probe(door, puppet):
     await puppet.close()
     await until(lambda: gateway.state(gateway.hosts["one"]) == "unreachable")
     waiting = asyncio.create_task(ask(door))
-    await until(lambda: gateway.dispatcher.queued())
+    await until(gateway.dispatcher.queued)
     puppet.report["instance"] = "restarted"
     await puppet.open()
     assert (await waiting).body == b"fine"
@@ -240,7 +240,9 @@ async def test_a_host_is_shown_the_gateways_key_and_the_name_of_the_clients(door
 
 async def test_a_wrong_key_at_a_host_is_said(door):
     host = await door.host("one", api_keys=["right"])
-    gateway = await door.open_gateway({"one": {"url": f"http://127.0.0.1:{host.port}", "key": "wrong"}}, wait=False)
+    gateway = await door.open_gateway(
+        {"one": {"url": f"http://127.0.0.1:{host.port}", "key": "wrong"}}, wait=False
+    )
     await until(lambda: gateway.hosts["one"].lost)
     assert "hosts.NAME.key" in gateway.hosts["one"].trouble
     reply = await ask(door)
@@ -315,7 +317,7 @@ async def test_and_not_without_limit(door, puppet):
     gateway = await door.open_gateway({"one": puppet.url}, wait=False, fleet={"max_queued": 1})
     await until(lambda: gateway.hosts["one"].heard)
     line = await door.begin("POST", CHAT, {"model": "a"})
-    await until(lambda: gateway.dispatcher.queued())
+    await until(gateway.dispatcher.queued)
     assert (await ask(door)).status == 429
     line.abort()
     await until(lambda: not gateway.dispatcher.queued())

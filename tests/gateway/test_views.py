@@ -1,0 +1,148 @@
+"""What a gateway shows of its hosts, and what operators do to them through it."""
+
+from __future__ import annotations
+
+import json
+
+from llmux.cli.fleet import view
+from llmux.cli.terminal import terminal
+from tests.gateway.conftest import ASLEEP
+from tests.server.house import held, until
+
+CHAT = "/v1/chat/completions"
+
+
+async def fleet(door):
+    return (await door.ask("GET", "/llmux/fleet")).json()
+
+
+async def metrics(door):
+    text = (await door.ask("GET", "/metrics")).body.decode()
+    lines = (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")
+    return {name: float(value) for name, _, value in lines}
+
+
+async def test_the_list_of_models_is_the_union(door):
+    await door.host("one", {"a": {"info": {"description": "mine", "context": 100}}, "b": {}})
+    await door.host("two", {"a": {}, "c": {"aliases": ["see"]}}, list_aliases=True)
+    gateway = await door.open_gateway()
+    await until(lambda: all(host.entries for host in gateway.hosts.all()))
+    await door.hosts["two"].chat("a")
+    await door.known("two", "awake")
+    entries = {entry["id"]: entry for entry in (await door.ask("GET", "/v1/models")).json()["data"]}
+    assert sorted(entries) == ["a", "b", "c", "see"]
+    a = entries["a"]
+    assert (a["description"], a["context_length"], a["status"]) == ("mine", 100, {"value": "loaded"})
+    assert a["llmux"]["hosts"] == {"one": "asleep", "two": "awake"}
+    assert a["llmux"]["state"] == "awake"
+    assert entries["see"]["llmux"]["alias_of"] == "c"
+    assert (await door.ask("GET", "/v1/models/a")).json()["id"] == "a"
+    assert (await door.ask("GET", "/v1/models/nothing")).error["code"] == "model_not_found"
+    assert (await door.ask("GET", "/models")).status == 200
+
+
+async def test_the_fleet_is_told_with_what_is_awake_and_what_waits(door):
+    await door.host("one", {"a": {"wake": held("go"), "cost": {"wake": 5}}})
+    await door.host("two", {"b": {}})
+    gateway = await door.open_gateway({"three": {"url": "http://127.0.0.1:1"}}, wait=False)
+    await until(lambda: [gateway.state(host) for host in gateway.hosts.all()] == ["ready", "ready", "unreachable"])
+    line = await door.begin("POST", CHAT, {"model": "a"})
+    await door.known("one", "waking")
+    told = await fleet(door)
+    assert told["route"] == "least_wait"
+    one, three = told["hosts"]["one"], told["hosts"]["three"]
+    assert (one["state"], one["waking"], one["queued"], one["placed"]) == ("ready", ["a"], 1, 1)
+    assert one["models"]["a"]["expected_wait"] > 0
+    assert (three["state"], three["age"]) == ("unreachable", None)
+    assert "refused" in three["trouble"]
+    health = (await door.ask("GET", "/health")).json()
+    assert (health["status"], len(health["notes"])) == ("ok", 1)
+    assert health["notes"][0].startswith("three: unreachable: ")
+    assert (await door.ask("GET", "/ready")).json() == {"ready": True, "hosts": 2}
+    shown = await metrics(door)
+    assert shown['llmux_fleet_host_up{host="one"}'] == shown['llmux_fleet_host_in_flight{host="one"}'] == 1
+    assert shown['llmux_fleet_host_up{host="three"}'] == 0
+    assert shown['llmux_fleet_placed_total{host="one"}'] == shown['llmux_fleet_ejected_total{host="three"}'] == 1
+    door.hosts["one"].release("go")
+    assert (await line.reply()).status == 200
+    await door.known("one", "awake")
+    shown = await metrics(door)
+    assert shown['llmux_fleet_wakes_total{host="one"}'] == 1
+    assert shown['llmux_requests_total{model="a",status="200"}'] == 1
+    assert (await fleet(door))["hosts"]["one"]["wakes_per_minute"] == 1
+    rows = (await door.ask("GET", "/llmux/activity")).json()["requests"]
+    assert [(row["model"], row["status"]) for row in rows] == [("a", 200)]
+
+
+async def test_without_a_host_it_is_not_ready(door):
+    gateway = await door.open_gateway({"one": {"url": "http://127.0.0.1:1"}}, wait=False)
+    await until(lambda: gateway.hosts["one"].lost)
+    assert (await door.ask("GET", "/ready")).status == 503
+    assert (await door.ask("GET", "/health")).status == 200
+
+
+async def test_people_are_shown_the_same(door, puppet):
+    puppet.report["models"] = {"a": {**ASLEEP, "queued": 3}}
+    await door.open_gateway({"one": puppet.url})
+    told = await fleet(door)
+    console = terminal()
+    with console.capture() as shown:
+        console.print(view("http://x", told))
+    assert "1 of 1 hosts ready, route least_wait" in shown.get()
+    assert "ready" in shown.get()
+
+
+async def test_a_drained_host_takes_nothing_new_until_it_is_taken_back(door):
+    gateway = await door.open_all("one two")
+    door.hosts["one"].up("a")
+    reply = await door.ask("POST", "/llmux/fleet/one/drain", {"for": "1h", "reason": "new fans"})
+    assert (reply.status, reply.json()["drained"]) == (202, True)
+    await until(lambda: gateway.state(gateway.hosts["one"]) == "leased")
+    assert door.hosts["one"].switcher.core.state.lease.reason == "drained through the gateway: new fans"
+    for _ in range(3):
+        assert (await door.chat("a")).headers["x-llmux-host"] == "two"
+    again = await door.ask("POST", "/llmux/fleet/one/drain", {})
+    assert (again.status, "leased already" in again.error["message"]) == (409, True)
+    assert (await door.ask("POST", "/llmux/fleet/one/undrain")).status == 202
+    await until(lambda: gateway.state(gateway.hosts["one"]) == "ready")
+    assert (await door.ask("POST", "/llmux/fleet/one/undrain")).status == 409
+
+
+async def test_another_jobs_lease_is_left_alone(door):
+    await door.open_all("one")
+    await door.hosts["one"].ask("POST", "/llmux/lease", {"reason": "training"})
+    reply = await door.ask("POST", "/llmux/fleet/one/undrain")
+    assert (reply.status, "training" in reply.error["message"]) == (409, True)
+    assert door.hosts["one"].switcher.core.state.lease is not None
+
+
+async def test_draining_is_for_operators_and_takes_the_hosts_admin_key(door):
+    host = await door.host("one", api_keys=["k"], admin_key="root")
+    told = {"url": f"http://127.0.0.1:{host.port}", "key": "k"}
+    await door.open_gateway({"one": told}, admin_key="mine")
+    assert (await door.ask("POST", "/llmux/fleet/one/drain")).status == 401
+    reply = await door.ask("POST", "/llmux/fleet/one/drain", X_API_Key="mine")
+    assert (reply.status, "set `admin_key` of the host" in reply.error["message"]) == (409, True)
+    door.gateway.replace(door.gateway_config({"one": {**told, "admin_key": "root"}}, admin_key="mine"))
+    assert (await door.ask("POST", "/llmux/fleet/one/drain", X_API_Key="mine")).status == 202
+    unknown = await door.ask("POST", "/llmux/fleet/nine/drain", X_API_Key="mine")
+    assert (unknown.status, unknown.error["code"]) == (404, "host_not_found")
+    bad = await door.ask("POST", "/llmux/fleet/one/undrain", {"now": True}, X_API_Key="mine")
+    assert (bad.status, bad.error["param"]) == (400, "now")
+
+
+async def test_hosts_come_and_go_with_a_reload(door):
+    gateway = await door.open_all("one")
+    two = await door.host("two", {"c": {}})
+    gateway.replace(door.gateway_config())
+    await until(lambda: gateway.state(gateway.hosts["two"]) == "ready")
+    assert (await door.chat("c")).headers["x-llmux-host"] == "two"
+    gateway.replace(door.gateway_config(hosts={}, fleet={"report_every": "300ms"}, route={"use": "random"}))
+    door.hosts.pop("one")
+    config = door.gateway_config()
+    gateway.replace(config)
+    assert [host.name for host in gateway.hosts.all()] == ["two"]
+    assert "one" not in gateway.dispatcher.placement.fleet.hosts
+    assert (await door.chat("a")).error["code"] == "model_not_found"
+    assert json.dumps(await fleet(door))
+    await two.chat("c")
