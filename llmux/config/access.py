@@ -156,6 +156,9 @@ class Access(Protocol):
     def captured(self) -> Sequence[str]:
         """The names of the keys whose requests are kept whole."""
 
+    def may_leave(self, entry: ApiKeyConfig) -> bool:
+        """Whether requests that show this key may leave this host."""
+
     @property
     def insecure(self) -> bool:
         """Whether no keys are meant, whatever it listens on."""

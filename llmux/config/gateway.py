@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 
-from llmux.config.access import DEFAULT_FORWARD, ApiKey, Key, check_keys, expand, is_hash
+from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_keys, expand, is_hash
 from llmux.config.checks import open_to_all
 from llmux.config.load import load, read_document
 from llmux.config.problems import Problem, raise_problems
@@ -229,6 +229,10 @@ class GatewayConfig(Section):
     def captured(self) -> tuple[str, ...]:
         """The names of the keys whose requests are kept whole: hosts do that."""
         return ()
+
+    def may_leave(self, entry: ApiKeyConfig) -> bool:  # noqa: ARG002 - as a host's
+        """Return False: what may leave a host is said there."""
+        return False
 
     @property
     def called(self) -> tuple[str, ...]:

@@ -395,10 +395,9 @@ def words_of(error: Exception) -> str:
     """Return what went wrong with a host, without what is said of engines."""
     cause = error.__cause__
     if isinstance(cause, OSError):
-        known = cause.errno is not None and cause.errno > 0
-        return (
-            f"cannot be reached: {(os.strerror(cause.errno) if known else cause.strerror or str(cause)).lower()}"
-        )
+        number = cause.errno or 0
+        why = os.strerror(number) if number > 0 else cause.strerror or str(cause)
+        return f"cannot be reached: {why.lower()}"
     return str(error).replace("The engine", "it").replace("the engine", "it").rstrip(".")
 
 
