@@ -153,14 +153,18 @@ class Gate:
             budget.turn(self._wall())
             budget.spent += self._keeper.spent(key, budget.period[0])
 
-    def may_spend(self, key: str, micros: int) -> bool:
-        """Whether a key's budget has so much left, and allows more than what is awake."""
+    def may_spend(self, key: str, micros: int, passed: Passed | None = None) -> bool:
+        """Whether a key's budget has so much left, and allows more than what is awake.
+
+        What is reserved for ``passed`` itself counts as left.
+        """
         balance = self._balances.get(key)
         budget = None if balance is None else balance.budget
         if budget is None:
             return True
         budget.turn(self._wall())
-        return not budget.is_soft and budget.spent + budget.reserved + micros <= budget.amount
+        others = budget.reserved - (0 if passed is None else passed.reserved)
+        return not budget.is_soft and budget.spent + others + micros <= budget.amount
 
     def budgets(self) -> dict[str, Budget]:
         """Return the budgets, by key, in the period of now."""

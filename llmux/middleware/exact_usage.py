@@ -172,12 +172,13 @@ def _only_usage(event: bytes) -> dict[str, Any] | None:
     return document
 
 
-class _Filtering(Relay):
+class FilteringRelay(Relay):
     """A relay whose client gets a stream without the usage; what is no such stream passes unchanged."""
 
     _filter: UsageFilter | None = None
 
     def response_started(self, head: ResponseHead) -> None:
+        """Begin the client's answer."""
         self._filter = None
         streams = head.event_stream and not head.encoded and head.framing is not Framing.NONE
         if streams and head.status in _SUCCESS:
@@ -190,20 +191,24 @@ class _Filtering(Relay):
         super().response_started(head)
 
     def response_data(self, data: bytes) -> None:
+        """Pass on what is not the usage."""
         if self._filter is None:
             super().response_data(data)
         else:
             self._pass(self._filter, self._filter.feed(data))
 
     def response_chunk(self, data: bytes) -> None:
+        """Do the same: chunks are made here."""
         self.response_data(data)
 
     def response_ended(self) -> None:
+        """Tell the end."""
         if self._filter is not None:
             self._pass(self._filter, self._filter.end())
         super().response_ended()
 
     def response_lost(self, error: EngineError) -> None:
+        """Break off."""
         if self._filter is not None and self._started:
             self._pass(self._filter, self._filter.end())
         super().response_lost(error)
@@ -218,12 +223,12 @@ class _Filtering(Relay):
             usage.event = b""
 
 
-class _ResumedFiltering(_Filtering, ResumedRelay):
+class _ResumedFiltering(FilteringRelay, ResumedRelay):
     """The same behind an answer that has begun before the engine's."""
 
 
 def relay_without_usage(client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Relay:
     """Make the relay of a stream that was asked for its usage."""
     if exchange.early is None:
-        return _Filtering(client, exchange, loop)
+        return FilteringRelay(client, exchange, loop)
     return _ResumedFiltering(client, exchange, exchange.early, loop)

@@ -128,13 +128,13 @@ class ModelHandler:
     def _with_remotes(self, config: Config, before: Remotes | None) -> Remotes | None:
         """Return what serves requests at other hosts, where there are any."""
         if before is not None:
-            before.configure(config, self._translating)
+            before.configure(config, self._translating, self.exact_usage)
             return before
         if not config.remotes:
             return None
         from llmux.middleware.remotes import Remotes  # noqa: PLC0415 - most configurations have no use for it
 
-        remotes = Remotes(config, self._switcher, self._translating)
+        remotes = Remotes(config, self._switcher, self._translating, self.exact_usage)
         self._forwarder.beside.append(remotes.close)
         return remotes
 

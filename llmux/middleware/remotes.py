@@ -16,14 +16,16 @@ from aiohttp import web
 
 from llmux.config import Config
 from llmux.config.remotes import RemoteConfig
-from llmux.errors import BadRequestError, ForbiddenError, RemoteError, UnavailableError
+from llmux.errors import BadRequestError, EngineError, ForbiddenError, RemoteError, UnavailableError
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext
+from llmux.middleware.exact_usage import ExactUsage, FilteringRelay
 from llmux.middleware.model_handler import COUNT, Rewritten, rename_in_query
 from llmux.middleware.translating import Translating
 from llmux.observability.metrics import RemoteRow
 from llmux.proxy import Exchange, ExtraFields
-from llmux.proxy.remote import Endpoint, Timeouts
+from llmux.proxy.aiohttp_client import AiohttpClient
+from llmux.proxy.remote import Endpoint, Guard, GuardFactory, Timeouts, Watch, translating
 from llmux.runtime import Switcher, Ticket
 from llmux.targets.breaker import State
 from llmux.upstream import EngineActivity, EngineAddress
@@ -115,13 +117,15 @@ class Remote:
 class Remotes:
     """The remotes of one configuration."""
 
-    def __init__(self, config: Config, switcher: Switcher, translating: Translating | None) -> None:
+    def __init__(
+        self, config: Config, switcher: Switcher, translating: Translating | None, exact_usage: ExactUsage | None
+    ) -> None:
         self._switcher = switcher
         self._remotes: dict[str, Remote] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self.configure(config, translating)
+        self.configure(config, translating, exact_usage)
 
-    def configure(self, config: Config, translating: Translating | None) -> None:
+    def configure(self, config: Config, translating: Translating | None, exact_usage: ExactUsage | None) -> None:
         """Take over a configuration. ConfigError where a key's file has gone."""
         before = self._remotes
         remotes = {}
@@ -138,6 +142,7 @@ class Remotes:
         self._models = config.remote_models
         self._for_all = config.remotes_for_all and not config.api_keys
         self._translating = translating
+        self._exact_usage = exact_usage
         self._switcher.metrics.declare(self._models)
         self._switcher.metrics.remotes = self.rows
         self._switcher.remotes = self
@@ -183,13 +188,19 @@ class Remotes:
             counted = await estimated(context, body)
             if counted is not None:
                 return counted
-        if self._translating is None:
-            return await self._sent(name, remote, request, context, body, others=others)
-        fitted = self._translating.fit(context, body)
+        fitted, relay = body, None
+        if self._translating is not None:
+            fitted = self._translating.fit(context, body)
+        if isinstance(fitted, Rewritten):
+            relay = translating(fitted.translation)
+        elif self._exact_usage is not None:
+            asking = await self._exact_usage.asking(context.route.path, body)
+            if asking is not None:
+                fitted, relay = asking, FilteringGuardedRelay
         try:
-            return await self._sent(name, remote, request, context, fitted, others=others)
+            return await self._sent(name, remote, request, context, fitted, relay, others=others)
         finally:
-            if fitted is not None and fitted is not body:
+            if fitted is not None and body is not None and not fitted.shares(body):
                 fitted.close()
 
     def _let_go(self, name: str, remote: Remote, context: RequestContext) -> None:
@@ -227,16 +238,15 @@ class Remotes:
         request: web.Request,
         context: RequestContext,
         body: Body | None,
+        relay: GuardFactory | None,
         *,
         others: bool,
     ) -> web.StreamResponse:
         switcher = self._switcher
         theirs = self._models[name][1]
         path, target = context.route.path, context.route.target
-        translation = None
         if isinstance(body, Rewritten):
             path = target = body.target
-            translation = body.translation
         if body is not None and body.compressed:
             raise BadRequestError(f"{name!r} is on another host: send plain JSON", code="invalid_json")
         if body is not None and body.field is not None:
@@ -263,9 +273,7 @@ class Remotes:
         switcher.elsewhere.add(ticket)
         before = remote.endpoint.breaker.state(switcher.now())
         try:
-            return await remote.endpoint.forward(
-                request, exchange, translation, secret=remote.secret, others=others
-            )
+            return await remote.endpoint.forward(request, exchange, relay, secret=remote.secret, others=others)
         except RemoteError as error:
             why = str(error.__cause__ or error)  # clients are not told where it is
             switcher.log.emit("remote_failed", remote=remote.name, error=why, request_id=context.request_id)
@@ -306,6 +314,21 @@ class Remotes:
     async def close(self) -> None:
         """Close all idle connections."""
         await asyncio.gather(*(remote.endpoint.close() for remote in self._remotes.values()))
+
+
+class FilteringGuardedRelay(Guard, FilteringRelay):
+    """The relay of a stream that was asked for its usage (`usage: exact`), which its client does not get."""
+
+    def __init__(
+        self, client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop, watch: Watch
+    ) -> None:
+        super().__init__(client, exchange, loop)
+        self._watch = watch
+
+    def response_lost(self, error: EngineError) -> None:
+        """Break off, without what is held back of an event."""
+        self._filter = None
+        super().response_lost(error)
 
 
 def _document(remote: Remote, now: float) -> dict[str, Any]:

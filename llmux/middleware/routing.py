@@ -168,7 +168,7 @@ class Routing:
     def _can(self, one: Spillable) -> bool:
         """Whether the remote takes a request at this moment, and the key's budget allows it."""
         context = one.context
-        if self._gate is not None and not self._gate.may_spend(context.key, one.worst or 0):
+        if self._gate is not None and not self._gate.may_spend(context.key, one.worst or 0, context.passed):
             return False
         return self._targeting.can(one.offer.to, context)
 

@@ -4,7 +4,7 @@ An ``Endpoint`` has its own connections, which are kept for the next request, an
 passes the same forwarder and relay as one to an engine, with a time limit for each step, and these differences:
 
 - An answer with an error, 400 or above, is read whole before anything of it is passed on: so that another endpoint
-  may be asked instead (``fail_over``), and so that the key, where an error repeats it, does not reach the client.
+  may be asked instead, and so that the key, where an error repeats it, does not reach the client.
 - Of an event stream only whole events are passed on. If it breaks off, what follows the last one is the error
   event, whatever was cut; and as long as there was no event, another endpoint may be asked.
 """
@@ -16,9 +16,8 @@ import dataclasses
 import email.utils
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -26,7 +25,7 @@ from llmux.aiohttp_internals import RelayedResponse
 from llmux.errors import EngineError, RemoteError, RemoteTimeoutError, RequestError
 from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.exchange import Exchange
-from llmux.proxy.forward import Forwarder, RelayFactory
+from llmux.proxy.forward import Forwarder
 from llmux.proxy.relay import Relay
 from llmux.proxy.translated import TranslatingRelay
 from llmux.targets.breaker import Breaker
@@ -131,12 +130,12 @@ class Endpoint:
         self,
         request: web.Request,
         exchange: Exchange,
-        translation: Translation | None = None,
+        relay: GuardFactory | None = None,
         *,
         secret: str | None = None,
         others: bool = False,
     ) -> RelayedResponse:
-        """Send a request, which ``wait`` allows, and relay the answer, translated if there is a ``translation``.
+        """Send a request, which ``wait`` allows, and relay the answer; ``relay`` makes what does more than that.
 
         ``secret`` is the key, which no answer may repeat. ``others``: there are other endpoints to be asked.
 
@@ -148,7 +147,10 @@ class Endpoint:
         watch = Watch(self, number, loop, secret=secret, others=others)
         told = False
         try:
-            response = await self._forwarder.forward(request, exchange, _factory(watch, translation))
+            make = GuardedRelay if relay is None else relay
+            response = await self._forwarder.forward(
+                request, exchange, lambda client, exchange, loop: make(client, exchange, loop, watch)
+            )
             told = True
             watch.over(exchange, None)
         except EngineError as error:
@@ -454,10 +456,14 @@ class TranslatingGuardedRelay(Guard, TranslatingRelay):
         self._watch = watch
 
 
-def _factory(watch: Watch, translation: Translation | None) -> RelayFactory:
-    if translation is None:
-        return lambda client, exchange, loop: GuardedRelay(client, exchange, loop, watch)
-    return lambda client, exchange, loop: TranslatingGuardedRelay(client, exchange, loop, translation, watch)
+GuardFactory = Callable[[AiohttpClient, Exchange, asyncio.AbstractEventLoop, Watch], Guard]
+
+
+def translating(translation: Translation) -> GuardFactory:
+    """Return what makes the relay of an answer that is translated."""
+    return lambda client, exchange, loop, watch: TranslatingGuardedRelay(
+        client, exchange, loop, translation, watch
+    )
 
 
 def _with_length(head: ResponseHead) -> ResponseHead:
@@ -489,27 +495,3 @@ def _seconds(text: str) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-Candidate = TypeVar("Candidate")
-Answer = TypeVar("Answer")
-
-
-async def fail_over(
-    candidates: Sequence[Candidate],
-    ask: Callable[[Candidate, bool], Awaitable[Answer]],
-    may_go_on: Callable[[RequestError], bool],
-) -> Answer:
-    """Ask one candidate after the other, until one answers.
-
-    ``ask`` is told whether others are left; what it raises before its client has had a byte is passed over where
-    ``may_go_on`` says so. The last one's error is raised.
-    """
-    *before, last = candidates
-    for candidate in before:
-        try:
-            return await ask(candidate, True)
-        except RequestError as error:
-            if not may_go_on(error):
-                raise
-    return await ask(last, False)
