@@ -187,6 +187,16 @@ class SeenDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenRemote:
+    """A remote, as the status shows it."""
+
+    state: str
+    in_flight: int
+    last_error: str | None
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class SeenStatus:
     """``/llmux/status``."""
 
@@ -201,6 +211,7 @@ class SeenStatus:
     models: Mapping[str, SeenModel]
     decisions: list[SeenDecision]
     reload_error: str | None
+    remotes: Mapping[str, SeenRemote] = field(default_factory=dict)
 
 
 # ---- reading them

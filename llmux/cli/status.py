@@ -12,7 +12,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from llmux.cli.api_models import SeenDecision, SeenLease, SeenModel, SeenStatus, SeenSwitch
+from llmux.cli.api_models import SeenDecision, SeenLease, SeenModel, SeenRemote, SeenStatus, SeenSwitch
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
 from llmux.cli.remote import Remote, speak
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
@@ -108,8 +108,18 @@ def head(url: str, seen: SeenStatus) -> Iterator[Text]:
         yield Text(_lease(seen.lease), "yellow")
     if seen.switch is not None:
         yield Text(switch_line(seen.switch, seen.decisions), "yellow")
+    yield from (_remote(name, one) for name, one in seen.remotes.items())
     if seen.reload_error is not None:
         yield Text(f"the configuration has an error, the old one is in force: {seen.reload_error}", "red")
+
+
+def _remote(name: str, seen: SeenRemote) -> Text:
+    """Say what a remote does, or why nothing is sent to it."""
+    if seen.state == "closed":
+        return Text(f"remote {name}: {seen.in_flight} in flight", "dim")
+    again = "one request may try it" if seen.retry_in is None else f"again in {spell(seen.retry_in)}"
+    why = "it asked for a rest" if seen.state == "resting" else seen.last_error or "it fails"
+    return Text(f"remote {name}: left alone, {again}: {why}", "yellow")
 
 
 def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> FittingTable:

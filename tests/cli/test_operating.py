@@ -187,6 +187,17 @@ async def test_the_status_as_json(house):
     assert (await answered(house, "status"))["models"].keys() == {"a", "b"}
 
 
+async def test_the_status_says_which_remotes_are_left_alone(house):
+    remotes = {name: {"url": "http://127.0.0.1:9", "models": {"m": "m"}} for name in ("far", "off")}
+    await house.open(remotes=remotes, remotes_for_all=True)
+    for _ in range(3):
+        await house.ask("POST", "/v1/x", {"model": "off/m"})
+    shown = await said(house, "status", COLUMNS="200")
+    assert "remote far: 0 in flight" in shown
+    assert "remote off: left alone, again in " in shown
+    assert "No connection to the engine at http://127.0.0.1:9" in shown
+
+
 async def test_what_hooks_print(house):
     hooks = {"wake": f"echo 'up [now]'; {WAKE}", "sleep": f"echo down; {SLEEP}"}
     await house.open(models={"a": {**hooks, "aliases": ["gpt"]}, "b": {"wake": f"echo b; {WAKE}"}})
