@@ -14,7 +14,7 @@ import uvloop
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House
 
-ON_BOTH_LOOPS = ("middleware", "proxy", "server")
+ON_BOTH_LOOPS = ("proxy", "server", "test_fast_path", "test_progress")
 LIMIT = PATIENCE  # a test that hangs fails
 
 
@@ -31,7 +31,7 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Return both loops where connections, streams and cuts are the subject; elsewhere the one that serves."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
-    if item.path.parent.name in ON_BOTH_LOOPS:
+    if item.path.parent.name in ON_BOTH_LOOPS or item.path.stem in ON_BOTH_LOOPS:
         loops["asyncio"] = asyncio.new_event_loop
     return loops
 

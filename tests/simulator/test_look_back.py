@@ -145,7 +145,7 @@ def half_and_half(half):
 
 
 def test_on_traffic_that_changes_its_nature_it_is_as_good_as_the_best_fixed_policy():
-    half = 3000.0
+    half = 1800.0
     trace, engine = half_and_half(half), EngineModel(slots=64, decode=40.0, slowdown=0.1)
 
     def run(policy):
