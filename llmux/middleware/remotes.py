@@ -160,15 +160,17 @@ class Remotes:
 
     def allows(self, name: str, context: RequestContext) -> bool:
         """Whether a request may go to a remote's model, by its key and by the regions that `routes` allow."""
+        if name not in self._models:  # a reload has removed it
+            return False
         region = self._remotes[self._models[name][0]].settings.region
         return self.may_leave(context) and (context.regions is None or region in context.regions)
 
     def wait(self, name: str, context: RequestContext) -> float | None:
         """Return the seconds to the first byte of an answer; None where a request would be refused."""
-        endpoint = self._remotes[self._models[name][0]].endpoint
-        if not self.allows(name, context) or endpoint.wait(self._switcher.now()) is not None:
+        if not self.allows(name, context):
             return None
-        return endpoint.latency
+        endpoint = self._remotes[self._models[name][0]].endpoint
+        return endpoint.latency if endpoint.wait(self._switcher.now()) is None else None
 
     # ---- a request
 
@@ -179,8 +181,12 @@ class Remotes:
 
         Raises ForbiddenError, BadRequestError, UnavailableError and RemoteError.
         """
-        remote = self._remotes[self._models[name][0]]
-        self._let_go(name, remote, context)
+        if name not in self._models:
+            raise UnavailableError(f"A reload has removed {name!r}.")
+        place, theirs = self._models[name]
+        remote = self._remotes[place]
+        self._let_go(name, context)
+        self._make_room(remote)
         context.model = name
         if context.route.path == COUNT and body is not None and not remote.counts:
             from llmux.middleware.counting import estimated  # noqa: PLC0415 - few ask for it
@@ -198,13 +204,13 @@ class Remotes:
             if asking is not None:
                 fitted, relay = asking, FilteringGuardedRelay
         try:
-            return await self._sent(name, remote, request, context, fitted, relay, others=others)
+            return await self._sent(theirs, remote, request, context, fitted, relay, others=others)
         finally:
             if fitted is not None and body is not None and not fitted.shares(body):
                 fitted.close()
 
-    def _let_go(self, name: str, remote: Remote, context: RequestContext) -> None:
-        """See to it that a request may go there, and can now."""
+    def _let_go(self, name: str, context: RequestContext) -> None:
+        """See to it that a request may go there."""
         if not self.may_leave(context):
             how = "its key does not allow it" if context.holder is not None else "nothing allows it"
             raise ForbiddenError(
@@ -219,6 +225,9 @@ class Remotes:
                 code="region_not_allowed",
                 param="model",
             )
+
+    def _make_room(self, remote: Remote) -> None:
+        """See to it that a remote takes a request now."""
         if self._switcher.core.state.stopping:
             raise UnavailableError("llmux is stopping.", code="stopping")
         wait = remote.endpoint.wait(self._switcher.now())
@@ -233,7 +242,7 @@ class Remotes:
 
     async def _sent(
         self,
-        name: str,
+        theirs: str,
         remote: Remote,
         request: web.Request,
         context: RequestContext,
@@ -242,8 +251,7 @@ class Remotes:
         *,
         others: bool,
     ) -> web.StreamResponse:
-        switcher = self._switcher
-        theirs = self._models[name][1]
+        switcher, name = self._switcher, context.model or ""
         path, target = context.route.path, context.route.target
         if isinstance(body, Rewritten):
             path = target = body.target
@@ -254,6 +262,7 @@ class Remotes:
         else:
             target = rename_in_query(target, theirs)
         target = remote.target(path, target)
+        self._make_room(remote)  # from here on nothing comes in between
         extra = ExtraFields.of([*context.headers, ("X-LLMux-Queue-Seconds", f"{context.rode:.3f}")])
         exchange = context.exchange = Exchange(
             address=remote.endpoint.address,
@@ -267,6 +276,10 @@ class Remotes:
             added_headers=tuple(_added(remote, path, request)),
             anthropic=context.route.anthropic(request.raw_path),
         )
+        trace = context.trace
+        if trace is not None:
+            exchange.drop_headers |= trace.fields
+            exchange.added_headers = (*exchange.added_headers, *trace.sending(switcher.now()))
         ticket = context.ticket = Ticket(_UNCOUNTED, name, switcher.clock(), context.key)
         ticket.request_id, ticket.asked = context.request_id, context.asked
         ticket.attach(exchange.cut)
@@ -281,6 +294,8 @@ class Remotes:
         finally:
             switcher.elsewhere.discard(ticket)
             self._tell(remote, before)
+            if trace is not None:
+                trace.sent(switcher.now(), exchange.status, exchange.first_byte_at, exchange.broken)
 
     def _tell(self, remote: Remote, before: State) -> None:
         """Log what has become of a remote's breaker."""

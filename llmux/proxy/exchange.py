@@ -69,7 +69,7 @@ class Exchange:
     body: RequestBody | None = None
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
-    added_headers: Sequence[tuple[bytes, bytes]] = ()  # for the engine
+    added_headers: Sequence[tuple[bytes, bytes]] = field(default=(), repr=False)  # for the engine; a key, too
     early: EarlyResponse | None = None  # the client's answer, if that has begun
     anthropic: bool = False  # the client expects Anthropic's events
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before

@@ -521,3 +521,23 @@ async def test_a_reload_keeps_what_is_known_of_a_remote_and_takes_its_new_key(ho
     house.switcher.replace(config)
     house.front.configure(config)
     assert (await house.ask("POST", "/v1/x", {"model": "r/n"})).status == 404
+
+
+async def test_at_once_there_are_never_more_than_it_may_have(house, host, certificates):
+    most = 0
+
+    async def count(_host, writer):
+        nonlocal most
+        most = max(most, house.switcher.remotes.document()["r"]["in_flight"])
+        await asyncio.sleep(0.02)
+        writer.write(answer())
+        await writer.drain()
+
+    host.says = [count]
+    await opened(house, host, certificates, remote={"max_in_flight": 3}, ledger="ledger.db", usage="exact")
+    body = {"model": "r/m", "stream": True, "user": "x" * 100_000}  # looked at in turns before it is sent
+    replies = await asyncio.gather(*(house.ask("POST", "/v1/chat/completions", body) for _ in range(30)))
+    statuses = {reply.status for reply in replies}
+    assert statuses == {200, 503}
+    assert most <= 3
+    assert house.switcher.remotes.document()["r"]["in_flight"] == 0
