@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from llmux.simulator.engine_model import UNSEEN, EngineModel, Engines, Fit, pars
 from llmux.simulator.plot import plot
 from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
 from llmux.simulator.run import Outcome, Scene
+from llmux.simulator.spilling import Spill, parse_price
 from llmux.simulator.statistics import SLO, Statistics, recommend, statistics_of
 from llmux.simulator.synthetic import (
     Agents,
@@ -66,6 +67,8 @@ ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
     ("within the SLO", lambda each: f"{each.slo:.0%}"),
 )
 AWAKE = ("models awake", lambda each: f"{each.awake:.1f}")
+SPILLED = ("spilled", lambda each: f"{each.spilled}")
+SPILL_COST = ("cost of spilling", lambda each: f"{each.spill_cost or 0.0:.4g}")
 
 
 def _duration(text: str) -> float:
@@ -198,6 +201,22 @@ def run(
             " repeated.",
         ),
     ] = None,
+    spill: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--spill",
+            metavar="DURATION",
+            help="A column in which requests that would wait longer than this go to a remote; may be repeated.",
+        ),
+    ] = None,
+    spill_price: Annotated[
+        str | None,
+        typer.Option(
+            "--spill-price",
+            metavar="input=0.25,output=2",
+            help="What a million tokens cost there, in any currency.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the generated traffic.")] = 1,
     misjudge: Annotated[
         float,
@@ -278,6 +297,7 @@ def run(
             {key: value for key, value in settings.items() if value is not None},
         )
         changes = [what_ifs.parse_change(text) for text in what_if or ()]
+        changes += _spills(spill or (), spill_price)
         policies = _policies(policy, recorded, plan, one=bool(changes))
         with _Bar(traffic, until, show=not as_json) as bar:
             columns = bench.columns(policies, changes, bar.begin)
@@ -294,6 +314,15 @@ def run(
             _Shown(traffic, columns.outcomes, results, engines, fits, _duration(slo), plan, given),
             columns.verdicts(results),
         )
+
+
+def _spills(texts: Sequence[str], price: str | None) -> Iterator[what_ifs.Change]:
+    """Yield a change for each --spill."""
+    if price is not None and not texts:
+        raise TraceError("--spill-price goes with --spill")
+    for text in texts:
+        spill = Spill(_duration(text), None if price is None else parse_price(price))
+        yield what_ifs.Change(f"spill {text}", spill=spill)
 
 
 def _in_words(error: Exception, recorded: Recorded | None) -> str:
@@ -513,6 +542,10 @@ def _print(shown: _Shown, verdicts: list[str]) -> None:
             console.print(line, highlight=False, markup=False)
     names = list(results)
     rows = ROWS if shown.plan is None else (*ROWS, AWAKE)
+    if any(outcome.spilled for outcome in shown.outcomes.values()):
+        rows = (*rows, SPILLED)
+        if any(each.spill_cost is not None for each in results.values()):
+            rows = (*rows, SPILL_COST)
     abreast_at_most = ABREAST if max(map(len, names)) <= NARROW else ABREAST - 1
     for begin in range(0, len(names), abreast_at_most):
         abreast = names[begin : begin + abreast_at_most]

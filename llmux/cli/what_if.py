@@ -20,6 +20,7 @@ from llmux.simulator.cost_matrix import CostMatrix, read_costs
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.misjudged import Misjudged
 from llmux.simulator.run import Outcome, Scene, simulate
+from llmux.simulator.spilling import Spill
 from llmux.simulator.statistics import Statistics, compare, paired_waits
 from llmux.simulator.trace import Trace, TraceError
 
@@ -40,6 +41,7 @@ class Change:
     text: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     factor: float = 1.0
+    spill: Spill | None = None
 
 
 NONE = Change("")
@@ -143,6 +145,7 @@ class Bench:
                 factor=change.factor,
                 horizon=self.horizon,
                 progress=progress,
+                spill=change.spill,
             )
         if change.settings:
             raise TraceError(
@@ -158,6 +161,7 @@ class Bench:
             horizon=self.horizon,
             progress=progress,
             scene=self.scene,
+            spill=change.spill,
         )
 
     def columns(
@@ -215,7 +219,7 @@ def verdict(change: str, plain: Outcome, other: Outcome, results: tuple[Statisti
         f"{change}: a request waits {after.mean_wait:.1f} s on average instead of {before.mean_wait:.1f} s"
         f"{_share(after.mean_wait, before.mean_wait)}, at the 99th percentile {after.p99_wait:.1f} s instead of"
         f" {before.p99_wait:.1f} s{_share(after.p99_wait, before.p99_wait)}; {after.switches} switches instead of"
-        f" {before.switches}."
+        f" {before.switches}.{_spilled(after)}"
     )
     if abs(found.gain) < SLIGHT or before.mean_wait == after.mean_wait:
         return f"{text} It makes no difference to speak of."
@@ -224,6 +228,14 @@ def verdict(change: str, plain: Outcome, other: Outcome, results: tuple[Statisti
     if found.sure <= 1.0 - SURE:
         return f"{text} It does harm."
     return f"{text} This traffic is too short, or too uneven, to say that this is more than chance."
+
+
+def _spilled(after: Statistics) -> str:
+    """Say what went to the remote, and for how much."""
+    if not after.spilled:
+        return ""
+    cost = "" if after.spill_cost is None else f", for {after.spill_cost:.4g} by --spill-price"
+    return f" {after.spilled} requests ({after.spilled / after.requests:.0%}) go to the remote{cost}."
 
 
 def _share(after: float, before: float) -> str:

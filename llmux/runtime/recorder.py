@@ -189,6 +189,7 @@ class Recorder:
             switch=entry.switch,
             order=[entry.order, entry.order_ended],
             **({} if ticket.keep is None else {"keep_s": ticket.keep}),
+            **_tokens(outcome),
         )
         if self.file.full:
             self.file.begin_new()
@@ -368,6 +369,12 @@ def rules_line(rules: Rules) -> dict[str, Any]:
         "default_model": rules.default_model,
         "default_after": rules.default_after,
     }
+
+
+def _tokens(outcome: Outcome | None) -> dict[str, Any]:
+    """Return the tokens that an answer told of, read and written; nothing where it told none."""
+    told = (None, None) if outcome is None else outcome.usage
+    return {} if told == (None, None) else {"tokens": list(told)}
 
 
 def outcome_of(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -> str:

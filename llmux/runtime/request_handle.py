@@ -50,6 +50,10 @@ class Outcome(Protocol):
     def broken(self) -> str | None:
         """The code of the error that broke it off, or None."""
 
+    @property
+    def usage(self) -> tuple[int | None, int | None]:
+        """The tokens that the answer told of: read and written; None: not told."""
+
 
 Left = Callable[["Ticket", int | None, Outcome | None, int], None]
 """What is told of each request that has left; see ``Switcher.leave``."""

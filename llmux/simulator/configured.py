@@ -22,6 +22,7 @@ from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, undisturbed
+from llmux.simulator.spilling import Spill
 from llmux.simulator.trace import Trace, TraceError
 
 NO_HALVES: tuple[float | None, float | None] = (None, None)
@@ -76,6 +77,7 @@ def simulate_configured(
     factor: float = 1.0,
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
+    spill: Spill | None = None,
 ) -> Outcome:
     """Run ``trace``, whose models are the configuration's, under its rules and ``policy``.
 
@@ -90,7 +92,9 @@ def simulate_configured(
         name: (_times(wake, factor), _times(sleep, factor)) for name, (wake, sleep) in first_costs(config).items()
     }
     times = HookSeconds(costs.scaled(factor), guesses)
-    return simulate_specs(trace, specs, rules, policy, times, engines, horizon=horizon, progress=progress)
+    return simulate_specs(
+        trace, specs, rules, policy, times, engines, horizon=horizon, progress=progress, spill=spill
+    )
 
 
 def simulate_specs(
@@ -103,6 +107,7 @@ def simulate_specs(
     *,
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
+    spill: Spill | None = None,
 ) -> Outcome:
     """Run ``trace`` under ``rules``, every hook as long as ``times`` says.
 
@@ -117,6 +122,7 @@ def simulate_specs(
     scene = Scene([replace(spec, max_queued=UNBOUNDED) for spec in specs], frozenset())
     rules = replace(rules, request_timeout=None, alive_every=0.0, manual=False)
     run = _ConfiguredRun(trace, policy, times, engines, rules, horizon, scene)
+    run.spill(spill)
     if hasattr(policy, "makers"):
 
         def again(

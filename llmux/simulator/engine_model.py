@@ -349,7 +349,11 @@ class _Course:
         events = sorted(
             itertools.chain(
                 ((each.admitted, 1, index) for index, each in enumerate(services)),
-                ((each.ended, 0, index) for index, each in enumerate(services)),
+                # What took no time by the clock ends after it has begun, all else before others begin.
+                (
+                    (each.ended, 0 if each.ended > each.admitted else 2, index)
+                    for index, each in enumerate(services)
+                ),
             )
         )
         self.services = services

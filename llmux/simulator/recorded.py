@@ -20,6 +20,7 @@ from llmux.simulator.run import UNBOUNDED, Scene
 from llmux.simulator.trace import Job, Trace, TraceError
 
 Line = Mapping[str, Any]
+BYTES = 4  # of a request or an answer, for a token: about
 
 # What a record raises that was changed by hand, or written by another version, wherever it is made use of.
 SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
@@ -206,8 +207,18 @@ def _job(line: Line, means: Mapping[Any, float]) -> Job:
         service=means.get(line["model"], 0.0) if service is None else float(service),
         first=0.0 if first is None else max(0.0, first - wait),
         patience=wait if left else None,
+        tokens=_tokens(line),
         keep=None if line.get("keep_s") is None else float(line["keep_s"]),
     )
+
+
+def _tokens(line: Line) -> tuple[int, int]:
+    """Return the tokens that were told of, else what its bytes are about."""
+    told = line.get("tokens") or (None, None)
+    given, made = (None if each is None else int(each) for each in told)
+    guessed = (int(line[name] or 0) // BYTES for name in ("prompt_bytes", "answer_bytes"))
+    asked, answered = guessed
+    return asked if given is None else given, answered if made is None else made
 
 
 def _spec(model: Line, *, hooks: bool) -> ModelSpec:

@@ -11,6 +11,7 @@ import gc
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmux.core import Core
 from llmux.core.effects import (
@@ -39,9 +40,12 @@ from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import EngineModel, Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
 
+if TYPE_CHECKING:
+    from llmux.simulator.spilling import Spill, Spilling
+
 NEVER = float("inf")
 # What happens next, besides arrivals (0) and ends of streams (1).
-HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP, ACT, LOOK = 2, 3, 4, 5, 6, 7, 8
+HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP, ACT, LOOK, SPILL = 2, 3, 4, 5, 6, 7, 8, 9
 REPORT_EVERY = 256  # events between two calls of ``progress``
 NOTED = frozenset({Reject, SwitchStarted, SwitchDrained, SwitchEnded, PolicyOverruled})
 UNBOUNDED = 1 << 40  # max_queued: what is rejected would not show in the waits
@@ -74,6 +78,8 @@ class Outcome:
     adopted: list[tuple[float, str]] = field(default_factory=list)  # by ``use: auto``: when, and which policy
     refused: int = 0  # requests that were rejected
     cut: int = 0  # answers that were ended by ``drain_timeout``
+    spilled: list[int] = field(default_factory=list)  # jobs that a remote served instead
+    spill_cost: float | None = None  # what it charged, where its price is known
 
 
 def simulate(
@@ -86,17 +92,20 @@ def simulate(
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
     scene: Scene | None = None,
+    spill: Spill | None = None,
 ) -> Outcome:
     """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
 
-    ``progress`` is called now and then with the virtual time. Without a ``scene`` the models are those of the
-    trace, each admits as many as its engine has slots, and the first-asked one is awake.
+    ``progress`` is called now and then with the virtual time. ``spill`` says when a remote serves instead. Without
+    a ``scene`` the models are those of the trace, each admits as many as its engine has slots, and the first-asked
+    one is awake.
     """
     engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
     scene = scene or Scene.of(trace, engines)
     costs.check(trace.models)
     rules, specs = _without_probes(rules or Rules()), scene.specs
     run = Run(trace, policy, costs, engines, rules, horizon, scene)
+    run.spill(spill)
     if hasattr(policy, "makers"):
         from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
 
@@ -172,6 +181,8 @@ class Run:
         self.failing: set[int] = set()  # hooks that will fail
         self.looks: list[tuple[float, int]] = []  # when a policy that chooses among others looks back
         self.look: Callable[[], None] = lambda: None
+        self.spilling: Spilling | None = None
+        self.price: Spill | None = None
         self.heaps: tuple[tuple[int, list[tuple[float, int]]], ...] = (
             (HOOK_ENDED, self.hooks),
             (FOLLOWS, self.spawned),
@@ -183,6 +194,14 @@ class Run:
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
         self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
         self.stage = Visit(0.0, NEVER, next(iter(sorted(scene.awake)), ""), "awake")
+
+    def spill(self, spill: Spill | None) -> None:
+        """Have requests go to a remote when they would wait too long."""
+        if spill is not None:
+            from llmux.simulator.spilling import Spilling  # noqa: PLC0415 - it asks such as this
+
+            self.spilling, self.price = Spilling(self, spill), spill
+            self.heaps = (*self.heaps, (SPILL, self.spilling.due))
 
     def go(self, progress: Callable[[float], None] | None) -> Outcome:
         """Run to the end."""
@@ -196,6 +215,7 @@ class Run:
             self._give_up,
             self._act,
             self._look,
+            self._spill,
         )
         turns = 0
         self.feed(self.started)
@@ -228,7 +248,8 @@ class Run:
         return time, what
 
     def _anybody_left(self) -> bool:
-        return bool(self.busy or self.timed or self.core.state.queued or self.hooks or self.spawned)
+        there = self.spilling is not None and self.spilling.due
+        return bool(self.busy or self.timed or self.core.state.queued or self.hooks or self.spawned or there)
 
     # ---- events
 
@@ -240,6 +261,8 @@ class Run:
 
     def _ask(self, job: int) -> None:
         self.outcome.arrived[job] = self.time
+        if self.spilling is not None and self.spilling.takes(job):
+            return
         patience = self.jobs[job].patience
         if patience is not None:
             heapq.heappush(self.leaving, (self.time + patience, job))
@@ -265,6 +288,21 @@ class Run:
         """Have a policy that chooses among others look back; see ``look_back``."""
         heapq.heappop(self.looks)
         self.look()
+
+    def _spill(self) -> None:
+        assert self.spilling is not None
+        self.spilling.act()
+
+    def spilled(self, job: int, first_token: float) -> None:
+        """Take note that a remote serves a job from now on, and when its first token comes."""
+        self.outcome.spilled.append(job)
+        self.outcome.admitted[job] = self.time
+        self.outcome.first_token[job] = first_token
+
+    def answered_elsewhere(self, job: int) -> None:
+        """Take note that a remote has answered."""
+        self.outcome.finished[job] = self.time
+        self._follow_up(job)
 
     def _deadline(self) -> None:
         self.feed(DeadlineReached())
@@ -360,6 +398,11 @@ class Run:
         self._stage("", "awake")
         for serving in self.serving.values():
             serving.place_first_tokens(end, outcome.first_token)
+        if self.price is not None:
+            outcome.spill_cost = self.price.cost([self.jobs[job] for job in outcome.spilled])
+            for job in outcome.spilled:
+                first = outcome.first_token[job]
+                outcome.first_token[job] = None if first is None or first > end else first
         return outcome
 
 

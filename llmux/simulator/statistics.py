@@ -41,10 +41,14 @@ class Statistics:
     slo: float  # share of requests whose first token came within the objective
     per_hour: float  # requests answered per hour
     awake: float = 1.0  # models that were awake at once, on average
+    spilled: int = 0  # requests that a remote served
+    spill_cost: float | None = None  # what it charged, where its price is known
 
     def as_json(self) -> dict[str, float | int]:
-        """Return the values by name."""
-        return asdict(self)
+        """Return the values by name; of spill-over only where there was any."""
+        found = asdict(self)
+        unsaid = ("spill_cost",) if self.spilled else ("spilled", "spill_cost")
+        return {name: value for name, value in found.items() if name not in unsaid or value}
 
 
 def waits_of(outcome: Outcome) -> list[float]:
@@ -113,6 +117,8 @@ def statistics_of(outcome: Outcome, slo: float = SLO) -> Statistics:
         slo=within / count if count else 1.0,
         per_hour=completed / end * 3600.0,
         awake=_awake(outcome) / end,
+        spilled=len(outcome.spilled),
+        spill_cost=outcome.spill_cost,
     )
 
 

@@ -50,6 +50,7 @@ class Job:
     alone: float | None = None  # seconds that it would take if nothing else were served
     first: float = 0.0  # seconds of either until the first byte; then tokens do not matter
     patience: float | None = None  # seconds after which it leaves the queue
+    tokens: tuple[int, int] | None = None  # read and written, where only its times are in the above
     keep: float | None = None  # idle seconds that its model stays awake for; see ``RequestFinished``
 
 

@@ -1,11 +1,14 @@
 """The record of a running llmux: a line for each request, switch and decision."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from llmux.errors import ConfigError
 from llmux.observability.record import read_record
+from llmux.simulator.recorded import read_recorded
+from llmux.simulator.spilling import Spill
 from tests.server.house import until
 
 
@@ -113,3 +116,21 @@ async def test_the_record_is_bounded(house):
     assert run.start["because"] == "rotated"
     assert [model["phase"] for model in run.start["models"]] == ["awake", "asleep"]
     assert len(read_record(house.folder / "record.jsonl.1")[0].requests) == 2
+
+
+async def test_a_record_knows_the_tokens_that_answers_told_of(house):
+    await house.open("a b", record="record.jsonl")
+    usage = b'{"usage":{"prompt_tokens":11,"completion_tokens":5,"total_tokens":16}}'
+    house.engine.says = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(usage), usage)
+    for name in "ab":
+        assert (await house.chat(name)).status == 200
+    house.engine.says = None
+    assert (await house.chat("a")).status == 200
+    await house.close()
+    recorded = read_recorded(house.folder / "record.jsonl")
+    assert [line.get("tokens") for line in recorded.requests] == [[11, 5], [11, 5], None]
+    first, _, last = recorded.fitted_trace(recorded.fits()).jobs
+    assert first.tokens == (11, 5)
+    sent = recorded.requests[-1]
+    assert last.tokens == (sent["prompt_bytes"] // 4, sent["answer_bytes"] // 4)
+    assert Spill(0.0, (1e6, 0.0)).cost([first, replace(last, tokens=(1, 0))]) == 12.0

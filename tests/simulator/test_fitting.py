@@ -93,3 +93,11 @@ def test_the_times_alone_make_the_same_services_again():
     assert after.mean_wait == pytest.approx(before.mean_wait, rel=0.05)
     assert after.p95_wait == pytest.approx(before.p95_wait, rel=0.05)
     assert after.mean_ttft == pytest.approx(before.mean_ttft, rel=0.05)
+
+
+def test_answers_that_took_no_time_by_the_clock():
+    """uvloop's has milliseconds: what is admitted and answered within one begins before it ends."""
+    instants = [Service(at / 1000.0, at / 1000.0, at / 1000.0, 14, 180) for at in (10, 10, 21, 21, 21)]
+    found = fit([*instants, Service(0.021, 0.5, 0.1, 14, 180)], None)
+    assert max(found.alone[:5]) < 0.001
+    assert found.alone[5] > 0.4
