@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import llmux
+from llmux.config import Config
+from llmux.plugins import load_policy
 
 LARGEST = 1 << 20
 NOT_WHEN_SERVING = ("__main__", "simulator", "survey", "llama_swap")
 
 
 def load() -> None:
-    """Import what a running llmux needs."""
+    """Import what a running llmux needs, and make what each would make anew: the validator is half of a start."""
     for module in pkgutil.walk_packages(llmux.__path__, "llmux."):
         if not any(part in NOT_WHEN_SERVING for part in module.name.split(".")):
             importlib.import_module(module.name)
-    importlib.import_module("uvloop")
+    for name in ("uvloop", "watchfiles", "anyio._backends._asyncio", "anyio._core._sockets"):
+        importlib.import_module(name)
+    hooks = {"wake": "true", "sleep": "true", "alive": "true"}
+    config = Config.model_validate({"models": {"a": {"port": 1, **hooks}}})
+    load_policy(config.policy.use, {}, Path())
     gc.collect()
     gc.freeze()
 
