@@ -17,7 +17,7 @@ from aiohttp import web
 
 from llmux.core.effects import Effect, PolicyDecided, RunHook, SwitchStarted
 from llmux.core.spec import HookKind
-from llmux.observability.gpus import Gpus
+from llmux.observability.gpus import UNREAD, Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
 from llmux.runtime.explanations import decisions_since
@@ -126,7 +126,10 @@ class EventStream:
     async def _tell_status(self, response: web.StreamResponse) -> None:
         await self._write_all(response)
         await response.write(sse("status", status(self._switcher)))
-        if self._gpus is not None and (found := self._gpus.glance()) is not self._gpus_told:
+        if self._gpus is None:
+            return
+        found = self._gpus.glance()
+        if found is not self._gpus_told and found is not UNREAD:
             self._gpus_told = found
             await response.write(sse("gpus", found))
 

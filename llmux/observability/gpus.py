@@ -24,6 +24,9 @@ NO_DRIVER = "there is no NVIDIA driver on this machine"
 Found = dict[str, Any]
 """``{"gpus": [...], "error": None or why they cannot be read}``."""
 
+UNREAD: Found = {"gpus": [], "error": "not read yet"}
+"""What is known before the first answer."""
+
 
 class Gpus:
     """What the GPUs are doing. All methods are called from the loop."""
@@ -33,7 +36,7 @@ class Gpus:
         self._reading: asyncio.Future[Found] | None = None
         self._asked = 0.0
         self._good_until = float("-inf")
-        self._last: Found = {"gpus": [], "error": "not read yet"}
+        self._last = UNREAD
         self._stuck: Found | None = None
         self._closing: asyncio.TimerHandle | None = None
 

@@ -1,7 +1,7 @@
 // What holds the GPU, and why: the answer to the first question, at a glance.
 
 import { at, make, mark, only, say } from "./dom.js"
-import { duration, gib, rate, several } from "./format.js"
+import { clock, duration, gib, rate, several } from "./format.js"
 import { colour, shape } from "./palette.js"
 
 const STAGES = [["draining", "drain"], ["sleeping", "sleep"], ["waking", "wake"]]
@@ -18,7 +18,7 @@ let shown = ""
 export function showHolder(world) {
   const { status } = world
   const move = status.switch
-  const key = JSON.stringify([status.awake, move && [move.from, move.to], status.lease?.held, status.ready, holders(status)])
+  const key = JSON.stringify([status.awake, move && [move.from, move.to], status.lease?.held, status.lease?.reason, status.ready, holders(status)])
   if (key !== shown) {
     shown = key
     only(at("who"), ...who(status))
@@ -43,7 +43,7 @@ function who(status) {
     const from = move.from.length ? list(move.from) : [make("span", { class: "none" }, "no model")]
     return [...from, arrow, move.to ? named(move.to) : make("span", { class: "none" }, "asleep")]
   }
-  if (status.lease?.held) return [make("span", { class: "none" }, "lent to another job")]
+  if (status.lease?.held) return [make("span", { class: "none" }, "lent to another job"), status.lease.reason ? make("bdi", {}, status.lease.reason) : null]
   const all = holders(status)
   return all.length ? list(all) : [make("span", { class: "none" }, status.ready ? "no model" : "…")]
 }
@@ -65,7 +65,7 @@ function facts(world) {
   const { lease } = status
   if (lease) {
     const left = lease.expires_in == null ? "until it is given back" : `${duration(lease.expires_in)} left`
-    parts.push(`${lease.held ? "lent" : "to be lent"} for ${duration(lease.for)}, ${left}${lease.reason ? ` (${lease.reason})` : ""}; requests ${lease.requests === "wait" ? "wait" : "are refused"}`)
+    parts.push(`${lease.held ? "lent" : "to be lent"} for ${duration(lease.for)}, ${left}${lease.reason && !lease.held ? ` (${lease.reason})` : ""}; requests ${lease.requests === "wait" ? "wait" : "are refused"}`)
   }
   const alone = holders(status).length === 1
   for (const name of holders(status)) {
@@ -137,10 +137,13 @@ function why(world) {
     // Of several the one that came last; the list of decisions has the others.
     const by = status.awake.map(name => world.cameBy(name)).filter(Boolean).sort((one, other) => other.id - one.id)[0]
     if (by) {
-      lines.push(["Why", by.reason])
+      lines.push([`Since ${clock(by.time)}`, by.reason])
       left(status, by.switch)
     }
     if (last && last.switch == null && last.kind !== "switch" && last.waiting.length && waits(status)) lines.push(["Now", last.reason])
+  }
+  for (const [name, model] of Object.entries(status.models)) {
+    if (model.pinned) lines.push(["Pinned", pinned(name, model, status)])
   }
   if (status.manual) lines.push(["Manual mode", "operators alone switch; requests for a model that is asleep wait until it is woken"])
   const box = at("why")
@@ -150,6 +153,12 @@ function why(world) {
     say(line.firstChild, title)
     say(line.lastChild, text)
   })
+}
+
+function pinned(name, model, status) {
+  const until = model.pin_expires_in == null ? "until an operator unpins it" : `until ${clock(status.time + model.pin_expires_in)}`
+  const refused = Object.keys(status.models).filter(other => other !== name && status.models[other].expected_wait === null)
+  return `${name} stays awake ${until}${model.pin_reason ? ` (${model.pin_reason})` : ""}${refused.length ? `; requests for ${several(refused)} are refused` : ""}`
 }
 
 const waits = status => Object.values(status.models).some(model => model.queued && model.phase !== "awake")

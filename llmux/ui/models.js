@@ -65,7 +65,7 @@ function rowOf(name) {
   const aliases = make("span", { class: "aliases" })
   const element = make("tr", { role: "row", "data-model": name },
     make("th", { role: "rowheader", scope: "row" }, make("span", { class: "model" }, shape(name), make("bdi", {}, name)), aliases),
-    cell("phase", "phase", { class: "phase" }, make("span"), make("span", { class: "refused" })),
+    cell("phase", "phase", { class: "phase" }, make("span"), make("span", { class: "terms" }), make("span", { class: "refused" })),
     cell("memory", "memory", { class: "number of-memory" }),
     cell("queued", "queued", { class: "number" }),
     cell("oldest", "oldest", { class: "number" }),
@@ -79,10 +79,11 @@ function rowOf(name) {
 }
 
 function update(row, model, speed) {
-  const { cells, name } = row, [phase, refused] = cells.phase.children
+  const { cells, name } = row, [phase, pinned, refused] = cells.phase.children
   mark(row.element, "data-phase", model.phase)
   say(row.aliases, model.aliases?.length ? `(${model.aliases.join(", ")})` : "")
   say(phase, phaseOf(model))
+  say(pinned, terms(model))
   say(refused, refusal(name, model))
   mark(cells.phase, "title", model.pinned ? model.pin_reason : model.evicted?.reason)
   figure(cells.memory, typeof model.memory === "number" ? `${gib(model.memory)} GiB` : total(model.memory))
@@ -109,9 +110,11 @@ const total = memory => memory == null ? "–" : `${gib(Object.values(memory).re
 function phaseOf(model) {
   const parts = [model.phase]
   if (model.level) parts.push(`level ${model.level}`)
-  if (model.pinned) parts.push(model.pin_expires_in == null ? "pinned" : `pinned, ${duration(model.pin_expires_in)} left`)
+  if (model.pinned) parts.push("pinned")
   return parts.join(" · ")
 }
+
+const terms = model => model.pinned ? [model.pin_expires_in == null ? "" : `${duration(model.pin_expires_in)} left`, model.pin_reason].filter(Boolean).join(", ") : ""
 
 // Until when requests for this model are refused, and why.
 function refusal(name, model) {

@@ -4,14 +4,23 @@ import { ask, askForAdminKey } from "./api.js"
 import { at, mark, say } from "./dom.js"
 import { clock, count, duration, several } from "./format.js"
 
-const SHOWN = 30_000 // ms that an answer stays
+const SHOWN = { done: 8000, refused: 30_000 } // ms that an answer stays
 let forget
+
+function told(kind, text) {
+  const line = at("answer")
+  line.dataset.kind = kind
+  say(line, text)
+  clearTimeout(forget)
+  forget = setTimeout(() => say(line, ""), SHOWN[kind])
+}
+
+at("answer").addEventListener("click", () => say(at("answer"), ""))
 
 // A model's name is one path segment, whatever is in it.
 const path = (model, deed) => `models/${encodeURIComponent(model)}/${deed}`
 
 export async function carryOut(button, subject, request, words) {
-  const line = at("answer")
   mark(button, "data-busy", "")
   try {
     let answer
@@ -22,15 +31,11 @@ export async function carryOut(button, subject, request, words) {
       await askForAdminKey("Operating this llmux takes its admin key.")
       answer = await send(request)
     }
-    line.dataset.kind = "done"
-    say(line, `${words(answer)}${answer.switch == null ? "" : ` (switch ${answer.switch})`}.`)
+    told("done", `${words(answer)}${answer.switch == null ? "" : ` (switch ${answer.switch})`}.`)
   } catch (error) {
-    line.dataset.kind = "refused"
-    say(line, `${subject}: ${error.message}`)
+    told("refused", `${subject}: ${error.message}`)
   } finally {
     mark(button, "data-busy", null)
-    clearTimeout(forget)
-    forget = setTimeout(() => say(line, ""), SHOWN)
   }
 }
 
@@ -39,14 +44,11 @@ const send = ({ to, method = "POST", options }) =>
 
 // Become an operator, before anything is done.
 export async function unlock() {
-  const line = at("answer")
   try {
     await askForAdminKey("Operating this llmux takes its admin key; it also shows what hooks print.")
-    line.dataset.kind = "done"
-    say(line, "The admin key is right.")
+    told("done", "The admin key is right.")
   } catch (error) {
-    line.dataset.kind = "refused"
-    say(line, error.message)
+    told("refused", error.message)
   }
 }
 
@@ -69,7 +71,7 @@ export const lend = (button, world) => open({
     const first = held.length ? `${several(held)} ${held.length > 1 ? "finish their answers and go" : "finishes its answers and goes"} to sleep` : "No model is awake"
     return `${first}; no model wakes ${until}. Requests ${requests === "wait" ? "wait" : "are refused meanwhile: 503, with Retry-After"}.`
   },
-}, options => carryOut(button, "lease", { to: "lease", options }, () => `The GPU is lent to another job${until(options, world)}`))
+}, options => carryOut(button, "lease", { to: "lease", options }, answer => `${answer.held ? "The GPU is lent to another job" : "The GPU is lent as soon as it is free"}${until(options, world)}`))
 
 export const takeBack = (button, { id, reason, held, for: long }) => open({
   title: "Take the GPU back", word: "Take it back", choices: false,

@@ -44,6 +44,8 @@ export function story(one, world, others = []) {
     lines.push({ time: admitted, text: `${turn}: sent to ${one.model}`, kind: "sent" })
     if (first !== null && first < end - INSTANT) lines.push({ time: first, text: `first byte of the answer, ${duration(first - admitted)} after that`, kind: "first" })
   }
+  const why = cause(one, world, start, end)
+  if (why) lines.push({ time: end, text: why, kind: "decided" })
   lines.push({ time: end, text: ending(one), kind: one.status >= 400 || one.error ? "failed" : "ended" })
   lines.sort((a, b) => a.time - b.time)
   return { parts, lines, known: world.begins !== null && world.begins <= start + INSTANT }
@@ -132,6 +134,28 @@ function waits(one, world, start, admitted) {
 function lent(world, time) {
   const last = world.notes.findLast(note => note.event === "lease_set" && note.time <= time)
   return last ? last.leased : false
+}
+
+const FAILED = new Set(["wake_failed", "backing_off", "engine_error"])
+const NOT_ITS_OWN = new Set(["faulted", "sleep_failed"])
+
+// Why it was refused or broken off, as far as that was told then.
+function cause(one, world, start, end) {
+  const past = world.notes.filter(note => note.time <= end + .5)
+  if (one.error === "pinned") {
+    const pins = new Map(past.filter(note => note.event === "pin_set").map(note => [note.model, note]))
+    const held = [...pins.values()].filter(note => note.pinned && note.model !== one.model)
+    return held.length ? `${held.map(note => `${note.model} was pinned at ${clock(note.time)}${note.reason ? ` (${note.reason})` : ""}`).join("; ")}` : null
+  }
+  if (one.error === "leased") {
+    const note = past.findLast(it => it.event === "lease_set" && it.leased)
+    return note ? `the GPU was lent to another job at ${clock(note.time)}${note.reason ? ` (${note.reason})` : ""}` : null
+  }
+  const others = NOT_ITS_OWN.has(one.error)
+  if (!others && !FAILED.has(one.error)) return null
+  const old = others || one.error === "backing_off"
+  const note = past.findLast(it => it.error && it.event !== "backoff_started" && (others || it.model === one.model) && (old || it.time >= start - .5))
+  return note ? `${note.model} at ${clock(note.time)}: ${note.error}` : null
 }
 
 function ending(one) {

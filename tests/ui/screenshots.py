@@ -7,6 +7,7 @@ days before today are made up; everything else is as it happens. Pictures have f
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib
 import json
 import os
@@ -98,7 +99,10 @@ class House:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=120) as response:
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            urllib.request.urlopen(request, timeout=120) as response,
+        ):
             text = response.read()
             with contextlib.suppress(ValueError):
                 return json.loads(text)

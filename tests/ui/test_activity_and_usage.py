@@ -157,6 +157,10 @@ WORLD = """async () => {
       { event: "lease_set", time: 910, leased: true }, { event: "lease_set", time: 920, leased: false },
       { event: "switch_started", switch: 1, time: 920, from: "idle", to: "a" },
       { event: "switch_ended", switch: 1, time: 922 },
+      { event: "pin_set", model: "b", pinned: true, time: 940, reason: "a demo" },
+      { event: "pin_set", model: "c", pinned: true, time: 941 },
+      { event: "pin_set", model: "c", pinned: false, time: 942 },
+      { event: "model_faulted", model: "c", error: "its sleep failed", time: 943 },
     ],
     moves: [
       move(1, 900, "a", "unknown", "asleep"), move(2, 900, "b", "unknown", "asleep"),
@@ -177,13 +181,15 @@ WORLD = """async () => {
     told({ status: 503, error: "wake_failed", waited: 8, first_byte: 8, duration: 8 }),
     told({ status: 499, first_byte: null, duration: 10 }),
     told({ time: 930, waited: 0, first_byte: .5, duration: 2, error: "engine_broke_off" }),
+    ...["leased", "pinned", "faulted", "stopping"].map(
+      error => told({ time: 950, waited: 0, first_byte: 0, duration: 0, status: 503, error })),
   ]
 }"""
 
 
 def test_what_it_waited_for_moment_by_moment(make_stage, visit):
     page = visit(make_stage({"a": {}}))
-    whole, before, unknown, failed, left, broken = page.evaluate(WORLD)
+    whole, before, unknown, failed, left, broken, *refused = page.evaluate(WORLD)
     assert whole[0] == [
         ["lent", 915, 920],
         ["waking", 920, 922],
@@ -218,6 +224,12 @@ def test_what_it_waited_for_moment_by_moment(make_stage, visit):
         "first byte of the answer, 0.5 s after that",
         "200 engine broke off, 2.0 s after it came",
     ]
+    clock = r"at \d\d:\d\d:\d\d"
+    causes = [lines[1] for _, lines, _ in refused]
+    assert re.fullmatch(f"the GPU was lent to another job {clock}", causes[0])
+    assert re.fullmatch(rf"b was pinned {clock} \(a demo\)", causes[1])
+    assert re.fullmatch(f"c {clock}: its sleep failed", causes[2])
+    assert causes[3] == "503 stopping, 0 ms after it came"
 
 
 def filled(path, keys, models, days):

@@ -118,6 +118,9 @@ def test_buttons_operate_and_say_what_came_of_it(make_stage, visit):
     dialog.get_by_label("For", exact=True).select_option("until it is ended")
     dialog.get_by_role("button", name="Pin it").click()
     expect(phase(page, "llama")).to_have_text("awake · pinned")
+    expect(page.locator("#why")).to_contain_text(
+        "llama stays awake until an operator unpins it; requests for qwen are refused"
+    )
     page.get_by_role("button", name="Wake qwen").press("Space")
     expect(page.locator("#answer")).to_contain_text("qwen: ")
     assert stage.status()["awake"] == ["llama"]
@@ -146,8 +149,8 @@ def test_the_gpu_is_lent_and_manual_mode_set_once_that_is_confirmed(make_stage, 
     dialog.get_by_label("Requests meanwhile").select_option("are refused")
     dialog.get_by_role("button", name="Lend it").click()
     expect(page.locator("#answer")).to_have_text(re.compile(r"^The GPU is lent to another job until \d\d:\d\d\.$"))
-    expect(page.locator("#who")).to_have_text("lent to another job")
-    expect(page.locator("#who-facts")).to_contain_text("left (training); requests are refused")
+    expect(page.locator("#who")).to_have_text("lent to another jobtraining")
+    expect(page.locator("#who-facts")).to_contain_text("left; requests are refused")
     expect(row(page, "llama").locator(".refused")).to_have_text(re.compile(r"^refused until .*: the GPU is lent$"))
     expect(page.locator("#plot .lent")).to_have_count(1)
     page.get_by_role("button", name="Manual mode…").click()
@@ -200,7 +203,7 @@ def test_the_page_asks_for_keys_and_keeps_them_in_its_tab(make_stage, visit):
     page.get_by_role("button", name="Lend it").click()
     field.fill("root")
     page.get_by_role("button", name="Use it").click()
-    expect(page.locator("#who")).to_have_text("lent to another job")
+    expect(page.locator("#who")).to_contain_text("lent to another job")
     expect(page.locator("#onlooker")).to_be_hidden()
     page.get_by_role("button", name="Take the GPU back…").click()
     page.get_by_role("button", name="Take it back").click()
@@ -437,7 +440,9 @@ def test_the_address_alone_leads_to_the_page(stage, visit):
 
 
 def test_who_waits_is_told_and_a_prompt_that_waits_knows_its_place(make_stage, visit):
-    stage = make_stage({"llama": {}, "qwen": {"wake": f"{held('go')}; touch up.1"}, "flux": {"wake": "exit 1"}})
+    stage = make_stage(
+        {"llama": {}, "qwen": {"wake": f"{held('go')}; touch up.1"}, "flux": {"wake": "echo CUDA error; exit 1"}}
+    )
     page = visit(stage)
     stage.ask("qwen")
     page.get_by_role("tab", name="Requests").click()
@@ -461,6 +466,12 @@ def test_who_waits_is_told_and_a_prompt_that_waits_knows_its_place(make_stage, v
     expect(page.locator("#ended [data-kind=failed] .status")).to_have_text(["503 wake failed", "499 client left"])
     page.locator("#requests-of").select_option("qwen")
     expect(page.locator("#ended tbody tr")).to_have_count(2)
+    page.locator("#requests-of").select_option("flux")
+    expect(page.locator("#ended tbody tr")).to_have_count(1)
+    page.locator("#ended button").click()
+    expect(page.locator("#ended .moments")).to_contain_text(
+        re.compile(r"flux at \d\d:\d\d:\d\d: wake exited with 1: CUDA error")
+    )
 
 
 def test_what_models_take_is_drawn_and_what_a_pin_excludes_is_told_until_when(make_stage, visit):
