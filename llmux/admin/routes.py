@@ -197,7 +197,8 @@ class Admin:
         document: dict[str, Any] = {"decisions": decisions(switcher, limit)}
         if riding := switcher.riders.document():
             document["riding"] = riding
-        if switcher.config.virtual or switcher.config.remotes:
+        config = switcher.config
+        if config.virtual or config.remotes or config.routes:
             document["targets"] = list(switcher.choices)[-limit:] if limit else []
         return web.json_response(document)
 

@@ -76,6 +76,7 @@ class HookResult:
 
 
 KEPT_BACK = frozenset({"LLMUX_ADMIN_KEY", "LLMUX_API_KEY"})
+SECRET = 8  # characters of a key; a shorter one is only found where it is all of a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def environment(
         **{
             name: value
             for name, value in own.items()
-            if name not in KEPT_BACK and not any(secret in value for secret in secrets)
+            if name not in KEPT_BACK and not any(_holds(value, secret) for secret in secrets)
         },
         **job.env,
         "LLMUX_MODEL": job.model,
@@ -117,6 +118,11 @@ def environment(
         "LLMUX_TO": job.target,
         "LLMUX_SLEEP_LEVEL": job.level,
     }
+
+
+def _holds(value: str, secret: str) -> bool:
+    # What is short could be part of anything.
+    return value == secret or (len(secret) >= SECRET and secret in value)
 
 
 def not_started(job: HookJob, error: Exception | str) -> HookResult:

@@ -76,6 +76,7 @@ class Routing:
         self._targeting = targeting
         self._gate = gate
         self._rules = config.routes
+        self._waits = any(rule.when.wait_over is not None for rule in config.routes)
         self._roles = {entry.name: entry.role for entry in config.api_keys}
         self._names = config.names
         self._ends = {
@@ -122,10 +123,8 @@ class Routing:
 
     def _facts(self, name: str, context: RequestContext) -> Facts:
         key = context.key or None
-        model, wait = self._names.get(name), None
-        found = None if model is None else self._switcher.core.state.models.get(model)
-        if found is not None:
-            wait = wait_estimate.for_a_newcomer(self._switcher.core.state, found, self._switcher.now())
+        model = self._names.get(name)
+        wait = self._expected(model) if self._waits and model is not None else None
         return Facts(name, context.route.path, key, None if key is None else self._roles.get(key), wait)
 
     # ---- `spill`
@@ -151,14 +150,18 @@ class Routing:
         price = self._prices.models[end]
         return worst_cost(price, content.text, content.files, content.limit, content.answers)
 
+    def _expected(self, name: str) -> float | None:
+        """Return the expected wait of a request that came now; None where it would be rejected."""
+        state = self._switcher.core.state
+        model = state.models.get(name)
+        return None if model is None else wait_estimate.for_a_newcomer(state, model, self._switcher.now())
+
     def _spills_now(self, one: Spillable) -> bool:
         """Whether a request that has just come goes to the remote."""
-        state, name = self._switcher.core.state, one.context.model
-        model = None if name is None else state.models.get(name)
-        if model is None or state.stopping or not state.ready:
+        state, name = self._switcher.core.state, one.context.model or ""
+        if name not in state.models or state.stopping or not state.ready:
             return False
-        expected = wait_estimate.for_a_newcomer(state, model, self._switcher.now())
-        return spills(one.offer, 0.0, expected, one.worst) and self._can(one)
+        return spills(one.offer, 0.0, self._expected(name), one.worst) and self._can(one)
 
     def _spills_rejected(self, one: Spillable, error: RequestError) -> bool:
         """Whether a request that was rejected, and has had no answer, goes to the remote."""
@@ -221,7 +224,9 @@ class Routing:
         """Serve a request here, or by the remote when it would wait too long. If that fails, here after all."""
         model, headers = context.model, list(context.headers)
         assert model is not None
-        one = context.spillable = Spillable(offer, context, await self._worst_cost(offer, body))
+        waits = context.ticket is not None or self._expected(model) != 0.0
+        worst = await self._worst_cost(offer, body) if waits else None
+        one = context.spillable = Spillable(offer, context, worst)
         context.may_leave = True
         if context.ticket is not None or not self._spills_now(one):
             try:

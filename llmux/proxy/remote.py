@@ -48,8 +48,12 @@ MOST_ERROR = 256 * 1024
 MOST_HELD = 1024 * 1024
 """Bytes of one event that are held back until it is whole; a longer one is passed on in pieces."""
 
+SECRET = 8
+"""Characters: a key that is shorter is no secret, and not looked for in errors."""
 WORTH_ANOTHER = frozenset({408, 429})
 """The statuses below 500 with which another endpoint may do better."""
+_REDIRECT = 300
+_NOT_MODIFIED = 304
 _ERROR = 400
 _SERVER_ERROR = 500
 _UNAUTHORIZED = 401
@@ -116,7 +120,10 @@ class Endpoint:
         """Seconds to the first byte of an answer, lately; 0 where that is not known."""
         self.counts: dict[str, int] = {}
         """Requests by what became of them: ``ok``, ``failed``, ``refused`` (4xx), ``left``."""
-        context = ssl.create_default_context(cafile=ca) if address.tls else None
+        context = None
+        if address.tls:
+            context = ssl.create_default_context(cafile=ca)
+            context.set_alpn_protocols(["http/1.1"])
         self._forwarder = Forwarder(idle_timeout=IDLE, connect_timeout=timeouts.connect, ssl_context=context)
         self._forwarder.pool = _Pool(idle_timeout=IDLE, connect_timeout=timeouts.connect, ssl_context=context)
 
@@ -219,8 +226,9 @@ class Watch:
 
     def kept(self) -> bytes:
         """Return what an error says, without the key."""
-        body = b"".join(self._kept)
-        return body if self.secret is None else body.replace(self.secret, b"...")
+        body, secret = b"".join(self._kept), self.secret
+        # What is short could be part of anything.
+        return body if secret is None or len(secret) < SECRET else body.replace(secret, b"...")
 
     def sent(self, relay: Guard) -> None:
         """Begin to wait for the answer."""
@@ -242,7 +250,7 @@ class Watch:
             breaker.succeeded(self._number)
         else:
             breaker.failed(self._number, now, f"it answered with {status}")
-        if status < _ERROR:
+        if status < _REDIRECT:
             took = now - self._began
             endpoint.latency += (_SMOOTHING if endpoint.latency else 1.0) * (took - endpoint.latency)
         self._arm(now + endpoint.timeouts.idle, self._look)
@@ -313,7 +321,7 @@ class Guard(Relay):
         """Begin the client's answer, unless it is an error."""
         assert self._connection is not None
         self._watch.answered(head.status, retry_after_of(head))
-        if head.status < _ERROR:
+        if head.status < _REDIRECT or head.status == _NOT_MODIFIED:
             super().response_started(head)
             return
         self.exchange.status = head.status
@@ -367,6 +375,10 @@ class Guard(Relay):
             # It is about llmux's key: to the client it would be about its own. And some repeat parts of the key.
             error = f"{watch.name} does not accept the key that llmux has for it."
             self._settle(RemoteError(error, code="remote_key"))
+            return
+        if status < _ERROR:
+            # A client that followed it would go there by itself.
+            self._settle(RemoteError(f"{watch.name} answered with a redirect ({status}): its `url` is not right."))
             return
         if watch.others and (status >= _SERVER_ERROR or status in WORTH_ANOTHER):
             error = f"{watch.name} answered with {status}."

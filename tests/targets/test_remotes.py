@@ -338,13 +338,26 @@ async def test_the_key_never_comes_back(house, host, certificates):
 
 async def test_hooks_do_not_see_the_key(house, host, certificates, monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("HEADER", f"Authorization: Bearer {KEY}")
+    monkeypatch.setenv("SHORT", "bin")
     monkeypatch.setenv("HARMLESS", "x")
     wake = "env >seen; touch $LLMUX_MODEL.up"
-    await opened(house, host, certificates, models={"a": {"wake": wake}})
+    remotes = {"r": host.settings(ca=certificates.authority), "s": host.settings(key="bin")}
+    await house.open({"a": {"wake": wake}}, remotes=remotes, **OPEN)
     assert (await house.chat("a")).status == 200
     seen = (house.folder / "seen").read_text()
     assert "HARMLESS=x" in seen
+    assert "/bin" in seen
     assert KEY not in seen
+    assert "SHORT=" not in seen
+
+
+async def test_a_redirect_is_an_error_for_its_client_would_follow_it(house, host, certificates):
+    host.says = [answer(b"", "307 Temporary Redirect", Location="https://elsewhere.example/v1/chat/completions")]
+    await opened(house, host, certificates)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})
+    assert (reply.status, reply.error["code"]) == (502, "remote_error")
+    assert "elsewhere" not in repr(reply)
 
 
 async def test_a_client_that_leaves_ends_the_request(house, host, certificates):

@@ -48,7 +48,8 @@ async def test_a_request_that_would_wait_too_long_goes_at_once_and_wakes_nothing
     assert host.asked[0].json() == {"model": "theirs/m"}
     assert not house.log.named("switch_started")
     assert reasons(house) == [("a", "r/m", "spill")]
-    assert house.switcher.choices[0]["way"] == ["a", "r/m"]
+    [choice] = (await house.ask("GET", "/llmux/decisions")).json()["targets"]
+    assert choice["way"] == ["a", "r/m"]
     text = (await house.ask("GET", "/metrics")).body.decode()
     assert 'llmux_targets_total{model="a",reason="spill",target="r/m"} 1.0' in text
     assert float(reply.headers["x-llmux-queue-seconds"]) == 0.0
