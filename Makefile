@@ -1,4 +1,5 @@
 # make demo          a minute of llmux with real engines, no GPU; make demo SERVE=1 stays up for curl
+# make fleet         the same with four hosts behind two gateways, one of which is killed
 # make test          everything that has to hold before a change goes in
 # make help          the other targets
 
@@ -13,7 +14,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types shellcheck format walk soak fuzz bench timing docs page policies clean
+.PHONY: help demo fleet test lint types shellcheck format walk soak fuzz bench timing docs page policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -21,6 +22,9 @@ help: ## list the targets
 
 demo: $(VENV)/.demo ## many clients, three models, one "GPU", real engines on the CPU (SERVE=1: stay up)
 	@$(BIN)/python examples/quickstart/demo.py $(if $(SERVE),--serve)
+
+fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways; one host is killed midway
+	@$(BIN)/python examples/fleet/demo.py
 
 test: lint types ## lint, types, then all tests; the core with 100 % branch coverage
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -113,6 +114,7 @@ class Host:
         self.lost = False  # the placement was told so
         self.mistaken = ""  # what was wrong with its last report, told once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
+        self.wake_costs: Mapping[str, float] = {}  # in seconds, by model, where they were measured there
         self.wakes = 0  # models that woke, as far as reports told
         self._woke: deque[float] = deque(maxlen=1000)
         self._awake: frozenset[str] = frozenset()
@@ -285,6 +287,7 @@ class Hosts:
         try:
             document = json.loads(data)
             report = read_report(host.name, document)
+            measured = {name for name, each in document["models"].items() if each.get("measured", True)}
             names = {str(name): str(model) for name, model in document["names"].items()}
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             wrong = f"its report cannot be read ({error!r}): is it a llmux of another version?"
@@ -302,7 +305,29 @@ class Hosts:
             host.trouble = ""
             self._log.emit("host_followed", host=host.name, version=host.version, models=list(report.models))
         host.lost = False
-        self._dispatcher.post(ev.HostReported(report))
+        host.wake_costs = {name: report.models[name].wake for name in measured}
+        self._dispatcher.post(ev.HostReported(self._with_costs(report, measured)))
+
+    def _with_costs(self, report: HostReport, measured: Container[str]) -> HostReport:
+        """Return a report in which what a wake takes was measured, if not on this host, then on others.
+
+        A host that has never woken a model guesses. A guess that is too high would keep it from ever finding out,
+        and the host idle beside others that switch all the time.
+        """
+        better: dict[str, ModelReport] = {}
+        for name, each in report.models.items():
+            if name in measured or each.phase is Phase.AWAKE:
+                continue
+            known = [host.wake_costs[name] for host in self._hosts.values() if name in host.wake_costs]
+            if known:
+                wake = sum(known) / len(known)
+                more, wait = wake - each.wake, each.expected_wait
+                better[name] = each._replace(
+                    wake=wake,
+                    switch_cost=max(0.0, each.switch_cost + more),
+                    expected_wait=None if wait is None else max(0.0, wait + more),
+                )
+        return dataclasses.replace(report, models={**report.models, **better}) if better else report
 
     def _lost(self, host: Host, trouble: str) -> None:
         if trouble != host.trouble:

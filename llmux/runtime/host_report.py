@@ -16,6 +16,7 @@ from llmux.core import levels, placement
 from llmux.core.model import Model
 from llmux.core.phases import Phase
 from llmux.core.state import State
+from llmux.estimates.costs import SwitchCosts
 from llmux.runtime import wait_estimate
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
@@ -51,12 +52,21 @@ def _model(s: State, model: Model, now: float) -> dict[str, Any]:
         "switch_cost": 0.0 if awake else _cost(s, model),
         "sleep": s.costs.sleep_of(model.name, level),
         "wake": s.costs.wake_of(model.name, level),
+        "measured": _knows_wake(s, model.name, level),
         "arrival_rate": model.meter.arrival_rate(now),
         "service": model.meter.service,
         "slots": model.spec.max_in_flight,
         "awake_for": now - model.awake_since if awake and model.awake_since is not None else 0.0,
         "idle_for": _idle_for(model, now),
     }
+
+
+def _knows_wake(s: State, model: str, level: str) -> bool:
+    """Whether what a wake takes was measured for this very model, or given in the configuration."""
+    costs = s.costs
+    assert isinstance(costs, SwitchCosts)
+    measured = ("wake", model, level) in costs.levels if level else model in costs.wakes
+    return measured or costs.guesses.get(model, (None, None))[0] is not None
 
 
 def _cost(s: State, model: Model) -> float:

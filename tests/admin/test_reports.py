@@ -40,7 +40,8 @@ async def test_a_report_comes_at_once_and_when_something_changes(house):
     assert (first["ready"], first["leased"], first["lease"]) == (True, False, 6.0)
     a = first["models"]["a"]
     assert (a["phase"], a["queued"], a["in_flight"], a["slots"]) == ("asleep", 0, 0, 4)
-    assert (a["wake"], a["switch_cost"], a["expected_wait"]) == (30, 30, 30)
+    assert (a["wake"], a["switch_cost"], a["expected_wait"], a["measured"]) == (30, 30, 30, True)
+    assert not first["models"]["b"]["measured"]
     assert (a["idle_for"], a["awake_for"], a["arrival_rate"]) == (None, 0, 0)
     assert first["names"] == {"a": "a", "gpt": "a", "b": "b"}
     await house.chat("a")

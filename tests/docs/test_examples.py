@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmux.config import Config
 from tests.docs.pages import ROOT
@@ -21,7 +23,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(EXAMPLES))
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+@pytest.mark.parametrize("config", [*CONFIGS, EXAMPLES / "fleet" / "gateway.yaml"], ids=name_of)
 def test_llmux_check_takes_it(config):
     llmux = Path(sys.executable).with_name("llmux")
     done = subprocess.run(
@@ -50,3 +52,26 @@ def test_there_are_examples():
     assert {"quickstart/config.yaml", "llama-cpp/config.yaml", "original/config.yaml"} <= set(
         map(name_of, CONFIGS)
     )
+
+
+def test_the_compose_file_of_a_fleet_gives_the_gateway_what_its_configuration_names():
+    folder = EXAMPLES / "fleet"
+    gateway = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["gateway"]
+    named = set(re.findall(r"\$\{(\w+)", (folder / "gateway.yaml").read_text()))
+    assert named == set(gateway["environment"])
+    mounted = [volume.partition(":")[0] for volume in gateway["volumes"] if volume.startswith("./")]
+    assert all((folder / name).exists() for name in mounted)
+    assert (folder / gateway["build"]["context"] / gateway["build"]["dockerfile"]).resolve().exists()
+    assert (folder / gateway["build"]["context"] / "pyproject.toml").resolve().exists()
+
+
+def test_the_units_of_a_fleet_start_what_is_there():
+    folder = EXAMPLES / "fleet"
+    unit = (folder / "llmux-gateway.service").read_text()
+    host = (EXAMPLES / "systemd" / "llmux.service").read_text()
+    program = re.search(r"ExecStart=(\S+) gateway -c (\S+)", unit)
+    assert program
+    assert f"ExecStart={program[1]} " in host
+    socket = re.search(r"-R (\S+):localhost:3000", (folder / "llmux-tunnel.service").read_text())
+    assert socket
+    assert f"unix:{socket[1]}" in (folder / "gateway.yaml").read_text()

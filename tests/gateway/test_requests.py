@@ -107,6 +107,22 @@ async def test_a_client_that_leaves_is_noticed_by_the_host(door):
     assert not gateway.view(gateway.hosts["one"]).own
 
 
+async def test_a_host_that_never_woke_a_model_is_believed_to_take_as_long_as_others(door, puppet, other):
+    puppet.report["models"] = {"a": {**ASLEEP, "wake": 1.0, "switch_cost": 2.0, "expected_wait": 2.0}}
+    other.report["models"] = {
+        "a": {**ASLEEP, "wake": 10.0, "switch_cost": 10.0, "expected_wait": 10.0, "measured": False}
+    }
+    other.does = [answer(b"fine")]
+    gateway = await door.open_gateway({"one": puppet.url, "two": other.url})
+
+    def believed():
+        each = gateway.view(gateway.hosts["two"]).report.models["a"]
+        return (each.wake, each.switch_cost, each.expected_wait)
+
+    await until(lambda: believed() == (1.0, 1.0, 1.0))
+    assert (await ask(door)).headers["x-llmux-host"] == "two"
+
+
 # ---- the next host
 
 

@@ -1,0 +1,410 @@
+"""A gateway before real hosts: what happens when these are killed, frozen, restarted; engines keep a journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+import yaml
+
+from tests.harness.launcher import ROOT
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import HOST, request, uid
+
+HELLO = [{"role": "user", "content": "hi"}]
+CHAT = "/v1/chat/completions"
+
+
+class Door(Lab):
+    """A gateway, with a laboratory for each host."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.file = root / "gateway.yaml"
+        self.hosts: dict[str, Lab] = {}
+
+    def add(self, name: str, models: dict[str, dict] | str = "a b", **more) -> Lab:
+        lab = self.hosts[name] = Lab(self.root / name)
+        lab.write(models, **more)
+        lab.start()
+        return lab
+
+    def write_gateway(self, hosts: dict[str, dict] | None = None, **top) -> None:
+        told = {name: {"url": f"http://{HOST}:{lab.port}"} for name, lab in self.hosts.items()}
+        config = {"host": HOST, "port": self.port, "hosts": told | (hosts or {}), **top}
+        draft = self.file.with_name(f".{self.file.name}")
+        draft.write_text(yaml.safe_dump(config, sort_keys=False))
+        draft.replace(self.file)
+
+    def launch(self) -> None:
+        self.process = self.spawn("gateway", "-c", str(self.file))
+
+    async def up(self, names: str = "one two", **top) -> None:
+        for name in names.split():
+            self.add(name)
+        self.write_gateway(**top)
+        self.start()
+        await self.until_hosts(**dict.fromkeys(self.hosts, "ready"))
+
+    async def fleet(self) -> dict:
+        return (await self.get("/llmux/fleet")).json()
+
+    async def until_hosts(self, **states: str) -> None:
+        async def there():
+            hosts = (await self.fleet())["hosts"]
+            return all(hosts[name]["state"] == state for name, state in states.items())
+
+        await self.until(there)
+
+    def holder(self, answer) -> tuple[Lab, Lab]:
+        """The host that has answered, and the other one."""
+        name = answer.get("X-LLMux-Host")
+        return self.hosts[name], next(lab for other, lab in self.hosts.items() if other != name)
+
+    def ran(self, word: str) -> list[str]:
+        """The hosts whose engines got the request with this id, once for each time."""
+        return [name for name, lab in self.hosts.items() for line in lab.journal("request") if line["uid"] == word]
+
+    def finish(self) -> None:
+        found = []
+        ran: dict[str, list[str]] = {}
+        for name, lab in self.hosts.items():
+            for line in lab.journal("request"):
+                ran.setdefault(line["uid"], []).append(name)
+        found += [f"{word} ran on {names}" for word, names in ran.items() if word and len(names) > 1]
+        try:
+            super().finish()
+        finally:
+            for lab in self.hosts.values():
+                lab.finish()
+        assert not found, found
+
+
+@pytest.fixture
+async def door(tmp_path: Path):
+    found = Door(tmp_path)
+    yield found
+    found.finish()
+
+
+def dead(lab: Lab) -> None:
+    """The host is killed, and what it had started is not: its engines go on."""
+    lab.kill()
+
+
+# ---- the official SDKs
+
+
+async def test_the_official_sdks(door):
+    await door.up()
+    url = f"http://{HOST}:{door.port}"
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as one:
+        plain = await one.chat.completions.with_raw_response.create(model="a", messages=HELLO)
+        assert plain.headers["x-llmux-host"] in door.hosts
+        assert plain.parse().choices[0].message.content == "a"
+        do = {"X-Do": '{"sse": 5}'}
+        stream = await one.chat.completions.create(model="a", messages=HELLO, stream=True, extra_headers=do)
+        words = [chunk.choices[0].delta.content async for chunk in stream]
+        assert words == [f"t{number} " for number in range(5)]
+        assert sorted([model.id async for model in one.models.list()]) == ["a", "b"]
+        with pytest.raises(openai.NotFoundError):
+            await one.chat.completions.create(model="nothing", messages=HELLO)
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="x") as other:
+        async with other.messages.stream(model="a", max_tokens=9, messages=HELLO, extra_headers=do) as stream:
+            assert await stream.get_final_text() == "t0 t1 t2 t3 t4 "
+        with pytest.raises(anthropic.NotFoundError):
+            await other.messages.create(model="nothing", max_tokens=9, messages=HELLO)
+
+
+# ---- hosts that die
+
+
+async def test_a_host_killed_before_its_answer_is_502_and_never_sent_again(door):
+    await door.up()
+    lab, other = door.holder(await door.chat("a"))
+    line = await door.begin("a", do={"hold": "never"})
+    await lab.until(lambda: [entry for entry in lab.journal("request") if entry["path"].startswith("POST")][1:])
+    dead(lab)
+    answer = await line.body(await line.head())
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "host_lost")
+    assert not other.journal("request")
+    # From now on all goes to the other one; no request is tried on the dead one first.
+    for _ in range(3):
+        assert (await door.chat("a")).get("X-LLMux-Host") != answer.get("X-LLMux-Host")
+    assert len(other.journal("request")) == 3
+    (lab.root / "ctl" / "release.never").touch()
+
+
+async def test_killed_in_mid_stream_the_answer_breaks_off_and_no_other_begins(door):
+    await door.up()
+    lab, other = door.holder(await door.chat("a"))
+    line = await door.begin("a", do={"sse": 9, "hold_after": [3, "never"]})
+    head = await line.head()
+    assert head.status == 200
+    seen = b""
+    while b"t2" not in seen:
+        seen += await line.reader.read(1000)
+    dead(lab)
+    rest = await line.reader.read()
+    assert b'"code": "engine_lost"' in rest
+    assert b"t0 " not in rest
+    assert not rest.endswith(b"0\r\n\r\n")
+    assert not other.journal("request")
+    (lab.root / "ctl" / "release.never").touch()
+
+
+async def test_sdks_raise_when_a_stream_breaks_off(door):
+    await door.up()
+    lab, _ = door.holder(await door.chat("a"))
+    do = {"X-Do": '{"sse": 9, "hold_after": [3, "never"]}'}
+    async with openai.AsyncOpenAI(base_url=f"http://{HOST}:{door.port}/v1", api_key="x", max_retries=0) as one:
+        stream = await one.chat.completions.create(model="a", messages=HELLO, stream=True, extra_headers=do)
+
+        async def read() -> None:
+            async for chunk in stream:
+                if chunk.choices[0].delta.content == "t2 ":
+                    dead(lab)
+
+        with pytest.raises(openai.APIError):
+            await read()
+    (lab.root / "ctl" / "release.never").touch()
+
+
+async def test_a_killed_host_that_is_started_again_takes_requests_again(door):
+    await door.up("one")
+    await door.chat("a")
+    dead(door.hosts["one"])
+    await door.until_hosts(one="unreachable")
+    door.hosts["one"].start()
+    await door.until_hosts(one="ready")
+    assert (await door.chat("a")).status == 200
+
+
+async def test_a_frozen_host_gets_nothing_new_once_its_report_is_too_old(door):
+    await door.up(fleet={"report_every": "500ms"})
+    lab, other = door.holder(await door.chat("a"))
+    lab.signal(signal.SIGSTOP)
+    try:
+        stuck = await door.begin("a")  # its report is still believed
+        name = next(name for name, each in door.hosts.items() if each is lab)
+
+        async def given_up():
+            return (await door.fleet())["hosts"][name]["state"] != "ready"
+
+        await door.until(given_up)
+        for _ in range(3):
+            assert (await door.chat("a")).status == 200
+        assert len(other.journal("request")) == 3
+    finally:
+        lab.signal(signal.SIGCONT)
+    assert (await stuck.body(await stuck.head())).status == 200  # it was never sent elsewhere
+
+
+async def test_under_load_a_dead_host_loses_no_request_that_had_not_begun_there(door):
+    """What was sent to the host when it died gets 502; all others are served, and none runs twice."""
+    await door.up("one two three")
+    lab = door.hosts["two"]
+    results: list[tuple[str, int]] = []
+
+    async def client(number: int) -> None:
+        for _ in range(12):
+            model = "ab"[number % 2]
+            line = await door.wire()
+            data = request("POST", CHAT, body={"model": model, "messages": []}, do={"delay": 0.01})
+            with contextlib.suppress(ConnectionError):
+                answer = await line.ask(data)
+                results.append((uid(data), answer.status))
+            await line.close()
+
+    clients = [asyncio.create_task(client(number)) for number in range(8)]
+    await door.until(lambda: len(results) > 20)
+    dead(lab)
+    await asyncio.gather(*clients)
+    assert len(results) == 96
+    failed = [word for word, status in results if status != 200]
+    assert {status for _, status in results} <= {200, 502}
+    assert len(failed) <= 8
+    assert all(len(door.ran(word)) == 1 for word, status in results if status == 200)
+
+
+# ---- the process
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llmux", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("hosts:\n  one: {url: 'http://h:1'}\n  two: {url: 'http://h:1/'}\n", 3, "is the address of one, too"),
+        ("hosts:\n  one: {url: 'http://h:1'}\n  one: {url: 'http://h:2'}\n", 3, "one"),
+        ("hosts:\n  one: {url: 'ftp://h'}\n", 2, "write it as http://gpu1:3000"),
+        ("hosts:\n  one: {url: 'unix:sock'}\n", 2, "names no socket"),
+        ("hosts:\n  one: {url: 'http://h', key: '$argon2id$v=19$x'}\n", 2, "show the key itself"),
+        ("hosts:\n  one: {url: 'http://h', kee: x}\n", 2, "did you mean `key`?"),
+        ("port: 4000\nhosts: {}\n", 2, "hosts"),
+        ("host: 0.0.0.0\nhosts: {one: {url: 'http://h'}}\n", 1, "without `api_keys`"),
+        (
+            "hosts: {one: {url: 'http://h'}}\napi_keys:\n  - {key: k, name: n, limits: {requests: 1/m}}\n",
+            3,
+            "held by hosts only",
+        ),
+    ],
+)
+def test_a_wrong_configuration_is_said_with_its_line(tmp_path, text, line, words):
+    (tmp_path / "gateway.yaml").write_text(text)
+    found = command("check", "gateway.yaml", cwd=tmp_path)
+    assert found.returncode == 2
+    said = " ".join((found.stdout + found.stderr).split())
+    assert f"gateway.yaml:{line}:" in said
+    assert words in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ("{use: nothing}", "shipped are least_wait"),
+        ("{use: random, options: {x: 1}}", "takes no options"),
+        ("{use: affinity, options: {bund: 2}}", "route.options.bund: unknown option"),
+        ("{use: affinity, options: {bound: 0}}", "route.options.bound"),
+        ("{use: './mine.py:Route'}", "cannot be loaded"),
+    ],
+)
+def test_a_wrong_route_too(tmp_path, route, words):
+    (tmp_path / "gateway.yaml").write_text(f"hosts: {{one: {{url: 'http://h'}}}}\nroute: {route}\n")
+    for arguments in (("check", "gateway.yaml"), ("gateway", "-c", "gateway.yaml", "-p", "0")):
+        found = command(*arguments, cwd=tmp_path)
+        assert found.returncode == 2
+        assert words in " ".join((found.stdout + found.stderr).split())
+
+
+def test_a_gateways_file_is_told_from_a_hosts(tmp_path):
+    (tmp_path / "gateway.yaml").write_text("hosts: {one: {url: 'http://h'}}\n")
+    found = command("serve", "-c", "gateway.yaml", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "llmux gateway -c" in " ".join((found.stdout + found.stderr).split())
+
+
+def test_one_host_imports_nothing_of_a_fleet():
+    code = (
+        "import sys, llmux.process, llmux.cli.serve\n"
+        "fleet = ('llmux.fleet', 'llmux.gateway', 'llmux.config.gateway')\n"
+        "print([name for name in sys.modules if name.startswith(fleet)])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+async def test_an_own_route_from_a_file_is_followed_and_reloaded(door):
+    route = "class Only:\n    def place(self, model, fleet):\n        return fleet.hosts.get('NAME')\n"
+    file = door.root / "mine.py"
+    file.write_text(route.replace("NAME", "one"))
+    await door.up(route={"use": "./mine.py:Only"})
+    assert (await door.chat("a")).get("X-LLMux-Host") == "one"
+    file.write_text(route.replace("NAME", "two"))
+    door.signal(signal.SIGHUP)
+    await door.until(lambda: '"config_reloaded"' in door.log)
+    assert (await door.chat("a")).get("X-LLMux-Host") == "two"
+
+
+async def test_the_start_is_told_and_a_wrong_reload_changes_nothing(door):
+    await door.up("one")
+    assert '"event": "started"' in door.log
+    assert '"hosts": ["one"]' in door.log
+    door.file.write_text("hosts: {one: {url: nonsense}}\n")
+    door.signal(signal.SIGHUP)
+    await door.until(lambda: '"config_rejected"' in door.log)
+    assert (await door.chat("a")).status == 200
+    door.add("two", "c")
+    door.write_gateway()
+    door.signal(signal.SIGHUP)
+    await door.until_hosts(two="ready")
+    assert (await door.chat("c")).get("X-LLMux-Host") == "two"
+
+
+async def test_term_lets_answers_end_and_tells_what_waits(door):
+    await door.up("one")
+    line = await door.begin("a", do={"sse": 4, "hold_after": [2, "go"]})
+    assert (await line.head()).status == 200
+    door.signal(signal.SIGTERM)
+    await door.until(lambda: '"stopping"' in door.log)
+    refused = await door.chat("a")
+    assert (refused.status, refused.json()["error"]["code"]) == (503, "stopping")
+    door.hosts["one"].release("go")
+    assert (await line.reader.read()).endswith(b"0\r\n\r\n")
+    assert door.ended() == 0
+
+
+async def test_a_host_behind_a_unix_socket(door):
+    """As ssh -R makes it: bytes both ways."""
+    lab = door.add("one")
+    path = door.root / "gpu.sock"
+
+    async def serve(reader, writer):
+        up_reader, up_writer = await asyncio.open_connection(HOST, lab.port)
+
+        async def copy(source, sink):
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
+
+    server = await asyncio.start_unix_server(serve, path)
+    door.write_gateway({"one": {"url": f"unix:{path}"}})
+    door.start(ready=False)  # the socket is served by this loop
+    await door.until_hosts(one="ready")
+    assert (await door.chat("a", do={"sse": 3})).body.count(b"data: ") == 4
+    assert await asyncio.to_thread(door.end) == 0
+    server.close()
+
+
+async def test_commands_for_the_fleet(door):
+    await door.up()
+    where = ("--url", f"http://{HOST}:{door.port}")
+    cwd = door.root
+    shown = await asyncio.to_thread(command, "fleet", "status", *where, cwd=cwd)
+    assert "2 of 2 hosts ready" in shown.stdout
+    drained = await asyncio.to_thread(command, "fleet", "drain", "one", "--for", "1h", *where, cwd=cwd)
+    assert (drained.returncode, drained.stdout) == (0, "one drains: it takes nothing new\n")
+    await door.until_hosts(one="leased")
+    assert {(await door.chat("a")).get("X-LLMux-Host") for _ in range(3)} == {"two"}
+    again = await asyncio.to_thread(command, "fleet", "drain", "one", *where, cwd=cwd)
+    assert (again.returncode, "leased already" in again.stderr) == (5, True)
+    assert (await asyncio.to_thread(command, "fleet", "undrain", "one", *where, cwd=cwd)).returncode == 0
+    await door.until_hosts(one="ready")
+
+
+# ---- how soon
+
+
+async def test_how_soon_a_dead_host_is_left_alone(door):
+    """At once: the end of its reports is noticed, and at the latest the first refused connection."""
+    await door.up()
+    lab, _ = door.holder(await door.chat("a"))
+    dead(lab)
+    statuses = [(await door.chat("a")).status for _ in range(10)]
+    assert statuses == [200] * 10
+    text = (await door.get("/metrics")).body.decode()
+    name = next(name for name, each in door.hosts.items() if each is lab)
+    assert f'llmux_fleet_ejected_total{{host="{name}"}} 1.0' in text
