@@ -112,21 +112,27 @@ class Keeper(Protocol):
 class Gate:
     """Lets requests in. ``now`` is the loop's clock, ``awake(model)`` says whether a model can serve at once."""
 
-    def __init__(self, now: Callable[[], float], awake: Callable[[str], bool]) -> None:
+    def __init__(
+        self, now: Callable[[], float], awake: Callable[[str], bool], wall: Callable[[], float] = time.time
+    ) -> None:
         self._now = now
         self._awake = awake
         self._prices: Prices | None = None
         self._balances: dict[str, _Balance] = {}
         self._models: dict[str, _Model] = {}
-        self._wall: Callable[[], float] = time.time
+        self._wall = wall  # a Unix time: the periods of budgets are days and months
         self._keeper: Keeper | None = None
         self._serial = 0
         self.grants: Mapping[str, Grant] = {}
 
     def configure(self, config: Config) -> None:
         """Take over a configuration; keys that stay keep what they have used."""
-        self._prices = prices_of(config)
-        self.grants = grants_of(config)
+        self.hold_to(grants_of(config), prices_of(config))
+
+    def hold_to(self, grants: Mapping[str, Grant], prices: Prices | None) -> None:
+        """Do so with the grants by the keys' names, and the prices."""
+        self._prices = prices
+        self.grants = grants
         balances = {}
         for key, grant in self.grants.items():
             balances[key] = balance = _Balance(

@@ -15,7 +15,7 @@ import yaml
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from llmux.cli import simulate_exact, simulate_fleet
+from llmux.cli import simulate_exact, simulate_fleet, simulate_keys
 from llmux.cli import what_if as what_ifs
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
@@ -246,6 +246,19 @@ def run(
     die: Annotated[
         str | None, typer.Option("--die", metavar="HOSTS@TIME[:BACK]", help="Hosts that die, as 2@10m:60s.")
     ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            metavar="KEY=5/month|config",
+            help="What a key (* for each) may spend, perhaps with ,soft=0.8,then=awake_only; or what the keys of"
+            " --config may: waits, switches and money of each key, without and with it. May be repeated.",
+        ),
+    ] = None,
+    gpu_hour: Annotated[
+        float | None,
+        typer.Option("--gpu-hour", help="What an hour of the GPU costs.", show_default="that of --config"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw waits and visits into this file.")] = None,
 ) -> None:
@@ -296,8 +309,19 @@ def run(
             config,
             {key: value for key, value in settings.items() if value is not None},
         )
-        changes = [what_ifs.parse_change(text) for text in what_if or ()]
-        changes += _spills(spill or (), spill_price)
+        if keyed := simulate_keys.asked(
+            budget,
+            gpu_hour,
+            traffic,
+            plan,
+            _begins(recorded),
+            policies=policy,
+            what_if=what_if,
+            plot=picture,
+            spill=spill,
+        ):
+            raise typer.Exit(_by_key(keyed, bench, _policies(policy, recorded, plan, one=True), as_json=as_json))
+        changes = [*map(what_ifs.parse_change, what_if or ()), *_spills(spill or (), spill_price)]
         policies = _policies(policy, recorded, plan, one=bool(changes))
         with _Bar(traffic, until, show=not as_json) as bar:
             columns = bench.columns(policies, changes, bar.begin)
@@ -323,6 +347,24 @@ def _spills(texts: Sequence[str], price: str | None) -> Iterator[what_ifs.Change
     for text in texts:
         spill = Spill(_duration(text), None if price is None else parse_price(price))
         yield what_ifs.Change(f"spill {text}", spill=spill)
+
+
+def _begins(recorded: Recorded | None) -> float:
+    """Return the Unix time at which traffic begins: a budget is for a day or a month."""
+    return float(recorded.start.get("time") or 0.0) if recorded is not None else 0.0
+
+
+def _by_key(
+    keyed: simulate_keys.Keyed, bench: what_ifs.Bench, makers: Mapping[str, what_ifs.MakePolicy], *, as_json: bool
+) -> int:
+    """Print what each key gets under the first policy, without and with what is asked; return the exit code."""
+    name, make = next(iter(makers.items()))
+    with _Bar(bench.traffic, bench.horizon, show=not as_json) as bar:
+        found = simulate_keys.compare(
+            keyed, lambda prepare: bench.run(make, progress=bar.begin(name), prepare=prepare)
+        )
+    simulate_keys.show(keyed, name, found, as_json=as_json)
+    return 0
 
 
 def _in_words(error: Exception, recorded: Recorded | None) -> str:

@@ -19,7 +19,7 @@ from llmux.simulator.configured import simulate_configured
 from llmux.simulator.cost_matrix import CostMatrix, read_costs
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.misjudged import Misjudged
-from llmux.simulator.run import Outcome, Scene, simulate
+from llmux.simulator.run import Outcome, Run, Scene, simulate
 from llmux.simulator.spilling import Spill
 from llmux.simulator.statistics import Statistics, compare, paired_waits
 from llmux.simulator.trace import Trace, TraceError
@@ -123,9 +123,13 @@ class Bench:
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the configuration, from other options
 
     def run(
-        self, make: MakePolicy, change: Change = NONE, progress: Callable[[float], None] | None = None
+        self,
+        make: MakePolicy,
+        change: Change = NONE,
+        progress: Callable[[float], None] | None = None,
+        prepare: Callable[[Run], None] | None = None,
     ) -> Outcome:
-        """Simulate one column.
+        """Simulate one column; ``prepare`` is given the run before it begins.
 
         Raises:
             TraceError: the change cannot be made; says why.
@@ -146,6 +150,7 @@ class Bench:
                 horizon=self.horizon,
                 progress=progress,
                 spill=change.spill,
+                prepare=prepare,
             )
         if change.settings:
             raise TraceError(
@@ -162,6 +167,7 @@ class Bench:
             progress=progress,
             scene=self.scene,
             spill=change.spill,
+            prepare=prepare,
         )
 
     def columns(

@@ -190,6 +190,7 @@ class Recorder:
             order=[entry.order, entry.order_ended],
             **({} if ticket.keep is None else {"keep_s": ticket.keep}),
             **_tokens(outcome),
+            **({"key": ticket.key} if ticket.key else {}),
         )
         if self.file.full:
             self.file.begin_new()

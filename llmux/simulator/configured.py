@@ -78,6 +78,7 @@ def simulate_configured(
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
     spill: Spill | None = None,
+    prepare: Callable[[Run], None] | None = None,
 ) -> Outcome:
     """Run ``trace``, whose models are the configuration's, under its rules and ``policy``.
 
@@ -93,7 +94,16 @@ def simulate_configured(
     }
     times = HookSeconds(costs.scaled(factor), guesses)
     return simulate_specs(
-        trace, specs, rules, policy, times, engines, horizon=horizon, progress=progress, spill=spill
+        trace,
+        specs,
+        rules,
+        policy,
+        times,
+        engines,
+        horizon=horizon,
+        progress=progress,
+        spill=spill,
+        prepare=prepare,
     )
 
 
@@ -108,6 +118,7 @@ def simulate_specs(
     horizon: float | None = None,
     progress: Callable[[float], None] | None = None,
     spill: Spill | None = None,
+    prepare: Callable[[Run], None] | None = None,
 ) -> Outcome:
     """Run ``trace`` under ``rules``, every hook as long as ``times`` says.
 
@@ -123,6 +134,8 @@ def simulate_specs(
     rules = replace(rules, request_timeout=None, alive_every=0.0, manual=False)
     run = _ConfiguredRun(trace, policy, times, engines, rules, horizon, scene)
     run.spill(spill)
+    if prepare is not None:
+        prepare(run)
     if hasattr(policy, "makers"):
 
         def again(

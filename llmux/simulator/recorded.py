@@ -204,6 +204,7 @@ def _job(line: Line, means: Mapping[Any, float]) -> Job:
         str(line["model"]),
         0,
         0,
+        key=str(line.get("key", "")),
         service=means.get(line["model"], 0.0) if service is None else float(service),
         first=0.0 if first is None else max(0.0, first - wait),
         patience=wait if left else None,

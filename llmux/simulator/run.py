@@ -93,12 +93,13 @@ def simulate(
     progress: Callable[[float], None] | None = None,
     scene: Scene | None = None,
     spill: Spill | None = None,
+    prepare: Callable[[Run], None] | None = None,
 ) -> Outcome:
     """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
 
     ``progress`` is called now and then with the virtual time. ``spill`` says when a remote serves instead. Without
     a ``scene`` the models are those of the trace, each admits as many as its engine has slots, and the first-asked
-    one is awake.
+    one is awake. ``prepare`` is given the run before it begins.
     """
     engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
     scene = scene or Scene.of(trace, engines)
@@ -106,6 +107,8 @@ def simulate(
     rules, specs = _without_probes(rules or Rules()), scene.specs
     run = Run(trace, policy, costs, engines, rules, horizon, scene)
     run.spill(spill)
+    if prepare is not None:
+        prepare(run)
     if hasattr(policy, "makers"):
         from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
 
@@ -183,6 +186,7 @@ class Run:
         self.look: Callable[[], None] = lambda: None
         self.spilling: Spilling | None = None
         self.price: Spill | None = None
+        self.lets_in: Callable[[int], bool] | None = None  # says whether a job may ask; None: each may
         self.heaps: tuple[tuple[int, list[tuple[float, int]]], ...] = (
             (HOOK_ENDED, self.hooks),
             (FOLLOWS, self.spawned),
@@ -260,6 +264,10 @@ class Run:
         self._ask(heapq.heappop(self.spawned)[1])
 
     def _ask(self, job: int) -> None:
+        if self.lets_in is not None and not self.lets_in(job):
+            self.outcome.refused += 1
+            self._follow_up(job)
+            return
         self.outcome.arrived[job] = self.time
         if self.spilling is not None and self.spilling.takes(job):
             return

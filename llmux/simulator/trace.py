@@ -2,7 +2,7 @@
 
 It is read from CSV or JSON lines, gzip too:
 
-- CSV with a header, JSON lines: ``arrival_s``, ``model``, ``prompt_tokens``, ``output_tokens``;
+- CSV with a header, JSON lines: ``arrival_s``, ``model``, ``prompt_tokens``, ``output_tokens``, perhaps ``key``;
 - BurstGPT as it is: ``Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type``;
 
 llmux's own record is read by ``recorded``.
@@ -51,6 +51,7 @@ class Job:
     first: float = 0.0  # seconds of either until the first byte; then tokens do not matter
     patience: float | None = None  # seconds after which it leaves the queue
     tokens: tuple[int, int] | None = None  # read and written, where only its times are in the above
+    key: str = ""  # the name of the key that it shows
     keep: float | None = None  # idle seconds that its model stays awake for; see ``RequestFinished``
 
 
@@ -105,6 +106,7 @@ class Trace:
 
 
 ARRIVAL, MODEL, PROMPT, OUTPUT = "arrival_s", "model", "prompt_tokens", "output_tokens"
+KEY = "key"
 # BurstGPT's names for the same.
 OTHER_NAMES = {"Timestamp": ARRIVAL, "Model": MODEL, "Request tokens": PROMPT, "Response tokens": OUTPUT}
 NEEDED = (ARRIVAL, MODEL, PROMPT, OUTPUT)
@@ -133,7 +135,7 @@ def read_trace(path: Path) -> Trace:
         raise TraceError(f"{path}: holds no requests")
     start = min(0.0, *(job.arrival or 0.0 for job in jobs))
     if start < 0.0:
-        jobs = [Job((job.arrival or 0.0) - start, job.model, job.prompt_tokens, job.output_tokens) for job in jobs]
+        jobs = [replace(job, arrival=(job.arrival or 0.0) - start) for job in jobs]
     return Trace(path.name, jobs)
 
 
@@ -205,7 +207,8 @@ def _job(path: Path, line: int, values: Mapping[str, Any]) -> Job:
     for name, count in zip((PROMPT, OUTPUT), tokens, strict=True):
         if count < 0:
             raise TraceError(f"{path}:{line}: {name} is negative: {count:g}")
-    return Job(arrival, model, int(tokens[0]), int(tokens[1]))
+    key = values.get(KEY)
+    return Job(arrival, model, int(tokens[0]), int(tokens[1]), key="" if key is None else str(key).strip())
 
 
 def _number(path: Path, line: int, name: str, values: Mapping[str, Any]) -> float:

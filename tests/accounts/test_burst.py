@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from llmux.accounts.gate import Gate
+from llmux.simulator.recorded import read_recorded
 from tests.server.house import until
 
 CHAT, HOLD = "/v1/chat/completions", "/v1/hold"
@@ -153,3 +154,19 @@ async def test_websockets_and_operators_ways_are_in_the_ledger(house):
         ("alice", "", 0, 0, 429),
         ("alice", "a", 0, 0, 499),
     ]
+
+
+async def test_a_record_says_whose_requests_were(house):
+    """For `llmux simulate --budget`."""
+    house.engine.says = answer(12, 3)
+    keys = [*KEYS, "key-without-a-name"]
+    await house.open("a", record="record.jsonl", api_keys=keys)
+    for key in ("key-of-alice", "key-without-a-name"):
+        assert (await house.ask("POST", CHAT, {"model": "a"}, Authorization=f"Bearer {key}")).status == 200
+    house.engine.says = None
+    assert (await house.ask("POST", CHAT, {"model": "a"}, **ALICE)).status == 200
+    await house.close()
+    jobs = read_recorded(house.folder / "record.jsonl").trace().jobs
+    assert [(job.key, job.tokens) for job in jobs[:2]] == [("alice", (12, 3)), ("", (12, 3))]
+    assert jobs[2].key == "alice"
+    assert "key-of" not in (house.folder / "record.jsonl").read_text()

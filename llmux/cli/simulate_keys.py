@@ -1,0 +1,327 @@
+"""``llmux simulate … --budget KEY=…``: what each key waits for, causes and pays, before it is set and after.
+
+The requests are let in by the same gate as in production, and what they take of the GPU is divided by the same
+books; both in virtual time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from llmux.accounts.gate import Gate, Grant, Passed, grants_of
+from llmux.accounts.pricing import Prices, micros, of_gpu, of_tokens, prices_of
+from llmux.accounts.shares import Shares
+from llmux.accounts.tokens import BYTES_PER_TOKEN, Tokens
+from llmux.cli.terminal import terminal
+from llmux.config import Config
+from llmux.config.accounts import HOUSE, BudgetConfig
+from llmux.core.effects import Admit, Effect, ModelRemoved, PhaseChanged, Reject, SwitchEnded, SwitchStarted
+from llmux.core.events import Event, RequestAbandoned, RequestFinished
+from llmux.core.phases import Phase
+from llmux.errors import LimitError, QuotaError
+from llmux.simulator.run import Outcome, Run
+from llmux.simulator.trace import Job, Trace, TraceError
+
+CONFIGURED = "config"
+"""``--budget config``: what the configuration says of its keys."""
+ALL = "*"
+AS_IT_IS = "as it is"
+_PER = ("day", "month")
+_COUNTED = 1e6  # micro-units of a currency
+
+
+class Keyed(NamedTuple):
+    """What the options of keys say."""
+
+    prices: Prices | None
+    grants: Mapping[str, Grant]
+    starts: float  # the Unix time at which the traffic begins
+    title: str
+
+
+@dataclass(slots=True)
+class KeyFigures:
+    """What became of a key's requests. Seconds, and millionths of the currency."""
+
+    requests: int = 0
+    refused: int = 0
+    mean_wait: float = 0.0
+    p95_wait: float = 0.0
+    max_wait: float = 0.0
+    switches: int = 0  # for whose target one of its requests waited
+    gpu_seconds: float = 0.0  # its share of the time that the GPU was held, without switches
+    switch_seconds: float = 0.0
+    cost_micros: int | None = None
+
+
+def asked(
+    budgets: Sequence[str] | None,
+    gpu_hour: float | None,
+    traffic: Trace | None,
+    plan: Config | None,
+    starts: float,
+    *,
+    policies: Sequence[str] | None = None,
+    **others: object,
+) -> Keyed | None:
+    """Read the options of keys; None without any. ``others`` cannot be combined with them. Raises TraceError."""
+    if not budgets:
+        if gpu_hour is not None:
+            raise TraceError("--gpu-hour is about keys; add --budget, as --budget alice=5/month")
+        return None
+    if policies is not None and len(policies) > 1:
+        raise TraceError("--budget: give --policy once; the two tables are without and with the budgets")
+    for name, value in others.items():
+        if value:
+            raise TraceError(f"--{name.replace('_', '-')} cannot be combined with --budget")
+    assert traffic is not None
+    prices = _prices(plan, gpu_hour)
+    keys = sorted({job.key for job in traffic.jobs})
+    if keys == [""]:
+        raise TraceError(
+            f"{traffic.name}: says of no request which key sent it; a record does where there are `api_keys` with"
+            " names, and a trace in its column `key`"
+        )
+    grants: dict[str, Grant] = {}
+    for text in budgets:
+        grants |= _configured(plan) if text == CONFIGURED else _grants(text, prices.currency, keys)
+    return Keyed(prices, grants, starts, f"with {' '.join(f'--budget {text}' for text in budgets)}")
+
+
+def _prices(plan: Config | None, gpu_hour: float | None) -> Prices:
+    prices = None if plan is None else prices_of(plan)
+    if gpu_hour is not None:
+        return (
+            Prices("usd", micros(gpu_hour), {}) if prices is None else replace(prices, gpu_hour=micros(gpu_hour))
+        )
+    if prices is None:
+        raise TraceError("--budget: the price is not known; add --gpu-hour 0.90, or --config with `prices`")
+    return prices
+
+
+def _configured(plan: Config | None) -> Mapping[str, Grant]:
+    if plan is None:
+        raise TraceError("--budget config: add --config, whose keys are meant")
+    return {name: grant for name, grant in grants_of(plan).items() if grant.counts}
+
+
+def _grants(text: str, currency: str, keys: Sequence[str]) -> Mapping[str, Grant]:
+    name, budget = _budget(text, currency)
+    if name != ALL and name not in keys:
+        known = ", ".join(filter(None, keys))
+        raise TraceError(f"--budget {text}: no request is by {name!r}; there are {known}")
+    return {key: Grant(key, None, budget=budget) for key in (keys if name == ALL else [name])}
+
+
+def _budget(text: str, currency: str) -> tuple[str, BudgetConfig]:
+    """Read ``alice=5/month,soft=0.8,then=awake_only``."""
+    key, _, rest = text.rpartition("=") if text.count("=") == 1 else text.partition("=")
+    amount, *more = rest.split(",")
+    number, slash, per = amount.partition("/")
+    words = dict(word.partition("=")[::2] for word in more)
+    wrong = f"--budget {text}: write KEY=AMOUNT/month or /day, and perhaps ,soft=0.8,then=awake_only"
+    if not key or (slash and per not in _PER) or not {"soft", "then"} >= words.keys():
+        raise TraceError(wrong)
+    try:
+        return key, BudgetConfig.model_validate(
+            {"amount": number, "currency": currency, "per": per or "month", **words}
+        )
+    except ValueError:
+        raise TraceError(wrong) from None
+
+
+@dataclass(slots=True)
+class Books:
+    """What a run says of its keys."""
+
+    gate: Gate | None
+    prices: Prices | None
+    shares: Shares
+    jobs: Sequence[Job]
+    passed: dict[int, Passed] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
+    switches: Counter[str] = field(default_factory=Counter)
+    own: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    switch: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    cost: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def lets_in(self, index: int) -> bool:
+        """Ask the gate."""
+        job = self.jobs[index]
+        grant = None if self.gate is None else self.gate.grants.get(job.key)
+        if self.gate is None or grant is None:
+            return True
+        size = round(_tokens(job).input * BYTES_PER_TOKEN)
+        try:
+            passed = self.gate.enter(grant, job.model, job.model, size, "", [])
+        except (LimitError, QuotaError):
+            self.refused.add(index)
+            return False
+        if passed is not None:
+            self.passed[index] = passed
+        return True
+
+    def take(self, event: Event, effects: Iterable[Effect], now: float) -> None:
+        """Take in what the core was told, and answered."""
+        ended = [event.request] if isinstance(event, RequestFinished | RequestAbandoned) else []
+        for effect in effects:
+            match effect:
+                case Admit():
+                    self.shares.admitted(now, effect)
+                case PhaseChanged():
+                    self.shares.phase_changed(now, effect)
+                case ModelRemoved():
+                    self.shares.removed(now, effect)
+                case SwitchStarted(to=to):
+                    waiting = () if to is None else self.shares.waiters(to)
+                    self.switches.update({self.jobs[each].key for each in waiting})
+                    self.shares.switch_started(now, effect)
+                case SwitchEnded():
+                    self.shares.switch_ended(now, effect)
+                case Reject(request=request):
+                    ended.append(request)
+        for request in ended:
+            self._ended(request, now)
+
+    def _ended(self, index: int, now: float) -> None:
+        job = self.jobs[index]
+        own, switch = self.shares.ended(now, index, job.key)
+        self.own[job.key] += own
+        self.switch[job.key] += switch
+        tokens = _tokens(job)
+        if self.prices is not None and (price := self.prices.models.get(job.model)) is not None:
+            self.cost[job.key] += of_tokens(price, (tokens.input, 0, tokens.output), 0)[0]
+        else:
+            self._owe(job.key, own + switch)
+        passed = self.passed.pop(index, None)
+        if passed is not None:
+            passed.gate.settle(passed, tokens, own + switch)
+
+    def _owe(self, key: str, seconds: float) -> None:
+        if self.prices is not None:
+            self.cost[key] += of_gpu(self.prices, round(seconds * 1e6), 0)[0]
+
+    def close(self, now: float) -> None:
+        """Charge what no request carries."""
+        house, due = self.shares.take(now)
+        self.own[HOUSE] += house
+        self._owe(HOUSE, house)
+        for key, seconds, _ in due:
+            self.switch[key] += seconds
+            self._owe(key, seconds)
+
+
+def _tokens(job: Job) -> Tokens:
+    read, made = (job.prompt_tokens, job.output_tokens) if job.tokens is None else job.tokens
+    return Tokens(read, 0, made)
+
+
+def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
+    """Keep books of a run. Without ``keyed`` every request is let in."""
+    state, jobs = run.core.state, run.jobs
+    gate = None
+    if keyed is not None:
+        gate = Gate(
+            lambda: run.time,
+            lambda model: state.models[model].phase is Phase.AWAKE,
+            lambda: keyed.starts + run.time,
+        )
+        gate.hold_to(keyed.grants, keyed.prices)
+    shares = Shares(lambda model: tuple(state.models[model].queue), lambda index: jobs[index].key)
+    books = Books(gate, prices, shares, jobs)
+    state.explain = True  # phases are told
+    handle = run.handle
+
+    def observed(event: Event, now: float) -> list[Effect]:
+        effects = handle(event, now)
+        books.take(event, effects, now)
+        return effects
+
+    run.handle, run.lets_in = observed, books.lets_in
+    return books
+
+
+Simulate = Callable[[Callable[[Run], None]], Outcome]
+"""Runs the traffic once; what it is given is called with the run."""
+
+
+Figures = Mapping[str, Mapping[str, KeyFigures]]
+"""The figures of each key, by how it was run."""
+
+
+def compare(keyed: Keyed, simulate: Simulate) -> Figures:
+    """Run the traffic as it is, and as it would be; return the figures of each key."""
+    found = {}
+    for title, held in ((AS_IT_IS, None), (keyed.title, keyed)):
+        kept: list[Books] = []
+
+        def prepare(run: Run, held: Keyed | None = held, kept: list[Books] = kept) -> None:
+            kept.append(_attach(run, held, keyed.prices))
+
+        outcome = simulate(prepare)
+        kept[0].close(outcome.end)
+        found[title] = _figures(outcome, kept[0])
+    return found
+
+
+def _figures(outcome: Outcome, books: Books) -> dict[str, KeyFigures]:
+    waits: dict[str, list[float]] = defaultdict(list)
+    figures: dict[str, KeyFigures] = defaultdict(KeyFigures)
+    for index, job in enumerate(books.jobs):
+        mine = figures[job.key]
+        mine.requests += 1
+        mine.refused += index in books.refused
+        arrived, admitted = outcome.arrived[index], outcome.admitted[index]
+        if arrived is not None:
+            waits[job.key].append((outcome.end if admitted is None else admitted) - arrived)
+    for key in {*figures, *books.own, *books.switch}:
+        mine, mine_waits = figures[key], sorted(waits[key])
+        if mine_waits:
+            mine.mean_wait = sum(mine_waits) / len(mine_waits)
+            mine.p95_wait = mine_waits[int(0.95 * (len(mine_waits) - 1))]
+            mine.max_wait = mine_waits[-1]
+        mine.switches = books.switches[key]
+        mine.gpu_seconds, mine.switch_seconds = books.own[key], books.switch[key]
+        mine.cost_micros = None if books.prices is None else books.cost[key]
+    return dict(sorted(figures.items(), key=lambda each: (each[0] == HOUSE, each[0])))
+
+
+def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
+    """Print it."""
+    currency = "" if keyed.prices is None else keyed.prices.currency
+    if as_json:
+        ways = {title: {key: asdict(each) for key, each in keys.items()} for title, keys in found.items()}
+        typer.echo(json.dumps({"policy": policy, "currency": currency, "keys": ways}, indent=2))
+        return
+    console = terminal()
+    for title, keys in found.items():
+        heads = ("asked", "refused", "mean", "p95", "switches", "switching", "GPU", currency)
+        table = Table("key", *heads, title=f"{policy}, {title}", title_justify="left", box=SIMPLE_HEAD)
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for key, each in keys.items():
+            table.add_row(
+                key or "(none)",
+                str(each.requests),
+                str(each.refused),
+                f"{each.mean_wait:.1f}",
+                f"{each.p95_wait:.1f}",
+                str(each.switches),
+                f"{each.switch_seconds:.0f}",
+                f"{each.gpu_seconds:.0f}",
+                "" if each.cost_micros is None else f"{each.cost_micros / _COUNTED:.2f}",
+            )
+        console.print(table)
+    console.print(
+        "Times are seconds; mean and p95 are waits. switches: those for whose model a request of the key waited;"
+        " switching: its part of them; GPU: its part of the other time that the GPU was held.",
+        highlight=False,
+    )
