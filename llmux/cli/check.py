@@ -169,8 +169,22 @@ def summary(config: Config) -> str:
     ]
     for name, model in config.models.items():
         also = f" ({', '.join(model.aliases)})" if model.aliases else ""
-        lines.append(f"model {name}{also} at {model.address.url}")
+        spill = f", spills to {model.spill.to}" if model.spill is not None else ""
+        lines.append(f"model {name}{also} at {model.address.url}{spill}")
+    for name, remote in config.remotes.items():
+        key = "" if remote.key is None and remote.key_file is None else ", with a key"
+        names = ", ".join(f"{name}/{model}" for model in remote.models)
+        lines.append(f"remote {name} at {remote.url}{key}: {names}")
+    if config.remotes:
+        lines.append(f"may leave this host: {_leaving(config)}")
     return "\n".join(lines)
+
+
+def _leaving(config: Config) -> str:
+    if not config.api_keys:
+        return "every request" if config.remotes_for_all else "no request"
+    keys = [entry.name or "one without a name" for entry in config.api_keys if config.may_leave(entry)]
+    return f"requests with the keys {', '.join(keys)}" if keys else "no request"
 
 
 def _access(config: Config) -> str:

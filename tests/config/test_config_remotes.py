@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from llmux.cli.check import summary
+
 
 def remote(text, rest=""):
     return f"""
@@ -122,6 +124,19 @@ def test_what_a_model_spills_to(refused, spill, said):
 def test_a_model_is_not_called_as_a_remotes_is(refused):
     [line] = refused(remote(WHOLE).replace("          a: ", "          r/m: "))
     assert line == "config.yaml:6: remotes.r.models.m: 'r/m' is already the name of a model; choose another"
+
+
+def test_what_check_says_of_them(read):
+    spilling = remote(f"{WHOLE}, key: sk-1234").replace("port: 8001", "port: 8001, spill: {to: r/m, over: 1s}")
+    shown = summary(read(spilling)).splitlines()[-3:]
+    assert shown == [
+        "model a at http://127.0.0.1:8001, spills to r/m",
+        "remote r at https://r.example:443/api, with a key: r/m",
+        "may leave this host: every request",
+    ]
+    keys = "api_keys: [{name: n, key: k, remote: true}, {name: o, key: l}]"
+    assert summary(read(remote(WHOLE, keys))).endswith("may leave this host: requests with the keys n")
+    assert summary(read(remote(WHOLE, keys.replace("true", "false")))).endswith("host: no request")
 
 
 def test_what_is_probably_not_meant(read):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 from typing import Any
@@ -554,3 +555,130 @@ async def test_at_once_there_are_never_more_than_it_may_have(house, host, certif
     assert statuses == {200, 503}
     assert most <= 3
     assert house.switcher.remotes.document()["r"]["in_flight"] == 0
+
+
+# ---- in another dialect
+
+
+@pytest.fixture
+async def claude(house):
+    async def made():
+        url = f"http://{HOST}:{house.port}"
+        return await stack.enter_async_context(anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0))
+
+    async with contextlib.AsyncExitStack() as stack:
+        yield made
+
+
+@pytest.mark.parametrize("end", [cut, hang], ids=["cut", "hangs"])
+async def test_a_translated_stream_that_breaks_off(house, host, certificates, claude, end):
+    host.says = [then(STREAM_HEAD + chunked(chunk("a") + chunk("b")), end)]
+    await opened(house, host, certificates, remote={"apis": ["chat"], "timeouts": IDLE})
+    client, got = await claude(), []
+    stream = await client.messages.create(model="r/m", max_tokens=9, messages=[], stream=True)
+    with pytest.raises(anthropic.APIError, match=rf"{ENDS}|broke off"):
+        await collect(stream, got)
+    assert "".join(event.delta.text for event in got if event.type == "content_block_delta") == "ab"
+    assert len(host.asked) == 1
+    await until(lambda: host.open == 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "retry"),
+    [
+        ("429 Too Many", anthropic.RateLimitError, "7"),
+        ("400 Bad", anthropic.BadRequestError, None),
+        ("500 Oops", anthropic.InternalServerError, None),
+    ],
+)
+async def test_a_translated_error(house, host, certificates, claude, status, kind, retry):
+    host.says = [error(status, "their words", **({"Retry_After": retry} if retry else {}))]
+    await opened(house, host, certificates, remote={"apis": ["chat"]})
+    client = await claude()
+    with pytest.raises(kind) as raised:
+        await client.messages.create(model="r/m", max_tokens=9, messages=[])
+    assert raised.value.body["error"]["message"] == "their words"
+    assert raised.value.response.headers.get("retry-after") == retry
+
+
+async def test_the_next_one_may_speak_another_dialect(house, claude):
+    async with RemoteHost(error("503 Busy")) as first, RemoteHost() as second:
+        remotes = {"r": first.settings(), "s": second.settings(apis=["chat"])}
+        await house.open("a", remotes=remotes, virtual={"v": {"first": ["r/m", "s/m"]}}, **OPEN)
+        client = await claude()
+        message = await client.messages.create(
+            model="v", max_tokens=9, messages=[{"role": "user", "content": "x"}]
+        )
+        assert message.content[0].text == "from afar"
+        assert first.asked[0].path == "/v1/messages"
+        assert second.asked[0].path == "/v1/chat/completions"
+        assert second.asked[0].headers["authorization"] == f"Bearer {KEY}"
+        assert "x-api-key" not in second.asked[0].headers
+
+
+async def test_what_an_answer_in_one_piece_says_that_cannot_be_translated(house, host, certificates, claude):
+    host.says = [answer(b"[]"), answer(b"no JSON")]
+    await opened(house, host, certificates, remote={"apis": ["chat"]})
+    client = await claude()
+    for _ in range(2):
+        with pytest.raises(anthropic.InternalServerError, match="cannot be translated"):
+            await client.messages.create(model="r/m", max_tokens=9, messages=[])
+
+
+# ---- large, slow, and again
+
+
+async def test_a_large_body_arrives_as_it_was(house, host, certificates):
+    await opened(house, host, certificates)
+    data = b'{"messages": "' + b"x" * 5_000_000 + b'", "model": "r/m", "n": 1}'
+    assert (await house.ask("POST", "/v1/chat/completions", data)).status == 200
+    assert host.asked[0].body == data.replace(b'"r/m"', b'"theirs/m"')
+
+
+async def test_a_connection_that_died_while_it_was_idle_is_no_failure(house, host, certificates):
+    async def once(_host, writer):
+        writer.write(answer())
+        await writer.drain()
+        writer.transport.abort()
+        raise ConnectionResetError
+
+    host.says = [once]
+    await opened(house, host, certificates)
+    for _ in range(5):
+        assert (await house.ask("POST", "/v1/chat/completions", {"model": "r/m"})).status == 200
+    assert house.switcher.remotes.document()["r"]["requests"] == {"ok": 5}
+
+
+async def test_one_probe_at_a_time(house, host, certificates):
+    host.says = [error("500 Oops"), error("500 Oops"), error("500 Oops"), hang]
+    await opened(house, host, certificates)
+    breaker = house.switcher.remotes._remotes["r"].endpoint.breaker
+    breaker._pause = 0.05
+    for _ in range(3):
+        await house.ask("POST", "/v1/x", {"model": "r/m"})
+    await until(lambda: breaker.wait(house.switcher.now()) is None)
+    probe = await house.begin("POST", "/v1/x", {"model": "r/m"})
+    await until(lambda: len(host.asked) == 4)
+    replies = [await house.ask("POST", "/v1/x", {"model": "r/m"}) for _ in range(4)]
+    assert {(reply.status, reply.error["code"]) for reply in replies} == {(503, "remote_resting")}
+    probe.abort()
+    await until(lambda: host.open == 0)
+    host.says = [answer()]
+    await until(lambda: not house.switcher.elsewhere)
+    assert (await house.ask("POST", "/v1/x", {"model": "r/m"})).status == 200
+    assert house.switcher.remotes.document()["r"]["state"] == "closed"
+    assert [fields["remote"] for fields in house.log.named("remote_is_back")] == ["r"]
+    assert len(host.asked) == 5
+
+
+async def test_progress_in_the_body_is_not_begun_for_what_may_go_elsewhere(house, host, certificates):
+    model = {"wake": "until [ -e go ]; do sleep 0.01; done; exit 1"}
+    virtual = {"v": {"first": ["a", "r/m"]}}
+    await opened(house, host, certificates, {"a": model}, virtual=virtual, progress=True, progress_every="10ms")
+    body = {"model": "v", "stream": True, "messages": []}
+    line = await house.begin("POST", "/v1/chat/completions", body)
+    await until(lambda: house.queued("a"))
+    await asyncio.sleep(0.1)
+    (house.folder / "go").touch()
+    reply = await line.reply()
+    assert (reply.status, reply.headers["x-llmux-served-by"], reply.json()) == (200, "r/m", CHAT)
