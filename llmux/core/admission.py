@@ -140,12 +140,11 @@ def open_doors(s: State) -> None:
 
 
 def admit_waiters(s: State, model: Model) -> None:
-    """Let waiters in, oldest first, as far as there is room; then what rides along."""
-    queue = model.queue
-    while queue and model.has_room and s.lease is None:
-        _, oldest = queue.popitem(last=False)
-        s.queued -= 1
-        s.admit(oldest)
+    """Let waiters in, one after the other, as far as there is room; then what rides along."""
+    while model.queue and model.has_room and s.lease is None:
+        request = s.pick(model)
+        s.unqueue(request)
+        s.admit(request)
     while model.riders and is_open(s, model):
         end_ride(s, next(iter(model.riders.values())))
 

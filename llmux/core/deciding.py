@@ -221,9 +221,9 @@ def _fits(s: State, model: Model) -> bool:
 def _default(s: State, _: Moment) -> bool:
     """After ``default_after`` seconds without requests the default model comes back."""
     model = s.models.get(s.rules.default_model or "")
-    if s.idle_since in {None, math.inf} or s.requests or Timer.DEFAULT in s.timers:
+    if s.requests or not s.default_due:
         return False
-    s.idle_since = math.inf  # once in each such time
+    s.default_due = False  # once in each such time
     if model is None or model.phase not in AWAY or not _free_to_wake(model):
         return False
     leaving = placement.who_leaves(s, model)
@@ -316,16 +316,6 @@ def watch_idle(s: State) -> None:
     once in each such time, so that its own idle sleep is not undone, nor a wake that fails repeated for ever.
     """
     is_idle = not s.requests and s.ready and not s.stopping
-    if is_idle == (s.idle_since is not None):
-        return
-    if is_idle:
-        s.idle_since = s.now
-        s.timers.set(Timer.DEFAULT, s.now + s.rules.default_after)
-    else:
-        forget_idle(s)
-
-
-def forget_idle(s: State) -> None:
-    """It is not idle, or has to begin anew."""
-    s.timers.cancel(Timer.DEFAULT)
-    s.idle_since = None
+    if is_idle != s.is_idle:
+        s.is_idle, s.default_due = is_idle, False
+        s.timers.set(Timer.DEFAULT, s.now + s.rules.default_after if is_idle else None)

@@ -7,10 +7,10 @@ except hook ids, which the core gives out in ``RunHook``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmux.core.model import Lease, Pin
+from llmux.core.model import Lease, Model, Pin, Request
 from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
 
@@ -45,13 +45,14 @@ class RequestArrived(Event):
     """A request that names ``model`` (its canonical name, no alias) wants in.
 
     It is rejected if ``deadline`` seconds are too short for its answer. For ``rides`` seconds it causes no switch,
-    and is served only if there is room for it anyway.
+    and is served only if there is room for it anyway. Fairness goes by ``key``.
     """
 
     request: int
     model: str
     rides: float | None = None
     deadline: float | None = None
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -181,6 +182,9 @@ class ConfigReplaced(Event):
     rules: Rules
     policy: Policy
     first_guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    pick: Callable[[Model], Request] | None = (
+        None  # says which of a model's waiters is let in next; None: the oldest
+    )
 
 
 @dataclass(slots=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmux.core import admission, commands, deciding, health_checks, levels, placement, switching
+from llmux.core import admission, commands, health_checks, levels, placement, switching
 from llmux.core.effects import CancelRequests, CutReason, ModelRemoved, Refusal, Stopped
 from llmux.core.events import ConfigReplaced, Started
 from llmux.core.model import AWAKE, Lifecycle, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind, ModelSpec
-from llmux.core.state import State
+from llmux.core.state import State, first_come
 from llmux.core.timers import Timer
 
 ENDED_WITH_LLMUX = frozenset({HookKind.ALIVE, HookKind.VERIFY, HookKind.WAKE, HookKind.PREFETCH})
@@ -53,6 +53,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     s.rules = event.rules
     s.maintenance_due = True
     s.costs.guesses = event.first_guesses
+    s.pick = event.pick or first_come
     if event.policy is not s.policy:
         s.policy = event.policy
         s.policy_errors.clear()
@@ -71,7 +72,8 @@ def replaced(s: State, event: ConfigReplaced) -> None:
         admission.open_doors(s)
     admission.sweep(s)
     _call_off_if_unwanted(s)
-    deciding.forget_idle(s)
+    s.is_idle = s.default_due = False  # that begins anew
+    s.timers.cancel(Timer.DEFAULT)
 
 
 def _replace_models(s: State, specs: Iterable[ModelSpec]) -> None:

@@ -258,6 +258,7 @@ _TIMERS: Mapping[object, Callable[[State, Any], None]] = {
     Timer.DRAIN: lambda s, _: switching.drain_deadline(s),
     Timer.LEASE: lambda s, _: commands.end_lease(s),
     Timer.GRACE: lambda s, _: lifecycle.grace_over(s),
+    Timer.DEFAULT: lambda s, _: setattr(s, "default_due", True),
     Timer.HOOK: lambda s, hook: s.kill_hook(s.hooks[hook], "timeout"),
     Timer.TIMEOUT: _waiter_timed_out,
     Timer.OVERDUE: lambda s, name: admission.watch(s, s.models[name]),

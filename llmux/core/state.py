@@ -32,6 +32,11 @@ Block = tuple[fx.Refusal, str, float | None]
 KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
 
 
+def first_come(model: Model) -> Request:
+    """Return the oldest of the waiters that a model has."""
+    return next(iter(model.queue.values()))
+
+
 class State:
     """Everything the core knows. Only ``Core.handle`` and what it calls change it."""
 
@@ -68,7 +73,8 @@ class State:
         self.maintenance_due = False  # something may have to be done that no waiter asks for
         self.answer_ended = False  # the policy may be asked which model is likely to be next
         self.opened: list[Model] = []  # models that admit again
-        self.idle_since: float | None = None  # nothing is served or waits, and there is a default model
+        self.is_idle = False  # nothing is served or waits, and there is a default model
+        self.default_due = False  # that is so for long enough
         # What was found at the start.
         self.recorded: frozenset[str] = frozenset()
         self.recorded_levels: dict[str, str] = {}
@@ -78,6 +84,7 @@ class State:
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
         self.explain = True  # whether queued requests, phases and decisions are told
         self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
+        self.pick: Callable[[Model], Request] = first_come  # says which of a model's waiters is let in next
         self.too_late: Callable[[State, Model, float], Block | None] = lambda *_: (
             None
         )  # says what cannot be in time

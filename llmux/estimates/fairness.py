@@ -17,12 +17,21 @@ not a thousand waiters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from llmux.core import Core
+from llmux.core.effects import Admit, Effect, Reject, RequestQueued, SwitchEnded, SwitchStarted
+from llmux.core.events import Event, RequestAbandoned, RequestArrived, RequestFinished, RequestReturned
+from llmux.core.model import Model, Request
+from llmux.core.policy import Decision, ModelView, Policy, Snapshot, Stay, SwitchTo
+from llmux.core.state import first_come
 
 ALPHA = 0.2  # of averages
 UNKNOWN = 500.0  # what a request takes, in tokens, until one has ended
-AHEAD = 2.0  # switches and requests by which a key may be ahead and still count for the policy
+AHEAD = 1.0  # switches, and requests, by which a key may be ahead and still count for the policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +142,229 @@ class Fairness:
         key, usual = self._keys[name], self._usual
         own = usual if key.usual is None else key.usual
         floor = min(other.rank(usual) for other in self._active.values())
-        return key.rank(usual) + place * own / key.weight <= floor + AHEAD * (self._switch + usual)
+        return key.rank(usual) + place * own / key.weight <= floor + self.slack
+
+    @property
+    def slack(self) -> float:
+        """By how much a key may be ahead of another without being held back."""
+        return AHEAD * (self._switch + self._usual)
 
     def counters(self) -> dict[str, float]:
         """Return the counter of each key that was ever seen."""
         return {name: key.counter for name, key in self._keys.items()}
+
+
+@dataclass(slots=True)
+class _Present:
+    """A request that waits or is in flight."""
+
+    key: str
+    model: str
+    since: float  # when it began to wait
+    running: bool = False
+
+
+class FairOrder:
+    """Keeps the books of ``Fairness`` by what a core is told and does, and orders what waits in it.
+
+    ``pick`` is for ``State.pick``, and the core follows a ``FairPolicy``. ``before`` and ``after`` have to be
+    called with all that it is told and answers, and ``served`` before it is told that a request has been answered;
+    or ``attach`` does so.
+    """
+
+    def __init__(self, fairness: Fairness) -> None:
+        self.fairness = fairness
+        self._coming: dict[int, str] = {}  # requests that may yet wait, and their keys
+        self._present: dict[int, _Present] = {}
+        self._waiting: dict[str, dict[str, dict[int, float]]] = {}  # since when: by model, key and request
+        self._running: dict[str, Counter[str]] = {}  # in flight: by model and key
+        self._causers: dict[int, list[str]] = {}  # keys, by the switch under way
+
+    def pick(self, model: Model) -> Request:
+        """Return which of a model's waiters is let in now: the oldest of the key that stands lowest."""
+        firsts = {key: next(iter(waiters)) for key, waiters in self._waiting.get(model.name, {}).items()}
+        known = [key for key, request in firsts.items() if request in model.queue]
+        if not known:  # all came before these books were begun
+            return first_come(model)
+        rank = self.fairness.rank
+        chosen = firsts[min(known, key=lambda key: (rank(key), model.queue[firsts[key]].arrived))]
+        self._start(chosen)
+        return model.queue[chosen]
+
+    def served(self, request: int, tokens: tuple[int, int]) -> None:
+        """Take in what an answer has taken, before the core is told of its end."""
+        entry = self._present.get(request)
+        if entry is not None:
+            self.fairness.served(entry.key, tokens)
+
+    def before(self, now: float, event: Event) -> None:
+        """Take in what the core is about to be told."""
+        if isinstance(event, RequestArrived):
+            self._coming[event.request] = event.key
+            if not event.rides:
+                self._join(now, event.request, event.model)
+        elif isinstance(event, RequestFinished | RequestAbandoned):
+            self._leave(event.request)
+        elif isinstance(event, RequestReturned) and event.request in self._present:
+            entry = self._present[event.request]
+            self._leave(event.request)
+            self._coming[event.request] = entry.key
+            self._join(entry.since, event.request, entry.model)
+
+    def after(self, now: float, effects: Iterable[Effect]) -> None:
+        """Take in what the core has answered."""
+        for effect in effects:
+            if isinstance(effect, Admit | RequestQueued):
+                self._join(now, effect.request, effect.model)
+                if isinstance(effect, Admit):
+                    self._start(effect.request)
+            elif isinstance(effect, Reject):
+                self._leave(effect.request)
+            elif isinstance(effect, SwitchStarted):
+                self._causers[effect.switch] = list(self._waiting.get(effect.to or "", ()))
+            elif isinstance(effect, SwitchEnded):
+                causers = self._causers.pop(effect.switch, [])
+                self.fairness.switched(causers, max(0.0, effect.duration - effect.drain))
+
+    def waiters(self, model: str) -> list[float]:
+        """Return when the waiters of a model began to wait which count for the policy, oldest first."""
+        entitled = self.fairness.entitled
+        found = []
+        for key, waiters in self._waiting.get(model, {}).items():
+            for place, since in enumerate(waiters.values()):
+                if not entitled(key, place):
+                    break
+                found.append(since)
+        found.sort()
+        return found
+
+    def present(self) -> dict[int, bool]:
+        """Return the requests that wait (False) or are in flight (True)."""
+        return {request: entry.running for request, entry in self._present.items()}
+
+    def due(self, awake: Collection[str], waiting: Sequence[str]) -> str | None:
+        """Return the model, of those that wait, whose key stands lower than all that is served by one request."""
+        rank = self.fairness.rank
+        here = [key for name in awake for key, count in self._running.get(name, {}).items() if count]
+        here += [key for name in awake for key in self._waiting.get(name, ())]
+        found = [(rank(key), place, name) for place, name in enumerate(waiting) for key in self._waiting[name]]
+        lowest, _, model = min(found)
+        return model if here and min(map(rank, here)) > lowest + self.fairness.slack else None
+
+    def attach(
+        self, core: Core, key_of: Callable[[int], str], tokens_of: Callable[[int], tuple[int, int]]
+    ) -> Callable[[Event, float], list[Effect]]:
+        """Make a core fair which nothing else drives; return what to call instead of its ``handle``.
+
+        ``key_of`` and ``tokens_of`` return the key of a request, and what its answer has taken.
+        """
+        handle = core.handle
+        core.state.pick = self.pick
+        core.state.policy = FairPolicy(core.state.policy, self)
+
+        def fairly(event: Event, now: float) -> list[Effect]:
+            if isinstance(event, RequestArrived):
+                event.key = key_of(event.request)
+            elif isinstance(event, RequestFinished):
+                self.served(event.request, tokens_of(event.request))
+            self.before(now, event)
+            effects = handle(event, now)
+            self.after(now, effects)
+            return effects
+
+        return fairly
+
+    def _join(self, now: float, request: int, model: str) -> None:
+        key = self._coming.pop(request, None)
+        if key is not None:
+            self._present[request] = _Present(key, model, now)
+            self._waiting.setdefault(model, {}).setdefault(key, {})[request] = now
+            self.fairness.joined(key)
+
+    def _leave(self, request: int) -> None:
+        self._coming.pop(request, None)
+        entry = self._present.pop(request, None)
+        if entry is None:
+            return
+        if entry.running:
+            self._running[entry.model][entry.key] -= 1
+            self.fairness.stopped(entry.key)
+        else:
+            self._waits_no_longer(request, entry)
+        self.fairness.left(entry.key)
+
+    def _start(self, request: int) -> None:
+        entry = self._present.get(request)
+        if entry is not None and not entry.running:
+            entry.running = True
+            self._waits_no_longer(request, entry)
+            self._running.setdefault(entry.model, Counter())[entry.key] += 1
+            self.fairness.started(entry.key)
+
+    def _waits_no_longer(self, request: int, entry: _Present) -> None:
+        waiting = self._waiting[entry.model]
+        del waiting[entry.key][request]
+        if not waiting[entry.key]:
+            del waiting[entry.key]
+
+
+class FairPolicy:
+    """A policy that is shown, of what waits, what counts: see ``Fairness.entitled``."""
+
+    def __init__(self, policy: Policy, order: FairOrder) -> None:
+        self._policy = policy
+        self._order = order
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the policy has beyond its decisions."""
+        return getattr(self._policy, name)
+
+    def decide(self, now: Snapshot) -> Decision:
+        """Ask the policy about what counts; while something is served and nothing that waits counts, stay."""
+        models = {name: FairView(view, self._order.waiters(name)) for name, view in now.models.items()}
+        waiting = [name for name in now.waiting if models[name].queued]
+        if not waiting:
+            if any(now.models[name].in_flight for name in now.awake):
+                return Stay("the keys of what waits have had more than the others")
+            return self._policy.decide(now)
+        waiting.sort(key=lambda name: models[name].oldest_arrival or 0.0)
+        due = self._order.due(now.awake, waiting)
+        if due is not None:
+            return SwitchTo(due, "its key has had less than those that are served")
+        return self._policy.decide(FairSnapshot(now.time, models, now.awake, tuple(waiting)))
+
+
+@dataclass(frozen=True, slots=True)
+class FairSnapshot:
+    """What a policy is shown of what counts; a ``Snapshot``."""
+
+    time: float
+    models: Mapping[str, Any]
+    awake: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
+class FairView:
+    """One model, with the waiters that count; a ``ModelView``."""
+
+    def __init__(self, view: ModelView, arrivals: Sequence[float]) -> None:
+        self._view = view
+        self._arrivals = arrivals
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is the same whatever counts."""
+        return getattr(self._view, name)
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait for it, and count."""
+        return len(self._arrivals)
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        """When the oldest of them arrived, or None."""
+        return self._arrivals[0] if self._arrivals else None
+
+    def arrivals(self) -> Iterator[float]:
+        """Return their arrival times, oldest first."""
+        return iter(self._arrivals)

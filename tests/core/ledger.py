@@ -9,6 +9,7 @@ from llmux.core.model import Reason
 from llmux.core.phases import PHASES, CoreError, Phase, Stage
 from llmux.core.spec import HookKind
 from llmux.core.timers import Timer
+from llmux.estimates.fairness import FairOrder
 from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.timeline import Timeline
 
@@ -29,6 +30,9 @@ class Ledger:
 
     def __init__(self, core: Core) -> None:
         self.core = core
+        self.handle = core.handle
+        self.order: FairOrder | None = None
+        self.counters: dict[str, float] = {}
         core.state.figures = figures
         self.timeline = Timeline()
         self.decisions = DecisionLog(self.timeline)
@@ -60,7 +64,7 @@ class Ledger:
         self._stir()
         self._before(event)
         try:
-            effects = self.core.handle(event, now)
+            effects = self.handle(event, now)
         except CoreError as error:
             self.timeline.add(now, event, self.core.state.out)
             error.story = self.timeline.story()
@@ -71,6 +75,8 @@ class Ledger:
             self._effect(effect)
         self._stir()
         self._after()
+        if self.order is not None:
+            self._fair(self.order)
         return effects
 
     def _sort_riders(self) -> None:
@@ -334,6 +340,26 @@ class Ledger:
                 assert s.switch.stage is not Stage.CLEANUP, "a prefetch of what failed to wake"
         self._something_is_due()
         self._lease()
+
+    def be_fair(self, order: FairOrder) -> None:
+        """Order what waits by its keys, of which there are three; answers take a few tokens more or less."""
+        self.order = order
+        self.handle = order.attach(
+            self.core, lambda request: "abc"[request % 3], lambda request: (request % 7, 40)
+        )
+
+    def _fair(self, order: FairOrder) -> None:
+        """Its books are those of the core, and no counter falls."""
+        present = order.present()
+        assert {request for request, running in present.items() if running} == self.in_flight.keys()
+        assert {request for request, running in present.items() if not running} == self.queued.keys()
+        counters = order.fairness.counters()
+        assert all(counters[key] >= counter for key, counter in self.counters.items()), "a counter falls"
+        self.counters = counters
+        for model in self.core.state.models.values():
+            shown = order.waiters(model.name)
+            assert shown == sorted(shown)
+            assert len(shown) <= len(model.queue)
 
     def _lease(self) -> None:
         """Nothing holds the GPU that the foreign job has, and it gets it back."""

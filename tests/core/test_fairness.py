@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from playbook import Later, Oldest, given, models
 
-from llmux.estimates.fairness import AHEAD, UNKNOWN, Fairness, Prices
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.policy import WaitUntil
+from llmux.estimates.fairness import AHEAD, UNKNOWN, Fairness, FairOrder, Prices
 
 
 def serve(fair, key, tokens=(100, 100)):
@@ -92,7 +96,7 @@ def test_what_is_far_ahead_does_not_count_for_the_policy():
     assert places == [place <= AHEAD for place in range(10)]
     assert fair.entitled("a", 0)
     fair.switched(["flood"], 1000.0)
-    assert fair.entitled("flood", 0)  # it may be ahead by two switches, or by one and requests
+    assert fair.entitled("flood", 0)  # it may be ahead by a switch
     fair.switched(["flood"], 1200.0)
     assert not fair.entitled("flood", 0)
     assert fair.entitled("a", 0)
@@ -163,3 +167,144 @@ def test_rates_of_random_use_never_make_a_counter_fall():
         active = {*present, *flying}
         assert fair.lowest == min((after[name] for name in active), default=fair.lowest)
         before = after
+
+
+# ---- in a core
+
+
+def fairly(specs, keys, awake=("a",), policy=None, tokens=(0, 250), **rules):
+    """Return a playbook of a core that is fair, and the order; ``keys`` by request."""
+    play = given(specs, awake=awake, policy=policy, **rules)
+    order = FairOrder(Fairness())
+    play.ledger.handle = order.attach(play.core, keys.__getitem__, lambda _request: tokens)
+    return play, order
+
+
+def admissions(effects):
+    return [each.request for each in effects if isinstance(each, fx.Admit)]
+
+
+def test_the_key_that_has_had_least_is_next():
+    keys = {1: "flood", 2: "flood", 3: "flood", 4: "a", 5: "b"}
+    play, _ = fairly(models("a", max_in_flight=1), keys)
+    for request in keys:
+        play.feed(1.0, ev.RequestArrived(request, "a"))
+    found = [play.feed(2.0, ev.RequestFinished(1))]
+    found += [play.feed(3.0, ev.RequestFinished(4)), play.feed(4.0, ev.RequestFinished(5))]
+    assert [admissions(each) for each in found] == [[4], [5], [2]]
+
+
+def test_several_that_are_let_in_at_once_are_shared_out():
+    keys = {1: "flood", 2: "flood", 3: "flood", 4: "a", 5: "a"}
+    play, _ = fairly(models("a", "b", max_in_flight=3), keys, awake=["b"], policy=Oldest())
+    for request in keys:
+        play.feed(1.0, ev.RequestArrived(request, "a"))
+    play.feed(2.0, ev.HookFinished(3, ok=True))
+    assert admissions(play.feed(3.0, ev.HookFinished(4, ok=True))) == [1, 4, 2]
+
+
+def test_a_switch_is_charged_to_the_keys_that_waited_for_it():
+    keys = {1: "a", 2: "b", 3: "c"}
+    play, order = fairly(models("a", "b"), keys, policy=Later())
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(1.0, ev.RequestArrived(2, "b"))
+    play.core.state.policy = Oldest()
+    play.feed(2.0, ev.RequestArrived(3, "b"))
+    play.feed(4.0, ev.RequestFinished(1))
+    play.feed(5.0, ev.HookFinished(3, ok=True))
+    play.feed(8.0, ev.HookFinished(4, ok=True))
+    assert order.fairness.counters() == {"a": 500.0, "b": 4.0 * 250.0, "c": 4.0 * 250.0}
+
+
+class Spy:
+    """Waits, and keeps what it was shown."""
+
+    extra = "had"
+
+    def decide(self, now):
+        self.seen = {
+            name: (each.queued, list(each.arrivals()), each.in_flight) for name, each in now.models.items()
+        }
+        self.oldest = {name: each.oldest_arrival for name, each in now.models.items()}
+        self.waiting, self.at = now.waiting, (now.time, now.awake)
+        return WaitUntil(now.time + 1e6)
+
+
+def test_policies_are_shown_what_counts():
+    keys = {**dict.fromkeys(range(1, 9), "flood"), 9: "a", 10: "b"}
+    spy = Spy()
+    play, order = fairly(models("a", "b", "c"), keys, policy=spy)
+    play.feed(1.0, ev.RequestArrived(9, "a"))
+    for request in range(1, 9):
+        play.feed(1.0 + request, ev.RequestArrived(request, "b"))
+    play.feed(11.0, ev.RequestArrived(10, "c"))
+    assert spy.seen == {"a": (0, [], 1), "b": (2, [2.0, 3.0], 0), "c": (1, [11.0], 0)}
+    assert spy.oldest == {"a": None, "b": 2.0, "c": 11.0}
+    assert (spy.waiting, spy.at) == (("b", "c"), (11.0, ("a",)))
+    assert play.core.state.policy.extra == "had"
+    order.fairness.served("flood", (10**6, 0))
+    play.feed(12.0, ev.EngineLost("c"))
+    assert spy.waiting == ("c",)
+
+
+def test_while_something_is_served_what_does_not_count_waits():
+    keys = {1: "a", 2: "flood"}
+    spy = Spy()
+    play, order = fairly(models("a", "b"), keys, policy=spy)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    order.before(1.0, ev.RequestArrived(7, "x", key="flood"))  # of another core, as it were
+    order.fairness.served("flood", (10**6, 0))
+    play.feed(2.0, ev.RequestArrived(2, "b"))
+    assert not hasattr(spy, "seen")
+    play.ledger.order = None
+    found = play.feed(3.0, ev.RequestFinished(1))
+    assert spy.waiting == ("b",)  # nothing else is there
+    assert not admissions(found)
+
+
+def test_what_is_served_by_a_key_that_is_ahead_is_left_for_one_that_is_not():
+    keys = {1: "flood", 2: "a"}
+    play, order = fairly(models("a", "b"), keys, policy=Later())
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    found = play.feed(2.0, ev.RequestArrived(2, "b"))
+    assert not [each for each in found if isinstance(each, fx.SwitchStarted)]
+    order.fairness.served("flood", (10**6, 0))
+    found = play.feed(3.0, ev.EngineLost("b"))
+    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+
+
+def test_what_waits_for_too_long_goes_first_all_the_same():
+    keys = {1: "a", 2: "flood", 3: "a"}
+    play, order = fairly(models("a", "b"), keys, policy=Later(), max_wait=60.0, alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "b"))
+    order.fairness.served("flood", (10**6, 0))
+    found = play.feed(62.0, ev.DeadlineReached())
+    assert [each.reason for each in found if isinstance(each, fx.SwitchStarted)] == ["a request has waited 60 s"]
+
+
+def test_what_rides_along_is_no_part_of_it_until_it_enters():
+    keys = {1: "nightly", 2: "a"}
+    play, order = fairly(models("a", "b"), keys, policy=Oldest())
+    play.feed(1.0, ev.RequestArrived(1, "b", rides=100.0))
+    assert order.present() == {}
+    play.feed(2.0, ev.RequestArrived(2, "b"))
+    play.feed(3.0, ev.HookFinished(3, ok=True))
+    play.feed(4.0, ev.HookFinished(4, ok=True))
+    assert order.present() == {2: True, 1: True}
+    play.feed(5.0, ev.RequestFinished(1))
+    play.feed(5.0, ev.RequestArrived(1, "a", rides=100.0))
+    play.feed(6.0, ev.RequestAbandoned(1))
+    assert order.present() == {2: True}
+
+
+def test_books_that_begin_late_order_what_they_know():
+    play = given(models("a", max_in_flight=1), awake=["a"])
+    for request in (1, 2, 3):
+        play.feed(1.0, ev.RequestArrived(request, "a"))
+    order = FairOrder(Fairness())
+    play.ledger.handle = order.attach(play.core, lambda _request: "a", lambda _request: (0, 1))
+    assert admissions(play.feed(2.0, ev.RequestFinished(1))) == [2]
+    play.feed(3.0, ev.RequestArrived(4, "a"))
+    assert admissions(play.feed(4.0, ev.RequestReturned(2, connected=True))) == []
+    assert order.present() == {4: False}

@@ -18,6 +18,7 @@ from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.policy_calls import LiveSnapshot
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec, Rules
 from llmux.estimates import Estimates
+from llmux.estimates.fairness import Fairness, FairOrder, FairPolicy
 from llmux.observability.decision_log import KEPT
 from llmux.runtime import wait_estimate
 from llmux.runtime.shadow import Shadow, Shadowed
@@ -96,6 +97,8 @@ class World:
         self.core.state.too_late = wait_estimate.too_late
         self.core.state.policy = self._with_shadows(self.policy)
         self.ledger = Ledger(self.core)
+        if classes:
+            self.ledger.be_fair(FairOrder(Fairness()))
         self.now = 0.0
         self.next_request = 0
         self.next_ticket = 0
@@ -332,7 +335,10 @@ class World:
         policy = self.policy if rng.random() < 0.5 else WildPolicy(self)
         guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}
         policy = self._with_shadows(policy)
-        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses))
+        pick = None
+        if self.classes and self.ledger.order is not None:
+            policy, pick = FairPolicy(policy, self.ledger.order), self.ledger.order.pick
+        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses, pick))
 
     def settle(self) -> None:
         """Invariant 7: with hooks that end and answers that end, every request ends."""
