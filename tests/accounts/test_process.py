@@ -73,6 +73,7 @@ async def ready(house, process):
         assert process.process.poll() is None, (house.folder / "log").read_text()
         try:
             if (await house.ask("GET", "/ready")).status == 200:
+                assert process.process.poll() is None, "another one answers on its port"
                 return
         except OSError:
             await asyncio.sleep(0.02)
