@@ -34,7 +34,7 @@ async def test_every_request_switch_and_decision_has_a_line(house):
     assert first["prompt_bytes"] == len(json.dumps({"model": "a"}))
     assert first["answer_bytes"] > 0
     assert second["wait_s"] == 0
-    assert 0 < first["first_byte_s"] <= first["wait_s"] + first["service_s"]
+    assert 0 < first["first_byte_s"] <= first["wait_s"] + first["service_s"] + 1e-9  # each is rounded
     assert third["wait_s"] > 0
     cold, warm = run.switches
     assert (cold["id"], cold["from"], cold["to"], cold["result"]) == (1, [], "a", "success")

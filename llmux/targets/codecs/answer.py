@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -115,12 +116,36 @@ BLOCK_ENDED = BlockEnded()
 ENDED = Ended()
 
 
+_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_OPEN, _CLOSE = frozenset("{["), frozenset("}]")
+
+
 @dataclass(slots=True)
 class _Block:
     start: BlockStarted
     pieces: list[str] = field(default_factory=list)  # of a call all, of others those that are kept
     signature: str = ""
     ended: bool = False
+    looked: int = 0  # pieces that ``looks_whole`` has seen
+    depth: int = 0  # objects and lists that are open there
+    quoted: bool = False
+    escaped: bool = False
+
+    def looks_whole(self) -> bool:
+        """Whether all that was opened in its pieces is closed. Each piece is looked at once."""
+        for piece in filter(None, self.pieces[self.looked :]):
+            seen = piece[self.escaped :]  # the first half of an escape may have been the end of the piece before
+            for mark in _MARKS.findall(seen):
+                if mark == '"':
+                    self.quoted = not self.quoted
+                elif not self.quoted and mark in _OPEN:
+                    self.depth += 1
+                elif not self.quoted and mark in _CLOSE:
+                    self.depth -= 1
+            self.escaped = (len(seen) - len(seen.rstrip("\\"))) % 2 == 1
+        self.looked = len(self.pieces)
+        last = next((piece for piece in reversed(self.pieces) if piece.strip()), "")
+        return self.depth == 0 and not self.quoted and last.rstrip().endswith("}")
 
 
 class Blocks:
@@ -201,13 +226,13 @@ class Blocks:
 
 
 def _may_end(block: _Block) -> bool:
+    """Whether nothing has to follow: of a call, whether its arguments are a whole object."""
     if block.start.kind is not Kind.CALL:
         return True
-    text = "".join(block.pieces)
-    if not text.rstrip().endswith("}"):
+    if not block.looks_whole():
         return False
     try:
-        json.loads(text)
+        json.loads("".join(block.pieces))
     except (ValueError, RecursionError):
         return False
     return True

@@ -38,6 +38,11 @@ _REASONS = {
     Stop.CALLS: "tool_calls",
     Stop.REFUSAL: "content_filter",
 }
+_PARTS = {
+    "text": (Kind.TEXT, "text"),
+    "refusal": (Kind.REFUSAL, "refusal"),
+    "thinking": (Kind.THINKING, "thinking"),
+}
 DONE = b"data: [DONE]\n\n"
 
 
@@ -48,6 +53,7 @@ class AnswerDecoder:
         self._blocks = Blocks()
         self._started = False
         self._over = False
+        self._whole = False  # it comes in one piece
         self._prose = ("", 0)  # the block that a text, a thought or a refusal goes on with
         self._thought = ""  # all of the last one
         self._call = -1  # the last one
@@ -62,7 +68,7 @@ class AnswerDecoder:
         if self._over:
             return []
         if data.startswith("[DONE]"):
-            return self._end()
+            return self._end() if self._started else self._fail("the engine's answer is empty")
         try:
             document = json.loads(data)
         except (ValueError, RecursionError):
@@ -71,6 +77,7 @@ class AnswerDecoder:
 
     def whole(self, document: dict[str, Any]) -> list[Event]:
         """Take a whole answer."""
+        self._whole = True
         return [*self._chunk(document, "message"), *self._end()]
 
     def cut(self) -> list[Event]:
@@ -84,7 +91,7 @@ class AnswerDecoder:
         return [Failed(message, kind, code)]
 
     def _chunk(self, document: dict[str, Any], part: str) -> list[Event]:
-        if error := document.get("error"):
+        if error := document.get("error") or (document if document.get("object") == "error" else None):
             return self._fail(*error_of(error))
         found: list[Event] = []
         if not self._started:
@@ -127,16 +134,19 @@ class AnswerDecoder:
                     found += self._part(each)
         if refusal := delta.get("refusal"):
             found += self._say(Kind.REFUSAL, refusal)
-        for call in delta.get("tool_calls") or ():
-            found += self._tool_call(call)
+        for at, call in enumerate(delta.get("tool_calls") or ()):
+            # In a whole answer each is a call of its own, whatever it is called.
+            found += self._tool_call({"index": at, **call} if self._whole else call)
         if call := delta.get("function_call"):
             found += self._tool_call({"index": 0, "function": call})
         return found
 
     def _part(self, part: dict[str, Any]) -> list[Event]:
-        if part.get("type") == "refusal":
-            return self._say(Kind.REFUSAL, part.get("refusal") or "")
-        return self._say(Kind.TEXT, part.get("text") or "")
+        kind = _PARTS.get(part.get("type") or "text")
+        said = None if kind is None else part.get(kind[1])
+        if isinstance(said, list):  # Mistral's thoughts are parts again
+            said = "".join(each.get("text") or "" for each in said)
+        return [] if kind is None or not said else self._say(kind[0], said)
 
     def _detail(self, detail: dict[str, Any]) -> list[Event]:
         """Take a thought with what its provider recognizes it by."""
@@ -173,7 +183,8 @@ class AnswerDecoder:
         if place is None:
             place = self._call = self._call + 1
             self._places[call.get("index")] = place
-            self._ids[place] = given or f"call_{place}"
+            taken = self._ids.values()
+            self._ids[place] = f"{given}_{place}" if given in taken else given or f"call_{place}"
             self._prose = ("", self._prose[1])
             found = self._blocks.start(place, BlockStarted(Kind.CALL, self._ids[place], name))
         arguments = function.get("arguments")
@@ -190,7 +201,7 @@ class AnswerDecoder:
         place = self._places.get(index)
         if place is None:
             return None
-        if given and name and given != self._ids[place]:
+        if given and name and given != self._ids[place] and f"{given}_{place}" != self._ids[place]:
             return next((known for known, id_ in self._ids.items() if id_ == given), None)
         if index is None and name and not given:
             return None
@@ -205,6 +216,8 @@ class AnswerDecoder:
         stop = _STOPS.get(self._finish or "stop", Stop.END)
         if stop is Stop.END and self._blocks.calls:
             stop = Stop.CALLS  # engines say "stop" although they call
+        elif stop is Stop.CALLS and not self._blocks.calls:
+            stop = Stop.END  # or "tool_calls" although they call nothing: an agent would look for a call
         elif stop is Stop.END and self._sequence is not None:
             stop = Stop.SEQUENCE
         return [*found, Finished(stop, self._sequence if stop is Stop.SEQUENCE else None), ENDED]
@@ -241,8 +254,12 @@ def error_of(error: Any) -> tuple[str, str, str | None]:
     if not isinstance(error, dict):
         return str(error), "api_error", None
     code = error.get("code")
+    # FastAPI says `detail`, a text or a list of what is wrong; others nest the whole once more.
+    said = next((error[name] for name in ("message", "detail", "error") if error.get(name)), "the engine failed")
+    if isinstance(said, dict | list):
+        said = json.dumps(said, ensure_ascii=False)
     return (
-        str(error.get("message") or "the engine failed"),
+        str(said),
         str(error.get("type") or "api_error"),
         None if code is None else str(code),
     )

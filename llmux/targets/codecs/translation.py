@@ -123,6 +123,8 @@ class Translation:
 
     def error(self, status: int, document: Any) -> dict[str, Any]:
         """Return an error of the engine in the client's envelope."""
+        if isinstance(document, list) and document:
+            document = document[0]
         given = document.get("error", document) if isinstance(document, dict) else document
         message, kind, code = chat_answer.error_of(given)
         if self.client is Dialect.MESSAGES:
@@ -176,6 +178,8 @@ class StreamTranslator:
                     Failed(f"the engine sent an event that {self._translation.engine} do not have: {error!r}")
                 ]
             sent.append(self._send(events))
+        if self._parser.too_long:
+            sent.append(self.fail("the engine sent an event that is too long"))
         return b"".join(sent)
 
     def end(self) -> bytes:
