@@ -330,6 +330,13 @@ def remotes_warnings(config: Config) -> Iterator[str]:
     if config.remotes and not leave:
         how = "`remote: true` for a key or a role" if config.api_keys else "`remotes_for_all: true`"
         yield f"remotes: no request may leave this host; set {how} if that is meant"
+    for name, model in config.models.items():
+        spill, wake = model.spill, model.cost.wake
+        if spill is not None and wake is not None and wake > spill.over:
+            yield (
+                f"models.{name}.spill.over: is shorter than its `cost.wake`: while it sleeps all its requests go"
+                " to the remote, and none wakes it"
+            )
     if config.remotes_for_all and config.api_keys:
         yield "remotes_for_all: has no effect with `api_keys`; set `remote: true` for keys or roles"
 

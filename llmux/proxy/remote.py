@@ -310,6 +310,10 @@ class Guard(Relay):
         """Whether nothing is read because the client does not."""
         return self._draining is not None
 
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        super()._drained(task)
+        self.exchange.activity.last_byte = self._loop.time()  # what it was not read meanwhile is not its silence
+
     def attach(
         self, connection: EngineConnection, on_end: Callable[[Exception | None], None] | None = None
     ) -> None:

@@ -142,6 +142,9 @@ def test_what_check_says_of_them(read):
 def test_what_is_probably_not_meant(read):
     [warning] = read(remote(WHOLE).replace("remotes_for_all: true", "")).warnings
     assert warning == "remotes: no request may leave this host; set `remotes_for_all: true` if that is meant"
+    more = "port: 8001, spill: {to: r/m, over: 9s}, cost: {wake: 10s}"
+    [warning] = read(remote(WHOLE).replace("port: 8001", more)).warnings
+    assert warning.startswith("models.a.spill.over: is shorter than its `cost.wake`: while it sleeps all its")
     keys = "api_keys: [{name: n, key: k, remote: true}]"
     [warning] = read(remote(WHOLE, keys)).warnings
     assert warning.startswith("remotes_for_all: has no effect with `api_keys`")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import email.utils
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
+from llmux.proxy.remote import MOST_HELD, retry_after_of
+from llmux.upstream import ResponseHead
 from tests.server.house import HOST, until
 from tests.targets.remote_host import (
     CHAT,
@@ -682,3 +686,66 @@ async def test_progress_in_the_body_is_not_begun_for_what_may_go_elsewhere(house
     (house.folder / "go").touch()
     reply = await line.reply()
     assert (reply.status, reply.headers["x-llmux-served-by"], reply.json()) == (200, "r/m", CHAT)
+
+
+async def test_an_event_that_is_too_long_to_be_held_back_passes_in_pieces(house, host, certificates):
+    event = b"data: " + b"x" * (MOST_HELD + 300_000) + b"\n\n"
+    pieces = [event[at : at + 50_000] for at in range(0, len(event), 50_000)]
+
+    async def slow(_host, writer):
+        writer.write(STREAM_HEAD)
+        for piece in pieces:
+            writer.write(chunked(piece))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    host.says = [slow]
+    await opened(house, host, certificates)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
+    assert reply.body == event
+
+
+async def test_a_client_that_does_not_read_is_no_reason_to_give_up(house, host, certificates):
+    sent = 0
+
+    async def flood(_host, writer):
+        nonlocal sent
+        writer.write(STREAM_HEAD)
+        for _ in range(400):
+            writer.write(chunked(b"data: " + b"x" * 50_000 + b"\n\n"))
+            await writer.drain()
+            sent += 1
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    host.says = [flood]
+    await opened(house, host, certificates, remote={"timeouts": IDLE})
+    line = await house.begin("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
+    await until(lambda: sent)
+    await asyncio.sleep(1)  # longer than `idle`
+    assert sent < 400
+    reply = await line.reply()
+    assert len(reply.body) == 400 * 50_008
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"7", 7.0),
+        (b" 0 ", 0.0),
+        (b"soon", None),
+        (b"-1", None),
+        (b"Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        (None, None),
+    ],
+)
+def test_when_a_remote_wants_to_be_asked_again(value, seconds):
+    fields = [] if value is None else [(b"retry-after", b"Retry-After", value)]
+    assert retry_after_of(ResponseHead(429, fields=fields)) == seconds
+
+
+def test_a_date_to_come():
+    when = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True).encode()
+    seconds = retry_after_of(ResponseHead(503, fields=[(b"retry-after", b"Retry-After", when)]))
+    assert 80 < seconds <= 90

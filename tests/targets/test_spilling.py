@@ -276,3 +276,44 @@ async def test_a_reload_takes_over_and_those_that_wait_still_spill(house, host):
     assert (reply.status, by) == (200, "r/m")
     host.says = [answer({"changed": True})]
     assert (await asked(house, "r/m"))[0].json() == {"changed": True}
+
+
+async def test_what_cannot_be_answered_in_time_goes_too(house, host):
+    model = {**SLOW, "cost": {"wake": 60}, "deadline": "10s", "spill": {"to": "r/m", "over": "1h"}}
+    await house.open({"a": model}, remotes={"r": host.settings()}, **OPEN)
+    reply, by = await asked(house)
+    assert (reply.status, by) == (200, "r/m")
+    assert not house.log.named("switch_started")
+
+
+async def test_it_goes_to_the_next_remote_when_the_first_fails(house, host):
+    async with RemoteHost(error("500 Oops")) as first:
+        remotes = {"r": first.settings(), "s": host.settings()}
+        virtual = {"far": {"first": ["r/m", "s/m"]}}
+        model = {**SLOW, "cost": {"wake": 60}, "spill": {"to": "far", "over": "20s"}}
+        await house.open({"a": model}, remotes=remotes, virtual=virtual, **OPEN)
+        reply, by = await asked(house)
+        assert (reply.status, by) == (200, "s/m")
+        assert house.switcher.choices[0]["way"] == ["a", "far", "r/m"]
+
+
+async def test_a_key_that_rides_along_waits(house, host):
+    keys = [{"name": "n", "key": "k", "remote": True, "class": "ride_along"}]
+    model = {**SLOW, "cost": {"wake": 60}, "spill": {"to": "r/m", "over": "1s"}}
+    await house.open({"a": model}, remotes={"r": host.settings()}, api_keys=keys)
+    line = await house.begin("POST", "/v1/x", {"model": "a"}, Authorization="Bearer k")
+    await until(lambda: house.switcher._tickets)
+    await asyncio.sleep(1.5)  # longer than `over`
+    assert not host.asked
+    line.abort()
+
+
+async def test_a_variant_and_a_virtual_model_of_it_spill_too(house, host):
+    variants = {"a:hot": {"set": {"temperature": 2.0}}}
+    model = {**SLOW, "cost": {"wake": 60}, "variants": variants, "spill": {"to": "r/m", "over": "20s"}}
+    virtual = {"v": {"first": ["a:hot"]}}
+    await house.open({"a": model}, remotes={"r": host.settings()}, virtual=virtual, **OPEN)
+    for name in ("a:hot", "v"):
+        reply, by = await asked(house, name)
+        assert (reply.status, by) == (200, "r/m")
+        assert host.asked[-1].json() == {"model": "theirs/m", "temperature": 2.0}
