@@ -129,6 +129,7 @@ class Admin:
             web.post("/llmux/models/{model:.+}/unpin", self._on_model(self._unpin)),
             web.post("/llmux/models/{model:.+}/reset", self._on_model(self._reset)),
             web.post("/llmux/requests/{request}/cancel", self.cancel),
+            web.post("/llmux/withdraw/{request}", self.withdraw),
             web.post("/llmux/lease", self.lease),
             web.delete("/llmux/lease", self.end_lease),
             web.post("/llmux/manual", self.manual),
@@ -324,6 +325,13 @@ class Admin:
         if not models:
             raise PathRefusedError(f"No request is called {given[:_LONGEST]!r}.", code="request_not_found")
         return web.json_response({"request_id": given, "models": list(models)}, status=202)
+
+    async def withdraw(self, request: web.Request) -> web.Response:
+        """Give a request that still waits back to its gateway, by its id; see ``llmux.gateway``."""
+        refuse_unknown(await self._options(request), set())
+        given = request.match_info["request"]
+        models = self._switcher.withdraw(given)
+        return web.json_response({"request_id": given, "withdrawn": list(models)}, status=202)
 
     async def lease(self, request: web.Request) -> web.Response:
         """Lend the GPU to a foreign job: everything sleeps until it ends. With an ``id``: renew that lease."""

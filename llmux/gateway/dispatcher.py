@@ -84,6 +84,7 @@ class Dispatcher:
         self.on_withdraw: Callable[[Trip, str], None] = lambda _trip, _host: None
         self.counts: Counter[tuple[str, ...]] = Counter()  # what has happened, for the metrics
         self._log = log
+        self._out: set[str] = set()  # hosts that are ejected
         self._trips: dict[int, Trip] = {}
         self._serial = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -228,10 +229,14 @@ class Dispatcher:
             self.on_withdraw(trip, effect.host)
 
     def _ejected(self, effect: ev.HostEjected) -> None:
+        if effect.host in self._out:  # another probe has failed
+            return
+        self._out.add(effect.host)
         self.counts["ejected", effect.host] += 1
         self._log.emit("host_ejected", host=effect.host, reason=effect.reason, pause_secs=round(effect.pause, 3))
 
     def _restored(self, effect: ev.HostRestored) -> None:
+        self._out.discard(effect.host)
         self._log.emit("host_restored", host=effect.host)
 
     def _report_refused(self, effect: ev.ReportRefused) -> None:

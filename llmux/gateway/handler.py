@@ -40,6 +40,7 @@ from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.early_response import EarlyResponse, RefusedByEngineError, ResumedRelay
 from llmux.proxy.heads import REFUSED as REFUSED_FIELD
 from llmux.proxy.relay import Relay
+from llmux.runtime.switcher import WITHDRAWN
 from llmux.upstream import EngineConnection, EngineRefusedError, Framing, ResponseHead
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 HOST = "X-LLMux-Host"
 QUEUE = "X-LLMux-Queue-Seconds"
-WITHDRAWN = "withdrawn"  # the code of a refusal that was asked for
 _OURS = frozenset({HEADER.lower().encode(), KEY_NAME.lower().encode()})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 _PROGRESS = (HEADER.encode(), INTERIM.encode())

@@ -18,7 +18,7 @@ from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
 from llmux.runtime import Switcher, Ticket
-from llmux.runtime.switcher import Accounts
+from llmux.runtime.switcher import WITHDRAWN, Accounts
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
@@ -29,7 +29,9 @@ GONE = 499  # nginx's status for a client that closed its connection; only ever 
 
 REFUSED = "X-LLMux-Refused"
 """Says, with the error's code, that no engine has seen a request: it may be sent to another host."""
-_BEFORE_ADMISSION = frozenset({*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline"}) - {
+_BEFORE_ADMISSION = frozenset(
+    {*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline", WITHDRAWN}
+) - {
     Refusal.WAITED_TOO_LONG  # its time is over elsewhere, too
 }
 

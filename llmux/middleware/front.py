@@ -57,6 +57,7 @@ _OPERATED = frozenset({Kind.OWN, Kind.UPSTREAM})
 _READING = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _NO_KEY = frozenset({UnauthorizedError.code, TooManyAttemptsError.code})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
+WITHDRAW = "/llmux/withdraw/"  # for gateways
 TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """What a handler that prepares its response by itself has to put on it."""
@@ -312,7 +313,7 @@ class Front:
         if failure in _NO_KEY:
             audit.refused(method=method, path=route.path, **told)
             return
-        if method in _READING or route.kind not in _OPERATED:
+        if method in _READING or route.kind not in _OPERATED or route.path.startswith(WITHDRAW):
             return
         by = "operator" if context.holder is None else context.holder.name or "operator"
         if route.kind is Kind.UPSTREAM:
@@ -331,6 +332,8 @@ class Front:
             context.holder = (await self._keys.operator(request)).holder
         elif route.path not in OPEN_PATHS and not _is_page(request, route):
             let = await self._keys.client(request)
+            if route.path.startswith(WITHDRAW) and let.holder is not None and not let.of_gateway:
+                raise ForbiddenError("This takes the key of a gateway: one with `gateway: true`.")
             if self.gate is not None and let.holder is not None and let.holder.name is not None:
                 request[GRANT] = self.gate.grants.get(let.holder.name)
             if route.path in TELL_MORE:

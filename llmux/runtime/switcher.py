@@ -19,7 +19,7 @@ from llmux.core.effects import SWITCH_OVER, Admit, RunHook
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind
-from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError
+from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError, UnavailableError
 from llmux.estimates import Estimates, costs_of
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog, figures
@@ -125,6 +125,7 @@ def orphan_to(log: EventLog) -> Callable[[HookJob], None]:
 
 
 LOOK = 0.02  # seconds between two looks at what other hosts still serve, while llmux stops
+WITHDRAWN = "withdrawn"  # the code of a request that a gateway has taken back
 CHOICES = 200  # that are kept
 
 
@@ -511,6 +512,24 @@ class Switcher:
                 ticket.cut(fx.CutReason.CANCELLED, None)
                 self.metrics.request_cut(ticket.model, fx.CutReason.CANCELLED)
             self.log.emit("request_cancelled", model=ticket.model, request_id=request_id)
+        return tuple(ticket.model for ticket in found)
+
+    def withdraw(self, request_id: str) -> tuple[str, ...]:
+        """Reject the requests that still wait and are called so: a gateway has a better host for them.
+
+        Return the models they asked for. What has been admitted, or is served elsewhere, is left alone.
+        """
+        found = [
+            ticket
+            for ticket in self._tickets.values()
+            if ticket.admission is None and ticket.rejection is None and ticket not in self.elsewhere
+            if ticket.is_called(request_id)
+        ]
+        for ticket in found:
+            ticket.failed(
+                UnavailableError("The gateway has taken the request back.", code=WITHDRAWN, retry_after=1.0)
+            )
+            self._go_on(ticket)
         return tuple(ticket.model for ticket in found)
 
     # ---- looking

@@ -105,9 +105,12 @@ class Puppet:
             "names": {"a": "a"},
             "models": {"a": dict(AWAKE)},
         }
-        self.does: list[bytes | None] = []  # the answers to requests in their order; None, or none left: hang up
+        self.does: list[
+            Any
+        ] = []  # the answers, or what writes them, to requests in their order; None, or none left: hang up
         self.requests: list[bytes] = []
         self.asked: list[bytes] = []  # all other first lines
+        self.withdrawn = asyncio.Event()
         self.silent = False
         self.port = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -145,9 +148,14 @@ class Puppet:
                     answer = self.does.pop(0) if self.does else None
                     if answer is None:
                         return
-                    writer.write(answer)
+                    if callable(answer):
+                        await answer(writer)
+                    else:
+                        writer.write(answer)
                 else:
                     self.asked.append(head.partition(b"\r\n")[0])
+                    if head.startswith(b"POST /llmux/withdraw/"):
+                        self.withdrawn.set()
                     ready = b'{"data": []}'
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(ready), ready))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):

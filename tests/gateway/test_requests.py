@@ -237,6 +237,43 @@ async def test_what_is_no_http_is_final(door, puppet, other):
     assert not other.requests
 
 
+# ---- taken back
+
+
+WAITS = b"HTTP/1.1 102 Processing\r\nX-LLMux-Position: 3\r\nX-LLMux-Expected-Seconds: 60\r\n\r\n"
+
+
+def waiting(puppet, last):
+    """A request that waits for long, until it is asked back."""
+
+    async def write(writer):
+        while not puppet.withdrawn.is_set():
+            writer.write(WAITS)
+            await asyncio.sleep(0.05)
+        writer.write(last)
+
+    return write
+
+
+async def test_a_request_that_would_be_served_sooner_elsewhere_moves(door, puppet, other):
+    puppet.does = [waiting(puppet, answer(b"{}", "X-LLMux-Refused: withdrawn", status="503 No"))]
+    other.does = [answer(b"fine")]
+    gateway = await door.open_gateway({"one": puppet.url, "two": other.url})
+    reply = await door.ask("POST", CHAT, {"model": "a"}, X_Request_ID="mine")
+    assert (reply.status, reply.body, reply.headers["x-llmux-host"]) == (200, b"fine", "two")
+    assert b"POST /llmux/withdraw/mine HTTP/1.1" in puppet.asked
+    assert gateway.dispatcher.counts["withdrawn", "one"] == 1
+    assert gateway.dispatcher.counts["refused", "one", "withdrawn"] == 0
+
+
+async def test_one_that_was_admitted_in_the_meantime_stays(door, puppet, other):
+    puppet.does = [waiting(puppet, answer(b"mine after all"))]
+    await door.open_gateway({"one": puppet.url, "two": other.url})
+    reply = await ask(door)
+    assert (reply.body, reply.headers["x-llmux-host"]) == (b"mine after all", "one")
+    assert not other.requests
+
+
 # ---- keys
 
 

@@ -86,6 +86,35 @@ async def test_what_a_client_did_wrong_is_refused_everywhere(house):
     assert refused(await house.ask("POST", CHAT, b"{", X_API_Key="right")) == (400, None)
 
 
+# ---- taken back
+
+
+async def test_a_request_that_waits_can_be_taken_back_by_its_gateway(house):
+    keys = [{"name": "gateway", "key": "gate", "gateway": True}, {"name": "bob", "key": "own"}]
+    await house.open(models={"a": {"wake": held("go")}}, api_keys=keys)
+    headers = {"X-API-Key": "gate", "X-Request-ID": "one"}
+    line = await house.begin("POST", CHAT, {"model": "a"}, **headers)
+    await until(lambda: house.queued("a"))
+    assert (await house.ask("POST", "/llmux/withdraw/one", {}, X_API_Key="own")).status == 403
+    reply = await house.ask("POST", "/llmux/withdraw/one", {}, X_API_Key="gate")
+    assert (reply.status, reply.json()["withdrawn"]) == (202, ["a"])
+    assert refused(await line.reply()) == (503, "withdrawn")
+    assert not house.queued("a")
+    house.release("go")
+    assert not house.engine.heads
+
+
+async def test_one_that_was_admitted_stays_where_it_is(house):
+    house.up("a")
+    await house.open()
+    line = await house.begin("POST", "/v1/hold", {"model": "a"}, X_Request_ID="one")
+    await until(lambda: house.in_flight("a"))
+    reply = await house.ask("POST", "/llmux/withdraw/one", {})
+    assert (reply.status, reply.json()["withdrawn"]) == (202, [])
+    house.engine.go.set()
+    assert refused(await line.reply()) == (200, None)
+
+
 # ---- whose requests a gateway's are
 
 

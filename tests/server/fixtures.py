@@ -14,7 +14,7 @@ import uvloop
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House
 
-ON_BOTH_LOOPS = ("proxy", "server", "test_fast_path", "test_progress")
+ON_BOTH_LOOPS = ("gateway", "proxy", "server", "test_fast_path", "test_progress")
 LIMIT = PATIENCE  # a test that hangs fails
 
 
