@@ -255,6 +255,15 @@ def run(
             " --config may: waits, switches and money of each key, without and with it. May be repeated.",
         ),
     ] = None,
+    fair: Annotated[
+        str | None,
+        typer.Option(
+            "--fair",
+            metavar="key[,alice=3,…]",
+            help="Serve the key first that has had least, perhaps by weights: waits, switches and money of each"
+            " key, without and with it.",
+        ),
+    ] = None,
     gpu_hour: Annotated[
         float | None,
         typer.Option("--gpu-hour", help="What an hour of the GPU costs.", show_default="that of --config"),
@@ -311,6 +320,7 @@ def run(
         )
         if keyed := simulate_keys.asked(
             budget,
+            fair,
             gpu_hour,
             traffic,
             plan,

@@ -1,4 +1,4 @@
-"""``llmux simulate … --budget KEY=…``: what each key waits for, causes and pays, before it is set and after.
+"""``llmux simulate … --budget KEY=… --fair key``: what each key waits for, causes and pays, before and after.
 
 The requests are let in by the same gate as in production, and what they take of the GPU is divided by the same
 books; both in virtual time.
@@ -7,6 +7,7 @@ books; both in virtual time.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,8 @@ from llmux.core.effects import Admit, Effect, ModelRemoved, PhaseChanged, Reject
 from llmux.core.events import Event, RequestAbandoned, RequestFinished
 from llmux.core.phases import Phase
 from llmux.errors import LimitError, QuotaError
+from llmux.estimates.fairness import Fairness, FairOrder
+from llmux.estimates.fairness import Prices as Counted
 from llmux.simulator.run import Outcome, Run
 from llmux.simulator.trace import Job, Trace, TraceError
 
@@ -34,8 +37,9 @@ CONFIGURED = "config"
 """``--budget config``: what the configuration says of its keys."""
 ALL = "*"
 AS_IT_IS = "as it is"
+COUNTED = ("input", "output", "switch_second")
 _PER = ("day", "month")
-_COUNTED = 1e6  # micro-units of a currency
+_MILLION = 1e6
 
 
 class Keyed(NamedTuple):
@@ -43,8 +47,16 @@ class Keyed(NamedTuple):
 
     prices: Prices | None
     grants: Mapping[str, Grant]
+    fair: Fair | None
     starts: float  # the Unix time at which the traffic begins
     title: str
+
+
+class Fair(NamedTuple):
+    """How the GPU is divided among keys."""
+
+    prices: Counted
+    weights: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -64,6 +76,7 @@ class KeyFigures:
 
 def asked(
     budgets: Sequence[str] | None,
+    fair: str | None,
     gpu_hour: float | None,
     traffic: Trace | None,
     plan: Config | None,
@@ -73,37 +86,64 @@ def asked(
     **others: object,
 ) -> Keyed | None:
     """Read the options of keys; None without any. ``others`` cannot be combined with them. Raises TraceError."""
-    if not budgets:
+    if not budgets and fair is None:
         if gpu_hour is not None:
-            raise TraceError("--gpu-hour is about keys; add --budget, as --budget alice=5/month")
+            raise TraceError("--gpu-hour is about keys; add --budget, as --budget alice=5/month, or --fair key")
         return None
+    title = " ".join([*(f"--budget {text}" for text in budgets or ()), *([f"--fair {fair}"] if fair else [])])
     if policies is not None and len(policies) > 1:
-        raise TraceError("--budget: give --policy once; the two tables are without and with the budgets")
+        raise TraceError(f"{title}: give --policy once; the two tables are without and with this")
     for name, value in others.items():
         if value:
-            raise TraceError(f"--{name.replace('_', '-')} cannot be combined with --budget")
+            raise TraceError(f"--{name.replace('_', '-')} cannot be combined with {title}")
     assert traffic is not None
-    prices = _prices(plan, gpu_hour)
     keys = sorted({job.key for job in traffic.jobs})
     if keys == [""]:
         raise TraceError(
             f"{traffic.name}: says of no request which key sent it; a record does where there are `api_keys` with"
             " names, and a trace in its column `key`"
         )
+    prices = _prices(plan, gpu_hour)
+    if budgets and prices is None:
+        raise TraceError("--budget: the price is not known; add --gpu-hour 0.90, or --config with `prices`")
     grants: dict[str, Grant] = {}
-    for text in budgets:
+    for text in budgets or ():
+        assert prices is not None
         grants |= _configured(plan) if text == CONFIGURED else _grants(text, prices.currency, keys)
-    return Keyed(prices, grants, starts, f"with {' '.join(f'--budget {text}' for text in budgets)}")
+    return Keyed(prices, grants, None if fair is None else _fair(fair, keys), starts, f"with {title}")
 
 
-def _prices(plan: Config | None, gpu_hour: float | None) -> Prices:
+def _fair(text: str, keys: Sequence[str]) -> Fair:
+    """Read ``key,alice=3,switch_second=500``: weights of keys, and what is counted."""
+    first, *words = text.split(",")
+    counted, weights = {}, {}
+    try:
+        if first != "key":
+            raise ValueError  # noqa: TRY301
+        for word in words:
+            name, _, value = word.partition("=")
+            number = float(value)
+            if name in COUNTED and 0 <= number < math.inf:
+                counted[name] = number
+            elif name in keys and 0 < number < math.inf:
+                weights[name] = number
+            else:
+                raise ValueError  # noqa: TRY301
+    except ValueError:
+        known = ", ".join(filter(None, keys))
+        raise TraceError(
+            f"--fair {text}: write key, and perhaps weights above 0 of {known}, or {', '.join(COUNTED)}:"
+            " key,alice=3,switch_second=500"
+        ) from None
+    return Fair(Counted(**counted), weights)
+
+
+def _prices(plan: Config | None, gpu_hour: float | None) -> Prices | None:
     prices = None if plan is None else prices_of(plan)
     if gpu_hour is not None:
         return (
             Prices("usd", micros(gpu_hour), {}) if prices is None else replace(prices, gpu_hour=micros(gpu_hour))
         )
-    if prices is None:
-        raise TraceError("--budget: the price is not known; add --gpu-hour 0.90, or --config with `prices`")
     return prices
 
 
@@ -220,8 +260,12 @@ class Books:
 
 
 def _tokens(job: Job) -> Tokens:
-    read, made = (job.prompt_tokens, job.output_tokens) if job.tokens is None else job.tokens
+    read, made = _read_and_made(job)
     return Tokens(read, 0, made)
+
+
+def _read_and_made(job: Job) -> tuple[int, int]:
+    return (job.prompt_tokens, job.output_tokens) if job.tokens is None else job.tokens
 
 
 def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
@@ -238,7 +282,10 @@ def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
     shares = Shares(lambda model: tuple(state.models[model].queue), lambda index: jobs[index].key)
     books = Books(gate, prices, shares, jobs)
     state.explain = True  # phases are told
-    handle = run.handle
+    handle: Callable[[Event, float], list[Effect]] = run.handle
+    if keyed is not None and keyed.fair is not None:
+        order = FairOrder(Fairness(keyed.fair.prices, keyed.fair.weights))
+        handle = order.attach(run.core, shares.key_of, lambda index: _read_and_made(jobs[index]))
 
     def observed(event: Event, now: float) -> list[Effect]:
         effects = handle(event, now)
@@ -303,7 +350,7 @@ def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
         return
     console = terminal()
     for title, keys in found.items():
-        heads = ("asked", "refused", "mean", "p95", "switches", "switching", "GPU", currency)
+        heads = ("asked", "refused", "mean", "p95", "switches", "switching", "GPU", *filter(None, [currency]))
         table = Table("key", *heads, title=f"{policy}, {title}", title_justify="left", box=SIMPLE_HEAD)
         for column in table.columns[1:]:
             column.justify, column.no_wrap = "right", True
@@ -317,7 +364,7 @@ def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
                 str(each.switches),
                 f"{each.switch_seconds:.0f}",
                 f"{each.gpu_seconds:.0f}",
-                "" if each.cost_micros is None else f"{each.cost_micros / _COUNTED:.2f}",
+                *([] if each.cost_micros is None else [f"{each.cost_micros / _MILLION:.2f}"]),
             )
         console.print(table)
     console.print(

@@ -1,4 +1,4 @@
-"""``llmux simulate --budget``: waits, switches and money of each key, before a budget is set and after."""
+"""``llmux simulate --budget --fair``: waits, switches and money of each key, before that is set and after."""
 
 import json
 import random
@@ -83,8 +83,32 @@ def test_the_budgets_of_a_configuration():
     assert 9e6 <= after["ci"]["cost_micros"] < 30e6 < before["ci"]["cost_micros"]
 
 
+def test_fair_keys_do_not_wait_for_a_flood(folder):
+    """By weight, too."""
+    roll, lines = random.Random(2), (folder / "trace.csv").read_text().splitlines()
+    lines += [f"{300 + number / 5},{roll.choice(MODELS)},2000,300,flood" for number in range(500)]
+    (folder / "trace.csv").write_text("\n".join(lines))
+    before, after, document = keys_of("--fair", "key", "--slots", "4")
+    assert list(document["keys"]) == ["as it is", "with --fair key"]
+    assert document["currency"] == ""
+    for name in ("alice", "bob", "ci"):
+        assert after[name]["mean_wait"] < 0.5 * before[name]["mean_wait"]
+    assert after["flood"]["mean_wait"] > before["flood"]["mean_wait"]
+    assert total(after, "refused") == 0
+    assert all(each["cost_micros"] is None for each in after.values())
+    _, weighed, _ = keys_of("--fair", "key,flood=50,output=1,switch_second=0", "--slots", "4")
+    assert weighed["flood"]["mean_wait"] < 0.8 * after["flood"]["mean_wait"]
+
+
+def test_both_at_once():
+    _, after, document = keys_of("--budget", "ci=0.1/day", "--fair", "key", "--gpu-hour", "0.9")
+    assert list(document["keys"])[1] == "with --budget ci=0.1/day --fair key"
+    assert after["ci"]["refused"] > 0
+
+
 def test_people_read_a_table():
     told = simulate("trace.csv", "--budget", "ci=0.1/day", "--gpu-hour", "0.9").stdout
+    assert "GPU" in simulate("trace.csv", "--fair", "key").stdout
     for word in ("adaptive, as it is", "adaptive, with --budget ci=0.1/day", "alice", "(house)", "usd", "refused"):
         assert word in told
     assert max(map(len, told.splitlines())) <= 80
@@ -102,6 +126,11 @@ def test_people_read_a_table():
         (["--budget", "ci=1/day,hard=1", "--gpu-hour", "1"], "write KEY=AMOUNT/month or /day"),
         (["--budget", "ci=1/day,soft=2", "--gpu-hour", "1"], "write KEY=AMOUNT/month or /day"),
         (["--budget", "config", "--gpu-hour", "1"], "--budget config: add --config, whose keys are meant"),
+        (["--fair", "model"], "--fair model: write key, and perhaps weights above 0 of alice, bob, ci"),
+        (["--fair", "key,eve=2"], "--fair key,eve=2: write key"),
+        (["--fair", "key,ci=0"], "--fair key,ci=0: write key"),
+        (["--fair", "key,ci=x"], "--fair key,ci=x: write key"),
+        (["--fair", "key", "--what-if", "cost=÷2"], "--what-if cannot be combined with --fair key"),
         (["--budget", "ci=1", "--gpu-hour", "1", "-p", "fifo", "-p", "idle"], "give --policy once"),
         (["--budget", "ci=1", "--gpu-hour", "1", "--what-if", "cost=÷2"], "--what-if cannot be combined"),
     ],
