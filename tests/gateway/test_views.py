@@ -146,3 +146,13 @@ async def test_hosts_come_and_go_with_a_reload(door):
     assert (await door.chat("a")).error["code"] == "model_not_found"
     assert json.dumps(await fleet(door))
     await two.chat("c")
+
+
+async def test_it_has_a_page_of_its_own(door, puppet):
+    await door.open_gateway({"one": puppet.url})
+    page = await door.ask("GET", "/llmux/ui")
+    assert (page.status, b"<title>llmux fleet</title>" in page.body) == (200, True)
+    assert (await door.ask("GET", "/llmux/ui/fleet.js")).headers["content-type"].startswith("text/javascript")
+    assert (await door.ask("GET", "/", Accept="text/html")).headers["location"] == "llmux/ui"
+    assert (await door.ask("GET", "/")).json()["see"] == ["/v1/models", "/llmux/fleet", "/llmux/ui"]
+    assert (await door.ask("GET", "/llmux/ui/../x")).status == 404
