@@ -11,6 +11,7 @@ from typing import Any
 
 import anthropic
 import openai
+import pydantic
 import pytest
 from aiohttp import web
 
@@ -415,9 +416,6 @@ async def test_an_answer_that_is_none_is_the_engines_fault(serve, house, whole):
     running = await serve(CHAT)
     running.whole = whole
     reply = await house.ask("POST", "/v1/messages", {"model": "m", "max_tokens": 1, "messages": []})
-    if whole == b"{}":  # nothing is said
-        assert (reply.status, reply.json()["content"]) == (200, [])
-        return
     assert reply.status == 502
     assert reply.json()["type"] == "error"
     assert reply.marked
@@ -541,3 +539,181 @@ build_app(Config(models={"q": {**model, "apis": ["chat"]}}, state=None))
 assert "llmux.targets.codecs" in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- what SDKs make of more than the usual
+
+
+PAIR = [("a1", "f", {"a": 1}), ("b2", "g", {"b": [2, "}"]})]
+
+
+def pair_from(dialect):
+    """Return two calls, of which the pieces come in turns where the dialect allows it."""
+    texts = [json.dumps(arguments) for _, _, arguments in PAIR]
+    halves = [(text[:4], text[4:]) for text in texts]
+    if dialect is CHAT:
+        starts = [chunk(call(at, id_, name, "")) for at, (id_, name, _) in enumerate(PAIR)]
+        turns = [chunk(call(at, arguments=halves[at][half])) for half in (0, 1) for at in (0, 1)]
+        return wire(
+            chunk({"role": "assistant"}), *starts, *turns, chunk({}, "stop"), chunk(None, usage=USAGE), done=True
+        )
+    if dialect is MESSAGES:
+        blocks = [
+            block(
+                at,
+                {"type": "tool_use", "id": id_, "name": name, "input": {}},
+                *({"type": "input_json_delta", "partial_json": half} for half in halves[at]),
+            )
+            for at, (id_, name, _) in enumerate(PAIR)
+        ]
+        turns = [event for events in zip(*blocks, strict=True) for event in events]
+        return wire(message_start(input_tokens=4), *turns, *message_end("tool_use", output_tokens=4), named=True)
+    items = [
+        {"type": "function_call", "id": f"fc{at}", "call_id": id_, "name": name, "arguments": texts[at]}
+        for at, (id_, name, _) in enumerate(PAIR)
+    ]
+    begun = [{"type": "response.created", "response": {**RESPONSES_WHOLE, "output": [], "status": "in_progress"}}]
+    for at, item in enumerate(items):
+        begun.append({"type": "response.output_item.added", "output_index": at, "item": {**item, "arguments": ""}})
+    for half in (0, 1):
+        for at, item in enumerate(items):
+            more = {"type": "response.function_call_arguments.delta", "output_index": at, "item_id": item["id"]}
+            begun.append({**more, "delta": halves[at][half]})
+    ends = [
+        {"type": "response.output_item.done", "output_index": at, "item": item} for at, item in enumerate(items)
+    ]
+    last = {"type": "response.completed", "response": {**RESPONSES_WHOLE, "output": items}}
+    return wire(*begun, *ends, last, named=True)
+
+
+async def pair_of(client, sdk):
+    if client is MESSAGES:
+        async with sdk.messages.stream(model="m", max_tokens=9, messages=QUESTION, tools=MESSAGES_TOOLS) as events:
+            answer = await events.get_final_message()
+        assert answer.stop_reason == "tool_use"
+        return [(block.id, block.name, block.input) for block in answer.content]
+    if client is CHAT:
+        async with sdk.chat.completions.stream(model="m", messages=QUESTION, tools=CHAT_TOOLS) as events:
+            choice = (await events.get_final_completion()).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        return [
+            (each.id, each.function.name, json.loads(each.function.arguments))
+            for each in choice.message.tool_calls
+        ]
+    async with sdk.responses.stream(model="m", input="q", tools=RESPONSES_TOOLS) as events:
+        output = (await events.get_final_response()).output
+    return [(item.call_id, item.name, json.loads(item.arguments)) for item in output]
+
+
+@pytest.mark.parametrize("piece", [0, 11])
+@pytest.mark.parametrize(("client", "engine"), list(permutations([CHAT, MESSAGES, RESPONSES], 2)))
+async def test_calls_whose_pieces_come_in_turns_reach_every_sdk(serve, gpt, claude, client, engine, piece):
+    running = await serve(engine)
+    running.stream, running.piece = pair_from(engine), piece
+    sdk = await (claude if client is MESSAGES else gpt)()
+    assert await pair_of(client, sdk) == PAIR
+    await sdk.close()
+
+
+PIXEL = "iVBORw0KGgo="
+
+
+async def test_images_of_anthropics_reach_an_engine_of_chat(serve, claude):
+    inline = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    away = {"type": "image", "source": {"type": "url", "url": "https://h/x.png"}}
+    engine = await serve(CHAT)
+    sdk = await claude()
+    content = [inline, away, {"type": "text", "text": "q"}]
+    await sdk.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": content}])
+    assert engine.asked[0]["messages"][0]["content"] == [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
+        {"type": "image_url", "image_url": {"url": "https://h/x.png"}},
+        {"type": "text", "text": "q"},
+    ]
+    await sdk.close()
+
+
+async def test_images_of_openais_reach_an_engine_of_messages(serve, gpt):
+    engine = await serve(MESSAGES)
+    sdk = await gpt()
+    url = f"data:image/png;base64,{PIXEL}"
+    shown = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "q"}]
+    await sdk.chat.completions.create(model="m", messages=[{"role": "user", "content": shown}])
+    shown = [{"type": "input_image", "image_url": url, "detail": "auto"}, {"type": "input_text", "text": "q"}]
+    await sdk.responses.create(model="m", input=[{"role": "user", "content": shown}])
+    for asked in engine.asked:
+        assert asked["messages"][0]["content"] == [
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
+            {"type": "text", "text": "q"},
+        ]
+    await sdk.close()
+
+
+async def test_stop_sequences_both_ways(serve, claude):
+    engine = await serve(CHAT)
+    stopped = chunk({}, "stop")
+    stopped["choices"][0]["stop_reason"] = "END"  # as vLLM says which
+    engine.stream = wire(chunk({"content": "a"}), stopped, done=True)
+    sdk = await claude()
+    async with sdk.messages.stream(
+        model="m", max_tokens=9, messages=QUESTION, stop_sequences=["END", "x"]
+    ) as events:
+        answer = await events.get_final_message()
+    assert engine.asked[0]["stop"] == ["END", "x"]
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "END")
+    await sdk.close()
+
+
+async def test_stop_sequences_of_openais(serve, gpt):
+    engine = await serve(MESSAGES)
+    engine.whole = {**MESSAGES_WHOLE, "content": [{"type": "text", "text": "a"}], "stop_reason": "stop_sequence"}
+    sdk = await gpt()
+    answer = await sdk.chat.completions.create(model="m", messages=QUESTION, stop="END")
+    assert engine.asked[0]["stop_sequences"] == ["END"]
+    assert answer.choices[0].finish_reason == "stop"
+    await sdk.close()
+
+
+class Wanted(pydantic.BaseModel):
+    """What the SDKs are to parse an answer into."""
+
+    a: int
+    names: list[str]
+
+
+async def test_sdks_parse_structured_output_from_engines_of_other_dialects(serve, gpt):
+    engine = await serve(MESSAGES)
+    said = '{"a":1,"names":["x"]}'
+    engine.whole = {**MESSAGES_WHOLE, "content": [{"type": "text", "text": said}], "stop_reason": "end_turn"}
+    sdk = await gpt()
+    chat = await sdk.chat.completions.parse(model="m", messages=QUESTION, response_format=Wanted)
+    assert chat.choices[0].message.parsed == Wanted(a=1, names=["x"])
+    answer = await sdk.responses.parse(model="m", input="q", text_format=Wanted)
+    assert answer.output_parsed == Wanted(a=1, names=["x"])
+    for asked in engine.asked:
+        assert asked["output_config"]["format"]["schema"]["required"] == ["a", "names"]
+    await sdk.close()
+
+
+async def test_anthropics_sdk_parses_structured_output_from_an_engine_of_chat(serve, claude):
+    engine = await serve(CHAT)
+    message = {"role": "assistant", "content": '{"a":1,"names":["x"]}'}
+    engine.whole = {**CHAT_WHOLE, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    sdk = await claude()
+    answer = await sdk.messages.parse(model="m", max_tokens=9, messages=QUESTION, output_format=Wanted)
+    assert answer.parsed_output == Wanted(a=1, names=["x"])
+    asked = engine.asked[0]["response_format"]
+    assert asked["type"] == "json_schema"
+    assert asked["json_schema"]["schema"]["required"] == ["a", "names"]
+    await sdk.close()
+
+
+@pytest.mark.parametrize("engine", [CHAT, RESPONSES])
+async def test_anthropics_sdk_when_nothing_is_said(serve, claude, engine):
+    running = await serve(engine)
+    running.stream = b"data: [DONE]\n\n"
+    sdk = await claude()
+    with pytest.raises(anthropic.APIError):
+        async with sdk.messages.stream(model="m", max_tokens=9, messages=QUESTION) as events:
+            await events.get_final_message()
+    await sdk.close()

@@ -78,6 +78,8 @@ class AnswerDecoder:
     def whole(self, document: dict[str, Any]) -> list[Event]:
         """Take a whole answer."""
         self._whole = True
+        if not document.get("choices") and not document.get("error") and document.get("object") != "error":
+            return self._fail("the engine's answer has no choices")
         return [*self._chunk(document, "message"), *self._end()]
 
     def cut(self) -> list[Event]:

@@ -57,6 +57,8 @@ class AnswerDecoder:
         """Take a whole answer."""
         if document.get("type") == "error" or "error" in document:
             return self._event(document, "error")
+        if "content" not in document:
+            return self._fail("the engine's answer has no content")
         found = self._start(document)
         for index, block in enumerate(document.get("content") or ()):
             found += self._block_started(index, block)

@@ -67,6 +67,8 @@ class AnswerDecoder:
         """Take a whole answer."""
         if document.get("object") != "response" and document.get("error"):
             return self._event(document, "error")
+        if "output" not in document and document.get("status") != "failed":
+            return self._fail("the engine's answer has no output")
         found = self._start(document)
         for index, item in enumerate(document.get("output") or ()):
             found += self._item_added(index, {**item, "content": None, "arguments": ""})
