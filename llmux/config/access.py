@@ -112,6 +112,10 @@ class ApiKeyConfig(Section):
         description="ride_along: its requests never cause a switch; see `policy.ride_along`.",
     )
 
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=1.0, description="With `policy.fair`: how many times the share of a key with weight 1 it gets."
+    )
+
     @property
     def rides(self) -> bool:
         """Whether its requests never cause a switch."""

@@ -246,6 +246,21 @@ class RideAlongConfig(Section):
         return begin_hour * 60 + begin, end_hour * 60 + end
 
 
+Count = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), Word("number")]
+
+
+class FairConfig(Section):
+    """What is fair among keys: each has a counter of what it has had, and the lowest is served first."""
+
+    by: Annotated[Literal["key"], Word("`key`")] = Field(default="key", description="Whose turn it is: that of a key.")
+    input: Count = Field(default=1.0, description="What a token that is read counts for.")
+    output: Count = Field(default=2.0, description="What a token that is written counts for.")
+    switch_second: Count = Field(
+        default=500.0,
+        description="What a second of a switch counts for; the keys whose requests waited for it share it.",
+    )
+
+
 def check_accounts(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with the accounts as a whole."""
     if config.ledger is True and "state" in config.model_fields_set and config.state is None:
@@ -255,6 +270,7 @@ def check_accounts(config: Config) -> Iterator[Problem]:
             yield Problem(("api_keys", index, "name"), f"{HOUSE!r} stands for what no key pays; choose another")
     yield from _check_captures(config)
     yield from _check_grants(config)
+    yield from _check_fair(config)
 
 
 def _check_captures(config: Config) -> Iterator[Problem]:
@@ -268,6 +284,19 @@ def _check_captures(config: Config) -> Iterator[Problem]:
             yield Problem(("captures", "keys", index), f"{name!r} is not the name of one of `api_keys`: {known}")
     if captures.folder is None and "state" in config.model_fields_set and config.state is None:
         yield Problem(("captures",), "are kept beside the state file, but `state` is null; give a `folder`")
+
+
+def _check_fair(config: Config) -> Iterator[Problem]:
+    for index, entry in enumerate(config.api_keys):
+        if entry.weight != 1.0 and entry.name is None:
+            yield Problem(("api_keys", index), "needs a `name`: its `weight` goes by that")
+    fair = config.policy.fair
+    if fair is None:
+        return
+    if not any(entry.name is not None for entry in config.api_keys):
+        yield Problem(("policy", "fair"), "needs `api_keys` with names: whose turn it is goes by key")
+    if not (fair.input or fair.output or fair.switch_second):
+        yield Problem(("policy", "fair"), "counts nothing: `input`, `output` and `switch_second` are all 0")
 
 
 def _check_grants(config: Config) -> Iterator[Problem]:

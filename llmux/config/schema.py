@@ -15,6 +15,7 @@ from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, chec
 from llmux.config.accounts import (
     CapturesConfig,
     ChargeConfig,
+    FairConfig,
     LedgerPath,
     PricesConfig,
     RideAlongConfig,
@@ -102,6 +103,11 @@ class PolicyConfig(Section):
         default=False,
         description="true: while all is quiet the policy may wake the model that is likely to be asked next,"
         " though no request waits for it; for agents that alternate between models. `adaptive` can.",
+    )
+    fair: Annotated[FairConfig | None, Word("settings or null")] = Field(
+        default=None,
+        description="Serve first what waits for the key that has had least, and weigh for the policy only what is"
+        " about its turn; `max_wait` goes before it. `{}` has the counts below. null: first come, first served.",
     )
     ride_along: RideAlongConfig = Field(
         default_factory=RideAlongConfig, description="When keys of the class ride_along are served."

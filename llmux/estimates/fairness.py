@@ -251,6 +251,10 @@ class FairOrder:
         lowest, _, model = min(found)
         return model if here and min(map(rank, here)) > lowest + self.fairness.slack else None
 
+    def policy(self, policy: Policy) -> FairPolicy:
+        """Return a policy as it decides when it is shown what counts."""
+        return FairPolicy(policy, self)
+
     def attach(
         self, core: Core, key_of: Callable[[int], str], tokens_of: Callable[[int], tuple[int, int]]
     ) -> Callable[[Event, float], list[Effect]]:
@@ -260,7 +264,7 @@ class FairOrder:
         """
         handle = core.handle
         core.state.pick = self.pick
-        core.state.policy = FairPolicy(core.state.policy, self)
+        core.state.policy = self.policy(core.state.policy)
 
         def fairly(event: Event, now: float) -> list[Effect]:
             if isinstance(event, RequestArrived):

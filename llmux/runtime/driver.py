@@ -16,7 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmux.core import Core
 from llmux.core import effects as fx
@@ -24,6 +24,9 @@ from llmux.core import events as ev
 from llmux.core.phases import CoreError
 from llmux.observability.notices import EventLog
 from llmux.observability.timeline import EXPLAIN, Step, Timeline
+
+if TYPE_CHECKING:
+    from llmux.estimates.fairness import FairOrder
 
 RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
 QUIET = EXPLAIN | {fx.Admit}  # what the observers of the start do nothing with
@@ -58,6 +61,8 @@ class Driver:
         self.subscribers: tuple[Act, ...] = ()
         self._make_good = make_good
         self._log = log
+        self.order: FairOrder | None = None
+        """Whose turn it is, where that goes by key."""
         self._watchers: tuple[Callable[[Step], None], ...] = ()
         self._inbox: deque[ev.Event] = deque()
         self._driving = False
@@ -96,12 +101,16 @@ class Driver:
         self._driving = True
         try:
             while inbox:
-                event = inbox.popleft()
+                event, order = inbox.popleft(), self.order
                 try:
+                    if order is not None:
+                        order.before(self.now(), event)
                     effects = core.handle(event, self.now())
                 except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
                     self._failed(error, event)
                     continue
+                if order is not None:
+                    order.after(core.state.now, effects)
                 self._timeline.add(core.state.now, event, effects)
                 if self._watchers:
                     self._tell(Step(core.state.now, event, effects))

@@ -51,6 +51,10 @@ class Outcome(Protocol):
         """The code of the error that broke it off, or None."""
 
     @property
+    def events(self) -> int:
+        """The events that were streamed, where they are counted."""
+
+    @property
     def usage(self) -> tuple[int | None, int | None]:
         """The tokens that the answer told of: read and written; None: not told."""
 

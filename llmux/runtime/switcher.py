@@ -18,7 +18,7 @@ from llmux.core import events as ev
 from llmux.core.effects import SWITCH_OVER, Admit, RunHook
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
-from llmux.core.spec import HookKind
+from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError, UnavailableError
 from llmux.estimates import Estimates, costs_of
 from llmux.hookrunner import HookJob, HookResult, HookRunner
@@ -38,11 +38,12 @@ from llmux.runtime.policy_chooser import Chooser
 from llmux.runtime.recorder import Recorder, open_record
 from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Ticket
 from llmux.runtime.riders import Riders
-from llmux.runtime.shadow import Shadowed, load_shadows
+from llmux.runtime.shadow import Shadow, Shadowed, load_shadows
 from llmux.upstream import EngineActivity
 from llmux.version import __version__
 
 if TYPE_CHECKING:
+    from llmux.estimates.fairness import FairOrder
     from llmux.observability.audit import Audit
 
 
@@ -185,7 +186,6 @@ class Switcher:
         on_sleep: Callable[[EngineActivity], None] = lambda _activity: None,
         on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        specs, rules = to_specs(config)
         self._policy = load_policy(config.policy.use, config.policy.options, config.folder)
         self.shadows = load_shadows(config)
         self.log = log or EventLog()
@@ -194,10 +194,10 @@ class Switcher:
         self.config = config
         self.instance = secrets.token_hex(8)  # of no other process
         self.reports = 0  # that were made for gateways
-        self.core = Core(specs, rules, self._followed(), Estimates(), random.random)
-        self.core.state.figures = figures
-        self.core.state.too_late = wait_estimate.too_late
-        self.core.state.costs.guesses = first_costs(config)
+        self.order: FairOrder | None = None
+        """Whose turn it is, where that goes by key."""
+        self.order = self._order_of(config)
+        self.core = self._new_core(config)
         self.auto = Chooser(self)
         self.metrics = Metrics(
             self.gauges,
@@ -246,6 +246,8 @@ class Switcher:
             make_good=self._make_good,
             log=self.log,
         )
+        self._uncount: Callable[[], None] = lambda: None
+        self._take_turns(self.order)
         self.post = self._driver.post
         """Hand an event to the core, and carry out its answer."""
         self.riders = Riders(self.core.state, self.post)
@@ -322,12 +324,7 @@ class Switcher:
         self.metrics.declare(config.models)
         if self.accounts is not None:
             self.accounts.configure(config)
-        if policy is not self._policy or shadows != self.shadows:
-            self._policy, self.shadows = policy, shadows
-            policy = self._followed()
-        else:
-            policy = self.core.state.policy
-        self.post(ev.ConfigReplaced(specs, rules, policy, first_costs(config)))
+        self._follow(specs, rules, policy, shadows)
         self.auto.follow()
         if moved:
             self._record_into(record, "turned on")
@@ -352,15 +349,52 @@ class Switcher:
         if audit is not None:
             self.metrics.registry.register(audit)
 
+    def _new_core(self, config: Config) -> Core:
+        specs, rules = to_specs(config)
+        core = Core(specs, rules, self._followed(), Estimates(), random.random)
+        if self.order is not None:
+            core.state.pick = self.order.pick
+        core.state.figures = figures
+        core.state.too_late = wait_estimate.too_late
+        core.state.costs.guesses = first_costs(config)
+        return core
+
+    def _follow(
+        self, specs: Iterable[ModelSpec], rules: Rules, policy: Policy, shadows: tuple[Shadow, ...]
+    ) -> None:
+        """Have the core follow what is new of a configuration that has been taken over."""
+        order = self._order_of(self.config)
+        if policy is not self._policy or shadows != self.shadows or order is not self.order:
+            self._policy, self.shadows = policy, shadows
+            self._take_turns(order)
+            policy = self._followed()
+        else:
+            policy = self.core.state.policy
+        pick = None if order is None else order.pick
+        self.post(ev.ConfigReplaced(list(specs), rules, policy, first_costs(self.config), pick))
+
+    def _take_turns(self, order: FairOrder | None) -> None:
+        """Tell it from now on what happens; where an engine does not tell its tokens, events are counted."""
+        self._uncount()
+        self._uncount = (lambda: None) if order is None else self.activities.watch()
+        self.order = self._driver.order = order
+
+    def _order_of(self, config: Config) -> FairOrder | None:
+        if config.policy.fair is None:
+            return None
+        from llmux.runtime.fair import order_of  # noqa: PLC0415 - most configurations have no use for it
+
+        return order_of(config, self.order)
+
     def _followed(self) -> Policy:
-        """Return the policy as the core follows it: with its shadows."""
-        if not self.shadows:
-            return self._policy
+        """Return the policy as the core follows it: with its shadows, and shown what counts."""
+        policy = self._policy
+        if self.shadows:
+            policy = Shadowed(policy, self.shadows, self._shadow_dropped)
+        return policy if self.order is None else self.order.policy(policy)
 
-        def dropped(name: str, error: str) -> None:
-            self.log.emit("shadow_dropped", policy=name, error=error)
-
-        return Shadowed(self._policy, self.shadows, dropped)
+    def _shadow_dropped(self, name: str, error: str) -> None:
+        self.log.emit("shadow_dropped", policy=name, error=error)
 
     def _record_into(self, file: RecordFile | None, because: str) -> None:
         """Begin a record, or end it."""
@@ -395,7 +429,7 @@ class Switcher:
         ticket = Ticket(self._serial, model, self.now(), key)
         self._tickets[ticket.id] = ticket
         ticket.rides = rides
-        self.post(ev.RequestArrived(ticket.id, model, self.riders.seconds if rides else None, deadline))
+        self.post(ev.RequestArrived(ticket.id, model, self.riders.seconds if rides else None, deadline, key))
         return ticket
 
     async def ride(self, ticket: Ticket) -> None:
@@ -442,6 +476,8 @@ class Switcher:
             return
         if ticket.admission is not None:
             self._persistence.used(ticket.model)
+            if self.order is not None:
+                self._charge(self.order, ticket, outcome, sent)
             self.post(ev.RequestFinished(ticket.id, ticket.keep))
         elif ticket.rejection is None:
             ticket.waited = self.now() - ticket.arrived
@@ -466,6 +502,11 @@ class Switcher:
         ticket.failed(why)
         self._go_on(ticket)
         return True
+
+    def _charge(self, order: FairOrder, ticket: Ticket, outcome: Outcome | None, sent: int) -> None:
+        from llmux.runtime.fair import tokens_of  # noqa: PLC0415
+
+        order.served(ticket.id, tokens_of(outcome, sent))
 
     def hold(self, model: str) -> InFlightGuard:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
