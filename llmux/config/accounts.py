@@ -252,7 +252,7 @@ Count = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), Word("number"
 class FairConfig(Section):
     """What is fair among keys: each has a counter of what it has had, and the lowest is served first."""
 
-    by: Annotated[Literal["key"], Word("`key`")] = Field(default="key", description="Whose turn it is: that of a key.")
+    by: Annotated[Literal["key"], Word("`key`")] = Field(default="key", description="Whose turn it is: a key's.")
     input: Count = Field(default=1.0, description="What a token that is read counts for.")
     output: Count = Field(default=2.0, description="What a token that is written counts for.")
     switch_second: Count = Field(
