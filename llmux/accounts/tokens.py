@@ -13,6 +13,7 @@ to be a token for every ``BYTES_PER_TOKEN`` bytes of the request. Pure.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ GENERATING = frozenset(
 
 _REACH = 4096  # bytes after its name within which a report ends
 _MOST = 10**12  # tokens; what is more is no count
+_NUMBERS = (int, float)  # a union would be made anew each time
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -154,9 +156,11 @@ def _object(text: bytes, end: int) -> dict[str, Any] | None:
 
 def _number(document: Any, name: str) -> int:
     value = document.get(name) if document.__class__ is dict else None
-    return int(value) if isinstance(value, int | float) and 0 <= value < _MOST else 0
+    if value.__class__ is not int:
+        value = int(value) if value.__class__ is float and math.isfinite(value) else 0
+    return value if 0 <= value < _MOST else 0
 
 
 def _seconds(timings: Mapping[str, Any], name: str) -> float | None:
     value = timings.get(name)
-    return value / 1000 if isinstance(value, int | float) and 0 <= value < _MOST else None
+    return value / 1000 if isinstance(value, _NUMBERS) and 0 <= value < _MOST else None

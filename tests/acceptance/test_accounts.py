@@ -26,7 +26,20 @@ KEYS = [{"name": name, "key": f"key-of-{name}"} for name in NAMES]
 @pytest.fixture(params=["reported", "exact"])
 def mux(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mux]:
     engines = {"chat": Engine(SLOW), "vector": Engine(VECTOR, args="--embedding")}
-    mux = Mux(tmp_path, engines, ledger="ledger.db", api_keys=KEYS, usage=request.param, admin_key="key-of-admin")
+    more = (
+        {"captures": {"keys": ["alice"], "folder": "kept"}, "audit": "audit.jsonl"}
+        if request.param == "exact"
+        else {}
+    )
+    mux = Mux(
+        tmp_path,
+        engines,
+        ledger="ledger.db",
+        api_keys=KEYS,
+        usage=request.param,
+        admin_key="key-of-admin",
+        **more,
+    )
     mux.start()
     yield mux
     assert mux.stop() == 0
@@ -117,6 +130,27 @@ async def test_exact_request_by_request(mux, sdk, claude):
         for column in ("input", "cached", "output"):
             total = sum(row[column] for row in mine)
             assert sum(row[f"{column}_tokens"] for (key, _), row in told.items() if key == name) == total
+
+
+async def test_captures_have_what_the_sdk_sent_and_read(mux, sdk):
+    """Chunk by chunk, and nothing of its key."""
+    chat = {"model": "chat", "messages": MESSAGES, "max_tokens": 7}
+    told = await sdk.chat.completions.create(**chat)
+    chunks = [chunk async for chunk in await sdk.chat.completions.create(**chat, stream=True)]
+    if (mux.folder / "audit.jsonl").exists():
+        await asyncio.to_thread(wait_until, lambda: len(captured(mux)) == 2, what="two captures")
+        whole, stream = captured(mux)
+        assert whole["request"]["body"] == chat
+        assert whole["answer"]["body"]["choices"][0]["message"]["content"] == told.choices[0].message.content
+        texts = [event["data"]["choices"][0]["delta"].get("content") for event in stream["answer"]["events"][:-1]]
+        assert texts == [chunk.choices[0].delta.content for chunk in chunks]
+        assert "key-of" not in json.dumps([whole, stream])
+    else:
+        assert not captured(mux)
+
+
+def captured(mux: Mux) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(mux.folder.glob("kept/*/*.json"))]
 
 
 async def test_a_stream_without_usage_is_exact_by_its_timings(mux, sdk):
