@@ -292,11 +292,6 @@ def _check_route(config: Config, route: RouteConfig, at: Path, known: Iterable[s
             if name not in there:
                 among = ", ".join(there) or "none is set"
                 yield Problem((*at, "when", word), f"{name!r} is not one of {where}: {among}")
-    regions = {remote.region for remote in config.remotes.values() if remote.region is not None}
-    for place, region in enumerate(route.regions or ()):
-        if region not in regions:
-            among = ", ".join(sorted(regions)) or "none has one"
-            yield Problem((*at, "regions", place), f"{region!r} is the `region` of no remote: {among}")
 
 
 def _check_spill(config: Config, spill: SpillConfig, at: Path) -> Iterator[Problem]:
@@ -307,11 +302,6 @@ def _check_spill(config: Config, spill: SpillConfig, at: Path) -> Iterator[Probl
     elif not all(end in remote for end in ends):
         inner = next(end for end in ends if end not in remote)
         yield Problem((*at, "to"), f"{spill.to!r} may end at {inner!r}, which is here; name remotes' models only")
-    elif spill.below is not None:
-        prices = {} if config.prices is None else config.prices.models
-        for end in ends:
-            if end not in prices:
-                yield Problem((*at, "below"), f"needs `prices.models.{end}`: what it costs is not known without")
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -330,15 +320,33 @@ def remotes_warnings(config: Config) -> Iterator[str]:
     if config.remotes and not leave:
         how = "`remote: true` for a key or a role" if config.api_keys else "`remotes_for_all: true`"
         yield f"remotes: no request may leave this host; set {how} if that is meant"
+    regions = {remote.region for remote in config.remotes.values() if remote.region is not None}
+    for index, route in enumerate(config.routes):
+        for region in route.regions or ():
+            if region not in regions:
+                among = ", ".join(sorted(regions)) or "none has one"
+                yield f"routes[{index}].regions: {region!r} is the `region` of no remote: {among}"
+    if config.remotes_for_all and config.api_keys:
+        yield "remotes_for_all: has no effect with `api_keys`; set `remote: true` for keys or roles"
+    yield from _spill_warnings(config)
+
+
+def _spill_warnings(config: Config) -> Iterator[str]:
+    prices = {} if config.prices is None else config.prices.models
     for name, model in config.models.items():
         spill, wake = model.spill, model.cost.wake
+        if spill is not None and spill.below is not None:
+            for end in config.leaves(spill.to):
+                if end not in prices:
+                    yield (
+                        f"models.{name}.spill.below: what {end} costs is not known: it counts as dear; give"
+                        f" `prices.models.{end}`"
+                    )
         if spill is not None and wake is not None and wake > spill.over:
             yield (
                 f"models.{name}.spill.over: is shorter than its `cost.wake`: while it sleeps all its requests go"
                 " to the remote, and none wakes it"
             )
-    if config.remotes_for_all and config.api_keys:
-        yield "remotes_for_all: has no effect with `api_keys`; set `remote: true` for keys or roles"
 
 
 def matches(globs: Iterable[str], name: str) -> bool:

@@ -24,7 +24,7 @@ from llmux.middleware.targeting import Targeting, may_fail_over
 from llmux.runtime import Switcher, Ticket, wait_estimate
 from llmux.targets.resolution import Reason
 from llmux.targets.routing import Content, Facts, content_of, follow
-from llmux.targets.spill import Offer, spills, worst_cost
+from llmux.targets.spill import DEAR, Offer, spills, worst_cost
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Gate
@@ -146,8 +146,7 @@ class Routing:
         return max((self._worst(end, content) for end in self._ends[offer.to]), default=0)
 
     def _worst(self, end: str, content: Content) -> int:
-        assert self._prices is not None  # the configuration was checked for it
-        price = self._prices.models[end]
+        price = DEAR if self._prices is None else self._prices.models.get(end, DEAR)
         return worst_cost(price, content.text, content.files, content.limit, content.answers)
 
     def _expected(self, name: str) -> float | None:

@@ -18,6 +18,10 @@ TOKENS_PER_FILE = 3000
 """Of an image or a document, at worst."""
 
 
+DEAR = TokenPrice(input=15_000_000, cached=15_000_000, output=75_000_000)
+"""What a remote is taken to cost of which no price is known, for a million tokens."""
+
+
 class Offer(NamedTuple):
     """What a model's `spill` says: seconds, and millionths of the currency (None: whatever it costs)."""
 

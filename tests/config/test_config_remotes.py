@@ -93,7 +93,6 @@ def test_a_file_that_holds_no_key(refused, tmp_path):
         ("routes: [{to: r/x}]", "routes[0].to: 'r/x' is not configured; did you mean 'r/m'?"),
         ("routes: [{when: {key: k}}]", "routes[0].when.key: 'k' is not one of the named `api_keys`: none is set"),
         ("routes: [{when: {role: k}}]", "routes[0].when.role: 'k' is not one of `roles`: none is set"),
-        ("routes: [{regions: [us]}]", "routes[0].regions[0]: 'us' is the `region` of no remote: eu"),
         ("routes: [{when: {imagse: true}}]", "routes[0].when.imagse: unknown setting; known here: "),
         ("routes: [{when: {path: v1}}]", "routes[0].when.path: 'v1' is not a path; write one as /props"),
     ],
@@ -109,7 +108,6 @@ def test_what_leads_to_a_remote(refused, rest, said):
         ("{to: r/x, over: 1s}", "spill.to: 'r/x' is no model of a remote; did you mean 'r/m'?"),
         ("{to: a, over: 1s}", "spill.to: 'a' is no model of a remote; there are r/m"),
         ("{to: v, over: 1s}", "spill.to: 'v' may end at 'a', which is here; name remotes' models only"),
-        ("{to: r/m, over: 1s, below: 1}", "spill.below: needs `prices.models.r/m`: what it costs is not known"),
         ("{to: r/m}", "spill.over: is missing"),
         ("{to: w, over: 1s}", "virtual.w: chooses from itself: w → w; take one out"),
     ],
@@ -142,6 +140,12 @@ def test_what_check_says_of_them(read):
 def test_what_is_probably_not_meant(read):
     [warning] = read(remote(WHOLE).replace("remotes_for_all: true", "")).warnings
     assert warning == "remotes: no request may leave this host; set `remotes_for_all: true` if that is meant"
+    [warning] = read(remote(WHOLE, "routes: [{regions: [us]}]")).warnings
+    assert warning == "routes[0].regions: 'us' is the `region` of no remote: eu"
+    [warning] = read(
+        remote(WHOLE).replace("port: 8001", "port: 8001, spill: {to: r/m, over: 9s, below: 1}")
+    ).warnings
+    assert warning.startswith("models.a.spill.below: what r/m costs is not known: it counts as dear; give")
     more = "port: 8001, spill: {to: r/m, over: 9s}, cost: {wake: 10s}"
     [warning] = read(remote(WHOLE).replace("port: 8001", more)).warnings
     assert warning.startswith("models.a.spill.over: is shorter than its `cost.wake`: while it sleeps all its")

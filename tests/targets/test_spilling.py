@@ -167,6 +167,16 @@ async def test_only_what_is_not_too_dear_goes(house, host, below, more, goes):
     assert (await asking)[1] == ("r/m" if goes else None)
 
 
+@pytest.mark.parametrize(("tokens", "goes"), [(100, True), (500, False)])
+async def test_a_remote_without_a_price_counts_as_dear(house, host, tokens, goes):
+    await opened(house, host, {"over": "20s", "below": 0.02})
+    asking = asyncio.create_task(asked(house, max_tokens=tokens))
+    if not goes:
+        await until(lambda: queued(house))
+        house.release("a")
+    assert (await asking)[1] == ("r/m" if goes else None)
+
+
 async def test_a_client_that_leaves_or_is_cancelled_at_the_remote(house, host):
     host.says = [hang]
     await opened(house, host, {"over": "20s"})
