@@ -169,6 +169,11 @@ class GatewayConfig(Section):
     progress: bool = Field(
         default=False, description="Tell clients that wait where they stand, before their answer."
     )
+    audit: str | None = Field(
+        default=None,
+        description="File that a line is appended to for every act of an operator, reload and event of a key."
+        " null: none.",
+    )
     watch: bool = Field(default=True, description="Read the configuration again when its file changes.")
     access_log: bool = Field(default=False, description="One log line per request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -224,6 +229,11 @@ class GatewayConfig(Section):
     def folder(self) -> Path:
         """What paths are relative to, absolute."""
         return self._folder
+
+    @property
+    def audit_path(self) -> Path | None:
+        """The file of the audit, absolute; None for none."""
+        return None if self.audit is None else self.folder / Path(self.audit).expanduser()
 
     @property
     def captured(self) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
@@ -34,6 +35,10 @@ from llmux.plugins import comes_from_file, file_of
 from llmux.process import Process
 from llmux.proxy import Forwarder
 from llmux.runtime import Switcher
+from llmux.version import __version__
+
+if TYPE_CHECKING:
+    from llmux.observability.audit import Audit
 
 USE, OPTIONS = "route.use", "route.options"
 
@@ -41,13 +46,13 @@ USE, OPTIONS = "route.use", "route.options"
 class Gateway:
     """All of one gateway: what it knows of the hosts, what is under way, and what is counted."""
 
-    audit = None
     accounts = None
 
     def __init__(self, config: GatewayConfig, log: EventLog) -> None:
         """Raise ConfigError for a route that cannot be loaded."""
         self.config = config
         self.log = log
+        self.audit: Audit | None = None
         self.metrics = Metrics()
         self.metrics.registry.register(FleetMetrics(self))
         self.last_reload_error: str | None = None
@@ -70,6 +75,9 @@ class Gateway:
 
     def start(self) -> None:
         """Follow the hosts. The loop runs, the port is bound."""
+        if (audit := self._open_audit(self.config)) is not None:
+            self._audit_into(audit)
+            audit.put("started", version=__version__, pid=os.getpid(), hosts=list(self.config.hosts))
         self.dispatcher.start()
         self.hosts.every = self.config.fleet.report_every
         self.hosts.configure(self.config.hosts)
@@ -77,8 +85,11 @@ class Gateway:
     def replace(self, config: GatewayConfig) -> None:
         """Put a new configuration into force. Raises ConfigError, and changes nothing then."""
         placement, old = self.dispatcher.placement, self.config
-        if config.route != old.route or comes_from_file(config.route.use):
-            placement.route = load_route(config)
+        new_route = config.route != old.route or comes_from_file(config.route.use)
+        route = load_route(config) if new_route else placement.route
+        if config.audit_path != old.audit_path:
+            self._audit_into(self._open_audit(config))
+        placement.route = route
         placement.rules = Rules(config.fleet.max_queued, config.fleet.max_wait)
         self.hosts.every = config.fleet.report_every
         self.handler.configure(config)
@@ -100,8 +111,27 @@ class Gateway:
         self.dispatcher.close()
         await self.hosts.close()
         await self.forwarder.close()
+        if self.audit is not None:
+            self.audit.put("stopped")
+            await asyncio.to_thread(self.audit.close)
         self.stopped.set()
         self.log.emit("stopped")
+
+    def _open_audit(self, config: GatewayConfig) -> Audit | None:
+        path = config.audit_path
+        if path is None:
+            return None
+        from llmux.observability.audit import Audit  # noqa: PLC0415 - most configurations have no use for it
+
+        return Audit(path, self.log.emit)
+
+    def _audit_into(self, audit: Audit | None) -> None:
+        """Begin an audit, or end it."""
+        if self.audit is not None:
+            self.audit.moved(audit, self.metrics.registry)
+        elif audit is not None:
+            self.metrics.registry.register(audit)
+        self.audit = audit
 
     # ---- looking
 

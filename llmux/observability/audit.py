@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -96,15 +97,19 @@ class Audit(Collector):
         more, self._passed_over = self._passed_over, 0
         self.put("key_refused", **fields, more=more or None)
 
+    def moved(self, to: Audit | None, registry: CollectorRegistry) -> None:
+        """End this one, for another one or none; nothing is waited for."""
+        self.put("moved", to=None if to is None else str(to.path))
+        registry.unregister(self)
+        if to is not None:
+            registry.register(to)
+        threading.Thread(target=self.close, name="llmux-audit-close", daemon=True).start()
+
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""
         self._ending = True
         self._wake.set()
         self._thread.join(CLOSE_WAITS)
-
-    def close_soon(self) -> None:
-        """Do so without waiting."""
-        threading.Thread(target=self.close, name="llmux-audit-close", daemon=True).start()
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield how many lines are lost."""
@@ -184,7 +189,7 @@ def _bounded(value: Any) -> Any:
 def act_of(method: str, path: str) -> dict[str, str]:
     """Return what a request for one of llmux's own paths does: ``{"act": "pin", "model": "qwen"}``."""
     parts = path.removeprefix("/llmux/").split("/")
-    for kind, name in (("models", "model"), ("requests", "request")):
+    for kind, name in (("models", "model"), ("requests", "request"), ("fleet", "host")):
         if len(parts) > 2 and parts[0] == kind:  # noqa: PLR2004 - something between the kind and the act
             return {"act": parts[-1], name: "/".join(parts[1:-1])}
     act = "/".join(parts)

@@ -341,13 +341,11 @@ class Switcher:
 
     def _audit_into(self, audit: Audit | None) -> None:
         """Begin an audit, or end it."""
-        old, self.audit = self.audit, audit
-        if old is not None:
-            old.put("moved", to=None if audit is None else str(audit.path))
-            self.metrics.registry.unregister(old)
-            old.close_soon()
-        if audit is not None:
+        if self.audit is not None:
+            self.audit.moved(audit, self.metrics.registry)
+        elif audit is not None:
             self.metrics.registry.register(audit)
+        self.audit = audit
 
     def _new_core(self, config: Config) -> Core:
         specs, rules = to_specs(config)

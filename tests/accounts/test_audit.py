@@ -147,7 +147,8 @@ def read_config(tmp_path):
 
 def test_the_act_in_a_path():
     assert act_of("POST", "/llmux/models/org/name/wake") == {"act": "wake", "model": "org/name"}
-    assert act_of("POST", "/llmux/fleet/hosts/one/drain") == {"act": "fleet/hosts/one/drain"}
+    assert act_of("POST", "/llmux/fleet/one/drain") == {"act": "drain", "host": "one"}
+    assert act_of("POST", "/llmux/else/one/more") == {"act": "else/one/more"}
     assert act_of("DELETE", "/llmux/lease") == {"act": "end lease"}
 
 

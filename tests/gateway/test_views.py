@@ -156,3 +156,36 @@ async def test_it_has_a_page_of_its_own(door, puppet):
     assert (await door.ask("GET", "/", Accept="text/html")).headers["location"] == "llmux/ui"
     assert (await door.ask("GET", "/")).json()["see"] == ["/v1/models", "/llmux/fleet", "/llmux/ui"]
     assert (await door.ask("GET", "/llmux/ui/../x")).status == 404
+
+
+async def test_what_operators_do_is_in_the_audit(door):
+    """In the gateway's, and in the host's own."""
+    await door.host("one", audit="audit.jsonl")
+    keys = {"admin_key": "key-of-admin", "api_keys": [{"name": "alice", "key": "key-of-alice"}]}
+    await door.open_gateway(audit="audit.jsonl", **keys)
+    admin, alice = ({"Authorization": f"Bearer key-of-{name}"} for name in ("admin", "alice"))
+    drained = await door.ask(
+        "POST", "/llmux/fleet/one/drain", {"reason": "new fans"}, X_Request_ID="mine", **admin
+    )
+    assert drained.status == 202
+    assert (await door.ask("POST", "/llmux/fleet/none/drain", **admin)).status == 404
+    assert (await door.ask("POST", "/llmux/fleet/one/undrain", **alice)).status == 401
+
+    def lines(folder):
+        text = (folder / "audit.jsonl").read_text()
+        assert "key-of" not in text
+        return [json.loads(line) for line in text.splitlines()]
+
+    await until(lambda: len(lines(door.folder)) == 4)
+    started, first, second, refused = lines(door.folder)
+    assert (started["event"], started["hosts"]) == ("started", ["one"])
+    assert (first["act"], first["host"], first["by"], first["status"]) == ("drain", "one", "admin_key", 202)
+    assert (first["options"], first["request_id"]) == ({"reason": "new fans"}, "mine")
+    assert (second["host"], second["status"]) == ("none", 404)
+    assert (refused["event"], refused["path"]) == ("key_refused", "/llmux/fleet/one/undrain")
+    await until(lambda: any(line.get("act") == "lease" for line in lines(door.folder / "one")))
+    door.gateway.replace(door.gateway_config(audit="other.jsonl", **keys))
+    door.gateway.replace(door.gateway_config(**keys))
+    assert door.gateway.audit is None
+    await until(lambda: "moved" in (door.folder / "other.jsonl").read_text())
+    assert lines(door.folder)[-1]["event"] == "moved"
