@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from llmux.core import Core
@@ -210,6 +211,8 @@ class FairOrder:
             self._leave(event.request)
             self._coming[event.request] = entry.key
             self._join(entry.since, event.request, entry.model)
+            waiters = self._waiting[entry.model][entry.key]
+            self._waiting[entry.model][entry.key] = dict(sorted(waiters.items(), key=itemgetter(1)))
 
     def after(self, now: float, effects: Iterable[Effect]) -> None:
         """Take in what the core has answered."""

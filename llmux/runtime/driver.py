@@ -130,6 +130,8 @@ class Driver:
 
     def _failed(self, error: Exception, event: ev.Event) -> None:
         effects = self._core.state.out  # what had been decided, and is counted
+        if self.order is not None:
+            self.order.after(self._core.state.now, effects)
         self._timeline.add(self._core.state.now, event, effects)
         if isinstance(error, CoreError):
             error.story = self._timeline.story()

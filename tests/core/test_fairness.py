@@ -298,6 +298,17 @@ def test_what_rides_along_is_no_part_of_it_until_it_enters():
     assert order.present() == {2: True}
 
 
+def test_what_is_returned_goes_first_among_those_of_its_key():
+    keys = dict.fromkeys(range(1, 4), "a")
+    play, order = fairly(models("a", max_in_flight=1), keys)
+    for request in keys:
+        play.feed(float(request), ev.RequestArrived(request, "a"))
+    found = play.feed(5.0, ev.RequestReturned(1, connected=True))
+    (probe,) = [each.hook for each in found if isinstance(each, fx.RunHook)]
+    assert order.waiters("a") == [1.0, 2.0, 3.0]
+    assert admissions(play.feed(6.0, ev.HookFinished(probe, ok=True))) == [1]
+
+
 def test_books_that_begin_late_order_what_they_know():
     play = given(models("a", max_in_flight=1), awake=["a"])
     for request in (1, 2, 3):
