@@ -54,6 +54,7 @@ class Host:
     since: dict[str, int] = field(default_factory=dict)  # the same, counted
     ends: deque[tuple[float, str]] = field(default_factory=deque)  # of this gateway's requests, since the report
     ended: dict[str, int] = field(default_factory=dict)  # the same, counted
+    arriving: dict[str, float] = field(default_factory=dict)  # models whose wake was begun since the report: when
     others: Mapping[str, int] = field(default_factory=dict)  # requests of other gateways, as the store says
     others_until: float = -NEVER
     base: float = 0.0  # its place in ``Fleet.roomy``
@@ -90,8 +91,20 @@ class Host:
 
     def holds(self, model: str) -> bool:
         """Whether the model is awake there, or about to be."""
+        return model in self.since or model in self.arriving or self.holds_by_report(model)
+
+    def holds_by_report(self, model: str) -> bool:
+        """The same, without what has been placed there since the report."""
         each = self.of(model)
-        return each.phase in HELD or each.queued > 0 or model in self.since
+        return each.phase in HELD or each.queued > 0
+
+    def displaced(self, model: str) -> bool:
+        """Whether the model was awake when the report was taken, and another's wake has been begun there since."""
+        for other in self.arriving:
+            evicts = self.of(other).evicts
+            if other != model and (evicts is None or model in evicts):
+                return True
+        return False
 
     def load(self, now: float) -> int:
         """How many requests it has: this gateway's own, and the others as reported, if the report counts."""
@@ -238,19 +251,29 @@ class Fleet:
             return NEVER
         slots, service = each.slots or UNLIMITED, self.service(host, model)
         there = each.queued + host.ahead(model, now)
-        if each.phase is Phase.AWAKE:
+        if each.phase is Phase.AWAKE and not (host.arriving and host.displaced(model)):
             over = each.in_flight + there - slots
             return (over + 1) * service / slots if over >= 0 else 0.0
+        if each.phase is Phase.AWAKE:  # it has to come back
+            seconds = each.sleep + each.wake + max(0, there) // slots * service
+            return seconds + self._turns(host, model)
         until_awake = expected - each.queued // slots * each.service
         seconds = max(0.0 if each.queued else each.switch_cost, until_awake - (now - host.taken))
         if each.phase is not Phase.WAKING and model in host.waiting:
             # What has waited for long without a switch is likely to wait for as long again.
             seconds = max(seconds, now - next(iter(host.waiting[model].values())))
-        seconds += max(0, there) // slots * service
-        for other in host.since:  # turns that came before this one
-            if other != model and host.of(other).phase not in HELD:
-                seconds += host.of(other).switch_cost + self.service(host, other)
-        return seconds
+        return seconds + max(0, there) // slots * service + self._turns(host, model)
+
+    def _turns(self, host: Host, model: str | None = None) -> float:
+        """Return the seconds of what was begun to be woken since the report, before ``model``."""
+        return sum(
+            host.of(other).switch_cost + self.service(host, other) for other in host.arriving if other != model
+        )
+
+    def burden(self, host: Host, model: str) -> float:
+        """Return what a wake of the model there costs the others, in seconds of waiting."""
+        evicts = host.of(model).evicts
+        return host.leaving if evicts is None else sum(self.missed(host, each) for each in evicts)
 
     def shortest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float]:
         """Return the holder where a request waits least, and for how long."""
@@ -268,7 +291,7 @@ class Fleet:
         for host in self.roomiest(model, most):
             if host.holds(model):
                 continue
-            wait, burden = self.wait(host, model), host.leaving
+            wait, burden = self.wait(host, model), self.burden(host, model)
             total = wait + burden
             if total > least_sum or total == NEVER:
                 continue
@@ -293,6 +316,8 @@ class Fleet:
                 if since_ >= taken
                 or (name and name in report.models and report.models[name].expected_wait is None)
             }
+        if host.arriving:
+            host.arriving = {model: when for model, when in host.arriving.items() if when > taken}
         if before is None or before.models.keys() != report.models.keys():
             self._serve(host, before)
         self.list(host)
@@ -305,7 +330,7 @@ class Fleet:
             [
                 name
                 for name, each in report.models.items()
-                if each.phase in HELD or each.queued or name in host.since
+                if each.phase in HELD or each.queued or name in host.since or name in host.arriving
             ]
         )
         if held != host.held:
@@ -324,7 +349,7 @@ class Fleet:
     def unlist(self, host: Host) -> None:
         """Take the host out of the indexes by state: its report counts no more."""
         self._hold(host, ())
-        for counted in (host.recent, host.since, host.ends, host.ended):
+        for counted in (host.recent, host.since, host.ends, host.ended, host.arriving):
             counted.clear()
         if host.listed:
             self._remove(host)
@@ -346,8 +371,15 @@ class Fleet:
         host.recent.append(entry)
         host.since[model] = host.since.get(model, 0) + 1
         if model not in host.held:
-            self._hold(host, (*host.held, model))
-            self._place(host)
+            self.arrives(host, model)
+
+    def arrives(self, host: Host, model: str) -> None:
+        """Count a model whose wake was begun there: what its report says of the others holds no more."""
+        if not host.listed or host.holds_by_report(model):
+            return
+        host.arriving.setdefault(model, self.time)
+        self._hold(host, (*host.held, model) if model not in host.held else host.held)
+        self._place(host)
 
     def gone(self, host: Host, request: int, *, arrived: bool = True) -> None:
         """Count a request no more that was placed there. One that has not ``arrived`` there was no load either."""
@@ -373,12 +405,7 @@ class Fleet:
     def _place(self, host: Host) -> None:
         if host.listed:
             self._remove(host)
-        turns = 0.0
-        for model in host.since:
-            each = host.of(model)
-            if each.phase not in HELD:
-                turns += each.switch_cost + self.service(host, model) * 2.0
-        host.base = host.free_in + host.leaving + turns
+        host.base = host.free_in + host.leaving + self._turns(host)
         insort(self._roomy, (host.base, host.name))
         host.listed = True
 

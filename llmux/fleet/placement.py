@@ -447,7 +447,11 @@ class Placement:
     # ---- the store, and time
 
     def _claim_seen(self, event: ev.ClaimSeen) -> None:
-        self.fleet.claims[event.model] = event.host, self.fleet.time + event.remaining
+        fleet = self.fleet
+        fleet.claims[event.model] = event.host, fleet.time + event.remaining
+        host = fleet.hosts.get(event.host)
+        if host is not None and host.serves(event.model):
+            fleet.arrives(host, event.model)
 
     def _load_seen(self, event: ev.LoadSeen) -> None:
         host = self.fleet.hosts.get(event.host)

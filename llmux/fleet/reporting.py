@@ -23,7 +23,7 @@ def report_of(
     alike: Sequence[Model] | None = None  # what leaves for any model that holds nothing, if one at a time does
     models: dict[str, ModelReport] = {}
     for name, model in s.models.items():
-        cost = 0.0
+        cost, evicts = 0.0, None
         if model.phase is not Phase.AWAKE:
             leaving = alike
             if leaving is None or together or model.holds:
@@ -31,12 +31,16 @@ def report_of(
             if not model.holds:
                 alike = leaving
             cost = placement.switch_cost(s, leaving, model)
-        models[name] = _model(s, model, now, waits[name], cost)
+            if together:
+                evicts = tuple([each.name for each in leaving if each is not model])
+        models[name] = _model(s, model, now, waits[name], cost, evicts)
     ready = s.ready and not s.stopping
     return HostReport(host, instance, seq, url, models, ready=ready, leased=s.lease is not None, lease=lease)
 
 
-def _model(s: State, model: Model, now: float, expected: float | None, cost: float) -> ModelReport:
+def _model(
+    s: State, model: Model, now: float, expected: float | None, cost: float, evicts: tuple[str, ...] | None
+) -> ModelReport:
     name, phase = model.name, model.phase
     queued, in_flight = len(model.queue), len(model.in_flight)
     idle = 0.0
@@ -56,4 +60,5 @@ def _model(s: State, model: Model, now: float, expected: float | None, cost: flo
         model.spec.max_in_flight,
         awake_for,
         idle,
+        evicts,
     )

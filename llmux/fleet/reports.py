@@ -41,6 +41,7 @@ class ModelReport(NamedTuple):
     slots: int | None = None
     awake_for: float = 0.0  # seconds; 0 while it is not awake
     idle_for: float = 0.0  # seconds since its last answer ended, 0 while it has requests; inf: it never had one
+    evicts: tuple[str, ...] | None = None  # what its wake would put to sleep; None: all that is on the GPU
 
 
 @dataclass(frozen=True, slots=True)

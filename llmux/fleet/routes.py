@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from llmux.core.phases import Phase
 from llmux.fleet.fleet_view import Fleet, Host
 
-TAU = 60.0
+FORGOTTEN = 60.0  # seconds over which waiting that a copy would have saved is forgotten
 
 
 class Route(Protocol):
@@ -175,12 +175,13 @@ class LeastWait:
         if wait > cost + burden:
             return there
         saved = wait if here.of(model).phase is Phase.AWAKE else 0.0
-        return there if self._worth_it(model, saved, cost + burden, fleet.time) else here
+        # The request at hand waits for the copy, and no more for the holder.
+        return there if self._worth_it(model, saved, cost + burden - saved, fleet.time) else here
 
     def _worth_it(self, model: str, saved: float, price: float, now: float) -> bool:
-        """Add to what a copy would have saved, forgotten over its price's time, and say whether to buy."""
+        """Add to the seconds of waiting that a copy would have saved, and say whether to buy it."""
         debt, then = self._debts.get(model, (0.0, now))
-        debt = debt * math.exp((then - now) / TAU) + saved
+        debt = debt * math.exp((then - now) / FORGOTTEN) + saved
         if debt >= self._options.copies * price:
             self._debts.pop(model, None)
             return True

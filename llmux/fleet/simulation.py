@@ -25,7 +25,7 @@ from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.fleet import events as ev
-from llmux.fleet.fleet_view import MEMORY
+from llmux.fleet.fleet_view import MEMORY, UNLIMITED
 from llmux.fleet.placement import Placement
 from llmux.fleet.placement import Rules as GatewayRules
 from llmux.fleet.reporting import report_of
@@ -330,8 +330,18 @@ class FleetRun:
         self.outcome.wakes += 1
         cost = self.cost(sources, model)
         last = [(time, number) for time, number in self.last_wakes.get(model, ()) if time > self.time - cost]
-        self.outcome.duplicates += any(number != host.number for _, number in last)
+        self.outcome.duplicates += any(
+            number != host.number and self._has_room(number, model) for _, number in last
+        )
         self.last_wakes[model] = [*last, (self.time, host.number)]
+
+    def _has_room(self, number: int, model: str) -> bool:
+        """Whether a host that wakes a model has fewer requests for it than it will serve at once."""
+        host = self.hosts[number]
+        if host is None:
+            return False
+        found = host.core.state.models[model]
+        return len(found.queue) + len(found.in_flight) < (found.spec.max_in_flight or UNLIMITED)
 
     def follow_up(self, index: int) -> None:
         """Let the job come that waits for the end of this one."""

@@ -469,6 +469,7 @@ def _model(each: Mapping[str, Any]) -> ModelReport:
         slots=None if slots is None else max(1, int(slots)),
         awake_for=_seconds(each["awake_for"]),
         idle_for=math.inf if idle is None else _seconds(idle),
+        evicts=tuple(str(name) for name in each["evicts"]) if each.get("evicts") is not None else None,
     )
 
 

@@ -44,12 +44,14 @@ def host_report(switcher: Switcher) -> dict[str, Any]:
 def _model(s: State, model: Model, now: float) -> dict[str, Any]:
     level = levels.lightest(model)
     awake = model.phase is Phase.AWAKE
+    leaving = () if awake else placement.who_leaves(s, model) or ()
     return {
         "phase": model.phase.value,
         "queued": len(model.queue),
         "in_flight": len(model.in_flight),
         "expected_wait": wait_estimate.for_a_newcomer(s, model, now),
-        "switch_cost": 0.0 if awake else _cost(s, model),
+        "switch_cost": 0.0 if awake else placement.switch_cost(s, leaving, model),
+        "evicts": [each.name for each in leaving if each is not model],
         "sleep": s.costs.sleep_of(model.name, level),
         "wake": s.costs.wake_of(model.name, level),
         "measured": _knows_wake(s, model.name, level),
@@ -67,10 +69,6 @@ def _knows_wake(s: State, model: str, level: str) -> bool:
     assert isinstance(costs, SwitchCosts)
     measured = ("wake", model, level) in costs.levels if level else model in costs.wakes
     return measured or costs.guesses.get(model, (None, None))[0] is not None
-
-
-def _cost(s: State, model: Model) -> float:
-    return placement.switch_cost(s, placement.who_leaves(s, model) or (), model)
 
 
 def _idle_for(model: Model, now: float) -> float | None:

@@ -95,15 +95,15 @@ def test_a_request_that_would_wait_longer_than_for_a_copy_wakes_one_at_once():
 
 
 def test_a_second_copy_is_made_when_waiting_has_cost_as_much():
-    """A skier rents until the rent paid is the price: three seconds, then six, and the copy costs six."""
-    play = given(h1=[awake("a", slots=4, in_flight=4, service=12.0)], h2=[asleep("a")])
+    """A skier rents until the rent paid is the price: two seconds, then four, and the copy costs six."""
+    play = given(h1=[awake("a", slots=4, in_flight=4, service=8.0)], h2=[asleep("a")])
     assert place(play, *"aa") == ["h1", "h2"]
 
 
 def test_waiting_of_long_ago_is_forgotten():
-    play = given(h1=[awake("a", slots=4, in_flight=4, service=12.0)], h2=[asleep("a")])
+    play = given(h1=[awake("a", slots=4, in_flight=4, service=8.0)], h2=[asleep("a")])
     assert place(play, "a") == ["h1"]
-    for host, models in (("h1", awake("a", slots=4, in_flight=4, service=12.0)), ("h2", asleep("a"))):
+    for host, models in (("h1", awake("a", slots=4, in_flight=4, service=8.0)), ("h2", asleep("a"))):
         play(at(400.0, report(host, models, seq=2)))
     play(at(400.0, ev.RequestEnded(1)))
     assert place(play, "a") == ["h1"]
@@ -161,3 +161,27 @@ def test_a_model_under_way_is_joined():
     waking = {"a": awake("a")["a"]._replace(phase=Phase.WAKING, expected_wait=3.0, switch_cost=COST)}
     play = given(h1=[asleep("a")], h2=[waking])
     assert place(play, "a") == ["h2"]
+
+
+def test_a_model_whose_host_another_gateway_gives_to_another_is_not_taken_for_awake():
+    play = given(h1=[awake("a", arrival_rate=1.0), asleep("b")], h2=[asleep("a", "b")])
+    play(at(0.5, ev.ClaimSeen("b", "h1", 9.0)), at(0.5, ev.ClaimSeen("b", "h1", 9.0)))
+    assert place(play, "a") == ["h2"]
+    play = given(h1=[awake("a", arrival_rate=1.0), asleep("b", evicts=())], h2=[asleep("a", "b")])
+    play(at(0.5, ev.ClaimSeen("b", "h1", 9.0)))
+    assert place(play, "a") == ["h1"]  # it has room for both
+
+
+def test_a_claim_of_what_its_host_has_already_changes_nothing():
+    play = given(h1=[awake("a"), asleep("b")], h2=[asleep("a", "b")])
+    play(at(0.5, ev.ClaimSeen("a", "h1", 9.0)), at(0.5, ev.ClaimSeen("stranger", "h1", 9.0)))
+    assert not play.host("h1").arriving
+    assert place(play, "a") == ["h1"]
+
+
+def test_a_wake_that_puts_nothing_to_sleep_costs_the_others_nothing():
+    busy = {"arrival_rate": 1.0, "in_flight": 3, "awake_for": 99.0}
+    room = [awake("x", **busy), asleep("a", evicts=())]
+    none = [awake("y", **busy), asleep("a", evicts=("y",))]
+    assert place(given(h1=none, h2=room, h3=none), "a") == ["h2"]
+    assert place(given(h1=none, h2=none, h3=room), "a") == ["h3"]
