@@ -171,7 +171,7 @@ JSON = st.recursive(
         st.sampled_from(
             ["type", "index", "delta", "choices", "content", "message", "response", "item", "output", "error",
              "text", "tool_calls", "function", "usage", "output_index", "content_block", "finish_reason", "status",
-             "id"]
+             "id", "name", "arguments", "model", "created", "stop_reason", "reasoning_content", "thinking", "data"]
         ),
         inner,
         max_size=4,
@@ -199,6 +199,18 @@ def test_no_document_of_an_engine_raises(engine, documents):
             stream.feed(b"data: " + json.dumps({"type": kind, **fields}).encode() + b"\n\n")
         stream.end()
         assert stream.over
+
+
+@FEW
+@given(DIALECTS, JSON)
+def test_no_whole_answer_of_an_engine_raises_anything_but_that_it_is_none(engine, document):
+    for client in Dialect:
+        translation = Translation(client, engine)
+        translation.request(ASKED[client])
+        for read in (translation.answer, translation.stream_of):
+            with contextlib.suppress(ValueError):
+                read(document)
+        translation.error(400, document)
 
 
 # ---- requests

@@ -110,7 +110,7 @@ class AnswerDecoder:
                 if delta := choice.get(part):
                     found += self._delta(delta)
                 if reason := choice.get("finish_reason"):
-                    self._finish = reason
+                    self._finish = str(reason)
                     stop = choice.get("stop_reason")
                     self._sequence = stop if isinstance(stop, str) else None
         return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from llmux.targets.codecs import (
@@ -102,24 +103,31 @@ class Translation:
     def answer(self, document: Any, model: str | None = None) -> dict[str, Any]:
         """Return the client's answer. ValueError when the engine's is none, or tells of an error."""
         events = self._events(document)
-        whole: dict[str, Any] = self._encoder(events, model).whole(events)
+        with self._checked():
+            whole: dict[str, Any] = self._encoder(events, model).whole(events)
         return whole
 
     def stream_of(self, document: Any, model: str | None = None) -> bytes:
         """Return a whole answer as the stream that the client asked for. ValueError as for ``answer``."""
         events = self._events(document)
-        encoder = self._encoder(events, model)
-        return b"".join(encoder.feed(event) for event in events)
+        with self._checked():
+            encoder = self._encoder(events, model)
+            return b"".join([encoder.feed(event) for event in events])
 
-    def _events(self, document: Any) -> list[Event]:
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
         try:
-            events = self._decoder().whole(document)
+            yield
         except _BROKEN as error:
             raise ValueError(f"the engine's answer is not what {self.engine} have: {error!r}") from error
+
+    def _events(self, document: Any) -> list[Event]:
+        with self._checked():
+            events = [self._own(event) for event in self._decoder().whole(document)]
         failed = next((event for event in events if isinstance(event, Failed)), None)
         if failed is not None:
             raise ValueError(failed.message)
-        return [self._own(event) for event in events]
+        return events
 
     def error(self, status: int, document: Any) -> dict[str, Any]:
         """Return an error of the engine in the client's envelope."""
@@ -169,29 +177,35 @@ class StreamTranslator:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the engine's, and return those for the client."""
-        sent = []
+        sent: list[bytes] = []
         for name, text in self._parser.feed(data):
             try:
-                events = self._decoder.feed(name, text)
+                self._send(sent, self._decoder.feed(name, text))
             except _BROKEN as error:
-                events = [
-                    Failed(f"the engine sent an event that {self._translation.engine} do not have: {error!r}")
-                ]
-            sent.append(self._send(events))
+                self._odd(sent, error)
         if self._parser.too_long:
-            sent.append(self.fail("the engine sent an event that is too long"))
+            self._send(sent, [Failed("the engine sent an event that is too long")])
         return b"".join(sent)
 
     def end(self) -> bytes:
         """Say that the engine sends no more: what is due is told, or that the answer broke off."""
-        return self._send(self._decoder.cut())
+        sent: list[bytes] = []
+        try:
+            self._send(sent, self._decoder.cut())
+        except _BROKEN as error:
+            self._odd(sent, error)
+        return b"".join(sent)
+
+    def _odd(self, sent: list[bytes], error: Exception) -> None:
+        self._send(sent, [Failed(f"the engine sent what {self._translation.engine} do not have: {error!r}")])
 
     def fail(self, message: str, kind: str = "api_error", code: str | None = None) -> bytes:
         """Tell the client that the answer broke off."""
-        return self._send([Failed(message, kind, code)])
+        sent: list[bytes] = []
+        self._send(sent, [Failed(message, kind, code)])
+        return b"".join(sent)
 
-    def _send(self, events: list[Event]) -> bytes:
-        sent = []
+    def _send(self, sent: list[bytes], events: list[Event]) -> None:
         for event in events:
             if self.over:
                 break
@@ -201,4 +215,3 @@ class StreamTranslator:
             kind = type(event)
             self.failed = kind is Failed
             self.over = self.failed or kind is Ended
-        return b"".join(sent)
