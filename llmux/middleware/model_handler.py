@@ -237,7 +237,7 @@ class ModelHandler:
         self, request: web.Request, context: RequestContext, body: Body | None
     ) -> web.StreamResponse:
         fitted = body if self._translating is None else self._translating.fit(context, body)
-        if self.exact_usage is not None and fitted is body:
+        if self.exact_usage is not None and fitted is body and context.route.kind is Kind.FORWARD:
             asking = await self.exact_usage.asking(context.route.path, body)
             if asking is not None:
                 request[RELAY], fitted = self.exact_usage.relay, asking

@@ -83,6 +83,14 @@ async def test_what_is_not_asked(house, body, path):
     assert json.loads(house.engine.bodies[-1]) == {"model": "a", **body}
 
 
+async def test_an_operators_request_is_passed_on_as_it_is(house):
+    await house.open(ledger="ledger.db", usage="exact")
+    house.engine.says = stream(SAID)
+    sent = b'{"model": "a", "stream": true}'
+    assert (await house.ask("POST", f"/upstream/a{CHAT}", sent)).body == SAID
+    assert house.engine.bodies[-1] == sent
+
+
 async def test_options_that_are_there_stay(house):
     await house.open({"a": {"upstream_model": "served-name"}}, ledger="ledger.db", usage="exact")
     house.engine.says = stream(SAID)
