@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-# What a shell starts in the background ignores Ctrl-C, and so would all programs that tests start and interrupt.
+# What a shell starts in the background ignores Ctrl-C and Ctrl-\, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Else every Python that tests start compiles llmux and the SDKs anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -12,7 +12,7 @@ from llmux.cli import app
 from llmux.cli.hook_scripts import find
 
 WHOLE = "models: {m: {cmd: 'srv --port ${PORT}'}}\n"
-PARTLY = WHOLE + "peers: {p: {proxy: 'http://x', models: [a]}}\n"
+PARTLY = WHOLE + "captureBuffer: 8\n"
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_all_is_carried_over(run, tmp_path):
 def test_not_all_is_carried_over(run):
     done = run(PARTLY)
     assert done.exit_code == 1
-    assert done.stderr.startswith("swap.yaml:2: peers: not carried over: ")
+    assert done.stderr.startswith("swap.yaml:2: captureBuffer: not carried over: ")
     assert "not carried over: 1 setting, named" in done.stdout
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 

@@ -46,7 +46,7 @@ def head(data: bytes) -> None:
     assert message.headers.getall("Host") == [seen.called.decode("latin-1")]
     if not seen.plain:
         return
-    known = fast_head.KnownHead(seen, Route(Kind.FORWARD, "/v1/chat/completions"), (), None)
+    known = fast_head.KnownHead(seen, Route(Kind.FORWARD, "/v1/chat/completions"), (), None, {})
     engine = _aiohttp(known.engine_head(b"engine", b"%d" % (whole - size), b"id"))
     assert engine.path == message.path
     ours = {b"host", b"content-length", b"connection", b"x-request-id"}
