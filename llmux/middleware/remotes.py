@@ -172,6 +172,12 @@ class Remotes:
         endpoint = self._remotes[self._models[name][0]].endpoint
         return endpoint.latency if endpoint.wait(self._switcher.now()) is None else None
 
+    def room(self, name: str, context: RequestContext) -> float:
+        """Return how many requests like this one a remote's model takes now."""
+        if not self.allows(name, context):
+            return 0
+        return self._remotes[self._models[name][0]].endpoint.room(self._switcher.now())
+
     # ---- a request
 
     async def serve(

@@ -160,19 +160,19 @@ class Routing:
         state, name = self._switcher.core.state, one.context.model or ""
         if name not in state.models or state.stopping or not state.ready:
             return False
-        return spills(one.offer, 0.0, self._expected(name), one.worst) and self._can(one)
+        return spills(one.offer, 0.0, self._expected(name), one.worst) and self._room(one) > 0
 
     def _spills_rejected(self, one: Spillable, error: RequestError) -> bool:
         """Whether a request that was rejected, and has had no answer, goes to the remote."""
         rejected = isinstance(error, _REJECTIONS) and error.code not in _FINAL
-        return rejected and spills(one.offer, 0.0, None, one.worst) and self._can(one)
+        return rejected and spills(one.offer, 0.0, None, one.worst) and self._room(one) > 0
 
-    def _can(self, one: Spillable) -> bool:
-        """Whether the remote takes a request at this moment, and the key's budget allows it."""
+    def _room(self, one: Spillable) -> float:
+        """Return how many like this the remote takes now; none where the key's budget does not allow it."""
         context = one.context
         if self._gate is not None and not self._gate.may_spend(context.key, one.worst or 0, context.passed):
-            return False
-        return self._targeting.can(one.offer.to, context)
+            return 0
+        return self._targeting.room(one.offer.to, context)
 
     def watch(self, ticket: Ticket, one: Spillable) -> None:
         """Look after a request that waits, until ``forget``: when it would wait too long, it leaves the queue."""
@@ -205,17 +205,19 @@ class Routing:
         """Have those leave a model's queue that would wait too long. Each that leaves shortens it for the rest."""
         state, now = self._switcher.core.state, self._switcher.now()
         awake = wait_estimate.until_awake(state, model, now)
-        position = 0
+        position = gone = 0  # what has gone has not reached the remote yet, and takes its room
         for request in list(model.queue.values()):
             position += 1
             one = self._waiting.get(request.id) if request.id in numbers else None
             if one is None:
                 continue
             expected = awake + wait_estimate.in_queue(model, position)
-            if spills(one.offer, now - request.arrived, expected, one.worst) and self._can(one):
-                if self._switcher.spill(request.id, SpilledError("It goes to a remote.")):
-                    position -= 1
-                self._waiting.pop(request.id, None)
+            if not spills(one.offer, now - request.arrived, expected, one.worst) or self._room(one) <= gone:
+                continue
+            self._waiting.pop(request.id, None)
+            if self._switcher.spill(request.id, SpilledError("It goes to a remote.")):
+                position -= 1
+                gone += 1
 
     async def serve(
         self, offer: Offer, request: web.Request, context: RequestContext, body: Body | None, locally: Locally

@@ -111,10 +111,13 @@ class Targeting:
         now = Now(self._switcher, self._remotes, context)
         return any(target.remote and now.allowed(target.model) for target in self._names.targets(name))
 
-    def can(self, name: str, context: RequestContext) -> bool:
-        """Whether one of the remotes that a name stands for takes a request now."""
-        now = Now(self._switcher, self._remotes, context)
-        return any(target.remote and now.wait(target.model) is not None for target in self._names.targets(name))
+    def room(self, name: str, context: RequestContext) -> float:
+        """Return how many requests like this one the remotes take now that a name stands for."""
+        remotes = self._remotes
+        if remotes is None:
+            return 0
+        found = [target.model for target in self._names.targets(name) if target.remote]
+        return max((remotes.room(model, context) for model in found), default=0)
 
     async def serve(
         self,

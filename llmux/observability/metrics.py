@@ -73,7 +73,7 @@ HELP: dict[str, str] = {
     "llmux_policy_choice": "Of the policies that `use: auto` chooses among: 1 for the one that decides.",
     "llmux_policy_looks_total": "Looks back of `use: auto`, by result: adopted, kept or failed.",
     "llmux_policy_look_cpu_seconds_total": "CPU time that these looks took, of processes beside llmux.",
-    "llmux_targets_total": "Requests for a variant or a virtual model, by the target that was chosen, and why.",
+    "llmux_targets_total": "Requests for a variant, a virtual or a remote model, by the chosen target, and why.",
     "llmux_audit_lines_lost_total": "Lines that the audit could not keep until its file could be written.",
     "llmux_captures_total": "Requests that were captured (with `captures`).",
     "llmux_captures_lost_total": "Captures that could not be written, or did not fit into memory.",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import email.utils
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from llmux.proxy.exchange import Exchange
 from llmux.proxy.forward import Forwarder
 from llmux.proxy.relay import Relay
 from llmux.proxy.translated import TranslatingRelay
-from llmux.targets.breaker import Breaker
+from llmux.targets.breaker import Breaker, State
 from llmux.targets.codecs import Translation
 from llmux.upstream import (
     ConnectionPool,
@@ -132,6 +133,14 @@ class Endpoint:
         if self.max_in_flight is not None and self.in_flight >= self.max_in_flight:
             return 1.0
         return self.breaker.wait(now)
+
+    def room(self, now: float) -> float:
+        """Return how many requests it takes now."""
+        if self.wait(now) is not None:
+            return 0
+        if self.breaker.state(now) is not State.CLOSED:
+            return 1  # the probe
+        return math.inf if self.max_in_flight is None else self.max_in_flight - self.in_flight
 
     async def forward(
         self,

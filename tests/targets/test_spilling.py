@@ -327,3 +327,26 @@ async def test_a_variant_and_a_virtual_model_of_it_spill_too(house, host):
         reply, by = await asked(house, name)
         assert (reply.status, by) == (200, "r/m")
         assert host.asked[-1].json() == {"model": "theirs/m", "temperature": 2.0}
+
+
+async def test_no_more_leave_the_queue_than_the_remote_takes(house, host):
+    async def slow(host, writer):
+        await host.go.wait()
+        writer.write(answer())
+        await writer.drain()
+
+    host.says = [slow]
+    model = {**SLOW, "cost": {"wake": 0.5}, "spill": {"to": "r/m", "over": "1s"}}
+    await house.open({"a": model}, remotes={"r": host.settings(max_in_flight=2)}, **OPEN)
+    asking = [asyncio.create_task(asked(house, user=str(number))) for number in range(8)]
+    await until(lambda: len(host.asked) == 2)
+    await asyncio.sleep(0.6)  # two more looks
+    waiting = [request.id for request in house.switcher.core.state.models["a"].queue.values()]
+    assert waiting == sorted(waiting)
+    assert len(waiting) == 6
+    assert not house.log.named("remote_failed")
+    house.release("a")
+    host.go.set()
+    replies = await asyncio.gather(*asking)
+    assert [by for _, by in replies].count("r/m") == len(host.asked)
+    assert len(house.engine.bodies) + len(host.asked) == 8
