@@ -18,6 +18,7 @@ from tests.harness.launcher import ROOT
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST, request, uid
+from tests.soak.fleet import Days
 
 HELLO = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
@@ -343,3 +344,13 @@ async def test_how_soon_a_dead_host_is_left_alone(door):
     text = (await door.get("/metrics")).body.decode()
     name = next(name for name, each in door.hosts.items() if each is lab)
     assert f'llmux_fleet_ejected_total{{host="{name}"}} 1.0' in text
+
+
+async def test_bad_days(tmp_path):
+    """For a few seconds; `python -m tests.soak.fleet 600` has more."""
+    days = Days(tmp_path, seed=7)
+    try:
+        assert await days.run(8.0) == []
+        assert days.ends["200"] > 20
+    finally:
+        days.finish()
