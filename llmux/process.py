@@ -20,7 +20,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,17 @@ async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncItera
 LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
 GARBAGE_AT = 20_000  # more objects than at the last look: Python's 700 costs a twentieth of a stream's CPU
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-RESTART_NEEDED = ("host", "port", "state_path", "ledger_path", "ledger_keep", "otlp", "log_level", "log_format")
+RESTART_NEEDED = (
+    "host",
+    "port",
+    "state_path",
+    "ledger_path",
+    "ledger_keep",
+    "otlp",
+    "fleet",
+    "log_level",
+    "log_format",
+)
 
 
 class Process:
@@ -173,7 +183,7 @@ class Process:
             front.configure(config)
             self._listen_to_signals(switcher, front)
             runner = Runner(app, self._log)
-            chores = [self._watch(switcher, front), self._beat()]
+            chores = [self._watch(switcher, front), self._beat(), *self._joining(config, switcher)]
             tasks = [asyncio.create_task(chore) for chore in chores]
             try:
                 await self._set_up(runner)
@@ -186,6 +196,7 @@ class Process:
             finally:
                 for task in tasks:
                     task.cancel()
+                await asyncio.wait(tasks, timeout=LAST_WORDS)
                 await self._clean_up(runner)
                 for number in SIGNALS:  # one that comes in the last moment does not change the exit code
                     signal.signal(number, signal.SIG_IGN)
@@ -197,6 +208,14 @@ class Process:
         path = config.state_path
         store = NoState() if path is None else StateFile(path, self._log.emit)
         return build_app(config, store=store, log=self._log)
+
+    def _joining(self, config: Config, switcher: Switcher) -> Iterable[Coroutine[Any, Any, None]]:
+        """Return what makes it known to gateways, if anything does. Raises ConfigError."""
+        if config.fleet is None:
+            return ()
+        from llmux.fleet.registration import Registration  # noqa: PLC0415 - one host has no use for it
+
+        return (Registration(config.fleet, switcher, self._log).run(),)
 
     async def _set_up(self, runner: web.AppRunner) -> None:
         """Start the application. Raises ConfigError for what it cannot use."""

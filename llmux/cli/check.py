@@ -56,7 +56,8 @@ def check(
 def _is_gateway(file: Path) -> bool:
     """Whether a file configures a gateway. Only what may be one is read for it."""
     try:
-        if b"hosts" not in file.read_bytes():
+        text = file.read_bytes()
+        if b"models" in text or not (b"hosts" in text or b"fleet" in text):
             return False
     except OSError:
         return False

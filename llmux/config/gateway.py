@@ -92,8 +92,19 @@ class HostConfig(Section):
 
 
 class FleetConfig(Section):
-    """How the hosts are followed, and how long requests wait for one."""
+    """How the hosts are found and followed, and how long requests wait for one."""
 
+    store: Annotated[SecretStr, Word("address")] | None = Field(
+        default=None,
+        description="Valkey or Redis, as redis://HOST:6379/0 (rediss: TLS; redis://:PASSWORD@HOST), in which hosts"
+        " make themselves known; takes the extra `fleet`. null: only `hosts`.",
+    )
+    key: Annotated[SecretStr, AfterValidator(_shown_key), Word("key")] | None = Field(
+        default=None, description="The key that hosts out of the store are shown."
+    )
+    admin_key: Annotated[SecretStr, AfterValidator(_shown_key), Word("key")] | None = Field(
+        default=None, description="Their `admin_key`, for `llmux fleet drain`. null: `key`."
+    )
     report_every: PositiveDuration = Field(
         default=1.0, ge=0.2, le=5.0, description="How often each host is asked for a report, between its changes."
     )
@@ -127,7 +138,9 @@ class GatewayConfig(Section):
         description="Address to listen on. 0.0.0.0 opens it to the network, which takes `api_keys`.",
     )
     port: OwnPort = Field(default=4000, description="Port to listen on. 0: any free one.")
-    hosts: Mapping[Name, HostConfig] = Field(min_length=1, description="The hosts by name.")
+    hosts: Mapping[Name, HostConfig] = Field(
+        default_factory=dict, description="The hosts by name; with `fleet.store` beside those that it knows."
+    )
     fleet: FleetConfig = Field(default_factory=FleetConfig, description="How the hosts are followed.")
     route: RouteConfig = Field(default_factory=RouteConfig, description="How a host is chosen.")
     server_names: tuple[HostName, ...] = Field(
@@ -213,6 +226,8 @@ class GatewayConfig(Section):
     def _whole(self) -> Self:
         closed = open_to_all(self.host, self)
         problems = [*_same_url(self), *check_keys(self), *_kept_here(self)]
+        if not self.hosts and self.fleet.store is None:
+            problems.append(Problem(("hosts",), "is empty: give the hosts by name, or `fleet.store`"))
         raise_problems([*problems, Problem(("host",), closed)] if closed else problems)
         return self
 
@@ -234,6 +249,11 @@ class GatewayConfig(Section):
     def audit_path(self) -> Path | None:
         """The file of the audit, absolute; None for none."""
         return None if self.audit is None else self.folder / Path(self.audit).expanduser()
+
+    @property
+    def store(self) -> SecretStr | None:
+        """The store's address."""
+        return self.fleet.store
 
     @property
     def captured(self) -> tuple[str, ...]:
@@ -283,4 +303,6 @@ def is_gateway(file: Path) -> bool:
         data = read_document(file).data
     except (ConfigError, OSError):
         return False
-    return isinstance(data, Mapping) and isinstance(data.get("hosts"), Mapping) and "models" not in data
+    if not isinstance(data, Mapping) or "models" in data:
+        return False
+    return isinstance(data.get("hosts"), Mapping) or "route" in data or isinstance(data.get("fleet"), Mapping)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
@@ -195,6 +195,19 @@ class BackoffConfig(Section):
     max: PositiveDuration = Field(default=20.0, description="Longest pause.")
 
 
+class JoinConfig(Section):
+    """How gateways find this host: by its entry in a store that it shares with them."""
+
+    store: Annotated[SecretStr, Word("address")] = Field(
+        description="Valkey or Redis, as redis://HOST:6379/0 (rediss: TLS; redis://:PASSWORD@HOST); takes the"
+        " extra `fleet`."
+    )
+    name: Name = Field(description="What this host is called; no two have one name.")
+    url: str = Field(
+        min_length=1, description="Where gateways reach it: http://HOST:PORT, or unix:/PATH on their machine."
+    )
+
+
 class Config(Section):
     """Everything that llmux is told: made from a file, or in Python.
 
@@ -372,6 +385,9 @@ class Config(Section):
         default=True, description="Read the configuration again when its file, or the policy's, changes."
     )
     access_log: bool = Field(default=False, description="One log line per request.")
+    fleet: JoinConfig | None = Field(
+        default=None, description="The store in which this host makes itself known to gateways. null: none."
+    )
     otlp: Url | None = Field(
         default=None,
         description="Where traces are sent, by OTLP over HTTP, as http://127.0.0.1:4318; takes the extra `otel`."

@@ -81,6 +81,7 @@ class Dispatcher:
         self.now: Callable[[], float] = time.monotonic
         self.placement = Placement(route, random.random, rules)
         self.on_probe: Callable[[str], None] = lambda _host: None
+        self.on_claim: Callable[[ev.ClaimWake], None] = lambda _effect: None
         self.on_withdraw: Callable[[Trip, str], None] = lambda _trip, _host: None
         self.counts: Counter[tuple[str, ...]] = Counter()  # what has happened, for the metrics
         self._log = log
@@ -93,6 +94,7 @@ class Dispatcher:
             ev.Send: self._send,
             ev.Reject: self._reject,
             ev.Withdraw: self._withdraw,
+            ev.ClaimWake: self._claim,
             ev.Probe: lambda effect: self.on_probe(effect.host),
             ev.HostEjected: self._ejected,
             ev.HostRestored: self._restored,
@@ -227,6 +229,9 @@ class Dispatcher:
         if (trip := self._trips.get(effect.request)) is not None:
             trip.withdrawing = True
             self.on_withdraw(trip, effect.host)
+
+    def _claim(self, effect: ev.ClaimWake) -> None:
+        self.on_claim(effect)
 
     def _ejected(self, effect: ev.HostEjected) -> None:
         if effect.host in self._out:  # another probe has failed

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +25,7 @@ from llmux.fleet.routes import SHIPPED, Route
 from llmux.gateway.dispatcher import Dispatcher
 from llmux.gateway.handler import GatewayHandler
 from llmux.gateway.hosts import Host, Hosts
+from llmux.gateway.sharing import Sharing
 from llmux.gateway.views import FleetMetrics, Views
 from llmux.middleware import Front
 from llmux.middleware.paths import ForwardedPaths
@@ -65,6 +66,8 @@ class Gateway:
         self.hosts = Hosts(self.dispatcher, log)
         self.hosts.on_names = self.metrics.declare
         self.forwarder = Forwarder()
+        store = config.fleet.store
+        self.sharing = None if store is None else Sharing(self, store.get_secret_value())
         self.handler = GatewayHandler(config, self.hosts, self.dispatcher, self.forwarder, self.now)
 
     def now(self) -> float:
@@ -80,7 +83,14 @@ class Gateway:
             audit.put("started", version=__version__, pid=os.getpid(), hosts=list(self.config.hosts))
         self.dispatcher.start()
         self.hosts.every = self.config.fleet.report_every
-        self.hosts.configure(self.config.hosts)
+        self.configure_hosts()
+        if self.sharing is not None:
+            self.sharing.start()
+
+    def configure_hosts(self) -> None:
+        """Follow the hosts of the configuration, and those that the store knows."""
+        found = {} if self.sharing is None else self.sharing.found
+        self.hosts.configure({**found, **self.config.hosts})
 
     def replace(self, config: GatewayConfig) -> None:
         """Put a new configuration into force. Raises ConfigError, and changes nothing then."""
@@ -94,7 +104,7 @@ class Gateway:
         self.hosts.every = config.fleet.report_every
         self.handler.configure(config)
         self.config = config
-        self.hosts.configure(config.hosts)
+        self.configure_hosts()
 
     async def stop(self) -> None:
         """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
@@ -109,6 +119,8 @@ class Gateway:
     async def close(self) -> None:
         """Let go of everything."""
         self.dispatcher.close()
+        if self.sharing is not None:
+            await self.sharing.close()
         await self.hosts.close()
         await self.forwarder.close()
         if self.audit is not None:
@@ -200,12 +212,15 @@ class GatewayProcess(Process):
         # A process asks of its configuration what a gateway's has, too, but in the methods below.
         super().__init__(cast("Any", config), cast("Any", read), cast("Any", announce))
 
-    restart_needed = ("host", "port", "log_level", "log_format")
+    restart_needed = ("host", "port", "store", "log_level", "log_format")
     runs_hooks = False
 
     def _build(self, config: Any) -> tuple[web.Application, Switcher]:
         app, gateway = build_gateway(config, self._log)
         return app, cast("Switcher", gateway)
+
+    def _joining(self, _config: Any, _switcher: Switcher) -> Iterable[Coroutine[Any, Any, None]]:
+        return ()
 
     async def _set_up(self, runner: web.AppRunner) -> None:
         await runner.setup()

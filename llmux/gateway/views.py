@@ -29,6 +29,7 @@ HELP: dict[str, str] = {
     "llmux_fleet_report_age_seconds": "Age of the host's last report.",
     "llmux_fleet_host_in_flight": "Requests of this gateway that are on the host, in its queue or in flight.",
     "llmux_fleet_host_queued": "Requests that wait on the host, as it reported last.",
+    "llmux_fleet_store_up": "1 while the store answers, else 0 (with `fleet.store`).",
     "llmux_fleet_queue_depth": "Requests that wait in the gateway for a host, by model.",
     "llmux_fleet_placed_total": "Requests that were sent to the host; one that was sent again counts again.",
     "llmux_fleet_retried_total": "Those of them that another host had not taken.",
@@ -57,17 +58,21 @@ class FleetMetrics(Collector):
         """Yield every metric; called by the registry."""
         gateway, now = self._gateway, self._gateway.now()
         rows = [(host, gateway.view(host)) for host in gateway.hosts.all()]
-        up = [((host.name,), gateway.state(host) == "ready") for host, _ in rows]
+        ready = [((host.name,), gateway.state(host) == "ready") for host, _ in rows]
         ages = [((host.name,), now - host.heard) for host, _ in rows if host.heard is not None]
         own = [((host.name,), len(seen.own)) for host, seen in rows if seen is not None]
         reported = [(host, seen.report) for host, seen in rows if seen is not None and seen.report is not None]
         queued = [((host.name,), sum(each.queued for each in report.models.values())) for host, report in reported]
         depths = [((model,), depth) for model, depth in gateway.dispatcher.queued().items()]
-        yield _gauge("llmux_fleet_host_up", up)
+        yield _gauge("llmux_fleet_host_up", ready)
         yield _gauge("llmux_fleet_report_age_seconds", ages)
         yield _gauge("llmux_fleet_host_in_flight", own)
         yield _gauge("llmux_fleet_host_queued", queued)
         yield _gauge("llmux_fleet_queue_depth", depths, "model")
+        if gateway.sharing is not None:
+            up = GaugeMetricFamily("llmux_fleet_store_up", HELP["llmux_fleet_store_up"])
+            up.add_metric((), float(not gateway.sharing.trouble))
+            yield up
         counted: dict[str, _Samples] = {}
         for (kind, *labels), count in sorted(gateway.dispatcher.counts.items()):
             counted.setdefault(f"llmux_fleet_{kind}_total", []).append((tuple(labels), count))
@@ -246,6 +251,8 @@ class Views:
         notes += [
             f"{count} wait for a host that has {model}" for model, count in gateway.dispatcher.queued().items()
         ]
+        if gateway.sharing is not None and gateway.sharing.trouble:
+            notes.append(f"the store cannot be used, the last view holds: {gateway.sharing.trouble}")
         return web.json_response({"status": "ok", "failing": [], "notes": notes})
 
     async def ready(self, _request: web.Request) -> web.Response:

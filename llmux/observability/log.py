@@ -179,6 +179,10 @@ CATALOGUE: dict[str, LogEvent] = {
     "report_refused": LogEvent(
         _WARNING, "A host's report was not taken in: it was overtaken, of another instance, or not understood."
     ),
+    "store_lost": LogEvent(
+        _WARNING, "The store that hosts and gateways share cannot be used: why, and what to do. Requests go on."
+    ),
+    "store_restored": LogEvent(_INFO, "The store answers again, or does so for the first time."),
     "view_stale": LogEvent(
         _WARNING, "No host with the model has reported in time: requests go by the gateway's own counts."
     ),

@@ -51,6 +51,15 @@ class Door(Lab):
 
         await self.until(there)
 
+    async def until_hosts_are(self, **states: str) -> None:
+        """The same, of hosts that the gateway may not know yet."""
+
+        async def there():
+            hosts = (await self.fleet())["hosts"]
+            return all(hosts.get(name, {}).get("state") == state for name, state in states.items())
+
+        await self.until(there)
+
     def holder(self, answer) -> tuple[Lab, Lab]:
         """The host that has answered, and the other one."""
         name = answer.get("X-LLMux-Host")

@@ -1,0 +1,169 @@
+"""The shared store: which hosts there are, which host wakes what, and what each gateway has where.
+
+Valkey or Redis, by URL. Hosts stay the truth: all that is kept is soft, and comes back by itself when the store is
+emptied. **No request ever waits for the store**: what is here runs in tasks beside them, and requests read memory.
+
+    {llmux}:host:NAME     instance, seq, until, document: a host's lease, for LEASE seconds on the store's clock
+    {llmux}:hosts         a sorted set of names, by the end of their leases
+    {llmux}:wake:MODEL    the host that wakes a model; the first gateway to say so wins, for a term
+    {llmux}:flight:NAME   what one gateway has where, as a whole, for FLIGHT seconds
+    {llmux}:gateways      a sorted set of gateways, by the end of that
+
+A host's lease is fenced in one script: another instance may not take a name before its lease is over, nor may a
+report that was overtaken. No prompts, answers, keys or queues are in the store.
+
+The client library is the extra ``fleet``; its own retries are off (a frozen server would hold each call for
+seconds), and every call has ``PATIENCE``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llmux.errors import ConfigError
+
+LEASE = 6.0  # seconds
+FLIGHT = 3.0  # seconds
+PATIENCE = 1.0  # seconds that one call may take
+_HOSTS, _GATEWAYS = "{llmux}:hosts", "{llmux}:gateways"
+
+_NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000);"
+# KEYS: the host, all hosts. ARGV: instance, seq, milliseconds, document, name.
+_REGISTER = f"""{_NOW}
+local known = redis.call('HMGET', KEYS[1], 'instance', 'seq', 'until')
+if known[1] and known[1] ~= ARGV[1] and tonumber(known[3]) > now then return 'held' end
+if known[1] == ARGV[1] and tonumber(known[2]) >= tonumber(ARGV[2]) then return 'overtaken' end
+local over = now + tonumber(ARGV[3])
+redis.call('HSET', KEYS[1], 'instance', ARGV[1], 'seq', ARGV[2], 'until', over, 'document', ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[2], over, ARGV[5])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+return 'ok'
+"""
+# KEYS: the host, all hosts. ARGV: instance, name.
+_DEREGISTER = """
+if redis.call('HGET', KEYS[1], 'instance') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+return redis.call('ZREM', KEYS[2], ARGV[2])
+"""
+# KEYS: a sorted set of names. ARGV: none. Returns those that are not over.
+_LIVING = f"""{_NOW}
+return redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')
+"""
+# KEYS: the gateway's flight, all gateways. ARGV: document, milliseconds, name.
+_FLY = f"""{_NOW}
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+return 1
+"""
+# KEYS: the wake. ARGV: host, milliseconds. Returns who has it, and for how long.
+_CLAIM = """
+redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+"""
+
+
+class StoreError(Exception):
+    """The store cannot be used now; the message says why."""
+
+
+class Claim(NamedTuple):
+    """Which host wakes a model, and for how many seconds more."""
+
+    host: str
+    remaining: float
+
+
+class Store:
+    """One client of the store. Every method raises StoreError, within ``PATIENCE`` seconds or so."""
+
+    def __init__(self, url: str) -> None:
+        """Raise ConfigError where the client library is missing, or does not take the address."""
+        try:
+            redis = importlib.import_module("redis.asyncio")
+            retry = importlib.import_module("redis.asyncio.retry").Retry
+            backoff = importlib.import_module("redis.backoff").NoBackoff
+        except ImportError:
+            raise ConfigError(
+                "a store takes the client library: pip install 'llmux[fleet]'", path="fleet.store"
+            ) from None
+        try:
+            self._redis: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=PATIENCE,
+                socket_connect_timeout=PATIENCE,
+                retry=retry(backoff(), 0),
+                decode_responses=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"is not the address of a store: {error}", path="fleet.store") from None
+
+    async def register(self, name: str, instance: str, seq: int, document: Mapping[str, Any]) -> str:
+        """Renew a host's lease; return ``ok``, ``held`` (another instance has the name) or ``overtaken``."""
+        keys = (_host(name), _HOSTS)
+        return str(await self._run(_REGISTER, keys, instance, seq, int(LEASE * 1000), json.dumps(document), name))
+
+    async def deregister(self, name: str, instance: str) -> None:
+        """End a host's lease, if it is this instance's."""
+        await self._run(_DEREGISTER, (_host(name), _HOSTS), instance, name)
+
+    async def hosts(self) -> dict[str, dict[str, Any]]:
+        """Return the documents of the hosts whose leases are not over."""
+        found = {}
+        for name in await self._run(_LIVING, (_HOSTS,)):
+            text = await self._call("hget", _host(name), "document")
+            if text is not None:
+                found[str(name)] = json.loads(text)
+        return found
+
+    async def fly(self, gateway: str, flight: Mapping[str, Mapping[str, int]]) -> None:
+        """Say what a gateway has where: by host and model."""
+        keys = (f"{{llmux}}:flight:{gateway}", _GATEWAYS)
+        await self._run(_FLY, keys, json.dumps(flight), int(FLIGHT * 1000), gateway)
+
+    async def flights(self, but: str) -> dict[str, dict[str, int]]:
+        """Return what all gateways but one have where: by host and model."""
+        total: dict[str, dict[str, int]] = {}
+        for gateway in await self._run(_LIVING, (_GATEWAYS,)):
+            text = None if gateway == but else await self._call("get", f"{{llmux}}:flight:{gateway}")
+            for host, models in json.loads(text or "{}").items():
+                counts = total.setdefault(host, {})
+                for model, count in models.items():
+                    counts[model] = counts.get(model, 0) + count
+        return total
+
+    async def claim(self, model: str, host: str, term: float) -> Claim:
+        """Claim the wake of a model for a host, unless there is a claim; return the one that holds."""
+        who, left = await self._run(_CLAIM, (f"{{llmux}}:wake:{model}",), host, max(1, int(term * 1000)))
+        return Claim(str(who), max(0.0, left / 1000))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def _run(self, script: str, keys: tuple[str, ...], *values: Any) -> Any:
+        return await self._call("eval", script, len(keys), *keys, *values)
+
+    async def _call(self, name: str, *values: Any) -> Any:
+        try:
+            return await getattr(self._redis, name)(*values)
+        except Exception as error:
+            raise StoreError(_words(error)) from error
+
+
+def _host(name: str) -> str:
+    return f"{{llmux}}:host:{name}"
+
+
+def _words(error: Exception) -> str:
+    """Say what is wrong, and what to do."""
+    text = str(error) or type(error).__name__
+    if any(word in text for word in ("NOAUTH", "Authentication required", "already authenticated")):
+        return "it wants a password: write the address as redis://:PASSWORD@host:6379/0"
+    if "WRONGPASS" in text or "invalid password" in text or "invalid username-password" in text:
+        return "it refuses the password in its address"
+    return text

@@ -1,0 +1,123 @@
+"""A gateway and the store it shares with others: hosts that made themselves known, loads, and who wakes what.
+
+All of it runs in two tasks beside the requests, which never wait for it. While the store cannot be used the last
+view holds: hosts are followed directly, so it goes on being right about those it knows. A host that is in the
+store no more is forgotten once it reports no more either, after ``GONE`` seconds: a store that was emptied
+forgets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from llmux.config.gateway import HostConfig
+from llmux.fleet import events as ev
+from llmux.fleet.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from llmux.gateway.service import Gateway
+
+EVERY = 0.5  # seconds between two looks into the store
+GONE = 6.0  # seconds
+
+
+class Sharing:
+    """One gateway's part in the store. Raises ConfigError where the client library is missing."""
+
+    def __init__(self, gateway: Gateway, url: str) -> None:
+        self._gateway = gateway
+        self._store = Store(url)
+        self._name = secrets.token_hex(8)
+        self._claims: asyncio.Queue[ev.ClaimWake] = asyncio.Queue()
+        self._missing: dict[str, float] = {}  # hosts that the store does not have any more, since when
+        self._refused: set[str] = set()  # entries that cannot be used, as told
+        self.found: dict[str, HostConfig] = {}
+        self.trouble = "was not asked yet"  # empty: it answers
+        self._tasks: list[asyncio.Task[None]] = []
+        gateway.dispatcher.on_claim = self._claims.put_nowait
+
+    def start(self) -> None:
+        """Begin."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._look()), loop.create_task(self._claim())]
+
+    async def close(self) -> None:
+        """End it. What this gateway has said there ends by itself."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._store.close()
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                self._known(await self._store.hosts())
+                await self._store.fly(self._name, self._own())
+                self._loads(await self._store.flights(self._name))
+            except (StoreError, ValueError) as error:
+                self._tell(str(error))
+            else:
+                self._tell("")
+            await asyncio.sleep(EVERY)
+
+    async def _claim(self) -> None:
+        while True:
+            effect = await self._claims.get()
+            try:
+                claim = await self._store.claim(effect.model, effect.host, effect.term)
+            except StoreError:
+                continue  # advice; the other task tells
+            self._gateway.dispatcher.post(ev.ClaimSeen(effect.model, claim.host, claim.remaining))
+
+    def _known(self, documents: dict[str, dict[str, object]]) -> None:
+        """Take over which hosts there are."""
+        gateway, now = self._gateway, self._gateway.now()
+        settings = gateway.config.fleet
+        found = {}
+        for name, document in documents.items():
+            told = {"url": str(document.get("url")), "key": settings.key, "admin_key": settings.admin_key}
+            try:
+                found[name] = HostConfig.model_validate(told)
+            except ValidationError as error:
+                if name not in self._refused:
+                    self._refused.add(name)
+                    why = f"its entry in the store cannot be used: {error.errors()[0]['msg']}"
+                    gateway.log.emit("report_refused", host=name, instance="", reason=why)
+        for name, host in self.found.items():
+            if name in found:
+                self._missing.pop(name, None)
+            elif now - self._missing.setdefault(name, now) < GONE or not self._lost(name):
+                found[name] = host
+        if found != self.found:
+            self.found = found
+            gateway.configure_hosts()
+
+    def _lost(self, name: str) -> bool:
+        hosts = self._gateway.hosts
+        return name not in hosts or hosts[name].lost
+
+    def _own(self) -> dict[str, dict[str, int]]:
+        """Return what this gateway has where: by host and model."""
+        flight: dict[str, dict[str, int]] = {}
+        for name, host in self._gateway.dispatcher.placement.fleet.hosts.items():
+            for _, model in host.own.values():
+                counts = flight.setdefault(name, {})
+                counts[model] = counts.get(model, 0) + 1
+        return flight
+
+    def _loads(self, others: dict[str, dict[str, int]]) -> None:
+        for name in list(self._gateway.dispatcher.placement.fleet.hosts):
+            self._gateway.dispatcher.post(ev.LoadSeen(name, others.get(name, {})))
+
+    def _tell(self, trouble: str) -> None:
+        if bool(trouble) != bool(self.trouble) or (trouble and trouble != self.trouble):
+            if trouble:
+                self._gateway.log.emit("store_lost", error=trouble)
+            else:
+                self._gateway.log.emit("store_restored")
+        self.trouble = trouble

@@ -1,0 +1,240 @@
+"""The shared store, a real one: fenced leases, hosts that are found, a store that is frozen or emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from llmux.fleet.store import Store, StoreError
+from tests.harness.lease.fleet import Door
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import HOST
+from tests.harness.ports import free_port
+
+pytest.importorskip("redis")
+SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+class Server:
+    """A store's server."""
+
+    def __init__(self, *options: str) -> None:
+        if SERVER is None:
+            pytest.skip("there is no valkey-server or redis-server")
+        self.port = free_port()
+        self.url = f"redis://{HOST}:{self.port}/0"
+        self._command = [SERVER, "--port", str(self.port), "--bind", HOST, "--save", "", *options]
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def restart(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process = self._start()
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+
+async def eventually(condition):
+    """Wait until something is so; a test's timeout bounds it."""
+    while not await condition():  # noqa: ASYNC110, there is no event to wait for
+        await asyncio.sleep(0.02)
+
+
+async def answers(store):
+    try:
+        await store.hosts()
+    except StoreError:
+        return False
+    return True
+
+
+@pytest.fixture
+def server():
+    found = Server()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def store(server):
+    found = Store(server.url)
+
+    await eventually(lambda: answers(found))
+    yield found
+    await found.close()
+
+
+# ---- leases
+
+
+async def test_a_name_belongs_to_one_instance_until_its_lease_is_over(store, monkeypatch):
+    monkeypatch.setattr("llmux.fleet.store.LEASE", 0.3)
+    assert await store.register("gpu1", "first", 1, {"url": "a"}) == "ok"
+    assert await store.register("gpu1", "second", 1, {"url": "b"}) == "held"
+    assert await store.hosts() == {"gpu1": {"url": "a"}}
+    assert await store.register("gpu1", "first", 2, {"url": "c"}) == "ok"
+    assert await store.register("gpu1", "first", 2, {"url": "d"}) == "overtaken"
+    assert await store.hosts() == {"gpu1": {"url": "c"}}
+
+    async def succeeds():
+        return await store.register("gpu1", "second", 1, {"url": "b"}) == "ok"
+
+    await eventually(succeeds)
+    assert await store.register("gpu1", "first", 3, {"url": "a"}) == "held"  # it has been succeeded
+    await store.deregister("gpu1", "first")
+    assert await store.hosts() == {"gpu1": {"url": "b"}}
+    await store.deregister("gpu1", "second")
+    assert await store.hosts() == {}
+
+
+async def test_a_wake_belongs_to_the_first_that_claims_it(store):
+    assert (await store.claim("a", "one", 60.0)).host == "one"
+    again = await store.claim("a", "two", 60.0)
+    assert again.host == "one"
+    assert 50 < again.remaining <= 60
+    await store.claim("b", "one", 0.05)
+
+    async def has_it():
+        return (await store.claim("b", "two", 60.0)).host == "two"
+
+    await eventually(has_it)
+
+
+async def test_gateways_see_what_the_others_have_where_while_these_live(store, monkeypatch):
+    await store.fly("x", {"one": {"a": 2}})
+    await store.fly("y", {"one": {"a": 1, "b": 1}, "two": {"a": 1}})
+    assert await store.flights("x") == {"one": {"a": 1, "b": 1}, "two": {"a": 1}}
+    assert await store.flights("z") == {"one": {"a": 3, "b": 1}, "two": {"a": 1}}
+    monkeypatch.setattr("llmux.fleet.store.FLIGHT", 0.05)
+    await store.fly("y", {"one": {"a": 9}})
+
+    async def forgotten():
+        return not await store.flights("x")
+
+    await eventually(forgotten)
+
+
+async def test_a_store_that_wants_a_password_is_said(server):
+    del server
+    guarded = Server("--requirepass", "secret")
+    bare, right = Store(guarded.url), Store(guarded.url.replace("://", "://:secret@"))
+    wrong = Store(guarded.url.replace("://", "://:nonsense@"))
+    try:
+        await eventually(lambda: answers(right))
+        with pytest.raises(StoreError, match="wants a password: write the address as redis://:PASSWORD@host"):
+            await bare.hosts()
+        with pytest.raises(StoreError, match="refuses the password"):
+            await wrong.hosts()
+    finally:
+        for each in (bare, right, wrong):
+            await each.close()
+        guarded.close()
+
+
+# ---- hosts and gateways, as processes
+
+
+class Shared(Door):
+    """A gateway that knows its hosts from the store alone."""
+
+    def join(self, name: str, server: Server, models: str = "a b", *, called: str = "") -> Lab:
+        lab = Lab(self.root / name)
+        lab.write(models, fleet={"store": server.url, "name": called or name, "url": f"http://{HOST}:{lab.port}"})
+        lab.start()
+        self.hosts[name] = lab
+        return lab
+
+    def write_shared(self, server: Server) -> None:
+        hosts, self.hosts = self.hosts, {}
+        self.write_gateway(fleet={"store": server.url})
+        self.hosts = hosts
+
+
+@pytest.fixture
+async def shared(tmp_path):
+    found = Shared(tmp_path)
+    yield found
+    found.finish()
+
+
+async def states(door):
+    return {name: host["state"] for name, host in (await door.fleet())["hosts"].items()}
+
+
+async def test_hosts_are_found_come_back_and_go(shared, server):
+    shared.write_shared(server)
+    shared.start(ready=False)
+    one = shared.join("one", server)
+    shared.join("two", server)
+    await shared.until_hosts_are(one="ready", two="ready")
+    served = (await shared.chat("a")).get("X-LLMux-Host")
+    store = Store(server.url)
+    assert (await store.claim("a", "another", 1.0)).host == served  # the gateway has said so
+    await store.close()
+    assert one.end() == 0
+
+    async def gone():
+        return "one" not in await states(shared)
+
+    await shared.until(gone)
+    assert (await shared.chat("a")).get("X-LLMux-Host") == "two"
+    one.start()
+    await shared.until_hosts_are(one="ready")
+
+
+async def test_no_request_waits_for_the_store(shared, server):
+    shared.join("one", server)
+    shared.write_shared(server)
+    shared.start()
+    await shared.until_hosts_are(one="ready")
+    assert (await shared.chat("a")).status == 200
+    server.process.send_signal(signal.SIGSTOP)
+    await shared.until(lambda: '"store_lost"' in shared.log)
+    for _ in range(5):
+        answer = await shared.chat("b" if _ % 2 else "a")
+        assert answer.status == 200
+    notes = (await shared.get("/health")).json()["notes"]
+    assert any("the store cannot be used, the last view holds" in note for note in notes)
+    assert "llmux_fleet_store_up 0.0" in (await shared.get("/metrics")).body.decode()
+    server.process.send_signal(signal.SIGCONT)
+    await shared.until(lambda: shared.log.count('"store_restored"') > 1)
+    assert (await shared.get("/health")).json()["notes"] == []
+
+
+async def test_a_store_that_was_emptied_forgets_no_host(shared, server):
+    shared.join("one", server)
+    shared.write_shared(server)
+    shared.start()
+    await shared.until_hosts_are(one="ready")
+    server.restart()
+    store = Store(server.url)
+
+    async def whole():
+        assert await states(shared) == {"one": "ready"}
+        try:
+            return "one" in await store.hosts()
+        except StoreError:
+            return False
+
+    await eventually(whole)
+    await store.close()
+    assert (await shared.chat("a")).status == 200
+
+
+async def test_a_name_that_is_taken_is_said_and_the_first_stays(shared, server):
+    shared.join("one", server)
+    other = shared.join("second", server, called="one")
+    await other.until(lambda: "another llmux is called 'one' there" in other.log)
+    store = Store(server.url)
+    assert (await store.hosts())["one"]["url"].endswith(str(shared.hosts["one"].port))
+    await store.close()
