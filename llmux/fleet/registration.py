@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmux.runtime import Switcher
 
 EVERY = 2.0  # seconds between two renewals of the lease, which lasts for three of them
+SOON = 0.5  # seconds after one that failed
 
 
 class Registration:
@@ -32,8 +33,9 @@ class Registration:
         """Keep the entry until cancelled, then take it out."""
         try:
             while True:
-                self._tell(await self._renew())
-                await asyncio.sleep(EVERY)
+                trouble = await self._renew()
+                self._tell(trouble)
+                await asyncio.sleep(SOON if trouble else EVERY)
         finally:
             with contextlib.suppress(StoreError, asyncio.CancelledError):
                 await self._store.deregister(self._settings.name, self._switcher.instance)
