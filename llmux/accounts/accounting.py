@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from llmux.accounts import usage
+from llmux.accounts import past_requests, usage
 from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
 from llmux.accounts.shares import Share, Shares
-from llmux.accounts.store import Row
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
@@ -168,7 +167,16 @@ class Accounting:
         for request in requests:
             row = recent.get(request["id"])
             if row is not None:
-                request.update(of_row(row))
+                request.update(past_requests.of_row(row))
+
+    async def past(self, wanted: past_requests.Wanted) -> tuple[list[dict[str, Any]], int | None]:
+        """Return requests of the past (see ``past_requests.read``). Raises UnavailableError."""
+        assert self.ledger is not None
+        await self.ledger.settled()
+        try:
+            return await asyncio.to_thread(past_requests.read, self.ledger.path, wanted)
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
 
     async def usage(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Answer a question (see ``usage.asked``). Raises ValueError and UnavailableError."""
@@ -180,7 +188,7 @@ class Accounting:
         try:
             rows = await asyncio.to_thread(usage.read, ledger.path, question)
         except sqlite3.Error as error:
-            raise UnavailableError(f"The ledger cannot be read: {error}.", code="ledger_unreadable") from error
+            raise _unreadable(error) from error
         return {
             "by": list(question.by),
             "since": question.since,
@@ -195,25 +203,8 @@ class Accounting:
         return usage.as_csv(document["by"], document["usage"])
 
 
-def of_row(row: Row) -> dict[str, Any]:
-    """Return what a row knows of its request beyond the request's own record."""
-    found: dict[str, Any] = {
-        "gpu_seconds": row.gpu / 1e6,
-        "switch_seconds": row.switch / 1e6,
-        "cost": row.cost / 1e6 if row.currency else None,
-        "currency": row.currency or None,
-    }
-    if row.target:  # what no engine was given has no tokens
-        found |= {
-            "input_tokens": row.input,
-            "cached_tokens": row.cached,
-            "output_tokens": row.output,
-            "reasoning_tokens": row.reasoning,
-            "estimated": bool(row.estimated),
-            "prompt_seconds": None if row.prompt is None else row.prompt / 1e6,
-            "decode_seconds": None if row.decode is None else row.decode / 1e6,
-        }
-    return found
+def _unreadable(error: sqlite3.Error) -> UnavailableError:
+    return UnavailableError(f"The ledger cannot be read: {error}.", code="ledger_unreadable")
 
 
 def _forget(_request: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 
 BEAT = 1.0  # seconds
 SHOWN = 200  # requests, unless asked otherwise
+MOST_PAST = 1000  # of the past, in one answer
 _Default = TypeVar("_Default", int, None)
 _LARGEST = 64 * 1024  # bytes of an operator's request
 _LONGEST = 200  # characters of a reason
@@ -204,30 +206,52 @@ class Admin:
         return web.json_response(document)
 
     async def activity(self, request: web.Request) -> web.Response:
-        """Return the last requests that have ended, newest first."""
+        """Return the last requests that have ended, newest first; or those of the past, out of the ledger."""
         name = request.query.get("model")
         remote = name in self._switcher.config.remote_models
         model = name if name is None or remote else self._known(name)
         before, after = _whole(request, "before", None), _whole(request, "after", 0)
         limit = _whole(request, "limit", SHOWN)
         key = request.query.get("key")
+        source = request.query.get("from", "memory")
+        if source == "ledger":
+            return await self._past(request, limit, key, model)
+        if source != "memory":
+            raise BadRequestError('"from" must be "memory" or "ledger"', param="from")
         rows = self._switcher.requests.rows(limit, before=before, after=after, model=model, key=key)
         if self._accounting is not None:
             self._accounting.complete(rows)
         return web.json_response({"requests": rows})
 
-    async def usage(self, request: web.Request) -> web.Response:
-        """Return what the ledger says of what each key used: JSON, or CSV to a client that accepts that."""
+    async def _past(self, request: web.Request, limit: int, key: str | None, model: str | None) -> web.Response:
+        from llmux.accounts.past_requests import Wanted  # noqa: PLC0415 - most configurations have no use for it
+
+        accounting = self._with_ledger()
+        before, text = _whole(request, "before", None), request.query.get("until")
+        until = None
+        if text is not None:
+            if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
+                raise BadRequestError('"until" must be a Unix time, as ?until=1790000000.5', param="until")
+            until = float(text)
+        rows, more = await accounting.past(Wanted(min(limit, MOST_PAST), before, until, key, model))
+        return web.json_response({"requests": rows, "next": more})
+
+    def _with_ledger(self) -> Accounting:
         if self._accounting is None:
             raise PathRefusedError("There is no ledger: set `ledger` in the configuration.", code="no_ledger")
+        return self._accounting
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """Return what the ledger says of what each key used: JSON, or CSV to a client that accepts that."""
+        accounting = self._with_ledger()
         query = dict(request.query)
         if "model" in query:
             query["model"] = self._switcher.config.names.get(query["model"], query["model"])
         try:
             if "text/csv" in request.headers.get(hdrs.ACCEPT, ""):
-                text = await self._accounting.usage_as_csv(query)
+                text = await accounting.usage_as_csv(query)
                 return web.Response(text=text, content_type="text/csv")
-            return web.json_response(await self._accounting.usage(query))
+            return web.json_response(await accounting.usage(query))
         except ValueError as error:
             param, why = error.args
             raise BadRequestError(f'"{param}": {why}', param=param) from None

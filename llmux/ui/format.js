@@ -19,6 +19,13 @@ export function clock(time, seconds = true) {
   return `${two(date.getHours())}:${two(date.getMinutes())}${seconds ? `:${two(date.getSeconds())}` : ""}`
 }
 
+// The time of today, and of another day with that.
+export function moment(time) {
+  const date = new Date(time * 1000)
+  const day = date.toDateString() === new Date().toDateString() ? "" : `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} `
+  return `${day}${clock(time)}`
+}
+
 export const rate = number => number == null ? "–" : number < 99.95 ? number.toFixed(1) : String(Math.round(number))
 
 const plain = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 })

@@ -1,7 +1,7 @@
 // What became of one request, and why it waited: put together from what the page knows of that time.
 
 import { make } from "./dom.js"
-import { amount, clock, count, duration, rate, several } from "./format.js"
+import { amount, clock, count, duration, moment, rate, several } from "./format.js"
 
 const INSTANT = .005 // seconds that are not worth a word
 const DECISIONS = 4 // that are told
@@ -17,8 +17,9 @@ const WAITS = {
   place: () => "for a place at its engine",
 }
 
-// Whether an engine had it, as far as that shows.
+// Whether an engine had it: the ledger knows, else as far as that shows.
 function began(one) {
+  if (one.gpu_seconds !== undefined) return one.input_tokens !== null
   if (one.first_byte === null) return one.duration - one.waited > INSTANT
   return !(one.error && one.first_byte === one.duration)
 }
@@ -29,7 +30,8 @@ export function story(one, world, others = []) {
   const admitted = start + Math.min(one.waited, one.duration), served = one.model !== null && began(one)
   const first = served && one.first_byte !== null ? start + one.first_byte : null
   const parts = one.model === null ? [] : waits(one, world, start, admitted)
-  if (served) parts.push({ kind: "reading", from: admitted, to: first ?? end })
+  // The ledger does not have the first byte.
+  if (served) parts.push({ kind: one.old ? "answering" : "reading", from: admitted, to: first ?? end })
   if (first !== null) parts.push({ kind: "answering", from: first, to: end })
   const lines = [{ time: start, text: arrival(one, others, start, admitted), kind: "arrived" }]
   const decisions = one.model === null ? [] : made(one, world, start, admitted)
@@ -65,18 +67,20 @@ function made(one, world, start, admitted) {
   const under = switches(world).find(it => it.from < start && it.to > start)
   const found = world.decisions.filter(it =>
     (it.last >= start && it.time <= admitted && (it.target === one.model || it.waiting.some(each => each.model === one.model)))
-    || (under && it.switch === under.id))
+    || (under && it.switch === under.id && it.last >= under.from - 1 && it.time <= under.to))
   if (found.length <= DECISIONS) return found
   return [...found.slice(0, 1), ...found.slice(1 - DECISIONS)]
 }
 
 function switches(world) {
-  const found = new Map()
+  const found = []
   for (const note of world.notes) {
-    if (note.event === "switch_started") found.set(note.switch, { id: note.switch, from: note.time, to: Infinity, sources: note.from, target: note.to })
-    if (note.event === "switch_ended" && found.has(note.switch)) found.get(note.switch).to = note.time
+    // Another llmux in its place counts anew.
+    if (note.event === "switch_started") found.push({ id: note.switch, from: note.time, to: Infinity, sources: note.from, target: note.to })
+    const last = found.at(-1)
+    if (note.event === "switch_ended" && last?.id === note.switch) last.to = note.time
   }
-  return [...found.values()]
+  return found
 }
 
 const STEPS = { draining: "drain", sleeping: "sleep", waking: "wake" }
@@ -196,7 +200,7 @@ export function details(one, world, others) {
   return make("div", { class: "story" },
     parts.length ? bar : null,
     make("ol", { class: "moments" }, ...lines.map(({ time, text, kind }) => make("li", { class: kind },
-      make("span", { class: "after" }, kind === "arrived" ? clock(time) : time - one.time < 5e-4 ? "" : `+${duration(time - one.time)}`), make("i"), make("span", { class: "text" }, text)))),
+      make("span", { class: "after" }, kind === "arrived" ? moment(time) : time - one.time < 5e-4 ? "" : `+${duration(time - one.time)}`), make("i"), make("span", { class: "text" }, text)))),
     known || one.waited < INSTANT || one.model === null ? null : make("p", { class: "sub" }, "What the models did then is no longer known: it is kept for an hour."),
     make("dl", { class: "facts" }, ...facts(one).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, make("bdi", {}, value))])))
 }

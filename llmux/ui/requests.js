@@ -1,8 +1,8 @@
 // The requests: those that wait, from the status; those that have ended, asked for while they are looked at.
 
-import { read } from "./api.js"
+import { Refused, read } from "./api.js"
 import { at, make, mark, only, say } from "./dom.js"
-import { amount, choose, clock, duration, rate } from "./format.js"
+import { amount, choose, duration, moment, rate } from "./format.js"
 import { cancel } from "./operate.js"
 import { shape } from "./palette.js"
 import { details } from "./request.js"
@@ -12,12 +12,15 @@ import { tab } from "./tabs.js"
 const EVERY = 900 // ms
 const PAGE = 200
 const WAITING = 8 // that are shown at first
+const NEAR = 1 // seconds
 const SETTLED = 5 // seconds after its end by which the ledger knows what a request cost
 let world = null
 let asked = -Infinity
 let asking = false
 let known = [] // newest first
-let more = false // there are older ones
+let more = false // there are older ones in memory
+let past = [] // before these, out of the ledger
+let further = null // how the ledger goes on: a query; null: it does not
 let wish = PAGE // as many are shown
 let filter = null // what `known` is of, null: nothing yet
 let allWaiting = false
@@ -57,12 +60,17 @@ export async function refresh(now = false) {
       wish = PAGE
       known = await list(`limit=${PAGE}${wanted}`)
       more = known.length === PAGE
+      past = []
+      further = known.length ? `&until=${endOf(known.at(-1)) + NEAR}` : ""
+      if (!more) await look(wanted)
       filter = wanted
     } else {
       // Those of a moment ago once more: what they cost comes after their end.
       const since = known.find(one => one.time + one.duration < world.now() - SETTLED)?.id ?? 0
       const fresh = await list(`limit=1000&after=${since}${wanted}`)
-      known = [...fresh, ...known.filter(one => one.id <= since)].slice(0, wish)
+      known = [...fresh, ...known.filter(one => one.id <= since)]
+      // What is of the ledger begins where these end.
+      if (!past.length) known = known.slice(0, wish)
     }
     showEnded()
   } catch {
@@ -73,19 +81,42 @@ export async function refresh(now = false) {
   }
 }
 
+const endOf = one => one.time + one.duration
+// Memory and the ledger read their clocks a moment apart.
+const isKnown = one => known.some(it => it.request_id === one.request_id && Math.abs(endOf(it) - endOf(one)) < NEAR)
 const list = async query => (await read(`activity?${query}`)).requests
 
+// Whether the ledger has any that memory has not; without a ledger there are none.
+async function look(of) {
+  if (further === null) return
+  try {
+    const { requests, next } = await read(`activity?from=ledger&limit=50${further}${of}`)
+    if (next === null && requests.every(isKnown)) further = null
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error
+    further = null
+  }
+}
+
 async function older() {
-  const button = at("older")
-  if (button.dataset.busy !== undefined || !known.length) return
+  const button = at("older"), of = filter
+  if (button.dataset.busy !== undefined || of === null) return
   mark(button, "data-busy", "")
   try {
-    const of = filter
-    const found = await list(`limit=${PAGE}&before=${known.at(-1).id}${of}`)
-    if (of !== filter) return
-    more = found.length === PAGE
-    wish += PAGE
-    known = [...known, ...found]
+    if (more) {
+      const found = await list(`limit=${PAGE}&before=${known.at(-1).id}${of}`)
+      if (of !== filter) return
+      more = found.length === PAGE
+      wish += PAGE
+      known = [...known, ...found]
+      further = `&until=${endOf(known.at(-1)) + NEAR}`
+      if (!more) await look(of)
+    } else {
+      const { requests, next } = await read(`activity?from=ledger&limit=${PAGE}${further}${of}`)
+      if (of !== filter) return
+      past = [...past, ...requests.filter(one => !isKnown(one)).map(one => ({ ...one, id: `past ${one.id}`, old: true }))]
+      further = next === null ? null : `&before=${next}`
+    }
     showEnded()
   } catch {
     // As above.
@@ -125,21 +156,22 @@ function showWaiting() {
 }
 
 function showEnded() {
-  const table = at("ended")
-  at("no-requests").hidden = known.length > 0
+  const table = at("ended"), all = [...known, ...past]
+  at("no-requests").hidden = all.length > 0
   say(at("no-requests"), filter ? "None of these has ended lately." : "No request has ended yet.")
-  table.hidden = known.length === 0
-  at("older").hidden = !more
-  table.toggleAttribute("data-keys", known.some(one => one.key))
-  table.toggleAttribute("data-costs", known.some(one => one.cost))
-  const names = [...new Set([...[...at("requests-by").options].map(option => option.value), ...known.map(one => one.key)])].filter(Boolean)
+  table.hidden = all.length === 0
+  at("older").hidden = !more && further === null
+  say(at("older"), more ? "Older ones" : "Older ones, out of the ledger")
+  table.toggleAttribute("data-keys", all.some(one => one.key))
+  table.toggleAttribute("data-costs", all.some(one => one.cost))
+  const names = [...new Set([...[...at("requests-by").options].map(option => option.value), ...all.map(one => one.key)])].filter(Boolean)
   at("by-key").hidden = names.length === 0
   choose(at("requests-by"), names, () => refresh(true), "all keys")
-  ended.show(known, one => one.id, update)
+  ended.show(all, one => one.id, update)
 }
 
 function endedRow(one) {
-  const button = make("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": `${clock(one.time + one.duration)}, ${one.model ?? "no model"}: what became of the request` }, clock(one.time + one.duration))
+  const button = make("button", { type: "button", class: "plain", "aria-expanded": "false", "aria-label": `${moment(endOf(one))}, ${one.model ?? "no model"}: what became of the request` }, moment(endOf(one)))
   const model = one.model === null ? make("span", { class: "sub" }, "none") : named(one.model)
   const name = make("div", {}, model, one.asked && one.asked !== one.model ? make("span", { class: "aliases" }, `as ${one.asked}`) : null)
   const element = row([

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from llmux.accounts import ledger as module
+from llmux.accounts import past_requests, usage
 from llmux.accounts import store as files
-from llmux.accounts import usage
 from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
 from llmux.accounts.pricing import Prices, price_of
 from llmux.accounts.store import BATCH, HOUR, MIGRATIONS, Row, Store
@@ -453,6 +453,36 @@ def test_those_with_little_use_are_summed_up_as_others(begin):
     (day, *_) = told(("day", "key"), 1)
     assert day[1:] == (usage.OTHERS, 6.0, 3)
     assert usage.read(ledger.path, usage.Asked(("key",), 2**40, top=1)) == []
+
+
+def test_the_past_is_looked_at_a_part_at_a_time(begin, monkeypatch):
+    monkeypatch.setattr(past_requests, "WINDOW", 10)
+    monkeypatch.setattr(past_requests, "WINDOWS", 3)
+    ledger = begin()
+    assert past_requests.read(ledger.path, past_requests.Wanted(5)) == ([], None)
+    for number in range(100):
+        ledger.put(ended(number, key="rare" if number % 40 == 0 else "often", when=1000.0 + number))
+    ledger.put(Charge(1200.0, "rare", "a", 1.0, 1.0, None))
+    ledger.close()
+
+    def told(**wanted):
+        found, more = past_requests.read(ledger.path, past_requests.Wanted(**wanted))
+        return [int(one["request_id"][3:]) for one in found], more
+
+    assert told(limit=3) == ([99, 98, 97], 98)  # ids begin with 1
+    assert told(limit=3, before=98) == ([96, 95, 94], 95)
+    seen, more, asked = [], None, 0
+    while True:
+        found, more = told(limit=2, before=more, key="rare")
+        seen += found
+        asked += 1
+        if more is None:
+            break
+    assert seen == [80, 40, 0]
+    assert asked == 4  # of 30 rows each at most
+    assert told(limit=2, until=1050.0) == ([50, 49], 50)
+    assert told(limit=2, until=1050.0, before=20) == ([18, 17], 18)
+    assert told(limit=2, until=999.0) == ([], None)
 
 
 def test_days_are_summed_too(begin):

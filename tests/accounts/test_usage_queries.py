@@ -113,6 +113,41 @@ async def test_the_activity_tells_what_the_ledger_knows_of_a_request(house):
     assert "cost" in text
 
 
+async def past(house, query=""):
+    reply = await house.ask("GET", f"/llmux/activity?from=ledger{query}", Authorization="Bearer key-of-alice")
+    assert reply.status == 200
+    return reply.json()
+
+
+async def test_the_activity_of_the_past_is_in_the_ledger(house):
+    await opened(house)
+    house.engine.says = WHOLE
+    for model, key in (("a", "alice"), ("alias", "bob"), ("a", "alice"), ("b", "alice")):
+        assert (await send(house, model, key)).status == 200
+    assert (await send(house, "nothing", "alice")).status == 404
+    document = await past(house)
+    refused, b, *others = document["requests"]
+    memory = (await house.ask("GET", "/llmux/activity", Authorization="Bearer key-of-alice")).json()["requests"]
+    assert document["next"] is None
+    for one, same in zip(document["requests"], memory, strict=True):
+        for name in ("request_id", "asked", "model", "key", "status", "error", "input_tokens", "output_tokens"):
+            assert one[name] == same[name], name
+        assert one["time"] == pytest.approx(same["time"], abs=0.2)
+        assert one["duration"] <= same["duration"] + 0.001
+    assert (refused["error"], refused["model"], refused["input_tokens"]) == ("model_not_found", None, None)
+    assert (b["model"], b["cached_tokens"], b["first_byte"]) == ("b", 4, None)
+    first = await past(house, "&limit=2")
+    assert [one["id"] for one in first["requests"]] == [refused["id"], b["id"]]
+    rest = await past(house, f"&limit=9&before={first['next']}")
+    assert [one["id"] for one in rest["requests"]] == [one["id"] for one in others]
+    assert [one["asked"] for one in (await past(house, "&key=bob&model=alias"))["requests"]] == ["alias"]
+    assert (await past(house, f"&until={time.time() + 60}"))["requests"] == document["requests"]
+    assert (await past(house, "&until=1000.5"))["requests"] == []
+    for query in ("from=disk", "from=ledger&until=now", "from=ledger&until=1e9", "from=ledger&before=x"):
+        reply = await house.ask("GET", f"/llmux/activity?{query}", Authorization="Bearer key-of-alice")
+        assert reply.status == 400
+
+
 START = b'data: {"message":{"usage":{"input_tokens":5,"cache_read_input_tokens":20,"output_tokens":1}}}\n\n'
 DELTA = b'data: {"usage":{"output_tokens":42}}\n\n'
 
@@ -205,6 +240,12 @@ async def test_csv(house):
 async def test_without_a_key_it_is_not_told(house):
     await opened(house)
     assert (await house.ask("GET", "/llmux/usage")).status == 401
+
+
+async def test_without_a_ledger_there_is_no_past(house):
+    await house.open()
+    reply = await house.ask("GET", "/llmux/activity?from=ledger")
+    assert (reply.status, reply.error["code"]) == (404, "no_ledger")
 
 
 async def test_no_ledger(house):

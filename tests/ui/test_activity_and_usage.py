@@ -144,6 +144,44 @@ def test_the_older_ones_are_there_too_and_another_llmux_begins_anew(make_stage, 
     expect(rows_of(page)).to_have_count(1)
 
 
+def test_what_is_no_longer_in_memory_is_in_the_ledger(make_stage, visit):
+    stage = make_stage({"llama": {}, "qwen": {}}, ledger="ledger.db")
+    for model in ("llama", "llama", "qwen", "llama"):
+        stage.ask(model, messages=[{"role": "user", "content": "one two"}]).join(PATIENCE)
+    page = visit(stage)
+    page.get_by_role("tab", name="Requests").click()
+    expect(rows_of(page)).to_have_count(4)
+    expect(page.locator("#older")).to_be_hidden()  # the ledger has the same, and no more
+    stage.stop()
+    expect(page.locator("#link-text")).to_have_text("connection lost")
+    stage.start()
+    live(page)
+    expect(page.locator("#no-requests")).to_have_text("No request has ended yet.")
+    older = page.get_by_role("button", name="Older ones, out of the ledger")
+    older.click()
+    expect(rows_of(page)).to_have_count(4)
+    expect(older).to_be_hidden()
+    stage.ask("qwen").join(PATIENCE)
+    expect(rows_of(page)).to_have_count(5)
+    assert [it.split()[0] for it in rows_of(page).locator(".subject").all_inner_texts()] == [
+        "qwen", "llama", "qwen", "llama", "llama",
+    ]  # fmt: skip
+    story = opened(page, "llama")
+    expect(story.locator(".moments")).to_contain_text("for the switch qwen → llama")  # this page has seen it
+    page.reload()
+    expect(rows_of(page)).to_have_count(1)
+    older.click()
+    expect(rows_of(page)).to_have_count(5)
+    opened(page, "llama")
+    expect(story.locator(".moments")).to_contain_text("sent to llama")
+    expect(story).to_contain_text("What the models did then is no longer known")
+    expect(story.locator("dt:text-is('read') + dd")).to_have_text("7 tokens")
+    page.locator("#requests-of").select_option("qwen")
+    expect(rows_of(page)).to_have_count(1)
+    older.click()
+    expect(rows_of(page)).to_have_count(2)
+
+
 WORLD = """async () => {
   const { World } = await import("/llmux/ui/world.js")
   const { story } = await import("/llmux/ui/request.js")
