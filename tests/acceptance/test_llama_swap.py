@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
 from tests.engine.mux import LLMUX, Mux
-from tests.engine.real import ENGINE, TINY, VECTOR, runs, wait_until
+from tests.engine.real import ENGINE, TINY, VECTOR, runs, status_of, wait_until
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 MESSAGES = [{"role": "user", "content": "wake up"}]
 
@@ -143,3 +149,95 @@ async def test_an_imported_file_runs(imported):
     assert imported.stop() == 0
     assert runs(vector)  # engines are left as they are
     assert "Traceback" not in imported.said()
+
+
+# ---- beside llama-swap itself, where it is there: in LLAMA_SWAP, or on the PATH
+
+ECHO = """
+import http.server, json, sys
+class Echo(http.server.BaseHTTPRequestHandler):
+    def answer(self, document):
+        data = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def do_GET(self):
+        self.answer({"data": [{"id": sys.argv[1]}]})
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer({"by": sys.argv[1], "asked": asked, "key": self.headers["Authorization"]})
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Echo).serve_forever()
+"""
+BESIDE = """
+startPort: {first}
+models:
+  m:
+    cmd: {python} {echo} m ${{PORT}}
+    aliases: [m-alias]
+    filters:
+      stripParams: top_k
+      setParamsByID: {{"m:hot": {{temperature: 2, chat_template_kwargs: {{thinking: true}}}}}}
+  n: {{cmd: "{python} {echo} n ${{PORT}}", useModelName: served-n}}
+peers:
+  far: {{proxy: "http://127.0.0.1:{peer}", models: [org/x, y], apiKey: secret}}
+selectors:
+  warm: {{strategy: warm, targets: [m, n]}}
+  spills: {{strategy: spillover, targets: [n, org/x]}}
+  pinned: {{strategy: pin, targets: [y, m]}}
+  hot: {{strategy: pin, targets: ["m:hot"]}}
+"""
+NAMES = ("m-alias", "m:hot", "hot", "n", "warm", "org/x", "far/org/x", "y", "pinned", "spills")
+LLAMA_SWAP = os.environ.get("LLAMA_SWAP") or shutil.which("llama-swap")
+
+
+def ask_all(port: int) -> dict[str, Any]:
+    """Return what each name's request becomes: which engine gets it, with which parameters and key."""
+    found = {}
+    for name in NAMES:
+        asked = {"model": name, "messages": [], "top_k": 5, "temperature": 1}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            got = json.load(answer)
+        if got["by"] == "m":  # there, it is told the alias; here, its own name
+            got["asked"].pop("model")
+        found[name] = got
+    return found
+
+
+@pytest.mark.skipif(LLAMA_SWAP is None, reason="llama-swap is not here; LLAMA_SWAP may say where it is")
+def test_requests_become_what_they_become_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PID_DIR", str(tmp_path / "pids"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "echo.py").write_text(ECHO)
+    (tmp_path / "there").mkdir()
+    source, peer, own = tmp_path / "there" / "config.yaml", free_port(), free_port()
+    echo = [sys.executable, str(tmp_path / "echo.py")]
+    source.write_text(BESIDE.format(first=four_ports(), python=echo[0], echo=echo[1], peer=peer))
+    with subprocess.Popen([*echo, "far", str(peer)]) as far:
+        try:
+            command = [LLAMA_SWAP, "-config", str(source), "-listen", f"127.0.0.1:{own}"]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
+                try:
+                    wait_until(lambda: status_of(f"http://127.0.0.1:{own}/v1/models") == 200)
+                    there = ask_all(own)
+                finally:
+                    other.terminate()
+            mux = Mux.on(tmp_path / "out" / "config.yaml", free_port())
+            made = [LLMUX, "import", "llama-swap", source, "-o", mux.config.parent, "-p", str(mux.port)]
+            assert subprocess.run(made, capture_output=True, timeout=60, check=False).returncode == 1
+            try:
+                mux.start()
+                assert ask_all(mux.port) == there
+                assert mux.stop() == 0
+            finally:
+                mux.clean_up()
+        finally:
+            far.terminate()
