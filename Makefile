@@ -27,7 +27,7 @@ fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways; o
 	@$(BIN)/python examples/fleet/demo.py
 
 test: lint types ## lint, types, then all tests; the core with 100 % branch coverage
-	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest tests/core --numprocesses=2 --cov --cov-report=term-missing:skip-covered
 	$(BIN)/python -m pytest tests --ignore=tests/core --numprocesses=4 --dist=worksteal
 
 lint: $(VENV)/.test shellcheck ## ruff and shellcheck
