@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from llmux.admin import Admin
-from llmux.admin.routes import BEAT
+from llmux.admin.endpoints import BEAT
 from llmux.config import Config
 from llmux.middleware import Front
 from llmux.observability.notices import EventLog

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 RENAMED: Mapping[str, str] = {
     "llmux.accounts.costs": "llmux.accounts.pricing",
-    "llmux.admin.page": "llmux.admin.routes",
+    "llmux.admin.page": "llmux.admin.endpoints",
+    "llmux.admin.routes": "llmux.admin.endpoints",
     "llmux.cli.accounts": "llmux.cli.keys",
     "llmux.cli.bystander": "llmux.cli.hook_probes",
     "llmux.cli.commands": "llmux.cli.command_tree",
@@ -29,6 +30,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.cli.logs": "llmux.cli.recent",
     "llmux.cli.make_key": "llmux.cli.keys",
     "llmux.cli.options": "llmux.cli.command_tree",
+    "llmux.cli.remote": "llmux.cli.client",
     "llmux.cli.replay": "llmux.cli.simulate_exact",
     "llmux.cli.requests": "llmux.cli.recent",
     "llmux.cli.tables": "llmux.cli.terminal",

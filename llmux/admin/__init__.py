@@ -1,5 +1,5 @@
 """llmux's own endpoints: what it serves besides the engines."""
 
-from llmux.admin.routes import Admin
+from llmux.admin.endpoints import Admin
 
 __all__ = ["Admin"]

@@ -74,7 +74,7 @@ TimeoutOption = Annotated[
 
 def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the models whose names, or aliases, begin so, with their state; nothing when no llmux answers."""
-    from llmux.cli.remote import models  # noqa: PLC0415 - needed only for a completion
+    from llmux.cli.client import models  # noqa: PLC0415 - needed only for a completion
 
     given = context.params
     found = models(given.get("url") or DEFAULT_URL, given.get("key_file"), COMPLETION_TIMEOUT)

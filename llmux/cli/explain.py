@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from llmux.cli.client import Remote, check_key, connection
 from llmux.cli.command_tree import DEFAULT_URL, UrlOption
-from llmux.cli.remote import Remote, check_key, connection
 from llmux.cli.terminal import CommandError, complain, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration, measured

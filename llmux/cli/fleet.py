@@ -10,8 +10,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import ForOption, JsonOption, KeyFileOption, ReasonOption
-from llmux.cli.remote import Remote, speak
 from llmux.cli.terminal import Column, FittingTable, terminal
 
 LATE = 5.0  # seconds: an age of a report that is remarkable

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import typer
 
 from llmux.cli.api_models import Commanded, Leased, SeenStatus
+from llmux.cli.client import Event, Remote, speak
 from llmux.cli.command_tree import (
     DEFAULT_URL,
     ForOption,
@@ -29,7 +30,6 @@ from llmux.cli.command_tree import (
     TimeoutOption,
     UrlOption,
 )
-from llmux.cli.remote import Event, Remote, speak
 from llmux.cli.terminal import CommandError, Exit, complain, terminal
 
 

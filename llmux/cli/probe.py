@@ -118,8 +118,8 @@ class _Probe:
 
     async def _woken(self, name: str) -> str:
         """Have llmux wake a model; return why it did not."""
+        from llmux.cli.client import Remote, connection  # noqa: PLC0415
         from llmux.cli.operate import follow  # noqa: PLC0415 - only for this
-        from llmux.cli.remote import Remote, connection  # noqa: PLC0415
 
         try:
             where = connection(f"http://127.0.0.1:{self._config.port}", None)

@@ -13,8 +13,8 @@ import typer
 from rich.text import Text
 
 from llmux.cli.api_models import History, SeenRequest, SeenRequests, SeenStatus
+from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
-from llmux.cli.remote import Remote, speak
 from llmux.cli.status import pace, spell
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
 

@@ -13,8 +13,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.api_models import SeenDecision, SeenLease, SeenModel, SeenRemote, SeenStatus, SeenSwitch
+from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption
-from llmux.cli.remote import Remote, speak
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.text import Text
 
 from llmux.cli.api_models import Gpu, SeenGpus, SeenStatus
+from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, KeyFileOption, UrlOption
-from llmux.cli.remote import Remote, speak
 from llmux.cli.status import head, models, pace
 from llmux.cli.terminal import CommandError, Exit, terminal
 

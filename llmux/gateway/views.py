@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from llmux.admin.routes import page_file, read_options, refuse_unknown, wants_page
+from llmux.admin.endpoints import page_file, read_options, refuse_unknown, wants_page
 from llmux.config.schema import MIB
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 from aiohttp import web
 
-from llmux.admin.routes import Admin
+from llmux.admin.endpoints import Admin
 from llmux.core import effects as fx
 from llmux.middleware.authentication import is_loopback
 from tests.server.house import WAKE, Line, message, until

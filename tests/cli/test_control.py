@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmux import control
-from llmux.cli.remote import connection
+from llmux.cli.client import connection
 from llmux.cli.terminal import CommandError, Exit
 from tests.harness import launcher
 from tests.harness.ports import free_port
