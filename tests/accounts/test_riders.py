@@ -8,6 +8,7 @@ import pytest
 from llmux.core.phases import Phase
 from llmux.errors import ConfigError
 from llmux.middleware.fast_path import MOST
+from llmux.observability.record import read_record
 from tests.cli.invoking import said
 from tests.server.house import until
 
@@ -140,3 +141,42 @@ async def test_it_is_told(house):
 async def test_what_is_no_window(house, window, said):
     with pytest.raises(ConfigError, match=said):
         house.config(policy={"ride_along": {"window": window}})
+
+
+async def test_the_record_has_it_from_when_it_enters(house):
+    await house.open(api_keys=KEYS, record="record.jsonl")
+    gone = await begin(house, "b", "nightly")
+    await until(lambda: riding(house) == {"b": 1})
+    line = await begin(house, "a", "nightly")
+    await until(lambda: riding(house) == {"a": 1, "b": 1})
+    gone.abort()
+    await until(lambda: riding(house) == {"a": 1})
+    await asyncio.sleep(0.3)
+    assert (await send(house, "a", "alice")).status == (await line.reply()).status == 200
+    await house.close()
+    (run,) = read_record(house.folder / "record.jsonl")
+    first, second = sorted(run.requests, key=lambda one: one["arrival_s"])
+    assert [one["model"] for one in (first, second)] == ["a", "a"]
+    assert first["wait_s"] > second["wait_s"] == 0.0  # that of alice caused the switch, the other came after it
+    assert first["order"][0] < second["order"][0]
+
+
+async def test_an_operator_may_cancel_it(house):
+    await house.open(api_keys=KEYS)
+    line = await house.begin(
+        "POST", CHAT, {"model": "a"}, Authorization="Bearer key-of-nightly", **{"X-Request-ID": "mine"}
+    )
+    await until(lambda: riding(house) == {"a": 1})
+    assert house.switcher.cancel("mine") == ("a",)
+    reply = await line.reply()
+    assert reply.error["code"] == "cancelled"
+    assert riding(house) == {}
+
+
+async def test_a_model_that_is_removed_ends_its_ride(house):
+    switcher = await house.open(api_keys=KEYS)
+    line = await begin(house, "a", "nightly")
+    await until(lambda: riding(house) == {"a": 1})
+    switcher.replace(house.config(models={"b": {}}, api_keys=KEYS))
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (404, "model_not_found")
