@@ -10,9 +10,9 @@ queueing (Goyal, Vin and Cheng, SIGCOMM 1996) a counter says where a key's servi
 charged when its tokens are known, and until then it counts for the order alone, with what the key's requests
 usually take.
 
-A policy weighs how much waits for each model. Of a key that is ahead of the others by more than a switch and a few
-requests, what waits counts for nothing (``entitled``) until the others have caught up, so that a flood is one key,
-not a thousand waiters.
+A policy weighs how much waits for each model. Of a key that is ahead of the others by more than ``AHEAD`` switches
+and requests, what waits counts for nothing (``entitled``) until the others have caught up, so that a flood is one
+key, not a thousand waiters. With less, keys that take turns cost a switch each; with more, a flood is noticed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llmux.core.state import first_come
 
 ALPHA = 0.2  # of averages
 UNKNOWN = 500.0  # what a request takes, in tokens, until one has ended
-AHEAD = 1.0  # switches, and requests, by which a key may be ahead and still count for the policy
+AHEAD = 1.5  # switches, and requests, by which a key may be ahead and still count for the policy
 
 
 @dataclass(frozen=True, slots=True)
