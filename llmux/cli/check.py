@@ -141,11 +141,13 @@ def _complain_of_parts(config: Config) -> bool:
     return False
 
 
-def schema() -> None:
+def schema(
+    gateway: Annotated[bool, typer.Option("--gateway", help="That of a gateway's configuration.")] = False,
+) -> None:
     """Print the JSON schema of the configuration."""
-    from llmux.config.reference import json_schema
+    from llmux.config.reference import gateway_schema, json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    typer.echo(json.dumps(gateway_schema() if gateway else json_schema(), indent=2))
 
 
 def load_config(file: Path, port: int | None) -> Config:

@@ -120,6 +120,15 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": DRAFT} | schema | {"title": "llmux"}
 
 
+def gateway_schema() -> dict[str, Any]:
+    """Return the schema of a gateway's configuration."""
+    from llmux.config.gateway import GatewayConfig  # noqa: PLC0415 - one host has no use for it
+
+    schema: dict[str, Any] = _with_variables(GatewayConfig.model_json_schema(mode="validation"))
+    schema["patternProperties"] = {"^x-": {"description": "Ignored; a place for YAML anchors."}}
+    return {"$schema": DRAFT} | schema | {"title": "llmux gateway"}
+
+
 def _given(name: str) -> dict[str, Any]:
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from llmux.gateway.views import HELP as FLEET
 from llmux.observability.metrics import Metrics
 from tests.docs.pages import ROOT
 
@@ -44,7 +45,7 @@ def filled_in(expression: str) -> str:
 def metrics() -> set[str]:
     """Return the names of all series that llmux has."""
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-    return {
+    return set(FLEET) | {
         family.name + suffix
         for family in Metrics().registry.collect()
         for suffix in suffixes.get(family.type, ("",))

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from llmux.config import Config
+from llmux.config.reference import gateway_schema
 from tests.docs.pages import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -75,3 +77,13 @@ def test_the_units_of_a_fleet_start_what_is_there():
     socket = re.search(r"-R (\S+):localhost:3000", (folder / "llmux-tunnel.service").read_text())
     assert socket
     assert f"unix:{socket[1]}" in (folder / "gateway.yaml").read_text()
+
+
+def test_the_schema_of_a_gateway_takes_its_example_and_nothing_unknown():
+    schema = gateway_schema()
+    given = yaml.safe_load((EXAMPLES / "fleet" / "gateway.yaml").read_text())
+    jsonschema.validate(given, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(given | {"hostz": {}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(given | {"hosts": {"one": {}}}, schema)
