@@ -436,7 +436,7 @@ class GuardedRelay(Guard):
         self.exchange.activity.last_byte = self._loop.time()
         if self._held:
             data = self._held + data
-        end = len(data) if data.endswith((b"\n\n", b"\n\r\n")) else _end_of_events(data)
+        end = len(data) if data.endswith((b"\n\n", b"\n\r\n")) else end_of_events(data)
         if len(data) - end > MOST_HELD:
             end = len(data)
         self._held = data[end:]
@@ -498,7 +498,7 @@ def _with_length(head: ResponseHead) -> ResponseHead:
     return dataclasses.replace(head, framing=Framing.LENGTH, fields=fields, event_stream=False, written={})
 
 
-def _end_of_events(data: bytes) -> int:
+def end_of_events(data: bytes) -> int:
     """Return where the last whole event ends."""
     plain = data.rfind(b"\n\n")
     other = data.rfind(b"\n\r\n")

@@ -13,8 +13,10 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmux.proxy.remote import MOST_HELD, retry_after_of
+from llmux.proxy.remote import MOST_HELD, end_of_events, retry_after_of
 from llmux.upstream import ResponseHead
 from tests.server.house import HOST, until
 from tests.targets.remote_host import (
@@ -749,3 +751,26 @@ def test_a_date_to_come():
     when = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True).encode()
     seconds = retry_after_of(ResponseHead(503, fields=[(b"retry-after", b"Retry-After", when)]))
     assert 80 < seconds <= 90
+
+
+@pytest.mark.parametrize("apis", [None, ["chat"]], ids=["passed through", "translated"])
+async def test_a_stream_of_responses_that_breaks_off(house, host, certificates, apis):
+    created = {"type": "response.created", "sequence_number": 0, "response": {"id": "r", "object": "response"}}
+    event = f"event: response.created\ndata: {json.dumps(created)}\n\n".encode()
+    host.says = [then(STREAM_HEAD + chunked(event if apis is None else chunk("a")), cut)]
+    await opened(house, host, certificates, remote={"apis": apis})
+    url, got = f"http://{HOST}:{house.port}/v1", []
+    async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+        stream = await client.responses.create(model="r/m", input="hi", stream=True)
+        with pytest.raises(openai.APIError, match="broke off"):
+            await collect(stream, got)
+    assert got[0].type == "response.created"
+
+
+@given(st.lists(st.sampled_from([b"data: x", b"\n", b"\r\n", b"\n\n", b"\r\n\r\n", b": ping"]), max_size=12))
+def test_where_the_last_whole_event_ends(parts):
+    data = b"".join(parts)
+    end = end_of_events(data)
+    assert end == 0 or data[:end].endswith((b"\n\n", b"\n\r\n"))
+    assert b"\n\n" not in data[end:]
+    assert b"\n\r\n" not in data[end:]
