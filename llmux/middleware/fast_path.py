@@ -201,7 +201,7 @@ class FastPath:
             RequestContext(self.reporting, given, route, began).finish(error.status, error.code)
         if self._switcher.audit is not None:
             self._switcher.audit.refused(
-                method=head.method.decode(), path=route.path, status=error.status, error=error.code,
+                "key_refused", method=head.method.decode(), path=route.path, status=error.status, error=error.code,
                 request_id=given, **{"from": client.address},
             )  # fmt: skip
         last = refused_too_often(client)

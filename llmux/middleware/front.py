@@ -64,7 +64,7 @@ HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
 """Whether a request for one of llmux's own paths comes from an operator."""
 OPTIONS: web.RequestKey[dict[str, Any]] = web.RequestKey("OPTIONS", dict)
-"""What an operator's command says besides, for the audit."""
+"""On what an operator asks, and may: what it says besides, for the audit."""
 GRANT: web.RequestKey[Any] = web.RequestKey("GRANT", object)
 """What the key of such a request may use; None: everything."""
 
@@ -268,6 +268,7 @@ class Front:
                 return _with_headers(await handler(request), context)
             case Kind.UPSTREAM:
                 context.holder, context.drop_headers = await self._keys.operator(request)
+                request[OPTIONS] = {}
             case Kind.FORWARD:
                 let = await self._keys.client(request)
                 context.holder, context.drop_headers = let if not let.of_gateway else let.for_client(request)
@@ -311,9 +312,13 @@ class Front:
             "request_id": context.request_id,
         }
         if failure in _NO_KEY:
-            audit.refused(method=method, path=route.path, **told)
+            audit.refused("key_refused", method=method, path=route.path, **told)
             return
         if method in _READING or route.kind not in _OPERATED or route.path.startswith(WITHDRAW):
+            return
+        if OPTIONS not in request:  # no operator asks
+            if status == ForbiddenError.status:
+                audit.refused("refused", method=method, path=route.path, **told)
             return
         by = "operator" if context.holder is None else context.holder.name or "operator"
         if route.kind is Kind.UPSTREAM:
@@ -321,7 +326,8 @@ class Front:
                 return  # a request as clients send it
             audit.put("operated", act=f"{method} {route.path}", model=route.model, by=by, **told)
             return
-        options = dict(request.get(OPTIONS, {}))
+        said = request[OPTIONS]
+        options = dict(said)
         if "id" in request.query:
             options["id"] = request.query["id"]
         audit.operated(method, route.path, options=options or None, by=by, **told)
@@ -330,6 +336,7 @@ class Front:
         route = context.route
         if route.path.startswith(ADMIN_PREFIXES):
             context.holder = (await self._keys.operator(request)).holder
+            request[OPTIONS] = {}
         elif route.path not in OPEN_PATHS and not _is_page(request, route):
             let = await self._keys.client(request)
             if route.path.startswith(WITHDRAW) and let.holder is not None and not let.of_gateway:

@@ -5,8 +5,8 @@ moment later; the event loop never waits for that. The file is opened for each b
 any time. A file that cannot be written is tried again every ``PAUSE`` seconds, and meanwhile ``KEPT`` lines wait;
 what does not fit is counted, told, and said in the file by a line of its own.
 
-Whoever floods llmux with wrong keys must not fill the disk: of these, ``REFUSALS`` lines in a minute are written,
-and the next one says how many there were in between.
+Whoever floods llmux with wrong keys, or with commands that are refused, must not fill the disk: of these,
+``REFUSALS`` lines in a minute are written, and the next one says how many there were in between.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llmux.observability.metrics import HELP
 KEPT = 10_000  # lines that are not written yet
 PAUSE = 1.0  # seconds between two tries
 CLOSE_WAITS = 2.0  # seconds for the last lines
-REFUSALS = 10  # lines about wrong keys in a minute
+REFUSALS = 10  # lines about what is refused in a minute
 MINUTE = 60.0  # seconds
 LONGEST = 300  # characters of a text
 MOST_OPTIONS = 20
@@ -87,15 +87,15 @@ class Audit(Collector):
         self._lines.append(_line(event, fields))
         self._wake.set()
 
-    def refused(self, **fields: Any) -> None:
-        """Append a line about a key that opens nothing here, if there were not too many of these lately."""
+    def refused(self, event: str, **fields: Any) -> None:
+        """Append a line about what is refused for its key, if there were not too many of these lately."""
         now = time.monotonic()
         if len(self._refused) == REFUSALS and now - self._refused[0] < MINUTE:
             self._passed_over += 1
             return
         self._refused.append(now)
         more, self._passed_over = self._passed_over, 0
-        self.put("key_refused", **fields, more=more or None)
+        self.put(event, **fields, more=more or None)
 
     def moved(self, to: Audit | None, registry: CollectorRegistry) -> None:
         """End this one, for another one or none; nothing is waited for."""

@@ -109,7 +109,8 @@ async def test_a_reload_turns_it_on_moves_it_and_ends_it(house):
         await until(lambda name=name: "operated" in (house.folder / name).read_text())
     house.switcher.replace(house.config())
     assert (await house.ask("POST", "/llmux/models/a/pin")).status == 202
-    await until(lambda: "moved" in (house.folder / "other.jsonl").read_text())
+    for name in ("audit.jsonl", "other.jsonl"):
+        await until(lambda name=name: "moved" in (house.folder / name).read_text())
     assert [line["event"] for line in read(house.folder / "audit.jsonl")] == ["operated", "moved"]
     assert [line["event"] for line in read(house.folder / "other.jsonl")] == ["operated", "moved"]
 
@@ -206,3 +207,18 @@ async def test_a_full_disk(tmp_path, monkeypatch):
     assert len(torn) == 30
     assert [json.loads(line)["event"] for line in whole] == ["one", "two"]
     assert len(json.loads(whole[0])["text"]) == 301  # bounded
+
+
+async def test_what_no_operator_asked_does_not_fill_the_disk(house):
+    """Neither paths that are not there nor commands of those who may not."""
+    await house.open(audit="audit.jsonl", api_keys=KEYS["api_keys"])
+    alice = {"Authorization": "Bearer key-of-alice"}
+    for _ in range(REFUSALS + 5):
+        assert (await house.ask("POST", "/llmux/not/there", **alice)).status == 404
+        assert (await house.ask("POST", "/llmux/models/a/wake", **alice)).status == 403
+        assert (await house.ask("POST", "/upstream/a/some/path", **alice)).status == 403
+    found = await lines(house, "refused", REFUSALS)
+    assert len(found) == REFUSALS
+    assert {line["path"] for line in found} == {"/llmux/models/a/wake", "/some/path"}
+    assert {line["error"] for line in found} == {"admin_key_not_set"}
+    assert [line["event"] for line in read(house.folder / "audit.jsonl")] == ["started", *["refused"] * REFUSALS]

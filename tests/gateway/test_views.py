@@ -188,4 +188,4 @@ async def test_what_operators_do_is_in_the_audit(door):
     door.gateway.replace(door.gateway_config(**keys))
     assert door.gateway.audit is None
     await until(lambda: "moved" in (door.folder / "other.jsonl").read_text())
-    assert lines(door.folder)[-1]["event"] == "moved"
+    await until(lambda: lines(door.folder)[-1]["event"] == "moved")
