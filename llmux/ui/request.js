@@ -49,6 +49,7 @@ export function story(one, world, others = []) {
   const why = cause(one, world, start, end)
   if (why) lines.push({ time: end, text: why, kind: "decided" })
   lines.push({ time: end, text: ending(one), kind: one.status >= 400 || one.error ? "failed" : "ended" })
+  if (one.choice) lines.push({ time: start, text: `chosen for ${one.asked}: ${one.choice.target} (${one.choice.reason.replaceAll("_", " ")})`, kind: "decided" })
   lines.sort((a, b) => a.time - b.time)
   return { parts, lines, known: world.begins !== null && world.begins <= start + INSTANT }
 }

@@ -23,6 +23,7 @@ let past = [] // before these, out of the ledger
 let further = null // how the ledger goes on: a query; null: it does not
 let wish = PAGE // as many are shown
 let filter = null // what `known` is of, null: nothing yet
+const choices = new Map() // by the id of the request: between targets
 let allWaiting = false
 let open = null // the id of the request whose details are shown
 
@@ -47,6 +48,7 @@ export function showRequests(now) {
 // Another connection: what llmux has counted may begin anew.
 export function forget() {
   filter = null
+  choices.clear()
 }
 
 export async function refresh(now = false) {
@@ -198,15 +200,28 @@ function update(elements, one) {
     return
   }
   if (elements.length < 2) elements.push(make("tr", { role: "row", class: "below" }, make("td", { role: "cell", colspan: 10 })))
-  const cell = elements[1].firstChild, key = `${one.cost} ${one.output_tokens} ${world.begins}`
+  const cell = elements[1].firstChild, choice = choices.get(one.id), key = `${one.cost} ${one.output_tokens} ${world.begins} ${choice?.time}`
   if (cell.dataset.key === key) return
   cell.dataset.key = key
-  only(cell, details(one, world, known))
+  only(cell, details(choice ? { ...one, choice } : one, world, known))
 }
 
-function toggle(id) {
+async function toggle(id) {
   open = open === id ? null : id
   showEnded()
+  const one = known.find(it => it.id === open)
+  if (!one || one.asked === null || one.asked === one.model || choices.has(id)) return
+  // Of a virtual model: why this one stood for it.
+  choices.set(id, null)
+  try {
+    const { targets = [] } = await read("decisions")
+    const made = targets.findLast(it => it.request_id === one.request_id && it.asked === one.asked && Math.abs(it.time - one.time) < NEAR)
+    if (!made) return
+    choices.set(id, made)
+    showEnded()
+  } catch {
+    choices.delete(id)
+  }
 }
 
 function status(one) {

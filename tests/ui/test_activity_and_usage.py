@@ -104,6 +104,17 @@ def test_a_request_tells_what_it_waited_for(make_stage, visit):
     expect(rows_of(page)).to_have_count(2)
 
 
+def test_a_request_for_a_virtual_model_tells_why_it_was_this_one(make_stage, visit):
+    stage = make_stage({"llama": {}, "qwen": {}}, virtual={NASTY: {"awake": ["llama", "qwen"]}})
+    stage.ask("qwen").join(PATIENCE)
+    stage.ask(NASTY).join(PATIENCE)
+    page = visit(stage)
+    page.get_by_role("tab", name="Requests").click()
+    expect(rows_of(page).first).to_contain_text(f"qwenas {NASTY}")
+    story = opened(page, NASTY)
+    expect(story.locator(".moments")).to_contain_text(f"chosen for {NASTY}: qwen (awake)")
+
+
 def test_a_request_that_waits_can_be_cancelled(make_stage, visit):
     stage = make_stage({"llama": {"wake": f"{held('go')}; touch up.0"}})
     page = visit(stage)
