@@ -7,7 +7,7 @@ Imported only where the configuration has such. The rules themselves are pure (`
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -193,31 +193,34 @@ class Routing:
         by_model: dict[str, set[int]] = defaultdict(set)
         for number, one in self._waiting.items():
             by_model[one.context.model or ""].add(number)
+        gone: Counter[str] = Counter()  # has not reached the remote yet, and takes its room
         if not state.stopping:
             for name, numbers in by_model.items():
                 model = state.models.get(name)
                 if model is not None:
-                    self._look_at(model, numbers)
+                    self._look_at(model, numbers, gone)
         if self._waiting:
             self._arm()
 
-    def _look_at(self, model: Model, numbers: set[int]) -> None:
+    def _look_at(self, model: Model, numbers: set[int], gone: Counter[str]) -> None:
         """Have those leave a model's queue that would wait too long. Each that leaves shortens it for the rest."""
         state, now = self._switcher.core.state, self._switcher.now()
         awake = wait_estimate.until_awake(state, model, now)
-        position = gone = 0  # what has gone has not reached the remote yet, and takes its room
+        position = 0
         for request in list(model.queue.values()):
             position += 1
             one = self._waiting.get(request.id) if request.id in numbers else None
             if one is None:
                 continue
             expected = awake + wait_estimate.in_queue(model, position)
-            if not spills(one.offer, now - request.arrived, expected, one.worst) or self._room(one) <= gone:
+            if not spills(one.offer, now - request.arrived, expected, one.worst):
+                continue
+            if self._room(one) <= gone[one.offer.to]:
                 continue
             self._waiting.pop(request.id, None)
             if self._switcher.spill(request.id, SpilledError("It goes to a remote.")):
                 position -= 1
-                gone += 1
+                gone[one.offer.to] += 1
 
     async def serve(
         self, offer: Offer, request: web.Request, context: RequestContext, body: Body | None, locally: Locally
