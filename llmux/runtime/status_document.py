@@ -122,11 +122,16 @@ def _shadow(shadow: Shadow) -> dict[str, Any]:
 
 
 def _policy(switcher: Switcher) -> dict[str, Any]:
-    """Return the policy as configured; of one that chooses among others, ``auto`` says which decides, and why."""
+    """Return the policy as configured; of one that chooses among others, ``auto`` says which decides, and why.
+
+    With ``fair`` it has the counter of each key.
+    """
     policy = switcher.config.policy
     document: dict[str, Any] = {"use": policy.use, "options": dict(policy.options)}
     if (auto := switcher.auto.document()) is not None:
         document["auto"] = auto
+    if switcher.order is not None:
+        document["fair"] = {key: round(each, 1) for key, each in switcher.order.fairness.counters().items()}
     return document
 
 

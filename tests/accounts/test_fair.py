@@ -56,6 +56,8 @@ async def test_tokens_and_switches_are_counted(house):
     assert (await send(house, "a", "alice")).status == 200
     assert order.fairness.counters()["alice"] == pytest.approx(first + first / 3)  # lifted; its weight is 3
     assert order.present() == {}
+    status = (await house.ask("GET", "/llmux/status", Authorization="Bearer key-of-alice")).json()
+    assert status["policy"]["fair"] == {key: round(each, 1) for key, each in order.fairness.counters().items()}
 
 
 async def test_a_reload_keeps_the_counters_and_may_end_it(house):
@@ -116,6 +118,10 @@ async def test_without_it_nothing_of_it_is_there(house):
     switcher = await house.open(api_keys=KEYS)
     assert switcher.order is None
     assert (await send(house, "a", "flood")).status == 200
+    assert (
+        "fair"
+        not in (await house.ask("GET", "/llmux/status", Authorization="Bearer key-of-alice")).json()["policy"]
+    )
     assert "fair" not in json.dumps(
         (await house.ask("GET", "/llmux/decisions", Authorization="Bearer key-of-alice")).json()
     )
