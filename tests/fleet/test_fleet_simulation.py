@@ -115,7 +115,7 @@ def test_the_whole_fleet_dies_and_what_comes_waits_in_the_gateway():
 
 @pytest.mark.parametrize("route", [*SHIPPED, "clairvoyant"])
 def test_every_request_is_accounted_for(route):
-    trace = generate(Poisson(6, 4.0), 120.0, 3)
+    trace = generate(Poisson(6, 4.0), 70.0, 3)
     for more in ({}, {"gateways": 3}, {"deaths": Deaths(1, 40.0, 20.0)}, {"misjudge": 3.0}, {"stale": 0.0}):
         kind = Setting(trace, 3, CostMatrix(default=2.0), QUICK, adaptive, **more)
         outcome = simulate_fleet(kind, None if route == "clairvoyant" else SHIPPED[route])

@@ -28,7 +28,7 @@ async def engine():
 
         app = web.Application()
         app.router.add_route("*", "/{rest:.*}", answer)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         runners.append(runner)
         await runner.setup()
         site = web.TCPSite(runner, HOST, 0)
