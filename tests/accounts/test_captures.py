@@ -331,3 +331,19 @@ def test_a_request_id_makes_a_harmless_name(request_id):
     assert "/" not in safe
     assert not safe.startswith(".")
     assert capturing._FILE.match(f"010203.000001-{safe}.json")
+
+
+async def test_what_a_killed_llmux_had_begun_goes(tmp_path):
+    """And what it had written counts."""
+    store = Store(tmp_path / "kept")
+    await store.write("one", 3000)
+    await store.close()
+    (whole,) = files(tmp_path)
+    part = whole.with_name("010203.000001-two.json.part")
+    part.write_text("{")
+    again = Store(tmp_path / "kept", most=4000)
+    await until(lambda: not part.exists())
+    assert files(tmp_path) == [whole]
+    await again.write("three", 2000)
+    await again.close()
+    assert [file.name.partition("-")[2] for file in files(tmp_path)] == ["three.json"]
