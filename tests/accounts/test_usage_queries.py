@@ -389,7 +389,7 @@ async def test_a_guard_is_paid_for_by_the_house(house):
         await asyncio.sleep(0.1)
     await house.chat("a")
     (row,) = (await used(house, "?by=key&key=")).json()["usage"]
-    assert row["gpu_seconds"] >= 0.1
+    assert row["gpu_seconds"] >= 0.099  # a timer may be early by its clock's resolution
 
 
 async def test_prices_change_at_a_reload(house):
