@@ -14,7 +14,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test lint types shellcheck format walk soak fuzz bench timing docs page policies clean
+.PHONY: help demo fleet test lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -49,6 +49,9 @@ walk: $(VENV)/.test ## a million events of random walk through the core
 
 soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: shorter; SEED=1)
 	$(BIN)/python -m tests.soak.soak $(or $(SECONDS),600) $(SEED)
+
+engines: $(VENV)/.test ## the shipped hooks with real engines that are installed here (ENGINES="ollama vllm-process")
+	PYTHONPATH=. $(BIN)/python -m tests.engine.check $(ENGINES)
 
 fuzz: $(VENV)/.test ## bytes on which two readers differ (READER=head|body|form|answer SECONDS=60); installs atheris
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

