@@ -228,9 +228,19 @@ async def test_whatever_changes_something_is_for_operators(house, monkeypatch):
     monkeypatch.setattr("llmux.middleware.authentication.is_loopback", lambda _request: False)
     routes = [(route.method, route.path) for route in Admin(switcher).routes() if route.method != "GET"]
     assert ("POST", "/llmux/manual") in routes
+    routes.remove(("POST", "/llmux/withdraw/{request}"))  # for gateways: with keys, only theirs will do
     for method, path in routes:
         reply = await house.ask(method, path.replace("{model:.+}", "a"))
         assert reply.status == 403, path
+
+
+async def test_only_gateways_take_requests_back(house):
+    keys = [{"name": "client", "key": "key-of-client"}, {"name": "west", "key": "key-of-west", "gateway": True}]
+    await house.open(api_keys=keys)
+    for key, status in (("key-of-client", 403), ("key-of-west", 202)):
+        reply = await house.ask("POST", "/llmux/withdraw/abc", Authorization=f"Bearer {key}")
+        assert reply.status == status
+    assert (await house.ask("POST", "/llmux/withdraw/abc")).status == 401
 
 
 async def test_a_preflight_says_what_varies(house):
