@@ -43,6 +43,7 @@ ROWS: tuple[tuple[str, Callable[[FleetStatistics], str]], ...] = (
     ("switches per host and hour", lambda each: f"{each.switches_per_hour:.0f}"),
     ("came to a sleeping model", lambda each: f"{each.cold:.1%}"),
     ("wakes that were doubled", lambda each: f"{each.duplicates:.1%}"),
+    ("doubled by two gateways", lambda each: f"{each.crossed:.1%}"),
     ("Jain's index of the hosts' work", lambda each: f"{each.jain:.2f}"),
     ("moved while waiting", lambda each: f"{each.moved}"),
     ("completed", lambda each: f"{each.completed}/{each.requests}"),

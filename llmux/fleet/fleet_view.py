@@ -284,14 +284,26 @@ class Fleet:
                 best, least_wait, least_load = host, wait, host.load(now)
         return best, least_wait
 
-    def cheapest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float, float]:
-        """Return where a wake is cheapest for all together, the wait there, and what it costs the others."""
+    def weight(self, host: Host | None, model: str) -> float:
+        """Return how many requests gain if the model is awake elsewhere: one, those on ``host``, those to come."""
+        if host is None:
+            return 1.0
+        each = host.of(model)
+        way = each.sleep + each.wake
+        gains = min(each.queued, each.slots or UNLIMITED) + each.arrival_rate * min(MEMORY, way)
+        return 1.0 + gains
+
+    def cheapest(self, model: str, weight: float = 1.0, most: int = LOOKED_AT) -> tuple[Host | None, float, float]:
+        """Return where a wake is cheapest for all together, the wait there, and what it costs the others.
+
+        What it costs the others is divided by ``weight``, the number of requests that gain.
+        """
         best, least_sum, best_rank = None, NEVER, 0
         found = (NEVER, NEVER)
         for host in self.roomiest(model, most):
             if host.holds(model):
                 continue
-            wait, burden = self.wait(host, model), self.burden(host, model)
+            wait, burden = self.wait(host, model), self.burden(host, model) / weight
             total = wait + burden
             if total > least_sum or total == NEVER:
                 continue

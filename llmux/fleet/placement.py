@@ -295,7 +295,7 @@ class Placement:
         assert host is not None
         fleet.excluded = request.refused_by | {host.name}
         there, wait = fleet.shortest(request.model)
-        cold, cost, burden = fleet.cheapest(request.model)
+        cold, cost, burden = fleet.cheapest(request.model, fleet.weight(host, request.model))
         if cold is not None and cost + burden < wait and fleet.claimed(request.model) is None:
             there, wait = cold, cost + burden
         expected = event.expected

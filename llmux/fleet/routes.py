@@ -167,7 +167,8 @@ class LeastWait:
             claimed = None
         if here is None and claimed is not None:
             return claimed
-        there, cost, burden = fleet.cheapest(model)
+        weight = fleet.weight(here, model)
+        there, cost, burden = fleet.cheapest(model, weight)
         if here is None:
             return there or least(fleet.candidates(model), fleet, model)
         if there is None or claimed is not None:
@@ -176,7 +177,8 @@ class LeastWait:
             return there
         saved = wait if here.of(model).phase is Phase.AWAKE else 0.0
         # The request at hand waits for the copy, and no more for the holder.
-        return there if self._worth_it(model, saved, cost + burden - saved, fleet.time) else here
+        price = cost + burden * weight - saved
+        return there if self._worth_it(model, saved, price, fleet.time) else here
 
     def _worth_it(self, model: str, saved: float, price: float, now: float) -> bool:
         """Add to the seconds of waiting that a copy would have saved, and say whether to buy it."""

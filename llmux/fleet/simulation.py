@@ -77,6 +77,7 @@ class FleetOutcome:
     requests: Outcome  # arrived, admitted, finished; times of all hosts
     wakes: int = 0
     duplicates: int = 0  # wakes of a model that another host had begun to wake less than a switch cost before
+    crossed: int = 0  # of these, the ones that two gateways had begun
     cold: int = 0  # requests that came to a host which had their model not awake
     sent: int = 0
     lost: int = 0  # requests whose host died, and that got a 502
@@ -99,6 +100,7 @@ class FleetStatistics:
     switches_per_hour: float  # of one host
     cold: float  # share of the requests that came to a host where their model was not awake
     duplicates: float  # share of the wakes
+    crossed: float  # share of the wakes that were doubled because two gateways had begun them
     jain: float  # Jain's index of the answers by host: 1 is even, 1/hosts is all on one
     completed: int
     requests: int
@@ -122,6 +124,7 @@ def statistics_of_fleet(outcome: FleetOutcome) -> FleetStatistics:
         switches_per_hour=outcome.wakes / len(work) / (outcome.requests.end or 1.0) * 3600.0,
         cold=outcome.cold / outcome.sent if outcome.sent else 0.0,
         duplicates=outcome.duplicates / outcome.wakes if outcome.wakes else 0.0,
+        crossed=outcome.crossed / outcome.wakes if outcome.wakes else 0.0,
         jain=sum(work) ** 2 / (len(work) * squares) if squares else 1.0,
         completed=sum(finished is not None for finished in outcome.requests.finished),
         requests=count,
@@ -293,6 +296,7 @@ class FleetRun:
         self.deliveries: deque[tuple[float, HostReport, float]] = deque()  # when, what, taken when
         self.claims: dict[str, tuple[str, float]] = {}  # the store's: model → host, until
         self.claim_news: deque[tuple[float, Placement, str]] = deque()  # when, who claimed, model
+        self.starters: dict[tuple[int, str], int] = {}  # host, model → the gateway that had it woken there
         self.last_wakes: dict[str, list[tuple[float, int]]] = {}
         self.spawned: list[tuple[float, int]] = []
         self.deaths: list[tuple[float, int, bool]] = []
@@ -330,9 +334,10 @@ class FleetRun:
         self.outcome.wakes += 1
         cost = self.cost(sources, model)
         last = [(time, number) for time, number in self.last_wakes.get(model, ()) if time > self.time - cost]
-        self.outcome.duplicates += any(
-            number != host.number and self._has_room(number, model) for _, number in last
-        )
+        others = [number for _, number in last if number != host.number and self._has_room(number, model)]
+        self.outcome.duplicates += bool(others)
+        starter = self.starters.get((host.number, model))
+        self.outcome.crossed += any(self.starters.get((number, model)) != starter for number in others)
         self.last_wakes[model] = [*last, (self.time, host.number)]
 
     def _has_room(self, number: int, model: str) -> bool:
@@ -523,6 +528,9 @@ class FleetRun:
             self.told.append(ev.ConnectFailed(effect.request, "connection refused"))
             return
         self.at[index] = number
+        model = host.core.state.models[effect.model]
+        if model.phase is not Phase.AWAKE and not model.queue:
+            self.starters[number, effect.model] = index % len(self.gateways)
         host.ask(index)
         self._schedule(number)
 

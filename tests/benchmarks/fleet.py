@@ -1,4 +1,4 @@
-"""``make fleet-figures``: routes over fleets of 16 hosts, generated and recorded traffic; the guide's table.
+"""Routes over fleets of 16 hosts, generated and recorded traffic; the guide's table.
 
     python -m tests.benchmarks.fleet [--write] [--set development|held-out] [--details]
 
@@ -148,9 +148,9 @@ def table(title: str, scenarios: Scenarios, *, details: bool) -> str:
             row = [
                 f"{route} {found[-1].mean_wait:.2f}/{found[-1].p99_wait:.0f}" for route, found in results.items()
             ]
-            print(
-                f"{name:40} {found[-1].requests:5}  {'  '.join(row)}  dup {results['gateways'][-1].duplicates:.3f}"
-            )
+            four = results["gateways"][-1]
+            doubled = f"doubled {four.duplicates:.1%}, by two gateways {four.crossed:.1%}"
+            print(f"{name:40} {four.requests:5}  {'  '.join(row)}  {doubled}")
     mine, four = results["least_wait"], results["gateways"]
     lines = [
         f"{title} ({len(scenarios)} scenarios):\n",
@@ -163,10 +163,15 @@ def table(title: str, scenarios: Scenarios, *, details: bool) -> str:
         cells = (geometric(means), max(means), geometric(tails), max(tails))
         lines.append(f"| `{name}` | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
     gateways = geometric([ratio(a, b, "mean_wait") for a, b in zip(four, mine, strict=True)])
-    wakes = [each.switches_per_hour * each.requests for each in four]
-    doubled = sum(each.duplicates * wake for each, wake in zip(four, wakes, strict=True)) / sum(wakes)
+    seconds = [setting.horizon or 0.0 for setting in scenarios.values()]
+    wakes = [each.switches_per_hour * span for each, span in zip(four, seconds, strict=True)]
+    doubled, crossed = (
+        sum(getattr(each, what) * wake for each, wake in zip(four, wakes, strict=True)) / sum(wakes)
+        for what in ("duplicates", "crossed")
+    )
     lines.append(
-        f"\nFour gateways wait {gateways:.2f} times as long as one; {doubled:.1%} of their wakes are doubled.\n"
+        f"\nFour gateways wait {gateways:.2f} times as long as one; {doubled:.1%} of their wakes are doubled,"
+        f" {crossed:.1%} because two gateways began them.\n"
     )
     return "\n".join(lines)
 

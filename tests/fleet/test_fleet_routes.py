@@ -185,3 +185,12 @@ def test_a_wake_that_puts_nothing_to_sleep_costs_the_others_nothing():
     none = [awake("y", **busy), asleep("a", evicts=("y",))]
     assert place(given(h1=none, h2=room, h3=none), "a") == ["h2"]
     assert place(given(h1=none, h2=none, h3=room), "a") == ["h3"]
+
+
+def test_what_leaves_is_worth_more_the_more_requests_gain():
+    """A model that waits behind another one for long is moved to a busy host if many wait, not if one does."""
+    busy = awake("b", arrival_rate=0.1, awake_for=99.0, in_flight=9)
+    for waiting, chosen in ((0, "h1"), (9, "h2")):
+        stuck = [awake("c"), asleep("a", queued=waiting + 1, expected_wait=30.0)]
+        play = given(h1=stuck, h2=[busy, asleep("a")])
+        assert place(play, "a") == [chosen], waiting

@@ -88,7 +88,7 @@ def test_wakes_are_doubled_where_gateways_do_not_know_of_each_other():
     kind = {"hosts": 16, "costs": costs, "gateways": 4, "stale": 4.0}
     heard = simulate_fleet(setting(jobs, **kind), LeastWait)
     deaf = simulate_fleet(setting(jobs, **kind), Deaf)
-    assert heard.duplicates == 0
+    assert heard.duplicates == heard.crossed == 0
     assert heard.wakes == 12
     assert deaf.wakes >= heard.wakes
 
@@ -139,7 +139,7 @@ def test_users_that_wait_for_their_answers():
 
 
 def test_least_wait_waits_less_than_what_is_practised():
-    trace = generate(Poisson(8, 4.0), 300.0, 7)
+    trace = generate(Poisson(8, 2.0), 200.0, 8)
     kind = Setting(trace, 4, CostMatrix(default=8.0), QUICK, adaptive)
     mean = {
         name: statistics_of_fleet(simulate_fleet(kind, SHIPPED[name])).mean_wait
@@ -151,12 +151,12 @@ def test_least_wait_waits_less_than_what_is_practised():
 def test_what_comes_of_a_run_as_figures():
     trace = Trace("t", [Job(0.0, "a", 0, 1)] * 4)
     requests = Outcome(trace, 3600.0, [0.0] * 4, [0.0, 1.0, 3.0, None], [1.0, 2.0, 4.0, None], [None] * 4)
-    outcome = FleetOutcome(requests, wakes=4, duplicates=1, cold=1, sent=4, work=[3, 1, 0, 0])
+    outcome = FleetOutcome(requests, wakes=4, duplicates=2, crossed=1, cold=1, sent=4, work=[3, 1, 0, 0])
     figures = statistics_of_fleet(outcome)
     assert figures.mean_wait == (0 + 1 + 3 + 3600) / 4
     assert figures.completed == 3
     assert figures.switches_per_hour == 1.0
-    assert (figures.cold, figures.duplicates) == (0.25, 0.25)
+    assert (figures.cold, figures.duplicates, figures.crossed) == (0.25, 0.5, 0.25)
     assert figures.jain == 16 / (4 * 10)
     assert statistics_of_fleet(FleetOutcome(Outcome(trace, 0.0, [], [], [], []), work=[0])).jain == 1.0
 
