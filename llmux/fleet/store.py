@@ -49,9 +49,18 @@ if redis.call('HGET', KEYS[1], 'instance') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
 return redis.call('ZREM', KEYS[2], ARGV[2])
 """
-# KEYS: a sorted set of names. ARGV: none. Returns those that are not over.
+# KEYS: a sorted set of names. ARGV: what stands before a name in its key. Returns the names that are not over,
+# each with what is kept there: in one answer, however many they are.
 _LIVING = f"""{_NOW}
-return redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')
+local found = {{}}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
+    local key = ARGV[1] .. name
+    local kept
+    if redis.call('TYPE', key).ok == 'hash' then kept = redis.call('HGET', key, 'document')
+    else kept = redis.call('GET', key) end
+    if kept then found[#found + 1] = name; found[#found + 1] = kept end
+end
+return found
 """
 # KEYS: the gateway's flight, all gateways. ARGV: document, milliseconds, name.
 _FLY = f"""{_NOW}
@@ -113,24 +122,18 @@ class Store:
 
     async def hosts(self) -> dict[str, dict[str, Any]]:
         """Return the documents of the hosts whose leases are not over."""
-        found = {}
-        for name in await self._run(_LIVING, (_HOSTS,)):
-            text = await self._call("hget", _host(name), "document")
-            if text is not None:
-                found[str(name)] = json.loads(text)
-        return found
+        return {name: json.loads(text) for name, text in await self._living(_HOSTS, _host(""))}
 
     async def fly(self, gateway: str, flight: Mapping[str, Mapping[str, int]]) -> None:
         """Say what a gateway has where: by host and model."""
-        keys = (f"{{llmux}}:flight:{gateway}", _GATEWAYS)
+        keys = (_flight(gateway), _GATEWAYS)
         await self._run(_FLY, keys, json.dumps(flight), int(FLIGHT * 1000), gateway)
 
     async def flights(self, but: str) -> dict[str, dict[str, int]]:
         """Return what all gateways but one have where: by host and model."""
         total: dict[str, dict[str, int]] = {}
-        for gateway in await self._run(_LIVING, (_GATEWAYS,)):
-            text = None if gateway == but else await self._call("get", f"{{llmux}}:flight:{gateway}")
-            for host, models in json.loads(text or "{}").items():
+        for gateway, text in await self._living(_GATEWAYS, _flight("")):
+            for host, models in ({} if gateway == but else json.loads(text)).items():
                 counts = total.setdefault(host, {})
                 for model, count in models.items():
                     counts[model] = counts.get(model, 0) + count
@@ -145,6 +148,10 @@ class Store:
         """Close the connections."""
         await self._redis.aclose()
 
+    async def _living(self, names: str, before: str) -> list[tuple[str, str]]:
+        flat = await self._run(_LIVING, (names,), before)
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
     async def _run(self, script: str, keys: tuple[str, ...], *values: Any) -> Any:
         return await self._call("eval", script, len(keys), *keys, *values)
 
@@ -157,6 +164,10 @@ class Store:
 
 def _host(name: str) -> str:
     return f"{{llmux}}:host:{name}"
+
+
+def _flight(gateway: str) -> str:
+    return f"{{llmux}}:flight:{gateway}"
 
 
 def _words(error: Exception) -> str:

@@ -161,6 +161,9 @@ class Hosts:
         self._log = log
         self._pool = ConnectionPool(connect_timeout=PATIENCE)
         self._hosts: dict[str, Host] = {}
+        self._names: dict[
+            str, str
+        ] = {}  # all that clients may ask for, by the model; the first host's word counts
         self._following: dict[str, asyncio.Task[None]] = {}
         self._probes: set[asyncio.Task[None]] = set()
         self.on_names: Callable[[Iterable[str]], None] = lambda _models: None
@@ -191,6 +194,7 @@ class Hosts:
                     self._follow(host), name=f"llmux: follow {name}"
                 )
         self._hosts = {name: self._hosts[name] for name in hosts}
+        self._index()
 
     async def close(self) -> None:
         """Follow none any more."""
@@ -206,19 +210,14 @@ class Hosts:
 
     def names(self) -> dict[str, str]:
         """Return all that clients may ask for, by the model which serves it."""
-        found: dict[str, str] = {}
-        for host in self._hosts.values():
-            for name, model in host.names.items():
-                found.setdefault(name, model)
-        return found
+        return dict(self._names)
+
+    def _index(self) -> None:
+        self._names = {name: model for host in reversed(self.all()) for name, model in host.names.items()}
 
     def model_of(self, name: str) -> str | None:
         """Return the model that serves what a client asks for; None where no host has said that it knows it."""
-        for host in self._hosts.values():
-            model = host.names.get(name)
-            if model is not None:
-                return model
-        return None
+        return self._names.get(name)
 
     # ---- following
 
@@ -298,7 +297,9 @@ class Hosts:
         host.mistaken = ""
         if names != host.names or not host.entries:
             self._start(self._list(host), f"llmux: models of {host.name}")
-        host.names, host.version = names, str(document.get("version", ""))
+            host.names = names
+            self._index()
+        host.version = str(document.get("version", ""))
         host.reported(report, self._dispatcher.now())
         self.on_names(report.models)
         if host.trouble:

@@ -189,3 +189,24 @@ async def test_what_operators_do_is_in_the_audit(door):
     assert door.gateway.audit is None
     await until(lambda: "moved" in (door.folder / "other.jsonl").read_text())
     await until(lambda: lines(door.folder)[-1]["event"] == "moved")
+
+    assert lines(door.folder)[-1]["event"] == "moved"
+
+
+async def test_requests_on_a_host_that_is_removed_end_there(door):
+    gateway = await door.open_all("one two")
+    line = await door.begin("POST", "/v1/hold", {"model": "a"})
+    await until(lambda: any(house.in_flight("a") for house in door.hosts.values()))
+    name = next(name for name, house in door.hosts.items() if house.in_flight("a"))
+    house = door.hosts.pop(name)
+    gateway.replace(door.gateway_config())
+    assert [host.name for host in gateway.hosts.all()] == list(door.hosts)
+    house.engine.go.set()
+    reply = await line.reply()
+    assert (reply.status, reply.headers["x-llmux-host"]) == (200, name)
+    await until(lambda: not gateway.dispatcher.placement.requests)
+    assert not door.log.named("internal_error")
+    door.hosts[name] = house
+    gateway.replace(door.gateway_config())
+    await until(lambda: gateway.state(gateway.hosts[name]) == "ready")
+    assert not gateway.view(gateway.hosts[name]).own
