@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmux.core import Core, admission, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.model import Reason
+from llmux.core.model import Model, Reason, Request
 from llmux.core.phases import PHASES, CoreError, Phase, Stage
 from llmux.core.spec import HookKind
 from llmux.core.timers import Timer
@@ -347,6 +347,20 @@ class Ledger:
         self.handle = order.attach(
             self.core, lambda request: "abc"[request % 3], lambda request: (request % 7, 40)
         )
+        self.core.state.pick = self.pick
+
+    def pick(self, model: Model) -> Request:
+        """Let the order pick, and see that it is the oldest waiter of the key that stands lowest."""
+        assert self.order is not None
+        known = self.order.present()
+        waiting = [request for request in model.queue.values() if request.id in known]
+        rank = {request: self.order.fairness.rank("abc"[request.id % 3]) for request in waiting}
+        chosen = self.order.pick(model)
+        if waiting:
+            own = [request.arrived for request in waiting if request.id % 3 == chosen.id % 3]
+            assert rank[chosen] == min(rank.values()), "a key lags behind one that is served"
+            assert chosen.arrived == min(own)
+        return chosen
 
     def _fair(self, order: FairOrder) -> None:
         """Its books are those of the core, and no counter falls."""

@@ -337,7 +337,7 @@ class World:
         policy = self._with_shadows(policy)
         pick = None
         if self.classes and self.ledger.order is not None:
-            policy, pick = FairPolicy(policy, self.ledger.order), self.ledger.order.pick
+            policy, pick = FairPolicy(policy, self.ledger.order), self.ledger.pick
         self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses, pick))
 
     def settle(self) -> None:
