@@ -4,8 +4,6 @@ A hash of a key is Argon2id in the usual form, ``$argon2id$v=19$m=…,t=…,p=�
 made is as good. ``argon2-cffi`` is imported when it is needed: without hashes nothing waits for it.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence

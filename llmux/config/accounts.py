@@ -1,7 +1,5 @@
 """Where it is written down which key used what, and what that costs."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -261,7 +259,7 @@ class FairConfig(Section):
     )
 
 
-def check_accounts(config: Config) -> Iterator[Problem]:
+def check_accounts(config: "Config") -> Iterator[Problem]:
     """Yield what is wrong with the accounts as a whole."""
     if config.ledger is True and "state" in config.model_fields_set and config.state is None:
         yield Problem(("ledger",), "true means a file beside the state file, but `state` is null; give a path")
@@ -273,7 +271,7 @@ def check_accounts(config: Config) -> Iterator[Problem]:
     yield from _check_fair(config)
 
 
-def _check_captures(config: Config) -> Iterator[Problem]:
+def _check_captures(config: "Config") -> Iterator[Problem]:
     captures = config.captures
     if captures is None:
         return
@@ -286,7 +284,7 @@ def _check_captures(config: Config) -> Iterator[Problem]:
         yield Problem(("captures",), "are kept beside the state file, but `state` is null; give a `folder`")
 
 
-def _check_fair(config: Config) -> Iterator[Problem]:
+def _check_fair(config: "Config") -> Iterator[Problem]:
     for index, entry in enumerate(config.api_keys):
         if entry.weight != 1.0 and entry.name is None:
             yield Problem(("api_keys", index), "needs a `name`: its `weight` goes by that")
@@ -299,7 +297,7 @@ def _check_fair(config: Config) -> Iterator[Problem]:
         yield Problem(("policy", "fair"), "counts nothing: `input`, `output` and `switch_second` are all 0")
 
 
-def _check_grants(config: Config) -> Iterator[Problem]:
+def _check_grants(config: "Config") -> Iterator[Problem]:
     names = {*config.names, *config.variants, *config.virtual, *config.remote_models}
     for role, given in config.roles.items():
         yield from _check_globs(given.models, names, ("roles", role, "models"))
@@ -321,7 +319,7 @@ def _check_globs(globs: Iterable[str], names: Iterable[str], at: Path) -> Iterat
             yield Problem((*at, index), f"{glob!r} matches no model; there are {', '.join(sorted(names))}")
 
 
-def _check_budget(budget: BudgetConfig | None, config: Config, at: Path) -> Iterator[Problem]:
+def _check_budget(budget: BudgetConfig | None, config: "Config", at: Path) -> Iterator[Problem]:
     if budget is None:
         return
     if config.prices is None:
@@ -332,7 +330,7 @@ def _check_budget(budget: BudgetConfig | None, config: Config, at: Path) -> Iter
         yield Problem(at, "needs `ledger`: what was spent is kept there")
 
 
-def accounts_warnings(config: Config) -> Iterator[str]:
+def accounts_warnings(config: "Config") -> Iterator[str]:
     """Yield what is allowed there but probably not meant."""
     if config.usage == "exact" and config.ledger is None:
         yield "usage: exact is of no use without `ledger`, where the tokens are kept"

@@ -6,8 +6,6 @@ of the user's own; it is called with the hook's name as its argument. ``cmd:`` i
 found again.
 """
 
-from __future__ import annotations
-
 import difflib
 import shlex
 import zlib

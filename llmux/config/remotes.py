@@ -5,8 +5,6 @@ for, and the key may leave this host (`remote: true` of the key or its role; wit
 `remotes_for_all: true`).
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -263,7 +261,7 @@ class RouteConfig(Section):
         return self.to is None and "to" in self.model_fields_set and self.regions is None
 
 
-def check_remotes(config: Config) -> Iterator[Problem]:
+def check_remotes(config: "Config") -> Iterator[Problem]:
     """Yield what is wrong with the remotes, and with what leads to them."""
     for name, remote in config.remotes.items():
         at: Path = ("remotes", name)
@@ -279,7 +277,7 @@ def check_remotes(config: Config) -> Iterator[Problem]:
             yield from _check_spill(config, model.spill, ("models", name, "spill"))
 
 
-def _check_route(config: Config, route: RouteConfig, at: Path, known: Iterable[str]) -> Iterator[Problem]:
+def _check_route(config: "Config", route: RouteConfig, at: Path, known: Iterable[str]) -> Iterator[Problem]:
     if route.to is not None and route.to not in known:
         yield Problem((*at, "to"), f"{route.to!r} is not configured; {_meant(route.to, known)}")
     when = route.when
@@ -294,7 +292,7 @@ def _check_route(config: Config, route: RouteConfig, at: Path, known: Iterable[s
                 yield Problem((*at, "when", word), f"{name!r} is not one of {where}: {among}")
 
 
-def _check_spill(config: Config, spill: SpillConfig, at: Path) -> Iterator[Problem]:
+def _check_spill(config: "Config", spill: SpillConfig, at: Path) -> Iterator[Problem]:
     remote = config.remote_models
     ends = config.leaves(spill.to)
     if spill.to not in config.virtual and spill.to not in remote:
@@ -310,7 +308,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
 
 
-def remotes_warnings(config: Config) -> Iterator[str]:
+def remotes_warnings(config: "Config") -> Iterator[str]:
     """Yield what is allowed but probably not meant."""
     for name, remote in config.remotes.items():
         has_key = remote.key is not None or remote.key_file is not None
@@ -331,7 +329,7 @@ def remotes_warnings(config: Config) -> Iterator[str]:
     yield from _spill_warnings(config)
 
 
-def _spill_warnings(config: Config) -> Iterator[str]:
+def _spill_warnings(config: "Config") -> Iterator[str]:
     prices = {} if config.prices is None else config.prices.models
     for name, model in config.models.items():
         spill, wake = model.spill, model.cost.wake

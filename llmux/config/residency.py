@@ -4,8 +4,6 @@ By the memory of one GPU or of several, or by groups where memory is not stated;
 host memory that each takes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -85,7 +83,7 @@ Levels = Annotated[
 """Bytes of host memory by level, the lightest sleep first; none takes more than the one before."""
 
 
-def check_levels(config: Config) -> Iterator[Problem]:
+def check_levels(config: "Config") -> Iterator[Problem]:
     """Yield what is wrong with levels and the memory that there is for them."""
     if config.host_memory is None:
         return
@@ -102,7 +100,7 @@ def check_levels(config: Config) -> Iterator[Problem]:
             )
 
 
-def levels_warnings(config: Config) -> Iterator[str]:
+def levels_warnings(config: "Config") -> Iterator[str]:
     """Yield what is allowed but probably not meant."""
     using = {name: model.levels for name, model in config.models.items() if model.levels}
     if config.host_memory is None:
@@ -184,12 +182,12 @@ class GroupConfig(Section):
 # ---- what they come to
 
 
-def capacity_of(config: Config) -> Memory | None:
+def capacity_of(config: "Config") -> "Memory | None":
     """Return how much there is of each GPU, or None where it is not stated."""
     return config.capacity if config.gpus is None else dict(config.gpus)
 
 
-def memory_of(config: Config, name: str) -> Memory | None:
+def memory_of(config: "Config", name: str) -> "Memory | None":
     """Return what a model takes of each GPU. Evenly spread, the first one carries what is left over."""
     memory, gpus = config.models[name].memory, _gpus_of(config, name)
     if memory is None or config.gpus is None or isinstance(memory, Mapping):
@@ -198,7 +196,7 @@ def memory_of(config: Config, name: str) -> Memory | None:
     return {gpu: share + (rest if index == 0 else 0) for index, gpu in enumerate(gpus)}
 
 
-def _gpus_of(config: Config, name: str) -> tuple[str, ...]:
+def _gpus_of(config: "Config", name: str) -> tuple[str, ...]:
     """Return the GPUs that a model names; with only one there is no need to."""
     model = config.models[name]
     if model.gpus:
@@ -206,7 +204,7 @@ def _gpus_of(config: Config, name: str) -> tuple[str, ...]:
     return tuple(config.gpus) if config.gpus is not None and len(config.gpus) == 1 else ()
 
 
-def companions_of(config: Config, name: str) -> frozenset[str] | None:
+def companions_of(config: "Config", name: str) -> frozenset[str] | None:
     """Return the models that the groups let a model be awake with; None without groups.
 
     A model in no group is a group of its own.
@@ -216,7 +214,7 @@ def companions_of(config: Config, name: str) -> frozenset[str] | None:
     return frozenset(other for other in config.models if other != name and _together(config, name, other))
 
 
-def _together(config: Config, one: str, other: str) -> bool:
+def _together(config: "Config", one: str, other: str) -> bool:
     return any(
         a.together if a is b else a.persistent or b.persistent or not (a.exclusive or b.exclusive)
         for a in _groups_of(config, one)
@@ -224,7 +222,7 @@ def _together(config: Config, one: str, other: str) -> bool:
     )
 
 
-def _groups_of(config: Config, name: str) -> list[GroupConfig]:
+def _groups_of(config: "Config", name: str) -> list[GroupConfig]:
     mine = [group for group in config.groups.values() if name in group.models]
     return mine or [GroupConfig(models=(name,))]
 
@@ -232,7 +230,7 @@ def _groups_of(config: Config, name: str) -> list[GroupConfig]:
 # ---- what is wrong with them
 
 
-def check_residency(config: Config) -> Iterator[Problem]:
+def check_residency(config: "Config") -> Iterator[Problem]:
     """Yield what is wrong with memory and groups."""
     yield from _groups(config)
     yield from _staying(config)
@@ -258,7 +256,7 @@ def check_residency(config: Config) -> Iterator[Problem]:
         yield from _model(config, name)
 
 
-def _model(config: Config, name: str) -> Iterator[Problem]:
+def _model(config: "Config", name: str) -> Iterator[Problem]:
     model, at = config.models[name], ("models", name)
     if model.memory is None:
         return
@@ -277,7 +275,7 @@ def _model(config: Config, name: str) -> Iterator[Problem]:
     yield from _placed(config, name)
 
 
-def _placed(config: Config, name: str) -> Iterator[Problem]:
+def _placed(config: "Config", name: str) -> Iterator[Problem]:
     model, at = config.models[name], ("models", name)
     known = config.gpus or {}
     for index, gpu in enumerate(model.gpus):
@@ -307,7 +305,7 @@ def _placed(config: Config, name: str) -> Iterator[Problem]:
             )
 
 
-def _staying(config: Config) -> Iterator[Problem]:
+def _staying(config: "Config") -> Iterator[Problem]:
     if config.default_model is not None and config.default_model not in config.models:
         yield Problem(("default_model",), _no_model(config, config.default_model))
     for name, model in config.models.items():
@@ -315,7 +313,7 @@ def _staying(config: Config) -> Iterator[Problem]:
             yield Problem(("models", name, "idle_sleep"), "is there beside `keep_awake: true`; keep one of them")
 
 
-def _groups(config: Config) -> Iterator[Problem]:
+def _groups(config: "Config") -> Iterator[Problem]:
     for label, group in config.groups.items():
         for index, name in enumerate(group.models):
             at = ("groups", label, "models", index)
@@ -325,7 +323,7 @@ def _groups(config: Config) -> Iterator[Problem]:
                 yield Problem(at, _no_model(config, name))
 
 
-def _no_model(config: Config, name: str) -> str:
+def _no_model(config: "Config", name: str) -> str:
     owner = config.names.get(name)
     near = get_close_matches(name, list(config.models), n=1)
     hint = f"it is an alias of {owner!r}: name that" if owner else "name one of `models`"

@@ -1,7 +1,5 @@
 """The whole configuration; and in it the settings of the policy, and of the guard rails around it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping

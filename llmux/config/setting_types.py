@@ -1,7 +1,5 @@
 """What the sections of the configuration have in common, and the types of settings: size, duration, address."""
 
-from __future__ import annotations
-
 import ipaddress
 import math
 import re

@@ -4,8 +4,6 @@ Variants are a model with other parameters. Virtual models are a choice between 
 and other virtual models.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import math
@@ -148,7 +146,7 @@ DEEPEST = 8  # virtual models within one another
 KINDS = ("awake", "first", "ladder", "split")
 
 
-def check_targets(config: Config) -> Iterator[Problem]:
+def check_targets(config: "Config") -> Iterator[Problem]:
     """Yield what is wrong with the names beside the models' own."""
     aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
     taken = dict.fromkeys(config.models, "the name of a model")
@@ -200,7 +198,7 @@ def _check_virtual(name: str, virtual: VirtualConfig, known: set[str]) -> Iterat
         yield Problem((*path, "sticky"), "belongs to a `split`; remove it")
 
 
-def _check_cycles(config: Config) -> Iterator[Problem]:
+def _check_cycles(config: "Config") -> Iterator[Problem]:
     """Find virtual models that choose from themselves, each circle once."""
     done: set[str] = set()
     for start in config.virtual:
@@ -226,7 +224,7 @@ def _check_cycles(config: Config) -> Iterator[Problem]:
                 pending += [(target, False) for target in reversed(config.virtual[name].targets)]
 
 
-def leaves(config: Config, name: str) -> tuple[str, ...]:
+def leaves(config: "Config", name: str) -> tuple[str, ...]:
     """Return the models, remote ones among them, that a name may end at, each once, in the order given."""
     found: dict[str, None] = {}
     seen: set[str] = set()
