@@ -69,10 +69,16 @@ export async function refresh(now = false) {
     } else {
       // Those of a moment ago once more: what they cost comes after their end.
       const since = known.find(one => one.time + one.duration < world.now() - SETTLED)?.id ?? 0
-      const fresh = await list(`limit=1000&after=${since}${wanted}`)
-      known = [...fresh, ...known.filter(one => one.id <= since)]
+      const fresh = await list(`limit=${wish}&after=${since}${wanted}`)
+      const missed = fresh.length === wish // there are more of them than are shown
+      if (missed) past = []
+      more ||= missed
+      known = missed ? fresh : [...fresh, ...known.filter(one => one.id <= since)]
       // What is of the ledger begins where these end.
-      if (!past.length) known = known.slice(0, wish)
+      if (!past.length && known.length > wish) {
+        known = known.slice(0, wish)
+        more = true
+      }
     }
     showEnded()
   } catch {

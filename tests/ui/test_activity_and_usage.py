@@ -142,8 +142,17 @@ def test_the_older_ones_are_there_too_and_another_llmux_begins_anew(make_stage, 
     page = visit(stage)
     page.get_by_role("tab", name="Requests").click()
     expect(rows_of(page)).to_have_count(200)
+    # A burst of more than are shown, also of such as ended a moment ago: no more is asked for than is shown.
+    asked = []
+    page.on("request", lambda it: asked.append(it.url))
+    for _ in range(20):
+        stage.ask("qwen").join(PATIENCE)
+    expect(rows_of(page).filter(has_text="qwen")).to_have_count(20)
+    expect(rows_of(page)).to_have_count(200)
+    assert asked
+    assert all("limit=200&" in url for url in asked)
     page.get_by_role("button", name="Older ones").click()
-    expect(rows_of(page)).to_have_count(250)
+    expect(rows_of(page)).to_have_count(270)
     expect(page.get_by_role("button", name="Older ones")).to_be_hidden()
     stage.ask("qwen").join(PATIENCE)
     expect(rows_of(page).first).to_contain_text("qwen")
