@@ -67,11 +67,11 @@ def _is_gateway(file: Path) -> bool:
 
 
 def _check_gateway(file: Path, port: int | None) -> None:
-    from llmux.gateway.service import load_route
+    from llmux.fleet.loading import load_route
 
     config = load_gateway(file, port)
     try:
-        load_route(config)
+        load_route(config.route.use, config.route.options, config.folder)
     except LLMuxError as error:
         complain(str(error))
         raise typer.Exit(Exit.USAGE) from None

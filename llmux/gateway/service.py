@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
 
 from llmux.app import FRONT, SWITCHER
 from llmux.config.gateway import GatewayConfig
-from llmux.errors import ConfigError
 from llmux.fleet import fleet_view
+from llmux.fleet.loading import load_route
 from llmux.fleet.placement import Rules
-from llmux.fleet.routes import SHIPPED, Route
 from llmux.gateway.dispatcher import Dispatcher
 from llmux.gateway.handler import GatewayHandler
 from llmux.gateway.hosts import Host, Hosts
@@ -61,7 +56,7 @@ class Gateway:
         self.stopped = asyncio.Event()
         self.stopping = False
         rules = Rules(config.fleet.max_queued, config.fleet.max_wait)
-        self.dispatcher = Dispatcher(load_route(config), rules, log)
+        self.dispatcher = Dispatcher(load_route(config.route.use, config.route.options, config.folder), rules, log)
         self.requests = RequestLog(self.now)
         self.hosts = Hosts(self.dispatcher, log)
         self.hosts.on_names = self.metrics.declare
@@ -96,7 +91,7 @@ class Gateway:
         """Put a new configuration into force. Raises ConfigError, and changes nothing then."""
         placement, old = self.dispatcher.placement, self.config
         new_route = config.route != old.route or comes_from_file(config.route.use)
-        route = load_route(config) if new_route else placement.route
+        route = load_route(config.route.use, config.route.options, config.folder) if new_route else placement.route
         if config.audit_path != old.audit_path:
             self._audit_into(self._open_audit(config))
         placement.route = route
@@ -235,68 +230,3 @@ class GatewayProcess(Process):
         config = cast("GatewayConfig", self._config)
         files = [config.file, file_of(config.route.use, config.folder)]
         return [file for file in files if file is not None]
-
-
-# ---- routes
-
-
-def load_route(config: GatewayConfig) -> Route:
-    """Make the route that ``route.use`` names. Raises ConfigError."""
-    use, options = config.route.use, config.route.options
-    kind = SHIPPED.get(use) or _own(use, config.folder)
-    model = getattr(kind, "Options", None)
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        if options:
-            raise ConfigError(f"{use} takes no options", path=OPTIONS)
-        return _made(kind, use)
-    return _made(kind, use, _checked(model, options))
-
-
-def _checked(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
-    unknown = [name for name in options if name not in model.model_fields]
-    if unknown:
-        known = ", ".join(model.model_fields) or "none"
-        raise ConfigError(f"unknown option; known are: {known}", path=f"{OPTIONS}.{unknown[0]}")
-    try:
-        return model.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (OPTIONS, *first["loc"]))
-        raise ConfigError(first["msg"], path=where) from None
-
-
-def _made(kind: type, use: str, *options: BaseModel) -> Route:
-    try:
-        route = kind(*options)
-    except Exception as error:  # a user's class may raise anything
-        raise ConfigError(f"{use} cannot be made: {type(error).__name__}: {error}", path=USE) from error
-    if not callable(getattr(route, "place", None)):
-        raise ConfigError(f"{use} has no method `place(model, fleet)`", path=USE)
-    return cast("Route", route)
-
-
-def _own(use: str, folder: Path) -> type:
-    place, colon, name = use.rpartition(":")
-    if not colon:
-        raise ConfigError(
-            f"no route is called {use!r}; shipped are {', '.join(SHIPPED)}; or write package.module:Class, or"
-            " ./file.py:Class",
-            path=USE,
-        )
-    try:
-        if comes_from_file(use):
-            file = folder / Path(place).expanduser()
-            module = ModuleType(f"llmux_route_{file.stem}")
-            module.__file__ = str(file)
-            # Not by an import: what Python has compiled counts as current for a second after a change.
-            exec(compile(file.read_bytes(), file, "exec"), module.__dict__)  # noqa: S102 - the user's own file
-        else:
-            if str(folder) not in sys.path:
-                sys.path.append(str(folder))
-            module = importlib.import_module(place)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(f"{use} cannot be loaded: {type(error).__name__}: {error}", path=USE) from error
-    kind = getattr(module, name, None)
-    if not isinstance(kind, type):
-        raise ConfigError(f"{place} has no class {name!r}", path=USE)
-    return kind

@@ -1,10 +1,14 @@
 """What each route chooses, and that looking at a few of many hosts is enough."""
 
+import sys
+
 import pytest
 from fleet_playbook import COST, Playbook, asks, asleep, at, awake, given, report, sent
 
 from llmux.core.phases import Phase
+from llmux.errors import ConfigError
 from llmux.fleet import events as ev
+from llmux.fleet.loading import load_route
 from llmux.fleet.routes import SHIPPED, Affinity, PowerOfTwo, Random, RoundRobin, Static
 
 
@@ -194,3 +198,57 @@ def test_what_leaves_is_worth_more_the_more_requests_gain():
         stuck = [awake("c"), asleep("a", queued=waiting + 1, expected_wait=30.0)]
         play = given(h1=stuck, h2=[busy, asleep("a")])
         assert place(play, "a") == [chosen], waiting
+
+
+OWN = """
+from dataclasses import dataclass
+from pydantic import BaseModel
+
+@dataclass
+class Kept:
+    count: int = 0
+
+class Route:
+    class Options(BaseModel):
+        most: int = 3
+
+    def __init__(self, options):
+        if options.most > 9:
+            raise ValueError("too many")
+        self.most = options.most
+
+    def place(self, model, fleet):
+        return None
+"""
+
+
+def test_a_route_is_loaded_with_its_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "own", None)
+    del sys.modules["own"]
+    (tmp_path / "own.py").write_text(OWN)
+    assert load_route("affinity", {"bound": 2.0}, tmp_path)._options.bound == 2.0
+    assert load_route("./own.py:Route", {"most": 5}, tmp_path).most == 5
+    (tmp_path / "own.py").write_text(OWN.replace("most: int = 3", "most: int = 4"))
+    assert load_route("./own.py:Route", {}, tmp_path).most == 4  # read anew
+    assert load_route("own:Route", {}, tmp_path).most == 4
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "path", "message"),
+    [
+        ("affinity", {"bund": 2.0}, "route.options.bund", "unknown option; known are: bound, least"),
+        ("affinity", {"bound": 0.5}, "route.options.bound", "greater than or equal to 1"),
+        ("random", {"bound": 2.0}, "route.options", "random takes no options"),
+        ("./own.py:Route", {"most": 10}, "route.use", "cannot be made: ValueError: too many"),
+        ("./own.py:Kept", {}, "route.use", "has no method `place(model, fleet)`"),
+        ("./own.txt:Route", {}, "route.use", "is no Python file"),
+    ],
+)
+def test_a_route_that_cannot_be_loaded_is_said_where_and_why(tmp_path, use, options, path, message):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.txt").write_text(OWN)
+    with pytest.raises(ConfigError) as error:
+        load_route(use, options, tmp_path)
+    assert error.value.path == path
+    assert message in error.value.message
