@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,10 +87,11 @@ def _import(place: str, folder: Path) -> ModuleType:
             sys.path.append(str(folder))
         return importlib.import_module(place)
     file = folder / Path(place).expanduser()
-    spec = importlib.util.spec_from_file_location(f"llmux_route_{file.stem}", file)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise ImportError(f"{file} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pydantic look their annotations up there
-    spec.loader.exec_module(module)
+    module = ModuleType(f"llmux_route_{file.stem}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # dataclasses and pydantic look their annotations up there
+    # Compiled here and not by an import: its cache would miss a change within the same second.
+    exec(compile(file.read_bytes(), file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 (the user's own)
     return module

@@ -25,7 +25,7 @@ from llmux.simulator.synthetic import Load, OnOff, Poisson, generate
 from tests.benchmarks.scenarios import matrix, mixed, recorded
 
 GUIDE = Path(__file__).parents[2] / "llmux" / "FLEET.md"
-BEGIN, END = "<!-- begin figures -->\n", "<!-- end figures -->"
+BEGIN, END = "<!-- figures of the routes -->\n", "<!-- so far the figures -->"
 FLOOR = 0.05  # seconds: added to both sides, so that a ratio of two tiny waits says nothing
 HOSTS = 16
 WORK = 188.0  # tokens of decoding that a generated request is, on average
