@@ -226,12 +226,14 @@ class Reject:
 class ClaimWake:
     """Write into the store that ``host`` wakes ``model``, for ``term`` seconds, unless there is a claim already.
 
-    It is advice to the other gateways: nothing waits for the answer, which comes as ``ClaimSeen``.
+    It is advice to the other gateways: nothing waits for the answer, which comes as ``ClaimSeen``. A claim of the
+    host ``over`` counts no more: as many wait there as will be served at once, or it cannot serve. It is replaced.
     """
 
     model: str
     host: str
     term: float
+    over: str = ""
 
 
 @dataclass(slots=True)

@@ -193,7 +193,7 @@ class Placement:
         if wakes and (name != host.name or until <= now) and fleet.claimed(model) is None:
             term = max(SHORTEST_CLAIM, CLAIM * host.of(model).switch_cost)
             fleet.claims[model] = host.name, now + term
-            self.out.append(ev.ClaimWake(model, host.name, term))
+            self.out.append(ev.ClaimWake(model, host.name, term, name if until > now else ""))
         fleet.placed(host, request.id, model)
 
     def _hold_back(self, request: Request) -> None:

@@ -559,7 +559,8 @@ class FleetRun:
             self.told.append(ev.RequestWithdrawn(effect.request))
 
     def _claim_wake(self, gateway: Placement, effect: ev.ClaimWake) -> None:
-        if self.claims.get(effect.model, ("", 0.0))[1] <= self.time:
+        claimed, until = self.claims.get(effect.model, ("", 0.0))
+        if until <= self.time or claimed == effect.over:
             self.claims[effect.model] = effect.host, self.time + effect.term
         if len(self.gateways) > 1:
             self.claim_news.append((self.time + CLAIM_DELAY, gateway, effect.model))

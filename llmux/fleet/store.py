@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmux.errors import ConfigError
@@ -69,10 +69,21 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 return 1
 """
-# KEYS: the wake. ARGV: host, milliseconds. Returns who has it, and for how long.
+# KEYS: the wake. ARGV: host, milliseconds, whose claim is replaced. Returns who has it, and for how long.
 _CLAIM = """
-redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+local known = redis.call('GET', KEYS[1])
+if not known or known == ARGV[3] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+"""
+
+# KEYS: wakes. Returns who has each, and for how many milliseconds more.
+_CLAIMS = """
+local found = {}
+for _, key in ipairs(KEYS) do
+  found[#found + 1] = redis.call('GET', key) or ''
+  found[#found + 1] = redis.call('PTTL', key)
+end
+return found
 """
 
 
@@ -139,10 +150,21 @@ class Store:
                     counts[model] = counts.get(model, 0) + count
         return total
 
-    async def claim(self, model: str, host: str, term: float) -> Claim:
-        """Claim the wake of a model for a host, unless there is a claim; return the one that holds."""
-        who, left = await self._run(_CLAIM, (f"{{llmux}}:wake:{model}",), host, max(1, int(term * 1000)))
+    async def claim(self, model: str, host: str, term: float, over: str = "") -> Claim:
+        """Claim the wake of a model for a host, unless there is a claim; return the one that holds.
+
+        A claim of the host ``over`` is replaced.
+        """
+        who, left = await self._run(_CLAIM, (_wake(model),), host, max(1, int(term * 1000)), over)
         return Claim(str(who), max(0.0, left / 1000))
+
+    async def claims(self, models: Sequence[str]) -> dict[str, Claim]:
+        """Return the claims that hold, of these models."""
+        if not models:
+            return {}
+        flat = await self._run(_CLAIMS, tuple(map(_wake, models)))
+        pairs = zip(models, flat[::2], flat[1::2], strict=True)
+        return {model: Claim(str(who), left / 1000) for model, who, left in pairs if left > 0}
 
     async def close(self) -> None:
         """Close the connections."""
@@ -160,6 +182,10 @@ class Store:
             return await getattr(self._redis, name)(*values)
         except Exception as error:
             raise StoreError(_words(error)) from error
+
+
+def _wake(model: str) -> str:
+    return f"{{llmux}}:wake:{model}"
 
 
 def _host(name: str) -> str:

@@ -59,6 +59,8 @@ class Sharing:
                 self._known(await self._store.hosts())
                 await self._store.fly(self._name, self._own())
                 self._loads(await self._store.flights(self._name))
+                for model, claim in (await self._store.claims(self._models())).items():
+                    self._gateway.dispatcher.post(ev.ClaimSeen(model, claim.host, claim.remaining))
             except (StoreError, ValueError) as error:
                 self._tell(str(error))
             else:
@@ -69,7 +71,7 @@ class Sharing:
         while True:
             effect = await self._claims.get()
             try:
-                claim = await self._store.claim(effect.model, effect.host, effect.term)
+                claim = await self._store.claim(effect.model, effect.host, effect.term, effect.over)
             except StoreError:
                 continue  # advice; the other task tells
             self._gateway.dispatcher.post(ev.ClaimSeen(effect.model, claim.host, claim.remaining))
@@ -109,6 +111,10 @@ class Sharing:
                 counts = flight.setdefault(name, {})
                 counts[model] = counts.get(model, 0) + 1
         return flight
+
+    def _models(self) -> list[str]:
+        hosts = self._gateway.dispatcher.placement.fleet.hosts.values()
+        return sorted({model for host in hosts if host.report is not None for model in host.report.models})
 
     def _loads(self, others: dict[str, dict[str, int]]) -> None:
         for name in list(self._gateway.dispatcher.placement.fleet.hosts):

@@ -217,8 +217,8 @@ def sent(request: int, model: str, host: str, attempt: int = 1, waited: float = 
     return ev.Send(request, model, host, attempt, waited)
 
 
-def claims(model: str, host: str, term: float = 1.5 * COST) -> ev.ClaimWake:
-    return ev.ClaimWake(model, host, term)
+def claims(model: str, host: str, term: float = 1.5 * COST, over: str = "") -> ev.ClaimWake:
+    return ev.ClaimWake(model, host, term, over)
 
 
 def rejected(

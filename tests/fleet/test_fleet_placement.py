@@ -74,9 +74,10 @@ def test_a_claim_of_a_host_that_cannot_serve_counts_for_nothing(where):
         play(at(0.5, ev.HostUnreachable("h1", "x"), ejected("h1", reason="x")))
     elif where == "old":
         play(at(0.5, report("h1", asleep("a", "b"), seq=2, lease=0.1)))
+    host = "h9" if where == "h9" else "h1"
     play(
-        at(1.0, ev.ClaimSeen("b", "h9" if where == "h9" else "h1", 9.0)),
-        at(1.1, asks(1, "b"), sent(1, "b", "h2"), claims("b", "h2")),
+        at(1.0, ev.ClaimSeen("b", host, 9.0)),
+        at(1.1, asks(1, "b"), sent(1, "b", "h2"), claims("b", "h2", over=host)),
     )
 
 

@@ -102,12 +102,18 @@ async def test_a_wake_belongs_to_the_first_that_claims_it(store):
     again = await store.claim("a", "two", 60.0)
     assert again.host == "one"
     assert 50 < again.remaining <= 60
+    assert (await store.claim("a", "two", 60.0, over="three")).host == "one"
+    assert (await store.claim("a", "two", 60.0, over="one")).host == "two"
     await store.claim("b", "one", 0.05)
 
     async def has_it():
         return (await store.claim("b", "two", 60.0)).host == "two"
 
     await eventually(has_it)
+    known = await store.claims(["a", "b", "c"])
+    assert {model: claim.host for model, claim in known.items()} == {"a": "two", "b": "two"}
+    assert 50 < known["a"].remaining <= 60
+    assert await store.claims([]) == {}
 
 
 async def test_gateways_see_what_the_others_have_where_while_these_live(store, monkeypatch):
