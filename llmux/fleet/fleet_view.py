@@ -404,8 +404,9 @@ class Fleet:
         elif entry in host.recent:
             host.recent.remove(entry)
             self._count_down(host.since, entry[1])
-            if host.listed:
-                self.list(host)
+            if entry[1] not in host.since:
+                host.arriving.pop(entry[1], None)
+            self.list(host)
 
     @staticmethod
     def begun(host: Host, request: int, model: str) -> None:

@@ -176,6 +176,19 @@ def test_a_model_whose_host_another_gateway_gives_to_another_is_not_taken_for_aw
     assert place(play, "a") == ["h1"]  # it has room for both
 
 
+def test_a_wake_that_was_refused_displaces_nothing():
+    play = given(h1=[awake("a", arrival_rate=0.01), asleep("b")])
+    assert place(play, "b") == ["h1"]
+    assert play.host("h1").displaced("a")
+    play.ledger.feed(ev.RequestRefused(1, "pinned", 9.0), 1.0)
+    assert not play.host("h1").displaced("a")
+
+
+def test_where_a_request_would_be_refused_it_would_wait_for_ever():
+    play = given(h1=[asleep("a", expected_wait=None)])
+    assert play.placement.fleet.wait(play.host("h1"), "a") == float("inf")
+
+
 def test_a_claim_of_what_its_host_has_already_changes_nothing():
     play = given(h1=[awake("a"), asleep("b")], h2=[asleep("a", "b")])
     play(at(0.5, ev.ClaimSeen("a", "h1", 9.0)), at(0.5, ev.ClaimSeen("stranger", "h1", 9.0)))
