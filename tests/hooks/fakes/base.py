@@ -77,8 +77,11 @@ def serving(fake: Fake, port: int) -> Iterator[Fake]:
         started.set()
         await stopping.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        serving = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in serving:
             task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)  # what they closed is closed with the next turn
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()

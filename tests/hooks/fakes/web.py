@@ -137,20 +137,22 @@ async def listen(routes: Sequence[RouteDef], guard: Callable[..., Awaitable[Stre
             await response.write(response.body)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            method, target, _ = head[0].split()
-            headers = Headers()
-            for line in filter(None, head[1:]):
-                name, _, value = line.partition(":")
-                headers[name.lower()] = value.strip()
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
-            answering = asyncio.ensure_future(answer(Request(method, target, headers, body, writer)))
-            leaving = asyncio.ensure_future(reader.read())
-            await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                method, target, _ = head[0].split()
+                headers = Headers()
+                for line in filter(None, head[1:]):
+                    name, _, value = line.partition(":")
+                    headers[name.lower()] = value.strip()
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                answering = asyncio.ensure_future(answer(Request(method, target, headers, body, writer)))
+                leaving = asyncio.ensure_future(reader.read())
+                await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+                for task in (answering, leaving):
+                    task.cancel()
+                await asyncio.gather(answering, leaving, return_exceptions=True)
+        finally:
+            writer.close()
 
     return await asyncio.start_server(connected, "127.0.0.1", port)
