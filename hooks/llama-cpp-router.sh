@@ -33,7 +33,8 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with a stand-in for the router's HTTP API, under dash, bash and busybox, on Debian 12.
+# Tested with llama.cpp's server of October 2026 on the CPU (make engines), and with a stand-in for the router's HTTP
+# API, under dash, bash and busybox, on Debian 12.
 
 set -u
 

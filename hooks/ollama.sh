@@ -34,7 +34,8 @@
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
-# Tested with a stand-in for Ollama's HTTP API, under dash, bash and busybox, on Debian 12.
+# Tested with Ollama 0.17.4 on the CPU (make engines), and with a stand-in for its HTTP API, under dash, bash and
+# busybox, on Debian 12.
 
 set -u
 

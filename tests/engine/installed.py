@@ -109,7 +109,7 @@ def ollama(folder: Path) -> Iterator[Installed]:
                 raise MissingError(f"ollama create: {made.stderr[-300:]}")
         section = {"port": port, **hooks("ollama"), "env": {"STOP": "false"}}
         models = {name: {**section, "upstream_model": name} for name in ("quick", "slow")}
-        yield Installed("ollama", models, dict.fromkeys(models, (binary, "runner")))
+        yield Installed("ollama", models, dict.fromkeys(models, (binary, "runner")), hides_deaths=True)
 
 
 # A model of Llama's kind with random weights, and a tokenizer whose tokens are bytes.
