@@ -5,6 +5,7 @@ With the settings that llmux has no equivalent for, and a note about each.
 
 from __future__ import annotations
 
+import glob
 import re
 import textwrap
 from collections import defaultdict
@@ -86,6 +87,7 @@ class _Translator:
         self.elsewhere: dict[str, str] = {}  # names of peers' models: what they are called here
         self.remotes: dict[str, Settings] = {}
         self.virtual: dict[str, Settings] = {}
+        self.routes: list[Settings] = []
         self.result = Translation(read.file)
         engines = {name: self.engine(name, model) for name, model in self.config.models.items()}
         found = {name: engine for name, engine in engines.items() if engine}
@@ -98,6 +100,8 @@ class _Translator:
         self.share()
         if self.config.sendLoadingState:
             self.notes.append(Note(("sendLoadingState",), _LOADING, lost=False))
+        if self.routes:
+            self.result.settings["routes"] = self.routes
         self.peer()
         self.select()
         self.preload()
@@ -125,6 +129,12 @@ class _Translator:
             settings["upstream_model"] = literal(model.useModelName)
         aliases = self.aliases(name, model)
         variants = self.variants(name, model, aliases)
+        own = f"{name}:filtered"
+        if (rules := self.rules(name, model, name)) and own not in self.known:
+            # No variant is called as its model: a route leads there.
+            self.known[own] = name
+            variants[own] = rules
+            self.routes.append({"when": {"model": literal(glob.escape(name))}, "to": literal(own)})
         aliases = [alias for alias in aliases if alias not in variants]
         if aliases:
             settings["aliases"] = [literal(alias) for alias in aliases]
@@ -170,23 +180,24 @@ class _Translator:
 
     def variants(self, name: str, model: Model, aliases: Iterable[str]) -> Settings:
         """Return the aliases for which requests are changed, each with its rules."""
+        found = {alias: self.rules(name, model, alias) for alias in aliases}
+        return {alias: rules for alias, rules in found.items() if rules}
+
+    def rules(self, name: str, model: Model, asked: str) -> Settings:
+        """Return how requests for one name of a model are changed."""
         at, filters = ("models", name, "filters"), model.filters
         stripped = [param.strip() for param in (filters.stripParams or filters.strip_params).split(",")]
-        found: Settings = {}
-        for alias in aliases:
-            of_its_own = filters.setParamsByID.get(alias)
-            given = {**filters.setParams, **(of_its_own if isinstance(of_its_own, Mapping) else {})}
-            wanted = {param: value for param, value in given.items() if param != "model"}
-            away = [param for param in dict.fromkeys(stripped) if param not in ("", "model", *wanted)]
-            kept, lost = _carried([*wanted, *away])
-            self.notes += [Note(at, f"{param!r} of {alias!r} is no field for a variant's rule") for param in lost]
-            rules = {
-                "set": {param: _literals(value) for param, value in wanted.items() if param in kept},
-                "strip": [param for param in away if param in kept],
-            }
-            if rules := {rule: params for rule, params in rules.items() if params}:
-                found[alias] = rules
-        return found
+        of_its_own = filters.setParamsByID.get(asked)
+        given = {**filters.setParams, **(of_its_own if isinstance(of_its_own, Mapping) else {})}
+        wanted = {param: value for param, value in given.items() if param != "model"}
+        away = [param for param in dict.fromkeys(stripped) if param not in ("", "model", *wanted)]
+        kept, lost = _carried([*wanted, *away])
+        self.notes += [Note(at, f"{param!r} of {asked!r} is no field for a variant's rule") for param in lost]
+        rules = {
+            "set": {param: _literals(value) for param, value in wanted.items() if param in kept},
+            "strip": [param for param in away if param in kept],
+        }
+        return {rule: params for rule, params in rules.items() if params}
 
     # ---- what is said elsewhere
 
@@ -392,10 +403,6 @@ _MODEL = {
     "timeouts": _TIMEOUTS,
     "compat": "a WebSocket wakes its model, and keeps it awake while it is open",
 }
-_FILTERS = "a request for the model's own name stays as it is; its aliases, which are `variants` here, have it"
-_OWN_FILTERS = (
-    "a request for the model's own name stays as it is; a variant has other parameters, under another name"
-)
 _GLOBAL = {
     "logTimeFormat": "log lines carry the time as ISO 8601",
     "logToStdout": "the log goes to stderr; what an engine prints goes to its own file, named in hooks/process.sh",
@@ -423,14 +430,6 @@ def model_leftovers(name: str, model: Mapping[str, Any], *, loading_state: bool)
     if model.get("sendLoadingState", loading_state) not in (None, loading_state):
         yield Note((*at, "sendLoadingState"), _PROGRESS)
     yield from _named(at, model, _MODEL, _KNOWN_MODEL)
-    filters = model.get("filters") or {}
-    named = bool(model.get("aliases")) or any(alias != name for alias in filters.get("setParamsByID") or ())
-    for key, value in filters.items():
-        if key == "setParamsByID":
-            if isinstance(value, Mapping) and value.get(name):
-                yield Note((*at, "filters", key), _OWN_FILTERS)
-        elif value not in _NOTHING:
-            yield Note((*at, "filters", key), _FILTERS if named else _OWN_FILTERS)
     if name == "comfyui_auto":
         yield Note(at, "the path `/comfyui`; use `/upstream/comfyui_auto/`", lost=True)
 

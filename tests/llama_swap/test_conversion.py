@@ -36,7 +36,10 @@ class TestEverything:
         assert rules == {
             "gpt-4o-mini": ({"top_k": 10}, stripped),
             "big:high": ({"top_k": 10, "reasoning_effort": "high"}, stripped),
+            "big:filtered": ({"top_k": 10, "reasoning_effort": "low"}, stripped),
         }
+        (route,) = everything.config.routes
+        assert (route.when.model, route.to) == (("big",), "big:filtered")
         assert (model.idle_sleep, model.preload, model.timeouts.wake) == (60, True, 500)
         assert model.env["CUDA_VISIBLE_DEVICES"] == "0"
         assert (model.env["HEALTH_PATH"], model.env["GRACE"]) == ("/v1/models", "30")
@@ -102,8 +105,7 @@ class TestEverything:
         assert set(everything.lost()) == {
             "logTimeFormat", "logToStdout", "metricsMaxInMemory", "captureBuffer", "store", "ui", "performance",
             "upstream", "profiles", "models.big.name",
-            "models.big.compat", "models.big.filters.stripParams",
-            "models.big.filters.setParams", "models.big.filters.setParamsByID", "models.big.metadata",
+            "models.big.compat", "models.big.metadata",
             "models.big.sendLoadingState",
             "models.big.timeouts", "models.nowhere", "hooks.on_startup.preload[2]",
             "routing.router.settings.groups.together.members[2]",
@@ -147,30 +149,35 @@ def test_the_least_file(load):
 
 
 @pytest.mark.parametrize(
-    ("filters", "rules", "lost"),
+    ("filters", "rules", "own", "lost"),
     [
-        ("{setParamsByID: {x: {n: 1}}}", {"set": {"n": 1}}, []),
+        ("{setParamsByID: {x: {n: 1}}}", {"set": {"n": 1}}, None, []),
         (
             "{setParamsByID: {x: {n: 1, model: y}}, stripParams: 'model, n,top_p,'}",
             {"set": {"n": 1}, "strip": ["top_p"]},
-            ["filters.stripParams"],
+            {"strip": ["n", "top_p"]},
+            [],
         ),
         (
             "{setParams: {n: 2, a.b: '${MONEY'}, setParamsByID: {x: {n: 1}}}",
             {"set": {"n": 1, "a.b": "${MONEY"}},
-            ["filters.setParams"],
+            {"set": {"n": 2, "a.b": "${MONEY"}},
+            [],
         ),
-        ("{setParamsByID: {x: {a: {b: 1}, a.c: 2}}}", {"set": {"a": {"b": 1}}}, ["filters"]),
-        ("{setParamsByID: {x: {'0': 1}}}", None, ["filters"]),
-        ("{setParamsByID: {x: }}", None, []),
+        ("{setParamsByID: {m: {n: 3}, x: }}", None, {"set": {"n": 3}}, []),
+        ("{setParamsByID: {x: {a: {b: 1}, a.c: 2}}}", {"set": {"a": {"b": 1}}}, None, ["filters"]),
+        ("{setParamsByID: {x: {'0': 1}}}", None, None, ["filters"]),
+        ("{setParamsByID: {x: }}", None, None, []),
     ],
 )
-def test_filters_are_variants(load, filters, rules, lost):
+def test_filters_are_variants(load, filters, rules, own, lost):
     result = load(f"models:\n  m:\n    cmd: 'x --port ${{PORT}}'\n    filters: {filters}")
     model = result.config.models["m"]
     assert set(model.aliases) == ({"x"} if rules is None else set())
     found = {name: it.model_dump(mode="json", exclude_defaults=True) for name, it in model.variants.items()}
-    assert found == ({} if rules is None else {"x": rules})
+    wanted = {"x": rules, "m:filtered": own}
+    assert found == {name: each for name, each in wanted.items() if each is not None}
+    assert [(it.when.model, it.to) for it in result.config.routes] == [(("m",), "m:filtered")] * (own is not None)
     assert list(result.lost()) == [f"models.m.{place}" for place in lost]
 
 
