@@ -233,7 +233,7 @@ class _Translator:
         self.alone = {name for name, number in count.items() if number == 1} - set(self.fallbacks())
         for index, deployment in enumerate(config.model_list):
             self.deployment(("model_list", index), deployment, raw["model_list"][index])
-        if not self.models and not self.problems:
+        if not self.models and not self.remotes and not self.problems:
             self.problems.append(Problem(("model_list",), _NONE_HERE))
             self.problems += [Problem(note.path, note.message) for note in self.notes if note.lost]
         self.names()
@@ -533,9 +533,7 @@ _HOOKS = {
     "sleep": ":",
     "alive": 'curl -fsS -o /dev/null "$LLMUX_URL/v1/models"',
 }
-_NONE_HERE = (
-    "holds no deployment on this machine that can be carried over; llmux needs a model of its own, at least one"
-)
+_NONE_HERE = "holds no deployment that can be carried over"
 _UNMANAGED = (
     "LiteLLM neither starts nor ends its engine: write its `wake` and `sleep` (see `llmux hooks list`); until then"
     " llmux only gives it turns"

@@ -156,8 +156,6 @@ def _shown(value: Any) -> str:
 
 
 def _missing(path: Path) -> str:
-    if path == ("models",):
-        return "is missing; name at least one model"
     if path[-1] in _HOOKS:
         return "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
     return "is missing"

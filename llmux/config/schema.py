@@ -219,7 +219,8 @@ class Config(Section):
     )
     port: OwnPort = Field(default=3000, description="Port to listen on. 0: any free one.")
     models: Mapping[Name, ModelConfig] = Field(
-        min_length=1, description="The models by the name that clients ask for."
+        default_factory=dict,
+        description="The models by the name that clients ask for; at least one, if there are no `remotes`.",
     )
     virtual: Mapping[Name, VirtualConfig] = Field(
         default_factory=dict, description="Names that stand for a choice between models."

@@ -41,6 +41,8 @@ def started(s: State, event: Started) -> None:
         model.preload_due = model.spec.preload
     commands.resume(s, event)
     health_checks.ask_unknown(s)
+    if not s.models:  # all is elsewhere
+        health_checks.adopt(s)
 
 
 # ---- a new configuration

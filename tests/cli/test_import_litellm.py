@@ -200,6 +200,12 @@ def test_a_name_with_one_deployment_here_is_a_model_with_its_aliases(load):
     assert list(got.notes(lost=False)) == ["model_list[0]"]
 
 
+def test_a_file_without_a_deployment_here(load):
+    config = load(one("{model: openai/x}", "")).config
+    assert not config.models
+    assert config.remotes["openai"].models == {"x": "x"}
+
+
 def test_without_a_master_key_requests_may_leave_as_they_did(load):
     got = load(one("{model: gpt-4o}"), {})
     assert got.config.remotes_for_all
@@ -277,7 +283,6 @@ def test_an_address_in_the_environment(load):
         (one("{model: openai/x, api_key: k, timeout: soon}"), "not a number of seconds"),
         (one("{model: azure/x}", ""), "'azure' has an API, or a way to sign requests, of its own"),
         (one("{model: hosted_vllm/x}", ""), "where its endpoint is, is not known"),
-        (one("{model: openai/x}", ""), "llmux needs a model of its own"),
         (one("{model: openai/x, max_parallel_requests: 0}"), "max_parallel_requests"),
         ("model_list: [", "litellm.yaml"),
     ],

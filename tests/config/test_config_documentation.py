@@ -79,7 +79,6 @@ def test_the_schema_is_a_schema():
         ({"policy": {"max_wait": "soon"}}, False),
         ({"capacity": "18G"}, False),
         ({"log_level": "warn"}, False),
-        ({"models": {}}, False),
         ({"models": {"a": MODEL | {"url": "http://x"}}}, False),
         ({"models": {"a": {"wake": "w", "sleep": "s", "alive": "a"}}}, False),
         ({"models": {"a": MODEL | {"wake": True}}}, False),

@@ -214,12 +214,12 @@ def test_what_a_reload_makes_room_for_admits_what_waited_for_it() -> None:
     assert not play.core.state.models["c"].extra
 
 
-def test_llmux_without_models_starts_when_a_reload_brings_one() -> None:
+def test_without_models_there_is_nothing_to_look_at_until_a_reload_brings_one() -> None:
     play = unstarted()
     play(
-        at(0.0, ev.Started()),
+        at(0.0, ev.Started(), fx.Ready(())),
         at(1.0, replaced(models("a")), alone("alive a")),
-        at(2.0, failed("alive a"), fx.Ready(())),
+        at(2.0, failed("alive a")),
     )
 
 
