@@ -106,7 +106,7 @@ def environment(
         **{
             name: value
             for name, value in own.items()
-            if name not in KEPT_BACK and not any(_holds(value, secret) for secret in secrets)
+            if name not in KEPT_BACK and not (secrets and any(_holds(value, secret) for secret in secrets))
         },
         **job.env,
         "LLMUX_MODEL": job.model,
