@@ -99,6 +99,7 @@ class VariantConfig(Section):
         default_factory=dict,
         description="Numbers that a field is at most. What the client leaves out stays out; see `default`.",
     )
+    unlisted: bool = Field(default=False, description="true: `/v1/models` does not list it.")
 
 
 Targets = Annotated[tuple[Name, ...], AfterValidator(_some)]

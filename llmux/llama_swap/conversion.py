@@ -133,7 +133,7 @@ class _Translator:
         if (rules := self.rules(name, model, name)) and own not in self.known:
             # No variant is called as its model: a route leads there.
             self.known[own] = name
-            variants[own] = rules
+            variants[own] = {**rules, "unlisted": True}
             self.routes.append({"when": {"model": literal(glob.escape(name))}, "to": literal(own)})
         aliases = [alias for alias in aliases if alias not in variants]
         if aliases:

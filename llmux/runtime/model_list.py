@@ -103,7 +103,7 @@ def _unpriced(switcher: Switcher) -> Iterator[Entry]:
         if not settings.info.unlisted:
             yield entry
             yield from (_alias(alias, entry) for alias in settings.aliases if config.list_aliases)
-        yield from (_variant(variant, entry) for variant in settings.variants)
+        yield from (_variant(name, entry) for name, variant in settings.variants.items() if not variant.unlisted)
     yield from (_virtual(switcher, name) for name in config.virtual)
     yield from (_remote(switcher, name) for name in config.remote_models)
 

@@ -149,3 +149,11 @@ def test_a_mistake_in_info_has_its_place(house, info, words):
     with pytest.raises(ConfigErrors) as raised:
         house.config({"a": {"info": info}})
     assert words in str(raised.value)
+
+
+async def test_a_variant_that_is_unlisted_is_served_and_not_listed(house):
+    variants = {"a:shown": {"set": {"n": 1}}, "a:hidden": {"set": {"n": 2}, "unlisted": True}}
+    await house.open({"a": {"variants": variants}})
+    listed = (await house.ask("GET", "/v1/models")).json()["data"]
+    assert [entry["id"] for entry in listed] == ["a", "a:shown"]
+    assert (await house.chat("a:hidden")).status == 200

@@ -141,7 +141,9 @@ class Check:
         return answer.model
 
     async def _cut_off(self, name: str) -> str:
-        stream = await self.openai.completions.create(model=name, prompt="x", max_tokens=LONG, stream=True)
+        stream = await self.openai.completions.create(
+            model=name, prompt="x", max_tokens=LONG, stream=True, extra_body={"ignore_eos": True}
+        )
         chunks, finished = 0, False
         try:
             async for chunk in stream:

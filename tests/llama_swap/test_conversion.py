@@ -175,7 +175,7 @@ def test_filters_are_variants(load, filters, rules, own, lost):
     model = result.config.models["m"]
     assert set(model.aliases) == ({"x"} if rules is None else set())
     found = {name: it.model_dump(mode="json", exclude_defaults=True) for name, it in model.variants.items()}
-    wanted = {"x": rules, "m:filtered": own}
+    wanted = {"x": rules, "m:filtered": own and {**own, "unlisted": True}}
     assert found == {name: each for name, each in wanted.items() if each is not None}
     assert [(it.when.model, it.to) for it in result.config.routes] == [(("m",), "m:filtered")] * (own is not None)
     assert list(result.lost()) == [f"models.m.{place}" for place in lost]

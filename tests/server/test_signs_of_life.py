@@ -11,14 +11,14 @@ async def test_an_error_is_no_sign_that_the_model_is_there(house: House):
     switcher = await house.open("a")
     assert (await house.chat("a")).status == 200
     activity = switcher.activities["a"][1]
-    heard = activity.last_byte
+    assert activity.last_byte is not None
+    activity.last_byte = None
     house.engine.says = ERROR
     assert (await house.chat("a")).status == 400
-    assert heard is not None
-    assert activity.last_byte == heard
+    assert activity.last_byte is None
     house.engine.says = None
     assert (await house.chat("a")).status == 200
-    assert activity.last_byte > heard
+    assert activity.last_byte is not None
 
 
 async def test_a_model_that_is_gone_is_noticed_though_the_server_before_it_answers_with_errors(house: House):
