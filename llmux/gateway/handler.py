@@ -21,18 +21,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from llmux.config.gateway import GatewayConfig
 from llmux.core.effects import CutReason
 from llmux.errors import EngineError, PathRefusedError, RequestError, UnavailableError
-from llmux.extract import Body, BodyBudget, BodyLimits, read_body, refuse_announced
+from llmux.extract import Body, BodyBudget, BodyLimits
 from llmux.fleet import events as ev
 from llmux.gateway.dispatcher import Dispatcher, Trip
 from llmux.gateway.hosts import Host, Hosts, words_of
 from llmux.middleware.authentication import KEY_NAME
 from llmux.middleware.context import RequestContext
-from llmux.middleware.model_handler import meet_expectation, named_model, unknown_model
+from llmux.middleware.model_handler import serve_with_body, unknown_model
 from llmux.middleware.paths import Kind
 from llmux.middleware.progress import HEADER, INTERIM, InBody, Interim, dialect_of, wanted
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
@@ -226,18 +226,9 @@ class GatewayHandler:
 
         Raises a RequestError for what is refused, ClientGoneError when the client went away.
         """
-        route = context.route
-        if route.kind is not Kind.FORWARD:
+        if context.route.kind is not Kind.FORWARD:
             raise PathRefusedError("A gateway has no /upstream: ask the host itself.")
-        if not request.can_read_body:
-            return await self._placed(request, context, None, named_model(route, None))
-        expects = request.headers.get(hdrs.EXPECT)
-        if expects is not None:
-            refuse_announced(request, self._limits)
-            meet_expectation(expects, request, context)
-        with await read_body(request, self._limits, self.budget) as body:
-            context.sent = body.size
-            return await self._placed(request, context, body, named_model(route, body))
+        return await serve_with_body(request, context, self._limits, self.budget, self._placed)
 
     async def _placed(
         self, request: web.Request, context: RequestContext, body: Body | None, name: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote_plus, unquote_plus
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from llmux.middleware.translating import Translating
     from llmux.targets.codecs import Translation
 
+Serve = Callable[[web.Request, RequestContext, Body | None, str], Awaitable[web.StreamResponse]]
 COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
 RELAY: web.RequestKey[RelayFactory] = web.RequestKey("RELAY", cast("type[RelayFactory]", Callable))
 """What relays its answer, where that is not as the engine's."""
@@ -173,16 +174,7 @@ class ModelHandler:
             return await self._serve(request, context)
 
     async def _serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
-        route = context.route
-        if not request.can_read_body:
-            return await self._with_body(request, context, None, named_model(route, None))
-        expects = request.headers.get(hdrs.EXPECT)
-        if expects is not None:
-            refuse_announced(request, self._limits)
-            meet_expectation(expects, request, context)
-        with await read_body(request, self._limits, self.budget) as body:
-            context.sent = body.size
-            return await self._with_body(request, context, body, named_model(route, body))
+        return await serve_with_body(request, context, self._limits, self.budget, self._with_body)
 
     async def _with_body(
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
@@ -386,6 +378,22 @@ class ModelHandler:
         finally:
             failure = failure or exchange.broken
             trace.sent(self._switcher.now(), exchange.status, exchange.first_byte_at, failure)
+
+
+async def serve_with_body(
+    request: web.Request, context: RequestContext, limits: BodyLimits, budget: BodyBudget, serve: Serve
+) -> web.StreamResponse:
+    """Serve a request with its body, if it has one, and the model that it names. Raises RequestError."""
+    route = context.route
+    if not request.can_read_body:
+        return await serve(request, context, None, named_model(route, None))
+    expects = request.headers.get(hdrs.EXPECT)
+    if expects is not None:
+        refuse_announced(request, limits)
+        meet_expectation(expects, request, context)
+    with await read_body(request, limits, budget) as body:
+        context.sent = body.size
+        return await serve(request, context, body, named_model(route, body))
 
 
 def meet_expectation(expects: str, request: web.Request, context: RequestContext) -> None:

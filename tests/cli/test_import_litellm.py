@@ -83,7 +83,7 @@ def load(tmp_path):
     return lambda text, environ=None, **options: Imported(tmp_path, text, environ, **options)
 
 
-HERE = "  - {model_name: here, litellm_params: {model: ollama/x}}\n"  # llmux needs a model of its own
+HERE = "  - {model_name: here, litellm_params: {model: ollama/x}}\n"
 
 
 def one(params: str, more: str = HERE) -> str:
