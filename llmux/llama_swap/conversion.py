@@ -87,6 +87,7 @@ class _Translator:
         self.elsewhere: dict[str, str] = {}  # names of peers' models: what they are called here
         self.remotes: dict[str, Settings] = {}
         self.virtual: dict[str, Settings] = {}
+        self.filtered: dict[str, str] = {}  # models whose own name changes a request: the variant that does
         self.routes: list[Settings] = []
         self.result = Translation(read.file)
         engines = {name: self.engine(name, model) for name, model in self.config.models.items()}
@@ -133,6 +134,7 @@ class _Translator:
         if (rules := self.rules(name, model, name)) and own not in self.known:
             # No variant is called as its model: a route leads there.
             self.known[own] = name
+            self.filtered[name] = own
             variants[own] = {**rules, "unlisted": True}
             self.routes.append({"when": {"model": literal(glob.escape(name))}, "to": literal(own)})
         aliases = [alias for alias in aliases if alias not in variants]
@@ -252,12 +254,15 @@ class _Translator:
     def select(self) -> None:
         for name, selector in self.config.selectors.items():
             at = ("selectors", name)
-            targets = [each if each in self.known else self.elsewhere.get(each) for each in selector.targets]
+            targets = [
+                self.filtered.get(each, each) if each in self.known else self.elsewhere.get(each)
+                for each in selector.targets
+            ]
             chosen = [literal(each) for each in dict.fromkeys(targets) if each is not None]
             if name in self.known or name in self.elsewhere:
                 continue
             if selector.strategy == "pin" and targets and targets[0] is not None:
-                self.pin(name, selector.targets[0], targets[0])
+                self.pin(name, targets[0])
             elif selector.strategy in _CHOICES and targets and None not in targets:
                 kind, note = _CHOICES[selector.strategy]
                 self.virtual[name] = {kind: chosen}
@@ -269,10 +274,10 @@ class _Translator:
         if self.virtual:
             self.result.settings["virtual"] = self.virtual
 
-    def pin(self, name: str, first: str, target: str) -> None:
+    def pin(self, name: str, target: str) -> None:
         """Let a selector's name stand for its first target."""
-        model = self.known.get(first)
-        if model is None or first in self.result.models[model].get("variants", {}):
+        model = self.known.get(target)
+        if model is None or target in self.result.models[model].get("variants", {}):
             self.virtual[name] = {"first": [literal(target)]}
         else:
             self.known[name] = model

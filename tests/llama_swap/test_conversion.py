@@ -30,7 +30,8 @@ class TestEverything:
     def test_a_model(self, everything):
         model = everything.config.models["big"]
         assert (model.port, model.upstream_model, model.max_in_flight) == (10001, "vendor/big", 4)
-        assert model.aliases == ("coder",)
+        assert model.aliases == ()
+        assert everything.config.virtual["coder"].first == ("big:filtered",)
         stripped = ("temperature", "top_p")
         rules = {name: (it.set, it.strip) for name, it in model.variants.items()}
         assert rules == {
@@ -51,7 +52,7 @@ class TestEverything:
         assert everything.config.idle_sleep_of("embed") == 600
 
     def test_a_name_for_the_one_that_is_loaded(self, everything):
-        assert everything.config.virtual["any"].awake == ("small", "big")
+        assert everything.config.virtual["any"].awake == ("small", "big:filtered")
 
     def test_what_clients_are_told(self, everything):
         big, small = (everything.config.models[name].info for name in ("big", "small"))
