@@ -165,7 +165,9 @@ def test_the_older_ones_are_there_too_and_another_llmux_begins_anew(make_stage, 
 
 
 def test_what_is_no_longer_in_memory_is_in_the_ledger(make_stage, visit):
-    stage = make_stage({"llama": {}, "qwen": {}}, ledger="ledger.db")
+    # Each switch takes longer than what is not worth a word.
+    slow = {"wake": "sleep 0.05; touch up.0"}
+    stage = make_stage({"llama": slow, "qwen": {}}, ledger="ledger.db")
     for model in ("llama", "llama", "qwen", "llama"):
         stage.ask(model, messages=[{"role": "user", "content": "one two"}]).join(PATIENCE)
     page = visit(stage)
