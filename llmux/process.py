@@ -213,7 +213,7 @@ class Process:
         """Return what makes it known to gateways, if anything does. Raises ConfigError."""
         if config.fleet is None:
             return ()
-        from llmux.fleet.registration import Registration  # noqa: PLC0415 - one host has no use for it
+        from llmux.fleet.store import Registration  # noqa: PLC0415 - one host has no use for it
 
         return (Registration(config.fleet, switcher, self._log).run(),)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from llmux.accounts import past_requests, usage
+from llmux.accounts import usage
 from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
@@ -167,14 +167,14 @@ class Accounting:
         for request in requests:
             row = recent.get(request["id"])
             if row is not None:
-                request.update(past_requests.of_row(row))
+                request.update(usage.of_row(row))
 
-    async def past(self, wanted: past_requests.Wanted) -> tuple[list[dict[str, Any]], int | None]:
+    async def past(self, wanted: usage.Wanted) -> tuple[list[dict[str, Any]], int | None]:
         """Return requests of the past (see ``past_requests.read``). Raises UnavailableError."""
         assert self.ledger is not None
         await self.ledger.settled()
         try:
-            return await asyncio.to_thread(past_requests.read, self.ledger.path, wanted)
+            return await asyncio.to_thread(usage.past_requests, self.ledger.path, wanted)
         except sqlite3.Error as error:
             raise _unreadable(error) from error
 

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from llmux.accounts.store import Row
+from llmux.accounts.ledger_file import Row
 
 HELP: dict[str, str] = {
     "llmux_key_requests_total": "Requests that have ended, by key and model (with `ledger`).",

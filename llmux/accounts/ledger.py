@@ -32,10 +32,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmux.accounts.catalogue import CURRENCY, Catalogue
 from llmux.accounts.key_metrics import KeyMetrics
-from llmux.accounts.pricing import Prices, TokenPrice, of_gpu, of_tokens, version_of
-from llmux.accounts.store import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
+from llmux.accounts.ledger_file import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
+from llmux.accounts.pricing import CURRENCY, Catalogue, Prices, TokenPrice, of_gpu, of_tokens, version_of
 from llmux.accounts.tokens import Answer, tokens_of
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError

@@ -224,7 +224,7 @@ class Admin:
         return web.json_response({"requests": rows})
 
     async def _past(self, request: web.Request, limit: int, key: str | None, model: str | None) -> web.Response:
-        from llmux.accounts.past_requests import Wanted  # noqa: PLC0415 - most configurations have no use for it
+        from llmux.accounts.usage import Wanted  # noqa: PLC0415 - most configurations have no use for it
 
         accounting = self._with_ledger()
         before, text = _whole(request, "before", None), request.query.get("until")

@@ -12,20 +12,32 @@ emptied. **No request ever waits for the store**: what is here runs in tasks bes
 A host's lease is fenced in one script: another instance may not take a name before its lease is over, nor may a
 report that was overtaken. No prompts, answers, keys or queues are in the store.
 
+A host makes itself known there for as long as it runs, in a task of its own: its ``Registration``.
+
 The client library is the extra ``fleet``; its own retries are off (a frozen server would hold each call for
 seconds), and every call has ``PATIENCE``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmux.errors import ConfigError
+from llmux.observability.notices import EventLog
+from llmux.version import __version__
+
+if TYPE_CHECKING:
+    from llmux.config.schema import JoinConfig
+    from llmux.runtime import Switcher
 
 LEASE = 6.0  # seconds
+EVERY = 2.0  # seconds between two renewals of a host's lease
+SOON = 0.5  # seconds after a renewal that failed
 FLIGHT = 3.0  # seconds
 PATIENCE = 1.0  # seconds that one call may take
 _HOSTS, _GATEWAYS = "{llmux}:hosts", "{llmux}:gateways"
@@ -204,3 +216,48 @@ def _words(error: Exception) -> str:
     if "WRONGPASS" in text or "invalid password" in text or "invalid username-password" in text:
         return "it refuses the password in its address"
     return text
+
+
+class Registration:
+    """One host's entry. Raises ConfigError where the store's client library is missing."""
+
+    def __init__(self, settings: JoinConfig, switcher: Switcher, log: EventLog) -> None:
+        self._settings = settings
+        self._switcher = switcher
+        self._log = log
+        self._store = Store(settings.store.get_secret_value())
+        self._seq = 0
+        self._trouble = ""  # what is wrong, as it was told last
+
+    async def run(self) -> None:
+        """Keep the entry until cancelled, then take it out."""
+        try:
+            while True:
+                trouble = await self._renew()
+                self._tell(trouble)
+                await asyncio.sleep(SOON if trouble else EVERY)
+        finally:
+            with contextlib.suppress(StoreError, asyncio.CancelledError):
+                await self._store.deregister(self._settings.name, self._switcher.instance)
+            await self._store.close()
+
+    async def _renew(self) -> str:
+        """Renew the lease; return what is wrong."""
+        self._seq += 1
+        document = {"url": self._settings.url, "version": __version__}
+        name = self._settings.name
+        try:
+            answer = await self._store.register(name, self._switcher.instance, self._seq, document)
+        except StoreError as error:
+            return str(error)
+        if answer == "held":
+            return f"another llmux is called {name!r} there: give this one another `fleet.name`, or stop that one"
+        return ""
+
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            if trouble:
+                self._log.emit("store_lost", error=trouble)
+            else:
+                self._log.emit("store_restored")
+        self._trouble = trouble

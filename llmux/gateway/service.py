@@ -20,7 +20,7 @@ from llmux.fleet.placement import Rules
 from llmux.gateway.dispatcher import Dispatcher
 from llmux.gateway.handler import GatewayHandler
 from llmux.gateway.hosts import Host, Hosts
-from llmux.gateway.sharing import Sharing
+from llmux.gateway.store_sync import Sharing
 from llmux.gateway.views import FleetMetrics, Views
 from llmux.middleware import Front
 from llmux.middleware.paths import ForwardedPaths

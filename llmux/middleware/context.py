@@ -1,4 +1,4 @@
-"""One request and what became of it, whichever path it takes; and what is due at its end."""
+"""One request and what became of it, whichever path it takes; what its client says about time; and its end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING
 
+from aiohttp import web
+
+from llmux.config.setting_types import parse_duration
 from llmux.core.effects import Refusal
-from llmux.errors import RequestError
+from llmux.errors import BadRequestError, RequestError
 from llmux.middleware.keyring import Holder
 from llmux.middleware.paths import Route
 from llmux.middleware.progress import Channel, InBody
@@ -22,11 +25,13 @@ from llmux.runtime.switcher import WITHDRAWN, Accounts
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
-    from llmux.middleware.routing import Spillable
+    from llmux.middleware.rerouting import Spillable
     from llmux.tracing import RequestTrace
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 
+DEADLINE = "X-LLMux-Deadline"
+KEEP_ALIVE = "X-LLMux-Keep-Alive"
 REFUSED = "X-LLMux-Refused"
 """Says, with the error's code, that no engine has seen a request: it may be sent to another host."""
 _BEFORE_ADMISSION = frozenset(
@@ -219,3 +224,32 @@ class RequestContext:
             key=None if self.holder is None else self.holder.name,
             queue_seconds=self.waited,
         )
+
+
+def deadline_of(request: web.BaseRequest, default: float | None) -> float | None:
+    """Return how many seconds a request has, None for as long as it takes. Raises BadRequestError.
+
+    One that cannot be answered in its time is refused at once by the core, so that no switch is made for it.
+    """
+    given = request.headers.get(DEADLINE)
+    if given is None:
+        return default
+    try:
+        return parse_duration(given)
+    except ValueError as error:
+        raise BadRequestError(f"{DEADLINE}: {error}", param=DEADLINE) from None
+
+
+def keep_alive_of(request: web.BaseRequest) -> float | None:
+    """Return how many idle seconds the model stays awake for after a request; negative: it stays awake.
+
+    None where the client does not say. Raises BadRequestError.
+    """
+    given = request.headers.get(KEEP_ALIVE)
+    if given is None:
+        return None
+    sign, amount = (-1.0, given[1:]) if given.startswith("-") else (1.0, given)
+    try:
+        return sign * parse_duration(amount)
+    except ValueError as error:
+        raise BadRequestError(f"{KEEP_ALIVE}: {error}", param=KEEP_ALIVE) from None

@@ -15,8 +15,7 @@ from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
-from llmux.middleware.context import RequestContext
-from llmux.middleware.deadline import deadline_of, keep_alive_of
+from llmux.middleware.context import RequestContext, deadline_of, keep_alive_of
 from llmux.middleware.paths import Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from llmux.middleware.exact_usage import ExactUsage
     from llmux.middleware.passive import Passive
     from llmux.middleware.remotes import Remotes
-    from llmux.middleware.routing import Routing
+    from llmux.middleware.rerouting import Routing
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
     from llmux.targets.codecs import Translation
@@ -145,7 +144,7 @@ class ModelHandler:
             before.close()
         if not config.routes and not any(model.spill for model in config.models.values()):
             return None
-        from llmux.middleware.routing import Routing  # noqa: PLC0415 - most configurations have no use for it
+        from llmux.middleware.rerouting import Routing  # noqa: PLC0415 - most configurations have no use for it
 
         assert self._targeting is not None
         return Routing(config, self._switcher, self._targeting, self.gate, before)

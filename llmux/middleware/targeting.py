@@ -1,6 +1,7 @@
 """Requests for a name that is not a model's or an alias: what it stands for, and what that does to the request.
 
-Imported only where the configuration has such names.
+A variant changes the request's body; a virtual model, and a name of remotes, choose what serves it. Imported only
+where the configuration has such names.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from llmux.aiohttp_internals import answer_has_begun
 from llmux.config import Config
+from llmux.config.targets import VariantConfig
 from llmux.core import admission, placement
 from llmux.core.phases import Phase
-from llmux.errors import RequestError
+from llmux.errors import BadRequestError, RequestError
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext
 from llmux.middleware.model_handler import rename_in_query
 from llmux.middleware.paths import Kind
 from llmux.runtime import Switcher, wait_estimate
 from llmux.targets.conversation import HEADER, Conversations, conversation_of
+from llmux.targets.field_scanner import Rule, Rules, changes, tree
 from llmux.targets.resolution import Ask, Names, Reason, Resolution, Target
-from llmux.targets.variants import variants_of
 
 if TYPE_CHECKING:
     from llmux.middleware.remotes import Remotes
@@ -246,3 +249,43 @@ def may_fail_over(request: web.Request, context: RequestContext, error: RequestE
     if answer_has_begun(request) and context.early is None:
         return False
     return error.code not in _FINAL and (error.status >= _SERVER_ERROR or error.status in _WORTH_ANOTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model under another name and with other parameters."""
+
+    name: str
+    model: str
+    rules: Rules
+
+    async def apply(self, body: Body) -> Body:
+        """Return the body with the variant's parameters. BadRequestError where they have no place in it."""
+        if not self.rules:
+            return body
+        if body.form or body.compressed:
+            kind = "a form" if body.form else "compressed"
+            raise BadRequestError(
+                f"{self.name!r} is {self.model!r} with other parameters, and these have no place in a body that is"
+                f" {kind}: send it as plain JSON, or ask for {self.model!r}",
+                code="variant_needs_json",
+                param="model",
+            )
+        return body.edit(await changes(body, self.rules))
+
+
+def variants_of(config: Config) -> Mapping[str, Variant]:
+    """Return the variants by their names."""
+    return {
+        name: Variant(name, model, _rules(given))
+        for model, settings in config.models.items()
+        for name, given in settings.variants.items()
+    }
+
+
+def _rules(given: VariantConfig) -> Rules:
+    rules = {name: Rule(always=value, given=True) for name, value in given.set.items()}
+    rules |= {name: Rule(strip=True) for name in given.strip}
+    for name in [*given.default, *(name for name in given.cap if name not in given.default)]:
+        rules[name] = Rule(default=given.default.get(name), cap=given.cap.get(name))
+    return tree(rules)

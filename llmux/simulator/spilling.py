@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llmux.core.events import RequestAbandoned
 from llmux.runtime import wait_estimate
 from llmux.simulator.trace import Job, TraceError
-from llmux.targets.spill import Offer, spills
+from llmux.targets.route_rules import Offer, spills
 
 if TYPE_CHECKING:
     from llmux.core.model import Model

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmux.accounts import catalogue as listing
-from llmux.accounts.catalogue import Catalogue
-from llmux.accounts.pricing import Elsewhere, TokenPrice, prices_of
+from llmux.accounts import pricing as listing
+from llmux.accounts.pricing import Catalogue, Elsewhere, TokenPrice, prices_of
 from llmux.config import Config
 from tests.server.house import Log, until
 from tests.targets.remote_host import CHAT, RemoteHost, answer

@@ -10,11 +10,11 @@ import time
 import pytest
 
 from llmux.accounts import ledger as module
-from llmux.accounts import past_requests, usage
-from llmux.accounts import store as files
+from llmux.accounts import ledger_file as files
+from llmux.accounts import usage
 from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
+from llmux.accounts.ledger_file import BATCH, HOUR, MIGRATIONS, Row, Store
 from llmux.accounts.pricing import Prices, price_of
-from llmux.accounts.store import BATCH, HOUR, MIGRATIONS, Row, Store
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 from tests.harness.waiting import PATIENCE
@@ -456,17 +456,17 @@ def test_those_with_little_use_are_summed_up_as_others(begin):
 
 
 def test_the_past_is_looked_at_a_part_at_a_time(begin, monkeypatch):
-    monkeypatch.setattr(past_requests, "WINDOW", 10)
-    monkeypatch.setattr(past_requests, "WINDOWS", 3)
+    monkeypatch.setattr(usage, "WINDOW", 10)
+    monkeypatch.setattr(usage, "WINDOWS", 3)
     ledger = begin()
-    assert past_requests.read(ledger.path, past_requests.Wanted(5)) == ([], None)
+    assert usage.past_requests(ledger.path, usage.Wanted(5)) == ([], None)
     for number in range(100):
         ledger.put(ended(number, key="rare" if number % 40 == 0 else "often", when=1000.0 + number))
     ledger.put(Charge(1200.0, "rare", "a", 1.0, 1.0, None))
     ledger.close()
 
     def told(**wanted):
-        found, more = past_requests.read(ledger.path, past_requests.Wanted(**wanted))
+        found, more = usage.past_requests(ledger.path, usage.Wanted(**wanted))
         return [int(one["request_id"][3:]) for one in found], more
 
     assert told(limit=3) == ([99, 98, 97], 98)  # ids begin with 1

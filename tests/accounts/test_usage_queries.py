@@ -11,7 +11,7 @@ import pytest
 
 from llmux.accounts.key_metrics import MOST as MOST_SERIES
 from llmux.accounts.key_metrics import KeyMetrics
-from llmux.accounts.store import Row
+from llmux.accounts.ledger_file import Row
 from llmux.cli.terminal import Exit
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST

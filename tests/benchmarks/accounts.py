@@ -28,7 +28,7 @@ import rivals
 from simulate_speed import unpack_here
 
 from llmux.accounts import usage
-from llmux.accounts.store import BATCH, Row, Store
+from llmux.accounts.ledger_file import BATCH, Row, Store
 
 DAYS = 90
 

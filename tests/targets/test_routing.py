@@ -15,8 +15,7 @@ from llmux.accounts.pricing import price_of
 from llmux.config.remotes import RouteConfig
 from llmux.extract import Body, BodyBudget, ModelScanner
 from llmux.extract.body import Store
-from llmux.targets.routing import Content, Facts, content_of, follow
-from llmux.targets.spill import ASSUMED_OUTPUT, Offer, spills, worst_cost
+from llmux.targets.route_rules import ASSUMED_OUTPUT, Content, Facts, Offer, content_of, follow, spills, worst_cost
 
 
 def rules(*given):

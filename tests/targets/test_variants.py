@@ -177,7 +177,7 @@ build_app(Config(models={"q": model}, state=None))
 UNUSED = ("llmux.targets", "llmux.middleware.targeting", "llmux.middleware.remotes", "llmux.proxy.remote")
 assert not [name for name in sys.modules if name.startswith(UNUSED)]
 build_app(Config(models={"q": {**model, "variants": {"v": {}}}}, state=None))
-assert "llmux.targets.variants" in sys.modules
+assert "llmux.middleware.targeting" in sys.modules
 assert not [name for name in sys.modules if name.startswith(UNUSED[2:])]
 remotes = {"r": {"url": "https://localhost:1", "models": {"m": "m"}}}
 build_app(Config(models={"q": model}, remotes=remotes, state=None))

@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 from playwright.sync_api import ElementHandle, Page, sync_playwright
 
-from llmux.accounts.store import Row, Store
+from llmux.accounts.ledger_file import Row, Store
 from llmux.config.accounts import HOUSE
 from tests.engine.real import status_of, wait_until
 from tests.harness.ports import free_port

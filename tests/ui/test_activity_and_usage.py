@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from playwright.sync_api import expect
 
-from llmux.accounts.store import Row, Store
+from llmux.accounts.ledger_file import Row, Store
 from llmux.config.accounts import HOUSE
 from tests.engine.real import wait_until
 from tests.harness.waiting import PATIENCE

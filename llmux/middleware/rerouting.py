@@ -1,7 +1,7 @@
 """Where requests go that are not for the model which they name: by `routes`, and by the `spill` of a model.
 
-Imported only where the configuration has such. The rules themselves are pure (``targets.routing``,
-``targets.spill``); here they are given what they ask for.
+Imported only where the configuration has such. The rules themselves are pure (``targets.route_rules``); here
+they are given what they ask for.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from llmux.middleware.paths import Kind
 from llmux.middleware.targeting import Targeting, may_fail_over
 from llmux.runtime import Switcher, Ticket, wait_estimate
 from llmux.targets.resolution import Reason
-from llmux.targets.routing import Content, Facts, content_of, follow
-from llmux.targets.spill import DEAR, Offer, spills, worst_cost
+from llmux.targets.route_rules import DEAR, Content, Facts, Offer, content_of, follow, spills, worst_cost
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Gate

@@ -1,7 +1,11 @@
-"""The rules of `routes`: which one a request follows. Pure, but for ``content_of``, which reads a body.
+"""Which requests do not go where their name says: the rules of `routes`, and of a model's `spill`.
 
-The first rule whose conditions all hold is followed. What takes a look into the body is only looked at when a rule
-that could be followed asks for it: ``follow`` says so by asking for a ``Content``.
+Pure, but for ``content_of``, which reads a body; the simulator asks ``spills``, too. The first rule of `routes`
+whose conditions all hold is followed. What takes a look into the body is only looked at when a rule that could
+be followed asks for it: ``follow`` says so by asking for a ``Content``.
+
+Whether a request spills is asked when it comes, and again while it waits: then what it has waited counts as
+well. So no request waits much longer than ``over``, if it may go and its remote is not too dear.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
+from llmux.accounts.pricing import TokenPrice, of_tokens
 from llmux.config.access import glob_expression
 from llmux.config.remotes import RouteConfig, matches
 from llmux.errors import BadRequestError
@@ -160,3 +165,45 @@ async def _files(body: Body) -> tuple[bool, int, int]:
                 await asyncio.sleep(0)
                 since = perf_counter()
     return images, files, encoded
+
+
+ASSUMED_OUTPUT = 8192
+"""Tokens that a request without a limit of its own is taken to have written, at worst."""
+WORST_BYTES_PER_TOKEN = 2.0
+"""Of text, at worst; English has about four."""
+WORST_TOKENS_PER_FILE = 3000
+"""Of an image or a document, at worst."""
+
+
+DEAR = TokenPrice(input=15_000_000, cached=15_000_000, output=75_000_000)
+"""What a remote is taken to cost of which no price is known, for a million tokens."""
+
+
+class Offer(NamedTuple):
+    """What a model's `spill` says: seconds, and millionths of the currency (None: whatever it costs)."""
+
+    to: str
+    over: float
+    below: int | None = None
+
+
+def spills(offer: Offer, waited: float, expected: float | None, worst: int | None) -> bool:
+    """Whether a request goes to the remote.
+
+    ``waited`` is what it has waited, ``expected`` what it will still wait, in seconds; None: it would be refused.
+    ``worst`` is what it may cost there, in millionths; None: that is not known.
+    """
+    if offer.below is not None and (worst is None or worst > offer.below):
+        return False
+    return expected is None or waited + expected > offer.over
+
+
+def worst_cost(price: TokenPrice, text: int, files: int, limit: int | None, answers: int = 1) -> int:
+    """Return what a request may cost at worst, in millionths, rounded up.
+
+    ``text`` are its bytes but for ``files``, ``limit`` the tokens that it lets one of its ``answers`` have.
+    """
+    read = -int(-text // WORST_BYTES_PER_TOKEN) + WORST_TOKENS_PER_FILE * files
+    wrote = (ASSUMED_OUTPUT if limit is None else limit) * answers
+    cost, rest = of_tokens(price, (read, 0, wrote), 0)
+    return cost + (rest > 0)
