@@ -15,7 +15,6 @@ import inspect
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -32,29 +31,6 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 _SHAPES = "write a shipped NAME, package.module:Class, or ./file.py:Class"
-
-
-class _Moved(ModuleType):
-    """A module that a policy of a user's may import by the name that it had before."""
-
-    def __init__(self, name: str, now: str) -> None:
-        super().__init__(name)
-        self.__path__: list[str] = []
-        self._now = now
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = getattr(importlib.import_module(self._now), name)
-        warnings.warn(f"{self.__name__} is now {self._now}", DeprecationWarning, stacklevel=2)
-        return value
-
-
-for _old, _new in {
-    "llmux.core.policy_memory": "llmux.policies.adaptive",
-    "llmux.core.transitions": "llmux.core.policy",
-}.items():
-    sys.modules.setdefault(_old, _Moved(_old, _new))
 
 
 def known_policies() -> list[str]:

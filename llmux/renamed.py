@@ -28,15 +28,19 @@ RENAMED: Mapping[str, str] = {
     "llmux.cli.bystander": "llmux.cli.hook_probes",
     "llmux.cli.commands": "llmux.cli.command_tree",
     "llmux.cli.exit_codes": "llmux.cli.terminal",
+    "llmux.cli.gateway": "llmux.cli.serve",
     "llmux.cli.hook_findings": "llmux.cli.hook_check",
     "llmux.cli.lease": "llmux.cli.operate",
     "llmux.cli.logs": "llmux.cli.recent",
     "llmux.cli.make_key": "llmux.cli.keys",
     "llmux.cli.options": "llmux.cli.command_tree",
+    "llmux.cli.probe": "llmux.cli.check_probe",
     "llmux.cli.remote": "llmux.cli.client",
     "llmux.cli.replay": "llmux.cli.simulate_exact",
     "llmux.cli.requests": "llmux.cli.recent",
     "llmux.cli.tables": "llmux.cli.terminal",
+    "llmux.cli.top": "llmux.cli.status",
+    "llmux.cli.what_if": "llmux.cli.simulate_what_if",
     "llmux.config.address": "llmux.config.setting_types",
     "llmux.config.document": "llmux.config.load",
     "llmux.config.durations": "llmux.config.setting_types",
@@ -58,10 +62,14 @@ RENAMED: Mapping[str, str] = {
     "llmux.config.state": "llmux.config.schema",
     "llmux.config.words": "llmux.config.setting_types",
     "llmux.core.costs": "llmux.estimates.costs",
-    "llmux.core.engine_load": "llmux.estimates.engine_load",
+    "llmux.core.engine_load": "llmux.estimates.meter",
     "llmux.core.errors": "llmux.core.phases",
+    "llmux.core.estimates": "llmux.core.spec",
+    "llmux.core.policy_memory": "llmux.policies.adaptive",
     "llmux.core.snapshot": "llmux.core.policy_calls",
     "llmux.core.successors": "llmux.core.policy",
+    "llmux.estimates.engine_load": "llmux.estimates.meter",
+    "llmux.core.transitions": "llmux.core.policy",
     "llmux.extract.body_store": "llmux.extract.body",
     "llmux.extract.brackets": "llmux.extract.json_scan",
     "llmux.extract.field": "llmux.extract.model_field",
@@ -99,9 +107,11 @@ RENAMED: Mapping[str, str] = {
     "llmux.proxy.usage": "llmux.proxy.token_usage",
     "llmux.runtime.activities": "llmux.runtime.switcher",
     "llmux.runtime.auto": "llmux.runtime.policy_chooser",
+    "llmux.runtime.explanations": "llmux.runtime.history",
     "llmux.runtime.guard": "llmux.runtime.request_handle",
     "llmux.runtime.health": "llmux.runtime.status_document",
     "llmux.runtime.hook_jobs": "llmux.runtime.switcher",
+    "llmux.runtime.riders": "llmux.runtime.request_handle",
     "llmux.runtime.status": "llmux.runtime.status_document",
     "llmux.runtime.ticket": "llmux.runtime.request_handle",
     "llmux.simulator.adopting": "llmux.simulator.look_back",
@@ -126,7 +136,8 @@ RENAMED: Mapping[str, str] = {
     "llmux.targets.routing": "llmux.targets.route_rules",
     "llmux.targets.spill": "llmux.targets.route_rules",
     "llmux.targets.variants": "llmux.middleware.targeting",
-    "llmux.tracing.tracing": "llmux.tracing.traces",
+    "llmux.tracing.traces": "llmux.tracing.spans",
+    "llmux.tracing.tracing": "llmux.tracing.spans",
     "llmux.upstream.activity": "llmux.upstream.engine",
     "llmux.upstream.address": "llmux.upstream.engine",
     "llmux.upstream.errors": "llmux.upstream.engine",
@@ -152,7 +163,7 @@ class _Renamed:
 
     def exec_module(self, module: ModuleType) -> None:
         new = RENAMED[module.__name__]
-        message = f"{module.__name__} is {new} now; the old name goes in the next release"
+        message = f"{module.__name__} is now {new}; the old name goes in the next release"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         found = vars(import_module(new))
         vars(module).update({name: value for name, value in found.items() if not name.startswith("__")})

@@ -24,7 +24,7 @@ from llmux.middleware.model_handler import unknown_model
 from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
-from llmux.runtime.explanations import decisions
+from llmux.runtime.history import decisions
 from llmux.runtime.host_report import host_report
 from llmux.runtime.model_list import model_entry, model_list
 from llmux.runtime.status_document import health, lease_document, status

@@ -20,7 +20,7 @@ from llmux.core.spec import HookKind
 from llmux.observability.gpus import UNREAD, Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
-from llmux.runtime.explanations import decisions_since
+from llmux.runtime.history import decisions_since
 from llmux.runtime.host_report import host_report
 from llmux.runtime.status_document import status
 

@@ -47,7 +47,7 @@ def check(
     say(summary(config))
     warn(config)
     if probe:
-        from llmux.cli import probe as engines
+        from llmux.cli import check_probe as engines
 
         if not engines.probe(config, wake=wake):
             raise typer.Exit(Exit.FAILED)

@@ -108,7 +108,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "schema": ("check:schema", "Print the JSON schema of the configuration."),
     "status": ("status:status", "Show which models hold the GPU, what waits, and what stands in the way."),
     "top": (
-        "top:top",
+        "status:top",
         "Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load.",
     ),
     "requests": (
@@ -157,7 +157,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Explain the last switches, with their reasons, and what holds now.",
     ),
     "gateway": (
-        "gateway:gateway",
+        "serve:gateway",
         "Place requests on many hosts, each an llmux with a GPU of its own, until TERM or INT; HUP reloads.",
     ),
     "fleet": ("fleet:app", "The hosts behind a running gateway: look at them, drain one, take it back."),

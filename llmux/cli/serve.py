@@ -1,4 +1,4 @@
-"""``llmux serve``, which is also ``llmux`` without a command."""
+"""``llmux serve``, which is also ``llmux`` without a command; and ``llmux gateway``, for many hosts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from logging import Handler
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmux.cli.check import load_config, summary
+from llmux.cli.check import load_config, load_gateway, summary
 from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
 from llmux.cli.terminal import Exit, complain, terminal
 from llmux.config import Config
@@ -18,6 +19,14 @@ from llmux.errors import LLMuxError
 from llmux.observability.log import configure
 from llmux.process import Process
 from llmux.version import __version__
+
+if TYPE_CHECKING:
+    from llmux.config.gateway import GatewayConfig
+
+DEFAULT_GATEWAY = Path("gateway.yaml")
+GatewayFileOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration file (default: gateway.yaml).")
+]
 
 
 def serve(
@@ -69,3 +78,32 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def gateway(
+    context: typer.Context,
+    config: GatewayFileOption = None,
+    port: PortOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Place requests on many hosts, each an llmux with a GPU of its own, until TERM or INT; HUP reloads."""
+    from llmux.config.gateway import GatewayConfig  # noqa: PLC0415 - a host has no use for it
+    from llmux.gateway.service import GatewayProcess  # noqa: PLC0415
+
+    given, root_port, root_verbose = context.obj
+    file = config or given or DEFAULT_GATEWAY
+    own_port = root_port if port is None else port
+    settings = load_gateway(file, own_port)
+    level = "debug" if verbose or root_verbose else settings.log_level
+    handler = configure(level, settings.log_format)
+
+    def read() -> GatewayConfig:
+        fresh = GatewayConfig.from_file(file)
+        return fresh if own_port is None else fresh.with_port(own_port)
+
+    def announce(url: str, config: GatewayConfig) -> None:
+        if sys.stdout.isatty():
+            hosts = "\n".join(f"host {name} at {host.url}" for name, host in config.hosts.items())
+            terminal().print(f"llmux {__version__}, a gateway, on {url}\n{hosts}")
+
+    run_process(handler, lambda: GatewayProcess(settings, read, announce))

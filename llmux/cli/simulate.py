@@ -16,7 +16,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from llmux.cli import simulate_exact, simulate_fleet, simulate_keys
-from llmux.cli import what_if as what_ifs
+from llmux.cli import simulate_what_if as what_ifs
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
 from llmux.config.setting_types import parse_duration

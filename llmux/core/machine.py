@@ -51,12 +51,11 @@ from typing import Any
 from llmux.core import admission, commands, deciding, health_checks, levels, lifecycle, switching, teardown
 from llmux.core import events as ev
 from llmux.core.effects import Effect
-from llmux.core.estimates import Estimates
 from llmux.core.model import AWAKE, READY, Model, Request
 from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.policy import Policy
 from llmux.core.policy_calls import LiveSnapshot, adopt
-from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.core.spec import Estimates, HookKind, ModelSpec, Rules
 from llmux.core.state import State
 from llmux.core.timers import Timer
 

@@ -8,9 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmux.core.estimates import Meter
 from llmux.core.phases import HOLDING, Phase, Stage, Step
-from llmux.core.spec import HookKind, Level, ModelSpec
+from llmux.core.spec import HookKind, Level, Meter, ModelSpec
 
 JITTER = 0.2
 

@@ -21,10 +21,9 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from llmux.core import levels
-from llmux.core.estimates import ARRIVAL_WINDOW, NO_LEVELS
 from llmux.core.model import AWAKE, Model
 from llmux.core.phases import HOLDING, Phase
-from llmux.core.spec import Memory, ModelSpec
+from llmux.core.spec import ARRIVAL_WINDOW, NO_LEVELS, Memory, ModelSpec
 from llmux.core.state import State
 
 EXACT = 12

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from llmux.core import effects as fx
 from llmux.core.effects import Effect
-from llmux.core.estimates import Estimates
 from llmux.core.model import (
     AWAKE,
     ENDING,
@@ -23,7 +22,7 @@ from llmux.core.model import (
 )
 from llmux.core.phases import HOLDING, PHASES, Phase, Trigger, following
 from llmux.core.policy import Policy
-from llmux.core.spec import HookKind, ModelSpec, Rules
+from llmux.core.spec import Estimates, HookKind, ModelSpec, Rules
 from llmux.core.timers import Timer, Timers
 
 Block = tuple[fx.Refusal, str, float | None]

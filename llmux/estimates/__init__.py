@@ -10,7 +10,7 @@ __all__ = ["Estimates", "costs_of"]
 
 
 class Estimates:
-    """All that is measured for one core; see ``llmux.core.estimates.Estimates``."""
+    """All that is measured for one core; see ``llmux.core.spec.Estimates``."""
 
     def __init__(self) -> None:
         self.costs = SwitchCosts()

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmux.core.estimates import NO_LEVELS
+from llmux.core.spec import NO_LEVELS
 
 ALPHA = 0.3
 DEFAULT_WAKE = 10.0

@@ -1,8 +1,13 @@
 """What is measured of each model: how often it is asked, how fast it answers, and what is asked after it.
 
-Agents ask one model, think about its answer, and ask the next. Only the first arrival after an answer counts as
-its successor: later ones belong to others. Old observations fade: each counts ``GROWTH`` times as much as the one
-before.
+How fast: a service time alone misleads. It grows with what else is served, and where an engine has fewer slots
+than llmux admits, with the queue inside the engine. What cannot mislead is how many answers end in a second
+while so many are in flight (``EngineLoad``). It is counted by powers of two (1, 2-3, 4-7, … in flight); for a
+level that was rarely seen the others speak. Every event costs the same, however much is in flight.
+
+What is asked next (``Successors``): agents ask one model, think about its answer, and ask the next. Only the
+first arrival after an answer counts as its successor: later ones belong to others. Old observations fade: each
+counts ``GROWTH`` times as much as the one before.
 """
 
 from __future__ import annotations
@@ -12,9 +17,114 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmux.core.estimates import ARRIVAL_WINDOW
 from llmux.core.policy import Successor
-from llmux.estimates.engine_load import EngineLoad
+from llmux.core.spec import ARRIVAL_WINDOW
+
+LEVELS = 24  # beyond 2^23 in flight all are alike
+FORGET = 64.0  # answers at a level, at which what it has seen begins to count less
+TRUST = 3.0  # answers that what the other levels have shown is worth
+USUAL = 0.5  # exponent with which a stream slows down as others join it, while nothing is known
+UNSURE = 0.5  # what that is worth, in answers times the square of the logarithm of how far levels are apart
+_MIDDLES = (1.0, *(1.5 * 2.0**level for level in range(1, LEVELS)))  # in flight, of each level
+SATURATED = 0.9  # share of the most answers a second, from which on more in flight bring nothing
+
+
+class EngineLoad:
+    """What was measured of one engine; 0 or None until a first answer."""
+
+    __slots__ = ("_answers", "_in_flight", "_rates", "_since", "_streams")
+
+    def __init__(self) -> None:
+        self._answers = [0.0] * LEVELS
+        self._streams = [0.0] * LEVELS  # seconds in flight, summed over the requests
+        self._in_flight = 0
+        self._since = 0.0
+        self._rates: list[float] | None = None  # answers a second of each stream by level, None: to be reckoned
+
+    def changed(self, now: float, in_flight: int, *, answered: bool = False) -> None:
+        """Take in that ``in_flight`` requests are served from now on, because one was answered or otherwise."""
+        if self._in_flight:
+            level = min(self._in_flight.bit_length(), LEVELS) - 1
+            self._streams[level] += (now - self._since) * self._in_flight
+            if answered:
+                self._answers[level] += 1.0
+                if self._answers[level] > FORGET:
+                    self._answers[level] /= 2.0
+                    self._streams[level] /= 2.0
+            self._rates = None
+        self._in_flight, self._since = in_flight, now
+
+    def throughput(self, in_flight: int) -> float:
+        """Return the answers a second with so many in flight; 0 until measured."""
+        rates = self._reckon() if self._rates is None else self._rates
+        return in_flight * rates[min(in_flight.bit_length(), LEVELS) - 1] if rates and in_flight else 0.0
+
+    def drain(self, in_flight: int) -> float:
+        """Return the expected seconds until so many have ended, if none is added; 0 until measured."""
+        rates = self._reckon() if self._rates is None else self._rates
+        seconds = 0.0
+        for level in range(min(in_flight.bit_length(), LEVELS) if rates else 0):
+            low, high = 1 << level, min(in_flight, (2 << level) - 1)
+            seconds += (_harmonic(high) - _harmonic(low - 1)) / rates[level]
+        return seconds
+
+    def serving(self, waiting: int, limit: int | None) -> float:
+        """Return the expected seconds to serve so many, at most ``limit`` (None: all) at a time."""
+        at_once = waiting if limit is None else min(waiting, limit)
+        speed = self.throughput(at_once)
+        return self.drain(at_once) + (waiting - at_once) / speed if speed else 0.0
+
+    @property
+    def slots(self) -> int | None:
+        """From how many in flight on further ones bring no more answers; None while that was not seen."""
+        rates = self._reckon() if self._rates is None else self._rates
+        seen = [level for level in range(LEVELS) if self._answers[level]] if rates else []
+        speeds = [_MIDDLES[level] * rates[level] for level in seen]
+        for level, speed in zip(seen[:-1], speeds, strict=False):
+            if speed >= SATURATED * max(speeds):
+                return 1 << level
+        return None
+
+    @property
+    def most(self) -> float:
+        """The most answers a second that were seen; 0 until measured."""
+        rates = self._reckon() if self._rates is None else self._rates
+        return max(
+            (_MIDDLES[level] * rates[level] for level in range(LEVELS) if self._answers[level])
+            if rates
+            else (0.0,)
+        )
+
+    def _reckon(self) -> list[float]:
+        """Return the answers a second of each stream by level: as measured, and where little was, by a power law.
+
+        An exponent of 0 is an engine with room for more, one of 1 an engine that is full.
+        """
+        rates: list[float] = []
+        self._rates = rates
+        answers, streams = sum(self._answers), sum(self._streams)
+        if not answers or not streams:
+            return rates
+        seen = [
+            (math.log(_MIDDLES[level]), math.log(count / self._streams[level]), count)
+            for level, count in enumerate(self._answers)
+            if count and self._streams[level]
+        ]
+        at = sum(count * place for place, _, count in seen) / answers
+        mean = sum(count * speed for _, speed, count in seen) / answers
+        spread = sum(count * (place - at) ** 2 for place, _, count in seen) + UNSURE
+        common = sum(count * (place - at) * (speed - mean) for place, speed, count in seen)
+        slope = min(0.0, max(-1.0, (common - UNSURE * USUAL) / spread))
+        for middle, count, seconds in zip(_MIDDLES, self._answers, self._streams, strict=True):
+            guess = math.exp(mean + slope * (math.log(middle) - at))
+            rates.append((count + TRUST) / (seconds + TRUST / guess))
+        return rates
+
+
+def _harmonic(count: int) -> float:
+    """Return 1 + 1/2 + … + 1/count, to within a percent."""
+    return math.log(count + 0.5) + 0.5772 if count else 0.0
+
 
 SERVICE_ALPHA = 0.1
 GROWTH = 1.1
@@ -73,7 +183,7 @@ class Successors:
 
 
 class Meter(EngineLoad):
-    """What is measured of one model; see ``llmux.core.estimates.Meter``."""
+    """What is measured of one model; see ``llmux.core.spec.Meter``."""
 
     __slots__ = ("_arrivals", "_name", "_seen", "_successors", "service")
 

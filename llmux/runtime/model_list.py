@@ -17,7 +17,7 @@ from llmux.config.model_settings import InfoConfig
 from llmux.config.targets import leaves
 from llmux.core.model import Model
 from llmux.core.phases import Phase
-from llmux.runtime.explanations import brief
+from llmux.runtime.history import brief
 from llmux.runtime.status_document import place
 from llmux.runtime.switcher import Switcher
 

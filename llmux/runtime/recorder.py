@@ -22,7 +22,7 @@ from llmux.observability.notices import EventLog
 from llmux.observability.record import FORMAT, RecordFile
 from llmux.observability.state_file import dump_costs
 from llmux.observability.timeline import Step
-from llmux.runtime.explanations import document
+from llmux.runtime.history import document
 from llmux.version import __version__
 
 if TYPE_CHECKING:

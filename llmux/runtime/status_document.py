@@ -15,7 +15,7 @@ from llmux.core.timers import Timer
 from llmux.estimates import costs_of
 from llmux.observability.decision_log import Evicted
 from llmux.runtime import wait_estimate
-from llmux.runtime.explanations import IN_STATUS, brief, decisions, eviction
+from llmux.runtime.history import IN_STATUS, brief, decisions, eviction
 from llmux.runtime.shadow import Shadow
 from llmux.runtime.switcher import Switcher
 from llmux.version import __version__

@@ -36,8 +36,7 @@ from llmux.runtime.history import History
 from llmux.runtime.persistence import Persistence
 from llmux.runtime.policy_chooser import Chooser
 from llmux.runtime.recorder import Recorder, open_record
-from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Ticket
-from llmux.runtime.riders import Riders
+from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Riders, Ticket
 from llmux.runtime.shadow import Shadow, Shadowed, load_shadows
 from llmux.upstream import EngineActivity
 from llmux.version import __version__

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmux.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmux.tracing.traces import RequestTrace, Tracing
+    from llmux.tracing.spans import RequestTrace, Tracing
 
 __all__ = ["RequestTrace", "Tracing", "open_tracing", "require"]
 
@@ -20,7 +20,7 @@ def open_tracing(endpoint: str | None, provider: Any = None) -> Tracing | None:
     if endpoint is None and provider is None:
         return None
     require()
-    from llmux.tracing.traces import Tracing  # noqa: PLC0415 - an extra
+    from llmux.tracing.spans import Tracing  # noqa: PLC0415 - an extra
 
     return Tracing(provider) if endpoint is None or provider is not None else Tracing.to(endpoint)
 
@@ -28,7 +28,7 @@ def open_tracing(endpoint: str | None, provider: Any = None) -> Tracing | None:
 def require() -> None:
     """See to it that OpenTelemetry is there. Raises ConfigError."""
     try:
-        import llmux.tracing.traces  # noqa: F401, PLC0415
+        import llmux.tracing.spans  # noqa: F401, PLC0415
     except ImportError as error:
         raise ConfigError(
             f"takes OpenTelemetry, which is not there ({error}): pip install 'llmux[otel]'", path="otlp"

@@ -10,7 +10,7 @@ from llmux.core.events import HookFinished, RequestArrived, RequestFinished, Sta
 from llmux.core.policy import WaitUntil
 from llmux.core.spec import ModelSpec, Rules
 from llmux.estimates import Estimates
-from llmux.estimates.engine_load import LEVELS, EngineLoad
+from llmux.estimates.meter import LEVELS, EngineLoad
 
 
 def observed(speed, levels, answers=400, seed=1):

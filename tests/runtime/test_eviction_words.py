@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llmux.observability.decision_log import Candidate, Evicted
-from llmux.runtime.explanations import brief, eviction, reason
+from llmux.runtime.history import brief, eviction, reason
 
 GIB = 2**30
 

@@ -11,7 +11,7 @@ from llmux import renamed
 @pytest.mark.parametrize("old", sorted(renamed.RENAMED))
 def test_an_old_name_works_with_a_warning(old, monkeypatch):
     new = importlib.import_module(renamed.RENAMED[old])
-    with pytest.warns(DeprecationWarning, match=f"{old} is {new.__name__} now"):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new.__name__};"):
         module = importlib.import_module(old)
     monkeypatch.delitem(sys.modules, old)
     public = {name: value for name, value in vars(new).items() if not name.startswith("_")}
@@ -19,7 +19,7 @@ def test_an_old_name_works_with_a_warning(old, monkeypatch):
 
 
 def test_the_names_that_a_policy_imports_are_the_same_objects():
-    with pytest.warns(DeprecationWarning, match="is llmux.config.setting_types now"):
+    with pytest.warns(DeprecationWarning, match="is now llmux.config.setting_types;"):
         old = importlib.reload(importlib.import_module("llmux.config.sizes"))
     assert old.parse_size is importlib.import_module("llmux.config.setting_types").parse_size
 

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app
-from llmux.cli.what_if import Change, parse_change
+from llmux.cli.simulate_what_if import Change, parse_change
 from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.simulator import Job, TraceError

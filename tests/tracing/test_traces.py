@@ -240,7 +240,7 @@ def test_without_opentelemetry_it_says_what_to_install(monkeypatch):
 
 
 async def test_a_collector_that_is_not_there_holds_nothing_up(house, monkeypatch):
-    monkeypatch.setattr("llmux.tracing.traces.LAST_WORDS", 0.1)
+    monkeypatch.setattr("llmux.tracing.spans.LAST_WORDS", 0.1)
     house.up("a")
     await house.open(otlp=f"http://127.0.0.1:{free_port()}")
     assert (await house.chat("a")).status == 200
