@@ -78,6 +78,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.extract.query": "llmux.extract.model_field",
     "llmux.extract.store": "llmux.extract.body",
     "llmux.fleet.registration": "llmux.fleet.store",
+    "llmux.fleet.reporting": "llmux.runtime.host_report",
     "llmux.gateway.sharing": "llmux.gateway.store_sync",
     "llmux.hookrunner.group": "llmux.hookrunner.process_groups",
     "llmux.hookrunner.leftover": "llmux.hookrunner.process_groups",

@@ -13,6 +13,7 @@ true ends of what is served, and the arrivals of the next minutes.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from bisect import bisect_left
 from collections import deque
@@ -28,10 +29,10 @@ from llmux.fleet import events as ev
 from llmux.fleet.fleet_view import MEMORY, UNLIMITED
 from llmux.fleet.placement import Placement
 from llmux.fleet.placement import Rules as GatewayRules
-from llmux.fleet.reporting import report_of
 from llmux.fleet.reports import LEASE, HostReport, ModelReport
 from llmux.fleet.routes import LeastWait, Route
 from llmux.runtime import wait_estimate
+from llmux.runtime.host_report import ModelFigures, figures, sets_may_be_awake
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines, Serving
 from llmux.simulator.run import NEVER, UNBOUNDED, Outcome, Run, Scene, undisturbed
@@ -159,6 +160,7 @@ class HostRun(Run):
             self._deadline,
             self._served,
         )
+        self.grouped = sets_may_be_awake(self.core.state)
         self.events = 0
         self.seq = 0
         self.last: tuple[int, Mapping[str, ModelReport]] = (-1, {})
@@ -183,8 +185,7 @@ class HostRun(Run):
         self.seq += 1
         now, s = self.fleet.time, self.core.state
         if self.last[0] != self.events or self.busy or s.queued:
-            found = report_of(s, now, host=self.name)
-            models = found.models
+            models = {name: _as_reported(each, grouped=self.grouped) for name, each in figures(s, now).items()}
             if self.fleet.setting.misjudge != 1.0:
                 models = {name: misjudged(each, self.fleet.setting.misjudge) for name, each in models.items()}
             if truth:
@@ -241,6 +242,25 @@ class HostRun(Run):
         elif isinstance(effect, Reject):
             refused = ev.RequestRefused(effect.request + 1, effect.refusal, effect.retry_after, effect.message)
             self.fleet.told.append(refused)
+
+
+def _as_reported(each: ModelFigures, *, grouped: bool) -> ModelReport:
+    """Return a model as a gateway knows it; where one at a time is awake, that all leaves goes without saying."""
+    return ModelReport(
+        phase=each.phase,
+        queued=each.queued,
+        in_flight=each.in_flight,
+        expected_wait=each.expected_wait,
+        switch_cost=each.switch_cost,
+        sleep=each.sleep,
+        wake=each.wake,
+        arrival_rate=each.arrival_rate,
+        service=each.service,
+        slots=each.slots,
+        awake_for=each.awake_for,
+        idle_for=math.inf if each.idle_for is None else each.idle_for,
+        evicts=each.evicts if grouped and each.phase is not Phase.AWAKE else None,
+    )
 
 
 def misjudged(each: ModelReport, factor: float) -> ModelReport:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ledger import Ledger
 
-from llmux.core import Core
+from llmux.core import Core, placement
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import Lease, Pin
@@ -20,7 +20,7 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec
 from llmux.estimates import Estimates
 from llmux.estimates.fairness import Fairness, FairOrder, FairPolicy
 from llmux.observability.decision_log import KEPT
-from llmux.runtime import wait_estimate
+from llmux.runtime import host_report, wait_estimate
 from llmux.runtime.shadow import Shadow, Shadowed
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
@@ -204,6 +204,12 @@ class World:
             newcomer = wait_estimate.for_a_newcomer(s, model, self.now)
             assert newcomer is None or 0 <= newcomer < math.inf
             assert newcomers[model.name] == newcomer
+        for name, each in host_report.figures(s, self.now).items():  # which reckons what is alike once
+            model = s.models[name]
+            leaving = () if each.phase is Phase.AWAKE else placement.who_leaves(s, model) or ()
+            assert each.evicts == tuple(other.name for other in leaving if other is not model)
+            cost = 0.0 if each.phase is Phase.AWAKE else placement.switch_cost(s, leaving, model)
+            assert (each.expected_wait, each.switch_cost) == (newcomers[name], cost)
 
     def _look_back(self) -> None:
         """Every decision says why, in order; a switch under way is one of them."""
