@@ -40,7 +40,7 @@ from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.early_response import EarlyResponse, RefusedByEngineError, ResumedRelay
 from llmux.proxy.heads import REFUSED as REFUSED_FIELD
 from llmux.proxy.relay import Relay
-from llmux.runtime.switcher import WITHDRAWN
+from llmux.runtime.requests import WITHDRAWN
 from llmux.upstream import EngineConnection, EngineRefusedError, Framing, ResponseHead
 
 if TYPE_CHECKING:

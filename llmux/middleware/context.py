@@ -21,7 +21,7 @@ from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
 from llmux.runtime import Switcher, Ticket
-from llmux.runtime.switcher import WITHDRAWN, Accounts
+from llmux.runtime.requests import WITHDRAWN, Accounts
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 import structlog
 
 from llmux.core import effects as core
 from llmux.observability.log import CATALOGUE, get_logger
+
+if TYPE_CHECKING:
+    from llmux.hookrunner import HookJob, HookResult
+    from llmux.observability.metrics import Metrics
 
 _PROBES = frozenset({"alive", "verify"})
 _EVERY = 10.0  # seconds between two `request_rejected` lines of one model and reason
@@ -302,3 +306,25 @@ class EventLog:
         if self._logger.isEnabledFor(level):
             told = {key: value for key, value in fields.items() if value is not None or key == "to"}
             self._logger.log(level, name, **told)
+
+
+def tell_end(result: HookResult, log: EventLog, metrics: Metrics) -> None:
+    """Count and log the end of a hook. A prefetch that was ended with its switch has not failed, and was told."""
+    kind = result.kind.value
+    over = result.killed == core.SWITCH_OVER
+    metrics.hook_ended(result.model, kind, result.duration, result.ok or over)
+    if over:
+        return
+    code = -result.signal if result.signal is not None else result.exit_code
+    output = result.tail or result.detail
+    log.hook_ended(result.model, kind, ok=result.ok, seconds=result.duration, exit_code=code, output=output)
+
+
+def line_to(log: EventLog) -> Callable[[HookJob, str], None]:
+    """Return what logs a line that a hook printed."""
+    return lambda job, line: log.hook_output(job.model, job.kind.value, line)
+
+
+def orphan_to(log: EventLog) -> Callable[[HookJob], None]:
+    """Return what logs that something holds a hook's output beyond its end."""
+    return lambda job: log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)

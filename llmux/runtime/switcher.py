@@ -8,23 +8,23 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import Config, EngineDefinition, first_costs, to_specs
 from llmux.core import Core, admission
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.effects import SWITCH_OVER, Admit, RunHook
+from llmux.core.effects import RunHook
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
-from llmux.errors import INTERNAL_ERROR, CancelledRequestError, ConflictError, RequestError, UnavailableError
+from llmux.errors import INTERNAL_ERROR, ConflictError, RequestError
 from llmux.estimates import Estimates, costs_of
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
-from llmux.observability.notices import EventLog
+from llmux.observability.notices import EventLog, line_to, orphan_to, tell_end
 from llmux.observability.record import RecordFile
 from llmux.observability.request_log import RequestLog
 from llmux.observability.state_file import StateStore
@@ -36,7 +36,8 @@ from llmux.runtime.history import History
 from llmux.runtime.persistence import Persistence
 from llmux.runtime.policy_chooser import Chooser
 from llmux.runtime.recorder import Recorder, open_record
-from llmux.runtime.request_handle import AdmissionThrottle, InFlightGuard, Left, Outcome, Riders, Ticket
+from llmux.runtime.request_handle import InFlightGuard
+from llmux.runtime.requests import Accounts, Activities, Requests, order_of
 from llmux.runtime.shadow import Shadow, Shadowed, load_shadows
 from llmux.upstream import EngineActivity
 from llmux.version import __version__
@@ -44,42 +45,6 @@ from llmux.version import __version__
 if TYPE_CHECKING:
     from llmux.estimates.fairness import FairOrder
     from llmux.observability.audit import Audit
-
-
-class Activities(dict[str, tuple[int, EngineActivity]]):
-    """The epoch and the activity of each model's engine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watchers = 0
-
-    def of(self, admission: Admit) -> EngineActivity:
-        """Return the activity of the engine that serves this admission."""
-        known = self.get(admission.model)
-        if known is None or known[0] != admission.epoch:
-            known = (admission.epoch, EngineActivity(counting=self.counting))
-            self[admission.model] = known
-        return known[1]
-
-    @property
-    def counting(self) -> bool:
-        """Whether streamed events are counted."""
-        return self._watchers > 0
-
-    def streamed(self, model: str) -> int:
-        """Return how many events a model's engine has streamed, as far as they were counted."""
-        known = self.get(model)
-        return 0 if known is None else known[1].streamed
-
-    def watch(self) -> Callable[[], None]:
-        """Count streamed events until the returned function is called and there is no other watcher."""
-        self._count(1)
-        return lambda: self._count(-1)
-
-    def _count(self, more: int) -> None:
-        self._watchers += more
-        for _, activity in self.values():
-            activity.counting = self.counting
 
 
 def job_for(effect: RunHook) -> HookJob:
@@ -102,63 +67,8 @@ def job_for(effect: RunHook) -> HookJob:
     )
 
 
-def tell_end(result: HookResult, log: EventLog, metrics: Metrics) -> None:
-    """Count and log the end of a hook. A prefetch that was ended with its switch has not failed, and was told."""
-    kind = result.kind.value
-    over = result.killed == SWITCH_OVER
-    metrics.hook_ended(result.model, kind, result.duration, result.ok or over)
-    if over:
-        return
-    code = -result.signal if result.signal is not None else result.exit_code
-    output = result.tail or result.detail
-    log.hook_ended(result.model, kind, ok=result.ok, seconds=result.duration, exit_code=code, output=output)
-
-
-def line_to(log: EventLog) -> Callable[[HookJob, str], None]:
-    """Return what logs a line that a hook printed."""
-    return lambda job, line: log.hook_output(job.model, job.kind.value, line)
-
-
-def orphan_to(log: EventLog) -> Callable[[HookJob], None]:
-    """Return what logs that something holds a hook's output beyond its end."""
-    return lambda job: log.emit("hook_left_pipe_open", model=job.model, hook=job.kind.value)
-
-
 LOOK = 0.02  # seconds between two looks at what other hosts still serve, while llmux stops
-WITHDRAWN = "withdrawn"  # the code of a request that a gateway has taken back
 CHOICES = 200  # that are kept
-
-
-class Accounts(Protocol):
-    """What is told of each request that has ended: ``llmux.accounts``, where that is configured."""
-
-    def start(self) -> None:
-        """Begin. Raises ConfigError when the ledger cannot be used."""
-
-    def configure(self, config: Config) -> None:
-        """Take over a configuration."""
-
-    def returned(self, request: int) -> None:
-        """Take note that an admitted request waits again."""
-
-    @property
-    def rates(self) -> Mapping[str, Any]:
-        """What is known of the prices of models elsewhere that the configuration has none for."""
-
-    def spent(self, key: str, since: int) -> int:
-        """Return what a key has spent since a Unix time, in millionths of the currency."""
-
-    def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
-        """Keep a reservation."""
-
-    def release(self, ident: str) -> None:
-        """Forget a reservation."""
-
-    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
-        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares.
-
-        Return the seconds of the GPU that it took.
-        """
 
 
 class Remotes(Protocol):
@@ -195,7 +105,7 @@ class Switcher:
         self.reports = 0  # that were made for gateways
         self.order: FairOrder | None = None
         """Whose turn it is, where that goes by key."""
-        self.order = self._order_of(config)
+        self.order = order_of(config, None)
         self.core = self._new_core(config)
         self.auto = Chooser(self)
         self.metrics = Metrics(
@@ -221,9 +131,7 @@ class Switcher:
         self.last_reload_error: str | None = None
         self.recorder: Recorder | None = None
         self._unwatch: Callable[[], None] = lambda: None
-        self._on_left: tuple[Left, ...] = ()
         self._persistence = Persistence(store, self.core.state, self.log, self.hooks.traces, self.clock)
-        self._tickets: dict[int, Ticket] = {}
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
         self.activity = self.activities.of
@@ -233,9 +141,13 @@ class Switcher:
         self.accounts: Accounts | None = None
         self.audit: Audit | None = None
         self.remotes: Remotes | None = None
-        self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
-        self._throttle = AdmissionThrottle()
-        self._serial = 0
+        self.inside = inside = Requests(self, self._persistence.used)
+        self.riders, self.elsewhere = inside.riders, inside.elsewhere
+        self.enter, self.leave, self.give_back = inside.enter, inside.leave, inside.give_back
+        self.admission, self.ride, self.spill = inside.admission, inside.ride, inside.spill
+        self.cancel, self.withdraw = inside.cancel, inside.withdraw
+        self.key_of, self.request_id = inside.key_of, inside.request_id
+        self.on_left, self.off_left = inside.on_left, inside.off_left
         self._starting: asyncio.Task[None] | None = None
         self._driver = Driver(
             self.core,
@@ -249,7 +161,6 @@ class Switcher:
         self._take_turns(self.order)
         self.post = self._driver.post
         """Hand an event to the core, and carry out its answer."""
-        self.riders = Riders(self.core.state, self.post)
 
     # ---- life
 
@@ -360,7 +271,7 @@ class Switcher:
         self, specs: Iterable[ModelSpec], rules: Rules, policy: Policy, shadows: tuple[Shadow, ...]
     ) -> None:
         """Have the core follow what is new of a configuration that has been taken over."""
-        order = self._order_of(self.config)
+        order = order_of(self.config, self.order)
         if policy is not self._policy or shadows != self.shadows or order is not self.order:
             self._policy, self.shadows = policy, shadows
             self._take_turns(order)
@@ -375,13 +286,6 @@ class Switcher:
         self._uncount()
         self._uncount = (lambda: None) if order is None else self.activities.watch()
         self.order = self._driver.order = order
-
-    def _order_of(self, config: Config) -> FairOrder | None:
-        if config.policy.fair is None:
-            return None
-        from llmux.runtime.fair import order_of  # noqa: PLC0415 - most configurations have no use for it
-
-        return order_of(config, self.order)
 
     def _followed(self) -> Policy:
         """Return the policy as the core follows it: with its shadows, and shown what counts."""
@@ -406,104 +310,7 @@ class Switcher:
             self._unwatch = self._driver.watch(self.recorder.take)
             self.on_left(self.recorder.request)
 
-    def on_left(self, tell: Left) -> None:
-        """Have ``tell`` called with each ticket that has left."""
-        self._on_left = (*self._on_left, tell)
-
-    def off_left(self, tell: Left) -> None:
-        """End that."""
-        self._on_left = tuple(one for one in self._on_left if one != tell)
-
     # ---- requests
-
-    def enter(self, model: str, key: str = "", *, rides: bool = False, deadline: float | None = None) -> Ticket:
-        """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``.
-
-        ``key`` is the name of the key that it showed. If it ``rides`` along, ``ride`` has to be awaited. It is
-        rejected if it cannot be answered within ``deadline`` seconds.
-        """
-        self._serial += 1
-        ticket = Ticket(self._serial, model, self.now(), key)
-        self._tickets[ticket.id] = ticket
-        ticket.rides = rides
-        self.post(ev.RequestArrived(ticket.id, model, self.riders.seconds if rides else None, deadline, key))
-        return ticket
-
-    async def ride(self, ticket: Ticket) -> None:
-        """Wait until a request rides along no longer: it is let through, rejected, or waits as any other."""
-        if ticket.rides and ticket.rejection is None:
-            self.riders.watch()
-            ticket.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await ticket.waiter
-            finally:
-                ticket.waiter = None
-
-    async def admission(self, ticket: Ticket) -> fx.Admit:
-        """Wait until the request is let through. Raises the RequestError with which it is rejected."""
-        if ticket.admission is None and ticket.rejection is None:
-            ticket.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await ticket.waiter
-            finally:
-                ticket.waiter = None
-        if ticket.rejection is not None:
-            raise ticket.rejection
-        assert ticket.admission is not None
-        return ticket.admission
-
-    def give_back(self, ticket: Ticket, activity: EngineActivity) -> None:
-        """Queue an admitted request again: its engine was dead before anything was sent."""
-        ticket.returned()
-        self.post(ev.RequestReturned(ticket.id, connected=activity.connected))
-        if self.accounts is not None:
-            self.accounts.returned(ticket.id)
-
-    def leave(
-        self, ticket: Ticket, status: int | None = None, outcome: Outcome | None = None, sent: int = 0
-    ) -> None:
-        """End a request, wherever it stands: answered, failed, or abandoned by its client.
-
-        For what is recorded: ``status`` is what its client was told, None for a guard that was held, ``outcome``
-        what became of its exchange, and ``sent`` the bytes of its body.
-        """
-        if self._tickets.pop(ticket.id, None) is None:
-            if ticket.asked is not None and self.recorder is not None:
-                self.recorder.served_elsewhere(ticket, status, outcome, sent)
-            return
-        if ticket.admission is not None:
-            self._persistence.used(ticket.model)
-            if self.order is not None:
-                self._charge(self.order, ticket, outcome, sent)
-            self.post(ev.RequestFinished(ticket.id, ticket.keep))
-        elif ticket.rejection is None:
-            ticket.waited = self.now() - ticket.arrived
-            self.post(ev.RequestAbandoned(ticket.id))
-        elif ticket.rides or ticket.id in self.core.state.requests:  # cancelled, or by a mistake of llmux
-            self.post(ev.RequestAbandoned(ticket.id))
-        if ticket.rides:  # it came to nothing: it is as if it had not been there
-            return
-        for tell in self._on_left:
-            tell(ticket, status, outcome, sent)
-
-    def spill(self, request: int, why: RequestError) -> bool:
-        """End a request that waits, in one step, with ``why`` for what awaits it. False where it does not wait.
-
-        From here on the core knows nothing of it, so it cannot be admitted, too.
-        """
-        ticket = self._tickets.get(request)
-        if ticket is None or ticket.admission is not None or ticket.rejection is not None:
-            return False
-        ticket.spilled = True
-        self.leave(ticket)
-        ticket.failed(why)
-        self._go_on(ticket)
-        return True
-
-    def _charge(self, order: FairOrder, ticket: Ticket, outcome: Outcome | None, sent: int) -> None:
-        from llmux.runtime.fair import tokens_of  # noqa: PLC0415
-
-        order.served(ticket.id, tokens_of(outcome, sent))
 
     def hold(self, model: str) -> InFlightGuard:
         """Return a guard that keeps ``model`` awake and counted for as long as it is held."""
@@ -525,10 +332,10 @@ class Switcher:
 
     async def command(self, make: Callable[[int], ev.Event]) -> fx.Answer:
         """Carry out an operator's command; ``make`` gets the ticket for its event. Raises ConflictError."""
-        self._serial += 1
+        number = self.inside.number()
         future: asyncio.Future[fx.Answer] = asyncio.get_running_loop().create_future()
-        self._commands[self._serial] = future
-        self.post(make(self._serial))
+        self._commands[number] = future
+        self.post(make(number))
         answer = await future
         if not answer.accepted:
             raise ConflictError(answer.reason)
@@ -537,38 +344,6 @@ class Switcher:
     async def force_switch(self, model: str) -> int | None:
         """Wake ``model`` whether or not a request waits for it; return the switch's id, None if it is awake."""
         return (await self.command(lambda ticket: ev.ActivationRequested(model, ticket))).switch
-
-    def cancel(self, request_id: str) -> tuple[str, ...]:
-        """End the requests that their clients call so, waiting or in flight; return the models they asked for."""
-        known = (*self._tickets.values(), *self.elsewhere)
-        found = [ticket for ticket in known if ticket.is_called(request_id)]
-        for ticket in found:
-            if ticket.admission is None and ticket not in self.elsewhere:
-                ticket.failed(CancelledRequestError("An operator has cancelled this request."))
-                self._go_on(ticket)
-            else:
-                ticket.cut(fx.CutReason.CANCELLED, None)
-                self.metrics.request_cut(ticket.model, fx.CutReason.CANCELLED)
-            self.log.emit("request_cancelled", model=ticket.model, request_id=request_id)
-        return tuple(ticket.model for ticket in found)
-
-    def withdraw(self, request_id: str) -> tuple[str, ...]:
-        """Reject the requests that still wait and are called so: a gateway has a better host for them.
-
-        Return the models they asked for. What has been admitted, or is served elsewhere, is left alone.
-        """
-        found = [
-            ticket
-            for ticket in self._tickets.values()
-            if ticket.admission is None and ticket.rejection is None and ticket not in self.elsewhere
-            if ticket.is_called(request_id)
-        ]
-        for ticket in found:
-            ticket.failed(
-                UnavailableError("The gateway has taken the request back.", code=WITHDRAWN, retry_after=1.0)
-            )
-            self._go_on(ticket)
-        return tuple(ticket.model for ticket in found)
 
     # ---- looking
 
@@ -585,16 +360,6 @@ class Switcher:
         """Whether a model is awake."""
         found = self.core.state.models.get(model)
         return found is not None and found.phase is Phase.AWAKE
-
-    def key_of(self, request: int) -> str:
-        """Return the name of the key of a request that has not left; "" where there is none."""
-        ticket = self._tickets.get(request)
-        return "" if ticket is None else ticket.key
-
-    def request_id(self, request: int) -> str:
-        """Return what the client of a request that waits calls it; "" where that is not known."""
-        ticket = self._tickets.get(request)
-        return "" if ticket is None else ticket.request_id
 
     def gauges(self) -> Iterable[GaugeRow]:
         """Yield what each model looks like at this moment."""
@@ -613,10 +378,7 @@ class Switcher:
 
     def _acts(self) -> dict[type, Act]:
         return {
-            fx.Admit: self._admit,
-            fx.Reject: self._reject,
-            fx.RequestQueued: self._queued,
-            fx.CancelRequests: self._cut,
+            **self.inside.acts(),
             fx.RunHook: self._run_hook,
             fx.KillHook: self._kill_hook,
             fx.RecordHolders: self._persistence.save,
@@ -636,45 +398,11 @@ class Switcher:
         mistake = RequestError(INTERNAL_ERROR)
         match event:
             case ev.RequestArrived() | ev.RequestReturned():
-                ticket = self._tickets.get(event.request)
-                if ticket is not None and ticket.admission is None and ticket.rejection is None:
-                    ticket.failed(mistake)
-                    self._go_on(ticket)
+                self.inside.make_good(event.request, mistake)
             case _:
                 answer = self._commands.pop(getattr(event, "ticket", 0), None)
                 if answer is not None and not answer.done():
                     answer.set_exception(mistake)
-
-    def _admit(self, effect: fx.Admit) -> None:
-        # A request that has left already is told to the core by an event that is still to come.
-        if (ticket := self._tickets.get(effect.request)) is not None:
-            ticket.admission, ticket.waited = effect, effect.waited
-            if ticket.rides:
-                ticket.got_off(self.now(), effect.waited)
-            if ticket.waiter is not None:
-                self._throttle.add(ticket.waiter)
-
-    def _queued(self, effect: fx.RequestQueued) -> None:
-        ticket = self._tickets.get(effect.request)
-        if ticket is not None and ticket.rides:
-            ticket.got_off(self.now(), 0.0)
-            self._go_on(ticket)
-
-    def _reject(self, effect: fx.Reject) -> None:
-        if (ticket := self._tickets.get(effect.request)) is not None:
-            if ticket.rides:
-                ticket.got_off(self.now(), effect.waited)
-            ticket.rejected(effect)
-            self._go_on(ticket)
-
-    def _go_on(self, ticket: Ticket) -> None:
-        if ticket.waiter is not None:
-            self._throttle.add(ticket.waiter)
-
-    def _cut(self, effect: fx.CancelRequests) -> None:
-        for request in effect.requests:
-            if (ticket := self._tickets.get(request)) is not None:
-                ticket.cut(effect.reason, effect.retry_after)
 
     def _answer(self, effect: fx.Answer) -> None:
         future = self._commands.pop(effect.ticket, None)

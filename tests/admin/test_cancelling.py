@@ -53,7 +53,7 @@ async def test_a_request_that_waits(house):
     assert house.queued("b") == 1
     house.release("b")
     assert (await lines[1].reply()).status == 200
-    assert not house.switcher._tickets
+    assert not house.switcher.inside.tickets
 
 
 async def test_one_that_does_not_exist(house):

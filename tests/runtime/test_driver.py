@@ -77,7 +77,7 @@ async def test_requests_that_leave_while_the_core_decides_on_them_are_not_counte
 
     def leave(effect):
         if isinstance(effect, fx.SwitchStarted | fx.Admit):
-            for ticket in list(switcher._tickets.values()):
+            for ticket in list(switcher.inside.tickets.values()):
                 switcher.leave(ticket)
 
     end = switcher.subscribe(leave)
@@ -88,7 +88,7 @@ async def test_requests_that_leave_while_the_core_decides_on_them_are_not_counte
     for model in "ab":
         assert not house.queued(model)
         assert not house.in_flight(model)
-    assert not switcher._tickets
+    assert not switcher.inside.tickets
     assert not switcher.core.state.requests
     assert not house.log.named("internal_error")
 
@@ -134,7 +134,7 @@ async def test_a_mistake_of_the_core_ends_the_request_that_it_was_made_at(house)
     assert reply.marked
     switcher.core.handle = handle
     assert (await house.chat("b")).status == 200
-    assert not switcher._tickets
+    assert not switcher.inside.tickets
 
 
 async def test_a_mistake_of_the_core_answers_the_operator(house):

@@ -45,14 +45,14 @@ async def test_a_task_that_is_cancelled_after_its_admission_and_before_its_turn(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not house.in_flight("a")
-    assert not switcher._tickets
+    assert not switcher.inside.tickets
 
 
 async def test_an_unknown_or_removed_model_is_refused(house):
     switcher = await house.open()
     async with refused(UnknownModelError), switcher.hold("nobody"):
         pass
-    assert not switcher._tickets
+    assert not switcher.inside.tickets
 
 
 async def test_a_guard_keeps_its_model_awake(house):
@@ -118,7 +118,7 @@ async def test_a_request_is_given_back_once_when_its_engine_is_dead(house):
     reply = await house.chat("a")
     assert reply.status in {502, 503}
     assert reply.marked
-    await until(lambda: not house.switcher._tickets)
+    await until(lambda: not house.switcher.inside.tickets)
     assert not house.log.named("internal_error")
 
 
@@ -140,7 +140,7 @@ async def test_a_client_that_leaves_is_noticed(house, phase):
         await line.reader.readuntil(b"data: 1")
     line.abort()
     await until(lambda: house.log.named("client_left") or phase == "body")
-    await until(lambda: not house.switcher._tickets and not house.engine.open)
+    await until(lambda: not house.switcher.inside.tickets and not house.engine.open)
     house.release("b")
     assert not house.log.named("internal_error")
     assert not house.log.named("engine_broke_off")

@@ -78,7 +78,7 @@ async def test_without_cancellation_a_client_that_leaves_is_noticed_too(house, m
         line = await house.begin("POST", "/v1/hold", {"model": "a"})
         await until(lambda: house.engine.bodies)
     line.abort()
-    await until(lambda: not house.switcher._tickets)
+    await until(lambda: not house.switcher.inside.tickets)
     await until(lambda: not house.engine.open)
     house.release("b")
 

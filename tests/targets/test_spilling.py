@@ -70,7 +70,7 @@ async def test_one_that_has_waited_too_long_leaves_the_queue_in_one_step(house, 
     reply, by = await asked(house)
     assert (reply.status, by) == (200, "r/m")
     assert queued(house) == 0
-    assert not house.switcher._tickets
+    assert not house.switcher.inside.tickets
     assert float(reply.headers["x-llmux-queue-seconds"]) > 0.2
     house.release("a")
     await until(lambda: house.switcher.is_awake("a"))
@@ -113,7 +113,7 @@ async def test_a_wake_that_fails_while_it_waits_sends_it_away(house, host):
     await house.open({"a": model}, remotes={"r": host.settings()}, **OPEN)
     reply, by = await asked(house)
     assert (reply.status, by) == (200, "r/m")
-    assert not house.switcher._tickets
+    assert not house.switcher.inside.tickets
 
 
 @pytest.mark.parametrize("says", [error("500 Oops"), error("429 No", Retry_After="9"), None])
@@ -312,7 +312,7 @@ async def test_a_key_that_rides_along_waits(house, host):
     model = {**SLOW, "cost": {"wake": 60}, "spill": {"to": "r/m", "over": "1s"}}
     await house.open({"a": model}, remotes={"r": host.settings()}, api_keys=keys)
     line = await house.begin("POST", "/v1/x", {"model": "a"}, Authorization="Bearer k")
-    await until(lambda: house.switcher._tickets)
+    await until(lambda: house.switcher.inside.tickets)
     await asyncio.sleep(1.5)  # longer than `over`
     assert not host.asked
     line.abort()

@@ -72,7 +72,7 @@ async def test_no_switch_between_a_variant_and_its_model(house):
     await served(house, {"model": "other"})
     await served(house, {"model": "q:low"})
     assert len(house.log.named("switch_started")) == 3
-    assert not switcher._tickets
+    assert not switcher.inside.tickets
 
 
 async def test_requests_for_a_variant_wait_with_those_for_its_model(house):

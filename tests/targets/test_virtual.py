@@ -88,7 +88,7 @@ async def test_the_next_one_is_tried_when_the_first_does_not_wake(house):
     assert json.loads(house.engine.bodies[-1]) == {"model": "b"}
     assert switches(house) == ["a", "b"]
     assert [name for name, _ in reply.fields].count("x-llmux-served-by") == 1
-    assert not house.switcher._tickets
+    assert not house.switcher.inside.tickets
     assert house.in_flight("b") == 0
 
 
@@ -97,7 +97,7 @@ async def test_when_all_fail_the_last_error_is_told(house):
     reply, by = await asked(house, "safe")
     assert (reply.status, by) == (503, "b")
     assert reply.error["code"] in {"wake_failed", "backing_off"}
-    assert not house.switcher._tickets
+    assert not house.switcher.inside.tickets
 
 
 async def test_what_the_engine_answers_is_final(house):

@@ -1,0 +1,325 @@
+"""The requests that are inside llmux: they enter, wait, are admitted, may be given back or taken away, and leave.
+
+The core decides; here it is carried out, and what awaits a request goes on. Numbers of requests are never used
+twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmux.config import Config
+from llmux.core import effects as fx
+from llmux.core import events as ev
+from llmux.core.effects import Admit
+from llmux.errors import CancelledRequestError, RequestError, UnavailableError
+from llmux.runtime.request_handle import AdmissionThrottle, Left, Outcome, Riders, Ticket
+from llmux.upstream import EngineActivity
+
+if TYPE_CHECKING:
+    from llmux.estimates.fairness import FairOrder
+    from llmux.runtime.switcher import Switcher
+
+WITHDRAWN = "withdrawn"  # the code of a request that a gateway has taken back
+BYTES_PER_TOKEN = 4.0  # of text, roughly
+
+
+class Activities(dict[str, tuple[int, EngineActivity]]):
+    """The epoch and the activity of each model's engine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watchers = 0
+
+    def of(self, admission: Admit) -> EngineActivity:
+        """Return the activity of the engine that serves this admission."""
+        known = self.get(admission.model)
+        if known is None or known[0] != admission.epoch:
+            known = (admission.epoch, EngineActivity(counting=self.counting))
+            self[admission.model] = known
+        return known[1]
+
+    @property
+    def counting(self) -> bool:
+        """Whether streamed events are counted."""
+        return self._watchers > 0
+
+    def streamed(self, model: str) -> int:
+        """Return how many events a model's engine has streamed, as far as they were counted."""
+        known = self.get(model)
+        return 0 if known is None else known[1].streamed
+
+    def watch(self) -> Callable[[], None]:
+        """Count streamed events until the returned function is called and there is no other watcher."""
+        self._count(1)
+        return lambda: self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._watchers += more
+        for _, activity in self.values():
+            activity.counting = self.counting
+
+
+class Accounts(Protocol):
+    """What is told of each request that has ended: ``llmux.accounts``, where that is configured."""
+
+    def start(self) -> None:
+        """Begin. Raises ConfigError when the ledger cannot be used."""
+
+    def configure(self, config: Config) -> None:
+        """Take over a configuration."""
+
+    def returned(self, request: int) -> None:
+        """Take note that an admitted request waits again."""
+
+    @property
+    def rates(self) -> Mapping[str, Any]:
+        """What is known of the prices of models elsewhere that the configuration has none for."""
+
+    def spent(self, key: str, since: int) -> int:
+        """Return what a key has spent since a Unix time, in millionths of the currency."""
+
+    def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
+        """Keep a reservation."""
+
+    def release(self, ident: str) -> None:
+        """Forget a reservation."""
+
+    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
+        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares.
+
+        Return the seconds of the GPU that it took.
+        """
+
+
+class Requests:
+    """The requests of one switcher. ``used(model)`` is called when a model has served one."""
+
+    def __init__(self, switcher: Switcher, used: Callable[[str], None]) -> None:
+        self._switcher = switcher
+        self._used = used
+        self.tickets: dict[int, Ticket] = {}
+        self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
+        self.riders = Riders(switcher.core.state, self._post)
+        self._on_left: tuple[Left, ...] = ()
+        self._throttle = AdmissionThrottle()
+        self._serial = 0
+
+    def _post(self, event: ev.Event) -> None:
+        self._switcher.post(event)
+
+    def number(self) -> int:
+        """Return a number that nothing else has."""
+        self._serial += 1
+        return self._serial
+
+    def acts(self) -> dict[type, Callable[[Any], None]]:
+        """Return what carries out those effects that are about requests."""
+        return {
+            fx.Admit: self._admit,
+            fx.Reject: self._reject,
+            fx.RequestQueued: self._queued,
+            fx.CancelRequests: self._cut,
+        }
+
+    def make_good(self, request: int, error: RequestError) -> None:
+        """Answer a request with an error, if it waits: the core failed to handle it."""
+        ticket = self.tickets.get(request)
+        if ticket is not None and ticket.admission is None and ticket.rejection is None:
+            ticket.failed(error)
+            self._go_on(ticket)
+
+    def enter(self, model: str, key: str = "", *, rides: bool = False, deadline: float | None = None) -> Ticket:
+        """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``.
+
+        ``key`` is the name of the key that it showed. If it ``rides`` along, ``ride`` has to be awaited. It is
+        rejected if it cannot be answered within ``deadline`` seconds.
+        """
+        switcher = self._switcher
+        ticket = Ticket(self.number(), model, switcher.now(), key)
+        self.tickets[ticket.id] = ticket
+        ticket.rides = rides
+        switcher.post(ev.RequestArrived(ticket.id, model, self.riders.seconds if rides else None, deadline, key))
+        return ticket
+
+    async def ride(self, ticket: Ticket) -> None:
+        """Wait until a request rides along no longer: it is let through, rejected, or waits as any other."""
+        if ticket.rides and ticket.rejection is None:
+            self.riders.watch()
+            ticket.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await ticket.waiter
+            finally:
+                ticket.waiter = None
+
+    async def admission(self, ticket: Ticket) -> fx.Admit:
+        """Wait until the request is let through. Raises the RequestError with which it is rejected."""
+        if ticket.admission is None and ticket.rejection is None:
+            ticket.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await ticket.waiter
+            finally:
+                ticket.waiter = None
+        if ticket.rejection is not None:
+            raise ticket.rejection
+        assert ticket.admission is not None
+        return ticket.admission
+
+    def give_back(self, ticket: Ticket, activity: EngineActivity) -> None:
+        """Queue an admitted request again: its engine was dead before anything was sent."""
+        ticket.returned()
+        self._switcher.post(ev.RequestReturned(ticket.id, connected=activity.connected))
+        if self._switcher.accounts is not None:
+            self._switcher.accounts.returned(ticket.id)
+
+    def leave(
+        self, ticket: Ticket, status: int | None = None, outcome: Outcome | None = None, sent: int = 0
+    ) -> None:
+        """End a request, wherever it stands: answered, failed, or abandoned by its client.
+
+        For what is recorded: ``status`` is what its client was told, None for a guard that was held, ``outcome``
+        what became of its exchange, and ``sent`` the bytes of its body.
+        """
+        switcher = self._switcher
+        if self.tickets.pop(ticket.id, None) is None:
+            if ticket.asked is not None and switcher.recorder is not None:
+                switcher.recorder.served_elsewhere(ticket, status, outcome, sent)
+            return
+        if ticket.admission is not None:
+            self._used(ticket.model)
+            if switcher.order is not None:
+                switcher.order.served(ticket.id, tokens_of(outcome, sent))
+            switcher.post(ev.RequestFinished(ticket.id, ticket.keep))
+        elif ticket.rejection is None:
+            ticket.waited = switcher.now() - ticket.arrived
+            switcher.post(ev.RequestAbandoned(ticket.id))
+        elif ticket.rides or ticket.id in switcher.core.state.requests:  # cancelled, or by a mistake of llmux
+            switcher.post(ev.RequestAbandoned(ticket.id))
+        if ticket.rides:  # it came to nothing: it is as if it had not been there
+            return
+        for tell in self._on_left:
+            tell(ticket, status, outcome, sent)
+
+    def spill(self, request: int, why: RequestError) -> bool:
+        """End a request that waits, in one step, with ``why`` for what awaits it. False where it does not wait.
+
+        From here on the core knows nothing of it, so it cannot be admitted, too.
+        """
+        ticket = self.tickets.get(request)
+        if ticket is None or ticket.admission is not None or ticket.rejection is not None:
+            return False
+        ticket.spilled = True
+        self.leave(ticket)
+        ticket.failed(why)
+        self._go_on(ticket)
+        return True
+
+    def on_left(self, tell: Left) -> None:
+        """Have ``tell`` called with each ticket that has left."""
+        self._on_left = (*self._on_left, tell)
+
+    def off_left(self, tell: Left) -> None:
+        """End that."""
+        self._on_left = tuple(one for one in self._on_left if one != tell)
+
+    def cancel(self, request_id: str) -> tuple[str, ...]:
+        """End the requests that their clients call so, waiting or in flight; return the models they asked for."""
+        known = (*self.tickets.values(), *self.elsewhere)
+        found = [ticket for ticket in known if ticket.is_called(request_id)]
+        for ticket in found:
+            if ticket.admission is None and ticket not in self.elsewhere:
+                ticket.failed(CancelledRequestError("An operator has cancelled this request."))
+                self._go_on(ticket)
+            else:
+                ticket.cut(fx.CutReason.CANCELLED, None)
+                self._switcher.metrics.request_cut(ticket.model, fx.CutReason.CANCELLED)
+            self._switcher.log.emit("request_cancelled", model=ticket.model, request_id=request_id)
+        return tuple(ticket.model for ticket in found)
+
+    def withdraw(self, request_id: str) -> tuple[str, ...]:
+        """Reject the requests that still wait and are called so: a gateway has a better host for them.
+
+        Return the models they asked for. What has been admitted, or is served elsewhere, is left alone.
+        """
+        found = [
+            ticket
+            for ticket in self.tickets.values()
+            if ticket.admission is None and ticket.rejection is None and ticket not in self.elsewhere
+            if ticket.is_called(request_id)
+        ]
+        for ticket in found:
+            ticket.failed(
+                UnavailableError("The gateway has taken the request back.", code=WITHDRAWN, retry_after=1.0)
+            )
+            self._go_on(ticket)
+        return tuple(ticket.model for ticket in found)
+
+    def key_of(self, request: int) -> str:
+        """Return the name of the key of a request that has not left; "" where there is none."""
+        ticket = self.tickets.get(request)
+        return "" if ticket is None else ticket.key
+
+    def request_id(self, request: int) -> str:
+        """Return what the client of a request that waits calls it; "" where that is not known."""
+        ticket = self.tickets.get(request)
+        return "" if ticket is None else ticket.request_id
+
+    def _admit(self, effect: fx.Admit) -> None:
+        # A request that has left already is told to the core by an event that is still to come.
+        if (ticket := self.tickets.get(effect.request)) is not None:
+            ticket.admission, ticket.waited = effect, effect.waited
+            if ticket.rides:
+                ticket.got_off(self._switcher.now(), effect.waited)
+            if ticket.waiter is not None:
+                self._throttle.add(ticket.waiter)
+
+    def _queued(self, effect: fx.RequestQueued) -> None:
+        ticket = self.tickets.get(effect.request)
+        if ticket is not None and ticket.rides:
+            ticket.got_off(self._switcher.now(), 0.0)
+            self._go_on(ticket)
+
+    def _reject(self, effect: fx.Reject) -> None:
+        if (ticket := self.tickets.get(effect.request)) is not None:
+            if ticket.rides:
+                ticket.got_off(self._switcher.now(), effect.waited)
+            ticket.rejected(effect)
+            self._go_on(ticket)
+
+    def _go_on(self, ticket: Ticket) -> None:
+        if ticket.waiter is not None:
+            self._throttle.add(ticket.waiter)
+
+    def _cut(self, effect: fx.CancelRequests) -> None:
+        for request in effect.requests:
+            if (ticket := self.tickets.get(request)) is not None:
+                ticket.cut(effect.reason, effect.retry_after)
+
+
+def order_of(config: Config, before: FairOrder | None) -> FairOrder | None:
+    """Return whose turn it is by the configuration, with the counters of ``before``; None without ``fair``."""
+    fair = config.policy.fair
+    if fair is None:
+        return None
+    from llmux.estimates.fairness import Fairness, FairOrder, Prices  # noqa: PLC0415 - few have a use for it
+
+    prices = Prices(fair.input, fair.output, fair.switch_second)
+    weights = {entry.name: entry.weight for entry in config.api_keys if entry.name is not None}
+    if before is None:
+        return FairOrder(Fairness(prices, weights))
+    before.fairness.configure(prices, weights)
+    return before
+
+
+def tokens_of(outcome: Outcome | None, sent: int) -> tuple[int, int]:
+    """Return the tokens that a request of ``sent`` bytes and its answer had: as told, else estimated."""
+    if outcome is None:
+        return 0, 0
+    read, written = outcome.usage
+    if read is None:
+        read = round(sent / BYTES_PER_TOKEN)
+    if written is None:
+        written = outcome.events or round(outcome.bytes_out / BYTES_PER_TOKEN)
+    return read, written
