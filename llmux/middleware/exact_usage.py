@@ -219,7 +219,7 @@ class FilteringRelay(Relay):
         else:
             self.exchange.activity.last_byte = self._loop.time()
         if usage.event:  # the engine's word, which is read at the end
-            self.exchange.tail.append(usage.event[-BLOCK:])
+            self.exchange.keep(usage.event[-BLOCK:])
             usage.event = b""
 
 

@@ -370,6 +370,7 @@ class FastRequest:
     def _ended(self, error: Exception | None) -> None:
         path, context, exchange, connection = self._path, self.context, self.exchange, self._connection
         switcher = path.reporting.switcher
+        self.relay.detach()
         exchange.on_cut = None
         exchange.ended_at = switcher.now()
         path.budget.give_back(self._size)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
@@ -49,10 +46,10 @@ class ExtraFields(NamedTuple):
         return cls(lines, frozenset(names))
 
 
-_new_tail = functools.partial(deque[bytes], (), BLOCKS)
+_ERROR = 400  # the least status that is one
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Exchange:
     """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
 
@@ -82,10 +79,17 @@ class Exchange:
     bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
     broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
     opening: bytes = field(default=b"", init=False, repr=False)  # of an event stream
-    tail: deque[bytes] = field(default_factory=_new_tail, init=False, repr=False)  # the last blocks
+    tail: list[bytes] = field(default_factory=list, init=False, repr=False)  # ``BLOCKS`` blocks at least
 
     cut_off: tuple[CutReason, float | None] | None = field(default=None, init=False)
     on_cut: Callable[[CutReason, float | None], None] | None = field(default=None, init=False, repr=False)
+
+    def keep(self, block: bytes) -> None:
+        """Add to the last blocks."""
+        tail = self.tail
+        tail.append(block)
+        if len(tail) >= 2 * BLOCKS:
+            del tail[:BLOCKS]
 
     def cut(self, reason: CutReason, retry_after: float | None = None) -> None:
         """End it from outside, in whatever state it is; once it has ended this does nothing."""
@@ -98,7 +102,7 @@ class Exchange:
     @property
     def answered_well(self) -> bool:
         """Whether the engine's answer shows that the model is there: an error may come from what is before it."""
-        return self.status is not None and self.status < HTTPStatus.BAD_REQUEST
+        return self.status is not None and self.status < _ERROR
 
     @property
     def usage(self) -> Usage:

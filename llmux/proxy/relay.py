@@ -48,7 +48,7 @@ from llmux.errors import CancelledRequestError, EngineError, RequestError, Unava
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.heads import response_head
-from llmux.proxy.token_usage import BLOCK
+from llmux.proxy.token_usage import BLOCK, BLOCKS
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 
 
@@ -103,6 +103,7 @@ _FLUSH_TIMEOUT = 10.0
 _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
 _OPENING = 64  # bytes of an event stream's beginning within which no event is whole
+_MOST_KEPT = 2 * BLOCKS
 _EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
 
 _CUT_MESSAGES = {
@@ -257,7 +258,7 @@ class Relay:
         if self._chunk and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         now = self._loop.time()
-        exchange.tail.append(data if len(data) <= BLOCK else data[-BLOCK:])
+        exchange.keep(data if len(data) <= BLOCK else data[-BLOCK:])
         if self._head:
             if self._event_stream:
                 exchange.opening = data[:BLOCK]
@@ -292,7 +293,10 @@ class Relay:
         transport.write(data)
         exchange = self.exchange
         exchange.bytes_out += len(data)
-        exchange.tail.append(data)
+        tail = exchange.tail
+        tail.append(data)
+        if len(tail) >= _MOST_KEPT:
+            del tail[:BLOCKS]
         activity = exchange.activity
         activity.last_byte = self._loop.time()
         if activity.counting and self._event_stream:
@@ -420,6 +424,8 @@ class Relay:
         # A task that still waits for the client is left to itself: to cancel it would cancel the future that
         # aiohttp's protocol hands to everything that waits.
         self._connection = None
+        self._on_end = None
+        del self._client  # which may hold the relay: what ends is freed at once, not by the garbage collector
 
 
 def cut_error(reason: CutReason, retry_after: float | None) -> RequestError:

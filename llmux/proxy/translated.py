@@ -83,7 +83,7 @@ class TranslatingRelay(Relay):
         if not self._opened:
             first, self._opened, _ = (exchange.opening + data[:BLOCK]).partition(b"\n\n")
             exchange.opening = first[:BLOCK]
-        exchange.tail.append(data[-BLOCK:])
+        exchange.keep(data[-BLOCK:])
 
     def response_chunk(self, data: bytes) -> None:
         """Do the same: chunks are made here."""

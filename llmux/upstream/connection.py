@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 from llmux.upstream.engine import EngineLostError, EngineProtocolError
-from llmux.upstream.head import MAX_HEAD, ChunkError, ChunkTracker, Framing, ResponseHead, is_one_chunk, parse_head
+from llmux.upstream.head import CHUNK_STARTS, MAX_HEAD, ChunkError, ChunkTracker, Framing, ResponseHead, parse_head
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.
@@ -52,8 +52,10 @@ INTERIM_LEAST = 256
 
 _END_OF_HEAD = b"\r\n\r\n"
 _START_OF_HEAD = b"HTTP/1."
+_CRLF = b"\r\n"
 
 # Module constants: reading a member off its enum costs more, and this is the innermost loop.
+_MOST_CHUNK = len(CHUNK_STARTS)
 _NONE = Framing.NONE
 _LENGTH = Framing.LENGTH
 _CHUNKED = Framing.CHUNKED
@@ -250,9 +252,12 @@ class EngineConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Pass the bytes on, and follow the framing to know where the response ends."""
         take_chunk = self._take_chunk
-        if take_chunk is not None and is_one_chunk(data):
-            take_chunk(data)
-            return
+        if take_chunk is not None:
+            size = len(data)
+            # In line: ``is_one_chunk(data)``, which most events of a stream are.
+            if size < _MOST_CHUNK and data.startswith(CHUNK_STARTS[size]) and data.endswith(_CRLF):
+                take_chunk(data)
+                return
         sink = self._sink
         if sink is None:
             # No exchange expects this. (Or the exchange was aborted a moment ago.)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import UNKNOWN, read
-from llmux.middleware.fast_path import KNOWN
+from llmux.middleware.fast_path import KNOWN, FastRequest
+from llmux.proxy.relay import Relay
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House, message, until
@@ -81,6 +84,21 @@ async def test_what_is_known_is_bounded(house, fast, most):
         assert (await house.raw(data)).status == 200
     assert len(house.front.fast_path._known) <= KNOWN
     assert fast == [True] * most
+
+
+async def test_a_request_that_is_over_is_freed_without_the_garbage_collector(house, fast):
+    line = await house.line()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            line.send(request())
+            assert (await line.reply()).status == 200
+        left = [thing for thing in gc.get_objects() if isinstance(thing, FastRequest | Relay | RequestContext)]
+    finally:
+        gc.enable()
+    assert fast == [True] * 20
+    assert not left
 
 
 @pytest.mark.parametrize("step", [1, 7, 60, 200])

@@ -137,6 +137,9 @@ def test_the_tracker_byte_by_byte() -> None:
 @example(b"05\r\nabcde\r\n")
 @example(b"+5\r\nabcde\r\n")
 @example(b"")
+@example(b"\r\n")
+@example(b"-" * 4101 + b"\r\n")
+@example(b"3e8\r\n" + b"x" * 999 + b"\n\r")
 def test_what_counts_as_one_chunk_is_one(data):
     if is_one_chunk(data):
         tracker = ChunkTracker()
