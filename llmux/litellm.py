@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from llmux.config.load import literal, read_document
 from llmux.config.model_settings import LONGEST_DESCRIPTION
 from llmux.config.problems import Path, Problem, explain, line_of, raise_all
 from llmux.config.setting_types import Address, format_duration, is_loopback, parse_address
-from llmux.llama_swap.conversion import Settings, as_yaml, comments, own_port
+from llmux.llama_swap.conversion import Settings, Translation, as_yaml, comments, own_port
 from llmux.llama_swap.source import Note, Part
 
 _ENV = "os.environ/"
@@ -159,22 +159,6 @@ class LiteLLM(Part):
     router_settings: RouterSettings = Field(default_factory=RouterSettings)
     litellm_settings: LiteLLMSettings = Field(default_factory=LiteLLMSettings)
     general_settings: GeneralSettings = Field(default_factory=GeneralSettings)
-
-
-@dataclass(slots=True)
-class Translation:
-    """llmux's settings. ``variables`` are those that its environment has to hold."""
-
-    file: FilePath
-    settings: Settings = field(default_factory=dict)
-    models: dict[str, Settings] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-    variables: list[str] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything was carried over."""
-        return not any(note.lost for note in self.notes)
 
 
 def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = None) -> Translation:

@@ -29,6 +29,16 @@ from llmux.runtime.host_report import host_report
 from llmux.runtime.model_list import model_entry, model_list
 from llmux.runtime.status_document import health, lease_document, status
 
+if TYPE_CHECKING:
+    from llmux.accounts.accounting import Accounting
+
+BEAT = 1.0  # seconds
+SHOWN = 200  # requests, unless asked otherwise
+MOST_PAST = 1000  # of the past, in one answer
+_Default = TypeVar("_Default", int, None)
+_LARGEST = 64 * 1024  # bytes of an operator's request
+_LONGEST = 200  # characters of a reason
+_OFTENEST, _SELDOMEST = 0.2, 60.0  # seconds between two statuses of the event stream
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 PAGE_HEADERS = {
@@ -82,16 +92,19 @@ def page_file(request: web.Request, name: str) -> web.Response:
     return response
 
 
-if TYPE_CHECKING:
-    from llmux.accounts.accounting import Accounting
+def page_routes(index: str) -> list[web.RouteDef]:
+    """Return the routes of a page, whose file ``index`` is shown to people."""
 
-BEAT = 1.0  # seconds
-SHOWN = 200  # requests, unless asked otherwise
-MOST_PAST = 1000  # of the past, in one answer
-_Default = TypeVar("_Default", int, None)
-_LARGEST = 64 * 1024  # bytes of an operator's request
-_LONGEST = 200  # characters of a reason
-_OFTENEST, _SELDOMEST = 0.2, 60.0  # seconds between two statuses of the event stream
+    async def page(request: web.Request) -> web.Response:
+        return page_file(request, index)
+
+    async def below(_request: web.Request) -> web.Response:
+        raise web.HTTPPermanentRedirect("../ui")  # what it is made of is addressed from there
+
+    async def part(request: web.Request) -> web.Response:
+        return page_file(request, request.match_info["file"])
+
+    return [web.get("/llmux/ui", page), web.get("/llmux/ui/", below), web.get("/llmux/ui/{file}", part)]
 
 
 class Admin:
@@ -122,9 +135,7 @@ class Admin:
             web.get("/llmux/events", self.events),
             web.get("/llmux/history", self.history),
             web.get("/llmux/gpus", self.gpus),
-            web.get("/llmux/ui", self.page),
-            web.get("/llmux/ui/", self.page_below),
-            web.get("/llmux/ui/{file}", self.page_file),
+            *page_routes("index.html"),
             web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
             web.post("/llmux/models/{model:.+}/sleep", self._on_model(self._sleep)),
             web.post("/llmux/models/{model:.+}/pin", self._on_model(self._pin)),
@@ -287,18 +298,6 @@ class Admin:
     async def gpus(self, _request: web.Request) -> web.Response:
         """Return the GPUs' memory and load, or why they are not known."""
         return web.json_response(await self._gpus.read())
-
-    async def page(self, request: web.Request) -> web.Response:
-        """Show all of it to people."""
-        return page_file(request, "index.html")
-
-    async def page_below(self, _request: web.Request) -> web.Response:
-        """Show the page where it is: what it is made of is addressed from there."""
-        raise web.HTTPPermanentRedirect("../ui")
-
-    async def page_file(self, request: web.Request) -> web.Response:
-        """Return what the page is made of."""
-        return page_file(request, request.match_info["file"])
 
     # ---- operating
 

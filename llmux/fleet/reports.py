@@ -8,13 +8,16 @@ wrong, the time that passes is the same everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmux.core.phases import Phase
 
 LEASE = 6.0  # seconds for which a report counts, if it says nothing else
+_MOST_MODELS = 10_000
+_PHASES = {phase.value: phase for phase in Phase}
 # In these phases a model answers, or is about to.
 HELD = frozenset({Phase.AWAKE, Phase.WAKING})
 # In these it takes room on the GPU which another would have to be given.
@@ -62,3 +65,46 @@ class HostReport:
     def load(self) -> int:
         """How many requests it serves or has waiting."""
         return sum(each.in_flight + each.queued for each in self.models.values())
+
+
+def read_report(host: str, document: Mapping[str, Any]) -> HostReport:
+    """Return what a host reports. Raises ValueError, TypeError or LookupError if it is something else."""
+    models = document["models"]
+    if len(models) > _MOST_MODELS:
+        raise ValueError(f"{len(models)} models")
+    return HostReport(
+        host=host,
+        instance=str(document["instance"]),
+        seq=int(document["seq"]),
+        models={str(name): _model(each) for name, each in models.items()},
+        ready=bool(document["ready"]),
+        leased=bool(document["leased"]),
+        lease=_seconds(document["lease"]),
+        free_in=_seconds(document["free_in"]),
+    )
+
+
+def _model(each: Mapping[str, Any]) -> ModelReport:
+    wait, slots, idle = each["expected_wait"], each["slots"], each["idle_for"]
+    return ModelReport(
+        phase=_PHASES.get(each["phase"], Phase.UNKNOWN),
+        queued=int(each["queued"]),
+        in_flight=int(each["in_flight"]),
+        expected_wait=None if wait is None else _seconds(wait),
+        switch_cost=_seconds(each["switch_cost"]),
+        sleep=_seconds(each["sleep"]),
+        wake=_seconds(each["wake"]),
+        arrival_rate=_seconds(each["arrival_rate"]),
+        service=_seconds(each["service"]),
+        slots=None if slots is None else max(1, int(slots)),
+        awake_for=_seconds(each["awake_for"]),
+        idle_for=math.inf if idle is None else _seconds(idle),
+        evicts=tuple(str(name) for name in each["evicts"]) if each.get("evicts") is not None else None,
+    )
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0.0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is not a duration")
+    return seconds

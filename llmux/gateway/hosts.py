@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import random
 import time
@@ -33,7 +32,7 @@ from llmux.config.gateway import HostConfig
 from llmux.core.phases import Phase
 from llmux.errors import EngineError
 from llmux.fleet import events as ev
-from llmux.fleet.reports import HostReport, ModelReport
+from llmux.fleet.reports import HostReport, ModelReport, read_report
 from llmux.gateway.dispatcher import Dispatcher, Trip
 from llmux.observability.notices import EventLog
 from llmux.upstream import ConnectionPool, EngineActivity, EngineAddress, EngineConnection, ResponseHead
@@ -44,8 +43,6 @@ FIRST, LONGEST = 0.25, 5.0  # seconds between two tries to follow a host
 PATIENCE = 5.0  # seconds that a question to a host may take
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
-_MOST_MODELS = 10_000
-_PHASES = {phase.value: phase for phase in Phase}
 
 
 class Answer(NamedTuple):
@@ -436,49 +433,6 @@ def _refusal(status: int) -> str:
         400: "does not understand the question: is it a llmux of an older version?",
     }
     return meanings.get(status, f"answered with status {status}")
-
-
-def read_report(host: str, document: Mapping[str, Any]) -> HostReport:
-    """Return what a host reports. Raises ValueError, TypeError or LookupError if it is something else."""
-    models = document["models"]
-    if len(models) > _MOST_MODELS:
-        raise ValueError(f"{len(models)} models")
-    return HostReport(
-        host=host,
-        instance=str(document["instance"]),
-        seq=int(document["seq"]),
-        models={str(name): _model(each) for name, each in models.items()},
-        ready=bool(document["ready"]),
-        leased=bool(document["leased"]),
-        lease=_seconds(document["lease"]),
-        free_in=_seconds(document["free_in"]),
-    )
-
-
-def _model(each: Mapping[str, Any]) -> ModelReport:
-    wait, slots, idle = each["expected_wait"], each["slots"], each["idle_for"]
-    return ModelReport(
-        phase=_PHASES.get(each["phase"], Phase.UNKNOWN),
-        queued=int(each["queued"]),
-        in_flight=int(each["in_flight"]),
-        expected_wait=None if wait is None else _seconds(wait),
-        switch_cost=_seconds(each["switch_cost"]),
-        sleep=_seconds(each["sleep"]),
-        wake=_seconds(each["wake"]),
-        arrival_rate=_seconds(each["arrival_rate"]),
-        service=_seconds(each["service"]),
-        slots=None if slots is None else max(1, int(slots)),
-        awake_for=_seconds(each["awake_for"]),
-        idle_for=math.inf if idle is None else _seconds(idle),
-        evicts=tuple(str(name) for name in each["evicts"]) if each.get("evicts") is not None else None,
-    )
-
-
-def _seconds(value: Any) -> float:
-    seconds = float(value)
-    if not 0.0 <= seconds < math.inf:
-        raise ValueError(f"{value!r} is not a duration")
-    return seconds
 
 
 def lease_path(lease: Mapping[str, Any]) -> str:

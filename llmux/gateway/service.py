@@ -24,6 +24,7 @@ from llmux.gateway.store_sync import Sharing
 from llmux.gateway.views import FleetMetrics, Views
 from llmux.middleware import Front
 from llmux.middleware.paths import ForwardedPaths
+from llmux.observability import open_audit, put_audit
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.observability.request_log import RequestLog
@@ -73,8 +74,8 @@ class Gateway:
 
     def start(self) -> None:
         """Follow the hosts. The loop runs, the port is bound."""
-        if (audit := self._open_audit(self.config)) is not None:
-            self._audit_into(audit)
+        if (audit := open_audit(self.config.audit_path, self.log.emit)) is not None:
+            self.audit = put_audit(audit, self.audit, self.metrics.registry)
             audit.put("started", version=__version__, pid=os.getpid(), hosts=list(self.config.hosts))
         self.dispatcher.start()
         self.hosts.every = self.config.fleet.report_every
@@ -93,7 +94,7 @@ class Gateway:
         new_route = config.route != old.route or comes_from_file(config.route.use)
         route = load_route(config.route.use, config.route.options, config.folder) if new_route else placement.route
         if config.audit_path != old.audit_path:
-            self._audit_into(self._open_audit(config))
+            self.audit = put_audit(open_audit(config.audit_path, self.log.emit), self.audit, self.metrics.registry)
         placement.route = route
         placement.rules = Rules(config.fleet.max_queued, config.fleet.max_wait)
         self.hosts.every = config.fleet.report_every
@@ -123,22 +124,6 @@ class Gateway:
             await asyncio.to_thread(self.audit.close)
         self.stopped.set()
         self.log.emit("stopped")
-
-    def _open_audit(self, config: GatewayConfig) -> Audit | None:
-        path = config.audit_path
-        if path is None:
-            return None
-        from llmux.observability.audit import Audit  # noqa: PLC0415 - most configurations have no use for it
-
-        return Audit(path, self.log.emit)
-
-    def _audit_into(self, audit: Audit | None) -> None:
-        """Begin an audit, or end it."""
-        if self.audit is not None:
-            self.audit.moved(audit, self.metrics.registry)
-        elif audit is not None:
-            self.metrics.registry.register(audit)
-        self.audit = audit
 
     # ---- looking
 

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from llmux.admin.endpoints import page_file, read_options, refuse_unknown, wants_page
+from llmux.admin.endpoints import page_routes, read_options, refuse_unknown, wants_page
 from llmux.config.schema import MIB
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError
@@ -200,9 +200,7 @@ class Views:
             web.get("/metrics", self.metrics),
             web.get("/llmux/fleet", self.fleet),
             web.get("/llmux/activity", self.activity),
-            web.get("/llmux/ui", self.page),
-            web.get("/llmux/ui/", self.page_below),
-            web.get("/llmux/ui/{file}", self.page_file),
+            *page_routes("fleet.html"),
             web.post("/llmux/fleet/{host}/drain", self.drain),
             web.post("/llmux/fleet/{host}/undrain", self.undrain),
         ]
@@ -213,18 +211,6 @@ class Views:
             raise web.HTTPFound("llmux/ui")
         see = ["/v1/models", "/llmux/fleet", "/llmux/ui"]
         return web.json_response({"llmux": "a gateway: many hosts, one endpoint", "see": see})
-
-    async def page(self, request: web.Request) -> web.Response:
-        """Show the hosts to people."""
-        return page_file(request, "fleet.html")
-
-    async def page_below(self, _request: web.Request) -> web.Response:
-        """Show the page where it is: what it is made of is addressed from there."""
-        raise web.HTTPPermanentRedirect("../ui")
-
-    async def page_file(self, request: web.Request) -> web.Response:
-        """Return what the page is made of."""
-        return page_file(request, request.match_info["file"])
 
     async def models(self, _request: web.Request) -> web.Response:
         """List what the hosts serve."""

@@ -22,6 +22,7 @@ from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.errors import INTERNAL_ERROR, ConflictError, RequestError
 from llmux.estimates import Estimates, costs_of
 from llmux.hookrunner import HookJob, HookResult, HookRunner
+from llmux.observability import open_audit, put_audit
 from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.metrics import GaugeRow, Metrics, Modes
 from llmux.observability.notices import EventLog, line_to, orphan_to, tell_end
@@ -172,8 +173,8 @@ class Switcher:
         """
         self.now = self._driver.now = asyncio.get_running_loop().time
         self.history.begin()
-        if (audit := self._open_audit(self.config)) is not None:
-            self._audit_into(audit)
+        if (audit := open_audit(self.config.audit_path, self.log.emit)) is not None:
+            self.audit = put_audit(audit, self.audit, self.metrics.registry)
             audit.put("started", version=__version__, pid=os.getpid(), models=list(self.config.models))
         if self.accounts is not None:
             self.accounts.start()
@@ -228,7 +229,7 @@ class Switcher:
         old_record = (self.config.record_path, self.config.record_size)
         moved = old_record != (config.record_path, config.record_size)
         other_audit = self.config.audit_path != config.audit_path
-        audit = self._open_audit(config) if other_audit else self.audit
+        audit = open_audit(config.audit_path, self.log.emit) if other_audit else self.audit
         record = open_record(config, self.log) if moved else None
         self.config = config
         self.metrics.declare(config.models)
@@ -239,23 +240,7 @@ class Switcher:
         if moved:
             self._record_into(record, "turned on")
         if other_audit:
-            self._audit_into(audit)
-
-    def _open_audit(self, config: Config) -> Audit | None:
-        path = config.audit_path
-        if path is None:
-            return None
-        from llmux.observability.audit import Audit  # noqa: PLC0415 - most configurations have no use for it
-
-        return Audit(path, self.log.emit)
-
-    def _audit_into(self, audit: Audit | None) -> None:
-        """Begin an audit, or end it."""
-        if self.audit is not None:
-            self.audit.moved(audit, self.metrics.registry)
-        elif audit is not None:
-            self.metrics.registry.register(audit)
-        self.audit = audit
+            self.audit = put_audit(audit, self.audit, self.metrics.registry)
 
     def _new_core(self, config: Config) -> Core:
         specs, rules = to_specs(config)
