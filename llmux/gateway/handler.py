@@ -31,7 +31,7 @@ from llmux.fleet import events as ev
 from llmux.gateway.dispatcher import Dispatcher, Trip
 from llmux.gateway.hosts import Host, Hosts, words_of
 from llmux.middleware.authentication import KEY_NAME
-from llmux.middleware.context import RequestContext
+from llmux.middleware.context import QUEUE_SECONDS, RequestContext
 from llmux.middleware.model_handler import serve_with_body, unknown_model
 from llmux.middleware.paths import Kind
 from llmux.middleware.progress import HEADER, INTERIM, InBody, Interim, dialect_of, wanted
@@ -47,12 +47,11 @@ if TYPE_CHECKING:
     from llmux.accounts.gate import Gate
 
 HOST = "X-LLMux-Host"
-QUEUE = "X-LLMux-Queue-Seconds"
 _OURS = frozenset({HEADER.lower().encode(), KEY_NAME.lower().encode()})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 _PROGRESS = (HEADER.encode(), INTERIM.encode())
 _SAID = re.compile(rb"(?i)\r\nX-LLMux-(Position|Expected-Seconds): *(\d{1,9})")
-_WAITED = QUEUE.lower().encode()
+_WAITED = QUEUE_SECONDS.lower().encode()
 _MOST = 64 * 1024  # bytes of a refusal that are kept
 
 
@@ -189,7 +188,7 @@ def _with_wait(fields: Sequence[tuple[str, str]] | ExtraFields, head: ResponseHe
         if lower == _WAITED:
             with contextlib.suppress(ValueError):
                 there = float(value)
-    return [(name, f"{float(value) + there:.3f}" if name == QUEUE else value) for name, value in fields]
+    return [(name, f"{float(value) + there:.3f}" if name == QUEUE_SECONDS else value) for name, value in fields]
 
 
 class GatewayHandler:
@@ -303,7 +302,7 @@ class GatewayHandler:
             activity=host.activity,
             drop_headers=drop,
             added_headers=_added(host, context),
-            extra_headers=[*context.headers, (HOST, host.name), (QUEUE, f"{context.waited:.3f}")],
+            extra_headers=[*context.headers, (HOST, host.name), (QUEUE_SECONDS, f"{context.waited:.3f}")],
             anthropic=context.route.anthropic(request.raw_path),
             once=True,
         )
@@ -369,8 +368,7 @@ class Teller:
     async def prepare(self, body: Body | None, *, default: bool) -> None:
         """Find out whether, and how. Raises BadRequestError."""
         request, context = self._request, self._context
-        by_key = None if context.holder is None else context.holder.progress
-        word = wanted(request, default=default if by_key is None else by_key)
+        word = wanted(request, default=context.wants_progress(default))
         if word == INTERIM:
             context.channel = Interim(request)
         elif word == "on" and (dialect := await dialect_of(request, context.route, body)) is not None:
@@ -385,4 +383,4 @@ class Teller:
 
     def _headers(self) -> list[tuple[str, str]]:
         waited = self._now() - self._context.began
-        return [*self._context.headers, (HOST, self.host), (QUEUE, f"{waited:.3f}")]
+        return [*self._context.headers, (HOST, self.host), (QUEUE_SECONDS, f"{waited:.3f}")]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING
@@ -32,6 +34,7 @@ GONE = 499  # nginx's status for a client that closed its connection; only ever 
 
 DEADLINE = "X-LLMux-Deadline"
 KEEP_ALIVE = "X-LLMux-Keep-Alive"
+QUEUE_SECONDS = "X-LLMux-Queue-Seconds"
 REFUSED = "X-LLMux-Refused"
 """Says, with the error's code, that no engine has seen a request: it may be sent to another host."""
 _BEFORE_ADMISSION = frozenset(
@@ -148,6 +151,34 @@ class RequestContext:
         """Seconds in the queue, and riding along."""
         ticket = self.ticket
         return self.rode if ticket is None else self.rode + ticket.rode + ticket.waited
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """The headers of its response, the seconds that it has waited among them."""
+        return [*self.headers, (QUEUE_SECONDS, f"{self.waited:.3f}")]
+
+    def wants_progress(self, default: bool) -> bool:
+        """Whether its client is told of its progress if it does not say: by its key, else by the configuration."""
+        by_key = None if self.holder is None else self.holder.progress
+        return default if by_key is None else by_key
+
+    @contextlib.contextmanager
+    def attempted(self, exchange: Exchange) -> Iterator[None]:
+        """Trace an attempt at an engine or at a remote, where requests are traced: it is told of the trace."""
+        trace, now = self.trace, self._reporting.switcher.now
+        if trace is None:
+            yield
+            return
+        exchange.drop_headers |= trace.fields
+        exchange.added_headers = (*exchange.added_headers, *trace.sending(now()))
+        failure = None
+        try:
+            yield
+        except RequestError as error:
+            failure = error.code
+            raise
+        finally:
+            trace.sent(now(), exchange.status, exchange.first_byte_at, failure or exchange.broken)
 
     def client_left(self) -> None:
         """Finish a request whose client has left before the end of its answer."""

@@ -24,7 +24,7 @@ from llmux.core.phases import Phase
 from llmux.core.spec import HookKind
 from llmux.errors import BadRequestError, EngineError, RequestError
 from llmux.extract import SLICE, Body
-from llmux.middleware.context import RequestContext
+from llmux.middleware.context import QUEUE_SECONDS, RequestContext
 from llmux.middleware.model_handler import COUNT, engine_address
 from llmux.proxy import Exchange, Forwarder
 from llmux.proxy.heads import request_head
@@ -264,7 +264,7 @@ def _end_before_sleep(model: str, answer: _Answer, effect: fx.Effect) -> None:
 
 def _fields(context: RequestContext, *, exact: bool) -> list[tuple[str, str]]:
     estimated = [] if exact else [(ESTIMATED, "true")]
-    return [*context.headers, *estimated, ("X-LLMux-Queue-Seconds", "0.000")]
+    return [*context.headers, *estimated, (QUEUE_SECONDS, "0.000")]
 
 
 async def _document(body: Body) -> dict[str, Any] | None:

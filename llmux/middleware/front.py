@@ -32,7 +32,7 @@ from llmux.errors import (
 from llmux.extract import BodyBudget
 from llmux.middleware.authentication import Keys, is_control
 from llmux.middleware.classes import Classes
-from llmux.middleware.context import REFUSED, Reporting, RequestContext, request_id
+from llmux.middleware.context import QUEUE_SECONDS, REFUSED, Reporting, RequestContext, request_id
 from llmux.middleware.fast_path import FastPath
 from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
@@ -264,7 +264,7 @@ class Front:
                 raise PathRefusedError(f"This path is not forwarded: {route.reason}.")
             case Kind.OWN:
                 await self._authorize_own(request, context)
-                request[HEADERS] = [*context.headers, ("X-LLMux-Queue-Seconds", "0.000")]
+                request[HEADERS] = [*context.headers, (QUEUE_SECONDS, "0.000")]
                 return _with_headers(await handler(request), context)
             case Kind.UPSTREAM:
                 context.holder, context.drop_headers = await self._keys.operator(request)
@@ -383,7 +383,7 @@ class Front:
         anthropic = context.route.anthropic(request.raw_path)
         if context.early is not None:
             return context.early.fail(error, anthropic=anthropic, request_id=context.request_id)
-        headers = [*context.headers, ("X-LLMux-Queue-Seconds", f"{context.waited:.3f}")]
+        headers = context.fields
         if (refused := context.refused_with(error)) is not None:
             headers.append((REFUSED, refused))
         if isinstance(error, UnauthorizedError):
@@ -456,7 +456,7 @@ def _with_headers(response: web.StreamResponse, context: RequestContext) -> web.
     if not response.prepared and not isinstance(response, RelayedResponse):
         for name, value in context.headers:
             response.headers[name] = value
-        response.headers["X-LLMux-Queue-Seconds"] = "0.000"
+        response.headers[QUEUE_SECONDS] = "0.000"
     return response
 
 

@@ -13,9 +13,9 @@ from aiohttp import HttpVersion11, hdrs, web
 from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
-from llmux.errors import BadRequestError, RequestError, UnknownModelError
+from llmux.errors import BadRequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
-from llmux.middleware.context import RequestContext, deadline_of, keep_alive_of
+from llmux.middleware.context import QUEUE_SECONDS, RequestContext, deadline_of, keep_alive_of
 from llmux.middleware.paths import Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
@@ -290,10 +290,9 @@ class ModelHandler:
                 context.trace.queued(ticket.model, since, self._switcher.now())
 
     async def _channel(self, request: web.Request, context: RequestContext, body: Body | None) -> Channel | None:
-        ticket, holder = context.ticket, context.holder
+        ticket = context.ticket
         assert ticket is not None
-        by_key = None if holder is None else holder.progress
-        word = wanted(request, default=self._progress if by_key is None else by_key)
+        word = wanted(request, default=context.wants_progress(self._progress))
         if word == "off":
             return None
         if (expected := self._notifier.expected(ticket)) is not None:
@@ -308,7 +307,7 @@ class ModelHandler:
 
         def headers() -> list[tuple[str, str]]:
             waited = self._switcher.now() - ticket.arrived
-            return [*context.headers, ("X-LLMux-Queue-Seconds", f"{waited:.3f}")]
+            return [*context.headers, (QUEUE_SECONDS, f"{waited:.3f}")]
 
         return InBody(EarlyResponse(request, dialect), headers)
 
@@ -342,7 +341,7 @@ class ModelHandler:
             activity=activity,
             drop_headers=drop,
             early=early,
-            extra_headers=[*context.headers, ("X-LLMux-Queue-Seconds", f"{context.waited:.3f}")],
+            extra_headers=context.fields,
             anthropic=context.route.anthropic(request.raw_path),
             fresh_only=admission.returned or context.fresh_only,
         )
@@ -363,20 +362,10 @@ class ModelHandler:
         if context.first_error is not None:
             error, context.first_error = context.first_error, None
             raise error
-        trace = context.trace
-        if trace is None:
+        if context.trace is None:
             return await self._forwarder.forward(request, exchange, relay)
-        exchange.drop_headers |= trace.fields
-        exchange.added_headers = trace.sending(self._switcher.now())
-        failure = None
-        try:
+        with context.attempted(exchange):
             return await self._forwarder.forward(request, exchange, relay)
-        except RequestError as error:
-            failure = error.code
-            raise
-        finally:
-            failure = failure or exchange.broken
-            trace.sent(self._switcher.now(), exchange.status, exchange.first_byte_at, failure)
 
 
 async def serve_with_body(

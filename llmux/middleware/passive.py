@@ -19,12 +19,12 @@ from llmux.errors import UnavailableError
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext
 from llmux.runtime import Switcher, Ticket
+from llmux.runtime.request_handle import UNCOUNTED
 from llmux.upstream import EngineRefusedError
 
 Attempt = Callable[[web.Request, RequestContext, fx.Admit, Body | None], Awaitable[web.StreamResponse]]
 
 _ENDS = frozenset({HookKind.SLEEP, HookKind.STOP})
-_UNCOUNTED = 0  # the core knows of no request by this number
 
 
 class Passive:
@@ -61,8 +61,8 @@ class Passive:
                 f"{name!r} is not awake, and a request on this path does not wake it (see `passive`).",
                 code="asleep",
             )
-        ticket = context.ticket = Ticket(_UNCOUNTED, name, switcher.clock())
-        admission = fx.Admit(_UNCOUNTED, name, model.running.definition, model.epoch, returned=False, waited=0.0)
+        ticket = context.ticket = Ticket(UNCOUNTED, name, switcher.clock())
+        admission = fx.Admit(UNCOUNTED, name, model.running.definition, model.epoch, returned=False, waited=0.0)
         ticket.admission = admission
         ticket.request_id = context.request_id
         tickets = self._open.setdefault(name, set())

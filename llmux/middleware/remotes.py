@@ -27,6 +27,7 @@ from llmux.proxy import Exchange, ExtraFields
 from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.remote import Endpoint, Guard, GuardFactory, Timeouts, Watch, translating
 from llmux.runtime import Switcher, Ticket
+from llmux.runtime.request_handle import UNCOUNTED
 from llmux.targets.breaker import State
 from llmux.upstream import EngineActivity, EngineAddress
 
@@ -57,7 +58,6 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "embeddings": ("/v1/embeddings",),
     "count_tokens": (COUNT,),
 }
-_UNCOUNTED = 0  # the core knows of no request by this number
 
 
 class Remote:
@@ -269,7 +269,7 @@ class Remotes:
             target = rename_in_query(target, theirs)
         target = remote.target(path, target)
         self._make_room(remote)  # from here on nothing comes in between
-        extra = ExtraFields.of([*context.headers, ("X-LLMux-Queue-Seconds", f"{context.rode:.3f}")])
+        extra = ExtraFields.of(context.fields)
         exchange = context.exchange = Exchange(
             address=remote.endpoint.address,
             method=request.method,
@@ -282,17 +282,14 @@ class Remotes:
             added_headers=tuple(_added(remote, path, request)),
             anthropic=context.route.anthropic(request.raw_path),
         )
-        trace = context.trace
-        if trace is not None:
-            exchange.drop_headers |= trace.fields
-            exchange.added_headers = (*exchange.added_headers, *trace.sending(switcher.now()))
-        ticket = context.ticket = Ticket(_UNCOUNTED, name, switcher.clock(), context.key)
+        ticket = context.ticket = Ticket(UNCOUNTED, name, switcher.clock(), context.key)
         ticket.request_id, ticket.asked = context.request_id, context.asked
         ticket.attach(exchange.cut)
         switcher.elsewhere.add(ticket)
         before = remote.endpoint.breaker.state(switcher.now())
         try:
-            return await remote.endpoint.forward(request, exchange, relay, secret=remote.secret, others=others)
+            with context.attempted(exchange):
+                return await remote.endpoint.forward(request, exchange, relay, secret=remote.secret, others=others)
         except RemoteError as error:
             why = str(error.__cause__ or error)  # clients are not told where it is
             switcher.log.emit("remote_failed", remote=remote.name, error=why, request_id=context.request_id)
@@ -300,8 +297,6 @@ class Remotes:
         finally:
             switcher.elsewhere.discard(ticket)
             self._tell(remote, before)
-            if trace is not None:
-                trace.sent(switcher.now(), exchange.status, exchange.first_byte_at, exchange.broken)
 
     def _tell(self, remote: Remote, before: State) -> None:
         """Log what has become of a remote's breaker."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from llmux.runtime.switcher import Switcher
 
 
+UNCOUNTED = 0  # the core knows of no request by this number
+
 Cut = Callable[[CutReason, float | None], None]
 
 _ERRORS: dict[Refusal, type[RequestError]] = {

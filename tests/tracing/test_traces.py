@@ -268,3 +268,12 @@ async def test_in_an_application_of_ones_own(house, spans):
     await until(lambda: f"POST {CHAT}" in spans)
     assert spans.below(spans.named("queue")) == ["switch"]
     assert spans.below(spans.named("switch to b")) == ["drain", "sleep a", "wake b"]
+
+
+async def test_an_attempt_at_a_remote_that_is_not_there_has_failed(house, spans):
+    remotes = {"r": {"url": f"http://127.0.0.1:{free_port()}", "models": {"m": "theirs"}}}
+    await house.open(remotes=remotes, remotes_for_all=True)
+    assert (await house.chat("r/m")).status == 502
+    await until(lambda: f"POST {CHAT}" in spans)
+    attempt = spans.named("engine")
+    assert (attempt.status.status_code, attempt.status.description) == (StatusCode.ERROR, "remote_unreachable")
