@@ -34,6 +34,7 @@ from llmux.config.setting_types import (
     Word,
     parse_address,
 )
+from llmux.config.store_address import EMBEDDED, StoreSetting
 from llmux.errors import ConfigError
 
 UNIX = "unix:"
@@ -94,10 +95,11 @@ class HostConfig(Section):
 class FleetConfig(Section):
     """How the hosts are found and followed, and how long requests wait for one."""
 
-    store: Annotated[SecretStr, Word("address")] | None = Field(
+    store: StoreSetting | None = Field(
         default=None,
         description="Valkey or Redis, as redis://HOST:6379/0 (rediss: TLS; redis://:PASSWORD@HOST), in which hosts"
-        " make themselves known; takes the extra `fleet`. null: only `hosts`.",
+        " make themselves known; takes the extra `fleet`. embedded: a child process, for this machine. null: only"
+        " `hosts`, and without those embedded.",
     )
     key: Annotated[SecretStr, AfterValidator(_shown_key), Word("key")] | None = Field(
         default=None, description="The key that hosts out of the store are shown."
@@ -226,7 +228,7 @@ class GatewayConfig(Section):
     def _whole(self) -> Self:
         closed = open_to_all(self.host, self)
         problems = [*_same_url(self), *check_keys(self), *_kept_here(self)]
-        if not self.hosts and self.fleet.store is None:
+        if not self.hosts and self.store is None:
             problems.append(Problem(("hosts",), "is empty: give the hosts by name, or `fleet.store`"))
         raise_problems([*problems, Problem(("host",), closed)] if closed else problems)
         return self
@@ -252,8 +254,9 @@ class GatewayConfig(Section):
 
     @property
     def store(self) -> SecretStr | None:
-        """The store's address."""
-        return self.fleet.store
+        """The store's address. Without hosts the section ``fleet`` alone means an embedded one."""
+        alone = not self.hosts and "fleet" in self.model_fields_set
+        return SecretStr(EMBEDDED) if self.fleet.store is None and alone else self.fleet.store
 
     @property
     def captured(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
@@ -39,6 +39,7 @@ from llmux.config.setting_types import (
     Section,
     Word,
 )
+from llmux.config.store_address import StoreSetting
 from llmux.config.targets import VirtualConfig, lacks_a_dialect, leaves
 from llmux.errors import ConfigError
 
@@ -196,9 +197,9 @@ class BackoffConfig(Section):
 class JoinConfig(Section):
     """How gateways find this host: by its entry in a store that it shares with them."""
 
-    store: Annotated[SecretStr, Word("address")] = Field(
-        description="Valkey or Redis, as redis://HOST:6379/0 (rediss: TLS; redis://:PASSWORD@HOST); takes the"
-        " extra `fleet`."
+    store: StoreSetting = Field(
+        description="Valkey or Redis, as redis://HOST:6379/0 (rediss: TLS; redis://:PASSWORD@HOST), or embedded,"
+        " that of this machine; takes the extra `fleet`."
     )
     name: Name = Field(description="What this host is called; no two have one name.")
     url: str = Field(

@@ -1,7 +1,8 @@
 """The shared store: which hosts there are, which host wakes what, and what each gateway has where.
 
-Valkey or Redis, by URL. Hosts stay the truth: all that is kept is soft, and comes back by itself when the store is
-emptied. **No request ever waits for the store**: what is here runs in tasks beside them, and requests read memory.
+Valkey or Redis: one server, one that sentinels watch, or a cluster. Hosts stay the truth: all that is kept is
+soft, and comes back by itself when the store is emptied. **No request ever waits for the store**: what is here
+runs in tasks beside them, and requests read memory.
 
     {llmux}:host:NAME     instance, seq, until, document: a host's lease, for LEASE seconds on the store's clock
     {llmux}:hosts         a sorted set of names, by the end of their leases
@@ -12,34 +13,38 @@ emptied. **No request ever waits for the store**: what is here runs in tasks bes
 A host's lease is fenced in one script: another instance may not take a name before its lease is over, nor may a
 report that was overtaken. No prompts, answers, keys or queues are in the store.
 
+All keys have one hash tag, so in a cluster all of it is on one node, where scripts may use any of it.
+
 A host makes itself known there for as long as it runs, in a task of its own: its ``Registration``.
 
 The client library is the extra ``fleet``; its own retries are off (a frozen server would hold each call for
-seconds), and every call has ``PATIENCE``.
+seconds), and every call has ``LONGEST``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmux.config.store_address import EMBEDDED, StoreAddress, parse_store
 from llmux.errors import ConfigError
+from llmux.fleet.store_client import clients_of, words_of
 from llmux.observability.notices import EventLog
 from llmux.version import __version__
 
 if TYPE_CHECKING:
     from llmux.config.schema import JoinConfig
+    from llmux.fleet.embedded import EmbeddedStore
     from llmux.runtime import Switcher
 
 LEASE = 6.0  # seconds
 EVERY = 2.0  # seconds between two renewals of a host's lease
 SOON = 0.5  # seconds after a renewal that failed
 FLIGHT = 3.0  # seconds
-PATIENCE = 1.0  # seconds that one call may take
+LONGEST = 3.0  # seconds that one call may take, as of sentinels that do not answer
 _HOSTS, _GATEWAYS = "{llmux}:hosts", "{llmux}:gateways"
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000);"
@@ -111,28 +116,19 @@ class Claim(NamedTuple):
 
 
 class Store:
-    """One client of the store. Every method raises StoreError, within ``PATIENCE`` seconds or so."""
+    """One client of the store. Every method raises StoreError, within ``LONGEST`` seconds."""
 
-    def __init__(self, url: str) -> None:
-        """Raise ConfigError where the client library is missing, or does not take the address."""
+    def __init__(self, address: str | StoreAddress) -> None:
+        """Raise ConfigError where the client library is missing, or the address is none."""
         try:
-            redis = importlib.import_module("redis.asyncio")
-            retry = importlib.import_module("redis.asyncio.retry").Retry
-            backoff = importlib.import_module("redis.backoff").NoBackoff
+            self.address = parse_store(address) if isinstance(address, str) else address
+            self._redis, self._sentinels = clients_of(self.address)
         except ImportError:
             raise ConfigError(
                 "a store takes the client library: pip install 'llmux[fleet]'", path="fleet.store"
             ) from None
-        try:
-            self._redis: Any = redis.Redis.from_url(
-                url,
-                socket_timeout=PATIENCE,
-                socket_connect_timeout=PATIENCE,
-                retry=retry(backoff(), 0),
-                decode_responses=True,
-            )
         except ValueError as error:
-            raise ConfigError(f"is not the address of a store: {error}", path="fleet.store") from None
+            raise ConfigError(str(error), path="fleet.store") from None
 
     async def register(self, name: str, instance: str, seq: int, document: Mapping[str, Any]) -> str:
         """Renew a host's lease; return ``ok``, ``held`` (another instance has the name) or ``overtaken``."""
@@ -180,7 +176,8 @@ class Store:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        for client in (self._redis, *self._sentinels):
+            await client.aclose()
 
     async def _living(self, names: str, before: str) -> list[tuple[str, str]]:
         flat = await self._run(_LIVING, (names,), before)
@@ -191,9 +188,10 @@ class Store:
 
     async def _call(self, name: str, *values: Any) -> Any:
         try:
-            return await getattr(self._redis, name)(*values)
+            async with asyncio.timeout(LONGEST):
+                return await getattr(self._redis, name)(*values)
         except Exception as error:
-            raise StoreError(_words(error)) from error
+            raise StoreError(words_of(error, self.address)) from error
 
 
 def _wake(model: str) -> str:
@@ -208,14 +206,14 @@ def _flight(gateway: str) -> str:
     return f"{{llmux}}:flight:{gateway}"
 
 
-def _words(error: Exception) -> str:
-    """Say what is wrong, and what to do."""
-    text = str(error) or type(error).__name__
-    if any(word in text for word in ("NOAUTH", "Authentication required", "already authenticated")):
-        return "it wants a password: write the address as redis://:PASSWORD@host:6379/0"
-    if "WRONGPASS" in text or "invalid password" in text or "invalid username-password" in text:
-        return "it refuses the password in its address"
-    return text
+def open_store(address: str, log: EventLog) -> tuple[Store, EmbeddedStore | None]:
+    """Return a client of the store, and where it is embedded what is to run beside it. Raises ConfigError."""
+    if address.strip() != EMBEDDED:
+        return Store(address), None
+    from llmux.fleet.embedded import EmbeddedStore  # noqa: PLC0415 - most stores have an address
+
+    own = EmbeddedStore(log)
+    return Store(own.address), own
 
 
 class Registration:
@@ -225,12 +223,13 @@ class Registration:
         self._settings = settings
         self._switcher = switcher
         self._log = log
-        self._store = Store(settings.store.get_secret_value())
+        self._store, self._server = open_store(settings.store.get_secret_value(), log)
         self._seq = 0
         self._trouble = ""  # what is wrong, as it was told last
 
     async def run(self) -> None:
         """Keep the entry until cancelled, then take it out."""
+        server = None if self._server is None else asyncio.create_task(self._server.run())
         try:
             while True:
                 trouble = await self._renew()
@@ -240,6 +239,9 @@ class Registration:
             with contextlib.suppress(StoreError, asyncio.CancelledError):
                 await self._store.deregister(self._settings.name, self._switcher.instance)
             await self._store.close()
+            if server is not None:
+                server.cancel()
+                await asyncio.wait({server})
 
     async def _renew(self) -> str:
         """Renew the lease; return what is wrong."""

@@ -62,7 +62,7 @@ class Gateway:
         self.hosts = Hosts(self.dispatcher, log)
         self.hosts.on_names = self.metrics.declare
         self.forwarder = Forwarder()
-        store = config.fleet.store
+        store = config.store
         self.sharing = None if store is None else Sharing(self, store.get_secret_value())
         self.handler = GatewayHandler(config, self.hosts, self.dispatcher, self.forwarder, self.now)
 

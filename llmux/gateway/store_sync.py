@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from llmux.config.gateway import HostConfig
 from llmux.fleet import events as ev
-from llmux.fleet.store import Store, StoreError
+from llmux.fleet.store import StoreError, open_store
 
 if TYPE_CHECKING:
     from llmux.gateway.service import Gateway
@@ -30,7 +30,7 @@ class Sharing:
 
     def __init__(self, gateway: Gateway, url: str) -> None:
         self._gateway = gateway
-        self._store = Store(url)
+        self._store, self._server = open_store(url, gateway.log)
         self._name = secrets.token_hex(8)
         self._claims: asyncio.Queue[ev.ClaimWake] = asyncio.Queue()
         self._missing: dict[str, float] = {}  # hosts that the store does not have any more, since when
@@ -43,7 +43,8 @@ class Sharing:
     def start(self) -> None:
         """Begin."""
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._look()), loop.create_task(self._claim())]
+        chores = [self._look(), self._claim()] + ([] if self._server is None else [self._server.run()])
+        self._tasks = [loop.create_task(chore) for chore in chores]
 
     async def close(self) -> None:
         """End it. What this gateway has said there ends by itself."""

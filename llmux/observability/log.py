@@ -183,6 +183,8 @@ CATALOGUE: dict[str, LogEvent] = {
         _WARNING, "The store that hosts and gateways share cannot be used: why, and what to do. Requests go on."
     ),
     "store_restored": LogEvent(_INFO, "The store answers again, or does so for the first time."),
+    "store_started": LogEvent(_INFO, "The embedded store runs: its process, its socket, and which server it is."),
+    "store_ended": LogEvent(_WARNING, "The embedded store has died, with what it wrote; it is started again."),
     "view_stale": LogEvent(
         _WARNING, "No host with the model has reported in time: requests go by the gateway's own counts."
     ),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import signal
-import subprocess
 
 import pytest
 
@@ -13,35 +10,9 @@ from llmux.fleet.store import Store, StoreError
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST
-from tests.harness.ports import free_port
+from tests.harness.store_server import Server
 
 pytest.importorskip("redis")
-SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
-
-
-class Server:
-    """A store's server."""
-
-    def __init__(self, *options: str) -> None:
-        if SERVER is None:
-            pytest.skip("there is no valkey-server or redis-server")
-        self.port = free_port()
-        self.url = f"redis://{HOST}:{self.port}/0"
-        self._command = [SERVER, "--port", str(self.port), "--bind", HOST, "--save", "", *options]
-        self.process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    def restart(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process = self._start()
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait()
 
 
 async def eventually(condition):
@@ -204,7 +175,7 @@ async def test_no_request_waits_for_the_store(shared, server):
     shared.start()
     await shared.until_hosts_are(one="ready")
     assert (await shared.chat("a")).status == 200
-    server.process.send_signal(signal.SIGSTOP)
+    server.stop()
     await shared.until(lambda: '"store_lost"' in shared.log)
     for _ in range(5):
         answer = await shared.chat("b" if _ % 2 else "a")
@@ -212,7 +183,7 @@ async def test_no_request_waits_for_the_store(shared, server):
     notes = (await shared.get("/health")).json()["notes"]
     assert any("the store cannot be used, the last view holds" in note for note in notes)
     assert "llmux_fleet_store_up 0.0" in (await shared.get("/metrics")).body.decode()
-    server.process.send_signal(signal.SIGCONT)
+    server.go_on()
     await shared.until(lambda: shared.log.count('"store_restored"') > 1)
     assert (await shared.get("/health")).json()["notes"] == []
 

