@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.real import ROOT, wait_until, with_tools
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import PATIENCE, processes_with
 
 DEMO = ROOT / "examples" / "quickstart" / "demo.py"
 # Each switch starts an engine: a few show as much as a dozen.
@@ -46,24 +46,12 @@ def demo(tmp_path):
     nothing_is_left(tmp_path)
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Return the commands that still run with this folder for the demo's."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"LLMUX_DEMO_DIR={folder}".encode() in file.read_bytes().split(b"\0"):
-                found.append(file.with_name("cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
 def nothing_is_left(folder: Path) -> None:
     """Wait until everything has ended; say what has not."""
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: not left_behind(folder))
+        wait_until(lambda: not processes_with(f"LLMUX_DEMO_DIR={folder}"))
     logs = "".join(log.read_text() for log in folder.glob("run-*/llmux.log"))
-    assert not left_behind(folder), "\n".join(logs.splitlines()[-30:])
+    assert not processes_with(f"LLMUX_DEMO_DIR={folder}"), "\n".join(logs.splitlines()[-30:])
 
 
 @pytest.mark.timeout(300)
@@ -71,7 +59,7 @@ def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
     process = demo("--seconds", "1", program=("-c", SHORT))
     assert process.wait(280) == 0, (tmp_path / "demo.log").read_text()
     said = (tmp_path / "demo.log").read_text()
-    assert not left_behind(tmp_path)
+    assert not processes_with(f"LLMUX_DEMO_DIR={tmp_path}")
     assert int(re.search(r"and (\d+) switches in", said)[1]) >= 3  # what it calls enough
     assert re.search(r"Measured here: quill [\d,]+ tokens/s alone", said)
     verdict = " ".join(said[said.rindex("┘") + 1 :].split())

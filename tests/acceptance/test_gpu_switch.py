@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.engine.real import ROOT
+from tests.harness.waiting import processes_with
 
 RUN = ROOT / "examples" / "gpu-switch" / "run.py"
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, RUN, "--json", *options], capture_output=True, text=True, timeout=60, check=False
-    )
+def run(*options: str, mark: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, RUN, "--json", *options]
+    env = {**os.environ, "MARK": mark}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_weights_move_and_every_answer_comes_from_the_right_engine():
-    done = run("--device", "cpu", "--size", "4MiB", "--switches", "4")
+def test_weights_move_and_every_answer_comes_from_the_right_engine(tmp_path):
+    done = run("--device", "cpu", "--size", "4MiB", "--switches", "4", mark=str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["bytes"] == 4 << 20
@@ -28,8 +30,7 @@ def test_weights_move_and_every_answer_comes_from_the_right_engine():
     assert found["answers"] > found["switches"]
     assert found["wrong"] == found["failed"] == 0
     assert 0 < found["to_host"] + found["to_device"] < found["cost"]
-    left = subprocess.run(["pgrep", "-f", "gpu-switch/engine.py"], capture_output=True, text=True, check=False)
-    assert left.stdout == ""
+    assert processes_with(f"MARK={tmp_path}") == {}
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,10 @@ class Prometheus:
             with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=5) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
-            if error.code == 503:
-                return None
-            raise AssertionError(error.read().decode()) from None
+            with error:
+                if error.code == 503:
+                    return None
+                raise AssertionError(error.read().decode()) from None
         except OSError:
             return None
         assert found["status"] == "success"

@@ -102,7 +102,8 @@ def get(url):
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
-        return error.code, error.read()
+        with error:
+            return error.code, error.read()
 
 
 def one_line(ended):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from examples.quickstart.tiny_gguf import Shape, cached
 from tests.harness.ports import free_port
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import PATIENCE, processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "examples" / "quickstart" / "engine.py"
@@ -45,7 +45,8 @@ def status_of(url: str) -> int:
         with urllib.request.urlopen(url, timeout=5) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:
+            return error.code
     except OSError:
         return 0
 
@@ -89,10 +90,9 @@ def with_tools() -> dict[str, str]:
 
 def end_engines(pid_dir: Path) -> None:
     """Kill whatever was started with this folder for pid files, and nothing else."""
-    for file in Path("/proc").glob("[0-9]*/environ"):
+    for pid in processes_with(f"PID_DIR={pid_dir}"):
         with contextlib.suppress(OSError):
-            if f"PID_DIR={pid_dir}".encode() in file.read_bytes().split(b"\0"):
-                os.kill(int(file.parent.name), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 class Hook:
