@@ -1,11 +1,24 @@
-"""The accounts of one llmux: what is told of each request, and what is asked about them."""
+"""The accounts of one llmux: what is told of each request, and what is asked about them.
+
+Theory of operation
+===================
+
+The event loop does as little as it can: that a request was admitted, left, and how it ended are three tuples in a
+journal. The ledger's thread *catches up*: it takes them out, has ``Shares`` divide the time among them, and makes
+rows of what ended. What is seldom, and depends on what is so at that moment (a switch, a model that comes or goes,
+the cost of a request that a budget waits for), is dealt with at once in the loop, which catches up first. A lock
+lets one of them do so at a time; the thread holds it for a few requests only. When the thread falls behind, as on
+a disk that hangs, the loop catches up by itself, so that the journal is bounded.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sqlite3
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +26,7 @@ from llmux.accounts import usage
 from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
-from llmux.accounts.shares import Share, Shares
+from llmux.accounts.shares import Shares
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
@@ -22,7 +35,10 @@ from llmux.runtime import Switcher, Ticket
 
 EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
 STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
-_NOTHING = Share(0.0, 0.0)
+SOON = 1500  # entries of the journal, three for a request, with which the thread is told to hurry
+FULL = 4000  # with which the loop catches up by itself
+_NOTHING = (0.0, 0.0)
+_NO_ANSWER: tuple[Any, ...] = (b"", (), 0, None)
 
 
 class Accounting:
@@ -31,8 +47,13 @@ class Accounting:
     def __init__(self, switcher: Switcher) -> None:
         self._switcher = switcher
         self._config = switcher.config
+        self._state = switcher.core.state
+        self._journal: deque[tuple[Any, ...]] = deque()
+        self._note = self._journal.append
+        self._catching_up = threading.Lock()
+        # While that is held:
         self._put: Callable[[tuple[Any, ...]], None] = _forget
-        self._left: tuple[int, str, Share] | None = None  # the last request that left, until its end is told
+        self._left: tuple[int, str, float, float] | None = None  # the last that left, until its end is told
         self._timer: asyncio.TimerHandle | None = None
         self.gate: Gate | None = None
         self.ledger: Ledger | None = None
@@ -41,11 +62,13 @@ class Accounting:
 
     def configure(self, config: Config) -> None:
         """Take over a configuration. Another ledger takes a restart."""
-        self.prices = prices_of(config)
-        if self.prices is not None and self.prices.elsewhere:
-            self._put(Elsewhere(self.prices))
-        self.shares.payers = config.charge.switch
-        self.shares.everyone = tuple(entry.name for entry in config.api_keys if entry.name is not None)
+        with self._catching_up:
+            self._catch_up()
+            self.prices = prices_of(config)
+            if self.prices is not None and self.prices.elsewhere:
+                self._put(Elsewhere(self.prices))
+            self.shares.payers = config.charge.switch
+            self.shares.everyone = tuple(entry.name for entry in config.api_keys if entry.name is not None)
 
     def start(self) -> None:
         """Begin. Raises ConfigError when the ledger cannot be used."""
@@ -55,16 +78,16 @@ class Accounting:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         switcher, shares = self._switcher, self.shares
-        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices)
+        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices, self.catch_up)
         self._put = self.ledger.put
         switcher.metrics.registry.register(self.ledger.metrics)
         switcher.activities.watch()
         on = switcher.timeline.on
-        on(fx.Admit, shares.admitted)
-        on(fx.PhaseChanged, shares.phase_changed)
-        on(fx.ModelRemoved, shares.removed)
-        on(fx.SwitchStarted, shares.switch_started)
-        on(fx.SwitchEnded, self._switch_ended)
+        on(fx.Admit, self._admitted)
+        on(fx.PhaseChanged, self._at_once(shares.phase_changed))
+        on(fx.ModelRemoved, self._at_once(shares.removed))
+        on(fx.SwitchStarted, self._at_once(shares.switch_started))
+        on(fx.SwitchEnded, self._at_once(self._switch_ended))
         switcher.on_left(self._request_left)
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
         if self.gate is not None:
@@ -90,11 +113,11 @@ class Accounting:
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
         """Keep a reservation: a crash would have it spent."""
         if self.prices is not None:
-            self._put(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
+            self._tell(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
 
     def release(self, ident: str) -> None:
         """Forget a reservation: its request has ended."""
-        self._put(Released(ident))
+        self._tell(Released(ident))
 
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""
@@ -102,58 +125,138 @@ class Accounting:
             self._timer.cancel()
         if self.ledger is not None:
             self._settle()
+            with self._catching_up:
+                self._owe()
             self.ledger.close()
 
-    # ---- what happens
+    # ---- what happens, in the loop
 
     def _waiters(self, model: str) -> Iterable[int]:
         found = self._switcher.core.state.models.get(model)
         return () if found is None else tuple(found.queue)
 
-    def _request_left(self, ticket: Ticket, *_: object) -> None:
-        if self._left is not None:
-            self._owe(*self._left)
-        share = self.shares.ended(self._switcher.now(), ticket.id, ticket.key)
-        self._left = (ticket.id, ticket.key, share)
+    def _admitted(self, now: float, effect: fx.Admit) -> None:
+        self._note((now, effect.request))
 
-    def _owe(self, _ticket: int, key: str, share: Share) -> None:
-        """Charge what a request got of which no end is told: a guard's, or one that began anew elsewhere."""
-        if share.own or share.switch:
-            self._put(Charge(time.time(), key, "", share.own, share.switch, self.prices))
+    def _request_left(self, ticket: Ticket, _status: object, _outcome: object, _sent: object) -> None:
+        self._note((self._state.now, ticket.id, ticket.key))
+
+    def ended(self, ended: tuple[Any, ...]) -> None:
+        """Take a request that has ended: see ``_catch_up`` for its fields."""
+        ledger = self.ledger
+        if ledger is None:
+            return
+        self._note(ended)
+        if not ledger.awake:
+            ledger.wake()
+        waiting = len(self._journal)
+        if waiting > SOON:
+            self._hurry(ledger, waiting)
+
+    def _tell(self, message: tuple[Any, ...]) -> None:
+        self.ended((message,))
+
+    def _hurry(self, ledger: Ledger, waiting: int) -> None:
+        ledger.hurry()
+        if waiting > FULL:
+            self.catch_up(waiting)
+
+    def took(self, ended: tuple[Any, ...]) -> float:
+        """Take a request that has ended; return the seconds of the GPU that it took, its part of switches included.
+
+        For a budget, which has to know at once.
+        """
+        self.ended(ended)
+        with self._catching_up:
+            self._catch_up()
+            return sum(self._last)
 
     def returned(self, request: int) -> None:
         """Take note that an admitted request waits again."""
-        self.shares.returned(self._switcher.now(), request)
+        with self._catching_up:
+            self._catch_up()
+            self.shares.returned(self._switcher.now(), request)
 
-    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
-        """Take a request that has ended: the fields of ``Ended`` before and behind its shares.
+    def _at_once(self, take: Callable[[float, Any], None]) -> Callable[[float, Any], None]:
+        def taken(now: float, effect: Any) -> None:
+            with self._catching_up:
+                self._catch_up()
+                take(now, effect)
 
-        Return the seconds of the GPU that it took, its part of switches included.
-        """
-        own, switch = _NOTHING
-        left = self._left
-        if left is not None and left[0] == ticket:
-            own, switch = left[2]
-            self._left = None
-        if request[2] or request[4]:  # a flood of requests without a key, or for no model, fills no disk
-            self._put((*request, own, switch, self.prices, *answer, self._switcher.requests.last_id))
-        return own + switch
+        return taken
 
     def _switch_ended(self, now: float, effect: fx.SwitchEnded) -> None:
         self.shares.switch_ended(now, effect)
-        self._settle()
+        self._charge()
 
     def _settle(self) -> None:
+        with self._catching_up:
+            self._catch_up()
+            self._charge()
+
+    def _turn(self) -> None:
+        self._settle()
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
+
+    # ---- what is made of it, in the loop or in the ledger's thread
+
+    def catch_up(self, most: int) -> bool:
+        """Deal with so many entries of the journal at most; return whether there was one."""
+        if not self._journal:
+            return False
+        with self._catching_up:
+            self._catch_up(most)
+        return True
+
+    def _catch_up(self, most: float = math.inf) -> None:
+        journal, shares, put = self._journal, self.shares, self._put
+        # What clocks show is read once: the two may go at different speeds, but not within moments.
+        offset = time.time() - time.monotonic()
+        while journal and most > 0:
+            most -= 1
+            entry = journal.popleft()
+            size = len(entry)
+            if size == 2:  # noqa: PLR2004
+                shares.admitted(*entry)
+            elif size == 3:  # noqa: PLR2004
+                self._owe()
+                now, ticket, key = entry
+                self._left = (ticket, key, *shares.ended(now, ticket, key))
+            elif size == 1:
+                put(entry[0])
+            else:
+                (
+                    now, request_id, key, asked, model, waited, began, arrived, status, failure, route, sent, sending,
+                    number, ticket, opening, tail, events,
+                ) = entry  # fmt: skip
+                own, switch = _NOTHING
+                left = self._left
+                if left is not None and left[0] == ticket:
+                    own, switch = left[2:]
+                    self._left = None
+                self._last = own, switch
+                if key or model:  # a flood of requests without a key, or for no model, fills no disk
+                    put((
+                        now + offset, request_id, key, asked, model, waited, service, status, failure,
+                        route.path, sent, begun, own, switch, self.prices, opening, tail, events, number,
+                    ))  # fmt: skip
+
+    def _owe(self) -> None:
+        """Charge what a request got of which no end is told: a guard's, or one that began anew elsewhere."""
+        left, self._left = self._left, None
+        if left is None:
+            return
+        _, key, own, switch = left
+        if own or switch:
+            self._put(Charge(time.time(), key, "", own, switch, self.prices))
+
+    def _charge(self) -> None:
         house, due = self.shares.take(self._switcher.now())
         now = time.time()
         if house and self.prices is not None:
             self._put(Charge(now, HOUSE, "", house, 0.0, self.prices))
         for key, seconds, model in due:
             self._put(Charge(now, key, model, 0.0, seconds, self.prices))
-
-    def _turn(self) -> None:
-        self._settle()
-        self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
 
     # ---- what is asked
 

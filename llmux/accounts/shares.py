@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from llmux.core.effects import Admit, ModelRemoved, PhaseChanged, SwitchEnded, SwitchStarted
+from llmux.core.effects import ModelRemoved, PhaseChanged, SwitchEnded, SwitchStarted
 from llmux.core.phases import HOLDING, Phase
 
 Payers = Literal["causers", "everyone", "house"]
@@ -56,8 +56,7 @@ class _Switch:
 
 @dataclass(slots=True)
 class _Request:
-    since: float | None = None  # on the shares' clock; None: it waits
-    own: float = 0.0
+    own: float = 0.0  # before it waited again
     charged: float = 0.0
 
 
@@ -79,8 +78,8 @@ class Shares:
 
     _now: float = 0.0
     _clock: float = 0.0
-    _running: int = 0
-    _requests: dict[int, _Request] = field(default_factory=dict)
+    _running: dict[int, float] = field(default_factory=dict)  # since when requests run, on the clock
+    _requests: dict[int, _Request] = field(default_factory=dict)  # of which more is known; most run once, and end
     _holders: dict[str, Phase] = field(default_factory=dict)
     _hooks: int = 0  # models of which a sleep or wake hook runs
     _switch: _Switch | None = None
@@ -95,7 +94,7 @@ class Shares:
             return
         self.held += past
         switch = self._switch if self._hooks else None
-        parts = self._running + (switch is not None)
+        parts = len(self._running) + (switch is not None)
         if not parts:
             self.house += past
             return
@@ -106,33 +105,30 @@ class Shares:
 
     # ---- what happens
 
-    def admitted(self, now: float, effect: Admit) -> None:
+    def admitted(self, now: float, request: int) -> None:
         """A request goes to its engine."""
-        self.pass_to(now)
-        request = self._requests.get(effect.request)
-        if request is None:
-            request = self._requests[effect.request] = _Request()
-        if request.since is None:
-            request.since = self._clock
-            self._running += 1
+        if now > self._now:
+            self.pass_to(now)
+        self._running.setdefault(request, self._clock)
 
-    def returned(self, now: float, ident: int) -> None:
+    def returned(self, now: float, request: int) -> None:
         """A request waits again: its engine was dead."""
         self.pass_to(now)
-        request = self._requests.get(ident)
-        if request is not None and request.since is not None:
-            request.own += self._clock - request.since
-            request.since = None
-            self._running -= 1
+        since = self._running.pop(request, None)
+        if since is not None:
+            self._requests.setdefault(request, _Request()).own += self._clock - since
 
-    def ended(self, now: float, ident: int, key: str) -> Share:
+    def ended(self, now: float, request: int, key: str) -> Share:
         """Return what a request got, wherever it stood."""
-        self.returned(now, ident)
+        if now > self._now:
+            self.pass_to(now)
         switch = self._switch
-        if switch is not None and ident in switch.causers:
-            switch.causers[ident] = key
-        request = self._requests.pop(ident, None)
-        return Share(0.0, 0.0) if request is None else Share(request.own, request.charged)
+        if switch is not None and request in switch.causers:
+            switch.causers[request] = key
+        since = self._running.pop(request, None)
+        own = 0.0 if since is None else self._clock - since
+        known = self._requests.pop(request, None) if self._requests else None
+        return Share(own, 0.0) if known is None else Share(known.own + own, known.charged)
 
     def phase_changed(self, now: float, effect: PhaseChanged) -> None:
         """A model came into another phase."""

@@ -214,8 +214,8 @@ class Books:
         ended = [event.request] if isinstance(event, RequestFinished | RequestAbandoned) else []
         for effect in effects:
             match effect:
-                case Admit():
-                    self.shares.admitted(now, effect)
+                case Admit(request=request):
+                    self.shares.admitted(now, request)
                 case PhaseChanged():
                     self.shares.phase_changed(now, effect)
                 case ModelRemoved():

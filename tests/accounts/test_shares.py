@@ -43,7 +43,7 @@ class Scene:
 
     def admit(self, now, *names):
         for name in names:
-            self.shares.admitted(now, fx.Admit(self.id(name), "m", None, 1, False, 0.0))
+            self.shares.admitted(now, self.id(name))
 
     def leave(self, now, name):
         return self.shares.ended(now, self.id(name), name[0])
@@ -175,7 +175,7 @@ class Books:
         on = world.ledger.timeline.on
         on(fx.PhaseChanged, self.phase)
         on(fx.ModelRemoved, self.removed)
-        on(fx.Admit, self.shares.admitted)
+        on(fx.Admit, lambda now, effect: self.shares.admitted(now, effect.request))
         on(fx.SwitchStarted, self.shares.switch_started)
         on(fx.SwitchEnded, self.shares.switch_ended)
 
@@ -232,7 +232,7 @@ def test_all_get_what_was_held():
         for name, phase in books.phases.items():
             books.shares.phase_changed(world.now, fx.PhaseChanged(name, Phase.UNKNOWN, phase, ""))
         for ident in world.ledger.in_flight:
-            books.shares.admitted(world.now, fx.Admit(ident, "", None, 0, False, 0.0))
+            books.shares.admitted(world.now, ident)
         for _ in range(250):
             world.step()
         world.settle()
