@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sqlite3
 import threading
 import time
@@ -32,12 +33,12 @@ from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
 from llmux.errors import UnavailableError
 from llmux.runtime import Switcher, Ticket
+from llmux.runtime.request_handle import Outcome
 
 EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
 STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
 SOON = 1500  # entries of the journal, three for a request, with which the thread is told to hurry
 FULL = 4000  # with which the loop catches up by itself
-_NOTHING = (0.0, 0.0)
 _NO_ANSWER: tuple[Any, ...] = (b"", (), 0, None)
 
 
@@ -53,11 +54,13 @@ class Accounting:
         self._catching_up = threading.Lock()
         # While that is held:
         self._put: Callable[[tuple[Any, ...]], None] = _forget
-        self._left: tuple[int, str, float, float] | None = None  # the last that left, until its end is told
+        self._left: tuple[int, str, float, float] | None = None  # the last that left without an answer
+        self._last = 0.0  # seconds that the last one took which has ended
         self._timer: asyncio.TimerHandle | None = None
         self.gate: Gate | None = None
         self.ledger: Ledger | None = None
         self.shares = Shares(self._waiters, switcher.key_of)
+        self._admit, self._take_end = self.shares.admitted, self._end
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
@@ -81,7 +84,6 @@ class Accounting:
         self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices, self.catch_up)
         self._put = self.ledger.put
         switcher.metrics.registry.register(self.ledger.metrics)
-        switcher.activities.watch()
         on = switcher.timeline.on
         on(fx.Admit, self._admitted)
         on(fx.PhaseChanged, self._at_once(shares.phase_changed))
@@ -113,11 +115,11 @@ class Accounting:
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
         """Keep a reservation: a crash would have it spent."""
         if self.prices is not None:
-            self._tell(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
+            self._put_later(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
 
     def release(self, ident: str) -> None:
         """Forget a reservation: its request has ended."""
-        self._tell(Released(ident))
+        self._put_later(Released(ident))
 
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""
@@ -136,25 +138,31 @@ class Accounting:
         return () if found is None else tuple(found.queue)
 
     def _admitted(self, now: float, effect: fx.Admit) -> None:
-        self._note((now, effect.request))
+        self._note((self._admit, now, effect.request))
 
-    def _request_left(self, ticket: Ticket, _status: object, _outcome: object, _sent: object) -> None:
-        self._note((self._state.now, ticket.id, ticket.key))
+    def _request_left(self, ticket: Ticket, status: int | None, outcome: Outcome | None, _sent: int) -> None:
+        """Charge a request of which no end will be told: a guard's, or one that begins anew elsewhere."""
+        if outcome is None:
+            self._note((self._leave, self._state.now, ticket.id, ticket.key))
 
     def ended(self, ended: tuple[Any, ...]) -> None:
-        """Take a request that has ended: see ``_catch_up`` for its fields."""
+        """Take a request that has ended: see ``_end`` for its fields."""
+        self.later((self._take_end, ended))
+
+    def later(self, call: tuple[Any, ...]) -> None:
+        """Have something called when the journal is caught up with: in order, and mostly beside the loop."""
         ledger = self.ledger
         if ledger is None:
             return
-        self._note(ended)
+        self._note(call)
         if not ledger.awake:
             ledger.wake()
         waiting = len(self._journal)
         if waiting > SOON:
             self._hurry(ledger, waiting)
 
-    def _tell(self, message: tuple[Any, ...]) -> None:
-        self.ended((message,))
+    def _put_later(self, message: tuple[Any, ...]) -> None:
+        self.later((self._put, message))
 
     def _hurry(self, ledger: Ledger, waiting: int) -> None:
         ledger.hurry()
@@ -162,14 +170,14 @@ class Accounting:
             self.catch_up(waiting)
 
     def took(self, ended: tuple[Any, ...]) -> float:
-        """Take a request that has ended; return the seconds of the GPU that it took, its part of switches included.
+        """Take a request that has ended; return the seconds of the GPU that it took, those of switches, too.
 
-        For a budget, which has to know at once.
+        A budget has to know them at once.
         """
         self.ended(ended)
         with self._catching_up:
             self._catch_up()
-            return sum(self._last)
+            return self._last
 
     def returned(self, request: int) -> None:
         """Take note that an admitted request waits again."""
@@ -209,40 +217,50 @@ class Accounting:
         return True
 
     def _catch_up(self, most: float = math.inf) -> None:
-        journal, shares, put = self._journal, self.shares, self._put
-        # What clocks show is read once: the two may go at different speeds, but not within moments.
-        offset = time.time() - time.monotonic()
+        journal = self._journal
         while journal and most > 0:
             most -= 1
-            entry = journal.popleft()
-            size = len(entry)
-            if size == 2:  # noqa: PLR2004
-                shares.admitted(*entry)
-            elif size == 3:  # noqa: PLR2004
-                self._owe()
-                now, ticket, key = entry
-                self._left = (ticket, key, *shares.ended(now, ticket, key))
-            elif size == 1:
-                put(entry[0])
+            take, *what = journal.popleft()
+            try:
+                take(*what)
+            except Exception as error:  # noqa: BLE001 - one odd entry must not hold up those behind it
+                self._switcher.log.emit("internal_error", error=str(error), exc_info=error)
+
+    def _leave(self, now: float, ticket: int, key: str) -> None:
+        self._owe()
+        self._left = (ticket, key, *self.shares.ended(now, ticket, key))
+
+    def _end(self, entry: tuple[Any, ...]) -> None:
+        """Put what becomes a row."""
+        (
+            now, number, request_id, key, asked, model, waited, ticket, status, failure, route, sent, answer,
+        ) = entry  # fmt: skip
+        own = switch = service = 0.0
+        begun = answer is not None and ticket is not None
+        if ticket is None:
+            waited = 0.0
+        else:
+            if begun:
+                service = now - ticket.arrived - ticket.waited
+            left = self._left
+            if left is not None and left[0] == ticket.id:
+                _, _, own, switch = left
+                self._left = None
             else:
-                (
-                    now, request_id, key, asked, model, waited, began, arrived, status, failure, route, sent, sending,
-                    number, ticket, opening, tail, events,
-                ) = entry  # fmt: skip
-                own, switch = _NOTHING
-                left = self._left
-                if left is not None and left[0] == ticket:
-                    own, switch = left[2:]
-                    self._left = None
-                self._last = own, switch
-                if key or model:  # a flood of requests without a key, or for no model, fills no disk
-                    put((
-                        now + offset, request_id, key, asked, model, waited, service, status, failure,
-                        route.path, sent, begun, own, switch, self.prices, opening, tail, events, number,
-                    ))  # fmt: skip
+                own, switch = self.shares.ended(now, ticket.id, ticket.key)
+        self._last = own + switch
+        opening, tail, events, uncounted = answer or _NO_ANSWER
+        if uncounted is not None:
+            events += uncounted.total()
+        if key or model:  # a flood of requests without a key, or for no model, fills no disk
+            wall = time.time() - time.monotonic() + now
+            self._put((
+                wall, request_id, key, asked, model, waited, service, status, failure, route.path, sent, begun,
+                own, switch, self.prices, opening, tail, events, number,
+            ))  # fmt: skip
 
     def _owe(self) -> None:
-        """Charge what a request got of which no end is told: a guard's, or one that began anew elsewhere."""
+        """Charge what a request got of which no end was told."""
         left, self._left = self._left, None
         if left is None:
             return
@@ -275,6 +293,7 @@ class Accounting:
     async def past(self, wanted: usage.Wanted) -> tuple[list[dict[str, Any]], int | None]:
         """Return requests of the past (see ``past_requests.read``). Raises UnavailableError."""
         assert self.ledger is not None
+        self._settle()
         await self.ledger.settled()
         try:
             return await asyncio.to_thread(usage.past_requests, self.ledger.path, wanted)

@@ -113,6 +113,12 @@ class Elsewhere(NamedTuple):
 
 
 Tell = Callable[..., None]
+Feed = Callable[[int], bool]
+"""Puts what so many entries at most of a journal come to; returns whether there was one."""
+
+
+def _nothing(_most: int) -> bool:
+    return False
 
 
 class Ledger:
@@ -122,8 +128,13 @@ class Ledger:
     thread, with what goes wrong.
     """
 
-    def __init__(self, path: Path, keep: float | None, tell: Tell, prices: Prices | None = None) -> None:
-        """Take the file, and begin, with these ``prices``. Raises ConfigError when it cannot be the ledger."""
+    def __init__(
+        self, path: Path, keep: float | None, tell: Tell, prices: Prices | None = None, feed: Feed = _nothing
+    ) -> None:
+        """Take the file, and begin, with these ``prices``. Raises ConfigError when it cannot be the ledger.
+
+        ``feed`` is called from the thread.
+        """
         self.path = path
         self.keep = keep
         self.lost = 0  # rows, since the start
@@ -131,12 +142,13 @@ class Ledger:
         """What is known of the prices of models elsewhere that the configuration has none for."""
         self.metrics = KeyMetrics(lambda: self.lost)
         self.recent: dict[int, Row] = {}  # the rows of the last requests, by their numbers there
+        self.awake = False  # the thread has been woken for what waits
         self._tell = tell
+        self._feed = feed
         self._lock = _locked(path)
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._put = self._done = 0  # requests, since the start
         self._dropped = 0  # that did not fit, and the thread has not counted
-        self._awake = False  # the thread has been woken for what waits
         self._wake = threading.Event()
         self._hurry = threading.Event()  # do not gather
         self._ending = False
@@ -176,9 +188,18 @@ class Ledger:
                 return
             ended = (*ended[:15], b"", (), *ended[17:]) if ended.__class__ is tuple else ended
         waiting.append(ended)
-        if not self._awake:
-            self._awake = True
-            self._wake.set()
+        if not self.awake:
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look at what waits, soon."""
+        self.awake = True
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Have it look now."""
+        if not self._hurry.is_set():
+            self._hurry.set()
 
     async def settled(self) -> None:
         """Wait until what has ended so far is written, but not for long."""
@@ -207,7 +228,7 @@ class Ledger:
             if not self._ending:
                 self._hurry.wait(GATHER)
             self._hurry.clear()
-            self._awake = False
+            self.awake = False
             self._look()
             if self._ending and not self._waiting:
                 break
@@ -240,7 +261,7 @@ class Ledger:
     def _look(self) -> None:
         """Make rows of what waits."""
         waiting = self._waiting
-        while waiting:
+        while self._feed(3 * SLICE) or waiting:
             for _ in range(min(SLICE, len(waiting))):
                 ended = waiting.popleft()
                 if ended.__class__ in _HOLDS:

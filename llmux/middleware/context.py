@@ -8,8 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -22,8 +21,9 @@ from llmux.middleware.progress import Channel, InBody
 from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
+from llmux.proxy.token_usage import Later, at_once
 from llmux.runtime import Switcher, Ticket
-from llmux.runtime.requests import WITHDRAWN, Accounts
+from llmux.runtime.requests import WITHDRAWN
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
@@ -123,6 +123,14 @@ class RequestContext:
         self.fresh_only = False  # that exchange met a connection which had died while it was idle
 
     @property
+    def count(self) -> Later | None:
+        """What has the events of its answer counted: by the ledger's thread, or for a budget at once."""
+        if self.passed is not None:
+            return at_once
+        accounts = self._reporting.switcher.accounts
+        return None if accounts is None else accounts.later
+
+    @property
     def early(self) -> EarlyResponse | None:
         """The response, if it has begun before the engine's."""
         channel = self.channel
@@ -136,7 +144,10 @@ class RequestContext:
 
     def _settle(self, passed: Passed, status: int, failure: str | None, seconds: float) -> None:
         exchange, self.passed, passed.served = self.exchange, None, self.model
-        ends = (b"", (), 0) if exchange is None else (exchange.opening, exchange.tail, exchange.events)
+        ends: tuple[Any, ...] = (b"", (), 0)
+        if exchange is not None:
+            later = 0 if exchange.uncounted is None else exchange.uncounted.total()
+            ends = exchange.opening, exchange.tail, exchange.events + later
         whole = failure is None and status != GONE
         passed.ended((self.route.path, status, whole, self.sent, exchange is not None, *ends), seconds)
 
@@ -211,8 +222,19 @@ class RequestContext:
         )  # fmt: skip
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         seconds = 0.0
-        if switcher.accounts is not None:
-            seconds = self._account(switcher.accounts, status, failure, whole)
+        accounts = switcher.accounts
+        if accounts is not None:
+            ended = (
+                now, switcher.requests.last_id, self.request_id, holder or "", self.asked, self.model, waited,
+                ticket, status, failure, self.route, self.sent,
+                None
+                if exchange is None
+                else (exchange.opening, exchange.tail, exchange.events, exchange.uncounted),
+            )  # fmt: skip
+            if self.passed is None:
+                accounts.ended(ended)
+            else:
+                seconds = accounts.took(ended)
         if self.passed is not None:
             self._settle(self.passed, status, failure, seconds)
         if self.trace is not None:
@@ -227,22 +249,6 @@ class RequestContext:
                 request_id=self.request_id,
                 key=holder,
             )
-
-    def _account(self, accounts: Accounts, status: int, failure: str | None, whole: float) -> float:
-        exchange, ticket = self.exchange, self.ticket
-        began = exchange is not None and ticket is not None
-        waited = service = 0.0
-        if ticket is not None:
-            waited = self.waited
-            service = self.began + whole - ticket.arrived - ticket.waited if began else 0.0
-        return accounts.ended(
-            0 if ticket is None else ticket.id,
-            (
-                time(), self.request_id, self.key, self.asked, self.model, waited, service, status, failure,
-                self.route.path, self.sent, began,
-            ),
-            (b"", (), 0) if exchange is None else (exchange.opening, exchange.tail, exchange.events),
-        )  # fmt: skip
 
     def _end_trace(self, status: int, failure: str | None) -> None:
         assert self.trace is not None

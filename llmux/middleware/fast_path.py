@@ -241,6 +241,7 @@ class FastPath:
             activity=activity,
             extra_headers=ExtraFields(b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000" % ident, _REPLACED),
             anthropic=head.anthropic,
+            count=None if switcher.accounts is None else switcher.accounts.later,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, total - size)
         ticket.attach(exchange.cut)

@@ -344,6 +344,7 @@ class ModelHandler:
             extra_headers=context.fields,
             anthropic=context.route.anthropic(request.raw_path),
             fresh_only=admission.returned or context.fresh_only,
+            count=context.count,
         )
         context.ticket.attach(exchange.cut)
         try:
@@ -435,7 +436,6 @@ def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | Non
         from llmux.accounts.gate import Gate  # noqa: PLC0415 - most configurations have no use for it
 
         gate = Gate(switcher.now, switcher.is_awake)
-        switcher.activities.watch()
     gate.configure(config)
     if before is None and switcher.accounts is not None:  # by a reload: the accounts have begun without it
         gate.kept_by(switcher.accounts)

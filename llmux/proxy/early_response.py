@@ -146,7 +146,7 @@ class ResumedRelay(Relay):
         self._early.over = True
         self._chunked = True
         self._chunk = head.framing is not Framing.CHUNKED
-        self._event_stream = self._early.stream
+        self._begin_body(stream=self._early.stream)
         self.exchange.first_byte_at = self._loop.time()
         self._responding = True
         self._client.response_started(head, keep_alive=self._client.keep_alive)

@@ -48,7 +48,7 @@ from llmux.errors import CancelledRequestError, EngineError, RequestError, Unava
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.heads import response_head
-from llmux.proxy.token_usage import BLOCK, BLOCKS
+from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT, MANY, SMALL, EventCount
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 
 
@@ -104,7 +104,6 @@ _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
 _OPENING = 64  # bytes of an event stream's beginning within which no event is whole
 _MOST_KEPT = 2 * BLOCKS
-_EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
 
 _CUT_MESSAGES = {
     CutReason.DRAIN_DEADLINE: "The model had to make room for another one before this request was done.",
@@ -173,6 +172,7 @@ class Relay:
         "_responding",
         "_transport",
         "_tunnel",
+        "_uncounted",
         "exchange",
         "over",
     )
@@ -199,6 +199,7 @@ class Relay:
         self._chunk = False  # and it is made here, from one that ends with the engine's connection
         self._close_delimited = False  # the client can tell the body's end by the connection's end only
         self._event_stream = False
+        self._uncounted: EventCount | None = None
         self._draining: asyncio.Task[None] | None = None
         self._look: asyncio.TimerHandle | None = None
         self._tunnel: Tunnel | None = None
@@ -234,7 +235,7 @@ class Relay:
         connection = None
         if framing is not Framing.TUNNEL and keep_alive is not modern:
             connection = b"keep-alive" if keep_alive else b"close"
-        self._event_stream = head.event_stream and not head.encoded and self._chunked
+        self._begin_body(stream=head.event_stream and not head.encoded and self._chunked)
         self._head = response_head(
             head,
             self._connection.length,
@@ -277,10 +278,8 @@ class Relay:
         activity = exchange.activity
         if exchange.answered_well:
             activity.last_byte = now
-        if activity.counting and self._event_stream:
-            count = data.count(_EVENT)
-            activity.streamed += count
-            exchange.events += count
+        if activity.counting or self._uncounted is not None:
+            self._count(data)
         if self._flow.writing_paused and self._draining is None:
             self._hold()
 
@@ -292,19 +291,44 @@ class Relay:
             return
         transport.write(data)
         exchange = self.exchange
-        exchange.bytes_out += len(data)
+        size = len(data)
+        exchange.bytes_out += size
         tail = exchange.tail
         tail.append(data)
         if len(tail) >= _MOST_KEPT:
             del tail[:BLOCKS]
         activity = exchange.activity
         activity.last_byte = self._loop.time()
-        if activity.counting and self._event_stream:
-            count = data.count(_EVENT)
-            activity.streamed += count
-            exchange.events += count
+        uncounted = self._uncounted
+        if activity.counting or size > SMALL:
+            self._count(data)
+        elif uncounted is not None:
+            uncounted.append(data)
+            if len(uncounted) >= MANY:
+                uncounted.flush()
         if self._flow.writing_paused and self._draining is None:
             self._hold()
+
+    def _begin_body(self, *, stream: bool) -> None:
+        self._event_stream = stream
+        exchange = self.exchange
+        if stream and exchange.count is not None:
+            self._uncounted = exchange.uncounted = EventCount(exchange.count)
+
+    def _count(self, data: bytes) -> None:
+        """Count the events that begin in a block: at once where they are shown, or it is large; else later."""
+        if not self._event_stream:
+            return
+        exchange, uncounted = self.exchange, self._uncounted
+        if not exchange.activity.counting and len(data) <= SMALL:
+            if uncounted is not None:
+                uncounted.append(data)
+                if len(uncounted) >= MANY:
+                    uncounted.flush()
+            return
+        count = data.count(EVENT)
+        exchange.activity.streamed += count
+        exchange.events += count
 
     def response_ended(self) -> None:
         """Finish: the last byte has been handed over."""

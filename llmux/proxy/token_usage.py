@@ -8,11 +8,14 @@ one whose report is spread over more than ``BLOCKS`` blocks, has no usage here. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 BLOCKS = 4  # that are kept; engines send the report, `[DONE]` and the body's end as blocks of their own
 BLOCK = 16 * 1024  # bytes of each that are kept, the last ones
+EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
+MANY = 16  # blocks whose events are counted at once; more would not stay in the processor's cache
+SMALL = 4096  # bytes of a block that is kept until then
 
 _REPORT = b'"usage"'  # in a text that is quoted in JSON the quotes are escaped
 _INPUTS = (b'"prompt_tokens"', b'"input_tokens"')
@@ -25,6 +28,45 @@ _USUAL = re.compile(
 )
 _FIGURE = re.compile(rb"\s*:\s*(\d{1,12})\b")
 _REACH = 2048  # bytes after the name in which the figures stand
+
+
+Later = Callable[[tuple[Any, ...]], None]
+
+
+def at_once(call: tuple[Any, ...]) -> None:
+    """Call what is to be called later."""
+    take, *what = call
+    take(*what)
+
+
+class EventCount(list[bytes]):
+    """The events of a stream: of the blocks in it, and those that were counted before.
+
+    It costs less to count those of ``MANY`` blocks at once, and where there is time for it: ``later`` takes what
+    has to be called, and with what.
+    """
+
+    __slots__ = ("_later", "counted")
+
+    def __init__(self, later: Later) -> None:
+        super().__init__()
+        self._later = later
+        self.counted = 0
+
+    def add(self, blocks: Sequence[bytes]) -> None:
+        """Count the events of these blocks."""
+        self.counted += b"".join(blocks).count(EVENT)
+
+    def flush(self) -> None:
+        """Have the blocks counted that are there."""
+        self._later((self.add, self[:]))
+        self.clear()
+
+    def total(self) -> int:
+        """Return how many there were; for when the stream is over, and what was put off is done."""
+        self.add(self)
+        self.clear()
+        return self.counted
 
 
 class Usage(NamedTuple):

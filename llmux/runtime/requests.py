@@ -87,11 +87,14 @@ class Accounts(Protocol):
     def release(self, ident: str) -> None:
         """Forget a reservation."""
 
-    def ended(self, ticket: int, request: tuple[Any, ...], answer: tuple[Any, ...]) -> float:
-        """Take a request that has ended: the fields of ``llmux.accounts.ledger.Ended``, but for its shares.
+    def ended(self, ended: tuple[Any, ...]) -> None:
+        """Take a request that has ended: the fields are those of ``llmux.accounts.accounting.Accounting``."""
 
-        Return the seconds of the GPU that it took.
-        """
+    def later(self, call: tuple[Any, ...]) -> None:
+        """Call something, in the order of these and of what has ended, and mostly beside the loop."""
+
+    def took(self, ended: tuple[Any, ...]) -> float:
+        """Take a request that has ended; return the seconds of the GPU that it took."""
 
 
 class Requests:
