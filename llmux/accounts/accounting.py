@@ -127,8 +127,6 @@ class Accounting:
             self._timer.cancel()
         if self.ledger is not None:
             self._settle()
-            with self._catching_up:
-                self._owe()
             self.ledger.close()
 
     # ---- what happens, in the loop
@@ -140,7 +138,7 @@ class Accounting:
     def _admitted(self, now: float, effect: fx.Admit) -> None:
         self._note((self._admit, now, effect.request))
 
-    def _request_left(self, ticket: Ticket, status: int | None, outcome: Outcome | None, _sent: int) -> None:
+    def _request_left(self, ticket: Ticket, _status: int | None, outcome: Outcome | None, _sent: int) -> None:
         """Charge a request of which no end will be told: a guard's, or one that begins anew elsewhere."""
         if outcome is None:
             self._note((self._leave, self._state.now, ticket.id, ticket.key))
@@ -200,6 +198,7 @@ class Accounting:
     def _settle(self) -> None:
         with self._catching_up:
             self._catch_up()
+            self._owe()
             self._charge()
 
     def _turn(self) -> None:
@@ -247,6 +246,7 @@ class Accounting:
                 _, _, own, switch = left
                 self._left = None
             else:
+                self._owe()
                 own, switch = self.shares.ended(now, ticket.id, ticket.key)
         self._last = own + switch
         opening, tail, events, uncounted = answer or _NO_ANSWER

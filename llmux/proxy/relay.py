@@ -300,12 +300,12 @@ class Relay:
         activity = exchange.activity
         activity.last_byte = self._loop.time()
         uncounted = self._uncounted
-        if activity.counting or size > SMALL:
-            self._count(data)
-        elif uncounted is not None:
+        if uncounted is not None and size <= SMALL and not activity.counting:
             uncounted.append(data)
             if len(uncounted) >= MANY:
                 uncounted.flush()
+        elif activity.counting or uncounted is not None:
+            self._count(data)
         if self._flow.writing_paused and self._draining is None:
             self._hold()
 
@@ -320,11 +320,10 @@ class Relay:
         if not self._event_stream:
             return
         exchange, uncounted = self.exchange, self._uncounted
-        if not exchange.activity.counting and len(data) <= SMALL:
-            if uncounted is not None:
-                uncounted.append(data)
-                if len(uncounted) >= MANY:
-                    uncounted.flush()
+        if uncounted is not None and len(data) <= SMALL and not exchange.activity.counting:
+            uncounted.append(data)
+            if len(uncounted) >= MANY:
+                uncounted.flush()
             return
         count = data.count(EVENT)
         exchange.activity.streamed += count

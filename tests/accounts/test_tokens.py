@@ -115,3 +115,21 @@ DONE = b"data: [DONE]\n\n"
 )
 def test_tokens(given, expected):
     assert tokens_of(given) == expected
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}, Tokens(12, 0, 3)),
+        ({"prompt_tokens": 12, "total_tokens": 15, "completion_tokens": 3}, Tokens(12, 0, 3)),
+        ({"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": None}, Tokens(12, 0, 3)),
+        ({"prompt_tokens": 12, "completion_tokens": 3, "prompt_cache_hit_tokens": 10}, Tokens(12, 10, 3)),
+        ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15, "more": {}}, Tokens(12, 0, 3)),
+        ({"prompt_tokens": 10**12, "completion_tokens": 3}, Tokens(0, 0, 3)),
+    ],
+)
+def test_the_usual_report_is_read_without_parsing_and_says_the_same(figures, expected, separators):
+    said = b'{"usage":' + json.dumps(figures, separators=separators).encode() + b"}"
+    assert tokens_of(answer(said)) == expected
+    assert tokens_of(answer(said[:20], said[20:])) == expected

@@ -144,7 +144,7 @@ class Engine:
         self.bodies: list[bytes] = []
         self.open = 0
         self.go = asyncio.Event()
-        self.says: bytes | None = None  # the whole answer, instead of ``ok``
+        self.says: bytes | list[bytes] | None = None  # the whole answer, instead of ``ok``, or its pieces
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -194,7 +194,11 @@ class Engine:
             await reader.read(1)
             raise ConnectionResetError
         if self.says is not None:
-            writer.write(self.says)
+            pieces = [self.says] if isinstance(self.says, bytes) else self.says
+            for number, piece in enumerate(pieces):
+                if number:  # the last one may be read before
+                    await asyncio.sleep(0)
+                writer.write(piece)
             return
         body = b"" if head.startswith(b"HEAD") else b"ok"
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)

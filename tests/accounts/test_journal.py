@@ -1,0 +1,108 @@
+"""What the event loop notes, and what is made of it beside it: nothing is lost, and nothing waits."""
+
+import asyncio
+import sqlite3
+import threading
+
+import pytest
+
+from llmux.accounts import accounting
+from llmux.accounts.ledger_file import Store
+from llmux.middleware.fast_path import MOST
+from llmux.proxy.token_usage import MANY, SMALL, EventCount, at_once
+from tests.server.house import until
+
+CHAT = "/v1/chat/completions"
+KEYS = [
+    {"name": "alice", "key": "key-of-alice"},
+    {"name": "bob", "key": "key-of-bob", "limits": {"requests": "9999/d"}},
+]
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def send(house, key, padding=0):
+    body = {"model": "a", "stream": True, "padding": "x" * padding}
+    return await house.ask("POST", CHAT, body, Authorization=f"Bearer key-of-{key}")
+
+
+def rows(house, what="*", kind=0):
+    with sqlite3.connect(house.folder / "ledger.db") as connection:
+        return connection.execute(f"SELECT {what} FROM requests WHERE kind = {kind} ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("padding", [0, MOST])  # the fast path, and the other
+@pytest.mark.parametrize("key", ["alice", "bob"])  # metered, and managed
+@pytest.mark.parametrize("size", [1, SMALL + 1])
+async def test_each_event_of_a_long_stream_is_counted(house, size, key, padding, watched):
+    """In chunks of their own, which come one by one or many at once."""
+    await house.open("a", ledger="ledger.db", api_keys=KEYS)
+    await send(house, key)
+    if watched:
+        house.switcher.activities.watch()
+    count = 3 * MANY + 5
+    event = b'data: {"delta":{"content":"%b"}}\n\n' % (b"x" * size)
+    house.engine.says = [HEAD, *[b"%x\r\n%b\r\n" % (len(event), event)] * count, b"0\r\n\r\n"]
+    assert (await send(house, key, padding)).status == 200
+    await house.close()
+    assert rows(house, "output, estimated")[-1] == (count, 1)
+
+
+def test_blocks_are_counted_once():
+    put_off = []
+    events = EventCount(put_off.append)
+    for _ in range(5):
+        events.append(b"data: 1\n\n")
+    events.flush()
+    events.append(b"data: 2\n\ndata: 3\n\n")
+    for call in put_off:
+        at_once(call)
+    assert events.total() == events.total() == 7
+
+
+async def test_a_disk_that_hangs_holds_up_nothing(house, monkeypatch):
+    """The loop catches up by itself, so that the journal is bounded; and every row is written once."""
+    for name, value in (("SOON", 20), ("FULL", 30)):
+        monkeypatch.setattr(accounting, name, value)
+    await house.open("a", ledger="ledger.db", api_keys=KEYS)
+    await send(house, "alice")
+    books = house.switcher.accounts
+    hung, write, free = threading.Event(), Store.write, threading.Event()
+
+    def hang(*arguments, **more):
+        hung.set()
+        free.wait()
+        write(*arguments, **more)
+
+    monkeypatch.setattr(Store, "write", hang)
+    try:
+        await send(house, "alice")
+        await until(hung.is_set)
+        for _ in range(5):
+            assert {
+                reply.status for reply in await asyncio.gather(*(send(house, "alice") for _ in range(20)))
+            } == {200}
+            assert len(books._journal) <= 33
+    finally:
+        free.set()
+    await house.close()
+    assert len(set(rows(house, "request_id"))) == len(rows(house)) == 102
+    assert books.ledger.lost == 0
+
+
+async def test_one_odd_entry_does_not_hold_up_those_behind_it(house):
+    await house.open("a", ledger="ledger.db", api_keys=KEYS)
+    await send(house, "alice")
+    house.switcher.accounts.later((lambda: 1 / 0,))
+    await send(house, "alice")
+    await house.close()
+    assert len(rows(house)) == 2
+    assert house.log.named("internal_error")
+
+
+async def test_what_a_guard_was_held_for_is_paid_at_the_end(house):
+    await house.open("a", ledger="ledger.db", prices={"gpu_hour": 1})
+    async with house.switcher.hold("a"):
+        await asyncio.sleep(0.1)
+    await house.close()
+    assert sum(gpu for (gpu,) in rows(house, "gpu", 1)) >= 99_000  # a timer may be early by its clock's resolution
