@@ -34,7 +34,7 @@ Later = Callable[[tuple[Any, ...]], None]
 
 
 def at_once(call: tuple[Any, ...]) -> None:
-    """Call what is to be called later."""
+    """Call it now, where there is no reason to put it off."""
     take, *what = call
     take(*what)
 
