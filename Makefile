@@ -4,6 +4,8 @@
 # make help          the other targets
 
 VENV ?= .venv
+# How many tests run at once: most of them wait most of the time.
+WORKERS ?= 8
 BIN := $(VENV)/bin
 # The first of these that is Python 3.11 or later; or say make PYTHON=/path/to/python3
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -14,7 +16,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
+.PHONY: help demo fleet test core lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -26,9 +28,12 @@ demo: $(VENV)/.demo ## many clients, three models, one "GPU", real engines on th
 fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways; one host is killed midway
 	@$(BIN)/python examples/fleet/demo.py
 
-test: lint types ## lint, types, then all tests; the core with 100 % branch coverage
-	$(BIN)/python -m pytest tests/core --numprocesses=2 --cov --cov-report=term-missing:skip-covered
-	$(BIN)/python -m pytest tests --ignore=tests/core --numprocesses=4 --dist=worksteal
+test: $(VENV)/.test ## lint, types, all tests; the core with 100 % branch coverage
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types core
+	$(BIN)/python -m pytest tests --ignore=tests/core --workers=$(WORKERS)
+
+core: $(VENV)/.test ## the tests of the core, with 100 % branch coverage
+	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/.test shellcheck ## ruff and shellcheck
 	$(BIN)/ruff check

@@ -78,7 +78,7 @@ def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
 def test_it_stays_up_for_curl_and_leaves_nothing_running_however_it_ends(demo, tmp_path, number, code):
     process = demo("--serve")
     log = tmp_path / "demo.log"
-    wait_until(lambda: "curl" in log.read_text(), what="the command to copy")
+    wait_until(lambda: "curl" in log.read_text(), 4 * PATIENCE, what="the command to copy")
     url, body = re.search(r"curl (http\S+/v1/chat/completions) -H '[^']+' -d '([^']+)'", log.read_text()).groups()
     with urllib.request.urlopen(urllib.request.Request(url, body.encode()), timeout=PATIENCE) as answer:
         assert b'"model":"quill"' in answer.read()  # an engine runs

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.engine.real import ROOT
-from tests.harness.waiting import processes_with
+from tests.harness.waiting import PATIENCE, processes_with
 
 RUN = ROOT / "examples" / "gpu-switch" / "run.py"
 
@@ -18,7 +18,7 @@ RUN = ROOT / "examples" / "gpu-switch" / "run.py"
 def run(*options: str, mark: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, RUN, "--json", *options]
     env = {**os.environ, "MARK": mark}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=4 * PATIENCE, check=False)
 
 
 def test_weights_move_and_every_answer_comes_from_the_right_engine(tmp_path):

@@ -237,19 +237,22 @@ async def test_hooks_live(house):
 async def test_top(house):
     await house.open()
     house.up("a")
-    looking = asyncio.create_task(llmux(house, "top", "--once", "--every", "0.4"))
-    while not looking.done():
-        assert (await house.chat("a")).status == 200
-        line = await house.begin("POST", "/v1/stream", {"model": "a"})
-        await line.reader.readuntil(b"data: 1")
-        line.abort()
-    done = await looking
-    assert done.exit_code == 0, done.output
-    (row,) = [line for line in done.output.splitlines() if "│ a " in line]
-    cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[1] == "awake"
-    assert float(cells[7].replace(",", "")) > 0, "answers a second"
-    assert float(cells[8].replace(",", "")) > 0, "events a second"
+    for every in ("0.2", "1", "5", "25"):  # seconds in which this machine gets something done
+        looking = asyncio.create_task(llmux(house, "top", "--once", "--every", every))
+        while not looking.done():
+            assert (await house.chat("a")).status == 200
+            line = await house.begin("POST", "/v1/stream", {"model": "a"})
+            await line.reader.readuntil(b"data: 1")
+            line.abort()
+        done = await looking
+        assert done.exit_code == 0, done.output
+        (row,) = [line for line in done.output.splitlines() if "│ a " in line]
+        cells = [cell.strip() for cell in row.split("│")[1:-1]]
+        assert cells[1] == "awake"
+        answers, events = (float(cells[place].replace(",", "") or 0) for place in (7, 8))
+        if answers > 0 and events > 0:  # of each second
+            return
+    raise AssertionError(done.output)
 
 
 # ---- who may, and where

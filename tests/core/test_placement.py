@@ -66,7 +66,7 @@ def rank(costs, gone):
     return (*(sum(costs[name][part] for name in gone) for part in range(3)), len(gone), gone)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(scenes())
 def test_result_is_the_cheapest_then_smallest_then_first_by_name(scene) -> None:
     target, holders, capacity, immovable, costs = scene
@@ -101,7 +101,7 @@ def test_it_is_exact_for_twelve(data, capacity) -> None:
     assert leaving(target, holders, capacity, cost=costs.__getitem__) == min(possible)[-1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scenes(most=30))
 def test_result_fits_evicts_no_more_than_needed_and_is_always_the_same(scene) -> None:
     target, holders, capacity, immovable, costs = scene
@@ -118,7 +118,7 @@ def test_result_fits_evicts_no_more_than_needed_and_is_always_the_same(scene) ->
     assert sorted(found) == sorted(again)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scenes())
 def test_a_busy_model_leaves_only_when_the_idle_ones_cannot_make_room(scene) -> None:
     target, holders, capacity, immovable, costs = scene

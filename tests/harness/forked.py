@@ -36,10 +36,14 @@ def load() -> None:
 
 def serve(requests: socket.socket) -> dict[str, Any] | None:
     """Answer requests until the tests have ended; in a child, return what it was forked for."""
+    sharing: list[int] = []
     while True:
-        data, fds, _, _ = socket.recv_fds(requests, LARGEST, 1)
+        try:
+            data, fds, _, _ = socket.recv_fds(requests, LARGEST, 1)
+        except ConnectionResetError:  # they were interrupted before they had read an answer
+            break
         if not data:
-            return None
+            break
         request = json.loads(data)
         if "reap" in request:
             requests.send(str(os.waitpid(request["reap"], 0)[1]).encode())
@@ -48,10 +52,20 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
             requests.send(str(pid).encode())
             for fd in fds:
                 os.close(fd)
+            if "share" in request:
+                sharing.append(pid)
+            continue
+        if "share" in request:
+            sharing.clear()
+            os.dup2(fds[0], requests.fileno())
+            os.close(fds[0])
             continue
         become(request, fds[0])
         requests.close()
         return request
+    for pid in sharing:  # what they took is in what the tests took
+        os.waitpid(pid, 0)
+    return None
 
 
 def become(request: dict[str, Any], log: int) -> None:

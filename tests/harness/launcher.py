@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import select
@@ -45,14 +44,18 @@ class Running(Protocol):
 
 
 class Launcher:
-    """The process which has imported llmux, and forks."""
+    """The process which has imported llmux, and forks; forked itself from another one where there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: Launcher | None = None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
         with theirs:
+            if other is not None:
+                other.ask([theirs.fileno()], share=True)
+                return
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.harness.forked", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -68,12 +71,13 @@ class Launcher:
             with contextlib.suppress(BrokenPipeError):  # then nothing answers
                 socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
             answer = self._socket.recv(100)
-        assert answer, f"the process that forks has ended, with {self._process.wait()}"
+        assert answer, "the process that forks has ended"
         return int(answer)
 
     def close(self) -> None:
         self._socket.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
 
 
 class Forked:
@@ -111,11 +115,24 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-@functools.cache
+_RUNNING: list[Launcher] = []  # the first one launches; the others are of the processes this one was forked from
+
+
 def _launcher() -> Launcher:
-    launcher = Launcher()
+    if not _RUNNING:
+        use(Launcher())
+    return _RUNNING[0]
+
+
+def share() -> Launcher:
+    """Return a launcher for a process that is to be forked from this one: there it is to be used."""
+    return Launcher(_launcher())
+
+
+def use(launcher: Launcher) -> None:
+    """Launch with this one, until this process ends."""
+    _RUNNING.insert(0, launcher)
     atexit.register(launcher.close)
-    return launcher
 
 
 def launch(

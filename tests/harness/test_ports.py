@@ -19,7 +19,7 @@ sys.stdin.read()
 @pytest.fixture
 def few(monkeypatch):
     """Few ports, so that all of them are given."""
-    monkeypatch.setattr(ports, "LOWEST", ports.LOWEST + ports.STEP * ports.COUNT)
+    monkeypatch.setattr(ports, "LOWEST", ports.LOWEST + ports.COUNT)
     monkeypatch.setattr(ports, "COUNT", 40)
 
 

@@ -18,7 +18,7 @@ from llmux.config import Config
 from llmux.errors import RequestError
 from llmux.observability.notices import EventLog
 from llmux.runtime import Switcher
-from llmux.server import Runner
+from llmux.server import BACKLOG, Runner
 from tests.harness.ports import free_port  # noqa: F401
 from tests.harness.waiting import PATIENCE
 
@@ -279,7 +279,7 @@ class House:
         self._runner = web.AppRunner(app, access_log=None, **options) if plain else Runner(app, self.log)
         self._runner._shutdown_timeout = 0.5
         await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, 0)
+        site = web.TCPSite(self._runner, HOST, 0, backlog=BACKLOG)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -1,0 +1,225 @@
+"""``--workers=8``: so many processes run the tests, each forked when all tests have been collected.
+
+pytest-xdist has each of its processes import and collect everything anew: as much work as a tenth of the tests.
+Here a process has what its parent has read. It is given whole files, so that what a file's tests share is made
+once, and first those which take longest, so that none of them is left for the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import launcher
+
+WORKER = "LLMUX_TEST_WORKER"  # set in a worker: its number, from 0
+TESTS = Path(__file__).resolve().parents[1]
+LONGEST_FIRST = (
+    "acceptance/test_demo.py",
+    "acceptance/test_real_engines.py",
+    "hooks/test_sleeping_engines.py",
+    "ui/test_page.py",
+    "cli/test_hooks_test.py",
+    "hooks/test_process_hooks.py",
+    "acceptance/test_contract_fleet.py",
+    "hooks/test_server_hooks.py",
+    "hooks/test_container_hooks.py",
+    "ui/test_activity_and_usage.py",
+    "targets/test_codec_properties.py",
+    "simulator/test_look_back.py",
+    "acceptance/test_contract_hooks.py",
+    "server/test_connections.py",
+    "acceptance/test_contract_limits.py",
+    "cli/test_starting.py",
+    "accounts/test_burst.py",
+    "acceptance/test_accounts.py",
+    "cli/test_command_line.py",
+    "acceptance/test_gpu_switch.py",
+    "simulator/test_flood.py",
+    "server/test_auto.py",
+    "fleet/test_fleet_simulation.py",
+    "hooks/test_script_files.py",
+)
+"""The files that take longest, waiting included."""
+
+
+class Worker:
+    """A process that runs files, as its parent sees it."""
+
+    def __init__(self, number: int, pid: int, connection: Connection[Any, Any]) -> None:
+        self.number, self.pid, self.connection = number, pid, connection
+        self.left: list[int] = []  # the indexes of what it was given and has not reported
+
+
+class Workers:
+    """Runs a session's tests in several processes."""
+
+    def __init__(self, session: pytest.Session, number: int) -> None:
+        self.session, self.hook = session, session.config.hook
+        self.waiting = files(session.items)
+        self.working: dict[Connection[Any, Any], Worker] = {}
+        self.base = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        self.number = min(number, len(self.waiting))
+
+    def fork(self, number: int) -> None:
+        """Start a worker, and give it a file."""
+        launching = launcher.share()
+        ours, theirs = Pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                atexit._clear()  # that is the parent's to do
+                launcher.use(launching)
+                for connection in (*self.working, ours):
+                    connection.close()
+                child = Child(self.session, theirs)
+                child.become(self.base / f"worker{number}", number)
+                child.run()
+            except KeyboardInterrupt:
+                os._exit(1)
+            except BaseException:  # noqa: BLE001, what has called this function is the parent's
+                traceback.print_exc()
+                os._exit(1)
+            finally:
+                atexit._run_exitfuncs()
+                os._exit(0)
+        theirs.close()
+        launching.close()
+        worker = self.working[ours] = Worker(number, pid, ours)
+        self.give(worker)
+
+    def give(self, worker: Worker) -> None:
+        """Give a worker the next file, or let it end."""
+        worker.left = self.waiting.pop(0) if self.waiting else []
+        worker.connection.send(worker.left)
+
+    def run(self) -> None:
+        """Run all tests, and report what the workers report."""
+        try:
+            for number in range(self.number):
+                self.fork(number)
+            while self.working:
+                for connection in wait([*self.working]):
+                    assert isinstance(connection, Connection)
+                    self.hear(self.working[connection])
+                if stop := self.session.shouldfail or self.session.shouldstop:
+                    kind = self.session.Failed if self.session.shouldfail else self.session.Interrupted
+                    raise kind(stop)
+        finally:
+            for worker in self.working.values():
+                os.kill(worker.pid, signal.SIGINT)
+            for worker in self.working.values():
+                os.waitpid(worker.pid, 0)
+
+    def hear(self, worker: Worker) -> None:
+        """Report a test that a worker has run, or that the worker has ended."""
+        reports: list[dict[str, Any]] | None = None
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            reports = worker.connection.recv()
+        if reports is None:
+            self.ended(worker)
+            return
+        item = self.session.items[worker.left.pop(0)]
+        config = self.session.config
+        self.report(
+            item, [self.hook.pytest_report_from_serializable(config=config, data=data) for data in reports]
+        )
+        if not worker.left:
+            self.give(worker)
+
+    def report(self, item: pytest.Item, reports: list[pytest.TestReport]) -> None:
+        self.hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in reports:
+            self.hook.pytest_runtest_logreport(report=report)
+        self.hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+    def ended(self, worker: Worker) -> None:
+        """Go on in a new worker, where one has ended that was in the middle of a file."""
+        del self.working[worker.connection]
+        worker.connection.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+        if not worker.left:
+            return
+        item = self.session.items[worker.left.pop(0)]
+        said = f"the process that ran this test has ended, with {code}"
+        self.report(item, [pytest.TestReport(item.nodeid, item.location, {}, "failed", said, "call")])
+        if worker.left:
+            self.waiting.insert(0, worker.left)
+        if self.waiting:
+            self.fork(worker.number)
+
+
+class Child:
+    """A worker, as it sees itself."""
+
+    def __init__(self, session: pytest.Session, connection: Connection[Any, Any]) -> None:
+        self.session, self.config, self.connection = session, session.config, connection
+        self.reports: list[dict[str, Any]] = []
+
+    def become(self, folder: Path, number: int) -> None:
+        """Share nothing with the parent that both would write to."""
+        os.environ[WORKER] = str(number)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.config._tmp_path_factory._basetemp = folder  # type: ignore[attr-defined]
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        capture.stop_global_capturing()
+        capture.start_global_capturing()
+        self.config.pluginmanager.unregister(name="terminalreporter")
+        self.config.pluginmanager.register(self)
+
+    def run(self) -> None:
+        """Run what the parent gives, until it gives nothing more."""
+        try:
+            while given := self.connection.recv():
+                self.run_file([self.session.items[index] for index in given])
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self.session._setupstate.teardown_exact(None)  # what an interrupted test has set up
+
+    def run_file(self, items: list[pytest.Item]) -> None:
+        for item, following in pairwise([*items, None]):
+            assert item is not None
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            self.connection.send(self.reports)
+            self.reports = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what the parent is to hear."""
+        self.reports.append(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+
+
+def files(items: list[pytest.Item]) -> list[list[int]]:
+    """Return the indexes of each file's tests: the files that take longest first."""
+    longest = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
+
+    def by_file() -> Iterator[tuple[int, list[int]]]:
+        for path, group in groupby(range(len(items)), lambda index: items[index].path):
+            yield longest.get(path, len(longest)), list(group)
+
+    return [indexes for _, indexes in sorted(by_file(), key=lambda file: file[0])]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--workers", type=int, default=0, metavar="N", help="run the tests in N processes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    number: int = session.config.getoption("workers")
+    if not number or session.config.option.collectonly or session.testsfailed:
+        return None
+    gc.collect()
+    gc.freeze()
+    Workers(session, number).run()
+    return True
