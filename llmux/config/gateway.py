@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_keys, expand, is_hash
+from llmux.config.accounts import BudgetConfig, PricesConfig, RoleConfig
 from llmux.config.checks import open_to_all
 from llmux.config.load import load, read_document
 from llmux.config.problems import Problem, raise_problems
-from llmux.config.schema import GIB, MIB
+from llmux.config.schema import GIB, MIB, default_state
 from llmux.config.setting_types import (
     Address,
     Default,
@@ -156,7 +157,20 @@ class GatewayConfig(Section):
         " `api_keys`, only the llmux command on it.",
     )
     api_keys: tuple[ApiKey, ...] = Field(
-        default=(), description="Keys of which a client must send one; hosts are told the name alone."
+        default=(),
+        description="Keys of which a client must send one; hosts are told the name alone. Their roles, limits and"
+        " budgets count over all gateways.",
+    )
+    roles: Mapping[Name, RoleConfig] = Field(
+        default_factory=dict, description="What keys may, by the name that they have as `role`."
+    )
+    prices: Annotated[PricesConfig | None, Word("prices or null")] = Field(
+        default=None, description="What requests cost, for budgets. null: nothing."
+    )
+    state: str | None = Field(
+        default=None,
+        description="File in which it is kept what budgets have spent. null: one in the state folder of the user,"
+        " where there are budgets.",
     )
     insecure: bool = Field(
         default=False, description="true: listen beyond this machine without `api_keys`, which is an error else."
@@ -227,7 +241,7 @@ class GatewayConfig(Section):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         closed = open_to_all(self.host, self)
-        problems = [*_same_url(self), *check_keys(self), *_kept_here(self)]
+        problems = [*_same_url(self), *check_keys(self), *_kept_here(self), *_check_grants(self)]
         if not self.hosts and self.store is None:
             problems.append(Problem(("hosts",), "is empty: give the hosts by name, or `fleet.store`"))
         raise_problems([*problems, Problem(("host",), closed)] if closed else problems)
@@ -251,6 +265,19 @@ class GatewayConfig(Section):
     def audit_path(self) -> Path | None:
         """The file of the audit, absolute; None for none."""
         return None if self.audit is None else self.folder / Path(self.audit).expanduser()
+
+    @property
+    def state_path(self) -> Path:
+        """The file of what budgets have spent, absolute.
+
+        Raises:
+            ConfigError: the default is wanted, but there is no home folder.
+
+        """
+        if self.state is not None:
+            return self.folder / Path(self.state).expanduser()
+        file = self._file or self.folder / f"{self.host}.yaml"
+        return default_state(file.with_name(f"{file.stem}_{self.port}"))
 
     @property
     def store(self) -> SecretStr | None:
@@ -289,15 +316,43 @@ def _same_url(config: GatewayConfig) -> Iterator[Problem]:
             )
 
 
+_HERE = frozenset({"key", "name", "progress", "role", "models", "limits", "budget"})
+
+
 def _kept_here(config: GatewayConfig) -> Iterator[Problem]:
-    """Refuse what a gateway does not count: that it is ignored must not be found out by the bill."""
+    """Refuse what a gateway does not hold: that it is ignored must not be found out by the bill."""
+    words = "is held by hosts only: set it there for a key of the same name, which the gateway tells them"
     for index, entry in enumerate(config.api_keys):
-        for setting in sorted(entry.model_fields_set - {"key", "name", "progress"}):
+        for setting in sorted(entry.model_fields_set - _HERE):
             if getattr(entry, setting) != type(entry).model_fields[setting].default:
-                yield Problem(
-                    ("api_keys", index, setting.rstrip("_")),
-                    "is held by hosts only: set it there for a key of the same name, which the gateway tells them",
-                )
+                yield Problem(("api_keys", index, setting.rstrip("_")), words)
+    for name, role in config.roles.items():
+        if role.remote:
+            yield Problem(("roles", name, "remote"), words)
+
+
+def _check_grants(config: GatewayConfig) -> Iterator[Problem]:
+    for role, given in config.roles.items():
+        yield from _check_budget(given.budget, config, ("roles", role, "budget"))
+    for index, entry in enumerate(config.api_keys):
+        at = ("api_keys", index)
+        if entry.role is not None and entry.role not in config.roles:
+            known = ", ".join(config.roles) or "none is set"
+            yield Problem((*at, "role"), f"{entry.role!r} is not one of `roles`: {known}")
+        if entry.managed and entry.name is None:
+            yield Problem(at, "needs a `name`: what it uses is counted by that")
+        yield from _check_budget(entry.budget, config, (*at, "budget"))
+
+
+def _check_budget(
+    budget: BudgetConfig | None, config: GatewayConfig, at: tuple[str | int, ...]
+) -> Iterator[Problem]:
+    if budget is None:
+        return
+    if config.prices is None:
+        yield Problem(at, "needs `prices`: what a request costs is not known without them")
+    elif config.prices.currency != budget.currency:
+        yield Problem(at, f"is in {budget.currency}, but `prices.currency` is {config.prices.currency}")
 
 
 def is_gateway(file: Path) -> bool:

@@ -9,6 +9,10 @@ runs in tasks beside them, and requests read memory.
     {llmux}:wake:MODEL    the host that wakes a model; the first gateway to say so wins, for a term
     {llmux}:flight:NAME   what one gateway has where, as a whole, for FLIGHT seconds
     {llmux}:gateways      a sorted set of gateways, by the end of that
+    {llmux}:use:NAME      what all gateways' requests used of a key's limit or budget
+    {llmux}:used          a sorted set of these, by their last changes
+    {llmux}:held:NAME     what requests under way at one gateway hold of limits, for FLIGHT seconds
+    {llmux}:batch:NAME    the number of the last uses that one gateway told
 
 A host's lease is fenced in one script: another instance may not take a name before its lease is over, nor may a
 report that was overtaken. No prompts, answers, keys or queues are in the store.
@@ -104,6 +108,46 @@ return found
 """
 
 
+# KEYS: what was used lately (by the time of its last change), gateways, the number of this gateway's last batch,
+# what it holds. ARGV: the batch's number, since when changes are wanted, what is held, for how long, what stands
+# before a use's name and before a gateway's, then of each use its name, kind, amount, what is known of it, and how
+# long it is kept. A batch counts once. Returns whether the store was empty, its time, what each gateway holds, and
+# what has changed.
+_USE = f"""{_NOW}
+local empty = redis.call('EXISTS', KEYS[1]) == 0
+local new = tonumber(ARGV[1]) > tonumber(redis.call('GET', KEYS[3]) or '-1')
+redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
+for i = 7, #ARGV, 5 do
+    local key, amount, known = ARGV[5] .. ARGV[i], new and tonumber(ARGV[i + 2]) or 0, tonumber(ARGV[i + 3])
+    local stored = tonumber(redis.call('GET', key) or 'nil')
+    if ARGV[i + 1] == 'rate' then
+        local full = stored or now + known
+        full = amount > 0 and math.max(full, now) + amount or full + amount
+        local kept = math.ceil(math.max(0, full - now)) + {int(60e3)}
+        redis.call('SET', key, string.format('%.3f', full), 'PX', string.format('%.0f', kept))
+    else
+        redis.call('SET', key, string.format('%.0f', math.max(stored or 0, known) + amount), 'PX', ARGV[i + 4])
+    end
+    redis.call('ZADD', KEYS[1], now, ARGV[i])
+end
+redis.call('ZADD', KEYS[1], now, '-')
+redis.call('SET', KEYS[3], ARGV[1], 'PX', {int(600e3)})
+local held, values = {{}}, {{}}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], now, '+inf')) do
+    held[#held + 1] = name
+    held[#held + 1] = redis.call('GET', ARGV[6] .. name) or '{{}}'
+end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[2], '+inf')) do
+    local value = name ~= '-' and redis.call('GET', ARGV[5] .. name)
+    if value then
+        values[#values + 1] = name
+        values[#values + 1] = value
+    elseif name ~= '-' then redis.call('ZREM', KEYS[1], name) end
+end
+return {{empty and 1 or 0, string.format('%.0f', now), held, values}}
+"""
+
+
 class StoreError(Exception):
     """The store cannot be used now; the message says why."""
 
@@ -113,6 +157,25 @@ class Claim(NamedTuple):
 
     host: str
     remaining: float
+
+
+class Use(NamedTuple):
+    """Something that keys use of a limit."""
+
+    name: str
+    kind: str  # rate: in milliseconds until it is whole again; budget: in millionths of the currency
+    amount: float  # that was used more
+    known: float  # what the store is told if it knows nothing
+    kept: int  # milliseconds for which a budget is kept
+
+
+class Told(NamedTuple):
+    """What all gateways have used: the values that have changed, and what each of the others holds."""
+
+    empty: bool  # the store knew of nothing
+    now: float  # milliseconds on its clock
+    held: list[dict[str, tuple[int, int]]]
+    values: dict[str, float]
 
 
 class Store:
@@ -173,6 +236,35 @@ class Store:
         flat = await self._run(_CLAIMS, tuple(map(_wake, models)))
         pairs = zip(models, flat[::2], flat[1::2], strict=True)
         return {model: Claim(str(who), left / 1000) for model, who, left in pairs if left > 0}
+
+    async def use(
+        self, gateway: str, batch: int, since: float, uses: Sequence[Use], held: Mapping[str, tuple[int, int]]
+    ) -> Told:
+        """Tell what was used, and what is held; return what all have. A batch that is told again counts once."""
+        keys = ("{llmux}:used", _GATEWAYS, f"{{llmux}}:batch:{gateway}", f"{{llmux}}:held:{gateway}")
+        flat = [
+            value
+            for use in uses
+            for value in (use.name, use.kind, f"{use.amount:.3f}", f"{use.known:.3f}", use.kept)
+        ]
+        empty, now, others, values = await self._run(
+            _USE,
+            keys,
+            batch,
+            f"{since:.0f}",
+            json.dumps(held),
+            int(FLIGHT * 1000),
+            "{llmux}:use:",
+            "{llmux}:held:",
+            *flat,
+        )
+        pairs = zip(others[::2], others[1::2], strict=True)
+        return Told(
+            bool(empty),
+            float(now),
+            [json.loads(document) for name, document in pairs if name != gateway],
+            {name: float(value) for name, value in zip(values[::2], values[1::2], strict=True)},
+        )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
@@ -44,7 +44,8 @@ from llmux.runtime.requests import WITHDRAWN
 from llmux.upstream import EngineConnection, EngineRefusedError, Framing, ResponseHead
 
 if TYPE_CHECKING:
-    from llmux.accounts.gate import Gate
+    from llmux.accounts.gate import Grant
+    from llmux.gateway.shared_limits import Metered, SharedGate
 
 HOST = "X-LLMux-Host"
 _OURS = frozenset({HEADER.lower().encode(), KEY_NAME.lower().encode()})
@@ -68,12 +69,13 @@ class RefusedByHostError(Exception):
 class Ear:
     """What is heard of a host besides the answer: its queue, a refusal, and that the answer has begun."""
 
-    __slots__ = ("_code", "_retry_after", "_said", "_status", "began", "refused", "waiting")
+    __slots__ = ("_code", "_retry_after", "_said", "_status", "began", "queued", "refused", "waiting")
 
     def __init__(self, waiting: Callable[[int, int], None], began: Callable[[], None]) -> None:
         self.waiting = waiting
         self.began = began
         self.refused = False
+        self.queued = 0.0  # seconds that the request waited there
         self._status = 0
         self._code = ""
         self._retry_after: float | None = None
@@ -92,6 +94,8 @@ class Ear:
                 self.refused, self._code = True, value.decode("latin-1").strip()
             elif lower == b"retry-after" and value.isdigit():
                 self._retry_after = float(value)
+            elif lower == _WAITED:
+                self.queued = _number(value)
         if self.refused:
             self._status = head.status
         else:
@@ -183,18 +187,21 @@ class ResumedHostRelay(_FromHost, ResumedRelay):
 def _with_wait(fields: Sequence[tuple[str, str]] | ExtraFields, head: ResponseHead) -> list[tuple[str, str]]:
     """Return the fields with the time in the host's queue added to that in the gateway's."""
     assert not isinstance(fields, ExtraFields)
-    there = 0.0
-    for lower, _, value in head.fields:
-        if lower == _WAITED:
-            with contextlib.suppress(ValueError):
-                there = float(value)
+    there = next((_number(value) for lower, _, value in head.fields if lower == _WAITED), 0.0)
     return [(name, f"{float(value) + there:.3f}" if name == QUEUE_SECONDS else value) for name, value in fields]
+
+
+def _number(value: bytes) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
 
 
 class GatewayHandler:
     """Serves the requests that name a model."""
 
-    gate: Gate | None = None
+    gate: SharedGate | None = None
 
     def __init__(
         self,
@@ -232,7 +239,11 @@ class GatewayHandler:
     async def _placed(
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
     ) -> web.StreamResponse:
-        model = self._known(name)
+        gate = self.gate
+        grant = None if gate is None else gate.grants.get(context.key)
+        model = self._known(name, grant)
+        if gate is not None and grant is not None:
+            context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
         context.asked, context.model = name, model
         teller = Teller(request, context, self._now)
         await teller.prepare(body, default=self._progress)
@@ -255,14 +266,15 @@ class GatewayHandler:
         finally:
             self._dispatcher.leave(trip)
 
-    def _known(self, name: str) -> str:
+    def _known(self, name: str, grant: Grant | None) -> str:
         """Return the model that a name stands for. Raises UnknownModelError and UnavailableError."""
         model = self._hosts.model_of(name)
         if model is not None:
             return model
         silent = [host for host in self._hosts.all() if host.heard is None]
         if not silent:
-            raise unknown_model(name, sorted(self._hosts.names()))
+            names = self._hosts.names()
+            raise unknown_model(name, sorted(filter(grant.allows, names) if grant is not None else names))
         if all(host.lost for host in silent):
             shown = ", ".join(host.name for host in silent)
             raise UnavailableError(
@@ -287,25 +299,8 @@ class GatewayHandler:
             raise EngineRefusedError(f"{trip.host} is no longer configured.")
         host, channel = self._hosts[trip.host], context.channel
         teller.host = host.name
-        drop = context.drop_headers | _OURS
-        if host.key is not None:
-            drop |= _CREDENTIALS
-        if isinstance(channel, InBody):  # what has begun goes on uncompressed
-            drop |= {b"accept-encoding"}
-        exchange = context.exchange = Exchange(
-            address=host.address,
-            method=request.method,
-            target=context.route.target.encode("utf-8", "surrogateescape"),
-            raw_headers=request.raw_headers,
-            body=body,
-            request_id=context.request_id,
-            activity=host.activity,
-            drop_headers=drop,
-            added_headers=_added(host, context),
-            extra_headers=[*context.headers, (HOST, host.name), (QUEUE_SECONDS, f"{context.waited:.3f}")],
-            anthropic=context.route.anthropic(request.raw_path),
-            once=True,
-        )
+        exchange = context.exchange = _exchange(request, context, host, body)
+        metered = cast("Metered | None", context.passed)
 
         def waiting(position: int, seconds: int) -> None:
             teller.tell(position, seconds)
@@ -318,6 +313,9 @@ class GatewayHandler:
             else:
                 made = HostRelay(client, exchange, loop)
             made.ear = Ear(waiting, lambda: self._dispatcher.began(trip))
+            if metered is not None:
+                metered.sent_at, metered.ear = self._now(), made.ear
+                host.activity.counting = True  # a stream that does not tell its tokens is estimated by its events
             return made
 
         self.under_way.add(exchange)
@@ -343,6 +341,29 @@ class GatewayHandler:
 
 
 LOOK_AGAIN = 5.0  # seconds
+
+
+def _exchange(request: web.Request, context: RequestContext, host: Host, body: Body | None) -> Exchange:
+    """Return a request as it goes to a host."""
+    drop = context.drop_headers | _OURS
+    if host.key is not None:
+        drop |= _CREDENTIALS
+    if isinstance(context.channel, InBody):  # what has begun goes on uncompressed
+        drop |= {b"accept-encoding"}
+    return Exchange(
+        address=host.address,
+        method=request.method,
+        target=context.route.target.encode("utf-8", "surrogateescape"),
+        raw_headers=request.raw_headers,
+        body=body,
+        request_id=context.request_id,
+        activity=host.activity,
+        drop_headers=drop,
+        added_headers=_added(host, context),
+        extra_headers=[*context.headers, (HOST, host.name), (QUEUE_SECONDS, f"{context.waited:.3f}")],
+        anthropic=context.route.anthropic(request.raw_path),
+        once=True,
+    )
 
 
 def _added(host: Host, context: RequestContext) -> list[tuple[bytes, bytes]]:

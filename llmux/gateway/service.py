@@ -14,6 +14,7 @@ from aiohttp import web
 
 from llmux.app import FRONT, SWITCHER
 from llmux.config.gateway import GatewayConfig
+from llmux.core.phases import Phase
 from llmux.fleet import fleet_view
 from llmux.fleet.loading import load_route
 from llmux.fleet.placement import Rules
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from llmux.observability.audit import Audit
 
 USE, OPTIONS = "route.use", "route.options"
+SAVE_EVERY = 2.0  # seconds
 
 
 class Gateway:
@@ -56,6 +58,8 @@ class Gateway:
         self.started_at = time.monotonic()
         self.stopped = asyncio.Event()
         self.stopping = False
+        self._saving: asyncio.Task[None] | None = None
+        self._unsaved = ""
         rules = Rules(config.fleet.max_queued, config.fleet.max_wait)
         self.dispatcher = Dispatcher(load_route(config.route.use, config.route.options, config.folder), rules, log)
         self.requests = RequestLog(self.now)
@@ -65,6 +69,7 @@ class Gateway:
         store = config.store
         self.sharing = None if store is None else Sharing(self, store.get_secret_value())
         self.handler = GatewayHandler(config, self.hosts, self.dispatcher, self.forwarder, self.now)
+        self.hold_keys(config)
 
     def now(self) -> float:
         """Return the time on the loop's clock."""
@@ -82,17 +87,36 @@ class Gateway:
         self.configure_hosts()
         if self.sharing is not None:
             self.sharing.start()
+        self._saving = asyncio.get_running_loop().create_task(self._save(), name="llmux: save budgets")
 
     def configure_hosts(self) -> None:
         """Follow the hosts of the configuration, and those that the store knows."""
         found = {} if self.sharing is None else self.sharing.found
         self.hosts.configure({**found, **self.config.hosts})
 
+    def hold_keys(self, config: GatewayConfig) -> None:
+        """Hold keys to their roles, limits and budgets. Raises ConfigError."""
+        gate = self.handler.gate
+        if gate is None:
+            if not any(entry.managed for entry in config.api_keys):
+                return
+            from llmux.gateway.shared_limits import SharedGate  # noqa: PLC0415 - most gateways have no use for it
+
+            gate = SharedGate(self.now, self._is_awake, config.state_path)
+        gate.configure_gateway(config, self.hosts.model_of)
+        self.handler.gate = gate
+
+    def _is_awake(self, model: str) -> bool:
+        fleet = self.dispatcher.placement.fleet
+        reports = [host.report for host in fleet.holders(model) if host.report is not None]
+        return any(model in each.models and each.models[model].phase is Phase.AWAKE for each in reports)
+
     def replace(self, config: GatewayConfig) -> None:
         """Put a new configuration into force. Raises ConfigError, and changes nothing then."""
         placement, old = self.dispatcher.placement, self.config
         new_route = config.route != old.route or comes_from_file(config.route.use)
         route = load_route(config.route.use, config.route.options, config.folder) if new_route else placement.route
+        self.hold_keys(config)
         if config.audit_path != old.audit_path:
             self.audit = put_audit(open_audit(config.audit_path, self.log.emit), self.audit, self.metrics.registry)
         placement.route = route
@@ -117,6 +141,10 @@ class Gateway:
         self.dispatcher.close()
         if self.sharing is not None:
             await self.sharing.close()
+        if self._saving is not None:
+            self._saving.cancel()
+            await asyncio.wait({self._saving})
+            self._save_now()
         await self.hosts.close()
         await self.forwarder.close()
         if self.audit is not None:
@@ -124,6 +152,23 @@ class Gateway:
             await asyncio.to_thread(self.audit.close)
         self.stopped.set()
         self.log.emit("stopped")
+
+    async def _save(self) -> None:
+        """Keep what budgets have spent."""
+        while True:
+            await asyncio.sleep(SAVE_EVERY)
+            self._save_now()
+
+    def _save_now(self) -> None:
+        trouble = ""
+        try:
+            if self.handler.gate is not None:
+                self.handler.gate.save()
+        except OSError as error:
+            trouble = f"{error.filename}: {error.strerror}"
+        if trouble and trouble != self._unsaved:
+            self.log.emit("state_file_unwritable", path=str(self.config.state_path), error=trouble)
+        self._unsaved = trouble
 
     # ---- looking
 
@@ -192,7 +237,7 @@ class GatewayProcess(Process):
         # A process asks of its configuration what a gateway's has, too, but in the methods below.
         super().__init__(cast("Any", config), cast("Any", read), cast("Any", announce))
 
-    restart_needed = ("host", "port", "store", "log_level", "log_format")
+    restart_needed = ("host", "port", "store", "state", "log_level", "log_format")
     runs_hooks = False
 
     def _build(self, config: Any) -> tuple[web.Application, Switcher]:

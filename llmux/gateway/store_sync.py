@@ -1,6 +1,6 @@
 """A gateway and the store it shares with others: hosts that made themselves known, loads, and who wakes what.
 
-All of it runs in two tasks beside the requests, which never wait for it. While the store cannot be used the last
+All of it runs in tasks beside the requests, which never wait for it. While the store cannot be used the last
 view holds: hosts are followed directly, so it goes on being right about those it knows. A host that is in the
 store no more is forgotten once it reports no more either, after ``GONE`` seconds: a store that was emptied
 forgets none.
@@ -9,6 +9,7 @@ forgets none.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from llmux.fleet.store import StoreError, open_store
 if TYPE_CHECKING:
     from llmux.gateway.service import Gateway
 
-EVERY = 0.5  # seconds between two looks into the store
+EVERY, SOON = 0.5, 0.05  # seconds between two looks into the store, and until uses of keys are told
 GONE = 6.0  # seconds
 
 
@@ -43,7 +44,9 @@ class Sharing:
     def start(self) -> None:
         """Begin."""
         loop = asyncio.get_running_loop()
-        chores = [self._look(), self._claim()] + ([] if self._server is None else [self._server.run()])
+        chores = [self._look(), self._claim(), self._count()] + (
+            [] if self._server is None else [self._server.run()]
+        )
         self._tasks = [loop.create_task(chore) for chore in chores]
 
     async def close(self) -> None:
@@ -52,7 +55,21 @@ class Sharing:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        gate = self._gateway.handler.gate
+        if gate is not None and not self.trouble:
+            with contextlib.suppress(StoreError, TimeoutError):  # what was used in the last moment
+                async with asyncio.timeout(EVERY):
+                    await gate.exchange(self._store, self._name)
         await self._store.close()
+
+    def document(self) -> dict[str, object]:
+        """Return what is to be seen of it."""
+        gate = self._gateway.handler.gate
+        return {
+            "address": "embedded" if self._server is not None else str(self._store.address),
+            "trouble": self.trouble or None,
+            "limits": None if gate is None else {"alone": gate.alone, "gateways": gate.others + 1},
+        }
 
     async def _look(self) -> None:
         while True:
@@ -76,6 +93,23 @@ class Sharing:
             except StoreError:
                 continue  # advice; the other task tells
             self._gateway.dispatcher.post(ev.ClaimSeen(effect.model, claim.host, claim.remaining))
+
+    async def _count(self) -> None:
+        """Share what keys use, soon after a use and at least every ``EVERY`` seconds."""
+        while True:
+            gate = self._gateway.handler.gate
+            if gate is None:
+                await asyncio.sleep(EVERY)
+                continue
+            try:
+                await gate.exchange(self._store, self._name)
+            except (StoreError, ValueError):
+                await asyncio.sleep(EVERY)  # the other task tells
+                continue
+            await asyncio.sleep(SOON)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY - SOON):
+                    await gate.used.wait()
 
     def _known(self, documents: dict[str, dict[str, object]]) -> None:
         """Take over which hosts there are."""

@@ -18,6 +18,7 @@ from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError
 from llmux.extract import BodyBudget
 from llmux.gateway.hosts import Host, lease_path
+from llmux.middleware.front import GRANT
 from llmux.middleware.model_handler import unknown_model
 from llmux.version import __version__
 
@@ -109,6 +110,7 @@ def fleet_document(gateway: Gateway) -> dict[str, Any]:
         "hosts": {host.name: _host(gateway, host) for host in gateway.hosts.all()},
         "queued": gateway.dispatcher.queued(),
         "reload_error": gateway.last_reload_error,
+        "store": None if gateway.sharing is None else gateway.sharing.document(),
     }
 
 
@@ -212,19 +214,22 @@ class Views:
         see = ["/v1/models", "/llmux/fleet", "/llmux/ui"]
         return web.json_response({"llmux": "a gateway: many hosts, one endpoint", "see": see})
 
-    async def models(self, _request: web.Request) -> web.Response:
-        """List what the hosts serve."""
-        return web.json_response({"object": "list", "data": model_entries(self._gateway)})
+    async def models(self, request: web.Request) -> web.Response:
+        """List what the hosts serve, to a key what it may use."""
+        grant = request.get(GRANT)
+        data = [entry for entry in model_entries(self._gateway) if grant is None or grant.allows(entry["id"])]
+        return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
         """Show one model, by any of its names."""
-        name = request.match_info["model"]
-        for host in self._gateway.hosts.all():
+        name, grant = request.match_info["model"], request.get(GRANT)
+        allowed = (lambda _name: True) if grant is None else grant.allows
+        for host in self._gateway.hosts.all() if allowed(name) else ():
             served = host.names.get(name)
             told = None if served is None else host.entries.get(name) or host.entries.get(served)
             if told is not None:
                 return web.json_response(_entry(self._gateway, name, {**told, "id": name}))
-        raise unknown_model(name, sorted(self._gateway.hosts.names()))
+        raise unknown_model(name, sorted(filter(allowed, self._gateway.hosts.names())))
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say that the gateway works, and what is wrong with hosts."""

@@ -72,9 +72,11 @@ GRANT: web.RequestKey[Any] = web.RequestKey("GRANT", object)
 class RequestHandler(Protocol):
     """What serves the requests that name a model."""
 
-    gate: Gate | None
-    """What knows what keys may, where there are any that may not do everything."""
     budget: BodyBudget
+
+    @property
+    def gate(self) -> Gate | None:
+        """What knows what keys may, where there are any that may not do everything."""
 
     async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
         """Serve one. Raises a RequestError for what is refused, ClientGoneError when the client went away."""

@@ -193,7 +193,7 @@ def command(*arguments: str, cwd: Path) -> tuple[int, str]:
         ("port: 4000\nhosts: {}\n", 2, "hosts"),
         ("host: 0.0.0.0\nhosts: {one: {url: 'http://h'}}\n", 1, "without `api_keys`"),
         (
-            "hosts: {one: {url: 'http://h'}}\napi_keys:\n  - {key: k, name: n, limits: {requests: 1/m}}\n",
+            "hosts: {one: {url: 'http://h'}}\napi_keys:\n  - {key: k, name: n, weight: 2}\n",
             3,
             "held by hosts only",
         ),

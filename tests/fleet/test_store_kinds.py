@@ -12,7 +12,7 @@ import time
 import pytest
 
 from llmux.config.store_address import parse_store
-from llmux.fleet.store import Store, StoreError
+from llmux.fleet.store import Store, StoreError, Use
 from tests.harness.lease.raw import HOST
 from tests.harness.ports import free_port
 from tests.harness.store_server import SERVER, Server
@@ -50,8 +50,15 @@ async def works(url):
         assert await store.hosts() == {"gpu1": {"url": "u"}}
         await store.fly("x", {"one": {"a": 2}})
         assert await store.flights("y") == {"one": {"a": 2}}
+        await store._redis.delete("{llmux}:used", "{llmux}:use:budget:0:a")  # of the user before
         assert (await store.claim("a", "one", 60.0)).host == "one"
         assert set(await store.claims(["a", "b"])) == {"a"}
+        uses = [Use("requests:1:1:a", "rate", 500.0, 0.0, 0), Use("budget:0:a", "budget", 7, 3, 60_000)]
+        told = await store.use("x", time.monotonic_ns(), 0.0, uses, {"a": (1, 2)})
+        assert told.empty
+        assert set(told.values) == {"requests:1:1:a", "budget:0:a"}
+        assert told.values["budget:0:a"] == 10
+        assert not (await store.use("y", 1, 0.0, (), {})).empty
         await store.deregister("gpu1", "i")
         assert await store.hosts() == {}
     finally:
@@ -153,8 +160,8 @@ async def test_tls_where_there_is_none():
 # ---- users
 
 
-ACL = "on >s3cret resetkeys ~{llmux}:* resetchannels -@all +@connection +eval +time +type +get +set +del +pttl"
-ACL += " +pexpire +hget +hmget +hset +zadd +zrem +zrangebyscore +zremrangebyscore +info"
+ACL = "on >s3cret resetkeys ~{llmux}:* resetchannels -@all +@connection +eval +time +type +exists +get +set +del"
+ACL += " +pttl +pexpire +hget +hmget +hset +zadd +zrem +zrangebyscore +zremrangebyscore +info"
 
 READER = "on >r ~* -@all +get"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ class Server:
         self.port = port or free_port()
         self.url = f"redis://{HOST}:{self.port}/0"
         listen = ["--port", "0", "--tls-port", str(self.port)] if tls else ["--port", str(self.port)]
-        self._command = [SERVER, *listen, "--bind", HOST, "--save", "", *map(str, options)]
+        self._folder = tempfile.TemporaryDirectory()  # what replicas write there is read at a start
+        where = ["--bind", HOST, "--save", "", "--dir", self._folder.name]
+        self._command = [SERVER, *listen, *where, *map(str, options)]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -45,3 +48,4 @@ class Server:
         self.go_on()
         self.process.kill()
         self.process.wait()
+        self._folder.cleanup()

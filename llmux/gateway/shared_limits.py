@@ -1,0 +1,357 @@
+"""Roles, limits and budgets of a gateway's keys over all gateways: each counts for itself, and tells the others.
+
+Theory of operation
+===================
+
+A request is let in by what is in memory here, and never waits for the store (the ``Gate`` of a host). What it uses
+is noted for the store, and told there with that of others: within a twentieth of a second after a use, and twice
+a second (``store_sync``). The answer is what all gateways have used, which replaces what was
+thought here. So a limit may be exceeded by what comes to the other gateways between two such exchanges; that is
+taken from what comes next, and over a longer time the limit holds.
+
+- A *rate* is kept there as the time at which it would be whole again, on the store's clock (see
+  ``llmux.accounts.limits``); a *budget* as what was spent in its period. Uses are added by a script, in batches
+  with a number: one whose answer was lost is told again, and counts once.
+- What is *held* (requests under way, reservations of budgets) each gateway tells as a whole, for a few seconds, so
+  no count can drift; what a gateway held that died is over then.
+- While the store cannot be used, each gateway takes its own share: what is used here counts as if each of the
+  other gateways that were there last used as much. When it is back, what was really used replaces that.
+- A store that was emptied is told what is known here; the largest budget that any gateway knows of holds.
+
+What was spent is in a file, too (``state``): it survives the end of all gateways, and of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmux.accounts.gate import Gate, Grant, Header, Passed
+from llmux.accounts.limits import Allowance, period
+from llmux.accounts.pricing import Prices, TokenPrice, micros, price_of
+from llmux.accounts.tokens import Answer, Tokens, tokens_of
+from llmux.fleet.store import Told, Use
+
+if TYPE_CHECKING:
+    from llmux.config.gateway import GatewayConfig
+    from llmux.fleet.store import Store
+    from llmux.gateway.handler import Ear
+
+_GRACE = 86_400.0  # seconds that a budget is kept after its period
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenGrant(Grant):
+    """A grant whose models are those that match, of whatever hosts have."""
+
+    globs: tuple[str, ...] | None = None
+    model_of: Callable[[str], str | None] = field(default=lambda _name: None)
+
+    def allows(self, name: str) -> bool:
+        """Whether it may ask for a name."""
+        if self.globs is None:
+            return True
+        names = {name, self.model_of(name) or name}
+        return any(fnmatchcase(each, glob) for each in names for glob in self.globs)
+
+
+def grants_of(config: GatewayConfig, model_of: Callable[[str], str | None]) -> dict[str, Grant]:
+    """Return the grants of the keys that have any limit, by the keys' names."""
+    found: dict[str, Grant] = {}
+    for entry in config.api_keys:
+        if entry.name is None or not entry.managed:
+            continue
+        role = None if entry.role is None else config.roles[entry.role]
+        limits = [each for each in (entry.limits, None if role is None else role.limits) if each is not None]
+        models = entry.models if entry.models is not None else None if role is None else role.models
+        budget = entry.budget if entry.budget is not None else None if role is None else role.budget
+        found[entry.name] = OpenGrant(
+            entry.name,
+            None,
+            next((each.requests for each in limits if each.requests), ()),
+            next((each.tokens for each in limits if each.tokens), ()),
+            next((each.concurrent for each in limits if each.concurrent is not None), None),
+            budget,
+            models,
+            model_of,
+        )
+    return found
+
+
+def prices_of(config: GatewayConfig) -> Prices | None:
+    """Return the prices, where there are any."""
+    given = config.prices
+    if given is None:
+        return None
+    models = {name: price_of(one.input, one.cached, one.output) for name, one in given.models.items()}
+    return Prices(given.currency, micros(given.gpu_hour), models)
+
+
+@dataclass(slots=True)
+class Metered(Passed):
+    """A request that was let in, and what is known of its time on its host."""
+
+    sent_at: float | None = None  # when its host got it, on the loop's clock
+    ear: Ear | None = None  # what was heard there: how long it waited
+
+    def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
+        """Settle it: the GPU's time is that on its host, but for the wait in its queue."""
+        assert isinstance(self.gate, SharedGate)
+        if self.sent_at is not None:
+            queued = 0.0 if self.ear is None else self.ear.queued
+            seconds = max(0.0, self.gate.now() - self.sent_at - queued)
+        self.gate.settle(self, tokens_of(Answer(*answer)), seconds)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What requests under way hold of a key's limits, here and at other gateways."""
+
+    running: int = 0
+    reserved: int = 0
+    others: tuple[int, int] = (0, 0)  # as it is in the balance
+
+
+class SharedGate(Gate):
+    """Lets requests in, by what all gateways let in."""
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        awake: Callable[[str], bool],
+        file: Path | None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(now, awake, wall)
+        self.now = now
+        self.alone = False  # the store cannot be used
+        self.others = 0  # gateways, as they were known last
+        self.used = asyncio.Event()  # something is to be told
+        self._file = file
+        self._seq = 0
+        self._since = 0.0  # of the store's clock: what has changed there before is known
+        self._anew = False  # the store was emptied
+        self._pending: dict[str, float] = {}  # what was used, by its name in the store
+        self._sent: dict[str, float] = {}  # the same, told, but not answered
+        self._full_at: dict[str, float] = {}  # of rates, as the store knows them, on the loop's clock
+        self._spent: dict[str, int] = {}  # of budgets, the same
+        self._rates: dict[str, Allowance] = {}
+        self._held: dict[str, _Held] = {}
+        self._saved = ""
+        self._keeper = self
+        self._load_file()
+
+    # ---- what a keeper is asked (budgets begin with what was spent before)
+
+    @property
+    def rates(self) -> Mapping[str, TokenPrice]:
+        """Return nothing: hosts know what models elsewhere cost."""
+        return {}
+
+    def spent(self, key: str, since: int) -> int:
+        """Return what a key is known to have spent in a period."""
+        name = _budget(key, since)
+        return round(self._spent.get(name, 0) + self._pending.get(name, 0) + self._sent.get(name, 0))
+
+    def reserve(self, *_: object) -> None:
+        """Do nothing: what is reserved is in the file as a whole."""
+
+    def release(self, *_: object) -> None:
+        """Do nothing."""
+
+    # ---- requests
+
+    def configure_gateway(self, config: GatewayConfig, model_of: Callable[[str], str | None]) -> None:
+        """Take over a gateway's configuration; ``model_of`` says which model a name stands for."""
+        self.hold_to(grants_of(config, model_of), prices_of(config))
+
+    def hold_to(self, grants: Mapping[str, Grant], prices: Prices | None) -> None:
+        """Take over a configuration; keys that stay keep what they have used."""
+        super().hold_to(grants, prices)
+        self._rates = {
+            _rate(what, key, each): each
+            for key, balance in self._balances.items()
+            for what, allowances in (("requests", balance.requests), ("tokens", balance.tokens))
+            for each in allowances
+        }
+
+    def enter(
+        self, grant: Grant, asked: str, model: str | None, size: int, request_id: str, headers: list[Header]
+    ) -> Metered | None:
+        """Let a request in. Raises ForbiddenError, LimitError and QuotaError."""
+        if not grant.counts and grant.allows(asked):
+            return None
+        passed = super().enter(grant, asked, model, size, request_id, headers)
+        if passed is None:
+            return None
+        held = self._held.setdefault(passed.key, _Held())
+        held.running += 1
+        held.reserved += passed.reserved if self._balances[passed.key].budget is not None else 0
+        self._use(passed.key, 1, passed.tokens, 0)
+        return Metered(self, passed.key, passed.model, passed.tokens, passed.reserved, passed.ident)
+
+    def settle(self, passed: Passed, tokens: Tokens, seconds: float) -> None:
+        """Take what a request took in the place of what was estimated."""
+        balance = self._balances.get(passed.key)
+        budget = None if balance is None else balance.budget
+        if budget is not None:
+            budget.turn(self._wall())
+        before = 0 if budget is None else budget.spent
+        super().settle(passed, tokens, seconds)
+        held = self._held.setdefault(passed.key, _Held())
+        held.running = max(0, held.running - 1)
+        held.reserved = max(0, held.reserved - passed.reserved)
+        if balance is not None:
+            cost = 0 if budget is None else budget.spent - before
+            self._use(passed.key, 0, tokens.input + tokens.output - passed.tokens, cost)
+
+    def _use(self, key: str, requests: float, tokens: float, cost: int) -> None:
+        """Note what was used here."""
+        balance, now = self._balances[key], self.now()
+        more = self.others if self.alone else 0  # what is thought of the others
+        for what, allowances, count in (
+            ("requests", balance.requests, requests),
+            ("tokens", balance.tokens, tokens),
+        ):
+            for allowance in allowances if count else ():
+                self._note(_rate(what, key, allowance), count * allowance.rate.seconds / allowance.rate.number)
+                if more and count > 0:
+                    allowance.take(now, count * more)
+                elif more:
+                    allowance.correct(count * more)
+        if balance.budget is not None and cost:
+            self._note(_budget(key, balance.budget.period[0]), cost)
+            balance.budget.spent += cost * more
+        if more:
+            held = self._held[key]
+            self._others_hold(key, held.running * more, held.reserved * more)
+        self.used.set()
+
+    def _note(self, name: str, amount: float) -> None:
+        self._pending[name] = self._pending.get(name, 0.0) + amount
+
+    def _others_hold(self, key: str, running: int, reserved: int) -> None:
+        balance, held = self._balances.get(key), self._held.setdefault(key, _Held())
+        if balance is not None:
+            balance.running += running - held.others[0]
+            if balance.budget is not None:
+                balance.budget.reserved += reserved - held.others[1]
+        held.others = running, reserved
+
+    # ---- the store
+
+    async def exchange(self, store: Store, gateway: str) -> None:
+        """Tell what was used, and learn what all have used. Raises StoreError."""
+        self.used.clear()
+        if not self._sent:
+            self._sent, self._pending = self._pending, {}
+            self._seq += 1
+        uses = list(self._uses())
+        held = {key: (each.running, each.reserved) for key, each in self._held.items() if each.running}
+        try:
+            told = await store.use(gateway, self._seq, self._since, uses, held)
+        except Exception:
+            self._lost()
+            raise
+        self._sent = {}
+        self._anew = told.empty and not self._anew  # then all that is known is told next
+        if self._anew:
+            self.used.set()
+        self._since = told.now - 1000.0
+        self._take(told)
+
+    def _lost(self) -> None:
+        """Go on alone."""
+        if not self.alone:
+            self.alone = True
+            for key, held in self._held.items():
+                self._others_hold(key, held.running * self.others, held.reserved * self.others)
+
+    def _uses(self) -> Iterator[Use]:
+        now, wall = self.now(), self._wall()
+        names = dict(self._sent)
+        if self._anew:
+            names = dict.fromkeys([*self._spent, *self._full_at], 0.0) | names
+        for name, amount in names.items():
+            if name in self._rates or name in self._full_at:
+                known = max(0.0, self._full_at.get(name, now) - now)
+                yield Use(name, "rate", amount * 1000, known * 1000, 0)
+            elif name.startswith("budget:"):
+                end = period("month", int(name.split(":", 2)[1]))[1]
+                kept = round((end + _GRACE - wall) * 1000)
+                if kept > 0:
+                    yield Use(name, "budget", amount, self._spent.get(name, 0), kept)
+            else:
+                yield Use(name, "rate", amount * 1000, 0.0, 0)
+
+    def _take(self, told: Told) -> None:
+        self.alone, self.others = False, len(told.held)
+        now = self.now()
+        for name, value in told.values.items():
+            if name.startswith("budget:"):
+                self._spent[name] = round(value)
+            else:
+                self._full_at[name] = now + max(0.0, (value - told.now) / 1000)
+            if (allowance := self._rates.get(name)) is not None:
+                allowance.full_at = self._full_at[name] + self._pending.get(name, 0.0)
+        wall = self._wall()
+        sums: dict[str, tuple[int, int]] = {}
+        for document in told.held:
+            for key, (running, reserved) in document.items():
+                before = sums.get(key, (0, 0))
+                sums[key] = before[0] + running, before[1] + reserved
+        for key, balance in self._balances.items():
+            if balance.budget is not None:
+                balance.budget.turn(wall)
+                balance.budget.spent = self.spent(key, balance.budget.period[0])
+        for key in {*sums, *self._held}:
+            self._others_hold(key, *sums.get(key, (0, 0)))
+
+    # ---- the file
+
+    def _load_file(self) -> None:
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            document = json.loads(self._file.read_text())
+            for name, spent in document["spent"].items():
+                self._spent[str(name)] = int(spent)
+            for name, reserved in document["reserved"].items():  # it was killed: they count as spent
+                self._note(str(name), int(reserved))
+
+    def document(self) -> dict[str, dict[str, int]]:
+        """Return what is kept of budgets: what was spent, and what is reserved here."""
+        spent, reserved = {}, {}
+        for key, budget in self.budgets().items():
+            name = _budget(key, budget.period[0])
+            spent[name] = self.spent(key, budget.period[0])
+            if (held := self._held.get(key)) is not None and held.reserved:
+                reserved[name] = held.reserved
+        return {"spent": spent, "reserved": reserved}
+
+    def save(self) -> None:
+        """Write the file, where something has changed. Raises OSError."""
+        text = json.dumps(self.document(), indent=1, sort_keys=True)
+        if self._file is None or text == self._saved or not self.budgets():
+            return
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self._file.with_name(f".{self._file.name}")
+        draft.touch(mode=0o600)
+        draft.write_text(text)
+        draft.replace(self._file)
+        self._saved = text
+
+
+def _rate(what: str, key: str, allowance: Allowance) -> str:
+    return f"{what}:{allowance.rate.number}:{allowance.rate.seconds:g}:{key}"
+
+
+def _budget(key: str, since: int) -> str:
+    return f"budget:{since}:{key}"
