@@ -73,8 +73,6 @@ class _Reader:
         if data:
             self._take(data)
 
-    response_chunk = response_data
-
     def response_ended(self) -> None:
         self._over(None)
 

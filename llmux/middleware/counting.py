@@ -244,8 +244,6 @@ class _Answer:
             self.response_lost(EngineError("The engine's count is too long."))
         self.pieces.append(data)
 
-    response_chunk = response_data
-
     def response_ended(self) -> None:
         if not self.done.done():
             self.done.set_result(None)

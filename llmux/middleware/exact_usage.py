@@ -175,6 +175,7 @@ def _only_usage(event: bytes) -> dict[str, Any] | None:
 class FilteringRelay(Relay):
     """A relay whose client gets a stream without the usage; what is no such stream passes unchanged."""
 
+    _passes_chunks = False
     _filter: UsageFilter | None = None
 
     def response_started(self, head: ResponseHead) -> None:
@@ -196,10 +197,6 @@ class FilteringRelay(Relay):
             super().response_data(data)
         else:
             self._pass(self._filter, self._filter.feed(data))
-
-    def response_chunk(self, data: bytes) -> None:
-        """Do the same: chunks are made here."""
-        self.response_data(data)
 
     def response_ended(self) -> None:
         """Tell the end."""

@@ -146,6 +146,8 @@ class ResumedRelay(Relay):
         self._early.over = True
         self._chunked = True
         self._chunk = head.framing is not Framing.CHUNKED
+        if not self._chunk:
+            self._pass_chunks(self._connection)
         self._begin_body(stream=self._early.stream)
         self.exchange.first_byte_at = self._loop.time()
         self._responding = True

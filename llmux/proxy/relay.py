@@ -16,7 +16,12 @@ What flows how:
     tunnel (101)        the same bytes, then close       (never asked for)
 
 Back-pressure: the client's protocol is told by its transport when the buffer is full; then the engine's
-connection is not read until it has drained. At most the transport's high-water mark and one block are held.
+connection is not read until it has drained. At most the transport's high-water mark and one block, or a few
+chunks, are held.
+
+Most of what is relayed is one event in one chunk, thousands of times a second. The engine's connection gives such
+a chunk to the client's transport by itself (``pass_chunks``); it is counted, and the client looked after, for
+several of them at once (``chunks_passed``, ``check_client``). ``EngineActivity.look`` has what has passed told.
 
 An answer ends in exactly one way, which ``on_end`` is called with (None, or the error):
 
@@ -103,7 +108,6 @@ _FLUSH_TIMEOUT = 10.0
 _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
 _OPENING = 64  # bytes of an event stream's beginning within which no event is whole
-_MOST_KEPT = 2 * BLOCKS
 
 _CUT_MESSAGES = {
     CutReason.DRAIN_DEADLINE: "The model had to make room for another one before this request was done.",
@@ -177,6 +181,8 @@ class Relay:
         "over",
     )
 
+    _passes_chunks = True  # past what looks at each
+
     def __init__(
         self,
         client: Client,
@@ -224,6 +230,7 @@ class Relay:
         if framing is Framing.CHUNKED:
             if modern:
                 self._chunked = True
+                self._pass_chunks(self._connection)
             else:
                 self._connection.unchunk()
                 self._close_delimited = True
@@ -283,30 +290,31 @@ class Relay:
         if self._flow.writing_paused and self._draining is None:
             self._hold()
 
-    def response_chunk(self, data: bytes) -> None:
-        """Hand one chunk to the client's transport: ``response_data`` for most bytes."""
-        transport = self._transport
-        if transport.is_closing():
-            self.client_closed()
-            return
-        transport.write(data)
+    def _pass_chunks(self, connection: EngineConnection) -> None:
+        """Have whole chunks go to the client at once."""
+        if self._passes_chunks:
+            self.exchange.activity.untold.add(connection)
+            connection.pass_chunks(self._transport.write, self)
+
+    def chunks_passed(self, chunks: list[bytes]) -> None:
+        """Take note of whole chunks that were written."""
         exchange = self.exchange
-        size = len(data)
-        exchange.bytes_out += size
-        tail = exchange.tail
-        tail.append(data)
-        if len(tail) >= _MOST_KEPT:
-            del tail[:BLOCKS]
-        activity = exchange.activity
+        exchange.bytes_out += sum(map(len, chunks))
+        exchange.tail = [*exchange.tail, *chunks][-BLOCKS:]
+        activity, uncounted = exchange.activity, self._uncounted
         activity.last_byte = self._loop.time()
-        uncounted = self._uncounted
-        if uncounted is not None and size <= SMALL and not activity.counting:
-            uncounted.append(data)
+        if activity.counting:
+            self._count(b"".join(chunks))
+        elif uncounted is not None:
+            uncounted += chunks
             if len(uncounted) >= MANY:
                 uncounted.flush()
-        elif activity.counting or uncounted is not None:
-            self._count(data)
-        if self._flow.writing_paused and self._draining is None:
+
+    def check_client(self) -> None:
+        """Go on only if the client takes what it is given."""
+        if self._transport.is_closing():
+            self.client_closed()
+        elif self._flow.writing_paused and self._draining is None:
             self._hold()
 
     def _begin_body(self, *, stream: bool) -> None:
@@ -434,6 +442,8 @@ class Relay:
         if self.over:
             return
         self.over = True
+        if self._chunked and self._connection is not None:
+            self.exchange.activity.untold.discard(self._connection)
         if self._look is not None:
             self._look.cancel()
         assert self._on_end is not None
@@ -442,6 +452,8 @@ class Relay:
     def detach(self) -> None:
         """Let go of everything, however it ended."""
         self.over = True
+        if self._chunked and self._connection is not None:
+            self.exchange.activity.untold.discard(self._connection)
         if self._look is not None:
             self._look.cancel()
         # A task that still waits for the client is left to itself: to cancel it would cancel the future that

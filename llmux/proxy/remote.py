@@ -312,6 +312,7 @@ class Guard(Relay):
     """What the relays of answers from other hosts have in common: time limits, and errors that are read whole."""
 
     __slots__ = ()
+    _passes_chunks = False  # every byte is a sign of life
     _watch: Watch
 
     @property

@@ -35,6 +35,7 @@ class TranslatingRelay(Relay):
     """The sink of an exchange whose answer the client gets in another dialect."""
 
     __slots__ = ("_engine_head", "_kept", "_opened", "_size", "_stream", "_translation", "_unusable")
+    _passes_chunks = False
 
     def __init__(
         self,
@@ -84,10 +85,6 @@ class TranslatingRelay(Relay):
             first, self._opened, _ = (exchange.opening + data[:BLOCK]).partition(b"\n\n")
             exchange.opening = first[:BLOCK]
         exchange.keep(data[-BLOCK:])
-
-    def response_chunk(self, data: bytes) -> None:
-        """Do the same: chunks are made here."""
-        self.response_data(data)
 
     def response_ended(self) -> None:
         """Tell the end."""

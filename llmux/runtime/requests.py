@@ -49,7 +49,18 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
     def streamed(self, model: str) -> int:
         """Return how many events a model's engine has streamed, as far as they were counted."""
         known = self.get(model)
-        return 0 if known is None else known[1].streamed
+        if known is None:
+            return 0
+        known[1].look()
+        return known[1].streamed
+
+    def last_byte(self, model: str) -> float | None:
+        """Return when a model's engine has delivered something last, on the loop's clock."""
+        known = self.get(model)
+        if known is None:
+            return None
+        known[1].look()
+        return known[1].last_byte
 
     def watch(self) -> Callable[[], None]:
         """Count streamed events until the returned function is called and there is no other watcher."""
@@ -59,6 +70,7 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
     def _count(self, more: int) -> None:
         self._watchers += more
         for _, activity in self.values():
+            activity.look()
             activity.counting = self.counting
 
 

@@ -417,8 +417,7 @@ class Switcher:
             self.history.hook_ended(result)
         except Exception as error:  # noqa: BLE001 - the core must hear of it
             self._driver.mistaken(error, result)
-        known = self.activities.get(result.model)
-        last_byte = known[1].last_byte if known is not None else None
+        last_byte = self.activities.last_byte(result.model)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
 
     def _save(self, _effect: fx.Effect) -> None:

@@ -54,6 +54,8 @@ _END_OF_HEAD = b"\r\n\r\n"
 _START_OF_HEAD = b"HTTP/1."
 _CRLF = b"\r\n"
 
+AT_ONCE = 8  # chunks that have passed, of which the sink is told in one call
+
 # Module constants: reading a member off its enum costs more, and this is the innermost loop.
 _MOST_CHUNK = len(CHUNK_STARTS)
 _NONE = Framing.NONE
@@ -72,14 +74,21 @@ class ResponseSink(Protocol):
     def response_data(self, data: bytes) -> None:
         """Take body bytes, as framed by the engine; or the chunks' contents after ``unchunk``."""
 
-    def response_chunk(self, data: bytes) -> None:
-        """Take one whole chunk: as ``response_data``, which has been called before."""
-
     def response_ended(self) -> None:
         """Take note that the response is complete."""
 
     def response_lost(self, error: EngineLostError | EngineProtocolError) -> None:
         """Take note that there will be no more of it."""
+
+
+class ChunkCounter(Protocol):
+    """Is told of chunks that have gone past the sink."""
+
+    def chunks_passed(self, chunks: list[bytes]) -> None:
+        """Take note of chunks, and do nothing else. Called before the sink hears anything more."""
+
+    def check_client(self) -> None:
+        """See how whatever gets the chunks gets on with them: called after every ``AT_ONCE`` of them."""
 
 
 class UploadWatcher(Protocol):
@@ -99,19 +108,21 @@ class EngineConnection(asyncio.Protocol):
         "_between",
         "_buffer",
         "_chunks",
+        "_counter",
         "_framing",
         "_head_request",
         "_interim",
         "_interim_since",
         "_left",
+        "_passed",
         "_payload",
         "_reading_paused",
         "_request_sent",
         "_sink",
-        "_take_chunk",
         "_upgrade",
         "_watcher",
         "_writable",
+        "_write_chunk",
         "_writing_paused",
         "idle_since",
         "length",
@@ -137,7 +148,10 @@ class EngineConnection(asyncio.Protocol):
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
         self.on_interim: Callable[[bytes], None] | None = None  # is given the heads of interim responses
         self._sink: ResponseSink | None = None
-        self._take_chunk: Callable[[bytes], None] | None = None  # set while the body stands between two chunks
+        self._between = False  # the body stands between two chunks, and whole ones go past the sink
+        self._write_chunk: Callable[[bytes], None] = _nowhere
+        self._counter: ChunkCounter | None = None  # of these
+        self._passed: list[bytes] = []  # chunks that the sink is still to be told of
         self._framing: Framing | None = None  # None: the head is still to come
         self._buffer = b""
         self._interim = 0  # bytes of interim responses since the request
@@ -165,6 +179,7 @@ class EngineConnection(asyncio.Protocol):
         self._interim = 0
         self._request_sent = False
         self._payload = None
+        self._counter = None
         self.received = False
         self.reusable = False
 
@@ -232,6 +247,10 @@ class EngineConnection(asyncio.Protocol):
         """Whether a chunked body stands between two of its chunks."""
         return self._chunks is not None and self._chunks.between_chunks
 
+    def pass_chunks(self, write: Callable[[bytes], None], counter: ChunkCounter) -> None:
+        """Give each whole chunk to ``write``, in place of the sink. The first bytes of a body are for the sink."""
+        self._write_chunk, self._counter = write, counter
+
     def unchunk(self) -> None:
         """Deliver the chunks' contents only: the sink's reader does not know chunks."""
         self._payload = []
@@ -251,12 +270,16 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the bytes on, and follow the framing to know where the response ends."""
-        take_chunk = self._take_chunk
-        if take_chunk is not None:
+        if self._between:
             size = len(data)
-            # In line: ``is_one_chunk(data)``, which most events of a stream are.
+            # In line: ``is_one_chunk(data)``, which most events of a stream are. No more is done with each than is
+            # needed for it to be on its way.
             if size < _MOST_CHUNK and data.startswith(CHUNK_STARTS[size]) and data.endswith(_CRLF):
-                take_chunk(data)
+                self._write_chunk(data)
+                passed = self._passed
+                passed.append(data)
+                if len(passed) >= AT_ONCE:
+                    self._tell_many()
                 return
         sink = self._sink
         if sink is None:
@@ -279,10 +302,25 @@ class EngineConnection(asyncio.Protocol):
         else:
             sink.response_data(data)
 
+    def tell_passed(self) -> None:
+        """Tell the sink of the chunks that it has not been told of."""
+        passed = self._passed
+        if passed:
+            assert self._counter is not None
+            self._passed = []
+            self._counter.chunks_passed(passed)
+
+    def _tell_many(self) -> None:
+        self.tell_passed()
+        assert self._counter is not None
+        self._counter.check_client()
+
     def _chunked_data(self, sink: ResponseSink, data: bytes) -> None:
         assert self._chunks is not None
         payload = self._payload
-        self._take_chunk = None
+        if self._between:
+            self._between = False
+            self.tell_passed()
         try:
             end = self._chunks.feed(data, payload)
         except ChunkError as error:
@@ -300,9 +338,8 @@ class EngineConnection(asyncio.Protocol):
             self._end(sink, data, end)
             return
         sink.response_data(data)
-        if payload is None and data and self._sink is sink and self._chunks.between_chunks:
-            # Most of what comes is one whole event in one whole chunk: no more is done than is needed for that.
-            self._take_chunk = sink.response_chunk
+        if self._counter is not None and payload is None and data and self._sink is sink:
+            self._between = self._chunks.between_chunks
 
     def _head_data(self, sink: ResponseSink, data: bytes) -> None:
         if self._buffer:
@@ -378,7 +415,8 @@ class EngineConnection(asyncio.Protocol):
         if not self._request_sent:
             self.reusable = False
         self._sink = None
-        self._take_chunk = None
+        if self._counter is not None:
+            self._counter, self._write_chunk = None, _nowhere
         if self._writable is not None:
             self._wake_sender()
         sink.response_ended()
@@ -409,12 +447,13 @@ class EngineConnection(asyncio.Protocol):
 
     def _over(self, exc: Exception | None) -> None:
         self.reusable = False
+        self.tell_passed()
         sink = self._sink
         if sink is None:
             self._wake_sender()
             return
         self._sink = None
-        self._take_chunk = None
+        self._between = False
         self._watcher = None
         self._wake_sender()
         if exc is None and self._framing in {_UNTIL_CLOSE, _TUNNEL}:
@@ -426,19 +465,24 @@ class EngineConnection(asyncio.Protocol):
             sink.response_lost(EngineLostError("The engine broke off in the middle of its answer."))
 
     def abort(self) -> None:
-        """Close at once, whatever is under way. The sink hears nothing any more.
+        """Close at once, whatever is under way. The sink hears nothing any more, but of chunks that have passed.
 
         The engine is told within this call. The loop closes the socket only in its next turn, and a sleep hook
         that starts in this one could come first.
         """
+        self.tell_passed()
         self._sink = None
-        self._take_chunk = None
+        self._between = False
         self._watcher = None
         self.reusable = False
         self._wake_sender()
         if not self.transport.is_closing():
             _hang_up(self.transport)
         self.transport.abort()
+
+
+def _nowhere(_data: bytes) -> None:
+    """Take a chunk before there is anything to take it."""
 
 
 def _hang_up(transport: asyncio.Transport) -> None:

@@ -9,6 +9,7 @@ EngineError (502)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from llmux.errors import EngineError
@@ -83,6 +84,13 @@ class EngineAddress:
         return f"{scheme}://{self.host_header.decode('ascii')}{self.base_path}"
 
 
+class Untold(Protocol):
+    """A connection that passes bytes on, and tells of it later."""
+
+    def tell_passed(self) -> None:
+        """Tell of what has passed."""
+
+
 @dataclass(slots=True, eq=False)
 class EngineActivity:
     """What is known of an engine from its connections, for one stretch of time that it is awake.
@@ -94,3 +102,10 @@ class EngineActivity:
     last_byte: float | None = None  # loop time at which an answer other than an error last delivered something
     counting: bool = False  # a reader of the status wants to know how many events are streamed
     streamed: int = 0  # events of event streams, as far as they were counted
+    untold: set[Untold] = field(default_factory=set, repr=False)
+    """Connections that may have passed on what is not in here yet."""
+
+    def look(self) -> None:
+        """Bring all of this up to date."""
+        for connection in self.untold:
+            connection.tell_passed()

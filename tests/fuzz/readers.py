@@ -129,8 +129,6 @@ class _Sink:
         assert not self.end
         self.body += data
 
-    response_chunk = response_data
-
     def response_ended(self) -> None:
         assert not self.end
         self.end = "ended"

@@ -1,0 +1,201 @@
+"""Whole chunks go past the relay: all the same what is counted is exact, and their client is looked after."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from llmux.core.effects import CutReason
+from llmux.proxy import ClientGoneError, Exchange
+from llmux.proxy.relay import Relay
+from llmux.upstream import EngineActivity, EngineAddress, EngineConnection
+from llmux.upstream.connection import AT_ONCE
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+
+def chunk(text: str) -> bytes:
+    data = f"data: {text}\n\n".encode()
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Pipe:
+    """A transport that only takes."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.closing = False
+        self.reading = True
+
+    def write(self, data: bytes) -> None:
+        self.taken += data
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
+
+class Flow:
+    writing_paused = False
+
+
+class Reader:
+    """The client of one exchange, and what became of it."""
+
+    modern = keep_alive = True
+
+    def __init__(self) -> None:
+        self.pipe, self.flow = Pipe(), Flow()
+        self.ends: list[Exception | None] = []
+        self.drained = asyncio.Event()
+
+    def open_transport(self) -> Any:
+        return self.pipe
+
+    def response_started(self, head: Any, *, keep_alive: bool) -> None:
+        pass
+
+    def bytes_written(self, count: int) -> None:
+        pass
+
+    def force_close(self) -> None:
+        self.keep_alive = False
+
+    async def drain(self) -> None:
+        await self.drained.wait()
+
+
+class Stream:
+    """An event stream whose head and first event have passed."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.reader, self.activity = Reader(), EngineActivity(counting=True)
+        self.exchange = Exchange(EngineAddress("127.0.0.1", 1), "id", self.activity)
+        self.relay = Relay(self.reader, self.exchange, loop, self.reader.ends.append)  # type: ignore[arg-type]
+        self.connection = EngineConnection(loop)
+        self.pipe = Pipe()
+        self.connection.connection_made(self.pipe)  # type: ignore[arg-type]
+        self.relay.attach(self.connection)
+        self.connection.begin(self.relay)
+        self.connection.write_whole(b"request")
+        self.sent = b""
+        self.feed(HEAD)
+        self.feed(chunk("first"))
+
+    def feed(self, data: bytes) -> None:
+        self.sent += data
+        self.connection.data_received(data)
+
+    @property
+    def passed(self) -> bytes:
+        """What the client got of the body."""
+        return self.reader.pipe.taken.partition(b"\r\n\r\n")[2]
+
+    def right(self, events: int) -> bool:
+        """Whether all is counted."""
+        counted = self.exchange.bytes_out, self.exchange.events, self.activity.streamed
+        return counted == (len(self.reader.pipe.taken), events, events)
+
+
+@pytest.mark.parametrize("events", [0, 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE + 2])
+@pytest.mark.parametrize("usage", [True, False])
+async def test_what_is_counted_is_exact_at_the_end(events: int, usage: bool) -> None:
+    stream = Stream()
+    for number in range(events):
+        stream.feed(chunk(str(number)))
+        assert stream.passed == stream.sent[len(HEAD) :]  # each at once
+    if usage:
+        stream.feed(chunk('{"usage": {"prompt_tokens": 7, "completion_tokens": 3}}'))
+    stream.feed(chunk("[DONE]"))
+    stream.feed(END)
+    assert stream.reader.ends == [None]
+    assert stream.passed == stream.sent[len(HEAD) :]
+    assert stream.right(events + 2 + usage)
+    assert stream.exchange.usage == ((7, 3) if usage else (None, None))
+    assert stream.connection.reusable
+    assert not stream.activity.untold
+
+
+async def test_a_block_that_is_no_whole_chunk_comes_in_its_order() -> None:
+    stream = Stream()
+    whole = [chunk(name) for name in "abcdef"]
+    for data in (whole[0], whole[1][:-3], whole[1][-3:], whole[2] + whole[3], *whole[4:], END):
+        stream.feed(data)
+    assert stream.passed == stream.sent[len(HEAD) :]
+    assert stream.right(7)
+    assert b"".join(stream.exchange.tail).endswith(b"".join([*whole[2:], END]))
+
+
+async def test_whoever_asks_meanwhile_is_told_the_latest() -> None:
+    stream = Stream()
+    stream.activity.last_byte = None
+    for number in range(2, 2 * AT_ONCE):
+        stream.feed(chunk("x"))
+        stream.activity.look()
+        assert stream.right(number)
+        assert stream.activity.last_byte is not None
+
+
+async def test_a_client_that_has_closed_is_noticed_soon() -> None:
+    stream = Stream()
+    stream.reader.pipe.closing = True
+    for _ in range(AT_ONCE):
+        stream.feed(chunk("x"))
+    assert isinstance(stream.reader.ends[0], ClientGoneError)
+    assert len(stream.reader.ends) == 1
+    assert stream.pipe.closing
+    assert not stream.activity.untold
+
+
+async def test_a_client_that_does_not_read_stops_the_engine_soon() -> None:
+    stream = Stream()
+    stream.reader.flow.writing_paused = True
+    for _ in range(AT_ONCE):
+        assert stream.pipe.reading
+        stream.feed(chunk("x"))
+    assert not stream.pipe.reading
+    stream.reader.flow.writing_paused = False
+    stream.reader.drained.set()
+    while not stream.pipe.reading:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
+    stream.feed(END)
+    assert stream.reader.ends == [None]
+
+
+@pytest.mark.parametrize("how", ["cut", "engine", "client", "framing"])
+async def test_nothing_is_left_uncounted_when_it_breaks_off(how: str) -> None:
+    stream = Stream()
+    for _ in range(AT_ONCE // 2):
+        stream.feed(chunk("x"))
+    if how == "cut":
+        stream.relay.cut(CutReason.DRAIN_DEADLINE, None)
+    elif how == "engine":
+        stream.connection.connection_lost(None)
+    elif how == "client":
+        stream.relay.client_closed()
+    else:
+        stream.connection.data_received(b"no chunk\r\n")
+    assert stream.exchange.bytes_out == len(stream.reader.pipe.taken)
+    assert stream.exchange.events == 1 + AT_ONCE // 2
+    (error,) = stream.reader.ends
+    assert error is None or how == "client"
+    assert (b"error" in stream.passed) is (how != "client")
+    assert not stream.activity.untold
