@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from tests.harness.lease.lab import Lab
+from tests.harness.waiting import PATIENCE
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -34,7 +35,7 @@ def root():
 
 async def both(lab: Lab, key: str, **more) -> None:
     """Ask with both SDKs, streaming and not."""
-    options = {"api_key": key, "max_retries": 0, "timeout": 15}
+    options = {"api_key": key, "max_retries": 0, "timeout": PATIENCE}
     url = f"http://127.0.0.1:{lab.port}"
     sse = {"X-Do": json.dumps({"sse": 3})}
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", **options) as client:
@@ -57,7 +58,7 @@ async def test_both_sdks_are_let_in_with_a_key_and_raise_without(lab, laptop):
     lab.start()
     await both(lab, laptop["key"])
     for wrong in ("nope", laptop["hash"], laptop["key"][:-1]):
-        options = {"api_key": wrong, "max_retries": 0, "timeout": 15}
+        options = {"api_key": wrong, "max_retries": 0, "timeout": PATIENCE}
         async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{lab.port}/v1", **options) as client:
             with pytest.raises(openai.AuthenticationError, match="No valid API key"):
                 await client.chat.completions.create(model="a", messages=HELLO)

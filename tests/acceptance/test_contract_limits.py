@@ -46,11 +46,15 @@ async def test_max_queued_counts_only_waiters(lab):
 async def test_idle_sleep_begins_at_the_last_byte(lab):
     lab.write({"a": {"idle_sleep": "400ms"}, "b": {}})
     lab.start()
-    answer = await lab.chat("a", do={"sse": 30, "interval": 0.03})
-    assert answer.whole
-    ended = time.time()
+    line = await lab.begin("a", do={"sse": 6, "hold_after": [5, "x"]})
+    head = await line.head()
+    await asyncio.sleep(0.6)  # longer than what counts as idle
+    before_the_end = time.time()
+    lab.release("x")
+    assert (await line.body(head)).whole
+    await line.close()
     await lab.until_phase("a", "ASLEEP")
-    assert lab.hooks("sleep", "a")[0].t - ended >= 0.3
+    assert lab.hooks("sleep", "a")[0].t - before_the_end >= 0.39
     assert (await lab.chat("a")).status == 200
     assert lab.order() == ["wake a", "sleep a", "wake a"]
 
@@ -78,12 +82,16 @@ async def test_the_default_model_comes_back_when_all_is_quiet(lab):
     lab.write("a b", default_model="a", default_after="400ms")
     lab.start()
     await lab.until_phase("a", "AWAKE")
-    answer = await lab.chat("b", do={"sse": 20, "interval": 0.03})  # longer than the quiet
-    assert answer.whole
-    ended = time.time()
+    line = await lab.begin("b", do={"sse": 6, "hold_after": [5, "x"]})
+    head = await line.head()
+    await asyncio.sleep(0.6)  # longer than the quiet
+    before_the_end = time.time()
+    lab.release("x")
+    assert (await line.body(head)).whole
+    await line.close()
     await lab.until_phase("a", "AWAKE")
     assert lab.order() == ["wake a", "sleep a", "wake b", "sleep b", "wake a"]
-    assert lab.hooks("sleep", "b")[0].t - ended >= 0.3
+    assert lab.hooks("sleep", "b")[0].t - before_the_end >= 0.39
     assert "it is the default model" in (await lab.status())["decisions"][-1]["reason"]
     # What an operator puts to sleep stays asleep.
     assert (await lab.post("/llmux/models/a/sleep")).status == 202

@@ -120,19 +120,19 @@ async def test_the_cost_excludes_the_drain(lab):
     other = asyncio.create_task(lab.chat("b"))
     await lab.until_phase("a", "DRAINING")
     await asyncio.sleep(0.6)
+    released = time.monotonic()
     lab.release("x")
     assert (await line.head()).status == 200
     await line.close()
     assert (await other).status == 200
+    took = time.monotonic() - released  # the rest of the drain, the sleep and the wake
     cost = next(c for c in (await lab.status())["switch_costs"] if (c["from"], c["to"]) == ("a", "b"))
     metrics = await lab.metrics()
     drain = metrics['llmux_switch_drain_duration_seconds_sum{from="a",to="b"}']
     whole = metrics['llmux_switch_duration_seconds_sum{from="a",to="b"}']
     assert drain >= 0.55
     assert abs(cost["seconds"] - (whole - drain)) < 0.05 or abs(cost["seconds"] - whole) < 0.05
-    starts = lab.hooks("sleep", "a")
-    ends = lab.hooks("wake", "b", "end")
-    assert cost["seconds"] < ends[0].t - starts[0].t + 0.3
+    assert cost["seconds"] < took
 
 
 async def test_a_file_of_the_original_runs_from_another_folder(lab):

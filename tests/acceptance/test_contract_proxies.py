@@ -16,6 +16,7 @@ import pytest
 
 from tests.harness.lease.lab import HOST, Lab, free_port
 from tests.harness.lease.raw import Wire, request, wire
+from tests.harness.waiting import PATIENCE
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "proxy"
 KEY = [("Authorization", "Bearer user")]
@@ -95,7 +96,7 @@ def proxy(name, tmp_path):
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(COMMANDS[name](folder, make(port)), stdout=log, stderr=log)
         started.append(process)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 socket.create_connection((HOST, port), timeout=5).close()
@@ -109,7 +110,7 @@ def proxy(name, tmp_path):
     yield go
     for process in started:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 async def ask(port: int, method: str, target: str, **more):

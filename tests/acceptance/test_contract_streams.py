@@ -28,12 +28,14 @@ async def idle(lab, model: str = "a") -> None:
 
 
 def openai_client(lab) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{lab.port}/v1", api_key="k", max_retries=0, timeout=15)
+    return openai.AsyncOpenAI(
+        base_url=f"http://127.0.0.1:{lab.port}/v1", api_key="k", max_retries=0, timeout=PATIENCE
+    )
 
 
 def anthropic_client(lab) -> anthropic.AsyncAnthropic:
     return anthropic.AsyncAnthropic(
-        base_url=f"http://127.0.0.1:{lab.port}", api_key="k", max_retries=0, timeout=15
+        base_url=f"http://127.0.0.1:{lab.port}", api_key="k", max_retries=0, timeout=PATIENCE
     )
 
 

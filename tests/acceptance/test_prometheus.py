@@ -15,6 +15,7 @@ import yaml
 
 from tests.docs.monitoring import FOLDER, alerts, questions
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None,
@@ -54,7 +55,9 @@ class Prometheus:
     def get(self, path: str, **query: str) -> Any:
         """Return the answer's data; None as long as it is not there yet."""
         try:
-            with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=PATIENCE
+            ) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:

@@ -15,6 +15,7 @@ from llmux.cli.client import connection
 from llmux.cli.terminal import CommandError, Exit
 from tests.harness import launcher
 from tests.harness.ports import free_port
+from tests.harness.waiting import PATIENCE
 
 MODELS = {"a": {"port": 9, "wake": "touch up", "sleep": "rm -f up", "alive": "test -e up"}}
 
@@ -227,7 +228,7 @@ def test_operating_is_as_easy_as_without_keys(serve, tmp_path, state):
     assert command(port, "lease", "--", "true")[0] == 0
     assert command(port, "status", "--url", f"unix:{path}")[0] == 0
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert not path.exists()
     assert command(port, "status")[0] == Exit.UNREACHABLE
 

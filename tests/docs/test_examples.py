@@ -15,6 +15,7 @@ import yaml
 from llmux.config import Config
 from llmux.config.reference import gateway_schema
 from tests.docs.pages import ROOT
+from tests.harness.waiting import PATIENCE
 
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.rglob("config.*"))
@@ -29,7 +30,7 @@ def name_of(path: Path) -> str:
 def test_llmux_check_takes_it(config):
     llmux = Path(sys.executable).with_name("llmux")
     done = subprocess.run(
-        [llmux, "check", config], env=os.environ, capture_output=True, text=True, timeout=30, check=False
+        [llmux, "check", config], env=os.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

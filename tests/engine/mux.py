@@ -116,7 +116,7 @@ class Mux:
 
     def get(self, path: str) -> Any:
         """Return the JSON that a path answers."""
-        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as response:
             return json.load(response)
 
     def status(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Mux:
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Return the labels and values of a metric."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE) as response:
             text = response.read().decode()
         return [
             (sample.labels, sample.value)

@@ -53,7 +53,7 @@ def status_of(url: str) -> int:
 
 def text_of(url: str) -> str:
     """Return what a GET answers."""
-    with urllib.request.urlopen(url, timeout=5) as response:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as response:
         text: str = response.read().decode()
         return text
 

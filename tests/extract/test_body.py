@@ -13,6 +13,7 @@ from aiohttp import web
 from llmux.errors import LLMuxError, RequestError, UnavailableError
 from llmux.extract import SLICE, Body, BodyBudget, BodyLimits, ModelField, model_of, read_body
 from llmux.extract.body import MEMORY, Store
+from tests.harness.waiting import PATIENCE
 
 MIB = 1024 * 1024
 
@@ -227,12 +228,12 @@ async def test_a_silent_client_gets_408(server, sent):
 
 
 async def test_a_slow_client_is_no_silent_one(server):
-    server.limits = BodyLimits(idle_timeout=0.6)
+    server.limits = BodyLimits(idle_timeout=2.0)
     body = b'{"model":"m"}'
     async with connection(server) as (reader, writer):
         writer.write(head(len(body)))
         for start in range(0, len(body), 2):
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(0.35)
             writer.write(body[start : start + 2])
         assert await answer(reader) == (200, "m", body)
 
@@ -245,7 +246,7 @@ async def test_a_client_that_leaves(server, sent):
         await server.seen.get()
         while server.budget.held < len(sent):  # noqa: ASYNC110 (the budget has no event to wait for)
             await asyncio.sleep(0.01)
-    error = await asyncio.wait_for(server.outcomes.get(), 5)
+    error = await asyncio.wait_for(server.outcomes.get(), PATIENCE)
     assert error.code == "incomplete_body"
     assert server.budget.held == 0
 
@@ -257,7 +258,7 @@ async def test_broken_chunks_end_like_silence(server):
         writer.write(head() + b"1\r\n{\r\n")
         await server.seen.get()
         writer.write(b"zz\r\n")
-        error = await asyncio.wait_for(server.outcomes.get(), 5)
+        error = await asyncio.wait_for(server.outcomes.get(), PATIENCE)
     assert error.code == "request_timeout"
 
 

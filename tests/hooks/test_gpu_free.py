@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.engine.real import ROOT
+from tests.harness.waiting import PATIENCE
 
 SCRIPT = ROOT / "hooks" / "gpu-free.sh"
 
@@ -30,7 +31,7 @@ def check(request, tmp_path):
             env={"PATH": str(tools), **env},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE,
             check=False,
         )
 

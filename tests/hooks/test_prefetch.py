@@ -10,6 +10,7 @@ import pytest
 
 from tests.benchmarks.prefetch import drop, resident
 from tests.engine.real import ROOT
+from tests.harness.waiting import PATIENCE
 
 SCRIPT = ROOT / "hooks" / "prefetch.sh"
 PAGES = 40
@@ -41,7 +42,7 @@ def prefetch(request, tmp_path):
             env={"PATH": os.environ["PATH"], **env},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE,
             check=False,
         )
 

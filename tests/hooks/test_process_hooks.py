@@ -17,6 +17,7 @@ import pytest
 
 from examples.quickstart.tiny_gguf import cached
 from tests.engine.real import ROOT, SLOW, Hook, foreground, runs, status_of, wait_until, with_tools
+from tests.harness.waiting import PATIENCE
 
 FORKING = """
 import http.server, os, signal, sys
@@ -36,7 +37,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
 def ask(hook: Hook, **fields) -> dict:
     body = {"model": "any", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4} | fields
     request = urllib.request.Request(f"{hook.url}/v1/chat/completions", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return json.load(response)
 
 

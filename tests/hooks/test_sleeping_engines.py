@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from tests.engine.real import ROOT, Hook, foreground, runs, status_of, wait_until
+from tests.harness.waiting import PATIENCE
 from tests.hooks.fakes.base import serving
 from tests.hooks.fakes.trtllm import Trtllm
 from tests.hooks.fakes.vllm import Vllm
@@ -33,12 +34,12 @@ class Engine(Hook):
     """A hook whose engine can be looked at and changed."""
 
     def look(self) -> dict:
-        with urllib.request.urlopen(f"{self.url}/fake", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.url}/fake", timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def become(self, **attributes) -> None:
         request = urllib.request.Request(f"{self.url}/fake", json.dumps(attributes).encode(), method="POST")
-        urllib.request.urlopen(request, timeout=5).close()
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
 
     def calls(self, *paths: str) -> list[str]:
         """What was asked of it, of these paths."""

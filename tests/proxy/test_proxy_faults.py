@@ -361,7 +361,7 @@ async def test_a_connection_that_is_closing_is_not_taken(proxy: Proxy) -> None:
 async def test_the_timer_goes_on_while_there_are_idle_connections(proxy: Proxy) -> None:
     engine = await proxy.engine(answering(OK))
     first, second = await proxy.client(), await proxy.client()
-    proxy.forwarder = Forwarder(idle_timeout=0.1)
+    proxy.forwarder = Forwarder(idle_timeout=1.0)
     await first.get()
     await first.until(b"ok")
     await proxy.finished()
@@ -370,7 +370,7 @@ async def test_the_timer_goes_on_while_there_are_idle_connections(proxy: Proxy) 
     await second.get()
     await second.until(b"ok")
     await proxy.finished(2)
-    connection.idle_since -= 0.1
+    connection.idle_since -= 1.0
     proxy.forwarder.pool._sweep()
     assert proxy.forwarder.pool.idle_count == 1
     await until(lambda: proxy.forwarder.pool.idle_count == 0)

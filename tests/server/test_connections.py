@@ -78,7 +78,7 @@ async def test_an_idle_connection_is_closed_after_its_answer(house, how):
 
 
 async def test_what_is_under_way_is_never_cut(house):
-    await house.open("a", header_timeout="100ms", keepalive_timeout="100ms")
+    await house.open("a", header_timeout="500ms", keepalive_timeout="500ms")
     fast = await house.begin("POST", "/v1/hold", {"model": "a"})
     slow = await house.begin("POST", "/v1/hold", {"model": "a"}, Expect="100-continue")
     stream = await house.begin("POST", "/v1/stream", {"model": "a"})

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.engine.real import wait_until
+from tests.harness.waiting import PATIENCE
 from tests.ui.stage import held
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
@@ -34,7 +35,7 @@ def stage(make_stage):
         fake_gpu=True,
     )
     for model in ("llama", NASTY, "flux"):
-        stage.ask(model).join(20)
+        stage.ask(model).join(PATIENCE)
     stage.ask(NASTY, hold=True)
     stage.in_flight(NASTY)
     return stage

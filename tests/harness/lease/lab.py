@@ -146,7 +146,7 @@ class Lab:
                 code, self.process = self.process.returncode, None
                 raise AssertionError(f"llmux ended with {code}:\n{self.log}")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
+                connection = http.client.HTTPConnection(HOST, self.port, timeout=PATIENCE)
                 try:
                     connection.request("GET", "/ready" if ready else "/health")
                     status = connection.getresponse().status
@@ -297,7 +297,7 @@ class Lab:
                 code = self.end()
                 if code != self.expect_code:
                     found.append(f"exit code {code} after TERM")
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + PATIENCE
             while (left := self.leftovers()) and time.monotonic() < deadline:
                 time.sleep(0.02)
             found += [f"left behind: {command}" for command in left]
