@@ -14,7 +14,7 @@ from aiohttp import web
 
 from llmux.config.setting_types import parse_duration
 from llmux.core.effects import Refusal
-from llmux.errors import BadRequestError, RequestError
+from llmux.errors import BadRequestError, EngineError, RequestError
 from llmux.middleware.keyring import Holder
 from llmux.middleware.paths import Route
 from llmux.middleware.progress import Channel, InBody
@@ -81,6 +81,7 @@ class RequestContext:
         "fresh_only",
         "headers",
         "holder",
+        "lost",
         "may_leave",
         "model",
         "passed",
@@ -121,6 +122,7 @@ class RequestContext:
         # What the fast path leaves to the handler of the model, if it had to give the request up:
         self.first_error: Exception | None = None  # what the first exchange ended with
         self.fresh_only = False  # that exchange met a connection which had died while it was idle
+        self.lost: EngineError | None = None  # that error, if the engine may have read the request
 
     @property
     def count(self) -> Later | None:

@@ -40,7 +40,7 @@ from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.envelope import refusal, refused_too_often
 from llmux.proxy.relay import Flow, Relay, Tunnel
-from llmux.upstream import EngineActivity, EngineConnection, EngineRefusedError, ResponseHead
+from llmux.upstream import EngineActivity, EngineConnection, EngineLostError, EngineRefusedError, ResponseHead
 
 MOST = 64 * 1024  # bytes of body
 KNOWN = 256  # heads that are remembered
@@ -394,4 +394,6 @@ class FastRequest:
             return
         context.fresh_only = connection is not None and connection.was_stale(error)
         context.first_error = None if context.fresh_only else error
+        if connection is not None and connection.taken and isinstance(error, EngineLostError):
+            context.lost = error
         self.client.hand_over(context, self._raw)

@@ -345,6 +345,7 @@ class ModelHandler:
             anthropic=context.route.anthropic(request.raw_path),
             fresh_only=admission.returned or context.fresh_only,
             count=context.count,
+            lost=context.lost,
         )
         context.ticket.attach(exchange.cut)
         try:

@@ -53,7 +53,7 @@ _ERROR = 400  # the least status that is one
 class Exchange:
     """One request, for one ``Forwarder.forward``. A request that is sent again gets a new one.
 
-    The fields after ``once`` are the outcome, for the caller to read when ``forward`` is done, however
+    The fields after ``lost`` are the outcome, for the caller to read when ``forward`` is done, however
     it ended. Times are the loop's.
     """
 
@@ -72,6 +72,7 @@ class Exchange:
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
     count: Later | None = None  # has the events of a stream counted; None: there is no need
     once: bool = False  # what was written counts as sent, on a connection that died while it was pooled, too
+    lost: EngineError | None = None  # a pooled connection died with all of it: raised where the next is refused
 
     status: int | None = field(default=None, init=False)  # the engine's
     first_byte_at: float | None = field(default=None, init=False)  # the response's head went out

@@ -98,10 +98,17 @@ class Forwarder:
                 except EngineError as error:
                     if exchange.once or not connection.was_stale(error):
                         raise
+                    if connection.taken:
+                        exchange.lost = error
                     # Once more, on a connection that cannot be stale.
                 else:
                     return
-        connection = await self._connect(exchange)
+        try:
+            connection = await self._connect(exchange)
+        except EngineRefusedError as error:
+            if exchange.lost is not None:  # the connection has not died of age, but with its engine
+                raise exchange.lost from error
+            raise
         exchange.activity.connected = True
         await self._attempt(connection, relay, head)
 

@@ -34,6 +34,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
@@ -49,6 +50,9 @@ _TURN = 1 << 20
 INTERIM_BURST = MAX_HEAD
 INTERIM_RATE = 16 * 1024
 INTERIM_LEAST = 256
+
+STALE_WITHIN = 1.0  # seconds: what a pooled connection was given counts as not sent if it ends so soon
+_TCP_INFO = 256  # bytes of what Linux tells of a connection
 
 _END_OF_HEAD = b"\r\n\r\n"
 _START_OF_HEAD = b"HTTP/1."
@@ -105,6 +109,7 @@ class EngineConnection(asyncio.Protocol):
     """One connection to an engine; see the module's theory of operation."""
 
     __slots__ = (
+        "_begun",
         "_between",
         "_buffer",
         "_chunks",
@@ -133,6 +138,7 @@ class EngineConnection(asyncio.Protocol):
         "pooled",
         "received",
         "reusable",
+        "taken",
         "transport",
     )
 
@@ -142,6 +148,7 @@ class EngineConnection(asyncio.Protocol):
         self.lost = False
         self.reusable = False
         self.received = False  # anything at all since ``begin``
+        self.taken = False  # it ended when the engine's host had all of the request: the engine may have read it
         self.pooled = False  # it was taken from the pool: it may have died there
         self.idle_since = 0.0
         self.length = b""  # of the answer under way, as its head says; empty: it says none
@@ -153,6 +160,7 @@ class EngineConnection(asyncio.Protocol):
         self._counter: ChunkCounter | None = None  # of these
         self._passed: list[bytes] = []  # chunks that the sink is still to be told of
         self._framing: Framing | None = None  # None: the head is still to come
+        self._begun = 0.0
         self._buffer = b""
         self._interim = 0  # bytes of interim responses since the request
         self._interim_since = 0.0
@@ -178,6 +186,8 @@ class EngineConnection(asyncio.Protocol):
         self._upgrade = upgrade
         self._interim = 0
         self._request_sent = False
+        self._begun = self.loop.time()
+        self.taken = False
         self._payload = None
         self._counter = None
         self.received = False
@@ -238,9 +248,12 @@ class EngineConnection(asyncio.Protocol):
         """Whether the exchange ended with ``error`` on a connection that had died while it was pooled.
 
         Or that died of age as the request was on its way: without a byte of an answer, what was written to a
-        pooled connection counts as not sent. A fresh connection is never stale.
+        pooled connection counts as not sent, if the end came soon. An engine that keeps a whole request for longer
+        works on it. A fresh connection is never stale.
         """
-        return self.pooled and not self.received and isinstance(error, EngineLostError)
+        if not self.pooled or self.received or not isinstance(error, EngineLostError):
+            return False
+        return not self._request_sent or self.loop.time() - self._begun < STALE_WITHIN
 
     @property
     def between_chunks(self) -> bool:
@@ -456,6 +469,8 @@ class EngineConnection(asyncio.Protocol):
         self._between = False
         self._watcher = None
         self._wake_sender()
+        if self.pooled and not self.received:
+            self.taken = self._request_sent and _has_all(self.transport)
         if exc is None and self._framing in {_UNTIL_CLOSE, _TUNNEL}:
             # Nothing but the end of the connection delimits these.
             sink.response_ended()
@@ -491,3 +506,25 @@ def _hang_up(transport: asyncio.Transport) -> None:
     if sock is not None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
             same.shutdown(socket.SHUT_RDWR)
+
+
+def _has_all(transport: asyncio.Transport) -> bool:
+    """Whether the other side's kernel has acknowledged all that was written to a transport; True if unknown.
+
+    A process that dies with bytes unread has its kernel answer with a reset, which acknowledges nothing; bytes
+    that come after its end are answered so, too.
+    """
+    sock = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_INFO", None)
+    if sock is None or option is None or transport.get_extra_info("ssl_object") is not None:
+        return True
+    if transport.get_write_buffer_size():
+        return False
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as same:
+            told = same.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO)
+        (acknowledged,) = struct.unpack_from("Q", told, 120)
+        sent, again = struct.unpack_from("QQ", told, 200)
+    except (OSError, ValueError, struct.error):  # no TCP, another system's, an old one, or it is closed already
+        return True
+    return bool(acknowledged > sent - again)  # the handshake counts as one byte

@@ -82,7 +82,6 @@ async def test_chaos(lab, seed, kind):
     for key in NAMES:
         lab.script(key, "wake", DICE.format(n=8))
         lab.script(key, "sleep", DICE.format(n=8))
-    lab.allow_again = True
     lab.check_holding = kind in ("plain", "with stop")
     lab.start()
     chaos = Chaos(lab, seed)

@@ -341,6 +341,19 @@ async def test_a_pooled_connection_that_died_is_no_error(lab):
     assert len(lab.journal("dropped")) > dropped, "the test means a pooled connection"
 
 
+@pytest.mark.parametrize("do", [{"fail": "crash"}, {"delay": 1.5, "fail": "eof"}], ids=["dies", "gives up later"])
+@pytest.mark.parametrize("size", [10, 200_000], ids=["short", "long"])
+async def test_what_an_engine_may_have_run_is_not_sent_again_on_a_kept_connection_either(lab, do, size):
+    lab.write("a")
+    lab.start()
+    for _ in range(2):
+        assert (await lab.chat("a")).status == 200  # a connection is kept
+        data = request("POST", "/v1/x", body={"model": "a", "text": "x" * size}, do=do)
+        answer = await lab.raw(data)
+        assert answer.status == 502, answer.body
+        assert len([line for line in lab.journal("request") if line["uid"] == uid(data)]) == 1
+
+
 async def test_an_idle_connection_that_the_engine_closed_is_no_error(lab):
     lab.write({"a": {"env": {"KEY": "a", "IDLE_CLOSE": "0.05"}}})
     lab.start()

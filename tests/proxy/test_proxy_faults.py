@@ -9,7 +9,7 @@ import pytest
 from proxy_harness import EXTRA_BYTES, OK, Body, EngineSide, Proxy, answering, deaf_host, until
 
 from llmux.proxy import EngineActivity, Forwarder
-from llmux.upstream import EngineAddress, EngineLostError, EngineProtocolError, EngineRefusedError
+from llmux.upstream import EngineAddress, EngineLostError, EngineProtocolError, EngineRefusedError, connection
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -266,7 +266,9 @@ async def test_a_refused_connection_means_that_nothing_was_sent(proxy: Proxy) ->
     assert proxy.exchange.ended_at is not None
 
 
-async def test_a_dead_pooled_connection_and_then_a_refused_one(proxy: Proxy) -> None:
+async def test_a_pooled_connection_died_with_its_engine_which_had_the_request(proxy: Proxy) -> None:
+    """It may have run it: the request is not offered again, as one that was refused is."""
+
     async def script(side: EngineSide) -> None:
         await side.request()
         await side.send(OK)
@@ -279,9 +281,42 @@ async def test_a_dead_pooled_connection_and_then_a_refused_one(proxy: Proxy) -> 
     await client.until(b"ok")
     assert proxy.activity.connected
     await client.get()
+    await client.until(b'"code": "engine_lost"')
+    assert isinstance(proxy.outcomes[1], EngineLostError)
+    assert len(engine.heads) == 2
+
+
+async def test_a_pooled_connection_died_with_its_engine_which_had_not_the_whole_request(proxy: Proxy) -> None:
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(OK)
+        await side.head()
+        side.engine.stop_listening()
+        side.reset()
+
+    engine = await proxy.engine(script)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    proxy.options["body"] = Body([b"a" * (32 << 20)])  # more than a kernel takes
+    await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
     await client.until(b'"code": "engine_refused"')
     assert isinstance(proxy.outcomes[1], EngineRefusedError)
     assert len(engine.heads) == 2
+
+
+async def test_a_pooled_connection_that_dies_after_a_while_has_not_died_of_age(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "STALE_WITHIN", 0.0)
+    engine = await proxy.engine(dropping(per_connection=1, connections=1))
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    await client.get()
+    await client.until(b'"code": "engine_lost"')
+    assert len(engine.heads) == 2
+    assert engine.connections == 1
 
 
 async def test_a_request_that_was_returned_gets_a_fresh_connection(proxy: Proxy) -> None:
