@@ -19,8 +19,9 @@ A request goes through these stages::
 - **PLACED**: it was sent. It may be sent again only on proof that no engine has seen it: no connection was to be
   had, or the host has refused it before its admission with a typed refusal. At most ``RETRIES`` times; then it is
   rejected with the host's own words.
-- **WITHDRAWING**: while it waits in its host's queue, another host has been better for ``PATIENCE`` by more than a
-  switch costs. It is asked back, at most once; the host may have admitted it in the meantime, then it stays.
+- **WITHDRAWING**: it waits in its host's queue, and the switch to its model has not begun there. It is asked back
+  if another host wakes the model and has room for it (one wake is enough), or has been better for ``PATIENCE`` by
+  more than a switch costs: each at most once. The host may have admitted it in the meantime, then it stays.
 - **BEGUN**: the host has admitted it. It goes nowhere else, whatever happens: a connection that ends is a 502.
 
 A host is *fresh* while its last report is within its lease, *ejected* from the first refused connection until a
@@ -45,7 +46,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from llmux.core.phases import InvalidEventError
+from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.timers import Timers
 from llmux.fleet import events as ev
 from llmux.fleet.fleet_view import Fleet, Host
@@ -81,7 +82,8 @@ class Request:
     attempts: int = 0
     refused_by: set[str] = field(default_factory=set)
     refusal: ev.RequestRefused | None = None  # the last one
-    moved: bool = False  # it was taken back once
+    moved: bool = False  # it was taken back once, as another host was better
+    joined: bool = False  # it was taken back once, as another host woke its model
     better_since: float | None = None  # since when another host has been better
 
 
@@ -140,10 +142,10 @@ class Placement:
         if self.queues.get(event.model) or not self._place(request):
             self._hold_back(request)
 
-    def _place(self, request: Request) -> bool:
-        """Send the request to a host if there is one."""
+    def _place(self, request: Request, but: str = "") -> bool:
+        """Send the request to a host if there is one, other than ``but``."""
         fleet = self.fleet
-        fleet.excluded = request.refused_by
+        fleet.excluded = request.refused_by | {but} if but else request.refused_by
         host = self._choose(request.model)
         if host is not None:
             self._send(request, host)
@@ -287,35 +289,69 @@ class Placement:
         del self.requests[request.id]
 
     def _waiting(self, event: ev.RequestWaiting) -> None:
-        """See whether it would be served sooner elsewhere, by more than a switch, and has been for a while."""
+        """See whether the request should wait elsewhere: where its model wakes already, or where it is better."""
         request = self._of(event.request)
-        if not self.moves or request.stage is not Stage.PLACED or request.moved or event.expected is None:
+        if not self.moves or request.stage is not Stage.PLACED or event.expected is None:
             return
-        fleet, host = self.fleet, request.host
+        fleet, host, model = self.fleet, request.host, request.model
         assert host is not None
+        here = host.of(model)
+        if here.phase is Phase.WAKING or event.expected < here.switch_cost:  # the switch to the model has begun
+            request.better_since = None
+            return
         fleet.excluded = request.refused_by | {host.name}
-        there, wait = fleet.shortest(request.model)
-        cold, cost, burden = fleet.cheapest(request.model, fleet.weight(host, request.model))
-        if cold is not None and cost + burden < wait and fleet.claimed(request.model) is None:
+        there, wait = fleet.shortest(model)
+        other = None
+        if here.phase is not Phase.AWAKE:
+            other = self._wakes_elsewhere(model, there, event.expected)
+        if other is not None:
+            if not request.joined:
+                request.joined = True
+                self._take_back(request, other)
+        elif not request.moved:
+            self._see_better(request, host, there, wait, event.expected)
+
+    def _wakes_elsewhere(self, model: str, holder: Host | None, expected: float) -> Host | None:
+        """Return another host that wakes the model for more than wait there: one wake is enough.
+
+        By a claim, if that is sooner than ``expected``, or by the report of ``holder``, which waits least.
+        """
+        fleet = self.fleet
+        claimed = fleet.claimed(model)
+        if claimed is not None and claimed.name not in fleet.excluded and fleet.wait(claimed, model) < expected:
+            return claimed
+        if holder is not None and holder.of(model).phase in HELD and not holder.full(model, fleet.time):
+            return holder
+        return None
+
+    def _see_better(self, request: Request, host: Host, there: Host | None, wait: float, expected: float) -> None:
+        """Take the request back if another host has been better for a while by more than a switch."""
+        fleet, model = self.fleet, request.model
+        cold, cost, burden = fleet.cheapest(model, fleet.weight(host, model))
+        if cold is not None and cost + burden < wait and fleet.claimed(model) is None:
             there, wait = cold, cost + burden
-        expected = event.expected
-        placed = host.waiting.get(request.model, {}).get(request.id)
-        if placed is not None and host.of(request.model).phase not in HELD:
+        placed = host.waiting.get(model, {}).get(request.id)
+        if (
+            placed is not None and host.of(model).phase is not Phase.AWAKE
+        ):  # what has waited for long is likely to wait for as long again
             expected = max(expected, fleet.time - placed)
-        if there is None or expected - wait <= max(PATIENCE, host.of(request.model).switch_cost):
+        if there is None or expected - wait <= max(PATIENCE, host.of(model).switch_cost):
             request.better_since = None
         elif request.better_since is None:
             request.better_since = fleet.time
         elif fleet.time - request.better_since >= PATIENCE:
-            request.stage, request.moved = Stage.WITHDRAWING, True
-            self.out.append(ev.Withdraw(request.id, host.name, there.name))
+            request.moved = True
+            self._take_back(request, there)
+
+    def _take_back(self, request: Request, there: Host) -> None:
+        assert request.host is not None
+        request.stage, request.better_since = Stage.WITHDRAWING, None
+        self.out.append(ev.Withdraw(request.id, request.host.name, there.name))
 
     def _withdrawn(self, event: ev.RequestWithdrawn) -> None:
         request = self._of(event.request, Stage.WITHDRAWING)
         host = self._off(request, arrived=False)
-        request.refused_by.add(host.name)
-        if not self._place(request):
-            request.refused_by.discard(host.name)
+        if not self._place(request, but=host.name):
             self._again(request)
 
     def _began(self, event: ev.AnswerBegan) -> None:
@@ -357,7 +393,7 @@ class Placement:
 
     def _again(self, request: Request) -> None:
         """Try another host, if it may be sent again."""
-        if request.attempts > RETRIES + request.moved:
+        if request.attempts > RETRIES + request.moved + request.joined:
             if request.refusal is not None:
                 self._pass_on(request)
             else:

@@ -38,7 +38,7 @@ class Ledger:
         self.proofs: dict[int, int] = {}  # that no engine has seen it
         self.refusers: dict[int, set[str]] = {}
         self.may_have_run: set[int] = set()
-        self.withdrawn: set[int] = set()
+        self.withdrawn: list[int] = []
         self.done: set[int] = set()
         self.reports: dict[str, tuple[HostReport, float]] = {}  # taken in, with the end of the lease
         self.down: set[str] = set()
@@ -102,7 +102,7 @@ class Ledger:
                 assert request not in self.may_have_run, "sent again to an engine that may have run it"
                 assert request not in self.at, "in two places"
                 assert attempt == self.sends[request] + 1 == self.proofs[request] + 1, "sent again without proof"
-                assert attempt <= 1 + RETRIES + (request in self.withdrawn), "too often"
+                assert attempt <= 1 + RETRIES + self.withdrawn.count(request), "too often"
                 self._allowed(request, model, host)
                 self.sends[request] = attempt
                 self.at[request] = host
@@ -112,9 +112,11 @@ class Ledger:
                 self._end(request)
             case ev.Withdraw(request=request, host=host, to=to):
                 assert self.at[request] == host != to
-                assert request not in self.withdrawn, "moved twice"
+                assert self.withdrawn.count(request) < 2, "moved three times"
+                phase = self.placement.fleet.hosts[host].of(self.model[request]).phase
+                assert phase is not Phase.WAKING, "taken from a host that wakes its model"
                 assert request not in self.may_have_run
-                self.withdrawn.add(request)
+                self.withdrawn.append(request)
             case ev.ClaimWake(model=model, host=host, term=term):
                 assert not self._claimed(model), "two claims in one term"
                 assert term > 0

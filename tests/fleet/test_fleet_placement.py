@@ -508,6 +508,84 @@ def test_a_cold_host_may_be_the_better_one():
     )
 
 
+# ---- one wake is enough
+
+
+def stuck(seq: int, **fields):
+    """h1 has a queue for a model that sleeps there, behind another one."""
+    return report("h1", awake("b"), asleep("a", **{"queued": 1, "expected_wait": 60.0, **fields}), seq=seq)
+
+
+def waits_behind_another() -> Playbook:
+    """One request waits on h1; h2 has something else awake."""
+    play = given(h1=[awake("b"), asleep("a")])
+    play(
+        at(1.0, asks(1, "a"), sent(1, "a", "h1"), claims("a", "h1")),
+        at(1.5, stuck(2)),
+        at(12.0, report("h2", awake("c", in_flight=9), asleep("a", expected_wait=90.0), seq=1)),
+        at(12.0, stuck(3)),
+    )
+    return play
+
+
+def test_a_request_joins_the_host_that_wakes_its_model_at_once_and_once():
+    waking = {"a": ModelReport(Phase.WAKING, expected_wait=8.0, sleep=1.0, wake=5.0)}
+    play = waits_behind_another()
+    play(
+        at(13.0, ev.RequestWaiting(1, 1, 60.0)),
+        at(13.1, report("h2", waking, seq=2)),
+        at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
+        at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
+        at(14.0, report("h2", awake("c"), asleep("a", queued=1, expected_wait=90.0), seq=3)),  # it has failed
+        at(14.0, report("h1", waking, seq=4)),
+        at(14.1, ev.RequestWaiting(1, 1, 90.0)),
+    )
+
+
+def test_a_request_stays_where_the_switch_to_its_model_has_begun():
+    waking = {"a": ModelReport(Phase.WAKING, expected_wait=5.0, sleep=1.0, wake=5.0)}
+    play = waits_behind_another()
+    play(
+        at(13.0, report("h2", waking, seq=2)),
+        at(13.1, ev.RequestWaiting(1, 1, COST - 0.1)),  # says the host; its report is on its way
+        at(13.2, report("h1", waking, seq=4)),
+        at(13.3, ev.RequestWaiting(1, 9, 60.0)),
+    )
+
+
+def test_a_host_without_room_is_not_joined():
+    full = {"a": ModelReport(Phase.WAKING, 2, 0, 5.0, sleep=1.0, wake=5.0, slots=2, service=30.0)}
+    play = waits_behind_another()
+    play(at(13.0, report("h2", full, seq=2)), at(13.1, ev.RequestWaiting(1, 1, 60.0)))
+
+
+def test_a_request_joins_the_host_that_another_gateway_has_claimed_if_that_is_sooner():
+    play = waits_behind_another()
+    play(
+        at(13.0, ev.ClaimSeen("a", "h2", 9.0)),
+        at(13.0, ev.RequestWaiting(1, 1, 60.0)),  # later there
+        at(13.1, report("h2", awake("c"), asleep("a"), seq=2)),
+        at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
+        at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
+    )
+
+
+def test_a_request_may_return_to_the_host_that_it_was_taken_from():
+    play = given(h1=[awake("a", slots=1, in_flight=9, service=10.0)])
+    play(
+        at(1.0, asks(1, "a"), sent(1, "a", "h1")),
+        at(1.5, report("h2", asleep("a"), seq=1)),
+        at(2.0, ev.RequestWaiting(1, 9, 90.0)),
+        at(4.0, ev.RequestWaiting(1, 9, 90.0), ev.Withdraw(1, "h1", "h2")),
+        at(4.1, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 3.1), claims("a", "h2")),
+        at(5.0, report("h1", awake("a", slots=1, service=10.0), seq=2)),  # all have left
+        at(5.0, report("h2", awake("c"), asleep("a", queued=1), seq=2)),
+        at(5.1, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h2", "h1")),
+        at(5.2, ev.RequestWithdrawn(1), sent(1, "a", "h1", 3, 4.2)),
+        at(6.0, ev.RequestWaiting(1, 9, 90.0)),
+    )
+
+
 # ---- what the store says of other gateways
 
 
