@@ -1,6 +1,7 @@
 """A thousand requests at once against a budget for ten; and that no way into llmux goes past limits and ledger."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 
@@ -79,7 +80,7 @@ async def test_a_budget_is_overrun_by_no_more_than_estimates_are_wrong(house, se
     if prices is BY_TOKENS:
         assert statuses.count(200) <= 10
     await house.close()
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         (kept,) = connection.execute("SELECT sum(cost) FROM requests WHERE key = 'alice'").fetchone()
         (count,) = connection.execute("SELECT count(*) FROM requests WHERE key = 'alice' AND kind = 0").fetchone()
     assert abs(kept - budget.spent) <= len(settled)  # rounding
@@ -127,7 +128,7 @@ async def _counts(house, method, path, model):
     replies = [await house.ask(method, path, body, **ALICE) for _ in range(2)]
     assert [reply.status for reply in replies] == [200, 429], replies[0].body
     await house.close()
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         rows = connection.execute("SELECT key, served, status FROM requests ORDER BY id").fetchall()
     assert [(key, status) for key, _, status in rows] == [("alice", 200), ("alice", 429)]
     assert rows[0][1] == "a"
@@ -147,7 +148,7 @@ async def test_websockets_and_operators_ways_are_in_the_ledger(house):
     assert (await house.ask("POST", f"/upstream/a{CHAT}", b"{}", **ADMIN)).status == 200
     assert (await house.ask("POST", f"/upstream/a{CHAT}", b"{}", **ALICE)).status == 401
     await house.close()
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         rows = connection.execute("SELECT key, served, input, output, status FROM requests").fetchall()
     assert sorted(rows) == [
         ("admin_key", "a", 12, 3, 200),

@@ -1,5 +1,6 @@
 """What models of remotes cost, as genai-prices lists them; and what happens without it."""
 
+import contextlib
 import json
 import sqlite3
 from decimal import Decimal
@@ -124,7 +125,7 @@ def test_what_is_private(url, private):
 
 
 def rows(house):
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         found = connection.execute(
             "SELECT served, input, output, cost, price FROM requests ORDER BY id"
         ).fetchall()

@@ -1,6 +1,7 @@
 """What keys may: models, limits, budgets; as clients see it."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 
@@ -222,7 +223,7 @@ async def test_the_sdks_understand(house):
         with pytest.raises(anthropic.RateLimitError):
             await client.messages.create(**body, max_tokens=3)
     await house.close()
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         rows = connection.execute(
             "SELECT status, reason, count(*) FROM requests WHERE kind = 0 GROUP BY 1, 2"
         ).fetchall()

@@ -1,6 +1,7 @@
 """What the event loop notes, and what is made of it beside it: nothing is lost, and nothing waits."""
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 
@@ -26,7 +27,7 @@ async def send(house, key, padding=0):
 
 
 def rows(house, what="*", kind=0):
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         return connection.execute(f"SELECT {what} FROM requests WHERE kind = {kind} ORDER BY id").fetchall()
 
 

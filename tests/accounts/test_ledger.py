@@ -1,5 +1,6 @@
 """The ledger's file and its thread: what is written, what is not, and what is lost."""
 
+import contextlib
 import sqlite3
 import stat
 import subprocess
@@ -62,7 +63,7 @@ def until(condition):
 
 
 def rows(path):
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
 
@@ -156,6 +157,7 @@ def test_another_process_that_holds_the_file_is_waited_for(begin, told):
         ledger.put(ended(number))
     until(lambda: told)
     other.execute("COMMIT")
+    other.close()
     until(lambda: ledger._done == 1500)
     assert ids(ledger.path) == [f"id-{number}" for number in range(1500)]
     assert told.events == ["ledger_unwritable"]  # once
@@ -191,7 +193,7 @@ def test_a_file_that_breaks_while_it_is_written_is_set_aside(begin, told):
     ledger = begin()
     ledger.put(ended(0))
     until(lambda: ledger._done == 1)
-    with sqlite3.connect(ledger.path) as other:
+    with contextlib.closing(sqlite3.connect(ledger.path)) as other, other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with ledger.path.open("r+b") as file:
         file.seek(4096)
@@ -255,9 +257,11 @@ def test_what_is_more_than_is_kept_is_counted_and_written_down(begin, told, monk
         ledger.put(ended(number))
     until(lambda: ledger.lost == 200)
     other.execute("COMMIT")
+    other.close()
     until(lambda: ledger._done == 301)
     assert ids(ledger.path) == [f"id-{number}" for number in range(101)]
-    assert sqlite3.connect(ledger.path).execute("SELECT sum(rows) FROM losses").fetchone() == (200,)
+    with contextlib.closing(sqlite3.connect(ledger.path)) as connection:
+        assert connection.execute("SELECT sum(rows) FROM losses").fetchone() == (200,)
     assert told.events.count("ledger_rows_lost") == 1
 
 
@@ -350,7 +354,7 @@ def test_one_llmux_a_file(begin):
 
 def test_the_file_of_another_program_is_left_alone(begin, tmp_path):
     path = tmp_path / "ledger.db"
-    with sqlite3.connect(path) as other:
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
         other.execute("CREATE TABLE mine (x)")
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="another program"):
@@ -361,7 +365,7 @@ def test_the_file_of_another_program_is_left_alone(begin, tmp_path):
 def test_the_file_of_a_newer_llmux_is_left_alone(begin, tmp_path):
     path = tmp_path / "ledger.db"
     Store(path).close()
-    with sqlite3.connect(path) as other:
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
         other.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(ConfigError, match="newer llmux"):
         begin()
@@ -376,7 +380,7 @@ def test_a_folder_that_is_not_there(begin, tmp_path):
 def test_every_older_version_is_brought_to_this_one(monkeypatch, tmp_path, version):
     path = tmp_path / "ledger.db"
     monkeypatch.setattr(files, "MIGRATIONS", MIGRATIONS[:version])
-    with sqlite3.connect(path) as old:
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
         for number, statements in enumerate(MIGRATIONS[:version], 1):
             for statement in statements:
                 old.execute(statement)
@@ -395,7 +399,7 @@ def test_every_older_version_is_brought_to_this_one(monkeypatch, tmp_path, versi
     assert requests_by_the_hour(path) == 1 + old_ones
     (by_hours,) = usage.read(path, usage.Asked((), 3600))
     assert by_hours["requests"] == 1 + old_ones
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         columns = {row[1] for row in connection.execute("PRAGMA table_info(requests)")}
     assert columns == {"id", *Row._fields}
@@ -420,7 +424,7 @@ def test_what_it_costs_is_in_the_row_with_the_version_of_the_prices(begin):
         (1, "bob", 4_000_000, 1000)
     ] * 3
     assert (house["kind"], house["key"], house["gpu"], house["cost"]) == (2, HOUSE, 10_000_000, 2500)
-    with sqlite3.connect(ledger.path) as connection:
+    with contextlib.closing(sqlite3.connect(ledger.path)) as connection, connection:
         found = dict(connection.execute("SELECT version, document FROM prices").fetchall())
     assert found == {first["price"]: by_time.document, second["price"]: by_tokens.document}
     (none, usd) = usage.read(ledger.path, usage.Asked((), 0))
@@ -504,7 +508,7 @@ def test_at_the_end_a_file_that_is_held_for_a_moment_is_waited_for(begin):
     other = sqlite3.connect(ledger.path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     ledger.put(ended(1))
-    threading.Timer(0.5, lambda: other.execute("COMMIT")).start()
+    threading.Timer(0.5, lambda: (other.execute("COMMIT"), other.close())).start()
     ledger.close()
     assert ids(ledger.path) == ["id-0", "id-1"]
 
@@ -514,7 +518,7 @@ def reserved(ident, micros=1000):
 
 
 def kept(path):
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         return [ident for (ident,) in connection.execute("SELECT id FROM reservations ORDER BY id")]
 
 
@@ -566,4 +570,5 @@ def test_reservations_wait_for_a_file_that_is_held(begin):
     ledger.put(reserved("two"))
     ledger.put(Released("one"))
     other.execute("COMMIT")
+    other.close()
     until(lambda: kept(ledger.path) == ["two"])

@@ -1,6 +1,7 @@
 """llmux as a process: what it imports without a ledger, and what a killed one leaves."""
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -80,7 +81,7 @@ async def ready(house, process):
 
 
 def rows(folder):
-    with sqlite3.connect(folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(folder / "ledger.db")) as connection, connection:
         return [
             name for (name,) in connection.execute("SELECT request_id FROM requests WHERE kind = 0 ORDER BY id")
         ]
@@ -207,7 +208,7 @@ async def test_what_was_reserved_when_llmux_was_killed_is_spent(house, run):
     line = await house.begin("POST", "/v1/hold", {"model": "a"}, Authorization="Bearer key-of-alice")
 
     def reserved():
-        with sqlite3.connect(house.folder / "ledger.db") as connection:
+        with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
             return connection.execute("SELECT cost FROM reservations").fetchall()
 
     await until(reserved)

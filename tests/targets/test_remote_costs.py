@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 
@@ -23,7 +24,7 @@ async def host():
 
 
 def rows(house):
-    with sqlite3.connect(house.folder / "ledger.db") as ledger:
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as ledger, ledger:
         ledger.row_factory = sqlite3.Row
         return [dict(row) for row in ledger.execute("SELECT * FROM requests ORDER BY time")]
 
