@@ -77,6 +77,7 @@ class Usage(NamedTuple):
 
 
 NONE = Usage()
+_new = tuple.__new__  # Usage(…) would be a call of Python's own, with each request
 
 
 def usage_of(opening: bytes, tail: Sequence[bytes]) -> Usage:
@@ -92,7 +93,7 @@ def _last_report(text: bytes) -> Usage:
     at = text.rfind(_REPORT)
     if at >= 0 and (usual := _USUAL.match(text, at)) is not None:
         given, made, also_made, also_given = usual.groups()
-        return Usage(int(given or also_given), int(made or also_made))
+        return _new(Usage, (int(given or also_given), int(made or also_made)))
     while at >= 0:
         given, made = _figure(text, at, _INPUTS), _figure(text, at, _OUTPUTS)
         if given is not None or made is not None:

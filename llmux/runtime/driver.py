@@ -99,6 +99,7 @@ class Driver:
         if self._driving:
             return
         self._driving = True
+        state = core.state
         try:
             while inbox:
                 event, order = inbox.popleft(), self.order
@@ -110,10 +111,10 @@ class Driver:
                     self._failed(error, event)
                     continue
                 if order is not None:
-                    order.after(core.state.now, effects)
-                self._timeline.add(core.state.now, event, effects)
+                    order.after(state.now, effects)
+                self._timeline.add(state.now, event, effects)
                 if self._watchers:
-                    self._tell(Step(core.state.now, event, effects))
+                    self._tell(Step(state.now, event, effects))
                 if effects:
                     self._carry_out(effects)
         finally:

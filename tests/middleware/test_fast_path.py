@@ -101,6 +101,42 @@ async def test_a_request_that_is_over_is_freed_without_the_garbage_collector(hou
     assert not left
 
 
+async def test_what_asks_after_an_answer_finds_it_counted(house, fast):
+    lines = [await house.line() for _ in range(5)]
+    for number in range(1, 4):
+        for line in lines:
+            line.send(request())
+        for line in lines:
+            assert (await line.reply()).status == 200
+            told = (await house.ask("GET", "/metrics")).body
+        assert b'llmux_requests_total{model="a",status="200"} %d.0' % (1 + 5 * number) in told
+        assert house.in_flight("a") == 0
+    assert fast == [True] * 15
+
+
+class Over:
+    """A request that has ended."""
+
+    def __init__(self, error=None):
+        self.error, self.told = error, []
+
+    def finish(self, status):
+        self.told.append(status)
+        if self.error is not None:
+            raise self.error
+
+
+async def test_a_mistake_at_the_end_of_one_request_concerns_no_other(house):
+    loop, mistakes = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _loop, context: mistakes.append(context["exception"]))
+    requests = [Over(), Over(ValueError("one")), Over(), Over(ValueError("two")), Over()]
+    for one in requests:
+        house.front.fast_path.finish_soon(loop, one, 200)
+    await until(lambda: requests[-1].told)
+    assert [one.told for one in requests] == [[200]] * 5
+    assert [str(error) for error in mistakes] == ["one", "two"]
+
+
 @pytest.mark.parametrize("step", [1, 7, 60, 200])
 async def test_a_request_in_pieces(house, step):
     data = request()
