@@ -87,6 +87,11 @@ def view(url: str, document: dict[str, Any]) -> RenderableType:
     lines: list[RenderableType] = [head]
     if waiting:
         lines.append(Text(f"{waiting} wait in the gateway for a host", "yellow"))
+    store = document.get("store")  # of older ones nothing is known
+    if store is not None and store["trouble"]:
+        alone = store["limits"] is not None and store["limits"]["alone"]
+        lines.append(Text(f"the store cannot be used: {store['trouble']}", "red"))
+        lines += [Text("limits of keys: each gateway counts its share", "yellow")] if alone else []
     return Group(*lines, Text(), _table(hosts))
 
 

@@ -107,6 +107,7 @@ class Host:
         self.heard: float | None = None  # when it reported last, on the loop's clock
         self.trouble = "has not answered yet"  # empty: it is followed
         self.lost = False  # the placement was told so
+        self.instance = ""  # of the llmux that reports there
         self.mistaken = ""  # what was wrong with its last report, told once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
         self.wake_costs: Mapping[str, float] = {}  # in seconds, by model, where they were measured there
@@ -145,6 +146,10 @@ class Host:
         if secret is not None:
             lines.append(b"Authorization: Bearer " + secret.get_secret_value().encode())
         return b"\r\n".join([*lines, b"", body])
+
+
+class _SameHostError(Exception):
+    """A llmux is followed already, under another name."""
 
 
 class Hosts:
@@ -283,6 +288,13 @@ class Hosts:
             report = read_report(host.name, document)
             measured = {name for name, each in document["models"].items() if each.get("measured", True)}
             names = {str(name): str(model) for name, model in document["names"].items()}
+            self._refuse_twin(host, report.instance)
+        except _SameHostError as error:
+            host.trouble = str(error)
+            if host.mistaken != host.trouble:
+                host.mistaken = host.trouble
+                self._log.emit("report_refused", host=host.name, instance=report.instance, reason=host.trouble)
+            return
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             wrong = f"its report cannot be read ({error!r}): is it a llmux of another version?"
             if host.mistaken != wrong:
@@ -303,6 +315,15 @@ class Hosts:
         host.lost = False
         host.wake_costs = {name: report.models[name].wake for name in measured}
         self._dispatcher.post(ev.HostReported(self._with_costs(report, measured)))
+
+    def _refuse_twin(self, host: Host, instance: str) -> None:
+        """See to it that a llmux is not followed under two names: its GPU would count twice."""
+        for other in self._hosts.values():
+            if other is not host and instance and other.instance == instance and not other.lost:
+                raise _SameHostError(
+                    f"is followed as {other.name} already: give each host one name and one address"
+                )
+        host.instance = instance
 
     def _with_costs(self, report: HostReport, measured: Container[str]) -> HostReport:
         """Return a report in which what a wake takes was measured, if not on this host, then on others.

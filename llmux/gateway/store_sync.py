@@ -22,7 +22,8 @@ from llmux.fleet.store import StoreError, open_store
 if TYPE_CHECKING:
     from llmux.gateway.service import Gateway
 
-EVERY, SOON = 0.5, 0.05  # seconds between two looks into the store, and until uses of keys are told
+EVERY, BUSY = 0.5, 0.1  # seconds between two looks into the store; while this gateway has requests anywhere
+SOON = 0.05  # seconds until uses of keys are told
 GONE = 6.0  # seconds
 
 
@@ -39,7 +40,8 @@ class Sharing:
         self.found: dict[str, HostConfig] = {}
         self.trouble = "was not asked yet"  # empty: it answers
         self._tasks: list[asyncio.Task[None]] = []
-        gateway.dispatcher.on_claim = self._claims.put_nowait
+        self._news = asyncio.Event()  # the others should know at once
+        gateway.dispatcher.on_claim = self._claimed
 
     def start(self) -> None:
         """Begin."""
@@ -72,18 +74,38 @@ class Sharing:
         }
 
     async def _look(self) -> None:
+        due, loop = 0.0, asyncio.get_running_loop()
         while True:
+            self._news.clear()
+            busy = True
             try:
-                self._known(await self._store.hosts())
-                await self._store.fly(self._name, self._own())
-                self._loads(await self._store.flights(self._name))
-                for model, claim in (await self._store.claims(self._models())).items():
-                    self._gateway.dispatcher.post(ev.ClaimSeen(model, claim.host, claim.remaining))
+                if loop.time() >= due:
+                    self._known(await self._store.hosts())
+                    due = loop.time() + EVERY
+                busy = await self._share()
             except (StoreError, ValueError) as error:
                 self._tell(str(error))
+                busy = False
             else:
                 self._tell("")
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(BUSY)
+            if not busy:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(EVERY - BUSY):
+                        await self._news.wait()
+
+    async def _share(self) -> bool:
+        """Tell what this gateway has where, and learn of the others; return whether it has anything anywhere."""
+        own = self._own()
+        await self._store.fly(self._name, own)
+        self._loads(await self._store.flights(self._name))
+        for model, claim in (await self._store.claims(self._models())).items():
+            self._gateway.dispatcher.post(ev.ClaimSeen(model, claim.host, claim.remaining))
+        return bool(own)
+
+    def _claimed(self, effect: ev.ClaimWake) -> None:
+        self._claims.put_nowait(effect)
+        self._news.set()
 
     async def _claim(self) -> None:
         while True:
@@ -121,10 +143,14 @@ class Sharing:
             try:
                 found[name] = HostConfig.model_validate(told)
             except ValidationError as error:
-                if name not in self._refused:
-                    self._refused.add(name)
-                    why = f"its entry in the store cannot be used: {error.errors()[0]['msg']}"
-                    gateway.log.emit("report_refused", host=name, instance="", reason=why)
+                self._refuse(name, f"its entry in the store cannot be used: {error.errors()[0]['msg']}")
+                continue
+            own = gateway.config.hosts.get(name)
+            if own is not None and own.url != found[name].url:
+                there = found[name].url
+                self._refuse(
+                    name, f"is in the store as well, at {there}; what `hosts` says counts: rename one of them"
+                )
         for name, host in self.found.items():
             if name in found:
                 self._missing.pop(name, None)
@@ -133,6 +159,12 @@ class Sharing:
         if found != self.found:
             self.found = found
             gateway.configure_hosts()
+
+    def _refuse(self, name: str, why: str) -> None:
+        """Tell, once, why an entry is not used."""
+        if why not in self._refused:
+            self._refused.add(why)
+            self._gateway.log.emit("report_refused", host=name, instance="", reason=why)
 
     def _lost(self, name: str) -> bool:
         hosts = self._gateway.hosts

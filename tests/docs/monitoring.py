@@ -16,11 +16,12 @@ from tests.docs.pages import ROOT
 FOLDER = ROOT / "examples" / "monitoring"
 METRIC = re.compile(r"\b(?:llmux|process|python)_[a-z_]+\b")
 # What Grafana puts in for its variables.
-FILLED_IN = {"$instance": ".*", "$model": ".*", "$__rate_interval": "1m"}
+FILLED_IN = {"$instance": ".*", "$model": ".*", "$host": ".*", "$__rate_interval": "1m"}
+BOARDS = ("dashboard", "fleet")  # of a host, of gateways
 
 
-def dashboard() -> Any:
-    return json.loads((FOLDER / "grafana" / "dashboard.json").read_text())
+def dashboard(name: str = "dashboard") -> Any:
+    return json.loads((FOLDER / "grafana" / f"{name}.json").read_text())
 
 
 def alerts() -> list[Any]:
@@ -29,8 +30,8 @@ def alerts() -> list[Any]:
 
 
 def questions() -> Iterator[tuple[str, str]]:
-    """Yield every expression of the dashboard, as Prometheus gets it, with its panel's title."""
-    for panel in dashboard()["panels"]:
+    """Yield every expression of the dashboards, as Prometheus gets it, with its panel's title."""
+    for panel in (panel for name in BOARDS for panel in dashboard(name)["panels"]):
         for target in panel["targets"]:
             yield f"{panel['title']} {target['refId']}", filled_in(target["expr"])
 

@@ -12,7 +12,7 @@ import yaml
 
 from llmux.core.phases import Phase
 from llmux.observability.metrics import HELP
-from tests.docs.monitoring import FILLED_IN, FOLDER, METRIC, alerts, dashboard, metrics, questions
+from tests.docs.monitoring import BOARDS, FILLED_IN, FLEET, FOLDER, METRIC, alerts, dashboard, metrics, questions
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -60,17 +60,20 @@ def test_every_metric_that_is_asked_for_exists():
     asked = {name for _, expression in questions() for name in METRIC.findall(expression)}
     for rule in alerts():
         asked |= set(METRIC.findall(rule["expr"]))
-    asked |= {name for variable in dashboard()["templating"]["list"] for name in METRIC.findall(str(variable))}
+    variables = [variable for name in BOARDS for variable in dashboard(name)["templating"]["list"]]
+    asked |= {name for variable in variables for name in METRIC.findall(str(variable))}
     assert asked - metrics() == set()
     assert len(asked) > len(HELP) / 2
+    assert set(FLEET) - asked == set()
 
 
-def test_the_dashboard_is_one_that_grafana_takes():
-    board = dashboard()
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_dashboard_is_one_that_grafana_takes(name):
+    board = dashboard(name)
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
     known = {f"${variable['name']}" for variable in board["templating"]["list"]} | {*FILLED_IN, "$__all"}
-    text = (FOLDER / "grafana" / "dashboard.json").read_text()
+    text = (FOLDER / "grafana" / f"{name}.json").read_text()
     assert {f"${name}" for name in re.findall(r"\$\{?(\w+)\b", text)} <= known
     taken: dict[tuple[int, int], str] = {}
     for panel in board["panels"]:

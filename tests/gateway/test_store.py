@@ -215,3 +215,88 @@ async def test_a_name_that_is_taken_is_said_and_the_first_stays(shared, server):
     store = Store(server.url)
     assert (await store.hosts())["one"]["url"].endswith(str(shared.hosts["one"].port))
     await store.close()
+
+
+@pytest.mark.parametrize("outage", ["stopped", "killed", "emptied", "restarted"])
+async def test_requests_are_served_whatever_becomes_of_the_store(shared, server, outage):
+    shared.join("one", server)
+    limits = {"requests": "1M/d", "concurrent": 100}
+    hosts, shared.hosts = shared.hosts, {}
+    shared.write_gateway(
+        fleet={"store": server.url}, api_keys=[{"name": "alice", "key": "sk-a", "limits": limits}]
+    )
+    shared.hosts = hosts
+    shared.start()
+    key = [("Authorization", "Bearer sk-a")]
+    if outage == "emptied":
+        store = Store(server.url)
+        await store._redis.flushall()
+        await store.close()
+    else:
+        {"stopped": server.stop, "killed": server.process.kill, "restarted": server.restart}[outage]()
+    for model in "ababab":  # these wake and sleep, and their wakes are claimed
+        assert (await shared.chat(model, headers=key)).status == 200
+    if outage in {"stopped", "killed"}:
+        await shared.until(lambda: '"store_lost"' in shared.log)
+        assert (await shared.chat("a", headers=key)).status == 200
+        assert (await shared.chat("b", headers=key)).status == 200
+    if outage == "killed":
+        server.restart()
+    server.go_on()
+    store = Store(server.url)
+
+    async def whole():
+        try:
+            return "one" in await store.hosts() and "sk" not in str(await store._redis.keys("*"))
+        except StoreError:
+            return False
+
+    await eventually(whole)
+    await store.close()
+    assert (await shared.chat("a", headers=key)).status == 200
+
+
+# ---- hosts that are called wrongly
+
+
+async def test_a_host_with_two_names_counts_once(shared, server):
+    one = shared.join("one", server)
+    store = Store(server.url)
+    await eventually(lambda: answers(store))
+    shared.write_shared(server)
+    shared.start()
+    await shared.until_hosts_are(one="ready")
+    await store.register("copy", "other", 1, {"url": f"http://localhost:{one.port}"})
+    await shared.until(lambda: "is followed as one already: give each host one name" in shared.log)
+    document = (await shared.fleet())["hosts"]
+    assert document["one"]["state"] == "ready"
+    assert document["copy"]["state"] == "unknown"
+    assert "is followed as one already" in document["copy"]["trouble"]
+    assert shared.log.count('"report_refused"') == 1
+    assert (await shared.chat("a")).get("X-LLMux-Host") == "one"
+    await store.close()
+
+
+async def test_a_name_of_the_configuration_is_not_taken_by_the_store(shared, server):
+    shared.join("one", server)
+    two = shared.join("two", server, called="one-more")
+    shared.hosts = {"one-more": shared.hosts["one"]}  # as the gateway calls it
+    shared.write_gateway(fleet={"store": server.url})
+    shared.start()
+    await shared.until(lambda: f"is in the store as well, at http://{HOST}:{two.port}" in shared.log)
+    document = (await shared.fleet())["hosts"]
+    assert document["one-more"]["url"].endswith(str(shared.hosts["one-more"].port))
+    two.finish()
+
+
+async def test_what_the_store_says_of_a_host_that_is_nonsense(shared, server):
+    shared.join("one", server)
+    store = Store(server.url)
+    await eventually(lambda: answers(store))
+    for name, url in (("a", "ftp://x"), ("b", "unix:relative"), ("c", "http://:1"), ("d", "")):
+        await store.register(name, "i", 1, {"url": url})
+    shared.write_shared(server)
+    shared.start()
+    await shared.until(lambda: shared.log.count("its entry in the store cannot be used") == 4)
+    assert await states(shared) == {"one": "ready"}
+    await store.close()

@@ -92,6 +92,19 @@ async def test_people_are_shown_the_same(door, puppet):
     assert "ready" in shown.get()
 
 
+def test_people_are_told_of_a_store_that_cannot_be_used():
+    document = {"version": "3", "route": "least_wait", "hosts": {}, "queued": {}}
+    shown = []
+    for store in (None, {"trouble": None, "limits": None}, {"trouble": "it is away", "limits": {"alone": True}}):
+        console = terminal()
+        with console.capture() as said:
+            console.print(view("http://gw", {**document, "store": store}))
+        shown.append(said.get())
+    assert "store" not in shown[0] + shown[1]
+    assert "the store cannot be used: it is away" in shown[2]
+    assert "each gateway counts its share" in shown[2]
+
+
 async def test_a_drained_host_takes_nothing_new_until_it_is_taken_back(door):
     gateway = await door.open_all("one two")
     door.hosts["one"].up("a")

@@ -1,0 +1,218 @@
+"""Gateways with a store, as real processes: what a frozen store costs requests, and what a second gateway costs.
+
+    PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways frozen [--seconds 60] [--rate 20]
+    PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways two [--seconds 60] [--rate 6] [--rounds 2]
+
+``frozen``: one gateway, two hosts and a store; requests come at a steady rate while the store runs, while it is
+stopped (SIGSTOP), and when it goes on again. Their key has limits, which are counted through the store.
+
+``two``: four hosts with pretended engines whose switches take most of a second, eight models, arrivals by chance;
+the same arrivals at one gateway, and dealt in turn to two that share a store. What is compared is the mean wait,
+in the gateway and in the host's queue together. Each run begins with new hosts, where every model is asleep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.harness.lease.fleet import Door
+from tests.harness.lease.lab import Lab
+from tests.harness.lease.raw import HOST
+from tests.harness.store_server import Server
+
+KEY = [("Authorization", "Bearer sk-bench")]
+SERVICE, SLEEP, WAKE = 0.15, 0.2, 0.6  # seconds
+MODELS = "a b c d e f g h"
+POPULAR = (8, 4, 4, 2, 2, 1, 1, 1)
+SLOWER, RATIO = 0.005, 1.10  # what must be kept: seconds at the 99th percentile; mean wait of two over that of one
+
+
+class Fleet:
+    """Hosts that make themselves known in a store, and gateways that find them there."""
+
+    def __init__(self, root: Path, server: Server, hosts: int, gateways: int, models: str) -> None:
+        self.hosts: list[Lab] = []
+        self.gateways: list[Door] = []
+        delays = {"WAKE_DELAY": str(WAKE), "SLEEP_DELAY": str(SLEEP)}
+        for number in range(hosts):
+            lab = Lab(root / f"host{number}")
+            lab.write(
+                {name: {"env": delays} for name in models.split()},
+                fleet={"store": server.url, "name": f"host{number}", "url": f"http://{HOST}:{lab.port}"},
+            )
+            lab.start()
+            self.hosts.append(lab)
+        for number in range(gateways):
+            door = Door(root / f"gateway{number}")
+            limits = {"requests": "1M/d", "concurrent": 10_000}
+            door.write_gateway(
+                fleet={"store": server.url}, api_keys=[{"name": "bench", "key": "sk-bench", "limits": limits}]
+            )
+            door.start(ready=False)
+            self.gateways.append(door)
+
+    async def ready(self) -> None:
+        """Wait until each gateway knows each host, and the others."""
+        for door in self.gateways:
+
+            async def whole(door: Door = door) -> bool:
+                document = (await door.ask("GET", "/llmux/fleet", headers=KEY)).json()
+                states = [host["state"] for host in document["hosts"].values()]
+                limits = document["store"]["limits"]
+                return states == ["ready"] * len(self.hosts) and limits["gateways"] == len(self.gateways)
+
+            await door.until(whole)
+
+    def close(self) -> None:
+        """End all of it."""
+        for lab in (*self.gateways, *self.hosts):
+            lab.finish()
+
+
+@contextlib.contextmanager
+def fleet(hosts: int, gateways: int, models: str) -> Iterator[tuple[Server, Fleet]]:
+    """Start a store, hosts and gateways."""
+    folder, server = tempfile.mkdtemp(), Server()
+    try:
+        found = Fleet(Path(folder), server, hosts, gateways, models)
+        try:
+            yield server, found
+        finally:
+            server.go_on()
+            found.close()
+    finally:
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """Return a percentile of values."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+# ---- a frozen store
+
+
+async def steady(door: Door, seconds: float, rate: float) -> list[float]:
+    """Send requests at a steady rate; return what each took, in seconds."""
+    loop = asyncio.get_running_loop()
+
+    async def one() -> float:
+        began = time.perf_counter()
+        answer = await door.chat("a", headers=KEY)
+        assert answer.status == 200, answer
+        return time.perf_counter() - began
+
+    tasks, began = [], loop.time()
+    for number in range(int(seconds * rate)):
+        await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
+        tasks.append(asyncio.create_task(one()))
+    return list(await asyncio.gather(*tasks))
+
+
+async def frozen(given: argparse.Namespace) -> None:
+    """Measure requests before, while and after the store is stopped."""
+    with fleet(2, 1, "a b") as (server, found):
+        await found.ready()
+        door = found.gateways[0]
+        await steady(door, 3.0, given.rate)  # warm
+        kinds = ("before", "frozen", "after")
+        took: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(given.rounds):
+            for kind in kinds:
+                if kind == "frozen":
+                    server.stop()
+                elif kind == "after":
+                    server.go_on()
+                took[kind] += await steady(door, given.seconds, given.rate)
+        for kind in kinds:
+            found_ = [1000 * percentile(took[kind], part) for part in (0.5, 0.9, 0.99, 1.0)]
+            words = ", ".join(
+                f"{name} {ms:.1f}" for name, ms in zip(("p50", "p90", "p99", "max"), found_, strict=True)
+            )
+            print(f"{kind:>7}: {len(took[kind])} requests, {words} ms")
+        slower = percentile(took["frozen"], 0.99) - percentile(took["before"], 0.99)
+        verdict = "missed" if slower > SLOWER else "kept"
+        print(f"p99 {1000 * slower:+.1f} ms; must {1000 * SLOWER:.0f} ({verdict}); {load()}")
+
+
+# ---- one gateway, and two
+
+
+async def arrivals(found: Fleet, seconds: float, rate: float, seed: int) -> list[float]:
+    """Send the requests of one seed to the gateways in turn; return the wait of each, in seconds."""
+    chance = random.Random(seed)
+    loop = asyncio.get_running_loop()
+    turns = itertools.cycle(found.gateways)
+    models = MODELS.split()
+
+    async def one(door: Door, model: str) -> float:
+        answer = await door.chat(model, headers=KEY, do={"delay": SERVICE}, wait=300.0)
+        assert answer.status == 200, answer
+        return float(answer.get("X-LLMux-Queue-Seconds"))
+
+    tasks, due, began = [], 0.0, loop.time()
+    while (due := due + chance.expovariate(rate)) < seconds:
+        await asyncio.sleep(max(0.0, began + due - loop.time()))
+        model = chance.choices(models, POPULAR)[0]
+        tasks.append(asyncio.create_task(one(next(turns), model)))
+    return list(await asyncio.gather(*tasks))
+
+
+async def two(given: argparse.Namespace) -> None:
+    """Compare the waits of the same arrivals at one gateway and at two."""
+    waits: dict[int, list[float]] = {1: [], 2: []}
+    for seed in range(given.rounds):
+        for gateways in (1, 2) if seed % 2 == 0 else (2, 1):
+            with fleet(4, gateways, MODELS) as (_, found):
+                await found.ready()
+                one = await arrivals(found, given.seconds, given.rate, seed)
+                wakes = sum(lab.count("wake") for lab in found.hosts)
+            waits[gateways] += one
+            mean = statistics.mean(one)
+            print(f"{gateways} gateways, seed {seed}: {len(one)} requests, mean {mean:.3f} s, {wakes} wakes")
+    means = {gateways: statistics.mean(each) for gateways, each in waits.items()}
+    ratio = means[2] / means[1]
+    for gateways, each in waits.items():
+        late = percentile(each, 0.95)
+        print(f"{gateways} gateways: mean {means[gateways]:.3f} s, p95 {late:.2f} s, of {len(each)}")
+    print(f"ratio {ratio:.2f}; must {RATIO} ({'missed' if ratio > RATIO else 'kept'}); {load()}")
+
+
+def load() -> str:
+    """Say how much else there was to do."""
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("frozen", "two"))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=None, help="requests a second")
+    parser.add_argument("--rounds", type=int, default=None)
+    given = parser.parse_args()
+    if given.what == "frozen":
+        given.rate, given.rounds = given.rate or 20.0, given.rounds or 1
+        asyncio.run(frozen(given))
+    else:
+        given.rate, given.rounds = given.rate or 6.0, given.rounds or 2
+        asyncio.run(two(given))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
