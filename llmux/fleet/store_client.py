@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ def clients_of(address: StoreAddress) -> tuple[Any, Sequence[Any]]:
             "ssl_certfile": address.cert,
             "ssl_keyfile": address.cert_key,
         }
+        if address.ca is not None:  # as for remotes: their own CA is verified alike with every Python
+            common["ssl_exclude_verify_flags"] = [ssl.VERIFY_X509_STRICT]
     login = {"username": address.user, "password": address.password, "decode_responses": True}
     if address.kind == "cluster":
         node = importlib.import_module("redis.asyncio.cluster").ClusterNode
