@@ -279,11 +279,19 @@ class Store:
         return await self._call("eval", script, len(keys), *keys, *values)
 
     async def _call(self, name: str, *values: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        before, failed, answer = task.cancelling(), None, None
         try:
             async with asyncio.timeout(LONGEST):
-                return await getattr(self._redis, name)(*values)
-        except Exception as error:
-            raise StoreError(words_of(error, self.address)) from error
+                answer = await getattr(self._redis, name)(*values)
+        except Exception as error:  # noqa: BLE001 - whatever the library raises, the store cannot be used
+            failed = error
+        if task.cancelling() > before:  # the library may have swallowed it, as it does in the middle of connecting
+            raise asyncio.CancelledError
+        if failed is not None:
+            raise StoreError(words_of(failed, self.address)) from failed
+        return answer
 
 
 def _wake(model: str) -> str:

@@ -101,6 +101,30 @@ async def test_gateways_see_what_the_others_have_where_while_these_live(store, m
     await eventually(forgotten)
 
 
+@pytest.mark.parametrize("ends", ["with an answer", "with an error"])
+async def test_a_call_that_is_cancelled_ends_so_whatever_the_library_makes_of_it(monkeypatch, ends):
+    """A gateway that was stopped while it connected went on for ever."""
+    begun = asyncio.Event()
+
+    class Swallows:
+        async def eval(self, *_values):
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if ends == "with an error":
+                    raise ConnectionError("swallowed") from None
+            return []
+
+    found = Store("redis://127.0.0.1:1/0")
+    monkeypatch.setattr(found, "_redis", Swallows())
+    task = asyncio.create_task(found.hosts())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_store_that_wants_a_password_is_said(server):
     del server
     guarded = Server("--requirepass", "secret")
