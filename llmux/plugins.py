@@ -138,7 +138,7 @@ def _import_shipped(use: str) -> ModuleType:
         mean = f"did you mean {near[0]}? " if near else ""
         raise _wrong(use, f"no such policy; {mean}known: {', '.join(known)}; or {_SHAPES}")
     full_name = f"llmux.policies.{name}"
-    return sys.modules.get(full_name) or _execute(use, full_name, folder / f"{name}.py")
+    return sys.modules.get(full_name) or _execute(use, full_name, folder / f"{name}.py", cached=True)
 
 
 def _import_file(use: str, file: Path) -> ModuleType:
@@ -163,8 +163,8 @@ def _append_to_path(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _execute(use: str, name: str, file: Path) -> ModuleType:
-    """Run ``file`` as a module of its own."""
+def _execute(use: str, name: str, file: Path, *, cached: bool = False) -> ModuleType:
+    """Run ``file`` as a module of its own. ``cached``: it comes with llmux, and bytecode of it will do."""
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise _wrong(use, f"{file} is no Python file")
@@ -172,9 +172,12 @@ def _execute(use: str, name: str, file: Path) -> ModuleType:
     previous = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pydantic look their annotations up there
     try:
-        source = file.read_bytes()
-        # Compiled here and not by the loader: its cache would miss a change within the same second.
-        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 (the user's own file)
+        if cached:
+            spec.loader.exec_module(module)
+        else:
+            source = file.read_bytes()
+            # Compiled here and not by the loader: its cache would miss a change within the same second.
+            exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 (the user's own)
     except (Exception, SystemExit) as error:
         if previous is None:
             del sys.modules[name]

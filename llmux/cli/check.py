@@ -108,8 +108,9 @@ def warn_of_missing(config: Config) -> None:
     from llmux.config.problems import dotted, line_of
 
     assert config.file is not None
-    lines = read_document(config.file).lines
-    for problem in look(config):
+    problems = list(look(config))
+    lines = read_document(config.file).lines if problems else {}
+    for problem in problems:
         line = line_of(problem.path, lines)
         say(f"warning: line {line}: {dotted(problem.path)}: {problem.message}", "yellow")
 

@@ -1,4 +1,10 @@
-"""The configuration: a YAML or JSON file, or Python values, checked before anything starts."""
+"""The configuration: a YAML or JSON file, or Python values, checked before anything starts.
+
+What makes the core's values of it is imported when it is first used: a check has no use for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from llmux.config.problems import ConfigErrors
 from llmux.config.schema import (
@@ -10,7 +16,9 @@ from llmux.config.schema import (
     PolicyConfig,
     TimeoutsConfig,
 )
-from llmux.config.specs import EngineDefinition, first_costs, to_specs
+
+if TYPE_CHECKING:
+    from llmux.config.specs import EngineDefinition, first_costs, to_specs
 
 __all__ = [
     "BackoffConfig",
@@ -25,3 +33,10 @@ __all__ = [
     "first_costs",
     "to_specs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("EngineDefinition", "first_costs", "to_specs"):
+        value = globals()[name] = getattr(import_module("llmux.config.specs"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

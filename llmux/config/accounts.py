@@ -192,7 +192,9 @@ class RoleConfig(Section):
 
     models: Globs = Field(default=("*",), description="The models that they may use, by name.")
     remote: bool = Field(default=False, description="Whether their requests may leave this host.")
-    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="How much each of them may use.")
+    limits: LimitsConfig = Field(
+        default_factory=LimitsConfig.of_defaults, description="How much each of them may use."
+    )
     budget: Annotated[BudgetConfig | None, Word("budget or null")] = Field(
         default=None, description="What each of them may spend. null: no limit."
     )

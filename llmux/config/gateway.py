@@ -144,8 +144,8 @@ class GatewayConfig(Section):
     hosts: Mapping[Name, HostConfig] = Field(
         default_factory=dict, description="The hosts by name; with `fleet.store` beside those that it knows."
     )
-    fleet: FleetConfig = Field(default_factory=FleetConfig, description="How the hosts are followed.")
-    route: RouteConfig = Field(default_factory=RouteConfig, description="How a host is chosen.")
+    fleet: FleetConfig = Field(default_factory=FleetConfig.of_defaults, description="How the hosts are followed.")
+    route: RouteConfig = Field(default_factory=RouteConfig.of_defaults, description="How a host is chosen.")
     server_names: tuple[HostName, ...] = Field(
         default=(),
         description="Names by which the gateway may be called, beside localhost and loopback addresses; * for any."

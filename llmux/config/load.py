@@ -1,8 +1,5 @@
 """From a file to a validated configuration, with every problem on its line.
 
-YAML is read by the rules of YAML 1.2's core schema, as the original did: ``on``, ``yes``, ``12:30`` and
-``2024-01-01`` are text. Keys are always text.
-
 ``${VAR}`` and ``${VAR:-default}`` are filled in string values after parsing. Hook scripts are left alone: there
 the shell expands variables, at run time. Keys are left alone too.
 """
@@ -13,13 +10,10 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
-from yaml.reader import ReaderError
 
 from llmux.config.problems import ConfigErrors, Lines, Path, Problem, checked_as_whole, explain, raise_all
 from llmux.core.spec import HookKind
@@ -27,19 +21,34 @@ from llmux.core.spec import HookKind
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 MAX_VALUES = 100_000
 """Keys and values of a document, counting what its aliases stand for as often as they do."""
-LONG_TEXT = 1000
-"""Characters for which a text counts as one value more."""
 MAX_DEPTH = 100
-_EMPTY = "is empty; it needs at least `models:`"
+EMPTY = "is empty; it needs at least `models:`"
 
 
-@dataclass(slots=True)
 class Document:
-    """What a file says. ``problems`` are those found while reading; ``data`` is then incomplete."""
+    """What a file says. ``problems`` are those found while reading; ``data`` is then incomplete.
 
-    data: Any = None
-    lines: dict[Path, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    ``lines`` may be a function that finds them: it is called when they are asked for.
+    """
+
+    __slots__ = ("_lines", "data", "problems")
+
+    def __init__(
+        self,
+        data: Any = None,
+        problems: Iterable[Problem] = (),
+        lines: Callable[[], dict[Path, int]] | dict[Path, int] | None = None,
+    ) -> None:
+        self.data = data
+        self.problems = list(problems)
+        self._lines = {} if lines is None else lines
+
+    @property
+    def lines(self) -> dict[Path, int]:
+        """The line of each value, from 1, by its path."""
+        if not isinstance(self._lines, dict):
+            self._lines = self._lines()
+        return self._lines
 
 
 def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Document:
@@ -50,7 +59,7 @@ def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Doc
     try:
         text = prepare(_read_text(file))
     except _Unreadable as error:
-        return _failed(str(error), line=error.line)
+        return failed(str(error), line=error.line)
     suffix = file.suffix.lower()
     if suffix == ".json" or (suffix not in YAML_SUFFIXES and text.lstrip().startswith("{")):
         return parse_json(text)
@@ -79,209 +88,56 @@ def _read_text(file: FilePath) -> str:
     except OSError as error:
         raise _Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
     if not text.strip():
-        raise _Unreadable(_EMPTY)
+        raise _Unreadable(EMPTY)
     return text
 
 
-def parse_yaml(text: str) -> Document:
-    """Read YAML text; a syntax error is a problem of the document, never an exception."""
-    document = Document()
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = (error.context_mark if _unclosed(error) else None) or error.problem_mark
-        return _failed(_explain(error, text), line=mark.line + 1 if mark else None)
-    except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        return _failed(f"holds a character that YAML does not allow (code {error.character})", line=line)
-    except (ValueError, OverflowError, RecursionError) as error:  # an escape beyond Unicode; thousands of brackets
-        return _failed(f"is not YAML: {error}")
-    if root is None:
-        return _failed(_EMPTY)
-    try:
-        document.data = _Builder(document).build(root, ())
-    except _TooMuchError as error:
-        return _failed(str(error), line=error.line)
-    document.lines.setdefault((), root.start_mark.line + 1)
-    return document
-
-
 def parse_json(text: str) -> Document:
-    """Read JSON text. JSON is YAML, but for tabs: the lines are taken from its YAML reading."""
+    """Read JSON text. JSON is YAML, but for tabs: the lines are taken from its YAML reading.
+
+    That finds, too, what is there twice. Where nothing is, it is read so when its lines are asked for: when
+    something is wrong.
+    """
+    plain = True
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal plain
+        found = dict(pairs)
+        plain = plain and len(found) == len(pairs)
+        return found
 
     def constant(name: str) -> float:
         raise ValueError(f"{name} is not JSON; write a number")
 
     try:
-        data = json.loads(text, parse_constant=constant)
+        data = json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
     except json.JSONDecodeError as error:
-        return _failed(f"is not JSON: {error.msg} (column {error.colno})", line=error.lineno)
+        return failed(f"is not JSON: {error.msg} (column {error.colno})", line=error.lineno)
     except (ValueError, RecursionError) as error:
-        return _failed(f"is not JSON: {error}")
-    # A raw tab inside a JSON string is an error, so every tab is white space.
-    document = parse_yaml(text.replace("\t", " "))
-    if document.data is None:
-        document = Document()
+        return failed(f"is not JSON: {error}")
+
+    def read() -> Document:
+        # A raw tab inside a JSON string is an error, so every tab is white space.
+        document = parse_yaml(text.replace("\t", " "))
+        return Document() if document.data is None else document
+
+    if plain:
+        return Document(data, lines=lambda: read().lines)
+    document = read()
     document.data = data
     return document
 
 
-def _failed(message: str, *, line: int | None = None) -> Document:
+def parse_yaml(text: str) -> Document:
+    """Read YAML text; a syntax error is a problem of the document, never an exception."""
+    from llmux.config.yaml_document import parse  # noqa: PLC0415 - JSON does without
+
+    return parse(text)
+
+
+def failed(message: str, *, line: int | None = None) -> Document:
+    """Return the document of a file that cannot be read."""
     return Document(problems=[Problem((), message, line)])
-
-
-def _unclosed(error: yaml.MarkedYAMLError) -> bool:
-    return bool(error.context_mark) and "stream" in (error.problem or "")
-
-
-_MEANINGS = (
-    ("mapping values are not allowed", "a value that contains `: ` must be in quotes, or on the lines after `|`"),
-    ("found another document", "holds several YAML documents; remove the `---` between them"),
-    ("undefined alias", "an anchor (&name) must stand before its alias (*name)"),
-)
-
-
-def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
-    """Say what a YAML syntax error means to a user without knowledge of the grammar."""
-    if _unclosed(error):
-        return "a quote or bracket that opens here is never closed"
-    what = error.problem or error.context or "it cannot be parsed"
-    for sign, meaning in _MEANINGS:
-        if sign in what:
-            return meaning
-    mark = error.problem_mark
-    line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "the line is indented with a tab; YAML takes only spaces there"
-    where = f" (column {mark.column + 1})" if mark else ""
-    return f"is not YAML: {what}{where}; a value that starts with one of [ {{ & * ! | > % @ ` must be in quotes"
-
-
-class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars as YAML 1.2's core schema does."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (the base class's own attribute, filled below)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"(?:~|null|Null|NULL|)\Z", [*"~nN", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", [*"tTfF"]),
-    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", [*"-+0123456789"]),
-    ("float", r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?)\Z", [*"-+.0123456789"]),
-    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", [*"-+."]),
-    ("merge", r"<<\Z", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-
-
-_CONVERT: Mapping[str, Callable[[str], Any]] = {
-    "bool": lambda text: {"true": True, "false": False}[text],
-    "int": lambda text: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
-    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
-}
-
-
-class _TooMuchError(Exception):
-    """A document that holds more than any configuration does."""
-
-    def __init__(self, message: str, node: yaml.Node) -> None:
-        super().__init__(message)
-        self.line = node.start_mark.line + 1
-
-
-class _Builder:
-    """Turns a node tree into data, noting lines, and every key that is there twice.
-
-    An alias stands for all that its anchor holds, aliases included: a few lines can mean billions of values. So
-    what is built is counted. Raises _TooMuchError.
-    """
-
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        self.open: list[yaml.Node] = []  # the nodes around the one being built
-        self.built = 0
-
-    def count(self, node: yaml.Node) -> None:
-        self.built += 1 + (len(node.value) // LONG_TEXT if isinstance(node, yaml.ScalarNode) else 0)
-        if self.built > MAX_VALUES:
-            message = f"holds more than {MAX_VALUES} values, counting what aliases stand for; use fewer aliases"
-            raise _TooMuchError(message, node)
-        if len(self.open) > MAX_DEPTH:
-            raise _TooMuchError(f"is nested more than {MAX_DEPTH} levels deep; use fewer aliases", node)
-
-    def build(self, node: yaml.Node, path: Path) -> Any:
-        if node in self.open:
-            return self.wrong(path, "contains itself; remove the alias", node)
-        self.count(node)
-        self.open.append(node)
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, path)
-            if isinstance(node, yaml.SequenceNode):
-                return self.sequence(node, path)
-            return self.scalar(node, path)
-        finally:
-            self.open.pop()
-
-    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for key, value in self.entries(node, path):
-            if key.value in entries and entries[key.value][0] in [own for own, _ in node.value]:
-                first = entries[key.value][0].start_mark.line + 1
-                self.wrong((*path, key.value), f"is there twice, first on line {first}; keep one of them", key)
-                continue
-            entries[key.value] = (key, value)
-        data = {}
-        for name, (key, value) in entries.items():
-            self.document.lines[(*path, name)] = key.start_mark.line + 1
-            data[name] = self.build(value, (*path, name))
-        return data
-
-    def entries(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
-        """Return the merged entries, those that win last, then the mapping's own."""
-        merged: list[tuple[yaml.Node, yaml.Node]] = []
-        own: list[tuple[yaml.Node, yaml.Node]] = []
-        for key, value in node.value:
-            self.count(key)
-            if not isinstance(key, yaml.ScalarNode):
-                self.wrong(path, "has a key that is no text", key)
-            elif key.tag == "tag:yaml.org,2002:merge":
-                # Of several merged mappings the first wins.
-                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
-                for source in reversed(sources):
-                    if not isinstance(source, yaml.MappingNode) or source in self.open:
-                        self.wrong(path, "`<<` takes a mapping, or a list of them", key)
-                        continue
-                    self.count(source)
-                    self.open.append(source)
-                    merged += self.entries(source, path)
-                    self.open.pop()
-            else:
-                own.append((key, value))
-        return merged + own
-
-    def sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
-        for index, item in enumerate(node.value):
-            self.document.lines[(*path, index)] = item.start_mark.line + 1
-        return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
-
-    def scalar(self, node: yaml.Node, path: Path) -> Any:
-        text: str = node.value
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        if kind == "null":
-            return None
-        # An environment variable is text: `1.10` must not become 1.1, nor `0755` 755.
-        if kind in ("str", "merge") or (path[:1] == ("models",) and path[2:3] == ("env",)):
-            return text
-        if kind not in _CONVERT:
-            return self.wrong(path, f"has the tag {node.tag!r}, which means nothing here; remove it", node)
-        try:
-            return _CONVERT[kind](text.lower())
-        except (ValueError, KeyError):
-            return self.wrong(path, f"{text[:40]!r} is no {kind}", node)
-
-    def wrong(self, path: Path, message: str, node: yaml.Node) -> None:
-        self.document.problems.append(Problem(path, message, node.start_mark.line + 1))
 
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
@@ -385,14 +241,15 @@ def load(
         problems += found
         rest, between = _look_further(schema, data, [problem.path for problem in problems], file)
         problems += [] if checked_as_whole(error) else between
+    if config is not None and not problems:
+        return config
     problems = [_as_written(problem, document.lines) for problem in problems]
     try:
         raise_all(problems, file=str(file), lines=document.lines)
     except ConfigErrors as errors:
         errors.rest = rest
         raise
-    assert config is not None  # raise_all did not
-    return config
+    raise AssertionError("what is wrong was not said")
 
 
 def _change(data: Any, path: Path, value: Any) -> None:

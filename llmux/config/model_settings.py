@@ -258,7 +258,7 @@ class ModelConfig(Section):
         default=None, description="When its requests go to a remote instead of waiting for it. null: never."
     )
     info: InfoConfig = Field(
-        default_factory=InfoConfig, description="What clients are told about it, in `/v1/models`."
+        default_factory=InfoConfig.of_defaults, description="What clients are told about it, in `/v1/models`."
     )
     shared_address: bool = Field(
         default=False,
@@ -297,9 +297,12 @@ class ModelConfig(Section):
     env: Mapping[EnvName, EnvValue] = Field(
         default_factory=dict, description="Environment variables for the hooks."
     )
-    timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig, description="How long each hook may take.")
+    timeouts: TimeoutsConfig = Field(
+        default_factory=TimeoutsConfig.of_defaults, description="How long each hook may take."
+    )
     cost: CostConfig = Field(
-        default_factory=CostConfig, description="A first guess at the switch cost, until it is measured."
+        default_factory=CostConfig.of_defaults,
+        description="A first guess at the switch cost, until it is measured.",
     )
 
     @model_validator(mode="before")

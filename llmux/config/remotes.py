@@ -178,7 +178,7 @@ class RemoteConfig(Section):
         description="Its models: the name here, to which the remote's and a slash are put in front, and its own."
     )
     timeouts: RemoteTimeoutsConfig = Field(
-        default_factory=RemoteTimeoutsConfig, description="How long each step may take."
+        default_factory=RemoteTimeoutsConfig.of_defaults, description="How long each step may take."
     )
     max_in_flight: PositiveCount | None = Field(
         default=None, description="Requests under way at once; more go elsewhere, or get 503. null: no limit."
@@ -245,7 +245,7 @@ class WhenConfig(Section):
 class RouteConfig(Section):
     """One rule: where requests go that are like this. The first that fits is followed."""
 
-    when: WhenConfig = Field(default_factory=WhenConfig, description="Which requests. Nothing: all.")
+    when: WhenConfig = Field(default_factory=WhenConfig.of_defaults, description="Which requests. Nothing: all.")
     to: Name | None = Field(
         default=None,
         description="The name that is served in place of the one asked for. Not given: the one asked for. null:"

@@ -109,7 +109,7 @@ class PolicyConfig(Section):
         " about its turn; `max_wait` goes before it. `{}` has the counts below. null: first come, first served.",
     )
     ride_along: RideAlongConfig = Field(
-        default_factory=RideAlongConfig, description="When keys of the class ride_along are served."
+        default_factory=RideAlongConfig.of_defaults, description="When keys of the class ride_along are served."
     )
     drain_before_switch: bool = Field(
         default=True,
@@ -237,7 +237,7 @@ class Config(Section):
     routes: tuple[RouteConfig, ...] = Field(
         default=(), description="Rules for where requests go; the first that fits is followed."
     )
-    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="When to switch.")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig.of_defaults, description="When to switch.")
     capacity: PositiveSize | None = Field(
         default=None,
         description="GPU memory; with every model's `memory`, those that fit are awake together. null: one.",
@@ -255,7 +255,7 @@ class Config(Section):
         description="Which models may be awake together, where their memory is not stated.",
     )
     backoff: BackoffConfig = Field(
-        default_factory=BackoffConfig, description="How long a model that failed is left alone."
+        default_factory=BackoffConfig.of_defaults, description="How long a model that failed is left alone."
     )
     alive_every: Duration = Field(
         default=15.0, description="How often awake models are probed with their alive hook. 0: never."
@@ -313,7 +313,7 @@ class Config(Section):
         default=None, description="What the GPU's time, or tokens, cost. null: no money in the ledger."
     )
     charge: ChargeConfig = Field(
-        default_factory=ChargeConfig, description="Which keys pay for what no request did."
+        default_factory=ChargeConfig.of_defaults, description="Which keys pay for what no request did."
     )
     on_exit: Literal["leave", "sleep"] = Field(
         default="leave", description="What happens to awake engines when llmux ends."

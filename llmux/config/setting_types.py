@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -115,6 +115,11 @@ class Section(BaseModel):
 
     # What is only a part of a whole needs no validator of its own.
     model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def of_defaults(cls) -> Self:
+        """Return a section of which nothing is given, without a validator: that would be made for this alone."""
+        return cls.model_construct()
 
 
 def _number(value: Any) -> Any:

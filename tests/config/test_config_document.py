@@ -1,9 +1,12 @@
+import json
 import os
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from llmux.config import Config, ConfigErrors
-from llmux.config.load import parse_json, parse_yaml
+from llmux.config.load import MAX_VALUES, parse_json, parse_yaml
 
 
 def test_plain_scalars_follow_yaml_1_2():
@@ -130,6 +133,41 @@ def test_what_is_no_json(text, line, words):
     problem = parse_json(text).problems[0]
     assert words in problem.message
     assert line in (None, problem.line)
+
+
+KEYS = st.sampled_from(["a", "b", "<<", "models", "7", ""])
+NUMBERS = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5)
+VALUES = st.recursive(SCALARS, lambda one: st.lists(one, max_size=3) | st.lists(st.tuples(KEYS, one), max_size=4))
+
+
+def written(value, *, top=True) -> str:
+    """Write JSON in which a list of pairs, and the whole, is an object: a key may be there twice."""
+    if isinstance(value, list) and (top or all(isinstance(each, tuple) for each in value)):
+        pairs = [each if isinstance(each, tuple) else ("k", each) for each in value]
+        return "{" + ",\n ".join(f"{json.dumps(key)}:\t{written(each, top=False)}" for key, each in pairs) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(written(each, top=False) for each in value)}]"
+    return json.dumps(value if not isinstance(value, tuple) else list(value))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=5))
+@example([("a", "x" * 1100)])
+@example([("a", [("b", 1), ("b", 2)])])
+@example([("a", [("<<", 1)])])
+def test_json_is_read_as_yaml_for_its_lines_and_for_what_is_twice(pairs):
+    text = written(pairs)
+    document, whole = parse_json(text), parse_yaml(text.replace("\t", " "))
+    assert document.data == json.loads(text)
+    assert document.problems == ([] if whole.data is None else whole.problems)
+    assert document.lines == ({} if whole.data is None else whole.lines)
+
+
+def test_json_that_is_too_much_for_yaml_has_no_lines():
+    text = '{"a": [' + "1," * MAX_VALUES + "1]}"
+    document = parse_json(text)
+    assert (len(document.data["a"]), document.lines, document.problems) == (MAX_VALUES + 1, {}, [])
 
 
 def test_json_that_yaml_reads_otherwise():
