@@ -48,6 +48,7 @@ def clients_of(address: StoreAddress) -> tuple[Any, Sequence[Any]]:
     return asynchronous.Redis(db=address.db, **where, **common, **login), ()
 
 
+_CERTIFICATE = "wants a certificate of its clients: name yours, as rediss://host:6379/0?cert=FILE&cert_key=FILE"
 _SAID: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("NOAUTH", "Authentication required", "already authenticated", "HELLO must be called with"),
@@ -63,7 +64,7 @@ _SAID: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("CERTIFICATE_REQUIRED", "certificate required"),
-        "it wants a certificate of its clients: name yours, as rediss://host:6379/0?cert=FILE&cert_key=FILE",
+        f"it {_CERTIFICATE}",
     ),
     (
         ("WRONG_VERSION_NUMBER", "record layer failure"),
@@ -108,6 +109,8 @@ def words_of(error: Exception, address: StoreAddress) -> str:
         return f"{address}: it does not answer{', or not by TLS' if address.tls else ''}"
     if "Connection closed by server" in text or "reset by peer" in text or "Connection lost" in text:
         more = "" if address.tls or address.socket else ": is it one, and does it want TLS (rediss://)?"
+        if address.tls and address.cert is None:  # what it said of that may be lost with the connection
+            more = f"; perhaps it {_CERTIFICATE}"
         return f"{address}: it has closed the connection{more}"
     return f"{address}: {error}" if str(error) else f"{address}: {type(error).__name__}"
 
