@@ -8,7 +8,7 @@ from steps import *
 from llmux.core import Core
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core.model import Lease
+from llmux.core.model import Lease, Reason
 from llmux.core.spec import Rules
 from llmux.estimates import Estimates
 
@@ -302,4 +302,15 @@ def test_lease_after_the_stop_began_is_refused() -> None:
     play(
         at(3.0, ev.LeaseChanged(1), fx.Answer(1, False, reason="llmux is stopping")),
         at(3.0, ev.ManualChanged(2), fx.Answer(2, False, reason="llmux is stopping")),
+    )
+
+
+def test_lease_during_another_models_wake_admits_nothing_more_to_what_is_awake_still() -> None:
+    play = given(models("a", "b", memory=4, max_in_flight=1), awake=["a"], capacity=8, lease_waits=True)
+    play(
+        at(1.0, asks(1, "a"), admitted(1, "a")),
+        at(2.0, asks(2, "a"), queued(2, "a")),
+        at(3.0, asks(3, "b"), queued(3, "b"), begins("b", why=Reason.ROOM.value), wakes("b", "a")),
+        at(4.0, ev.LeaseChanged(1), fx.LeaseSet(True, None, "", True), accepted(1)),
+        at(5.0, ev.RequestFinished(1)),
     )

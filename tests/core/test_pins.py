@@ -213,3 +213,13 @@ def test_end_of_a_pin_wakes_nobody() -> None:
     given(models("a"))(
         at(1.0, ev.PinChanged("a", 1, pinned=False), fx.PinSet("a", False, None), fx.Answer(1, True))
     )
+
+
+def test_what_is_pinned_has_its_room_before_it_is_awake() -> None:
+    play = given(models("a", "b", "c", memory=4), awake=["b"], capacity=8, backoff_first=20.0)
+    play.feed(1.0, ev.PinChanged("a", 1))
+    play(
+        at(2.0, failed("wake a", "failed"), backs_off("wake a", "failed", 1, 20.0), run("sleep a")),
+        at(2.0, ok("sleep a"), holders("b"), fails("wake failed", 1.0)),
+        at(3.0, asks(1, "c"), queued(1, "c"), begins("c", "b"), leaves("b", 3.0)),
+    )

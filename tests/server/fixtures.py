@@ -14,7 +14,10 @@ import uvloop
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House
 
-ON_BOTH_LOOPS = ("gateway", "proxy", "server", "test_fast_path", "test_progress")
+ON_BOTH_LOOPS = (
+    "gateway", "proxy", "test_aiohttp_internals", "test_connections", "test_fast_path", "test_library",
+    "test_progress", "test_responses", "test_signs_of_life", "test_smuggling",
+)  # fmt: skip
 LIMIT = PATIENCE  # a test that hangs fails
 
 

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -29,12 +30,16 @@ def says(**changes):
     return ["printf", "%s", json.dumps({**said, **changes})]
 
 
-async def opened(house, command, options=SOON, limit=None):
-    switcher = await house.open(policy=auto(**options))
-    switcher.auto.command = command
-    if limit is not None:
-        switcher.auto.limit = limit
-    return switcher
+async def opened(house, command, options=SOON):
+    """Open it with another command than the look back, from the first look on."""
+    follow = Chooser.follow
+
+    def with_the_command(chooser):
+        chooser.command = command
+        follow(chooser)
+
+    with mock.patch.object(Chooser, "follow", with_the_command):
+        return await house.open(policy=auto(**options))
 
 
 def an_hour(now, seconds=3.0):
