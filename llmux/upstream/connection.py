@@ -39,7 +39,16 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 from llmux.upstream.engine import EngineLostError, EngineProtocolError
-from llmux.upstream.head import CHUNK_STARTS, MAX_HEAD, ChunkError, ChunkTracker, Framing, ResponseHead, parse_head
+from llmux.upstream.head import (
+    CHUNK_STARTS,
+    MAX_HEAD,
+    ChunkError,
+    ChunkTracker,
+    Framing,
+    ResponseHead,
+    are_chunks,
+    parse_head,
+)
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.
@@ -62,6 +71,7 @@ AT_ONCE = 8  # chunks that have passed, of which the sink is told in one call
 
 # Module constants: reading a member off its enum costs more, and this is the innermost loop.
 _MOST_CHUNK = len(CHUNK_STARTS)
+_MOST_CHUNKS = 16 * 1024  # bytes; of a larger block the sink keeps a part only
 _NONE = Framing.NONE
 _LENGTH = Framing.LENGTH
 _CHUNKED = Framing.CHUNKED
@@ -287,7 +297,9 @@ class EngineConnection(asyncio.Protocol):
             size = len(data)
             # In line: ``is_one_chunk(data)``, which most events of a stream are. No more is done with each than is
             # needed for it to be on its way.
-            if size < _MOST_CHUNK and data.startswith(CHUNK_STARTS[size]) and data.endswith(_CRLF):
+            if (size < _MOST_CHUNK and data.startswith(CHUNK_STARTS[size]) and data.endswith(_CRLF)) or (
+                size <= _MOST_CHUNKS and are_chunks(data)
+            ):
                 self._write_chunk(data)
                 passed = self._passed
                 passed.append(data)

@@ -41,6 +41,8 @@ def _chunk_starts(digits: int) -> Iterator[bytes]:
 CHUNK_STARTS = tuple(_chunk_starts(3))
 """What a block of bytes begins with, by its length, if it is exactly one chunk as most events are: up to 4 KiB."""
 
+_SIZES = {b"%x" % size: size + len(_CRLF) for size in range(1, 4096)}  # with the line's own end
+
 MAX_SIZE_LINE = 4096
 MAX_TRAILERS = 65536
 
@@ -70,6 +72,24 @@ def is_one_chunk(data: bytes) -> bool:
     """
     size = len(data)
     return size < len(CHUNK_STARTS) and data.startswith(CHUNK_STARTS[size]) and data.endswith(_CRLF)
+
+
+def are_chunks(data: bytes) -> bool:
+    """Whether these bytes, which begin with a size line, are a few whole chunks as they usually are.
+
+    Quick; False means nothing. A busy engine sends several events before the first of them is read.
+    """
+    at, length = 0, len(data)
+    while at < length:
+        end = data.find(_CRLF, at + 1, at + 5)
+        size = _SIZES.get(data[at:end])
+        if end < 0 or size is None:
+            return False
+        at = end + size
+        if data[at : at + 2] != _CRLF:
+            return False
+        at += 2
+    return at == length
 
 
 class ChunkTracker:

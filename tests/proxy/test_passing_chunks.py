@@ -144,6 +144,18 @@ async def test_a_block_that_is_no_whole_chunk_comes_in_its_order() -> None:
     assert b"".join(stream.exchange.tail).endswith(b"".join([*whole[2:], END]))
 
 
+async def test_several_chunks_in_one_block_pass_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream()
+    asked: list[bytes] = []
+    monkeypatch.setattr(Relay, "response_data", lambda _relay, data: asked.append(data))
+    for _ in range(AT_ONCE):
+        stream.feed(chunk("x") + chunk("y") + chunk("z"))
+    assert not asked
+    assert stream.passed == stream.sent[len(HEAD) :]
+    stream.activity.look()
+    assert stream.right(1 + 3 * AT_ONCE)
+
+
 async def test_whoever_asks_meanwhile_is_told_the_latest() -> None:
     stream = Stream()
     stream.activity.last_byte = None

@@ -13,7 +13,7 @@ from llmux.proxy import error_response
 from llmux.proxy.exchange import path_of
 from llmux.proxy.heads import response_head
 from llmux.upstream import EngineAddress, EngineProtocolError
-from llmux.upstream.head import ChunkTracker, Framing, is_one_chunk, parse_head
+from llmux.upstream.head import ChunkTracker, Framing, are_chunks, is_one_chunk, parse_head
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,33 @@ def test_what_counts_as_one_chunk_is_one(data):
         assert tracker.between_chunks
         assert len(contents) == 1
         assert contents[0]
+
+
+CHUNKS = st.binary(max_size=40).map(lambda body: b"%x\r\n%b\r\n" % (len(body), body))
+
+
+@given(st.lists(CHUNKS, min_size=1, max_size=4).map(b"".join), st.data())
+@example(b"1\r\na\r\n1\r\nb\r\n", None)
+@example(b"5\r\nab\r\n1\r\na\r\n", None)
+@example(b"1\r\na\r\n0\r\n\r\n", None)
+@example(b"1\r\na\n\r", None)
+@example(b"1\r", None)
+@example(b"5\r\nabcd\n\r\na!", None)
+@example(b"a\r\n12345678\r\n\r\na!", None)
+@example(b"", None)
+def test_what_counts_as_whole_chunks_is_that(data, change):
+    if change is not None and change.draw(st.booleans()):
+        at = change.draw(st.integers(0, len(data) - 1))
+        data = data[:at] + change.draw(st.binary(max_size=2)) + data[at + change.draw(st.integers(0, 2)) :]
+    if are_chunks(data):
+        tracker = ChunkTracker()
+        assert tracker.feed(data) == -1
+        assert tracker.between_chunks
+
+
+@given(st.lists(st.binary(min_size=1, max_size=4095), min_size=1, max_size=5))
+def test_chunks_as_they_usually_are_count_as_such(bodies):
+    assert are_chunks(b"".join([b"%x\r\n%b\r\n" % (len(body), body) for body in bodies]))
 
 
 @given(st.binary(min_size=1, max_size=4095))
