@@ -173,8 +173,13 @@ async def test_interim_responses_are_skipped(proxy: Proxy) -> None:
     assert engine.connections == 1
 
 
-async def test_a_body_until_close_is_chunked_for_a_client_that_knows_chunks(proxy: Proxy) -> None:
-    await proxy.engine(answering(b"HTTP/1.0 200 OK\r\nServer: e\r\n\r\nabc", b"0123456789", close=True))
+@pytest.mark.parametrize("begins", [[b"abc"], [b"", b"abc"]], ids=["with the head", "after the head"])
+async def test_a_body_until_close_is_chunked_for_a_client_that_knows_chunks(
+    proxy: Proxy, begins: list[bytes]
+) -> None:
+    head, *more = begins
+    parts = b"HTTP/1.0 200 OK\r\nServer: e\r\n\r\n" + head, *more, b"0123456789"
+    await proxy.engine(answering(*parts, close=True))
     client = await proxy.client()
     for _ in range(2):
         await client.get()

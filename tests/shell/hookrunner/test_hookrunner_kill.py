@@ -184,6 +184,20 @@ async def test_kill_all_now_while_a_failed_hooks_children_are_ended(bench, is_al
     assert not is_alive(child)
 
 
+async def test_what_a_hook_that_has_just_succeeded_left_behind_stays(bench, is_alive, strays, monkeypatch):
+    sent = []
+    monkeypatch.setattr(process_module, "signal_group", lambda *signals: sent.append(signals) or True)
+    _, future = bench.start("sleep 1000 & echo child $!; echo pid $$; until [ -e go ]; do sleep 0.01; done")
+    child, leader = await bench.pid("child"), await bench.pid("pid")
+    strays.append(child)
+    (bench.folder / "go").touch()
+    os.waitid(os.P_PID, leader, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222, the loop shall not hear of it
+    bench.runner.kill_all_now()
+    assert (await future).ok
+    assert is_alive(child)
+    assert sent == []
+
+
 async def test_a_process_that_does_not_die(bench, monkeypatch, turns_until):
     monkeypatch.setattr(process_module, "UNENDING_AFTER", 0.05)
     job, future = bench.start("echo pid $$; exec sleep 1000")
