@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ command -v "$$python"; break; }; done)
+PLACEMENT := placement routes walk
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
 # The tests start llmux hundreds of times: it would be compiled anew each time.
@@ -32,8 +33,10 @@ test: $(VENV)/.test ## lint, types, all tests; the core with 100 % branch covera
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types core
 	$(BIN)/python -m pytest tests --ignore=tests/core --workers=$(WORKERS)
 
-core: $(VENV)/.test ## the tests of the core, with 100 % branch coverage
+core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each with 100 % branch coverage
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest $(PLACEMENT:%=tests/fleet/test_fleet_%.py) --cov-branch --cov-report=term-missing:skip-covered \
+		$(foreach module,events fleet_view loading placement reports routes,--cov=llmux.fleet.$(module))
 
 lint: $(VENV)/.test shellcheck ## ruff and shellcheck
 	$(BIN)/ruff check
@@ -52,8 +55,9 @@ format: $(VENV)/.test ## let ruff format and mend what it can
 walk: $(VENV)/.test ## a million events of random walk through the core
 	LLMUX_WALK_EVENTS=$(or $(EVENTS),1000000) $(BIN)/python -m pytest -s tests/core/test_walk.py
 
-soak: $(VENV)/.test ## ten minutes of bad days with real processes (SECONDS=60: shorter; SEED=1)
+soak: $(VENV)/.test ## ten minutes of bad days with real processes, and ten of a fleet's (SECONDS=60: shorter; SEED=1)
 	$(BIN)/python -m tests.soak.soak $(or $(SECONDS),600) $(SEED)
+	$(BIN)/python -m tests.soak.fleet $(or $(SECONDS),600) $(SEED)
 
 engines: $(VENV)/.test ## the shipped hooks with real engines that are installed here (ENGINES="ollama vllm-process")
 	PYTHONPATH=. $(BIN)/python -m tests.engine.check $(ENGINES)

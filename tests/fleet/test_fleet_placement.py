@@ -23,7 +23,7 @@ from fleet_playbook import (
 
 from llmux.core.phases import InvalidEventError, Phase
 from llmux.fleet import events as ev
-from llmux.fleet.reports import HostReport, ModelReport
+from llmux.fleet.reports import HostReport, ModelReport, read_report
 from llmux.fleet.routes import LeastInFlight
 
 TWO = {"h1": [awake("a"), asleep("b")], "h2": [asleep("a", "b")]}
@@ -508,6 +508,49 @@ def test_a_cold_host_may_be_the_better_one():
     )
 
 
+# ---- hosts that go while something is under way
+
+
+def test_requests_of_a_host_that_was_removed_go_on_to_others():
+    play = given(h1=[awake("a"), asleep("b")], h2=[asleep("a", "b")])
+    play(
+        at(1.0, asks(1, "a"), sent(1, "a", "h1")),
+        at(1.0, asks(2, "a"), sent(2, "a", "h1")),
+        at(1.1, ev.HostRemoved("h1")),
+        at(1.2, ev.ConnectFailed(1), sent(1, "a", "h2", 2, 0.2), claims("a", "h2", over="")),
+        at(1.3, refused(2, "stopping"), sent(2, "a", "h2", 2, 0.3)),
+    )
+
+
+def test_a_host_may_be_removed_before_it_has_said_anything_and_after_it_fell_silent():
+    play = given(h1=[awake("a")])
+    play(
+        at(0.0, ev.HostAdded("h2")),
+        at(1.0, ev.HostRemoved("h2")),
+        at(7.0, due),
+        at(7.0, ev.HostRemoved("h1")),
+        at(7.0, asks(1, "a"), rejected(1, "a", "model_not_found", "model 'a' not found")),
+    )
+
+
+def test_waiters_are_rejected_one_by_one_as_their_time_is_up_in_a_hosts_words_if_it_has_said_any():
+    play = given(h1=[awake("a")])
+    play(
+        at(1.0, asks(1, "a"), sent(1, "a", "h1")),
+        at(1.0, ev.HostUnreachable("h1", "x"), ejected("h1", reason="x")),
+        at(2.0, asks(2, "a"), queued(2, "a")),
+        at(
+            4.0,
+            refused(1, "queue_full", 0.0, "it is full"),
+            rejected(1, "a", "queue_full", "it is full", 0.0, 3.0),
+        ),
+        at(5.0, asks(3, "a"), queued(3, "a", 2)),
+        at(5.0, due, ev.Probe("h1")),
+        at(32.0, due, rejected(2, "a", "no_host", "no host that has 'a' could take it", 5.0, 30.0)),
+        at(35.0, due, rejected(3, "a", "no_host", "no host that has 'a' could take it", 5.0, 30.0)),
+    )
+
+
 # ---- one wake is enough
 
 
@@ -565,6 +608,17 @@ def test_a_request_joins_the_host_that_another_gateway_has_claimed_if_that_is_so
         at(13.0, ev.ClaimSeen("a", "h2", 9.0)),
         at(13.0, ev.RequestWaiting(1, 1, 60.0)),  # later there
         at(13.1, report("h2", awake("c"), asleep("a"), seq=2)),
+        at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
+        at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
+    )
+
+
+def test_a_claim_of_the_host_that_it_is_taken_from_does_not_hold_it():
+    waking = {"a": ModelReport(Phase.WAKING, expected_wait=8.0, sleep=1.0, wake=5.0)}
+    play = waits_behind_another()
+    play(
+        at(13.0, ev.ClaimSeen("a", "h1", 9.0)),
+        at(13.1, report("h2", {**waking, "a": waking["a"]._replace(expected_wait=1.0)}, seq=2)),
         at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
         at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
     )
@@ -641,7 +695,53 @@ def test_a_route_cannot_break_anything():
     play(at(6.6, asks(6, "a"), queued(6, "a")), at(6.7, report("h2", asleep("a", "b"), seq=3)))
 
 
+def test_what_a_route_leaves_waiting_after_a_refusal_ends_in_the_hosts_words():
+    route = Wrong()
+    play = given(route, **TWO)
+    route.answer = "h1"
+    play(at(1.0, asks(1, "a"), sent(1, "a", "h1")))
+    route.answer = None
+    play(
+        at(2.0, refused(1, "pinned", 0.0, "b is pinned"), queued(1, "a")),
+        at(31.0, due, rejected(1, "a", "pinned", "b is pinned", 0.0, 30.0)),
+    )
+
+
 def test_what_a_host_says_of_its_load():
     report_ = HostReport("h", models={"a": ModelReport(in_flight=2, queued=3), "b": ModelReport(queued=1)})
     assert report_.load == 6
     assert math.inf > COST
+
+
+SAID = {
+    "phase": "asleep", "queued": 1, "in_flight": 0, "expected_wait": 3.0, "switch_cost": 3.0, "sleep": 1.0,
+    "wake": 2.0, "arrival_rate": 0.5, "service": 0.1, "slots": 4, "awake_for": 0.0, "idle_for": 1.0,
+    "evicts": ["b"],
+}  # fmt: skip
+
+
+def document(**models: object) -> dict[str, object]:
+    known = {name: {**SAID, **each} for name, each in models.items()}
+    return {
+        "instance": "x", "seq": 7, "lease": 6, "ready": True, "leased": False, "free_in": 0.5, "models": known,
+    }  # fmt: skip
+
+
+def test_a_report_is_read_from_what_a_host_says():
+    never = {"expected_wait": None, "slots": None, "idle_for": None, "evicts": None, "phase": "of a newer host"}
+    found = read_report("h1", document(a={}, b={**never, "slots": None}, c={"slots": 0}))
+    assert found == HostReport("h1", "x", 7, "", found.models, lease=6.0, free_in=0.5)
+    one = ModelReport(Phase.ASLEEP, 1, 0, 3.0, 3.0, 1.0, 2.0, 0.5, 0.1, 4, 0.0, 1.0, ("b",))
+    other = one._replace(phase=Phase.UNKNOWN, expected_wait=None, slots=None, idle_for=math.inf, evicts=None)
+    assert found.models == {"a": one, "b": other, "c": one._replace(slots=1)}
+
+
+@pytest.mark.parametrize("wrong", [{"sleep": -1.0}, {"wake": math.inf}, {"service": math.nan}, {"queued": "many"}])
+def test_a_report_with_nonsense_is_none(wrong):
+    with pytest.raises(ValueError, match=r"is not a duration|invalid literal"):
+        read_report("h1", document(a=wrong))
+
+
+def test_a_report_of_too_many_models_is_none():
+    with pytest.raises(ValueError, match="10001 models"):
+        read_report("h1", {"models": dict.fromkeys(range(10_001))})

@@ -35,6 +35,12 @@ def test_every_route_places_every_request_of_a_small_fleet(name):
     assert set(place(play, *"abababab")) <= {"h1", "h2"}
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_without_a_host_that_takes_requests_a_request_waits(name):
+    play = given(SHIPPED[name](), h1=[asleep("a", expected_wait=None)])
+    play(at(1.0, asks(1, "a"), ev.RequestQueued(1, "a", 1)))
+
+
 def test_round_robin_takes_turns():
     assert place(given(RoundRobin(), h1=[awake("a")], h2=[asleep("a")]), *"aaaa") == ["h1", "h2", "h1", "h2"]
 
@@ -244,7 +250,9 @@ def test_a_route_is_loaded_with_its_options(tmp_path, monkeypatch):
     assert load_route("./own.py:Route", {"most": 5}, tmp_path).most == 5
     (tmp_path / "own.py").write_text(OWN.replace("most: int = 3", "most: int = 4"))
     assert load_route("./own.py:Route", {}, tmp_path).most == 4  # read anew
-    assert load_route("own:Route", {}, tmp_path).most == 4
+    for _ in range(2):
+        assert load_route("own:Route", {}, tmp_path).most == 4
+    assert sys.path.count(str(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -256,6 +264,8 @@ def test_a_route_is_loaded_with_its_options(tmp_path, monkeypatch):
         ("./own.py:Route", {"most": 10}, "route.use", "cannot be made: ValueError: too many"),
         ("./own.py:Kept", {}, "route.use", "has no method `place(model, fleet)`"),
         ("./own.txt:Route", {}, "route.use", "is no Python file"),
+        ("./own.py:Roote", {}, "route.use", "has no class 'Roote'"),
+        ("least_weight", {}, "route.use", "no route is called 'least_weight'; did you mean least_wait?"),
     ],
 )
 def test_a_route_that_cannot_be_loaded_is_said_where_and_why(tmp_path, use, options, path, message):
