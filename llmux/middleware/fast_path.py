@@ -24,9 +24,10 @@ connection.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+from pydantic_core import from_json
 
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
@@ -89,7 +90,6 @@ class FastPath:
         self.forwarder = forwarder
         self.budget = budget
         self._switcher = reporting.switcher
-        self._scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
         self._connecting: set[asyncio.Task[None]] = set()
         self._known: dict[bytes, KnownHead] = {}
         self._answered: list[tuple[RequestContext, int]] = []  # requests that are still to be finished
@@ -295,21 +295,29 @@ class FastPath:
                 loop.call_soon(self._finish, loop)
 
     def _named(self, body: bytes, path: str) -> str | None:
-        # What is valid JSON names the same model to the model handler's scanner; the rest is for that to judge.
-        try:
-            text = body.decode().strip(" \t\n\r")
-            value, end = self._scan(text, 0)
-        except (ValueError, RecursionError, StopIteration):
-            return None
-        if type(value) is not dict or end < len(text):
-            return None
-        for key in value:
-            if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004 - another model to some
-                return None
-        if self._is_silent is not None and self._is_silent(path, value):
+        value = object_of(body)
+        if value is None or (self._is_silent is not None and self._is_silent(path, value)):
             return None
         name = value.get("model")
         return name if type(name) is str else None
+
+
+def object_of(body: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a body is. None for what the model handler has to judge.
+
+    What is valid JSON names the same model to that one's scanner. Of two keys that differ in case only, some
+    engines take one for the other.
+    """
+    try:
+        value = from_json(body, cache_strings="keys")  # three times as fast as json, and stricter
+    except ValueError:
+        return None
+    if type(value) is not dict:
+        return None
+    for key in value:
+        if len(key) == 5 and key != "model" and key.lower() == "model":  # noqa: PLR2004
+            return None
+    return value
 
 
 class FastRequest:

@@ -8,12 +8,13 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from llmux.extract import ModelScanner
 from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import UNKNOWN, read
-from llmux.middleware.fast_path import KNOWN, FastRequest
+from llmux.middleware.fast_path import KNOWN, FastRequest, object_of
 from llmux.proxy.relay import Relay
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.harness.waiting import PATIENCE
@@ -75,6 +76,43 @@ async def test_what_is_known_of_a_head_serves_requests_of_any_length(house, monk
     assert judged == ["/v1/completions"]
     await house.raw(message("POST", "/v1/completions", {"model": "a"}, Accept="text/html"))
     assert len(judged) == 2
+
+
+TEXT = st.text(max_size=6) | st.sampled_from(["model", "a", "Model", "\ud83d\ude00"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(TEXT, VALUES, max_size=4), st.booleans(), st.integers(0, 400), st.binary(max_size=3))
+@example({"model": "a", "n": float("inf")}, True, 400, b"")
+@example({"model": "a"}, True, 0, b"\xef\xbb\xbf")
+@example({"model": "a"}, True, 12, b'\x00"')
+def test_what_it_reads_of_a_body_others_read_too(wanted, plain, at, junk):
+    body = json.dumps(wanted, ensure_ascii=plain).encode("utf-8", "surrogatepass")
+    body = body[:at] + junk + body[at:]
+    read = object_of(body)
+    if read is None:
+        return
+    others = json.loads(body)
+    assert (list(read), read.get("model")) == (list(others), others.get("model")) or "nan" in repr(others)
+    if isinstance(read.get("model"), str) and read["model"]:
+        scanner = ModelScanner()
+        scanner.feed(body)
+        found = scanner.finish()
+        assert found is not None
+        assert found.name == read["model"]
+
+
+def test_what_is_plain_is_read():
+    deep = {"model": "a", "messages": [{"role": "user", "content": [{"type": "text", "text": "h\u00e9\n"}]}]}
+    for body in (json.dumps(deep), json.dumps(deep, ensure_ascii=False), f" \n{json.dumps(deep)}\r\n"):
+        assert object_of(body.encode()) == deep
+    for body in (b"[]", b"{}x", b"", b'{"model":"a","MODEL":"b"}', b'\xff{"model":"a"}', b"{'model':'a'}"):
+        assert object_of(body) is None
 
 
 @pytest.mark.parametrize("most", [KNOWN - 1, KNOWN + 10])
