@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,11 +54,14 @@ def check(
             raise typer.Exit(Exit.FAILED)
 
 
+_MODELS = re.compile(rb"(?m)^[\"']?models[\"']?[ \t]*:")  # of a host; a gateway has such deeper in its `prices`
+
+
 def _is_gateway(file: Path) -> bool:
     """Whether a file configures a gateway. Only what may be one is read for it."""
     try:
         text = file.read_bytes()
-        if b"models" in text or not (b"hosts" in text or b"fleet" in text):
+        if _MODELS.search(text) or not (b"hosts" in text or b"fleet" in text):
             return False
     except OSError:
         return False

@@ -234,6 +234,7 @@ class Remote:
         known = {
             (400, code): Exit.USAGE,
             (404, "model_not_found"): Exit.NO_SUCH_MODEL,
+            (404, "host_not_found"): Exit.NO_SUCH_MODEL,
             (409, "conflict"): Exit.REFUSED,
         }
         if message and (answer.status, code) in known:

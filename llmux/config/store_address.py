@@ -40,11 +40,12 @@ class StoreAddress(NamedTuple):
     cert_key: str | None = None
     sentinel_user: str | None = None
     sentinel_password: str | None = None
+    called: str = ""  # how it is told of, where it is reached in another way
 
     def __str__(self) -> str:
         """Say where it is, without what is secret."""
-        if self.kind == "embedded":
-            return EMBEDDED
+        if self.kind == "embedded" or self.called:
+            return self.called or EMBEDDED
         where = self.socket or ",".join(f"{host}:{port}" for host, port in self.nodes)
         return f"{self.master} of {where}" if self.master else where
 

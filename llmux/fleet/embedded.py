@@ -25,6 +25,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ SOCKET, LOCK, OUTPUT = "socket", "lock", "log"
 LOOK = 0.5  # seconds between two tries to get the lock
 FIRST, LONGEST = 0.1, 10.0  # seconds until a server that died is started again
 SETTLED = 10.0  # seconds after which one counts as well
-STOPPING = 2.0  # seconds that it has to end
+STARTING, STOPPING = 5.0, 2.0  # seconds that it has to begin, and to end
 _MEMORY = "64mb"  # a thousand hosts take less than one
 _SET_PDEATHSIG = 1  # of prctl(2)
 _TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
@@ -58,10 +59,23 @@ class EmbeddedStore:
         # The socket's path may be longer than an address: it is reached through the folder.
         self._at = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.path = self._folder / SOCKET
-        self.address = StoreAddress("server", socket=self._reached())
+        self.address = StoreAddress("server", socket=self._reached(), called=str(self.path))
 
     def _reached(self) -> str:
         return str(self.path) if sys.platform != "linux" else f"/proc/self/fd/{self._at}/{SOCKET}"
+
+    async def ready(self) -> None:
+        """Wait until there is a server, but not long: it is up in a tenth of a second."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STARTING):
+                while not await asyncio.to_thread(self._answers):  # noqa: ASYNC110 - a process tells nothing
+                    await asyncio.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+            sock.connect(self.address.socket)
+            return True
+        return False
 
     async def run(self) -> None:
         """Run the server for as long as none of the others does. Cancel it to end."""

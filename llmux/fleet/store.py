@@ -331,6 +331,8 @@ class Registration:
         """Keep the entry until cancelled, then take it out."""
         server = None if self._server is None else asyncio.create_task(self._server.run())
         try:
+            if self._server is not None:
+                await self._server.ready()
             while True:
                 trouble = await self._renew()
                 self._tell(trouble)

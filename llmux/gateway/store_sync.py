@@ -75,6 +75,8 @@ class Sharing:
 
     async def _look(self) -> None:
         due, loop = 0.0, asyncio.get_running_loop()
+        if self._server is not None:
+            await self._server.ready()
         while True:
             self._news.clear()
             busy = True

@@ -310,7 +310,7 @@ class Views:
     def _host(self, request: web.Request) -> Host:
         name = request.match_info["host"]
         if name not in self._gateway.hosts:
-            known = ", ".join(host.name for host in self._gateway.hosts.all())
+            known = ", ".join(host.name for host in self._gateway.hosts.all()) or "none"
             raise PathRefusedError(
                 f"No host is called {name[:100]!r}; configured are: {known}", code="host_not_found"
             )

@@ -197,6 +197,14 @@ def command(*arguments: str, cwd: Path) -> tuple[int, str]:
             3,
             "held by hosts only",
         ),
+        (
+            (
+                "hosts: {one: {url: 'http://h'}}\nprices: {models: {a: {input: 1}}}\nroles:\n"
+                "  free: {models: ['*'], budget: {eur: 1}}\n"
+            ),
+            4,
+            "is in eur, but `prices.currency` is usd",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_said_with_its_line(tmp_path, text, line, words):

@@ -77,6 +77,7 @@ async def test_hosts_of_this_machine_are_found(machine):
     assert len(started(machine)) == 1
     assert not started(machine.hosts["one"])  # it uses the gateway's
     assert not ports_of(started(machine)[0])
+    assert '"store_lost"' not in machine.log  # it is waited for
 
 
 def ports_of(pid: int) -> list[list[str]]:
