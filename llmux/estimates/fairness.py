@@ -13,10 +13,22 @@ usually take.
 A policy weighs how much waits for each model. Of a key that is ahead of the others by more than ``AHEAD`` switches
 and requests, what waits counts for nothing (``entitled``) until the others have caught up, so that a flood is one
 key, not a thousand waiters. With less, keys that take turns cost a switch each; with more, a flood is noticed.
+
+A key that floods a model which nothing else wants would have the GPU go there whenever the others pause, and each
+of their next requests wait for the way back. So a key *rests* that has had ``OVER`` times its part of what all had
+lately, and has caused switches, there and back, for more than its part of the time: until that is over, what it
+waits for causes none, even if the GPU is idle. What is awake serves it all along. Parts go by the weights of keys
+that are about: with requests, or not long without. It is no reason to wait where nothing else is about, or nothing
+is awake.
+
+What has waited for nearly ``max_wait`` is served for some time, as long as ``VISIT`` switches take, before its
+model is left again. The core would come back for it at once, and where all that a flood waits for is overdue that
+is every other switch.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +39,19 @@ from llmux.core import Core
 from llmux.core.effects import Admit, Effect, Reject, RequestQueued, SwitchEnded, SwitchStarted
 from llmux.core.events import Event, RequestAbandoned, RequestArrived, RequestFinished, RequestReturned
 from llmux.core.model import Model, Request
-from llmux.core.policy import Decision, ModelView, Policy, Snapshot, Stay, SwitchTo
+from llmux.core.policy import Decision, ModelView, Policy, Snapshot, Stay, SwitchTo, WaitUntil
 from llmux.core.state import first_come
 
 ALPHA = 0.2  # of averages
 UNKNOWN = 500.0  # what a request takes, in tokens, until one has ended
 AHEAD = 1.5  # switches, and requests, by which a key may be ahead and still count for the policy
+ABOUT = 300.0  # seconds without a request after which a key is not about; also how fast switches are forgotten
+LATELY = 1800.0  # seconds in which what a key has had is forgotten, but for a third
+OVER = 1.5  # parts that a key has had for it to rest: chance makes less of keys that ask for the same
+BACK = 2.0  # switches that one causes: what was awake will be wanted again
+LEAST = 1e-3  # seconds
+NEARLY = 0.8  # of ``max_wait``
+VISIT = 2.0  # switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +70,20 @@ class _Key:
     present: int = 0  # requests waiting or in flight
     running: int = 0  # of these in flight
     usual: float | None = None  # what one of its requests takes, on average; None until one has ended
+    # Both are forgotten with time, and are of ``time``:
+    caused: float = 0.0  # seconds of switches, those back included
+    had: float = 0.0  # of its counter, not divided by its weight
+    time: float = 0.0
+
+    def take(self, now: float, had: float, caused: float = 0.0) -> None:
+        """Add to what it has had, and caused; forget some of what was before."""
+        past = max(0.0, now - self.time)
+        if past:
+            self.caused *= math.exp(-past / ABOUT)
+            self.had *= math.exp(-past / LATELY)
+            self.time = now
+        self.had += had
+        self.caused += caused
 
     def rank(self, usual: float) -> float:
         """Return its counter, with what is in flight."""
@@ -69,9 +102,12 @@ class Fairness:
     weights: Mapping[str, float] = field(default_factory=dict)
     _keys: dict[str, _Key] = field(default_factory=dict)
     _active: dict[str, _Key] = field(default_factory=dict)
+    _about: dict[str, float] = field(default_factory=dict)  # keys, and when they last had requests
+    now: float = 0.0  # on the core's clock; whatever tells of requests sets it
     _time: float = 0.0  # the counter of the key that was the last to be active, while none is
     _usual: float = UNKNOWN  # what a request takes, on average over all keys
     _switch: float = 0.0  # what a switch takes, on average
+    seconds: float = 0.0  # of a switch, on average
 
     def configure(self, prices: Prices, weights: Mapping[str, float]) -> None:
         """Take over other prices and weights; counters stay."""
@@ -90,6 +126,7 @@ class Fairness:
             key.counter = max(key.counter, self.lowest)
             self._active[name] = key
         key.present += 1
+        self._about[name] = math.inf
 
     def left(self, name: str) -> None:
         """A request of a key is gone, served or not."""
@@ -97,6 +134,7 @@ class Fairness:
         key.present -= 1
         if not key.present:
             del self._active[name]
+            self._about[name] = self.now
             if not self._active:
                 self._time = max(self._time, key.counter)
 
@@ -113,6 +151,7 @@ class Fairness:
         key, prices = self._keys[name], self.prices
         cost = tokens[0] * prices.input + tokens[1] * prices.output
         key.counter += cost / key.weight
+        key.take(self.now, cost)
         key.usual = cost if key.usual is None else key.usual + ALPHA * (cost - key.usual)
         self._usual += ALPHA * (cost - self._usual)
 
@@ -122,8 +161,10 @@ class Fairness:
         for name in names:
             key = self._keys[name]
             key.counter += cost / len(names) / key.weight
+            key.take(self.now, cost / len(names), BACK * seconds / len(names))
         if names:
             self._switch = cost if not self._switch else self._switch + ALPHA * (cost - self._switch)
+            self.seconds = seconds if not self.seconds else self.seconds + ALPHA * (seconds - self.seconds)
 
     # ---- what follows
 
@@ -144,6 +185,21 @@ class Fairness:
         own = usual if key.usual is None else key.usual
         floor = min(other.rank(usual) for other in self._active.values())
         return key.rank(usual) + place * own / key.weight <= floor + self.slack
+
+    def rest(self, name: str) -> float:
+        """Return the seconds for which a key may cause no switch: others are about, and it has had its part."""
+        key = self._keys[name]
+        if not key.caused or len(self._about) <= 1:
+            return 0.0
+        for other in [other for other, left in self._about.items() if left < self.now - ABOUT]:
+            del self._about[other]
+        about = [self._keys[other] for other in self._about]
+        for other_key in about:
+            other_key.take(self.now, 0.0)
+        part = key.weight / sum(other_key.weight for other_key in about)
+        if part >= 1.0 or key.had <= OVER * part * sum(other_key.had for other_key in about):
+            return 0.0
+        return max(0.0, ABOUT * math.log(key.caused / (ABOUT * part)))
 
     @property
     def slack(self) -> float:
@@ -170,11 +226,12 @@ class FairOrder:
 
     ``pick`` is for ``State.pick``, and the core follows a ``FairPolicy``. ``before`` and ``after`` have to be
     called with all that it is told and answers, and ``served`` before it is told that a request has been answered;
-    or ``attach`` does so.
+    or ``attach`` does so. ``max_wait`` is the core's, in seconds.
     """
 
-    def __init__(self, fairness: Fairness) -> None:
+    def __init__(self, fairness: Fairness, max_wait: float = math.inf) -> None:
         self.fairness = fairness
+        self.max_wait = max_wait
         self._coming: dict[int, str] = {}  # requests that may yet wait, and their keys
         self._present: dict[int, _Present] = {}
         self._waiting: dict[str, dict[str, dict[int, float]]] = {}  # since when: by model, key and request
@@ -200,6 +257,7 @@ class FairOrder:
 
     def before(self, now: float, event: Event) -> None:
         """Take in what the core is about to be told."""
+        self.fairness.now = now
         if isinstance(event, RequestArrived):
             self._coming[event.request] = event.key
             if not event.rides:
@@ -216,6 +274,7 @@ class FairOrder:
 
     def after(self, now: float, effects: Iterable[Effect]) -> None:
         """Take in what the core has answered."""
+        self.fairness.now = now
         for effect in effects:
             if isinstance(effect, Admit | RequestQueued):
                 self._join(now, effect.request, effect.model)
@@ -229,11 +288,21 @@ class FairOrder:
                 causers = self._causers.pop(effect.switch, [])
                 self.fairness.switched(causers, max(0.0, effect.duration - effect.drain))
 
-    def waiters(self, model: str) -> list[float]:
-        """Return when the waiters of a model began to wait which count for the policy, oldest first."""
+    def rests(self, awake: Collection[str]) -> dict[str, float]:
+        """Return for how long the keys may cause no switch that wait for what is not awake; 0 for most."""
+        waiting = {key for name, keys in self._waiting.items() if name not in awake for key in keys}
+        return {key: self.fairness.rest(key) if awake else 0.0 for key in waiting}
+
+    def waiters(self, model: str, without: Collection[str] = ()) -> list[float]:
+        """Return when the waiters of a model began to wait which count for the policy, oldest first.
+
+        Those of the keys ``without`` do not.
+        """
         entitled = self.fairness.entitled
         found = []
         for key, waiters in self._waiting.get(model, {}).items():
+            if key in without:
+                continue
             for place, since in enumerate(waiters.values()):
                 if not entitled(key, place):
                     break
@@ -254,6 +323,13 @@ class FairOrder:
         lowest, _, model = min(found)
         return model if here and min(map(rank, here)) > lowest + self.fairness.slack else None
 
+    def holds(self, name: str, model: ModelView) -> bool:
+        """Say whether a model has to serve what has waited for nearly as long as the core lets it."""
+        if not model.in_flight or self.fairness.now > (model.awake_since or 0.0) + VISIT * self.fairness.seconds:
+            return False
+        before = self.fairness.now - NEARLY * self.max_wait
+        return any(next(iter(waiters.values())) <= before for waiters in self._waiting.get(name, {}).values())
+
     def policy(self, policy: Policy) -> FairPolicy:
         """Return a policy as it decides when it is shown what counts."""
         return FairPolicy(policy, self)
@@ -266,6 +342,7 @@ class FairOrder:
         ``key_of`` and ``tokens_of`` return the key of a request, and what its answer has taken.
         """
         handle = core.handle
+        self.max_wait = core.state.rules.max_wait
         core.state.pick = self.pick
         core.state.policy = self.policy(core.state.policy)
 
@@ -328,14 +405,25 @@ class FairPolicy:
 
     def decide(self, now: Snapshot) -> Decision:
         """Ask the policy about what counts; while something is served and nothing that waits counts, stay."""
-        models = {name: FairView(view, self._order.waiters(name)) for name, view in now.models.items()}
+        order = self._order
+        if any(order.holds(name, now.models[name]) for name in now.awake):
+            return Stay("what has waited for long is served before its model is left")
+        rests = order.rests(now.awake)
+        resting = {key for key, rest in rests.items() if rest > 0.0}
+        models = {
+            name: FairView(view, order.waiters(name, () if name in now.awake else resting))
+            for name, view in now.models.items()
+        }
         waiting = [name for name in now.waiting if models[name].queued]
         if not waiting:
             if any(now.models[name].in_flight for name in now.awake):
                 return Stay("the keys of what waits have had more than the others")
+            if rests and len(resting) == len(rests):
+                until = now.time + max(min(rests.values()), LEAST)
+                return WaitUntil(until, "the keys of what waits have had their part of the time for switches")
             return self._policy.decide(now)
         waiting.sort(key=lambda name: models[name].oldest_arrival or 0.0)
-        due = self._order.due(now.awake, waiting)
+        due = order.due(now.awake, waiting)
         if due is not None:
             return SwitchTo(due, "its key has had less than those that are served")
         return self._policy.decide(FairSnapshot(now.time, models, now.awake, tuple(waiting)))

@@ -323,8 +323,9 @@ def order_of(config: Config, before: FairOrder | None) -> FairOrder | None:
     prices = Prices(fair.input, fair.output, fair.switch_second)
     weights = {entry.name: entry.weight for entry in config.api_keys if entry.name is not None}
     if before is None:
-        return FairOrder(Fairness(prices, weights))
+        return FairOrder(Fairness(prices, weights), config.policy.max_wait)
     before.fairness.configure(prices, weights)
+    before.max_wait = config.policy.max_wait
     return before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -10,7 +11,7 @@ from playbook import Later, Oldest, given, models
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.policy import WaitUntil
-from llmux.estimates.fairness import AHEAD, UNKNOWN, Fairness, FairOrder, Prices
+from llmux.estimates.fairness import ABOUT, AHEAD, NEARLY, UNKNOWN, Fairness, FairOrder, Prices
 
 
 def serve(fair, key, tokens=(100, 100)):
@@ -319,3 +320,121 @@ def test_books_that_begin_late_order_what_they_know():
     play.feed(3.0, ev.RequestArrived(4, "a"))
     assert admissions(play.feed(4.0, ev.RequestReturned(2, connected=True))) == []
     assert order.present() == {4: False}
+
+
+# ---- keys that rest
+
+
+def two(caused=40.0, **weights):
+    """Return books in which a flood has caused switches, and a is about."""
+    fair = Fairness(weights=weights)
+    fair.joined("a")
+    fair.joined("flood")
+    fair.served("a", (100, 0))
+    fair.switched(["flood"], caused)
+    return fair
+
+
+def test_a_key_that_has_had_its_part_of_the_switches_rests_for_a_while():
+    fair = two(90.0)  # 180 s there and back, and its part of the last 300 are 150
+    assert fair.rest("a") == 0
+    rest = fair.rest("flood")
+    assert rest == pytest.approx(ABOUT * math.log(180 / 150))
+    fair.now = rest - 0.1
+    assert fair.rest("flood") == pytest.approx(0.1)
+    fair.now = rest + 0.1
+    assert fair.rest("flood") == 0
+
+
+@pytest.mark.parametrize(
+    ("fair", "rests"),
+    [(two(70.0), False), (two(90.0), True), (two(90.0, flood=3.0), False), (two(70.0, a=3.0), True)],
+)
+def test_a_part_goes_by_the_weights(fair, rests):
+    assert (fair.rest("flood") > 0) is rests
+
+
+def test_it_does_not_rest_for_what_is_not_about():
+    fair = two(90.0)
+    fair.left("a")
+    assert fair.rest("flood") > 0
+    fair.now = ABOUT + 1
+    fair.switched(["flood"], 500.0)
+    assert fair.rest("flood") == 0
+    fair.joined("a")
+    assert fair.rest("flood") > 0
+
+
+def test_it_does_not_rest_if_the_others_have_had_as_much():
+    fair = two(90.0)
+    fair.served("a", (50_000, 0))
+    assert fair.rest("flood") == 0
+
+
+def test_a_flood_lets_the_gpu_be_idle_and_has_its_turn_later():
+    keys = {1: "a", 2: "flood", 3: "a"}
+    play, order = fairly(models("a", "b"), keys, policy=Oldest(), alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    order.before(1.0, ev.RequestArrived(7, "x", key="flood"))
+    order.fairness.switched(["flood"], 90.0)
+    play.feed(2.0, ev.RequestFinished(1))
+    found = play.feed(3.0, ev.RequestArrived(2, "b"))
+    assert not [each for each in found if isinstance(each, fx.SwitchStarted)]
+    assert admissions(play.feed(4.0, ev.RequestArrived(3, "a"))) == [3]  # what is awake serves what comes
+    play.feed(5.0, ev.RequestFinished(3))
+    again = play.core.next_deadline()
+    assert again == pytest.approx(1.0 + ABOUT * math.log(180 / 150))
+    found = play.feed(again + 0.01, ev.DeadlineReached())
+    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+
+
+def test_a_key_that_rests_rides_with_others_and_holds_none_up():
+    keys = {1: "a", 2: "flood", 3: "c"}
+    play, order = fairly(models("a", "b"), keys, policy=Oldest(), alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    order.before(1.0, ev.RequestArrived(7, "x", key="flood"))
+    order.fairness.switched(["flood"], 90.0)
+    play.feed(2.0, ev.RequestFinished(1))
+    play.feed(3.0, ev.RequestArrived(2, "b"))
+    found = play.feed(4.0, ev.RequestArrived(3, "b"))
+    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+    play.feed(5.0, ev.HookFinished(3, ok=True))
+    assert sorted(admissions(play.feed(6.0, ev.HookFinished(4, ok=True)))) == [2, 3]
+
+
+def test_with_nothing_awake_no_key_rests():
+    keys = {1: "flood"}
+    play, order = fairly(models("a", "b"), keys, awake=[], policy=Oldest())
+    order.before(1.0, ev.RequestArrived(7, "x", key="a"))
+    order.before(1.0, ev.RequestArrived(8, "x", key="flood"))
+    order.fairness.switched(["flood"], 900.0)
+    found = play.feed(3.0, ev.RequestArrived(1, "b"))
+    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+
+
+def test_what_is_nearly_overdue_is_served_before_its_model_is_left():
+    keys = {1: "flood", 2: "flood", 3: "a", 4: "a"}
+    specs = models("a", "b", max_in_flight=1)
+    play, order = fairly(specs, keys, policy=Later(), max_wait=100.0, alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "a"))
+    play.feed(3.0, ev.RequestArrived(3, "b"))
+    order.fairness.switched(["a"], 60.0)
+    order.fairness.served("flood", (10**6, 0))
+    found = play.feed(2.0 + NEARLY * 100.0, ev.RequestArrived(4, "b"))
+    assert not [each for each in found if isinstance(each, fx.SwitchStarted)]  # though its key has had more
+    found = play.feed(90.0, ev.RequestFinished(1))
+    assert admissions(found) == [2]
+    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+
+
+def test_a_visit_to_what_is_overdue_has_an_end():
+    keys = {1: "flood", 2: "flood", 3: "a"}
+    play, order = fairly(models("a", "b", max_in_flight=1), keys, policy=Later(), max_wait=100.0, alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "a"))
+    play.feed(3.0, ev.RequestArrived(3, "b"))
+    order.fairness.switched(["a"], 10.0)
+    order.fairness.served("flood", (10**6, 0))
+    found = play.feed(90.0, ev.EngineLost("b"))
+    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]

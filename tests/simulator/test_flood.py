@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,34 +18,42 @@ from llmux.simulator.trace import Job, Trace
 
 HOUR = 3600.0
 ENGINES = Engines(EngineModel(slots=4, decode=100.0, prefill=4000.0, slowdown=0.1))
-SWITCH = 15.0  # seconds
-LANES, EACH = 64, 60  # requests that the flood always has under way, and that each of them sends one by one
+LANES, EACH = 64, 150  # requests that the flood always has under way, and that each of them sends one by one
 
 
-def traffic(seed: int, flood: tuple[str, ...]) -> tuple[Trace, list[str]]:
-    """Return an hour in which five keys ask one of two models every 40 s, and a flood; and the key of each job."""
+class Kind(NamedTuple):
+    """What the five keys do, in a mean of seconds and of tokens of which 100 take one, and a switch's seconds."""
+
+    every: float = 40.0
+    tokens: int = 100
+    switch: float = 15.0
+
+
+def traffic(seed: int, kind: Kind, flood: str) -> tuple[Trace, list[str]]:
+    """Return an hour in which five keys ask one of two models, and one floods; and the key of each job."""
     dice, jobs, keys = random.Random(seed), [], []
+    least, most = kind.tokens // 2, kind.tokens * 3 // 2
     for number in range(5):
-        time = dice.expovariate(1 / 40)
+        time = dice.expovariate(1 / kind.every)
         while time < HOUR:
-            jobs.append(Job(time, dice.choice("ab"), 200, dice.randint(50, 150)))
+            jobs.append(Job(time, dice.choice("ab"), 200, dice.randint(least, most)))
             keys.append(f"key {number}")
-            time += dice.expovariate(1 / 40)
+            time += dice.expovariate(1 / kind.every)
     for _ in range(LANES if flood else 0):
         for number in range(EACH):
             arrival, after = (None, len(jobs) + 1) if number else (dice.random() * 60, len(jobs) + 1)
             after = after if number < EACH - 1 else None
-            jobs.append(Job(arrival, dice.choice(flood), 200, dice.randint(50, 150), successor=after))
+            jobs.append(Job(arrival, dice.choice(flood), 200, dice.randint(least, most), successor=after))
             keys.append("flood")
     return Trace("flood", jobs), keys
 
 
-def wait(seed: int, policy: str, flood: tuple[str, ...] = (), *, fair: bool = False) -> float:
+def wait(seed: int, policy: str, kind: Kind, flood: str = "", *, fair: bool = False) -> float:
     """Return the mean seconds that the requests of the five wait."""
-    trace, keys = traffic(seed, flood)
+    trace, keys = traffic(seed, kind, flood)
     rules = Rules(alive_every=0.0, max_wait=600.0)
     scene = Scene.of(trace, ENGINES)
-    run = Run(trace, load_policy(policy, {}, Path()), CostMatrix(SWITCH), ENGINES, rules, HOUR, scene)
+    run = Run(trace, load_policy(policy, {}, Path()), CostMatrix(kind.switch), ENGINES, rules, HOUR, scene)
     if fair:
         jobs = trace.jobs
         run.handle = FairOrder(Fairness()).attach(
@@ -59,15 +68,45 @@ def wait(seed: int, policy: str, flood: tuple[str, ...] = (), *, fair: bool = Fa
     return sum(waits) / len(waits)
 
 
-@pytest.mark.parametrize("policy", ["adaptive", "fifo"])
-@pytest.mark.parametrize("flood", [("a", "b"), ("a",)], ids="".join)
-def test_five_keys_hardly_notice_a_flood(policy, flood):
+# How many times as long the five wait as without a flood, at most; and seconds beside that. (What was measured with
+# other seeds is in OPERATING.md.) Answers under way are not cut: where a switch takes less, it is they that count.
+KINDS = {
+    "two models": (Kind(), "ab", 1.3, 0.0),
+    "one of them": (Kind(), "a", 1.3, 0.0),
+    "a third one": (Kind(), "c", 1.7, 0.0),
+    "two models, 8 s": (Kind(switch=8.0), "ab", 1.35, 0.0),
+    "one of them, 8 s": (Kind(switch=8.0), "a", 1.3, 0.0),
+    "a third one, 8 s": (Kind(switch=8.0), "c", 1.75, 0.0),
+    "a third one, now and then": (Kind(every=120.0), "c", 2.0, 0.0),
+    "two models, switches fill it": (Kind(every=15.0), "ab", 1.3, 0.0),
+    "two models, long switches fill it": (Kind(switch=30.0), "ab", 1.3, 0.0),
+    "a third one, long switches fill it": (Kind(switch=30.0), "c", 1.7, 0.0),
+    "two models, short switches": (Kind(every=20.0, switch=2.0), "ab", 1.3, 1.5),
+    "one of them, shorter ones": (Kind(every=20.0, switch=0.5), "a", 1.3, 1.5),
+    "two models, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "ab", 1.3, 20.0),
+}
+
+
+WITH_FIFO = ("two models", "a third one", "two models, switches fill it", "a third one, long switches fill it")
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"), [*(("adaptive", name) for name in KINDS), *(("fifo", name) for name in WITH_FIFO)]
+)
+def test_five_keys_hardly_notice_a_flood(policy: str, name: str) -> None:
+    kind, flood, times, seconds = KINDS[name]
     seeds = (1, 2)
     alone, fair, plain = (
-        sum(wait(seed, policy, models, fair=fairly) for seed in seeds) / len(seeds)
-        for models, fairly in (((), False), (flood, True), (flood, False))
+        sum(wait(seed, policy, kind, models, fair=fairly) for seed in seeds) / len(seeds)
+        for models, fairly in (("", False), (flood, True), (flood, False))
     )
-    print(f"{policy}, flood for {flood}: {alone:.1f} s alone, {fair:.1f} s fair, {plain:.1f} s without")  # noqa: T201
-    assert fair <= 1.3 * alone
+    print(f"{policy}, {name}: {alone:.1f} s alone, {fair:.1f} s fair, {plain:.1f} s without")  # noqa: T201
+    assert fair <= times * alone + seconds
     assert plain > 1.3 * alone
     assert plain > fair
+
+
+def test_fairness_costs_nothing_without_a_flood() -> None:
+    for kind in (Kind(), Kind(switch=8.0), Kind(switch=30.0, every=120.0)):
+        without, fair = (wait(3, "adaptive", kind, fair=fairly) for fairly in (False, True))
+        assert fair <= 1.1 * without
