@@ -68,8 +68,8 @@ def wait(seed: int, policy: str, kind: Kind, flood: str = "", *, fair: bool = Fa
     return sum(waits) / len(waits)
 
 
-# How many times as long the five wait as without a flood, at most, and seconds beside that: answers under way are not
-# cut, and where a switch takes less, it is they that count. What was measured with other seeds is in OPERATING.md.
+# How many times as long the five wait as without a flood, at most, and seconds beside that: answers under way are
+# not cut, and where a switch takes less, it is they that count. OPERATING.md has the figures of other seeds.
 KINDS = {
     "two models": (Kind(), "ab", 1.3, 0.0),
     "one of them": (Kind(), "a", 1.3, 0.0),
