@@ -7,4 +7,7 @@ The pure half, in the style of ``llmux.core`` (events in, effects out, time inje
 - ``fleet_view``  what a gateway knows of all hosts, indexed so that a placement among a thousand is cheap;
 - ``routes``      the rules that choose a host: ``least_wait`` and the practised ones;
 - ``placement``   the machine: one owner of every request's way to a host.
+
+Beside it: the ``store`` that hosts and gateways share, ``embedded`` or with a ``store_client``; ``loading`` of
+routes; and ``simulation``, all of it in virtual time.
 """
