@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, Self
+from typing import Annotated, Any, NoReturn, Self
 
 import typer
 import yaml
 from rich.progress import Progress, TextColumn
-from rich.table import Table
 
-from llmux.cli import simulate_exact, simulate_fleet, simulate_keys
+from llmux.cli import simulate_fleet, simulate_keys, simulate_tables
 from llmux.cli import simulate_what_if as what_ifs
+from llmux.cli.simulate_tables import Given, Shown, show, tell_overruled
 from llmux.cli.terminal import complain, terminal
 from llmux.config import Config
 from llmux.config.setting_types import parse_duration
@@ -24,13 +24,12 @@ from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
-from llmux.simulator.cost_matrix import CostMatrix, parse_costs
-from llmux.simulator.engine_model import UNSEEN, EngineModel, Engines, Fit, parse_engines
+from llmux.simulator.cost_matrix import parse_costs
+from llmux.simulator.engine_model import EngineModel, Fit, parse_engines
 from llmux.simulator.plot import plot
 from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
-from llmux.simulator.run import Outcome, Scene
 from llmux.simulator.spilling import Spill, parse_price
-from llmux.simulator.statistics import SLO, Statistics, recommend, statistics_of
+from llmux.simulator.statistics import SLO, statistics_of
 from llmux.simulator.synthetic import (
     Agents,
     Closed,
@@ -46,29 +45,9 @@ from llmux.simulator.synthetic import (
 from llmux.simulator.trace import Trace, TraceError, is_record, read_trace
 
 USAGE = 2
-NARROW = 14  # characters: longer names take more room
-ABREAST = 4  # policies in one table: wider ones break on a terminal of 80 columns
 COMPARED = ("fifo", "idle", "adaptive")
 COST = "10s"
 GENERATED = 2400.0  # seconds of synthetic traffic
-ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
-    ("mean wait", lambda each: f"{each.mean_wait:.1f}"),
-    ("p50", lambda each: f"{each.p50_wait:.1f}"),
-    ("p95", lambda each: f"{each.p95_wait:.1f}"),
-    ("p99", lambda each: f"{each.p99_wait:.1f}"),
-    ("max", lambda each: f"{each.max_wait:.1f}"),
-    ("mean time to first token", lambda each: f"{each.mean_ttft:.1f}"),
-    ("p99 time to first token", lambda each: f"{each.p99_ttft:.1f}"),
-    ("time switching", lambda each: f"{each.switching:.0%}"),
-    ("time draining", lambda each: f"{each.draining:.0%}"),
-    ("switches", lambda each: f"{each.switches}"),
-    ("completed", lambda each: f"{each.completed}/{each.requests}"),
-    ("answered per hour", lambda each: f"{each.per_hour:.0f}"),
-    ("within the SLO", lambda each: f"{each.slo:.0%}"),
-)
-AWAKE = ("models awake", lambda each: f"{each.awake:.1f}")
-SPILLED = ("spilled", lambda each: f"{each.spilled}")
-SPILL_COST = ("cost of spilling", lambda each: f"{each.spill_cost or 0.0:.4g}")
 
 
 def _duration(text: str) -> float:
@@ -280,7 +259,7 @@ def run(
     try:
         recorded = read_recorded(trace) if trace is not None and is_record(trace) else None
         if exact:
-            raise typer.Exit(simulate_exact.run(trace, recorded, policy, as_json=as_json))
+            raise typer.Exit(simulate_tables.exact(trace, recorded, policy, as_json=as_json))
         fits = recorded.fits() if recorded else None
         plan = Config.from_file(config) if config else None
         traffic, users = _traffic(trace, loads, until, seed, recorded, fits, closed)
@@ -339,13 +318,13 @@ def run(
             plot(columns.outcomes, picture)
     except (LLMuxError, *SENSELESS) as error:
         _fail(_in_words(error, recorded))
-    _tell_overruled(columns.outcomes)
+    tell_overruled(columns.outcomes)
     results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in columns.outcomes.items()}
     if as_json:
         typer.echo(json.dumps(columns.document(results), indent=2))
     else:
-        _print(
-            _Shown(traffic, columns.outcomes, results, engines, fits, _duration(slo), plan, given),
+        show(
+            Shown(traffic, columns.outcomes, results, engines, fits, _duration(slo), plan, given),
             columns.verdicts(results),
         )
 
@@ -390,24 +369,7 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def _tell_overruled(outcomes: Mapping[str, Outcome]) -> None:
-    """Name the policies whose figures are not their own."""
-    console = terminal(stderr=True, soft_wrap=True)
-    for name, outcome in outcomes.items():
-        for complaint in outcome.overruled:
-            console.print(f"warning: {name} {complaint}; treated as first come, first served", style="yellow")
-
-
-class _Given(NamedTuple):
-    """What a record or a configuration says where the command line does not."""
-
-    costs: CostMatrix
-    costs_from: str
-    rules: Rules
-    scene: Scene | None
-
-
-def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max_wait: str | None) -> _Given:
+def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max_wait: str | None) -> Given:
     rules, scene = Rules(), None
     costs, costs_from = None, f"--cost {cost or COST}"
     if recorded is not None:
@@ -422,7 +384,7 @@ def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max
         costs = replace(costs, default=parse_duration(COST))
     if max_wait is not None:
         rules = replace(rules, max_wait=_duration(max_wait))
-    return _Given(costs, costs_from, rules, scene)
+    return Given(costs, costs_from, rules, scene)
 
 
 def _asked(users: Closed | None, beside: Trace | None, plan: Config | None) -> list[str]:
@@ -485,9 +447,9 @@ def _policies(
     """
     makers: dict[str, what_ifs.MakePolicy] = {}
     if not texts and plan is not None:
-        makers[simulate_exact.labelled(plan.policy.use, plan.policy.options)] = _configured_policy
+        makers[labelled(plan.policy.use, plan.policy.options)] = _configured_policy
     elif not texts and recorded is not None:
-        name, make = simulate_exact.recorded_policy(recorded)
+        name, make = recorded_policy(recorded)
         makers[name] = lambda _config: make()
     if texts:
         wanted = texts
@@ -502,6 +464,18 @@ def _policies(
         makers.setdefault(label, partial(_load, name, options))
         _load(name, options, None)  # what cannot be loaded is said before anything runs
     return makers
+
+
+def labelled(use: str, options: Mapping[str, Any]) -> str:
+    """Return what a policy with its options is called in a table."""
+    return f"{use}:{','.join(f'{key}={value}' for key, value in options.items())}" if options else use
+
+
+def recorded_policy(recorded: Recorded) -> tuple[str, Callable[[], Policy]]:
+    """Return what loads the policy that was in force when the record was written, and what that is called."""
+    used = recorded.start["policy"]
+    use, options = used["use"], used["options"]
+    return labelled(use, options), lambda: load_policy(use, options, Path())
 
 
 def _load(name: str, options: Mapping[str, Any], _config: Config | None) -> Policy:
@@ -556,110 +530,3 @@ class _Bar:
             return None
         bar, task = self.progress, self.progress.add_task(name, total=self.until or _last(self.traffic))
         return lambda time: bar.update(task, completed=time)
-
-
-def _engine(name: str, found: Fit, engine: EngineModel) -> str:
-    """Say what the record shows of an engine, and with how little certainty."""
-    mean = sum(found.alone) / len(found.alone)
-    at_once = f"{engine.slots} at once" if engine.slots < UNSEEN else "as many at once as it was given"
-    text = f"{name}: {at_once}, slowdown {engine.slowdown:g}, {mean:.2g} s an answer alone"
-    if engine.speed != 1.0:
-        text += f", {engine.speed:g} times as fast as recorded"
-    if found.most == 1:
-        return f"{text}; it never served two at once, so how they slow each other down is a guess"
-    return f"{text} (fitted to {len(found.alone)} answers, at most {found.most} in flight)"
-
-
-class _Shown(NamedTuple):
-    """What the table is of."""
-
-    traffic: Trace
-    outcomes: Mapping[str, Outcome]
-    results: Mapping[str, Statistics]
-    engines: Engines
-    fits: Mapping[str, Fit] | None
-    slo: float
-    plan: Config | None
-    given: _Given
-
-
-def _print(shown: _Shown, verdicts: list[str]) -> None:
-    console = terminal()
-    results = shown.results
-    console.print(_of_what(shown), highlight=False, markup=False)
-    for name, each in (shown.fits or {}).items():
-        console.print(_engine(name, each, shown.engines.of(name)), highlight=False, markup=False)
-    if shown.plan is not None:
-        for line in _of_plan(shown.plan, shown.given, shown.outcomes):
-            console.print(line, highlight=False, markup=False)
-    names = list(results)
-    rows = ROWS if shown.plan is None else (*ROWS, AWAKE)
-    if any(outcome.spilled for outcome in shown.outcomes.values()):
-        rows = (*rows, SPILLED)
-        if any(each.spill_cost is not None for each in results.values()):
-            rows = (*rows, SPILL_COST)
-    abreast_at_most = ABREAST if max(map(len, names)) <= NARROW else ABREAST - 1
-    for begin in range(0, len(names), abreast_at_most):
-        abreast = names[begin : begin + abreast_at_most]
-        table = Table("seconds", *abreast)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for title, show in rows:
-            table.add_row(title, *(show(results[name]) for name in abreast))
-        console.print(table)
-    for line in (*_remarks(shown), *(verdicts or [str(recommend(results))])):
-        console.print(line, highlight=False, markup=False)
-
-
-def _remarks(shown: _Shown) -> Iterator[str]:
-    """Yield what is to know of the table."""
-    yield f"SLO: the first token within {shown.slo:g} s of the request's arrival (--slo)"
-    for name, outcome in shown.outcomes.items():
-        if outcome.adopted:
-            steps = ", ".join(f"{policy} from {time / 60.0:.0f} min on" for time, policy in outcome.adopted)
-            yield f"{name} adopted: {steps}"
-    for alike in _alike(shown.results):
-        yield f"{_listed(alike)}: no difference"
-
-
-def _of_what(shown: _Shown) -> str:
-    """Say in a line what was simulated."""
-    traffic = shown.traffic
-    end = max(outcome.end for outcome in shown.outcomes.values())
-    load = f"{shown.engines.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
-    if traffic.closed_loop:
-        load = "some of which wait for the answers to others"
-    if shown.fits is not None:
-        load = "answers take as long as they were recorded to, longer or shorter with others beside them"
-    closed = traffic.closed_loop
-    requests = max(each.requests for each in shown.results.values()) if closed else len(traffic.jobs)
-    return (
-        f"{traffic.name}: {'at most ' if closed else ''}{requests} requests,"
-        f" {len(traffic.models)} models, {end:.0f} s, {load}"
-    )
-
-
-def _of_plan(plan: Config, given: _Given, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """Say what of a configuration counts here, and what does not."""
-    yield f"{plan.file and plan.file.name}: {what_ifs.residency(plan)}; costs: {given.costs_from}"
-    if useless := what_ifs.unknown_prefetch(plan, given.costs):
-        yield f"what the prefetch of {', '.join(useless)} saves is not known; add `prefetch:` to a file for --cost"
-    if plan.policy.request_timeout is not None:
-        yield "request_timeout does not count here: what is rejected would not show in the waits"
-    for name, outcome in outcomes.items():
-        if outcome.refused:
-            yield f"{name}: {outcome.refused} requests were rejected, as their models could not be woken in time"
-        if outcome.cut:
-            yield f"{name}: {outcome.cut} answers were cut by drain_timeout; they count as not answered"
-
-
-def _alike(results: Mapping[str, Statistics]) -> list[list[str]]:
-    """Return the policies whose columns read the same, two or more together."""
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for name, each in results.items():
-        columns.setdefault(tuple(show(each) for _, show in ROWS), []).append(name)
-    return [names for names in columns.values() if len(names) > 1]
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
