@@ -9,14 +9,17 @@
   and grows with every second of staying. Its busy period follows from what was measured (``engine`` in the
   snapshot). An engine to which more comes than it answers is never idle by itself; it is left as soon as its gate
   is open and a few wait elsewhere.
-- **Limit**: past the gate no request waits longer than ``patience`` times the way there and back, drain included.
-- **Route**: Smith's rule, weight over time (W. E. Smith, 1956). The weight of a queue grows steeply when its
-  oldest waiter is about to outwait a tour of all queues, so that small queues get their turn. Close to the usual
-  ``max_wait`` the oldest comes first: past it visits are cut short, and once that has begun it does not end.
+- **Limit**: past the gate no request waits longer than ``patience`` times the drain and the switches there and
+  back. So a visit lasts in proportion to what it costs to come and go, however long the queues are.
+- **Route**: the waiting that a visit ends, over the time that it takes (W. E. Smith, 1956). It is the sum of what
+  its requests have waited, not their number: a queue that fills n times as fast is then visited sqrt(n) times as
+  often, as is best for the mean (O. J. Boxma, H. Levy and J. A. Weststrate, 1991). It weighs more when its oldest
+  waiter is about to outwait a tour of all queues. Close to the usual ``max_wait`` the oldest comes first: past it
+  visits are cut short, and once that has begun it does not end.
 
 Averages can be wrong: what the policy has seen for itself bounds them. Until it has seen a switch it serves the
-awake model until it is idle or a request has waited for 15 seconds; one without a limit, which may never be idle,
-it leaves at once.
+awake model until it is idle or a request has waited for three drains, or 15 seconds if that is more; one without a
+limit, which may never be idle, it leaves at once.
 """
 
 from __future__ import annotations
@@ -28,21 +31,20 @@ from pydantic import BaseModel, Field
 
 from llmux.core.policy import EngineView, ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
 
-STEEP = 6.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
+STEEP = 4.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
 MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
-AGEING = 0.2  # weight that a waiter gains for each way there and back that it has waited
+AGEING = 0.3  # weight that a waiter gains for each way there and back that it has waited
 OTHERS = 0.5  # share of the other queues that come before the return
 OVERDUE = 480.0  # seconds of waiting that come before all else: ``max_wait`` has no gate, and is 600 s by default
 UNLIMITED = 1000  # requests that an engine without max_in_flight serves at once
 UNSEEN_COST = 0.35  # of the estimate: a direction that is thought too dear is never tried, and never measured
-UNSEEN_WAIT = 15.0  # seconds for which a request waits for the first switch at most
+UNSEEN_WAIT, UNSEEN_DRAINS = 15.0, 3.0  # seconds, and drains, for which a request waits for the first switch
 UNSEEN_SERVICE = 4.0  # seconds
-AGE_LEFT = 0.3  # long answers tend to stay long: what has run for t will run for this times t at least
+AGE_LEFT = 1.0  # long answers tend to stay long: what has run for t will run for this times t at least
 SAMPLES = 3  # fewer of its own say nothing
 RATE_OFF, SERVICE_OFF = 1.5, 1.25  # how far an average may be from what was seen
 AHEAD = 32  # requests: an engine that does not answer more with so many more is full
 STABLE = 1.02  # answers a second for each arrival, below which an engine is never idle by itself
-MEASURED = 2.0  # what a measured second of staying weighs more than one that follows from the service time
 LEAST = 1e-3  # seconds
 MEMORY = 100  # answers, after which older ones count half
 COST_ALPHA, DRAIN_ALPHA = 0.3, 0.2
@@ -56,10 +58,10 @@ class Adaptive:
     class Options(BaseModel):
         """Larger values make visits longer, except of ``tour``."""
 
-        patience: float = Field(default=1.5, gt=0, description="Longest wait past the gate, in ways.")
-        price: float = Field(default=4.0, ge=0, description="Weight of requests shut out by a drain.")
+        patience: float = Field(default=2.0, gt=0, description="Longest wait past the gate, in ways.")
+        price: float = Field(default=6.0, ge=0, description="Weight of requests shut out by a drain.")
         reluctance: float = Field(default=0.1, ge=0, description="Weight of requests that come while it is away.")
-        tour: float = Field(default=0.6, gt=0, description="Tours after which a small queue takes precedence.")
+        tour: float = Field(default=0.5, gt=0, description="Tours after which a small queue takes precedence.")
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -82,12 +84,13 @@ class Adaptive:
             return Stay("the requests that it was woken for come first")
         if not self._seen.costs:
             return self._first(now, home)
-        waiting = [now.models[name] for name in now.waiting]
-        target, away = self._route(home, waiting, now.time)
+        waiting = [(model, _age(model, now.time)) for model in map(now.models.__getitem__, now.waiting)]
+        target, travel, away = self._route(home, waiting)
         drain = self._seen.drain(home, now.time)
         way = drain + away
-        weight = sum(m.queued * (1.0 + AGEING * _age(m, now.time) / (way or 1.0)) for m in waiting)
-        limit = max(self._gate[1], now.time - _age(waiting[0], now.time)) + self._options.patience * way
+        weight = sum(model.queued * (1.0 + AGEING * age / (way or 1.0)) for model, age in waiting)
+        since = max(self._gate[1], now.time - waiting[0][1])
+        limit = since + self._options.patience * (drain + travel)
         if limit > now.time and (home.queued or weight < self._price(home, now.time, drain, away)):
             return WaitUntil(limit + 0.001, reason="leaving would delay more requests than wait elsewhere")
         if home.queued >= weight:
@@ -98,7 +101,8 @@ class Adaptive:
     def _first(self, now: Snapshot, home: ModelView) -> SwitchTo | WaitUntil:
         """Decide while no switch has been seen, and nothing says when it pays to leave a busy engine."""
         oldest = now.models[now.waiting[0]]
-        limit = now.time - _age(oldest, now.time) + UNSEEN_WAIT
+        patience = max(UNSEEN_WAIT, UNSEEN_DRAINS * self._seen.drain(home, now.time))
+        limit = now.time - _age(oldest, now.time) + patience
         if limit > now.time and home.limit is not None and (home.in_flight or home.queued):
             return WaitUntil(limit, reason="no switch has been seen yet: it is served until it is idle")
         self._seen.left(home, now.time)
@@ -112,27 +116,34 @@ class Adaptive:
             self._gate = since, time if gated else since
         return gated
 
-    def _route(self, home: ModelView, waiting: list[ModelView], time: float) -> tuple[ModelView, float]:
-        """Return where to go, and the seconds that home would be away."""
-        ways = [(model, self._seen.cost(home, model), self._visit(model)) for model in waiting]
-        tour = sum(cost + visit for _, cost, visit in ways)
-        span = self._options.tour * (tour + ways[0][1]) or 1.0
+    def _route(self, home: ModelView, waiting: list[tuple[ModelView, float]]) -> tuple[ModelView, float, float]:
+        """Return where to go, the seconds of the switches there and back, and how long home would be away.
 
-        def worth(way: tuple[ModelView, float, float]) -> float:
-            model, cost, visit = way
-            urgency: float = ((_age(model, time) + cost) / span) ** STEEP
-            return model.queued * (1.0 + urgency) / (1.0 + cost + visit)
+        ``waiting``: with how long the oldest request of each has waited, the longest first.
+        """
+        ways = [(model, age, self._seen.cost(home, model), self._visit(model)) for model, age in waiting]
+        tour = sum(cost + visit for _, _, cost, visit in ways)
+        best, age, cost, visit = ways[0]
+        least = cost  # that much longer all of them wait, wherever it goes
+        span = self._options.tour * (tour + cost) or 1.0
 
-        overdue = _age(waiting[0], time) + ways[0][1] >= OVERDUE
-        best, cost, visit = ways[0] if overdue else max(ways, key=worth)
+        def worth(way: tuple[ModelView, float, float, float]) -> float:
+            model, age, cost, visit = way
+            urgency: float = ((age + cost) / span) ** STEEP
+            # How long its requests have waited in all; they came one after the other.
+            waited = model.queued * (age / 2.0 + least)
+            return waited * (1.0 + urgency) / (1.0 + cost + visit)
+
+        if age + cost < OVERDUE:
+            best, _, cost, visit = max(ways, key=worth)
         serving = self._seen.service(best) * (1.0 + best.queued / (best.limit or UNLIMITED))
-        back = self._seen.costs.get((best.name, home.name), cost)
-        return best, cost + serving + back + OTHERS * (tour - cost - visit)
+        travel = cost + self._seen.costs.get((best.name, home.name), cost)
+        return best, travel, travel + serving + OTHERS * (tour - cost - visit)
 
     def _visit(self, model: ModelView) -> float:
         """Return the seconds in which its waiters would be served."""
-        slots = model.limit or UNLIMITED
-        return self._seen.service(model) * (longest(min(model.queued, slots)) + model.queued / slots)
+        queued, slots = model.queued, model.limit or UNLIMITED
+        return self._seen.service(model) * (longest(min(queued, slots)) + queued / slots)
 
     def _price(self, home: ModelView, time: float, drain: float, away: float) -> float:
         """Return how many must wait elsewhere for home to be left: those shut out, over those kept waiting."""
@@ -140,16 +151,15 @@ class Adaptive:
         reluctance = self._options.reluctance * rate * (drain + away)
         # Without a limit its service time has the queue inside the engine in it; only what was measured counts.
         longer = self._seen.longer(home, rate)
-        if longer is not None:
-            shut_out = rate * drain * (drain / 2.0 + away)
-            return max(reluctance, self._options.price * shut_out / max(MEASURED * longer, LEAST))
-        load = rate * self._seen.after_drain(home)
-        if not drain or not load:
-            return reluctance
-        # By how many seconds arrivals prolong the busy period, once all that runs now has ended.
-        capped = min(load, MAX_LOAD)
-        extension = (1.0 - math.exp(-capped)) * math.expm1(capped) * load / (capped * rate)
-        return max(reluctance, self._options.price * rate * drain * (drain / 2.0 + away) / extension)
+        if longer is None:
+            load = rate * self._seen.after_drain(home)
+            if not drain or not load:
+                return reluctance
+            # By how many seconds arrivals prolong the busy period, once all that runs now has ended.
+            capped = min(load, MAX_LOAD)
+            longer = (1.0 - math.exp(-capped)) * math.expm1(capped) * load / (capped * rate)
+        shut_out = rate * drain * (drain / 2.0 + away)
+        return max(reluctance, self._options.price * shut_out / max(longer, LEAST))
 
 
 def _engine(model: ModelView) -> EngineView | None:
@@ -158,7 +168,8 @@ def _engine(model: ModelView) -> EngineView | None:
 
 
 def _age(model: ModelView, time: float) -> float:
-    return time - (time if model.oldest_arrival is None else model.oldest_arrival)
+    arrival = model.oldest_arrival
+    return 0.0 if arrival is None else time - arrival
 
 
 # ---- what it has seen for itself

@@ -15,7 +15,7 @@ def ask(time, *models):
 
 
 def home(**more):
-    return Model("a", in_flight=more.pop("in_flight", 3), awake_since=0.0, **more)
+    return Model("a", **{"in_flight": 3, "awake_since": 0.0, **more})
 
 
 def test_an_idle_model_is_left_for_whoever_waits():
@@ -30,9 +30,17 @@ def test_whoever_waited_at_the_wake_comes_first():
 def test_until_it_has_seen_a_switch_it_serves_until_idle_and_goes_to_the_oldest():
     b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [9.5] * 5, switch_cost=10.0)
     untaught = policy("adaptive")
-    assert untaught.decide(View(10.0, home(arrival_rate=0.2), b, c)) == WaitUntil(24.0, ANY)
-    assert untaught.decide(View(24.0, home(arrival_rate=0.2), b, c)).model == "b"
+    quick = {"arrival_rate": 0.2, "service_time": 1.0}
+    assert untaught.decide(View(10.0, home(**quick), b, c)) == WaitUntil(24.0, ANY)
+    assert untaught.decide(View(24.0, home(**quick), b, c)).model == "b"
     assert untaught.decide(View(10.0, home(in_flight=0), b, c)).model == "b"
+
+
+def test_a_slow_engine_has_time_to_be_idle_before_the_first_switch():
+    """15 s are less than two of its answers: it would be left busy again and again."""
+    decision = policy("adaptive").decide(View(30.0, home(service_time=10.0), Model("b", [9.0])))
+    assert isinstance(decision, WaitUntil)
+    assert decision.time > 60.0
 
 
 def test_one_without_a_limit_may_never_be_idle():
@@ -88,6 +96,21 @@ def test_a_longer_queue_at_home_is_served_on():
 def test_the_route_clears_most_waiting_per_second():
     b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [9.5] * 5, switch_cost=10.0)
     assert ask(10.0, home(in_flight=0), b, c).model == "c"
+
+
+def test_few_that_have_waited_come_before_many_that_have_just_come():
+    b, c = Model("b", [4.0] * 3, switch_cost=1.0), Model("c", [9.0] * 5, switch_cost=1.0)
+    assert ask(10.0, home(in_flight=0), b, c).model == "b"
+
+
+def test_a_visit_ends_in_proportion_to_the_way_however_long_the_queue_elsewhere():
+    few, many = (
+        ask(
+            40.0, home(in_flight=16, arrival_rate=2.0, awake_since=0.0, waiters=[30.0] * 9), Model("b", [35.0] * n)
+        )
+        for n in (20, 200)
+    )
+    assert few == many
 
 
 def test_a_small_queue_gets_its_turn():

@@ -110,7 +110,7 @@ def test_a_picture_that_cannot_be_written(trace, tmp_path):
 
 
 def test_wrong_estimates(trace):
-    words = (trace, "--stretch", 6, "-p", "adaptive", "--json")
+    words = (trace, "--stretch", 8, "-p", "adaptive", "--json")
     assert simulate(*words).stdout != simulate(*words, "--misjudge", 3).stdout
     assert simulate(*words).stdout == simulate(*words, "--misjudge", 1).stdout
 

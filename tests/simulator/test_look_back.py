@@ -153,7 +153,7 @@ def test_on_traffic_that_changes_its_nature_it_is_as_good_as_the_best_fixed_poli
 
     chosen = run(auto(past="10m", every="150s"))
     fixed = [run(load_policy(name, {}, Path())) for name in AMONG]
-    assert chosen < 1.02 * min(fixed)
+    assert chosen < 1.05 * min(fixed)
     assert chosen < 0.9 * max(fixed)
 
 
