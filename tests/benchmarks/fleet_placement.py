@@ -1,24 +1,41 @@
 """What a placement costs: microseconds of CPU for each event of a gateway with many hosts and models.
 
-    python -m tests.benchmarks.fleet_placement [--hosts 1000] [--models 50] [--requests 20000]
+    python -m tests.benchmarks.fleet_placement [--hosts 1000] [--models 50] [--requests 20000] [--write]
 
 Every host has one model awake and some requests; models are asked for as often as Zipf says, so that some are
 awake on hundreds of hosts and some nowhere. The best of five rounds counts: whatever else the machine does can
 only make a round slower.
+
+``--write`` also simulates two large fleets, and writes the figures into the guide: two to three minutes on a quiet
+machine. Unlike the routes' own figures (``tests.benchmarks.fleet``) these depend on the machine and its load.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import random
+import resource
 import time
+from pathlib import Path
 
 from llmux.core.phases import Phase
+from llmux.core.policy import Policy
 from llmux.fleet import events as ev
 from llmux.fleet.placement import Placement
 from llmux.fleet.reports import HostReport, ModelReport
 from llmux.fleet.routes import SHIPPED
+from llmux.fleet.simulation import Setting, simulate_fleet
+from llmux.plugins import load_policy
+from llmux.simulator import CostMatrix, EngineModel
+from llmux.simulator.engine_model import Engines
+from llmux.simulator.synthetic import Poisson, generate
 
+GUIDE = Path(__file__).parents[2] / "llmux" / "FLEET.md"
+BEGIN, END = "<!-- figures of the placement -->\n", "<!-- so far those of the placement -->"
+# Hosts, models, requests a second, seconds, gateways.
+LARGE = [(64, 50, 100.0, 2000.0, 4), (10_000, 10, 500.0, 60.0, 1)]
 ROUNDS = 5
 LIVE = 4  # requests on a host, on average
 
@@ -65,6 +82,43 @@ def one_round(route: str, hosts: int, count: int, requests: int, seed: int) -> d
     return {**found, "report": (clock() - began) / hosts * 1e6}
 
 
+def simulated(hosts: int, models: int, rate: float, seconds: float, gateways: int) -> str:
+    """Simulate a large fleet; say what it took."""
+    trace = generate(Poisson(models, rate, 1.0), seconds, 1)
+    engines = Engines(EngineModel())
+
+    def adaptive() -> Policy:
+        return load_policy("adaptive", {}, Path())
+
+    costs = CostMatrix(default=10.0)
+    setting = Setting(trace, hosts, costs, engines, adaptive, gateways=gateways, horizon=seconds)
+    began = time.process_time()
+    outcome = simulate_fleet(setting, SHIPPED["least_wait"])
+    requests = sum(arrived is not None for arrived in outcome.requests.arrived)
+    mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    by = "four gateways" if gateways == 4 else "one gateway"
+    return (
+        f"{hosts:,} hosts with {models} models, {by} and {requests:,} requests in {seconds:,.0f} s takes"
+        f" {time.process_time() - began:.0f} s of CPU and {mib:.0f} MB"
+    )
+
+
+def write(cost: dict[str, float]) -> None:
+    """Write the guide's figures."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        large = [pool.apply(simulated, each) for each in LARGE]
+    arrival, ends, report_ = (f"{cost[name]:.0f} µs" for name in ("arrival", "begin and end", "report"))
+    text = f"""A placement among 1,000 hosts with 50 models takes {arrival} of CPU, its begin and end {ends},
+a host's report {report_} (the best of five rounds). A simulation of {large[0]};
+one of {large[1]}.
+Measured by `python -m tests.benchmarks.fleet_placement --write`, at a load of {os.getloadavg()[0]:.0f}.
+"""
+    head, _, rest = GUIDE.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    GUIDE.write_text(head + BEGIN + text + END + tail)
+    print(text)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -72,11 +126,15 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=50)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--route", default="least_wait", choices=list(SHIPPED))
+    parser.add_argument("--write", action="store_true", help="simulate large fleets, too, and write the guide")
     given = parser.parse_args()
     rounds = [one_round(given.route, given.hosts, given.models, given.requests, seed) for seed in range(ROUNDS)]
+    cost = {name: min(each[name] for each in rounds) for name in rounds[0]}
     print(f"{given.route}, {given.hosts} hosts, {given.models} models, {given.requests} requests:")
-    for name in rounds[0]:
-        print(f"  {name:14} {min(each[name] for each in rounds):7.1f} µs")
+    for name, value in cost.items():
+        print(f"  {name:14} {value:7.1f} µs")
+    if given.write:
+        write(cost)
 
 
 if __name__ == "__main__":

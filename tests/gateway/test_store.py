@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import pytest
 
@@ -324,3 +325,36 @@ async def test_what_the_store_says_of_a_host_that_is_nonsense(shared, server):
     await shared.until(lambda: shared.log.count("its entry in the store cannot be used") == 4)
     assert await states(shared) == {"one": "ready"}
     await store.close()
+
+
+@pytest.mark.parametrize("how", ["KILL", "STOP"])
+async def test_a_host_that_is_lost_gets_nothing_more(shared, how):
+    """How soon that is, the soak measures: at once where connections are refused, 6 s after its last word else."""
+    for name in ("one", "two"):
+        shared.add(name)
+    shared.write_gateway()
+    shared.start()
+    await shared.until_hosts(one="ready", two="ready")
+    assert (await shared.chat("a")).status == 200
+    host = (await shared.chat("a")).get("X-LLMux-Host")
+    lost, placed = shared.hosts[host], f'llmux_fleet_placed_total{{host="{host}"}}'
+    if how == "KILL":
+        lost.kill()
+    else:
+        lost.signal(signal.SIGSTOP)
+
+    async def known():
+        return (await states(shared))[host] in ("unreachable", "stale")
+
+    await shared.until(known)
+    before = (await shared.metrics())[placed]
+    for _ in range(5):
+        answer = await shared.chat("a")
+        assert answer.status == 200
+        assert answer.get("X-LLMux-Host") != host
+    assert (await shared.metrics())[placed] == before
+    if how == "STOP":
+        lost.signal(signal.SIGCONT)
+    else:
+        lost.start()
+    await shared.until_hosts(one="ready", two="ready")
