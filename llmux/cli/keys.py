@@ -77,7 +77,9 @@ EVERY = 1.0  # seconds between two looks
 
 
 def usage(
-    by: Annotated[str, typer.Option("--by", help="What to split by: key, model, day, hour (UTC).")] = "key,model",
+    by: Annotated[
+        str, typer.Option("--by", help="What to split by: key, model, day, hour (UTC); of a gateway also host.")
+    ] = "key,model",
     since: Annotated[str, typer.Option("--since", help="As 30d or 12h, or a date as 2026-11-01.")] = "30d",
     key: Annotated[str | None, typer.Option("--key", help="Only this key's, by its name.")] = None,
     model: Annotated[
@@ -102,6 +104,8 @@ def usage(
 
             typer.echo(written(answer["by"], answer["usage"]), nl=False)
             return
+        for host, why in answer.get("missing", {}).items():  # of a gateway
+            complain(f"{host} is missing: {why}")
         _show(remote.read(SeenUsage, answer), answer["usage"])
 
     speak(url, key_file, act)

@@ -202,6 +202,7 @@ class Views:
             web.get("/metrics", self.metrics),
             web.get("/llmux/fleet", self.fleet),
             web.get("/llmux/activity", self.activity),
+            web.get("/llmux/usage", self.usage),
             *page_routes("fleet.html"),
             web.post("/llmux/fleet/{host}/drain", self.drain),
             web.post("/llmux/fleet/{host}/undrain", self.undrain),
@@ -270,6 +271,16 @@ class Views:
         query = request.query
         rows = self._gateway.requests.rows(int(limit), model=query.get("model"), key=query.get("key"))
         return web.json_response({"requests": rows})
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """Return what each key used on all hosts: JSON, or CSV to a client that accepts that."""
+        from llmux.accounts.usage import as_csv  # noqa: PLC0415 - few gateways have a use for it
+        from llmux.gateway import fleet_usage  # noqa: PLC0415 - the same
+
+        document = await fleet_usage.read(self._gateway.hosts, request.query)
+        if "text/csv" in request.headers.get(hdrs.ACCEPT, ""):
+            return web.Response(text=as_csv(document["by"], document["usage"]), content_type="text/csv")
+        return web.json_response(document)
 
     # ---- operating
 

@@ -2,6 +2,7 @@
 
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways frozen [--seconds 60] [--rate 20]
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways two [--seconds 60] [--rate 6] [--rounds 2]
+    PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways limits [--seconds 6] [--rate 80] [--rounds 3]
 
 ``frozen``: one gateway, two hosts and a store; requests come at a steady rate while the store runs, while it is
 stopped (SIGSTOP), and when it goes on again. Their key has limits, which are counted through the store.
@@ -9,6 +10,9 @@ stopped (SIGSTOP), and when it goes on again. Their key has limits, which are co
 ``two``: four hosts with pretended engines whose switches take most of a second, eight models, arrivals by chance;
 the same arrivals at one gateway, and dealt in turn to two that share a store. What is compared is the mean wait,
 in the gateway and in the host's queue together. Each run begins with new hosts, where every model is asleep.
+
+``limits``: two gateways, and requests at a steady rate, dealt in turn, of a key that may have half of them in an
+hour: how many more are let in, and how many when all come within a moment.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ SLOWER, RATIO = 0.005, 1.10  # what must be kept: seconds at the 99th percentile
 class Fleet:
     """Hosts that make themselves known in a store, and gateways that find them there."""
 
-    def __init__(self, root: Path, server: Server, hosts: int, gateways: int, models: str) -> None:
+    def __init__(
+        self, root: Path, server: Server, hosts: int, gateways: int, models: str, requests: str = "1M/d"
+    ) -> None:
         self.hosts: list[Lab] = []
         self.gateways: list[Door] = []
         delays = {"WAKE_DELAY": str(WAKE), "SLEEP_DELAY": str(SLEEP)}
@@ -56,7 +62,7 @@ class Fleet:
             self.hosts.append(lab)
         for number in range(gateways):
             door = Door(root / f"gateway{number}")
-            limits = {"requests": "1M/d", "concurrent": 10_000}
+            limits = {"requests": requests, "concurrent": 10_000}
             door.write_gateway(
                 fleet={"store": server.url}, api_keys=[{"name": "bench", "key": "sk-bench", "limits": limits}]
             )
@@ -82,11 +88,11 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(hosts: int, gateways: int, models: str) -> Iterator[tuple[Server, Fleet]]:
+def fleet(hosts: int, gateways: int, models: str, requests: str = "1M/d") -> Iterator[tuple[Server, Fleet]]:
     """Start a store, hosts and gateways."""
     folder, server = tempfile.mkdtemp(), Server()
     try:
-        found = Fleet(Path(folder), server, hosts, gateways, models)
+        found = Fleet(Path(folder), server, hosts, gateways, models, requests)
         try:
             yield server, found
         finally:
@@ -192,6 +198,32 @@ async def two(given: argparse.Namespace) -> None:
     print(f"ratio {ratio:.2f}; must {RATIO} ({'missed' if ratio > RATIO else 'kept'}); {load()}")
 
 
+# ---- a limit over two gateways
+
+
+async def limits(given: argparse.Namespace) -> None:
+    """Count what is let in beyond a limit: at a steady rate, and all at once."""
+    most = int(given.seconds * given.rate / 2)
+    for words, rate in (("steady", given.rate), ("at once", 1e9)):
+        for _ in range(given.rounds):
+            with fleet(1, 2, "a", f"{most + 1}/h") as (_, found):
+                await found.ready()
+                assert (await found.gateways[0].chat("a", headers=KEY)).status == 200  # it wakes
+                await asyncio.sleep(2.0)
+                loop, tasks, began = asyncio.get_running_loop(), [], asyncio.get_running_loop().time()
+                for number in range(2 * most):
+                    await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
+                    tasks.append(asyncio.create_task(found.gateways[number % 2].chat("a", headers=KEY)))
+                statuses = [answer.status for answer in await asyncio.gather(*tasks)]
+                took = loop.time() - began
+            admitted = statuses.count(200)
+            grown = most * took / 3600
+            print(
+                f"{words}: {len(statuses)} requests in {took:.1f} s, limit {most}, let in {admitted}:"
+                f" {admitted - most - grown:+.1f}; {load()}"
+            )
+
+
 def load() -> str:
     """Say how much else there was to do."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
@@ -200,17 +232,18 @@ def load() -> str:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("frozen", "two"))
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("what", choices=("frozen", "two", "limits"))
+    parser.add_argument("--seconds", type=float, default=None)
     parser.add_argument("--rate", type=float, default=None, help="requests a second")
     parser.add_argument("--rounds", type=int, default=None)
     given = parser.parse_args()
-    if given.what == "frozen":
-        given.rate, given.rounds = given.rate or 20.0, given.rounds or 1
-        asyncio.run(frozen(given))
-    else:
-        given.rate, given.rounds = given.rate or 6.0, given.rounds or 2
-        asyncio.run(two(given))
+    work, rate, rounds, seconds = {
+        "frozen": (frozen, 20.0, 1, 60.0),
+        "two": (two, 6.0, 2, 60.0),
+        "limits": (limits, 80.0, 3, 6.0),
+    }[given.what]
+    given.rate, given.rounds, given.seconds = given.rate or rate, given.rounds or rounds, given.seconds or seconds
+    asyncio.run(work(given))
     return 0
 
 
