@@ -6,6 +6,7 @@ for another machine. Nothing is run but ``sh -n``, which only reads.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from llmux.config.remotes import check_remotes, remotes_warnings
 from llmux.config.residency import check_levels, check_residency, levels_warnings
 from llmux.config.setting_types import covers, is_loopback
 from llmux.config.targets import check_targets
+from llmux.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmux.config.model_settings import ModelConfig
@@ -188,6 +190,54 @@ def look(config: Config) -> Iterator[Problem]:
                     seen.add(problem.message)
                     yield problem
         yield from _variables(place, model, config.folder, path)
+    for setting in _WRITTEN:
+        file = None
+        with contextlib.suppress(ConfigError):  # without a home folder, which is said elsewhere
+            file = getattr(config, f"{setting}_path")
+        if setting == "ledger" and config.ledger is True:  # its folder is made
+            file = None
+        if file is not None:
+            fault = _unwritable(file, folder=setting == "captures")
+            fault = fault or (_readable(file) if setting in _PRIVATE else None)
+            if fault is not None:
+                yield Problem((setting,), fault)
+
+
+_WRITTEN = ("audit", "captures", "ledger", "record")
+_PRIVATE = frozenset({"audit", "captures"})
+_OTHERS = 0o077  # all but the owner
+
+
+def _unwritable(file: Path, *, folder: bool) -> str | None:
+    """Return why a file, or a folder that is made where there is none, cannot be written. Nothing is made."""
+    try:
+        why = _cannot(file, folder=folder)
+    except OSError as error:
+        why = f"{error.strerror}"
+    return None if why is None else f"{file} cannot be written: {why}"
+
+
+def _cannot(file: Path, *, folder: bool) -> str | None:
+    above = file
+    while not above.exists() and above.parent != above and (folder or above is file):
+        above = above.parent
+    mine = above is file and folder is file.is_dir()
+    if not above.exists():
+        return f"its folder is not there; mkdir -p {shlex.quote(str(above))}"
+    if above is file and not mine and not folder:
+        return "it is a folder; give a file"
+    if not mine and not above.is_dir():
+        return f"{above} is not a folder"
+    if not os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0)):
+        return f"this user may not write {'in ' if above.is_dir() else ''}{above}; chown it, or give another place"
+    return None
+
+
+def _readable(file: Path) -> str | None:
+    """Return what to do where others may read what is there already."""
+    if not file.exists() or not file.stat().st_mode & _OTHERS:
+        return None
+    return f"others may read {file}: chmod {'700' if file.is_dir() else '600'} {shlex.quote(str(file))}"
 
 
 def _script(at: Place, script: str, folder: Path, path: str | None) -> Iterator[Problem]:

@@ -203,3 +203,89 @@ def test_a_model_that_cannot_be_read_takes_part_all_the_same(check, tmp_path, mi
 )
 def test_what_follows_from_a_mistake_is_not_told(check, tmp_path, text, found):
     assert places(check(text), tmp_path) == found
+
+
+# ---- what llmux writes
+
+
+def written(folder: Path, **settings) -> list[str]:
+    config = folder / "config.yaml"
+    config.write_text(
+        json.dumps({"models": {"a": {"port": 8001, "wake": ":", "sleep": ":", "alive": ":"}}, **settings})
+    )
+    return [f"{'.'.join(problem.path)}: {problem.message}" for problem in look(Config.from_file(config))]
+
+
+ALICE = [{"name": "alice", "key": "key-of-alice"}]
+
+
+def test_what_can_be_written_or_made_is_no_warning(tmp_path):
+    (tmp_path / "audit.jsonl").touch(mode=0o600)
+    (tmp_path / "there").mkdir(mode=0o700)
+    settings = {"audit": "audit.jsonl", "ledger": "ledger.db", "record": "record.jsonl", "api_keys": ALICE}
+    for folder in ("there", "will/be/made"):
+        assert written(tmp_path, **settings, captures={"keys": ["alice"], "folder": folder}) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.jsonl", "config.yaml", "there"]
+
+
+@pytest.mark.parametrize("setting", ["audit", "ledger", "record"])
+def test_a_file_that_cannot_be(setting, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert written(tmp_path, **{setting: "none/x"}) == [
+        f"{setting}: {tmp_path}/none/x cannot be written: its folder is not there; mkdir -p {tmp_path}/none"
+    ]
+    assert written(tmp_path, **{setting: "file/x"}) == [
+        f"{setting}: {tmp_path}/file/x cannot be written: {tmp_path}/file is not a folder"
+    ]
+    assert written(tmp_path, **{setting: "folder"}) == [
+        f"{setting}: {tmp_path}/folder cannot be written: it is a folder; give a file"
+    ]
+
+
+def test_a_folder_of_captures_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/x/y"):
+        assert written(tmp_path, api_keys=ALICE, captures={"keys": ["alice"], "folder": folder}) == [
+            f"captures: {tmp_path}/{folder} cannot be written: {tmp_path}/file is not a folder"
+        ]
+
+
+def test_what_others_may_read(tmp_path):
+    (tmp_path / "audit.jsonl").touch()
+    (tmp_path / "audit.jsonl").chmod(0o644)
+    (tmp_path / "captures").mkdir()
+    (tmp_path / "captures").chmod(0o755)
+    captures = {"keys": ["alice"], "folder": "captures"}
+    assert written(tmp_path, audit="audit.jsonl", api_keys=ALICE, captures=captures) == [
+        f"audit: others may read {tmp_path}/audit.jsonl: chmod 600 {tmp_path}/audit.jsonl",
+        f"captures: others may read {tmp_path}/captures: chmod 700 {tmp_path}/captures",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_may_not_write():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "audit.jsonl").touch(mode=0o600)
+        (folder / "private").mkdir(mode=0o700)
+        (folder / "config.yaml").touch(mode=0o644)
+        settings = {
+            "audit": "audit.jsonl", "ledger": "private/l.db", "record": "record.jsonl", "api_keys": ALICE,
+            "captures": {"keys": ["alice"], "folder": "captures"},
+        }  # fmt: skip
+        written(folder, **settings)
+        config = Config.from_file(folder / "config.yaml")
+        os.setresuid(65534, 65534, 0)
+        try:
+            said = [problem.message for problem in look(config)]
+        finally:
+            os.setresuid(0, 0, 0)
+    what = "chown it, or give another place"
+    assert said == [
+        f"{folder}/audit.jsonl cannot be written: this user may not write {folder}/audit.jsonl; {what}",
+        f"{folder}/captures cannot be written: this user may not write in {folder}; {what}",
+        f"{folder}/private/l.db cannot be written: Permission denied",
+        f"{folder}/record.jsonl cannot be written: this user may not write in {folder}; {what}",
+    ]
