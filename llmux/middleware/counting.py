@@ -91,30 +91,26 @@ class Counting:
 
     async def ask(self, model: str, exchange: Exchange) -> tuple[int, bytes]:
         """Ask an engine; return the status and the body of its answer. Raises EngineError."""
-        pool, head = self._forwarder.pool, request_head(exchange, may_upgrade=False).data
-        connection = pool.take(exchange.activity)
-        while True:
-            fresh = connection is None
-            connection = connection or await self._forwarder.connect(exchange.address)
+        head = request_head(exchange, may_upgrade=False).data
+        answers: list[_Answer] = []
+
+        async def attempt(connection: EngineConnection) -> None:
             answer = _Answer(connection)
             end = self._switcher.subscribe(functools.partial(_end_before_sleep, model, answer))
             try:
                 connection.begin(answer)
                 await connection.send([head, *(exchange.body.slices() if exchange.body else ())])
                 await answer.done
-            except EngineError as error:
-                if fresh or not connection.was_stale(error):
-                    raise
-                connection.abort()
-                connection = None
-                continue
             except BaseException:
                 connection.abort()
                 raise
             finally:
                 end()
-            pool.release(connection, exchange.activity)
-            return answer.status, b"".join(answer.pieces)
+            self._forwarder.pool.release(connection, exchange.activity)
+            answers.append(answer)
+
+        await self._forwarder.attempt(exchange, attempt)
+        return answers[0].status, b"".join(answers[0].pieces)
 
 
 async def estimated(context: RequestContext, body: Body) -> web.Response | None:

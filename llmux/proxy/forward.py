@@ -77,7 +77,7 @@ class Forwarder:
                 relay = ResumedRelay(client, exchange, early, loop)
             head = request_head(exchange, may_upgrade=client.modern)
             try:
-                await self._exchange(relay, head)
+                await self.attempt(exchange, lambda connection: self._relayed(connection, relay, head))
             finally:
                 exchange.on_cut = None
                 relay.detach()
@@ -88,13 +88,16 @@ class Forwarder:
         finally:
             exchange.ended_at = loop.time()
 
-    async def _exchange(self, relay: Relay, head: RequestHead) -> None:
-        exchange = relay.exchange
+    async def attempt(self, exchange: Exchange, attempt: Callable[[EngineConnection], Awaitable[None]]) -> None:
+        """Have an exchange attempted on a kept connection, or else, or if that had died meanwhile, on a fresh one.
+
+        ``attempt`` gives its connection back, or aborts it. Raises as ``forward``.
+        """
         if not exchange.fresh_only:
             connection = self.pool.take(exchange.activity)
             if connection is not None:
                 try:
-                    await self._attempt(connection, relay, head)
+                    await attempt(connection)
                 except EngineError as error:
                     if exchange.once or not connection.was_stale(error):
                         raise
@@ -110,7 +113,7 @@ class Forwarder:
                 raise exchange.lost from error
             raise
         exchange.activity.connected = True
-        await self._attempt(connection, relay, head)
+        await attempt(connection)
 
     async def connect(self, address: EngineAddress) -> EngineConnection:
         """Open a connection. EngineRefusedError when there is none in time."""
@@ -138,7 +141,7 @@ class Forwarder:
         finally:
             exchange.on_cut = None
 
-    async def _attempt(self, connection: EngineConnection, relay: Relay, head: RequestHead) -> None:
+    async def _relayed(self, connection: EngineConnection, relay: Relay, head: RequestHead) -> None:
         done: asyncio.Future[None] = connection.loop.create_future()
         relay.attach(connection, functools.partial(_resolve, done))
         exchange = relay.exchange
