@@ -1,11 +1,12 @@
 """What a request and an event cost this llmux, beside those of another git revision, in one run.
 
-    python tests/benchmarks/proxy_speed.py [--revision f51077b] [--rounds 6] [--model "apis: [chat]"]
+    python tests/benchmarks/proxy_speed.py [--revision f51077b] [--rounds 6] [--model "apis: [chat]"] [--beside go]
 
 Both run at once on one core, with the defaults of ``bench.py``, and are put under the same load by turns: as many
 requests as it takes on 32 connections, then 60 event streams of 100 events a second. Printed are microseconds of
 CPU, the median and the least of the rounds, and the median of the rounds' ratios. ``--model`` is a setting of the
-model here, and not there. Needs gcc, for the load.
+model here, and not there. ``--beside`` has peers of ``bench.py`` take their turns, too, and prints what is here by
+what is theirs. Needs gcc, for the load.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import measure
@@ -50,12 +51,22 @@ def started(
 
 def one_round(port: int, pid: int) -> tuple[float, float]:
     """Return the microseconds of a request and of an event."""
-    watch = measure.Watch(pid)
-    seen = watch.run(lambda: measure.client("full", port, PATH, 32, 1.5))
-    request = watch.cpu / seen["complete"] * 1e6
-    watch = measure.Watch(pid)
-    seen = watch.run(lambda: measure.client("stream", port, STREAM, 60, 2.6, 0.3))
-    return request, watch.cpu / seen["chunks"] * 1e6
+    began = spent(pid)
+    seen = measure.client("full", port, PATH, 32, 1.5)
+    between = spent(pid)
+    request = (between - began) / seen["complete"]
+    seen = measure.client("stream", port, STREAM, 60, 2.6, 0.3)
+    return request, (spent(pid) - between) / seen["chunks"]
+
+
+def spent(pid: int) -> float:
+    """Return the microseconds of CPU that a process and those that it has started have had."""
+    found = 0
+    for member in measure.family(pid):
+        for task in Path(f"/proc/{member}/task").iterdir():
+            with suppress(OSError):
+                found += int((task / "schedstat").read_text().split()[0])
+    return found / 1000
 
 
 def main() -> None:
@@ -64,6 +75,9 @@ def main() -> None:
     parser.add_argument("--revision", default="f51077b")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--model", default="", metavar="SETTING")
+    parser.add_argument(
+        "--beside", nargs="*", default=[], metavar="PEER", choices=["go", "nginx", "haproxy", "rust"]
+    )
     options = parser.parse_args()
     measure.build()
     measure.pin(measure.LOAD_CORE)
@@ -74,6 +88,12 @@ def main() -> None:
             started(stack, "then", unpack(options.revision), engines, scratch),
             started(stack, "now", unpack_here(), engines, scratch, options.model),
         ]
+        for name in options.beside:
+            place = rivals.Place(scratch / name, *engines, 0.0)
+            place.folder.mkdir()
+            peer = stack.enter_context(rivals.running(name, place))
+            assert peer.pid is not None
+            running.append((peer.port, peer.pid))
         rounds = [[one_round(*each) for each in running] for _ in range(options.rounds)]
     for what, at in (("request", 0), ("event", 1)):
         then, now = ([one[which][at] for one in rounds] for which in (0, 1))
@@ -82,6 +102,11 @@ def main() -> None:
             f"{what}: {statistics.median(then):.1f} µs (least {min(then):.1f}) at {options.revision},"
             f" {statistics.median(now):.1f} (least {min(now):.1f}) now: {ratio:.2f} times"
         )
+        for which, name in enumerate(options.beside, 2):
+            peers = [one[which][at] for one in rounds]
+            ratio = statistics.median(new / other for other, new in zip(peers, now, strict=True))
+            cost = f"{statistics.median(peers):.1f} µs (least {min(peers):.1f})"
+            print(f"    {name}: {cost}; now {ratio:.2f} times that")
 
 
 if __name__ == "__main__":
