@@ -50,9 +50,9 @@ def stage(make_stage):
     return make_stage(MODELS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser):
-    """An empty page; each test opens what it is about."""
+    """An empty page; each test opens what it is about, in place of what the one before has opened."""
     with browser.new_context() as context:
         context.set_default_timeout(WAIT)
         yield context.new_page()
