@@ -25,6 +25,7 @@ class Engine:
         self.seen = []
         self.peers = []
         self.go = None
+        self.drops = False  # what comes on a connection that was kept
         self.port = 0
 
     async def start(self):
@@ -36,7 +37,11 @@ class Engine:
         self.port = self.runner.addresses[0][1]
 
     async def answer(self, request):
-        self.peers.append(request.transport.get_extra_info("peername"))
+        peer = request.transport.get_extra_info("peername")
+        if self.drops and peer in self.peers:
+            request.transport.abort()
+            raise ConnectionResetError
+        self.peers.append(peer)
         self.seen.append((request.path, dict(request.headers), await request.read()))
         if self.go is not None:
             await self.go.wait()
@@ -100,6 +105,16 @@ async def test_the_estimate_grows_with_what_is_said(house, engine):
     assert 1000 < seen < 3000
     assert (await count(house, tools=TOOLS)).json()["input_tokens"] > little
     assert (await count(house, system="be brief")).json()["input_tokens"] > little
+
+
+async def test_a_connection_that_died_while_it_was_kept_takes_no_count_along(house, engine):
+    engine.says[COUNT] = 200, {"input_tokens": 7}
+    await open_house(house, engine)
+    engine.drops = True
+    for _ in range(2):
+        reply = await count(house)
+        assert (estimated(reply), reply.json()) == (False, {"input_tokens": 7})
+    assert len(set(engine.peers)) == 3  # that of the chat, and one for each count
 
 
 @pytest.mark.parametrize("apis", [None, ["chat", "count_tokens"]])
