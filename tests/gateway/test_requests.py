@@ -266,6 +266,27 @@ async def test_a_request_that_would_be_served_sooner_elsewhere_moves(door, puppe
     assert gateway.dispatcher.counts["refused", "one", "withdrawn"] == 0
 
 
+async def test_a_request_joins_the_host_that_wakes_its_model(door, puppet, other):
+    """One wake is enough: it moves although it is hardly served sooner there."""
+    stuck = {**ASLEEP, "queued": 1, "expected_wait": 40.0}
+    puppet.report["models"]["a"] = {**ASLEEP, "expected_wait": 1.0}
+    other.report["models"]["a"] = {**ASLEEP, "expected_wait": None}  # it would refuse it
+    told = asyncio.Event()
+
+    async def asks_for_it_back(writer):
+        puppet.report["models"]["a"] = stuck
+        other.report["models"]["a"] = {**ASLEEP, "phase": "waking", "expected_wait": 58.0}  # hardly sooner
+        told.set()
+        await waiting(puppet, answer(b"{}", "X-LLMux-Refused: withdrawn", status="503 No"))(writer)
+
+    puppet.does = [asks_for_it_back]
+    other.does = [answer(b"fine")]
+    await door.open_gateway({"one": puppet.url, "two": other.url})
+    reply = await ask(door)
+    assert told.is_set()
+    assert (reply.status, reply.body, reply.headers["x-llmux-host"]) == (200, b"fine", "two")
+
+
 async def test_one_that_was_admitted_in_the_meantime_stays(door, puppet, other):
     puppet.does = [waiting(puppet, answer(b"mine after all"))]
     await door.open_gateway({"one": puppet.url, "two": other.url})
