@@ -28,8 +28,8 @@ FORGOTTEN = 60.0  # seconds over which waiting that a copy would have saved is f
 class Route(Protocol):
     """What a route implements.
 
-    With an attribute ``moves = True`` a request that waits on a host is taken back, once, while another host would
-    serve it sooner by more than a switch costs.
+    With an attribute ``moves = True`` a request that waits on a host is taken back while another host would serve
+    it sooner by more than a switch costs, or wakes its model already: once each.
     """
 
     def place(self, model: str, fleet: Fleet) -> Host | None:
