@@ -35,7 +35,7 @@ export class Columns {
     })
   }
 
-  // columns: [{name, short}]; series: [{name, look, values}] from the bottom up; spell(value) in words; label: of all.
+  // columns: [{name, short}]; series: [{name, look, values}] from the bottom up; spell(value, step) in words, where the others are a step apart; label: of all.
   show(data) {
     this.#data = data
     this.#draw()
@@ -61,7 +61,7 @@ export class Columns {
     const parts = []
     for (let value = 0; value <= top + by / 2; value += by) {
       parts.push(draw("path", { class: value ? "grid" : "base", d: `M${LEFT} ${y(value)}H${width}` }))
-      parts.push(draw("text", { class: "tick", x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, spell(value)))
+      parts.push(draw("text", { class: "tick", x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, spell(value, by)))
     }
     const every = Math.ceil(62 / wide) // columns that have a name below
     columns.forEach((column, place) => {

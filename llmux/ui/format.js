@@ -35,11 +35,12 @@ export const compact = number => plain.format(number)
 
 const moneys = new Map()
 
-// $0.00042, €1.50, 12.5 credits
-export function amount(value, currency) {
-  const small = value !== 0 && Math.abs(value) < .01, key = `${currency} ${small}`
+// $0.00042, €1.50, 12.5 credits; one of several amounts that are `step` apart is told from the next.
+export function amount(value, currency, step = 1) {
+  const most = Math.max(2, -Math.floor(Math.log10(step) + 1e-9))
+  const small = value !== 0 && Math.abs(value) < .01 && most === 2, key = `${currency} ${small} ${most}`
   if (!moneys.has(key)) {
-    const digits = small ? { maximumSignificantDigits: 2 } : { minimumFractionDigits: 2, maximumFractionDigits: 2 }
+    const digits = small ? { maximumSignificantDigits: 2 } : { minimumFractionDigits: 2, maximumFractionDigits: most }
     let format
     try {
       format = new Intl.NumberFormat("en", { style: "currency", currency, ...digits })

@@ -104,7 +104,7 @@ function chosen() {
   const { value } = at("usage-figure")
   if (!value.startsWith("cost ")) return FIGURES.find(one => one.id === value)
   const currency = value.slice(5)
-  return { name: "cost", of: one => one.currency === currency ? one.cost : 0, spell: it => amount(it, currency) }
+  return { name: "cost", of: one => one.currency === currency ? one.cost : 0, spell: (it, step) => amount(it, currency, step) }
 }
 
 // The days or hours from `since` on, also those of which there is nothing.

@@ -355,6 +355,12 @@ def test_charts_of_use_and_cost_by_day(accounts, visit):
     expect(legend.first).to_have_text(re.compile(f"^{re.escape(NASTY)} (9|18) "))
 
 
+def test_the_axis_says_small_amounts_exactly(accounts, visit):
+    page = visit(accounts)
+    said = """[0, .005, .01, .015].map(one => format.amount(one, "eur", .005)).join(" ")"""
+    assert page.evaluate(f'import("/llmux/ui/format.js").then(format => {said})') == "€0.00 €0.005 €0.01 €0.015"
+
+
 def test_which_keys_cause_switches_and_what_each_used(accounts, visit):
     page = visit(accounts)
     page.get_by_role("tab", name="Usage").click()
