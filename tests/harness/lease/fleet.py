@@ -26,7 +26,8 @@ class Door(Lab):
 
     def write_gateway(self, hosts: dict[str, dict] | None = None, **top) -> None:
         told = {name: {"url": f"http://{HOST}:{lab.port}"} for name, lab in self.hosts.items()}
-        config = {"host": HOST, "port": self.port, "hosts": told | (hosts or {}), **top}
+        given = {name: value for name, value in top.items() if value is not None}
+        config = {"host": HOST, "port": self.port, "hosts": told | (hosts or {}), **given}
         draft = self.file.with_name(f".{self.file.name}")
         draft.write_text(yaml.safe_dump(config, sort_keys=False))
         draft.replace(self.file)
