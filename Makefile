@@ -26,7 +26,7 @@ help: ## list the targets
 demo: $(VENV)/.demo ## many clients, three models, one "GPU", real engines on the CPU (SERVE=1: stay up)
 	@$(BIN)/python examples/quickstart/demo.py $(if $(SERVE),--serve)
 
-fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways; one host is killed midway
+fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways, a store; one host and the store are killed midway
 	@$(BIN)/python examples/fleet/demo.py
 
 test: $(VENV)/.test ## lint, types, all tests; the core with 100 % branch coverage

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Show a fleet at work: four hosts with real engines on the CPU, two gateways, and a host that is killed midway.
+"""Show a fleet at work: four hosts with real engines on the CPU, two gateways, and a store.
+
+A host is killed midway, and the store as well. Without a server for the store, or its client library, the gateways
+do without.
 
 It cleans up after itself, however it ends.
 """
@@ -10,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -18,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,9 @@ import openai  # noqa: E402
 from demo import DemoError, Stage, Status, free_ports, guard  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+
+from llmux.errors import ConfigError  # noqa: E402
+from llmux.fleet.embedded import server  # noqa: E402
 
 HOSTS = 4
 GATEWAYS = 2
@@ -116,17 +124,25 @@ class Gateway:
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / f"gateway-{port}.log"
         self.file = folder / f"gateway-{port}.json"
-        told = {"port": port, "hosts": {name: {"url": url} for name, url in hosts.items()}}
+        self.folder = folder
+        told: dict[str, Any] = {"port": port, "hosts": {name: {"url": url} for name, url in hosts.items()}}
+        if has_store():
+            told["fleet"] = {"store": "embedded"}
         self.file.write_text(json.dumps(told))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """Have it run."""
-        command = [Path(sys.executable).with_name("llmux"), "gateway", "-c", self.file]
+        command: list[str | Path] = [Path(sys.executable).with_name("llmux"), "gateway", "-c", self.file]
         with (
             self.log.open("wb") as log,
             subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "RUNTIME_DIRECTORY": str(self.folder)},  # a store of their own
             ) as process,
             guard(process),
         ):
@@ -137,6 +153,27 @@ class Gateway:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(20)
                 process.kill()
+
+
+def has_store() -> bool:
+    """Whether there is what an embedded store takes."""
+    try:
+        server(os.environ)
+    except ConfigError:
+        return False
+    return find_spec("redis") is not None
+
+
+def kill_store(gateways: list[Gateway]) -> bool:
+    """Kill the store's server, which one of the gateways runs; return whether there was one."""
+    for gateway in gateways:
+        for line in reversed(gateway.log.read_text().splitlines()):
+            with contextlib.suppress(ValueError, ProcessLookupError):
+                event = json.loads(line)
+                if event["event"] == "store_started":
+                    os.kill(event["pid"], signal.SIGKILL)
+                    return True
+    return False
 
 
 async def fleet(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
@@ -152,8 +189,10 @@ async def all_ready(session: aiohttp.ClientSession, gateways: list[Gateway]) -> 
     for gateway in gateways:
         while time.monotonic() < deadline:
             with contextlib.suppress(aiohttp.ClientError):
-                hosts = (await fleet(session, gateway.url))["hosts"]
-                if all(host["state"] == "ready" for host in hosts.values()):
+                found = await fleet(session, gateway.url)
+                hosts = found["hosts"]
+                store = found["store"]
+                if all(host["state"] == "ready" for host in hosts.values()) and not (store and store["trouble"]):
                     break
             await asyncio.sleep(0.05)
         else:
@@ -174,6 +213,8 @@ async def perform(console: Console, stages: list[Stage], seconds: float) -> bool
             for stage, llmux in zip(stages, llmuxes, strict=True):
                 await Status(session, stage.url).ready(llmux)
             await all_ready(session, gateways)
+            if not has_store():
+                console.print("Without a store: there is no valkey-server or redis-server here.", style="yellow")
             console.print(
                 f"{HOSTS} hosts and {GATEWAYS} gateways run after {time.monotonic() - began:.0f} s;"
                 f" {CLIENTS} clients send requests for {', '.join(TOKENS)}."
@@ -186,7 +227,10 @@ async def perform(console: Console, stages: list[Stage], seconds: float) -> bool
             clients.killed = True
             killed = time.monotonic()
             console.print(f"gpu{VICTIM + 1} is killed.", style="red")
-            await asyncio.sleep(max(0.0, min(seconds / 2, LATE - (time.monotonic() - began) - 10)))
+            await asyncio.sleep(1.0)
+            if kill_store(gateways):
+                console.print("The store is killed.", style="red")
+            await asyncio.sleep(max(0.0, min(seconds / 2 - 1.0, LATE - (time.monotonic() - began) - 10)))
             stop.set()
             await asyncio.gather(*tasks)
             await clients.close()
@@ -219,6 +263,10 @@ def show(console: Console, views: list[dict[str, Any]], ledger: Ledger, since: f
         f" {len(ledger.lost)} lost. Waits: mean {sum(waits) / len(waits):.2f} s,"
         f" p95 {waits[int(len(waits) * 0.95) - 1]:.2f} s. {since:.0f} s since the kill."
     )
+    stores = [view["store"] for view in views if view["store"] is not None]
+    if stores:
+        away = [store["trouble"] for store in stores if store["trouble"]]
+        console.print(f"The store {'is away: ' + away[0] if away else 'is back'}, and held no request up.")
     for line in ledger.lost[:5]:
         console.print(line, style="red", markup=False)
 
