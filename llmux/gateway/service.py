@@ -102,7 +102,7 @@ class Gateway:
                 return
             from llmux.gateway.shared_limits import SharedGate  # noqa: PLC0415 - most gateways have no use for it
 
-            gate = SharedGate(self.now, self._is_awake, config.state_path)
+            gate = SharedGate(self.now, self._is_awake)
         gate.configure_gateway(config, self.hosts.model_of)
         self.handler.gate = gate
 

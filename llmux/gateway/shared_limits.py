@@ -126,7 +126,6 @@ class SharedGate(Gate):
         self,
         now: Callable[[], float],
         awake: Callable[[str], bool],
-        file: Path | None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(now, awake, wall)
@@ -134,7 +133,7 @@ class SharedGate(Gate):
         self.alone = False  # the store cannot be used
         self.others = 0  # gateways, as they were known last
         self.used = asyncio.Event()  # something is to be told
-        self._file = file
+        self._file: Path | None = None  # what budgets have spent
         self._seq = 0
         self._since = 0.0  # of the store's clock: what has changed there before is known
         self._anew = False  # the store was emptied
@@ -146,7 +145,6 @@ class SharedGate(Gate):
         self._held: dict[str, _Held] = {}
         self._saved = ""
         self._keeper = self
-        self._load_file()
 
     # ---- what a keeper is asked (budgets begin with what was spent before)
 
@@ -169,8 +167,14 @@ class SharedGate(Gate):
     # ---- requests
 
     def configure_gateway(self, config: GatewayConfig, model_of: Callable[[str], str | None]) -> None:
-        """Take over a gateway's configuration; ``model_of`` says which model a name stands for."""
-        self.hold_to(grants_of(config, model_of), prices_of(config))
+        """Take over a gateway's configuration; ``model_of`` says which model a name stands for.
+
+        Raises ConfigError where there is no place for the file of the budgets.
+        """
+        grants = grants_of(config, model_of)
+        if self._file is None and any(grant.budget is not None for grant in grants.values()):
+            self._load_file(config.state_path)
+        self.hold_to(grants, prices_of(config))
 
     def hold_to(self, grants: Mapping[str, Grant], prices: Prices | None) -> None:
         """Take over a configuration; keys that stay keep what they have used."""
@@ -316,11 +320,10 @@ class SharedGate(Gate):
 
     # ---- the file
 
-    def _load_file(self) -> None:
-        if self._file is None:
-            return
+    def _load_file(self, file: Path) -> None:
+        self._file = file
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            document = json.loads(self._file.read_text())
+            document = json.loads(file.read_text())
             for name, spent in document["spent"].items():
                 self._spent[str(name)] = int(spent)
             for name, reserved in document["reserved"].items():  # it was killed: they count as spent

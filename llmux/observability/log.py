@@ -278,7 +278,8 @@ CATALOGUE: dict[str, LogEvent] = {
     "state_file_set_aside": LogEvent(_WARNING, "The state file is damaged or not llmux's: renamed, start afresh."),
     "state_file_unreadable": LogEvent(_WARNING, "The state file cannot be read; llmux starts without it."),
     "state_file_unwritable": LogEvent(
-        _WARNING, "Cannot write the state file: a crash now forgets which model holds the GPU. Logged once."
+        _WARNING,
+        "Cannot write the state file: a crash now forgets which model holds the GPU (a gateway: what was spent).",
     ),
     "record_lines_lost": LogEvent(
         _WARNING, "The record's disk is too slow; lines are missing, and the file says how many."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 
 import pytest
@@ -27,8 +28,8 @@ class Gateway:
     def __init__(self, store, name, document, file=None):
         self.store, self.name = store, name
         self.time, self.wall = asyncio.get_running_loop().time, NOW
-        self.gate = SharedGate(self.time, lambda _model: False, file, lambda: self.wall)
-        self.configure(document)
+        self.gate = SharedGate(self.time, lambda _model: False, lambda: self.wall)
+        self.configure(document | {"state": str(file or "/nonexistent/state.json")})
 
     def configure(self, document):
         self.gate.configure_gateway(GatewayConfig.model_validate({"hosts": HOSTS, **document}), {"alias": "a"}.get)
@@ -389,3 +390,34 @@ async def test_two_gateways_as_processes(tmp_path):
         finally:
             shared.finish()
             server.close()
+
+
+async def test_a_spent_budget_stays_spent_when_a_gateway_was_killed(tmp_path):
+    shared = Shared(tmp_path)
+    usage = json.dumps({"usage": {"prompt_tokens": 300, "completion_tokens": 300}}).encode()
+    do = {"body": base64.b64encode(usage).decode(), "headers": [["Content-Type", "application/json"]]}
+    alice = [("Authorization", "Bearer sk-alice")]
+    try:
+        shared.add("one")
+        key = {"name": "alice", "key": "sk-alice", "budget": {"usd": 0.0005, "per": "month"}}
+        shared.write_gateway(api_keys=[key], prices=TOKENS, state="spent.json")
+        shared.start()
+        await shared.until(lambda: '"host_followed"' in shared.log)
+        assert (await shared.chat("a", headers=alice, do=do)).status == 200
+        refused = await shared.chat("a", headers=alice)
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert refused.get("x-should-retry") == "false"
+        file = tmp_path / "spent.json"
+        await shared.until(lambda: file.exists() and list(json.loads(file.read_text())["spent"].values()) == [600])
+        shared.kill()
+        shared.start()
+        assert (await shared.chat("a", headers=alice)).status == 429
+        assert shared.end() == 0
+        file.unlink()
+        file.mkdir()  # what cannot be written is told, and stops nothing
+        shared.start()
+        await shared.until(lambda: '"host_followed"' in shared.log.rpartition('"started"')[2])
+        assert (await shared.chat("a", headers=alice, do=do)).status == 200
+        await shared.until(lambda: '"state_file_unwritable"' in shared.log)
+    finally:
+        shared.finish()
