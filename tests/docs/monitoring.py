@@ -29,9 +29,9 @@ def alerts() -> list[Any]:
     return group["rules"]
 
 
-def questions() -> Iterator[tuple[str, str]]:
-    """Yield every expression of the dashboards, as Prometheus gets it, with its panel's title."""
-    for panel in (panel for name in BOARDS for panel in dashboard(name)["panels"]):
+def questions(*boards: str) -> Iterator[tuple[str, str]]:
+    """Yield every expression of the dashboards, or some, as Prometheus gets it, with its panel's title."""
+    for panel in (panel for name in boards or BOARDS for panel in dashboard(name)["panels"]):
         for target in panel["targets"]:
             yield f"{panel['title']} {target['refId']}", filled_in(target["expr"])
 
