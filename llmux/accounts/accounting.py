@@ -37,6 +37,7 @@ from llmux.runtime.request_handle import Outcome
 
 EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
 STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
+LATER = 300  # entries of the journal that are no reason to wake the thread: each time is a switch of threads
 SOON = 1500  # entries of the journal, three for a request, with which the thread is told to hurry
 FULL = 4000  # with which the loop catches up by itself
 _NO_ANSWER: tuple[Any, ...] = (b"", (), 0, None)
@@ -145,10 +146,16 @@ class Accounting:
 
     def ended(self, ended: tuple[Any, ...]) -> None:
         """Take a request that has ended: see ``_end`` for its fields."""
-        self.later((self._take_end, ended))
+        self._soon((self._take_end, ended))
 
     def later(self, call: tuple[Any, ...]) -> None:
         """Have something called when the journal is caught up with: in order, and mostly beside the loop."""
+        if len(self._journal) > LATER:
+            self._soon(call)
+        elif self.ledger is not None:
+            self._note(call)
+
+    def _soon(self, call: tuple[Any, ...]) -> None:
         ledger = self.ledger
         if ledger is None:
             return
@@ -160,7 +167,7 @@ class Accounting:
             self._hurry(ledger, waiting)
 
     def _put_later(self, message: tuple[Any, ...]) -> None:
-        self.later((self._put, message))
+        self._soon((self._put, message))
 
     def _hurry(self, ledger: Ledger, waiting: int) -> None:
         ledger.hurry()

@@ -35,8 +35,9 @@ def rows(house, what="*", kind=0):
 @pytest.mark.parametrize("padding", [0, MOST])  # the fast path, and the other
 @pytest.mark.parametrize("key", ["alice", "bob"])  # metered, and managed
 @pytest.mark.parametrize("size", [1, SMALL + 1])
-async def test_each_event_of_a_long_stream_is_counted(house, size, key, padding, watched):
-    """In chunks of their own, which come one by one or many at once."""
+async def test_each_event_of_a_long_stream_is_counted(house, monkeypatch, size, key, padding, watched):
+    """In chunks of their own, which come one by one or many at once; whether the thread is woken for it or not."""
+    monkeypatch.setattr(accounting, "LATER", 0 if padding else 300)
     await house.open("a", ledger="ledger.db", api_keys=KEYS)
     await send(house, key)
     if watched:

@@ -1,11 +1,16 @@
 """What the accounts cost: a request and an event beside a llmux without them, and questions to a large ledger.
 
     python tests/benchmarks/accounts.py request [--rounds 12]
+    python tests/benchmarks/accounts.py direct
     python tests/benchmarks/accounts.py ledger [--rows 10000000] [--folder /var/tmp]
 
 ``request``: two llmuxes of this tree, one with ``ledger``, run at once on one core and are put under the same load
 by turns, as ``proxy_speed.py`` does. Printed are microseconds of CPU, of the event loop's thread and of the whole
 process, and the median of the rounds' ratios.
+
+``direct``: what of that the loop's own code is, in this process, where other load can hardly be seen: a request
+that enters and ends, and an event that is passed on; by turns without a ledger and with one. The first quarter of
+the rounds counts.
 
 ``ledger``: a ledger of so many rows over 90 days, of 20 keys and 5 models, is written; then it is asked for its
 usage, and rows are deleted. Printed are microseconds a row, the size, and the times of each.
@@ -14,6 +19,8 @@ usage, and rows are deleted. Printed are microseconds a row, the size, and the t
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import random
 import shutil
 import statistics
@@ -21,6 +28,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import measure
 import proxy_speed
@@ -29,6 +37,13 @@ from simulate_speed import unpack_here
 
 from llmux.accounts import usage
 from llmux.accounts.ledger_file import BATCH, Row, Store
+from llmux.app import middleware_for
+from llmux.config import Config
+from llmux.middleware.context import RequestContext, new_id
+from llmux.middleware.paths import ForwardedPaths
+from llmux.proxy import Exchange
+from llmux.proxy.relay import Relay
+from llmux.upstream import EngineActivity, EngineAddress
 
 DAYS = 90
 
@@ -81,6 +96,109 @@ def requests(rounds: int) -> None:
         )
 
 
+class Sink:
+    """A client, its flow and its transport, which take everything."""
+
+    modern = keep_alive = True
+    writing_paused = False
+
+    @property
+    def flow(self) -> Sink:
+        return self
+
+    def open_transport(self) -> Any:
+        return self
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        """Take it."""
+
+
+EVENT = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","model":"m","choices":[{"delta":{"content":"a"}}]}'
+)
+ANSWER = b'{"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":3,"total_tokens":15}}'
+STREAMS, EACH = 60, 400  # streams by turns, and requests of one round
+TOLD = 4  # events of which a relay is told at once
+
+
+class InProcess:
+    """An llmux in this process, and its loop's own code for a request and an event."""
+
+    def __init__(self, folder: Path, more: str) -> None:
+        folder.mkdir()
+        file = folder / "config.yaml"
+        file.write_text(
+            f"state: state.json\nmodels: {{m: {{port: 9, wake: ':', sleep: ':', alive: ':'}}}}\n{more}"
+        )
+        front, self.switcher = middleware_for(Config.from_file(file))
+        self.reporting = front.fast_path.reporting
+        self.route = ForwardedPaths().decide(b"/v1/chat/completions", "POST")
+        self.activity = EngineActivity()
+
+    async def ready(self) -> None:
+        async with self.switcher.hold("m"):
+            pass
+
+    def exchange(self) -> Exchange:
+        accounts = self.switcher.accounts
+        count = None if accounts is None else accounts.later
+        return Exchange(EngineAddress("127.0.0.1", 9), "id", self.activity, count=count)
+
+    def requests(self) -> int:
+        for _ in range(EACH):
+            context = RequestContext(self.reporting, new_id(), self.route, self.switcher.now())
+            context.asked = context.model = "m"
+            context.ticket = self.switcher.enter("m", "")
+            exchange = context.exchange = self.exchange()
+            exchange.status, exchange.first_byte_at = 200, self.switcher.now()
+            exchange.tail.append(ANSWER)
+            context.finish(200)
+        return EACH
+
+    def events(self) -> int:
+        loop = asyncio.get_running_loop()
+        relays = [Relay(Sink(), self.exchange(), loop) for _ in range(STREAMS)]
+        for relay in relays:
+            relay.exchange.status, relay.exchange.opening = 200, EVENT
+            relay._begin_body(stream=True)
+        blocks = [[b"bc\r\n%b%d\n\n\r\n" % (EVENT, number)] * TOLD for number in range(10)]
+        for chunks in blocks:
+            for relay in relays:
+                relay.chunks_passed(chunks)
+        return len(blocks) * TOLD * STREAMS
+
+
+async def direct(rounds: int = 60) -> None:
+    """Measure in this process, and print."""
+    with tempfile.TemporaryDirectory() as scratch:
+        both = {
+            "plain": InProcess(Path(scratch) / "plain", ""),
+            "metered": InProcess(Path(scratch) / "metered", "ledger: ledger.db\n"),
+        }
+        for one in both.values():
+            one.switcher.start()
+        await asyncio.gather(*(one.ready() for one in both.values()))
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)  # as llmux does
+        for what in ("requests", "events"):
+            found: dict[str, list[float]] = {name: [] for name in both}
+            for _ in range(rounds):
+                for name, one in both.items():
+                    began = time.thread_time()
+                    count = getattr(one, what)()
+                    found[name].append((time.thread_time() - began) / count * 1e6)
+                    await asyncio.sleep(0.08)  # what is due beside the loop is not measured
+            without, with_ = (sorted(each)[rounds // 4] for each in found.values())
+            print(
+                f"{what}, the loop's code: plain {without:.2f} µs, metered {with_:.2f}: {with_ - without:+.2f} µs"
+            )
+        for one in both.values():
+            await one.switcher.stop()
+
+
 def ledger(count: int, folder: Path) -> None:
     """Write a ledger, ask it, and print."""
     roll = random.Random(1)
@@ -130,13 +248,16 @@ def ledger(count: int, folder: Path) -> None:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("request", "ledger"))
+    parser.add_argument("what", choices=("request", "direct", "ledger"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     if options.what == "request":
         requests(options.rounds)
+        return
+    if options.what == "direct":
+        asyncio.run(direct())
         return
     folder = Path(tempfile.mkdtemp(prefix="llmux-ledger-", dir=options.folder))
     try:
