@@ -2,6 +2,7 @@
 
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways frozen [--seconds 60] [--rate 20]
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways two [--seconds 60] [--rate 6] [--rounds 2]
+    PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways simulated
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways limits [--seconds 6] [--rate 80] [--rounds 3]
 
 ``frozen``: one gateway, two hosts and a store; requests come at a steady rate while the store runs, while it is
@@ -10,6 +11,8 @@ stopped (SIGSTOP), and when it goes on again. Their key has limits, which are co
 ``two``: four hosts with pretended engines whose switches take most of a second, eight models, arrivals by chance;
 the same arrivals at one gateway, and dealt in turn to two that share a store. What is compared is the mean wait,
 in the gateway and in the host's queue together. Each run begins with new hosts, where every model is asleep.
+
+``simulated``: the same in virtual time, over the scenarios of ``tests.benchmarks.fleet``, in half an hour.
 
 ``limits``: two gateways, and requests at a steady rate, dealt in turn, of a key that may have half of them in an
 hour: how many more are let in, and how many when all come within a moment.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import os
 import random
@@ -31,6 +35,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.benchmarks import fleet as fleets
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST
@@ -198,6 +203,20 @@ async def two(given: argparse.Namespace) -> None:
     print(f"ratio {ratio:.2f}; must {RATIO} ({'missed' if ratio > RATIO else 'kept'}); {load()}")
 
 
+async def simulated(_given: argparse.Namespace) -> None:
+    """Print the mean wait of two gateways over that of one, by scenario."""
+    for title, scenarios in (("development", fleets.development()), ("held-out", fleets.held_out())):
+        ratios = []
+        for name, setting in scenarios.items():
+            waits = []
+            for gateways in (1, 2):
+                fleets.RUNS[name, str(gateways)] = dataclasses.replace(setting, gateways=gateways), "least_wait"
+                waits.append(fleets.run((name, str(gateways)))[1])
+            ratios.append(fleets.ratio(waits[1], waits[0], "mean_wait"))
+            print(f"{name}: {ratios[-1]:.2f}, {waits[0].mean_wait:.2f} s with one", flush=True)
+        print(f"{title}: {fleets.geometric(ratios):.3f}, at most {max(ratios):.2f}", flush=True)
+
+
 # ---- a limit over two gateways
 
 
@@ -232,7 +251,7 @@ def load() -> str:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("frozen", "two", "limits"))
+    parser.add_argument("what", choices=("frozen", "two", "simulated", "limits"))
     parser.add_argument("--seconds", type=float, default=None)
     parser.add_argument("--rate", type=float, default=None, help="requests a second")
     parser.add_argument("--rounds", type=int, default=None)
@@ -241,6 +260,7 @@ def main() -> int:
         "frozen": (frozen, 20.0, 1, 60.0),
         "two": (two, 6.0, 2, 60.0),
         "limits": (limits, 80.0, 3, 6.0),
+        "simulated": (simulated, 0.0, 1, 0.0),
     }[given.what]
     given.rate, given.rounds, given.seconds = given.rate or rate, given.rounds or rounds, given.seconds or seconds
     asyncio.run(work(given))
