@@ -10,7 +10,8 @@
   snapshot). An engine to which more comes than it answers is never idle by itself; it is left as soon as its gate
   is open and a few wait elsewhere.
 - **Limit**: past the gate no request waits longer than ``patience`` times the drain and the switches there and
-  back. So a visit lasts in proportion to what it costs to come and go, however long the queues are.
+  back. So a visit lasts in proportion to what it costs to come and go, however long the queues are. Without a
+  limit there is no gate: what waited is inside its engine at once, and an answer's time counts instead.
 - **Route**: the waiting that a visit ends, over the time that it takes (W. E. Smith, 1956). It is the sum of what
   its requests have waited, not their number: a queue that fills n times as fast is then visited sqrt(n) times as
   often, as is best for the mean (O. J. Boxma, H. Levy and J. A. Weststrate, 1991). It weighs more when its oldest
@@ -89,8 +90,9 @@ class Adaptive:
         drain = self._seen.drain(home, now.time)
         way = drain + away
         weight = sum(model.queued * (1.0 + AGEING * age / (way or 1.0)) for model, age in waiting)
+        ungated = self._seen.service(home) if home.limit is None else 0.0
         since = max(self._gate[1], now.time - waiting[0][1])
-        limit = since + self._options.patience * (drain + travel)
+        limit = since + self._options.patience * (drain + travel + ungated)
         if limit > now.time and (home.queued or weight < self._price(home, now.time, drain, away)):
             return WaitUntil(limit + 0.001, reason="leaving would delay more requests than wait elsewhere")
         if home.queued >= weight:

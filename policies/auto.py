@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from llmux.core.policy import Decision, Policy, Snapshot, Stay, SwitchRecord
 
-AMONG = ("adaptive", "adaptive:price=1", "adaptive:patience=6", "idle", "fifo")
+AMONG = ("adaptive", "adaptive:tour=2", "adaptive:patience=6", "idle", "fifo")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smh])?\s*\Z")
 OBJECTIVE = re.compile(r"mean|p\d{2}(?:\.\d+)?|slo:.+")

@@ -113,6 +113,16 @@ def test_a_visit_ends_in_proportion_to_the_way_however_long_the_queue_elsewhere(
     assert few == many
 
 
+def test_without_a_limit_what_is_inside_the_engine_has_time_for_an_answer():
+    """All that waited at the wake is admitted at once: no gate keeps it from being shut out behind others."""
+    loaded = home(limit=None, in_flight=9, arrival_rate=0.5, service_time=8.0)
+    loaded.engine = Loaded()
+    decision = ask(10.0, loaded, Model("b", [9.0]))
+    drain, switches = loaded.engine.drain(9), 2 * 0.35 * 10.0
+    assert isinstance(decision, WaitUntil)
+    assert decision.time > 9.0 + 2.0 * (drain + switches + 8.0 / 1.25)
+
+
 def test_a_small_queue_gets_its_turn():
     b, c = Model("b", [9.0], switch_cost=40.0), Model("c", [199.5] * 5, switch_cost=10.0)
     assert ask(200.0, home(in_flight=0), b, c).model == "b"
