@@ -89,7 +89,7 @@ async def test_a_body_with_broken_chunks_is_one_400_and_no_traceback(house, capl
     assert reply.status == 400
     assert reply.marked
     assert await line.closed() == b""
-    assert not caplog.records
+    assert [(record.name, record.getMessage()) for record in caplog.records] == []
     assert not house.log.named("internal_error")
 
 
