@@ -7,6 +7,7 @@ for another machine. Nothing is run but ``sh -n``, which only reads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -219,10 +220,10 @@ def _unwritable(file: Path, *, folder: bool) -> str | None:
 
 def _cannot(file: Path, *, folder: bool) -> str | None:
     above = file
-    while not above.exists() and above.parent != above and (folder or above is file):
+    while not _is_there(above) and above.parent != above and (folder or above is file):
         above = above.parent
     mine = above is file and folder is file.is_dir()
-    if not above.exists():
+    if not _is_there(above):
         return f"its folder is not there; mkdir -p {shlex.quote(str(above))}"
     if above is file and not mine and not folder:
         return "it is a folder; give a file"
@@ -271,10 +272,23 @@ def _path(folder: Path, text: str) -> Path:
 def _fault(file: Path) -> str | None:
     """Return why it cannot be told whether a file is there: a folder that may not be entered, a name too long."""
     try:
-        file.exists()
+        _is_there(file)
     except OSError as error:
         return f"cannot be looked at: {error.strerror}"
     return None
+
+
+def _is_there(file: Path) -> bool:
+    """Return whether it is there; OSError where that cannot be told, which exists() hides from Python 3.14 on."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+    return True
 
 
 @lru_cache(256)  # models have hooks in common
