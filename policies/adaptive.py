@@ -60,7 +60,7 @@ class Adaptive:
         """Larger values make visits longer, except of ``tour``."""
 
         patience: float = Field(default=2.0, gt=0, description="Longest wait past the gate, in ways.")
-        price: float = Field(default=6.0, ge=0, description="Weight of requests shut out by a drain.")
+        price: float = Field(default=4.0, ge=0, description="Weight of requests shut out by a drain.")
         reluctance: float = Field(default=0.1, ge=0, description="Weight of requests that come while it is away.")
         tour: float = Field(default=0.5, gt=0, description="Tours after which a small queue takes precedence.")
 
