@@ -73,7 +73,8 @@ async def test_a_reload_keeps_the_counters_and_may_end_it(house):
     assert order.fairness.counters() == before
     switcher.replace(house.config(api_keys=KEYS, policy=FAIR))
     assert (await send(house, "a", "flood")).status == 200
-    assert switcher.order.fairness.counters() != before
+    assert switcher.order is not order
+    assert switcher.order.fairness.counters()["flood"] > 0
 
 
 async def test_it_goes_with_shadows_and_is_explained(house):
