@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from llmux.core import placement
+from llmux.core import residency
 from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.events import RequestArrived
 from llmux.core.model import AWAKE, READY, Lease, Model, Request
@@ -183,7 +183,7 @@ def _unavailable(s: State, model: Model) -> Block | None:
     if model.wake_backoff.active(s.now):
         message = f"model {model.name!r} failed to wake: {model.last_error}"
         return Refusal.BACKING_OFF, message, model.wake_backoff.remaining(s.now)
-    return None if placement.can_be_had(s, model) else obstacle(s, model)
+    return None if residency.can_be_had(s, model) else obstacle(s, model)
 
 
 def time_left(s: State, until: float | None) -> float:
@@ -209,7 +209,7 @@ def because(what: str, reason: str) -> str:
 
 def obstacle(s: State, model: Model) -> Block:
     """Say what is in the way of a model that cannot be had."""
-    obstacles = placement.immovable(s, model).values()
+    obstacles = residency.immovable(s, model).values()
     for other in obstacles:
         if other.pin is not None:
             left = time_left(s, other.pin.until)
@@ -229,4 +229,4 @@ def expected_wait(s: State, model: Model) -> float:
         return max(1.0, time_left(s, s.lease.until))
     if model.phase is AWAKE:
         return max(1.0, model.meter.service)
-    return placement.switch_cost(s, [other for other in s.models.values() if other.holds], model)
+    return residency.switch_cost(s, [other for other in s.models.values() if other.holds], model)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmux.core import admission, placement, switching
+from llmux.core import admission, residency, switching
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import AWAKE, Lease, Model, Pin, Reason, Switch
@@ -52,7 +52,7 @@ def _wake(s: State, event: ev.ActivationRequested) -> Switch | None:
         switch.requested = True
         switch.cause, switch.reason = Reason.REQUESTED, Reason.REQUESTED.value
     elif model.phase is not AWAKE:
-        leaving = placement.who_leaves(s, model)
+        leaving = residency.who_leaves(s, model)
         if leaving is None:
             raise RefusedError(admission.obstacle(s, model)[1])
         # An operator knows why to try again: the backoff of this model does not hold.
@@ -101,7 +101,7 @@ def _pin(s: State, event: ev.PinChanged) -> Switch | None:
         raise RefusedError(rivals)
     set_pin(s, model, pinned=event.pinned, until=event.until, reason=event.reason)
     if event.pinned and s.switch is None and s.lease is None and model.phase is not AWAKE:
-        leaving = None if admission.blocked(s, model) else placement.who_leaves(s, model)
+        leaving = None if admission.blocked(s, model) else residency.who_leaves(s, model)
         if leaving is not None:
             switching.begin(s, model, leaving, Reason.PINNED, requested=True)
     return s.switch if s.switch is not None and s.switch.target is model else None
@@ -225,7 +225,7 @@ def resume(s: State, event: ev.Started) -> None:
 def _pinned_rivals(s: State, model: Model) -> str:
     """Say which pinned models leave no room for one more pinned, if they do."""
     pinned = [other for other in s.models.values() if other.pinned and other is not model]
-    if not pinned or placement.fits([model.spec, *(other.running for other in pinned)], s.rules.capacity):
+    if not pinned or residency.fits([model.spec, *(other.running for other in pinned)], s.rules.capacity):
         return ""
     names = ", ".join(repr(other.name) for other in pinned)
     are = f"model {names} is" if len(pinned) == 1 else f"models {names} are"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from llmux.core import admission, commands, levels, placement, policy_calls, switching
+from llmux.core import admission, commands, levels, policy_calls, residency, switching
 from llmux.core.effects import By, Decided, Kind, PolicyDecided
 from llmux.core.model import AWAKE, Model, Reason
 from llmux.core.phases import Phase
@@ -48,7 +48,7 @@ def settle(s: State, snapshot: LiveSnapshot) -> None:
         if s.maintenance_due:
             admission.sweep(s)
             levels.make_room(s)
-        moment = Moment(snapshot, placement.waiting_models(s) if s.queued else [])
+        moment = Moment(snapshot, residency.waiting_models(s) if s.queued else [])
         by_itself = not s.manual and s.lease is None
         for apply, for_waiters, always in STOPPING if s.stopping else LADDER:
             due = moment.waiting if for_waiters else s.maintenance_due
@@ -114,7 +114,7 @@ def _overdue(s: State, m: Moment) -> bool:
     """The longest waiter goes first once it has waited for ``max_wait``, over policy and ``min_active``."""
     for model in m.waiting:
         arrived = next(iter(model.queue.values())).arrived
-        if arrived + s.rules.max_wait <= s.now and (leaving := placement.who_leaves(s, model)) is not None:
+        if arrived + s.rules.max_wait <= s.now and (leaving := residency.who_leaves(s, model)) is not None:
             words = f"a request has waited {s.now - arrived:.3g} s"
             _announce(s, "overdue", model.name, words)
             switching.begin(s, model, leaving, Reason.OVERDUE, words=words, by="max_wait")
@@ -141,7 +141,7 @@ def _policy(s: State, m: Moment) -> bool:
     if choice is None:
         return False
     model, by, said = choice
-    leaving = placement.who_leaves(s, model)
+    leaving = residency.who_leaves(s, model)
     # The waiters of a model that cannot be made room for were rejected when that became so.
     assert leaving is not None
     free_at = _free_at(s, leaving)
@@ -215,7 +215,7 @@ def _keep_awake(s: State, _: Moment) -> bool:
 
 
 def _fits(s: State, model: Model) -> bool:
-    return placement.who_leaves(s, model) == ()
+    return residency.who_leaves(s, model) == ()
 
 
 def _default(s: State, _: Moment) -> bool:
@@ -226,7 +226,7 @@ def _default(s: State, _: Moment) -> bool:
     s.default_due = False  # once in each such time
     if model is None or model.phase not in AWAY or not _free_to_wake(model):
         return False
-    leaving = placement.who_leaves(s, model)
+    leaving = residency.who_leaves(s, model)
     displaces = leaving is None or any(other.spec.keep_awake for other in leaving)
     return not displaces and _wake(s, model, Reason.DEFAULT)
 
@@ -250,7 +250,7 @@ def _anticipate(s: State, m: Moment) -> bool:
     if error is not None or not isinstance(decision, SwitchTo):
         return False
     model = s.models[decision.model]
-    settled = _free_at(s, placement.who_leaves(s, model) or ()) <= s.now
+    settled = _free_at(s, residency.who_leaves(s, model) or ()) <= s.now
     return settled and not model.removed and _wake(s, model, Reason.ANTICIPATED)
 
 
@@ -284,7 +284,7 @@ def _put_away(s: State, models: Iterable[Model], reason: Reason) -> bool:
 def _wake(s: State, model: Model, reason: Reason) -> bool:
     if model.wake_backoff.active(s.now) or (model.phase is Phase.FAULTED and model.sleep_backoff.active(s.now)):
         return False
-    leaving = placement.who_leaves(s, model)
+    leaving = residency.who_leaves(s, model)
     if leaving is None:
         return False
     switching.begin(s, model, leaving, reason, requested=True)

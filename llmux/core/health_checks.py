@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmux.core import admission, placement
+from llmux.core import admission, residency
 from llmux.core.effects import ModelLost, Ready, Refusal
 from llmux.core.model import AWAKE, Lifecycle, Model
 from llmux.core.phases import Phase, Trigger
@@ -49,7 +49,7 @@ def adopt(s: State) -> None:
             model.level = next((level for level in model.spec.levels if level.name == slept), None)
         model.found = None
     s.recorded_levels = {}  # what a reload brings later may have slept elsewhere
-    placement.mark_extras(s, found)
+    residency.mark_extras(s, found)
     s.record_holders()
     if s.lifecycle is Lifecycle.STARTING:
         s.lifecycle = Lifecycle.READY

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmux.core import admission, commands, health_checks, levels, placement, switching
+from llmux.core import admission, commands, health_checks, levels, residency, switching
 from llmux.core.effects import CancelRequests, CutReason, ModelRemoved, Refusal, Stopped
 from llmux.core.events import ConfigReplaced, Started
 from llmux.core.model import AWAKE, Lifecycle, Model
@@ -67,7 +67,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
         s.lease.told = False  # what that finds may hold the GPU
     for model in s.models.values():
         _apply(s, model)
-    placement.mark_extras(s)
+    residency.mark_extras(s)
     if s.switch is not None:
         s.switch.outdated = True
     if s.opened:

@@ -29,7 +29,7 @@ The parts, from the bottom up:
 - ``model``, ``timers``, ``estimates``   the records, what is due when, and what is measured elsewhere;
 - ``state``          the whole, and the few primitive changes (move a phase, start a hook, admit, reject);
 - ``levels``         how deeply models sleep, as far as host memory lets them;
-- ``placement``      what may be awake together, what has to leave for what, and what that costs;
+- ``residency``      what may be awake together, what has to leave for what, and what that costs;
 - ``admission``      what is admitted, what waits or rides along, what is rejected;
 - ``teardown``       how one model leaves the GPU: sleep → verify → stop → alive → what that means;
 - ``health_checks``  adoption at the start, ``alive`` while awake, engines that are lost;

@@ -11,8 +11,8 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
-from llmux.core import placement
 from llmux.core import policy as api
+from llmux.core import residency
 from llmux.core.effects import PolicyAdopted, PolicyOverruled
 from llmux.core.events import PolicyChosen
 from llmux.core.model import AWAKE, Model
@@ -75,7 +75,7 @@ class LiveModel:
     def switch_cost(self) -> float:
         state, model, leaving = self._state, self._model, self._snapshot.leaving(self._model)
         if state.has_levels:
-            return placement.switch_cost(state, leaving, model)
+            return residency.switch_cost(state, leaving, model)
         # A policy may look at each of many models.
         return state.costs.estimate([each.spec.name for each in leaving], model.spec.name)
 
@@ -105,10 +105,10 @@ class LiveSnapshot:
         """Return those that would leave for ``target``, none if it cannot be had."""
         s = self._state
         if s.rules.capacity is not None or target.next.companions is not None:
-            return placement.who_leaves(s, target) or ()
+            return residency.who_leaves(s, target) or ()
         # One at a time: all leave, whoever comes.
         if self._all is None:
-            self._all = [] if placement.immovable(s, target) else [m for m in s.models.values() if m.holds]
+            self._all = [] if residency.immovable(s, target) else [m for m in s.models.values() if m.holds]
         return [model for model in self._all if model is not target]
 
     def refresh(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from llmux.core import admission, health_checks, levels, placement, policy_calls, teardown
+from llmux.core import admission, health_checks, levels, policy_calls, residency, teardown
 from llmux.core import effects as fx
 from llmux.core.model import AWAKE, HookRun, Model, Reason, Switch
 from llmux.core.phases import STAGES, Phase, Stage, Step, Trigger, Turn, following
@@ -117,7 +117,7 @@ def drain_deadline(s: State) -> None:
     s.timers.cancel(Timer.DRAIN)
     for model in switch.leaving:
         if model.in_flight:
-            estimate = placement.switch_cost(s, switch.leaving, switch.target) if switch.target else None
+            estimate = residency.switch_cost(s, switch.leaving, switch.target) if switch.target else None
             requests = tuple(model.in_flight)
             s.out.append(fx.CancelRequests(requests, model.name, fx.CutReason.DRAIN_DEADLINE, estimate))
 
@@ -244,7 +244,7 @@ def _end(s: State, switch: Switch) -> None:
     _end_prefetch(s, switch)
     s.maintenance_due = True
     if switch.outdated or any(model.extra for model in s.models.values()):
-        placement.mark_extras(s)  # a reload in its course may have left room for less
+        residency.mark_extras(s)  # a reload in its course may have left room for less
     drained = s.now if switch.drained is None else switch.drained
     cost = s.now - drained if switch.stage is Stage.SUCCESS else None
     estimate = None

@@ -19,7 +19,7 @@ from aiohttp import web
 from llmux.aiohttp_internals import answer_has_begun
 from llmux.config import Config
 from llmux.config.targets import VariantConfig
-from llmux.core import admission, placement
+from llmux.core import admission, residency
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError
 from llmux.extract import Body
@@ -81,8 +81,8 @@ class Now:
         found = self._state.models.get(model)
         if found is None:
             return 0.0
-        leaving = placement.who_leaves(self._state, found) or ()
-        return 0.0 if found.phase is Phase.AWAKE else placement.switch_cost(self._state, leaving, found)
+        leaving = residency.who_leaves(self._state, found) or ()
+        return 0.0 if found.phase is Phase.AWAKE else residency.switch_cost(self._state, leaving, found)
 
     def _taken(self, name: str) -> bool:
         model = self._state.models[name]

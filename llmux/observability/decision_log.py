@@ -16,7 +16,7 @@ from llmux.core.effects import By, Decided, Kind, ModelRemoved, PolicyAdopted
 from llmux.core.levels import at_stake
 from llmux.core.model import Model, Reason, Switch
 from llmux.core.phases import Phase
-from llmux.core.placement import (
+from llmux.core.residency import (
     fits,
     free,
     immovable,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from llmux.config import Config
 from llmux.config.targets import leaves
-from llmux.core import levels, placement
+from llmux.core import levels, residency
 from llmux.core.model import Model
 from llmux.core.phases import Phase
 from llmux.core.state import State
@@ -76,7 +76,7 @@ def figures(s: State, now: float) -> dict[str, ModelFigures]:
         leaving: Sequence[Model] = ()
         if model.phase is not Phase.AWAKE:
             usual = alone and not model.holds and model.pin is None
-            leaving = alike if usual and alike is not None else placement.who_leaves(s, model) or ()
+            leaving = alike if usual and alike is not None else residency.who_leaves(s, model) or ()
             if usual:
                 alike = leaving
         found[name] = _of_model(s, model, now, waits[name], leaving)
@@ -101,7 +101,7 @@ def _of_model(
         len(model.queue),
         len(model.in_flight),
         expected,
-        0.0 if awake else placement.switch_cost(s, leaving, model),
+        0.0 if awake else residency.switch_cost(s, leaving, model),
         tuple([each.name for each in leaving if each is not model]),
         s.costs.sleep_of(model.name, level),
         s.costs.wake_of(model.name, level),

@@ -6,7 +6,7 @@ import time
 from itertools import islice
 from typing import Any
 
-from llmux.core import admission, commands, placement
+from llmux.core import admission, commands, residency
 from llmux.core.model import Lease, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import Memory
@@ -85,9 +85,9 @@ def _memory(s: State, capacity: Memory) -> dict[str, Any]:
     """Return what models may take of the GPUs, and what those that hold them take; bytes, of all GPUs together."""
     holders = [model for model in s.models.values() if model.holds]
     return {
-        "capacity": sum(placement.per_gpu(capacity).values()),
+        "capacity": sum(residency.per_gpu(capacity).values()),
         "taken": {
-            model.name: sum(placement.per_gpu(model.running.memory).values())
+            model.name: sum(residency.per_gpu(model.running.memory).values())
             for model in holders
             if model.running.memory is not None
         },

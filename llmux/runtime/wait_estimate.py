@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from llmux.config.setting_types import format_duration
-from llmux.core import admission, levels, placement
+from llmux.core import admission, levels, residency
 from llmux.core.effects import Refusal
 from llmux.core.model import Model, Switch
 from llmux.core.phases import Phase, Stage
@@ -133,14 +133,14 @@ def _turn(s: State, model: Model) -> float:
 def _switch(s: State, before: Model | None, target: Model, now: float) -> float:
     """Return what a switch takes, when ``before`` was served last; None: from where things stand."""
     if before is not None:
-        return placement.switch_cost(s, [before], target)
-    leaving = placement.who_leaves(s, target) or ()
+        return residency.switch_cost(s, [before], target)
+    leaving = residency.who_leaves(s, target) or ()
     held = [
         model.awake_since + s.rules.min_active - now
         for model in leaving
         if model.phase is Phase.AWAKE and model.awake_since is not None
     ]
-    return max(0.0, *held, _drain(s, leaving, now)) + placement.switch_cost(s, leaving, target)
+    return max(0.0, *held, _drain(s, leaving, now)) + residency.switch_cost(s, leaving, target)
 
 
 def _drain(s: State, leaving: Iterable[Model], now: float) -> float:
@@ -177,5 +177,5 @@ def _rest(s: State, switch: Switch, now: float) -> float:
 
 def _cost(s: State, leaving: Sequence[Model], target: Model | None) -> float:
     if target is not None:
-        return placement.switch_cost(s, leaving, target)
+        return residency.switch_cost(s, leaving, target)
     return max(s.costs.sleep_of(model.name, levels.lightest(model)) for model in leaving)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmux.config import to_specs
-from llmux.core.placement import fits
+from llmux.core.residency import fits
 
 GIB = 2**30
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmux.core import Core, admission, placement
+from llmux.core import Core, admission, residency
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import Model, Reason, Request
@@ -250,7 +250,7 @@ class Ledger:
             holders = [
                 m.running for m in s.models.values() if m.holds and m.phase is not Phase.UNKNOWN and not m.extra
             ]
-            assert placement.fits(holders, s.rules.capacity), "invariant 1: not alone when it wakes"
+            assert residency.fits(holders, s.rules.capacity), "invariant 1: not alone when it wakes"
             assert effect.model in s.recorded
             if effect.level:
                 assert self.levels[effect.model] == effect.level, "wakes from a level where it does not sleep"
@@ -303,7 +303,7 @@ class Ledger:
             for m in s.models.values()
             if m.holds and not m.extra and m.phase is not Phase.UNKNOWN and m not in leaving
         ]
-        assert placement.fits(holders, s.rules.capacity), "invariant 1: two owners"
+        assert residency.fits(holders, s.rules.capacity), "invariant 1: two owners"
         if s.switch is not None and s.switch.stage is Stage.DRAINING and s.switch.target is not None:
             assert s.switch.requested or s.switch.target.queue, "nobody waits for it: to be called off"
         for model in s.models.values():

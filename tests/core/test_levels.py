@@ -13,7 +13,7 @@ from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
-from llmux.core import placement
+from llmux.core import residency
 from llmux.core.levels import Sleeper, plan
 from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchTo
@@ -443,4 +443,4 @@ def test_an_estimate_goes_by_the_level_and_is_measured_by_it() -> None:
     end(play, 6.0, "b")
     end(play, 16.0, "a")
     assert s.costs.sleep_of("b", "ram") == 1.0
-    assert placement.switch_cost(s, [s.models["a"]], s.models["b"]) == pytest.approx(1.0 + 3.0)
+    assert residency.switch_cost(s, [s.models["a"]], s.models["b"]) == pytest.approx(1.0 + 3.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ledger import Ledger
 
-from llmux.core import Core, placement
+from llmux.core import Core, residency
 from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.model import Lease, Pin
@@ -206,9 +206,9 @@ class World:
             assert newcomers[model.name] == newcomer
         for name, each in host_report.figures(s, self.now).items():  # which reckons what is alike once
             model = s.models[name]
-            leaving = () if each.phase is Phase.AWAKE else placement.who_leaves(s, model) or ()
+            leaving = () if each.phase is Phase.AWAKE else residency.who_leaves(s, model) or ()
             assert each.evicts == tuple(other.name for other in leaving if other is not model)
-            cost = 0.0 if each.phase is Phase.AWAKE else placement.switch_cost(s, leaving, model)
+            cost = 0.0 if each.phase is Phase.AWAKE else residency.switch_cost(s, leaving, model)
             assert (each.expected_wait, each.switch_cost) == (newcomers[name], cost)
 
     def _look_back(self) -> None:

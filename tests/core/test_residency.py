@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmux.core.placement import EXACT, Cost, fits, leaving
+from llmux.core.residency import EXACT, Cost, fits, leaving
 from llmux.core.spec import ModelSpec
 
 
