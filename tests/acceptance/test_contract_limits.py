@@ -54,7 +54,7 @@ async def test_idle_sleep_begins_at_the_last_byte(lab):
     assert (await line.body(head)).whole
     await line.close()
     await lab.until_phase("a", "ASLEEP")
-    assert lab.hooks("sleep", "a")[0].t - before_the_end >= 0.39
+    assert lab.hooks("sleep", "a")[0].t - before_the_end >= 0.38
     assert (await lab.chat("a")).status == 200
     assert lab.order() == ["wake a", "sleep a", "wake a"]
 
@@ -91,7 +91,7 @@ async def test_the_default_model_comes_back_when_all_is_quiet(lab):
     await line.close()
     await lab.until_phase("a", "AWAKE")
     assert lab.order() == ["wake a", "sleep a", "wake b", "sleep b", "wake a"]
-    assert lab.hooks("sleep", "b")[0].t - before_the_end >= 0.39
+    assert lab.hooks("sleep", "b")[0].t - before_the_end >= 0.38
     assert "it is the default model" in (await lab.status())["decisions"][-1]["reason"]
     # What an operator puts to sleep stays asleep.
     assert (await lab.post("/llmux/models/a/sleep")).status == 202

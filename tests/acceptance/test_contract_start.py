@@ -6,11 +6,11 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import yaml
 
+from tests.harness.launcher import engines
 from tests.harness.waiting import PATIENCE
 
 
@@ -65,7 +65,7 @@ async def test_extras_are_put_to_sleep(labs):
     assert lab.end() == 0
     wake = {**lab.model("a")["env"], "LAB": str(lab.root), "LLMUX_PORT": str(lab.ports["a"])}
 
-    environment = {**os.environ, **wake, "PYTHON": sys.executable}
+    environment = {**os.environ, **wake, "ENGINES": engines()}
     subprocess.run(  # noqa: ASYNC221
         ["sh", "./hook.sh", "wake"], cwd=lab.root, env=environment, check=True
     )

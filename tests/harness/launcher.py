@@ -12,10 +12,12 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,9 +46,14 @@ class Running(Protocol):
 
 
 class Launcher:
-    """The process which has imported llmux, and forks; forked itself from another one where there is one."""
+    """The process which has imported llmux, and forks; forked itself from another one where there is one.
+
+    ``engines``: the FIFO in which the pretended engines of laboratories are asked for.
+    """
 
     def __init__(self, other: Launcher | None = None) -> None:
+        self.engines = other.engines if other else ""
+        self._forks_engines: subprocess.Popen[bytes] | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,8 +81,24 @@ class Launcher:
         assert answer, "the process that forks has ended"
         return int(answer)
 
+    def start_engines(self) -> None:
+        """Start what forks them: it ends with the last process that has this one's end of its pipe."""
+        self.engines = os.path.join(tempfile.mkdtemp(prefix="llmux-engines-"), "engines")  # noqa: PTH118
+        os.mkfifo(self.engines)
+        self._forks_engines = subprocess.Popen(
+            [sys.executable, "-I", "-S", ROOT / "tests/harness/lease/engine.py", self.engines],
+            stdin=subprocess.PIPE,
+            env=OUTSIDE,
+            start_new_session=True,
+        )
+
     def close(self) -> None:
         self._socket.close()
+        if self._forks_engines is not None:
+            assert self._forks_engines.stdin is not None
+            self._forks_engines.stdin.close()
+            self._forks_engines.wait()
+            shutil.rmtree(Path(self.engines).parent)
         if self._process is not None:
             self._process.wait()
 
@@ -126,6 +149,7 @@ def _launcher() -> Launcher:
 
 def share() -> Launcher:
     """Return a launcher for a process that is to be forked from this one: there it is to be used."""
+    engines()
     return Launcher(_launcher())
 
 
@@ -133,6 +157,14 @@ def use(launcher: Launcher) -> None:
     """Launch with this one, until this process ends."""
     _RUNNING.insert(0, launcher)
     atexit.register(launcher.close)
+
+
+def engines() -> str:
+    """Return the FIFO in which pretended engines are asked for."""
+    launcher = _launcher()
+    if not launcher.engines:
+        launcher.start_engines()
+    return launcher.engines
 
 
 def launch(

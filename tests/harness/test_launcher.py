@@ -1,4 +1,4 @@
-"""The process that forks llmuxes outlives the tests that use it."""
+"""What forks llmuxes outlives the tests that use it; what forks engines leaves no hook waiting."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.engine.real import end_engines
 from tests.harness import launcher
+from tests.harness.lease.lab import Lab, running
 from tests.harness.waiting import PATIENCE
 
 
@@ -22,3 +23,22 @@ def test_a_test_that_ends_what_it_started_leaves_the_launcher(tmp_path: Path, mo
     finally:
         mine.close()
     assert (tmp_path / "log").read_text().startswith("llmux ")
+
+
+async def test_a_hook_that_is_ended_before_it_has_asked_for_an_engine_holds_nothing_up(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.write("a")
+    lab.script("a", "wake", ': >"$LAB/run/a.asked"; kill -KILL $$', times=1)
+
+    async def served() -> bool:
+        return (await lab.chat("a")).status == 200
+
+    lab.start()
+    try:
+        assert not await served()
+        await lab.until(served)
+        pid = lab.engine_pid("a")
+        assert [number for number, _ in lab.processes()] == [pid]
+    finally:
+        lab.finish()
+    await lab.until(lambda: not running(pid))

@@ -1,8 +1,10 @@
 # One small program that has to start quickly:
 # ruff: noqa: ASYNC110, ASYNC240, C901, PLR0912, PTH105, PTH108, PTH110, PTH119, PTH120, PTH123, PTH208
-"""A pretended engine on a pretended GPU, for black-box tests of llmux.
+"""Pretended engines on a pretended GPU, for black-box tests of llmux.
 
-Started by ``hook.sh`` as a detached process: ``python -I -S engine.py PORT``. While awake it holds a lease
+``python -I -S engine.py FIFO`` forks them, each in a session of its own, as ``hook.sh`` asks for them with lines
+in the FIFO: to import asyncio takes longer than what an engine does in most tests. It ends when its standard input
+does. While awake an engine holds a lease
 (a file in ``$LAB/gpu``, taken under a lock); USR1 puts it to sleep, USR2 wakes it, TERM ends it. What must
 never happen goes to ``$LAB/journal.jsonl`` as a *violation*: two holders at once, a request to a sleeper,
 sleep with requests in flight, a model that is not this engine's.
@@ -30,21 +32,21 @@ import asyncio
 import base64
 import contextlib
 import fcntl
+import gc
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
 import sys
 import time
 
-LAB = os.environ["LAB"]
-KEY = os.environ["KEY"]
-NAMES = set(filter(None, os.environ.get("NAMES", KEY).split(",")))
-CAPACITY = int(os.environ.get("LEASE_CAPACITY", "1"))
-SIZE = int(os.environ.get("LEASE_SIZE", "1"))
-IDLE_CLOSE = float(os.environ.get("IDLE_CLOSE", "0"))
+LAB = KEY = ""
+NAMES: set[str] = set()
+CAPACITY = SIZE = 1
+IDLE_CLOSE = 0.0
 
 
 def journal(event: str, **more: object) -> None:
@@ -112,7 +114,6 @@ class Engine:
 
     async def run(self, port: int) -> None:
         loop = asyncio.get_running_loop()
-        write(f"{LAB}/run/{KEY}.pid", str(os.getpid()))
         self.server = await loop.create_server(lambda: Connection(self), "127.0.0.1", port, backlog=1024)
         self.over: asyncio.Future[None] = loop.create_future()
         loop.add_signal_handler(signal.SIGUSR2, self.wake)
@@ -450,5 +451,61 @@ def anthropic(count: int):
     yield event("message_stop")
 
 
+def become(lab: str, key: str, names: str, capacity: str, size: str, idle_close: str) -> None:
+    """Be the engine of this model, in this laboratory."""
+    global LAB, KEY, NAMES, CAPACITY, SIZE, IDLE_CLOSE
+    LAB, KEY, NAMES = lab, key, set(filter(None, names.split(",")))
+    CAPACITY, SIZE, IDLE_CLOSE = int(capacity), int(size), float(idle_close)
+    os.setsid()
+    log = os.open(f"{LAB}/log/{KEY}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def buried(*_: object) -> None:
+    """Reap what has ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def start(port: str, lab: str, key: str, *more: str) -> None:
+    """Fork an engine, and write down its number before its hook goes on."""
+    if not (pid := os.fork()):
+        code = 1
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            become(lab, key, *more)
+            asyncio.run(Engine().run(int(port)))
+            code = 0
+        except Exception:  # noqa: BLE001
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    with contextlib.suppress(OSError):  # its laboratory may have gone
+        with open(f"{lab}/run/.{key}.new", "w", encoding="ascii") as file:
+            file.write(f"{pid}\n")
+        os.replace(f"{lab}/run/.{key}.new", f"{lab}/run/{key}.pid")
+
+
+def main(fifo: str) -> None:
+    """Fork engines until standard input ends."""
+    signal.signal(signal.SIGCHLD, buried)
+    orders = os.open(fifo, os.O_RDWR)
+    gc.collect()
+    gc.freeze()
+    unread = b""
+    while orders in select.select([orders, 0], [], [])[0]:
+        *lines, unread = (unread + os.read(orders, 65536)).split(b"\n")
+        for line in lines:
+            *order, run = line.decode().split("\t")
+            if order:
+                start(*order)
+            with contextlib.suppress(OSError):
+                os.unlink(f"{run}.asked")
+
+
 if __name__ == "__main__":
-    asyncio.run(Engine().run(int(sys.argv[1])))
+    main(sys.argv[1])

@@ -4,8 +4,9 @@
 # $LAB/ctl/$KEY.$1, where a test has put one (with $LAB/ctl/$KEY.$1.n: that many times). Each run is journalled.
 action=$1
 run=$LAB/run/$KEY
-log() {
-    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$(date +%s.%N)" "$$" "$action" "$KEY" \
+log() { # by the clock that can be read without a program
+    read -r now rest </proc/uptime
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$now" "$$" "$action" "$KEY" \
         "$LLMUX_MODEL" "$LLMUX_HOOK" "$LLMUX_PORT" "$LLMUX_URL" "$LLMUX_SWITCH_ID" "$LLMUX_FROM" "$LLMUX_TO" "$2" "$PWD" \
         >>"$LAB/hooks.tsv"
 }
@@ -14,6 +15,10 @@ living() {
     case ${stat##*)} in " Z"* | " X"*) return 1 ;; esac
 }
 running() {
+    if [ -e "$run.asked" ]; then # by a hook that has ended since, perhaps before it could say so
+        echo "$run" >"$ENGINES"
+        while [ -e "$run.asked" ]; do sleep 0.01; done
+    fi
     pid=
     { read -r pid <"$run.pid"; } 2>/dev/null
     [ -n "$pid" ] || return 1
@@ -42,10 +47,11 @@ wake)
         state awake || kill -USR2 "$pid"
     else
         rm -f "$run.pid" "$run.state"
-        if command -v setsid >/dev/null; then detach=setsid; else detach=nohup; fi
-        $detach "$PYTHON" -I -S "$LAB/engine.py" "$LLMUX_PORT" </dev/null >>"$LAB/log/$KEY.log" 2>&1 &
-        pid=$!
-        echo "$pid" >"$run.pid" # before it has begun: who ends this hook has to find it
+        : >"$run.asked" # who ends this hook has to find the engine: it is gone when its number is written down
+        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$LLMUX_PORT" "$LAB" "$KEY" "${NAMES-$KEY}" \
+            "${LEASE_CAPACITY:-1}" "${LEASE_SIZE:-1}" "${IDLE_CLOSE:-0}" "$run" >"$ENGINES"
+        while [ -e "$run.asked" ]; do sleep 0.01; done
+        running || exit 1
     fi
     until state awake; do
         sleep 0.01
@@ -57,9 +63,10 @@ sleep)
     if ! running; then exit "${SLEEP_OF_DEAD:-0}"; fi
     if [ "$ENGINE" = stop ]; then
         kill -TERM "$pid"
+        sleep 0.03
         while running; do sleep 0.01; done
     else
-        state asleep || kill -USR1 "$pid" # it sleeps a moment after the signal, even if it has been woken since
+        state asleep || { kill -USR1 "$pid" && sleep 0.03; } # it sleeps a moment after the signal, even if it has been woken since
         until state asleep || ! running; do sleep 0.01; done
     fi
     ;;

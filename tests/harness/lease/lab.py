@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from pathlib import Path
 
 import yaml
 
-from tests.harness.launcher import STARTUP, Running, launch
+from tests.harness.launcher import STARTUP, Running, engines, launch
 from tests.harness.lease.raw import HOST, Answer, Gone, Wire, request, wire
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
 
 HERE = Path(__file__).parent
+ENGINE = "engine.py"
 TROUBLE = ("Traceback", "never retrieved", "was never awaited", "Unclosed", "Exception ignored", "was destroyed")
 
 
@@ -50,7 +50,6 @@ class Lab:
         self.root = root
         for name in ("run", "gpu", "ctl", "log"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(HERE / "engine.py", root)
         shutil.copy(HERE / "hook.sh", root)
         self.port = free_port()
         self.ports: dict[str, int] = {}
@@ -125,7 +124,7 @@ class Lab:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("LLMUX", "COV_"))}
         env |= {
             "LAB": str(self.root),
-            "PYTHON": sys.executable,
+            "ENGINES": engines(),
             "XDG_STATE_HOME": str(self.root / "xdg"),
             **STARTUP,
             "NO_COLOR": "1",
@@ -209,20 +208,23 @@ class Lab:
         found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in found if ev in (None, line["ev"])]
 
-    def hooks(self, action: str | None = None, key: str | None = None, ev: str = "start") -> list[HookRun]:
+    def hooks(self, action: str | None = None, key: str | None = None, ev: str | None = "start") -> list[HookRun]:
         try:
             text = (self.root / "hooks.tsv").read_text()
         except FileNotFoundError:
             return []
         found = []
+        booted = time.time() - float(Path("/proc/uptime").read_text().split()[0])
         for line in text.splitlines():
             parts = line.split("\t")
             if len(parts) == 14:
-                found.append(HookRun(parts[0], float(parts[1]), int(parts[2]), *parts[3:]))
+                found.append(HookRun(parts[0], booted + float(parts[1]), int(parts[2]), *parts[3:]))
         return [
             run
             for run in found
-            if (action is None or run.action == action) and (key is None or run.key == key) and run.ev == ev
+            if (action is None or run.action == action)
+            and (key is None or run.key == key)
+            and ev in (None, run.ev)
         ]
 
     def count(self, action: str, key: str | None = None, ev: str = "start") -> int:
@@ -244,21 +246,24 @@ class Lab:
             time.sleep(0.002)
 
     def processes(self) -> list[tuple[int, str]]:
-        """Everything that was started below this laboratory's llmux."""
-        marker = f"LAB={self.root}".encode()
+        """Everything that was started below this laboratory's llmux: the number and command of each."""
+        marker, logs = f"\0LAB={self.root}\0".encode(), f"{self.root}/log/"
         found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        for name in os.listdir("/proc"):  # noqa: PTH208 - this, and not Path, is what takes no time
+            if not name.isdigit() or int(name) == os.getpid():
                 continue
+            ours = False
+            with contextlib.suppress(OSError):  # an engine has its environment from what forks it
+                ours = os.readlink(f"/proc/{name}/fd/1").startswith(logs)  # noqa: PTH115
             with contextlib.suppress(OSError):
-                if marker in (entry / "environ").read_bytes().split(b"\0"):
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if command:
-                        found.append((int(entry.name), command))
+                if not ours and marker not in b"\0" + _read(f"/proc/{name}/environ"):
+                    continue
+                if command := _read(f"/proc/{name}/cmdline"):
+                    found.append((int(name), command.replace(b"\0", b" ").decode(errors="replace")))
         return found
 
     def leftovers(self) -> list[str]:
-        return [command for _, command in self.processes() if "engine.py" not in command]
+        return [command for _, command in self.processes() if ENGINE not in command]
 
     def problems(self) -> list[str]:
         found = [str(v) for v in self.journal("violation") if v["what"] not in self.allowed]
@@ -281,7 +286,7 @@ class Lab:
         """Wakes that began before another model's sleep or stop had succeeded."""
         held: set[str] = set()
         found = []
-        for line in sorted(self.hooks() + self.hooks(ev="end"), key=lambda h: h.t):
+        for line in self.hooks(ev=None):
             if line.ev == "start" and line.action == "wake":
                 if others := held - {line.key}:
                     found.append(f"wake of {line.key} began while {others} held the GPU")
@@ -378,6 +383,11 @@ class Lab:
             return all(now[k] == v for k, v in values.items())
 
         await self.until(there, wait)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read()
 
 
 def running(pid: int) -> bool:
