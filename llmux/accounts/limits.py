@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from llmux.config.accounts import Rate
 
 Per = Literal["day", "month"]
+_ROUNDING = 1e-4  # seconds: what the clock's numbers are rounded by is no reason to wait
 
 
 class Left(NamedTuple):
@@ -38,7 +39,8 @@ class Allowance:
         """Return the seconds until so many can be taken, 0 for at once. More than all there is counts as all."""
         each = self.rate.seconds / self.rate.number
         wanted = min(count, self.rate.number) * each
-        return max(0.0, max(self.full_at, now) + wanted - now - self.rate.seconds)
+        wait = max(0.0, self.full_at - now) + wanted - self.rate.seconds
+        return wait if wait > _ROUNDING else 0.0
 
     def take(self, now: float, count: float) -> None:
         """Take so many, whether or not they are there."""

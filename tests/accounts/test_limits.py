@@ -23,6 +23,16 @@ def test_all_of_it_at_once_and_then_evenly():
     assert allowance.left(1000.0) == Left(60, 60, 0.0)
 
 
+@given(st.integers(1, 200), st.sampled_from([1.0, 60.0, 3600.0, 86_400.0]), st.floats(0, 1e8))
+def test_all_of_it_can_be_taken_whatever_the_clock_says(number, seconds, now):
+    """What the clock's numbers are rounded by is no reason to wait."""
+    allowance = Allowance(Rate(number, seconds))
+    for _ in range(number):
+        assert allowance.wait(now, 1) == 0
+        allowance.take(now, 1)
+    assert allowance.wait(now, 1) == pytest.approx(seconds / number, rel=1e-3)
+
+
 def test_an_estimate_is_corrected():
     tokens = Allowance(Rate(1000, 60.0))
     tokens.take(0.0, 900)
