@@ -57,6 +57,7 @@ class Accounting:
         self._put: Callable[[tuple[Any, ...]], None] = _forget
         self._left: tuple[int, str, float, float] | None = None  # the last that left without an answer
         self._last = 0.0  # seconds that the last one took which has ended
+        self._epoch = 0.0  # seconds since 1970 where the core's clock begins
         self._timer: asyncio.TimerHandle | None = None
         self.gate: Gate | None = None
         self.ledger: Ledger | None = None
@@ -82,7 +83,7 @@ class Accounting:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         switcher, shares = self._switcher, self.shares
-        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices, self.catch_up)
+        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices, self._feed)
         self._put = self.ledger.put
         switcher.metrics.registry.register(self.ledger.metrics)
         on = switcher.timeline.on
@@ -167,7 +168,7 @@ class Accounting:
             self._hurry(ledger, waiting)
 
     def _put_later(self, message: tuple[Any, ...]) -> None:
-        self._soon((self._put, message))
+        self._soon((self._put_message, message))
 
     def _hurry(self, ledger: Ledger, waiting: int) -> None:
         ledger.hurry()
@@ -222,15 +223,32 @@ class Accounting:
             self._catch_up(most)
         return True
 
+    def _feed(self, most: int) -> bool:
+        """As ``catch_up``, in the ledger's thread, which makes rows of it at once."""
+        if not self._journal:
+            return False
+        assert self.ledger is not None
+        with self._catching_up:
+            self._put = self.ledger.take
+            try:
+                self._catch_up(most)
+            finally:
+                self._put = self.ledger.put
+        return True
+
     def _catch_up(self, most: float = math.inf) -> None:
         journal = self._journal
+        self._epoch = time.time() - time.monotonic()
         while journal and most > 0:
             most -= 1
-            take, *what = journal.popleft()
+            entry = journal.popleft()
             try:
-                take(*what)
+                entry[0](*entry[1:])
             except Exception as error:  # noqa: BLE001 - one odd entry must not hold up those behind it
                 self._switcher.log.emit("internal_error", error=str(error), exc_info=error)
+
+    def _put_message(self, message: tuple[Any, ...]) -> None:
+        self._put(message)
 
     def _leave(self, now: float, ticket: int, key: str) -> None:
         self._owe()
@@ -239,7 +257,8 @@ class Accounting:
     def _end(self, entry: tuple[Any, ...]) -> None:
         """Put what becomes a row."""
         (
-            now, number, request_id, key, asked, model, waited, ticket, status, failure, route, sent, answer,
+            now, number, request_id, key, asked, model, waited, ticket, payer, admitted, status, failure, path,
+            sent, answer,
         ) = entry  # fmt: skip
         own = switch = service = 0.0
         begun = answer is not None and ticket is not None
@@ -247,23 +266,24 @@ class Accounting:
             waited = 0.0
         else:
             if begun:
-                service = now - ticket.arrived - ticket.waited
+                service = now - admitted
             left = self._left
-            if left is not None and left[0] == ticket.id:
+            if left is None:
+                own, switch = self.shares.ended(now, ticket, payer)
+            elif left[0] == ticket:
                 _, _, own, switch = left
                 self._left = None
             else:
                 self._owe()
-                own, switch = self.shares.ended(now, ticket.id, ticket.key)
+                own, switch = self.shares.ended(now, ticket, payer)
         self._last = own + switch
         opening, tail, events, uncounted = answer or _NO_ANSWER
         if uncounted is not None:
             events += uncounted.total()
         if key or model:  # a flood of requests without a key, or for no model, fills no disk
-            wall = time.time() - time.monotonic() + now
             self._put((
-                wall, request_id, key, asked, model, waited, service, status, failure, route.path, sent, begun,
-                own, switch, self.prices, opening, tail, events, number,
+                self._epoch + now, request_id, key, asked, model, waited, service, status, failure, path, sent,
+                begun, own, switch, self.prices, opening, tail, events, number,
             ))  # fmt: skip
 
     def _owe(self) -> None:
@@ -291,9 +311,8 @@ class Accounting:
         That is tokens (also estimated ones), seconds of the GPU, and cost.
         """
         assert self.ledger is not None
-        recent = self.ledger.recent
         for request in requests:
-            row = recent.get(request["id"])
+            row = self.ledger.recent(request["id"])
             if row is not None:
                 request.update(usage.of_row(row))
 

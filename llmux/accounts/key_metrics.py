@@ -36,20 +36,24 @@ class KeyMetrics(Collector):
 
     def add(self, row: Row) -> None:
         """Count a row."""
-        place = (row.key, row.served, row.currency)
+        (
+            _, _, key, _, served, _, given, cached, made, thought, _, cost, currency, _, _, _, gpu, switch,
+            _, _, _, _, kind,
+        ) = row  # fmt: skip
+        place = (key, served, currency)
         counts = self._counts.get(place)
         if counts is None:
             if len(self._counts) >= MOST:
                 place = OTHER
             counts = self._counts.setdefault(place, [0] * 8)
-        counts[0] += row.kind == 0
-        counts[1] += row.input
-        counts[2] += row.cached
-        counts[3] += row.output
-        counts[4] += row.reasoning
-        counts[5] += row.gpu
-        counts[6] += row.switch
-        counts[7] += row.cost
+        counts[0] += kind == 0
+        counts[1] += given
+        counts[2] += cached
+        counts[3] += made
+        counts[4] += thought
+        counts[5] += gpu
+        counts[6] += switch
+        counts[7] += cost
 
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: the registry need not ask before there is a ledger."""

@@ -141,7 +141,7 @@ class Ledger:
         self.rates: Mapping[str, TokenPrice] = {}
         """What is known of the prices of models elsewhere that the configuration has none for."""
         self.metrics = KeyMetrics(lambda: self.lost)
-        self.recent: dict[int, Row] = {}  # the rows of the last requests, by their numbers there
+        self._recent: list[tuple[int, Row | None]] = [(0, None)] * RECENT  # by the last digits of their numbers
         self.awake = False  # the thread has been woken for what waits
         self._tell = tell
         self._feed = feed
@@ -177,6 +177,11 @@ class Ledger:
         self._thread.start()
 
     # ---- the event loop's side
+
+    def recent(self, number: int) -> Row | None:
+        """Return the row of one of the last requests, by its number there, where it has been made."""
+        found, row = self._recent[number % RECENT]
+        return row if found == number else None
 
     def put(self, ended: tuple[Any, ...]) -> None:
         """Take a request that has ended: the fields of an ``Ended``."""
@@ -258,24 +263,20 @@ class Ledger:
             return max(0.0, self._not_before - time.monotonic())
         return CLEAN_EVERY
 
+    def take(self, ended: tuple[Any, ...]) -> None:
+        """As ``put``, from the thread, in ``feed``: a row is made at once."""
+        if self._waiting:  # nothing gets past what came before
+            self._waiting.append(ended)
+        else:
+            self._make(ended)
+        self._put += 1
+
     def _look(self) -> None:
         """Make rows of what waits."""
         waiting = self._waiting
-        while self._feed(3 * SLICE) or waiting:
+        while self._feed(2 * SLICE) or waiting:
             for _ in range(min(SLICE, len(waiting))):
-                ended = waiting.popleft()
-                if ended.__class__ in _HOLDS:
-                    self._hold(ended)
-                    continue
-                try:
-                    row = self._row(ended)
-                    self.metrics.add(row)
-                    self._rows.append(row)
-                    if len(ended) == _NUMBERED:
-                        self._remember(ended[-1], row)
-                except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
-                    self._tell("internal_error", error=str(error), exc_info=error)
-                    self._lose(1)
+                self._make(waiting.popleft())
             time.sleep(YIELD)
         dropped, self._dropped = self._dropped, 0
         over = max(0, len(self._rows) - KEPT)
@@ -283,49 +284,49 @@ class Ledger:
             self._rows.pop()
         self._lose(dropped + over)
 
+    def _make(self, ended: tuple[Any, ...]) -> None:
+        if ended.__class__ in _HOLDS:
+            self._hold(ended)
+            return
+        try:
+            row = self._row(ended)
+            self.metrics.add(row)
+            self._rows.append(row)
+            if len(ended) == _NUMBERED:
+                number = ended[-1]
+                self._recent[number % RECENT] = number, row
+        except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
+            self._tell("internal_error", error=str(error), exc_info=error)
+            self._lose(1)
+
     def _row(self, ended: tuple[Any, ...]) -> Row:
-        # By place, and without an object in between: this is done for every request.
+        # By place, and with few calls of Python's own: this is done for every request.
         if ended.__class__ is Charge:
             return self._charge(*ended)
-        now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, *rest = ended
-        own, switch, prices, opening, tail, events, *_ = rest
+        (
+            now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, own, switch,
+            prices, opening, tail, events, *_,
+        ) = ended  # fmt: skip
         whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
-        answer = Answer(path, status, whole, sent, begun, opening, tail, events)
-        read, cached, wrote, thought, estimated, prompt, decode = tokens_of(answer)
-        own, switch = self._microseconds(own), self._microseconds(switch)
+        read, cached, wrote, thought, estimated, prompt, decode = tokens_of(
+            _new(Answer, (path, status, whole, sent, begun, opening, tail, events))
+        )
+        exact = own * 1e6 + self._rest  # as _microseconds does it
+        own = int(exact)
+        self._rest = exact - own
+        if switch:
+            switch = self._microseconds(switch)
         cost, currency, price = 0, "", None
         if prices is not None:
             cost, currency, price = self._cost(prices, served, own + switch, (read, cached, wrote))
-        return Row(
-            int(now * 1000),
-            request_id,
-            key,
-            asked or "",
-            served or "",
-            (served or "") if begun else "",
-            read,
-            cached,
-            wrote,
-            thought,
-            1 if estimated else 0,
-            cost,
-            currency,
-            price,
-            int(waited * 1000),
-            int(service * 1000),
-            own,
-            switch,
-            None if prompt is None else int(prompt * 1e6),
-            None if decode is None else int(decode * 1e6),
-            status,
-            reason or "",
-        )
-
-    def _remember(self, number: int, row: Row) -> None:
-        recent = self.recent
-        recent[number] = row
-        if len(recent) > RECENT:
-            del recent[next(iter(recent))]
+        served = served or ""
+        return _new(Row, (
+            int(now * 1000), request_id, key, asked or "", served, served if begun else "",
+            read, cached, wrote, thought, 1 if estimated else 0, cost, currency, price,
+            int(waited * 1000), int(service * 1000), own, int(switch),
+            None if prompt is None else int(prompt * 1e6), None if decode is None else int(decode * 1e6),
+            status, reason or "", 0,
+        ))  # fmt: skip
 
     def _hold(self, message: tuple[Any, ...]) -> None:
         self._done += 1
@@ -520,6 +521,7 @@ class Ledger:
             self._cleaned = now + CLEAN_EVERY
 
 
+_new = tuple.__new__  # Row(…) would be a call of Python's own
 _HOLDS = frozenset({Reserved, Released, Elsewhere})
 _NUMBERED = len(Ended._fields)
 

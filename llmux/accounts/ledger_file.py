@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import sqlite3
 import time
@@ -22,7 +23,8 @@ APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
 HOUR = 3_600_000  # milliseconds
 BATCH = 500  # rows of one transaction
 PATIENCE = 0.1  # seconds to wait for another process that writes
-_PIECES = (32, 16, 8, 4, 2, 1)  # rows of one statement: in each the interpreter's lock is given back once
+_MANY = 32  # rows of one statement: in each the interpreter's lock is given back once
+_PIECES = (16, 8, 4, 2, 1)  # of the last ones
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BESIDE = ("", "-wal", "-shm")
 
@@ -96,6 +98,29 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 _ROW_COLUMNS = ", ".join(map('"{}"'.format, Row._fields))
 _INSERT = f"INSERT INTO requests ({_ROW_COLUMNS}) VALUES "  # noqa: S608
 _ONE = f"({', '.join('?' * len(Row._fields))})"
+_INSERTS = {size: _INSERT + ",".join([_ONE] * size) for size in _PIECES}
+_OFTEN_ALIKE = tuple(
+    tuple(map(Row._fields.index, names))
+    for names in (
+        ("key",),
+        ("asked", "served", "target"),
+        ("cached", "prompt", "decode"),
+        ("reasoning", "estimated", "currency", "price", "waited", "switch", "status", "reason", "kind"),
+    )
+)
+"""Columns, by their places, which often have one value in all rows of a statement: it is bound once."""
+
+
+@functools.lru_cache(maxsize=1 << len(_OFTEN_ALIKE))
+def _insert_many(alike: tuple[bool, ...]) -> tuple[Sequence[int], Sequence[int], str]:
+    """Return the columns that are bound once, those bound for each row, and the statement for ``_MANY``."""
+    once = [at for places, same in zip(_OFTEN_ALIKE, alike, strict=True) if same for at in places]
+    each = [at for at in range(len(Row._fields)) if at not in once]
+    first = {at: (number, 0) for number, at in enumerate(once, 1)}
+    first |= {at: (len(once) + 1 + number * _MANY, 1) for number, at in enumerate(each)}
+    numbers = [first[at] for at in range(len(Row._fields))]
+    rows = (",".join(f"?{begin + step * row}" for begin, step in numbers) for row in range(_MANY))
+    return once, each, _INSERT + ",".join(map("({})".format, rows))
 
 
 def _add(table: str, place: str) -> str:
@@ -229,12 +254,7 @@ class Store:
         """
 
         def work() -> None:
-            at = 0
-            for size in _PIECES:
-                while len(rows) - at >= size:
-                    values = [value for row in rows[at : at + size] for value in row]
-                    self._connection.execute(_INSERT + ",".join([_ONE] * size), values)
-                    at += size
+            self._insert(rows)
             sums = _sums(rows)
             self._connection.executemany(_ADD_HOURS, sums)
             self._connection.executemany(_ADD_DAYS, [(hour // 24, *rest) for hour, *rest in sums])
@@ -248,6 +268,24 @@ class Store:
                 self._connection.execute("DELETE FROM reservations WHERE id = ?", (ident,))
 
         self._transaction(work)
+
+    def _insert(self, rows: Sequence[Row]) -> None:
+        execute, at = self._connection.execute, 0
+        while len(rows) - at >= _MANY:
+            columns = list(zip(*rows[at : at + _MANY], strict=True))
+            alike = tuple(
+                all(columns[place].count(columns[place][0]) == _MANY for place in places)
+                for places in _OFTEN_ALIKE
+            )
+            once, each, statement = _insert_many(alike)
+            values = [columns[place][0] for place in once]
+            values += itertools.chain.from_iterable(columns[place] for place in each)
+            execute(statement, values)
+            at += _MANY
+        for size in _PIECES:
+            if len(rows) - at >= size:
+                execute(_INSERTS[size], tuple(itertools.chain.from_iterable(rows[at : at + size])))
+                at += size
 
     def reservations(self) -> list[tuple[Any, ...]]:
         """Return the reservations: their ids, and the columns of the rows that they become."""
@@ -272,21 +310,24 @@ class Store:
 def _sums(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
     """Return what a batch adds to the sums."""
     found: dict[tuple[int, str, str, str], list[int]] = {}
-    for row in rows:
-        place = (row.time // HOUR, row.key, row.served, row.currency)
+    for (
+        time_, _, key, _, served, _, given, cached, made, thought, estimated, cost, currency, _, waited, service,
+        gpu, switch, _, _, status, _, kind,
+    ) in rows:  # fmt: skip
+        place = (time_ // HOUR, key, served, currency)
         sums = found.get(place)
         if sums is None:
             sums = found[place] = [0] * (2 + len(SUMS))
-        sums[0] += row.kind == 0
-        sums[1] += row.kind == 0 and row.status >= _ERROR
-        sums[2] += row.input
-        sums[3] += row.cached
-        sums[4] += row.output
-        sums[5] += row.reasoning
-        sums[6] += row.estimated
-        sums[7] += row.cost
-        sums[8] += row.waited
-        sums[9] += row.service
-        sums[10] += row.gpu
-        sums[11] += row.switch
+        sums[0] += kind == 0
+        sums[1] += kind == 0 and status >= _ERROR
+        sums[2] += given
+        sums[3] += cached
+        sums[4] += made
+        sums[5] += thought
+        sums[6] += estimated
+        sums[7] += cost
+        sums[8] += waited
+        sums[9] += service
+        sums[10] += gpu
+        sums[11] += switch
     return [(*place, *sums) for place, sums in found.items()]

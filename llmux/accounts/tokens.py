@@ -39,6 +39,7 @@ _USUAL = re.compile(
     rb'(?:, ?"total_tokens": ?\d+)?(?:, ?"prompt_tokens_details": ?null)?\}'
 )
 _decode = json.JSONDecoder().raw_decode
+_new = tuple.__new__  # Tokens(…) would be a call of Python's own, for each request
 
 
 class Tokens(NamedTuple):
@@ -74,8 +75,9 @@ def tokens_of(answer: Answer) -> Tokens:
     tail = answer.tail[0] if len(answer.tail) == 1 else b"".join(answer.tail)
     at = tail.rfind(b'"usage"')
     usual = _USUAL.match(tail, at) if at >= 0 else None
-    if usual is not None and b'"timings"' not in tail:
-        return Tokens(int(usual[1]), 0, int(usual[2]))
+    if usual is not None and tail.find(b'"timings"', at) < 0:  # they stand behind it
+        read, wrote = usual.groups()
+        return _new(Tokens, (int(read), 0, int(wrote), 0, False, None, None))
     usage = _last(tail, b'"usage"')
     if usage is None or "output_tokens" in usage:
         first = _first(answer.opening, b'"usage"') if answer.opening else None

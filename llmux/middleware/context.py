@@ -226,9 +226,11 @@ class RequestContext:
         seconds = 0.0
         accounts = switcher.accounts
         if accounts is not None:
+            # Nothing that holds more: what a request leaves free is used for the next one while it is at hand.
             ended = (
                 now, switcher.requests.last_id, self.request_id, holder or "", self.asked, self.model, waited,
-                ticket, status, failure, self.route, self.sent,
+                *((None, "", 0.0) if ticket is None else (ticket.id, ticket.key, ticket.arrived + ticket.waited)),
+                status, failure, self.route.path, self.sent,
                 None
                 if exchange is None
                 else (exchange.opening, exchange.tail, exchange.events, exchange.uncounted),

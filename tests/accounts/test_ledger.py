@@ -123,7 +123,7 @@ def test_rows_of_the_last_requests_are_kept_and_no_more(begin, monkeypatch):
     for number in range(1, 251):
         ledger.put((*ended(number), number))
     until(lambda: ledger._done == 251)
-    assert [(number, row.request_id) for number, row in ledger.recent.items()] == [
+    assert [(number, row.request_id) for number, row in sorted(filter(all, ledger._recent))] == [
         (number, f"id-{number}") for number in range(151, 251)
     ]
 

@@ -5,12 +5,14 @@
     python tests/benchmarks/accounts.py ledger [--rows 10000000] [--folder /var/tmp]
 
 ``request``: two llmuxes of this tree, one with ``ledger``, run at once on one core and are put under the same load
-by turns, as ``proxy_speed.py`` does. Printed are microseconds of CPU, of the event loop's thread and of the whole
-process, and the median of the rounds' ratios.
+by turns: JSON requests, then streams of ``SHORT`` and of ``LONG`` events. What a stream costs is taken to be a
+constant and so much for each event, which the two lengths tell apart. Printed are microseconds of CPU of the whole
+process, the part of it that the event loop's thread has, the median of the rounds' differences and that of their
+ratios. What the ledger does within ``SETTLES`` seconds after a load counts.
 
-``direct``: what of that the loop's own code is, in this process, where other load can hardly be seen: a request
-that enters and ends, and an event that is passed on; by turns without a ledger and with one. The first quarter of
-the rounds counts.
+``direct``: what of that the code is, in this process, where other load can hardly be seen: a request that enters
+and ends, and an event that is passed on, in the loop, by turns without a ledger and with one; and what becomes of
+them in the ledger's thread. The first quarter of the rounds counts.
 
 ``ledger``: a ledger of so many rows over 90 days, of 20 keys and 5 models, is written; then it is asked for its
 usage, and rows are deleted. Printed are microseconds a row, the size, and the times of each.
@@ -48,23 +50,39 @@ from llmux.upstream import EngineActivity, EngineAddress
 DAYS = 90
 
 
-def thread_cpu(pid: int) -> float:
-    """Return the seconds of CPU of a process's first thread: the event loop's."""
-    fields = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
-    return int(fields[0]) / 1e9
+SHORT, LONG = 10, 200  # events of a stream
+RATE = 100  # of them a second
+SETTLES = 0.4  # seconds
+KINDS = ("a JSON request", "a stream", "an event")
 
 
-def one_round(port: int, pid: int) -> dict[str, float]:
-    """Return the microseconds of a request and of an event, of the loop's thread and of all."""
-    figures = {}
-    for what, load, count in (
-        ("request", ("full", port, proxy_speed.PATH, 32, 0.8), "complete"),
-        ("event", ("stream", port, proxy_speed.STREAM, 60, 2.6, 0.3), "chunks"),
-    ):
-        watch, before = measure.Watch(pid), thread_cpu(pid)
-        seen = watch.run(lambda load=load: measure.client(*load))
-        figures[f"{what}, loop"] = (thread_cpu(pid) - before) / seen[count] * 1e6
-        figures[f"{what}, all"] = watch.cpu / seen[count] * 1e6
+def spent(pid: int) -> tuple[float, float]:
+    """Return the microseconds of CPU that a process has had: all of it, and the event loop's thread."""
+    loop = int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0])
+    return proxy_speed.spent(pid), loop / 1000
+
+
+def under(load: tuple[Any, ...], pid: int) -> tuple[Any, tuple[float, float]]:
+    """Put a process under a load; return what the load saw, and what it cost."""
+    before = spent(pid)
+    seen = measure.client(*load)
+    time.sleep(SETTLES)
+    all_, loop = (now - then for now, then in zip(spent(pid), before, strict=True))
+    return seen, (all_, loop)
+
+
+def one_round(port: int, pid: int) -> dict[str, tuple[float, float]]:
+    """Return the microseconds of a request, a stream and an event: of all, and of the loop's thread."""
+    seen, cost = under(("full", port, proxy_speed.PATH, 32, 0.6), pid)
+    figures = {KINDS[0]: tuple(part / seen["complete"] for part in cost)}
+    by_length = []
+    for length, seconds in ((SHORT, 1.0), (LONG, 2.4)):
+        path = f"{proxy_speed.PATH}?n={length}&r={RATE}&s=200"
+        seen, cost = under(("stream", port, path, 60, seconds, 0.2), pid)
+        by_length.append([part / seen["chunks"] for part in cost])
+    pairs = list(zip(*by_length, strict=True))
+    figures[KINDS[1]] = tuple((short - long) * SHORT * LONG / (LONG - SHORT) for short, long in pairs)
+    figures[KINDS[2]] = tuple((long * LONG - short * SHORT) / (LONG - SHORT) for short, long in pairs)
     return figures
 
 
@@ -86,14 +104,15 @@ def requests(rounds: int) -> None:
         for _ in range(rounds):  # by turns, and neither is always the first
             found.append({name: one_round(*each) for name, each in running.items()})
             running = dict(reversed(running.items()))
-    for what in found[0]["plain"]:
-        without, with_ = ([one[name][what] for one in found] for name in ("plain", "metered"))
-        ratio = statistics.median(new / old for old, new in zip(without, with_, strict=True))
-        more = statistics.median(new - old for old, new in zip(without, with_, strict=True))
-        print(
-            f"{what}: plain {statistics.median(without):.1f} µs (least {min(without):.1f}), metered"
-            f" {statistics.median(with_):.1f} (least {min(with_):.1f}): {more:+.2f} µs, {ratio:.3f} times"
-        )
+    for what in KINDS:
+        for part, at in (("", 0), (", the loop's thread", 1)):
+            without, with_ = ([one[name][what][at] for one in found] for name in ("plain", "metered"))
+            ratio = statistics.median(new / old for old, new in zip(without, with_, strict=True))
+            more = statistics.median(new - old for old, new in zip(without, with_, strict=True))
+            print(
+                f"{what}{part}: plain {statistics.median(without):.2f} µs (least {min(without):.2f}), metered"
+                f" {statistics.median(with_):.2f} (least {min(with_):.2f}): {more:+.2f} µs, {ratio:.3f} times"
+            )
 
 
 class Sink:
@@ -183,17 +202,27 @@ async def direct(rounds: int = 60) -> None:
         await asyncio.gather(*(one.ready() for one in both.values()))
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)  # as llmux does
+        accounts = both["metered"].switcher.accounts
+        assert accounts is not None
+        ledger = accounts.ledger
+        assert ledger is not None
+        clock = time.pthread_getcpuclockid(ledger._thread.ident or 0)
         for what in ("requests", "events"):
-            found: dict[str, list[float]] = {name: [] for name in both}
+            found: dict[str, list[float]] = {name: [] for name in (*both, "beside")}
             for _ in range(rounds):
                 for name, one in both.items():
-                    began = time.thread_time()
+                    thread, began = time.clock_gettime(clock), time.thread_time()
                     count = getattr(one, what)()
                     found[name].append((time.thread_time() - began) / count * 1e6)
-                    await asyncio.sleep(0.08)  # what is due beside the loop is not measured
-            without, with_ = (sorted(each)[rounds // 4] for each in found.values())
+                    await asyncio.sleep(0.1)  # what is due beside the loop is not its code
+                    ledger.wake()
+                    await ledger.settled()
+                    if name == "metered":
+                        found["beside"].append((time.clock_gettime(clock) - thread) / count * 1e6)
+            without, with_, beside = (sorted(each)[rounds // 4] for each in found.values())
             print(
-                f"{what}, the loop's code: plain {without:.2f} µs, metered {with_:.2f}: {with_ - without:+.2f} µs"
+                f"{what}, the loop's code: plain {without:.2f} µs, metered {with_:.2f}: {with_ - without:+.2f} µs;"
+                f" the ledger's thread: {beside:.2f} µs"
             )
         for one in both.values():
             await one.switcher.stop()
