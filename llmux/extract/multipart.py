@@ -95,6 +95,8 @@ class MultipartScanner:
             return pos + 2
         padded = _PADDING.match(text, pos)
         end = padded.end() if padded else pos
+        if end - pos > _MAX_PADDING:
+            raise _malformed("a boundary is not followed by a line's end")
         if text.startswith(_CRLF, end):
             self._parts += 1
             if self._parts > MAX_PARTS:
@@ -102,8 +104,6 @@ class MultipartScanner:
             self._state = self._headers
             return end  # with the line's end, so that a part without headers looks like any other
         if text[end:] in (b"", b"\r") or text[pos:] == b"-":
-            if end - pos > _MAX_PADDING:
-                raise _malformed("a boundary is not followed by a line's end")
             return _wait_from(pos)
         raise _malformed("a boundary is not followed by a line's end")
 

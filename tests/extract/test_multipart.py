@@ -88,6 +88,7 @@ def test_the_last_model_field_is_found_at_any_cut(boundary, parts, preamble, epi
         (part(b"model", b"m") + b"\r\n--bc--", "line's end"),
         (part(b"model", b"m") + b"\r\n--b-x", "line's end"),
         (b"--b" + b" " * 100, "line's end"),
+        (b"--b" + b" " * 65 + part(b"model", b"m") + END, "line's end"),
         (part(b"file", b"x", more=b"; y=" + b"z" * 9000) + END, "headers"),
         (b"--b\r\n" + b"z" * 9000, "headers"),
         (part(b"x", b"y") * 1001 + END, "parts"),

@@ -227,6 +227,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "form": [
         b'\x00--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--b--\r\n',
+        b"\x01\x28--b" + b" " * 64 + b"\r\n" + _MODEL + b"\r\n\r\nm\r\n--b--",
         b"\x03\x01\x10\x30pre\r\n--b \t\r\n" + _FILE + b"\r\n--\r\n-b\r\n--b\r\n" + _MODEL + b"\r\n\r\nm\r\n--b--",
     ],
     "answer": [
