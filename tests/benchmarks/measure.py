@@ -30,7 +30,7 @@ _LISTENING = "0A"
 def build() -> None:
     """Compile what is missing or older than its source. Without Go there is no Go proxy."""
     BUILD.mkdir(exist_ok=True)
-    for name in ("engine", "client", "stamp"):
+    for name in ("engine", "client", "relay", "stamp"):
         source, program = HERE / "load" / f"{name}.c", BUILD / name
         if _older(program, source):
             subprocess.run(["gcc", "-O2", "-Wall", "-o", program, source], check=True)

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--model", default="", metavar="SETTING")
     parser.add_argument(
-        "--beside", nargs="*", default=[], metavar="PEER", choices=["go", "nginx", "haproxy", "rust"]
+        "--beside", nargs="*", default=[], metavar="PEER", choices=["go", "nginx", "haproxy", "relay", "rust"]
     )
     options = parser.parse_args()
     measure.build()

@@ -146,6 +146,8 @@ def _command(name: str, place: Place, values: dict[str, object]) -> Command:
     if name == "rust":
         file.write_text(LLMUX.format(**values))
         return ["env", "RUST_LOG=warn", original() or "llmux", "-c", file]
+    if name == "relay":
+        return [measure.BUILD / "relay", str(values["port"]), str(place.engine)]
     if name == "go":
         return [measure.BUILD / "goproxy", f"127.0.0.1:{values['port']}", f"http://127.0.0.1:{place.engine}"]
     program = _program(name)
