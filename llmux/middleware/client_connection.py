@@ -12,8 +12,8 @@ from typing import Any
 from llmux.aiohttp_internals import ServerConnection
 from llmux.errors import BadRequestError
 from llmux.middleware.context import RequestContext
-from llmux.middleware.fast_head import UNKNOWN, read
-from llmux.middleware.fast_path import FastPath, FastRequest
+from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, read
+from llmux.middleware.fast_path import FastPath, FastRequest, LastHead
 from llmux.middleware.keyring import network_of
 
 HOLD = 0.25  # seconds that the rest of a small request may take; aiohttp knows how to wait for longer
@@ -30,6 +30,7 @@ class ClientConnection(ServerConnection):
         "_fast_path",
         "_half",
         "_held",
+        "_last_head",
         "_owed",
         "_timer",
         "begun",
@@ -60,6 +61,7 @@ class ClientConnection(ServerConnection):
         self._busy = 0  # requests that aiohttp has begun with
         self._owed = 0  # bytes that belong to a request which aiohttp has the beginning of; UNKNOWN
         self._half = False  # aiohttp has half a head, which came together with a whole request
+        self._last_head: LastHead | None = None  # most clients send the same again and again
         self._held = b""  # what has come and was not passed on yet
         self._ahead = False  # that is more than is good: nothing more is read
         self._timer: asyncio.TimerHandle | None = None  # the rest of what is held takes too long
@@ -84,8 +86,17 @@ class ClientConnection(ServerConnection):
             self._at_boundary(data)
 
     def _at_boundary(self, data: bytes) -> None:
-        path = self._fast_path
-        head, _, size, digits = path.recall(data)
+        path, last = self._fast_path, self._last_head
+        head = None
+        if last is not None and data.startswith(last[1]) and last[0] is path.known:
+            _, before, after, known = last
+            start = len(before)
+            end = data.find(b"\r", start, start + MOST_DIGITS + 1)
+            digits = data[start:end]
+            if data.startswith(after, end) and digits.isdigit():
+                head, size = known, end + len(after)
+        if head is None:
+            head, _, size, digits, self._last_head = path.recall(data)
         if head is not None and not (self._busy or self.ends):
             total = size + int(digits)
             if total <= len(data) and total - size <= path.most:

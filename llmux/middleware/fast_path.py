@@ -78,8 +78,12 @@ class Connection(Flow, Protocol):
 
 
 # A request that the fast path can serve: the model as its client named it, the model, the head, the id, when it
-# came, its engine's activity, the size of its head and of all of it in bytes, and the digits of the body's length.
-Match = tuple[str, str, KnownHead, str, float, EngineActivity, int, int, bytes]
+# came, its engine's activity, its body, the size of all of it in bytes, and the digits of the body's length.
+Match = tuple[str, str, KnownHead, str, float, EngineActivity, bytes, int, bytes]
+
+# A head of which something is known: what stands before and after the digits of the body's length, and that. In
+# force as long as the first is the path's ``known``.
+LastHead = tuple[dict[bytes, KnownHead], bytes, bytes, KnownHead]
 
 
 class FastPath:
@@ -91,7 +95,7 @@ class FastPath:
         self.budget = budget
         self._switcher = reporting.switcher
         self._connecting: set[asyncio.Task[None]] = set()
-        self._known: dict[bytes, KnownHead] = {}
+        self.known: dict[bytes, KnownHead] = {}
         self._answered: list[tuple[RequestContext, int]] = []  # requests that are still to be finished
         self.open = False
         self.most = 0
@@ -119,23 +123,26 @@ class FastPath:
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
         self._knows_host = hosts.knows
-        self._known = {}
+        self.known = {}
         self.open = alone
 
-    def recall(self, data: bytes) -> tuple[KnownHead | None, bytes, int, bytes]:
+    def recall(self, data: bytes) -> tuple[KnownHead | None, bytes, int, bytes, LastHead | None]:
         """Return what is known of a request's head, what it says but for the body's length, its size, and that.
 
-        An unusual head says b"", of which nothing is known.
+        An unusual head says b"", of which nothing is known. Last comes what a connection may remember of it.
         """
         found = LENGTH.search(data, 0, MOST_KNOWN)
         if found is None:
-            return None, b"", 0, b""
+            return None, b"", 0, b"", None
         start, end = found.span(1)
         size = data.find(b"\r\n\r\n", end, MOST_KNOWN) + 4
-        name = data[:start] + data[end:size]
+        before, after = data[:start], data[end:size]
         if self._keys is not None:
-            name = self._keys.ring.digest(name)  # keys are not kept
-        return self._known.get(name), name, size, data[start:end]
+            name = self._keys.ring.digest(before + after)  # keys are not kept
+            return self.known.get(name), name, size, data[start:end], None
+        name = before + after
+        head = self.known.get(name)
+        return head, name, size, data[start:end], None if head is None else (self.known, before, after, head)
 
     def match(self, data: bytes, seen: Seen) -> Match | None:
         """Return what is known of a request that can be served here. ``data`` may have more after it."""
@@ -155,18 +162,19 @@ class FastPath:
         names = self._classes.names(None if holder is None or holder.operator else holder.name, route.path)
         known = KnownHead(head, route, dropped, holder, names)
         if head.given_id is None:  # which is new with every request
-            _, name, *same = self.recall(data)
+            _, name, *same, _ = self.recall(data)
             if name and same == [size, digits]:
-                if len(self._known) >= KNOWN:
-                    self._known.clear()
-                self._known[name] = known
+                if len(self.known) >= KNOWN:
+                    self.known.clear()
+                self.known[name] = known
         return self.match_known(data, known, size, total, digits)
 
     def match_known(self, data: bytes, head: KnownHead, size: int, total: int, digits: bytes) -> Match | None:
         """Return what is known of a request that can be served here, by its head and its body."""
         switcher = self._switcher
         began = switcher.now()
-        asked = self._named(data[size:total], head.route.path)
+        body = data[size:total]
+        asked = self._named(body, head.route.path)
         model = None if asked is None else head.names.get(asked)
         if model is None or asked is None:
             return None
@@ -180,7 +188,7 @@ class FastPath:
             name = given.decode("ascii")
             if request_id(name) != name:
                 return None
-        return asked, model, head, name, began, activity, size, total, digits
+        return asked, model, head, name, began, activity, body, total, digits
 
     def refusal(self, client: Connection, head: FastHead) -> tuple[bytes, bool] | None:
         """Return the answer for a request without a key, and whether the connection can be used again.
@@ -211,7 +219,7 @@ class FastPath:
 
     def start(self, client: Connection, match: Match, data: bytes) -> None:
         """Admit the request and send it to its engine, or hand it over."""
-        asked, model, head, request_id, began, activity, size, total, digits = match
+        asked, model, head, request_id, began, activity, body, total, digits = match
         switcher = self._switcher
         if total < len(data):
             client.keep(data[total:])
@@ -219,7 +227,7 @@ class FastPath:
         connection = self.forwarder.pool.take(activity)
         context = RequestContext(self.reporting, request_id, head.route, began)
         context.asked, context.model, context.holder = asked, model, head.holder
-        context.sent = total - size
+        size = context.sent = len(body)
         ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
         admission = ticket.admission
         definition = None if admission is None else admission.definition
@@ -234,7 +242,7 @@ class FastPath:
                 self.forwarder.pool.release(connection, activity)
             client.hand_over(context, data)
             return
-        self.budget.take(total - size)
+        self.budget.take(size)
         ident = request_id.encode()
         address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
         exchange = context.exchange = Exchange(
@@ -247,10 +255,10 @@ class FastPath:
             anthropic=head.anthropic,
             count=None if switcher.accounts is None else switcher.accounts.later,
         )
-        request = client.fast_request = FastRequest(self, client, context, exchange, data, total - size)
+        request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
         ticket.attach(exchange.cut)
-        exchange.on_cut = request.relay.cut
-        message = head.engine_head(address.host_header, digits, ident) + data[size:]
+        exchange.on_cut = request.cut
+        message = head.engine_head(address.host_header, digits, ident) + body
         if connection is None:
             task = client.loop.create_task(self._connect(request, message), name="llmux: connect on the fast path")
             self._connecting.add(task)
@@ -263,10 +271,10 @@ class FastPath:
         try:
             connection = await self.forwarder.connect(exchange.address)
         except EngineRefusedError as error:
-            request.relay.response_lost(error)
+            request.response_lost(error)
             return
         except Exception as error:  # noqa: BLE001 - nothing else would end the request
-            request.relay.response_lost(
+            request.response_lost(
                 EngineRefusedError(f"No connection to the engine at {exchange.address}: {error!r}.")
             )
             return
@@ -320,21 +328,10 @@ def object_of(body: bytes) -> dict[str, Any] | None:
     return value
 
 
-class FastRequest:
-    """One request on the fast path: its client's side, and its end."""
+class FastRequest(Relay):
+    """One request on the fast path: the relay of its answer, which is its client's side as well, and its end."""
 
-    __slots__ = (
-        "_connection",
-        "_path",
-        "_raw",
-        "_size",
-        "client",
-        "context",
-        "exchange",
-        "flow",
-        "keep_alive",
-        "relay",
-    )
+    __slots__ = ("_path", "_raw", "_size", "client", "context", "flow", "keep_alive")
 
     modern = True
 
@@ -350,22 +347,19 @@ class FastRequest:
         self.client = client
         self.flow: Flow = client
         self.context = context
-        self.exchange = exchange
         self.keep_alive = True
         self._path = path
         self._raw = raw
         self._size = size
-        self._connection: EngineConnection | None = None
-        self.relay = Relay(self, exchange, client.loop, self._ended)
+        super().__init__(self, exchange, client.loop, self._ended)
 
     def send(self, connection: EngineConnection, message: bytes) -> None:
         """Send the request, unless it is over."""
-        if self.relay.over:
+        if self.over:
             connection.abort()
             return
         self._connection = connection
-        self.relay.attach(connection)
-        connection.begin(self.relay)
+        connection.begin(self)
         connection.write_whole(message)
 
     # ---- the relay's client
@@ -376,7 +370,7 @@ class FastRequest:
         assert transport is not None
         return transport
 
-    def response_started(self, head: ResponseHead, *, keep_alive: bool) -> None:  # noqa: ARG002
+    def head_made(self, head: ResponseHead, *, keep_alive: bool) -> None:  # noqa: ARG002
         """Take note of whether the connection can be used again."""
         self.keep_alive = keep_alive
 
@@ -397,24 +391,19 @@ class FastRequest:
 
     # ---- the end
 
-    def client_closed(self) -> None:
-        """Take note that the client has closed its connection."""
-        self.relay.client_closed()
-
     def _ended(self, error: Exception | None) -> None:
         path, context, exchange, connection = self._path, self.context, self.exchange, self._connection
         switcher = path.reporting.switcher
-        self.relay.detach()
+        self.detach()
         exchange.on_cut = None
         exchange.ended_at = switcher.now()
         path.budget.give_back(self._size)
-        self._connection = None
         if error is None:
             assert connection is not None
             assert context.model is not None
             assert exchange.status is not None
             path.forwarder.pool.release(connection, exchange.activity)
-            if exchange.blames_engine(None):
+            if exchange.broken is not None and exchange.blames_engine(None):
                 switcher.suspect(context.model, refused=False)
             path.finish_soon(self.client.loop, context, exchange.status)
             self.client.go_on(keep_alive=self.keep_alive)

@@ -65,7 +65,7 @@ class AiohttpClient:
         tap = self._request.get(TAP)
         return transport if tap is None else cast("asyncio.Transport", _Tapped(transport, tap))
 
-    def response_started(self, head: ResponseHead, *, keep_alive: bool) -> None:
+    def head_made(self, head: ResponseHead, *, keep_alive: bool) -> None:
         """Make what aiohttp gets to see of it."""
         self.response = RelayedResponse(self._request, head.status, head.reason, keep_alive=keep_alive)
 

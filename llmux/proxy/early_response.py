@@ -151,7 +151,7 @@ class ResumedRelay(Relay):
         self._begin_body(stream=self._early.stream)
         self.exchange.first_byte_at = self._loop.time()
         self._responding = True
-        self._client.response_started(head, keep_alive=self._client.keep_alive)
+        self._client.head_made(head, keep_alive=self._client.keep_alive)
 
     def response_data(self, data: bytes) -> None:
         """Pass the bytes on, or keep what the engine says of its error."""

@@ -46,7 +46,7 @@ class ExtraFields(NamedTuple):
         return cls(lines, frozenset(names))
 
 
-_ERROR = 400  # the least status that is one
+ERROR = 400  # the least status that is one
 
 
 @dataclass(eq=False, slots=True)
@@ -105,7 +105,7 @@ class Exchange:
     @property
     def answered_well(self) -> bool:
         """Whether the engine's answer shows that the model is there: an error may come from what is before it."""
-        return self.status is not None and self.status < _ERROR
+        return self.status is not None and self.status < ERROR
 
     @property
     def usage(self) -> Usage:

@@ -51,7 +51,7 @@ from typing import Protocol
 from llmux.core.effects import CutReason
 from llmux.errors import CancelledRequestError, EngineError, RequestError, UnavailableError
 from llmux.proxy.envelope import error_event
-from llmux.proxy.exchange import Exchange
+from llmux.proxy.exchange import ERROR, Exchange
 from llmux.proxy.heads import response_head
 from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT, MANY, SMALL, EventCount
 from llmux.upstream import EngineConnection, Framing, ResponseHead
@@ -107,6 +107,10 @@ _FLUSH_TIMEOUT = 10.0
 # in its buffer, as after a half-close, reports nothing before they are gone.
 _LOOK_EVERY = 1.0
 _RESET = struct.pack("ii", 1, 0)
+# Module constants: reading a member off its enum costs more.
+_CHUNKED = Framing.CHUNKED
+_UNTIL_CLOSE = Framing.UNTIL_CLOSE
+_TUNNEL = Framing.TUNNEL
 _OPENING = 64  # bytes of an event stream's beginning within which no event is whole
 
 _CUT_MESSAGES = {
@@ -141,7 +145,7 @@ class Client(Protocol):
     def open_transport(self) -> asyncio.Transport:
         """Return the transport. Raises ClientGoneError when it is closed."""
 
-    def response_started(self, head: ResponseHead, *, keep_alive: bool) -> None:
+    def head_made(self, head: ResponseHead, *, keep_alive: bool) -> None:
         """Take note of the response that the relay is about to write."""
 
     def bytes_written(self, count: int) -> None:
@@ -224,25 +228,25 @@ class Relay:
     def response_started(self, head: ResponseHead) -> None:
         """Make the client's head, to be written together with the first bytes."""
         assert self._connection is not None
-        framing = head.framing
-        modern = self._client.modern
-        keep_alive = self._client.keep_alive
-        if framing is Framing.CHUNKED:
+        framing, client = head.framing, self._client
+        modern, keep_alive = client.modern, client.keep_alive
+        if framing is _CHUNKED:
             if modern:
                 self._chunked = True
                 self._pass_chunks(self._connection)
             else:
                 self._connection.unchunk()
                 self._close_delimited = True
-        elif framing is Framing.UNTIL_CLOSE:
+        elif framing is _UNTIL_CLOSE:
             self._chunked = self._chunk = modern
             self._close_delimited = not modern
-        if self._close_delimited or framing is Framing.TUNNEL:
+        if self._close_delimited or framing is _TUNNEL:
             keep_alive = False
         connection = None
-        if framing is not Framing.TUNNEL and keep_alive is not modern:
+        if keep_alive is not modern and framing is not _TUNNEL:
             connection = b"keep-alive" if keep_alive else b"close"
-        self._begin_body(stream=head.event_stream and not head.encoded and self._chunked)
+        if self._chunked and head.event_stream and not head.encoded:
+            self._begin_body(stream=True)
         self._head = response_head(
             head,
             self._connection.length,
@@ -252,8 +256,8 @@ class Relay:
         )
         self.exchange.status = head.status
         self._responding = True
-        self._client.response_started(head, keep_alive=keep_alive)
-        if framing is Framing.TUNNEL:
+        client.head_made(head, keep_alive=keep_alive)
+        if framing is _TUNNEL:
             self._tunnel = Tunnel(self._connection, self._transport, self.client_closed)
 
     def response_data(self, data: bytes) -> None:
@@ -283,7 +287,7 @@ class Relay:
             transport.write(data)
         exchange.bytes_out += len(data)
         activity = exchange.activity
-        if exchange.answered_well:
+        if exchange.status < ERROR:  # type: ignore[operator]
             activity.last_byte = now
         if activity.counting or self._uncounted is not None:
             self._count(data)

@@ -82,18 +82,19 @@ _new = tuple.__new__  # Usage(…) would be a call of Python's own, with each re
 
 def usage_of(opening: bytes, tail: Sequence[bytes]) -> Usage:
     """Return the usage told in the last blocks of an answer, completed from its opening."""
-    last = _last_report(tail[0] if len(tail) == 1 else b"".join(tail))
+    text = tail[0] if len(tail) == 1 else b"".join(tail)
+    at = text.rfind(_REPORT)
+    if at >= 0 and (usual := _USUAL.match(text, at)) is not None:
+        given, made, also_made, also_given = usual.groups()
+        return _new(Usage, (int(given or also_given), int(made or also_made)))
+    last = _last_report(text, at)
     if last.input is not None or not opening:
         return last
     first = _first_report(opening)  # a short stream is all there, its end as well
     return Usage(first.input, first.output if last.output is None else last.output)
 
 
-def _last_report(text: bytes) -> Usage:
-    at = text.rfind(_REPORT)
-    if at >= 0 and (usual := _USUAL.match(text, at)) is not None:
-        given, made, also_made, also_given = usual.groups()
-        return _new(Usage, (int(given or also_given), int(made or also_made)))
+def _last_report(text: bytes, at: int) -> Usage:
     while at >= 0:
         given, made = _figure(text, at, _INPUTS), _figure(text, at, _OUTPUTS)
         if given is not None or made is not None:

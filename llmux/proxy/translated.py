@@ -145,7 +145,7 @@ class TranslatingRelay(Relay):
             connection=connection,
         )
         self._responding = True
-        self._client.response_started(head, keep_alive=keep_alive)
+        self._client.head_made(head, keep_alive=keep_alive)
 
     def _whole(self) -> None:
         """Translate an answer in one piece."""

@@ -42,11 +42,14 @@ from llmux.upstream.engine import EngineLostError, EngineProtocolError
 from llmux.upstream.head import (
     CHUNK_STARTS,
     MAX_HEAD,
+    MOST_DIGITS,
+    MOST_KNOWN,
     ChunkError,
     ChunkTracker,
     Framing,
     ResponseHead,
     are_chunks,
+    around_length,
     parse_head,
 )
 
@@ -66,6 +69,7 @@ _TCP_INFO = 256  # bytes of what Linux tells of a connection
 _END_OF_HEAD = b"\r\n\r\n"
 _START_OF_HEAD = b"HTTP/1."
 _CRLF = b"\r\n"
+_CR = b"\r"
 
 AT_ONCE = 8  # chunks that have passed, of which the sink is told in one call
 
@@ -77,6 +81,10 @@ _LENGTH = Framing.LENGTH
 _CHUNKED = Framing.CHUNKED
 _UNTIL_CLOSE = Framing.UNTIL_CLOSE
 _TUNNEL = Framing.TUNNEL
+
+
+# A head as ``around_length`` has it, and what it says.
+LastHead = tuple[bytes, bytes, ResponseHead]
 
 
 class ResponseSink(Protocol):
@@ -128,6 +136,7 @@ class EngineConnection(asyncio.Protocol):
         "_head_request",
         "_interim",
         "_interim_since",
+        "_last_head",
         "_left",
         "_passed",
         "_payload",
@@ -174,6 +183,7 @@ class EngineConnection(asyncio.Protocol):
         self._buffer = b""
         self._interim = 0  # bytes of interim responses since the request
         self._interim_since = 0.0
+        self._last_head: LastHead | None = None  # most engines send the same again and again
         self._left = 0
         self._chunks: ChunkTracker | None = None
         self._payload: list[bytes] | None = None
@@ -194,6 +204,8 @@ class EngineConnection(asyncio.Protocol):
         self._framing = None
         self._head_request = head_request
         self._upgrade = upgrade
+        if head_request or upgrade:
+            self._last_head = None  # the same head would mean something else
         self._interim = 0
         self._request_sent = False
         self._begun = self.loop.time()
@@ -316,7 +328,8 @@ class EngineConnection(asyncio.Protocol):
         if framing is _CHUNKED:
             self._chunked_data(sink, data)
         elif framing is None:
-            self._head_data(sink, data)
+            if self._last_head is None or self._buffer or not self._same_head(sink, self._last_head, data):
+                self._head_data(sink, data)
         elif framing is _LENGTH:
             left = self._left - len(data)
             if left > 0:
@@ -366,6 +379,20 @@ class EngineConnection(asyncio.Protocol):
         if self._counter is not None and payload is None and data and self._sink is sink:
             self._between = self._chunks.between_chunks
 
+    def _same_head(self, sink: ResponseSink, last: LastHead, data: bytes) -> bool:
+        """Begin with the body, if these bytes begin with the last head again, but for the length."""
+        before, after, head = last
+        if not data.startswith(before):
+            return False
+        start = len(before)
+        end = data.find(_CR, start, start + MOST_DIGITS + 1) if after else start
+        length = data[start:end]
+        if not data.startswith(after, end) or (after and not length.isdigit()):
+            return False
+        self.length = length
+        self._body_begins(sink, head, data[end + len(after) :])
+        return True
+
     def _head_data(self, sink: ResponseSink, data: bytes) -> None:
         if self._buffer:
             data = self._buffer + data
@@ -403,6 +430,10 @@ class EngineConnection(asyncio.Protocol):
             self._count_interim(len(data))
             if self.on_interim is not None:
                 self.on_interim(data)
+        elif len(data) <= MOST_KNOWN and not (self._head_request or self._upgrade):
+            before, after = around_length(data)
+            # A length that stands there in an unusual way is read by the parser each time.
+            self._last_head = (before, after, head) if after or not self.length else None
         return head
 
     def _count_interim(self, size: int) -> None:

@@ -185,7 +185,8 @@ _ParserUpgrade: type[Exception] = _extension.HttpParserUpgrade  # type: ignore[a
 
 MAX_HEAD = 65536
 SWITCHING_PROTOCOLS = 101
-_MOST_KNOWN = 2048  # bytes of a head that is remembered
+MOST_KNOWN = 2048  # bytes of a head that is remembered
+MOST_DIGITS = 15  # of a length
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?(\d{1,15})\r\n")
 _FIRST_FINAL = 200
 _WITHOUT_BODY = frozenset({204, 304})
@@ -257,12 +258,21 @@ def parse_head(data: bytes, *, to_head_request: bool, upgrade: bool) -> tuple[Re
     remembered. Raises EngineProtocolError.
     """
     found = _LENGTH.search(data)
-    if len(data) > _MOST_KNOWN:
+    if len(data) > MOST_KNOWN:
         return _parse(data, to_head_request, upgrade)
     if found is None:
         return _known(data, to_head_request, upgrade)
     start, end = found.span(1)
     return _known(data[:start] + b"0" + data[end:], to_head_request, upgrade)[0], data[start:end]
+
+
+def around_length(data: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before and after the length's digits in a whole head; all of it and b"" without one."""
+    found = _LENGTH.search(data)
+    if found is None:
+        return data, b""
+    start, end = found.span(1)
+    return data[:start], data[end:]
 
 
 def _parse(data: bytes, to_head_request: bool, upgrade: bool) -> tuple[ResponseHead | None, bytes]:

@@ -78,6 +78,63 @@ async def test_what_is_known_of_a_head_serves_requests_of_any_length(house, monk
     assert len(judged) == 2
 
 
+async def test_a_head_that_comes_again_on_a_connection_is_read_again_in_its_length_only(house, fast, monkeypatch):
+    recalled = []
+    recall = house.front.fast_path.recall
+
+    def noted(data):
+        recalled.append(data)
+        return recall(data)
+
+    monkeypatch.setattr(house.front.fast_path, "recall", noted)
+    line = await house.line()
+    for words in (3, 300, 1, 30):
+        body = {"model": "a", "prompt": "x " * words}
+        line.send(message("POST", "/v1/completions", body, Accept="*/*"))
+        assert (await line.reply()).body == b"ok"
+        assert house.engine.bodies[-1] == json.dumps(body).encode()
+    assert len(recalled) == 3  # the first, by the one that judged it, and the second
+    line.send(message("POST", "/v1/completions", {"model": "a"}, Accept="text/html"))
+    assert (await line.reply()).body == b"ok"
+    assert b"Accept: text/html" in house.engine.heads[-1]
+    assert fast == [True] * 5
+
+
+@pytest.mark.parametrize("length", ["-2", "2x", "", "+2", "1" * 16, "2, 2", "2\r\nContent-Length: 3", "2\r\nX: 1"])
+async def test_a_length_is_judged_anew_with_a_head_that_is_known(house, length):
+    """On a connection that knows the head as on one that does not."""
+    data = message("POST", "/v1/completions", {"model": "a"}, Accept="*/*")
+    odd = re.sub(rb"Content-Length: \d+", b"Content-Length: " + length.encode(), data)
+    used, fresh = await house.line(), await house.line()
+    for _ in range(3):
+        used.send(data)
+        assert (await used.reply()).status == 200
+    heads = len(house.engine.heads)
+    replies = []
+    for line in (used, fresh):
+        line.send(odd)
+        reply = await line.reply()
+        replies.append((reply.status, reply.body))
+    assert replies[0] == replies[1]
+    assert replies[0][0] in {400, 413}
+    assert len(house.engine.heads) == heads
+
+
+async def test_what_a_connection_knows_of_a_head_ends_with_the_configuration(house, fast):
+    data = message("POST", "/v1/completions", {"model": "alias"}, Accept="*/*")
+    line = await house.line()
+    statuses = []
+    for aliases in (["alias"], [], ["alias"]):
+        config = house.config(models={"a": {"aliases": aliases}, "b": {}})
+        house.switcher.replace(config)
+        house.front.configure(config)
+        for _ in range(3):
+            line.send(data)
+            statuses.append((await line.reply()).status)
+    assert statuses == [200] * 3 + [404] * 3 + [200] * 3
+    assert True in fast
+
+
 TEXT = st.text(max_size=6) | st.sampled_from(["model", "a", "Model", "\ud83d\ude00"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
@@ -120,7 +177,7 @@ async def test_what_is_known_is_bounded(house, fast, most):
     for number in range(most):
         data = message("POST", "/v1/completions", {"model": "a"}, X_Number=str(number))
         assert (await house.raw(data)).status == 200
-    assert len(house.front.fast_path._known) <= KNOWN
+    assert len(house.front.fast_path.known) <= KNOWN
     assert fast == [True] * most
 
 

@@ -179,8 +179,13 @@ async def test_no_key_is_kept_with_what_is_known_of_a_head(house, fast):
     await house.open(api_keys=[HASH])
     for _ in range(3):
         assert (await ask(house, f"X-API-Key: {KEY}")).status == 200
-    assert fast == [False, True, True]
-    known = house.front.fast_path._known
+    line = await house.line()
+    for _ in range(3):
+        line.send(request(f"X-API-Key: {KEY}"))
+        assert (await line.reply()).status == 200
+    assert [one._last_head for one, _ in house._runner.server.open_connections()][-1:] == [None]
+    assert fast == [False, True, True, True, True, True]
+    known = house.front.fast_path.known
     assert len(known) == 1
     lines = [line for head in known.values() for line in head._lines]
     assert KEY.encode() not in b"".join([*known, *lines])

@@ -69,7 +69,7 @@ class Reader:
     def open_transport(self) -> Any:
         return self.pipe
 
-    def response_started(self, head: Any, *, keep_alive: bool) -> None:
+    def head_made(self, head: Any, *, keep_alive: bool) -> None:
         pass
 
     def bytes_written(self, count: int) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmux.errors import EngineError, UnavailableError
 from llmux.proxy import error_response
 from llmux.proxy.exchange import path_of
 from llmux.proxy.heads import response_head
-from llmux.upstream import EngineAddress, EngineProtocolError
-from llmux.upstream.head import ChunkTracker, Framing, are_chunks, is_one_chunk, parse_head
+from llmux.upstream import EngineAddress, EngineConnection, EngineProtocolError
+from llmux.upstream import connection as connection_module
+from llmux.upstream.head import ChunkTracker, Framing, ResponseHead, are_chunks, is_one_chunk, parse_head
 
 
 @pytest.mark.parametrize(
@@ -218,3 +221,120 @@ def test_a_length_that_says_nothing_clear_is_refused_each_time(fields):
 def test_nothing_may_stand_before_the_head_of_an_answer(before):
     with pytest.raises(EngineProtocolError, match="not HTTP"):
         parse_head(before + b"HTTP/1.1 200 OK\r\n\r\n", to_head_request=False, upgrade=False)
+
+
+class Sink:
+    """Notes what a connection tells of an answer."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.body = b""
+
+    def response_started(self, head: ResponseHead) -> None:
+        self.told.append((head.status, head.framing, head.keep_alive, head.fields))
+
+    def response_data(self, data: bytes) -> None:
+        self.body += data
+
+    def response_ended(self) -> None:
+        self.told.append("ended")
+
+    def response_lost(self, error: Exception) -> None:
+        self.told.append(repr(error))
+
+
+class Wire:
+    """A transport that takes what it is given."""
+
+    def __init__(self) -> None:
+        self.closing = False
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
+
+def answered(
+    connection: EngineConnection, pieces: list[bytes], *, to_head_request: bool = False
+) -> tuple[Any, ...]:
+    """Return what a connection makes of one more answer."""
+    sink = Sink()
+    connection.begin(sink, head_request=to_head_request)
+    connection.write_whole(b"request")
+    for piece in pieces:
+        connection.data_received(piece)
+    length = connection.length if isinstance(next(iter(sink.told), None), tuple) else b""
+    return sink.told, sink.body, length, connection.reusable, connection._sink is sink
+
+
+def connected(loop: asyncio.AbstractEventLoop) -> EngineConnection:
+    connection = EngineConnection(loop)
+    connection.connection_made(Wire())  # type: ignore[arg-type]
+    return connection
+
+
+LENGTHS = ["", "0", "2", "02", "2x", "x", "-2", "999999999999999", "1" * 16, "2\r\nContent-Length: 2", "2 "]
+HEADS = st.builds(
+    lambda status, name, after: f"HTTP/1.1 {status}\r\nServer: x\r\n{name}\r\n{after}\r\n".encode(),
+    st.sampled_from(["200 OK", "204 No", "404 Not Found", "100 Continue"]),
+    st.sampled_from(
+        ["Content-Length: {}", "content-length:{}", "CONTENT-LENGTH: {}", "X-A: {}", "Transfer-Encoding: chunked"]
+    ),
+    st.sampled_from(["", "X-B: 1\r\n", "Content-Length: 2\r\n", "Connection: close\r\n"]),
+)
+ANSWERS = st.tuples(st.sampled_from(LENGTHS), st.booleans(), st.integers(0, 200))
+BODIES = st.sampled_from([b"", b"ok", b"okay", b"2\r\nok\r\n0\r\n\r\n", b"2\r\nok\r\n"])
+
+
+@settings(max_examples=400, deadline=None)
+@given(HEADS, BODIES, st.lists(ANSWERS, min_size=2, max_size=4), HEADS, st.integers(0, 3))
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", b"ok", [("2", False, 0), ("2x", False, 0)], b"", 9)
+@example(b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH: {}\r\n\r\n", b"ok", [("2", False, 0)] * 2, b"", 9)
+def test_a_head_means_the_same_to_a_connection_that_has_seen_one_like_it(head, body, answers, other, at):
+    """Whatever came before on a connection, it makes of an answer what a fresh one makes of it."""
+    loop = asyncio.new_event_loop()
+    try:
+        used = connected(loop)
+        for number, (length, to_head_request, cut) in enumerate(answers):
+            whole = (other if number == at else head).replace(b"{}", length.encode()) + body
+            pieces = [piece for piece in (whole[:cut], whole[cut:]) if piece]
+            found = answered(used, pieces, to_head_request=to_head_request)
+            assert found == answered(connected(loop), pieces, to_head_request=to_head_request)
+            if not used.reusable or found[-1]:  # it would not be used again
+                break
+    finally:
+        loop.close()
+
+
+def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch):
+    """But for the length, which may be another; after a request for a head alone it is parsed once more."""
+    parsed = []
+    parse = connection_module.parse_head
+
+    def noted(data, **options):
+        parsed.append(data)
+        return parse(data, **options)
+
+    monkeypatch.setattr(connection_module, "parse_head", noted)
+    loop = asyncio.new_event_loop()
+    try:
+        used = connected(loop)
+        for body in (b"ok", b"a longer one", b"", b"ok"):
+            data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-A: 1\r\n\r\n%b" % (len(body), body)
+            told, read, length, reusable, _ = answered(used, [data])
+            assert (told[-1], read, int(length), reusable) == ("ended", body, len(body), True)
+        assert len(parsed) == 1
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\n\r\n"
+        assert answered(used, [head], to_head_request=True)[0][-1] == "ended"
+        assert answered(used, [head], to_head_request=False)[0][-1] != "ended"
+    finally:
+        loop.close()
+    assert len(parsed) == 3
