@@ -90,7 +90,9 @@ def end_rides(s: State, models: Iterable[Model]) -> None:
 
 def is_open(s: State, model: Model) -> bool:
     """Whether a request for it would be admitted at once."""
-    if model.phase is not AWAKE or model.queue or s.lease is not None or not model.has_room:
+    limit = model.spec.max_in_flight  # ``has_room`` in line, as it is asked twice with each request
+    full = limit is not None and len(model.in_flight) >= limit
+    if model.phase is not AWAKE or full or model.probe.suspected or model.queue or s.lease is not None:
         return False
     return s.lifecycle is READY or not s.stopping
 

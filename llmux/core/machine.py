@@ -126,12 +126,13 @@ def _request(s: State, request: int) -> Request:
 
 def _request_finished(s: State, event: ev.RequestFinished) -> None:
     request = _request(s, event.request)
-    if request.admitted is None:
+    model, admitted = request.model, request.admitted
+    if admitted is None:
         raise InvalidEventError(f"request {event.request} was not admitted")
     if event.keep is not None:
-        request.model.keep = event.keep
-    del request.model.in_flight[request.id]
-    request.model.meter.answered(s.now, len(request.model.in_flight), s.now - request.admitted)
+        model.keep = event.keep
+    del model.in_flight[request.id]
+    model.meter.answered(s.now, len(model.in_flight), s.now - admitted)
     _left(s, request)
 
 

@@ -44,7 +44,9 @@ class EngineLoad:
     def changed(self, now: float, in_flight: int, *, answered: bool = False) -> None:
         """Take in that ``in_flight`` requests are served from now on, because one was answered or otherwise."""
         if self._in_flight:
-            level = min(self._in_flight.bit_length(), LEVELS) - 1
+            level = self._in_flight.bit_length() - 1
+            if level >= LEVELS:
+                level = LEVELS - 1
             self._streams[level] += (now - self._since) * self._in_flight
             if answered:
                 self._answers[level] += 1.0
@@ -199,7 +201,8 @@ class Meter(EngineLoad):
         """Take in an arrival."""
         self._arrivals = self._arrivals * math.exp((self._seen - now) / ARRIVAL_WINDOW) + 1.0
         self._seen = now
-        self._successors.arrived(self._name, now)
+        if self._successors.last is not None:
+            self._successors.arrived(self._name, now)
 
     def answered(self, now: float, in_flight: int, took: float) -> None:
         """Take in that one that was served for ``took`` seconds has been answered, and how many are served now."""

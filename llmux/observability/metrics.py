@@ -255,18 +255,23 @@ class Metrics(Collector):
         if child is None:
             child = self._status(entry, status)
         child.count += 1
-        if first_byte is not None:
-            child.duration.observe(first_byte)
+        if first_byte is not None:  # observed in line, as it is done with each request
+            took = child.duration
+            took.counts[bisect_left(took.bounds, first_byte)] += 1
+            took.total += first_byte
         if waited:
             entry.wait.observe(waited)
         else:  # most do not wait
             entry.wait.counts[0] += 1
         if whole is not None:
-            child.whole.observe(whole)
-        if tokens[0] is not None:
-            _add(entry.tokens, "input", tokens[0])
-        if tokens[1] is not None:
-            _add(entry.tokens, "output", tokens[1])
+            took = child.whole
+            took.counts[bisect_left(took.bounds, whole)] += 1
+            took.total += whole
+        read, written = tokens
+        if read is not None:
+            _add(entry.tokens, "input", read)
+        if written is not None:
+            _add(entry.tokens, "output", written)
 
     def hook_ended(self, model: str, hook: str, seconds: float, ok: bool) -> None:
         """Count one run of a hook."""
