@@ -86,13 +86,11 @@ checkpoint() { # run cuda-checkpoint, for $1 seconds at most
 }
 
 members() { # the processes of the engine's group
-	for file in /proc/[0-9]*/stat; do
-		{ read -r stat <"$file"; } 2>/dev/null || continue
-		number=${stat%% *}
-		stat=${stat##*) }
-		group=${stat#* * }
-		[ "${group%% *}" != "$pid" ] || [ "${stat%% *}" = Z ] || echo "$number"
-	done
+	cat /proc/[0-9]*/stat 2>/dev/null | LEADER=$pid awk '{
+		number = $1
+		sub(/^.*\) /, "") # the name, which may hold spaces: what follows is state, parent, group
+		if ($3 == ENVIRON["LEADER"] && $1 != "Z") print number
+	}'
 }
 
 look() { # set $states: one pid:state for each process that uses CUDA. The others have no state.

@@ -114,12 +114,11 @@ own_pids() { # the engine's processes, a line each
 		[ -n "$leader" ] || [ ! -r "$file" ] || read -r leader _ <"$file"
 	done
 	[ -n "$leader" ] || return 0
-	for file in /proc/[0-9]*/stat; do
-		{ read -r stat <"$file"; } 2>/dev/null || continue
-		rest=${stat##*) }
-		rest=${rest#* * }
-		[ "${rest%% *}" != "$leader" ] || echo "${stat%% *}"
-	done
+	cat /proc/[0-9]*/stat 2>/dev/null | LEADER=$leader awk '{
+		number = $1
+		sub(/^.*\) /, "") # the name, which may hold spaces: what follows is state, parent, group
+		if ($3 == ENVIRON["LEADER"]) print number
+	}'
 }
 
 own_processes_are_small() { # what the engine's processes hold; what has no figure is left to the GPU's figures

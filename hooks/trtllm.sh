@@ -90,7 +90,7 @@ is_ready() { get "$url$health_path" >/dev/null && is_ours; }
 order() { # METHOD PATH [SECONDS]: a signed request; sets $status and $answer, as ask does
 	method=$1 address=$url$2 seconds=${3:-${ASK_SECONDS:-5}}
 	answer='' status=none code=0
-	answer=$(python3 -c 'import hashlib, hmac, os, secrets, signal, sys, time, urllib.error as e, urllib.request as r
+	answer=$(python3 -I -S -c 'import hashlib, hmac, os, secrets, signal, sys, time, urllib.error as e, urllib.request as r
 method, url, path, seconds = sys.argv[1:]
 signal.setitimer(signal.ITIMER_REAL, float(seconds))
 now, nonce, body = str(int(time.time())), secrets.token_hex(16), b"{}" if method == "POST" else b""

@@ -8,9 +8,14 @@ ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. 
 		# A key goes through standard input: the list of processes shows none.
 		set -- -sS --noproxy '*' --max-time "$seconds" -X "$method" -w '\n%{http_code}'
 		[ -z "$json" ] || set -- "$@" -H 'Content-Type: application/json' --data-binary "$json"
-		answer=$(printf '%s\n' "${auth:+header = $(json_text "$auth")}" | curl -K - "$@" "$address" 2>/dev/null) || code=$?
+		header=${auth:+header = $(json_text "$auth")}
+		answer=$(
+			curl -K - "$@" "$address" 2>/dev/null <<-END
+				$header
+			END
+		) || code=$?
 	elif has python3; then
-		answer=$(AUTH=${auth:-} python3 -c 'import os, signal, sys, urllib.error as e, urllib.request as r
+		answer=$(AUTH=${auth:-} python3 -I -S -c 'import os, signal, sys, urllib.error as e, urllib.request as r
 method, url, body, seconds = sys.argv[1:]
 signal.setitimer(signal.ITIMER_REAL, float(seconds))
 request = r.Request(url, body.encode() or None, method=method)
@@ -65,20 +70,28 @@ answered() { # what it answered, in a line to be read
 	esac
 }
 
-json_text() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')"; }
+json_text() {
+	case $1 in
+	*[\\\"]*) printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')" ;;
+	*) printf '"%s"' "$1" ;;
+	esac
+}
 
 expected() { # does what answers say what only this server says? Without EXPECT there is nothing to go by.
 	[ -n "${EXPECT:-}" ] || return 0
-	served=$(get "$url${EXPECT_PATH:-/v1/models}") || return 1
-	case $served in
+	ask GET "$url${EXPECT_PATH:-/v1/models}" || return 1
+	case $answer in
 	*"$EXPECT"*) ;;
 	*) return 1 ;;
 	esac
 }
 
 answers_as() { # does a server answer there which says that $1 is its model, and not another one?
-	served=$(get "$url/v1/models" | tr -d '[:space:]') || return 1
-	case $served in
+	ask GET "$url/v1/models" || return 1
+	case $answer in
+	*"\"id\":\"$1\""* | *"\"id\": \"$1\""*) return ;;
+	esac
+	case $(printf %s "$answer" | tr -d '[:space:]') in
 	*"\"id\":\"$(printf %s "$1" | tr -d '[:space:]')\""*) ;;
 	*) return 1 ;;
 	esac

@@ -21,7 +21,7 @@ engine_runs() { # is the process of the pid file left, or one that it started? Z
 	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
 	[ -r /proc/self/stat ] || return 0
 	[ "${started#*-}" = "$boot" ] || return 1
-	for file in /proc/[0-9]*/stat; do
+	for file in "/proc/$pid/stat" /proc/[0-9]*/stat; do # the shell reads byte by byte: as few as it takes
 		{ read -r stat <"$file"; } 2>/dev/null || continue
 		stat=${stat##*) }
 		group=${stat#* * }
@@ -142,10 +142,13 @@ stop_engine() {
 }
 
 set_up() { # with the script's arguments: from here on, the process can be looked for
-	boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+	boot=''
+	[ ! -r /proc/sys/kernel/random/boot_id ] || read -r boot </proc/sys/kernel/random/boot_id
 	pid_dir=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
 	log_dir=${LOG_DIR:-$pid_dir}
-	file_name=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)-$port
+	file_name=$name
+	case $name in *[!A-Za-z0-9._-]*) file_name=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _) ;; esac
+	file_name=$file_name-$port
 	pid_file=$pid_dir/$file_name.pid
 	log=$log_dir/$file_name.log
 	action=${1:-${LLMUX_HOOK:-}}
