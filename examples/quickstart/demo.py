@@ -169,7 +169,10 @@ class Status:
     async def total(self, name: str, **labels: str) -> float:
         """Return the sum of a metric over all labels but these."""
         async with self.session.get(f"{self.url}/metrics") as response:
-            families = text_string_to_metric_families(await response.text())
+            text = await response.text()
+        # All of it takes 20 ms to read, which the engines want.
+        lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
+        families = text_string_to_metric_families("\n".join([*lines, ""]))
         return sum(
             sample.value
             for family in families

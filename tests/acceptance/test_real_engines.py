@@ -6,12 +6,12 @@ llama.cpp answers under its own alias, whatever model a request names: an answer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,50 +79,47 @@ async def embed(client: openai.AsyncOpenAI) -> None:
     assert [len(item.embedding) for item in answer.data] == [VECTOR.dim] * 2
 
 
-async def test_each_name_reaches_its_engine(client):
-    assert await ask(client, "quick") == "quick"
-    assert await ask(client, "slow") == "slow"
-    assert await ask(client, "gpt-4o-mini") == "quick"
-    assert await ask(client, "claude-haiku") == "slow"
-
-
-async def test_only_one_engine_runs_at_a_time(mux, client):
-    for model in ("quick", "slow", "quick"):
-        await ask(client, model)
+async def test_each_name_reaches_its_engine_and_only_one_runs_at_a_time(mux, client):
+    for name, model in (
+        ("quick", "quick"),
+        ("gpt-4o-mini", "quick"),
+        ("slow", "slow"),
+        ("claude-haiku", "slow"),
+        ("quick", "quick"),
+    ):
+        assert await ask(client, name) == model
         assert mux.status()["awake"] == [model]
         assert len(mux.engine_pids()) == 1
 
 
-async def test_streams_arrive_piece_by_piece_and_whole(client):
-    await ask(client, "slow")
-    began = time.monotonic()
+async def test_a_stream_arrives_piece_by_piece_and_a_switch_waits_for_its_end(mux, client):
     stream = await client.chat.completions.create(
-        model="slow", messages=MESSAGES, max_tokens=1000, stream=True, stream_options={"include_usage": True}
+        model="slow", messages=MESSAGES, max_tokens=400, stream=True, stream_options={"include_usage": True}
     )
-    arrivals, models, used = [], set(), None
-    async for chunk in stream:
-        arrivals.append(time.monotonic())
+    chunks = aiter(stream)
+    models = {(await anext(chunks)).model}
+    with stopped(mux):  # it can say nothing more: what has arrived was passed on before the end
+        other = asyncio.create_task(ask(client, "quick"))
+        await asyncio.to_thread(wait_until, lambda: mux.phase("slow") == "draining", what="the drain")
+        assert not other.done()
+    used = None
+    async for chunk in chunks:
         models.add(chunk.model)
         used = chunk.usage or used
     assert models == {"slow"}
-    assert used.completion_tokens == 1000
-    assert arrivals[0] - began < (arrivals[-1] - began) / 2
-
-
-async def test_a_switch_in_the_middle_of_a_stream_waits_for_its_end(mux, client):
-    stream = await client.chat.completions.create(
-        model="slow", messages=MESSAGES, max_tokens=2000, stream=True, stream_options={"include_usage": True}
-    )
-    chunks = aiter(stream)
-    await anext(chunks)
-    other = asyncio.create_task(ask(client, "quick"))
-    await asyncio.to_thread(wait_until, lambda: mux.phase("slow") == "draining", what="the drain")
-    assert not other.done()
-    used = None
-    async for chunk in chunks:
-        used = chunk.usage or used
-    assert used.completion_tokens == 2000
+    assert used.completion_tokens == 400
     assert await other == "quick"
+
+
+@contextlib.contextmanager
+def stopped(mux: Mux) -> Iterator[None]:
+    """Have the engine that runs do nothing for a while, so that a short answer lasts long enough."""
+    (pid,) = mux.engine_pids()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def test_embeddings(client):
@@ -180,12 +177,14 @@ def busy_slots(engine: str) -> list[dict]:
 
 
 async def test_a_client_that_leaves_the_queue_wakes_nobody(mux, client):
-    stream = await client.chat.completions.create(model="slow", messages=MESSAGES, max_tokens=800, stream=True)
+    stream = await client.chat.completions.create(model="slow", messages=MESSAGES, max_tokens=400, stream=True)
     chunks = aiter(stream)
     await anext(chunks)
-    waiter = asyncio.create_task(ask(client, "quick"))
-    await asyncio.to_thread(wait_until, lambda: mux.status()["models"]["quick"]["queued"] == 1)
-    waiter.cancel()
+    with stopped(mux):
+        waiter = asyncio.create_task(ask(client, "quick"))
+        await asyncio.to_thread(wait_until, lambda: mux.status()["models"]["quick"]["queued"] == 1)
+        waiter.cancel()
+        await asyncio.to_thread(wait_until, lambda: mux.status()["models"]["quick"]["queued"] == 0)
     assert len([chunk async for chunk in chunks]) > 100
     await asyncio.to_thread(wait_until, mux.idle, what="rest")
     assert mux.status()["awake"] == ["slow"]
@@ -196,7 +195,7 @@ async def test_many_clients_across_many_switches(mux, client):
     engine = {"gpt-4o-mini": "quick", "claude-haiku": "slow"}
 
     async def program(number: int) -> None:
-        for turn in range(8):
+        for turn in range(4):
             name = wanted[(number + turn) % 4]
             assert await ask(client, name, 5 + number) == engine.get(name, name)
             if number == 0:
@@ -208,10 +207,10 @@ async def test_many_clients_across_many_switches(mux, client):
         for labels, value in mux.samples("llmux_switch_total")
         if labels["result"] == "success"
     }
-    assert sum(done.values()) >= 10
+    assert sum(done.values()) >= 5
     assert sum(value for _, value in mux.samples("llmux_model_in_flight")) == 0
     answered = sum(value for labels, value in mux.samples("llmux_requests_total") if labels["status"] == "200")
-    assert answered == 6 * 8 + 8
+    assert answered == 6 * 4 + 4
     costs = {(cost["from"], cost["to"]): cost for cost in mux.status()["switch_costs"] if cost["samples"]}
     assert costs
     assert all(0 < cost["seconds"] < 20 for cost in costs.values())
@@ -287,7 +286,7 @@ async def test_an_embedder_beside_two_chat_models_never_waits_for_their_turns(st
         await embed(client)
 
         async def take_turns() -> None:
-            for turn in range(8):
+            for turn in range(4):
                 model = ("quick", "slow")[turn % 2]
                 assert await ask(client, model) == model
 
@@ -295,9 +294,10 @@ async def test_an_embedder_beside_two_chat_models_never_waits_for_their_turns(st
         while not turns.done():
             raw = await client.embeddings.with_raw_response.create(model="vector", input="one")
             waits.append(float(raw.headers["x-llmux-queue-seconds"]))
+            await asyncio.sleep(0.02)
         await turns
     switches = sum(value for labels, value in mux.samples("llmux_switch_total") if labels["to"] != "vector")
-    assert switches == 8
+    assert switches == 4
     assert len(waits) > switches
     assert max(waits) == 0.0
     assert mux.status()["awake"] == ["slow", "vector"]
