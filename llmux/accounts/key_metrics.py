@@ -6,13 +6,13 @@ counted under ``other``. Keys appear by their names: "" without one, and what no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from llmux.accounts.ledger_file import Row
+from llmux.accounts.ledger_file import SUMS, Place
 
 HELP: dict[str, str] = {
     "llmux_key_requests_total": "Requests that have ended, by key and model (with `ledger`).",
@@ -24,6 +24,7 @@ HELP: dict[str, str] = {
 MOST = 2000
 OTHER = ("other", "other", "")
 _KINDS = ("input", "cached", "output", "reasoning")
+_SUMMED = (0, *(2 + SUMS.index(name) for name in (*_KINDS, "gpu", "switch", "cost")))  # columns of sums
 
 
 class KeyMetrics(Collector):
@@ -32,28 +33,17 @@ class KeyMetrics(Collector):
     def __init__(self, lost: Callable[[], int]) -> None:
         self._lost = lost
         # By key, model and currency: requests, four kinds of tokens, microseconds (own, switches), millionths.
-        self._counts: dict[tuple[str, str, str], list[int]] = {}
+        self._counts: dict[tuple[str, ...], list[int]] = {}
 
-    def add(self, row: Row) -> None:
-        """Count a row."""
-        (
-            _, _, key, _, served, _, given, cached, made, thought, _, cost, currency, _, _, _, gpu, switch,
-            _, _, _, _, kind,
-        ) = row  # fmt: skip
-        place = (key, served, currency)
-        counts = self._counts.get(place)
-        if counts is None:
-            if len(self._counts) >= MOST:
+    def add(self, sums: Mapping[Place, Sequence[int]]) -> None:
+        """Count rows, by their sums."""
+        for (_, *names), each in sums.items():
+            place = tuple(names)
+            if place not in self._counts and len(self._counts) >= MOST:
                 place = OTHER
-            counts = self._counts.setdefault(place, [0] * 8)
-        counts[0] += kind == 0
-        counts[1] += given
-        counts[2] += cached
-        counts[3] += made
-        counts[4] += thought
-        counts[5] += gpu
-        counts[6] += switch
-        counts[7] += cost
+            counts = self._counts.setdefault(place, [0] * len(_SUMMED))
+            for at, column in enumerate(_SUMMED):
+                counts[at] += each[column]
 
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: the registry need not ask before there is a ledger."""

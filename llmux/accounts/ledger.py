@@ -33,9 +33,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmux.accounts.key_metrics import KeyMetrics
-from llmux.accounts.ledger_file import BATCH, PATIENCE, ForeignFileError, Row, Store, check, damaged, set_aside
+from llmux.accounts.ledger_file import (
+    BATCH,
+    PATIENCE,
+    ForeignFileError,
+    Place,
+    Row,
+    Store,
+    add_sums,
+    check,
+    damaged,
+    set_aside,
+    sums_of,
+)
 from llmux.accounts.pricing import CURRENCY, Catalogue, Prices, TokenPrice, of_gpu, of_tokens, version_of
-from llmux.accounts.tokens import Answer, tokens_of
+from llmux.accounts.tokens import Answer, tokens_of, told
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 
@@ -154,7 +166,9 @@ class Ledger:
         self._ending = False
         self.opened = threading.Event()  # or it cannot be
         # The thread's own:
+        self._fresh: list[Row] = []  # that are not added up yet
         self._rows: deque[Row] = deque()
+        self._sums: dict[Place, list[int]] = {}  # of all these
         self._reserved: dict[str, Reserved] = {}  # of requests under way, and not in the file yet
         self._stored: set[str] = set()  # of requests under way, and in the file
         self._released: set[str] = set()  # in the file, though their requests have ended
@@ -277,40 +291,52 @@ class Ledger:
         while self._feed(2 * SLICE) or waiting:
             for _ in range(min(SLICE, len(waiting))):
                 self._make(waiting.popleft())
+            self._add_up()
             time.sleep(YIELD)
         dropped, self._dropped = self._dropped, 0
         over = max(0, len(self._rows) - KEPT)
-        for _ in range(over):
-            self._rows.pop()
+        if over:
+            add_sums(self._sums, sums_of(self._rows.pop() for _ in range(over)), -1)
         self._lose(dropped + over)
 
     def _make(self, ended: tuple[Any, ...]) -> None:
-        if ended.__class__ in _HOLDS:
-            self._hold(ended)
-            return
         try:
-            row = self._row(ended)
-            self.metrics.add(row)
-            self._rows.append(row)
-            if len(ended) == _NUMBERED:
-                number = ended[-1]
-                self._recent[number % RECENT] = number, row
+            if ended.__class__ is tuple or ended.__class__ is Ended:
+                row = self._row(ended)
+                if len(ended) == _NUMBERED:
+                    number = ended[-1]
+                    self._recent[number % RECENT] = number, row
+            elif ended.__class__ is Charge:
+                row = self._charge(*ended)
+            else:
+                self._hold(ended)
+                return
         except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
             self._tell("internal_error", error=str(error), exc_info=error)
             self._lose(1)
+        else:
+            self._fresh.append(row)
+
+    def _add_up(self) -> None:
+        fresh = self._fresh
+        if fresh:
+            sums = sums_of(fresh)
+            self.metrics.add(sums)
+            add_sums(self._sums, sums)
+            self._rows += fresh
+            fresh.clear()
 
     def _row(self, ended: tuple[Any, ...]) -> Row:
         # By place, and with few calls of Python's own: this is done for every request.
-        if ended.__class__ is Charge:
-            return self._charge(*ended)
         (
             now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, own, switch,
             prices, opening, tail, events, *_,
         ) = ended  # fmt: skip
-        whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
-        read, cached, wrote, thought, estimated, prompt, decode = tokens_of(
-            _new(Answer, (path, status, whole, sent, begun, opening, tail, events))
-        )
+        tokens = told(tail)
+        if tokens is None:
+            whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
+            tokens = tokens_of(Answer(path, status, whole, sent, begun, opening, tail, events))
+        read, cached, wrote, thought, estimated, prompt, decode = tokens
         exact = own * 1e6 + self._rest  # as _microseconds does it
         own = int(exact)
         self._rest = exact - own
@@ -433,8 +459,9 @@ class Ledger:
         reserved = [(one, self._version_of(one.prices)) for one in self._reserved.values()] if holds else []
         rows = [_reservation(*each) for each in reserved]
         self._doubtful = len(batch)
+        sums = self._sums if holds else None
         try:
-            store.write(batch, self._unsaid, self._unsaid_prices, rows, self._released if holds else ())
+            store.write(batch, self._unsaid, self._unsaid_prices, rows, self._released if holds else (), sums)
         except (ValueError, OverflowError, sqlite3.ProgrammingError) as error:
             # What cannot be written must not stop what comes after it.
             self._tell("internal_error", error=str(error), exc_info=error)
@@ -455,8 +482,11 @@ class Ledger:
         self._unsaid_prices.clear()
 
     def _take(self, count: int) -> None:
-        for _ in range(count):
-            self._rows.popleft()
+        if count == len(self._rows):
+            self._rows.clear()
+            self._sums.clear()
+        else:
+            add_sums(self._sums, sums_of(self._rows.popleft() for _ in range(count)), -1)
 
     def _open(self) -> Store:
         store = self._store
@@ -522,7 +552,6 @@ class Ledger:
 
 
 _new = tuple.__new__  # Row(…) would be a call of Python's own
-_HOLDS = frozenset({Reserved, Released, Elsewhere})
 _NUMBERED = len(Ended._fields)
 
 

@@ -58,6 +58,8 @@ class Row(NamedTuple):
     """0: a request; 1: what a key owes for a switch beside its requests; 2: the house's; 3: reserved at a kill."""
 
 
+Place = tuple[int, str, str, str]
+"""What sums are of: the hour since 1970, the key, the model that served, the currency."""
 SUMS = ("input", "cached", "output", "reasoning", "estimated", "cost", "waited", "service", "gpu", "switch")
 """The columns that are summed by the hour, beside the number of requests and of those that failed."""
 
@@ -246,18 +248,21 @@ class Store:
         prices: Mapping[int, str] = NO_PRICES,
         reserved: Sequence[tuple[Any, ...]] = (),
         released: Iterable[str] = (),
+        sums: Mapping[Place, Sequence[int]] | None = None,
     ) -> None:
         """Write a batch.
 
         With it go how many rows were ``lost`` before it, the ``prices``, by version, that are new in it, and what
-        was ``reserved`` and ``released``.
+        was ``reserved`` and ``released``. ``sums`` are those of its rows, where they are known.
         """
 
         def work() -> None:
             self._insert(rows)
-            sums = _sums(rows)
-            self._connection.executemany(_ADD_HOURS, sums)
-            self._connection.executemany(_ADD_DAYS, [(hour // 24, *rest) for hour, *rest in sums])
+            added = (sums_of(rows) if sums is None else sums).items()
+            self._connection.executemany(_ADD_HOURS, [(*place, *each) for place, each in added])
+            self._connection.executemany(
+                _ADD_DAYS, [(hour // 24, *place, *each) for (hour, *place), each in added]
+            )
             now = round(time.time() * 1000)
             if lost:
                 self._connection.execute("INSERT INTO losses VALUES (?, ?)", (now, lost))
@@ -307,9 +312,9 @@ class Store:
             self._connection.close()
 
 
-def _sums(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
-    """Return what a batch adds to the sums."""
-    found: dict[tuple[int, str, str, str], list[int]] = {}
+def sums_of(rows: Iterable[Row]) -> dict[Place, list[int]]:
+    """Return what rows add to the sums: how many they are, how many of them failed, and ``SUMS``."""
+    found: dict[Place, list[int]] = {}
     for (
         time_, _, key, _, served, _, given, cached, made, thought, estimated, cost, currency, _, waited, service,
         gpu, switch, _, _, status, _, kind,
@@ -330,4 +335,16 @@ def _sums(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
         sums[9] += service
         sums[10] += gpu
         sums[11] += switch
-    return [(*place, *sums) for place, sums in found.items()]
+    return found
+
+
+def add_sums(found: dict[Place, list[int]], more: Mapping[Place, Sequence[int]], sign: int = 1) -> None:
+    """Add more sums to those that there are, or with -1 take them off; a place of which nothing is left goes."""
+    for place, sums in more.items():
+        old = found.get(place, _NO_SUMS)
+        new = found[place] = [each + sign * one for each, one in zip(old, sums, strict=True)]
+        if not any(new):
+            del found[place]
+
+
+_NO_SUMS = (0,) * (2 + len(SUMS))

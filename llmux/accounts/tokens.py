@@ -70,14 +70,22 @@ class Answer(NamedTuple):
     events: int  # that were streamed, 0 for no stream
 
 
+def told(tail: Sequence[bytes]) -> Tokens | None:
+    """Return the tokens that the last blocks of an answer report, if they do so in the usual form."""
+    text = tail[0] if len(tail) == 1 else b"".join(tail)
+    at = text.rfind(b'"usage"')
+    if at < 0 or (usual := _USUAL.match(text, at)) is None or text.find(b'"timings"', at) >= 0:
+        return None
+    read, wrote = usual.groups()
+    return _new(Tokens, (int(read), 0, int(wrote), 0, False, None, None))
+
+
 def tokens_of(answer: Answer) -> Tokens:
     """Return the tokens that an answer reports, or an estimate."""
+    usual = told(answer.tail)
+    if usual is not None:
+        return usual
     tail = answer.tail[0] if len(answer.tail) == 1 else b"".join(answer.tail)
-    at = tail.rfind(b'"usage"')
-    usual = _USUAL.match(tail, at) if at >= 0 else None
-    if usual is not None and tail.find(b'"timings"', at) < 0:  # they stand behind it
-        read, wrote = usual.groups()
-        return _new(Tokens, (int(read), 0, int(wrote), 0, False, None, None))
     usage = _last(tail, b'"usage"')
     if usage is None or "output_tokens" in usage:
         first = _first(answer.opening, b'"usage"') if answer.opening else None

@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmux.accounts import ledger as module
 from llmux.accounts import ledger_file as files
@@ -126,6 +128,56 @@ def test_rows_of_the_last_requests_are_kept_and_no_more(begin, monkeypatch):
     assert [(number, row.request_id) for number, row in sorted(filter(all, ledger._recent))] == [
         (number, f"id-{number}") for number in range(151, 251)
     ]
+
+
+@given(st.lists(st.integers(0, 3), max_size=120), st.sets(st.sampled_from(Row._fields[2:])))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_alike_in_many_rows_is_written_as_it_is(tmp_path_factory, values, differ):
+    """Such columns are bound once for a whole statement, whichever they are."""
+    alike = {name: "" if name in files._TEXTS else 7 for name in Row._fields[2:]}
+    given_rows = [
+        Row(number, f"id-{number}", **alike | {name: type(alike[name])(value) for name in differ})
+        for number, value in enumerate(values)
+    ]
+    store = Store(tmp_path_factory.mktemp("ledger") / "ledger.db")
+    store.write(given_rows)
+    store.close()
+    assert [tuple(row.values())[1:] for row in rows(store.path)] == [tuple(row) for row in given_rows]
+
+
+@pytest.mark.parametrize("kept", [10_000, 1300])
+def test_the_sums_are_those_of_the_rows(begin, monkeypatch, kept):
+    """Also where the file cannot be written for a while, batches are in doubt, and rows are lost."""
+    monkeypatch.setattr(module, "KEPT", kept)
+    write, tries = Store.write, []
+
+    def fail(*arguments):
+        tries.append(arguments)
+        if len(tries) < 3:
+            raise sqlite3.OperationalError("disk I/O error")
+        write(*arguments)
+        if len(tries) == 4:
+            raise sqlite3.OperationalError("it was written after all")
+
+    monkeypatch.setattr(Store, "write", fail)
+    ledger = begin()
+    for number in range(2200):
+        ledger.put(ended(number, key=f"key-{number % 3}", when=3600.0 * (number // 1000)))
+        if number == 1000:
+            until(lambda: tries)
+    until(lambda: not ledger._waiting and not ledger._rows and len(tries) > 4)
+    ledger.close()
+    written = rows(ledger.path)
+    assert len(written) == 2200 - ledger.lost
+    assert (ledger.lost > 0) == (kept < 2200)
+    assert not ledger._sums
+    with contextlib.closing(sqlite3.connect(ledger.path)) as connection, connection:
+        for table, hours in (("hours", 1), ("days", 24)):
+            found = connection.execute(f"SELECT * FROM {table}").fetchall()
+            exact = files.sums_of(Row(row["time"] // hours, *list(row.values())[2:]) for row in written)
+            assert sorted(found) == sorted((*place, *each) for place, each in exact.items())
+    requests, *_ = ledger.metrics.collect()
+    assert sum(sample.value for sample in requests.samples) == 2200
 
 
 def test_it_goes_on_where_it_ended(begin):

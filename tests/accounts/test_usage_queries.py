@@ -12,7 +12,7 @@ import pytest
 
 from llmux.accounts.key_metrics import MOST as MOST_SERIES
 from llmux.accounts.key_metrics import KeyMetrics
-from llmux.accounts.ledger_file import Row
+from llmux.accounts.ledger_file import Row, sums_of
 from llmux.cli.terminal import Exit
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
@@ -431,7 +431,7 @@ def test_metrics_by_key_are_bounded():
     metrics = KeyMetrics(lambda: 0)
     row = Row(**dict.fromkeys(Row._fields, 0))
     for number in range(3 * MOST_SERIES):
-        metrics.add(row._replace(key=f"key-{number}", served="m", currency=""))
+        metrics.add(sums_of([row._replace(key=f"key-{number}", served="m", currency="")]))
     (requests, *_) = metrics.collect()
     assert len(requests.samples) == MOST_SERIES + 1
     assert sum(sample.value for sample in requests.samples) == 3 * MOST_SERIES
