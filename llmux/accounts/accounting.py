@@ -28,6 +28,7 @@ from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
 from llmux.accounts.shares import Shares
+from llmux.accounts.tokens import told
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
@@ -145,9 +146,17 @@ class Accounting:
         if outcome is None:
             self._note((self._leave, self._state.now, ticket.id, ticket.key))
 
+    told = staticmethod(told)
+
     def ended(self, ended: tuple[Any, ...]) -> None:
         """Take a request that has ended: see ``_end`` for its fields."""
-        self._soon((self._take_end, ended))
+        ledger = self.ledger
+        if ledger is not None:
+            self._note((self._take_end, ended))
+            if not ledger.awake:
+                ledger.wake()
+            if len(self._journal) > SOON:
+                self._hurry(ledger)
 
     def later(self, call: tuple[Any, ...]) -> None:
         """Have something called when the journal is caught up with: in order, and mostly beside the loop."""
@@ -163,15 +172,15 @@ class Accounting:
         self._note(call)
         if not ledger.awake:
             ledger.wake()
-        waiting = len(self._journal)
-        if waiting > SOON:
-            self._hurry(ledger, waiting)
+        if len(self._journal) > SOON:
+            self._hurry(ledger)
 
     def _put_later(self, message: tuple[Any, ...]) -> None:
         self._soon((self._put_message, message))
 
-    def _hurry(self, ledger: Ledger, waiting: int) -> None:
+    def _hurry(self, ledger: Ledger) -> None:
         ledger.hurry()
+        waiting = len(self._journal)
         if waiting > FULL:
             self.catch_up(waiting)
 

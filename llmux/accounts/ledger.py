@@ -47,7 +47,7 @@ from llmux.accounts.ledger_file import (
     sums_of,
 )
 from llmux.accounts.pricing import CURRENCY, Catalogue, Prices, TokenPrice, of_gpu, of_tokens, version_of
-from llmux.accounts.tokens import Answer, tokens_of, told
+from llmux.accounts.tokens import Answer, Tokens, tokens_of, told
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 
@@ -84,7 +84,7 @@ class Ended(NamedTuple):
     switch: float  # and of switches
     prices: Prices | None
     opening: bytes
-    tail: Sequence[bytes]
+    tail: Sequence[bytes] | Tokens  # the last blocks of the answer, or what they tell
     events: int
     number: int = 0  # among the last requests, 0 where it is not among them
 
@@ -205,7 +205,8 @@ class Ledger:
             if len(waiting) >= WAITING:
                 self._dropped += 1
                 return
-            ended = (*ended[:15], b"", (), *ended[17:]) if ended.__class__ is tuple else ended
+            if ended.__class__ is tuple and ended[16].__class__ is not Tokens:
+                ended = (*ended[:15], b"", (), *ended[17:])
         waiting.append(ended)
         if not self.awake:
             self.wake()
@@ -332,7 +333,7 @@ class Ledger:
             now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, own, switch,
             prices, opening, tail, events, *_,
         ) = ended  # fmt: skip
-        tokens = told(tail)
+        tokens = tail if tail.__class__ is Tokens else told(tail)
         if tokens is None:
             whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
             tokens = tokens_of(Answer(path, status, whole, sent, begun, opening, tail, events))

@@ -22,7 +22,7 @@ from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
 from llmux.proxy.token_usage import Later, at_once, usage_of
 from llmux.runtime import Switcher, Ticket
-from llmux.runtime.requests import WITHDRAWN
+from llmux.runtime.requests import WITHDRAWN, Accounts
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
@@ -216,10 +216,14 @@ class RequestContext:
         now, began = switcher.now(), self.began
         whole = now - began
         holder = None if self.holder is None else self.holder.name
-        first, tokens, streamed = None, NO_USAGE, False
+        first, streamed = None, False
+        tokens: tuple[int | None, int | None] = NO_USAGE
+        accounts = switcher.accounts
+        report = None
         if exchange is not None:
-            first, tokens = exchange.first_byte_at, usage_of(exchange.opening, exchange.tail)
-            streamed = exchange.opening != b""
+            report = None if accounts is None else accounts.told(exchange.tail)
+            tokens = usage_of(exchange.opening, exchange.tail) if report is None else (report[0], report[2])
+            first, streamed = exchange.first_byte_at, exchange.opening != b""
             failure = failure or exchange.broken
         if first is not None:
             first -= began
@@ -231,21 +235,8 @@ class RequestContext:
         )  # fmt: skip
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         seconds = 0.0
-        accounts = switcher.accounts
         if accounts is not None:
-            # Nothing that holds more: what a request leaves free is used for the next one while it is at hand.
-            ended = (
-                now, switcher.requests.last_id, self.request_id, holder or "", self.asked, self.model, waited,
-                *((None, "", 0.0) if ticket is None else (ticket.id, ticket.key, ticket.arrived + ticket.waited)),
-                status, failure, self.route.path, self.sent,
-                None
-                if exchange is None
-                else (exchange.opening, exchange.tail, exchange.events, exchange.uncounted),
-            )  # fmt: skip
-            if self.passed is None:
-                accounts.ended(ended)
-            else:
-                seconds = accounts.took(ended)
+            seconds = self._account(accounts, now, waited, status, failure, report)
         if self.passed is not None:
             self._settle(self.passed, status, failure, seconds)
         if self.trace is not None:
@@ -260,6 +251,28 @@ class RequestContext:
                 request_id=self.request_id,
                 key=holder,
             )
+
+    def _account(
+        self, accounts: Accounts, now: float, waited: float, status: int, failure: str | None, report: Any
+    ) -> float:
+        """Tell the accounts; return the seconds of the GPU that it took, where a budget has to know them."""
+        # Nothing that holds more: what a request leaves free is used for the next one while it is at hand.
+        ticket, exchange, holder = self.ticket, self.exchange, self.holder
+        number, payer, admitted = None, "", 0.0
+        if ticket is not None:
+            number, payer, admitted = ticket.id, ticket.key, ticket.arrived + ticket.waited
+        answer = None
+        if exchange is not None:
+            answer = exchange.opening, report or exchange.tail, exchange.events, exchange.uncounted
+        ended = (
+            now, self._reporting.switcher.requests.last_id, self.request_id,
+            "" if holder is None else holder.name or "", self.asked, self.model, waited, number, payer, admitted,
+            status, failure, self.route.path, self.sent, answer,
+        )  # fmt: skip
+        if self.passed is not None:
+            return accounts.took(ended)
+        accounts.ended(ended)
+        return 0.0
 
     def _end_trace(self, status: int, failure: str | None) -> None:
         assert self.trace is not None

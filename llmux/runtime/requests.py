@@ -7,7 +7,7 @@ twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import Config
@@ -98,6 +98,12 @@ class Accounts(Protocol):
 
     def release(self, ident: str) -> None:
         """Forget a reservation."""
+
+    def told(self, tail: Sequence[bytes]) -> tuple[Any, ...] | None:
+        """Return the tokens that an answer reports, those of the input first and those of the output third.
+
+        None where there is more to it. What is returned goes to ``ended`` in place of the tail.
+        """
 
     def ended(self, ended: tuple[Any, ...]) -> None:
         """Take a request that has ended: the fields are those of ``llmux.accounts.accounting.Accounting``."""
