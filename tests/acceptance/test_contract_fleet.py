@@ -16,10 +16,10 @@ import pytest
 
 from tests.harness import launcher
 from tests.harness.launcher import ROOT
+from tests.harness.lease.bad_days import Days
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST, request, uid
-from tests.soak.fleet import Days
 
 HELLO = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"

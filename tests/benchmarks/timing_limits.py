@@ -15,6 +15,8 @@ from llmux.core.spec import HookKind
 from llmux.extract import SLICE, ModelScanner
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.observability.state_file import State, StateFile
+from llmux.plugins import load_policy
+from tests.benchmarks import decide
 
 SIZE = 20_000_000
 TURN = json.dumps({"role": "user", "content": "hi there"}).encode()
@@ -77,3 +79,11 @@ def test_the_benchmark_runs_and_every_request_is_answered(tmp_path: Path) -> Non
     assert [each["errors"] for them in results["rounds"].values() for each in them] == [0, 0]
     assert [crowd["wrong"] for crowd in results["crowds"]["llmux"][0].values()] == [0, 0]
     assert {"benchmark.json", "benchmark.md"} <= {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("policy", ["fifo", "adaptive"])
+def test_a_policy_decides_quickly(policy: str) -> None:
+    """About 40 µs."""
+    taken = decide.seconds(load_policy(policy, {}, Path()), decide.crowded())
+    print(f"\n{policy}: {taken * 1e6:.0f} µs")
+    assert taken < 500e-6

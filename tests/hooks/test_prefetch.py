@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from tests.benchmarks.prefetch import drop, resident
 from tests.engine.real import ROOT
+from tests.harness.page_cache import drop, resident
 from tests.harness.waiting import PATIENCE
 
 SCRIPT = ROOT / "hooks" / "prefetch.sh"

@@ -1,9 +1,6 @@
-from pathlib import Path
 from unittest.mock import ANY
 
 from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
-from llmux.plugins import load_policy
-from tests.benchmarks.decide import crowded, seconds
 from tests.policies.views import Model, View, policy
 
 
@@ -152,8 +149,3 @@ def test_of_several_awake_the_least_busy_is_likely_to_leave():
 
 def test_an_engine_without_a_limit():
     assert isinstance(ask(10.0, home(in_flight=0), Model("b", [9.0], limit=None)), SwitchTo)
-
-
-def test_deciding_is_quick():
-    """About 40 µs on a quiet machine; the margin is for one that is not."""
-    assert seconds(load_policy("adaptive", {}, Path()), crowded()) < 500e-6

@@ -6,7 +6,7 @@ from llmux.simulator import CostMatrix, EngineModel, Trace, simulate
 from llmux.simulator.statistics import waits_of
 from llmux.simulator.synthetic import Agents, OnOff, Poisson, generate
 from llmux.simulator.trace import Job, TraceError
-from tests.benchmarks.hindsight import Hindsight, Rules, Scripted
+from tests.policies.hindsight import Hindsight, Rules, Scripted
 from tests.policies.views import policy
 
 TRACES = [

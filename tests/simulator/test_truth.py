@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from tests.benchmarks.truth import LOADS, POLICIES, Truth, measured, records, simulated
+from tests.simulator.truth import LOADS, POLICIES, Truth, measured, records, simulated
 
 NEAR = 0.15
 # What is not reached, and how far off it is: there a decision fell the other way.
