@@ -20,7 +20,7 @@
 #   wake    start the command if it does not run; restore and unlock each of its CUDA processes; return when it is
 #           ready; if it is already, nothing
 #   sleep   lock each of its CUDA processes, then checkpoint them; if they are, nothing. If one cannot be locked, all are
-#           unlocked and it runs on; if one cannot be checkpointed, nobody knows what it is good for: give `stop`
+#           unlocked and it runs on; if one cannot be checkpointed, it is of no more use: give `stop`
 #   alive   succeed if none of them is locked or checkpointed, and it is ready
 #   stop    KILL; return when all are gone
 #   verify  succeed if all are checkpointed, or gone
@@ -155,7 +155,7 @@ go_to_sleep() {
 	fi
 	look
 	case $states in
-	*:failed*) # of no more use, and nobody knows what it holds
+	*:failed*) # of no more use, and what it holds is not known
 		sleep_engine
 		return
 		;;

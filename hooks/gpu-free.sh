@@ -230,7 +230,7 @@ case $result in
 esac
 {
 	echo "$said"
-	echo "who holds memory (pid, MiB, program):"
+	echo "what holds memory (pid, MiB, program):"
 	ask --query-compute-apps=pid,used_memory,process_name --format=csv,noheader,nounits
 } >&2
 exit "$result"

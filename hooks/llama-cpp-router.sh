@@ -90,7 +90,7 @@ wake() {
 		return
 	}
 	case $state in
-	refused) fail "nobody listens at $url: start the router there" ;;
+	refused) fail "nothing listens at $url: start the router there" ;;
 	unknown)
 		known=$(printf '%s\n' "$answer" | tr ',{' "$nl$nl" | sed -n 's/^ *"id": *//p' | tr '\n' ' ')
 		not_set_up "the router knows no model $model (set NAME); it has: $known"

@@ -102,7 +102,7 @@ on_gpu() { # say so when part of it had no room on the GPU
 
 wake() {
 	look
-	[ "$state" != refused ] || fail "nobody listens at $url: start Ollama there"
+	[ "$state" != refused ] || fail "nothing listens at $url: start Ollama there"
 	if [ "$state" = loaded ]; then
 		say "is awake already"
 		return

@@ -57,7 +57,7 @@ mebibytes() { # print how large the files are, all together
 	}
 }
 
-available() { # print the MiB of memory that can be had without swapping; fail where nobody knows
+available() { # print the MiB of memory that can be had without swapping; fail where that is not known
 	while read -r what figure _; do
 		[ "$what" != MemAvailable: ] || echo $((figure / 1024))
 	done </proc/meminfo 2>/dev/null

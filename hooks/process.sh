@@ -71,7 +71,7 @@ command_line() { # print the engine's command as shell words
 # shellcheck disable=SC2016,SC2034
 in_folder='cd "$FOLDER" && exec "$@"'
 
-is_ours() { # does our server answer there, and not somebody else's?
+is_ours() { # does our server answer there, and not another one?
 	if [ -n "${EXPECT:-}" ]; then
 		expected
 	else

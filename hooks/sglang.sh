@@ -16,8 +16,8 @@
 #
 # Actions; without one, $LLMUX_HOOK says which.
 #   wake    start the server if it does not run; resume its memory if it sleeps; ask for one token; if awake, nothing
-#   sleep   wait until no request is in flight, then release the memory; if it is released, nothing. A server of which
-#           nobody knows how far it came (a hook was killed half way) is ended
+#   sleep   wait until no request is in flight, then release the memory; if it is released, nothing. A server which was
+#           left half way, because its hook was killed, is ended
 #   alive   succeed if it is awake and answers under its name
 #   stop    KILL; return when all its processes are gone
 #   verify  succeed if it sleeps, or does not run
@@ -117,7 +117,7 @@ wake() {
 				restart "does not answer"
 			fi
 			;;
-		releasing | resuming) restart "nobody knows how far it came" ;;
+		releasing | resuming) restart "it is not known how far it came" ;;
 		*) wake_engine ;;
 		esac
 	fi
@@ -133,7 +133,7 @@ go_to_sleep() {
 		sleep_engine
 	elif [ "$state" = asleep ]; then
 		say "sleeps already"
-	elif [ "$state" != ready ] || ! is_ready; then # it starts, or hangs, or nobody knows how far it came
+	elif [ "$state" != ready ] || ! is_ready; then # it starts, or hangs, or was left half way
 		sleep_engine
 	else
 		idle_soon || fail "has requests in flight after $GRACE s: it would die of releasing its memory"

@@ -86,7 +86,7 @@ wake() {
 		say "is awake already"
 		return
 		;;
-	refused) fail "nobody listens at $url: start TabbyAPI there" ;;
+	refused) fail "nothing listens at $url: start TabbyAPI there" ;;
 	esac
 	ask POST "$url/v1/model/load" "{\"model_name\":$(json_text "$model")${OPTIONS:+,$OPTIONS}}" "${LOAD_SECONDS:-1500}" || {
 		refused_key

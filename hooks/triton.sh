@@ -96,7 +96,7 @@ wake() {
 		say "is awake already"
 		return
 		;;
-	refused) fail "nobody listens at $url: start Triton there" ;;
+	refused) fail "nothing listens at $url: start Triton there" ;;
 	unknown) not_set_up "Triton has no model $model in its repository (set NAME)" ;;
 	esac
 	order load '{}' "${LOAD_SECONDS:-1500}"

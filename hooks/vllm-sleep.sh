@@ -81,7 +81,7 @@ lib=${lib%/*}/lib
 
 command_line() { # print the engine's command as shell words; the variables are filled in later, quoted
 	[ -n "${MODEL:-}" ] ||
-		not_set_up "nobody answers at $url, and MODEL is not set: start vLLM there, or say what to serve"
+		not_set_up "nothing answers at $url, and MODEL is not set: start vLLM there, or say what to serve"
 	# shellcheck disable=SC2016
 	printf '%s %s %s\n' "${VLLM:-vllm}" \
 		'serve "$MODEL" --host "${HOST:-127.0.0.1}" --port "$port" --served-model-name "$alias" --enable-sleep-mode' \

@@ -290,7 +290,7 @@ class Memory:
 
 
 def foresee(now: Snapshot, seen: Memory) -> Stay | SwitchTo:
-    """Return the model that is worth waking before it is asked: less waiting on average, whoever comes next.
+    """Return the model that is worth waking before it is asked: less waiting on average, whatever comes next.
 
     If its request comes after ``delay``, that much of the switch is over; if the awake model is asked again after
     all, its request waits for the whole switch and the one back.

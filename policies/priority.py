@@ -1,4 +1,4 @@
-"""Priorities with ageing: important models first, and everybody else in time.
+"""Priorities with ageing: important models first, and all others in time.
 
 Each model has a priority (1 unless given). A waiter's grows by 1 for every ``ageing`` seconds of waiting, so the
 least important one comes through in the end. The awake model is left when it is idle, and when a waiter's priority

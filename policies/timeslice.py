@@ -14,7 +14,7 @@ from llmux.core.policy import Snapshot, Stay, SwitchTo, WaitUntil
 
 
 class TimeSlice:
-    """Goes to the longest queue when idle, and to whoever has waited too long."""
+    """Goes to the longest queue when idle, and to the model of a request which has waited too long."""
 
     class Options(BaseModel):
         """Seconds; the names are those of llmux 1."""

@@ -64,7 +64,7 @@ speaks_http() { # does anything answer there, whatever it says?
 
 answered() { # what it answered, in a line to be read
 	case $status in
-	refused) echo "nobody listens at $url" ;;
+	refused) echo "nothing listens at $url" ;;
 	none) echo "$address did not answer within $seconds s" ;;
 	*) printf '%s\n' "$method ${address#"$url"} answers $status: $(printf %s "$answer" | tr '\n' ' ' | cut -c 1-300)" ;;
 	esac

@@ -18,14 +18,14 @@ canary() { # has it come back with its senses?
 	}
 	case $answer in
 	*"${CANARY_EXPECT:-}"*) ;;
-	*) fail "is awake, but talks nonsense; '$CANARY_EXPECT' is not in its answer: $answer" ;;
+	*) fail "is awake, but answers wrongly: '$CANARY_EXPECT' is not in its answer: $answer" ;;
 	esac
 }
 
 not_hanging() { # a server that others have started: its silence is no proof that it has gone
 	ask GET "$url$health_path"
 	case $status in
-	refused | 2??) ;; # nobody, or somebody else
+	refused | 2??) ;; # nothing, or another server
 	*) fail "this script has not started what is at $url, and it does not answer as it should: $(answered)" ;;
 	esac
 }

@@ -73,7 +73,7 @@ REPAIRS: dict[Wrong, str] = {
         "Let wake ask first whether the engine is awake, and exit with 0 then: llmux may wake what it only "
         "believes to be asleep."
     ),
-    Wrong.WAKE_RESTARTS: "Let wake leave an engine alone that is awake: whoever it answers would be cut off.",
+    Wrong.WAKE_RESTARTS: "Let wake leave an engine alone that is awake: the answers under way would be cut.",
     Wrong.CANARY_FAILS: "See the engine's own log; wake may have to wait for more than its health.",
     Wrong.WRONG_SERVER: (
         "If it is yours, name it so (`--alias`, `--served-model-name`), or set `upstream_model` to what it is "
@@ -419,7 +419,7 @@ class Trial:
         if self._may_be_awake or address.tls or not is_loopback(address.host) or self._sockets():
             return
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", _somebody_else)
+        app.router.add_route("*", "/{path:.*}", _another_server)
         runner = web.AppRunner(app)
         await runner.setup()
         try:
@@ -486,7 +486,7 @@ class Trial:
         self.on_step(step)
 
 
-async def _somebody_else(_request: web.Request) -> web.Response:
+async def _another_server(_request: web.Request) -> web.Response:
     return web.json_response(
         {"object": "list", "data": [{"id": "another-model", "object": "model"}], "status": "ok"}
     )

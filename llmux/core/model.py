@@ -157,7 +157,7 @@ class Lease:
     until: float | None  # None: until it is given back
     reason: str = ""
     waits: bool = False  # whether requests wait for its end; else they are rejected
-    id: str = ""  # whoever knows it may renew the lease
+    id: str = ""  # to know it is the right to renew the lease
     since: float = 0.0
     told: bool = False  # that everything sleeps, and the job may begin
 

@@ -106,7 +106,7 @@ class LiveSnapshot:
         s = self._state
         if s.rules.capacity is not None or target.next.companions is not None:
             return residency.who_leaves(s, target) or ()
-        # One at a time: all leave, whoever comes.
+        # One at a time: all leave, whichever comes.
         if self._all is None:
             self._all = [] if residency.immovable(s, target) else [m for m in s.models.values() if m.holds]
         return [model for model in self._all if model is not target]

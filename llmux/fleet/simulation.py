@@ -315,7 +315,7 @@ class FleetRun:
         self.reported = [-1] * setting.hosts  # of the clairvoyant: the events of a host at its last report
         self.deliveries: deque[tuple[float, HostReport, float]] = deque()  # when, what, taken when
         self.claims: dict[str, tuple[str, float]] = {}  # the store's: model → host, until
-        self.claim_news: deque[tuple[float, Placement, str]] = deque()  # when, who claimed, model
+        self.claim_news: deque[tuple[float, Placement, str]] = deque()  # when, the claiming host, model
         self.starters: dict[tuple[int, str], int] = {}  # host, model → the gateway that had it woken there
         self.last_wakes: dict[str, list[tuple[float, int]]] = {}
         self.spawned: list[tuple[float, int]] = []

@@ -90,14 +90,14 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 return 1
 """
-# KEYS: the wake. ARGV: host, milliseconds, whose claim is replaced. Returns who has it, and for how long.
+# KEYS: the wake. ARGV: host, milliseconds, whose claim is replaced. Returns the holder, and for how long.
 _CLAIM = """
 local known = redis.call('GET', KEYS[1])
 if not known or known == ARGV[3] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
 """
 
-# KEYS: wakes. Returns who has each, and for how many milliseconds more.
+# KEYS: wakes. Returns the holder of each, and for how many milliseconds more.
 _CLAIMS = """
 local found = {}
 for _, key in ipairs(KEYS) do
@@ -226,8 +226,8 @@ class Store:
 
         A claim of the host ``over`` is replaced.
         """
-        who, left = await self._run(_CLAIM, (_wake(model),), host, max(1, int(term * 1000)), over)
-        return Claim(str(who), max(0.0, left / 1000))
+        holder, left = await self._run(_CLAIM, (_wake(model),), host, max(1, int(term * 1000)), over)
+        return Claim(str(holder), max(0.0, left / 1000))
 
     async def claims(self, models: Sequence[str]) -> dict[str, Claim]:
         """Return the claims that hold, of these models."""
@@ -235,7 +235,7 @@ class Store:
             return {}
         flat = await self._run(_CLAIMS, tuple(map(_wake, models)))
         pairs = zip(models, flat[::2], flat[1::2], strict=True)
-        return {model: Claim(str(who), left / 1000) for model, who, left in pairs if left > 0}
+        return {model: Claim(str(holder), left / 1000) for model, holder, left in pairs if left > 0}
 
     async def use(
         self, gateway: str, batch: int, since: float, uses: Sequence[Use], held: Mapping[str, tuple[int, int]]

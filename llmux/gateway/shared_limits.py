@@ -132,7 +132,7 @@ class SharedGate(Gate):
         self.now = now
         self.alone = False  # the store cannot be used
         self.others = 0  # gateways, as they were known last
-        self.used = asyncio.Event()  # something is to be told
+        self.used = asyncio.Event()  # there is something to tell
         self._file: Path | None = None  # what budgets have spent
         self._seq = 0
         self._since = 0.0  # of the store's clock: what has changed there before is known

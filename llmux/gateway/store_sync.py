@@ -1,4 +1,4 @@
-"""A gateway and the store it shares with others: hosts that made themselves known, loads, and who wakes what.
+"""A gateway and the store it shares with others: hosts that made themselves known, loads, claims of wakes.
 
 All of it runs in tasks beside the requests, which never wait for it. While the store cannot be used the last
 view holds: hosts are followed directly, so it goes on being right about those it knows. A host that is in the
@@ -65,7 +65,7 @@ class Sharing:
         await self._store.close()
 
     def document(self) -> dict[str, object]:
-        """Return what is to be seen of it."""
+        """Return what operators see of it."""
         gate = self._gateway.handler.gate
         return {
             "address": "embedded" if self._server is not None else str(self._store.address),

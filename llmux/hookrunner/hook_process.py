@@ -246,7 +246,7 @@ def spawn(script: str, cwd: Path | str, env: Mapping[str, str]) -> Spawned:
 
 
 def _keep_exit_statuses() -> None:
-    # Whoever starts llmux with SIGCHLD ignored has the kernel throw every exit status away.
+    # Started with SIGCHLD ignored, it would have the kernel throw every exit status away.
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

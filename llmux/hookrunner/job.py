@@ -98,7 +98,7 @@ def environment(
     """Return what the hook sees: ``inherited`` (llmux's own by default), the model's ``env``, ``LLMUX_*``.
 
     The later wins. Names travel as values of variables, so that no shell ever reads them as text. The keys of
-    whoever operates llmux are kept back: an engine, and what it runs, would inherit them. So are variables that
+    operators are kept back: an engine, and what it runs, would inherit them. So are variables that
     hold one of the ``secrets``.
     """
     own = os.environ if inherited is None else inherited

@@ -4,11 +4,11 @@ Theory of operation
 ===================
 
 The configuration holds hashes, and a hash is dear on purpose. So the key that a hash was made of is remembered
-once it has been shown: not itself, but its digest under a secret that this process has made up. To recognize a key
-is to look its digest up. Whoever does not have the secret cannot choose keys whose digests begin alike, so the
-time that a look-up takes tells nothing. The same is remembered, until the next reload, of the last ``WRONG`` keys
-that fitted nothing: none of them is checked twice. So the memory holds at most one digest for each configured key,
-and as many of wrong ones.
+once it has been shown: not itself, but its digest under a secret that this process has made up. A key is
+recognized by looking its digest up. Without the secret keys whose digests begin alike cannot be
+chosen, so the time that a look-up takes tells nothing. The same is remembered, until the next reload, of the last
+``WRONG`` keys that fitted nothing: none of them is checked twice. So the memory holds at most one digest for each
+configured key, and as many of wrong ones.
 
 What is not recognized is checked against the hashes whose keys have not been shown yet (the others can only fit
 what would have been recognized): in a thread, one after the other, and all requests that show the same key

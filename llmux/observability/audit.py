@@ -5,7 +5,7 @@ moment later; the event loop never waits for that. The file is opened for each b
 any time. A file that cannot be written is tried again every ``PAUSE`` seconds, and meanwhile ``KEPT`` lines wait;
 what does not fit is counted, told, and said in the file by a line of its own.
 
-Whoever floods llmux with wrong keys, or with commands that are refused, must not fill the disk: of these,
+A flood of wrong keys, or of commands that are refused, must not fill the disk: of these,
 ``REFUSALS`` lines in a minute are written, and the next one says how many there were in between.
 """
 

@@ -11,7 +11,7 @@ from, duration_secs), ``switch_failed`` (model, from, error), ``sleep_hook_faile
 ``request_timeout`` (model, timeout_secs), ``hook_completed`` and ``hook_failed`` (model, hook, exit_code,
 duration_secs, stderr).
 
-Whoever reads the log may stop doing so (a paused terminal, a full pipe), and a write that blocks would stop the
+The reader of the log may stop reading (a paused terminal, a full pipe), and a write that blocks would stop the
 event loop, hence every request. So lines wait in a bounded queue for a thread of their own; what does not fit is
 counted and dropped.
 """

@@ -46,7 +46,7 @@ class Job:
     output_tokens: int
     successor: int | None = None
     think: float = 0.0  # seconds between this job's answer and its successor
-    service: float | None = None  # seconds from admission to the end, whoever else is served
+    service: float | None = None  # seconds from admission to the end, beside all else that is served
     alone: float | None = None  # seconds that it would take if nothing else were served
     first: float = 0.0  # seconds of either until the first byte; then tokens do not matter
     patience: float | None = None  # seconds after which it leaves the queue

@@ -142,7 +142,7 @@ def _files(place: Path, found: Found, deepest: int) -> Iterator[Path]:
 
 def _kind(path: Path) -> dict[str, str] | None:
     """Return what the file says of itself in general; None when it is no GGUF file, or cannot be read."""
-    if not os.path.isfile(path):  # noqa: PTH113 (as above); to open a pipe would wait for whoever writes to it
+    if not os.path.isfile(path):  # noqa: PTH113 (as above); to open a pipe would wait for a writer
         return None
     try:
         with path.open("rb") as file:

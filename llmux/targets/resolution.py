@@ -2,8 +2,8 @@
 
 Theory of operation. A name is a model's, an alias, a variant's, or that of a virtual model, which chooses between
 other names. ``Names.resolve`` follows it down to a *target*: a model, perhaps in one of its variants. It sees
-what the models do at this moment through a ``View`` and changes nothing; who asks is in an ``Ask``. The same view
-and the same ask give the same target. There are no circles: the configuration was checked for them.
+what the models do at this moment through a ``View`` and changes nothing; the caller is in an ``Ask``. The same
+view and ask give the same target. There are no circles: the configuration was checked for them.
 
 A conversation keeps the target that it had (``Ask.kept``), in the outermost virtual model, as long as that serves:
 while it is awake in ``awake`` and ``ladder``, which are there to avoid switches, and while it can be had in
@@ -76,7 +76,7 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Who asks, and by what dice it is decided where nothing else does."""
+    """The caller, and the dice which decide where nothing else does."""
 
     key: str | None = None
     role: str | None = None

@@ -126,7 +126,7 @@ const QUIET = 2000 // ms at least between two announcements
 let holding = null
 let announced = -Infinity
 
-// For those who listen: only what changes the picture, and not too often.
+// For a screen reader: only what changes the picture, and not too often.
 function announce() {
   const { status } = world
   if (status.switch || performance.now() - announced < QUIET) return

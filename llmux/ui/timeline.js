@@ -56,7 +56,7 @@ export class Timeline {
   get range() {
     const now = this.world.now(), end = this.#end ?? now
     if (!this.#chosen && this.world.begins !== null) {
-      // Until somebody chooses: as much as there is to see.
+      // Until a span is chosen: as much as there is to see.
       this.#span = PRESETS.map(([span]) => span).find(span => 1.5 * span >= now - this.world.begins) ?? HOUR
     }
     return [end - this.#span, end]

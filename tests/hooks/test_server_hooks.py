@@ -74,7 +74,7 @@ def test_no_server_is_asleep_and_cannot_be_woken(script, server):
     hook.fails("alive")
     hook.ok("verify")
     hook.ok("sleep")
-    assert "nobody listens at" in hook.fails("wake")
+    assert "nothing listens at" in hook.fails("wake")
 
 
 def test_a_server_that_hangs_is_not_taken_for_asleep(script, server):
