@@ -52,7 +52,7 @@ def new_id() -> str:
     """Return 32 hexadecimal digits that no other request has."""
     if not _ids:
         digits = os.urandom(_AT_ONCE * _DIGITS // 2).hex()
-        _ids.extend(digits[at : at + _DIGITS] for at in range(0, len(digits), _DIGITS))
+        _ids.extend([digits[at : at + _DIGITS] for at in range(0, len(digits), _DIGITS)])
     return _ids.pop()
 
 

@@ -41,13 +41,22 @@ from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.envelope import refusal, refused_too_often
 from llmux.proxy.relay import Flow, Relay, Tunnel
-from llmux.upstream import EngineActivity, EngineConnection, EngineLostError, EngineRefusedError, ResponseHead
+from llmux.upstream import (
+    EngineActivity,
+    EngineConnection,
+    EngineLostError,
+    EngineRefusedError,
+    Framing,
+    ResponseHead,
+)
 
 MOST = 64 * 1024  # bytes of body
 KNOWN = 256  # heads that are remembered
 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
+_LENGTH = Framing.LENGTH
+_USUAL = (_REPLACED, False, None)  # what the heads are made for of answers that have a length, and no more to say
 _new = tuple.__new__  # ExtraFields(…) would be a call of Python's own
 
 
@@ -174,9 +183,14 @@ class FastPath:
         switcher = self._switcher
         began = switcher.now()
         body = data[size:total]
-        asked = self._named(body, head.route.path)
-        model = None if asked is None else head.names.get(asked)
-        if model is None or asked is None:
+        value = object_of(body)
+        if value is None or (self._is_silent is not None and self._is_silent(head.route.path, value)):
+            return None
+        asked = value.get("model")
+        if type(asked) is not str:
+            return None
+        model = head.names.get(asked)
+        if model is None:
             return None
         activity = switcher.open_activity(model)
         if activity is None or self.budget.held + total - size > self.budget.max_buffered:
@@ -236,13 +250,13 @@ class FastPath:
             or not isinstance(definition, EngineDefinition)
             or definition.upstream_model is not None
             or definition.base_path
-            or switcher.activity(admission) is not activity
+            or switcher.activities.get(model) != (admission.epoch, activity)
         ):
             if connection is not None:
                 self.forwarder.pool.release(connection, activity)
             client.hand_over(context, data)
             return
-        self.budget.take(size)
+        self.budget.held += size  # there is room for it, see ``match_known``
         ident = request_id.encode()
         address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
         exchange = context.exchange = Exchange(
@@ -256,7 +270,7 @@ class FastPath:
             count=None if switcher.accounts is None else switcher.accounts.later,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
-        ticket.attach(exchange.cut)
+        ticket.on_cut = exchange.cut  # it was let through in this very call: it was not cut before
         exchange.on_cut = request.cut
         message = head.engine_head(address.host_header, digits, ident) + body
         if connection is None:
@@ -301,13 +315,6 @@ class FastPath:
             self._answered += one_by_one
             if self._answered:
                 loop.call_soon(self._finish, loop)
-
-    def _named(self, body: bytes, path: str) -> str | None:
-        value = object_of(body)
-        if value is None or (self._is_silent is not None and self._is_silent(path, value)):
-            return None
-        name = value.get("model")
-        return name if type(name) is str else None
 
 
 def object_of(body: bytes) -> dict[str, Any] | None:
@@ -359,8 +366,24 @@ class FastRequest(Relay):
             connection.abort()
             return
         self._connection = connection
-        connection.begin(self)
-        connection.write_whole(message)
+        connection.begin(self, whole=message)
+
+    # ---- the relay
+
+    def response_started(self, head: ResponseHead) -> None:
+        """Make the client's head; most are made as the last one was."""
+        usual = head.framing is _LENGTH and not head.event_stream and self.keep_alive
+        written = head.written.get(_USUAL) if usual else None
+        if written is None:
+            super().response_started(head)
+            return
+        assert self._connection is not None
+        before, has_length, after = written
+        exchange = self.exchange
+        length = self._connection.length if has_length else b""
+        self._head = b"%b%b%b%b\r\n\r\n" % (before, length, after, exchange.extra_headers.lines)  # type: ignore[union-attr]
+        exchange.status = head.status
+        self._responding = True
 
     # ---- the relay's client
 
@@ -397,7 +420,7 @@ class FastRequest(Relay):
         self.detach()
         exchange.on_cut = None
         exchange.ended_at = switcher.now()
-        path.budget.give_back(self._size)
+        path.budget.held -= self._size
         if error is None:
             assert connection is not None
             assert context.model is not None

@@ -269,9 +269,9 @@ class Metrics(Collector):
             took.total += whole
         read, written = tokens
         if read is not None:
-            _add(entry.tokens, "input", read)
+            entry.tokens["input"] = entry.tokens.get("input", 0) + read
         if written is not None:
-            _add(entry.tokens, "output", written)
+            entry.tokens["output"] = entry.tokens.get("output", 0) + written
 
     def hook_ended(self, model: str, hook: str, seconds: float, ok: bool) -> None:
         """Count one run of a hook."""

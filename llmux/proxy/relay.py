@@ -260,7 +260,7 @@ class Relay:
         if framing is _TUNNEL:
             self._tunnel = Tunnel(self._connection, self._transport, self.client_closed)
 
-    def response_data(self, data: bytes) -> None:
+    def response_data(self, data: bytes) -> None:  # noqa: C901, with each block of an answer
         """Hand the bytes to the client's transport."""
         exchange = self.exchange
         transport = self._transport
@@ -270,7 +270,10 @@ class Relay:
         if self._chunk and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         now = self._loop.time()
-        exchange.keep(data if len(data) <= BLOCK else data[-BLOCK:])
+        size = len(data)
+        exchange.tail.append(data if size <= BLOCK else data[-BLOCK:])
+        if len(exchange.tail) >= 2 * BLOCKS:
+            del exchange.tail[:BLOCKS]
         if self._head:
             if self._event_stream:
                 exchange.opening = data[:BLOCK]

@@ -20,7 +20,11 @@ SMALL = 4096  # bytes of a block that is kept until then
 _REPORT = b'"usage"'  # in a text that is quoted in JSON the quotes are escaped
 _INPUTS = (b'"prompt_tokens"', b'"input_tokens"')
 _OUTPUTS = (b'"completion_tokens"', b'"output_tokens"')
-# As most engines write it: vLLM and others, then llama.cpp. Tried first, since every request is looked at.
+# As most engines write it. Tried first, since every request is looked at.
+_MOST = re.compile(
+    rb'"usage": ?\{"prompt_tokens": ?(\d{1,12}),(?: ?"total_tokens": ?\d+,)? ?"completion_tokens": ?(\d{1,12})\b'
+)
+# And others: with Anthropic's names, then llama.cpp.
 _USUAL = re.compile(
     rb'"usage": ?\{"(?:prompt|input)_tokens": ?(\d{1,12}),(?: ?"total_tokens": ?\d+,)?'
     rb' ?"(?:completion|output)_tokens": ?(\d{1,12})\b'
@@ -84,6 +88,9 @@ def usage_of(opening: bytes, tail: Sequence[bytes]) -> Usage:
     """Return the usage told in the last blocks of an answer, completed from its opening."""
     text = tail[0] if len(tail) == 1 else b"".join(tail)
     at = text.rfind(_REPORT)
+    if at >= 0 and (most := _MOST.match(text, at)) is not None:
+        told, made = most.groups()
+        return _new(Usage, (int(told), int(made)))
     if at >= 0 and (usual := _USUAL.match(text, at)) is not None:
         given, made, also_made, also_given = usual.groups()
         return _new(Usage, (int(given or also_given), int(made or also_made)))

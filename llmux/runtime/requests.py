@@ -159,7 +159,8 @@ class Requests:
         rejected if it cannot be answered within ``deadline`` seconds.
         """
         switcher = self._switcher
-        ticket = Ticket(self.number(), model, switcher.now(), key)
+        self._serial += 1
+        ticket = Ticket(self._serial, model, switcher.now(), key)
         self.tickets[ticket.id] = ticket
         ticket.rides = rides
         switcher.post(ev.RequestArrived(ticket.id, model, self.riders.seconds if rides else None, deadline, key))

@@ -197,8 +197,15 @@ class EngineConnection(asyncio.Protocol):
 
     # ---- the request
 
-    def begin(self, sink: ResponseSink, *, head_request: bool = False, upgrade: bool = False) -> None:
-        """Start an exchange: what comes in from now on is for ``sink``."""
+    def begin(
+        self,
+        sink: ResponseSink,
+        *,
+        head_request: bool = False,
+        upgrade: bool = False,
+        whole: bytes | None = None,
+    ) -> None:
+        """Start an exchange: what comes in from now on is for ``sink``. ``whole``: all of a small request."""
         assert self._sink is None, "a connection carries one exchange at a time"
         self._sink = sink
         self._framing = None
@@ -214,6 +221,9 @@ class EngineConnection(asyncio.Protocol):
         self._counter = None
         self.received = False
         self.reusable = False
+        if whole is not None:
+            self._request_sent = True
+            self.transport.write(whole)
 
     def write_whole(self, request: bytes) -> None:
         """Write all of a small request."""

@@ -100,6 +100,30 @@ async def test_a_head_that_comes_again_on_a_connection_is_read_again_in_its_leng
     assert fast == [True] * 5
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 2\r\n\r\nok",
+        b"200 OK\r\nX-A: 1\r\nCONTENT-LENGTH: 2\r\nX-Request-ID: theirs\r\n\r\nok",
+        b"200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"200 OK\r\nConnection: X-A\r\nX-A: 1\r\nContent-Length: 2\r\n\r\nok",
+        b"204 No Content\r\nX-A: 1\r\n\r\n",
+        b"429 Too Many Requests\r\nContent-Length: 2\r\n\r\nno",
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ],
+)
+async def test_an_answer_is_told_alike_both_ways_however_often_it_comes(house, fast, answer):
+    house.engine.says = b"HTTP/1.1 " + answer
+    told = []
+    for opened in (True, True, True, False, True):
+        house.front.fast_path.open = opened
+        told.append(timeless(await house.raw(request())))
+    assert fast == [True] * 4
+    assert told == [told[3]] * 5
+
+
 @pytest.mark.parametrize("length", ["-2", "2x", "", "+2", "1" * 16, "2, 2", "2\r\nContent-Length: 3", "2\r\nX: 1"])
 async def test_a_length_is_judged_anew_with_a_head_that_is_known(house, length):
     """On a connection that knows the head as on one that does not."""
