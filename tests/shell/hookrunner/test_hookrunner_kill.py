@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,7 @@ async def test_dead_children_that_nobody_reaps_do_not_hold_up_the_result(bench):
     # The new parent of the hook's child never waits for it: for the kernel the group is never empty.
     ready = bench.folder / "ready"
     os.mkfifo(ready)
-    parent = f"""exec python3 -c '
+    parent = f"""exec {sys.executable} -c '
 import os, sys, time
 child = os.fork()
 if child == 0:
