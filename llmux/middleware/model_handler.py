@@ -13,7 +13,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.core.effects import Admit
-from llmux.errors import BadRequestError, UnknownModelError
+from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import QUEUE_SECONDS, RequestContext, deadline_of, keep_alive_of
 from llmux.middleware.paths import Kind, Route
@@ -209,7 +209,11 @@ class ModelHandler:
             return
         if model is None and not self._is_other_name(name, context):
             raise unknown_model(name, self._listed if grant.models is None else sorted(grant.models))
-        context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
+        try:
+            context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
+        except RequestError:
+            context.asked, context.model = name, model
+            raise
 
     async def _with_model(
         self, request: web.Request, context: RequestContext, body: Body | None

@@ -152,7 +152,7 @@ async def test_websockets_and_operators_ways_are_in_the_ledger(house):
         rows = connection.execute("SELECT key, served, input, output, status FROM requests").fetchall()
     assert sorted(rows) == [
         ("admin_key", "a", 12, 3, 200),
-        ("alice", "", 0, 0, 429),
+        ("alice", "a", 0, 0, 429),
         ("alice", "a", 0, 0, 499),
     ]
 

@@ -238,3 +238,28 @@ async def test_a_virtual_model_may_be_allowed(house):
     assert (await send(house, "small-1")).status == 403
     assert await listed(house, "alice") == ["warm"]
     assert json.dumps(await listed(house, "bob")).count("small") == 2
+
+
+async def test_what_a_refused_request_asked_for_is_seen(house):
+    """By the name that was asked, and the model that would have served it where that is settled."""
+    role = {"models": ["small-1", "warm"], "limits": {"requests": "1/d"}}
+    await house.open(
+        models=MODELS,
+        ledger="ledger.db",
+        virtual={"warm": {"awake": ["small-1", "big"]}},
+        api_keys=keys(**role),
+        admin_key="key-of-admin",
+    )
+    assert (await send(house)).status == 200
+    asked = [("big", 403), ("gpt-mini", 429), ("warm", 429), ("no-such-model", 404)]
+    for name, status in asked:
+        assert (await send(house, name)).status == status
+    expected = [(None, None, 404), ("warm", None, 429), ("gpt-mini", "small-1", 429), ("big", "big", 403)]
+    seen = (await house.ask("GET", "/llmux/activity", Authorization="Bearer key-of-admin")).json()["requests"]
+    assert [(one["asked"], one["model"], one["status"]) for one in seen][:4] == expected
+    await house.close()
+    with contextlib.closing(sqlite3.connect(house.folder / "ledger.db")) as connection, connection:
+        found = connection.execute(
+            "SELECT asked, served, status, target FROM requests ORDER BY id DESC"
+        ).fetchall()
+    assert found[:4] == [(asked or "", model or "", status, "") for asked, model, status in expected]
