@@ -168,6 +168,16 @@ def load_config(file: Path, port: int | None) -> Config:
         raise typer.Exit(Exit.USAGE) from None
 
 
+def address_of(file: Path, port: int | None) -> str:
+    """Return where what runs with a configuration listens; exit with a message where that cannot be said."""
+    config = load_gateway(file, port) if _is_gateway(file) else load_config(file, port)
+    if config.port == 0:
+        complain(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
+        raise typer.Exit(Exit.USAGE)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "localhost"}.get(config.host, config.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
 def summary(config: Config) -> str:
     """Return in a few lines what a configuration makes llmux do."""
     lines = [

@@ -35,7 +35,32 @@ PortOption = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level.")]
 DEFAULT_CONFIG = Path("config.yaml")
 
-UrlOption = Annotated[str, typer.Option("--url", envvar="LLMUX_URL", help="Address of the running llmux.")]
+
+def address(context: typer.Context, url: str) -> str:
+    """Return the address of what runs with the configuration and port that stand before the command, else ``url``.
+
+    Only an ``--url`` of the command's own goes before these.
+    """
+    file, port, _ = context.find_root().obj or (None, None, False)
+    source = context.get_parameter_source("url")
+    if (file is None and port is None) or (source is not None and source.name == "COMMANDLINE"):
+        return url
+    if file is None:
+        return f"http://127.0.0.1:{port}"
+    from llmux.cli.check import address_of  # noqa: PLC0415 - brings all of the configuration along
+
+    return address_of(file, port)
+
+
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="LLMUX_URL",
+        callback=address,
+        help="Address of the running llmux. Default: that of `llmux -c FILE` or `llmux -p PORT`, where given.",
+    ),
+]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(

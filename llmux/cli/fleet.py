@@ -11,14 +11,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.client import Remote, speak
-from llmux.cli.command_tree import ForOption, JsonOption, KeyFileOption, ReasonOption
+from llmux.cli.command_tree import ForOption, JsonOption, KeyFileOption, ReasonOption, address
 from llmux.cli.terminal import Column, FittingTable, terminal
 
 LATE = 5.0  # seconds: an age of a report that is remarkable
 GATEWAY_URL = "http://127.0.0.1:4000"
 _COLOURS = {"ready": "green", "leased": "yellow", "unreachable": "red", "stale": "red"}
 
-GatewayOption = Annotated[str, typer.Option("--url", envvar="LLMUX_URL", help="Address of the running gateway.")]
+GatewayOption = Annotated[
+    str, typer.Option("--url", envvar="LLMUX_URL", callback=address, help="Address of the running gateway.")
+]
 HostArgument = Annotated[str, typer.Argument(help="The host's name in the gateway's configuration.")]
 
 app = typer.Typer(

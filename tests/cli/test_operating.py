@@ -331,3 +331,63 @@ async def test_something_else_answers(answer, words):
 
 def test_every_exit_code_has_a_meaning():
     assert set(MEANINGS) == set(Exit)
+
+
+def configuration(house, **more):
+    file = house.folder / "of-it.yaml"
+    model = {"port": 9, "wake": ":", "sleep": ":", "alive": ":"}
+    file.write_text(json.dumps({"port": house.port, "models": {"a": model}} | more))
+    return file
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "localhost"])
+async def test_a_command_finds_the_llmux_of_a_configuration(house, host):
+    """Also where LLMUX_URL says another: what stands on the command line is meant."""
+    await house.open("a")
+    file = configuration(house, host=host, insecure=True)
+    for words in (
+        ("-c", file, "status"),
+        ("-c", file, "requests"),
+        ("-c", file, "explain"),
+        ("-p", house.port, "status"),
+    ):
+        for url in ("http://127.0.0.1:9", ""):
+            done = await llmux(None, *words, LLMUX_URL=url)
+            assert done.exit_code == 0, done.output
+    other = configuration(house, port=10)
+    assert (await llmux(None, "-c", other, "-p", house.port, "status")).exit_code == 0
+    assert (await llmux(house, "-c", other, "status", "--url", f"http://127.0.0.1:{house.port}")).exit_code == 0
+    done = await llmux(house, "-c", other, "status")
+    assert done.exit_code == Exit.UNREACHABLE
+    assert ":10: " in done.output
+
+
+async def test_a_configuration_that_names_no_address_is_an_error(house):
+    for text, why in (
+        ("{", "of-it.yaml:1"),
+        ('{"port": 0, "models": {}}', "models"),
+        ('{"port": "x", "models": {"a": {"port": 9, "wake": ":", "sleep": ":", "alive": ":"}}}', "port"),
+    ):
+        file = configuration(house)
+        file.write_text(text)
+        done = await llmux(None, "-c", file, "status")
+        assert done.exit_code == Exit.USAGE
+        assert "of-it.yaml" in done.output
+        assert why in done.output
+    done = await llmux(None, "-c", configuration(house, port=0), "usage")
+    assert done.exit_code == Exit.USAGE
+    assert "of-it.yaml" in done.output
+    assert "any free port" in done.output
+    assert "--url" in done.output
+    done = await llmux(None, "-c", house.folder / "missing.yaml", "usage")
+    assert done.exit_code == Exit.USAGE
+    assert "there is no such file" in done.output
+
+
+async def test_a_gateways_configuration_is_one_too(house):
+    await house.open("a")
+    file = house.folder / "gateway.yaml"
+    file.write_text(json.dumps({"port": house.port, "hosts": {"one": {"url": "http://127.0.0.1:9"}}}))
+    done = await llmux(None, "-c", file, "fleet", "status")
+    assert f"127.0.0.1:{house.port}" in done.output  # which is no gateway, but was asked
+    assert done.exit_code == Exit.UNREACHABLE
