@@ -105,8 +105,9 @@ class PolicyConfig(Section):
     )
     fair: Annotated[FairConfig | None, Word("settings or null")] = Field(
         default=None,
-        description="Serve first what waits for the key that has had least, and weigh for the policy only what is"
-        " about its turn; `max_wait` goes before it. `{}` has the counts below. null: first come, first served.",
+        description="Serve first what waits for the key that has had least, weigh for the policy only what is"
+        " about its turn, and hold back a key that floods once it has made the others wait for its part;"
+        " `max_wait` goes before it. `{}` has the counts below. null: first come, first served.",
     )
     ride_along: RideAlongConfig = Field(
         default_factory=RideAlongConfig.of_defaults, description="When keys of the class ride_along are served."

@@ -13,7 +13,7 @@ from llmux.core.effects import Refusal, Reject, RequestQueued
 from llmux.core.events import RequestArrived
 from llmux.core.model import AWAKE, READY, Lease, Model, Request
 from llmux.core.phases import InvalidEventError, Phase
-from llmux.core.state import Block, State
+from llmux.core.state import FIRST_COME, Block, State
 from llmux.core.timers import Timer
 
 # While a model is in one of these, a switch that concerns it is decided or not yet possible: nothing blocks it.
@@ -21,6 +21,7 @@ UNBLOCKED = frozenset({Phase.UNKNOWN, Phase.WAKING, Phase.AWAKE})
 
 OPEN_END = 60.0  # seconds: when to come back for a pin or lease that has no end
 RESTART = 5.0  # seconds until another llmux may be there
+HELD = 10.0  # seconds after which it is asked again for what is held back
 
 
 def arrived(s: State, event: RequestArrived) -> None:
@@ -46,7 +47,7 @@ def _enter(s: State, request: Request) -> None:
     """Admit, queue or reject a request, which counts as one that has arrived from here on."""
     model = request.model
     model.meter.arrived(s.now)
-    if model.phase is AWAKE and is_open(s, model):
+    if model.phase is AWAKE and is_open(s, model) and (s.turns is FIRST_COME or s.turns.admits(request)):
         s.requests[request.id] = request
         s.admit(request)
         return
@@ -119,7 +120,7 @@ def watch(s: State, model: Model) -> None:
     timeout = s.rules.request_timeout
     if timeout is not None:
         s.timers.set((Timer.TIMEOUT, model.name), oldest.arrived + timeout)
-    overdue = oldest.arrived + s.rules.max_wait
+    overdue = s.turns.since(model) + s.rules.max_wait
     if overdue > s.now:
         s.timers.set((Timer.OVERDUE, model.name), overdue)
 
@@ -136,7 +137,7 @@ def timed_out(s: State, model: Model) -> None:
 
 def open_doors(s: State) -> None:
     """Let in what waits for models that have begun to admit in this step."""
-    opened, s.opened = s.opened, []
+    opened, s.opened = s.opened if s.turns is FIRST_COME else s.models.values(), []
     for model in opened:
         admit_waiters(s, model)
 
@@ -144,7 +145,9 @@ def open_doors(s: State) -> None:
 def admit_waiters(s: State, model: Model) -> None:
     """Let waiters in, one after the other, as far as there is room; then what rides along."""
     while model.queue and model.has_room and s.lease is None:
-        request = s.pick(model)
+        if (request := s.turns.pick(model)) is None:
+            s.timers.set(Timer.HELD, s.now + HELD)
+            break
         s.unqueue(request)
         s.admit(request)
     while model.riders and is_open(s, model):

@@ -113,7 +113,7 @@ def _operators(s: State, m: Moment) -> bool:
 def _overdue(s: State, m: Moment) -> bool:
     """The longest waiter goes first once it has waited for ``max_wait``, over policy and ``min_active``."""
     for model in m.waiting:
-        arrived = next(iter(model.queue.values())).arrived
+        arrived = s.turns.since(model)
         if arrived + s.rules.max_wait <= s.now and (leaving := residency.who_leaves(s, model)) is not None:
             words = f"a request has waited {s.now - arrived:.3g} s"
             _announce(s, "overdue", model.name, words)

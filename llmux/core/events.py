@@ -7,12 +7,13 @@ except hook ids, which the core gives out in ``RunHook``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmux.core.model import Lease, Model, Pin, Request
+from llmux.core.model import Lease, Pin
 from llmux.core.policy import Policy
 from llmux.core.spec import ModelSpec, Rules
+from llmux.core.state import Turns
 
 
 class Event:
@@ -182,9 +183,7 @@ class ConfigReplaced(Event):
     rules: Rules
     policy: Policy
     first_guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    pick: Callable[[Model], Request] | None = (
-        None  # says which of a model's waiters is let in next; None: the oldest
-    )
+    turns: Turns | None = None  # says which of a model's waiters is let in next; None: the oldest
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from llmux.core.events import ConfigReplaced, Started
 from llmux.core.model import AWAKE, Lifecycle, Model
 from llmux.core.phases import Phase
 from llmux.core.spec import HookKind, ModelSpec
-from llmux.core.state import State, first_come
+from llmux.core.state import FIRST_COME, State
 from llmux.core.timers import Timer
 
 ENDED_WITH_LLMUX = frozenset({HookKind.ALIVE, HookKind.VERIFY, HookKind.WAKE, HookKind.PREFETCH})
@@ -55,7 +55,7 @@ def replaced(s: State, event: ConfigReplaced) -> None:
     s.rules = event.rules
     s.maintenance_due = True
     s.costs.guesses = event.first_guesses
-    s.pick = event.pick or first_come
+    s.turns = event.turns or FIRST_COME
     if event.policy is not s.policy:
         s.policy = event.policy
         s.policy_errors.clear()

@@ -56,7 +56,7 @@ from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.policy import Policy
 from llmux.core.policy_calls import LiveSnapshot, adopt
 from llmux.core.spec import Estimates, HookKind, ModelSpec, Rules
-from llmux.core.state import State
+from llmux.core.state import FIRST_COME, State
 from llmux.core.timers import Timer
 
 
@@ -98,7 +98,7 @@ class Core:
         _HANDLERS[kind](s, event)
         if kind is ev.ConfigReplaced or kind is ev.Started:
             self._snapshot.refresh()
-        if s.opened:
+        if s.opened or s.turns is not FIRST_COME:
             admission.open_doors(s)
         stopping = s.lifecycle is not READY and s.stopping
         if stopping:

@@ -31,9 +31,23 @@ Block = tuple[fx.Refusal, str, float | None]
 KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
 
 
-def first_come(model: Model) -> Request:
-    """Return the oldest of the waiters that a model has."""
-    return next(iter(model.queue.values()))
+class Turns:
+    """Whose turn it is: here that of what came first. What is fair in another way overrides it."""
+
+    def admits(self, _request: Request) -> bool:
+        """Say whether a request that has just arrived is let in where there is room."""
+        return True
+
+    def pick(self, model: Model) -> Request | None:
+        """Return which of a model's waiters is let in next; None: all are held back."""
+        return next(iter(model.queue.values()))
+
+    def since(self, model: Model) -> float:
+        """Return when the waiter came of those of a model that ``max_wait`` goes by."""
+        return next(iter(model.queue.values())).arrived
+
+
+FIRST_COME = Turns()
 
 
 class State:
@@ -83,7 +97,7 @@ class State:
         self.last_decision: tuple[str, str | None] | None = None  # that was told, since the last switch began
         self.explain = True  # whether queued requests, phases and decisions are told
         self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
-        self.pick: Callable[[Model], Request] = first_come  # says which of a model's waiters is let in next
+        self.turns = FIRST_COME
         self.too_late: Callable[[State, Model, float], Block | None] = lambda *_: (
             None
         )  # says what cannot be in time

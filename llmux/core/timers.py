@@ -12,6 +12,7 @@ class Timer(enum.StrEnum):
 
     # of llmux
     ASK = "ask"  # the policy, again
+    HELD = "held"  # what is held back may be let in
     DRAIN = "drain"  # the switch under way has drained for long enough
     DEFAULT = "default"  # it has been quiet for long enough for the default model
     LEASE = "lease"

@@ -1,8 +1,9 @@
-"""How much of the GPU each key has had, and which key's turn is next. Pure.
+"""How much of the GPU each key has had, what it has cost the others, and which key's turn is next. Pure.
 
 Each key has a virtual counter: the tokens that it was served and the seconds of the switches that its requests
 caused, each times its price, divided by the key's weight. What waits is served lowest counter first. A key that
-comes back is lifted to the lowest counter of those that are active: what it did not use is not saved up.
+comes back is lifted to the lowest counter of those that are active: what it did not use is not saved up. Where the
+GPU goes back to a model that was left for a key, the switch back is charged to that key, too.
 
 This is the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024,
 arXiv:2401.00588), with a term for switches, which the bound of that paper does not cover. As in start-time fair
@@ -14,16 +15,17 @@ A policy weighs how much waits for each model. Of a key that is ahead of the oth
 and requests, what waits counts for nothing (``entitled``) until the others have caught up, so that a flood is one
 key, not a thousand waiters. With less, keys that take turns cost a switch each; with more, a flood is noticed.
 
-A key that floods a model which nothing else wants would have the GPU go there whenever the others pause, and each
-of their next requests wait for the way back. So a key *rests* that has had ``OVER`` times its part of what all had
-lately, and has caused switches, there and back, for more than its part of the time: until that is over, what it
-waits for causes none, even if the GPU is idle. What is awake serves it all along. Parts go by the weights of keys
-that are about: with requests, or not long without. It is no reason to wait where nothing else is about, or nothing
-is awake.
+Order alone does not help a request that finds the GPU at a model of the flood's own, or busy with its answers:
+they are not cut. So it is also measured what a key *costs* the others: the seconds that their requests wait while
+the GPU does something on its account alone, be it a switch, the way back, or an answer. A key that has had more
+than its part of the GPU, and has asked for several times as much as the others, is *over*. It may cost them as
+much as its part of what they wait anyway, by which one key of six makes the other five wait a fifth longer. It
+causes no switch while others wait for one, or once it has cost too much, and is held back even from what is awake
+once its answers have. What costs no other key anything is served all along; and ``max_wait`` goes before this,
+counted for such a key from when it was let in last: each of the thousand would be overdue, and no other key
+served.
 
-What has waited for nearly ``max_wait`` is served for some time, as long as ``VISIT`` switches take, before its
-model is left again. The core would come back for it at once, and where all that a flood waits for is overdue that
-is every other switch.
+What is held back is lifted as what is away, so that it comes back to its part and not to all that it has missed.
 """
 
 from __future__ import annotations
@@ -36,22 +38,24 @@ from operator import itemgetter
 from typing import Any
 
 from llmux.core import Core
-from llmux.core.effects import Admit, Effect, Reject, RequestQueued, SwitchEnded, SwitchStarted
+from llmux.core.admission import HELD
+from llmux.core.effects import Admit, Effect, Reject, RequestQueued, SwitchDrained, SwitchEnded, SwitchStarted
 from llmux.core.events import Event, RequestAbandoned, RequestArrived, RequestFinished, RequestReturned
 from llmux.core.model import Model, Request
 from llmux.core.policy import Decision, ModelView, Policy, Snapshot, Stay, SwitchTo, WaitUntil
-from llmux.core.state import first_come
+from llmux.core.state import Turns
 
 ALPHA = 0.2  # of averages
 UNKNOWN = 500.0  # what a request takes, in tokens, until one has ended
 AHEAD = 1.5  # switches, and requests, by which a key may be ahead and still count for the policy
-ABOUT = 300.0  # seconds without a request after which a key is not about; also how fast switches are forgotten
-LATELY = 1800.0  # seconds in which what a key has had is forgotten, but for a third
-OVER = 1.5  # parts that a key has had for it to rest: chance makes less of keys that ask for the same
-BACK = 2.0  # switches that one causes: what was awake will be wanted again
+ABOUT = 300.0  # seconds without a request after which a key is not about
+LATELY = 1800.0  # seconds in which what was is forgotten, but for a third
+DEMAND = 2.0  # times as much as the others, each, that a key asks for which is over
+MUCH = 10.0  # requests that it asks for at least: chance makes less of keys that ask now and then
+KNOCK_ON = 1.5  # seconds that others wait for each that is seen: what has come meanwhile waits longer
+ANSWERS = 0.7  # of what a key may cost the others, by its answers: a switch costs more at once
+LITTLE = 0.1  # of an answer, for which a request may be made to wait in any case
 LEAST = 1e-3  # seconds
-NEARLY = 0.8  # of ``max_wait``
-VISIT = 2.0  # switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +74,27 @@ class _Key:
     present: int = 0  # requests waiting or in flight
     running: int = 0  # of these in flight
     usual: float | None = None  # what one of its requests takes, on average; None until one has ended
-    # Both are forgotten with time, and are of ``time``:
-    caused: float = 0.0  # seconds of switches, those back included
+    over: bool = False  # it has had more than its part, and asks for much
+    held: bool = False  # it has cost the others what it may
+    # These are forgotten with time, and are of ``time``:
     had: float = 0.0  # of its counter, not divided by its weight
+    waited: float = 0.0  # seconds that its requests have, together
+    ran: float = 0.0  # seconds that its answers have, together
+    cost: float = 0.0  # seconds that requests of others have waited on its account, together
+    by_answers: float = 0.0  # of these, while its answers ran
     time: float = 0.0
 
-    def take(self, now: float, had: float, caused: float = 0.0) -> None:
-        """Add to what it has had, and caused; forget some of what was before."""
-        past = max(0.0, now - self.time)
-        if past:
-            self.caused *= math.exp(-past / ABOUT)
-            self.had *= math.exp(-past / LATELY)
+    def forget(self, now: float) -> None:
+        """Forget some of what was before."""
+        past = now - self.time
+        if past > 0.0:
+            keep = math.exp(-past / LATELY)
+            self.had *= keep
+            self.waited *= keep
+            self.ran *= keep
+            self.cost *= keep
+            self.by_answers *= keep
             self.time = now
-        self.had += had
-        self.caused += caused
 
     def rank(self, usual: float) -> float:
         """Return its counter, with what is in flight."""
@@ -107,7 +118,9 @@ class Fairness:
     _time: float = 0.0  # the counter of the key that was the last to be active, while none is
     _usual: float = UNKNOWN  # what a request takes, on average over all keys
     _switch: float = 0.0  # what a switch takes, on average
-    seconds: float = 0.0  # of a switch, on average
+    _switch_seconds: float = 0.0  # the same in seconds
+    _answer_seconds: float = 0.0  # of an answer, on average
+    _share: tuple[float, float] | None = None  # when, and how many seconds a key of weight 1 may cost
 
     def configure(self, prices: Prices, weights: Mapping[str, float]) -> None:
         """Take over other prices and weights; counters stay."""
@@ -119,6 +132,7 @@ class Fairness:
 
     def joined(self, name: str) -> None:
         """A request of a key has come, to wait or to be served at once."""
+        self._share = None
         key = self._keys.get(name)
         if key is None:
             key = self._keys[name] = _Key(self.weights.get(name, 1.0))
@@ -142,8 +156,9 @@ class Fairness:
         """A request of a key is in flight from now on."""
         self._keys[name].running += 1
 
-    def stopped(self, name: str) -> None:
-        """A request of a key is no longer in flight."""
+    def stopped(self, name: str, seconds: float = 0.0) -> None:
+        """A request of a key is no longer in flight, which it was for so many seconds."""
+        self._answer_seconds = _average(self._answer_seconds, seconds)
         self._keys[name].running -= 1
 
     def served(self, name: str, tokens: tuple[int, int]) -> None:
@@ -151,9 +166,11 @@ class Fairness:
         key, prices = self._keys[name], self.prices
         cost = tokens[0] * prices.input + tokens[1] * prices.output
         key.counter += cost / key.weight
-        key.take(self.now, cost)
-        key.usual = cost if key.usual is None else key.usual + ALPHA * (cost - key.usual)
-        self._usual += ALPHA * (cost - self._usual)
+        key.forget(self.now)
+        key.had += cost
+        key.usual = cost if key.usual is None else _average(key.usual, cost)
+        self._usual = _average(self._usual, cost)
+        self._compare()
 
     def switched(self, names: Collection[str], seconds: float) -> None:
         """A switch of so many seconds is over, which requests of these keys have caused; of none: nothing pays."""
@@ -161,17 +178,61 @@ class Fairness:
         for name in names:
             key = self._keys[name]
             key.counter += cost / len(names) / key.weight
-            key.take(self.now, cost / len(names), BACK * seconds / len(names))
+            key.forget(self.now)
+            key.had += cost / len(names)
         if names:
-            self._switch = cost if not self._switch else self._switch + ALPHA * (cost - self._switch)
-            self.seconds = seconds if not self.seconds else self.seconds + ALPHA * (seconds - self.seconds)
+            self._switch = _average(self._switch, cost)
+            self._switch_seconds = _average(self._switch_seconds, seconds)
+            self._compare()
+
+    def passed(self, seconds: float, waiting: Mapping[str, int], running: Mapping[str, int]) -> None:
+        """So many requests of each key have waited, or been in flight, for some seconds until now."""
+        self._share = None
+        for name, count in waiting.items():
+            key = self._keys[name]
+            if not key.held:  # it does not ask for more by being held back
+                key.forget(self.now)
+                key.waited += count * seconds
+        for name, count in running.items():
+            key = self._keys[name]
+            key.forget(self.now)
+            key.ran += count * seconds
+
+    def blame(self, names: Collection[str], seconds: float, waiting: Mapping[str, int], *, answers: bool) -> None:
+        """So many requests of each key have waited for some seconds on account of these, or their ``answers``."""
+        self._share = None
+        harmed = sum(count for other, count in waiting.items() if other not in names and not self.over(other))
+        for name in names if harmed else ():
+            key = self._keys[name]
+            key.forget(self.now)
+            key.cost += harmed * seconds / len(names)
+            if answers:
+                key.by_answers += harmed * seconds / len(names)
+
+    def _compare(self) -> None:
+        """See which keys have had more than their part."""
+        self._share = None
+        about = self._those_about()
+        for key in about:
+            key.forget(self.now)
+        had, asked = sum(key.had for key in about), sum(key.waited + key.ran for key in about)
+        weights = sum(key.weight for key in about)
+        much = MUCH * (self._answer_seconds + self._switch_seconds)
+        for key in about:
+            own, odds = key.waited + key.ran, key.weight / max(weights - key.weight, LEAST)
+            key.over = key.had > odds * (had - key.had) and own > DEMAND * odds * (asked - own) + much
+
+    def _those_about(self) -> list[_Key]:
+        for name in [name for name, left in self._about.items() if left < self.now - ABOUT]:
+            del self._about[name]
+        return [self._keys[name] for name in self._about]
 
     # ---- what follows
 
     @property
     def lowest(self) -> float:
         """The lowest counter of the keys with requests waiting or in flight."""
-        return min((key.counter for key in self._active.values()), default=self._time)
+        return min((key.counter for key in self._active.values() if not key.held), default=self._time)
 
     def rank(self, name: str) -> float:
         """Return where a key's next request stands: the lowest goes first."""
@@ -183,23 +244,43 @@ class Fairness:
             return True
         key, usual = self._keys[name], self._usual
         own = usual if key.usual is None else key.usual
-        floor = min(other.rank(usual) for other in self._active.values())
+        floor = min((other.rank(usual) for other in self._active.values() if not other.held), default=-math.inf)
         return key.rank(usual) + place * own / key.weight <= floor + self.slack
 
-    def rest(self, name: str) -> float:
-        """Return the seconds for which a key may cause no switch: others are about, and it has had its part."""
+    def over(self, name: str) -> bool:
+        """Say whether a key has had more than its part, and asks for much."""
+        return self._keys[name].over
+
+    def holds(self, name: str, *, answers: bool) -> bool:
+        """Say whether a key has cost the others what it may, by its ``answers`` or by all; then it is lifted."""
         key = self._keys[name]
-        if not key.caused or len(self._about) <= 1:
-            return 0.0
-        for other in [other for other, left in self._about.items() if left < self.now - ABOUT]:
-            del self._about[other]
-        about = [self._keys[other] for other in self._about]
-        for other_key in about:
-            other_key.take(self.now, 0.0)
-        part = key.weight / sum(other_key.weight for other_key in about)
-        if part >= 1.0 or key.had <= OVER * part * sum(other_key.had for other_key in about):
-            return 0.0
-        return max(0.0, ABOUT * math.log(key.caused / (ABOUT * part)))
+        limit = self._limit(key) if key.over else math.inf
+        key.held = key.cost > limit
+        if key.held:
+            key.counter = max(key.counter, self.lowest)
+        return key.by_answers > ANSWERS * limit if answers else key.held
+
+    def _limit(self, key: _Key) -> float:
+        """Return how many seconds the requests of others may wait on account of a key; inf if there are none."""
+        if self._share is None or self._share[0] != self.now:
+            self._share = self.now, self._share_of_one()
+        return key.weight * self._share[1]
+
+    def _share_of_one(self) -> float:
+        about = self._those_about()
+        for other in about:
+            other.forget(self.now)
+        others = [other for other in about if not other.over]
+        if not others:
+            return math.inf
+        cost = KNOCK_ON * sum(other.cost for other in about if other.over)
+        own = max(sum(other.waited for other in others) - cost, LITTLE * sum(other.ran for other in others))
+        return own / KNOCK_ON / sum(other.weight for other in others)
+
+    @property
+    def long(self) -> bool:
+        """Whether an answer usually takes longer than a switch."""
+        return self._answer_seconds > self._switch_seconds
 
     @property
     def slack(self) -> float:
@@ -211,6 +292,10 @@ class Fairness:
         return {name: key.counter for name, key in self._keys.items()}
 
 
+def _average(before: float, value: float) -> float:
+    return before + ALPHA * (value - before) if before else value
+
+
 @dataclass(slots=True)
 class _Present:
     """A request that waits or is in flight."""
@@ -218,13 +303,24 @@ class _Present:
     key: str
     model: str
     since: float  # when it began to wait
-    running: bool = False
+    began: float | None = None  # when it was let in
 
 
-class FairOrder:
+@dataclass(slots=True)
+class _Switch:
+    """A switch, the keys of what waited for its target, and those on whose account it is made."""
+
+    sources: tuple[str, ...]
+    to: str | None
+    causers: list[str]
+    payers: list[str]
+    drained: bool = False
+
+
+class FairOrder(Turns):
     """Keeps the books of ``Fairness`` by what a core is told and does, and orders what waits in it.
 
-    ``pick`` is for ``State.pick``, and the core follows a ``FairPolicy``. ``before`` and ``after`` have to be
+    It is for ``State.turns``, and the core follows a ``FairPolicy``. ``before`` and ``after`` have to be
     called with all that it is told and answers, and ``served`` before it is told that a request has been answered;
     or ``attach`` does so. ``max_wait`` is the core's, in seconds.
     """
@@ -236,18 +332,83 @@ class FairOrder:
         self._present: dict[int, _Present] = {}
         self._waiting: dict[str, dict[str, dict[int, float]]] = {}  # since when: by model, key and request
         self._running: dict[str, Counter[str]] = {}  # in flight: by model and key
-        self._causers: dict[int, list[str]] = {}  # keys, by the switch under way
+        self._switch: _Switch | None = None  # the one under way
+        self._woken: dict[str, _Switch] = {}  # the last one to each model
+        self._let_in: dict[tuple[str, str], float] = {}  # when a model last let in a key that was over
+        self._known = 0.0  # up to when it is known what waited for what
 
-    def pick(self, model: Model) -> Request:
+    def admits(self, request: Request) -> bool:
+        """Say whether a request that has just arrived is let in, where there is room."""
+        entry = self._present.get(request.id)
+        return entry is None or not self._holds(entry.model, entry.key, entry.since)
+
+    def pick(self, model: Model) -> Request | None:
         """Return which of a model's waiters is let in now: the oldest of the key that stands lowest."""
-        firsts = {key: next(iter(waiters)) for key, waiters in self._waiting.get(model.name, {}).items()}
+        waiting = self._waiting.get(model.name, {})
+        firsts = {key: next(iter(waiters)) for key, waiters in waiting.items()}
         known = [key for key, request in firsts.items() if request in model.queue]
         if not known:  # all came before these books were begun
-            return first_come(model)
+            return super().pick(model)
+        known = [key for key in known if not self._holds(model.name, key, waiting[key][firsts[key]])]
+        if not known:
+            return None
         rank = self.fairness.rank
         chosen = firsts[min(known, key=lambda key: (rank(key), model.queue[firsts[key]].arrived))]
         self._start(chosen)
         return model.queue[chosen]
+
+    def since(self, model: Model) -> float:
+        """Return from when on ``max_wait`` counts for a model: the first of what waits, or was let in last."""
+        waiting = self._waiting.get(model.name)
+        return min(self._since(model.name, key) for key in waiting) if waiting else super().since(model)
+
+    def _since(self, model: str, key: str) -> float:
+        return max(next(iter(self._waiting[model][key].values())), self._let_in.get((model, key), -math.inf))
+
+    def _holds(self, model: str, key: str, since: float) -> bool:
+        """Say whether what a key waits for is held back from a model that is awake."""
+        fair, switch = self.fairness, self._switch
+        if switch is not None and switch.to == model and key in switch.causers:
+            # It was woken for that; but for more than one answer only where they are short.
+            return fair.over(key) and fair.long and self._running.get(model, Counter())[key] > 0
+        overdue = max(since, self._let_in.get((model, key), since)) + self.max_wait
+        return overdue > fair.now and fair.holds(key, answers=True)
+
+    def _look_back(self, now: float) -> None:
+        """Take note of what has waited since something happened last, and on whose account."""
+        past, self._known, fair = now - self._known, now, self.fairness
+        fair.now = now
+        if past <= 0.0 or not self._present:
+            return
+        waiting: Counter[str] = Counter()
+        running: Counter[str] = Counter()
+        for keys in self._waiting.values():
+            waiting.update({key: len(waiters) for key, waiters in keys.items()})
+        for counts in self._running.values():
+            running.update(counts)
+        users = [key for key, count in running.items() if count]
+        fair.passed(past, waiting, running)
+        switch = self._switch
+        if switch is not None and switch.drained:
+            fair.blame(self._guilty(switch.payers), past, waiting, answers=False)
+        elif guilty := self._guilty(users):
+            fair.blame(guilty, past, waiting, answers=True)
+        elif switch is None:
+            for model, counts in self._running.items():
+                self._blame_here(past, model, counts)
+
+    def _guilty(self, users: Collection[str]) -> Collection[str]:
+        """Return those on whose account alone the GPU does what it does."""
+        return users if len(users) == 1 or all(map(self.fairness.over, users)) else ()
+
+    def _blame_here(self, past: float, model: str, counts: Counter[str]) -> None:
+        """Take note of what has waited at a model that others, too, were served by: for as many as were over."""
+        over = self.fairness.over
+        here = [key for key, count in counts.items() if count and over(key)]
+        waiting = {key: len(waiters) for key, waiters in self._waiting.get(model, {}).items() if not over(key)}
+        if here and waiting:
+            share = min(1.0, sum(counts[key] for key in here) / sum(waiting.values()))
+            self.fairness.blame(here, past * share, waiting, answers=True)
 
     def served(self, request: int, tokens: tuple[int, int]) -> None:
         """Take in what an answer has taken, before the core is told of its end."""
@@ -257,7 +418,7 @@ class FairOrder:
 
     def before(self, now: float, event: Event) -> None:
         """Take in what the core is about to be told."""
-        self.fairness.now = now
+        self._look_back(now)
         if isinstance(event, RequestArrived):
             self._coming[event.request] = event.key
             if not event.rides:
@@ -274,7 +435,7 @@ class FairOrder:
 
     def after(self, now: float, effects: Iterable[Effect]) -> None:
         """Take in what the core has answered."""
-        self.fairness.now = now
+        self._look_back(now)
         for effect in effects:
             if isinstance(effect, Admit | RequestQueued):
                 self._join(now, effect.request, effect.model)
@@ -283,15 +444,39 @@ class FairOrder:
             elif isinstance(effect, Reject):
                 self._leave(effect.request)
             elif isinstance(effect, SwitchStarted):
-                self._causers[effect.switch] = list(self._waiting.get(effect.to or "", ()))
+                causers = list(self._waiting.get(effect.to or "", ()))
+                payers = self._left_for(effect) or causers
+                self._switch = _Switch(effect.sources, effect.to, causers, payers)
+            elif (switch := self._switch) is None:  # it was under way when these books were begun
+                continue
+            elif isinstance(effect, SwitchDrained):
+                switch.drained = True
             elif isinstance(effect, SwitchEnded):
-                causers = self._causers.pop(effect.switch, [])
-                self.fairness.switched(causers, max(0.0, effect.duration - effect.drain))
+                self.fairness.switched(switch.payers, max(0.0, effect.duration - effect.drain))
+                self._woken[switch.to or ""], self._switch = switch, None
 
-    def rests(self, awake: Collection[str]) -> dict[str, float]:
-        """Return for how long the keys may cause no switch that wait for what is not awake; 0 for most."""
-        waiting = {key for name, keys in self._waiting.items() if name not in awake for key in keys}
-        return {key: self.fairness.rest(key) if awake else 0.0 for key in waiting}
+    def _left_for(self, switch: SwitchStarted) -> list[str]:
+        """Return the keys for which that was left to which the GPU goes back; none if it goes elsewhere."""
+        before = [self._woken[name] for name in switch.sources if name in self._woken]
+        return next((each.causers for each in before if switch.to in each.sources), [])
+
+    def held(self, awake: Collection[str]) -> tuple[set[str], set[str]]:
+        """Return the keys that may cause no switch, and those that are held back from what is awake."""
+        if not awake:
+            return set(), set()
+        fair = self.fairness
+        away = {key for name, keys in self._waiting.items() if name not in awake for key in keys}
+        here = {key for name in awake for key in self._waiting.get(name, ())}
+        resting = {key for key in away if fair.over(key)}
+        if resting == away:
+            resting = {key for key in away if fair.holds(key, answers=False)}
+        return resting, {key for key in here if fair.holds(key, answers=True)}
+
+    def again(self, waiting: Iterable[str]) -> float:
+        """Return when to look again at what is held back: when something of it is overdue, or soon."""
+        now = self.fairness.now
+        due = [self._since(model, key) + self.max_wait for model in waiting for key in self._waiting[model]]
+        return min([now + HELD, *(time for time in due if time > now)])
 
     def waiters(self, model: str, without: Collection[str] = ()) -> list[float]:
         """Return when the waiters of a model began to wait which count for the policy, oldest first.
@@ -312,7 +497,7 @@ class FairOrder:
 
     def present(self) -> dict[int, bool]:
         """Return the requests that wait (False) or are in flight (True)."""
-        return {request: entry.running for request, entry in self._present.items()}
+        return {request: entry.began is not None for request, entry in self._present.items()}
 
     def due(self, awake: Collection[str], waiting: Sequence[str]) -> str | None:
         """Return the model, of those that wait, whose key stands lower than all that is served by one request."""
@@ -322,13 +507,6 @@ class FairOrder:
         found = [(rank(key), place, name) for place, name in enumerate(waiting) for key in self._waiting[name]]
         lowest, _, model = min(found)
         return model if here and min(map(rank, here)) > lowest + self.fairness.slack else None
-
-    def holds(self, name: str, model: ModelView) -> bool:
-        """Say whether a model has to serve what has waited for nearly as long as the core lets it."""
-        if not model.in_flight or self.fairness.now > (model.awake_since or 0.0) + VISIT * self.fairness.seconds:
-            return False
-        before = self.fairness.now - NEARLY * self.max_wait
-        return any(next(iter(waiters.values())) <= before for waiters in self._waiting.get(name, {}).values())
 
     def policy(self, policy: Policy) -> FairPolicy:
         """Return a policy as it decides when it is shown what counts."""
@@ -343,7 +521,7 @@ class FairOrder:
         """
         handle = core.handle
         self.max_wait = core.state.rules.max_wait
-        core.state.pick = self.pick
+        core.state.turns = self
         core.state.policy = self.policy(core.state.policy)
 
         def fairly(event: Event, now: float) -> list[Effect]:
@@ -370,19 +548,21 @@ class FairOrder:
         entry = self._present.pop(request, None)
         if entry is None:
             return
-        if entry.running:
+        if entry.began is not None:
             self._running[entry.model][entry.key] -= 1
-            self.fairness.stopped(entry.key)
+            self.fairness.stopped(entry.key, self.fairness.now - entry.began)
         else:
             self._waits_no_longer(request, entry)
         self.fairness.left(entry.key)
 
     def _start(self, request: int) -> None:
         entry = self._present.get(request)
-        if entry is not None and not entry.running:
-            entry.running = True
+        if entry is not None and entry.began is None:
+            entry.began = self.fairness.now
             self._waits_no_longer(request, entry)
             self._running.setdefault(entry.model, Counter())[entry.key] += 1
+            if self.fairness.over(entry.key):
+                self._let_in[entry.model, entry.key] = self.fairness.now
             self.fairness.started(entry.key)
 
     def _waits_no_longer(self, request: int, entry: _Present) -> None:
@@ -406,21 +586,19 @@ class FairPolicy:
     def decide(self, now: Snapshot) -> Decision:
         """Ask the policy about what counts; while something is served and nothing that waits counts, stay."""
         order = self._order
-        if any(order.holds(name, now.models[name]) for name in now.awake):
-            return Stay("what has waited for long is served before its model is left")
-        rests = order.rests(now.awake)
-        resting = {key for key, rest in rests.items() if rest > 0.0}
+        resting, held = order.held(now.awake)
         models = {
-            name: FairView(view, order.waiters(name, () if name in now.awake else resting))
+            name: FairView(view, order.waiters(name, held if name in now.awake else resting))
             for name, view in now.models.items()
         }
         waiting = [name for name in now.waiting if models[name].queued]
         if not waiting:
             if any(now.models[name].in_flight for name in now.awake):
                 return Stay("the keys of what waits have had more than the others")
-            if rests and len(resting) == len(rests):
-                until = now.time + max(min(rests.values()), LEAST)
-                return WaitUntil(until, "the keys of what waits have had their part of the time for switches")
+            if resting:
+                return WaitUntil(
+                    order.again(now.waiting), "the keys of what waits have cost the others as much as they may"
+                )
             return self._policy.decide(now)
         waiting.sort(key=lambda name: models[name].oldest_arrival or 0.0)
         due = order.due(now.awake, waiting)

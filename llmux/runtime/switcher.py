@@ -246,7 +246,7 @@ class Switcher:
         specs, rules = to_specs(config)
         core = Core(specs, rules, self._followed(), Estimates(), random.random)
         if self.order is not None:
-            core.state.pick = self.order.pick
+            core.state.turns = self.order
         core.state.figures = figures
         core.state.too_late = wait_estimate.too_late
         core.state.costs.guesses = first_costs(config)
@@ -263,8 +263,7 @@ class Switcher:
             policy = self._followed()
         else:
             policy = self.core.state.policy
-        pick = None if order is None else order.pick
-        self.post(ev.ConfigReplaced(list(specs), rules, policy, first_costs(self.config), pick))
+        self.post(ev.ConfigReplaced(list(specs), rules, policy, first_costs(self.config), order))
 
     def _take_turns(self, order: FairOrder | None) -> None:
         """Tell it from now on what happens; where an engine does not tell its tokens, events are counted."""

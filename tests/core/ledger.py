@@ -314,7 +314,7 @@ class Ledger:
             for rider in model.riders.values():
                 assert (Timer.RIDE, rider) in s.timers, "rides along for ever"
             if model.queue and model.phase is Phase.AWAKE and not self.leased and not model.extra:
-                assert not model.has_room, "a waiter although there is room"
+                assert not model.has_room or self._held(model), "a waiter although there is room"
         awake = {name for name, model in s.models.items() if model.phase in (Phase.AWAKE, Phase.DRAINING)}
         assert self.awake == awake, "the notices tell another story"
         for name, model in s.models.items():
@@ -347,20 +347,28 @@ class Ledger:
         self.handle = order.attach(
             self.core, lambda request: "abc"[request % 3], lambda request: (request % 7, 40)
         )
-        self.core.state.pick = self.pick
+        self._pick, order.pick = order.pick, self.pick
 
-    def pick(self, model: Model) -> Request:
-        """Let the order pick, and see that it is the oldest waiter of the key that stands lowest."""
-        assert self.order is not None
-        known = self.order.present()
+    def pick(self, model: Model) -> Request | None:
+        """Let the order pick, and see that it is the oldest waiter of the key that stands lowest, if not held."""
+        order = self.order
+        assert order is not None
+        known = order.present()
         waiting = [request for request in model.queue.values() if request.id in known]
-        rank = {request: self.order.fairness.rank("abc"[request.id % 3]) for request in waiting}
-        chosen = self.order.pick(model)
+        free = [request for request in waiting if order.admits(request)]
+        rank = {request: order.fairness.rank("abc"[request.id % 3]) for request in free}
+        chosen = self._pick(model)
         if waiting:
-            own = [request.arrived for request in waiting if request.id % 3 == chosen.id % 3]
+            assert (chosen is None) == (not free), "held back, or not, against the rules"
+        if free:
+            own = [request.arrived for request in free if request.id % 3 == chosen.id % 3]
             assert rank[chosen] == min(rank.values()), "a key lags behind one that is served"
             assert chosen.arrived == min(own)
         return chosen
+
+    def _held(self, model: Model) -> bool:
+        """Say whether all that waits for a model is held back."""
+        return not any(map(self.core.state.turns.admits, model.queue.values()))
 
     def _fair(self, order: FairOrder) -> None:
         """Its books are those of the core, and no counter falls."""
@@ -407,7 +415,8 @@ class Ledger:
             )
             idle = s.switch is None and not self.in_flight and not hooks
             if idle:
-                assert Timer.ASK in s.timers, "wedged: waiters, nothing under way, and no reason"
+                waits = Timer.ASK in s.timers or Timer.HELD in s.timers
+                assert waits, "wedged: waiters, nothing under way, and no reason"
         if self.leased and s.ready and not s.stopping and s.switch is None and not self.lent:
             holders = [m for m in s.models.values() if m.holds]
             assert not holders or self.hooks or self.core.next_deadline() is not None, "never held, and no reason"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
@@ -10,8 +9,21 @@ from playbook import Later, Oldest, given, models
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.admission import HELD
 from llmux.core.policy import WaitUntil
-from llmux.estimates.fairness import ABOUT, AHEAD, NEARLY, UNKNOWN, Fairness, FairOrder, Prices
+from llmux.estimates.fairness import (
+    ABOUT,
+    AHEAD,
+    ANSWERS,
+    DEMAND,
+    KNOCK_ON,
+    LATELY,
+    LITTLE,
+    UNKNOWN,
+    Fairness,
+    FairOrder,
+    Prices,
+)
 
 
 def serve(fair, key, tokens=(100, 100)):
@@ -322,119 +334,297 @@ def test_books_that_begin_late_order_what_they_know():
     assert order.present() == {4: False}
 
 
-# ---- keys that rest
+# ---- keys that are over
 
 
-def two(caused=40.0, **weights):
-    """Return books in which a flood has caused switches, and a is about."""
+def two(asked=200.0, cost=0.0, by_answers=False, **weights):
+    """Return books in which a flood has asked for so many seconds, and cost ``a`` some; this waited 100."""
     fair = Fairness(weights=weights)
     fair.joined("a")
     fair.joined("flood")
+    fair.passed(50.0, {"a": 2, "flood": asked / 50.0}, {})
+    fair.blame(["flood"], cost, {"a": 1}, answers=by_answers)
     fair.served("a", (100, 0))
-    fair.switched(["flood"], caused)
+    fair.served("flood", (101, 0))
     return fair
 
 
-def test_a_key_that_has_had_its_part_of_the_switches_rests_for_a_while():
-    fair = two(90.0)  # 180 s there and back, and its part of the last 300 are 150
-    assert fair.rest("a") == 0
-    rest = fair.rest("flood")
-    assert rest == pytest.approx(ABOUT * math.log(180 / 150))
-    fair.now = rest - 0.1
-    assert fair.rest("flood") == pytest.approx(0.1)
-    fair.now = rest + 0.1
-    assert fair.rest("flood") == 0
-
-
 @pytest.mark.parametrize(
-    ("fair", "rests"),
-    [(two(70.0), False), (two(90.0), True), (two(90.0, flood=3.0), False), (two(70.0, a=3.0), True)],
+    ("fair", "over"),
+    [(two(DEMAND * 100.0), False), (two(DEMAND * 100.0 + 50.0), True), (two(900.0, flood=2.0), False)],
 )
-def test_a_part_goes_by_the_weights(fair, rests):
-    assert (fair.rest("flood") > 0) is rests
+def test_a_key_is_over_that_has_had_more_than_its_part_and_asks_for_much(fair, over):
+    assert fair.over("flood") is over
+    assert not fair.over("a")
+    fair.served("a", (2, 0))
+    assert not fair.over("flood")
 
 
-def test_it_does_not_rest_for_what_is_not_about():
-    fair = two(90.0)
+def test_it_asks_for_much_if_that_is_more_than_some_requests_take():
+    fair = two(300.0)
+    fair.started("flood")
+    fair.stopped("flood", 10.5)  # MUCH such
+    fair.served("flood", (0, 0))
+    assert not fair.over("flood")
+    fair.passed(10.0, {}, {"flood": 1})
+    fair.served("flood", (0, 0))
+    assert fair.over("flood")
+
+
+def test_a_key_may_cost_the_others_its_part_of_what_they_wait():
+    limit = 100.0 / KNOCK_ON / 2.0  # of two keys it is half of what they wait in all
+    assert not two(900.0, limit - 0.1).holds("flood", answers=False)
+    fair = two(900.0, limit + 0.1)
+    assert fair.holds("flood", answers=False)
+    assert not fair.holds("flood", answers=True)  # it was by switches
+    fair = two(900.0, ANSWERS * limit - 0.1, by_answers=True)
+    assert not fair.holds("flood", answers=True)
+    fair = two(900.0, limit + 0.1, by_answers=True)
+    assert fair.holds("flood", answers=True)
+    fair.passed(10.0, {"a": 1}, {})
+    assert not fair.holds("flood", answers=False)
+
+
+def test_where_the_others_hardly_wait_it_goes_by_their_answers():
+    fair = two(900.0, 1000.0)
+    assert fair.holds("flood", answers=False)
+    fair.passed(1000.0 * KNOCK_ON / LITTLE - 1.0, {}, {"a": 1})
+    assert fair.holds("flood", answers=False)
+    fair.passed(2.0, {}, {"a": 1})
+    assert not fair.holds("flood", answers=False)
+
+
+def test_what_is_held_back_is_lifted_as_if_it_were_away():
+    fair = two()
+    fair.served("a", (10**6, 0))
+    fair.now = 10.0 * LATELY  # that was long ago
+    fair.passed(1.0, {"flood": 10**6}, {})
+    fair.served("flood", (100, 0))
+    assert not fair.holds("flood", answers=False)
+    assert fair.counters() == {"a": 1_000_100.0, "flood": 201.0}
+    assert not fair.entitled("a", 0)
+    fair.blame(["flood"], 1000.0, {"a": 1}, answers=False)
+    assert fair.holds("flood", answers=False)
+    assert fair.counters() == {"a": 1_000_100.0, "flood": 1_000_100.0}
+    fair.served("a", (10**6, 0))
+    assert fair.lowest == 2_000_100.0
+    assert fair.entitled("a", 0)
+
+
+def test_what_is_held_back_asks_for_no_more_by_waiting():
+    fair = two(900.0, 200.0)
+    assert fair.holds("flood", answers=False)
+    for _ in range(20):
+        fair.passed(1.0, {"flood": 1000, "a": 10}, {})
+    fair.blame(["flood"], 10**6, {"a": 1}, answers=False)
+    fair.served("flood", (100, 0))
+    assert fair.over("flood")
+    fair.passed(1.0, {"flood": 10**6, "a": 300}, {})
+    fair.served("flood", (100, 0))
+    assert not fair.over("flood")
+
+
+def test_nothing_is_held_back_for_what_is_not_about():
+    fair = two(900.0, 200.0)
     fair.left("a")
-    assert fair.rest("flood") > 0
+    assert fair.holds("flood", answers=False)
     fair.now = ABOUT + 1
-    fair.switched(["flood"], 500.0)
-    assert fair.rest("flood") == 0
+    assert not fair.holds("flood", answers=False)
     fair.joined("a")
-    assert fair.rest("flood") > 0
+    assert fair.holds("flood", answers=False)
 
 
-def test_it_does_not_rest_if_the_others_have_had_as_much():
-    fair = two(90.0)
-    fair.served("a", (50_000, 0))
-    assert fair.rest("flood") == 0
+def test_nothing_is_held_back_for_what_is_over_itself():
+    fair = Fairness()
+    for key in "abcd":
+        fair.joined(key)
+    for key in "ab":
+        fair.passed(100.0, {key: 10}, {})
+        fair.served(key, (100, 0))
+    for key in "cd":
+        fair.left(key)
+    fair.now = ABOUT / 2
+    assert fair.over("a")
+    fair.blame(["a"], 10.0, {"c": 5}, answers=True)
+    assert fair.holds("a", answers=True)
+    fair.now = ABOUT + 1.0
+    assert fair.over("b")
+    assert not fair.holds("a", answers=True)
 
 
-def test_a_flood_lets_the_gpu_be_idle_and_has_its_turn_later():
-    keys = {1: "a", 2: "flood", 3: "a"}
-    play, order = fairly(models("a", "b"), keys, policy=Oldest(), alive_every=0.0)
+# ---- what is held back, in a core
+
+
+def flooded(keys, tokens=(0, 250), **rest):
+    """Return a playbook in which ``flood`` has cost another key, which has requests elsewhere, what it may."""
+    play, order = fairly(keys=keys, tokens=tokens, alive_every=0.0, **rest)
+    order.before(0.0, ev.RequestArrived(70, "x", key="quiet"))
+    order.before(0.0, ev.RequestArrived(71, "x", key="flood"))
+    order.before(0.0, ev.RequestAbandoned(71))
+    order.fairness.passed(1.0, {"flood": 10**6}, {})
+    order.fairness.blame(["flood"], 1000.0, {"quiet": 1}, answers=True)
+    order.fairness.served("flood", (10**6, 0))
+    assert order.fairness.over("flood")
+    return play, order
+
+
+def switches(effects):
+    return [each.to for each in effects if isinstance(each, fx.SwitchStarted)]
+
+
+def test_what_is_held_back_is_passed_by_what_is_not():
+    keys = {1: "flood", 2: "quiet", 3: "flood", 4: "quiet"}
+    play, order = flooded(keys, specs=models("a", max_in_flight=2))
+    assert admissions(play.feed(1.0, ev.RequestArrived(1, "a"))) == []
+    assert admissions(play.feed(2.0, ev.RequestArrived(2, "a"))) == [2]
+    assert admissions(play.feed(3.0, ev.RequestArrived(3, "a"))) == []
+    assert admissions(play.feed(4.0, ev.RequestFinished(2))) == []
+    assert admissions(play.feed(5.0, ev.RequestArrived(4, "a"))) == [4]
+    order.fairness.passed(1.0, {"quiet": 10**6}, {})
+    assert admissions(play.feed(6.0, ev.EngineLost("x"))) == [1]
+
+
+def test_what_is_held_back_is_looked_at_again():
+    keys = {1: "flood"}
+    play, order = flooded(keys, specs=models("a"))
     play.feed(1.0, ev.RequestArrived(1, "a"))
-    order.before(1.0, ev.RequestArrived(7, "x", key="flood"))
-    order.fairness.switched(["flood"], 90.0)
+    assert play.core.next_deadline() == 1.0 + HELD
+    assert admissions(play.feed(1.0 + HELD, ev.DeadlineReached())) == []
+    assert play.core.next_deadline() == 1.0 + 2.0 * HELD
+    order.fairness.passed(1.0, {"quiet": 10**6}, {})
+    assert admissions(play.feed(1.0 + 2.0 * HELD, ev.DeadlineReached())) == [1]
+
+
+def test_max_wait_goes_before_what_is_held_back_once_at_a_time():
+    keys = {1: "flood", 2: "flood"}
+    play, _ = flooded(keys, specs=models("a"), max_wait=100.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "a"))
+    assert admissions(play.feed(100.0, ev.DeadlineReached())) == []
+    assert admissions(play.feed(101.0, ev.DeadlineReached())) == [1]
+    assert admissions(play.feed(200.0, ev.DeadlineReached())) == []
+    assert admissions(play.feed(201.0, ev.DeadlineReached())) == [2]
+
+
+def test_without_fairness_all_that_was_held_back_is_let_in():
+    play, _ = flooded({1: "flood"}, specs=models("a"))
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    state = play.core.state
+    (request,) = state.models["a"].queue.values()
+    assert not state.turns.admits(request)
+    found = play.feed(2.0, ev.ConfigReplaced(models("a"), state.rules, Oldest()))
+    assert state.turns.admits(request)
+    assert admissions(found) == [1]
+
+
+def test_a_flood_lets_the_gpu_be_idle():
+    keys = {1: "quiet", 2: "flood", 3: "quiet"}
+    play, _ = flooded(keys, specs=models("a", "b"), policy=Oldest(), max_wait=100.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
     play.feed(2.0, ev.RequestFinished(1))
-    found = play.feed(3.0, ev.RequestArrived(2, "b"))
-    assert not [each for each in found if isinstance(each, fx.SwitchStarted)]
+    assert not switches(play.feed(3.0, ev.RequestArrived(2, "b")))
+    assert play.core.next_deadline() == 3.0 + HELD
     assert admissions(play.feed(4.0, ev.RequestArrived(3, "a"))) == [3]  # what is awake serves what comes
-    play.feed(5.0, ev.RequestFinished(3))
-    again = play.core.next_deadline()
-    assert again == pytest.approx(1.0 + ABOUT * math.log(180 / 150))
-    found = play.feed(again + 0.01, ev.DeadlineReached())
-    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+    play.feed(98.0, ev.RequestFinished(3))
+    assert play.core.next_deadline() == 103.0
+    assert switches(play.feed(103.0, ev.DeadlineReached())) == ["b"]
+
+
+@pytest.mark.parametrize(("answer", "let_in"), [(1.0, [2, 3]), (9.0, [2])])
+def test_what_is_woken_for_a_flood_serves_it_but_one_by_one_if_that_takes_long(answer, let_in):
+    keys = {1: "quiet", 2: "flood", 3: "flood", 4: "flood", 5: "quiet"}
+    play, order = flooded(keys, specs=models("a", "b"), policy=Oldest(), max_wait=100.0)
+    play.feed(1.0, ev.RequestArrived(2, "b"))
+    play.feed(2.0, ev.RequestArrived(3, "b"))
+    play.feed(101.0 - answer, ev.RequestArrived(1, "a"))
+    play.feed(101.0, ev.RequestFinished(1))
+    order.fairness.switched(["quiet"], 5.0)
+    play.feed(102.0, ev.HookFinished(3, ok=True))
+    assert admissions(play.feed(103.0, ev.HookFinished(4, ok=True))) == let_in
+    assert admissions(play.feed(104.0, ev.RequestArrived(4, "b"))) == []
+    # And it is not overdue again before max_wait, though more of it has waited for as long.
+    found = play.feed(105.0, ev.RequestArrived(5, "a"))
+    found += [each for request in let_in for each in play.feed(106.0, ev.RequestFinished(request))]
+    assert switches(found) == ["a"]
+    play.feed(107.0, ev.HookFinished(5, ok=True))
+    found = play.feed(108.0, ev.HookFinished(6, ok=True))
+    assert admissions(found) == [5]
+    assert not switches(play.feed(203.0 - 0.5, ev.RequestFinished(5)))
+    assert switches(play.feed(204.0, ev.DeadlineReached())) == ["b"]
+
+
+def test_the_way_back_is_charged_to_the_key_that_made_it_leave():
+    keys = {1: "b", 2: "a"}
+    play, order = fairly(models("a", "b"), keys, policy=Oldest(), alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "b"))
+    play.feed(2.0, ev.HookFinished(3, ok=True))
+    play.feed(3.0, ev.HookFinished(4, ok=True))
+    play.feed(4.0, ev.RequestFinished(1))
+    had = order.fairness.counters()["b"]
+    play.feed(5.0, ev.RequestArrived(2, "a"))
+    play.feed(6.0, ev.HookFinished(5, ok=True))
+    play.feed(7.0, ev.HookFinished(6, ok=True))
+    assert order.fairness.counters() == {"b": had + 1000.0, "a": had}
+
+
+def cost(order, key):
+    """Return the seconds that others have waited on account of a key: in all, and while its answers ran."""
+    books = order.fairness._keys[key]
+    return round(books.cost, 1), round(books.by_answers, 1)
+
+
+def test_what_waits_is_on_account_of_what_is_served_or_switched_to():
+    keys = {1: "flood", 2: "a", 3: "flood"}
+    play, order = fairly(models("a", "b", "c"), keys, policy=Oldest(), alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "b"))  # it drains
+    play.feed(5.0, ev.RequestFinished(1))
+    assert cost(order, "flood") == (3.0, 3.0)
+    play.feed(6.0, ev.HookFinished(4, ok=True))
+    play.feed(7.0, ev.HookFinished(5, ok=True))
+    play.feed(8.0, ev.RequestFinished(2))
+    assert cost(order, "flood") == (3.0, 3.0)  # the switch was not for it
+    play.feed(9.0, ev.RequestArrived(3, "c"))
+    order.before(9.0, ev.RequestArrived(9, "b", key="a"))
+    play.feed(10.0, ev.HookFinished(6, ok=True))
+    play.feed(12.0, ev.HookFinished(7, ok=True))
+    assert cost(order, "flood") == (6.0, 3.0)
+
+
+def test_of_what_waits_where_others_are_served_as_much_as_the_flood_has_in_flight():
+    keys = {1: "flood", 2: "quiet", 3: "quiet", 4: "quiet"}
+    play, order = fairly(models("a", max_in_flight=2), keys, alive_every=0.0)
+    for request in keys:
+        play.feed(1.0, ev.RequestArrived(request, "a"))
+    play.feed(2.0, ev.EngineLost("x"))
+    assert cost(order, "flood") == (0.0, 0.0)  # it is not over
+    order.fairness.passed(1.0, {"flood": 10**6}, {})
+    order.fairness.served("flood", (10**6, 0))
+    play.feed(3.0, ev.EngineLost("x"))
+    assert cost(order, "flood") == (1.0, 1.0)  # of two that wait
+
+
+def test_books_that_begin_during_a_switch_charge_it_to_none():
+    play = given(models("a", "b"), awake=["a"], policy=Oldest(), alive_every=0.0)
+    play.feed(1.0, ev.RequestArrived(1, "b"))
+    order = FairOrder(Fairness())
+    play.ledger.handle = order.attach(play.core, lambda _request: "a", lambda _request: (0, 1))
+    play.feed(2.0, ev.HookFinished(3, ok=True))
+    play.feed(3.0, ev.HookFinished(4, ok=True))
+    assert order.fairness.counters() == {}
 
 
 def test_a_key_that_rests_rides_with_others_and_holds_none_up():
     keys = {1: "a", 2: "flood", 3: "c"}
-    play, order = fairly(models("a", "b"), keys, policy=Oldest(), alive_every=0.0)
+    play, _ = flooded(keys, specs=models("a", "b"), policy=Oldest())
     play.feed(1.0, ev.RequestArrived(1, "a"))
-    order.before(1.0, ev.RequestArrived(7, "x", key="flood"))
-    order.fairness.switched(["flood"], 90.0)
     play.feed(2.0, ev.RequestFinished(1))
     play.feed(3.0, ev.RequestArrived(2, "b"))
-    found = play.feed(4.0, ev.RequestArrived(3, "b"))
-    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+    assert switches(play.feed(4.0, ev.RequestArrived(3, "b"))) == ["b"]
     play.feed(5.0, ev.HookFinished(3, ok=True))
     assert sorted(admissions(play.feed(6.0, ev.HookFinished(4, ok=True)))) == [2, 3]
 
 
 def test_with_nothing_awake_no_key_rests():
-    keys = {1: "flood"}
-    play, order = fairly(models("a", "b"), keys, awake=[], policy=Oldest())
-    order.before(1.0, ev.RequestArrived(7, "x", key="a"))
-    order.before(1.0, ev.RequestArrived(8, "x", key="flood"))
-    order.fairness.switched(["flood"], 900.0)
-    found = play.feed(3.0, ev.RequestArrived(1, "b"))
-    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
-
-
-def test_what_is_nearly_overdue_is_served_before_its_model_is_left():
-    keys = {1: "flood", 2: "flood", 3: "a", 4: "a"}
-    specs = models("a", "b", max_in_flight=1)
-    play, order = fairly(specs, keys, policy=Later(), max_wait=100.0, alive_every=0.0)
-    play.feed(1.0, ev.RequestArrived(1, "a"))
-    play.feed(2.0, ev.RequestArrived(2, "a"))
-    play.feed(3.0, ev.RequestArrived(3, "b"))
-    order.fairness.switched(["a"], 60.0)
-    order.fairness.served("flood", (10**6, 0))
-    found = play.feed(2.0 + NEARLY * 100.0, ev.RequestArrived(4, "b"))
-    assert not [each for each in found if isinstance(each, fx.SwitchStarted)]  # though its key has had more
-    found = play.feed(90.0, ev.RequestFinished(1))
-    assert admissions(found) == [2]
-    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
-
-
-def test_a_visit_to_what_is_overdue_has_an_end():
-    keys = {1: "flood", 2: "flood", 3: "a"}
-    play, order = fairly(models("a", "b", max_in_flight=1), keys, policy=Later(), max_wait=100.0, alive_every=0.0)
-    play.feed(1.0, ev.RequestArrived(1, "a"))
-    play.feed(2.0, ev.RequestArrived(2, "a"))
-    play.feed(3.0, ev.RequestArrived(3, "b"))
-    order.fairness.switched(["a"], 10.0)
-    order.fairness.served("flood", (10**6, 0))
-    found = play.feed(90.0, ev.EngineLost("b"))
-    assert [each.to for each in found if isinstance(each, fx.SwitchStarted)] == ["b"]
+    play, _ = flooded({1: "flood"}, specs=models("a", "b"), awake=[], policy=Oldest())
+    assert switches(play.feed(3.0, ev.RequestArrived(1, "b"))) == ["b"]

@@ -341,10 +341,10 @@ class World:
         policy = self.policy if rng.random() < 0.5 else WildPolicy(self)
         guesses = {name: (rng.choice([None, 3.0]), None) for name in self.specs}
         policy = self._with_shadows(policy)
-        pick = None
-        if self.classes and self.ledger.order is not None:
-            policy, pick = FairPolicy(policy, self.ledger.order), self.ledger.pick
-        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses, pick))
+        turns = self.ledger.order if self.classes else None
+        if turns is not None:
+            policy = FairPolicy(policy, turns)
+        self.feed(ev.ConfigReplaced(list(self.specs.values()), self.rules, policy, guesses, turns))
 
     def settle(self) -> None:
         """Invariant 7: with hooks that end and answers that end, every request ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -68,48 +69,44 @@ def wait(seed: int, policy: str, kind: Kind, flood: str = "", *, fair: bool = Fa
     return sum(waits) / len(waits)
 
 
-# How many times as long the five wait as without a flood, at most, and seconds beside that: answers under way are
-# not cut, and where a switch takes less, it is they that count. OPERATING.md has the figures of other seeds.
+# How many times as long the five wait as without a flood, at most. OPERATING.md has the figures of other seeds.
 KINDS = {
-    "two models": (Kind(), "ab", 1.3, 0.0),
-    "one of them": (Kind(), "a", 1.3, 0.0),
-    "a third one": (Kind(), "c", 1.7, 0.0),
-    "two models, 8 s": (Kind(switch=8.0), "ab", 1.35, 0.0),
-    "one of them, 8 s": (Kind(switch=8.0), "a", 1.3, 0.0),
-    "a third one, 8 s": (Kind(switch=8.0), "c", 1.75, 0.0),
-    "a third one, now and then": (Kind(every=120.0), "c", 2.0, 0.0),
-    "two models, switches fill it": (Kind(every=15.0), "ab", 1.3, 0.0),
-    "two models, long switches fill it": (Kind(switch=30.0), "ab", 1.3, 0.0),
-    "a third one, long switches fill it": (Kind(switch=30.0), "c", 1.7, 0.0),
-    "two models, short switches": (Kind(every=20.0, switch=2.0), "ab", 1.3, 1.5),
-    "one of them, shorter ones": (Kind(every=20.0, switch=0.5), "a", 1.3, 1.5),
-    "two models, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "ab", 1.3, 20.0),
+    "two models": (Kind(), "ab", 1.3),
+    "one of them": (Kind(), "a", 1.3),
+    "a third one": (Kind(), "c", 1.3),
+    "a third one, 8 s": (Kind(switch=8.0), "c", 1.3),
+    "a third one, now and then": (Kind(every=120.0), "c", 1.3),
+    "two models, switches fill it": (Kind(every=15.0), "ab", 1.3),
+    "a third one, long switches fill it": (Kind(switch=30.0), "c", 1.3),
+    "two models, short switches": (Kind(every=20.0, switch=2.0), "ab", 1.3),
+    "a third one, short switches": (Kind(every=20.0, switch=2.0), "c", 1.3),
+    "two models, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "ab", 1.3),
+    # Once in ``max_wait`` the GPU goes there for one answer at least, which is not cut.
+    "a third one, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "c", 1.6),
 }
+SEEDS = (1, 2)
 
 
-# With fifo, too, and shown beside what they wait without fairness.
-COMPARED = ("two models", "a third one", "two models, switches fill it", "a third one, long switches fill it")
+@functools.cache
+def alone(seed: int, policy: str, kind: Kind) -> float:
+    """Return what the five wait without a flood."""
+    return wait(seed, policy, kind)
 
 
-@pytest.mark.parametrize(
-    ("policy", "name"), [*(("adaptive", name) for name in KINDS), *(("fifo", name) for name in COMPARED)]
-)
+@pytest.mark.parametrize(("policy", "name"), [*(("adaptive", name) for name in KINDS), ("fifo", "a third one")])
 def test_five_keys_hardly_notice_a_flood(policy: str, name: str) -> None:
-    kind, flood, times, seconds = KINDS[name]
-    seeds = (1, 2)
-    alone, fair = (
-        sum(wait(seed, policy, kind, models, fair=bool(models)) for seed in seeds) / len(seeds)
-        for models in ("", flood)
-    )
-    print(f"{policy}, {name}: {alone:.1f} s alone, {fair:.1f} s fair")  # noqa: T201
-    assert fair <= times * alone + seconds
-    if name in COMPARED:
-        plain = wait(1, policy, kind, flood)
-        assert plain > 1.3 * alone
-        assert plain > fair
+    kind, flood, times = KINDS[name]
+    without = sum(alone(seed, policy, kind) for seed in SEEDS)
+    fair = sum(wait(seed, policy, kind, flood, fair=True) for seed in SEEDS)
+    print(f"{policy}, {name}: {without / 2:.1f} s alone, {fair / 2:.1f} s fair")  # noqa: T201
+    assert fair <= times * without
+
+
+def test_without_fairness_they_do() -> None:
+    kind, flood, _ = KINDS["a third one"]
+    assert wait(1, "adaptive", kind, flood) > 2.0 * alone(1, "adaptive", kind)
 
 
 def test_fairness_costs_nothing_without_a_flood() -> None:
-    for kind in (Kind(), Kind(switch=8.0), Kind(switch=30.0, every=120.0)):
-        without, fair = (wait(3, "adaptive", kind, fair=fairly) for fairly in (False, True))
-        assert fair <= 1.1 * without
+    for kind in (Kind(), Kind(switch=30.0, every=120.0), Kind(every=60.0, tokens=1000, switch=2.0)):
+        assert wait(3, "adaptive", kind, fair=True) <= 1.05 * alone(3, "adaptive", kind)
