@@ -322,7 +322,11 @@ class EngineConnection(asyncio.Protocol):
             if (size < _MOST_CHUNK and data.startswith(CHUNK_STARTS[size]) and data.endswith(_CRLF)) or (
                 size <= _MOST_CHUNKS and are_chunks(data)
             ):
-                self._write_chunk(data)
+                try:
+                    self._write_chunk(data)
+                except RuntimeError:  # uvloop's, of a transport that is closed: its client has just left
+                    self._tell_many()
+                    return
                 passed = self._passed
                 passed.append(data)
                 if len(passed) >= AT_ONCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -61,8 +62,8 @@ class Reader:
 
     modern = keep_alive = True
 
-    def __init__(self) -> None:
-        self.pipe, self.flow = Pipe(), Flow()
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.flow = pipe, Flow()
         self.ends: list[Exception | None] = []
         self.drained = asyncio.Event()
 
@@ -85,9 +86,9 @@ class Reader:
 class Stream:
     """An event stream whose head and first event have passed."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Any = None) -> None:
         loop = asyncio.get_running_loop()
-        self.reader, self.activity = Reader(), EngineActivity(counting=True)
+        self.reader, self.activity = Reader(client or Pipe()), EngineActivity(counting=True)
         self.exchange = Exchange(EngineAddress("127.0.0.1", 1), "id", self.activity)
         self.relay = Relay(self.reader, self.exchange, loop, self.reader.ends.append)  # type: ignore[arg-type]
         self.connection = EngineConnection(loop)
@@ -211,3 +212,23 @@ async def test_nothing_is_left_uncounted_when_it_breaks_off(how: str) -> None:
     assert error is None or how == "client"
     assert (b"error" in stream.passed) is (how != "client")
     assert not stream.activity.untold
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_an_event_that_comes_as_the_client_has_just_left_ends_the_stream_and_is_no_mistake(turns) -> None:
+    """A handler is told by its cancellation, in one of the loop's next turns; uvloop's transport is closed before."""
+    loop = asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    with far:
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        stream = Stream(transport)
+        stream.feed(chunk("second"))
+        transport.abort()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for number in range(AT_ONCE + 1):
+            if stream.reader.ends:
+                break
+            stream.feed(chunk(f"more {number}"))
+        assert [type(error) for error in stream.reader.ends] == [ClientGoneError]
+        assert stream.pipe.closing
