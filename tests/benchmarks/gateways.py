@@ -4,6 +4,7 @@
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways two [--seconds 60] [--rate 6] [--rounds 2]
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways simulated
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways limits [--seconds 6] [--rate 80] [--rounds 3]
+    PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways carry [--seconds 3] [--rounds 4]
 
 ``frozen``: one gateway, two hosts and a store; requests come at a steady rate while the store runs, while it is
 stopped (SIGSTOP), and when it goes on again. Their key has limits, which are counted through the store.
@@ -16,6 +17,10 @@ in the gateway and in the host's queue together. Each run begins with new hosts,
 
 ``limits``: two gateways, and requests at a steady rate, dealt in turn, of a key that may have half of them in an
 hour: how many more are let in, and how many when all come within a moment.
+
+``carry``: the CPU of a request and of an event at one gateway, and at each of two that share a store and a host,
+each with the same load: 32 connections with one request after the other, then 60 streams of 100 events a second.
+Two gateways on cores of their own carry twice the first by the second. Needs gcc, for the load and the engine.
 """
 
 from __future__ import annotations
@@ -33,13 +38,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks import fleet as fleets
+from tests.benchmarks.gateway import spent
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST
 from tests.harness.store_server import Server
+
+sys.path.insert(0, str(Path(__file__).parent))  # as the programs there find each other
+
+import measure
+import rivals
 
 KEY = [("Authorization", "Bearer sk-bench")]
 SERVICE, SLEEP, WAKE = 0.15, 0.2, 0.6  # seconds
@@ -52,7 +65,14 @@ class Fleet:
     """Hosts that make themselves known in a store, and gateways that find them there."""
 
     def __init__(
-        self, root: Path, server: Server, hosts: int, gateways: int, models: str, requests: str = "1M/d"
+        self,
+        root: Path,
+        server: Server,
+        hosts: int,
+        gateways: int,
+        models: str,
+        requests: str | None = "1M/d",
+        **model: Any,
     ) -> None:
         self.hosts: list[Lab] = []
         self.gateways: list[Door] = []
@@ -60,7 +80,7 @@ class Fleet:
         for number in range(hosts):
             lab = Lab(root / f"host{number}")
             lab.write(
-                {name: {"env": delays} for name in models.split()},
+                {name: {"env": delays, **model} for name in models.split()},
                 fleet={"store": server.url, "name": f"host{number}", "url": f"http://{HOST}:{lab.port}"},
             )
             lab.start()
@@ -68,9 +88,8 @@ class Fleet:
         for number in range(gateways):
             door = Door(root / f"gateway{number}")
             limits = {"requests": requests, "concurrent": 10_000}
-            door.write_gateway(
-                fleet={"store": server.url}, api_keys=[{"name": "bench", "key": "sk-bench", "limits": limits}]
-            )
+            keys = [{"name": "bench", "key": "sk-bench", "limits": limits}]
+            door.write_gateway(fleet={"store": server.url}, api_keys=None if requests is None else keys)
             door.start(ready=False)
             self.gateways.append(door)
 
@@ -81,8 +100,9 @@ class Fleet:
             async def whole(door: Door = door) -> bool:
                 document = (await door.ask("GET", "/llmux/fleet", headers=KEY)).json()
                 states = [host["state"] for host in document["hosts"].values()]
-                limits = document["store"]["limits"]
-                return states == ["ready"] * len(self.hosts) and limits["gateways"] == len(self.gateways)
+                limits = document["store"]["limits"]  # None where no key has any
+                alone = limits is not None and limits["gateways"] != len(self.gateways)
+                return states == ["ready"] * len(self.hosts) and not alone
 
             await door.until(whole)
 
@@ -93,11 +113,13 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(hosts: int, gateways: int, models: str, requests: str = "1M/d") -> Iterator[tuple[Server, Fleet]]:
+def fleet(
+    hosts: int, gateways: int, models: str, requests: str | None = "1M/d", **model: Any
+) -> Iterator[tuple[Server, Fleet]]:
     """Start a store, hosts and gateways."""
     folder, server = tempfile.mkdtemp(), Server()
     try:
-        found = Fleet(Path(folder), server, hosts, gateways, models, requests)
+        found = Fleet(Path(folder), server, hosts, gateways, models, requests, **model)
         try:
             yield server, found
         finally:
@@ -243,6 +265,44 @@ async def limits(given: argparse.Namespace) -> None:
             )
 
 
+# ---- what one carries, and two
+
+
+def loaded(doors: Sequence[Door], mode: str, path: str, count: int, *last: float) -> tuple[float, int]:
+    """Put a load on each of the gateways at once; return their seconds of CPU, and what was served."""
+    pids = [door.process.pid for door in doors if door.process is not None]
+    began = sum(map(spent, pids))
+    with ThreadPoolExecutor() as pool:
+        clients = [pool.submit(measure.client, mode, door.port, path, count, *last, model="a") for door in doors]
+        seen = [one.result() for one in clients]
+    assert not any(one["errors"] for one in seen), seen
+    return sum(map(spent, pids)) - began, sum(one["chunks" if mode == "stream" else "complete"] for one in seen)
+
+
+async def carry(given: argparse.Namespace) -> None:
+    """Compare what a request and an event cost a gateway alone, and each of two."""
+    measure.build()
+    path = "/v1/chat/completions"
+    costs: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder, rivals.engine(Path(folder)) as port:
+        served = {"port": port, "wake": ":", "sleep": ":", "alive": ":"}
+        for number in range(given.rounds):
+            for gateways in (1, 2) if number % 2 == 0 else (2, 1):
+                with fleet(1, gateways, "a", None, **served) as (_, found):
+                    await found.ready()
+                    loaded(found.gateways, "full", path, 32, 0.5)  # warm
+                    request = loaded(found.gateways, "full", path, 32, given.seconds)
+                    stream = f"{path}?n=200&r=100&s=200"
+                    event = loaded(found.gateways, "stream", stream, 60, given.seconds, 0.3)
+                for what, (cpu, count) in (("request", request), ("event", event)):
+                    costs.setdefault((what, gateways), []).append(1e6 * cpu / count)
+    for what in ("request", "event"):
+        one, both = (statistics.median(costs[what, gateways]) for gateways in (1, 2))
+        print(
+            f"{what}: {one:.1f} µs at one gateway, {both:.1f} at each of two: {2 * one / both:.2f} times; {load()}"
+        )
+
+
 def load() -> str:
     """Say how much else there was to do."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
@@ -251,7 +311,7 @@ def load() -> str:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("frozen", "two", "simulated", "limits"))
+    parser.add_argument("what", choices=("frozen", "two", "simulated", "limits", "carry"))
     parser.add_argument("--seconds", type=float, default=None)
     parser.add_argument("--rate", type=float, default=None, help="requests a second")
     parser.add_argument("--rounds", type=int, default=None)
@@ -260,6 +320,7 @@ def main() -> int:
         "frozen": (frozen, 20.0, 1, 60.0),
         "two": (two, 6.0, 2, 60.0),
         "limits": (limits, 80.0, 3, 6.0),
+        "carry": (carry, 0.0, 4, 3.0),
         "simulated": (simulated, 0.0, 1, 0.0),
     }[given.what]
     given.rate, given.rounds, given.seconds = given.rate or rate, given.rounds or rounds, given.seconds or seconds

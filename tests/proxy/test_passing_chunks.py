@@ -216,7 +216,7 @@ async def test_nothing_is_left_uncounted_when_it_breaks_off(how: str) -> None:
 
 @pytest.mark.parametrize("turns", [0, 3])
 async def test_an_event_that_comes_as_the_client_has_just_left_ends_the_stream_and_is_no_mistake(turns) -> None:
-    """A handler is told by its cancellation, in one of the loop's next turns; uvloop's transport is closed before."""
+    """A handler is told by its cancellation, in a later turn of the loop; uvloop's transport is closed before."""
     loop = asyncio.get_running_loop()
     near, far = socket.socketpair()
     with far:
