@@ -15,7 +15,9 @@ from llmux.cli.check import load_config, load_gateway, summary
 from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
 from llmux.cli.terminal import Exit, complain, terminal
 from llmux.config import Config
-from llmux.errors import LLMuxError
+from llmux.config.load import read_document
+from llmux.config.problems import line_of
+from llmux.errors import ConfigError, LLMuxError
 from llmux.observability.log import configure
 from llmux.process import Process
 from llmux.version import __version__
@@ -52,11 +54,11 @@ def run(file: Path | None, port: int | None, *, verbose: bool) -> None:
         if sys.stdout.isatty():
             terminal().print(f"llmux {__version__} on {url}\n{summary(config)}")
 
-    run_process(handler, lambda: Process(config, read, announce))
+    run_process(handler, file, lambda: Process(config, read, announce))
 
 
-def run_process(handler: Handler, make: Callable[[], Process]) -> None:
-    """Run a process until it stops; exit with a message when it cannot start."""
+def run_process(handler: Handler, file: Path, make: Callable[[], Process]) -> None:
+    """Run a process until it stops; exit with a message, and its line in ``file``, when it cannot start."""
 
     async def process() -> None:
         await make().run()
@@ -66,10 +68,17 @@ def run_process(handler: Handler, make: Callable[[], Process]) -> None:
             runner.run(process())
     except LLMuxError as error:
         handler.flush()
-        complain(str(error))
+        complain(str(_located(error, file)))
         raise typer.Exit(Exit.USAGE) from None
     finally:
         handler.close()
+
+
+def _located(error: LLMuxError, file: Path) -> LLMuxError:
+    if not isinstance(error, ConfigError) or not error.path or error.file:
+        return error
+    line = line_of(tuple(error.path.split(".")), read_document(file).lines)
+    return ConfigError(error.message, path=error.path, file=str(file), line=line)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -106,4 +115,4 @@ def gateway(
             hosts = "\n".join(f"host {name} at {host.url}" for name, host in config.hosts.items())
             terminal().print(f"llmux {__version__}, a gateway, on {url}\n{hosts}")
 
-    run_process(handler, lambda: GatewayProcess(settings, read, announce))
+    run_process(handler, file, lambda: GatewayProcess(settings, read, announce))

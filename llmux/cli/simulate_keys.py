@@ -50,6 +50,7 @@ class Keyed(NamedTuple):
     fair: Fair | None
     starts: float  # the Unix time at which the traffic begins
     title: str
+    traffic: str  # what it comes from
 
 
 class Fair(NamedTuple):
@@ -110,7 +111,9 @@ def asked(
     for text in budgets or ():
         assert prices is not None
         grants |= _configured(plan) if text == CONFIGURED else _grants(text, prices.currency, keys)
-    return Keyed(prices, grants, None if fair is None else _fair(fair, keys), starts, f"with {title}")
+    return Keyed(
+        prices, grants, None if fair is None else _fair(fair, keys), starts, f"with {title}", traffic.name
+    )
 
 
 def _fair(text: str, keys: Sequence[str]) -> Fair:
@@ -141,6 +144,8 @@ def _fair(text: str, keys: Sequence[str]) -> Fair:
 def _prices(plan: Config | None, gpu_hour: float | None) -> Prices | None:
     prices = None if plan is None else prices_of(plan)
     if gpu_hour is not None:
+        if not 0 <= gpu_hour < math.inf:
+            raise TraceError("--gpu-hour: must be an amount from 0 on, as 0.90")
         return (
             Prices("usd", micros(gpu_hour), {}) if prices is None else replace(prices, gpu_hour=micros(gpu_hour))
         )
@@ -349,8 +354,10 @@ def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
         typer.echo(json.dumps({"policy": policy, "currency": currency, "keys": ways}, indent=2))
         return
     console = terminal()
+    typer.echo(f"{keyed.traffic}:")
     for title, keys in found.items():
         heads = ("asked", "refused", "mean", "p95", "switches", "switching", "GPU", *filter(None, [currency]))
+        places = 2 if max(each.cost_micros or 0 for each in keys.values()) >= _MILLION / 10 else 4
         table = Table("key", *heads, title=f"{policy}, {title}", title_justify="left", box=SIMPLE_HEAD)
         for column in table.columns[1:]:
             column.justify, column.no_wrap = "right", True
@@ -364,7 +371,7 @@ def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
                 str(each.switches),
                 f"{each.switch_seconds:.0f}",
                 f"{each.gpu_seconds:.0f}",
-                *([] if each.cost_micros is None else [f"{each.cost_micros / _MILLION:.2f}"]),
+                *([] if each.cost_micros is None else [f"{each.cost_micros / _MILLION:.{places}f}"]),
             )
         console.print(table)
     console.print(

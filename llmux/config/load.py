@@ -7,6 +7,7 @@ the shell expands variables, at run time. Keys are left alone too.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -311,8 +312,12 @@ def _may_follow(problem: Problem, wrong: Iterable[Path]) -> bool:
         both = min(len(problem.path), len(path))
         if problem.path[:both] == path[:both]:
             return True
-        name = next((part for part in reversed(path) if isinstance(part, str) and part != "models"), "")
-        if name and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", problem.message):
+        names = [part for part in path if isinstance(part, str) and part != "models"][-1:]
+        # Of a list with a mistake in it nothing is left.
+        names += [
+            name for name, inside in itertools.pairwise(path) if isinstance(name, str) and inside.__class__ is int
+        ]
+        if any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", problem.message) for name in names):
             return True
     return False
 

@@ -196,7 +196,7 @@ async def test_a_ledger_that_another_llmux_writes_is_an_error_at_the_start(house
     second.start()
     assert await asyncio.to_thread(second.process.wait, 60) == 2
     log = (house.folder / "log").read_text()
-    assert "ledger: " in log
+    assert "config.json:1: ledger: " in log
     assert "another llmux" in log
     assert "Traceback" not in log
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -100,6 +101,11 @@ def test_fair_keys_do_not_wait_for_a_flood(folder):
     assert weighed["flood"]["mean_wait"] < 0.8 * after["flood"]["mean_wait"]
 
 
+def test_small_amounts_are_seen():
+    told = simulate("trace.csv", "--budget", "ci=0.001/day", "--gpu-hour", "0.009").stdout
+    assert re.search(r" 0\.00\d[1-9] ", told)
+
+
 def test_both_at_once():
     _, after, document = keys_of("--budget", "ci=0.1/day", "--fair", "key", "--gpu-hour", "0.9")
     assert list(document["keys"])[1] == "with --budget ci=0.1/day --fair key"
@@ -109,6 +115,7 @@ def test_both_at_once():
 def test_people_read_a_table():
     told = simulate("trace.csv", "--budget", "ci=0.1/day", "--gpu-hour", "0.9").stdout
     assert "GPU" in simulate("trace.csv", "--fair", "key").stdout
+    assert told.startswith("trace.csv:\n")
     for word in ("adaptive, as it is", "adaptive, with --budget ci=0.1/day", "alice", "(house)", "usd", "refused"):
         assert word in told
     assert max(map(len, told.splitlines())) <= 80
@@ -118,6 +125,10 @@ def test_people_read_a_table():
     ("words", "said"),
     [
         (["--gpu-hour", "1"], "--gpu-hour is about keys; add --budget"),
+        *(
+            (["--budget", "ci=1/day", "--gpu-hour", amount], "--gpu-hour: must be an amount from 0 on, as 0.90")
+            for amount in ("-1", "nan", "inf")
+        ),
         (["--budget", "ci=1/day"], "--budget: the price is not known; add --gpu-hour 0.90"),
         (["--budget", "eve=1/day", "--gpu-hour", "1"], "no request is by 'eve'; there are alice, bob, ci"),
         (["--budget", "ci", "--gpu-hour", "1"], "write KEY=AMOUNT/month or /day"),

@@ -32,6 +32,15 @@ HEAD = "models: {q: {port: 8001, wake: w, sleep: s, alive: a}}\n"
             "prices:\n  models:\n    q: {in: 1}",
             "config.yaml:4: prices.models.q.in: unknown setting; known here: input, cached, output",
         ),
+        (
+            "ledger: true\nprices: {}\nroles: {free: {budget: {usd: 5, soft: 80%}}}",
+            "config.yaml:4: roles.free.budget.soft: must be a number, not '80%'",
+        ),
+        (
+            "ledger: true\nprices: {}\nroles: {free: {budget: {usd: 5, soft: 0}}}",
+            "config.yaml:4: roles.free.budget.soft: must be more than 0.0, not 0",
+        ),
+        ("api_keys: [{name: a, key: k, weight: -3}]", "config.yaml:2: api_keys[0].weight: must be more than 0.0"),
         ("charge: {switch: me}", "config.yaml:2: charge.switch: must be causers, everyone or house, not 'me'"),
         (
             "api_keys: [{name: (house), key: k}]",

@@ -198,6 +198,10 @@ def test_a_model_that_cannot_be_read_takes_part_all_the_same(check, tmp_path, mi
         ("gpus: {0: much}\nmodels: {a: {port: 1, hooks: ./h, gpus: [0], memory: 1GiB}}", {"gpus.0"}),
         ("models: {a: {port: 0, hooks: ./h}}", {"models.a.port"}),
         ("models: 7", {"models"}),
+        (
+            "policy: {fair: {}}\napi_keys: [{name: x, key: k, weight: 0}]\nmodels: {a: {port: 1, hooks: ./h}}",
+            {"api_keys[0].weight"},
+        ),
         ("virtual: {v: {first: [b]}}\nmodels: {a: {port: 1, hooks: ./h}, b: {hooks: 7}}", {"models.b.hooks"}),
     ],
 )
