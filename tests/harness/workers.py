@@ -26,16 +26,15 @@ from tests.harness import launcher
 WORKER = "LLMUX_TEST_WORKER"  # set in a worker: its number, from 0
 TESTS = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = (
+    "ui",
     "acceptance/test_demo.py",
     "acceptance/test_real_engines.py",
     "hooks/test_sleeping_engines.py",
-    "ui/test_page.py",
     "cli/test_hooks_test.py",
     "hooks/test_process_hooks.py",
     "acceptance/test_contract_fleet.py",
     "hooks/test_server_hooks.py",
     "hooks/test_container_hooks.py",
-    "ui/test_activity_and_usage.py",
     "targets/test_codec_properties.py",
     "simulator/test_look_back.py",
     "acceptance/test_contract_hooks.py",
@@ -51,7 +50,9 @@ LONGEST_FIRST = (
     "fleet/test_fleet_simulation.py",
     "hooks/test_script_files.py",
 )
-"""The files that take longest, waiting included."""
+"""The files and folders that take longest, waiting included."""
+TOGETHER = frozenset({TESTS / "ui"})
+"""The folders that one process runs whole: these files share a browser, whose start is more work than theirs."""
 
 
 class Worker:
@@ -200,11 +201,15 @@ class Child:
 
 
 def files(items: list[pytest.Item]) -> list[list[int]]:
-    """Return the indexes of each file's tests: the files that take longest first."""
+    """Return the indexes of the tests of each file, or folder of ``TOGETHER``: first those that take longest."""
     longest = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
 
+    def whole(index: int) -> Path:
+        path = items[index].path
+        return path.parent if path.parent in TOGETHER else path
+
     def by_file() -> Iterator[tuple[int, list[int]]]:
-        for path, group in groupby(range(len(items)), lambda index: items[index].path):
+        for path, group in groupby(range(len(items)), whole):
             yield longest.get(path, len(longest)), list(group)
 
     return [indexes for _, indexes in sorted(by_file(), key=lambda file: file[0])]

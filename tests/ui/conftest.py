@@ -29,9 +29,14 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run these last: Playwright's loop runs in this thread, and tests elsewhere have loops of their own."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent == here)
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    # No longer: Playwright's loop runs in this thread, and tests elsewhere have loops of their own.
     expect.set_options(timeout=WAIT)
     rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1, MAP {FOREIGN} 127.0.0.1, MAP localhost4 127.0.0.1"
     with sync_playwright() as play:
@@ -56,31 +61,65 @@ def make_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         stage.close()
 
 
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Return what opens the page of a stage in a browser of its own; at the end they are looked over."""
-    visits: list[tuple[Page, str, list[str]]] = []
+class Windows:
+    """Empty pages. Chromium starts processes for a new one, which is more work than most of these tests are."""
 
-    def open_page(stage: Stage, url: str = "", width: int = 1280, height: int = 900, **options: Any) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(WAIT)
-        page = context.new_page()
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._idle: list[Page] = []
+
+    def take(self) -> Page:
+        """Return a page in a context of its own: two in one would be tabs, of which one is throttled."""
+        if not self._idle:
+            context = self._browser.new_context()
+            context.set_default_timeout(WAIT)
+            self._idle.append(context.new_page())
+        page = self._idle.pop()
+        page.set_viewport_size({"width": 1280, "height": 900})
+        return page
+
+    def give_back(self, page: Page) -> None:
+        """Leave nothing of a test in its page."""
+        page.evaluate("sessionStorage.clear()")
+        page.emulate_media(color_scheme="null", reduced_motion="null")
+        page.mouse.move(0, 0)
+        page.goto("about:blank")
+        self._idle.append(page)
+
+
+@pytest.fixture(scope="session")
+def windows(browser: Browser) -> Windows:
+    return Windows(browser)
+
+
+@pytest.fixture
+def visit(windows: Windows) -> Iterator[Callable[..., Page]]:
+    """Return what opens the page of a stage; at the end the pages are looked over."""
+    visits: list[tuple[Page, dict[Any, Callable[[Any], Any]], list[str]]] = []
+
+    def open_page(stage: Stage, url: str = "") -> Page:
+        page = windows.take()
         complaints: list[str] = []
         origin = url or stage.url
-        page.on("request", lambda it: it.url.startswith((origin, "blob:")) or complaints.append(it.url))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on(
-            "console",
-            lambda it: it.type == "error" and "Failed to load" not in it.text and complaints.append(it.text),
-        )
+        watching: dict[Any, Callable[[Any], Any]] = {
+            "request": lambda it: it.url.startswith((origin, "blob:")) or complaints.append(it.url),
+            "pageerror": lambda error: complaints.append(str(error)),
+            "dialog": lambda dialog: complaints.append(dialog.message),
+            "console": lambda it: (
+                it.type == "error" and "Failed to load" not in it.text and complaints.append(it.text)
+            ),
+        }
+        for event, watch in watching.items():
+            page.on(event, watch)
         page.goto(f"{origin}/llmux/ui")
-        visits.append((page, origin, complaints))
+        visits.append((page, watching, complaints))
         return page
 
     yield open_page
-    for page, _, complaints in visits:
+    for page, watching, complaints in visits:
         assert not complaints
         assert page.evaluate("window.hacked") is None
         assert page.evaluate("document.cookie + Object.keys(localStorage)") == ""
-        page.context.close()
+        for event, watch in watching.items():
+            page.remove_listener(event, watch)
+        windows.give_back(page)

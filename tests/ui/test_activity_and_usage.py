@@ -15,7 +15,7 @@ from llmux.config.accounts import HOUSE
 from tests.engine.real import wait_until
 from tests.harness.waiting import PATIENCE
 from tests.ui.stage import Stage, held
-from tests.ui.test_page import AXE, live
+from tests.ui.test_page import AXE, VIOLATIONS, live
 
 NASTY = "<script>window.hacked=4</script>"
 KEYS = [{"name": name, "key": f"key-of-{name}"} for name in ("alice", "bob")] + [
@@ -377,14 +377,14 @@ def test_which_keys_cause_switches_and_what_each_used(accounts, visit):
 
 
 def test_it_fits_and_axe_finds_nothing_serious(accounts, visit):
-    page = visit(accounts, bypass_csp=True)
+    page = visit(accounts)
     page.get_by_role("tab", name="Usage").click()
     expect(page.locator("#uses tbody tr")).to_have_count(10)
     page.evaluate(AXE)
     for width, scheme in ((1280, "light"), (1280, "dark"), (390, "dark"), (360, "light")):
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)
-        found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+        found = page.evaluate(VIOLATIONS)
         serious = [one for one in found if one["impact"] in {"serious", "critical"}]
         assert not [(width, one["id"], [node["html"] for node in one["nodes"]]) for one in serious]
         assert page.evaluate("document.documentElement.scrollWidth") <= width
