@@ -28,7 +28,7 @@ from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
 from llmux.accounts.shares import Shares
-from llmux.accounts.tokens import told
+from llmux.accounts.tokens import Tokens, told
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
@@ -252,7 +252,10 @@ class Accounting:
             most -= 1
             entry = journal.popleft()
             try:
-                entry[0](*entry[1:])
+                if len(entry) == 2:  # noqa: PLR2004 - most are one argument's
+                    entry[0](entry[1])
+                else:
+                    entry[0](*entry[1:])
             except Exception as error:  # noqa: BLE001 - one odd entry must not hold up those behind it
                 self._switcher.log.emit("internal_error", error=str(error), exc_info=error)
 
@@ -286,9 +289,12 @@ class Accounting:
                 self._owe()
                 own, switch = self.shares.ended(now, ticket, payer)
         self._last = own + switch
-        opening, tail, events, uncounted = answer or _NO_ANSWER
-        if uncounted is not None:
-            events += uncounted.total()
+        if answer.__class__ is Tokens:
+            opening, tail, events = b"", answer, 0
+        else:
+            opening, tail, events, uncounted = answer or _NO_ANSWER
+            if uncounted is not None:
+                events += uncounted.total()
         if key or model:  # a flood of requests without a key, or for no model, fills no disk
             self._put((
                 self._epoch + now, request_id, key, asked, model, waited, service, status, failure, path, sent,

@@ -57,7 +57,7 @@ WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
 KEPT = 50_000  # rows that are not written yet
 RECENT = 1200  # rows of the last requests: as many as are shown of these, and some
 YIELD = 0.0002  # seconds: the event loop gets its turn
-SLICE = 64  # requests that are looked at in one go
+SLICE = 128  # requests that are looked at in one go
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after as many failures in a row
 CLEAN_EVERY = 600.0  # seconds between two looks for rows that are too old
 LAST_TRIES = 2.0  # seconds for the last rows
@@ -331,8 +331,8 @@ class Ledger:
         # By place, and with few calls of Python's own: this is done for every request.
         (
             now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, own, switch,
-            prices, opening, tail, events, *_,
-        ) = ended  # fmt: skip
+            prices, opening, tail, events,
+        ) = ended[:18]  # fmt: skip
         tokens = tail if tail.__class__ is Tokens else told(tail)
         if tokens is None:
             whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left

@@ -23,8 +23,8 @@ APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
 HOUR = 3_600_000  # milliseconds
 BATCH = 500  # rows of one transaction
 PATIENCE = 0.1  # seconds to wait for another process that writes
-_MANY = 32  # rows of one statement: in each the interpreter's lock is given back once
-_PIECES = (16, 8, 4, 2, 1)  # of the last ones
+_MANY = 64  # rows of one statement: in each the interpreter's lock is given back once
+_PIECES = (32, 16, 8, 4, 2, 1)  # of the last ones
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BESIDE = ("", "-wal", "-shm")
 

@@ -29,6 +29,7 @@ Payers = Literal["causers", "everyone", "house"]
 """Which keys pay for switches."""
 
 KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
+_new = tuple.__new__  # Share(…) would be a call of Python's own, for each request
 _SWITCHING = frozenset({Phase.SLEEPING, Phase.WAKING})
 
 
@@ -128,7 +129,7 @@ class Shares:
         since = self._running.pop(request, None)
         own = 0.0 if since is None else self._clock - since
         known = self._requests.pop(request, None) if self._requests else None
-        return Share(own, 0.0) if known is None else Share(known.own + own, known.charged)
+        return _new(Share, (own, 0.0) if known is None else (known.own + own, known.charged))
 
     def phase_changed(self, now: float, effect: PhaseChanged) -> None:
         """A model came into another phase."""

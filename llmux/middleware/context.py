@@ -261,9 +261,9 @@ class RequestContext:
         number, payer, admitted = None, "", 0.0
         if ticket is not None:
             number, payer, admitted = ticket.id, ticket.key, ticket.arrived + ticket.waited
-        answer = None
-        if exchange is not None:
-            answer = exchange.opening, report or exchange.tail, exchange.events, exchange.uncounted
+        answer = report
+        if exchange is not None and report is None:
+            answer = exchange.opening, exchange.tail, exchange.events, exchange.uncounted
         ended = (
             now, self._reporting.switcher.requests.last_id, self.request_id,
             "" if holder is None else holder.name or "", self.asked, self.model, waited, number, payer, admitted,
