@@ -109,10 +109,13 @@ def sockets_on(port: int) -> frozenset[str]:
     """Return the inodes of the sockets that listen on a port; each server that is started has another."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
+        with contextlib.suppress(OSError), Path(table).open() as lines:
+            next(lines, None)
+            for line in lines:
                 fields = line.split()
-                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                if fields[3] != _LISTENING:  # they come first; of the others there may be thousands
+                    break
+                if int(fields[1].rpartition(":")[2], 16) == port:
                     found.add(fields[9])
     return frozenset(found)
 
