@@ -41,7 +41,7 @@ def run(jobs, route="least_wait", **more):
 @pytest.mark.parametrize("policy", [fifo, adaptive])
 @pytest.mark.parametrize("stale", [0.0, 1.0])
 def test_a_fleet_of_one_is_that_host(policy, stale):
-    trace = generate(OnOff(3, 1.0, 20, 40), 600.0, 5)
+    trace = generate(OnOff(3, 1.0, 20, 40), 300.0, 5)
     costs = CostMatrix(sleeps=dict.fromkeys(trace.models, 1.0), wakes=dict.fromkeys(trace.models, 4.0))
     fleet = simulate_fleet(Setting(trace, 1, costs, QUICK, policy, stale), LeastWait)
     specs = Scene.of(trace, QUICK).specs
@@ -115,8 +115,8 @@ def test_the_whole_fleet_dies_and_what_comes_waits_in_the_gateway():
 
 @pytest.mark.parametrize("route", [*SHIPPED, "clairvoyant"])
 def test_every_request_is_accounted_for(route):
-    trace = generate(Poisson(6, 4.0), 70.0, 3)
-    for more in ({}, {"gateways": 3}, {"deaths": Deaths(1, 40.0, 20.0)}, {"misjudge": 3.0}, {"stale": 0.0}):
+    trace = generate(Poisson(6, 4.0), 30.0, 3)
+    for more in ({}, {"gateways": 3}, {"deaths": Deaths(1, 15.0, 10.0)}, {"misjudge": 3.0}, {"stale": 0.0}):
         kind = Setting(trace, 3, CostMatrix(default=2.0), QUICK, adaptive, **more)
         outcome = simulate_fleet(kind, None if route == "clairvoyant" else SHIPPED[route])
         done = sum(finished is not None for finished in outcome.requests.finished)
@@ -126,7 +126,7 @@ def test_every_request_is_accounted_for(route):
 
 
 def test_the_same_seed_is_the_same_run():
-    trace = generate(Poisson(6, 4.0), 100.0, 3)
+    trace = generate(Poisson(6, 4.0), 40.0, 3)
     kind = Setting(trace, 3, CostMatrix(default=2.0), QUICK, adaptive, gateways=2)
     assert simulate_fleet(kind, LeastWait).requests.admitted == simulate_fleet(kind, LeastWait).requests.admitted
 

@@ -50,8 +50,16 @@ def bystanding() -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-@pytest.mark.parametrize("place", ["copied", "as it is"])
-@pytest.mark.parametrize("shell", ["sh", "busybox"], indirect=True)
+@pytest.mark.parametrize(
+    ("hook", "shell", "place"),
+    [
+        ("llama-cpp.sh", "sh", "as it is"),
+        ("llama-cpp.sh", "busybox", "copied"),
+        ("process.sh", "sh", "copied"),
+        ("process.sh", "busybox", "as it is"),
+    ],
+    indirect=["hook", "shell"],
+)
 def test_a_whole_life(hook, shell, place):
     hook.shell = shell
     if place == "as it is":
@@ -129,6 +137,7 @@ def test_an_engine_that_ignores_term_and_has_children_is_killed_with_them(make_h
     assert not any(runs(child) for child in children)
 
 
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
 def test_a_stale_pid_file_whose_number_belongs_to_another_process(hook):
     with bystanding() as bystander:
         hook.pid_dir.mkdir()
@@ -143,6 +152,7 @@ def test_a_stale_pid_file_whose_number_belongs_to_another_process(hook):
         assert bystander.poll() is None
 
 
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
 @pytest.mark.parametrize("content", ["", "\n", "not a number at all\n", "1\n", "-1 1-1 ready\n"])
 def test_a_broken_pid_file_harms_nobody(hook, content):
     hook.pid_dir.mkdir()
@@ -194,6 +204,7 @@ def test_what_is_not_set_up_is_said(make_hook):
     assert "LLMUX_PORT" in make_hook("process.sh").fails("alive", code=2, LLMUX_PORT="")
 
 
+@pytest.mark.parametrize("hook", ["llama-cpp.sh"], indirect=True)  # what it is about is in lib/, the same for all
 def test_an_engine_that_was_ready_and_no_longer_answers_is_replaced(hook):
     hook.ok("wake")
     stuck = hook.pid
@@ -248,6 +259,7 @@ def engine_of(hook: Hook) -> int:
     return int(file.read_text().split()[0])
 
 
+@pytest.mark.parametrize("hook", ["llama-cpp.sh"], indirect=True)  # what it is about is in lib/, the same for all
 @pytest.mark.parametrize("fetcher", ["python3", "wget"])
 def test_works_without_curl(hook, tmp_path, fetcher):
     tools = tmp_path / "bin"
@@ -276,6 +288,7 @@ def test_without_any_of_them_it_says_so(hook, tmp_path):
     assert "needs curl, python3 or wget" in hook.fails("wake", code=2, PATH=str(tmp_path / "bin"))
 
 
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
 def test_the_log_of_the_engine_before_is_kept(hook):
     for _ in range(2):
         hook.ok("wake")
