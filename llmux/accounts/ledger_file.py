@@ -323,18 +323,20 @@ def sums_of(rows: Iterable[Row]) -> dict[Place, list[int]]:
         sums = found.get(place)
         if sums is None:
             sums = found[place] = [0] * (2 + len(SUMS))
-        sums[0] += kind == 0
-        sums[1] += kind == 0 and status >= _ERROR
+        if kind == 0:
+            sums[0] += 1
+            sums[1] += status >= _ERROR
         sums[2] += given
-        sums[3] += cached
+        if cached or thought or estimated or waited or switch:  # most have none
+            sums[3] += cached
+            sums[5] += thought
+            sums[6] += estimated
+            sums[8] += waited
+            sums[11] += switch
         sums[4] += made
-        sums[5] += thought
-        sums[6] += estimated
         sums[7] += cost
-        sums[8] += waited
         sums[9] += service
         sums[10] += gpu
-        sums[11] += switch
     return found
 
 

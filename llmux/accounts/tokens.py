@@ -35,8 +35,9 @@ _MOST = 10**12  # tokens; what is more is no count
 _NUMBERS = (int, float)  # a union would be made anew each time
 # A whole report as most engines write it, with no more in it: parsing it would take three times as long.
 _USUAL = re.compile(
-    rb'"usage": ?\{"prompt_tokens": ?(\d{1,12}), ?(?:"total_tokens": ?\d+, ?)?"completion_tokens": ?(\d{1,12})'
-    rb'(?:, ?"total_tokens": ?\d+)?(?:, ?"prompt_tokens_details": ?null)?\}'
+    rb'"usage": ?\{"prompt_tokens": ?(\d{1,12}), ?"'
+    rb'(?:completion_tokens": ?(\d{1,12})(?:, ?"total_tokens": ?\d+)?'
+    rb'|total_tokens": ?\d+, ?"completion_tokens": ?(\d{1,12}))(?:\}|, ?"prompt_tokens_details": ?null\})'
 )
 _decode = json.JSONDecoder().raw_decode
 _new = tuple.__new__  # Tokens(…) would be a call of Python's own, for each request
@@ -76,8 +77,8 @@ def told(tail: Sequence[bytes]) -> Tokens | None:
     at = text.rfind(b'"usage"')
     if at < 0 or (usual := _USUAL.match(text, at)) is None or text.find(b'"timings"', at) >= 0:
         return None
-    read, wrote = usual.groups()
-    return _new(Tokens, (int(read), 0, int(wrote), 0, False, None, None))
+    read, wrote, also_wrote = usual.groups()
+    return _new(Tokens, (int(read), 0, int(wrote or also_wrote), 0, False, None, None))
 
 
 def tokens_of(answer: Answer) -> Tokens:
