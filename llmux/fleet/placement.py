@@ -295,6 +295,8 @@ class Placement:
             return
         fleet, host, model = self.fleet, request.host, request.model
         assert host is not None
+        if fleet.hosts.get(host.name) is not host:
+            return  # it was removed: what waits there is its own
         here = host.of(model)
         if here.phase is Phase.WAKING or event.expected < here.switch_cost:  # the switch to the model has begun
             request.better_since = None

@@ -522,6 +522,19 @@ def test_requests_of_a_host_that_was_removed_go_on_to_others():
     )
 
 
+def test_nothing_is_asked_back_from_a_host_that_was_removed():
+    play = given(h1=[awake("a", slots=1, in_flight=9, service=10.0)], h2=[awake("a"), asleep("b")])
+    play(
+        at(0.0, report("h2", asleep("b"), seq=2)),
+        at(1.0, asks(1, "a"), sent(1, "a", "h1")),
+        at(1.1, ev.HostRemoved("h1")),
+        at(1.2, report("h2", awake("a"), asleep("b"), seq=3)),
+        at(2.0, ev.RequestWaiting(1, 9, 90.0)),
+        at(5.0, ev.RequestWaiting(1, 9, 90.0)),
+        at(9.0, ev.AnswerBegan(1)),
+    )
+
+
 def test_a_host_may_be_removed_before_it_has_said_anything_and_after_it_fell_silent():
     play = given(h1=[awake("a")])
     play(
