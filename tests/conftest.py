@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from tests.harness.workers import pytest_addoption, pytest_runtestloop
+from tests.harness.workers import pytest_addoption, pytest_collection, pytest_runtestloop
 
-__all__ = ["pytest_addoption", "pytest_runtestloop"]
+__all__ = ["pytest_addoption", "pytest_collection", "pytest_runtestloop"]
 
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

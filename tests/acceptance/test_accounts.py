@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from tests.engine.real import SLOW, VECTOR, wait_until
 
 MESSAGES = [{"role": "user", "content": "wake up, and say what there is to say about it"}]
 NAMES = ("alice", "bob")
+PAGE = {"begins": 0, "kept": 0}  # rows and captures of the tests before
 KEYS = [{"name": name, "key": f"key-of-{name}"} for name in NAMES]
 
 
-@pytest.fixture(params=["reported", "exact"])
-def mux(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mux]:
+@pytest.fixture(scope="module", params=["reported", "exact"])
+def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Mux]:
+    """Run llmux for all tests with one way of counting: its engines are started once."""
     engines = {"chat": Engine(SLOW), "vector": Engine(VECTOR, args="--embedding")}
     more = (
         {"captures": {"keys": ["alice"], "folder": "kept"}, "audit": "audit.jsonl"}
@@ -32,7 +35,7 @@ def mux(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mux]:
         else {}
     )
     mux = Mux(
-        tmp_path,
+        tmp_path_factory.mktemp("accounts"),
         engines,
         ledger="ledger.db",
         api_keys=KEYS,
@@ -40,11 +43,21 @@ def mux(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mux]:
         admin_key="key-of-admin",
         **more,
     )
-    mux.start()
-    yield mux
-    assert mux.stop() == 0
-    assert "Traceback" not in mux.said()
-    mux.clean_up()
+    try:
+        mux.start()
+        yield mux
+        assert mux.stop() == 0
+        assert "Traceback" not in mux.said()
+    finally:
+        mux.clean_up()
+
+
+@pytest.fixture
+def mux(running: Mux) -> Mux:
+    """Begin a page of the ledger: a test sees only what it has done itself, and waits for its last row."""
+    PAGE["begins"] = len(all_written(running))
+    PAGE["kept"] = len(all_captured(running))
+    return running
 
 
 @pytest.fixture
@@ -84,6 +97,10 @@ class Seen:
 
 
 def written(mux: Mux) -> list[dict[str, Any]]:
+    return all_written(mux)[PAGE["begins"] :]
+
+
+def all_written(mux: Mux) -> list[dict[str, Any]]:
     with contextlib.closing(sqlite3.connect(mux.folder / "ledger.db")) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")]
@@ -95,7 +112,7 @@ async def rows(mux: Mux, count: int) -> list[dict[str, Any]]:
 
 
 async def test_exact_request_by_request(mux, sdk, claude):
-    seen = Seen()
+    seen, before = Seen(), await told(mux)
     for tokens in (3, 17):  # the second finds its prompt in the cache
         chat = {"model": "chat", "messages": MESSAGES, "max_tokens": tokens}
         seen.chat((await sdk.chat.completions.create(**chat)).usage)
@@ -122,14 +139,22 @@ async def test_exact_request_by_request(mux, sdk, claude):
     assert any(row["cached"] for row in found)
     assert {row["served"] for row in found} == {"chat", "vector"}
     assert all(row["decode"] for row in found[:4])  # llama.cpp's own speed
-    headers = {"Authorization": "Bearer key-of-alice"}
-    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{mux.url}/llmux/usage") as answer:
-        told = {(row["key"], row["model"]): row for row in (await answer.json())["usage"]}
+    after = await told(mux)
     for name in NAMES:
         mine = [row for row in seen.rows if row["key"] == name]
         for column in ("input", "cached", "output"):
-            total = sum(row[column] for row in mine)
-            assert sum(row[f"{column}_tokens"] for (key, _), row in told.items() if key == name) == total
+            assert after[name, column] - before[name, column] == sum(row[column] for row in mine)
+
+
+async def told(mux: Mux) -> Counter[tuple[str, str]]:
+    """Return what llmux says that each key has used, by kind of token."""
+    headers = {"Authorization": "Bearer key-of-alice"}
+    found: Counter[tuple[str, str]] = Counter()
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{mux.url}/llmux/usage") as answer:
+        for row in (await answer.json())["usage"]:
+            for column in ("input", "cached", "output"):
+                found[row["key"], column] += row[f"{column}_tokens"]
+    return found
 
 
 async def test_captures_have_what_the_sdk_sent_and_read(mux, sdk):
@@ -147,10 +172,15 @@ async def test_captures_have_what_the_sdk_sent_and_read(mux, sdk):
         assert "key-of" not in json.dumps([whole, stream])
     else:
         assert not captured(mux)
+    await rows(mux, 2)
 
 
 def captured(mux: Mux) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(mux.folder.glob("kept/*/*.json"))]
+    return [json.loads(file.read_text()) for file in all_captured(mux)[PAGE["kept"] :]]
+
+
+def all_captured(mux: Mux) -> list[Path]:
+    return sorted(mux.folder.glob("kept/*/*.json"))
 
 
 async def test_a_stream_without_usage_is_exact_by_its_timings(mux, sdk):
@@ -195,6 +225,7 @@ async def test_a_stream_is_as_without_llmux(mux, sdk):
         seen.append([shape(json.loads(event[6:])) if event.startswith("data: {") else event for event in events])
     assert json.dumps(seen[0]) == json.dumps(seen[1])
     assert len(seen[0]) > 9
+    await rows(mux, 2)
 
 
 async def cancel(mux, request_id):

@@ -22,10 +22,10 @@ def run(*options: str, mark: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def test_weights_move_and_every_answer_comes_from_the_right_engine(tmp_path):
-    done = run("--device", "cpu", "--size", "4MiB", "--switches", "4", mark=str(tmp_path))
+    done = run("--device", "cpu", "--size", "1MiB", "--switches", "4", mark=str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["bytes"] == 4 << 20
+    assert found["bytes"] == 1 << 20
     assert found["switches"] >= 4
     assert found["answers"] > found["switches"]
     assert found["wrong"] == found["failed"] == 0

@@ -173,7 +173,7 @@ def found(done) -> set[str]:
 
 @pytest.mark.parametrize("script", ["llama-cpp", "vllm-sleep"])
 def test_a_good_hook_is_not_found_fault_with(folder, configure, script):
-    command = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m tests.hooks.fakes.vllm"
+    command = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -S -m tests.hooks.fakes.vllm"
     env = {
         "llama-cpp": {"LLAMA_SERVER": LLAMA_SERVER, "MODEL": str(cached(TINY))},
         "vllm-sleep": {"VLLM": command, "MODEL": "org/m"},

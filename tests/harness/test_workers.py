@@ -13,7 +13,7 @@ from tests.harness.waiting import PATIENCE
 from tests.harness.workers import LONGEST_FIRST, TESTS
 
 HOOKS = """
-from tests.harness.workers import pytest_addoption, pytest_runtestloop
+from tests.harness.workers import pytest_addoption, pytest_collection, pytest_runtestloop
 """
 FIRST = """
 import os, signal
@@ -82,4 +82,4 @@ def test_each_has_its_result(tmp_path: Path) -> None:
 
 
 def test_the_files_that_come_first_are_there() -> None:
-    assert [name for name in LONGEST_FIRST if not (TESTS / name).is_file()] == []
+    assert [name for name in LONGEST_FIRST if not (TESTS / name).exists()] == []

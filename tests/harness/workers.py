@@ -219,6 +219,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--workers", type=int, default=0, metavar="N", help="run the tests in N processes")
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """Start what forks llmuxes: it imports them while this process collects the tests."""
+    if session.config.getoption("workers") and not session.config.option.collectonly:
+        launcher.engines()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     number: int = session.config.getoption("workers")

@@ -18,7 +18,7 @@ KEY = "control-key"
 
 
 def fake_command(name: str) -> str:
-    return f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m tests.hooks.fakes.{name}"
+    return f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -S -m tests.hooks.fakes.{name}"
 
 
 ALL = {
