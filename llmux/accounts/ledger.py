@@ -200,6 +200,8 @@ class Ledger:
     def put(self, ended: tuple[Any, ...]) -> None:
         """Take a request that has ended: the fields of an ``Ended``."""
         waiting = self._waiting
+        if ended.__class__ is tuple and len(ended) < _FIELDS:
+            ended = (*ended, 0)
         self._put += 1
         if len(waiting) >= WITH_ANSWERS:
             if len(waiting) >= WAITING:
@@ -280,11 +282,11 @@ class Ledger:
 
     def take(self, ended: tuple[Any, ...]) -> None:
         """As ``put``, from the thread, in ``feed``: a row is made at once."""
-        if self._waiting:  # nothing gets past what came before
+        self._put += 1
+        if self._waiting or ended.__class__ is not tuple:  # nothing gets past what came before
             self._waiting.append(ended)
         else:
             self._make(ended)
-        self._put += 1
 
     def _look(self) -> None:
         """Make rows of what waits."""
@@ -303,20 +305,14 @@ class Ledger:
     def _make(self, ended: tuple[Any, ...]) -> None:
         try:
             if ended.__class__ is tuple or ended.__class__ is Ended:
-                row = self._row(ended)
-                if len(ended) == _NUMBERED:
-                    number = ended[-1]
-                    self._recent[number % RECENT] = number, row
+                self._row(ended)
             elif ended.__class__ is Charge:
-                row = self._charge(*ended)
+                self._fresh.append(self._charge(*ended))
             else:
                 self._hold(ended)
-                return
         except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
             self._tell("internal_error", error=str(error), exc_info=error)
             self._lose(1)
-        else:
-            self._fresh.append(row)
 
     def _add_up(self) -> None:
         fresh = self._fresh
@@ -327,12 +323,12 @@ class Ledger:
             self._rows += fresh
             fresh.clear()
 
-    def _row(self, ended: tuple[Any, ...]) -> Row:
+    def _row(self, ended: tuple[Any, ...]) -> None:
         # By place, and with few calls of Python's own: this is done for every request.
         (
             now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, own, switch,
-            prices, opening, tail, events,
-        ) = ended[:18]  # fmt: skip
+            prices, opening, tail, events, number,
+        ) = ended  # fmt: skip
         tokens = tail if tail.__class__ is Tokens else told(tail)
         if tokens is None:
             whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
@@ -347,13 +343,15 @@ class Ledger:
         if prices is not None:
             cost, currency, price = self._cost(prices, served, own + switch, (read, cached, wrote))
         served = served or ""
-        return _new(Row, (
+        row = _new(Row, (
             int(now * 1000), request_id, key, asked or "", served, served if begun else "",
             read, cached, wrote, thought, 1 if estimated else 0, cost, currency, price,
-            int(waited * 1000), int(service * 1000), own, int(switch),
+            int(waited * 1000) if waited else 0, int(service * 1000), own, int(switch),
             None if prompt is None else int(prompt * 1e6), None if decode is None else int(decode * 1e6),
             status, reason or "", 0,
         ))  # fmt: skip
+        self._fresh.append(row)
+        self._recent[number % RECENT] = number, row
 
     def _hold(self, message: tuple[Any, ...]) -> None:
         self._done += 1
@@ -553,7 +551,7 @@ class Ledger:
 
 
 _new = tuple.__new__  # Row(…) would be a call of Python's own
-_NUMBERED = len(Ended._fields)
+_FIELDS = len(Ended._fields)
 
 
 def _reservation(one: Reserved, version: int) -> tuple[Any, ...]:

@@ -107,6 +107,7 @@ _OFTEN_ALIKE = tuple(
         ("key",),
         ("asked", "served", "target"),
         ("cached", "prompt", "decode"),
+        ("cost",),
         ("reasoning", "estimated", "currency", "price", "waited", "switch", "status", "reason", "kind"),
     )
 )

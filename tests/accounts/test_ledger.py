@@ -332,7 +332,7 @@ def test_a_thread_that_hangs_holds_little_memory(begin, monkeypatch):
         ledger.put(ended(number))
     assert len(ledger._waiting) == module.WAITING
     assert ledger._dropped == 20_000 - module.WAITING
-    assert sum(bool(one[-2]) for one in ledger._waiting) == module.WITH_ANSWERS
+    assert sum(bool(one[16]) for one in ledger._waiting) == module.WITH_ANSWERS
     monkeypatch.undo()
     going.set()
     until(lambda: ledger._done == 20_000)
