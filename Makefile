@@ -31,7 +31,7 @@ fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways, a
 
 test: $(VENV)/.test ## lint, types, all tests; the core with 100 % branch coverage
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types core
-	$(BIN)/python -m pytest tests --ignore=tests/core --workers=$(WORKERS)
+	$(BIN)/python -m pytest tests --ignore=tests/core $(PLACEMENT:%=--ignore=tests/fleet/test_fleet_%.py) --workers=$(WORKERS)
 
 core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each with 100 % branch coverage
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,14 +58,17 @@ def package_of(path: Path) -> str:
     return first if rest else first.removesuffix(".py").removesuffix("__init__")
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Yield the full name of everything that a file imports, wherever in the file it does so."""
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Return the full names of all that a file imports, wherever in the file it does so."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
 
 
 def packages_used(path: Path) -> set[str]:

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from argon2 import PasswordHasher
 
 from llmux.config import Config
 from llmux.config.access import check_hash, fits, hash_of, new_key
@@ -18,7 +19,7 @@ from tests.server.house import until
 
 MODEL = {"port": 9, "wake": "true", "sleep": "true", "alive": "true"}
 KEYS = {name: new_key() for name in ("one", "two", "root", "other")}
-HASHES = {name: hash_of(key) for name, key in KEYS.items()}
+HASHES = {name: PasswordHasher(1, 8, 1).hash(key) for name, key in KEYS.items()}  # of little work
 
 
 def config(*api, **more) -> Config:
@@ -70,7 +71,11 @@ def test_made_keys_differ_and_their_hashes_fit_only_them():
     for name, hashed in HASHES.items():
         check_hash(hashed)
         assert [other for other in KEYS if fits(key(other), hashed)] == [name]
-    assert hash_of("k") != hash_of("k")
+    one, another = hash_of("k"), hash_of("k")
+    check_hash(one)
+    assert one != another
+    assert fits(b"k", one)
+    assert not fits(b"l", one)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +86,11 @@ def test_made_keys_differ_and_their_hashes_fit_only_them():
         (lambda text: text[: text.index(",")], "no whole hash"),
         (lambda text: text[: text.rindex("$") + 5], "no whole hash"),
         (lambda text: text + "!", "no whole hash"),
-        (lambda text: text.replace("m=19456", "m=99999999"), "takes more than"),
-        (lambda text: text.replace("m=19456", "m=7"), "or less than"),
-        (lambda text: text.replace("t=2", "t=0"), "or less than"),
-        (lambda text: text.replace("t=2", "t=1000"), "takes more than"),
-        (lambda text: text.replace("p=1", "p=64"), "takes more than"),
+        (lambda text: text.replace("m=8,", "m=99999999,"), "takes more than"),
+        (lambda text: text.replace("m=8,", "m=7,"), "or less than"),
+        (lambda text: text.replace("t=1,", "t=0,"), "or less than"),
+        (lambda text: text.replace("t=1,", "t=1000,"), "takes more than"),
+        (lambda text: text.replace("m=8,t=1,p=1", "m=19456,t=2,p=64"), "takes more than"),
     ],
 )
 def test_a_hash_that_cannot_be_used_is_refused_without_repeating_it(change, words):

@@ -14,9 +14,9 @@ from tests.policies.views import policy
 TEN = CostMatrix(default=10.0)
 
 
-def observe(engine, rate, *, limit=None, streamed=True, models=1):
+def observe(engine, rate, *, limit=None, streamed=True, models=1, seconds=900.0):
     """Return what is seen of an engine, with as much in it as ``limit`` lets in."""
-    trace = generate(Poisson(models, rate), 900.0, 3)
+    trace = generate(Poisson(models, rate), seconds, 3)
     specs = [ModelSpec(name, max_in_flight=limit, max_queued=1 << 30) for name in trace.models]
     outcome = simulate(
         trace, policy("idle"), TEN, engine=engine, rules=Rules(), scene=Scene(specs, frozenset(trace.models[:1]))
@@ -38,7 +38,7 @@ def observe(engine, rate, *, limit=None, streamed=True, models=1):
 def test_a_full_engine_shows_how_many_it_serves_and_how_they_slow_each_other_down(slots, slowdown, streamed):
     engine = EngineModel(slots, 60.0, 6000.0, slowdown)
     full = slots * engine.rate(slots) / 200.0  # answers a second, of some 190 tokens
-    _, seen = observe(engine, 0.95 * full, streamed=streamed)
+    _, seen = observe(engine, 0.95 * full, streamed=streamed, seconds=1800.0 / slots)
     found = fit(seen, None)
     assert found.most > slots
     assert found.engine.slots == slots
