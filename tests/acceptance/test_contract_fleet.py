@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import anthropic
@@ -15,7 +13,6 @@ import openai
 import pytest
 
 from tests.harness import launcher
-from tests.harness.launcher import ROOT
 from tests.harness.lease.bad_days import Days
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
@@ -239,16 +236,6 @@ def test_a_gateways_file_is_told_from_a_hosts(tmp_path):
     code, said = command("serve", "-c", "gateway.yaml", cwd=tmp_path)
     assert code == 2
     assert "llmux gateway -c" in said
-
-
-def test_one_host_imports_nothing_of_a_fleet():
-    code = (
-        "import sys, llmux.process, llmux.cli.serve\n"
-        "fleet = ('llmux.fleet', 'llmux.gateway', 'llmux.config.gateway')\n"
-        "print([name for name in sys.modules if name.startswith(fleet)])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
 
 
 async def test_an_own_route_from_a_file_is_followed_and_reloaded(door):

@@ -80,7 +80,6 @@ async def test_extras_are_put_to_sleep(labs):
 
 
 async def test_a_second_llmux_on_the_same_state_refuses(lab):
-    lab.cold = True
     lab.write("a")
     lab.start()
     config = yaml.safe_load(lab.file.read_text())

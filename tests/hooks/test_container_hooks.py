@@ -15,6 +15,7 @@ from tests.hooks.fakes.base import Fake, serving
 
 FAKES = ROOT / "tests" / "hooks" / "fakes"
 CONTAINERS = ["docker", "podman", "podman-criu"]
+DIFFERENT = ["docker", "podman-criu"]  # podman.sh is docker.sh with other names: for what is in lib/containers.sh
 RUN = "--gpus all -p 127.0.0.1:8002:8000 'an image' --model m"
 
 
@@ -87,7 +88,7 @@ def script(request):
     return request.param
 
 
-@pytest.fixture(params=CONTAINERS)
+@pytest.fixture(params=DIFFERENT)
 def container(request, inside):
     return inside(request.param)
 
@@ -181,6 +182,7 @@ def test_a_daemon_that_is_down_is_no_container_that_is_down(container, fakes):
             assert said in complaint
 
 
+@pytest.mark.parametrize("script", ["docker", "systemd"], indirect=True)
 def test_what_answers_has_to_be_ours(script, inside):
     hook, server = inside(script)
     server.alias = "stranger"
@@ -190,6 +192,7 @@ def test_what_answers_has_to_be_ours(script, inside):
     hook.ok("wake")
 
 
+@pytest.mark.parametrize("script", ["docker", "systemd"], indirect=True)
 def test_it_waits_until_the_engine_is_ready(script, inside):
     hook, server = inside(script)
     server.ready = False
