@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmux.accounts.tokens import NONE, Answer, Tokens, tokens_of
 
@@ -133,3 +135,23 @@ def test_the_usual_report_is_read_without_parsing_and_says_the_same(figures, exp
     said = b'{"usage":' + json.dumps(figures, separators=separators).encode() + b"}"
     assert tokens_of(answer(said)) == expected
     assert tokens_of(answer(said[:20], said[20:])) == expected
+
+
+TEXTS = st.text('{}"\\ä', max_size=3)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(TEXTS, JSON, max_size=4), st.integers(0, 9), JSON)
+def test_whatever_else_a_report_holds(more, output, after):
+    """Braces in texts, reports in reports, and any number of objects in them."""
+    document = {"usage": {**more, "prompt_tokens": 7, "completion_tokens": output}, "after": after}
+    assert tokens_of(answer(json.dumps(document).encode())) == Tokens(7, 0, output)
+
+
+@pytest.mark.parametrize("nested", ["{" * 4000, '{"a":' * 3000 + "1" + "}" * 3000, "}" * 4000, "[{}," * 2000])
+def test_a_report_that_cannot_be_read_is_none(nested):
+    assert tokens_of(answer((f'"usage":{{"x":{nested}' * 4).encode())) == Tokens(100, estimated=True)
