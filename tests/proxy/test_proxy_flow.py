@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 
 import pytest
 from proxy_harness import Body, EngineSide, Proxy, answering, deaf_host, until
 
 from llmux.proxy import ClientGoneError
+from llmux.upstream import ConnectionPool, EngineAddress
 
 PIECE = b"x" * 100_000
 COUNT = 300
@@ -269,3 +271,17 @@ class Closing:
 
     def abort(self) -> None:
         pass
+
+
+async def test_what_an_engine_is_sent_goes_at_once_and_what_it_sends_is_acknowledged_in_pairs() -> None:
+    """Also on a fresh connection. The first is the loops' doing; and an engine's host that has died is noticed."""
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        pool = ConnectionPool()
+        connection = await pool.connect(EngineAddress("127.0.0.1", engine.getsockname()[1]))
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        if hasattr(socket, "TCP_QUICKACK"):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 0
+        connection.abort()
+        await pool.close()
