@@ -19,9 +19,9 @@ from llmux.upstream.engine import EngineAddress, EngineRefusedError
 # llama.cpp closes idle connections after 5 s; a request must not meet that moment.
 IDLE_TIMEOUT = 3.5
 CONNECT_TIMEOUT = 10.0
-# On a fresh connection Linux acknowledges each event by itself as it is read, which is an eighth of what an event
-# costs; off, two at a time, as on a connection that is used again. It goes on by itself once an acknowledgement has
-# waited for 40 ms, so an engine that waits for them (with Nagle's algorithm) does so once.
+# On a fresh connection Linux acknowledges each event by itself as it is read, an eighth of what an event costs.
+# Off, they go two at a time, as on a connection that is used again. Linux turns it on itself once one has waited
+# for 40 ms, so an engine that waits for them (with Nagle's algorithm) does so once.
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 

@@ -6,7 +6,7 @@ Both run at once on one core, with the defaults of ``bench.py``, and are put und
 requests as it takes on 32 connections, then 60 event streams of 100 events a second. Printed are microseconds of
 CPU, the median and the least of the rounds, and the median of the rounds' ratios. ``--model`` is a setting of the
 model here, and not there. ``--beside`` has peers of ``bench.py`` take their turns, too, and prints what is here by
-what is theirs. Needs gcc, for the load.
+what is theirs; ``relay`` is the floor for any proxy: it copies bytes between sockets, and no more. Needs gcc.
 """
 
 from __future__ import annotations
