@@ -252,8 +252,10 @@ class Accounting:
             most -= 1
             entry = journal.popleft()
             try:
-                if len(entry) == 2:  # noqa: PLR2004 - most are one argument's
+                if len(entry) == 2:  # noqa: PLR2004 - what has ended, and what is put
                     entry[0](entry[1])
+                elif len(entry) == 3:  # noqa: PLR2004 - what was admitted
+                    entry[0](entry[1], entry[2])
                 else:
                     entry[0](*entry[1:])
             except Exception as error:  # noqa: BLE001 - one odd entry must not hold up those behind it
