@@ -3,9 +3,10 @@
 Theory of operation
 ===================
 
-``put`` appends what is known of a request to a queue, and that is all that the request path does. The thread wakes
-once for what comes within ``GATHER`` seconds, reads the tokens out of the ends of the answers, and writes the rows
-in batches. Nothing waits for it.
+The thread wakes once for what comes within ``GATHER`` seconds, takes it out of the journal of ``Accounting``
+(``feed``, ``take``) and out of a queue of what the loop had to deal with by itself (``put``), reads the tokens out
+of the ends of the answers, and writes the rows in batches. Their sums are kept beside them, for the file and for
+the metrics. Nothing waits for it.
 
 A file that cannot be written (a full disk, another process that holds it) is tried again after a pause; what
 comes meanwhile is kept, ``KEPT`` rows of it. What does not fit is lost: that is counted, logged, and written down
