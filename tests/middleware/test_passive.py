@@ -68,8 +68,12 @@ async def test_what_is_open_holds_nothing_up_and_ends_with_the_engines_sleep(hou
 
 async def test_it_keeps_no_idle_model_awake(house):
     await house.open({"a": {"idle_sleep": "50ms"}, "b": {}}, passive=PASSIVE)
-    await house.chat("a")
+    busy = await house.begin("POST", "/v1/hold", {"model": "a"})
+    await until(lambda: house.in_flight("a") == 1)
     line = await house.begin("POST", "/v1/stream", {"model": "a"})
+    await line.reader.readuntil(b"data: 1\n\n")
+    house.engine.go.set()
+    assert (await busy.reply()).status == 200
     await line.closed()
     await until(lambda: phase(house) is Phase.ASLEEP)
 
