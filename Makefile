@@ -17,7 +17,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test core lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
+.PHONY: help demo fleet test checks suite core lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -30,7 +30,14 @@ fleet: $(VENV)/.demo ## four hosts with real engines on the CPU, two gateways, a
 	@$(BIN)/python examples/fleet/demo.py
 
 test: $(VENV)/.test ## lint, types, all tests; the core with 100 % branch coverage
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types core
+	@$(MAKE) --no-print-directory --jobs=3 checks suite || { \
+		echo "make test: something above has failed: a test, the lint, the types or the coverage" >&2; exit 1; }
+
+# Beside the tests, which leave a CPU idle while they are collected and when the last of them are running.
+checks: $(VENV)/.test
+	$(MAKE) --no-print-directory --output-sync=target lint types core
+
+suite: $(VENV)/.test
 	$(BIN)/python -m pytest tests --ignore=tests/core $(PLACEMENT:%=--ignore=tests/fleet/test_fleet_%.py) --workers=$(WORKERS)
 
 core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each with 100 % branch coverage

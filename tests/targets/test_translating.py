@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from itertools import permutations
 from typing import Any
 
@@ -525,20 +523,6 @@ async def test_a_large_request_is_translated_from_its_file(serve, house):
     assert reply.status == 200
     url = running.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert url == "data:image/png;base64," + "A" * 3_000_000
-
-
-def test_without_apis_nothing_of_it_is_imported():
-    code = """
-import sys
-from llmux.app import build_app
-from llmux.config import Config
-model = {"port": 8001, "wake": "true", "sleep": "true", "alive": "true"}
-build_app(Config(models={"q": {**model, "apis": ["chat", "messages", "responses"]}}, state=None))
-assert not [name for name in sys.modules if name.startswith(("llmux.targets", "llmux.proxy.translated"))]
-build_app(Config(models={"q": {**model, "apis": ["chat"]}}, state=None))
-assert "llmux.targets.codecs" in sys.modules
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ---- what SDKs make of more than the usual

@@ -167,18 +167,25 @@ async def test_many_at_once_are_each_given_their_own(house):
     assert ["top_p" in sent[n] for n in range(30)] == [n % 3 == 1 for n in range(30)]
 
 
-def test_without_such_names_nothing_of_it_is_imported():
+def test_without_such_names_and_apis_nothing_of_it_is_imported():
     code = """
 import sys
 from llmux.app import build_app
 from llmux.config import Config
 model = {"port": 8001, "wake": "true", "sleep": "true", "alive": "true"}
 build_app(Config(models={"q": model}, state=None))
-UNUSED = ("llmux.targets", "llmux.middleware.targeting", "llmux.middleware.remotes", "llmux.proxy.remote")
+build_app(Config(models={"q": {**model, "apis": ["chat", "messages", "responses"]}}, state=None))
+UNUSED = (
+    "llmux.targets", "llmux.proxy.translated",
+    "llmux.middleware.targeting", "llmux.middleware.remotes", "llmux.proxy.remote",
+)
 assert not [name for name in sys.modules if name.startswith(UNUSED)]
 build_app(Config(models={"q": {**model, "variants": {"v": {}}}}, state=None))
 assert "llmux.middleware.targeting" in sys.modules
-assert not [name for name in sys.modules if name.startswith(UNUSED[2:])]
+assert not [name for name in sys.modules if name.startswith((*UNUSED[3:], "llmux.targets.codecs"))]
+build_app(Config(models={"q": {**model, "apis": ["chat"]}}, state=None))
+assert "llmux.targets.codecs" in sys.modules
+assert not [name for name in sys.modules if name.startswith(UNUSED[3:])]
 remotes = {"r": {"url": "https://localhost:1", "models": {"m": "m"}}}
 build_app(Config(models={"q": model}, remotes=remotes, state=None))
 assert "llmux.proxy.remote" in sys.modules

@@ -18,6 +18,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome"
 WAIT = PATIENCE * 1000  # milliseconds
 FOREIGN = "evil.example"  # an attacker's web site
 REBOUND = "rebound.test"  # a name that points to this machine, as an attacker's may
+# As on small devices: what one site may do to another is judged where requests are made, not by processes.
+FEW_PROCESSES = ("--disable-site-isolation-trials", "--renderer-process-limit=1")
 
 
 def chromium() -> str:
@@ -40,7 +42,7 @@ def browser() -> Iterator[Browser]:
     expect.set_options(timeout=WAIT)
     rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1, MAP {FOREIGN} 127.0.0.1, MAP localhost4 127.0.0.1"
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium(), args=[rules])
+        browser = play.chromium.launch(executable_path=chromium(), args=[rules, *FEW_PROCESSES])
         yield browser
         browser.close()
 
