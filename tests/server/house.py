@@ -36,7 +36,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 def held(name: str) -> str:
     """Shell text that waits for ``House.release(name)``."""
-    return f"until [ -e release.{name} ]; do sleep 0.01; done"
+    return f"until [ -e release.{name} ]; do sleep 0.03; done"
 
 
 class Log(EventLog):

@@ -179,4 +179,4 @@ class Stage:
 
 def held(name: str) -> str:
     """Shell text that waits for ``Stage.release(name)``."""
-    return f"until [ -e {name} ]; do sleep 0.01; done"
+    return f"until [ -e {name} ]; do sleep 0.03; done"

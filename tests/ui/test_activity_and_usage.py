@@ -384,11 +384,13 @@ def test_it_fits_and_axe_finds_nothing_serious(accounts, visit):
     for width, scheme in ((1280, "light"), (1280, "dark"), (390, "dark"), (360, "light")):
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("#usage-chart svg").bounding_box()["width"] <= width
+        if (width, scheme) not in {(1280, "light"), (390, "dark")}:  # both layouts and both schemes are seen
+            continue
         found = page.evaluate(VIOLATIONS)
         serious = [one for one in found if one["impact"] in {"serious", "critical"}]
         assert not [(width, one["id"], [node["html"] for node in one["nodes"]]) for one in serious]
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("#usage-chart svg").bounding_box()["width"] <= width
 
 
 def test_without_a_ledger_it_says_how_to_have_one(make_stage, visit):
