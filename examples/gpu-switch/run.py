@@ -44,7 +44,7 @@ def free_ports(count: int) -> list[int]:
     """Return ports that nothing listens on."""
     found = []
     while len(found) < count:
-        port = random.randint(11000, 31000)
+        port = random.randint(31001, 32767)  # below those that outgoing connections are given
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
             found.append(port)

@@ -63,7 +63,7 @@ def is_free(port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Return ports that nothing listens on, below those that outgoing connections are given."""
-    candidates = range(11000, 31000)
+    candidates = range(31001, 32768)
     return [port for port in random.sample(candidates, 100) if is_free(port)][:count]
 
 

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-LOWEST, COUNT = 11000, 20_000  # below those that outgoing connections are given
+LOWEST, COUNT = 11000, 20_000  # below those that the examples take, and outgoing connections are given
 
 _CHANCE = random.SystemRandom()  # test plugins seed the other one
 _GIVEN: set[int] = set()
