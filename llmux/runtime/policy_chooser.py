@@ -97,6 +97,7 @@ class Chooser:
         self.counts = {"adopted": 0, "kept": 0, "failed": 0}  # looks, by what came of them
         self.cpu = 0.0  # seconds of all of them
         self.last: dict[str, Any] | None = None  # what the last one said
+        self.memory: Any = None  # what looks have found so far, as they wrote it
         self.error: str | None = None  # why the last one failed
         self.due: float | None = None
         self._switcher = switcher
@@ -121,7 +122,7 @@ class Chooser:
         """Look back no more, and end the process if one runs."""
         if self._task is not None:
             self._task.cancel()
-        self._task = self._policy = self.traffic = self.last = self.error = self.due = None
+        self._task = self._policy = self.traffic = self.last = self.memory = self.error = self.due = None
         self._switcher.off_left(self.request)
 
     async def close(self) -> None:
@@ -175,7 +176,7 @@ class Chooser:
         if answer is None:
             return
         choice = checked(answer, policy.candidates, policy.chosen)
-        self.last = {**choice, "time": time.time()}
+        self.last, self.memory = {**choice, "time": time.time()}, answer.get("memory")
         adopted = choice["name"] != choice["before"]
         self.counts["adopted" if adopted else "kept"] += 1
         if adopted:
@@ -193,6 +194,7 @@ class Chooser:
             "models": [model_line(model) for model in s.models.values() if not model.removed],
             "costs": dump_costs(costs_of(s)),
             "guesses": {name: list(guess) for name, guess in s.costs.guesses.items()},
+            "memory": self.memory,
             "requests": (list(traffic.requests), self._switcher.now() - traffic.past),
         }
 
@@ -222,6 +224,7 @@ class Chooser:
 
     def _begin(self, question: dict[str, Any], asked: IO[bytes], answered: IO[bytes]) -> subprocess.Popen[bytes]:
         requests, origin = question["requests"]
+        question["since"] = origin
         question["requests"] = [each.line(origin) for each in requests if each.arrived >= origin]
         asked.write(json.dumps(question, default=str).encode())
         asked.seek(0)

@@ -4,6 +4,11 @@ Every candidate serves the same requests, in virtual time, with engines fitted t
 lately counts for more, so that a change in the traffic is noticed before the hour is over. A candidate replaces
 the policy in force only if it is better by more than chance on the requests that came in both runs.
 
+One replay says little: a request that comes a moment later may turn all that follows, and two replays of an hour
+that begin at different times differ in the candidates' order about as much as two hours do. So each look adds to
+what earlier ones found, by stretches of time (``Memory``): each stretch is seen from many beginnings, and hours
+that are past still count. A mean, or a share, is compared so; a percentile by the last hour alone.
+
 Production looks back in a process of its own, ``python -m llmux.simulator.look_back``: a question on standard
 input, the answer on standard output, at the lowest priority and within limits of its own; see
 ``llmux.runtime.policy_chooser`` for what it is asked. A simulation does the same at once, between two moments
@@ -20,8 +25,9 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from operator import add, mul
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +43,22 @@ from llmux.simulator.cost_matrix import CostMatrix, measured
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.recorded import Line, Recorded
 from llmux.simulator.run import Outcome, Run
-from llmux.simulator.statistics import Measure, Verdict, beyond, compare, mean, paired_waits, quantile
+from llmux.simulator.statistics import Measure, Verdict, beyond, compare, mean, paired_waits, quantile, wait_of
 from llmux.simulator.trace import Trace
 
-SURE = 0.9  # share of the draws in which a candidate must be better
+SURE = 0.9  # share of the draws in which a candidate must be better, for a percentile
 GAIN = 0.01  # share by which it must be better
 # How often what a request says about the present becomes half as much, from the newest to the oldest.
 HALVES = 3.0
+# Of what is remembered, a mean or a share:
+PIECES = 24  # stretches of an hour
+KEPT = 4.0  # hours
+# Hours after which a stretch counts half, and how likely it must be that a candidate is better: lately, so that a
+# change is noticed, which takes a certainty that chance hardly has; and in the long run.
+VIEWS = ((0.25, 0.99), (1.0, 0.85))
+WORTH = 0.03  # share by which it must be better
+LAGS = 3  # stretches in a row whose waits depend on each other
+LEAST = 0.3  # of the variance that there would be if they did not
 FEWEST = 40  # requests: fewer say nothing
 PERCENT = 100.0
 
@@ -68,6 +83,75 @@ class Choice:
     scores: tuple[Score, ...]
     requests: int
     reason: str
+    memory: Mapping[str, Any] = field(default_factory=dict)  # see ``Memory.as_json``
+
+
+class Memory:
+    """What looks have found: for each stretch of time how much waiting there was with each candidate, on average.
+
+    ``past`` is how many seconds a look goes back. Times are on a clock that all looks share.
+    """
+
+    def __init__(self, names: Iterable[str], past: float) -> None:
+        self.names, self.past = tuple(names), past
+        self._seen: dict[int, list[float]] = {}  # by stretch: looks, requests, and the sums for each name
+
+    @classmethod
+    def of(cls, data: Any, names: Iterable[str], past: float) -> Memory:
+        """Return what ``as_json`` wrote; an empty one if that was about other candidates, or cannot be read."""
+        memory = cls(names, past)
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            if data["names"] == list(memory.names) and data["past"] == past:
+                found = {int(key): [float(value) for value in row] for key, row in data["seen"].items()}
+                if all(len(row) == len(memory.names) + 2 and row[0] > 0.0 for row in found.values()):
+                    memory._seen = found
+        return memory
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON can have it."""
+        rows = {str(key): [round(value, 3) for value in row] for key, row in self._seen.items()}
+        return {"names": list(self.names), "past": self.past, "seen": rows}
+
+    def add(self, since: float, outcomes: Mapping[str, Outcome], worth: Callable[[float], float]) -> None:
+        """Add what a look has found, of time from ``since`` on. ``worth`` says what a wait counts for."""
+        found: dict[int, list[float]] = {}
+        runs = [outcomes[name] for name in self.names]
+        for index, arrived in enumerate(runs[0].arrived):
+            waits = [wait_of(run, index) for run in runs]
+            if arrived is not None and None not in waits:
+                row = found.setdefault(self._stretch(since + arrived), [1.0, 0.0, *([0.0] * len(runs))])
+                row[1] += 1.0
+                for place, wait in enumerate(waits, 2):
+                    row[place] += worth(wait or 0.0)
+        for key, row in found.items():
+            self._seen[key] = list(map(add, self._seen.get(key, [0.0] * len(row)), row))
+        oldest = max(self._seen, default=0) - KEPT * PIECES
+        self._seen = {key: row for key, row in sorted(self._seen.items()) if key >= oldest}
+
+    def _stretch(self, time: float) -> int:
+        return math.floor(time / self.past * PIECES)
+
+    def compare(self, before: str, after: str, half: float = VIEWS[-1][0]) -> Verdict:
+        """Compare two candidates; a stretch counts half as much as one that is ``half`` hours later."""
+        one, other = self.names.index(before) + 2, self.names.index(after) + 2
+        newest = max(self._seen)
+        weights = [math.exp2((key - newest) / PIECES / half) for key in self._seen]
+        rows = [
+            [value / row[0] * weight for value in row]
+            for row, weight in zip(self._seen.values(), weights, strict=True)
+        ]
+        count = sum(row[1] for row in rows)
+        found = sum(row[one] for row in rows) / count, sum(row[other] for row in rows) / count
+        gain = found[0] - found[1]
+        rest = [row[one] - row[other] - gain * row[1] for row in rows]
+        alone = sum(each * each for each in rest)
+        together = alone
+        for lag in range(1, LAGS + 1):  # Newey and West, 1987
+            together += 2.0 * (1.0 - lag / (LAGS + 1)) * sum(map(mul, rest, rest[lag:]))
+        error = math.sqrt(max(together, LEAST * alone)) / count
+        if not error:
+            return Verdict(*found, 0.5 if not gain else float(gain > 0.0))
+        return Verdict(*found, 0.5 * (1.0 + math.erf(gain / error / math.sqrt(2.0))))
 
 
 def measure_of(objective: str, limit: float | None) -> Measure:
@@ -83,36 +167,46 @@ def choose(
     run: Simulate,
     objective: str = "mean",
     limit: float | None = None,
+    *,
+    memory: Memory | None = None,
+    since: float = 0.0,
 ) -> Choice:
-    """Run all candidates with ``run`` and say which is to decide. ``makers`` make them anew; ``chosen`` is one."""
-    measure = measure_of(objective, limit)
-    base = run(makers[chosen]())
-    scores: list[Score] = []
-    found: dict[str, Verdict] = {}
-    count = 0
-    for name, make in makers.items():
-        outcome = base if name == chosen else run(make())
-        before, after = paired_waits(base, outcome)
-        weights = _weights(base, outcome)
-        count = len(before)
-        verdict = found[name] = compare(before, after, measure, weights)
-        scores.append(Score(name, verdict.after, verdict.sure))
-    better = [
-        score
-        for score in scores
-        if score.name != chosen and score.sure >= SURE and found[score.name].gain >= GAIN and count >= FEWEST
-    ]
-    best = min(better, key=lambda score: score.value, default=None)
+    """Run all candidates with ``run`` and say which is to decide. ``makers`` make them anew; ``chosen`` is one.
+
+    What was found is added to ``memory``; what is run began at ``since``.
+    """
+    outcomes = {name: run(make()) for name, make in makers.items()}
+    base = outcomes[chosen]
+    count = min(len(paired_waits(base, other)[0]) for other in outcomes.values())
+    if count and (objective == "mean" or limit is not None):
+        memory = memory or Memory(makers, max(each or 0.0 for each in base.arrived) + LEAST)
+        memory.add(since, outcomes, (lambda wait: wait) if limit is None else (lambda wait: float(wait > limit)))
+        views = [({name: memory.compare(chosen, name, half) for name in makers}, sure) for half, sure in VIEWS]
+        gain, how = WORTH, "earlier looks included; {:.0%} sure"
+    else:
+        measure = measure_of(objective, limit)
+        verdicts = {
+            name: compare(*paired_waits(base, other), measure, _weights(base, other))
+            for name, other in outcomes.items()
+        }
+        views, gain, how = [(verdicts, SURE)], GAIN, "better in {:.0%} of the draws"
+    for found, sure in views:
+        scores = tuple(Score(name, verdict.after, verdict.sure) for name, verdict in found.items())
+        mine = found[chosen].before
+        better = [each for each in scores if each.sure >= sure and found[each.name].gain >= gain]
+        best = min(better, key=lambda score: score.value, default=None) if count >= FEWEST else None
+        if best is not None:
+            break
     if best is None:
-        mine = next(score.value for score in scores if score.name == chosen)
         why = f"of {len(scores)} candidates none is better than {chosen} by more than chance"
-        return Choice(chosen, chosen, tuple(scores), count, f"{why} ({_said(mine, objective, limit)})")
-    mine = found[best.name].before
-    why = (
-        f"on the last {count} requests {best.name} has {_said(best.value, objective, limit)} instead of"
-        f" {_said(mine, objective, limit, bare=True)} with {chosen}, better in {best.sure:.0%} of the draws"
-    )
-    return Choice(best.name, chosen, tuple(scores), count, why)
+        why = f"{why} ({_said(mine, objective, limit)})"
+    else:
+        why = (
+            f"on the last {count} requests {best.name} has {_said(best.value, objective, limit)} instead of"
+            f" {_said(mine, objective, limit, bare=True)} with {chosen}, {how.format(best.sure)}"
+        )
+    name = chosen if best is None else best.name
+    return Choice(name, chosen, scores, count, why, memory.as_json() if memory is not None else {})
 
 
 def _weights(one: Outcome, other: Outcome) -> Sequence[float]:
@@ -140,6 +234,7 @@ Again = Callable[[Trace, Policy, CostMatrix, Engines, frozenset[str]], Outcome]
 def look_back(run: Run, policy: Any, again: Again) -> None:
     """Have ``run`` look back as often as ``policy``, an ``Auto``, says, and adopt what it finds."""
     every, hour = policy.options.every, policy.options.past
+    memory = Memory(policy.makers, hour)
 
     def look() -> None:
         choice = None
@@ -156,6 +251,8 @@ def look_back(run: Run, policy: Any, again: Again) -> None:
                 lambda candidate: again(trace, candidate, costs, engines, first),
                 policy.options.objective,
                 policy.limit,
+                memory=memory,
+                since=max(0.0, run.time - hour),
             )
         if choice is not None and choice.name != choice.before:
             run.outcome.adopted.append((run.time, choice.name))
@@ -239,7 +336,10 @@ def answer(question: Mapping[str, Any]) -> Choice | None:
     def run(candidate: Policy) -> Outcome:
         return simulate_specs(trace, specs, rules, candidate, HookSeconds(costs, guesses), engines)
 
-    return choose(policy.makers, question["chosen"], run, policy.options.objective, policy.limit)
+    options, makers = policy.options, policy.makers
+    memory = Memory.of(question.get("memory"), makers, options.past)
+    since = float(question.get("since", 0.0))
+    return choose(makers, question["chosen"], run, options.objective, policy.limit, memory=memory, since=since)
 
 
 if __name__ == "__main__":

@@ -74,12 +74,13 @@ def paired_waits(one: Outcome, other: Outcome) -> tuple[list[float], list[float]
         if a is not None and b is not None
     ]
     both.sort(key=lambda index: one.arrived[index] or 0.0)
-    return [_wait(one, index) for index in both], [_wait(other, index) for index in both]
+    return [wait_of(one, index) or 0.0 for index in both], [wait_of(other, index) or 0.0 for index in both]
 
 
-def _wait(outcome: Outcome, index: int) -> float:
+def wait_of(outcome: Outcome, index: int) -> float | None:
+    """Return how long one request waited, or has waited at the end, in seconds; None if it did not come."""
     admitted, arrived = outcome.admitted[index], outcome.arrived[index]
-    return (outcome.end if admitted is None else admitted) - (arrived or 0.0)
+    return None if arrived is None else (outcome.end if admitted is None else admitted) - arrived
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

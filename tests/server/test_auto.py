@@ -150,6 +150,11 @@ async def test_a_real_look_back_finds_what_is_better(house):
     assert last["requests"] == len(switcher.auto.traffic.requests) > 900
     assert switcher.auto.cpu > 0.0
     assert f"on the last {last['requests']} requests idle has a mean wait of" in last["reason"]
+    # What it has found is kept for the next look, which adds to it.
+    first = switcher.auto.memory
+    await switcher.auto.look(switcher.core.state.policy)
+    assert {row[0] for row in first["seen"].values()} == {1.0}
+    assert max(row[0] for row in switcher.auto.memory["seen"].values()) == 2.0
 
 
 async def test_a_policy_of_ones_own_that_hangs_there_changes_nothing(house):
