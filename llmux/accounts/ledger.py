@@ -52,7 +52,7 @@ from llmux.accounts.tokens import Answer, Tokens, tokens_of, told
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 
-GATHER = 0.2  # seconds: to wake the thread costs as much as some fifty rows do
+GATHER = 0.05  # seconds: what kill -9 may lose; to wake the thread costs as much as some fifty rows do
 WAITING = 10_000  # requests that the thread has not looked at
 WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
 KEPT = 50_000  # rows that are not written yet
