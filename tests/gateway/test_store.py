@@ -235,9 +235,14 @@ async def test_a_store_that_was_emptied_forgets_no_host(shared, server):
 
 async def test_a_name_that_is_taken_is_said_and_the_first_stays(shared, server):
     shared.join("one", server)
+    store = Store(server.url)
+
+    async def known():
+        return "one" in await store.hosts()
+
+    await eventually(known)
     other = shared.join("second", server, called="one")
     await other.until(lambda: "another llmux is called 'one' there" in other.log)
-    store = Store(server.url)
     assert (await store.hosts())["one"]["url"].endswith(str(shared.hosts["one"].port))
     await store.close()
 
