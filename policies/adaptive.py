@@ -30,7 +30,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from llmux.core.policy import EngineView, ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.policy import Decision, EngineView, ModelView, Snapshot, Stay, SwitchRecord, SwitchTo, WaitUntil
 
 STEEP = 4.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
 MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
@@ -74,12 +74,23 @@ class Adaptive:
         """Wake, where the user allows it, the model which is likely to be asked next."""
         return foresee(now, self._seen)
 
+    def observe(self, now: Snapshot, decision: Decision) -> None:
+        """Take in what another policy has decided, which decides in place of this one.
+
+        What came since a model was left is counted from there. Unaware that one was left, it would take a visit's
+        requests for those of a second or of an hour, and stay far too long or leave far too soon.
+        """
+        if now.awake:
+            home = _home(now)
+            self._seen.watch(home, now.time)
+            if isinstance(decision, SwitchTo):
+                self._seen.left(home, now.time)
+
     def decide(self, now: Snapshot) -> Stay | SwitchTo | WaitUntil:
         """Compare staying with going, once the gate is open."""
         if not now.awake:
             return SwitchTo(now.waiting[0], reason="nothing is awake")
-        # Of several that are awake, the least busy one is likely to leave.
-        home = min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
+        home = _home(now)
         self._seen.watch(home, now.time)
         if self._gated(home, now.time):
             return Stay("the requests that it was woken for come first")
@@ -167,6 +178,11 @@ class Adaptive:
 def _engine(model: ModelView) -> EngineView | None:
     """Return what was measured of its engine; views that were written for an earlier llmux lack it."""
     return getattr(model, "engine", None)
+
+
+def _home(now: Snapshot) -> ModelView:
+    """Return the model which is likely to leave: of several that are awake, the least busy one."""
+    return min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
 
 
 def _age(model: ModelView, time: float) -> float:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from llmux.core.policy import Decision, Policy, Snapshot, Stay, SwitchRecord, SwitchTo
+from llmux.core.policy import Decision, Policy, Snapshot, Stay, SwitchRecord
 
 AMONG = ("adaptive", "adaptive:tour=2", "adaptive:patience=6", "idle", "fifo")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -66,21 +66,6 @@ def _duration(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(_duration)]
-
-
-def _observe(policy: Policy, now: Snapshot, decision: Decision) -> None:
-    """Keep up what ``adaptive`` remembers while another policy decides.
-
-    It counts what came since it left a model. Where it has not left one lately, as another policy did so, it would
-    take a visit's requests for those of a second or of an hour, and stay far too long or leave far too soon.
-    """
-    seen: Any = getattr(policy, "_seen", None)
-    if seen is None or not now.awake:
-        return
-    home = min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
-    seen.watch(home, now.time)
-    if isinstance(decision, SwitchTo):
-        seen.left(home, now.time)
 
 
 class Auto:
@@ -141,8 +126,9 @@ class Auto:
         """Ask the one that is chosen; the others see what is there, and what it says."""
         decision = self._policies[self.chosen].decide(now)
         for name, policy in self._policies.items():
-            if name != self.chosen:
-                _observe(policy, now, decision)
+            observe = getattr(policy, "observe", None)
+            if observe is not None and name != self.chosen:
+                observe(now, decision)
         return decision
 
     def anticipate(self, now: Snapshot) -> Decision:

@@ -18,6 +18,7 @@ from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Outcome, Trace, simulate
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.synthetic import Closed, OnOff, Poisson, generate, with_closed
+from tests.benchmarks.report import write_between
 
 HOUR = 3600.0
 HORIZON = 3.0 * HOUR
@@ -109,10 +110,7 @@ def main() -> None:
     )
     print(lines[-1])
     if write:
-        text = GUIDE.read_text()
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        GUIDE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+        write_between(GUIDE, BEGIN, END, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from llmux.plugins import known_policies, load_policy
 from llmux.simulator import CostMatrix, EngineModel, Statistics, simulate, statistics_of
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.synthetic import Closed, with_closed
+from tests.benchmarks.report import write_between
 
 HORIZON = 2400.0  # seconds
 GUIDE = Path(__file__).parents[2] / "policies" / "README.md"
@@ -76,10 +77,7 @@ def main() -> None:
     text = f"{len(scenarios)} closed loops, fifo = 1:\n\n" + "\n".join(lines) + "\n"
     print(text)
     if write:
-        page = GUIDE.read_text()
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        GUIDE.write_text(before + BEGIN + text + END + after)
+        write_between(GUIDE, BEGIN, END, text)
 
 
 if __name__ == "__main__":

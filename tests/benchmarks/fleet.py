@@ -26,6 +26,7 @@ from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Trace
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.synthetic import Load, OnOff, Poisson, generate
+from tests.benchmarks.report import write_between
 from tests.benchmarks.scenarios import matrix, mixed, recorded
 
 GUIDE = Path(__file__).parents[2] / "llmux" / "FLEET.md"
@@ -210,10 +211,7 @@ def main() -> None:
             tables.append(table(title, make(), details=arguments.details))
             print(tables[-1], flush=True)
     if arguments.write:
-        text = GUIDE.read_text()
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        GUIDE.write_text(head + BEGIN + "\n".join(tables) + END + tail)
+        write_between(GUIDE, BEGIN, END, "\n".join(tables))
     spent = sum(os.times()[:4])
     print(f"{time.monotonic() - began:.0f} s, {spent:.0f} s of CPU, load {os.getloadavg()[0]:.0f}")
 

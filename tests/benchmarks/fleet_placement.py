@@ -31,6 +31,7 @@ from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.synthetic import Poisson, generate
+from tests.benchmarks.report import write_between
 
 GUIDE = Path(__file__).parents[2] / "llmux" / "FLEET.md"
 BEGIN, END = "<!-- figures of the placement -->\n", "<!-- so far those of the placement -->"
@@ -113,9 +114,7 @@ a host's report {report_} (the best of five rounds). A simulation of {large[0]};
 one of {large[1]}.
 Measured by `python -m tests.benchmarks.fleet_placement --write`, at a load of {os.getloadavg()[0]:.0f}.
 """
-    head, _, rest = GUIDE.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    GUIDE.write_text(head + BEGIN + text + END + tail)
+    write_between(GUIDE, BEGIN, END, text)
     print(text)
 
 

@@ -16,6 +16,7 @@ from llmux.simulator import CostMatrix, Trace, simulate
 from llmux.simulator.statistics import waits_of
 from llmux.simulator.synthetic import OnOff, Poisson, generate
 from tests.benchmarks.policies import FLOOR, geometric
+from tests.benchmarks.report import write_between
 from tests.benchmarks.scenarios import ENGINES
 from tests.policies.hindsight import Hindsight, Rules
 
@@ -74,9 +75,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:
-        guide = GUIDE.read_text()
-        head, _, rest = guide.partition(BEGIN)
-        GUIDE.write_text(head + BEGIN + text + END + rest.partition(END)[2])
+        write_between(GUIDE, BEGIN, END, text)
     print(f"{time.perf_counter() - began:.0f} s")
 
 

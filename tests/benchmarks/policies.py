@@ -20,6 +20,7 @@ from llmux.core.policy import Policy
 from llmux.plugins import known_policies, load_policy
 from llmux.simulator import Statistics, simulate, statistics_of
 from llmux.simulator.misjudged import Misjudged
+from tests.benchmarks.report import write_between
 from tests.benchmarks.scenarios import Scenario, development, held_out, other_engines
 
 GUIDE = Path(__file__).parents[2] / "policies" / "README.md"
@@ -178,10 +179,7 @@ def main() -> None:
             details(scenarios, results[arguments.details], results)
     if arguments.write:
         draw([each for each in rows if "," not in each.name], results)
-        text = GUIDE.read_text()
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        GUIDE.write_text(head + BEGIN + "\n".join(tables) + END + tail)
+        write_between(GUIDE, BEGIN, END, "\n".join(tables))
     print(f"{time.perf_counter() - began:.0f} s")
 
 

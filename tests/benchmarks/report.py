@@ -25,6 +25,12 @@ RATIOS = ("nginx", "go", "rust")
 COSTS = COLUMNS[:2]
 
 
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a page, in place of what stands there."""
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(before + begin + text + end + rest.partition(end)[2])
+
+
 def brief(figures: Figures) -> str:
     """Return one round in a line."""
     parts = [f"{figures['json_per_second']:.0f} requests/s", f"p50 {figures['latency']['p50']:.3f} ms"]

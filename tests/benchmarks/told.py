@@ -21,6 +21,7 @@ from llmux.simulator import Statistics, simulate, statistics_of
 from llmux.simulator.run import Run
 from policies.adaptive import Adaptive, Memory
 from tests.benchmarks.policies import geometric, ratio, run
+from tests.benchmarks.report import write_between
 from tests.benchmarks.scenarios import Scenario, other_engines
 
 GUIDE = Path(__file__).parents[2] / "policies" / "README.md"
@@ -100,9 +101,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:
-        guide = GUIDE.read_text()
-        head, _, rest = guide.partition(BEGIN)
-        GUIDE.write_text(head + BEGIN + text + END + rest.partition(END)[2])
+        write_between(GUIDE, BEGIN, END, text)
     print(f"{time.perf_counter() - began:.0f} s")
 
 
