@@ -137,7 +137,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Show what each model does now: answers and tokens a second, queues, the GPUs' memory and load.",
     ),
     "requests": (
-        "recent:requests",
+        "status:requests",
         "Show the last requests: their model, wait, first byte, tokens, status and id; the newest last.",
     ),
     "activity": (
@@ -149,7 +149,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Show what each key used: requests, tokens, times and cost by key, model, day or hour, out of the ledger.",
     ),
     "logs": (
-        "recent:logs",
+        "status:logs",
         "Show what hooks print, of one model or of all: the last lines, and with -f what they do from now on.",
     ),
     "switch": ("operate:switch", "Wake a model whether or not requests wait for it; return when it is awake."),

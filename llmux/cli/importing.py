@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmux.cli.config_writer import HOOKS, write
+from llmux.cli.init import HOOKS, write
 from llmux.cli.terminal import terminal
 from llmux.errors import ConfigError, LLMuxError
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +14,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli import config_writer
 from llmux.cli.check import warn
-from llmux.cli.hook_scripts import find, shipped
+from llmux.cli.hooks import HookScript, copy, find, shipped
 from llmux.cli.terminal import say, terminal
 from llmux.config import Config
-from llmux.errors import LLMuxError
+from llmux.errors import ConfigError, LLMuxError
 from llmux.survey import host, model_files
 from llmux.survey.draft import Draft, Recipe, is_free
 from llmux.survey.host import PORTS, Engine, Machine, probe
 from llmux.survey.model_files import Candidate, candidates, gibibytes, of_file, unique
 
 USAGE = 2
+CONFIG = "config.yaml"
+HOOKS = "hooks"
+_PRIVATE, _PUBLIC = 0o600, 0o644
 OWN_PORT = 3000
 MANY = 8
 """More than this are not taken unless told so."""
@@ -90,10 +93,10 @@ class _Init:
             port = self.free_port(engines)
         folder = out if out is not None else self.folder(force=force)
         draft = Draft(chosen, self.recipes, here, port=port, left=left, taken=[engine.port for engine in engines])
-        target = config_writer.write(draft.text, folder, draft.scripts, force=force)
+        target = write(draft.text, folder, draft.scripts, force=force)
         names = ", ".join(one.name for one in chosen[:MANY]) + (", …" if len(chosen) > MANY else "")
         scripts = ", ".join(f"{name}.sh" for name in draft.scripts)
-        typer.echo(f"wrote {target} ({names}), and in {target.parent / config_writer.HOOKS}: {scripts}")
+        typer.echo(f"wrote {target} ({names}), and in {target.parent / HOOKS}: {scripts}")
         warn(Config.from_file(target))
         if "llama-cpp" in draft.scripts and not (
             here.programs.get("llama-server") or "LLAMA_SERVER" in os.environ
@@ -173,8 +176,8 @@ class _Init:
 
         def empty(text: str) -> Path:
             folder = Path(text).expanduser()
-            if (folder / config_writer.CONFIG).exists() and not force:
-                raise typer.BadParameter(f"{folder / config_writer.CONFIG} is there already; name another folder")
+            if (folder / CONFIG).exists() and not force:
+                raise typer.BadParameter(f"{folder / CONFIG} is there already; name another folder")
             return folder
 
         folder: Path = typer.prompt("Folder for config.yaml and hooks/", default=".", value_proc=empty)
@@ -241,3 +244,86 @@ def _port(text: str) -> int:
     if not str(text).isdecimal() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 (ports)
         raise typer.BadParameter("a port is a number from 1 to 65535")
     return int(text)
+
+
+# ---- writing a configuration that a command has made, and the hook scripts beside it
+
+
+class UnwrittenError(LLMuxError):
+    """Nothing was written."""
+
+
+def write(
+    text: str,
+    folder: Path,
+    scripts: Iterable[str],
+    *,
+    force: bool = False,
+    unset: Iterable[str] = (),
+    spare: Path | None = None,
+) -> Path:
+    """Write ``folder``/config.yaml and copy the hook scripts beside it, once llmux itself has taken the text.
+
+    Nothing is there half: the configuration appears when all else is done. ``unset`` are variables that need not
+    be set yet; ``spare`` is a file that not even ``force`` overwrites.
+
+    Raises:
+        UnwrittenError: something is there already, cannot be written, or llmux does not take it.
+        HookScriptError: a script that differs is there already, or cannot be written.
+
+    """
+    target = folder / CONFIG
+    if spare is not None and target.exists() and target.samefile(spare):
+        raise UnwrittenError(f"{target} is the file that is read; name another folder")
+    if target.exists() and not force:
+        raise UnwrittenError(f"{target} is there already; name another folder, or overwrite it with --force")
+    scripts = list(scripts)
+    own = [path for name in scripts if _differs(path := folder / HOOKS / f"{name}.sh", find(name))]
+    if own and not force:
+        names = " and ".join(map(str, own))
+        raise UnwrittenError(f"{names}: there already, and not as it comes with llmux; keep it, or use --force")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number, name = tempfile.mkstemp(prefix=f".{CONFIG}.", suffix=".yaml", dir=folder)
+    except OSError as error:
+        raise UnwrittenError(f"{target} cannot be written: {error.strerror}") from None
+    draft = Path(name)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+        config = _taken(draft, unset)
+        for script in scripts:
+            copy(script, folder / HOOKS, force=force)
+        secret = config.api_keys or config.admin_key or any(each.key for each in config.remotes.values())
+        draft.chmod(_PRIVATE if secret else _PUBLIC & ~_umask())
+        draft.replace(target)
+    except OSError as error:
+        raise UnwrittenError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _differs(path: Path, script: HookScript) -> bool:
+    try:
+        return not path.samefile(script.path) and path.read_bytes() != script.text.encode()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a folder, or not readable
+        return True
+
+
+def _taken(draft: Path, unset: Iterable[str]) -> Config:
+    environ = {**dict.fromkeys(unset, "unset"), **os.environ}
+    try:
+        return Config.from_file(draft, environ=environ)
+    except ConfigError as error:
+        problems = getattr(error, "problems", (error,))
+        said = "\n".join(f"  {problem.path}: {problem.message}" for problem in problems)
+        raise UnwrittenError(f"llmux would not take the result:\n{said}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -15,8 +15,7 @@ from rich.text import Text
 from llmux.cli.api_models import SeenRequest, SeenRequests, SeenUsage, SeenUse
 from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
-from llmux.cli.recent import COLUMNS, row
-from llmux.cli.status import spell
+from llmux.cli.status import COLUMNS, row, spell
 from llmux.cli.terminal import Column, FittingTable, complain, terminal
 from llmux.config.access import ApiKeyConfig, hash_of, new_key
 

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass
 
 from llmux.core.effects import Refusal
-from llmux.fleet.reports import HostReport
+from llmux.fleet.fleet_view import HostReport
 
 FLIGHT = 15.0  # seconds after which a request in the store's sets counts no more, unless it is renewed
 

@@ -49,8 +49,7 @@ from typing import ClassVar
 from llmux.core.phases import InvalidEventError, Phase
 from llmux.core.timers import Timers
 from llmux.fleet import events as ev
-from llmux.fleet.fleet_view import Fleet, Host
-from llmux.fleet.reports import HELD
+from llmux.fleet.fleet_view import HELD, Fleet, Host
 from llmux.fleet.routes import Route, least
 
 RETRIES = 2  # after proof that no engine has seen the request

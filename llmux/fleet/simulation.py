@@ -26,10 +26,9 @@ from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.fleet import events as ev
-from llmux.fleet.fleet_view import MEMORY, UNLIMITED
+from llmux.fleet.fleet_view import LEASE, MEMORY, UNLIMITED, HostReport, ModelReport
 from llmux.fleet.placement import Placement
 from llmux.fleet.placement import Rules as GatewayRules
-from llmux.fleet.reports import LEASE, HostReport, ModelReport
 from llmux.fleet.routes import LeastWait, Route
 from llmux.runtime import wait_estimate
 from llmux.runtime.host_report import ModelFigures, figures, sets_may_be_awake

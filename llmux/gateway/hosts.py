@@ -32,7 +32,7 @@ from llmux.config.gateway import HostConfig
 from llmux.core.phases import Phase
 from llmux.errors import EngineError
 from llmux.fleet import events as ev
-from llmux.fleet.reports import HostReport, ModelReport, read_report
+from llmux.fleet.fleet_view import HostReport, ModelReport, read_report
 from llmux.gateway.dispatcher import Dispatcher, Trip
 from llmux.observability.notices import EventLog
 from llmux.upstream import ConnectionPool, EngineActivity, EngineAddress, EngineConnection, ResponseHead

@@ -23,8 +23,8 @@ from pathlib import Path
 from llmux.core.phases import Phase
 from llmux.core.policy import Policy
 from llmux.fleet import events as ev
+from llmux.fleet.fleet_view import HostReport, ModelReport
 from llmux.fleet.placement import Placement
-from llmux.fleet.reports import HostReport, ModelReport
 from llmux.fleet.routes import SHIPPED
 from llmux.fleet.simulation import Setting, simulate_fleet
 from llmux.plugins import load_policy

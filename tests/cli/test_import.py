@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app
-from llmux.cli.hook_scripts import find
+from llmux.cli.hooks import find
 
 WHOLE = "models: {m: {cmd: 'srv --port ${PORT}'}}\n"
 PARTLY = WHOLE + "captureBuffer: 8\n"

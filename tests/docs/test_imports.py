@@ -113,7 +113,7 @@ def test_the_core_and_what_it_is_handed_are_pure(path):
 
 
 # The pure half of the fleet. Its routes have options, as policies do; a hash of names rolls no dice.
-FLEET = {"reports", "events", "fleet_view", "routes", "placement"}
+FLEET = {"events", "fleet_view", "routes", "placement"}
 
 
 @pytest.mark.parametrize("name", sorted(FLEET))

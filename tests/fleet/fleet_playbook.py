@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 from llmux.core.phases import Phase
 from llmux.fleet import events as ev
-from llmux.fleet.fleet_view import Host
+from llmux.fleet.fleet_view import Host, HostReport, ModelReport
 from llmux.fleet.placement import RETRIES, Placement, Rules, Stage
-from llmux.fleet.reports import HostReport, ModelReport
 from llmux.fleet.routes import SHIPPED, LeastWait, Route
 
 COST, SLEEP, WAKE = 6.0, 1.0, 5.0

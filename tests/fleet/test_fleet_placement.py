@@ -23,7 +23,7 @@ from fleet_playbook import (
 
 from llmux.core.phases import InvalidEventError, Phase
 from llmux.fleet import events as ev
-from llmux.fleet.reports import HostReport, ModelReport, read_report
+from llmux.fleet.fleet_view import HostReport, ModelReport, read_report
 from llmux.fleet.routes import LeastInFlight
 
 TWO = {"h1": [awake("a"), asleep("b")], "h2": [asleep("a", "b")]}

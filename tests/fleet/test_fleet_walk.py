@@ -12,8 +12,8 @@ from fleet_playbook import Playbook
 
 from llmux.core.phases import Phase
 from llmux.fleet import events as ev
+from llmux.fleet.fleet_view import HostReport, ModelReport
 from llmux.fleet.placement import Stage
-from llmux.fleet.reports import HostReport, ModelReport
 from llmux.fleet.routes import SHIPPED
 
 STEPS = 250

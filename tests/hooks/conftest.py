@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from llmux.cli.hook_scripts import copy
+from llmux.cli.hooks import copy
 from tests.engine.real import LLAMA_SERVER, TINY, Hook
 
 PROCESS_COMMAND = f'{LLAMA_SERVER} --model "$MODEL" --port "$LLMUX_PORT" --alias "$LLMUX_MODEL"'

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from llmux.cli.hook_scripts import copy
+from llmux.cli.hooks import copy
 from tests.engine.real import ROOT, with_tools
 from tests.hooks.test_script_files import SCRIPTS, USERS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmux.cli.hook_scripts import complete, find
+from llmux.cli.hooks import complete, find
 from llmux.config import Config
 from tests.engine.real import ROOT
 

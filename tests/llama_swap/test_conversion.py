@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmux.cli.hook_scripts import find
+from llmux.cli.hooks import find
 from llmux.plugins import load_policy
 
 EVERYTHING = (Path(__file__).parent / "everything.yaml").read_text()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmux.cli.hook_scripts import shipped
+from llmux.cli.hooks import shipped
 from llmux.config import Config
 from llmux.survey.draft import Draft, Recipe
 from llmux.survey.host import Container, Engine, Gpu, Machine, Served
