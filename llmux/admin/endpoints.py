@@ -25,9 +25,8 @@ from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
 from llmux.runtime import Switcher
 from llmux.runtime.history import decisions
-from llmux.runtime.host_report import host_report
 from llmux.runtime.model_list import model_entry, model_list
-from llmux.runtime.status_document import health, lease_document, status
+from llmux.runtime.status_document import health, host_report, lease_document, status
 
 if TYPE_CHECKING:
     from llmux.accounts.accounting import Accounting

@@ -21,8 +21,7 @@ from llmux.observability.gpus import UNREAD, Gpus
 from llmux.observability.notices import describe
 from llmux.runtime import Switcher
 from llmux.runtime.history import decisions_since
-from llmux.runtime.host_report import host_report
-from llmux.runtime.status_document import status
+from llmux.runtime.status_document import host_report, status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds

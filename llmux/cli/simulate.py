@@ -26,10 +26,9 @@ from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
 from llmux.simulator.cost_matrix import parse_costs
 from llmux.simulator.engine_model import EngineModel, Fit, parse_engines
-from llmux.simulator.plot import plot
 from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
 from llmux.simulator.spilling import Spill, parse_price
-from llmux.simulator.statistics import SLO, statistics_of
+from llmux.simulator.statistics import SLO, plot, statistics_of
 from llmux.simulator.synthetic import (
     Agents,
     Closed,

@@ -16,8 +16,7 @@ from llmux.config import Config
 from llmux.core.spec import Rules
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import UNSEEN, EngineModel, Engines, Fit
-from llmux.simulator.recorded import Recorded
-from llmux.simulator.replay import Begun, Comparison, replay
+from llmux.simulator.recorded import Begun, Comparison, Recorded, replay
 from llmux.simulator.run import Outcome, Scene
 from llmux.simulator.statistics import Statistics, recommend
 from llmux.simulator.trace import Trace, TraceError

@@ -20,6 +20,7 @@ from llmux.config.load import load, read_document
 from llmux.config.problems import Problem, raise_problems
 from llmux.config.schema import GIB, MIB, default_state
 from llmux.config.setting_types import (
+    EMBEDDED,
     Address,
     Default,
     Duration,
@@ -32,10 +33,10 @@ from llmux.config.setting_types import (
     PositiveDuration,
     PositiveSize,
     Section,
+    StoreSetting,
     Word,
     parse_address,
 )
-from llmux.config.store_address import EMBEDDED, StoreSetting
 from llmux.errors import ConfigError
 
 UNIX = "unix:"

@@ -23,7 +23,6 @@ from llmux.config.checks import check, find_warnings
 from llmux.config.load import SECS, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
 from llmux.config.problems import ConfigErrors, raise_problems
-from llmux.config.remotes import RemoteConfig, RemoteName, RouteConfig, matches
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.setting_types import (
     Default,
@@ -37,10 +36,18 @@ from llmux.config.setting_types import (
     PositiveDuration,
     PositiveSize,
     Section,
+    StoreSetting,
     Word,
 )
-from llmux.config.store_address import StoreSetting
-from llmux.config.targets import VirtualConfig, lacks_a_dialect, leaves
+from llmux.config.targets import (
+    RemoteConfig,
+    RemoteName,
+    RouteConfig,
+    VirtualConfig,
+    lacks_a_dialect,
+    leaves,
+    matches,
+)
 from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")

@@ -2,8 +2,15 @@
 
 from llmux.extract.body import Body, BodyBudget, BodyLimits, Splice, model_of, read_body, refuse_announced
 from llmux.extract.json_scan import ModelScanner
-from llmux.extract.model_field import MAX_NAME, SLICE, ModelField, json_literal, model_in_query
-from llmux.extract.multipart import MultipartScanner, boundary_of
+from llmux.extract.model_field import (
+    MAX_NAME,
+    SLICE,
+    ModelField,
+    MultipartScanner,
+    boundary_of,
+    json_literal,
+    model_in_query,
+)
 
 __all__ = [
     "MAX_NAME",

@@ -25,8 +25,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from llmux.errors import BadRequestError, BodyTooLargeError, SlowClientError, UnavailableError
 from llmux.extract.json_scan import ModelScanner, members_but
-from llmux.extract.model_field import SLICE, ModelField, ambiguous, json_literal, model_in_query
-from llmux.extract.multipart import MultipartScanner, boundary_of
+from llmux.extract.model_field import (
+    SLICE,
+    ModelField,
+    MultipartScanner,
+    ambiguous,
+    boundary_of,
+    json_literal,
+    model_in_query,
+)
 
 _MIB = 1024 * 1024
 _RETRY_AFTER = 5.0

@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from llmux.config.store_address import StoreAddress
+from llmux.config.setting_types import StoreAddress
 from llmux.control import folders
 from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog

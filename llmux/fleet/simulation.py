@@ -31,7 +31,7 @@ from llmux.fleet.placement import Placement
 from llmux.fleet.placement import Rules as GatewayRules
 from llmux.fleet.routes import LeastWait, Route
 from llmux.runtime import wait_estimate
-from llmux.runtime.host_report import ModelFigures, figures, sets_may_be_awake
+from llmux.runtime.status_document import ModelFigures, figures, sets_may_be_awake
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines, Serving
 from llmux.simulator.run import NEVER, UNBOUNDED, Outcome, Run, Scene, undisturbed

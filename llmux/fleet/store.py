@@ -35,7 +35,7 @@ import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmux.config.store_address import EMBEDDED, StoreAddress, parse_store
+from llmux.config.setting_types import EMBEDDED, StoreAddress, parse_store
 from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog
 from llmux.version import __version__

@@ -11,10 +11,10 @@ from typing import Any
 
 from llmux.aiohttp_internals import ServerConnection
 from llmux.errors import BadRequestError
+from llmux.middleware.authentication import network_of
 from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, read
 from llmux.middleware.fast_path import FastPath, FastRequest, LastHead
-from llmux.middleware.keyring import network_of
 
 HOLD = 0.25  # seconds that the rest of a small request may take; aiohttp knows how to wait for longer
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered

@@ -14,7 +14,7 @@ from aiohttp import web
 from llmux.config.setting_types import parse_duration
 from llmux.core.effects import Refusal
 from llmux.errors import BadRequestError, EngineError, RequestError
-from llmux.middleware.keyring import Holder
+from llmux.middleware.authentication import Holder
 from llmux.middleware.paths import Route
 from llmux.middleware.progress import Channel, InBody
 from llmux.proxy import Exchange

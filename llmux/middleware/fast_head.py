@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llmux.middleware.keyring import Holder
+from llmux.middleware.authentication import Holder
 from llmux.middleware.paths import Route
 from llmux.proxy.heads import HOP_BY_HOP
 

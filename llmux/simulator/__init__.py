@@ -9,7 +9,7 @@ the ones that run in production, and a policy is asked exactly as it is there.
 
 - ``trace``         the traffic: jobs (arrival, model, prompt and output tokens), and files of them; generated ones
                     and users that wait for their answers are in ``synthetic``;
-- ``recorded``      llmux's own record as a trace; ``replay`` plays it again exactly;
+- ``recorded``      llmux's own record as a trace, and replayed exactly;
 - ``engine_model``  how fast an engine works: streams share it, each advances by the same number of tokens; and
                     what a record says of that;
 - ``cost_matrix``   what a switch costs in each direction;
@@ -17,7 +17,7 @@ the ones that run in production, and a policy is asked exactly as it is there.
 - ``configured``    runs under a configuration's rules, in which several models may be awake, and levels matter;
 - ``look_back``     which policy would have served the last hour best, for ``use: auto``;
 - ``statistics``    what came of it: waits, times to the first token, shares of time; whether another run is better
-                    by more than chance; and which policy to use, in words; ``plot`` draws it.
+                    by more than chance; and which policy to use, in words; and a picture.
 """
 
 from llmux.simulator.cost_matrix import CostMatrix

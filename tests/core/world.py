@@ -20,7 +20,7 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec
 from llmux.estimates import Estimates
 from llmux.estimates.fairness import Fairness, FairOrder, FairPolicy
 from llmux.observability.decision_log import KEPT
-from llmux.runtime import host_report, wait_estimate
+from llmux.runtime import status_document, wait_estimate
 from llmux.runtime.shadow import Shadow, Shadowed
 
 BASE = {HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE}
@@ -204,7 +204,7 @@ class World:
             newcomer = wait_estimate.for_a_newcomer(s, model, self.now)
             assert newcomer is None or 0 <= newcomer < math.inf
             assert newcomers[model.name] == newcomer
-        for name, each in host_report.figures(s, self.now).items():  # which reckons what is alike once
+        for name, each in status_document.figures(s, self.now).items():  # which reckons what is alike once
             model = s.models[name]
             leaving = () if each.phase is Phase.AWAKE else residency.who_leaves(s, model) or ()
             assert each.evicts == tuple(other.name for other in leaving if other is not model)

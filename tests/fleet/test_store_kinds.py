@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from llmux.config.store_address import parse_store
+from llmux.config.setting_types import parse_store
 from llmux.fleet.store import Store, StoreError, Use
 from tests.harness.lease.raw import HOST
 from tests.harness.ports import free_port

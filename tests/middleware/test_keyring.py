@@ -12,8 +12,8 @@ from argon2 import PasswordHasher
 from llmux.config import Config
 from llmux.config.access import check_hash, fits, hash_of, new_key
 from llmux.errors import TooManyAttemptsError, UnauthorizedError
-from llmux.middleware import keyring
-from llmux.middleware.keyring import BURST, PENDING, Holder, Keyring, Turns, network_of
+from llmux.middleware import authentication
+from llmux.middleware.authentication import BURST, PENDING, Holder, Keyring, Turns, network_of
 from tests.harness.waiting import PATIENCE
 from tests.server.house import until
 
@@ -252,7 +252,7 @@ async def test_a_reload_during_a_check_leaves_no_wrong_key_behind(checker):
 
 
 async def test_few_wrong_keys_are_remembered(monkeypatch):
-    monkeypatch.setattr(keyring, "WRONG", 3)
+    monkeypatch.setattr(authentication, "WRONG", 3)
     keys = ring(lambda *_: False, named("one"))
     for n in range(5):
         assert await keys.ask([b"%d" % n], f"10.0.0.{n}") is None
@@ -278,7 +278,7 @@ async def test_what_is_refused_at_once_is_what_would_have_been_refused(checker):
 
 @pytest.mark.parametrize("flooders", [1, 3])
 async def test_a_new_key_waits_for_few_checks_during_a_flood_from_other_addresses(monkeypatch, flooders):
-    monkeypatch.setattr(keyring, "PAUSE", 0.0)
+    monkeypatch.setattr(authentication, "PAUSE", 0.0)
     checked: list[bytes] = []
     go = threading.Event()
 
@@ -301,8 +301,8 @@ async def test_a_new_key_waits_for_few_checks_during_a_flood_from_other_addresse
 
 
 async def test_when_many_wait_the_address_with_the_most_gives_way(monkeypatch):
-    monkeypatch.setattr(keyring, "PENDING", 4)
-    monkeypatch.setattr(keyring, "PAUSE", 0.0)
+    monkeypatch.setattr(authentication, "PENDING", 4)
+    monkeypatch.setattr(authentication, "PAUSE", 0.0)
     go = threading.Event()
     keys = ring(lambda shown, _text: bool(go.wait(PATIENCE)) and shown == b"right", named("one"))
     flood = [asyncio.create_task(keys.ask([b"wrong %d" % n], "10.0.0.1")) for n in range(4)]

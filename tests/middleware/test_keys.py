@@ -8,7 +8,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from llmux.config.access import new_key
-from llmux.middleware import keyring
+from llmux.middleware import authentication
 from tests.server.house import message, until
 
 KEY, OTHER, ROOT = (new_key() for _ in range(3))
@@ -109,7 +109,7 @@ async def test_a_key_that_waits_to_be_looked_at_does_not_hold_up_others(house, m
         held.set()
         await go.wait()
 
-    monkeypatch.setattr(keyring.Keyring, "_look", look)
+    monkeypatch.setattr(authentication.Keyring, "_look", look)
     line = await house.line()
     line.send(request("X-API-Key: wrong"))
     await held.wait()
@@ -119,8 +119,8 @@ async def test_a_key_that_waits_to_be_looked_at_does_not_hold_up_others(house, m
 
 
 async def test_too_many_wrong_keys_are_429_and_known_ones_are_served(house, monkeypatch):
-    monkeypatch.setattr(keyring, "BURST", 2)
-    monkeypatch.setattr(keyring, "EVERY", 60.0)  # no further one becomes due meanwhile
+    monkeypatch.setattr(authentication, "BURST", 2)
+    monkeypatch.setattr(authentication, "EVERY", 60.0)  # no further one becomes due meanwhile
     house.up("a")
     await house.open(api_keys=[HASH, OTHER_HASH])
     assert (await ask(house, f"X-API-Key: {KEY}")).status == 200

@@ -9,7 +9,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from llmux.config.access import new_key
-from llmux.middleware import keyring
+from llmux.middleware import authentication
 from llmux.middleware.fast_path import FastPath
 from llmux.proxy import envelope
 from tests.server.house import message, until
@@ -71,7 +71,7 @@ REFUSED = [
 @pytest.mark.parametrize("data", REFUSED, ids=range(len(REFUSED)))
 @pytest.mark.parametrize("spent", [False, True])
 async def test_both_ways_refuse_with_the_same_bytes_and_count_the_same(house, early, monkeypatch, data, spent):
-    monkeypatch.setattr(keyring, "EVERY", 1e6)
+    monkeypatch.setattr(authentication, "EVERY", 1e6)
     house.up("a")
     await house.open(api_keys=["plain", HASH] if spent else ["plain"])
     if spent:
@@ -98,7 +98,7 @@ async def test_both_ways_refuse_with_the_same_bytes_and_count_the_same(house, ea
 
 def use_up(house) -> None:
     attempts = house.front._keys.ring._attempts
-    for _ in range(keyring.BURST):
+    for _ in range(authentication.BURST):
         attempts.begin("127.0.0.1")
 
 

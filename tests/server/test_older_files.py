@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from llmux.app import FRONT, build_app
 from llmux.cli import app
 from llmux.observability.state_file import StateFile, dump_costs
-from llmux.simulator.recorded import read_recorded
-from llmux.simulator.replay import replay
+from llmux.simulator.recorded import read_recorded, replay
 from tests.server.house import until
 
 OLDER = Path(__file__).with_name("older")

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 
 from llmux.cli import app
 from llmux.core.phases import Phase
-from llmux.simulator.recorded import read_recorded
-from llmux.simulator.replay import replay
+from llmux.simulator.recorded import read_recorded, replay
 from tests.server.house import ALIVE, SLEEP, WAKE, until
 
 LOAD = "aabacbbacaabcbca"
