@@ -12,15 +12,15 @@ from llmux.admin import Admin
 from llmux.admin.endpoints import BEAT
 from llmux.config import Config
 from llmux.middleware import Front
+from llmux.observability import open_tracing
 from llmux.observability.notices import EventLog
 from llmux.observability.state_file import StateStore
 from llmux.proxy import Forwarder
 from llmux.runtime import Switcher
-from llmux.tracing import open_tracing
 
 if TYPE_CHECKING:
     from llmux.accounts.accounting import Accounting
-    from llmux.tracing import Tracing
+    from llmux.observability.spans import Tracing
 
 SWITCHER = web.AppKey("switcher", Switcher)
 FRONT = web.AppKey("front", Front)

@@ -152,8 +152,10 @@ RENAMED: Mapping[str, str] = {
     "llmux.targets.routing": "llmux.targets.route_rules",
     "llmux.targets.spill": "llmux.targets.route_rules",
     "llmux.targets.variants": "llmux.middleware.targeting",
-    "llmux.tracing.traces": "llmux.tracing.spans",
-    "llmux.tracing.tracing": "llmux.tracing.spans",
+    "llmux.tracing": "llmux.observability",
+    "llmux.tracing.spans": "llmux.observability.spans",
+    "llmux.tracing.traces": "llmux.observability.spans",
+    "llmux.tracing.tracing": "llmux.observability.spans",
     "llmux.upstream.activity": "llmux.upstream.engine",
     "llmux.upstream.address": "llmux.upstream.engine",
     "llmux.upstream.errors": "llmux.upstream.engine",
@@ -172,7 +174,10 @@ class _Renamed:
         path: Sequence[str] | None,  # noqa: ARG002 - the protocol's
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, cast("Loader", self)) if fullname in RENAMED else None
+        if fullname not in RENAMED:
+            return None
+        folder = any(name.startswith(f"{fullname}.") for name in RENAMED)
+        return ModuleSpec(fullname, cast("Loader", self), is_package=folder)
 
     def create_module(self, spec: ModuleSpec) -> None:  # the usual one
         del spec

@@ -225,6 +225,6 @@ def _load_parts(config: Config) -> None:
 
         load_shadows(config)
     if config.otlp is not None:
-        from llmux.tracing import require
+        from llmux.observability import require_tracing
 
-        require()
+        require_tracing()

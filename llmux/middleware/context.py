@@ -27,7 +27,7 @@ from llmux.runtime.requests import WITHDRAWN, Accounts
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
     from llmux.middleware.rerouting import Spillable
-    from llmux.tracing import RequestTrace
+    from llmux.observability.spans import RequestTrace
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
 

@@ -47,7 +47,7 @@ from llmux.runtime import Switcher
 if TYPE_CHECKING:
     from llmux.accounts.gate import Gate
     from llmux.observability.audit import Audit
-    from llmux.tracing import RequestTrace, Tracing
+    from llmux.observability.spans import RequestTrace, Tracing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -1,15 +1,18 @@
-"""What llmux tells the outside about itself: log, metrics, audit, and the state that survives a restart."""
+"""What llmux tells the outside about itself: log, metrics, spans, audit, and the state that outlives a restart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from llmux.errors import ConfigError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from llmux.observability.audit import Audit
+    from llmux.observability.spans import Tracing
 
 
 def open_audit(path: Path | None, tell: Callable[..., None]) -> Audit | None:
@@ -28,3 +31,26 @@ def put_audit(new: Audit | None, old: Audit | None, registry: CollectorRegistry)
     elif new is not None:
         registry.register(new)
     return new
+
+
+def open_tracing(endpoint: str | None, provider: Any = None) -> Tracing | None:
+    """Return what traces, into ``provider`` or to an OTLP/HTTP ``endpoint``; None without either.
+
+    Raises ConfigError when OpenTelemetry is not installed.
+    """
+    if endpoint is None and provider is None:
+        return None
+    require_tracing()
+    from llmux.observability.spans import Tracing  # noqa: PLC0415 - an extra
+
+    return Tracing(provider) if endpoint is None or provider is not None else Tracing.to(endpoint)
+
+
+def require_tracing() -> None:
+    """See to it that OpenTelemetry is there. Raises ConfigError."""
+    try:
+        import llmux.observability.spans  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"takes OpenTelemetry, which is not there ({error}): pip install 'llmux[otel]'", path="otlp"
+        ) from error

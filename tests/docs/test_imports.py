@@ -21,7 +21,6 @@ LAYERS = (
         "estimates",
         "extract",
         "plugins",
-        "tracing",
         "hookrunner",
         "observability",
         "upstream",

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from llmux import middleware_for
 from llmux.errors import ConfigError
-from llmux.tracing import open_tracing
+from llmux.observability import open_tracing
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
 from tests.server.house import SLEEP, held, until
@@ -231,7 +231,7 @@ def test_nothing_of_it_is_imported_unless_it_is_wanted():
 
 
 def test_without_opentelemetry_it_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("opentelemetry", "llmux.tracing."))]:
+    for name in [name for name in sys.modules if name.startswith(("opentelemetry", "llmux.observability.spans"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
     assert open_tracing(None) is None
@@ -240,7 +240,7 @@ def test_without_opentelemetry_it_says_what_to_install(monkeypatch):
 
 
 async def test_a_collector_that_is_not_there_holds_nothing_up(house, monkeypatch):
-    monkeypatch.setattr("llmux.tracing.spans.LAST_WORDS", 0.1)
+    monkeypatch.setattr("llmux.observability.spans.LAST_WORDS", 0.1)
     house.up("a")
     await house.open(otlp=f"http://127.0.0.1:{free_port()}")
     assert (await house.chat("a")).status == 200
