@@ -32,7 +32,7 @@ from llmux.config import Config, ModelConfig
 from llmux.config.setting_types import is_loopback
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookResult, HookRunner
-from llmux.hookrunner.process_groups import group_is_empty
+from llmux.hookrunner.hook_process import group_is_empty
 from llmux.hookrunner.runner import ORPHAN_AFTER
 
 

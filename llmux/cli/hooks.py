@@ -269,7 +269,7 @@ def check_hooks(
 
 async def _try(config: Config, model: str, console: Console, *, force: bool, verbose: bool) -> Trial:
     from llmux.cli.hook_check import Trial
-    from llmux.hookrunner.process_groups import adopting_orphans
+    from llmux.hookrunner.hook_process import adopting_orphans
 
     with adopting_orphans() as adopts:
         trial = Trial(config, model, adopts_orphans=adopts)

@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from llmux.hookrunner.hook_process import HookProcess, spawn
+from llmux.hookrunner.hook_process import HookProcess, Trace, reap_orphans, spawn
 from llmux.hookrunner.job import HookJob, HookResult, PipeReader, environment, not_started
-from llmux.hookrunner.process_groups import Trace, reap_orphans
 
 KILL_GRACE = 5.0
 """Seconds between TERM and KILL."""

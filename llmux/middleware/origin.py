@@ -49,19 +49,6 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 _MAX_HEADER_LIST = 4096
 
-# An engine's own answers to these are not passed on: llmux decides which pages may read its responses.
-REPLACED_RESPONSE_HEADERS = frozenset(
-    {
-        "access-control-allow-origin",
-        "access-control-allow-credentials",
-        "access-control-allow-headers",
-        "access-control-allow-methods",
-        "access-control-allow-private-network",
-        "access-control-expose-headers",
-        "access-control-max-age",
-    }
-)
-
 
 class Verdict(NamedTuple):
     """Whether a request's origin may use llmux, and the headers that its response gets."""

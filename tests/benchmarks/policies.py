@@ -19,7 +19,7 @@ from typing import Any
 from llmux.core.policy import Policy
 from llmux.plugins import known_policies, load_policy
 from llmux.simulator import Statistics, simulate, statistics_of
-from llmux.simulator.misjudged import Misjudged
+from llmux.simulator.run import Misjudged
 from tests.benchmarks.report import write_between
 from tests.benchmarks.scenarios import Scenario, development, held_out, other_engines
 

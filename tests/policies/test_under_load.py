@@ -7,7 +7,7 @@ import pytest
 from llmux.core.spec import Rules
 from llmux.plugins import known_policies
 from llmux.simulator import CostMatrix, EngineModel, Statistics, Trace, simulate, statistics_of
-from llmux.simulator.misjudged import Misjudged
+from llmux.simulator.run import Misjudged
 from llmux.simulator.synthetic import Agents, OnOff, Poisson, generate
 from tests.policies.views import policy
 

@@ -6,8 +6,8 @@ import json
 import pytest
 from aiohttp import web
 
-from llmux.cli import check_probe as probing
-from llmux.cli.check_probe import PATHS, spoken
+from llmux.cli import check as probing
+from llmux.cli.check import PATHS, spoken
 from tests.cli.invoking import llmux
 from tests.server.house import HOST, SLEEP, WAKE, free_port
 

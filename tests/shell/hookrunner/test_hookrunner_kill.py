@@ -14,7 +14,7 @@ import pytest
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner
 from llmux.hookrunner import hook_process as process_module
-from llmux.hookrunner.process_groups import signal_group
+from llmux.hookrunner.hook_process import signal_group
 
 IGNORES_TERM = "trap '' TERM; echo pid $$; while :; do sleep 0.01; done"
 

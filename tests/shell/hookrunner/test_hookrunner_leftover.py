@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
-from llmux.hookrunner.process_groups import Trace, end_leftovers, trace_of
+from llmux.hookrunner.hook_process import Trace, end_leftovers, trace_of
 
 
 @contextlib.contextmanager
