@@ -3,45 +3,37 @@
 Theory of operation
 ===================
 
-The event loop does as little as it can: that a request was admitted, left, and how it ended are three tuples in a
-journal. The ledger's thread *catches up*: it takes them out, has ``Shares`` divide the time among them, and makes
-rows of what ended. What is seldom, and depends on what is so at that moment (a switch, a model that comes or goes,
-the cost of a request that a budget waits for), is dealt with at once in the loop, which catches up first. A lock
-lets one of them do so at a time; the thread holds it for a few requests only. When the thread falls behind, as on
-a disk that hangs, the loop catches up by itself, so that the journal is bounded.
+What happens is dealt with in the event loop, and at once: ``Shares`` divides the time, and of a request that ends
+a row is made. What it is made of is at hand then; to keep it for another thread costs more than to make the row.
+That thread, the ledger's, is left with what is done for many rows by one call, and with answers whose report is
+not in the usual form.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import sqlite3
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmux.accounts import usage
 from llmux.accounts.gate import Gate
-from llmux.accounts.ledger import Charge, Elsewhere, Ledger, Released, Reserved
+from llmux.accounts.ledger import Charge, Elsewhere, Ended, Ledger, Message, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
 from llmux.accounts.shares import Shares
-from llmux.accounts.tokens import Tokens, told
+from llmux.accounts.tokens import told
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
 from llmux.core import effects as fx
 from llmux.errors import UnavailableError
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.request_handle import Outcome
+from llmux.runtime.requests import Answered
 
 EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
 STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
-LATER = 300  # entries of the journal that are no reason to wake the thread: each time is a switch of threads
-SOON = 1500  # entries of the journal, three for a request, with which the thread is told to hurry
-FULL = 4000  # with which the loop catches up by itself
-_NO_ANSWER: tuple[Any, ...] = (b"", (), 0, None)
 
 
 class Accounting:
@@ -51,30 +43,22 @@ class Accounting:
         self._switcher = switcher
         self._config = switcher.config
         self._state = switcher.core.state
-        self._journal: deque[tuple[Any, ...]] = deque()
-        self._note = self._journal.append
-        self._catching_up = threading.Lock()
-        # While that is held:
-        self._put: Callable[[tuple[Any, ...]], None] = _forget
         self._left: tuple[int, str, float, float] | None = None  # the last that left without an answer
-        self._last = 0.0  # seconds that the last one took which has ended
         self._epoch = 0.0  # seconds since 1970 where the core's clock begins
+        self._rest = 0.0  # of a microsecond
         self._timer: asyncio.TimerHandle | None = None
         self.gate: Gate | None = None
         self.ledger: Ledger | None = None
         self.shares = Shares(self._waiters, switcher.key_of)
-        self._admit, self._take_end = self.shares.admitted, self._end
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration. Another ledger takes a restart."""
-        with self._catching_up:
-            self._catch_up()
-            self.prices = prices_of(config)
-            if self.prices is not None and self.prices.elsewhere:
-                self._put(Elsewhere(self.prices))
-            self.shares.payers = config.charge.switch
-            self.shares.everyone = tuple(entry.name for entry in config.api_keys if entry.name is not None)
+        self.prices = prices_of(config)
+        if self.prices is not None and self.prices.elsewhere:
+            self._put(Elsewhere(self.prices))
+        self.shares.payers = config.charge.switch
+        self.shares.everyone = tuple(entry.name for entry in config.api_keys if entry.name is not None)
 
     def start(self) -> None:
         """Begin. Raises ConfigError when the ledger cannot be used."""
@@ -84,16 +68,16 @@ class Accounting:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         switcher, shares = self._switcher, self.shares
-        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices, self._feed)
-        self._put = self.ledger.put
+        self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices)
         switcher.metrics.registry.register(self.ledger.metrics)
         on = switcher.timeline.on
         on(fx.Admit, self._admitted)
-        on(fx.PhaseChanged, self._at_once(shares.phase_changed))
-        on(fx.ModelRemoved, self._at_once(shares.removed))
-        on(fx.SwitchStarted, self._at_once(shares.switch_started))
-        on(fx.SwitchEnded, self._at_once(self._switch_ended))
+        on(fx.PhaseChanged, shares.phase_changed)
+        on(fx.ModelRemoved, shares.removed)
+        on(fx.SwitchStarted, shares.switch_started)
+        on(fx.SwitchEnded, self._switch_ended)
         switcher.on_left(self._request_left)
+        self._look_at_clock()
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
         if self.gate is not None:
             self.ledger.opened.wait(STARTING)
@@ -118,11 +102,11 @@ class Accounting:
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
         """Keep a reservation: a crash would have it spent."""
         if self.prices is not None:
-            self._put_later(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
+            self._put(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
 
     def release(self, ident: str) -> None:
         """Forget a reservation: its request has ended."""
-        self._put_later(Released(ident))
+        self._put(Released(ident))
 
     def close(self) -> None:
         """Write what there is; waits for that, but not long."""
@@ -132,176 +116,109 @@ class Accounting:
             self._settle()
             self.ledger.close()
 
-    # ---- what happens, in the loop
+    # ---- what happens
+
+    def _put(self, message: Message) -> None:
+        if self.ledger is not None:
+            self.ledger.put(message)
 
     def _waiters(self, model: str) -> Iterable[int]:
         found = self._switcher.core.state.models.get(model)
         return () if found is None else tuple(found.queue)
 
     def _admitted(self, now: float, effect: fx.Admit) -> None:
-        self._note((self._admit, now, effect.request))
+        self.shares.admitted(now, effect.request)
+
+    def returned(self, request: int) -> None:
+        """Take note that an admitted request waits again."""
+        self.shares.returned(self._switcher.now(), request)
 
     def _request_left(self, ticket: Ticket, _status: int | None, outcome: Outcome | None, _sent: int) -> None:
         """Charge a request of which no end will be told: a guard's, or one that begins anew elsewhere."""
         if outcome is None:
-            self._note((self._leave, self._state.now, ticket.id, ticket.key))
+            self._owe()
+            self._left = (ticket.id, ticket.key, *self.shares.ended(self._state.now, ticket.id, ticket.key))
 
     told = staticmethod(told)
 
-    def ended(self, ended: tuple[Any, ...]) -> None:
-        """Take a request that has ended: see ``_end`` for its fields."""
-        ledger = self.ledger
-        if ledger is not None:
-            self._note((self._take_end, ended))
-            if not ledger.awake:
-                ledger.wake()
-            if len(self._journal) > SOON:
-                self._hurry(ledger)
-
-    def later(self, call: tuple[Any, ...]) -> None:
-        """Have something called when the journal is caught up with: in order, and mostly beside the loop."""
-        if len(self._journal) > LATER:
-            self._soon(call)
-        elif self.ledger is not None:
-            self._note(call)
-
-    def _soon(self, call: tuple[Any, ...]) -> None:
-        ledger = self.ledger
-        if ledger is None:
-            return
-        self._note(call)
-        if not ledger.awake:
-            ledger.wake()
-        if len(self._journal) > SOON:
-            self._hurry(ledger)
-
-    def _put_later(self, message: tuple[Any, ...]) -> None:
-        self._soon((self._put_message, message))
-
-    def _hurry(self, ledger: Ledger) -> None:
-        ledger.hurry()
-        waiting = len(self._journal)
-        if waiting > FULL:
-            self.catch_up(waiting)
-
-    def took(self, ended: tuple[Any, ...]) -> float:
+    def ended(
+        self, request: Answered, now: float, waited: float, status: int, failure: str | None, key: str | None,
+        report: tuple[int, int] | None,
+    ) -> float:  # fmt: skip
         """Take a request that has ended; return the seconds of the GPU that it took, those of switches, too.
 
-        A budget has to know them at once.
+        ``report`` is what ``told`` returned of its answer.
         """
-        self.ended(ended)
-        with self._catching_up:
-            self._catch_up()
-            return self._last
+        ledger = self.ledger
+        if ledger is None:  # it ends before the start
+            return 0.0
+        if not ledger.awake:  # seldom enough
+            self._look_at_clock()
+        ticket, exchange = request.ticket, request.exchange
+        own = switch = service = 0.0
+        if ticket is None:
+            waited = 0.0
+        else:
+            if exchange is not None:
+                service = now - ticket.arrived - ticket.waited
+            if self._left is None:
+                own, switch = self.shares.ended(now, ticket.id, ticket.key)
+            else:
+                own, switch = self._share_of(now, ticket)
+        model = request.model or ""
+        if not (key or model):  # a flood of requests without a key, or for no model, fills no disk
+            return own + switch
+        begun = exchange is not None and ticket is not None
+        number = self._switcher.requests.last_id
+        if report is None and exchange is not None:
+            uncounted = exchange.uncounted
+            events = exchange.events + (0 if uncounted is None else uncounted.total())
+            ledger.put(Ended(
+                self._epoch + now, request.request_id, key or "", request.asked, model, waited, service, status,
+                failure, request.route.path, request.sent, begun, own, switch, self.prices, exchange.opening,
+                exchange.tail, events, number,
+            ))  # fmt: skip
+            return own + switch
+        read, wrote = report or (0, 0)
+        exact = own * 1e6 + self._rest  # what is below a microsecond goes to the next: the sum is right
+        micros = int(exact)
+        self._rest = exact - micros
+        if switch:
+            exact = switch * 1e6 + self._rest
+            charged = int(exact)
+            self._rest = exact - charged
+        else:
+            charged = 0
+        ledger.put((
+            int((self._epoch + now) * 1000), request.request_id, key or "", request.asked or "", model,
+            model if begun else "", read, 0, wrote, 0, 0, 0, "", None, int(waited * 1000), int(service * 1000),
+            micros, charged, None, None, status, failure or "", 0, number, self.prices,
+        ))  # fmt: skip
+        return own + switch
 
-    def returned(self, request: int) -> None:
-        """Take note that an admitted request waits again."""
-        with self._catching_up:
-            self._catch_up()
-            self.shares.returned(self._switcher.now(), request)
+    def _share_of(self, now: float, ticket: Ticket) -> tuple[float, float]:
+        left = self._left
+        if left is not None and left[0] == ticket.id:
+            self._left = None
+            return left[2:]
+        self._owe()
+        return self.shares.ended(now, ticket.id, ticket.key)
 
-    def _at_once(self, take: Callable[[float, Any], None]) -> Callable[[float, Any], None]:
-        def taken(now: float, effect: Any) -> None:
-            with self._catching_up:
-                self._catch_up()
-                take(now, effect)
-
-        return taken
+    def _look_at_clock(self) -> None:
+        self._epoch = time.time() - time.monotonic()
 
     def _switch_ended(self, now: float, effect: fx.SwitchEnded) -> None:
         self.shares.switch_ended(now, effect)
         self._charge()
 
     def _settle(self) -> None:
-        with self._catching_up:
-            self._catch_up()
-            self._owe()
-            self._charge()
+        self._owe()
+        self._charge()
 
     def _turn(self) -> None:
+        self._look_at_clock()
         self._settle()
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
-
-    # ---- what is made of it, in the loop or in the ledger's thread
-
-    def catch_up(self, most: int) -> bool:
-        """Deal with so many entries of the journal at most; return whether there was one."""
-        if not self._journal:
-            return False
-        with self._catching_up:
-            self._catch_up(most)
-        return True
-
-    def _feed(self, most: int) -> bool:
-        """As ``catch_up``, in the ledger's thread, which makes rows of it at once."""
-        if not self._journal:
-            return False
-        assert self.ledger is not None
-        with self._catching_up:
-            self._put = self.ledger.take
-            try:
-                self._catch_up(most)
-            finally:
-                self._put = self.ledger.put
-        return True
-
-    def _catch_up(self, most: float = math.inf) -> None:
-        journal = self._journal
-        self._epoch = time.time() - time.monotonic()
-        while journal and most > 0:
-            most -= 1
-            entry = journal.popleft()
-            try:
-                if len(entry) == 2:  # noqa: PLR2004 - what has ended, and what is put
-                    entry[0](entry[1])
-                elif len(entry) == 3:  # noqa: PLR2004 - what was admitted
-                    entry[0](entry[1], entry[2])
-                else:
-                    entry[0](*entry[1:])
-            except Exception as error:  # noqa: BLE001 - one odd entry must not hold up those behind it
-                self._switcher.log.emit("internal_error", error=str(error), exc_info=error)
-
-    def _put_message(self, message: tuple[Any, ...]) -> None:
-        self._put(message)
-
-    def _leave(self, now: float, ticket: int, key: str) -> None:
-        self._owe()
-        self._left = (ticket, key, *self.shares.ended(now, ticket, key))
-
-    def _end(self, entry: tuple[Any, ...]) -> None:
-        """Put what becomes a row."""
-        (
-            now, number, request_id, key, asked, model, waited, ticket, payer, admitted, status, failure, path,
-            sent, answer,
-        ) = entry  # fmt: skip
-        own = switch = service = 0.0
-        begun = answer is not None and ticket is not None
-        if ticket is None:
-            waited = 0.0
-        else:
-            if begun:
-                service = now - admitted
-            left = self._left
-            if left is None:
-                own, switch = self.shares.ended(now, ticket, payer)
-            elif left[0] == ticket:
-                _, _, own, switch = left
-                self._left = None
-            else:
-                self._owe()
-                own, switch = self.shares.ended(now, ticket, payer)
-        self._last = own + switch
-        if answer.__class__ is Tokens:
-            opening, tail, events = b"", answer, 0
-        else:
-            opening, tail, events, uncounted = answer or _NO_ANSWER
-            if uncounted is not None:
-                events += uncounted.total()
-        if key or model:  # a flood of requests without a key, or for no model, fills no disk
-            self._put((
-                self._epoch + now, request_id, key, asked, model, waited, service, status, failure, path, sent,
-                begun, own, switch, self.prices, opening, tail, events, number,
-            ))  # fmt: skip
 
     def _owe(self) -> None:
         """Charge what a request got of which no end was told."""
@@ -328,8 +245,9 @@ class Accounting:
         That is tokens (also estimated ones), seconds of the GPU, and cost.
         """
         assert self.ledger is not None
+        recent = self.ledger.recent()
         for request in requests:
-            row = self.ledger.recent(request["id"])
+            row = recent.get(request["id"])
             if row is not None:
                 request.update(usage.of_row(row))
 
@@ -370,7 +288,3 @@ class Accounting:
 
 def _unreadable(error: sqlite3.Error) -> UnavailableError:
     return UnavailableError(f"The ledger cannot be read: {error}.", code="ledger_unreadable")
-
-
-def _forget(_request: tuple[Any, ...]) -> None:
-    """Forget a request that ends before the start."""

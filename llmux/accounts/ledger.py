@@ -3,10 +3,11 @@
 Theory of operation
 ===================
 
-The thread wakes once for what comes within ``GATHER`` seconds, takes it out of the journal of ``Accounting``
-(``feed``, ``take``) and out of a queue of what the loop had to deal with by itself (``put``), reads the tokens out
-of the ends of the answers, and writes the rows in batches. Their sums are kept beside them, for the file and for
-the metrics. Nothing waits for it.
+Most rows are made by ``Accounting`` in the event loop: what they are made of is at hand there. The thread wakes
+once for what has been ``put`` within ``GATHER`` seconds, reads the tokens out of the ends of those answers that do
+not tell them in the usual form, adds what it cost, and writes the rows in batches. Their sums are kept beside
+them, for the file and for the metrics. Nothing waits for it. What it does is done for many rows by one call: the
+thread and the loop share the interpreter's lock, and each time that it changes hands costs as much as some rows.
 
 A file that cannot be written (a full disk, another process that holds it) is tried again after a pause; what
 comes meanwhile is kept, ``KEPT`` rows of it. What does not fit is lost: that is counted, logged, and written down
@@ -24,6 +25,7 @@ import contextlib
 import fcntl
 import itertools
 import math
+import operator
 import os
 import sqlite3
 import threading
@@ -48,17 +50,17 @@ from llmux.accounts.ledger_file import (
     sums_of,
 )
 from llmux.accounts.pricing import CURRENCY, Catalogue, Prices, TokenPrice, of_gpu, of_tokens, version_of
-from llmux.accounts.tokens import Answer, Tokens, tokens_of, told
+from llmux.accounts.tokens import Answer, tokens_of
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 
-GATHER = 0.05  # seconds: what kill -9 may lose; to wake the thread costs as much as some fifty rows do
+GATHER = 0.05  # seconds: what kill -9 may lose; to wake the thread costs as much as a hundred rows do
 WAITING = 10_000  # requests that the thread has not looked at
 WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
 KEPT = 50_000  # rows that are not written yet
 RECENT = 1200  # rows of the last requests: as many as are shown of these, and some
 YIELD = 0.0002  # seconds: the event loop gets its turn
-SLICE = 128  # requests that are looked at in one go
+SLICE = 512  # requests that are looked at in one go
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after as many failures in a row
 CLEAN_EVERY = 600.0  # seconds between two looks for rows that are too old
 LAST_TRIES = 2.0  # seconds for the last rows
@@ -67,7 +69,7 @@ SETTLE_WAITS = 2.0  # seconds that a reader waits for the rows of before
 
 
 class Ended(NamedTuple):
-    """A request that has ended, as the request path knows it. Times are seconds."""
+    """A request that has ended, and whose answer has still to be read. Times are seconds."""
 
     time: float  # since 1970
     request_id: str
@@ -85,7 +87,7 @@ class Ended(NamedTuple):
     switch: float  # and of switches
     prices: Prices | None
     opening: bytes
-    tail: Sequence[bytes] | Tokens  # the last blocks of the answer, or what they tell
+    tail: Sequence[bytes]  # the last blocks of the answer
     events: int
     number: int = 0  # among the last requests, 0 where it is not among them
 
@@ -126,12 +128,10 @@ class Elsewhere(NamedTuple):
 
 
 Tell = Callable[..., None]
-Feed = Callable[[int], bool]
-"""Puts what so many entries at most of a journal come to; returns whether there was one."""
-
-
-def _nothing(_most: int) -> bool:
-    return False
+Finished = tuple[Any, ...]
+"""A row that is made: the fields of a ``Row``; the request's number, as in ``Ended``; and the prices by which it
+has still to be found what it cost, None for none."""
+Message = Finished | Ended | Charge | Reserved | Released | Elsewhere
 
 
 class Ledger:
@@ -141,34 +141,27 @@ class Ledger:
     thread, with what goes wrong.
     """
 
-    def __init__(
-        self, path: Path, keep: float | None, tell: Tell, prices: Prices | None = None, feed: Feed = _nothing
-    ) -> None:
-        """Take the file, and begin, with these ``prices``. Raises ConfigError when it cannot be the ledger.
-
-        ``feed`` is called from the thread.
-        """
+    def __init__(self, path: Path, keep: float | None, tell: Tell, prices: Prices | None = None) -> None:
+        """Take the file, and begin, with these ``prices``. Raises ConfigError when it cannot be the ledger."""
         self.path = path
         self.keep = keep
         self.lost = 0  # rows, since the start
         self.rates: Mapping[str, TokenPrice] = {}
         """What is known of the prices of models elsewhere that the configuration has none for."""
         self.metrics = KeyMetrics(lambda: self.lost)
-        self._recent: list[tuple[int, Row | None]] = [(0, None)] * RECENT  # by the last digits of their numbers
+        self._recent: deque[Finished] = deque(maxlen=RECENT)
         self.awake = False  # the thread has been woken for what waits
         self._tell = tell
-        self._feed = feed
         self._lock = _locked(path)
-        self._waiting: deque[tuple[Any, ...]] = deque()
-        self._put = self._done = 0  # requests, since the start
+        self._waiting: list[Message] = []
+        self._put = self._done = 0  # of these, since the start
         self._dropped = 0  # that did not fit, and the thread has not counted
         self._wake = threading.Event()
         self._hurry = threading.Event()  # do not gather
         self._ending = False
         self.opened = threading.Event()  # or it cannot be
         # The thread's own:
-        self._fresh: list[Row] = []  # that are not added up yet
-        self._rows: deque[Row] = deque()
+        self._rows: deque[Finished] = deque()
         self._sums: dict[Place, list[int]] = {}  # of all these
         self._reserved: dict[str, Reserved] = {}  # of requests under way, and not in the file yet
         self._stored: set[str] = set()  # of requests under way, and in the file
@@ -193,24 +186,21 @@ class Ledger:
 
     # ---- the event loop's side
 
-    def recent(self, number: int) -> Row | None:
-        """Return the row of one of the last requests, by its number there, where it has been made."""
-        found, row = self._recent[number % RECENT]
-        return row if found == number else None
+    def recent(self) -> Mapping[int, Row]:
+        """Return the rows of the last requests, by their numbers there, as far as they have been made."""
+        return {row[_NUMBER]: Row._make(row[:_NUMBER]) for row in tuple(self._recent) if row[_NUMBER]}
 
-    def put(self, ended: tuple[Any, ...]) -> None:
-        """Take a request that has ended: the fields of an ``Ended``."""
+    def put(self, message: Message) -> None:
+        """Take what has happened."""
         waiting = self._waiting
-        if ended.__class__ is tuple and len(ended) < _FIELDS:
-            ended = (*ended, 0)
         self._put += 1
         if len(waiting) >= WITH_ANSWERS:
             if len(waiting) >= WAITING:
                 self._dropped += 1
                 return
-            if ended.__class__ is tuple and ended[16].__class__ is not Tokens:
-                ended = (*ended[:15], b"", (), *ended[17:])
-        waiting.append(ended)
+            if message.__class__ is Ended:
+                message = message._replace(opening=b"", tail=())
+        waiting.append(message)
         if not self.awake:
             self.wake()
 
@@ -281,78 +271,74 @@ class Ledger:
             return max(0.0, self._not_before - time.monotonic())
         return CLEAN_EVERY
 
-    def take(self, ended: tuple[Any, ...]) -> None:
-        """As ``put``, from the thread, in ``feed``: a row is made at once."""
-        self._put += 1
-        if self._waiting or ended.__class__ is not tuple:  # nothing gets past what came before
-            self._waiting.append(ended)
-        else:
-            self._make(ended)
-
     def _look(self) -> None:
         """Make rows of what waits."""
         waiting = self._waiting
-        while self._feed(2 * SLICE) or waiting:
-            for _ in range(min(SLICE, len(waiting))):
-                self._make(waiting.popleft())
-            self._add_up()
-            time.sleep(YIELD)
+        while waiting:
+            some = waiting[:SLICE]
+            del waiting[: len(some)]
+            made = (message if message.__class__ is tuple else self._make(message) for message in some)
+            rows = [row for row in made if row is not None]
+            if rows:
+                rows = self._add_costs(rows)
+                self._recent.extend(rows)
+                sums = sums_of(rows)
+                self.metrics.add(sums)
+                add_sums(self._sums, sums)
+                self._rows += rows
+            if waiting:
+                time.sleep(YIELD)
         dropped, self._dropped = self._dropped, 0
         over = max(0, len(self._rows) - KEPT)
         if over:
             add_sums(self._sums, sums_of(self._rows.pop() for _ in range(over)), -1)
         self._lose(dropped + over)
 
-    def _make(self, ended: tuple[Any, ...]) -> None:
+    def _make(self, message: Message) -> Finished | None:
         try:
-            if ended.__class__ is tuple or ended.__class__ is Ended:
-                self._row(ended)
-            elif ended.__class__ is Charge:
-                self._fresh.append(self._charge(*ended))
-            else:
-                self._hold(ended)
+            if message.__class__ is Ended:
+                return self._row(message)
+            if message.__class__ is Charge:
+                return self._charge(*message)
+            self._hold(message)
         except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
             self._tell("internal_error", error=str(error), exc_info=error)
             self._lose(1)
+        return None
 
-    def _add_up(self) -> None:
-        fresh = self._fresh
-        if fresh:
-            sums = sums_of(fresh)
-            self.metrics.add(sums)
-            add_sums(self._sums, sums)
-            self._rows += fresh
-            fresh.clear()
+    def _row(self, ended: Ended) -> Finished:
+        status, reason, served = ended.status, ended.reason, ended.served or ""
+        whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
+        read, cached, wrote, thought, estimated, prompt, decode = tokens_of(
+            Answer(ended.path, status, whole, ended.sent, ended.begun, ended.opening, ended.tail, ended.events)
+        )
+        return (
+            int(ended.time * 1000), ended.request_id, ended.key, ended.asked or "", served,
+            served if ended.begun else "", read, cached, wrote, thought, 1 if estimated else 0, 0, "", None,
+            int(ended.waited * 1000), int(ended.service * 1000), self._microseconds(ended.own),
+            self._microseconds(ended.switch), None if prompt is None else int(prompt * 1e6),
+            None if decode is None else int(decode * 1e6), status, reason or "", 0, ended.number, ended.prices,
+        )  # fmt: skip
 
-    def _row(self, ended: tuple[Any, ...]) -> None:
-        # By place, and with few calls of Python's own: this is done for every request.
-        (
-            now, request_id, key, asked, served, waited, service, status, reason, path, sent, begun, own, switch,
-            prices, opening, tail, events, number,
-        ) = ended  # fmt: skip
-        tokens = tail if tail.__class__ is Tokens else told(tail)
-        if tokens is None:
-            whole = reason is None and status != 499  # noqa: PLR2004 - nginx's for a client that left
-            tokens = tokens_of(Answer(path, status, whole, sent, begun, opening, tail, events))
-        read, cached, wrote, thought, estimated, prompt, decode = tokens
-        exact = own * 1e6 + self._rest  # as _microseconds does it
-        own = int(exact)
-        self._rest = exact - own
-        if switch:
-            switch = self._microseconds(switch)
-        cost, currency, price = 0, "", None
-        if prices is not None:
-            cost, currency, price = self._cost(prices, served, own + switch, (read, cached, wrote))
-        served = served or ""
-        row = _new(Row, (
-            int(now * 1000), request_id, key, asked or "", served, served if begun else "",
-            read, cached, wrote, thought, 1 if estimated else 0, cost, currency, price,
-            int(waited * 1000) if waited else 0, int(service * 1000), own, int(switch),
-            None if prompt is None else int(prompt * 1e6), None if decode is None else int(decode * 1e6),
-            status, reason or "", 0,
-        ))  # fmt: skip
-        self._fresh.append(row)
-        self._recent[number % RECENT] = number, row
+    def _add_costs(self, rows: list[Finished]) -> list[Finished]:
+        """Return rows that say what they cost."""
+        if not any(map(_PRICES, rows)):
+            return rows
+        found = []
+        for row in rows:
+            prices = row[_NUMBER + 1]
+            if prices is None:
+                found.append(row)
+                continue
+            try:
+                served = "" if row[_KIND] else row[4]  # a switch is paid by the second, whatever the model costs
+                cost = self._cost(prices, served, row[16] + row[17], (row[6], row[7], row[8]))
+            except Exception as error:  # noqa: BLE001 - what a package does wrong must not end the thread
+                self._tell("internal_error", error=str(error), exc_info=error)
+                self._lose(1)
+                continue
+            found.append((*row[:_COST], *cost, *row[_COST + 3 :]))
+        return found
 
     def _hold(self, message: tuple[Any, ...]) -> None:
         self._done += 1
@@ -367,15 +353,13 @@ class Ledger:
             self._stored.remove(ident)
             self._released.add(ident)
 
-    def _charge(self, now: float, key: str, model: str, own: float, switch: float, prices: Prices | None) -> Row:
-        own, switch = self._microseconds(own), self._microseconds(switch)
-        cost, currency, price = 0, "", None
-        if prices is not None:
-            cost, currency, price = self._cost(prices, "", own + switch, (0, 0, 0))
+    def _charge(
+        self, now: float, key: str, model: str, own: float, switch: float, prices: Prices | None
+    ) -> Finished:
         kind = 1 if key != HOUSE else 2
-        return Row(
-            int(now * 1000), "", key, "", model, "", 0, 0, 0, 0, 0, cost, currency, price, 0, 0, own, switch,
-            None, None, 0, "", kind,
+        return (
+            int(now * 1000), "", key, "", model, "", 0, 0, 0, 0, 0, 0, "", None, 0, 0, self._microseconds(own),
+            self._microseconds(switch), None, None, 0, "", kind, 0, prices,
         )  # fmt: skip
 
     def _microseconds(self, seconds: float) -> int:
@@ -452,7 +436,7 @@ class Ledger:
             return False
         return True
 
-    def _write_batch(self, batch: list[Row], holds: bool) -> None:
+    def _write_batch(self, batch: list[Finished], holds: bool) -> None:
         store = self._open()
         if batch and (not self._rows or self._rows[0] is not batch[0]):
             return  # it had been written after all
@@ -463,10 +447,14 @@ class Ledger:
         try:
             store.write(batch, self._unsaid, self._unsaid_prices, rows, self._released if holds else (), sums)
         except (ValueError, OverflowError, sqlite3.ProgrammingError) as error:
-            # What cannot be written must not stop what comes after it.
+            # What cannot be written must not stop what comes after it, or take what comes with it along.
             self._tell("internal_error", error=str(error), exc_info=error)
             self._take(len(batch))
-            self._lose(len(batch))
+            rest = [row for row in batch if _can_be_written(row)]
+            if len(rest) < len(batch):
+                self._rows.extendleft(reversed(rest))
+                add_sums(self._sums, sums_of(rest))
+            self._lose(len(batch) - len(rest) or len(batch))
         else:
             self._written(len(batch))
             if holds:
@@ -551,8 +539,22 @@ class Ledger:
             self._cleaned = now + CLEAN_EVERY
 
 
-_new = tuple.__new__  # Row(…) would be a call of Python's own
-_FIELDS = len(Ended._fields)
+_NUMBER = len(Row._fields)  # where that is in a finished row
+_PRICES = operator.itemgetter(_NUMBER + 1)
+_KIND = Row._fields.index("kind")
+_COST = Row._fields.index("cost")  # and the currency and the version of the prices
+
+
+def _can_be_written(row: Finished) -> bool:
+    try:
+        for value in row[:_NUMBER]:
+            if isinstance(value, str):
+                value.encode()
+            elif value is not None:
+                int(value).to_bytes(8, signed=True)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _reservation(one: Reserved, version: int) -> tuple[Any, ...]:

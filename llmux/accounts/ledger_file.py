@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
 HOUR = 3_600_000  # milliseconds
-BATCH = 500  # rows of one transaction
+BATCH = 2000  # rows of one transaction
+FORGOTTEN = 500  # rows that are deleted in one
 PATIENCE = 0.1  # seconds to wait for another process that writes
-_MANY = 64  # rows of one statement: in each the interpreter's lock is given back once
-_PIECES = (32, 16, 8, 4, 2, 1)  # of the last ones
+_MANY = 256  # rows of one statement: in each the interpreter's lock is given back some times
+_FEW = 32  # with less, it makes no difference what is alike
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BESIDE = ("", "-wal", "-shm")
 
@@ -58,6 +59,8 @@ class Row(NamedTuple):
     """0: a request; 1: what a key owes for a switch beside its requests; 2: the house's; 3: reserved at a kill."""
 
 
+Made = tuple[Any, ...]
+"""The fields of a ``Row``, and perhaps more that is not written: most are made without a call of Python's own."""
 Place = tuple[int, str, str, str]
 """What sums are of: the hour since 1970, the key, the model that served, the currency."""
 SUMS = ("input", "cached", "output", "reasoning", "estimated", "cost", "waited", "service", "gpu", "switch")
@@ -99,8 +102,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 _ROW_COLUMNS = ", ".join(map('"{}"'.format, Row._fields))
 _INSERT = f"INSERT INTO requests ({_ROW_COLUMNS}) VALUES "  # noqa: S608
-_ONE = f"({', '.join('?' * len(Row._fields))})"
-_INSERTS = {size: _INSERT + ",".join([_ONE] * size) for size in _PIECES}
+_WIDTH = len(Row._fields)
 _OFTEN_ALIKE = tuple(
     tuple(map(Row._fields.index, names))
     for names in (
@@ -112,18 +114,18 @@ _OFTEN_ALIKE = tuple(
     )
 )
 """Columns, by their places, which often have one value in all rows of a statement: it is bound once."""
+_NOTHING_ALIKE = (False,) * len(_OFTEN_ALIKE)
 
 
-@functools.lru_cache(maxsize=1 << len(_OFTEN_ALIKE))
-def _insert_many(alike: tuple[bool, ...]) -> tuple[Sequence[int], Sequence[int], str]:
-    """Return the columns that are bound once, those bound for each row, and the statement for ``_MANY``."""
+@functools.lru_cache(maxsize=256)
+def _insert_many(size: int, alike: tuple[bool, ...]) -> tuple[Sequence[int], Sequence[int], str]:
+    """Return the columns that are bound once, those bound for each row, and the statement for so many rows."""
     once = [at for places, same in zip(_OFTEN_ALIKE, alike, strict=True) if same for at in places]
-    each = [at for at in range(len(Row._fields)) if at not in once]
-    first = {at: (number, 0) for number, at in enumerate(once, 1)}
-    first |= {at: (len(once) + 1 + number * _MANY, 1) for number, at in enumerate(each)}
-    numbers = [first[at] for at in range(len(Row._fields))]
-    rows = (",".join(f"?{begin + step * row}" for begin, step in numbers) for row in range(_MANY))
-    return once, each, _INSERT + ",".join(map("({})".format, rows))
+    each = [at for at in range(_WIDTH) if at not in once]
+    first = ",".join(f"?{[*once, *each].index(at) + 1}" for at in range(_WIDTH))
+    # Those of the others have no numbers: SQLite would look for each among all.
+    other = ",".join(f"?{once.index(at) + 1}" if at in once else "?" for at in range(_WIDTH))
+    return once, each, _INSERT + ",".join([f"({first})", *[f"({other})"] * (size - 1)])
 
 
 def _add(table: str, place: str) -> str:
@@ -244,7 +246,7 @@ class Store:
 
     def write(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Made],
         lost: int = 0,
         prices: Mapping[int, str] = NO_PRICES,
         reserved: Sequence[tuple[Any, ...]] = (),
@@ -275,23 +277,23 @@ class Store:
 
         self._transaction(work)
 
-    def _insert(self, rows: Sequence[Row]) -> None:
-        execute, at = self._connection.execute, 0
-        while len(rows) - at >= _MANY:
-            columns = list(zip(*rows[at : at + _MANY], strict=True))
-            alike = tuple(
-                all(columns[place].count(columns[place][0]) == _MANY for place in places)
-                for places in _OFTEN_ALIKE
-            )
-            once, each, statement = _insert_many(alike)
-            values = [columns[place][0] for place in once]
-            values += itertools.chain.from_iterable(columns[place] for place in each)
-            execute(statement, values)
-            at += _MANY
-        for size in _PIECES:
-            if len(rows) - at >= size:
-                execute(_INSERTS[size], tuple(itertools.chain.from_iterable(rows[at : at + size])))
-                at += size
+    def _insert(self, rows: Sequence[Made]) -> None:
+        columns = list(zip(*rows, strict=False))[:_WIDTH]
+        at, left = 0, len(rows)
+        while left:
+            # Few statements, whatever the number: in each the interpreter's lock is given back some times.
+            size = left if left < _FEW else min(_MANY, left - left % _FEW)
+            piece = [column[at : at + size] for column in columns]
+            alike = _NOTHING_ALIKE
+            if size >= _FEW:
+                alike = tuple(
+                    all(piece[place].count(piece[place][0]) == size for place in places) for places in _OFTEN_ALIKE
+                )
+            once, each, statement = _insert_many(size, alike)
+            values = [piece[place][0] for place in once]
+            values += itertools.chain.from_iterable(zip(*(piece[place] for place in each), strict=True))
+            self._connection.execute(statement, values)
+            at, left = at + size, left - size
 
     def reservations(self) -> list[tuple[Any, ...]]:
         """Return the reservations: their ids, and the columns of the rows that they become."""
@@ -303,9 +305,9 @@ class Store:
         oldest = execute("SELECT time FROM requests ORDER BY id LIMIT 1").fetchone()
         if oldest is None or oldest[0] >= before:
             return False
-        which = f"SELECT id FROM requests ORDER BY id LIMIT {BATCH}"  # noqa: S608
+        which = f"SELECT id FROM requests ORDER BY id LIMIT {FORGOTTEN}"  # noqa: S608
         deleted = execute(f"DELETE FROM requests WHERE id IN ({which}) AND time < ?", (before,)).rowcount  # noqa: S608
-        return deleted == BATCH
+        return deleted == FORGOTTEN
 
     def close(self) -> None:
         """Let go of the file."""
@@ -313,32 +315,39 @@ class Store:
             self._connection.close()
 
 
-def sums_of(rows: Iterable[Row]) -> dict[Place, list[int]]:
+def sums_of(rows: Iterable[Made]) -> dict[Place, list[int]]:
     """Return what rows add to the sums: how many they are, how many of them failed, and ``SUMS``."""
-    found: dict[Place, list[int]] = {}
-    for (
-        time_, _, key, _, served, _, given, cached, made, thought, estimated, cost, currency, _, waited, service,
-        gpu, switch, _, _, status, _, kind,
-    ) in rows:  # fmt: skip
-        place = (time_ // HOUR, key, served, currency)
-        sums = found.get(place)
-        if sums is None:
-            sums = found[place] = [0] * (2 + len(SUMS))
-        if kind == 0:
-            sums[0] += 1
-            sums[1] += status >= _ERROR
-        sums[2] += given
-        if cached or thought or estimated or waited or switch:  # most have none
-            sums[3] += cached
-            sums[5] += thought
-            sums[6] += estimated
-            sums[8] += waited
-            sums[11] += switch
-        sums[4] += made
-        sums[7] += cost
-        sums[9] += service
-        sums[10] += gpu
-    return found
+    rows = list(rows)
+    if not rows:
+        return {}
+    columns = list(zip(*rows, strict=False))
+    times = columns[0]
+    hour = min(times) // HOUR
+    places = set(zip(*(columns[at] for at in _PLACED_BY), strict=True))
+    if len(places) == 1 and max(times) // HOUR == hour:  # most have one: that takes no look at each row
+        return {(hour, *places.pop()): _sums(columns)}
+    key, served, currency = _PLACED_BY
+    found: dict[Place, list[Made]] = {}
+    for row in rows:
+        place = row[0] // HOUR, row[key], row[served], row[currency]
+        if place in found:
+            found[place].append(row)
+        else:
+            found[place] = [row]
+    return {place: _sums(list(zip(*of_it, strict=False))) for place, of_it in found.items()}
+
+
+def _sums(columns: Sequence[Sequence[Any]]) -> list[int]:
+    kinds, statuses = columns[_KIND], columns[_STATUS]
+    failed = 0
+    if max(statuses) >= _ERROR:
+        failed = sum(not kind and status >= _ERROR for kind, status in zip(kinds, statuses, strict=True))
+    return [kinds.count(0), failed, *[sum(columns[at]) for at in _SUMMED_BY]]
+
+
+_KIND, _STATUS = map(Row._fields.index, ("kind", "status"))
+_PLACED_BY = tuple(map(Row._fields.index, ("key", "served", "currency")))
+_SUMMED_BY = tuple(map(Row._fields.index, SUMS))
 
 
 def add_sums(found: dict[Place, list[int]], more: Mapping[Place, Sequence[int]], sign: int = 1) -> None:

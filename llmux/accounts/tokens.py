@@ -43,7 +43,6 @@ _USUAL = re.compile(
     rb'|total_tokens": ?\d+, ?"completion_tokens": ?(\d{1,12}))(?:\}|, ?"prompt_tokens_details": ?null\})'
 )
 _decode = json.JSONDecoder().raw_decode
-_new = tuple.__new__  # Tokens(…) would be a call of Python's own, for each request
 
 
 class Tokens(NamedTuple):
@@ -74,21 +73,24 @@ class Answer(NamedTuple):
     events: int  # that were streamed, 0 for no stream
 
 
-def told(tail: Sequence[bytes]) -> Tokens | None:
-    """Return the tokens that the last blocks of an answer report, if they do so in the usual form."""
+def told(tail: Sequence[bytes]) -> tuple[int, int] | None:
+    """Return the tokens, read and written, that the last blocks of an answer report, if they do so as is usual.
+
+    Then there is no more to it: none came from a cache or were thinking, and there are no timings.
+    """
     text = tail[0] if len(tail) == 1 else b"".join(tail)
     at = text.rfind(b'"usage"')
     if at < 0 or (usual := _USUAL.match(text, at)) is None or text.find(b'"timings"', at) >= 0:
         return None
     read, wrote, also_wrote = usual.groups()
-    return _new(Tokens, (int(read), 0, int(wrote or also_wrote), 0, False, None, None))
+    return int(read), int(wrote or also_wrote)
 
 
 def tokens_of(answer: Answer) -> Tokens:
     """Return the tokens that an answer reports, or an estimate."""
     usual = told(answer.tail)
     if usual is not None:
-        return usual
+        return Tokens(usual[0], output=usual[1])
     tail = answer.tail[0] if len(answer.tail) == 1 else b"".join(answer.tail)
     usage = _last(tail, b'"usage"')
     if usage is None or "output_tokens" in usage:

@@ -22,7 +22,7 @@ from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
 from llmux.proxy.token_usage import Later, at_once, usage_of
 from llmux.runtime import Switcher, Ticket
-from llmux.runtime.requests import WITHDRAWN, Accounts
+from llmux.runtime.requests import WITHDRAWN
 
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
@@ -130,11 +130,9 @@ class RequestContext:
 
     @property
     def count(self) -> Later | None:
-        """What has the events of its answer counted: by the ledger's thread, or for a budget at once."""
-        if self.passed is not None:
-            return at_once
-        accounts = self._reporting.switcher.accounts
-        return None if accounts is None else accounts.later
+        """What has the events of its answer counted."""
+        counted = self.passed is not None or self._reporting.switcher.accounts is not None
+        return at_once if counted else None
 
     @property
     def early(self) -> EarlyResponse | None:
@@ -222,7 +220,7 @@ class RequestContext:
         report = None
         if exchange is not None:
             report = None if accounts is None else accounts.told(exchange.tail)
-            tokens = usage_of(exchange.opening, exchange.tail) if report is None else (report[0], report[2])
+            tokens = usage_of(exchange.opening, exchange.tail) if report is None else report
             first, streamed = exchange.first_byte_at, exchange.opening != b""
             failure = failure or exchange.broken
         if first is not None:
@@ -236,7 +234,7 @@ class RequestContext:
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         seconds = 0.0
         if accounts is not None:
-            seconds = self._account(accounts, now, waited, status, failure, report)
+            seconds = accounts.ended(self, now, waited, status, failure, holder, report)
         if self.passed is not None:
             self._settle(self.passed, status, failure, seconds)
         if self.trace is not None:
@@ -251,28 +249,6 @@ class RequestContext:
                 request_id=self.request_id,
                 key=holder,
             )
-
-    def _account(
-        self, accounts: Accounts, now: float, waited: float, status: int, failure: str | None, report: Any
-    ) -> float:
-        """Tell the accounts; return the seconds of the GPU that it took, where a budget has to know them."""
-        # Nothing that holds more: what a request leaves free is used for the next one while it is at hand.
-        ticket, exchange, holder = self.ticket, self.exchange, self.holder
-        number, payer, admitted = None, "", 0.0
-        if ticket is not None:
-            number, payer, admitted = ticket.id, ticket.key, ticket.arrived + ticket.waited
-        answer = report
-        if exchange is not None and report is None:
-            answer = exchange.opening, exchange.tail, exchange.events, exchange.uncounted
-        ended = (
-            now, self._reporting.switcher.requests.last_id, self.request_id,
-            "" if holder is None else holder.name or "", self.asked, self.model, waited, number, payer, admitted,
-            status, failure, self.route.path, self.sent, answer,
-        )  # fmt: skip
-        if self.passed is not None:
-            return accounts.took(ended)
-        accounts.ended(ended)
-        return 0.0
 
     def _end_trace(self, status: int, failure: str | None) -> None:
         assert self.trace is not None

@@ -74,6 +74,18 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
             activity.counting = self.counting
 
 
+class Answered(Protocol):
+    """A request that has ended, as far as the accounts want to know it."""
+
+    request_id: str
+    asked: str | None
+    model: str | None
+    ticket: Ticket | None
+    exchange: Any
+    route: Any
+    sent: int
+
+
 class Accounts(Protocol):
     """What is told of each request that has ended: ``llmux.accounts``, where that is configured."""
 
@@ -99,19 +111,16 @@ class Accounts(Protocol):
     def release(self, ident: str) -> None:
         """Forget a reservation."""
 
-    def told(self, tail: Sequence[bytes]) -> tuple[Any, ...] | None:
-        """Return the tokens that an answer reports, those of the input first and those of the output third.
+    def told(self, tail: Sequence[bytes]) -> tuple[int, int] | None:
+        """Return the tokens that an answer reports, of the input and of the output.
 
-        None where there is more to it. What is returned goes to ``ended`` in place of the tail.
+        None where there is more to it, or nothing. What is returned goes to ``ended``.
         """
 
-    def ended(self, ended: tuple[Any, ...]) -> None:
-        """Take a request that has ended: the fields are those of ``llmux.accounts.accounting.Accounting``."""
-
-    def later(self, call: tuple[Any, ...]) -> None:
-        """Call something, in the order of these and of what has ended, and mostly beside the loop."""
-
-    def took(self, ended: tuple[Any, ...]) -> float:
+    def ended(
+        self, request: Answered, now: float, waited: float, status: int, failure: str | None, key: str | None,
+        report: tuple[int, int] | None,
+    ) -> float:  # fmt: skip
         """Take a request that has ended; return the seconds of the GPU that it took."""
 
 

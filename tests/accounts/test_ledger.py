@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from llmux.accounts import ledger as module
 from llmux.accounts import ledger_file as files
 from llmux.accounts import usage
-from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
-from llmux.accounts.ledger_file import BATCH, HOUR, MIGRATIONS, Row, Store
+from llmux.accounts.ledger import Charge, Ended, Ledger, Released, Reserved
+from llmux.accounts.ledger_file import FORGOTTEN, HOUR, MIGRATIONS, Row, Store
 from llmux.accounts.pricing import Prices, price_of
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
@@ -37,24 +37,17 @@ class Told(list):
 def ended(number=0, *, key="alice", when=None, status=200, own=0.0, switch=0.0, prices=None):
     now = time.time() if when is None else when
     path, shares = "/v1/chat/completions", (own, switch, prices)
-    return (
-        now,
-        f"id-{number}",
-        key,
-        "alias",
-        "a",
-        0.5,
-        2.0,
-        status,
-        None,
-        path,
-        40,
-        True,
-        *shares,
-        b"",
-        (BODY,),
-        0,
+    return Ended(
+        now, f"id-{number}", key, "alias", "a", 0.5, 2.0, status, None, path, 40, True, *shares, b"", (BODY,), 0
     )
+
+
+def finished(number, *, key="alice", prices=None):
+    row = Row(
+        round(time.time() * 1000), f"id-{number}", key, "alias", "a", "a", 12, 0, 3, 0, 0, 0, "", None, 500, 2000,
+        4_000_000, 0, None, None, 200, "",
+    )  # fmt: skip
+    return (*row, number, prices)
 
 
 def until(condition):
@@ -123,11 +116,32 @@ def test_rows_of_the_last_requests_are_kept_and_no_more(begin, monkeypatch):
     ledger = begin()
     ledger.put(ended())
     for number in range(1, 251):
-        ledger.put((*ended(number), number))
-    until(lambda: ledger._done == 251)
-    assert [(number, row.request_id) for number, row in sorted(filter(all, ledger._recent))] == [
-        (number, f"id-{number}") for number in range(151, 251)
-    ]
+        ledger.put(ended(number)._replace(number=number) if number % 2 else finished(number))
+    ledger.put(Charge(time.time(), "alice", "a", 0.0, 4.0, None))
+    until(lambda: ledger._done == 252)
+    recent = ledger.recent()
+    assert list(recent) == list(range(152, 251))  # the charge is among the last rows
+    assert all(row.request_id == f"id-{number}" for number, row in recent.items())
+
+
+def test_rows_stand_in_the_order_in_which_their_requests_have_ended(begin):
+    """Whether the loop has made them, or the thread had to read an answer."""
+    ledger = begin()
+    for number in range(300):
+        ledger.put(finished(number) if number % 3 else ended(number))
+    ledger.close()
+    assert ids(ledger.path) == [f"id-{number}" for number in range(300)]
+    assert {row["cached"] for row in rows(ledger.path)} == {0, 2}
+    assert {row["output"] for row in rows(ledger.path)} == {3}
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 255, 300, 1000])
+def test_any_number_of_rows_is_written(tmp_path, count):
+    given_rows = [Row(*finished(number)[:-2]) for number in range(count)]
+    store = Store(tmp_path / "ledger.db")
+    store.write([(*row, "more", "that is not written") for row in given_rows])
+    store.close()
+    assert [tuple(row.values())[1:] for row in rows(store.path)] == given_rows
 
 
 @given(st.lists(st.integers(0, 3), max_size=120), st.sets(st.sampled_from(Row._fields[2:])))
@@ -149,6 +163,7 @@ def test_what_is_alike_in_many_rows_is_written_as_it_is(tmp_path_factory, values
 def test_the_sums_are_those_of_the_rows(begin, monkeypatch, kept):
     """Also where the file cannot be written for a while, batches are in doubt, and rows are lost."""
     monkeypatch.setattr(module, "KEPT", kept)
+    monkeypatch.setattr(module, "BATCH", 500)
     write, tries = Store.write, []
 
     def fail(*arguments):
@@ -273,7 +288,7 @@ FULL = """
 import resource, sys, time
 from pathlib import Path
 from llmux.accounts.pricing import Prices, price_of
-from llmux.accounts.ledger import Charge, Ledger, Released, Reserved
+from llmux.accounts.ledger import Charge, Ended, Ledger, Released, Reserved
 sys.path.insert(0, "tests/accounts")
 from test_ledger import ended, until
 told = []
@@ -332,7 +347,7 @@ def test_a_thread_that_hangs_holds_little_memory(begin, monkeypatch):
         ledger.put(ended(number))
     assert len(ledger._waiting) == module.WAITING
     assert ledger._dropped == 20_000 - module.WAITING
-    assert sum(bool(one[16]) for one in ledger._waiting) == module.WITH_ANSWERS
+    assert sum(bool(one.tail) for one in ledger._waiting) == module.WITH_ANSWERS
     monkeypatch.undo()
     going.set()
     until(lambda: ledger._done == 20_000)
@@ -366,11 +381,13 @@ def test_a_batch_of_which_it_is_not_known_whether_it_was_written_is_written_once
 
 def test_what_cannot_be_written_does_not_stop_the_rest(begin, told):
     ledger = begin()
-    ledger.put(ended(0, key="\ud800"))
-    until(lambda: ledger.lost == 1)
-    ledger.put(ended(1))
-    until(lambda: ledger._done == 2)
-    assert ids(ledger.path) == ["id-1"]
+    for number in range(5):
+        ledger.put(ended(number, key="\ud800" if number % 2 else "alice", when=2.0**62 if number == 4 else 1.0))
+    until(lambda: ledger.lost == 3)
+    ledger.put(ended(5, when=1.0))
+    until(lambda: ledger._done == 6)
+    assert ids(ledger.path) == ["id-0", "id-2", "id-5"]
+    assert requests_by_the_hour(ledger.path) == 3
     assert told.events == ["internal_error", "ledger_rows_lost"]
 
 
@@ -393,7 +410,7 @@ def test_old_rows_go_a_batch_at_a_time_and_their_sums_stay(begin, monkeypatch):
     until(lambda: ids(ledger.path) == ["id-1200"])
     assert deleted.count(True) >= 2  # 500 and 500 of 1200
     assert requests_by_the_hour(ledger.path) == 1201
-    assert BATCH == 500
+    assert FORGOTTEN == 500
 
 
 def test_one_llmux_a_file(begin):
