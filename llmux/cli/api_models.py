@@ -37,7 +37,7 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenModel:
+class ModelStatus:
     """One model. Durations are seconds, ``backoff_until`` is a Unix time."""
 
     phase: str
@@ -58,7 +58,7 @@ class SeenModel:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenSwitch:
+class SwitchStatus:
     """The switch under way."""
 
     id: int
@@ -70,7 +70,7 @@ class SeenSwitch:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenLease:
+class LeaseStatus:
     """The lease of the GPU."""
 
     id: str
@@ -81,7 +81,7 @@ class SeenLease:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenRequest:
+class FinishedRequest:
     """A request that has ended. ``time`` is a Unix time, durations are seconds."""
 
     time: float
@@ -102,7 +102,7 @@ class SeenRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenUse:
+class UsageRow:
     """What was used: a row of ``/llmux/usage``, or a sum of its rows. ``estimated`` counts requests."""
 
     requests: int
@@ -118,20 +118,20 @@ class SeenUse:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenUsage:
+class Usage:
     """``/llmux/usage``. ``total`` has a sum for each currency, ``lost`` counts rows that could not be written."""
 
     by: list[str]
-    usage: list[SeenUse]
-    total: list[SeenUse]
+    usage: list[UsageRow]
+    total: list[UsageRow]
     lost: int
 
 
 @dataclass(frozen=True, slots=True)
-class SeenRequests:
+class FinishedRequests:
     """``/llmux/activity``: the newest first."""
 
-    requests: list[SeenRequest]
+    requests: list[FinishedRequest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenGpus:
+class Gpus:
     """The GPUs, or why they are not known."""
 
     gpus: list[Gpu]
@@ -163,7 +163,7 @@ class SeenGpus:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenAuto:
+class AutoStatus:
     """Which of several policies decides."""
 
     chosen: str
@@ -171,15 +171,15 @@ class SeenAuto:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenPolicy:
+class PolicyStatus:
     """The policy in use."""
 
     use: str
-    auto: SeenAuto | None = None
+    auto: AutoStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class SeenDecision:
+class DecisionStatus:
     """One decision."""
 
     reason: str
@@ -187,7 +187,7 @@ class SeenDecision:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenRemote:
+class RemoteStatus:
     """A remote, as the status shows it."""
 
     state: str
@@ -197,21 +197,21 @@ class SeenRemote:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenStatus:
+class Status:
     """``/llmux/status``."""
 
     version: str
     uptime: float
     ready: bool
-    policy: SeenPolicy
+    policy: PolicyStatus
     awake: list[str]
-    switch: SeenSwitch | None
+    switch: SwitchStatus | None
     manual: bool
-    lease: SeenLease | None
-    models: Mapping[str, SeenModel]
-    decisions: list[SeenDecision]
+    lease: LeaseStatus | None
+    models: Mapping[str, ModelStatus]
+    decisions: list[DecisionStatus]
     reload_error: str | None
-    remotes: Mapping[str, SeenRemote] = field(default_factory=dict)
+    remotes: Mapping[str, RemoteStatus] = field(default_factory=dict)
 
 
 # ---- reading them

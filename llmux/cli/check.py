@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmux.cli.command_tree import DEFAULT_CONFIG
-from llmux.cli.terminal import CommandError, Exit, complain, say
+from llmux.cli.terminal import CommandError, Exit, print_error, say
 from llmux.config import Config, ConfigErrors, ModelConfig
 from llmux.config.checks import operators
 from llmux.config.setting_types import is_loopback
@@ -89,7 +89,7 @@ def _check_gateway(file: Path, port: int | None) -> None:
     try:
         load_route(config.route.use, config.route.options, config.folder)
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(Exit.USAGE) from None
     say(f"{file}: fine", "green")
     say(f"a gateway: listens on {config.host}:{config.port}\noperators: {operators(config)}")
@@ -105,7 +105,7 @@ def load_gateway(file: Path, port: int | None) -> GatewayConfig:
     try:
         config = GatewayConfig.from_file(file)
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(Exit.USAGE) from None
     return config if port is None else config.with_port(port)
 
@@ -137,23 +137,23 @@ def _load_all(file: Path, port: int | None) -> Config:
         config = Config.from_file(file)
         config = config if port is None else config.with_port(port)
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         # A mistake elsewhere does not hide what is wrong with the policy.
         rest = error.rest if isinstance(error, ConfigErrors) else None
         if isinstance(rest, Config):
-            _complain_of_parts(rest)
+            _print_errors_of_parts(rest)
             warn_of_missing(rest)
         raise typer.Exit(Exit.USAGE) from None
-    if _complain_of_parts(config):
+    if _print_errors_of_parts(config):
         raise typer.Exit(Exit.USAGE)
     return config
 
 
-def _complain_of_parts(config: Config) -> bool:
+def _print_errors_of_parts(config: Config) -> bool:
     try:
         _load_parts(config)
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         return True
     return False
 
@@ -170,13 +170,13 @@ def schema(
 def load_config(file: Path, port: int | None) -> Config:
     """Read a configuration, with another port where one is given; exit with a message when it is unusable."""
     if _is_gateway(file):
-        complain(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
+        print_error(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
         raise typer.Exit(Exit.USAGE)
     try:
         config = Config.from_file(file)
         return config if port is None else config.with_port(port)
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(Exit.USAGE) from None
 
 
@@ -184,7 +184,7 @@ def address_of(file: Path, port: int | None) -> str:
     """Return where what runs with a configuration listens; exit with a message where that cannot be said."""
     config = load_gateway(file, port) if _is_gateway(file) else load_config(file, port)
     if config.port == 0:
-        complain(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
+        print_error(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
         raise typer.Exit(Exit.USAGE)
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "localhost"}.get(config.host, config.host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"

@@ -22,7 +22,7 @@ import typer
 
 from llmux import control
 from llmux.cli.api_models import Commanded, decode
-from llmux.cli.terminal import CommandError, Exit, complain
+from llmux.cli.terminal import CommandError, Exit, print_error
 
 UNIX = "unix:"  # the address of a socket
 KEYS = ("LLMUX_ADMIN_KEY", "LLMUX_API_KEY")
@@ -364,7 +364,7 @@ def speak(url: str, key_file: Path | None, act: Callable[[Remote], Awaitable[int
     try:
         code = asyncio.run(_acted(connection(url, key_file), act))
     except CommandError as error:
-        complain(str(error))
+        print_error(str(error))
         code = error.exit
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from llmux.cli.client import Remote, check_key, connection
 from llmux.cli.command_tree import DEFAULT_URL, UrlOption
-from llmux.cli.terminal import CommandError, complain, terminal
+from llmux.cli.terminal import CommandError, print_error, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration, measured
 from llmux.observability.record import RecordedRun, RecordError, read_record
@@ -94,7 +94,7 @@ def run(
             riding = [str(each["reason"]) for each in decisions.get("riding", ())]
             _complete(switches, history)
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(FAILURE if isinstance(error, UnreachableError) else USAGE) from None
     switches = switches[-count:]
     if as_json:

@@ -162,8 +162,8 @@ _TOLD = {  # what an exit code other than 0, and 0, means
 
 
 @dataclass
-class Trial:
-    """The hooks of one model, on trial. ``on_step`` hears of each step, ``on_line`` what hooks print.
+class HookCheck:
+    """The hooks of one model, being checked. ``on_step`` hears of each step, ``on_line`` what hooks print.
 
     ``adopts_orphans`` says that what hooks leave behind becomes a child of this process.
     """

@@ -23,13 +23,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llmux.cli.terminal import complain, terminal
+from llmux.cli.terminal import print_error, terminal
 from llmux.config import Config
 from llmux.config.model_settings import hook_folder
 from llmux.errors import LLMuxError
 
 if TYPE_CHECKING:
-    from llmux.cli.hook_check import Step, Trial
+    from llmux.cli.hook_check import HookCheck, Step
 
 # ruff: noqa: PLC0415 - most commands need no server
 
@@ -221,7 +221,7 @@ def copy_one(
 
 
 def _fail(error: HookScriptError) -> NoReturn:
-    complain(str(error))
+    print_error(str(error))
     raise typer.Exit(USAGE) from None
 
 
@@ -255,36 +255,36 @@ def check_hooks(
         config = Config.from_file(file or root[0] or Path("config.yaml"))
         name = _named(config, model)
         with _unowned(config, force=force):
-            trial = asyncio.run(_try(config, name, console, force=force, verbose=verbose))
+            check = asyncio.run(_try(config, name, console, force=force, verbose=verbose))
     except LLMuxError as error:
-        complain(str(error))
+        print_error(str(error))
         raise typer.Exit(USAGE) from None
     except KeyboardInterrupt:
         terminal(stderr=True).print(f"interrupted: {model} may be awake", style="red")
         raise typer.Exit(INTERRUPTED) from None
-    _conclude(trial, console)
-    if any(strict or not finding.warning for finding in trial.findings):
+    _conclude(check, console)
+    if any(strict or not finding.warning for finding in check.findings):
         raise typer.Exit(FOUND)
 
 
-async def _try(config: Config, model: str, console: Console, *, force: bool, verbose: bool) -> Trial:
-    from llmux.cli.hook_check import Trial
+async def _try(config: Config, model: str, console: Console, *, force: bool, verbose: bool) -> HookCheck:
+    from llmux.cli.hook_check import HookCheck
     from llmux.hookrunner.hook_process import adopting_orphans
 
     with adopting_orphans() as adopts:
-        trial = Trial(config, model, adopts_orphans=adopts)
-        await _follow(trial, console, force=force, verbose=verbose)
-        return trial
+        check = HookCheck(config, model, adopts_orphans=adopts)
+        await _follow(check, console, force=force, verbose=verbose)
+        return check
 
 
-async def _follow(trial: Trial, console: Console, *, force: bool, verbose: bool) -> None:
-    awake = await trial.awake_others()
+async def _follow(check: HookCheck, console: Console, *, force: bool, verbose: bool) -> None:
+    awake = await check.awake_others()
     if awake and not force:
-        await trial.close()
+        await check.close()
         raise UntriedError(
             f"{', '.join(awake)}: awake, and may hold the GPU; put it to sleep first, or go on with --force"
         )
-    table = Table("step", "", "seconds", "", title=f"the hooks of {trial.model}", title_justify="left", box=None)
+    table = Table("step", "", "seconds", "", title=f"the hooks of {check.model}", title_justify="left", box=None)
     table.columns[2].justify = "right"
     with Live(table, console=console, auto_refresh=False) as live:
 
@@ -297,18 +297,18 @@ async def _follow(trial: Trial, console: Console, *, force: bool, verbose: bool)
             if verbose:
                 live.console.print(Text(f"{hook}: {line}", "dim"))
 
-        trial.on_step, trial.on_line = on_step, on_line
-        await trial.run()
+        check.on_step, check.on_line = on_step, on_line
+        await check.run()
 
 
-def _conclude(trial: Trial, console: Console) -> None:
-    for finding in trial.findings:
+def _conclude(check: HookCheck, console: Console) -> None:
+    for finding in check.findings:
         kind, style = ("warning", "yellow") if finding.warning else ("error", "red")
         console.print()
         console.print(Text(f"{kind}: {finding.wrong}", f"bold {style}"))
         console.print(Text(f"  {finding.seen}"), soft_wrap=True)
         console.print(Text(f"  {finding.repair}", "italic"), soft_wrap=True)
-    if not trial.findings:
+    if not check.findings:
         console.print("\nThese hooks do what llmux relies on.", style="green")
 
 

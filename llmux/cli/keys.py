@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 import typer
 from rich.text import Text
 
-from llmux.cli.api_models import SeenRequest, SeenRequests, SeenUsage, SeenUse
+from llmux.cli.api_models import FinishedRequest, FinishedRequests, Usage, UsageRow
 from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
 from llmux.cli.status import COLUMNS, row, spell
-from llmux.cli.terminal import Column, FittingTable, complain, terminal
+from llmux.cli.terminal import Column, FittingTable, print_error, terminal
 from llmux.config.access import ApiKeyConfig, hash_of, new_key
 
 USAGE = 2
@@ -104,23 +104,23 @@ def usage(
             typer.echo(written(answer["by"], answer["usage"]), nl=False)
             return
         for host, why in answer.get("missing", {}).items():  # of a gateway
-            complain(f"{host} is missing: {why}")
-        _show(remote.read(SeenUsage, answer), answer["usage"])
+            print_error(f"{host} is missing: {why}")
+        _show(remote.read(Usage, answer), answer["usage"])
 
     speak(url, key_file, act)
 
 
-def _show(seen: SeenUsage, rows: list[dict[str, Any]]) -> None:
-    if seen.lost:
-        complain(f"{seen.lost} requests are missing: the ledger could not be written")
-    if not seen.usage:
+def _show(usage: Usage, rows: list[dict[str, Any]]) -> None:
+    if usage.lost:
+        print_error(f"{usage.lost} requests are missing: the ledger could not be written")
+    if not usage.usage:
         typer.echo("no request has ended since then")
         return
-    lines = [[_named(row[name]) for name in seen.by] for row in rows]
-    cells = [line + _cells(use) for line, use in zip(lines, seen.usage, strict=True)]
-    if seen.by:
-        cells += [["total", *[""] * (len(seen.by) - 1), *_cells(each)] for each in seen.total]
-    columns = [*(Column(name) for name in seen.by), *FIGURES]
+    lines = [[_named(row[name]) for name in usage.by] for row in rows]
+    cells = [line + _cells(use) for line, use in zip(lines, usage.usage, strict=True)]
+    if usage.by:
+        cells += [["total", *[""] * (len(usage.by) - 1), *_cells(each)] for each in usage.total]
+    columns = [*(Column(name) for name in usage.by), *FIGURES]
     terminal().print(FittingTable(columns, [[Text(cell) for cell in line] for line in cells]))
 
 
@@ -140,7 +140,7 @@ def _named(value: str | None) -> str:
     return "" if value is None else value
 
 
-def _cells(use: SeenUse) -> list[str]:
+def _cells(use: UsageRow) -> list[str]:
     about = "~" if use.estimated else ""
     return [
         str(use.requests),
@@ -171,7 +171,7 @@ def activity(
 
     async def act(remote: Remote) -> None:
         answer = await remote.get(f"/llmux/activity?{urlencode({'limit': count, **wanted})}")
-        found = remote.read(SeenRequests, answer).requests
+        found = remote.read(FinishedRequests, answer).requests
         if not follow:
             if as_json:
                 typer.echo(json.dumps(answer, indent=2))
@@ -184,7 +184,9 @@ def activity(
         while True:
             new = [one for one in answer["requests"] if one["id"] > last]
             for document in reversed(new):
-                _tell(remote.read(SeenRequests, {"requests": [document]}).requests[0], document, as_json=as_json)
+                _tell(
+                    remote.read(FinishedRequests, {"requests": [document]}).requests[0], document, as_json=as_json
+                )
             last = max([last, *(one["id"] for one in new)])
             await asyncio.sleep(EVERY)
             answer = await remote.get(f"/llmux/activity?{urlencode({'limit': 1000, **wanted})}")
@@ -194,7 +196,7 @@ def activity(
     speak(url, key_file, act)
 
 
-def _table(found: list[SeenRequest]) -> FittingTable:
+def _table(found: list[FinishedRequest]) -> FittingTable:
     """Return a table in which no name is broken: of other columns more are left out."""
     columns = [each._replace(drop=_DROPPED_TOO.get(each.title, each.drop)) for each in COLUMNS]
     rows = [row(one) for one in found]
@@ -210,7 +212,7 @@ def _table(found: list[SeenRequest]) -> FittingTable:
     return FittingTable(columns, rows)
 
 
-def _tell(one: SeenRequest, document: dict[str, Any], *, as_json: bool) -> None:
+def _tell(one: FinishedRequest, document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(document))
         return

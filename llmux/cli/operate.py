@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import typer
 
-from llmux.cli.api_models import Commanded, Leased, SeenStatus
+from llmux.cli.api_models import Commanded, Leased, Status
 from llmux.cli.client import Event, Remote, speak
 from llmux.cli.command_tree import (
     DEFAULT_URL,
@@ -30,7 +30,7 @@ from llmux.cli.command_tree import (
     TimeoutOption,
     UrlOption,
 )
-from llmux.cli.terminal import CommandError, Exit, complain, terminal
+from llmux.cli.terminal import CommandError, Exit, print_error, terminal
 
 
 class Mode(enum.StrEnum):
@@ -109,7 +109,7 @@ def sleep(
 
 
 async def _awake(remote: Remote) -> list[str]:
-    return remote.read(SeenStatus, await remote.get("/llmux/status")).awake
+    return remote.read(Status, await remote.get("/llmux/status")).awake
 
 
 def pin(
@@ -270,7 +270,9 @@ def lease(
 ) -> None:
     """Put all models to sleep, and keep them asleep: the GPU is for another job."""
     if command and (duration or renew or as_json or not wait):
-        complain("with a COMMAND the lease lasts as long as it runs: without --for, --renew, --no-wait and --json")
+        print_error(
+            "with a COMMAND the lease lasts as long as it runs: without --for, --renew, --no-wait and --json"
+        )
         raise typer.Exit(Exit.USAGE)
     options = {
         "for": RENEWED if command else duration,
@@ -375,7 +377,7 @@ async def _held(remote: Remote, lease: str, within: float | None, *, keep: bool 
 
 
 async def _look(remote: Remote, lease: str) -> bool:
-    status = remote.read(SeenStatus, await remote.get("/llmux/status"))
+    status = remote.read(Status, await remote.get("/llmux/status"))
     if status.lease is None or status.lease.id != lease:
         raise CommandError(Exit.FAILED, "the lease ended before nothing held the GPU any more")
     return status.lease.held
@@ -392,7 +394,7 @@ async def _run(remote: Remote, lease: str, command: list[str], within: float | N
     try:
         await give_back(remote, lease)
     except CommandError as error:
-        complain(f"the lease could not be given back; it ends by itself within {RENEWED}: {error}")
+        print_error(f"the lease could not be given back; it ends by itself within {RENEWED}: {error}")
     return code
 
 
@@ -405,7 +407,7 @@ async def _child(command: list[str], stop: asyncio.Event) -> int:
     try:
         process = await asyncio.create_subprocess_exec(*command)
     except OSError as error:
-        complain(f"{command[0]}: {error.strerror or error}")
+        print_error(f"{command[0]}: {error.strerror or error}")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     ending = asyncio.create_task(_end_child(process, stop))
     code = await process.wait()
@@ -420,7 +422,7 @@ async def _keep(remote: Remote, lease: str, stop: asyncio.Event) -> None:
         try:
             await remote.post(LEASE, {"for": RENEWED, "id": lease})
         except CommandError as error:
-            complain(f"the lease cannot be renewed: {error}")
+            print_error(f"the lease cannot be renewed: {error}")
             if error.exit is Exit.REFUSED:
                 stop.set()
                 return

@@ -13,7 +13,7 @@ import typer
 
 from llmux.cli.check import load_config, load_gateway, summary
 from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
-from llmux.cli.terminal import Exit, complain, terminal
+from llmux.cli.terminal import Exit, print_error, terminal
 from llmux.config import Config
 from llmux.config.load import read_document
 from llmux.config.problems import line_of
@@ -68,7 +68,7 @@ def run_process(handler: Handler, file: Path, make: Callable[[], Process]) -> No
             runner.run(process())
     except LLMuxError as error:
         handler.flush()
-        complain(str(_located(error, file)))
+        print_error(str(_located(error, file)))
         raise typer.Exit(Exit.USAGE) from None
     finally:
         handler.close()

@@ -17,7 +17,7 @@ from rich.progress import Progress, TextColumn
 from llmux.cli import simulate_fleet, simulate_keys, simulate_tables
 from llmux.cli import simulate_what_if as what_ifs
 from llmux.cli.simulate_tables import Given, Shown, show, tell_overruled
-from llmux.cli.terminal import complain, terminal
+from llmux.cli.terminal import print_error, terminal
 from llmux.config import Config
 from llmux.config.setting_types import parse_duration
 from llmux.core.policy import Policy
@@ -26,7 +26,7 @@ from llmux.errors import LLMuxError
 from llmux.plugins import load_policy
 from llmux.simulator.cost_matrix import parse_costs
 from llmux.simulator.engine_model import EngineModel, Fit, parse_engines
-from llmux.simulator.recorded import SENSELESS, Recorded, read_recorded, senseless
+from llmux.simulator.recorded import UNUSABLE, Recorded, read_recorded, unusable
 from llmux.simulator.spilling import Spill, parse_price
 from llmux.simulator.statistics import SLO, plot, statistics_of
 from llmux.simulator.synthetic import (
@@ -315,7 +315,7 @@ def run(
             columns = bench.columns(policies, changes, bar.begin)
         if picture is not None:
             plot(columns.outcomes, picture)
-    except (LLMuxError, *SENSELESS) as error:
+    except (LLMuxError, *UNUSABLE) as error:
         _fail(_in_words(error, recorded))
     tell_overruled(columns.outcomes)
     results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in columns.outcomes.items()}
@@ -360,11 +360,11 @@ def _in_words(error: Exception, recorded: Recorded | None) -> str:
         return str(error)
     if recorded is None:
         raise error
-    return str(senseless(recorded.name, error))
+    return str(unusable(recorded.name, error))
 
 
 def _fail(message: str) -> NoReturn:
-    complain(message)
+    print_error(message)
     raise typer.Exit(USAGE)
 
 

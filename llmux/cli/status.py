@@ -22,21 +22,21 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.api_models import (
+    DecisionStatus,
+    FinishedRequest,
+    FinishedRequests,
     Gpu,
+    Gpus,
     History,
-    SeenDecision,
-    SeenGpus,
-    SeenLease,
-    SeenModel,
-    SeenRemote,
-    SeenRequest,
-    SeenRequests,
-    SeenStatus,
-    SeenSwitch,
+    LeaseStatus,
+    ModelStatus,
+    RemoteStatus,
+    Status,
+    SwitchStatus,
 )
 from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
-from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, complain, terminal
+from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, print_error, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]
 EveryOption = Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")]
@@ -70,7 +70,7 @@ def status(
 
 
 async def _look(remote: Remote) -> RenderableType:
-    return view(remote.url, remote.read(SeenStatus, await remote.get("/llmux/status")))
+    return view(remote.url, remote.read(Status, await remote.get("/llmux/status")))
 
 
 async def _watch(remote: Remote, every: float) -> None:
@@ -103,50 +103,52 @@ async def _as_json(remote: Remote, every: float | None) -> None:
         except CommandError as error:
             if error.exit is not Exit.UNREACHABLE:
                 raise
-            complain(str(error))
+            print_error(str(error))
 
 
 # ---- for people: a few lines, and a table of the models
 
 
-def view(url: str, seen: SeenStatus) -> RenderableType:
+def view(url: str, document: Status) -> RenderableType:
     """Return all of it."""
-    return Group(*head(url, seen), models(seen), *_why(seen))
+    return Group(*head(url, document), models(document), *_why(document))
 
 
-def _policy(seen: SeenStatus) -> str:
-    auto = seen.policy.auto
-    return seen.policy.use if auto is None else f"{seen.policy.use} ({auto.chosen} decides)"
+def _policy(document: Status) -> str:
+    auto = document.policy.auto
+    return document.policy.use if auto is None else f"{document.policy.use} ({auto.chosen} decides)"
 
 
-def head(url: str, seen: SeenStatus) -> Iterator[Text]:
+def head(url: str, document: Status) -> Iterator[Text]:
     """Yield what concerns all models, a line each."""
-    yield Text(f"llmux {seen.version} at {url}, up {spell(seen.uptime)}; policy {_policy(seen)}", "bold")
-    if seen.policy.auto is not None and seen.policy.auto.error is not None:
-        yield Text(f"auto could not look back on the last hour: {seen.policy.auto.error}", "yellow")
-    if not seen.ready:
+    yield Text(
+        f"llmux {document.version} at {url}, up {spell(document.uptime)}; policy {_policy(document)}", "bold"
+    )
+    if document.policy.auto is not None and document.policy.auto.error is not None:
+        yield Text(f"auto could not look back on the last hour: {document.policy.auto.error}", "yellow")
+    if not document.ready:
         yield Text("not ready: it is still looking at what runs, or stops", "yellow")
-    if seen.manual:
+    if document.manual:
         yield Text("manual mode: only operators switch", "yellow")
-    if seen.lease is not None:
-        yield Text(_lease(seen.lease), "yellow")
-    if seen.switch is not None:
-        yield Text(switch_line(seen.switch, seen.decisions), "yellow")
-    yield from (_remote(name, one) for name, one in seen.remotes.items())
-    if seen.reload_error is not None:
-        yield Text(f"the configuration has an error, the old one is in force: {seen.reload_error}", "red")
+    if document.lease is not None:
+        yield Text(_lease(document.lease), "yellow")
+    if document.switch is not None:
+        yield Text(switch_line(document.switch, document.decisions), "yellow")
+    yield from (_remote(name, one) for name, one in document.remotes.items())
+    if document.reload_error is not None:
+        yield Text(f"the configuration has an error, the old one is in force: {document.reload_error}", "red")
 
 
-def _remote(name: str, seen: SeenRemote) -> Text:
+def _remote(name: str, document: RemoteStatus) -> Text:
     """Say what a remote does, or why nothing is sent to it."""
-    if seen.state == "closed":
-        return Text(f"remote {name}: {seen.in_flight} in flight", "dim")
-    again = "one request may try it" if seen.retry_in is None else f"again in {spell(seen.retry_in)}"
-    why = "it asked for a rest" if seen.state == "resting" else seen.last_error or "it fails"
+    if document.state == "closed":
+        return Text(f"remote {name}: {document.in_flight} in flight", "dim")
+    again = "one request may try it" if document.retry_in is None else f"again in {spell(document.retry_in)}"
+    why = "it asked for a rest" if document.state == "resting" else document.last_error or "it fails"
     return Text(f"remote {name}: left alone, {again}: {why}", "yellow")
 
 
-def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> FittingTable:
+def models(document: Status, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> FittingTable:
     """Return the table of the models; ``figures`` are further columns: by title, then by model."""
     # Which go first where there is no room: what can be told from the others, or waits for nothing.
     columns = [
@@ -165,23 +167,23 @@ def models(seen: SeenStatus, figures: Mapping[str, Mapping[str, str]] = NO_FIGUR
             *_row(model),
             *(Text(column.get(name, "")) for column in figures.values()),
         ]
-        for name, model in seen.models.items()
+        for name, model in document.models.items()
     ]
     # Empty ones would take the names' room; where figures come and go they stay.
     filled = [number for number in range(len(columns)) if figures or any(row[number].plain for row in rows)]
     return FittingTable(
         [columns[number] for number in filled],
         [[row[number] for number in filled] for row in rows],
-        ["; ".join(_remarks(model)) for model in seen.models.values()],
-        [Text(name) for name in seen.models],
+        ["; ".join(_remarks(model)) for model in document.models.values()],
+        [Text(name) for name in document.models],
     )
 
 
-def _called(name: str, model: SeenModel) -> str:
+def _called(name: str, model: ModelStatus) -> str:
     return f"{name} ({', '.join(model.aliases)})" if model.aliases else name
 
 
-def switch_line(switch: SeenSwitch, decisions: Sequence[SeenDecision]) -> str:
+def switch_line(switch: SwitchStatus, decisions: Sequence[DecisionStatus]) -> str:
     """Return a switch in words; its reason is that of the decision which it began with."""
     why = [each.reason.partition(": ")[2] for each in decisions if each.switch == switch.id]
     way = f"{' and '.join(switch.sources) or 'nothing'} → {switch.to or 'asleep'}"
@@ -205,7 +207,7 @@ def spell(seconds: float) -> str:
     return f"{seconds / HOUR:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:.1f} days"
 
 
-def _lease(lease: SeenLease) -> str:
+def _lease(lease: LeaseStatus) -> str:
     state = "" if lease.held else ", but something still holds it"
     left = "until it is given back" if lease.expires_in is None else f"for {spell(lease.expires_in)} more"
     requests = "wait" if lease.requests == "wait" else "are refused"
@@ -213,7 +215,7 @@ def _lease(lease: SeenLease) -> str:
     return f"the GPU is leased to another job {left} (lease {lease.id}){reason}{state}; requests {requests}"
 
 
-def _row(model: SeenModel) -> list[Text]:
+def _row(model: ModelStatus) -> list[Text]:
     waits = "" if model.oldest_wait is None else spell(model.oldest_wait)
     expected = "" if model.expected_wait is None or not model.queued else f"≈ {spell(model.expected_wait)}"
     awake = "" if model.awake_for is None else spell(model.awake_for)
@@ -227,7 +229,7 @@ def _row(model: SeenModel) -> list[Text]:
     ]
 
 
-def _remarks(model: SeenModel) -> Iterator[str]:
+def _remarks(model: ModelStatus) -> Iterator[str]:
     if model.pinned:
         left = "" if model.pin_expires_in is None else f" for {spell(model.pin_expires_in)} more"
         yield f"pinned{left}{f': {model.pin_reason}' if model.pin_reason else ''}"
@@ -241,9 +243,13 @@ def _remarks(model: SeenModel) -> Iterator[str]:
         yield model.last_error
 
 
-def _why(seen: SeenStatus) -> Iterator[Text]:
-    if seen.decisions and seen.decisions[-1].switch is None and any(m.queued for m in seen.models.values()):
-        yield Text(seen.decisions[-1].reason)
+def _why(document: Status) -> Iterator[Text]:
+    if (
+        document.decisions
+        and document.decisions[-1].switch is None
+        and any(m.queued for m in document.models.values())
+    ):
+        yield Text(document.decisions[-1].reason)
 
 
 def top(
@@ -291,15 +297,15 @@ async def _for_ever(
 
 async def _pictures(remote: Remote, every: float) -> AsyncIterator[RenderableType]:
     """Yield a picture whenever llmux tells its status."""
-    gpus: SeenGpus | None = None
+    gpus: Gpus | None = None
     before: _Counts | None = None
     async with remote.events(f"?every={every}s") as events:
         async for name, fields in events:
             if name == "gpus":
-                gpus = remote.read(SeenGpus, fields)
+                gpus = remote.read(Gpus, fields)
             if name != "status":
                 continue
-            status = remote.read(SeenStatus, fields)
+            status = remote.read(Status, fields)
             now = _Counts.of(status, await remote.text("/metrics"))
             figures = {} if before is None else now.rates(before)
             if before is None or now.time - before.time >= SHORTEST:
@@ -317,7 +323,7 @@ class _Counts:
     streamed: Mapping[str, float]
 
     @classmethod
-    def of(cls, status: SeenStatus, metrics: str) -> _Counts:
+    def of(cls, status: Status, metrics: str) -> _Counts:
         from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - only for `top`
 
         answers: Counter[str] = Counter()
@@ -342,9 +348,9 @@ class _Counts:
         }
 
 
-def _gpus(seen: SeenGpus | None) -> Iterator[Text]:
+def _gpus(document: Gpus | None) -> Iterator[Text]:
     """Yield a line for each GPU that is known."""
-    for gpu in seen.gpus if seen is not None else ():
+    for gpu in document.gpus if document is not None else ():
         yield Text(f"GPU {gpu.index} {gpu.name}: {', '.join(_figures(gpu))}")
 
 
@@ -388,7 +394,7 @@ def logs(
                 if event in HOOK_EVENTS and name in (None, fields.get("model")):
                     _show(event, fields, name, as_json=as_json)
                 elif event == "lost":
-                    complain(f"{fields.get('events')} events are missing: they were not read fast enough")
+                    print_error(f"{fields.get('events')} events are missing: they were not read fast enough")
         raise CommandError(Exit.UNREACHABLE, f"{remote.url}: llmux stopped, or the connection broke")
 
     speak(url, key_file, act)
@@ -396,7 +402,7 @@ def logs(
 
 async def _name(remote: Remote, model: str) -> str:
     """Return the name of a model that may be given by an alias."""
-    status = remote.read(SeenStatus, await remote.get("/llmux/status"))
+    status = remote.read(Status, await remote.get("/llmux/status"))
     if model in status.models:
         return model
     for entry in (await remote.get("/v1/models")).get("data", ()):
@@ -460,7 +466,7 @@ def requests(
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
             return
-        found = remote.read(SeenRequests, answer).requests
+        found = remote.read(FinishedRequests, answer).requests
         if found:
             terminal().print(FittingTable(COLUMNS, [row(one) for one in reversed(found)]))
         else:
@@ -482,7 +488,7 @@ COLUMNS = (
 )
 
 
-def row(one: SeenRequest) -> list[Text]:
+def row(one: FinishedRequest) -> list[Text]:
     """Return the cells of a request that has ended."""
     speed = "" if one.tokens_per_second is None else pace(one.tokens_per_second)
     cells = [
@@ -499,7 +505,7 @@ def row(one: SeenRequest) -> list[Text]:
     return [Text(cell, "red" if one.status >= 400 or one.error else "") for cell in cells]  # noqa: PLR2004
 
 
-def _status(one: SeenRequest) -> Iterator[str]:
+def _status(one: FinishedRequest) -> Iterator[str]:
     yield str(one.status)
     if one.error is not None:
         yield one.error
@@ -507,7 +513,7 @@ def _status(one: SeenRequest) -> Iterator[str]:
         yield "client left"
 
 
-def _tokens(one: SeenRequest) -> str:
+def _tokens(one: FinishedRequest) -> str:
     if one.input_tokens is None and one.output_tokens is None:
         return ""
     given, made = ("?" if each is None else str(each) for each in (one.input_tokens, one.output_tokens))

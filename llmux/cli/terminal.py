@@ -79,7 +79,7 @@ def say(text: str, colour: str | None = None, *, stderr: bool = False) -> None:
     typer.secho(text, fg=colour, err=stderr, color=False if plain else None)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print an error message on stderr."""
     say(message, "red", stderr=True)
 
@@ -103,7 +103,7 @@ def usable_streams() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        complain(f"cannot write: {error.strerror}")
+        print_error(f"cannot write: {error.strerror}")
         _give_up()
 
 

@@ -150,19 +150,19 @@ async def end_leftovers(traces: Iterable[Trace], grace: float = GRACE) -> list[T
     return found
 
 
-class _Seen(NamedTuple):
+class _Stat(NamedTuple):
     group: int
     started: int
 
 
-def _look(process: int | Path) -> _Seen | None:
+def _look(process: int | Path) -> _Stat | None:
     path = process if isinstance(process, Path) else Path(f"/proc/{process}")
     try:
         stat = (path / "stat").read_bytes()
     except OSError:
         return None
     fields = stat.rpartition(b")")[2].split()  # PID (NAME) STATE PPID PGRP …: the start is the 22nd of all
-    return None if fields[0] in b"ZX" else _Seen(int(fields[2]), int(fields[19]))
+    return None if fields[0] in b"ZX" else _Stat(int(fields[2]), int(fields[19]))
 
 
 def _boot() -> str | None:
@@ -177,7 +177,7 @@ def _runs(trace: Trace) -> bool:
     if trace.pid <= 1 or trace.pid == os.getpgrp():
         return False
     if (leader := _look(trace.pid)) is not None:
-        return leader == _Seen(trace.pid, trace.started)
+        return leader == _Stat(trace.pid, trace.started)
     return trace.ending and any(_is_of_a_hook(path) for path in _members(trace))
 
 

@@ -166,7 +166,7 @@ class HookRunner:
         try:
             on_finished(result)
         except Exception as error:  # noqa: BLE001  (the runner outlives its callers' bugs)
-            self._complain("on_finished", error)
+            self._report("on_finished", error)
 
     def _watch_pipe(self, process: HookProcess) -> None:
         """Follow a pipe that outlives its hook."""
@@ -196,16 +196,16 @@ class HookRunner:
             try:
                 self._on_ending(job)
             except Exception as error:  # noqa: BLE001  (its bug must not stop the ending)
-                self._complain("on_ending", error)
+                self._report("on_ending", error)
 
     def _line(self, job: HookJob, line: str) -> None:
         if self._on_line is not None:
             try:
                 self._on_line(job, line)
             except Exception as error:  # noqa: BLE001  (its bug must not stop the reading)
-                self._complain("on_line", error)
+                self._report("on_line", error)
 
-    def _complain(self, callback: str, error: Exception) -> None:
+    def _report(self, callback: str, error: Exception) -> None:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"{callback} of the hook runner raised", "exception": error}

@@ -244,7 +244,7 @@ def fill(text: str, environ: Mapping[str, str]) -> str:
     return ENV.sub(lambda found: environ.get(found[1], ""), text)
 
 
-def written(text: str) -> str:
+def as_in_file(text: str) -> str:
     """Return ``text`` as it stands in the file, for messages."""
     text = ENV.sub(lambda found: f"${{env.{found[1]}}}", text)
     return text.replace(PORT, "${PORT}").replace(PID, "${PID}")
@@ -465,7 +465,7 @@ def read(file: FilePath, environ: Mapping[str, str]) -> Source:
         known = {problem.path for problem in problems}
         problems += [problem for problem in explain(error, LlamaSwap) if problem.path not in known]
     raise_all(
-        [Problem(problem.path, written(problem.message), problem.line) for problem in problems],
+        [Problem(problem.path, as_in_file(problem.message), problem.line) for problem in problems],
         file=str(file),
         lines=document.lines,
     )

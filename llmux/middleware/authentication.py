@@ -340,7 +340,7 @@ _FROM_ELSEWHERE = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP")
 _HOW = "send Authorization: Bearer KEY, or X-API-Key: KEY"
 
 
-class Let(NamedTuple):
+class Authenticated(NamedTuple):
     """The holder that was let in, and the headers (in lower case) that must not go on to an engine."""
 
     holder: Holder | None = None
@@ -351,22 +351,22 @@ class Let(NamedTuple):
         """Whether it is a gateway's key."""
         return self.holder is not None and self.holder.gateway
 
-    def for_client(self, request: web.BaseRequest) -> Let:
+    def for_client(self, request: web.BaseRequest) -> Authenticated:
         """Return the same in the name of the gateway's client, where the gateway tells it."""
         assert self.holder is not None
         name = request.headers.get(KEY_NAME, "")
         holder = self.holder._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else None
-        return Let(holder or self.holder, self.drop | _OF_GATEWAYS)
+        return Authenticated(holder or self.holder, self.drop | _OF_GATEWAYS)
 
 
-class FastLet(NamedTuple):
+class FastAuthenticated(NamedTuple):
     """The same on the fast path: which lines of the head must not go on, the last first."""
 
     drop: Sequence[int]
     holder: Holder | None
 
 
-ANONYMOUS = Let()
+ANONYMOUS = Authenticated()
 _THIS_HOST = Holder(None, operator=True)
 
 
@@ -380,7 +380,7 @@ class Keys:
         """Take over a configuration's keys, at once."""
         self.ring.configure(config)
 
-    async def client(self, request: web.BaseRequest) -> Let:
+    async def client(self, request: web.BaseRequest) -> Authenticated:
         """Let a client in. Raises UnauthorizedError or TooManyAttemptsError."""
         ring = self.ring
         if not ring.any:
@@ -390,19 +390,19 @@ class Keys:
         if let.holder is not None or not ring.wanted:
             return let
         if not ring.guarded and is_control(request):
-            return Let(_THIS_HOST)
+            return Authenticated(_THIS_HOST)
         if await ring.ask(shown.values(), address_of(request)) is None:
             raise no_valid_key()
         return self._recognized(shown)
 
-    async def operator(self, request: web.BaseRequest) -> Let:
+    async def operator(self, request: web.BaseRequest) -> Authenticated:
         """Let an operator in. Raises UnauthorizedError, ForbiddenError or TooManyAttemptsError."""
         ring = self.ring
         shown = _shown(request) if ring.any else {}
         let = self._recognized(shown)
         if not ring.guarded:
             if is_control(request):
-                return Let(_THIS_HOST, let.drop)
+                return Authenticated(_THIS_HOST, let.drop)
             if ring.wanted:
                 raise ForbiddenError(
                     "With `api_keys`, operating llmux over HTTP takes `admin_key`, which is not set: set it in the"
@@ -427,7 +427,7 @@ class Keys:
             return True
         return bool(shown) and await self.ring.ask(shown.values(), address_of(request)) is not None
 
-    def on_fast_path(self, lines: list[bytes], shown: Sequence[int]) -> FastLet | None:
+    def on_fast_path(self, lines: list[bytes], shown: Sequence[int]) -> FastAuthenticated | None:
         """Return which of a head's lines must not go on, and whose key it is; None if that takes more than a look.
 
         ``shown`` are those that hold a credential.
@@ -447,7 +447,7 @@ class Keys:
                 found.append(at)
                 if best is None or holder.operator:
                     best = holder
-        return FastLet(found, best) if found or not self.ring.wanted else None
+        return FastAuthenticated(found, best) if found or not self.ring.wanted else None
 
     def refusal(self, lines: list[bytes], shown: Sequence[int], address: str) -> RequestError | None:
         """Return why a client is refused that shows these lines of a head; None if that takes more than a look."""
@@ -466,7 +466,7 @@ class Keys:
             return None
         return ring.refusal(found, address)
 
-    def _recognized(self, shown: dict[bytes, bytes]) -> Let:
+    def _recognized(self, shown: dict[bytes, bytes]) -> Authenticated:
         best: Holder | None = None
         drop = set()
         for header, key in shown.items():
@@ -475,7 +475,7 @@ class Keys:
                 drop.add(header)
                 if best is None or holder.operator:
                     best = holder
-        return Let(best, frozenset(drop)) if drop else ANONYMOUS
+        return Authenticated(best, frozenset(drop)) if drop else ANONYMOUS
 
 
 def is_control(request: web.BaseRequest) -> bool:

@@ -164,7 +164,7 @@ class _Engine:
 
         chat = Translation(Dialect.MESSAGES, Dialect.CHAT, lossy=True).request({"model": self._model, **document})
         messages: dict[str, Any] = {name: chat[name] for name in ("messages", "tools") if name in chat}
-        said = _said(document)
+        said = _prompt_of(document)
         made = await self._json(_TEMPLATE, messages)
         if isinstance(prompt := made.get("prompt"), str):
             # llama.cpp calls it content, SGLang prompt.
@@ -293,12 +293,12 @@ def _whole(document: Mapping[str, Any], name: str) -> int | None:
 
 def estimate(document: dict[str, Any]) -> int:
     """Return about how many tokens a request has: by the bytes of its text, and a guess for each file in it."""
-    said = _said(document)
+    said = _prompt_of(document)
     size = said.names + sum(len(text.encode(errors="replace")) for text in said.texts)
     return max(1, math.ceil(size / _PER_TOKEN)) + said.files * _PER_FILE
 
 
-class _Said(NamedTuple):
+class _Prompt(NamedTuple):
     """What there is to count in a request: texts, images and documents, and the bytes of the fields' names."""
 
     texts: list[str]
@@ -306,7 +306,7 @@ class _Said(NamedTuple):
     names: int
 
 
-def _said(document: dict[str, Any]) -> _Said:
+def _prompt_of(document: dict[str, Any]) -> _Prompt:
     texts: list[str] = []
     files = names = 0
     pending: list[Any] = [{name: document.get(name) for name in ("system", "messages", "tools")}]
@@ -320,4 +320,4 @@ def _said(document: dict[str, Any]) -> _Said:
             names += sum(len(name) + 4 for name in value)
         elif isinstance(value, str):
             texts.append(value)
-    return _Said(texts, files, names)
+    return _Prompt(texts, files, names)

@@ -57,7 +57,7 @@ class Ended(Protocol):
         """How it ended, for people."""
 
 
-class SwitchSeen(NamedTuple):
+class TracedSwitch(NamedTuple):
     """A switch as the requests see it that wait for its target. Times are the loop's."""
 
     began: float
@@ -86,7 +86,7 @@ class SwitchTraces:
         self._tracer = tracer
         self._now = now
         self._open: dict[int, _Open] = {}
-        self._last: dict[str, SwitchSeen] = {}  # by target
+        self._last: dict[str, TracedSwitch] = {}  # by target
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             fx.SwitchStarted: self._started,
             fx.SwitchDrained: self._drained,
@@ -113,10 +113,10 @@ class SwitchTraces:
                     span.set_status(Status(StatusCode.ERROR, result.detail[:_LONGEST]))
                 span.end(switch.at(self._now()))
 
-    def towards(self, model: str) -> SwitchSeen | None:
+    def towards(self, model: str) -> TracedSwitch | None:
         """Return the switch to a model that is under way, or else the last one."""
         under_way = next((switch for switch in self._open.values() if switch.target == model), None)
-        return self._last.get(model) if under_way is None else _seen(under_way, self._now())
+        return self._last.get(model) if under_way is None else _traced(under_way, self._now())
 
     def _started(self, effect: fx.SwitchStarted) -> None:
         now = self._now()
@@ -172,11 +172,11 @@ class SwitchTraces:
             switch.span.set_attribute("llmux.switch.cost", effect.cost)
         switch.span.end(switch.at(now))
         if effect.to is not None:
-            self._last[effect.to] = _seen(switch, now)
+            self._last[effect.to] = _traced(switch, now)
 
 
-def _seen(switch: _Open, now: float) -> SwitchSeen:
-    return SwitchSeen(switch.began, switch.drained, now, switch.span.get_span_context())
+def _traced(switch: _Open, now: float) -> TracedSwitch:
+    return TracedSwitch(switch.began, switch.drained, now, switch.span.get_span_context())
 
 
 _CLIENT_ERROR, _SERVER_ERROR = 400, 500
@@ -311,7 +311,7 @@ class Tracing:
         self._propagator.inject(carrier, context)
         return [(name.encode("ascii"), value.encode("latin-1")) for name, value in carrier.items()]
 
-    def switch_to(self, model: str) -> SwitchSeen | None:
+    def switch_to(self, model: str) -> TracedSwitch | None:
         """Return the switch to a model that is under way, or else the last one."""
         return None if self._switches is None else self._switches.towards(model)
 

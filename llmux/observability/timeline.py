@@ -83,7 +83,7 @@ class Timeline:
     def story(self) -> str:
         """Return the steps as Python: one ``at(time, event, effects…)`` after the other."""
         return "\n".join(
-            written([as_python(step.time), as_python(step.event), *map(as_python, told(step.effects))])
+            laid_out([as_python(step.time), as_python(step.event), *map(as_python, unexplained(step.effects))])
             for step in self.steps
         )
 
@@ -97,7 +97,7 @@ def _after(newest_first: Iterator[Move], number: int) -> list[Move]:
     return new[::-1]
 
 
-def told(made: Sequence[Effect]) -> list[Effect]:
+def unexplained(made: Sequence[Effect]) -> list[Effect]:
     """Return the effects that a playbook tells: those that only explain others are left out."""
     return [effect for effect in made if effect.__class__ not in EXPLAIN]
 
@@ -105,7 +105,7 @@ def told(made: Sequence[Effect]) -> list[Effect]:
 EXPLAIN = frozenset(get_args(effects.Explanation))
 
 
-def written(parts: Sequence[str]) -> str:
+def laid_out(parts: Sequence[str]) -> str:
     """Lay one ``at(…)`` out as the formatter would."""
     line = f"        at({', '.join(parts)}),"
     if len(line) <= WIDTH:

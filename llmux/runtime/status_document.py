@@ -68,7 +68,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "models": {
             name: {
                 **_model(model, now, counted(name), switcher.decisions.evicted.get(name)),
-                **_outlook(switcher, model, now),
+                **_expectation(switcher, model, now),
                 "aliases": list(config.models[name].aliases) if name in config.models else [],
                 "riding": riding[name],
             }
@@ -169,7 +169,7 @@ def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> 
     }
 
 
-def _outlook(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
+def _expectation(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
     """Return how long a new request would wait (null: it would be rejected), and which ones wait, in order."""
     s = switcher.core.state
     awake = wait_estimate.until_awake(s, model, now) if model.queue else 0.0

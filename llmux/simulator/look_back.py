@@ -199,11 +199,11 @@ def choose(
             break
     if best is None:
         why = f"of {len(scores)} candidates none is better than {chosen} by more than chance"
-        why = f"{why} ({_said(mine, objective, limit)})"
+        why = f"{why} ({_figure(mine, objective, limit)})"
     else:
         why = (
-            f"on the last {count} requests {best.name} has {_said(best.value, objective, limit)} instead of"
-            f" {_said(mine, objective, limit, bare=True)} with {chosen}, {how.format(best.sure)}"
+            f"on the last {count} requests {best.name} has {_figure(best.value, objective, limit)} instead of"
+            f" {_figure(mine, objective, limit, bare=True)} with {chosen}, {how.format(best.sure)}"
         )
     name = chosen if best is None else best.name
     return Choice(name, chosen, scores, count, why, memory.as_json() if memory is not None else {})
@@ -218,7 +218,7 @@ def _weights(one: Outcome, other: Outcome) -> Sequence[float]:
     return [math.exp2(HALVES * (time - times[-1]) / span) for time in times]
 
 
-def _said(value: float, objective: str, limit: float | None, *, bare: bool = False) -> str:
+def _figure(value: float, objective: str, limit: float | None, *, bare: bool = False) -> str:
     if limit is not None:
         return f"{1.0 - value:.1%}" + ("" if bare else f" admitted within {limit:g} s")
     return f"{value:.1f} s" if bare else f"a {objective} wait of {value:.1f} s"

@@ -46,7 +46,7 @@ Line = Mapping[str, Any]
 BYTES = 4  # of a request or an answer, for a token: about
 
 # What a record raises that was changed by hand, or written by another version, wherever it is made use of.
-SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +194,12 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
         _ = recorded.end, recorded.costs, recorded.exact_specs(), recorded.rules
         for line in recorded.requests:
             _job(line, {})
-    except SENSELESS as error:
-        raise senseless(name, error) from None
+    except UNUSABLE as error:
+        raise unusable(name, error) from None
     return recorded
 
 
-def senseless(name: str, error: Exception) -> RecordError:
+def unusable(name: str, error: Exception) -> RecordError:
     """Return what to raise for a record that was changed by hand, or by another version."""
     return RecordError(f"{name}: a line lacks what a record's has, or has an invalid value: {error!r}")
 

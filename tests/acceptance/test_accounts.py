@@ -96,7 +96,7 @@ class Seen:
         self.add("bob", usage.input_tokens + cached, cached, usage.output_tokens)
 
 
-def written(mux: Mux) -> list[dict[str, Any]]:
+def ledger_rows(mux: Mux) -> list[dict[str, Any]]:
     return all_written(mux)[PAGE["begins"] :]
 
 
@@ -107,8 +107,8 @@ def all_written(mux: Mux) -> list[dict[str, Any]]:
 
 
 async def rows(mux: Mux, count: int) -> list[dict[str, Any]]:
-    await asyncio.to_thread(wait_until, lambda: len(written(mux)) >= count, what=f"{count} rows")
-    return written(mux)
+    await asyncio.to_thread(wait_until, lambda: len(ledger_rows(mux)) >= count, what=f"{count} rows")
+    return ledger_rows(mux)
 
 
 async def test_exact_request_by_request(mux, sdk, claude):

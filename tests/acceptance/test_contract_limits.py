@@ -302,11 +302,11 @@ async def test_a_storm_of_clients_that_come_and_go(lab):
     await asyncio.gather(*leaving)
     assert set(await asyncio.gather(*staying)) <= {200, 503}
 
-    async def calm():
+    async def idle():
         status = await lab.status()
         return all(m["in_flight"] == 0 and m["queued"] == 0 for m in status["models"].values())
 
-    await lab.until(calm)
+    await lab.until(idle)
     assert (await lab.chat("b")).status == 200
 
 

@@ -295,8 +295,8 @@ class Twin:
         )
 
     def _compare(self, mine: list[Any], theirs: list[Any]) -> None:
-        left = [written(effect) for effect in mine if effect.__class__.__name__ not in self.new]
-        right = [written(effect) for effect in theirs]
+        left = [as_tuple(effect) for effect in mine if effect.__class__.__name__ not in self.new]
+        right = [as_tuple(effect) for effect in theirs]
         self.told.update(effect.__class__.__name__ for effect in mine)
         if left != right and not self._only_moved(left, right):
             raise DifferenceError("effects\n  then " + "\n       ".join(map(repr, right)) + "\n  now  "
@@ -383,7 +383,7 @@ REWORDED = (
 """What is said in other words now."""
 
 
-def written(effect: Any) -> tuple[Any, ...]:
+def as_tuple(effect: Any) -> tuple[Any, ...]:
     """Return an effect as values that compare across the two cores."""
     kind = effect.__class__
     fields = _FIELDS.get(kind)

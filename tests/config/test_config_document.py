@@ -141,13 +141,13 @@ SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5)
 VALUES = st.recursive(SCALARS, lambda one: st.lists(one, max_size=3) | st.lists(st.tuples(KEYS, one), max_size=4))
 
 
-def written(value, *, top=True) -> str:
+def as_json(value, *, top=True) -> str:
     """Write JSON in which a list of pairs, and the whole, is an object: a key may be there twice."""
     if isinstance(value, list) and (top or all(isinstance(each, tuple) for each in value)):
         pairs = [each if isinstance(each, tuple) else ("k", each) for each in value]
-        return "{" + ",\n ".join(f"{json.dumps(key)}:\t{written(each, top=False)}" for key, each in pairs) + "}"
+        return "{" + ",\n ".join(f"{json.dumps(key)}:\t{as_json(each, top=False)}" for key, each in pairs) + "}"
     if isinstance(value, list):
-        return f"[{', '.join(written(each, top=False) for each in value)}]"
+        return f"[{', '.join(as_json(each, top=False) for each in value)}]"
     return json.dumps(value if not isinstance(value, tuple) else list(value))
 
 
@@ -157,7 +157,7 @@ def written(value, *, top=True) -> str:
 @example([("a", [("b", 1), ("b", 2)])])
 @example([("a", [("<<", 1)])])
 def test_json_is_read_as_yaml_for_its_lines_and_for_what_is_twice(pairs):
-    text = written(pairs)
+    text = as_json(pairs)
     document, whole = parse_json(text), parse_yaml(text.replace("\t", " "))
     assert document.data == json.loads(text)
     assert document.problems == ([] if whole.data is None else whole.problems)

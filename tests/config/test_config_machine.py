@@ -212,7 +212,7 @@ def test_what_follows_from_a_mistake_is_not_told(check, tmp_path, text, found):
 # ---- what llmux writes
 
 
-def written(folder: Path, **settings) -> list[str]:
+def warnings_of(folder: Path, **settings) -> list[str]:
     config = folder / "config.yaml"
     config.write_text(
         json.dumps({"models": {"a": {"port": 8001, "wake": ":", "sleep": ":", "alive": ":"}}, **settings})
@@ -228,7 +228,7 @@ def test_what_can_be_written_or_made_is_no_warning(tmp_path):
     (tmp_path / "there").mkdir(mode=0o700)
     settings = {"audit": "audit.jsonl", "ledger": "ledger.db", "record": "record.jsonl", "api_keys": ALICE}
     for folder in ("there", "will/be/made"):
-        assert written(tmp_path, **settings, captures={"keys": ["alice"], "folder": folder}) == []
+        assert warnings_of(tmp_path, **settings, captures={"keys": ["alice"], "folder": folder}) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.jsonl", "config.yaml", "there"]
 
 
@@ -236,13 +236,13 @@ def test_what_can_be_written_or_made_is_no_warning(tmp_path):
 def test_a_file_that_cannot_be(setting, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    assert written(tmp_path, **{setting: "none/x"}) == [
+    assert warnings_of(tmp_path, **{setting: "none/x"}) == [
         f"{setting}: {tmp_path}/none/x cannot be written: its folder is not there; mkdir -p {tmp_path}/none"
     ]
-    assert written(tmp_path, **{setting: "file/x"}) == [
+    assert warnings_of(tmp_path, **{setting: "file/x"}) == [
         f"{setting}: {tmp_path}/file/x cannot be written: {tmp_path}/file is not a folder"
     ]
-    assert written(tmp_path, **{setting: "folder"}) == [
+    assert warnings_of(tmp_path, **{setting: "folder"}) == [
         f"{setting}: {tmp_path}/folder cannot be written: it is a folder; give a file"
     ]
 
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be(setting, tmp_path):
 def test_a_folder_of_captures_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     for folder in ("file", "file/x/y"):
-        assert written(tmp_path, api_keys=ALICE, captures={"keys": ["alice"], "folder": folder}) == [
+        assert warnings_of(tmp_path, api_keys=ALICE, captures={"keys": ["alice"], "folder": folder}) == [
             f"captures: {tmp_path}/{folder} cannot be written: {tmp_path}/file is not a folder"
         ]
 
@@ -261,7 +261,7 @@ def test_what_others_may_read(tmp_path):
     (tmp_path / "captures").mkdir()
     (tmp_path / "captures").chmod(0o755)
     captures = {"keys": ["alice"], "folder": "captures"}
-    assert written(tmp_path, audit="audit.jsonl", api_keys=ALICE, captures=captures) == [
+    assert warnings_of(tmp_path, audit="audit.jsonl", api_keys=ALICE, captures=captures) == [
         f"audit: others may read {tmp_path}/audit.jsonl: chmod 600 {tmp_path}/audit.jsonl",
         f"captures: others may read {tmp_path}/captures: chmod 700 {tmp_path}/captures",
     ]
@@ -279,7 +279,7 @@ def test_what_another_user_may_not_write():
             "audit": "audit.jsonl", "ledger": "private/l.db", "record": "record.jsonl", "api_keys": ALICE,
             "captures": {"keys": ["alice"], "folder": "captures"},
         }  # fmt: skip
-        written(folder, **settings)
+        warnings_of(folder, **settings)
         config = Config.from_file(folder / "config.yaml")
         os.setresuid(65534, 65534, 0)
         try:

@@ -27,7 +27,7 @@ from llmux.core import events as ev
 from llmux.core.policy import SwitchTo, WaitUntil
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
 from llmux.estimates import Estimates
-from llmux.observability.timeline import as_python, told
+from llmux.observability.timeline import as_python, unexplained
 
 THREE = frozenset({HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE})
 
@@ -96,7 +96,7 @@ class Playbook:
         for number, step in enumerate(steps, 1):
             time, event = step.time, step.event(self.moment) if callable(step.event) else step.event
             before = copy.copy(self.moment)
-            found = told(self.feed(time, event))
+            found = unexplained(self.feed(time, event))
             expected = before.expect(step.effects)
             assert found == expected, (
                 f"step {number}, {as_python(event)} at {time}:\n  expected\n    "

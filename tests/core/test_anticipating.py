@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from llmux.policies.adaptive import Memory, foresee
-from playbook import at, given, models, told
+from playbook import at, given, models, unexplained
 from steps import *
 
 from llmux.core import effects as fx
@@ -48,7 +48,7 @@ def started(effects):
 
 def test_a_model_is_woken_that_nobody_waits_for():
     play, found = quiet(SwitchTo("b"))
-    assert told(found)[0] == fx.SwitchStarted(1, ("a",), "b", LIKELY)
+    assert unexplained(found)[0] == fx.SwitchStarted(1, ("a",), "b", LIKELY)
     play(
         at(
             3.0,

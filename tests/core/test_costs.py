@@ -8,6 +8,7 @@ import pytest
 from playbook import given, models
 
 from llmux.core import events as ev
+from llmux.core.phases import Phase
 from llmux.estimates.costs import Average, SwitchCosts
 from llmux.observability.state_file import dump_costs, load_costs
 
@@ -106,3 +107,13 @@ def test_several_that_leave_are_measured_one_by_one() -> None:
     costs = play.core.state.costs
     assert costs.pairs == {}
     assert costs.estimate(["a", "b"], "c") == 9.0
+
+
+def test_a_cleanup_is_not_measured_as_a_sleep() -> None:
+    play = given(models("a"))
+    play.feed(0.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.HookFinished(2, ok=False, detail="exited with 1"))  # its wake
+    assert play.core.state.models["a"].teardown.cleanup
+    play.feed(32.0, ev.HookFinished(3, ok=True))  # its sleep
+    assert play.core.state.models["a"].phase is Phase.ASLEEP
+    assert play.core.state.costs.sleeps == {}

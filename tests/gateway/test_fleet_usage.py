@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from llmux.cli.api_models import SeenUsage
+from llmux.cli.api_models import Usage
 from llmux.config.accounts import HOUSE
 from tests.server.house import until
 
@@ -44,7 +44,7 @@ async def test_it_is_added_up(door):
     ]
     assert document["total"][0]["requests"] == 6
     assert document["missing"] == {}
-    assert TypeAdapter(SeenUsage).validate_python(document).by == ["key", "model"]
+    assert TypeAdapter(Usage).validate_python(document).by == ["key", "model"]
     assert {row["currency"] for row in document["usage"]} == {"eur"}
     mine = (await usage(door, "?by=host&key=bob")).json()["usage"]
     assert {row["host"] for row in mine} == {"one", "two", "three"}

@@ -308,19 +308,19 @@ class Proxy:
         await until(lambda: self.exchanges and getattr(self.exchange.on_cut, "__self__", None))
         connection = self.relay._connection
         assert connection is not None
-        calm = 0
-        while calm < 20:
+        steady = 0
+        while steady < 20:
             await asyncio.sleep(0.001)
-            calm = calm + 1 if connection._reading_paused else 0
+            steady = steady + 1 if connection._reading_paused else 0
 
     async def until_sender_waits(self) -> None:
         """Wait until a slow engine has stopped the writing to it for good."""
         connection = self.relay._connection
         assert connection is not None
-        calm = 0
-        while calm < 20:
+        steady = 0
+        while steady < 20:
             await asyncio.sleep(0.001)
-            calm = calm + 1 if connection._writing_paused else 0
+            steady = steady + 1 if connection._writing_paused else 0
 
     async def finished(self, count: int = 1) -> None:
         await self.until(lambda: len(self.outcomes) >= count)

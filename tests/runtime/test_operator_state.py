@@ -14,13 +14,13 @@ from llmux.runtime import persistence
 from tests.server.house import until
 
 
-class Nobody:
+class NoOperator:
     def decide(self, _now):
         raise AssertionError("nobody waits")
 
 
 def core(**rules):
-    made = Core([ModelSpec("a"), ModelSpec("b")], Rules(**rules), Nobody(), Estimates())
+    made = Core([ModelSpec("a"), ModelSpec("b")], Rules(**rules), NoOperator(), Estimates())
     made.handle(ev.Started(), 0.0)
     for hook in (1, 2):
         made.handle(ev.HookFinished(hook, ok=False), 0.0)

@@ -141,7 +141,7 @@ class Days:
     async def run(self, seconds: float) -> list[str]:
         """Have bad days for so long; return what went wrong."""
         await self.open()
-        await self.calm()
+        await self.idle()
         labs = [*self.gateways, *self.first.hosts.values()]
         began = [memory(lab) for lab in labs]
         clients = [asyncio.create_task(self.client(number)) for number in range(CLIENTS)]
@@ -151,7 +151,7 @@ class Days:
             await asyncio.gather(*(self.harm() for _ in range(self.dice.choice([1, 1, 2]))))
         self.over.set()
         await asyncio.gather(*clients)
-        await self.calm()
+        await self.idle()
         grown = [
             f"{lab.root.name} grew from {before:.0f} to {now:.0f} MiB"
             for lab, before in zip(labs, began, strict=True)
@@ -159,7 +159,7 @@ class Days:
         ]
         return [*grown, *await self.found()]
 
-    async def calm(self) -> None:
+    async def idle(self) -> None:
         """Wait until every gateway finds every host ready, and nothing is under way anywhere."""
         for gateway in self.gateways:
 

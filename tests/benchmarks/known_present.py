@@ -1,6 +1,6 @@
 """What would it be worth to know the present exactly? ``adaptive``, told what it otherwise estimates.
 
-    python -m tests.benchmarks.told [--write]
+    python -m tests.benchmarks.known_present [--write]
 
 It is told how long each answer in flight will still take, and so how long a drain would, and how often each model
 is asked in all. No policy can know the former: this is more than better estimates could win. Other weights trade
