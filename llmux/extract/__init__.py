@@ -3,7 +3,6 @@
 from llmux.extract.body import Body, BodyBudget, BodyLimits, Splice, model_of, read_body, refuse_announced
 from llmux.extract.json_scan import ModelScanner
 from llmux.extract.model_field import (
-    MAX_NAME,
     SLICE,
     ModelField,
     MultipartScanner,
@@ -13,7 +12,6 @@ from llmux.extract.model_field import (
 )
 
 __all__ = [
-    "MAX_NAME",
     "SLICE",
     "Body",
     "BodyBudget",

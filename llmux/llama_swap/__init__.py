@@ -1,8 +1,8 @@
 """Reading llama-swap's configuration, and writing llmux's from it.
 
-``source`` reads the file, ``macros`` fills it in, ``schema`` says what its settings mean there, ``translation``,
-``engine`` and ``residency`` turn it into llmux's settings, ``page`` writes them down. What cannot be carried over
-becomes a ``Note``: nothing is dropped in silence.
+``source`` reads the file, fills it in, and says what its settings mean there; ``engine_command``, ``groups`` and
+``conversion`` turn it into llmux's settings, and write these down. What cannot be carried over becomes a ``Note``:
+nothing is dropped in silence.
 
 What its settings mean was read from llama-swap's source and its config-schema.json of August 2026.
 """

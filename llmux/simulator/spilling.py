@@ -1,6 +1,6 @@
 """What it would bring to have requests served by a remote when they would wait too long: `spill` in virtual time.
 
-The rule is the one that production asks (``targets.spill``), with the wait that production expects
+The rule is the one that production asks (``targets.route_rules``), with the wait that production expects
 (``runtime.wait_estimate``), when a request arrives and again while it waits. The remote is taken to have room for
 any number of requests, and to answer each as fast as its model's engine does alone. What it costs there is counted
 by the tokens of the trace; in a record, by those that the answer told of, or else by bytes.
