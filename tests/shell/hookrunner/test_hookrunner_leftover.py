@@ -17,7 +17,8 @@ def hook(script: str, *, foreign: bool = False) -> Iterator[subprocess.Popen[byt
     env = {**os.environ, "LLMUX_HOOK": "sleep"}
     if foreign:
         del env["LLMUX_HOOK"]
-    with subprocess.Popen(["sh", "-c", script], process_group=0, stdout=subprocess.PIPE, env=env) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["sh", "-c", script], process_group=0, env=env, **pipes) as process:
         process.stdout.read(1)
         yield process
 
@@ -66,10 +67,12 @@ async def test_what_a_hook_that_was_being_ended_has_left_of_its_group_is_ended()
 
 
 async def test_what_a_hook_has_left_behind_when_it_was_done_stays():
-    with hook("sleep 60 & echo; exit 0") as process:
+    with hook("sleep 60 & echo; read -r line; exit 0") as process:
         trace = trace_of(process.pid)
-        process.wait()
-        assert await end_leftovers([trace] if trace else [Trace(process.pid, 0, "")]) == []
+        assert trace is not None
+        process.stdin.close()
+        assert process.wait() == 0
+        assert await end_leftovers([trace]) == []
         os.killpg(process.pid, 0)  # it lives
         os.killpg(process.pid, signal.SIGKILL)
 

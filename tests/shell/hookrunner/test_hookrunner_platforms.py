@@ -131,6 +131,28 @@ print(other.wait())
     assert python(program) == "True exited with 0\n7\n"
 
 
+def test_a_hook_that_has_exited_is_left_to_its_watcher():
+    program = """
+import os, subprocess
+from pathlib import Path
+from llmux.hookrunner.hook_process import reap_orphans
+
+def exited(code):
+    process = subprocess.Popen(["sh", "-c", f"exit {code}"], process_group=0)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return process
+
+hook = exited(3)
+reap_orphans([hook.pid])
+print(hook.wait())
+orphan = exited(4)
+reap_orphans([])
+print(Path(f"/proc/{orphan.pid}").exists())
+orphan.returncode = 0
+"""
+    assert python(program) == "3\nFalse\n"
+
+
 def test_words():
     assert signal_name(15) == "SIGTERM"
     assert signal_name(40) == "signal 40"
