@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 class ServerConnection(RequestHandler):
     """A client's connection."""
 
-    __slots__ = ("loop", "writing_paused")
+    __slots__ = ("_arriving", "loop", "writing_paused")
 
     writing_paused: bool  # not aiohttp's property: it is read with every event of a stream
 
@@ -28,6 +28,7 @@ class ServerConnection(RequestHandler):
         super().__init__(*args, **kwargs)
         self.loop = self._loop
         self.writing_paused = False
+        self._arriving: StreamReader | None = None  # the last request's body, until that is answered
 
     def pause_writing(self) -> None:
         """Take note that the transport's buffer is full."""
@@ -64,11 +65,13 @@ class ServerConnection(RequestHandler):
         before = len(messages)
         super().data_received(data)
         added = len(messages) - before
-        if not added or not isinstance(messages[-1][0], _ErrInfo):
+        if not added:
+            return 0
+        if not isinstance(messages[-1][0], _ErrInfo):
+            self._arriving = messages[-1][1]
             return added
-        current = self._current_request
-        payload = messages[-2][1] if before else current.content if current is not None else None
-        if isinstance(payload, StreamReader) and not payload.is_eof():
+        payload = messages[-2][1] if added > 1 else self._arriving
+        if payload is not None and not payload.is_eof():
             # The answer to that request says what was wrong, and is the last one on this connection.
             messages.pop()
             self._close = True
@@ -85,13 +88,15 @@ class ServerConnection(RequestHandler):
         """Take note that aiohttp has answered a request; called before it looks at the next one."""
         raise NotImplementedError
 
-    async def _handle_request(self, *args: Any) -> Any:
+    async def _handle_request(self, request: web.BaseRequest, *args: Any) -> Any:
         keep_alive = True
         try:
-            response, reset = await super()._handle_request(*args)
+            response, reset = await super()._handle_request(request, *args)
             keep_alive = not reset and bool(response.keep_alive)
             return response, reset
         finally:
+            if request.content is self._arriving:
+                self._arriving = None
             self.request_answered(keep_alive=keep_alive)
 
     def _process_keepalive(self) -> None:
