@@ -15,11 +15,13 @@ from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner
 from llmux.hookrunner import hook_process as process_module
 from llmux.hookrunner.hook_process import signal_group
+from tests.harness.waiting import PATIENCE
 
 IGNORES_TERM = "trap '' TERM; echo pid $$; while :; do sleep 0.01; done"
 
 
 async def test_a_hook_that_hangs(bench, is_alive):
+    bench.runner._kill_grace = PATIENCE
     job, future = bench.start("echo pid $$; echo loading weights; sleep 1000; echo never")
     pid = await bench.pid("pid")
     await bench.said("loading")
@@ -32,6 +34,7 @@ async def test_a_hook_that_hangs(bench, is_alive):
 
 
 async def test_a_hook_that_exits_with_0_on_term_has_not_succeeded(bench):
+    bench.runner._kill_grace = PATIENCE
     job, future = bench.start("trap 'echo bye; exit 0' TERM; echo pid $$; while :; do sleep 0.01; done")
     await bench.said("pid")
     bench.runner.kill(job.id, "stopping")
@@ -52,6 +55,7 @@ async def test_a_hook_that_ignores_term(bench, is_alive):
 
 
 async def test_children_that_ignore_term_after_their_leader_went(bench, is_alive):
+    bench.runner._kill_grace = 1.0  # the leader has its turn within it
     job, future = bench.start(f"({IGNORES_TERM}) & echo child $!; echo leader $$; wait")
     child, leader = await bench.pid("child"), await bench.pid("leader")
     await bench.said("pid")  # the child ignores TERM from here on
@@ -63,6 +67,7 @@ async def test_children_that_ignore_term_after_their_leader_went(bench, is_alive
 
 
 async def test_a_hook_that_is_stopped(bench, is_alive, gone):
+    bench.runner._kill_grace = PATIENCE
     job, future = bench.start("echo pid $$; kill -STOP $$")
     pid = await bench.pid("pid")
     bench.runner.kill(job.id, "timeout")
