@@ -110,6 +110,14 @@ def test_the_keys_of_whoever_operates_llmux_are_kept_back():
     assert environment(HookJob(1, "m", HookKind.WAKE, "true", "/", env=own), inherited)["LLMUX_ADMIN_KEY"]
 
 
+def test_variables_that_hold_a_remotes_key_are_kept_back():
+    job = HookJob(1, "m", HookKind.WAKE, "true", "/")
+    inherited = {"KEY": "sk-12345", "HEADER": "Authorization: Bearer sk-12345", "PIN": "1234", "YEAR": "12345"}
+    seen = environment(job, inherited, {"sk-12345", "1234"})
+    # What is short could be part of anything: it is only kept back where it is the whole value.
+    assert seen.keys() & inherited.keys() == {"YEAR"}
+
+
 @pytest.mark.parametrize(
     "name", ["a'b", 'a"b', "a b", "a\nb", "$(touch ran)", "`touch ran`", "; touch ran", "-n", "ä", "*"]
 )
