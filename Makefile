@@ -45,9 +45,10 @@ core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each wi
 	$(BIN)/python -m pytest $(PLACEMENT:%=tests/fleet/test_fleet_%.py) --cov-branch --cov-report=term-missing:skip-covered \
 		$(foreach module,events fleet_view loading placement reports routes,--cov=llmux.fleet.$(module))
 
-lint: $(VENV)/.test shellcheck ## ruff and shellcheck
+lint: $(VENV)/.test shellcheck ## ruff, shellcheck, and the warnings of a C compiler where there is one
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	! command -v cc || cc -std=c11 -O2 -fsyntax-only -Wall -Wextra -Wconversion -Werror llmux/upstream/native.c
 
 shellcheck: $(VENV)/.test
 	$(BIN)/shellcheck --check-sourced $(SHELL_SCRIPTS)
@@ -92,10 +93,10 @@ clean: ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) .demo .fuzz .coverage .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment is brought up to date only when pyproject.toml has changed.
+# The environment is brought up to date only when one of these has changed.
 $(VENV)/.demo: EXTRAS := demo
 $(VENV)/.test: EXTRAS := demo,test
-$(VENV)/.demo $(VENV)/.test: pyproject.toml | $(BIN)/pip
+$(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py llmux/upstream/native.c | $(BIN)/pip
 	@echo "installing llmux and what it needs into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@$(engine_loads) 2>/dev/null || $(install_libgomp); $(engine_loads)

@@ -37,6 +37,7 @@ from llmux.observability.state_file import NoState, StateFile
 from llmux.plugins import file_of
 from llmux.runtime import Switcher
 from llmux.server import BACKLOG, Runner
+from llmux.upstream import native
 
 
 class Notifier:
@@ -260,6 +261,7 @@ class Process:
             **self._told(config),
             operators=operators(config),
             loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            relay=native.which(),
         )
         if host.startswith("127.") or host == "::1":
             self._log.emit(

@@ -151,7 +151,9 @@ class LogEvent(NamedTuple):
 CATALOGUE: dict[str, LogEvent] = {
     # start, stop, configuration
     "started": LogEvent(
-        _INFO, "llmux listens: where, which clients may operate it, and which event loop runs (uvloop or asyncio)."
+        _INFO,
+        "llmux listens: where, which clients may operate it, which event loop runs (uvloop or asyncio), "
+        "and what passes streams on (native or python).",
     ),
     "control_socket_unavailable": LogEvent(
         _WARNING, "The llmux command on this host has no socket to come by: it takes the way over TCP."

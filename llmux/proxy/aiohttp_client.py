@@ -33,6 +33,8 @@ TAP: web.RequestKey[Tap] = web.RequestKey("TAP", Tap)
 class _Tapped:
     """A transport with a tap."""
 
+    tapped = True  # for ``upstream.native``: nothing may go past it
+
     def __init__(self, transport: asyncio.Transport, tap: Tap) -> None:
         self._transport = transport
         self._tap = tap

@@ -21,7 +21,8 @@ chunks, are held.
 
 Most of what is relayed is one event in one chunk, thousands of times a second. The engine's connection gives such
 a chunk to the client's transport by itself (``pass_chunks``); it is counted, and the client looked after, for
-several of them at once (``chunks_passed``, ``check_client``). ``EngineActivity.look`` has what has passed told.
+several of them at once (``chunks_passed``, ``check_client``). ``EngineActivity.look`` has what has passed told. Of
+what the native relay passes it is told the sums (``passed_natively``).
 
 An answer ends in exactly one way, which ``on_end`` is called with (None, or the error):
 
@@ -55,6 +56,7 @@ from llmux.proxy.exchange import ERROR, Exchange
 from llmux.proxy.heads import response_head
 from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT, MANY, SMALL, EventCount
 from llmux.upstream import EngineConnection, Framing, ResponseHead
+from llmux.upstream.native import Passed
 
 
 class Tunnel:
@@ -301,7 +303,7 @@ class Relay:
         """Have whole chunks go to the client at once."""
         if self._passes_chunks:
             self.exchange.activity.untold.add(connection)
-            connection.pass_chunks(self._transport.write, self)
+            connection.pass_chunks(self._transport, self)
 
     def chunks_passed(self, chunks: list[bytes]) -> None:
         """Take note of whole chunks that were written."""
@@ -316,6 +318,19 @@ class Relay:
             uncounted += chunks
             if len(uncounted) >= MANY:
                 uncounted.flush()
+
+    def passed_natively(self, passed: Passed) -> None:
+        """Take note of whole chunks that the native relay has passed."""
+        exchange = self.exchange
+        exchange.bytes_out += passed.size
+        exchange.tail = [*exchange.tail, *passed.tail][-BLOCKS:]
+        activity, uncounted = exchange.activity, self._uncounted
+        activity.last_byte = max(activity.last_byte or 0.0, passed.last)
+        if activity.counting and self._event_stream:
+            activity.streamed += passed.events
+            exchange.events += passed.events
+        elif uncounted is not None:
+            uncounted.passed += passed.events
 
     def check_client(self) -> None:
         """Go on only if the client takes what it is given."""

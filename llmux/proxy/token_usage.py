@@ -50,12 +50,13 @@ class EventCount(list[bytes]):
     has to be called, and with what.
     """
 
-    __slots__ = ("_later", "counted")
+    __slots__ = ("_later", "counted", "passed")
 
     def __init__(self, later: Later) -> None:
         super().__init__()
         self._later = later
         self.counted = 0
+        self.passed = 0  # that were counted elsewhere; apart, since ``later`` may be another thread
 
     def add(self, blocks: Sequence[bytes]) -> None:
         """Count the events of these blocks."""
@@ -70,7 +71,7 @@ class EventCount(list[bytes]):
         """Return how many there were; for when the stream is over, and what was put off is done."""
         self.add(self)
         self.clear()
-        return self.counted
+        return self.counted + self.passed
 
 
 class Usage(NamedTuple):

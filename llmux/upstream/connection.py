@@ -23,6 +23,9 @@ after ``abort``, the connection has let go of the sink and will not call it agai
                      │ 1xx ↺                        │
                      └─────────── lost ◀────────────┘
 
+Whole chunks go past the sink (``pass_chunks``). After ``AT_ONCE`` of them the stream is *lent* to the native
+relay, where there is one, and comes back with whatever is not a whole chunk: see ``native.py``.
+
 A connection is fit for another exchange (``reusable``) when both messages ended properly, the engine did not
 say otherwise, and nothing came after the end of the response. Whatever arrives on an idle connection ends it:
 it would be taken for the answer to the next request.
@@ -52,6 +55,7 @@ from llmux.upstream.head import (
     around_length,
     parse_head,
 )
+from llmux.upstream.native import Back, NativeRelay, Passed
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.
@@ -72,6 +76,10 @@ _CRLF = b"\r\n"
 _CR = b"\r"
 
 AT_ONCE = 8  # chunks that have passed, of which the sink is told in one call
+# To lend a stream and to have it back costs as much as some ten chunks here. One which comes back before so many
+# blocks have passed is lent again only after so many calls of ``_tell_many``.
+WORTHWHILE = 32
+AFTER_LOSS = 8
 
 # Module constants: reading a member off its enum costs more, and this is the innermost loop.
 _MOST_CHUNK = len(CHUNK_STARTS)
@@ -109,6 +117,9 @@ class ChunkCounter(Protocol):
     def chunks_passed(self, chunks: list[bytes]) -> None:
         """Take note of chunks, and do nothing else. Called before the sink hears anything more."""
 
+    def passed_natively(self, passed: Passed) -> None:
+        """Take note of chunks that the native relay has passed, and do nothing else."""
+
     def check_client(self) -> None:
         """See how whatever gets the chunks gets on with them: called after every ``AT_ONCE`` of them."""
 
@@ -131,6 +142,7 @@ class EngineConnection(asyncio.Protocol):
         "_between",
         "_buffer",
         "_chunks",
+        "_client",
         "_counter",
         "_framing",
         "_head_request",
@@ -138,11 +150,14 @@ class EngineConnection(asyncio.Protocol):
         "_interim_since",
         "_last_head",
         "_left",
+        "_lent",
+        "_native",
         "_passed",
         "_payload",
         "_reading_paused",
         "_request_sent",
         "_sink",
+        "_until_lent",
         "_upgrade",
         "_watcher",
         "_writable",
@@ -161,7 +176,7 @@ class EngineConnection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, native: NativeRelay | None = None) -> None:
         self.loop = loop
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # until connection_made
         self.lost = False
@@ -175,7 +190,11 @@ class EngineConnection(asyncio.Protocol):
         self.on_interim: Callable[[bytes], None] | None = None  # is given the heads of interim responses
         self._sink: ResponseSink | None = None
         self._between = False  # the body stands between two chunks, and whole ones go past the sink
+        self._client: asyncio.Transport | None = None  # that they are written to
         self._write_chunk: Callable[[bytes], None] = _nowhere
+        self._native = native
+        self._lent = 0  # the key of the stream at the native relay; 0: it is here
+        self._until_lent = 1  # in calls of ``_tell_many``
         self._counter: ChunkCounter | None = None  # of these
         self._passed: list[bytes] = []  # chunks that the sink is still to be told of
         self._framing: Framing | None = None  # None: the head is still to come
@@ -292,9 +311,10 @@ class EngineConnection(asyncio.Protocol):
         """Whether a chunked body stands between two of its chunks."""
         return self._chunks is not None and self._chunks.between_chunks
 
-    def pass_chunks(self, write: Callable[[bytes], None], counter: ChunkCounter) -> None:
-        """Give each whole chunk to ``write``, in place of the sink. The first bytes of a body are for the sink."""
-        self._write_chunk, self._counter = write, counter
+    def pass_chunks(self, client: asyncio.Transport, counter: ChunkCounter) -> None:
+        """Write each whole chunk to ``client``, past the sink. The first bytes of a body are for the sink."""
+        self._client, self._write_chunk, self._counter = client, client.write, counter
+        self._until_lent = 1
 
     def unchunk(self) -> None:
         """Deliver the chunks' contents only: the sink's reader does not know chunks."""
@@ -302,6 +322,7 @@ class EngineConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Take nothing more from the engine for now."""
+        assert not self._lent, "a client whose buffer is empty is not waited for"
         if not self._reading_paused and not self.transport.is_closing():
             self._reading_paused = True
             self.transport.pause_reading()
@@ -361,11 +382,59 @@ class EngineConnection(asyncio.Protocol):
             assert self._counter is not None
             self._passed = []
             self._counter.chunks_passed(passed)
+        if self._lent:
+            assert self._native is not None
+            assert self._counter is not None
+            self._counter.passed_natively(self._native.look(self._lent))
 
     def _tell_many(self) -> None:
         self.tell_passed()
         assert self._counter is not None
+        if self._native is not None:
+            self._until_lent -= 1
+            if self._until_lent <= 0:
+                self._write_chunk = self._lend
         self._counter.check_client()
+
+    # ---- the native relay
+
+    def _lend(self, data: bytes) -> None:
+        """Write chunks, and lend the stream if that can be done now."""
+        assert self._client is not None
+        assert self._native is not None
+        self._until_lent = AFTER_LOSS
+        self._write_chunk = self._client.write
+        if self._request_sent and not self._reading_paused:
+            self._lent = self._native.lend(self, self._client, data)
+        if not self._lent:
+            self._client.write(data)
+
+    def handed_back(self, back: Back) -> None:
+        """Go on with a stream that the native relay does not go on with."""
+        self._have_back(back)
+        if back.blocks >= WORTHWHILE:
+            self._until_lent = 1
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        if back.unread:
+            self.data_received(back.unread)
+        if self._sink is not None and self._counter is not None:
+            self._counter.check_client()
+
+    def _take_back(self) -> None:
+        """Have a lent stream at once. What was received and not passed on is dropped."""
+        if self._lent:
+            assert self._native is not None
+            self._have_back(self._native.take(self._lent))
+
+    def _have_back(self, back: Back) -> None:
+        assert self._client is not None
+        assert self._counter is not None
+        self._lent = 0
+        self.tell_passed()
+        self._counter.passed_natively(back.passed)
+        if back.unsent and not self._client.is_closing():
+            self._client.write(back.unsent)
 
     def _chunked_data(self, sink: ResponseSink, data: bytes) -> None:
         assert self._chunks is not None
@@ -486,7 +555,7 @@ class EngineConnection(asyncio.Protocol):
             self.reusable = False
         self._sink = None
         if self._counter is not None:
-            self._counter, self._write_chunk = None, _nowhere
+            self._client, self._counter, self._write_chunk = None, None, _nowhere
         if self._writable is not None:
             self._wake_sender()
         sink.response_ended()
@@ -517,6 +586,7 @@ class EngineConnection(asyncio.Protocol):
 
     def _over(self, exc: Exception | None) -> None:
         self.reusable = False
+        self._take_back()
         self.tell_passed()
         sink = self._sink
         if sink is None:
@@ -542,6 +612,7 @@ class EngineConnection(asyncio.Protocol):
         The engine is told within this call. The loop closes the socket only in its next turn, and a sleep hook
         that starts in this one could come first.
         """
+        self._take_back()
         self.tell_passed()
         self._sink = None
         self._between = False

@@ -13,6 +13,7 @@ import contextlib
 import socket
 import ssl
 
+from llmux.upstream import native
 from llmux.upstream.connection import EngineConnection
 from llmux.upstream.engine import EngineAddress, EngineRefusedError
 
@@ -41,6 +42,7 @@ class ConnectionPool:
         self._idle: dict[object, list[EngineConnection]] = {}  # by owner; the freshest is last
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._native: native.NativeRelay | None = None
 
     @property
     def idle_count(self) -> int:
@@ -68,12 +70,18 @@ class ConnectionPool:
     async def connect(self, address: EngineAddress) -> EngineConnection:
         """Open a connection. EngineRefusedError when there is no way to."""
         loop = asyncio.get_running_loop()
+        if self._native is None and not self._closed:
+            self._native = native.of(loop)
+
+        def made() -> EngineConnection:
+            return EngineConnection(loop, self._native)
+
         try:
             if address.socket:
-                _, connection = await loop.create_unix_connection(lambda: EngineConnection(loop), address.socket)
+                _, connection = await loop.create_unix_connection(made, address.socket)
                 return connection
             _, connection = await loop.create_connection(
-                lambda: EngineConnection(loop),
+                made,
                 address.host,
                 address.port,
                 ssl=self._tls() if address.tls else None,
@@ -138,6 +146,9 @@ class ConnectionPool:
     async def close(self) -> None:
         """Close every idle connection, and each of the others when its exchange ends."""
         self._closed = True
+        if self._native is not None:
+            self._native.let_go()
+            self._native = None
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None

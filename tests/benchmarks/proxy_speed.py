@@ -7,6 +7,7 @@ requests as it takes on 32 connections, then 60 event streams of 100 events a se
 CPU, the median and the least of the rounds, and the median of the rounds' ratios. ``--model`` is a setting of the
 model here, and not there. ``--beside`` has peers of ``bench.py`` take their turns, too, and prints what is here by
 what is theirs; ``relay`` is the floor for any proxy: it copies bytes between sockets, and no more. Needs gcc.
+``LLMUX_NATIVE=0`` before it leaves the native relay out.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import pytest
 from llmux.cli import app
 from llmux.config import Config
 from llmux.config.access import fits
+from llmux.upstream import native
 from tests.harness import launcher
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
@@ -279,6 +280,7 @@ def test_it_listens_where_it_is_told(serve, tmp_path, host):
     process = serve("-c", write(tmp_path, host=host, insecure=True))
     started = event(process, "started")
     assert started["loop"] == "uvloop"  # it is installed with llmux
+    assert started["relay"] == native.which()  # compiled, where there was a compiler
     assert get(f"{started['url']}/health")[0] == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0

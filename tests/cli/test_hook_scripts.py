@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import zipfile
 
 import pytest
@@ -18,6 +19,7 @@ from tests.engine.real import ROOT
 
 SOURCES = sorted((ROOT / "hooks").glob("*.sh"), key=lambda path: path.stem)
 
+COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
 LIBRARY = sorted((ROOT / "hooks" / "lib").glob("*.sh"))
 
 
@@ -154,8 +156,8 @@ def test_the_header_has_an_example_and_a_summary(script):
 
 def test_they_are_in_the_wheel(tmp_path):
     for name in ("llmux", "hooks", "policies"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=os.environ, check=True, capture_output=True)
@@ -167,3 +169,8 @@ def test_they_are_in_the_wheel(tmp_path):
             assert archive.read(f"llmux/hooks/lib/{part.name}") == part.read_bytes()
         for file in (ROOT / "llmux" / "ui").iterdir():  # built once for both: it takes a while
             assert archive.read(f"llmux/ui/{file.name}") == file.read_bytes()
+        if sys.platform == "linux":
+            assert wheel.name.endswith(
+                "-cp311-abi3-" + wheel.stem.rpartition("-")[2] + ".whl"
+            )  # any Python takes it
+            assert ("llmux/upstream/native.linux.so" in archive.namelist()) is (shutil.which(COMPILER) is not None)
