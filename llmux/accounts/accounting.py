@@ -71,12 +71,12 @@ class Accounting:
         self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices)
         switcher.metrics.registry.register(self.ledger.metrics)
         on = switcher.timeline.on
-        on(fx.Admit, self._admitted)
+        on(fx.Admit, shares.admitted)
         on(fx.PhaseChanged, shares.phase_changed)
         on(fx.ModelRemoved, shares.removed)
         on(fx.SwitchStarted, shares.switch_started)
         on(fx.SwitchEnded, self._switch_ended)
-        switcher.on_left(self._request_left)
+        switcher.on_left(self._request_left, without_outcome=True)
         self._look_at_clock()
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
         if self.gate is not None:
@@ -126,28 +126,24 @@ class Accounting:
         found = self._switcher.core.state.models.get(model)
         return () if found is None else tuple(found.queue)
 
-    def _admitted(self, now: float, effect: fx.Admit) -> None:
-        self.shares.admitted(now, effect.request)
-
     def returned(self, request: int) -> None:
         """Take note that an admitted request waits again."""
         self.shares.returned(self._switcher.now(), request)
 
-    def _request_left(self, ticket: Ticket, _status: int | None, outcome: Outcome | None, _sent: int) -> None:
+    def _request_left(self, ticket: Ticket, _status: int | None, _outcome: Outcome | None, _sent: int) -> None:
         """Charge a request of which no end will be told: a guard's, or one that begins anew elsewhere."""
-        if outcome is None:
-            self._owe()
-            self._left = (ticket.id, ticket.key, *self.shares.ended(self._state.now, ticket.id, ticket.key))
+        self._owe()
+        self._left = (ticket.id, ticket.key, *self.shares.ended(self._state.now, ticket.id, ticket.key))
 
     told = staticmethod(told)
 
     def ended(
-        self, request: Answered, now: float, waited: float, status: int, failure: str | None, key: str | None,
-        report: tuple[int, int] | None,
+        self, request: Answered, number: int, now: float, waited: float, status: int, failure: str | None,
+        key: str | None, report: tuple[int, int] | None,
     ) -> float:  # fmt: skip
         """Take a request that has ended; return the seconds of the GPU that it took, those of switches, too.
 
-        ``report`` is what ``told`` returned of its answer.
+        ``number`` is that of it among the last requests, and ``report`` what ``told`` returned of its answer.
         """
         ledger = self.ledger
         if ledger is None:  # it ends before the start
@@ -169,7 +165,6 @@ class Accounting:
         if not (key or model):  # a flood of requests without a key, or for no model, fills no disk
             return own + switch
         begun = exchange is not None and ticket is not None
-        number = self._switcher.requests.last_id
         if report is None and exchange is not None:
             uncounted = exchange.uncounted
             events = exchange.events + (0 if uncounted is None else uncounted.total())
@@ -191,8 +186,8 @@ class Accounting:
             charged = 0
         ledger.put((
             int((self._epoch + now) * 1000), request.request_id, key or "", request.asked or "", model,
-            model if begun else "", read, 0, wrote, 0, 0, 0, "", None, int(waited * 1000), int(service * 1000),
-            micros, charged, None, None, status, failure or "", 0, number, self.prices,
+            model if begun else "", read, 0, wrote, 0, 0, 0, "", None, int(waited * 1000) if waited else 0,
+            int(service * 1000), micros, charged, None, None, status, failure or "", 0, number, self.prices,
         ))  # fmt: skip
         return own + switch
 

@@ -60,7 +60,8 @@ WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
 KEPT = 50_000  # rows that are not written yet
 RECENT = 1200  # rows of the last requests: as many as are shown of these, and some
 YIELD = 0.0002  # seconds: the event loop gets its turn
-SLICE = 512  # requests that are looked at in one go
+SLICE = 2000  # rows that are added up in one go
+SLICE_TO_READ = 128  # requests that are looked at in one, where the answers of some have to be read
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after as many failures in a row
 CLEAN_EVERY = 600.0  # seconds between two looks for rows that are too old
 LAST_TRIES = 2.0  # seconds for the last rows
@@ -275,10 +276,13 @@ class Ledger:
         """Make rows of what waits."""
         waiting = self._waiting
         while waiting:
-            some = waiting[:SLICE]
-            del waiting[: len(some)]
-            made = (message if message.__class__ is tuple else self._make(message) for message in some)
-            rows = [row for row in made if row is not None]
+            rows: list[Any] = waiting[:SLICE]
+            if {*map(type, rows)} == _ALL_MADE:
+                del waiting[: len(rows)]
+            else:
+                some = rows[:SLICE_TO_READ]
+                del waiting[: len(some)]
+                rows = [row for message in some if (row := self._made(message)) is not None]
             if rows:
                 rows = self._add_costs(rows)
                 self._recent.extend(rows)
@@ -294,7 +298,9 @@ class Ledger:
             add_sums(self._sums, sums_of(self._rows.pop() for _ in range(over)), -1)
         self._lose(dropped + over)
 
-    def _make(self, message: Message) -> Finished | None:
+    def _made(self, message: Message) -> Finished | None:
+        if message.__class__ is tuple:
+            return message
         try:
             if message.__class__ is Ended:
                 return self._row(message)
@@ -540,6 +546,7 @@ class Ledger:
 
 
 _NUMBER = len(Row._fields)  # where that is in a finished row
+_ALL_MADE = {tuple}
 _PRICES = operator.itemgetter(_NUMBER + 1)
 _KIND = Row._fields.index("kind")
 _COST = Row._fields.index("cost")  # and the currency and the version of the prices

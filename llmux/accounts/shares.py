@@ -22,22 +22,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from llmux.core.effects import ModelRemoved, PhaseChanged, SwitchEnded, SwitchStarted
+from llmux.core.effects import Admit, ModelRemoved, PhaseChanged, SwitchEnded, SwitchStarted
 from llmux.core.phases import HOLDING, Phase
 
 Payers = Literal["causers", "everyone", "house"]
 """Which keys pay for switches."""
 
 KNOWN_TO_HOLD = HOLDING - {Phase.UNKNOWN}
-_new = tuple.__new__  # Share(…) would be a call of Python's own, for each request
 _SWITCHING = frozenset({Phase.SLEEPING, Phase.WAKING})
 
 
-class Share(NamedTuple):
-    """What a request got: its own part of the GPU's time, and its part of switches. Seconds."""
-
-    own: float
-    switch: float
+Share = tuple[float, float]
+"""What a request got: its own part of the GPU's time, and its part of switches. Seconds."""
 
 
 class Due(NamedTuple):
@@ -84,6 +80,7 @@ class Shares:
     _holders: dict[str, Phase] = field(default_factory=dict)
     _hooks: int = 0  # models of which a sleep or wake hook runs
     _switch: _Switch | None = None
+    _shared_by_requests: bool = False  # alone: the GPU is held, and no switch has a part of it
 
     def pass_to(self, now: float) -> None:
         """Let the time pass up to ``now``, on the core's clock."""
@@ -106,11 +103,16 @@ class Shares:
 
     # ---- what happens
 
-    def admitted(self, now: float, request: int) -> None:
+    def admitted(self, now: float, effect: Admit) -> None:
         """A request goes to its engine."""
-        if now > self._now:
+        running, past = self._running, now - self._now
+        if past > 0 and running and self._shared_by_requests:  # as ``pass_to`` does it: this is done with each
+            self._now = now
+            self.held += past
+            self._clock += past / len(running)
+        else:
             self.pass_to(now)
-        self._running.setdefault(request, self._clock)
+        running.setdefault(effect.request, self._clock)
 
     def returned(self, now: float, request: int) -> None:
         """A request waits again: its engine was dead."""
@@ -121,15 +123,22 @@ class Shares:
 
     def ended(self, now: float, request: int, key: str) -> Share:
         """Return what a request got, wherever it stood."""
-        if now > self._now:
+        running, past = self._running, now - self._now
+        if past > 0 and running and self._shared_by_requests:
+            self._now = now
+            self.held += past
+            self._clock += past / len(running)
+        else:
             self.pass_to(now)
-        switch = self._switch
-        if switch is not None and request in switch.causers:
-            switch.causers[request] = key
-        since = self._running.pop(request, None)
+        if self._switch is not None and request in self._switch.causers:
+            self._switch.causers[request] = key
+        since = running.pop(request, None)
         own = 0.0 if since is None else self._clock - since
-        known = self._requests.pop(request, None) if self._requests else None
-        return _new(Share, (own, 0.0) if known is None else (known.own + own, known.charged))
+        if self._requests:
+            known = self._requests.pop(request, None)
+            if known is not None:
+                return known.own + own, known.charged
+        return own, 0.0
 
     def phase_changed(self, now: float, effect: PhaseChanged) -> None:
         """A model came into another phase."""
@@ -148,6 +157,7 @@ class Shares:
 
     def _count_hooks(self) -> None:
         self._hooks = sum(phase in _SWITCHING for phase in self._holders.values())
+        self._shared_by_requests = bool(self._holders) and not self._hooks
 
     def switch_started(self, now: float, effect: SwitchStarted) -> None:
         """A switch has begun."""

@@ -35,6 +35,7 @@ GENERATING = frozenset(
 _REACH = 4096  # bytes after its name within which a report ends
 _INSIDE = 8  # objects in a report that is read in a third of the time
 _MOST = 10**12  # tokens; what is more is no count
+_TIMINGS = 12  # bytes that those need at least
 _NUMBERS = (int, float)  # a union would be made anew each time
 # A whole report as most engines write it, with no more in it: parsing it would take three times as long.
 _USUAL = re.compile(
@@ -80,7 +81,9 @@ def told(tail: Sequence[bytes]) -> tuple[int, int] | None:
     """
     text = tail[0] if len(tail) == 1 else b"".join(tail)
     at = text.rfind(b'"usage"')
-    if at < 0 or (usual := _USUAL.match(text, at)) is None or text.find(b'"timings"', at) >= 0:
+    if at < 0 or (usual := _USUAL.match(text, at)) is None:
+        return None
+    if usual.end() + _TIMINGS < len(text) and text.find(b'"timings"', at) >= 0:
         return None
     read, wrote, also_wrote = usual.groups()
     return int(read), int(wrote or also_wrote)

@@ -219,8 +219,8 @@ class Books:
         ended = [event.request] if isinstance(event, RequestFinished | RequestAbandoned) else []
         for effect in effects:
             match effect:
-                case Admit(request=request):
-                    self.shares.admitted(now, request)
+                case Admit():
+                    self.shares.admitted(now, effect)
                 case PhaseChanged():
                     self.shares.phase_changed(now, effect)
                 case ModelRemoved():

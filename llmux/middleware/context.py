@@ -227,14 +227,14 @@ class RequestContext:
             first -= began
         elif status != GONE:
             first = whole  # llmux's own answer
-        switcher.requests.add(
+        number = switcher.requests.add(
             now, self.model, status, waited, first, whole, self.request_id, tokens, failure, holder, streamed,
             self.asked,
         )  # fmt: skip
         switcher.metrics.request_ended(self.model, status, waited, first, whole, tokens)
         seconds = 0.0
         if accounts is not None:
-            seconds = accounts.ended(self, now, waited, status, failure, holder, report)
+            seconds = accounts.ended(self, number, now, waited, status, failure, holder, report)
         if self.passed is not None:
             self._settle(self.passed, status, failure, seconds)
         if self.trace is not None:

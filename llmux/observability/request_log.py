@@ -69,8 +69,8 @@ class RequestLog:
         key: str | None,
         streamed: bool,
         asked: str | None = None,
-    ) -> None:
-        """Keep a request that has ended.
+    ) -> int:
+        """Keep a request that has ended; return its number.
 
         Refused is what has an ``error`` and its status, and what left before its first byte.
         """
@@ -84,6 +84,7 @@ class RequestLog:
             self._refused.append(row)
         else:
             self._served.append(row)
+        return number
 
     def rows(
         self,

@@ -118,8 +118,8 @@ class Accounts(Protocol):
         """
 
     def ended(
-        self, request: Answered, now: float, waited: float, status: int, failure: str | None, key: str | None,
-        report: tuple[int, int] | None,
+        self, request: Answered, number: int, now: float, waited: float, status: int, failure: str | None,
+        key: str | None, report: tuple[int, int] | None,
     ) -> float:  # fmt: skip
         """Take a request that has ended; return the seconds of the GPU that it took."""
 
@@ -133,7 +133,7 @@ class Requests:
         self.tickets: dict[int, Ticket] = {}
         self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
         self.riders = Riders(switcher.core.state, self._post)
-        self._on_left: tuple[Left, ...] = ()
+        self._on_left: list[tuple[Left, ...]] = [(), ()]  # with an outcome, and without one
         self._throttle = AdmissionThrottle()
         self._serial = 0
 
@@ -230,7 +230,7 @@ class Requests:
             switcher.post(ev.RequestAbandoned(ticket.id))
         if ticket.rides:  # it came to nothing: it is as if it had not been there
             return
-        for tell in self._on_left:
+        for tell in self._on_left[outcome is None]:
             tell(ticket, status, outcome, sent)
 
     def spill(self, request: int, why: RequestError) -> bool:
@@ -247,13 +247,14 @@ class Requests:
         self._go_on(ticket)
         return True
 
-    def on_left(self, tell: Left) -> None:
-        """Have ``tell`` called with each ticket that has left."""
-        self._on_left = (*self._on_left, tell)
+    def on_left(self, tell: Left, *, without_outcome: bool = False) -> None:
+        """Have ``tell`` called with each ticket that has left, or only with those of which there is no outcome."""
+        for which in (True,) if without_outcome else (False, True):
+            self._on_left[which] = (*self._on_left[which], tell)
 
     def off_left(self, tell: Left) -> None:
         """End that."""
-        self._on_left = tuple(one for one in self._on_left if one != tell)
+        self._on_left = [tuple(one for one in these if one != tell) for these in self._on_left]
 
     def cancel(self, request_id: str) -> tuple[str, ...]:
         """End the requests that their clients call so, waiting or in flight; return the models they asked for."""
