@@ -1,7 +1,7 @@
 """Modules that have another name now: the old one works for a release, with a DeprecationWarning.
 
-A policy of a user's may import more of llmux than it has to. The finder is the last of all: it is asked for names
-that no file has.
+A policy of a user's may import more of llmux than it has to. The finder is the first of all: a folder that is gone
+may have left its bytecode behind, which Python would take for a package without files.
 """
 
 from __future__ import annotations
@@ -195,4 +195,4 @@ class _Renamed:
 
 def install() -> None:
     """Have the old names found, too."""
-    sys.meta_path.append(_Renamed())
+    sys.meta_path.insert(0, _Renamed())

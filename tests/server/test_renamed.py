@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import llmux
 from llmux import renamed
 
 
@@ -16,6 +17,15 @@ def test_an_old_name_works_with_a_warning(old, monkeypatch):
     monkeypatch.delitem(sys.modules, old)
     public = {name: value for name, value in vars(new).items() if not name.startswith("_")}
     assert public.items() <= vars(module).items()
+
+
+def test_what_a_folder_has_left_behind_is_not_taken_for_it(monkeypatch, tmp_path):
+    (tmp_path / "tracing" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr(llmux, "__path__", [*llmux.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "llmux.tracing", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"llmux\.tracing is now llmux\.observability;"):
+        importlib.import_module("llmux.tracing")
+    monkeypatch.delitem(sys.modules, "llmux.tracing")
 
 
 def test_the_names_that_a_policy_imports_are_the_same_objects():
