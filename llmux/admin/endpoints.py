@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from aiohttp import hdrs, web
 
 from llmux.admin.stream import EventStream, ReportStream
+from llmux.config.accounts import HOUSE
 from llmux.config.setting_types import parse_duration
 from llmux.core import events as ev
 from llmux.errors import BadRequestError, PathRefusedError
@@ -231,7 +233,7 @@ class Admin:
         rows = self._switcher.requests.rows(limit, before=before, after=after, model=model, key=key)
         if self._accounting is not None:
             self._accounting.complete(rows)
-        return web.json_response({"requests": rows})
+        return web.json_response({"requests": rows, **self._unknown_key(key, rows)})
 
     async def _past(self, request: web.Request, limit: int, key: str | None, model: str | None) -> web.Response:
         from llmux.accounts.usage import Wanted  # noqa: PLC0415 - most configurations have no use for it
@@ -244,7 +246,14 @@ class Admin:
                 raise BadRequestError('"until" must be a Unix time, as ?until=1790000000.5', param="until")
             until = float(text)
         rows, more = await accounting.past(Wanted(min(limit, MOST_PAST), before, until, key, model))
-        return web.json_response({"requests": rows, "next": more})
+        return web.json_response({"requests": rows, "next": more, **self._unknown_key(key, rows or more)})
+
+    def _unknown_key(self, name: str | None, found: object) -> dict[str, Any]:
+        """Return what is said of a key of which there is nothing, and that is not configured."""
+        known = [entry.name for entry in self._switcher.config.api_keys if entry.name is not None]
+        if found or name is None or name in (*known, "", HOUSE):
+            return {}
+        return {"unknown_key": {"name": name, "near": difflib.get_close_matches(name, known, n=1)}}
 
     def _with_ledger(self) -> Accounting:
         if self._accounting is None:
@@ -261,7 +270,8 @@ class Admin:
             if "text/csv" in request.headers.get(hdrs.ACCEPT, ""):
                 text = await accounting.usage_as_csv(query)
                 return web.Response(text=text, content_type="text/csv")
-            return web.json_response(await accounting.usage(query))
+            document = await accounting.usage(query)
+            return web.json_response(document | self._unknown_key(query.get("key"), document["usage"]))
         except ValueError as error:
             param, why = error.args
             raise BadRequestError(f'"{param}": {why}', param=param) from None

@@ -16,7 +16,7 @@ from llmux.cli.api_models import FinishedRequest, FinishedRequests, Usage, Usage
 from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
 from llmux.cli.status import COLUMNS, row, spell
-from llmux.cli.terminal import Column, FittingTable, print_error, terminal
+from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, print_error, terminal
 from llmux.config.access import ApiKeyConfig, hash_of, new_key
 
 USAGE = 2
@@ -94,7 +94,7 @@ def usage(
 
     async def act(remote: Remote) -> None:
         query = urlencode({name: value for name, value in wanted.items() if value is not None})
-        answer = await remote.get(f"/llmux/usage?{query}")
+        answer = _of_known_key(await remote.get(f"/llmux/usage?{query}"))
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
             return
@@ -108,6 +108,15 @@ def usage(
         _show(remote.read(Usage, answer), answer["usage"])
 
     speak(url, key_file, act)
+
+
+def _of_known_key(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer. Raises CommandError if it says that there is no such key."""
+    unknown = answer.get("unknown_key")
+    if unknown is not None:
+        near = "".join(f"; did you mean {name!r}?" for name in unknown["near"])
+        raise CommandError(Exit.NO_SUCH_MODEL, f"no key has the name {unknown['name']!r}{near}")
+    return answer
 
 
 def _show(usage: Usage, rows: list[dict[str, Any]]) -> None:
@@ -170,7 +179,7 @@ def activity(
     wanted = {name: value for name, value in (("model", model), ("key", key)) if value is not None}
 
     async def act(remote: Remote) -> None:
-        answer = await remote.get(f"/llmux/activity?{urlencode({'limit': count, **wanted})}")
+        answer = _of_known_key(await remote.get(f"/llmux/activity?{urlencode({'limit': count, **wanted})}"))
         found = remote.read(FinishedRequests, answer).requests
         if not follow:
             if as_json:

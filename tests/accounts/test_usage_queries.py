@@ -318,6 +318,28 @@ async def test_the_last_requests_of_a_key(house):
         assert "404 model_not_found" in narrow
 
 
+@pytest.mark.parametrize("command", ["activity", "usage"])
+async def test_a_key_that_is_not_known(house, command):
+    """One that has sent nothing yet is; so is one that was deleted, as long as there is something of it."""
+    await opened(house)
+    known = {"LLMUX_API_KEY": "key-of-alice"}
+    assert await said(house, command, "--key", "alice", **known) == EMPTY[command]
+    await send(house, "a", "bob")
+    for more in ((), ("--json",)):
+        done = await llmux(house, command, "--key", "alise", *more, **known)
+        assert (done.exit_code, done.stdout) == (Exit.NO_SUCH_MODEL, "")
+        assert "no key has the name 'alise'; did you mean 'alice'?" in done.stderr
+    done = await llmux(house, command, "--key", "nothing-like-it", **known)
+    assert (done.exit_code, "did you mean" in done.stderr) == (Exit.NO_SUCH_MODEL, False)
+    config = house.config(models={"a": {}}, ledger="ledger.db", api_keys=KEYS[:1], admin_key="key-of-admin")
+    house.switcher.replace(config)
+    house.front.configure(config)
+    assert "bob" in await said(house, command, "--key", "bob", **known)
+
+
+EMPTY = {"activity": "no request has ended yet", "usage": "no request has ended since then"}
+
+
 async def test_the_table_of_usage(house):
     await house.open(ledger="ledger.db")
     assert await said(house, "usage") == "no request has ended since then"

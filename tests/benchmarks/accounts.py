@@ -38,7 +38,7 @@ import rivals
 from simulate_speed import unpack_here
 
 from llmux.accounts import usage
-from llmux.accounts.ledger_file import BATCH, Row, Store
+from llmux.accounts.ledger_file import BATCH, FORGOTTEN, Row, Store
 from llmux.app import middleware_for
 from llmux.config import Config
 from llmux.middleware.context import RequestContext, new_id
@@ -270,7 +270,7 @@ def ledger(count: int, folder: Path) -> None:
         assert store.forget(now)
         slices.append(time.perf_counter() - began)
     middle, most = statistics.median(slices) * 1000, max(slices) * 1000
-    print(f"{BATCH} old rows deleted in {middle:.1f} ms, at most {most:.0f} ms")
+    print(f"{FORGOTTEN} old rows deleted in {middle:.1f} ms, at most {most:.0f} ms")
     store.close()
 
 
