@@ -55,7 +55,7 @@ from llmux.upstream.head import (
     around_length,
     parse_head,
 )
-from llmux.upstream.native import Back, NativeRelay, Passed
+from llmux.upstream.native import WORTHWHILE, Back, NativeRelay, Passed
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.
@@ -76,10 +76,7 @@ _CRLF = b"\r\n"
 _CR = b"\r"
 
 AT_ONCE = 8  # chunks that have passed, of which the sink is told in one call
-# To lend a stream and to have it back costs as much as some ten chunks here. One which comes back before so many
-# blocks have passed is lent again only after so many calls of ``_tell_many``.
-WORTHWHILE = 32
-AFTER_LOSS = 8
+AFTER_LOSS = 8  # as many times that, before a stream is lent again that had come back too soon
 
 # Module constants: reading a member off its enum costs more, and this is the innermost loop.
 _MOST_CHUNK = len(CHUNK_STARTS)
@@ -314,7 +311,7 @@ class EngineConnection(asyncio.Protocol):
     def pass_chunks(self, client: asyncio.Transport, counter: ChunkCounter) -> None:
         """Write each whole chunk to ``client``, past the sink. The first bytes of a body are for the sink."""
         self._client, self._write_chunk, self._counter = client, client.write, counter
-        self._until_lent = 1
+        self._until_lent = 1 if self._native is None else self._native.patience
 
     def unchunk(self) -> None:
         """Deliver the chunks' contents only: the sink's reader does not know chunks."""

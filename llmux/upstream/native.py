@@ -31,6 +31,12 @@ from typing import Any, NamedTuple, Protocol
 SWITCH = "LLMUX_NATIVE"
 """The environment variable: 0 leaves the native relay out."""
 
+# To lend a stream and to have it back costs as much as it saves with some twenty blocks. As long as most come back
+# sooner, those that begin are lent later: they may be over by then.
+WORTHWHILE = 32  # blocks
+PATIENCE = 4
+_SMOOTHING = 0.1
+
 MOST = 4096  # streams that are lent at a time
 _SHARE = 16  # and of the files that may be open; each takes two
 _VERSION = 1
@@ -111,6 +117,8 @@ class NativeRelay:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, library: ctypes.PyDLL) -> None:
         self.users = 0  # pools
+        self.patience = 1  # of a stream that begins: after so many times ``AT_ONCE`` chunks it is lent
+        self._usual = float(2 * WORTHWHILE)  # blocks that are passed until a stream is handed back
         self._loop = loop
         self._closed = False
         self._library = library
@@ -181,6 +189,8 @@ class NativeRelay:
 
     def _take_all_back(self) -> None:
         while self._relay is not None and self._library.relay_next(self._relay, self._report):
+            self._usual += (self._report.blocks - self._usual) * _SMOOTHING
+            self.patience = 1 if self._usual >= WORTHWHILE else PATIENCE
             self._lent.pop(self._report.key).handed_back(self._read())
 
     def _read(self) -> Back:

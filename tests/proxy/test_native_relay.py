@@ -555,6 +555,38 @@ def test_files_are_left_for_others(run, monkeypatch) -> None:
     run(main())
 
 
+def test_short_streams_are_soon_left_to_python_and_long_ones_are_lent_again(run) -> None:
+    async def lent_of(events: int) -> int:
+        stream = await Stream.begun()
+        lent = 0
+        for number in range(events):
+            await stream.send(chunk(f"{number}"))
+            await stream.read()  # one by one, however slow the machine is
+            lent += bool(stream.connection._lent)
+        await stream.send(END)
+        assert await stream.ended() is None
+        await stream.close()
+        return lent
+
+    async def main() -> None:
+        pool = native.of(asyncio.get_running_loop())
+        assert pool.patience == 1
+        for _ in range(50):
+            if pool.patience > 1:
+                break
+            await lent_of(5)
+        assert pool.patience == native.PATIENCE
+        assert not await lent_of(native.PATIENCE)
+        for _ in range(50):
+            if pool.patience == 1:
+                break
+            assert await lent_of(5 * native.WORTHWHILE)
+        assert pool.patience == 1
+        pool.let_go()
+
+    run(main())
+
+
 def test_it_can_be_left_out() -> None:
     show = [sys.executable, "-c", "from llmux.upstream import native; print(native.which())"]
     for value, found in (("0", "python"), ("1", "native")):
