@@ -48,7 +48,7 @@ core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each wi
 lint: $(VENV)/.test shellcheck ## ruff, shellcheck, and the warnings of a C compiler where there is one
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	! command -v cc || cc -std=c11 -O2 -fsyntax-only -Wall -Wextra -Wconversion -Werror llmux/upstream/native.c
+	! command -v cc >/dev/null || cc -std=c11 -O2 -fsyntax-only -Wall -Wextra -Wconversion -Werror llmux/upstream/native.c
 
 shellcheck: $(VENV)/.test
 	$(BIN)/shellcheck --check-sourced $(SHELL_SCRIPTS)

@@ -325,7 +325,8 @@ class Relay:
         exchange.bytes_out += passed.size
         exchange.tail = [*exchange.tail, *passed.tail][-BLOCKS:]
         activity, uncounted = exchange.activity, self._uncounted
-        activity.last_byte = max(activity.last_byte or 0.0, passed.last)
+        if passed.last:
+            activity.last_byte = max(activity.last_byte or 0.0, passed.last)
         if activity.counting and self._event_stream:
             activity.streamed += passed.events
             exchange.events += passed.events

@@ -530,7 +530,21 @@ def test_what_cannot_be_lent_is_passed_all_the_same(run, monkeypatch) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._transport, name)
 
-    run(main(lambda stream: setattr(stream.relay, "_transport", Tapped(stream.side.transport))))
+    class Encrypted(Tapped):
+        tapped = False
+
+        def get_extra_info(self, name: str) -> Any:
+            return "TLS" if name == "ssl_object" else self._transport.get_extra_info(name)
+
+    class Buffered(Tapped):
+        tapped = False
+
+        def get_write_buffer_size(self) -> int:
+            return 1
+
+    for kind in (Tapped, Encrypted, Buffered):
+        run(main(lambda stream, kind=kind: setattr(stream.relay, "_transport", kind(stream.side.transport))))
+    run(main(lambda stream: setattr(stream.connection, "transport", Encrypted(stream.connection.transport))))
     run(main(lambda stream: setattr(stream.connection, "_request_sent", False)))
     monkeypatch.setattr(native.NativeRelay, "_open", lambda _self: False)
     run(main(lambda _stream: None))
