@@ -1,6 +1,6 @@
 """What the accounts cost: a request and an event beside a llmux without them, and questions to a large ledger.
 
-    python tests/benchmarks/accounts.py request [--rounds 12]
+    python tests/benchmarks/accounts.py request [--rounds 12] [--revision 4346424]
     python tests/benchmarks/accounts.py direct
     python tests/benchmarks/accounts.py ledger [--rows 10000000] [--folder /var/tmp]
 
@@ -8,7 +8,8 @@
 by turns: JSON requests, then streams of ``SHORT`` and of ``LONG`` events. What a stream costs is taken to be a
 constant and so much for each event, which the two lengths tell apart. Printed are microseconds of CPU of the whole
 process, the part of it that the event loop's thread has, the median of the rounds' differences and that of their
-ratios. What the ledger does within ``SETTLES`` seconds after a load counts.
+ratios. What the ledger does within ``SETTLES`` seconds after a load counts. With ``--revision`` a metered llmux of
+that revision takes its turns, too.
 
 ``direct``: what of that the code is, in this process, where other load can hardly be seen: a request that enters
 and ends, and an event that is passed on, in the loop, by turns without a ledger and with one; and what becomes of
@@ -35,7 +36,7 @@ from typing import Any
 import measure
 import proxy_speed
 import rivals
-from simulate_speed import unpack_here
+from simulate_speed import unpack, unpack_here
 
 from llmux.accounts import usage
 from llmux.accounts.ledger_file import BATCH, FORGOTTEN, Row, Store
@@ -87,7 +88,7 @@ def one_round(port: int, pid: int) -> dict[str, tuple[float, float]]:
     return figures
 
 
-def requests(rounds: int) -> None:
+def requests(rounds: int, revision: str | None) -> None:
     """Compare, and print."""
     measure.build()
     measure.pin(measure.LOAD_CORE)
@@ -96,24 +97,29 @@ def requests(rounds: int) -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engines = (stack.enter_context(rivals.engine(scratch)), stack.enter_context(rivals.engine(scratch)))
         code = unpack_here()
-        running = {}
-        for name, more in (("plain", ""), ("metered", "ledger: ledger.db\n")):
-            rivals.LLMUX = plain + more
-            running[name] = proxy_speed.started(stack, name, code, engines, scratch)
+        running = {"plain": proxy_speed.started(stack, "plain", code, engines, scratch)}
+        rivals.LLMUX = plain + "ledger: ledger.db\n"
+        running["metered"] = proxy_speed.started(stack, "metered", code, engines, scratch)
+        if revision is not None:
+            then = unpack(revision)
+            running[f"metered at {revision}"] = proxy_speed.started(stack, "then", then, engines, scratch)
         rivals.LLMUX = plain
         found = []
         for _ in range(rounds):  # by turns, and neither is always the first
             found.append({name: one_round(*each) for name, each in running.items()})
             running = dict(reversed(running.items()))
+    metered = sorted(found[0].keys() - {"plain"})
     for what in KINDS:
         for part, at in (("", 0), (", the loop's thread", 1)):
-            without, with_ = ([one[name][what][at] for one in found] for name in ("plain", "metered"))
-            ratio = statistics.median(new / old for old, new in zip(without, with_, strict=True))
-            more = statistics.median(new - old for old, new in zip(without, with_, strict=True))
-            print(
-                f"{what}{part}: plain {statistics.median(without):.2f} µs (least {min(without):.2f}), metered"
-                f" {statistics.median(with_):.2f} (least {min(with_):.2f}): {more:+.2f} µs, {ratio:.3f} times"
-            )
+            without, *others = ([one[name][what][at] for one in found] for name in ("plain", *metered))
+            print(f"{what}{part}: plain {statistics.median(without):.2f} µs (least {min(without):.2f})")
+            for name, with_ in zip(metered, others, strict=True):
+                ratio = statistics.median(new / old for old, new in zip(without, with_, strict=True))
+                more = statistics.median(new - old for old, new in zip(without, with_, strict=True))
+                print(
+                    f"    {name} {statistics.median(with_):.2f} (least {min(with_):.2f}): {more:+.2f} µs,"
+                    f" {ratio:.3f} times"
+                )
 
 
 class Sink:
@@ -279,11 +285,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("request", "direct", "ledger"))
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--revision")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     if options.what == "request":
-        requests(options.rounds)
+        requests(options.rounds, options.revision)
         return
     if options.what == "direct":
         asyncio.run(direct())
