@@ -20,7 +20,7 @@ from llmux.middleware.progress import Channel, InBody
 from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
-from llmux.proxy.token_usage import Later, at_once, usage_of
+from llmux.proxy.token_usage import Count, usage_of
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.requests import WITHDRAWN
 
@@ -129,10 +129,10 @@ class RequestContext:
         self.lost: EngineError | None = None  # that error, if the engine may have read the request
 
     @property
-    def count(self) -> Later | None:
-        """What has the events of its answer counted."""
+    def count(self) -> Count | None:
+        """Whether the events of its answer are counted."""
         counted = self.passed is not None or self._reporting.switcher.accounts is not None
-        return at_once if counted else None
+        return True if counted else None
 
     @property
     def early(self) -> EarlyResponse | None:

@@ -41,7 +41,6 @@ from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.envelope import refusal, refused_too_often
 from llmux.proxy.relay import Flow, Relay, Tunnel
-from llmux.proxy.token_usage import at_once
 from llmux.upstream import (
     EngineActivity,
     EngineConnection,
@@ -268,7 +267,7 @@ class FastPath:
                 ExtraFields, (b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000" % ident, _REPLACED)
             ),
             anthropic=head.anthropic,
-            count=None if switcher.accounts is None else at_once,
+            count=None if switcher.accounts is None else True,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
         ticket.on_cut = exchange.cut  # it was let through in this very call: it was not cut before

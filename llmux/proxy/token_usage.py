@@ -8,13 +8,13 @@ one whose report is spread over more than ``BLOCKS`` blocks, has no usage here. 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 BLOCKS = 4  # that are kept; engines send the report, `[DONE]` and the body's end as blocks of their own
 BLOCK = 16 * 1024  # bytes of each that are kept, the last ones
 EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
-MANY = 16  # blocks whose events are counted at once; more would not stay in the processor's cache
+MANY = 1  # blocks whose events are counted together: those that are kept are not in the processor's cache by then
 SMALL = 4096  # bytes of a block that is kept until then
 
 _REPORT = b'"usage"'  # in a text that is quoted in JSON the quotes are escaped
@@ -34,43 +34,28 @@ _FIGURE = re.compile(rb"\s*:\s*(\d{1,12})\b")
 _REACH = 2048  # bytes after the name in which the figures stand
 
 
-Later = Callable[[tuple[Any, ...]], None]
-
-
-def at_once(call: tuple[Any, ...]) -> None:
-    """Call it now, where there is no reason to put it off."""
-    take, *what = call
-    take(*what)
+Count = Literal[True]
+"""That the events of an answer are to be counted."""
 
 
 class EventCount(list[bytes]):
-    """The events of a stream: of the blocks in it, and those that were counted before.
+    """The events of a stream: of the blocks in it, up to ``MANY``, and those that were counted before."""
 
-    It costs less to count those of ``MANY`` blocks at once, and where there is time for it: ``later`` takes what
-    has to be called, and with what.
-    """
+    __slots__ = ("counted", "passed")
 
-    __slots__ = ("_later", "counted", "passed")
-
-    def __init__(self, later: Later) -> None:
+    def __init__(self, _asked: Count) -> None:
         super().__init__()
-        self._later = later
         self.counted = 0
-        self.passed = 0  # that were counted elsewhere; apart, since ``later`` may be another thread
-
-    def add(self, blocks: Sequence[bytes]) -> None:
-        """Count the events of these blocks."""
-        self.counted += b"".join(blocks).count(EVENT)
+        self.passed = 0  # that were counted elsewhere
 
     def flush(self) -> None:
-        """Have the blocks counted that are there."""
-        self._later((self.add, self[:]))
+        """Count the events of the blocks that are there."""
+        self.counted += b"".join(self).count(EVENT)
         self.clear()
 
     def total(self) -> int:
-        """Return how many there were; for when the stream is over, and what was put off is done."""
-        self.add(self)
-        self.clear()
+        """Return how many there were."""
+        self.flush()
         return self.counted + self.passed
 
 

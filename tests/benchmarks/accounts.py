@@ -46,7 +46,6 @@ from llmux.middleware.context import RequestContext, new_id
 from llmux.middleware.paths import ForwardedPaths
 from llmux.proxy import Exchange
 from llmux.proxy.relay import Relay
-from llmux.proxy.token_usage import at_once
 from llmux.upstream import EngineActivity, EngineAddress
 
 DAYS = 90
@@ -169,7 +168,7 @@ class InProcess:
             pass
 
     def exchange(self) -> Exchange:
-        count = None if self.switcher.accounts is None else at_once
+        count = None if self.switcher.accounts is None else True
         return Exchange(EngineAddress("127.0.0.1", 9), "id", self.activity, count=count)
 
     def requests(self) -> int:
