@@ -15,7 +15,7 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ FORGOTTEN = 500  # rows that are deleted in one
 PATIENCE = 0.1  # seconds to wait for another process that writes
 # Rows of one statement. To prepare it takes as long as to write ten times as many.
 _SIZES = (512, 256, 128, 64, 32)
+_STATEMENTS = 512  # that are kept
 _FEW = 32  # with less, it makes no difference what is alike; there is a statement for each number
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BESIDE = ("", "-wal", "-shm")
@@ -129,17 +130,37 @@ def _insert_many(size: int, alike: tuple[bool, ...]) -> tuple[Sequence[int], Seq
     return once, each, _INSERT + ",".join([f"({first})", *[f"({other})"] * (size - 1)])
 
 
-def _add(table: str, place: str) -> str:
+_Parts = tuple[str, int, str]
+"""A statement for several rows: what comes before them, how many values each has, and what comes after them."""
+
+
+def _add(table: str, place: str) -> _Parts:
     columns = (place, *_SUM_COLUMNS[1:])
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)})"  # noqa: S608
-        f" VALUES ({', '.join('?' * len(columns))}) ON CONFLICT DO UPDATE SET "
-        + ", ".join(map('"{0}" = "{0}" + excluded."{0}"'.format, columns[4:]))
-    )
+    update = ", ".join(map('"{0}" = "{0}" + excluded."{0}"'.format, columns[4:]))
+    before = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "  # noqa: S608
+    return before, len(columns), f" ON CONFLICT DO UPDATE SET {update}"
 
 
 _ADD_HOURS, _ADD_DAYS = _add("hours", "hour"), _add("days", "day")
-_RESERVE = f"INSERT OR REPLACE INTO reservations VALUES (?, {', '.join('?' * len(_RESERVED))})"  # noqa: S608
+_RESERVE: _Parts = ("INSERT OR REPLACE INTO reservations VALUES ", 1 + len(_RESERVED), "")
+_RELEASE: _Parts = ("DELETE FROM reservations WHERE id IN (VALUES ", 1, ")")
+
+
+@functools.lru_cache(maxsize=256)
+def _for_many(parts: _Parts, size: int) -> str:
+    before, width, after = parts
+    row = f"({', '.join('?' * width)})"
+    return before + ", ".join([row] * size) + after
+
+
+def _sizes(count: int) -> Iterator[int]:
+    """Yield of how many rows each statement is for so many: in each the interpreter's lock is given back."""
+    while count:
+        size = next((size for size in _SIZES if size <= count), count)
+        yield size
+        count -= size
+
+
 NO_PRICES: Mapping[int, str] = {}
 _ERROR = 400  # the statuses from here on are failures
 
@@ -176,7 +197,9 @@ def set_aside(path: Path) -> Path:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(
+        path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS
+    )
 
 
 def _own(connection: sqlite3.Connection) -> int:
@@ -264,28 +287,29 @@ class Store:
         def work() -> None:
             self._insert(rows)
             added = (sums_of(rows) if sums is None else sums).items()
-            self._connection.executemany(_ADD_HOURS, [(*place, *each) for place, each in added])
-            self._connection.executemany(
-                _ADD_DAYS, [(hour // 24, *place, *each) for (hour, *place), each in added]
-            )
+            self._change(_ADD_HOURS, [(*place, *each) for place, each in added])
+            self._change(_ADD_DAYS, [(hour // 24, *place, *each) for (hour, *place), each in added])
             now = round(time.time() * 1000)
             if lost:
                 self._connection.execute("INSERT INTO losses VALUES (?, ?)", (now, lost))
             for version, document in prices.items():
                 self._connection.execute("INSERT OR IGNORE INTO prices VALUES (?, ?, ?)", (version, now, document))
-            if reserved:
-                self._connection.executemany(_RESERVE, reserved)
-            for ident in released:
-                self._connection.execute("DELETE FROM reservations WHERE id = ?", (ident,))
+            self._change(_RESERVE, reserved)
+            self._change(_RELEASE, [(ident,) for ident in released])
 
         self._transaction(work)
 
+    def _change(self, parts: _Parts, rows: Sequence[Sequence[Any]]) -> None:
+        at = 0
+        for size in _sizes(len(rows)):
+            values = list(itertools.chain.from_iterable(rows[at : at + size]))
+            self._connection.executemany(_for_many(parts, size), (values,))
+            at += size
+
     def _insert(self, rows: Sequence[Made]) -> None:
         columns = list(zip(*rows, strict=False))[:_WIDTH]
-        at, left = 0, len(rows)
-        while left:
-            # Few statements, whatever the number: in each the interpreter's lock is given back.
-            size = next((size for size in _SIZES if size <= left), left)
+        at = 0
+        for size in _sizes(len(rows)):
             piece = [column[at : at + size] for column in columns]
             alike = _NOTHING_ALIKE
             if size >= _FEW:
@@ -296,7 +320,7 @@ class Store:
             values = [piece[place][0] for place in once]
             values += itertools.chain.from_iterable(zip(*(piece[place] for place in each), strict=True))
             self._connection.executemany(statement, (values,))  # gives the lock back less often than ``execute``
-            at, left = at + size, left - size
+            at += size
 
     def reservations(self) -> list[tuple[Any, ...]]:
         """Return the reservations: their ids, and the columns of the rows that they become."""

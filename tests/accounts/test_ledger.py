@@ -558,6 +558,28 @@ def test_the_past_is_looked_at_a_part_at_a_time(begin, monkeypatch):
     assert told(limit=2, until=999.0) == ([], None)
 
 
+@pytest.mark.parametrize("count", [1, 40, 700])
+def test_sums_of_many_keys_and_reservations_go_with_a_batch(begin, count):
+    """In statements for many of them; two hours of one day fall into one row of the days."""
+    store = Store(begin().path)
+    given_rows = [
+        Row(*finished(number, key=f"key-{number}")[:-2])._replace(time=hour * HOUR)
+        for number in range(count)
+        for hour in (48, 49)
+    ]
+    reservations = [(f"id-{number}", 1, f"request-{number}", "alice", "a", 1, "usd", 1) for number in range(count)]
+    for _ in range(2):
+        store.write(given_rows, reserved=reservations)
+    assert len(store.reservations()) == count
+    store.write([], released=[f"id-{number}" for number in range(1, count)])
+    assert [one[0] for one in store.reservations()] == ["id-0"]
+    store.close()
+    with contextlib.closing(sqlite3.connect(store.path)) as connection, connection:
+        for table, rows_of_each, requests in (("hours", 2, 2), ("days", 1, 4)):
+            found = connection.execute(f"SELECT key, requests FROM {table}").fetchall()
+            assert sorted(found) == sorted([(f"key-{n}", requests) for n in range(count)] * rows_of_each)
+
+
 def test_days_are_summed_too(begin):
     ledger = begin()
     day = 20_000 * 86_400
