@@ -123,15 +123,13 @@ class NativeRelay:
         self._closed = False
         self._library = library
         self._relay: int | None = None
-        self._report = _Report()
         self._lent: dict[int, Lender] = {}
 
     def _open(self) -> bool:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if files == resource.RLIM_INFINITY:
             files = MOST * _SHARE
-        if not self._closed:
-            self._relay = self._library.relay_open(min(MOST, files // _SHARE), files // 2)
+        self._relay = self._library.relay_open(min(MOST, files // _SHARE), files // 2)
         if self._relay is None:
             self._closed = True
             return False
@@ -145,7 +143,9 @@ class NativeRelay:
         """
         engine = lender.transport
         ends = _socket(engine), _socket(client)
-        if -1 in ends or client.get_write_buffer_size() or (self._relay is None and not self._open()):
+        if -1 in ends or client.get_write_buffer_size() or self._closed:
+            return 0
+        if self._relay is None and not self._open():
             return 0
         engine.pause_reading()
         key: int = self._library.relay_lend(self._relay, *ends, data, len(data))
@@ -157,15 +157,16 @@ class NativeRelay:
 
     def look(self, key: int) -> Passed:
         """Return what was passed on of a stream that is lent."""
-        self._library.relay_look(self._relay, key, self._report)
-        report = self._report
+        report = _Report()
+        self._library.relay_look(self._relay, key, report)
         return Passed(report.bytes, report.events, report.last, [])
 
     def take(self, key: int) -> Back:
         """Take a stream back."""
         del self._lent[key]
-        self._library.relay_take(self._relay, key, self._report)
-        return self._read()
+        report = _Report()
+        self._library.relay_take(self._relay, key, report)
+        return _read(report)
 
     def let_go(self) -> None:
         """Close it with the last of its users. What is lent comes back, and goes on."""
@@ -188,17 +189,18 @@ class NativeRelay:
         self._relay = None
 
     def _take_all_back(self) -> None:
-        while self._relay is not None and self._library.relay_next(self._relay, self._report):
-            self._usual += (self._report.blocks - self._usual) * _SMOOTHING
+        report = _Report()
+        while self._relay is not None and self._library.relay_next(self._relay, report):
+            self._usual += (report.blocks - self._usual) * _SMOOTHING
             self.patience = 1 if self._usual >= WORTHWHILE else PATIENCE
-            self._lent.pop(self._report.key).handed_back(self._read())
+            self._lent.pop(report.key).handed_back(_read(report))
 
-    def _read(self) -> Back:
-        report = self._report
-        left = ctypes.string_at(report.left, report.unsent + report.unread)
-        tail = [ctypes.string_at(at, size) for at, size in zip(report.tail, report.sizes, strict=True) if size]
-        passed = Passed(report.bytes, report.events, report.last, tail)
-        return Back(passed, report.blocks, left[: report.unsent], left[report.unsent :])
+
+def _read(report: _Report) -> Back:
+    left = ctypes.string_at(report.left, report.unsent + report.unread)
+    tail = [ctypes.string_at(at, size) for at, size in zip(report.tail, report.sizes, strict=True) if size]
+    passed = Passed(report.bytes, report.events, report.last, tail)
+    return Back(passed, report.blocks, left[: report.unsent], left[report.unsent :])
 
 
 def _socket(transport: asyncio.Transport) -> int:
