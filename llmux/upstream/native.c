@@ -288,7 +288,8 @@ struct relay *relay_open(size_t slots, int most_fd) {
             set_free(r, &r->streams[i]);
         }
         fit = !pthread_create(&r->thread, NULL, run, r);
-        if (!fit) r->thread = 0;
+        if (fit) pthread_setname_np(r->thread, "llmux relay");
+        else r->thread = 0;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
     if (fit) return r;

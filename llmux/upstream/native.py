@@ -35,6 +35,7 @@ SWITCH = "LLMUX_NATIVE"
 # sooner, those that begin are lent later: they may be over by then.
 WORTHWHILE = 32  # blocks
 PATIENCE = 4
+_MISSED = 24  # chunks that it keeps from being lent
 _SMOOTHING = 0.1
 
 MOST = 4096  # streams that are lent at a time
@@ -118,7 +119,7 @@ class NativeRelay:
     def __init__(self, loop: asyncio.AbstractEventLoop, library: ctypes.PyDLL) -> None:
         self.users = 0  # pools
         self.patience = 1  # of a stream that begins: after so many times ``AT_ONCE`` chunks it is lent
-        self._usual = float(2 * WORTHWHILE)  # blocks that are passed until a stream is handed back
+        self._usual = float(2 * WORTHWHILE)  # blocks that could be passed until a stream is handed back
         self._loop = loop
         self._closed = False
         self._library = library
@@ -191,7 +192,8 @@ class NativeRelay:
     def _take_all_back(self) -> None:
         report = _Report()
         while self._relay is not None and self._library.relay_next(self._relay, report):
-            self._usual += (report.blocks - self._usual) * _SMOOTHING
+            could = report.blocks + (_MISSED if self.patience > 1 else 0)
+            self._usual += (could - self._usual) * _SMOOTHING
             self.patience = 1 if self._usual >= WORTHWHILE else PATIENCE
             self._lent.pop(report.key).handed_back(_read(report))
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections import Counter
+from pathlib import Path
 
 import anthropic
 import openai
 import pytest
 
+from llmux.upstream import native
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import Gone, request, uid
 from tests.harness.waiting import PATIENCE
@@ -287,6 +291,41 @@ async def test_an_engine_that_breaks_off_in_mid_stream(shared, how, partial):
         event = answer.body.rsplit(b"\n\n", 2)[-2]
         assert event.lstrip(b"\n").startswith((b"data: ", b"event: error")), event
     await idle(shared)
+
+
+def shared_sockets(lab) -> int:
+    """Return how many sockets of llmux have two descriptors: one is the native relay's."""
+    links = []
+    for file in Path(f"/proc/{lab.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(file.readlink()))
+    return sum(count > 1 for name, count in Counter(links).items() if name.startswith("socket:"))
+
+
+@pytest.mark.skipif(native.which() == "python", reason="it is not compiled here")
+@pytest.mark.parametrize("end", ["whole", "engine", "client"])
+async def test_a_stream_that_the_native_relay_passes_on_ends_as_any_does(shared, end):
+    do = {"sse": 90, "interval": 0.01, "hold_after": [80, f"lent{end}"]}
+    if end == "engine":
+        do |= {"fail": "reset", "fail_after": 85}
+    line = await shared.wire()
+    data = request("POST", "/v1/chat/completions", body={"model": "a"}, do=do)
+    await line.send(data)
+    head = await line.head()
+    await shared.until(lambda: shared_sockets(shared) == 2)
+    if end == "client":
+        await line.close()
+        await shared.until(lambda: [r for r in shared.journal("gone") if r["uid"] == uid(data)])
+        shared.release("lentclient")
+    else:
+        shared.release(f"lent{end}")
+        answer = await line.body(head)
+        assert answer.whole is (end == "whole")
+        assert all(b"t%d " % number in answer.body for number in range(90 if end == "whole" else 85))
+        assert (b'"error"' in answer.body) is (end == "engine")
+        await line.close()
+    await idle(shared)
+    await shared.until(lambda: not shared_sockets(shared))
 
 
 async def test_sdks_raise_when_the_engine_breaks_off(shared):
