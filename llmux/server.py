@@ -23,6 +23,7 @@ from llmux.middleware.context import REFUSED, request_id
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
 from llmux.proxy.envelope import error_body
+from llmux.upstream import native
 
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
 BACKLOG = 4096
@@ -247,9 +248,12 @@ class Runner(ServerRunner):
     def __init__(self, app: web.Application, log: EventLog) -> None:
         super().__init__(app)
         self._event_log = log
-        # A request in flight needs a file for its client and one for its engine.
+        # A request in flight needs a file for its client and one for its engine; a stream that is lent to the
+        # native relay needs two more. It gets no others: where hooks cannot be started, models count as lost.
         self._switcher = app[SWITCHER]
-        self._limit = self._switcher.config.max_connections or max(64, (open_files() - RESERVED) // 2)
+        most = (open_files() - RESERVED) // 2 - native.most_streams()
+        self._limit = self._switcher.config.max_connections or max(64, most)
+        native.NativeRelay.left = RESERVED + 2 * self._limit
         self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None
 

@@ -332,7 +332,7 @@ class Config(Section):
     max_connections: PositiveCount | None = Field(
         default=None,
         description="Open client connections; beyond, the one that is idle longest is closed; else 503, but for"
-        " /health and operators. null: half of the files llmux may open.",
+        " /health and operators. null: nearly half of the files llmux may open.",
     )
     header_timeout: PositiveDuration = Field(
         default=20.0,

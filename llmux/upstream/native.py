@@ -26,7 +26,7 @@ import ctypes
 import os
 import resource
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 SWITCH = "LLMUX_NATIVE"
 """The environment variable: 0 leaves the native relay out."""
@@ -116,6 +116,9 @@ def _declared(library: ctypes.PyDLL) -> ctypes.PyDLL:
 class NativeRelay:
     """The relay of one loop."""
 
+    left: ClassVar[int] = 0
+    """Files that all which open from now on leave to connections and hooks."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop, library: ctypes.PyDLL) -> None:
         self.users = 0  # pools
         self.patience = 1  # of a stream that begins: after so many times ``AT_ONCE`` chunks it is lent
@@ -127,10 +130,10 @@ class NativeRelay:
         self._lent: dict[int, Lender] = {}
 
     def _open(self) -> bool:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if files == resource.RLIM_INFINITY:
-            files = MOST * _SHARE
-        self._relay = self._library.relay_open(min(MOST, files // _SHARE), files // 2)
+        files = _open_files()
+        streams = min(most_streams(), (files - self.left) // 2)
+        if streams > 0:
+            self._relay = self._library.relay_open(streams, files // 2)
         if self._relay is None:
             self._closed = True
             return False
@@ -230,6 +233,16 @@ def of(loop: asyncio.AbstractEventLoop) -> NativeRelay | None:
     relay = _relays[loop]
     relay.users += 1
     return relay
+
+
+def most_streams() -> int:
+    """Return how many streams a relay has at most; each takes two files beside those of its connections."""
+    return 0 if _library is None else min(MOST, _open_files() // _SHARE)
+
+
+def _open_files() -> int:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST * _SHARE if files == resource.RLIM_INFINITY else files
 
 
 def which() -> str:

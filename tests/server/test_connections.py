@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 
 import pytest
 
 from llmux import server
-from tests.server.house import House, message, until
+from llmux.app import build_app
+from llmux.upstream import native
+from tests.server.house import House, Log, message, until
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 SHORT = {"header_timeout": "200ms", "keepalive_timeout": "1h"}
@@ -211,3 +214,35 @@ async def test_a_reload_changes_the_timeouts(house):
     await until(lambda: house._runner.server._connections)
     house.switcher.replace(house.config("a", **SHORT))
     assert (await line.closed()).startswith(b"HTTP/1.1 408 ")
+
+
+class Opener:
+    """The native relay's library, which says how many streams it was to be opened for."""
+
+    def __init__(self):
+        self.streams = 0
+
+    def relay_open(self, streams, _most_fd):
+        self.streams = streams
+
+
+@pytest.mark.parametrize("given", [None, 60, 440])
+@pytest.mark.parametrize("files", [256, 1024, 20_000, 1_000_000])
+async def test_streams_that_are_lent_take_no_files_from_connections_and_hooks(house, monkeypatch, files, given):
+    opener = Opener()
+    monkeypatch.setattr(native, "_library", opener)
+    monkeypatch.setattr(native.NativeRelay, "left", 0)
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (files, files))
+    app, _ = build_app(house.config(max_connections=given), log=Log())
+    limit = server.Runner(app, Log())._limit
+    assert native.NativeRelay(asyncio.get_running_loop(), opener)._open() is False
+    assert opener.streams == 0 or 2 * limit + server.RESERVED + 2 * opener.streams <= files
+    assert (
+        opener.streams
+        == {
+            256: 4 if given == 60 else 0,
+            1024: 8 if given == 440 else 64,
+            20_000: 1250,
+            1_000_000: 4096,
+        }[files]
+    )
