@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llmux.accounts import usage
@@ -145,11 +145,36 @@ class Accounting:
 
         ``number`` is that of it among the last requests, and ``report`` what ``told`` returned of its answer.
         """
-        ledger = self.ledger
+        ledger, ticket = self.ledger, request.ticket
         if ledger is None:  # it ends before the start
             return 0.0
         if not ledger.awake:  # seldom enough
             self._look_at_clock()
+        if report is None or ticket is None or self._left is not None:
+            return self._ended_otherwise(ledger, request, number, now, waited, status, failure, key)
+        own, switch = self.shares.ended(now, ticket.id, ticket.key)
+        exact = own * 1e6 + self._rest  # what is below a microsecond goes to the next: the sum is right
+        micros = int(exact)
+        self._rest = exact - micros
+        charged = 0
+        if switch:
+            exact = switch * 1e6 + self._rest
+            charged = int(exact)
+            self._rest = exact - charged
+        model = request.model or ""
+        ledger.put((
+            int((self._epoch + now) * 1000), request.request_id, key or "", request.asked or "", model, model,
+            report[0], 0, report[1], 0, 0, 0, "", None, int(waited * 1000) if waited else 0,
+            int((now - ticket.arrived - ticket.waited) * 1000), micros, charged, None, None, status, failure or "",
+            0, number, self.prices,
+        ))  # fmt: skip
+        return own + switch
+
+    def _ended_otherwise(
+        self, ledger: Ledger, request: Answered, number: int, now: float, waited: float, status: int,
+        failure: str | None, key: str | None,
+    ) -> float:  # fmt: skip
+        """Take one whose answer has still to be read, which had none, or of which the core knows nothing."""
         ticket, exchange = request.ticket, request.exchange
         own = switch = service = 0.0
         if ticket is None:
@@ -157,38 +182,18 @@ class Accounting:
         else:
             if exchange is not None:
                 service = now - ticket.arrived - ticket.waited
-            if self._left is None:
-                own, switch = self.shares.ended(now, ticket.id, ticket.key)
-            else:
-                own, switch = self._share_of(now, ticket)
-        model = request.model or ""
-        if not (key or model):  # a flood of requests without a key, or for no model, fills no disk
-            return own + switch
-        begun = exchange is not None and ticket is not None
-        if report is None and exchange is not None:
-            uncounted = exchange.uncounted
-            events = exchange.events + (0 if uncounted is None else uncounted.total())
+            own, switch = self._share_of(now, ticket)
+        if key or request.model:  # a flood of requests without a key, or for no model, fills no disk
+            ends: tuple[bytes, Sequence[bytes], int] = (b"", (), 0)
+            if exchange is not None:
+                uncounted = exchange.uncounted
+                events = exchange.events + (0 if uncounted is None else uncounted.total())
+                ends = exchange.opening, exchange.tail, events
+            begun = exchange is not None and ticket is not None
             ledger.put(Ended(
-                self._epoch + now, request.request_id, key or "", request.asked, model, waited, service, status,
-                failure, request.route.path, request.sent, begun, own, switch, self.prices, exchange.opening,
-                exchange.tail, events, number,
+                self._epoch + now, request.request_id, key or "", request.asked, request.model, waited, service,
+                status, failure, request.route.path, request.sent, begun, own, switch, self.prices, *ends, number,
             ))  # fmt: skip
-            return own + switch
-        read, wrote = report or (0, 0)
-        exact = own * 1e6 + self._rest  # what is below a microsecond goes to the next: the sum is right
-        micros = int(exact)
-        self._rest = exact - micros
-        if switch:
-            exact = switch * 1e6 + self._rest
-            charged = int(exact)
-            self._rest = exact - charged
-        else:
-            charged = 0
-        ledger.put((
-            int((self._epoch + now) * 1000), request.request_id, key or "", request.asked or "", model,
-            model if begun else "", read, 0, wrote, 0, 0, 0, "", None, int(waited * 1000) if waited else 0,
-            int(service * 1000), micros, charged, None, None, status, failure or "", 0, number, self.prices,
-        ))  # fmt: skip
         return own + switch
 
     def _share_of(self, now: float, ticket: Ticket) -> tuple[float, float]:

@@ -25,8 +25,7 @@ BATCH = 2000  # rows of one transaction
 FORGOTTEN = 500  # rows that are deleted in one
 PATIENCE = 0.1  # seconds to wait for another process that writes
 # Rows of one statement. To prepare it takes as long as to write ten times as many.
-_SIZES = (512, 256, 128, 64, 32)
-_STATEMENTS = 512  # that are kept
+_SIZES = (512, 128, 32)  # kept, it takes 2 KB of memory for each
 _FEW = 32  # with less, it makes no difference what is alike; there is a statement for each number
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BESIDE = ("", "-wal", "-shm")
@@ -111,7 +110,6 @@ _OFTEN_ALIKE = tuple(
         ("key",),
         ("asked", "served", "target"),
         ("cached", "prompt", "decode"),
-        ("cost",),
         ("reasoning", "estimated", "currency", "price", "waited", "switch", "status", "reason", "kind"),
     )
 )
@@ -119,7 +117,7 @@ _OFTEN_ALIKE = tuple(
 _NOTHING_ALIKE = (False,) * len(_OFTEN_ALIKE)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def _insert_many(size: int, alike: tuple[bool, ...]) -> tuple[Sequence[int], Sequence[int], str]:
     """Return the columns that are bound once, those bound for each row, and the statement for so many rows."""
     once = [at for places, same in zip(_OFTEN_ALIKE, alike, strict=True) if same for at in places]
@@ -146,7 +144,7 @@ _RESERVE: _Parts = ("INSERT OR REPLACE INTO reservations VALUES ", 1 + len(_RESE
 _RELEASE: _Parts = ("DELETE FROM reservations WHERE id IN (VALUES ", 1, ")")
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def _for_many(parts: _Parts, size: int) -> str:
     before, width, after = parts
     row = f"({', '.join('?' * width)})"
@@ -197,9 +195,7 @@ def set_aside(path: Path) -> Path:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(
-        path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS
-    )
+    return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
 
 
 def _own(connection: sqlite3.Connection) -> int:
