@@ -31,9 +31,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 SWITCH = "LLMUX_NATIVE"
 """The environment variable: 0 leaves the native relay out."""
 
-# To lend a stream and to have it back costs as much as it saves with some twenty blocks. As long as most come back
+# To lend a stream and to have it back costs as much as it saves with so many blocks. As long as most come back
 # sooner, those that begin are lent later: they may be over by then.
-WORTHWHILE = 32  # blocks
+WORTHWHILE = 20  # blocks
 PATIENCE = 4
 _MISSED = 24  # chunks that it keeps from being lent
 _SMOOTHING = 0.1
