@@ -8,15 +8,23 @@ CPU, the median and the least of the rounds, and the median of the rounds' ratio
 model here, and not there. ``--beside`` has peers of ``bench.py`` take their turns, too, and prints what is here by
 what is theirs; ``relay`` is the floor for any proxy: it copies bytes between sockets, and no more. Needs gcc.
 ``LLMUX_NATIVE=0`` before it leaves the native relay out.
+
+With ``--late`` it prints instead how late the events of 20 streams are, here with and without the native relay,
+alone and beside a client that sends bodies of 9 MB.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
+import os
 import statistics
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import measure
@@ -60,6 +68,50 @@ def one_round(port: int, pid: int) -> tuple[float, float]:
     return request, (spent(pid) - between) / seen["chunks"]
 
 
+@contextmanager
+def large_bodies(port: int) -> Iterator[None]:
+    """Send one body after the other, each of many small parts."""
+    parts = [{"type": "text", "text": "x" * 50, "n": number} for number in range(100_000)]
+    body = json.dumps({"messages": [{"role": "user", "content": parts}], "model": "m"}).encode()
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            with suppress(OSError):
+                connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+                connection.getresponse().read()
+            connection.close()
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sending.join()
+
+
+def show_delays(engines: tuple[int, int], scratch: Path, rounds: int) -> None:
+    """Print how late events are, in milliseconds."""
+    with ExitStack() as stack:
+        running = []
+        for name, switch in (("native", "1"), ("python", "0")):
+            os.environ["LLMUX_NATIVE"] = switch
+            running.append((name, started(stack, name, unpack_here(), engines, scratch)[0]))
+        for busy in (False, True):
+            found: dict[str, list[dict[str, float]]] = {name: [] for name, _ in running}
+            for _ in range(rounds):
+                for name, port in running:
+                    with large_bodies(port) if busy else nullcontext():
+                        seen = measure.client("stream", port, f"{PATH}?n=2000&r=100&s=200", 20, 2.5, 0.5)
+                    found[name].append(seen["delay"])
+            for name, delays in found.items():
+                at = {part: statistics.median(one[part] for one in delays) for part in ("p50", "p95", "p99")}
+                told = ", ".join(f"{part} {value:.3f}" for part, value in at.items())
+                print(f"{name}, {'beside large bodies' if busy else 'alone'}: {told} ms late")
+
+
 def spent(pid: int) -> float:
     """Return the microseconds of CPU that a process and those that it has started have had."""
     found = 0
@@ -79,12 +131,16 @@ def main() -> None:
     parser.add_argument(
         "--beside", nargs="*", default=[], metavar="PEER", choices=["go", "nginx", "haproxy", "relay", "rust"]
     )
+    parser.add_argument("--late", action="store_true")
     options = parser.parse_args()
     measure.build()
     measure.pin(measure.LOAD_CORE)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engines = (stack.enter_context(rivals.engine(scratch)), stack.enter_context(rivals.engine(scratch)))
+        if options.late:
+            show_delays(engines, scratch, options.rounds)
+            return
         running = [
             started(stack, "then", unpack(options.revision), engines, scratch),
             started(stack, "now", unpack_here(), engines, scratch, options.model),
