@@ -106,13 +106,15 @@ class Shares:
     def admitted(self, now: float, effect: Admit) -> None:
         """A request goes to its engine."""
         running, past = self._running, now - self._now
-        if past > 0 and running and self._shared_by_requests:  # as ``pass_to`` does it: this is done with each
-            self._now = now
-            self.held += past
-            self._clock += past / len(running)
-        else:
-            self.pass_to(now)
-        running.setdefault(effect.request, self._clock)
+        if past > 0:  # in one turn of the loop the time is the same
+            if running and self._shared_by_requests:  # as ``pass_to`` does it: this is done with each
+                self._now = now
+                self.held += past
+                self._clock += past / len(running)
+            else:
+                self.pass_to(now)
+        if effect.request not in running:
+            running[effect.request] = self._clock
 
     def returned(self, now: float, request: int) -> None:
         """A request waits again: its engine was dead."""
@@ -124,12 +126,13 @@ class Shares:
     def ended(self, now: float, request: int, key: str) -> Share:
         """Return what a request got, wherever it stood."""
         running, past = self._running, now - self._now
-        if past > 0 and running and self._shared_by_requests:
-            self._now = now
-            self.held += past
-            self._clock += past / len(running)
-        else:
-            self.pass_to(now)
+        if past > 0:
+            if running and self._shared_by_requests:
+                self._now = now
+                self.held += past
+                self._clock += past / len(running)
+            else:
+                self.pass_to(now)
         if self._switch is not None and request in self._switch.causers:
             self._switch.causers[request] = key
         since = running.pop(request, None)
