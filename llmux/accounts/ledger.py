@@ -150,7 +150,7 @@ class Ledger:
         self.rates: Mapping[str, TokenPrice] = {}
         """What is known of the prices of models elsewhere that the configuration has none for."""
         self.metrics = KeyMetrics(lambda: self.lost)
-        self._recent: deque[Finished] = deque(maxlen=RECENT)
+        self._recent: Sequence[Finished] = ()  # in order; another one each time, as the loop may look at it
         self.awake = False  # the thread has been woken for what waits
         self._tell = tell
         self._lock = _locked(path)
@@ -189,7 +189,7 @@ class Ledger:
 
     def recent(self) -> Mapping[int, Row]:
         """Return the rows of the last requests, by their numbers there, as far as they have been made."""
-        return {row[_NUMBER]: Row._make(row[:_NUMBER]) for row in tuple(self._recent) if row[_NUMBER]}
+        return {row[_NUMBER]: Row._make(row[:_NUMBER]) for row in self._recent if row[_NUMBER]}
 
     def put(self, message: Message) -> None:
         """Take what has happened."""
@@ -285,7 +285,7 @@ class Ledger:
                 rows = [row for message in some if (row := self._made(message)) is not None]
             if rows:
                 rows = self._add_costs(rows)
-                self._recent.extend(rows)
+                self._recent = [*self._recent, *rows][-RECENT:]
                 sums = sums_of(rows)
                 self.metrics.add(sums)
                 add_sums(self._sums, sums)
