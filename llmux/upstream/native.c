@@ -22,8 +22,9 @@
 // taken by a thread that it has just displaced. A stream whose sockets the thread is using is `busy`, and is the
 // thread's alone; `relay_take` waits for the end of that, which is a matter of microseconds, since no call waits. So
 // when it returns, the thread will not touch these sockets any more, and all that it has done is in the report. A key
-// names a slot and the stream in it: what epoll reported of an earlier one is skipped. Memory is bounded: slots are set aside at the start, each with room for one block (touched only when it is
-// needed); the last blocks of each stream, in which engines report their usage, are kept as Python keeps them.
+// names a slot and the stream in it: what epoll reported of an earlier one is skipped. Memory is bounded: slots are set
+// aside at the start, each with room for one block (touched only when it is needed); the last blocks of each stream,
+// in which engines report their usage, are kept as Python keeps them.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
