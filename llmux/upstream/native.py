@@ -162,14 +162,16 @@ class NativeRelay:
     def look(self, key: int) -> Passed:
         """Return what was passed on of a stream that is lent."""
         report = _Report()
-        self._library.relay_look(self._relay, key, report)
+        if self._relay is not None:
+            self._library.relay_look(self._relay, key, report)
         return Passed(report.bytes, report.events, report.last, [])
 
     def take(self, key: int) -> Back:
-        """Take a stream back."""
+        """Take a stream back. That of a loop which was closed may have none any more."""
         del self._lent[key]
         report = _Report()
-        self._library.relay_take(self._relay, key, report)
+        if self._relay is not None:
+            self._library.relay_take(self._relay, key, report)
         return _read(report)
 
     def let_go(self) -> None:
@@ -226,8 +228,9 @@ def of(loop: asyncio.AbstractEventLoop) -> NativeRelay | None:
     """Return the relay of a loop, which its pools share until each has let go of it; None where there is none."""
     if _library is None:
         return None
-    for other in [one for one in _relays if one.is_closed()]:
-        _relays.pop(other).close()  # of a pool that was never closed
+    for other in tuple(_relays):  # which other threads change
+        if other.is_closed() and (relay := _relays.pop(other, None)) is not None:
+            relay.close()  # of a pool that was never closed
     if loop not in _relays:
         _relays[loop] = NativeRelay(loop, _library)
     relay = _relays[loop]

@@ -456,6 +456,50 @@ def test_the_relay_ends_with_the_last_of_its_pools_and_its_streams_go_on(run) ->
     run(main())
 
 
+class ClosedLoop:
+    """A loop that was closed; another one begins while it is asked, and another thread lets go of it."""
+
+    def __init__(self, relays: dict[Any, Any], other: asyncio.AbstractEventLoop) -> None:
+        self._relays = relays
+        self._other = other
+
+    def is_closed(self) -> bool:
+        self._relays.pop(self, None)
+        self._relays[self._other] = None
+        return True
+
+
+def test_a_stream_of_a_loop_that_was_closed_ends_as_any(run) -> None:
+    """Its task ends when it is freed, and by then the relay is closed."""
+
+    async def main() -> None:
+        stream = await (await Stream.begun()).lent()
+        loop, relay = asyncio.get_running_loop(), stream.native
+        del native._relays[loop]
+        loop.remove_reader(relay._library.relay_wake(relay._relay))
+        relay._loop = ClosedLoop({}, loop)
+        relay.close()  # as with the next loop's first
+        assert stream.connection._lent
+        stream.connection.tell_passed()
+        stream.native = None
+        await stream.close()
+        assert not stream.connection._lent
+
+    run(main())
+
+
+def test_loops_of_other_threads_come_and_go_meanwhile(run, monkeypatch) -> None:
+    async def main() -> None:
+        loop, relays = asyncio.get_running_loop(), {}
+        monkeypatch.setattr(native, "_relays", relays)
+        with contextlib.closing(asyncio.new_event_loop()) as other:
+            relays[ClosedLoop(relays, other)] = None
+            assert native.of(loop) is relays[loop]
+            assert set(relays) == {loop, other}
+
+    run(main())
+
+
 def test_many_at_once(run) -> None:
     many = min(500, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
 
