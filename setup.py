@@ -1,11 +1,13 @@
 """What is compiled, where there is a C compiler: llmux works without it. All else is in pyproject.toml."""
 
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 LINUX = sys.platform == "linux"
+ONE_FOR_ALL = LINUX and not sysconfig.get_config_var("Py_GIL_DISABLED")  # setuptools refuses it there
 RELAY = Extension(
     "llmux.upstream.native_linux",
     ["llmux/upstream/native.c"],
@@ -26,5 +28,5 @@ class Build(build_ext):
 setup(
     ext_modules=[RELAY] if LINUX else [],
     cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LINUX else {},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ONE_FOR_ALL else {},
 )

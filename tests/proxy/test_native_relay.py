@@ -653,6 +653,26 @@ def test_it_can_be_left_out() -> None:
         assert told.stdout.decode().strip() == found
 
 
+FINALIZED = """
+import sysconfig, setuptools
+from distutils.core import run_setup
+given = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: {free} if name == "Py_GIL_DISABLED" else given(name)
+wheel = run_setup("setup.py", stop_after="config").get_command_obj("bdist_wheel")
+wheel.ensure_finalized()
+print(wheel.py_limited_api)
+"""
+
+
+@pytest.mark.parametrize(("free", "limited"), [(0, "cp311"), (1, "False")])
+def test_it_is_installed_with_free_threading_too(free, limited) -> None:
+    """A wheel for each Python is not to be had there, and to ask for it is an error."""
+    root = Path(__file__).parents[2]
+    show = [sys.executable, "-W", "ignore", "-c", FINALIZED.format(free=free)]
+    told = subprocess.run(show, cwd=root, capture_output=True, check=False)
+    assert (told.returncode, told.stdout.decode().split()[-1:]) == (0, [limited]), told.stderr.decode()
+
+
 def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
