@@ -251,8 +251,9 @@ class Runner(ServerRunner):
         # A request in flight needs a file for its client and one for its engine; a stream that is lent to the
         # native relay needs two more. It gets no others: where hooks cannot be started, models count as lost.
         self._switcher = app[SWITCHER]
-        most = (open_files() - RESERVED) // 2 - native.most_streams()
-        self._limit = self._switcher.config.max_connections or max(64, most)
+        config = self._switcher.config
+        lent = native.most_streams() if isinstance(config, Config) else 0  # gateways lend none
+        self._limit = config.max_connections or max(64, (open_files() - RESERVED) // 2 - lent)
         native.NativeRelay.left = RESERVED + 2 * self._limit
         self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None

@@ -9,6 +9,8 @@ import pytest
 
 from llmux import server
 from llmux.app import build_app
+from llmux.config.gateway import GatewayConfig
+from llmux.gateway.service import build_gateway
 from llmux.upstream import native
 from tests.server.house import House, Log, message, until
 
@@ -246,3 +248,11 @@ async def test_streams_that_are_lent_take_no_files_from_connections_and_hooks(ho
             1_000_000: 4096,
         }[files]
     )
+
+
+async def test_a_gateway_has_all_files_for_its_connections(monkeypatch):
+    monkeypatch.setattr(native.NativeRelay, "left", 0)
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
+    given = {"hosts": {"one": {"url": "http://127.0.0.1:3000"}}}
+    gateway = build_gateway(GatewayConfig.model_validate(given), log=Log())[0]
+    assert server.Runner(gateway, Log())._limit == (1024 - server.RESERVED) // 2
