@@ -186,9 +186,7 @@ class Accounting:
         if key or request.model:  # a flood of requests without a key, or for no model, fills no disk
             ends: tuple[bytes, Sequence[bytes], int] = (b"", (), 0)
             if exchange is not None:
-                uncounted = exchange.uncounted
-                events = exchange.events + (0 if uncounted is None else uncounted.total())
-                ends = exchange.opening, exchange.tail, events
+                ends = exchange.opening, exchange.tail, exchange.events
             begun = exchange is not None and ticket is not None
             ledger.put(Ended(
                 self._epoch + now, request.request_id, key or "", request.asked, request.model, waited, service,

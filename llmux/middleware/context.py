@@ -20,7 +20,7 @@ from llmux.middleware.progress import Channel, InBody
 from llmux.proxy import Exchange
 from llmux.proxy.early_response import EarlyResponse
 from llmux.proxy.token_usage import NONE as NO_USAGE
-from llmux.proxy.token_usage import Count, usage_of
+from llmux.proxy.token_usage import usage_of
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.requests import WITHDRAWN
 
@@ -129,10 +129,9 @@ class RequestContext:
         self.lost: EngineError | None = None  # that error, if the engine may have read the request
 
     @property
-    def count(self) -> Count | None:
-        """Whether the events of its answer are counted."""
-        counted = self.passed is not None or self._reporting.switcher.accounts is not None
-        return True if counted else None
+    def counted(self) -> bool:
+        """Whether the events of its answer are counted, though no one looks at them."""
+        return self.passed is not None or self._reporting.switcher.accounts is not None
 
     @property
     def early(self) -> EarlyResponse | None:
@@ -150,8 +149,7 @@ class RequestContext:
         exchange, self.passed, passed.served = self.exchange, None, self.model
         ends: tuple[Any, ...] = (b"", (), 0)
         if exchange is not None:
-            later = 0 if exchange.uncounted is None else exchange.uncounted.total()
-            ends = exchange.opening, exchange.tail, exchange.events + later
+            ends = exchange.opening, exchange.tail, exchange.events
         whole = failure is None and status != GONE
         passed.ended((self.route.path, status, whole, self.sent, exchange is not None, *ends), seconds)
 

@@ -267,7 +267,7 @@ class FastPath:
                 ExtraFields, (b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000" % ident, _REPLACED)
             ),
             anthropic=head.anthropic,
-            count=None if switcher.accounts is None else True,
+            counted=switcher.accounts is not None,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
         ticket.on_cut = exchange.cut  # it was let through in this very call: it was not cut before

@@ -348,7 +348,7 @@ class ModelHandler:
             extra_headers=context.fields,
             anthropic=context.route.anthropic(request.raw_path),
             fresh_only=admission.returned or context.fresh_only,
-            count=context.count,
+            counted=context.counted,
             lost=context.lost,
         )
         context.ticket.attach(exchange.cut)

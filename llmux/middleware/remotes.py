@@ -281,7 +281,7 @@ class Remotes:
             extra_headers=extra._replace(names=extra.names | _NOT_PASSED_ON),
             added_headers=tuple(_added(remote, path, request)),
             anthropic=context.route.anthropic(request.raw_path),
-            count=context.count,
+            counted=context.counted,
         )
         ticket = context.ticket = Ticket(UNCOUNTED, name, switcher.clock(), context.key)
         ticket.request_id, ticket.asked = context.request_id, context.asked

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmux.core.effects import CutReason
 from llmux.errors import EngineError
-from llmux.proxy.token_usage import BLOCKS, Count, EventCount, Usage, usage_of
+from llmux.proxy.token_usage import BLOCKS, Usage, usage_of
 from llmux.upstream import EngineActivity, EngineAddress, EngineRefusedError
 
 if TYPE_CHECKING:
@@ -70,15 +70,14 @@ class Exchange:
     early: EarlyResponse | None = None  # the client's answer, if that has begun
     anthropic: bool = False  # the client expects Anthropic's events
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
-    count: Count | None = None  # whether the events of a stream are counted
+    counted: bool = False  # the events of a stream are counted, though no one looks at them
     once: bool = False  # what was written counts as sent, on a connection that died while it was pooled, too
     lost: EngineError | None = None  # a pooled connection died with all of it: raised where the next is refused
 
     status: int | None = field(default=None, init=False)  # the engine's
     first_byte_at: float | None = field(default=None, init=False)  # the response's head went out
     ended_at: float | None = field(default=None, init=False)
-    events: int = field(default=0, init=False)  # that were streamed, where they are counted at once
-    uncounted: EventCount | None = field(default=None, init=False, repr=False)  # and the others
+    events: int = field(default=0, init=False)  # that were streamed, where they are counted
     bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
     broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
     opening: bytes = field(default=b"", init=False, repr=False)  # of an event stream

@@ -54,7 +54,7 @@ from llmux.errors import CancelledRequestError, EngineError, RequestError, Unava
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import ERROR, Exchange
 from llmux.proxy.heads import response_head
-from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT, MANY, SMALL, EventCount
+from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 from llmux.upstream.native import Passed
 
@@ -172,6 +172,7 @@ class Relay:
         "_client",
         "_close_delimited",
         "_connection",
+        "_counted",
         "_draining",
         "_event_stream",
         "_flow",
@@ -182,7 +183,6 @@ class Relay:
         "_responding",
         "_transport",
         "_tunnel",
-        "_uncounted",
         "exchange",
         "over",
     )
@@ -211,7 +211,7 @@ class Relay:
         self._chunk = False  # and it is made here, from one that ends with the engine's connection
         self._close_delimited = False  # the client can tell the body's end by the connection's end only
         self._event_stream = False
-        self._uncounted: EventCount | None = None
+        self._counted = False  # its events are counted, though no one looks at them
         self._draining: asyncio.Task[None] | None = None
         self._look: asyncio.TimerHandle | None = None
         self._tunnel: Tunnel | None = None
@@ -294,8 +294,8 @@ class Relay:
         activity = exchange.activity
         if exchange.status < ERROR:  # type: ignore[operator]
             activity.last_byte = now
-        if activity.counting or self._uncounted is not None:
-            self._count(data)
+        if self._counted or (activity.counting and self._event_stream):
+            self._count(data.count(EVENT))
         if self._flow.writing_paused and self._draining is None:
             self._hold()
 
@@ -310,28 +310,21 @@ class Relay:
         exchange = self.exchange
         exchange.bytes_out += sum(map(len, chunks))
         exchange.tail = [*exchange.tail, *chunks][-BLOCKS:]
-        activity, uncounted = exchange.activity, self._uncounted
+        activity = exchange.activity
         activity.last_byte = self._loop.time()
-        if activity.counting:
-            self._count(b"".join(chunks))
-        elif uncounted is not None:
-            uncounted += chunks
-            if len(uncounted) >= MANY:
-                uncounted.flush()
+        if self._counted or (activity.counting and self._event_stream):
+            self._count(b"".join(chunks).count(EVENT))
 
     def passed_natively(self, passed: Passed) -> None:
         """Take note of whole chunks that the native relay has passed."""
         exchange = self.exchange
         exchange.bytes_out += passed.size
         exchange.tail = [*exchange.tail, *passed.tail][-BLOCKS:]
-        activity, uncounted = exchange.activity, self._uncounted
+        activity = exchange.activity
         if passed.last:
             activity.last_byte = max(activity.last_byte or 0.0, passed.last)
-        if activity.counting and self._event_stream:
-            activity.streamed += passed.events
-            exchange.events += passed.events
-        elif uncounted is not None:
-            uncounted.passed += passed.events
+        if self._counted or (activity.counting and self._event_stream):
+            self._count(passed.events)
 
     def check_client(self) -> None:
         """Go on only if the client takes what it is given."""
@@ -342,23 +335,12 @@ class Relay:
 
     def _begin_body(self, *, stream: bool) -> None:
         self._event_stream = stream
-        exchange = self.exchange
-        if stream and exchange.count is not None:
-            self._uncounted = exchange.uncounted = EventCount(exchange.count)
+        self._counted = stream and self.exchange.counted
 
-    def _count(self, data: bytes) -> None:
-        """Count the events that begin in a block: at once where they are shown, or it is large; else later."""
-        if not self._event_stream:
-            return
-        exchange, uncounted = self.exchange, self._uncounted
-        if uncounted is not None and len(data) <= SMALL and not exchange.activity.counting:
-            uncounted.append(data)
-            if len(uncounted) >= MANY:
-                uncounted.flush()
-            return
-        count = data.count(EVENT)
-        exchange.activity.streamed += count
-        exchange.events += count
+    def _count(self, events: int) -> None:
+        """Take note of events that have begun in what was written."""
+        self.exchange.activity.streamed += events
+        self.exchange.events += events
 
     def response_ended(self) -> None:
         """Finish: the last byte has been handed over."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 BLOCKS = 4  # that are kept; engines send the report, `[DONE]` and the body's end as blocks of their own
 BLOCK = 16 * 1024  # bytes of each that are kept, the last ones
 EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
-MANY = 1  # blocks whose events are counted together: those that are kept are not in the processor's cache by then
-SMALL = 4096  # bytes of a block that is kept until then
 
 _REPORT = b'"usage"'  # in a text that is quoted in JSON the quotes are escaped
 _INPUTS = (b'"prompt_tokens"', b'"input_tokens"')
@@ -32,31 +30,6 @@ _USUAL = re.compile(
 )
 _FIGURE = re.compile(rb"\s*:\s*(\d{1,12})\b")
 _REACH = 2048  # bytes after the name in which the figures stand
-
-
-Count = Literal[True]
-"""That the events of an answer are to be counted."""
-
-
-class EventCount(list[bytes]):
-    """The events of a stream: of the blocks in it, up to ``MANY``, and those that were counted before."""
-
-    __slots__ = ("counted", "passed")
-
-    def __init__(self, _asked: Count) -> None:
-        super().__init__()
-        self.counted = 0
-        self.passed = 0  # that were counted elsewhere
-
-    def flush(self) -> None:
-        """Count the events of the blocks that are there."""
-        self.counted += b"".join(self).count(EVENT)
-        self.clear()
-
-    def total(self) -> int:
-        """Return how many there were."""
-        self.flush()
-        return self.counted + self.passed
 
 
 class Usage(NamedTuple):

@@ -168,8 +168,8 @@ class InProcess:
             pass
 
     def exchange(self) -> Exchange:
-        count = None if self.switcher.accounts is None else True
-        return Exchange(EngineAddress("127.0.0.1", 9), "id", self.activity, count=count)
+        counted = self.switcher.accounts is not None
+        return Exchange(EngineAddress("127.0.0.1", 9), "id", self.activity, counted=counted)
 
     def requests(self) -> int:
         for _ in range(EACH):
