@@ -80,7 +80,6 @@ class Shares:
     _holders: dict[str, Phase] = field(default_factory=dict)
     _hooks: int = 0  # models of which a sleep or wake hook runs
     _switch: _Switch | None = None
-    _shared_by_requests: bool = False  # alone: the GPU is held, and no switch has a part of it
 
     def pass_to(self, now: float) -> None:
         """Let the time pass up to ``now``, on the core's clock."""
@@ -105,16 +104,10 @@ class Shares:
 
     def admitted(self, now: float, effect: Admit) -> None:
         """A request goes to its engine."""
-        running, past = self._running, now - self._now
-        if past > 0:  # in one turn of the loop the time is the same
-            if running and self._shared_by_requests:  # as ``pass_to`` does it: this is done with each
-                self._now = now
-                self.held += past
-                self._clock += past / len(running)
-            else:
-                self.pass_to(now)
-        if effect.request not in running:
-            running[effect.request] = self._clock
+        if now > self._now:  # in one turn of the loop the time is the same
+            self.pass_to(now)
+        if effect.request not in self._running:
+            self._running[effect.request] = self._clock
 
     def returned(self, now: float, request: int) -> None:
         """A request waits again: its engine was dead."""
@@ -125,17 +118,11 @@ class Shares:
 
     def ended(self, now: float, request: int, key: str) -> Share:
         """Return what a request got, wherever it stood."""
-        running, past = self._running, now - self._now
-        if past > 0:
-            if running and self._shared_by_requests:
-                self._now = now
-                self.held += past
-                self._clock += past / len(running)
-            else:
-                self.pass_to(now)
+        if now > self._now:
+            self.pass_to(now)
         if self._switch is not None and request in self._switch.causers:
             self._switch.causers[request] = key
-        since = running.pop(request, None)
+        since = self._running.pop(request, None)
         own = 0.0 if since is None else self._clock - since
         if self._requests:
             known = self._requests.pop(request, None)
@@ -160,7 +147,6 @@ class Shares:
 
     def _count_hooks(self) -> None:
         self._hooks = sum(phase in _SWITCHING for phase in self._holders.values())
-        self._shared_by_requests = bool(self._holders) and not self._hooks
 
     def switch_started(self, now: float, effect: SwitchStarted) -> None:
         """A switch has begun."""
