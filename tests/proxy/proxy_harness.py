@@ -21,6 +21,8 @@ from llmux.proxy.relay import Relay
 from llmux.upstream import EngineAddress
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
 EXTRA = [("X-Request-ID", "req-1"), ("X-LLMux-Queue-Seconds", "0.000")]
 EXTRA_BYTES = b"X-Request-ID: req-1\r\nX-LLMux-Queue-Seconds: 0.000\r\n"
 
@@ -35,6 +37,37 @@ async def abort(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+def chunk(text: str) -> bytes:
+    """Return an event in a chunk of its own."""
+    data = f"data: {text}\n\n".encode()
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Exchanging:
+    """A relay's client, as far as it is the same for all."""
+
+    modern = keep_alive = True
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+        self.drained = asyncio.Event()
+
+    def open_transport(self) -> Any:
+        return self.transport
+
+    def head_made(self, head: Any, *, keep_alive: bool) -> None:
+        pass
+
+    def bytes_written(self, count: int) -> None:
+        pass
+
+    def force_close(self) -> None:
+        self.keep_alive = False
+
+    async def drain(self) -> None:
+        await self.drained.wait()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from proxy_harness import END, STREAM, Exchanging, chunk
 
 from llmux.core.effects import CutReason
 from llmux.proxy import ClientGoneError, Exchange
@@ -28,18 +29,11 @@ from llmux.upstream import EngineActivity, EngineAddress, EngineConnection, conn
 
 pytestmark = pytest.mark.skipif(native.which() == "python", reason="it is not compiled here")
 
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-END = b"0\r\n\r\n"
 USAGE = '{"usage": {"prompt_tokens": 7, "completion_tokens": 3}}'
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-
-
-def chunk(text: str) -> bytes:
-    data = f"data: {text}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,49 +52,31 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], A
         yield runner.run
 
 
-class Client(asyncio.Protocol):
+class Client(Exchanging, asyncio.Protocol):
     """The client's side of one exchange."""
 
-    modern = keep_alive = True
-
     def __init__(self) -> None:
+        super().__init__(None)
         self.writing_paused = self.lost = False
         self.flow = self
         self.relay: Any = None
-        self.transport: Any = None
-        self._drained = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.lost = True
-        self._drained.set()
+        self.drained.set()
         if self.relay is not None and not self.relay.over:
             self.relay.client_closed()
 
     def pause_writing(self) -> None:
         self.writing_paused = True
-        self._drained.clear()
+        self.drained.clear()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
-        self._drained.set()
-
-    async def drain(self) -> None:
-        await self._drained.wait()
-
-    def open_transport(self) -> Any:
-        return self.transport
-
-    def head_made(self, head: Any, *, keep_alive: bool) -> None:
-        pass
-
-    def bytes_written(self, count: int) -> None:
-        pass
-
-    def force_close(self) -> None:
-        self.keep_alive = False
+        self.drained.set()
 
 
 class Stream:
@@ -125,7 +101,7 @@ class Stream:
         self.relay = self.side.relay = Relay(self.side, self.exchange, loop, self.end.set_result)  # type: ignore[arg-type]
         self.relay.attach(self.connection)
         self.connection.begin(self.relay, whole=b"request")
-        await self.send(HEAD)
+        await self.send(STREAM)
         return self
 
     async def send(self, data: bytes) -> None:

@@ -7,20 +7,13 @@ import socket
 from typing import Any
 
 import pytest
+from proxy_harness import END, STREAM, Exchanging, chunk
 
 from llmux.core.effects import CutReason
 from llmux.proxy import ClientGoneError, Exchange
 from llmux.proxy.relay import Relay
 from llmux.upstream import EngineActivity, EngineAddress, EngineConnection
 from llmux.upstream.connection import AT_ONCE
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-END = b"0\r\n\r\n"
-
-
-def chunk(text: str) -> bytes:
-    data = f"data: {text}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class Pipe:
@@ -57,30 +50,13 @@ class Flow:
     writing_paused = False
 
 
-class Reader:
+class Reader(Exchanging):
     """The client of one exchange, and what became of it."""
 
-    modern = keep_alive = True
-
     def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
         self.pipe, self.flow = pipe, Flow()
         self.ends: list[Exception | None] = []
-        self.drained = asyncio.Event()
-
-    def open_transport(self) -> Any:
-        return self.pipe
-
-    def head_made(self, head: Any, *, keep_alive: bool) -> None:
-        pass
-
-    def bytes_written(self, count: int) -> None:
-        pass
-
-    def force_close(self) -> None:
-        self.keep_alive = False
-
-    async def drain(self) -> None:
-        await self.drained.wait()
 
 
 class Stream:
@@ -98,7 +74,7 @@ class Stream:
         self.connection.begin(self.relay)
         self.connection.write_whole(b"request")
         self.sent = b""
-        self.feed(HEAD)
+        self.feed(STREAM)
         self.feed(chunk("first"))
 
     def feed(self, data: bytes) -> None:
@@ -122,13 +98,13 @@ async def test_what_is_counted_is_exact_at_the_end(events: int, usage: bool) -> 
     stream = Stream()
     for number in range(events):
         stream.feed(chunk(str(number)))
-        assert stream.passed == stream.sent[len(HEAD) :]  # each at once
+        assert stream.passed == stream.sent[len(STREAM) :]  # each at once
     if usage:
         stream.feed(chunk('{"usage": {"prompt_tokens": 7, "completion_tokens": 3}}'))
     stream.feed(chunk("[DONE]"))
     stream.feed(END)
     assert stream.reader.ends == [None]
-    assert stream.passed == stream.sent[len(HEAD) :]
+    assert stream.passed == stream.sent[len(STREAM) :]
     assert stream.right(events + 2 + usage)
     assert stream.exchange.usage == ((7, 3) if usage else (None, None))
     assert stream.connection.reusable
@@ -140,7 +116,7 @@ async def test_a_block_that_is_no_whole_chunk_comes_in_its_order() -> None:
     whole = [chunk(name) for name in "abcdef"]
     for data in (whole[0], whole[1][:-3], whole[1][-3:], whole[2] + whole[3], *whole[4:], END):
         stream.feed(data)
-    assert stream.passed == stream.sent[len(HEAD) :]
+    assert stream.passed == stream.sent[len(STREAM) :]
     assert stream.right(7)
     assert b"".join(stream.exchange.tail).endswith(b"".join([*whole[2:], END]))
 
@@ -152,7 +128,7 @@ async def test_several_chunks_in_one_block_pass_as_one_does(monkeypatch: pytest.
     for _ in range(AT_ONCE):
         stream.feed(chunk("x") + chunk("y") + chunk("z"))
     assert not asked
-    assert stream.passed == stream.sent[len(HEAD) :]
+    assert stream.passed == stream.sent[len(STREAM) :]
     stream.activity.look()
     assert stream.right(1 + 3 * AT_ONCE)
 
