@@ -43,7 +43,7 @@ suite: $(VENV)/.test
 core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each with 100 % branch coverage
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
 	$(BIN)/python -m pytest $(PLACEMENT:%=tests/fleet/test_fleet_%.py) --cov-branch --cov-report=term-missing:skip-covered \
-		$(foreach module,events fleet_view loading placement reports routes,--cov=llmux.fleet.$(module))
+		$(foreach module,events fleet_view loading placement routes,--cov=llmux.fleet.$(module))
 
 lint: $(VENV)/.test shellcheck ## ruff, shellcheck, and the warnings of a C compiler where there is one
 	$(BIN)/ruff check
