@@ -265,6 +265,7 @@ class HookProcess:
     ) -> None:
         self.job = job
         self.pid = spawned.pid
+        self.begin = spawned.begin
         self._trace = trace_of(self.pid)
         self._on_ending = on_ending
         self._kill_grace = kill_grace
@@ -283,6 +284,7 @@ class HookProcess:
             self._watch = ExitWatch(self._loop, spawned.pid, self._exited)
         except BaseException:
             self.pipe.close()
+            os.close(spawned.gate)
             signal_group(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise
@@ -392,32 +394,52 @@ class HookProcess:
 
 SHELL = "/bin/sh"
 
+# Before the script's first line, not above it: the shell's messages name the lines of the script.
+_GATE = "read -r _ || exit 75; exec </dev/null; "
+
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A process that runs: its pid, which is its group's id too, and the reading end of its output."""
+    """A process that runs: its pid, which is its group's id too, and the reading end of its output.
+
+    Its script waits for ``begin``: a llmux that is killed before it could write down which process this is leaves
+    none behind that wakes an engine unknown to the next one.
+    """
 
     pid: int
     output: int
+    gate: int
+
+    def begin(self) -> None:
+        """Let the script begin."""
+        with contextlib.suppress(BrokenPipeError):  # it has been killed meanwhile
+            os.write(self.gate, b"\n")
+        os.close(self.gate)
 
 
 def spawn(script: str, cwd: Path | str, env: Mapping[str, str]) -> Spawned:
-    """Start ``script``; the caller reaps the process and closes ``output``, which does not block.
+    """Start a shell that runs ``script`` once ``begin`` is called, and ends when ``gate`` is closed before that.
 
-    Raises OSError when the system refuses (no such folder, no memory, no descriptors, a script beyond
-    128 KiB), and ValueError when the script or the environment holds what no process can be given (a NUL).
-    Nothing is left behind then.
+    The caller reaps the process, and closes ``output``, which does not block. Raises OSError when the system
+    refuses (no such folder, no memory, no descriptors, a script beyond 128 KiB), and ValueError when the script
+    or the environment holds what no process can be given (a NUL). Nothing is left behind then.
     """
     _keep_exit_statuses()
     output, write = os.pipe()
     try:
+        wait, gate = os.pipe()
+    except OSError:
+        os.close(output)
+        os.close(write)
+        raise
+    try:
         os.set_blocking(output, False)
         with _NoSignalsBlocked():
             process = subprocess.Popen(  # noqa: S603  (running the user's script is what hooks are)
-                [SHELL, "-c", script],
+                [SHELL, "-c", _GATE + script],
                 cwd=cwd,
                 env=env,
-                stdin=subprocess.DEVNULL,
+                stdin=wait,
                 stdout=write,
                 stderr=write,
                 process_group=0,
@@ -426,13 +448,15 @@ def spawn(script: str, cwd: Path | str, env: Mapping[str, str]) -> Spawned:
             )
     except BaseException:
         os.close(output)
+        os.close(gate)
         raise
     finally:
         os.close(write)
+        os.close(wait)
     # Reaping is ours (see ExitWatch). The Popen object is told that it has nothing left to wait for, or it
     # would complain, and would wait for the pid at some later time, when it may belong to someone else.
     process.returncode = 0
-    return Spawned(process.pid, output)
+    return Spawned(process.pid, output, gate)
 
 
 def _keep_exit_statuses() -> None:

@@ -28,6 +28,7 @@ class HookRunner:
     ``on_line(job, line)`` gets what hooks print, escaped and bounded (see ``Output``); the lines of a
     ``job.quiet`` are worth a debug message only. ``on_orphan_pipe(job)`` tells that something which the hook
     has left behind holds its output: it is read on, but what writes there does not survive llmux's own death.
+    ``on_started(job)`` tells that a hook has a process (see ``traces``), whose script begins when it returns.
     ``on_ending(job)`` tells that a hook has failed or is being ended, which may take a while: TERM has been sent.
     ``kill_grace`` is the time between TERM and KILL in seconds. ``inherited`` replaces llmux's environment.
     ``adopts_orphans`` says that llmux is the parent of whatever hooks leave behind: by default, whether it is
@@ -39,6 +40,7 @@ class HookRunner:
         *,
         on_line: Callable[[HookJob, str], None] | None = None,
         on_orphan_pipe: Callable[[HookJob], None] | None = None,
+        on_started: Callable[[HookJob], None] | None = None,
         on_ending: Callable[[HookJob], None] | None = None,
         kill_grace: float = KILL_GRACE,
         inherited: Mapping[str, str] | None = None,
@@ -46,6 +48,7 @@ class HookRunner:
     ) -> None:
         self._on_line = on_line
         self._on_orphan_pipe = on_orphan_pipe
+        self._on_started = on_started
         self._on_ending = on_ending
         self._kill_grace = kill_grace
         self._inherited = inherited
@@ -80,11 +83,14 @@ class HookRunner:
         try:
             spawned = spawn(job.script, job.cwd, environment(job, self._inherited, self.secrets))
             tell_line = functools.partial(self._line, job)
-            process = HookProcess(job, spawned, tell_line, self._kill_grace, self._tell_ending)
+            tell_ending = functools.partial(self._tell, "on_ending", self._on_ending)
+            process = HookProcess(job, spawned, tell_line, self._kill_grace, tell_ending)
         except (OSError, ValueError, RuntimeError) as error:
             loop.call_soon(self._finish, not_started(job, error), on_finished)
             return
         self._processes[job.id] = process
+        self._tell("on_started", self._on_started, job)
+        process.begin()
         name = f"hook {job.id}: {job.kind} of {job.model}"
         task = loop.create_task(process.follow(), name=name)
         self._tasks.add(task)
@@ -191,12 +197,12 @@ class HookRunner:
         if pipe.open and self._on_orphan_pipe is not None:
             self._on_orphan_pipe(job)
 
-    def _tell_ending(self, job: HookJob) -> None:
-        if self._on_ending is not None:
+    def _tell(self, name: str, callback: Callable[[HookJob], None] | None, job: HookJob) -> None:
+        if callback is not None:
             try:
-                self._on_ending(job)
-            except Exception as error:  # noqa: BLE001  (its bug must not stop the ending)
-                self._report("on_ending", error)
+                callback(job)
+            except Exception as error:  # noqa: BLE001  (its bug must stop neither the hook nor its ending)
+                self._report(name, error)
 
     def _line(self, job: HookJob, line: str) -> None:
         if self._on_line is not None:

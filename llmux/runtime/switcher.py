@@ -123,6 +123,7 @@ class Switcher:
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
+            on_started=lambda _job: self._persistence.save(),  # with what tells its process from others
             on_ending=lambda _job: self._persistence.save(),
         )
         self.on_sleep = on_sleep
@@ -398,7 +399,6 @@ class Switcher:
             self.on_sleep(self.activities[effect.model][1])
         job = job_for(effect)
         self.hooks.start(job, self._hook_ended)
-        self._persistence.save()  # with what tells its process from others
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         job = self.hooks.running.get(effect.hook)

@@ -92,6 +92,16 @@ async def test_the_orphan_of_a_killed_llmux_wakes_nothing_later(lab):
     assert order.index("sleep a") < order.index("wake b")
 
 
+async def test_a_hook_finds_its_own_process_in_the_state_file(lab):
+    """A llmux that is killed at any moment leaves no hook behind which the next one does not know."""
+    known = 'grep -q "\\[$$," state/s.json || : >unknown; exec sh ./hook.sh'
+    lab.write({name: {hook: f"{known} {hook}" for hook in ("wake", "sleep")} for name in "ab"})
+    lab.start()
+    for name in "abab":
+        assert (await lab.chat(name)).status == 200
+    assert not (lab.root / "unknown").exists()
+
+
 async def test_what_ignores_term_of_a_killed_llmux_s_hook_acts_no_more(lab):
     """The shell of the sleep hook has taken TERM, its child has not; then llmux gets KILL."""
     lab.write({"a": {"sleep": "sh ./hook.sh sleep & wait", "timeouts": {"sleep": 0.3}}, "b": {}})

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from llmux.core.spec import HookKind
+from llmux.hookrunner import HookJob, HookRunner
 from llmux.hookrunner.hook_process import Trace, end_leftovers, trace_of
+from tests.harness.waiting import PATIENCE
 
 
 @contextlib.contextmanager
@@ -94,3 +100,46 @@ async def test_cut_short_it_ends_them_at_once():
         with contextlib.suppress(asyncio.CancelledError):
             await ending
         assert await asyncio.to_thread(process.wait, 5) == -9
+
+
+async def test_a_script_begins_when_its_process_has_been_written_down(tmp_path: Path):
+    traces = []
+
+    def written_down(_job: HookJob) -> None:
+        traces.extend(runner.traces())
+        select.select([], [], [], 0.2)  # a script that does not wait would be through by then
+        (tmp_path / "known").touch()
+
+    runner = HookRunner(on_started=written_down)
+    result = await runner.run(HookJob(1, "m", HookKind.WAKE, "echo $$; ls known; cat", tmp_path), PATIENCE)
+    await runner.close()
+    assert (result.ok, result.tail) == (True, f"{traces[0].pid}\nknown\n")  # and there is nothing to read
+
+
+KILLED_AT_ONCE = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from llmux.core.spec import HookKind
+from llmux.hookrunner import HookJob, HookRunner
+
+def die(job):
+    print(runner.traces()[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    runner.start(HookJob(1, "m", HookKind.WAKE, "touch begun", Path(sys.argv[1])), print)
+
+runner = HookRunner(on_started=die)
+asyncio.run(main())
+"""
+
+
+async def test_the_script_of_a_llmux_that_was_killed_before_it_had_written_it_down_never_begins(tmp_path: Path):
+    command = [sys.executable, "-c", KILLED_AT_ONCE, str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    async with asyncio.timeout(PATIENCE):
+        while trace_of(int(output)) is not None:  # noqa: ASYNC110 - not our child
+            await asyncio.sleep(0.01)
+    assert not (tmp_path / "begun").exists()

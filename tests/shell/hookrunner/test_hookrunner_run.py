@@ -260,7 +260,7 @@ async def test_callbacks_that_raise_break_nothing(tmp_path: Path):
     def broken(*_args: object) -> None:
         raise ZeroDivisionError
 
-    runner = HookRunner(on_line=broken)
+    runner = HookRunner(on_line=broken, on_started=broken)
     runner.start(HookJob(1, "m", HookKind.WAKE, "echo x", tmp_path), broken)
     result = await runner.run(HookJob(2, "m", HookKind.WAKE, "echo y", tmp_path))
     await runner.close()
@@ -268,6 +268,7 @@ async def test_callbacks_that_raise_break_nothing(tmp_path: Path):
     assert sorted(set(complaints)) == [
         "on_finished of the hook runner raised",
         "on_line of the hook runner raised",
+        "on_started of the hook runner raised",
     ]
     assert not runner.running
 
@@ -275,6 +276,7 @@ async def test_callbacks_that_raise_break_nothing(tmp_path: Path):
 def test_the_hook_does_not_see_llmux_terminal():
     # A hook that opens the terminal must not stop llmux's group: it has a group of its own.
     spawned = spawn_module.spawn("exit 0", "/", {})
+    spawned.begin()
     try:
         assert os.waitid(os.P_PID, spawned.pid, os.WEXITED | os.WNOWAIT) is not None
         assert os.getpgid(spawned.pid) == spawned.pid
