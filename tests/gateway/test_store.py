@@ -12,14 +12,17 @@ from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST
 from tests.harness.store_server import Server
+from tests.server.fixtures import one_loop
 
 pytest.importorskip("redis")
 
 
 async def eventually(condition):
     """Wait until something is so; a test's timeout bounds it."""
-    while not await condition():  # noqa: ASYNC110, there is no event to wait for
-        await asyncio.sleep(0.02)
+    pause = 0.02
+    while not await condition():
+        await asyncio.sleep(pause)
+        pause = min(1.2 * pause, 0.1)
 
 
 async def answers(store):
@@ -173,6 +176,7 @@ async def states(door):
     return {name: host["state"] for name, host in (await door.fleet())["hosts"].items()}
 
 
+@one_loop
 async def test_hosts_are_found_come_back_and_go(shared, server):
     shared.write_shared(server)
     shared.start(ready=False)
@@ -194,6 +198,7 @@ async def test_hosts_are_found_come_back_and_go(shared, server):
     await shared.until_hosts_are(one="ready")
 
 
+@one_loop
 async def test_no_request_waits_for_the_store(shared, server):
     shared.join("one", server)
     shared.write_shared(server)
@@ -213,6 +218,7 @@ async def test_no_request_waits_for_the_store(shared, server):
     assert (await shared.get("/health")).json()["notes"] == []
 
 
+@one_loop
 async def test_a_store_that_was_emptied_forgets_no_host(shared, server):
     shared.join("one", server)
     shared.write_shared(server)
@@ -233,6 +239,7 @@ async def test_a_store_that_was_emptied_forgets_no_host(shared, server):
     assert (await shared.chat("a")).status == 200
 
 
+@one_loop
 async def test_a_name_that_is_taken_is_said_and_the_first_stays(shared, server):
     shared.join("one", server)
     store = Store(server.url)
@@ -247,6 +254,7 @@ async def test_a_name_that_is_taken_is_said_and_the_first_stays(shared, server):
     await store.close()
 
 
+@one_loop
 @pytest.mark.parametrize("outage", ["stopped", "killed", "emptied", "restarted"])
 async def test_requests_are_served_whatever_becomes_of_the_store(shared, server, outage):
     shared.join("one", server)
@@ -289,6 +297,7 @@ async def test_requests_are_served_whatever_becomes_of_the_store(shared, server,
 # ---- hosts that are called wrongly
 
 
+@one_loop
 async def test_a_host_with_two_names_counts_once(shared, server):
     one = shared.join("one", server)
     store = Store(server.url)
@@ -307,6 +316,7 @@ async def test_a_host_with_two_names_counts_once(shared, server):
     await store.close()
 
 
+@one_loop
 async def test_a_name_of_the_configuration_is_not_taken_by_the_store(shared, server):
     shared.join("one", server)
     two = shared.join("two", server, called="one-more")
@@ -319,6 +329,7 @@ async def test_a_name_of_the_configuration_is_not_taken_by_the_store(shared, ser
     two.finish()
 
 
+@one_loop
 async def test_what_the_store_says_of_a_host_that_is_nonsense(shared, server):
     shared.join("one", server)
     store = Store(server.url)
@@ -332,6 +343,7 @@ async def test_what_the_store_says_of_a_host_that_is_nonsense(shared, server):
     await store.close()
 
 
+@one_loop
 @pytest.mark.parametrize("how", ["KILL", "STOP"])
 async def test_a_host_that_is_lost_gets_nothing_more(shared, how):
     """How soon that is, the soak measures: at once where connections are refused, 6 s after its last word else."""

@@ -29,8 +29,9 @@ def load() -> None:
     for module in pkgutil.walk_packages(llmux.__path__, "llmux."):
         if not any(part in NOT_WHEN_SERVING for part in module.name.split(".")):
             importlib.import_module(module.name)
-    for name in ("uvloop", "watchfiles", "anyio._backends._asyncio", "anyio._core._sockets"):
-        importlib.import_module(name)
+    for name in ("uvloop", "watchfiles", "anyio._backends._asyncio", "anyio._core._sockets", "redis.asyncio"):
+        if importlib.util.find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
     hooks = {"wake": "true", "sleep": "true", "alive": "true"}
     config = Config.model_validate({"models": {"a": {"port": 1, **hooks}}})
     load_policy(config.policy.use, {}, Path())

@@ -30,8 +30,10 @@ ALIVE = 'test -e "$LLMUX_MODEL.up"'
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until something has happened that nobody announces. A test's timeout bounds it."""
-    while not condition():  # noqa: ASYNC110, there is no event to wait for
-        await asyncio.sleep(0.002)
+    pause = 0.002
+    while not condition():
+        await asyncio.sleep(pause)
+        pause = min(1.1 * pause, 0.02)
 
 
 def held(name: str) -> str:

@@ -358,7 +358,7 @@ class Lab:
         return {name: float(value) for name, _, value in lines}
 
     async def until(self, what: Callable[[], object], wait: float = PATIENCE, every: float = 0.01):
-        """Poll until ``what()`` (perhaps a coroutine) is true."""
+        """Poll until ``what()`` (perhaps a coroutine) is true, and less often the longer that takes."""
         deadline = time.monotonic() + wait
         while True:
             found = what()
@@ -369,6 +369,7 @@ class Lab:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {wait} s; hooks {self.order()}; log:\n{self.log[-3000:]}")
             await asyncio.sleep(every)
+            every = min(1.2 * every, 0.1)
 
     async def until_phase(self, model: str, *phases: str, wait: float = PATIENCE) -> str:
         async def there():
