@@ -12,6 +12,7 @@ import pytest
 from llmux.accounts.gate import UNKNOWN
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
+from tests.harness.sdks import anthropic_client, openai_client
 from tests.server.house import until
 
 CHAT = "/v1/chat/completions"
@@ -215,11 +216,11 @@ async def test_the_sdks_understand(house):
     await send(house)
     url = f"http://127.0.0.1:{house.port}"
     body = {"model": "small-1", "messages": [{"role": "user", "content": "hi"}]}
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key-of-alice") as client:
+    async with openai_client(url, api_key="key-of-alice", max_retries=2) as client:
         with pytest.raises(openai.RateLimitError) as refused:
             await client.chat.completions.create(**body)
     assert refused.value.code == "insufficient_quota"
-    async with anthropic.AsyncAnthropic(base_url=url, api_key="key-of-alice") as client:
+    async with anthropic_client(url, api_key="key-of-alice", max_retries=2) as client:
         with pytest.raises(anthropic.RateLimitError):
             await client.messages.create(**body, max_tokens=3)
     await house.close()

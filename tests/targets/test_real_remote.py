@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import shutil
 
-import anthropic
-import openai
 import pytest
 
 from tests.engine.mux import Engine, Mux
 from tests.engine.real import foreground
 from tests.harness.ports import free_port
+from tests.harness.sdks import anthropic_client, openai_client
 from tests.targets.remote_host import KEY, make_certificates
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
@@ -71,7 +70,7 @@ async def mux(far, tls, tmp_path):
 
 
 async def test_the_sdks_at_a_real_engine_on_another_host(mux):
-    async with openai.AsyncOpenAI(base_url=f"{mux.url}/v1", api_key="none", max_retries=0, timeout=120) as gpt:
+    async with openai_client(mux.url) as gpt:
         fields = {"max_tokens": TOKENS, "messages": QUESTION, "temperature": 0.0}
         whole = await gpt.chat.completions.create(model="far/m", **fields)
         assert whole.usage.completion_tokens == TOKENS
@@ -83,7 +82,7 @@ async def test_the_sdks_at_a_real_engine_on_another_host(mux):
         answer = await gpt.chat.completions.with_raw_response.create(model="here", **fields)
         assert answer.headers["x-llmux-served-by"] == "far/m"
         assert answer.parse().choices[0].message.content == whole.choices[0].message.content
-    async with anthropic.AsyncAnthropic(base_url=mux.url, api_key="none", max_retries=0, timeout=120) as claude:
+    async with anthropic_client(mux.url) as claude:
         fields |= {"extra_body": {"temperature": fields.pop("temperature")}}
         for model in ("far/m", "plain/m"):  # passed through, and translated
             async with claude.messages.stream(model=model, **fields) as events:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anthropic
-import openai
 import pytest
 
 from tests.engine.mux import LLMUX, Engine, Mux
 from tests.engine.real import with_tools
+from tests.harness.sdks import anthropic_client, openai_client
 from tests.harness.waiting import PATIENCE
 
 QUESTION = [{"role": "user", "content": "wake up"}]
@@ -44,13 +44,13 @@ def mux(tmp_path_factory) -> Iterator[Mux]:
 
 @pytest.fixture
 async def gpt(mux):
-    async with openai.AsyncOpenAI(base_url=f"{mux.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+    async with openai_client(mux.url) as client:
         yield client
 
 
 @pytest.fixture
 async def claude(mux):
-    async with anthropic.AsyncAnthropic(base_url=mux.url, api_key="none", max_retries=0, timeout=120) as client:
+    async with anthropic_client(mux.url) as client:
         yield client
 
 
@@ -141,7 +141,7 @@ async def test_a_count_by_template_and_tokenizer_is_the_engines_own(mux, claude,
     answer = await claude.messages.with_raw_response.count_tokens(model="chat", **fields)
     assert "x-llmux-estimated" not in answer.headers
     url = f"http://127.0.0.1:{mux.ports['chat']}"
-    async with anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as engine:
+    async with anthropic_client(url) as engine:
         own = await engine.messages.count_tokens(model="chat", **fields)
     assert (await answer.parse()).input_tokens == own.input_tokens
     asleep = await claude.messages.with_raw_response.count_tokens(model="messages", **fields)

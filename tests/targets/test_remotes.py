@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from llmux.proxy.remote import MOST_HELD, end_of_events, retry_after_of
 from llmux.upstream import ResponseHead
+from tests.harness.sdks import anthropic_client, openai_client
 from tests.server.house import HOST, until
 from tests.targets.remote_host import (
     CHAT,
@@ -124,9 +125,7 @@ async def test_how_the_key_is_carried_on_messages(house, host, certificates, aut
 
 async def test_what_a_remote_does_not_speak_is_translated_or_refused(house, host, certificates):
     await opened(house, host, certificates, remote={"apis": ["chat"]})
-    async with anthropic.AsyncAnthropic(
-        base_url=f"http://{HOST}:{house.port}", api_key="x", max_retries=0
-    ) as client:
+    async with anthropic_client(f"http://{HOST}:{house.port}") as client:
         message = await client.messages.create(
             model="r/m", max_tokens=9, messages=[{"role": "user", "content": "hi"}]
         )
@@ -151,7 +150,7 @@ async def test_a_stream_passes_as_it_comes_and_is_translated_too(house, host, ce
     assert reply.body == whole
     url, turn = f"http://{HOST}:{house.port}", {"role": "user", "content": "hi"}
     async with (
-        anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0) as client,
+        anthropic_client(url) as client,
         client.messages.stream(model="r/m", max_tokens=9, messages=[turn]) as stream,
     ):
         assert [text async for text in stream.text_stream] == ["a", "b"]
@@ -241,7 +240,7 @@ async def test_an_answer_that_goes_on_for_too_long(house, host, certificates):
 
     host.says = [drip]
     await opened(house, host, certificates, remote={"timeouts": {"total": "500ms"}})
-    async with openai.AsyncOpenAI(base_url=f"http://{HOST}:{house.port}/v1", api_key="x", max_retries=0) as client:
+    async with openai_client(f"http://{HOST}:{house.port}") as client:
         stream = await client.chat.completions.create(model="r/m", messages=[], stream=True)
         got = []
         with pytest.raises(openai.APIError, match=r"has not answered all within 0\.5 s"):
@@ -286,12 +285,12 @@ async def test_a_stream_that_breaks_off_makes_the_sdks_raise(house, host, certif
     url = f"http://{HOST}:{house.port}"
     got = []
     if sdk == "openai":
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        async with openai_client(url) as client:
             stream = await client.chat.completions.create(model="r/m", messages=[], stream=True)
             with pytest.raises(openai.APIError, match=rf"^r {ENDS}"):
                 await collect(stream, got)
     else:
-        async with anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0) as client:
+        async with anthropic_client(url) as client:
             stream = await client.messages.create(model="r/m", max_tokens=9, messages=[], stream=True)
             with pytest.raises(anthropic.APIError, match=rf"r {ENDS}"):
                 await collect(stream, got)
@@ -570,7 +569,7 @@ async def test_at_once_there_are_never_more_than_it_may_have(house, host, certif
 async def claude(house):
     async def made():
         url = f"http://{HOST}:{house.port}"
-        return await stack.enter_async_context(anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0))
+        return await stack.enter_async_context(anthropic_client(url))
 
     async with contextlib.AsyncExitStack() as stack:
         yield made
@@ -759,8 +758,8 @@ async def test_a_stream_of_responses_that_breaks_off(house, host, certificates, 
     event = f"event: response.created\ndata: {json.dumps(created)}\n\n".encode()
     host.says = [then(STREAM_HEAD + chunked(event if apis is None else chunk("a")), cut)]
     await opened(house, host, certificates, remote={"apis": apis})
-    url, got = f"http://{HOST}:{house.port}/v1", []
-    async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+    url, got = f"http://{HOST}:{house.port}", []
+    async with openai_client(url) as client:
         stream = await client.responses.create(model="r/m", input="hi", stream=True)
         with pytest.raises(openai.APIError, match="broke off"):
             await collect(stream, got)

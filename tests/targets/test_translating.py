@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from llmux.core.phases import Phase
+from tests.harness.sdks import anthropic_client, openai_client
 from tests.server.house import HOST, until
 from tests.targets.dialects import (
     CHAT,
@@ -199,7 +200,7 @@ async def serve(house):
 @pytest.fixture
 async def gpt(house):
     async def open_client():
-        return openai.AsyncOpenAI(base_url=f"http://{HOST}:{house.port}/v1", api_key="x", max_retries=0)
+        return openai_client(f"http://{HOST}:{house.port}")
 
     return open_client
 
@@ -207,7 +208,7 @@ async def gpt(house):
 @pytest.fixture
 async def claude(house):
     async def open_client():
-        return anthropic.AsyncAnthropic(base_url=f"http://{HOST}:{house.port}", api_key="x", max_retries=0)
+        return anthropic_client(f"http://{HOST}:{house.port}")
 
     return open_client
 
