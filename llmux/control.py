@@ -135,7 +135,7 @@ def _open(folder: Path, name: str) -> ControlSocket:
     path = folder / name
     if os.path.lexists(path) and answers(path):
         raise FileExistsError(f"another llmux listens on {path}")
-    draft = path.with_name(f".{name}.{os.getpid()}")
+    draft = path.with_name(f".{name}.{os.getpid()}")  # the number tells the next one whose it was
     draft.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -153,11 +153,23 @@ def _open(folder: Path, name: str) -> ControlSocket:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed llmuxes left behind."""
-    for path in folder.glob("*.sock"):
+    """Remove what killed llmuxes left behind: sockets, and what had yet to become one."""
+    drafts = [path for path in folder.glob(".*.sock.*") if not _of_another(path.name.rpartition(".")[2])]
+    for path in (*folder.glob("*.sock"), *drafts):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(path.lstat().st_mode) and not answers(path):
                 path.unlink()
+
+
+def _of_another(pid: str) -> bool:
+    """Whether another process runs that has this number. One with our own was there before us."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return int(pid) != os.getpid()
 
 
 @contextlib.contextmanager

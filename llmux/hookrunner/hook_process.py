@@ -37,7 +37,8 @@ is not reaped, a signal to the group cannot hit anyone else.
 Hooks that outlived a llmux which got KILL: nothing ended them. A wake that runs on behind the back of the next
 llmux could put a second engine on the GPU, a sleep could take one from under its requests, so their processes are
 written down, and ended at the next start. A hook that was being ended may have lost its leader already while
-others of its group ignored TERM: then all that is left of the group is ended. Where it was not being ended, a
+others of its group ignored TERM: then all that is left of the group is ended. So that is written down, too, before
+TERM is sent. Where it was not being ended, a
 group without its leader is what a wake has left behind when it was done: the engine, which stays.
 
 Where llmux is process 1, as in a container without an init, it waits for the orphans that it adopts. An engine
@@ -128,13 +129,19 @@ def trace_of(pid: int) -> Trace | None:
     return Trace(pid, found.started, boot) if found is not None and boot is not None else None
 
 
-async def end_leftovers(traces: Iterable[Trace], grace: float = GRACE) -> list[Trace]:
+async def end_leftovers(
+    traces: Iterable[Trace],
+    grace: float = GRACE,
+    on_ending: Callable[[list[Trace]], object] = lambda _found: None,
+) -> list[Trace]:
     """End the groups of those that still run: TERM, the grace (seconds), KILL. Return which they were.
 
-    Cut short, it ends them with KILL at once.
+    ``on_ending`` is called with them before TERM is sent, which not all of a group may take. Cut short, it ends
+    them with KILL at once.
     """
     boot = _boot()
-    found = [trace for trace in traces if trace.boot == boot and _runs(trace)]
+    found = [trace._replace(ending=True) for trace in traces if trace.boot == boot and _runs(trace)]
+    on_ending(found)
     for trace in found:
         signal_group(trace.pid, signal.SIGTERM, signal.SIGCONT)
     left = found
@@ -251,7 +258,7 @@ FIRST_LOOK, CLOSE_LOOK, LAST_LOOK = 0.002, 0.016, 0.1
 class HookProcess:
     """A hook that runs.
 
-    ``kill_grace`` is the time between TERM and KILL in seconds; ``on_ending`` is called once TERM has been sent.
+    ``kill_grace`` is the time between TERM and KILL in seconds; ``on_ending`` is called before TERM is sent.
     Raises OSError or RuntimeError when the system has nothing left to watch it with; it has been ended then.
     """
 
@@ -274,7 +281,7 @@ class HookProcess:
         self._output = Output(emit)
         self._ended = self._loop.create_future()  # it exited, or is given up
         self._timer: asyncio.TimerHandle | None = None
-        self._ending = False  # signals have been sent
+        self._ending = False  # signals are or have been sent
         self._killed: str | None = None
         self._killed_after = 0.0
         self._given_up = False
@@ -370,9 +377,9 @@ class HookProcess:
 
     def _terminate(self) -> None:
         self._ending = True
+        self._on_ending(self.job)
         # A stopped process takes TERM only when it continues.
         signal_group(self.pid, signal.SIGTERM, signal.SIGCONT)
-        self._on_ending(self.job)
         self._timer = self._loop.call_later(self._kill_grace, self._kill)
 
     def _kill(self) -> None:

@@ -29,7 +29,8 @@ class HookRunner:
     ``job.quiet`` are worth a debug message only. ``on_orphan_pipe(job)`` tells that something which the hook
     has left behind holds its output: it is read on, but what writes there does not survive llmux's own death.
     ``on_started(job)`` tells that a hook has a process (see ``traces``), whose script begins when it returns.
-    ``on_ending(job)`` tells that a hook has failed or is being ended, which may take a while: TERM has been sent.
+    ``on_ending(job)`` tells that a hook has failed or is being ended, which may take a while: TERM is sent when it
+    returns.
     ``kill_grace`` is the time between TERM and KILL in seconds. ``inherited`` replaces llmux's environment.
     ``adopts_orphans`` says that llmux is the parent of whatever hooks leave behind: by default, whether it is
     process 1.

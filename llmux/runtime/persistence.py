@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmux.config.specs import recall, remember
@@ -133,12 +133,18 @@ class Persistence:
     async def begin(self) -> Started:
         """End the hooks of a llmux that was killed; return the event with which the core starts."""
         # They could wake a second engine behind the core's back.
-        for trace in await end_leftovers(Trace(*hook) for hook in self._found.hooks):
+        hooks = [Trace(*hook) for hook in self._found.hooks]
+        for trace in await end_leftovers(hooks, on_ending=self._save_ending):
             self._log.emit("leftover_hook_ended", pid=trace.pid)
         self._begun = True
         found, wish = self._found, self._asked()
         gone = tuple(self._gone())
         return Started(found.holders, found.recent(), gone, found.levels, wish.pins, wish.lease, wish.manual)
+
+    def _save_ending(self, hooks: list[Trace]) -> None:
+        # Should this llmux be killed as well, the next one has to end what is left of their groups.
+        if hooks:
+            self._store.save(replace(self._found, hooks=tuple(hooks)))
 
     def _asked(self) -> OperatorState:
         try:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,25 @@ def test_what_others_left_behind_is_swept(tmp_path):
     with contextlib.closing(opened(tmp_path)) as found:
         assert [path.name for path in found.path.parent.iterdir()] == ["3000.sock"]
         found.listener.close()
+
+
+def test_the_draft_of_one_that_was_killed_is_swept_and_of_one_that_starts_is_not(tmp_path):
+    folder = tmp_path / "llmux"
+    folder.mkdir()
+    gone, running = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
+    gone.wait()
+    names = [f".1.sock.{gone.pid}", f".2.sock.{running.pid}", f".2.sock.{os.getpid()}"]
+    for name in names:
+        with socket.socket(socket.AF_UNIX) as draft:
+            draft.bind(str(folder / name))
+    (folder / f".3.sock.{gone.pid}").write_text("no socket")
+    try:
+        with contextlib.closing(opened(tmp_path)) as found:
+            found.listener.close()
+        assert {path.name for path in folder.iterdir()} == {names[1], f".3.sock.{gone.pid}"}
+    finally:
+        running.kill()
+        running.wait()
 
 
 def test_a_path_of_any_length(tmp_path):

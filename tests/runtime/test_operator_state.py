@@ -1,6 +1,8 @@
-"""What operators have asked for, kept for the next llmux."""
+"""What is kept for the next llmux: what operators have asked for, and which hooks are being ended."""
 
+import dataclasses
 import json
+import subprocess
 
 import pytest
 
@@ -9,6 +11,7 @@ from llmux.core import Core
 from llmux.core import events as ev
 from llmux.core.spec import ModelSpec, Rules
 from llmux.estimates import Estimates
+from llmux.hookrunner.hook_process import trace_of
 from llmux.observability.state_file import NoState, State
 from llmux.runtime import persistence
 from tests.server.house import until
@@ -84,3 +87,30 @@ async def test_what_is_damaged_is_told_and_left_out(house, damaged):
     assert "pins and lease" in house.log.named("state_file_unreadable")[0]["error"]
     assert switcher.core.state.lease is None
     assert (await house.chat("a")).status == 200
+
+
+class Saved(NoState):
+    """Keeps all that was saved."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.states: list[State] = []
+
+    def save(self, state: State) -> bool:
+        self.states.append(state)
+        return super().save(state)
+
+
+async def test_a_start_that_is_cut_short_leaves_the_hooks_that_it_was_ending_to_the_next_one(house):
+    command = ["sh", "-c", "echo; exec sleep 60"]
+    with subprocess.Popen(command, process_group=0, stdout=subprocess.PIPE) as process:  # noqa: ASYNC220 - for a moment
+        process.stdout.read(1)
+        trace = trace_of(process.pid)
+        before = State(frozenset({"a"}), {"a": 1.0}, hooks=(trace, trace._replace(boot="another")))
+        store = Saved(before)
+        app, switcher = build_app(house.config(), store=store, log=house.log)
+        await house.serve(app)
+        await until(lambda: switcher.core.state.ready)
+        assert process.wait() == -15
+    assert store.states[0] == dataclasses.replace(before, hooks=(trace._replace(ending=True),))
+    assert trace.pid not in [pid for pid, *_ in store.states[-1].hooks]

@@ -33,7 +33,7 @@ async def test_it_is_ended_with_its_group():
     with hook("echo; sleep 60 & wait") as process:
         trace = trace_of(process.pid)
         assert trace is not None
-        assert await end_leftovers([trace], grace=5) == [trace]
+        assert await end_leftovers([trace], grace=5) == [trace._replace(ending=True)]
         assert process.wait() == -15
         assert process.stdout.read() == b""  # the sleeper, who held the pipe, is gone too
 
@@ -57,6 +57,29 @@ async def test_another_process_with_the_same_number_is_left_alone():
 
 async def test_what_leads_no_group_is_left_alone():
     assert await end_leftovers([trace_of(os.getpid()), Trace(1, 0, ""), Trace(0, 0, "")]) == []
+
+
+def ends_soon(process: int) -> bool:
+    """Whether it has ended, or does so in a moment."""
+    select.select([], [], [], 0.2)
+    return trace_of(process) is None
+
+
+async def test_that_it_is_being_ended_is_written_down_before_term_is_sent():
+    taken = []
+
+    def written_down(found: list[Trace]) -> None:
+        taken.extend((trace.ending, ends_soon(trace.pid)) for trace in found)
+
+    with hook("echo; sleep 60") as process:
+        assert await end_leftovers([trace_of(process.pid)], on_ending=written_down)
+        assert process.wait() == -15
+    runner = HookRunner(on_ending=lambda _job: written_down(list(runner.traces())))
+    job = HookJob(1, "m", HookKind.SLEEP, "exec sleep 60", Path.cwd())
+    result = await runner.run(job, timeout=0.05)
+    await runner.close()
+    assert result.killed == "timeout"
+    assert taken == [(True, False), (True, False)]
 
 
 LEADERLESS = "sh -c \"trap '' TERM; echo; sleep 60; :\" & wait"
