@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pkgutil
+import signal
 import socket
 import sys
 import threading
@@ -84,6 +85,8 @@ def become(request: dict[str, Any], log: int) -> None:
     os.chdir(request["cwd"])
     sys.argv = ["llmux", *request["arguments"]]
     sys.path[0] = str(Path(sys.executable).parent)  # where the script `llmux` is
+    if request["stopped"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def main() -> None:

@@ -174,8 +174,12 @@ def launch(
     env: Mapping[str, str],
     cwd: str | os.PathLike[str] = ".",
     cold: bool = False,
+    stopped: bool = False,
 ) -> Running:
-    """Start llmux in a session of its own. ``log``: a descriptor for its output; ``cold``: with a new Python."""
+    """Start llmux in a session of its own.
+
+    ``log``: a descriptor for its output; ``cold``: with a new Python; ``stopped``: it begins when it gets CONT.
+    """
     words = [os.fspath(argument) for argument in arguments]
     if cold or UNDER_TEST in os.environ:
         return subprocess.Popen(
@@ -189,7 +193,7 @@ def launch(
         )
     launcher = _launcher()
     where = os.path.abspath(cwd)  # noqa: PTH100, as the test has it: links included
-    return Forked(launcher, launcher.ask([log], arguments=words, env=dict(env), cwd=where))
+    return Forked(launcher, launcher.ask([log], arguments=words, env=dict(env), cwd=where, stopped=stopped))
 
 
 @dataclass

@@ -58,6 +58,7 @@ class Lab:
         self.process: Running | None = None
         self.cwd = "/"
         self.cold = False  # started by a new Python: a test is about the start
+        self.stopped = False  # launched so that it begins when it gets CONT
         self.env: dict[str, str] = {}
         self.allowed: set[str] = set()  # violations a test is about
         self.allow_again = False  # an engine may die with a request that came on a kept connection
@@ -132,7 +133,7 @@ class Lab:
             **self.env,
         }
         with (self.root / "llmux.log").open("ab") as log:
-            return launch(args, log=log.fileno(), env=env, cwd=self.cwd, cold=self.cold)
+            return launch(args, log=log.fileno(), env=env, cwd=self.cwd, cold=self.cold, stopped=self.stopped)
 
     def launch(self) -> None:
         self.process = self.spawn("-c", str(self.file))

@@ -1,0 +1,300 @@
+"""llmux killed wherever it touches the outside world: ``python -m tests.soak.crash_points [SCENARIO …]``.
+
+Random kills (``tests.soak.soak``) miss windows of a few microseconds; here each is a point of its own. A scenario
+(``crash_scenarios``) is played once under strace, which writes down every system call of llmux, in all its
+threads, that changes what others can see: a file made, written or renamed, a process started or signalled, bytes
+sent. Then it is played once for each of these calls, with SIGKILL at its entry: all calls before it have been
+made, it and what follows have not.
+
+Hooks outlive that llmux, every second time until it has been replaced. The next llmux starts, and then: it is
+ready; none of the hooks of before runs; nothing has violated the lease on the pretended GPU (``tests.harness``);
+the state file was not set aside; what an operator was told has been done is in force; every model answers; TERM
+ends llmux with 0; no process and no draft of a file is left behind. ``--twice N``: the second llmux is killed at
+every point of its own start, too, for N of the points of the first.
+
+Points are named by the call and its number in its thread: ``--at rename:3`` (``--then rename:1``) plays one again.
+Exit code 0: no problem. Needs strace, and the right to trace (ptrace).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.harness.lease.lab import ENGINE, Lab
+from tests.harness.lease.raw import Gone
+from tests.harness.waiting import PATIENCE
+from tests.soak.crash_scenarios import SCENARIOS, Scenario
+
+CALLS = (
+    "openat,unlink,unlinkat,rename,renameat,renameat2,mkdir,mkdirat,chmod,fchmod,fchmodat,write,writev,pwrite64,"
+    "pwritev,sendto,sendmsg,ftruncate,fallocate,fdatasync,fsync,flock,bind,listen,connect,shutdown,kill,tgkill,"
+    "fork,vfork,clone,clone3"
+)
+# The log, what wakes llmux's own loop, its threads, and files that are only read.
+UNSEEN = re.compile(
+    r'write\([12],|write\(\d+, "(\\1(\\0){7}|\\0)", \d\)|sendto\(\d+, "\\0", 1,'
+    r"|.*CLONE_THREAD|openat\((?!.*O_CREAT)"
+)
+LINE = re.compile(r"(\d+) +((\w+)\(.*)")
+TROUBLE = ("state_file_set_aside", "state_file_unreadable", "ledger_set_aside", "internal_error", "holder_unknown")
+JOBS = 3  # played at a time
+
+
+class Point(NamedTuple):
+    """A call, and which of its calls in a thread."""
+
+    call: str
+    number: int
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.call}:{self.number}"
+
+
+class CrashLab(Lab):
+    """A laboratory whose next llmux is traced, and killed at a point.
+
+    An orphaned hook waits for ``ctl/go``, where it got as far before it was known that its llmux is dead.
+    """
+
+    ORPHAN = 'sleep 0.03; while [ -e "$LAB/ctl/dead.$LIFE" ] && [ ! -e "$LAB/ctl/go" ]; do sleep 0.02; done'
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.life = 0
+        self.serves = "ba"  # the models that answer in the end
+        self.told: dict[str, object] = {}  # what an operator was told is in force; None: that is not known
+        self.tracer: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        self.life += 1
+        self.env["LIFE"] = str(self.life)
+        super().launch()
+
+    def trace_of(self, life: int) -> Path:
+        return self.root / f"strace.{life}"
+
+    def start_traced(self, kill: Point | None) -> bool:
+        """Start llmux, traced; return whether it lives until it is ready."""
+        self.stopped = True
+        self.launch()
+        assert self.process
+        command = ["strace", "-f", "-b", "execve", "-q", "-s", "60", "-e", f"trace={CALLS}", "-e", "signal=none"]
+        if kill is not None:
+            command += ["-e", f"inject={kill.call}:signal=KILL:when={kill.number}"]
+        status = Path(f"/proc/{self.process.pid}/status")
+        while "State:\tT" not in status.read_text():
+            time.sleep(0.005)
+        self.tracer = subprocess.Popen(
+            [*command, "-o", self.trace_of(self.life), "-p", str(self.process.pid)], stderr=subprocess.DEVNULL
+        )
+        while "TracerPid:\t0" in status.read_text():
+            assert self.tracer.poll() is None, "strace may not trace here"
+            time.sleep(0.005)
+        self.process.send_signal(signal.SIGCONT)
+        self.stopped = False
+        launch, self.launch = self.launch, lambda: None  # type: ignore[method-assign]
+        try:
+            self.start()
+        except AssertionError:
+            if self.process is not None or kill is None:
+                raise
+            return False
+        finally:
+            self.launch = launch  # type: ignore[method-assign]
+        return True
+
+    def dead(self, *, orphans_wait: bool) -> None:
+        """Kill it, if it lives yet."""
+        if self.process is not None:
+            self.kill()
+        for name in [f"dead.{self.life}"] + ["go"] * (not orphans_wait):
+            (self.root / "ctl" / name).touch()
+        if self.tracer is not None:
+            self.tracer.wait(PATIENCE)
+
+    def points(self, life: int) -> Iterator[Point]:
+        """Yield what is worth a kill, in order."""
+        counts: Counter[tuple[str, str]] = Counter()
+        seen = set()
+        for line in self.trace_of(life).read_text(errors="replace").splitlines():
+            if found := LINE.match(line):
+                thread, text, call = found.groups()
+                counts[thread, call] += 1
+                point = Point(call, counts[thread, call], text[:100])
+                if not UNSEEN.match(text) and point[:2] not in seen:
+                    seen.add(point[:2])
+                    yield point
+
+    def came_to(self, life: int, point: Point) -> bool:
+        """Return whether a call was cut short there."""
+        return bool(re.search(rf"{point.call}\(.* = \?$", self.trace_of(life).read_text(), re.MULTILINE))
+
+    def others(self) -> set[tuple[int, str]]:
+        """Return what runs of this laboratory, but llmux and the engines."""
+        mine = self.process.pid if self.process else 0
+        found = set()
+        for pid, command in self.processes():
+            with contextlib.suppress(OSError):
+                if pid != mine and ENGINE not in command:
+                    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    found.add((pid, stat[19]))
+        return found
+
+    def drafts(self) -> list[str]:
+        """Return files that are neither in use, nor meant to stay."""
+        folders = [self.root / "state", self.root / "xdg"]
+        files = [file for folder in folders for file in folder.rglob("*") if not file.is_dir()]
+        return [str(file) for file in files if file.name[0] == "." or file.name.endswith((".tmp", ".sock"))]
+
+
+async def until_dead(lab: CrashLab) -> None:
+    while lab.process is not None and lab.process.poll() is None:  # noqa: ASYNC110 - a process tells nothing
+        await asyncio.sleep(0.01)
+    lab.process = None
+
+
+async def live(lab: CrashLab, scenario: Scenario) -> None:
+    """Play it, until its end or llmux's. What fails because llmux was killed is no problem."""
+    playing, dying = asyncio.create_task(scenario.play(lab)), asyncio.create_task(until_dead(lab))
+    await asyncio.wait({playing, dying}, return_when=asyncio.FIRST_COMPLETED)
+    if not playing.done() or playing.exception():
+        await asyncio.wait({playing, dying}, timeout=1)  # one of them hears of it a moment later
+    killed = dying.done()
+    for task in (playing, dying):
+        task.cancel()
+    (failed, _) = await asyncio.gather(playing, dying, return_exceptions=True)
+    if isinstance(failed, Exception) and not killed:
+        raise failed
+
+
+async def case(lab: CrashLab, scenario: Scenario, first: Point | None, *more: Point | None, wait: bool) -> None:
+    """Play a life until it is killed at ``first``, perhaps others, and look at the next. AssertionError."""
+    scenario.write(lab)
+    lab.check_holding = scenario.check_holding
+    if await asyncio.to_thread(lab.start_traced, first):
+        await live(lab, scenario)
+    await asyncio.to_thread(lab.dead, orphans_wait=wait)
+    await asyncio.sleep(0 if wait else 0.15)
+    for second in more:
+        await asyncio.to_thread(lab.start_traced, second)
+        await asyncio.to_thread(lab.dead, orphans_wait=wait)
+    before = lab.others()
+    await asyncio.to_thread(lab.start)
+    left = before & lab.others()
+    assert not left, f"still runs: {[c for p, c in lab.processes() if p in dict(left)]}"
+    lab.release("all")
+    (lab.root / "ctl" / "go").touch()
+    await scenario.check(lab)
+    for model in lab.serves:
+        answer = await lab.chat(model)
+        until = time.monotonic() + PATIENCE
+        while scenario.fails and answer.status == 503 and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+            answer = await lab.chat(model)
+        assert answer.status == 200, f"{model}: {answer}"
+    await asyncio.to_thread(lab.finish)
+    found = [word for word in TROUBLE if word in lab.log]
+    assert not found, f"{found} in the log:\n{lab.log}"
+    assert not lab.drafts(), lab.drafts()
+    await scenario.ended(lab)
+
+
+class Explorer:
+    """Plays one scenario at all its points."""
+
+    def __init__(self, scenario: Scenario, folder: Path) -> None:
+        self.scenario = scenario
+        self.folder = folder
+        self.played = 0
+        self.missed = 0  # the call did not come
+        self.problems: list[str] = []
+        self._room = asyncio.Semaphore(JOBS)
+
+    async def play(self, *kills: Point | None, wait: bool = True) -> CrashLab:
+        async with self._room:
+            self.played += 1
+            lab = CrashLab(self.folder / f"{self.played}")
+            try:
+                async with asyncio.timeout(3 * PATIENCE):
+                    await case(lab, self.scenario, *kills, wait=wait)
+            except (AssertionError, OSError, Gone, TimeoutError, KeyError, ValueError) as error:
+                where = " then ".join(f"{kill} {kill.line}" if kill else "the end" for kill in kills)
+                text = f"{self.scenario.name} at {where} (orphans {'wait' if wait else 'go on'})"
+                self.problems.append(f"{text}: {type(error).__name__}: {error}\n  {lab.root}")
+                print(self.problems[-1], flush=True)
+            else:
+                if kills[-1] is not None and not lab.came_to(len(kills), kills[-1]):
+                    self.missed += 1
+                if None not in kills:
+                    shutil.rmtree(lab.root, ignore_errors=True)
+            finally:
+                for pid, _ in lab.processes():
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+            return lab
+
+    async def explore(self, twice: int) -> None:
+        points = list((await self.play(None)).points(1))
+        await asyncio.gather(*(self.play(point, wait=number % 2 == 0) for number, point in enumerate(points)))
+        some = points[:: max(1, len(points) // twice)][-twice:] if twice else []
+        seconds = 0
+        for first in some:
+            again = list((await self.play(first, None)).points(2))
+            seconds += len(again)
+            await asyncio.gather(*(self.play(first, second) for second in again))
+        print(
+            f"{self.scenario.name}: {len(points)} points, {seconds} of a second kill; {self.missed} calls did not"
+            f" come; {len(self.problems)} problems",
+            flush=True,
+        )
+
+
+def point(text: str) -> Point:
+    call, _, number = text.partition(":")
+    return Point(call, int(number))
+
+
+async def run(options: argparse.Namespace, folder: Path) -> int:
+    problems = 0
+    for name in options.scenario or SCENARIOS:
+        explorer = Explorer(SCENARIOS[name], folder / name)
+        if options.at:
+            kills = [options.at, options.then] if options.then else [options.at]
+            await explorer.play(*kills, wait=not options.go_on)
+        else:
+            await explorer.explore(options.twice)
+        problems += len(explorer.problems)
+    return problems
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--twice", type=int, default=0, metavar="N", help="kill the second llmux, too")
+    parser.add_argument("--at", type=point, metavar="CALL:N", help="this point only")
+    parser.add_argument("--then", type=point, metavar="CALL:N", help="and then this point of the second llmux")
+    parser.add_argument("--go-on", action="store_true", help="with --at: orphaned hooks do not wait")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="llmux-crash-"))
+    if asyncio.run(run(options, folder)):
+        sys.exit(f"what happened is in {folder}")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
