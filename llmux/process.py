@@ -112,22 +112,23 @@ async def changes(files: Callable[[], Iterable[Path]], *, look: float = LOOK) ->
 
 async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncIterator[None]:
     """Yield when something may have changed, at least every ``look`` seconds."""
-    try:
-        from watchfiles import awatch  # noqa: PLC0415 - an extra
-    except ImportError:
-        while True:
-            await asyncio.sleep(look)
+    # An extra; and the kernel watches for so many programs only, and no folder that is not there.
+    with contextlib.suppress(ImportError, RuntimeError, OSError):
+        from watchfiles import awatch  # noqa: PLC0415
+
+        folders = {file.parent for file in files()}
+        async for _ in awatch(
+            *folders,
+            watch_filter=None,
+            recursive=False,
+            debounce=DEBOUNCE,
+            step=50,
+            rust_timeout=int(look * 1000),
+            yield_on_timeout=True,
+        ):
             yield
-    folders = {file.parent for file in files()}
-    async for _ in awatch(
-        *folders,
-        watch_filter=None,
-        recursive=False,
-        debounce=DEBOUNCE,
-        step=50,
-        rust_timeout=int(look * 1000),
-        yield_on_timeout=True,
-    ):
+    while True:
+        await asyncio.sleep(look)
         yield
 
 

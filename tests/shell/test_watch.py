@@ -12,10 +12,18 @@ from llmux.process import changes
 from tests.harness.waiting import PATIENCE
 
 
-@pytest.fixture(params=["watchfiles", "by looking"])
+async def none_left(*_folders: Path, **_options: object):
+    """Fail as watchfiles does where the kernel watches for as many programs as it may."""
+    raise RuntimeError("Error creating recommended watcher: Too many open files (os error 24)")
+    yield
+
+
+@pytest.fixture(params=["watchfiles", "by looking", "none left"])
 def way(request, monkeypatch):
     if request.param == "by looking":
         monkeypatch.setitem(sys.modules, "watchfiles", None)
+    if request.param == "none left":
+        monkeypatch.setattr("watchfiles.awatch", none_left)
 
 
 async def first(files: list[Path], began: asyncio.Event) -> None:
