@@ -43,9 +43,15 @@ def runs(said):
 
 
 async def works(url):
-    """See to it that every kind of call works."""
+    """See to it that every kind of call works, however slow the machine is."""
     await comes_to(url, lambda said: said in {"ok", "overtaken"})
-    store = Store(url)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("llmux.fleet.store.PATIENCE", PATIENCE)
+        patched.setattr("llmux.fleet.store.LONGEST", PATIENCE)
+        await _works(Store(url))
+
+
+async def _works(store):
     try:
         assert await store.hosts() == {"gpu1": {"url": "u"}}
         await store.fly("x", {"one": {"a": 2}})
