@@ -125,6 +125,7 @@ def test_other_prices_and_weights_leave_the_counters():
     assert fair.counters() == {"a": 250.0}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(20))
 def test_keys_that_always_wait_get_the_same_each_by_its_weight(seed):
     """The bound of the paper: no two that always wait differ by more than what is in flight can take."""

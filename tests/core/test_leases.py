@@ -125,6 +125,16 @@ def test_lease_during_a_reload_sleeps_what_that_finds() -> None:
     )
 
 
+def test_lease_that_was_held_is_held_anew_when_a_reload_has_found_a_holder() -> None:
+    play = given(models("a"))
+    play(
+        at(1.0, ev.LeaseChanged(1), fx.LeaseSet(True, None), fx.Answer(1, True), fx.LeaseHeld(0.0)),
+        at(2.0, replaced(models("a", "b")), alone("alive b")),
+        at(3.0, ok("alive b"), adopted("b"), holders("b"), begins(None, "b", why="lease"), leaves("b", 0.0)),
+        at(5.0, ok("sleep b"), holders(), ends(2.0, 0.0, 2.0), fx.LeaseHeld(4.0)),
+    )
+
+
 def test_pin_during_a_lease_wakes_when_it_is_over() -> None:
     play = given(models("a"))
     play(

@@ -68,6 +68,7 @@ def total(given_sleepers, steps):
     return sum(needs[steps[name]] for name, needs in given_sleepers)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=150, deadline=None)
 @given_by(sleepers, st.integers(-3, 30))
 def test_the_plan_fits_or_all_are_at_their_deepest_and_nobody_is_deeper_than_needed(those, room) -> None:
@@ -444,3 +445,21 @@ def test_an_estimate_goes_by_the_level_and_is_measured_by_it() -> None:
     end(play, 16.0, "a")
     assert s.costs.sleep_of("b", "ram") == 1.0
     assert residency.switch_cost(s, [s.models["a"]], s.models["b"]) == pytest.approx(1.0 + 3.0)
+
+
+class Looks:
+    """Stays, and keeps what a switch to b would cost."""
+
+    def decide(self, now):
+        self.cost = now.models["b"].switch_cost
+        return Stay()
+
+
+def test_a_policy_sees_what_a_switch_costs_at_the_level_that_it_leaves() -> None:
+    policy = Looks()
+    play = asleep_at_ram("b", policy=policy)
+    costs = play.core.state.costs
+    costs.record_wake("b", 4.0, "ram")
+    costs.record_wake("b", 90.0, "disk")
+    play.feed(1.0, ev.RequestArrived(1, "b"))
+    assert policy.cost == 4.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 from playbook import given, models
@@ -133,15 +134,22 @@ def test_each_row_has_its_walk() -> None:
     assert set(WALKS) == set(every_row()), "a row of the tables that no walk is known to take"
 
 
+@cache
+def taken_by_walk(seed: int) -> set[tuple[str, str, str]]:
+    return taken_by([seed])
+
+
+@pytest.mark.no_cover  # what is covered by chance is not
 @pytest.mark.parametrize("row", every_row(), ids="-".join)
 def test_the_walk_takes_the_row_and_breaks_without_it(row) -> None:
     name = row[0]
-    assert row in taken_by([WALKS[row]])
+    assert row in taken_by_walk(WALKS[row])
     rows = {key: value for key, value in TABLES[name][1].items() if (key[0].name, key[1].name) != row[1:]}
     with pytest.raises(AssertionError, match="InvalidTransitionError"):
         taken_by([WALKS[row]], **{name: rows})
 
 
+@pytest.mark.no_cover
 def test_an_invented_row_is_taken_by_no_walk() -> None:
     invented = {**PHASES, (Phase.ASLEEP, Trigger.DRAIN): (Phase.DRAINING, "invented")}
     assert ("PHASES", "ASLEEP", "DRAIN") not in taken_by(set(WALKS.values()), PHASES=invented)

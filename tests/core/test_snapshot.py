@@ -72,14 +72,30 @@ def test_snapshot_is_live_and_follows_a_reload(policy) -> None:
         policy.now.models["x"] = view
 
 
+class AsksOfAll:
+    """Waits, and keeps what a switch to each would cost."""
+
+    def decide(self, now):
+        self.costs = {name: model.switch_cost for name, model in now.models.items()}
+        return WaitUntil(now.time + 1e6)
+
+
+def test_a_policy_may_ask_what_a_switch_to_each_costs() -> None:
+    policy = AsksOfAll()
+    guesses = {"a": (1.0, 3.0), "b": (5.0, None), "c": (6.0, None)}
+    play = given(models("a", "b", "c"), awake=["a"], policy=policy, first_guesses=guesses)
+    play.feed(1.0, ev.RequestArrived(1, "b"))
+    assert policy.costs == {"a": 1.0, "b": 8.0, "c": 9.0}
+
+
 def test_arrival_rate_is_an_average_over_two_minutes(policy) -> None:
     play = given(models("a", "b"), awake=["a"], policy=policy)
     play.feed(0.0, ev.RequestArrived(1, "b"))
     b = policy.now.models["b"]
-    for second in range(1, 1200):
+    for second in range(1, 720):
         play.feed(float(second), ev.RequestArrived(1 + second, "b"))
     assert b.arrival_rate == pytest.approx(1.0, rel=0.01)
-    play.feed(1320.0, ev.DeadlineReached())
+    play.feed(840.0, ev.DeadlineReached())
     assert b.arrival_rate == pytest.approx(0.37, rel=0.02)
 
 
