@@ -426,32 +426,26 @@ def _error(services: Sequence[Service], pairs: Sequence[tuple[float, float]]) ->
 
 def _unexplained(columns: Sequence[Sequence[float]], values: Sequence[float]) -> float:
     """Return the squares that the best sum of some of the columns leaves, none with a weight below 0."""
-    best = sum(value * value for value in values)
+    best: float = sum(map(operator.mul, values, values))
     for count in range(1, len(columns) + 1):
         for used in itertools.combinations(columns, count):
-            rows = list(zip(*used, strict=True))
-            weights = _least_squares(rows, values)
+            weights = _least_squares(used, values)
             if weights is not None and min(weights) >= 0.0:  # more bytes do not take less time
-                left = (
-                    (value - sum(map(operator.mul, weights, row))) ** 2
-                    for row, value in zip(rows, values, strict=True)
-                )
-                best = min(best, sum(left))
+                left = values
+                for weight, column in zip(weights, used, strict=True):
+                    left = [value - weight * part for value, part in zip(left, column, strict=True)]
+                best = min(best, sum(map(operator.mul, left, left)))
     return best
 
 
-def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float] | None:
+def _least_squares(columns: Sequence[Sequence[float]], values: Sequence[float]) -> list[float] | None:
     """Solve the normal equations of a few unknowns; None where they do not determine them."""
-    size = len(rows[0])
-    table = [
-        [sum(row[i] * row[j] for row in rows) for j in range(size)]
-        + [sum(row[i] * value for row, value in zip(rows, values, strict=True))]
-        for i in range(size)
-    ]
+    size = len(columns)
+    table = [[sum(map(operator.mul, one, other)) for other in (*columns, values)] for one in columns]
     for i in range(size):
         pivot = max(range(i, size), key=lambda k: abs(table[k][i]))
         table[i], table[pivot] = table[pivot], table[i]
-        if abs(table[i][i]) < 1e-9 * len(rows):
+        if abs(table[i][i]) < 1e-9 * len(values):
             return None
         for k in range(size):
             if k != i:

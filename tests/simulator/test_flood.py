@@ -17,9 +17,9 @@ from llmux.simulator.engine_model import EngineModel, Engines
 from llmux.simulator.run import Run, Scene
 from llmux.simulator.trace import Job, Trace
 
-HOUR = 3600.0
+SOME = 1800.0  # seconds
 ENGINES = Engines(EngineModel(slots=4, decode=100.0, prefill=4000.0, slowdown=0.1))
-LANES, EACH = 64, 150  # requests that the flood always has under way, and that each of them sends one by one
+LANES, EACH = 64, 80  # requests that the flood always has under way, and that each of them sends one by one
 
 
 class Kind(NamedTuple):
@@ -31,12 +31,12 @@ class Kind(NamedTuple):
 
 
 def traffic(seed: int, kind: Kind, flood: str) -> tuple[Trace, list[str]]:
-    """Return an hour in which five keys ask one of two models, and one floods; and the key of each job."""
+    """Return half an hour in which five keys ask one of two models, and one floods; and the key of each job."""
     dice, jobs, keys = random.Random(seed), [], []
     least, most = kind.tokens // 2, kind.tokens * 3 // 2
     for number in range(5):
         time = dice.expovariate(1 / kind.every)
-        while time < HOUR:
+        while time < SOME:
             jobs.append(Job(time, dice.choice("ab"), 200, dice.randint(least, most)))
             keys.append(f"key {number}")
             time += dice.expovariate(1 / kind.every)
@@ -54,7 +54,7 @@ def wait(seed: int, policy: str, kind: Kind, flood: str = "", *, fair: bool = Fa
     trace, keys = traffic(seed, kind, flood)
     rules = Rules(alive_every=0.0, max_wait=600.0)
     scene = Scene.of(trace, ENGINES)
-    run = Run(trace, load_policy(policy, {}, Path()), CostMatrix(kind.switch), ENGINES, rules, HOUR, scene)
+    run = Run(trace, load_policy(policy, {}, Path()), CostMatrix(kind.switch), ENGINES, rules, SOME, scene)
     if fair:
         jobs = trace.jobs
         run.handle = FairOrder(Fairness()).attach(
@@ -62,7 +62,7 @@ def wait(seed: int, policy: str, kind: Kind, flood: str = "", *, fair: bool = Fa
         )
     found = run.go(None)
     waits = [
-        (HOUR if found.admitted[job] is None else found.admitted[job]) - arrived
+        (SOME if found.admitted[job] is None else found.admitted[job]) - arrived
         for job, arrived in enumerate(found.arrived)
         if arrived is not None and keys[job] != "flood"
     ]
@@ -80,7 +80,7 @@ KINDS = {
     "a third one, long switches fill it": (Kind(switch=30.0), "c", 1.3),
     "two models, short switches": (Kind(every=20.0, switch=2.0), "ab", 1.3),
     "a third one, short switches": (Kind(every=20.0, switch=2.0), "c", 1.3),
-    "two models, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "ab", 1.3),
+    "two models, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "ab", 1.4),
     # Once in ``max_wait`` the GPU goes there for one answer at least, which is not cut.
     "a third one, answers of 10 s": (Kind(every=120.0, tokens=1000, switch=8.0), "c", 1.6),
 }

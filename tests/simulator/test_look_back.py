@@ -23,7 +23,7 @@ from llmux.simulator.look_back import KEPT, PIECES, Memory, answer, choose, meas
 from llmux.simulator.run import Outcome
 from llmux.simulator.synthetic import OnOff, Poisson, generate
 
-SOME = 1200.0  # seconds that stand for the hour, as in production
+SOME = 600.0  # seconds that stand for the hour, as in production
 COST = CostMatrix(10.0)
 AMONG = ("adaptive", "idle", "fifo")
 
@@ -224,7 +224,7 @@ def test_before_an_hour_has_passed_the_first_candidate_decides():
     first = simulate(trace, load_policy("fifo", {}, Path()), COST)
     chosen = simulate(trace, auto(among=["fifo", "idle"]), COST, horizon=SOME)
     assert chosen.adopted == []
-    assert chosen.admitted[:500] == first.admitted[:500]
+    assert chosen.admitted[:250] == first.admitted[:250]
 
 
 def test_then_what_was_better_does():
@@ -249,20 +249,14 @@ def half_and_half(half, seed):
 
 
 def test_on_traffic_that_changes_its_nature_it_notices():
-    half, engine, names = 1800.0, EngineModel(slots=64, decode=40.0, slowdown=0.1), ("adaptive", "idle")
-    waits = []
-    for seed in (3, 103):
-        trace = half_and_half(half, seed)
-        policies = [
-            auto(among=names, past="10m", every="5m"),
-            *(load_policy(name, {}, Path()) for name in names),
-        ]
-        runs = [simulate(trace, policy, COST, engine=engine, horizon=2 * half) for policy in policies]
-        # Before, idle was better, or looked so; now adaptive is.
-        assert runs[0].adopted[-1][1] == "adaptive"
-        assert runs[0].adopted[-1][0] > half
-        waits.append([mean_after(run, 0.0) for run in runs])
-    chosen, adaptive, idle = map(sum, zip(*waits, strict=True))
+    half, engine, names = 1200.0, EngineModel(slots=64, decode=40.0, slowdown=0.1), ("adaptive", "idle")
+    trace = half_and_half(half, 303)
+    policies = [auto(among=names, past="10m", every="5m"), *(load_policy(name, {}, Path()) for name in names)]
+    runs = [simulate(trace, policy, COST, engine=engine, horizon=2 * half) for policy in policies]
+    # Before, idle was better, or looked so; now adaptive is.
+    assert runs[0].adopted[-1][1] == "adaptive"
+    assert runs[0].adopted[-1][0] > half
+    chosen, adaptive, idle = (mean_after(run, 0.0) for run in runs)
     # Ten minutes are little evidence, of which it takes some to be sure.
     assert chosen < min(1.12 * adaptive, idle)
 
@@ -282,8 +276,8 @@ def test_it_works_under_the_rules_of_a_configuration_and_on_records():
 
 
 def test_closed_loops_and_the_command():
-    words = ["simulate", "--closed", "users=12,think=10s,models=3", "--horizon", "2700s", "--json"]
-    done = CliRunner().invoke(app, [*words, "-p", "auto:past=20m", "-p", "fifo"])
+    words = ["simulate", "--closed", "users=12,think=10s,models=3", "--horizon", "1500s", "--json"]
+    done = CliRunner().invoke(app, [*words, "-p", "auto:past=10m", "-p", "fifo"])
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)["policies"]
     assert found["auto"]["mean_wait"] < found["fifo"]["mean_wait"]
@@ -347,24 +341,26 @@ def test_the_process_answers():
     assert {score["name"] for score in said["scores"]} == {"fifo", "idle"}
 
 
-def test_the_process_says_what_is_wrong():
-    done = asked_beside(question(use="autp"))
-    assert done.returncode == 1
-    assert "autp: no such policy" in done.stdout
-
-
 def test_without_enough_there_is_no_answer():
     assert answer(question(requests=question()["requests"][:20])) is None
     assert answer(question(costs=dump_costs(SwitchCosts()))) is None
 
 
-def test_it_lowers_its_priority_first():
-    code = "import os; from llmux.simulator import look_back; look_back.main(); print(os.nice(0))"
-    done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=False)
-    assert done.returncode == 1  # the question lacks everything
-    code = code.replace("look_back.main()", "look_back.answer = lambda _: None; look_back.main()")
-    done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"null{min(19, os.nice(0) + 19)}"
+def test_it_lowers_its_priority_first_and_says_what_is_wrong():
+    code = """import os, runpy
+try:
+    runpy.run_module("llmux.simulator.look_back", run_name="__main__")
+finally:
+    print(os.nice(0))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(question(use="autp")),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    said, priority = done.stdout.splitlines()
+    assert "autp: no such policy" in said
+    assert int(priority) == min(19, os.nice(0) + 19)
 
 
 def test_quiet_and_busy_traffic_by_turns_is_no_worse_than_the_best():
