@@ -351,11 +351,20 @@ class FairOrder(Turns):
             return super().pick(model)
         known = [key for key in known if not self._holds(model.name, key, waiting[key][firsts[key]])]
         if not known:
-            return None
+            return self._just_ridden(model)
         rank = self.fairness.rank
         chosen = firsts[min(known, key=lambda key: (rank(key), model.queue[firsts[key]].arrived))]
         self._start(chosen)
         return model.queue[chosen]
+
+    def _just_ridden(self, model: Model) -> Request | None:
+        """Return what has just ridden along and is let in: it comes last, and is not in these books yet."""
+        for request in reversed(model.queue.values()):
+            if (key := self._coming.get(request.id)) is None:
+                return None
+            if not self._holds(model.name, key, request.arrived):
+                return request
+        return None
 
     def since(self, model: Model) -> float:
         """Return from when on ``max_wait`` counts for a model: the first of what waits, or was let in last."""

@@ -485,6 +485,15 @@ def test_what_is_held_back_is_passed_by_what_is_not():
     assert admissions(play.feed(6.0, ev.EngineLost("x"))) == [1]
 
 
+def test_what_has_ridden_along_passes_what_is_held_back():
+    play, _ = flooded({1: "flood", 2: "quiet", 3: "flood"}, specs=models("a"))
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "a", rides=4.0))
+    play.feed(2.0, ev.RequestArrived(3, "a", rides=4.0))
+    assert admissions(play.feed(6.0, ev.DeadlineReached())) == [2]
+    assert list(play.core.state.models["a"].queue) == [1, 3]
+
+
 def test_what_is_held_back_is_looked_at_again():
     keys = {1: "flood"}
     play, order = flooded(keys, specs=models("a"))
