@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from llmux.config import Config
 from llmux.errors import ConfigError
 from llmux.observability.metrics import HELP
+from llmux.observability.record import ends_whole
 
 KEPT = 10_000  # lines that are not written yet
 PAUSE = 1.0  # seconds between two tries
@@ -50,13 +51,15 @@ class Audit(Collector):
         self._tell = tell
         self._lines: deque[bytes] = deque()
         self._said = 0  # of the lost lines, those that the file tells of; counted in the thread
-        self._failed = self._torn = False
+        self._failed = False
         self._wake = threading.Event()
         self._ending = False
         self._refused: deque[float] = deque(maxlen=REFUSALS)
         self._passed_over = 0
         try:
-            os.close(_open(path))
+            file = _open(path)
+            self._torn = os.fstat(file).st_size > 0 and not ends_whole(path)
+            os.close(file)
         except OSError as error:
             why = error.strerror or error
             raise ConfigError(

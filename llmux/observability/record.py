@@ -54,7 +54,7 @@ class RecordFile:
         self._failed = False
         self._file = _open(path)
         self._size = os.fstat(self._file).st_size
-        self._torn = self._size > 0 and not _ends_whole(path)
+        self._torn = self._size > 0 and not ends_whole(path)
         self._thread = threading.Thread(target=self._run, name="llmux-record", daemon=True)
         self._thread.start()
 
@@ -170,7 +170,8 @@ def _open(path: Path) -> int:
     return file
 
 
-def _ends_whole(path: Path) -> bool:
+def ends_whole(path: Path) -> bool:
+    """Whether a file's last line has its end: that of a killed llmux may not."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -222,3 +222,14 @@ async def test_what_no_operator_asked_does_not_fill_the_disk(house):
     assert {line["path"] for line in found} == {"/llmux/models/a/wake", "/some/path"}
     assert {line["error"] for line in found} == {"admin_key_not_set"}
     assert [line["event"] for line in read(house.folder / "audit.jsonl")] == ["started", *["refused"] * REFUSALS]
+
+
+def test_a_line_that_a_killed_llmux_has_left_torn_is_ended_by_the_next(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    for text in ("", '{"time": "2026-01-01T00:00:00Z", "ev'):
+        path.write_text(text)
+        audit = Audit(path, lambda *_, **__: None)
+        audit.put("started")
+        audit.close()
+        assert json.loads(path.read_text().removeprefix(text))["event"] == "started"
+        assert path.read_text().removeprefix(text).startswith("\n" if text else "{")

@@ -3,17 +3,18 @@
 Random kills (``tests.soak.soak``) miss windows of a few microseconds; here each is a point of its own. A scenario
 (``crash_scenarios``) is played once under strace, which writes down every system call of llmux, in all its
 threads, that changes what others can see: a file made, written or renamed, a process started or signalled, bytes
-sent. Then it is played once for each of these calls, with SIGKILL at its entry: all calls before it have been
-made, it and what follows have not.
+sent. Then it is played for each of these calls, with SIGKILL at its entry: all calls before it have been made, it
+and what follows have not. Which call that is differs a little from run to run: those that were missed are tried
+again, and counted when they stay so.
 
-Hooks outlive that llmux, every second time until it has been replaced. The next llmux starts, and then: it is
-ready; none of the hooks of before runs; nothing has violated the lease on the pretended GPU (``tests.harness``);
-the state file was not set aside; what an operator was told has been done is in force; every model answers; TERM
-ends llmux with 0; no process and no draft of a file is left behind. ``--twice N``: the second llmux is killed at
-every point of its own start, too, for N of the points of the first.
+Hooks outlive that llmux: once they go on at once, once they wait until it has been replaced. The next llmux
+starts, and then: it is ready; none of the hooks of before runs; nothing has violated the lease on the pretended
+GPU (``tests.harness``); the state file was not set aside; what an operator was told has been done is in force;
+every model answers; TERM ends llmux with 0; no process and no draft of a file is left behind. ``--twice N``: the
+second llmux is killed at every point of its own start, too, for N of the points of the first.
 
 Points are named by the call and its number in its thread: ``--at rename:3`` (``--then rename:1``) plays one again.
-Exit code 0: no problem. Needs strace, and the right to trace (ptrace).
+Exit code 0: no problem. Needs strace, and the right to trace (ptrace). 130 points take five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ CALLS = (
 # The log, what wakes llmux's own loop, its threads, and files that are only read.
 UNSEEN = re.compile(
     r'write\([12],|write\(\d+, "(\\1(\\0){7}|\\0)", \d\)|sendto\(\d+, "\\0", 1,'
-    r"|.*CLONE_THREAD|openat\((?!.*O_CREAT)"
+    r"|kill\(-?\d+, 0|.*CLONE_THREAD|openat\((?!.*O_CREAT)"
 )
 LINE = re.compile(r"(\d+) +((\w+)\(.*)")
 TROUBLE = ("state_file_set_aside", "state_file_unreadable", "ledger_set_aside", "internal_error", "holder_unknown")
@@ -59,7 +59,7 @@ class Point(NamedTuple):
 
     call: str
     number: int
-    line: str = ""
+    cut: bool = False  # llmux was killed there
 
     def __str__(self) -> str:
         return f"{self.call}:{self.number}"
@@ -71,7 +71,7 @@ class CrashLab(Lab):
     An orphaned hook waits for ``ctl/go``, where it got as far before it was known that its llmux is dead.
     """
 
-    ORPHAN = 'sleep 0.03; while [ -e "$LAB/ctl/dead.$LIFE" ] && [ ! -e "$LAB/ctl/go" ]; do sleep 0.02; done'
+    ORPHAN = 'sleep 0.1; while [ -e "$LAB/ctl/dead.$LIFE" ] && [ ! -e "$LAB/ctl/go" ]; do sleep 0.02; done'
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -107,16 +107,16 @@ class CrashLab(Lab):
             time.sleep(0.005)
         self.process.send_signal(signal.SIGCONT)
         self.stopped = False
-        launch, self.launch = self.launch, lambda: None  # type: ignore[method-assign]
-        try:
-            self.start()
-        except AssertionError:
-            if self.process is not None or kill is None:
-                raise
-            return False
-        finally:
-            self.launch = launch  # type: ignore[method-assign]
-        return True
+        ready = self.log.count('"event": "ready"')
+        until = time.monotonic() + PATIENCE
+        while self.log.count('"event": "ready"') == ready and self.process.poll() is None:  # no request, no answer
+            assert time.monotonic() < until, f"not ready:\n{self.log}"
+            time.sleep(0.01)
+        if self.process.poll() is None:
+            return True
+        self.process = None
+        assert kill is not None, f"llmux ended:\n{self.log}"
+        return False
 
     def dead(self, *, orphans_wait: bool) -> None:
         """Kill it, if it lives yet."""
@@ -127,22 +127,23 @@ class CrashLab(Lab):
         if self.tracer is not None:
             self.tracer.wait(PATIENCE)
 
-    def points(self, life: int) -> Iterator[Point]:
-        """Yield what is worth a kill, in order."""
+    def sites(self, life: int) -> dict[str, Point]:
+        """Return what is worth a kill, by what is done there: numbers differ from run to run."""
         counts: Counter[tuple[str, str]] = Counter()
-        seen = set()
+        shapes: Counter[str] = Counter()
+        found = {}
         for line in self.trace_of(life).read_text(errors="replace").splitlines():
-            if found := LINE.match(line):
-                thread, text, call = found.groups()
+            if match := LINE.match(line):
+                thread, text, call = match.groups()
                 counts[thread, call] += 1
-                point = Point(call, counts[thread, call], text[:100])
-                if not UNSEEN.match(text) and point[:2] not in seen:
-                    seen.add(point[:2])
-                    yield point
-
-    def came_to(self, life: int, point: Point) -> bool:
-        """Return whether a call was cut short there."""
-        return bool(re.search(rf"{point.call}\(.* = \?$", self.trace_of(life).read_text(), re.MULTILINE))
+                if not UNSEEN.match(text):
+                    shape = re.sub(r"\d+", "N", text.partition(" = ")[0].replace(str(self.root), ""))[:90]
+                    shape = f"{shapes['vfork(']} {shape}".removesuffix("<unfinished ...>").strip()
+                    shapes[shape] += 1
+                    shapes["vfork("] += "fork(" in shape
+                    cut = text.endswith("= ?")
+                    found[f"{shape} {shapes[shape]}"] = Point(call, counts[thread, call], cut)
+        return found
 
     def others(self) -> set[tuple[int, str]]:
         """Return what runs of this laboratory, but llmux and the engines."""
@@ -164,7 +165,7 @@ class CrashLab(Lab):
 
 async def until_dead(lab: CrashLab) -> None:
     while lab.process is not None and lab.process.poll() is None:  # noqa: ASYNC110 - a process tells nothing
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.005)
     lab.process = None
 
 
@@ -189,7 +190,7 @@ async def case(lab: CrashLab, scenario: Scenario, first: Point | None, *more: Po
     if await asyncio.to_thread(lab.start_traced, first):
         await live(lab, scenario)
     await asyncio.to_thread(lab.dead, orphans_wait=wait)
-    await asyncio.sleep(0 if wait else 0.15)
+    await asyncio.sleep(0 if wait else 0.3)
     for second in more:
         await asyncio.to_thread(lab.start_traced, second)
         await asyncio.to_thread(lab.dead, orphans_wait=wait)
@@ -201,12 +202,12 @@ async def case(lab: CrashLab, scenario: Scenario, first: Point | None, *more: Po
     (lab.root / "ctl" / "go").touch()
     await scenario.check(lab)
     for model in lab.serves:
-        answer = await lab.chat(model)
+        answer = await lab.chat(model, headers=scenario.headers)
         until = time.monotonic() + PATIENCE
         while scenario.fails and answer.status == 503 and time.monotonic() < until:
             await asyncio.sleep(0.1)
-            answer = await lab.chat(model)
-        assert answer.status == 200, f"{model}: {answer}"
+            answer = await lab.chat(model, headers=scenario.headers)
+        assert answer.status == 200, f"{model}: {answer.status} {answer.body!r}"
     await asyncio.to_thread(lab.finish)
     found = [word for word in TROUBLE if word in lab.log]
     assert not found, f"{found} in the log:\n{lab.log}"
@@ -221,47 +222,66 @@ class Explorer:
         self.scenario = scenario
         self.folder = folder
         self.played = 0
-        self.missed = 0  # the call did not come
         self.problems: list[str] = []
         self._room = asyncio.Semaphore(JOBS)
 
-    async def play(self, *kills: Point | None, wait: bool = True) -> CrashLab:
+    async def play(self, *kills: Point | None, wait: bool, site: str = "") -> dict[str, Point]:
+        """Play it once; return what was done in the last life that was to be killed."""
         async with self._room:
             self.played += 1
             lab = CrashLab(self.folder / f"{self.played}")
+            done: dict[str, Point] = {}
             try:
                 async with asyncio.timeout(3 * PATIENCE):
                     await case(lab, self.scenario, *kills, wait=wait)
-            except (AssertionError, OSError, Gone, TimeoutError, KeyError, ValueError) as error:
-                where = " then ".join(f"{kill} {kill.line}" if kill else "the end" for kill in kills)
-                text = f"{self.scenario.name} at {where} (orphans {'wait' if wait else 'go on'})"
-                self.problems.append(f"{text}: {type(error).__name__}: {error}\n  {lab.root}")
+                done = lab.sites(len(kills))
+                shutil.rmtree(lab.root, ignore_errors=True)
+            except (AssertionError, OSError, Gone, TimeoutError, KeyError, ValueError, ExceptionGroup) as error:
+                where = " then ".join(str(kill or "the end") for kill in kills)
+                text = f"{self.scenario.name} at {where} {site} (orphans {'wait' if wait else 'go on'})"
+                self.problems.append(f"{text}: {type(error).__name__}: {str(error)[:2000]}\n  {lab.root}")
                 print(self.problems[-1], flush=True)
-            else:
-                if kills[-1] is not None and not lab.came_to(len(kills), kills[-1]):
-                    self.missed += 1
-                if None not in kills:
-                    shutil.rmtree(lab.root, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    done = lab.sites(len(kills))
             finally:
+                if lab.process is not None:
+                    lab.kill()
                 for pid, _ in lab.processes():
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
-            return lab
+            return done
+
+    async def cover(self, *before: Point) -> tuple[int, int]:
+        """Play it at each point, with both kinds of orphans; return how many there are, and were missed."""
+        sites = await self.play(*before, None, wait=True)
+        left = {(site, wait) for site in sites for wait in (True, False)}
+
+        async def at(site: str, wait: bool, more: int) -> None:
+            kill = sites[site]._replace(number=max(1, sites[site].number + more))
+            done = await self.play(*before, kill, wait=wait, site=site)
+            left.difference_update((one, wait) for one, found in done.items() if found.cut)
+
+        for more in (0, 0, 1, -1):  # what comes before it may have taken another number of calls
+            if not self.problems or self.played > 1:
+                await asyncio.gather(*(at(*each, more) for each in sorted(left)))
+        return len(sites), len(left)
 
     async def explore(self, twice: int) -> None:
-        points = list((await self.play(None)).points(1))
-        await asyncio.gather(*(self.play(point, wait=number % 2 == 0) for number, point in enumerate(points)))
-        some = points[:: max(1, len(points) // twice)][-twice:] if twice else []
-        seconds = 0
-        for first in some:
-            again = list((await self.play(first, None)).points(2))
-            seconds += len(again)
-            await asyncio.gather(*(self.play(first, second) for second in again))
+        sites, missed = await self.cover()
         print(
-            f"{self.scenario.name}: {len(points)} points, {seconds} of a second kill; {self.missed} calls did not"
-            f" come; {len(self.problems)} problems",
+            f"{self.scenario.name}: {sites} points, each with orphans that wait and that go on; {missed} missed;"
+            f" {self.played} runs; {len(self.problems)} problems",
             flush=True,
         )
+        for number in range(twice if sites else 0):
+            points = list((await self.play(None, wait=True)).values())
+            first = points[(2 * number + 1) * len(points) // (2 * twice)]
+            again, missed = await self.cover(first)
+            print(
+                f"{self.scenario.name}, killed at {first}: {again} points of the next start; {missed} missed;"
+                f" {len(self.problems)} problems",
+                flush=True,
+            )
 
 
 def point(text: str) -> Point:
@@ -275,7 +295,7 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
         explorer = Explorer(SCENARIOS[name], folder / name)
         if options.at:
             kills = [options.at, options.then] if options.then else [options.at]
-            await explorer.play(*kills, wait=not options.go_on)
+            await explorer.play(*kills, wait=not options.go_on)  # its folder stays where there is a problem
         else:
             await explorer.explore(options.twice)
         problems += len(explorer.problems)

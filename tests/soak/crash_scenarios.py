@@ -25,6 +25,7 @@ class Scenario:
     check_holding = True
     models: ClassVar[dict[str, dict[str, Any]]] = {"a": {}, "b": {}}
     top: ClassVar[dict[str, Any]] = {}
+    headers: ClassVar[list[tuple[str, str]]] = []
 
     def write(self, lab: CrashLab) -> None:
         """Write the configuration, and have hooks of a killed llmux wait."""
@@ -275,10 +276,12 @@ class Accounts(Scenario):
         "api_keys": [{"name": "alice", "key": "key-of-alice", "budget": {"usd": 50, "per": "month"}}],
     }
 
+    headers: ClassVar = [("Authorization", "Bearer key-of-alice")]
+
     async def play(self, lab: CrashLab) -> None:
         names: list[str] = []
         for model in "aab":
-            answer = await lab.chat(model, headers=[("Authorization", "Bearer key-of-alice")])
+            answer = await lab.chat(model, headers=self.headers)
             assert answer.status == 200, answer
             names.append(answer.get("X-Request-ID") or "")
             usage = await lab.get("/llmux/usage", headers=[("Authorization", "Bearer key-of-admin")])
