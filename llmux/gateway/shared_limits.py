@@ -144,6 +144,7 @@ class SharedGate(Gate):
         self._rates: dict[str, Allowance] = {}
         self._held: dict[str, _Held] = {}
         self._saved = ""
+        self._charged = False  # what one that was killed had reserved, which the file still says
         self._keeper = self
 
     # ---- what a keeper is asked (budgets begin with what was spent before)
@@ -270,6 +271,10 @@ class SharedGate(Gate):
             self.used.set()
         self._since = told.now - 1000.0
         self._take(told)
+        if self._charged:  # it is told: another one that is started after a kill must not tell it again
+            self._charged = False
+            with contextlib.suppress(OSError):  # it is told of when it is saved as always
+                self.save()
 
     def _lost(self) -> None:
         """Go on alone."""
@@ -328,6 +333,7 @@ class SharedGate(Gate):
                 self._spent[str(name)] = int(spent)
             for name, reserved in document["reserved"].items():  # it was killed: they count as spent
                 self._note(str(name), int(reserved))
+                self._charged = True
 
     def document(self) -> dict[str, dict[str, int]]:
         """Return what is kept of budgets: what was spent, and what is reserved here."""

@@ -278,13 +278,15 @@ async def test_what_was_spent_survives_and_what_was_reserved_by_one_that_was_kil
     again = Gateway(store, "x2", document, file)  # the first was killed
     assert again.gate.budgets()["alice"].spent == 300 + passed.reserved
     await again.tell()
+    third = Gateway(store, "x3", document, file)  # and so was that, before it had saved the next time
+    await third.tell()
     late = Gateway(store, "y", document)
     await late.tell()
     assert late.gate.budgets()["alice"].spent == 300 + passed.reserved
-    file.write_text("nonsense")
-    assert Gateway(store, "x3", document, file).gate.budgets()["alice"].spent == 0
     again.gate.save()
     assert json.loads(file.read_text())["spent"] == {"budget:1698796800:alice": 300 + passed.reserved}
+    file.write_text("nonsense")
+    assert Gateway(store, "x4", document, file).gate.budgets()["alice"].spent == 0
 
 
 async def test_roles_and_models(store):

@@ -10,8 +10,8 @@ again, and counted when they stay so.
 Hooks outlive that llmux: once they go on at once, once they wait until it has been replaced. The next llmux
 starts, and then: it is ready; none of the hooks of before runs; nothing has violated the lease on the pretended
 GPU (``tests.harness``); the state file was not set aside; what an operator was told has been done is in force;
-every model answers; TERM ends llmux with 0; no process and no draft of a file is left behind. ``--twice N``: the
-second llmux is killed at every point of its own start, too, for N of the points of the first.
+every model answers; TERM ends llmux with 0; no process and no draft of a file is left behind. ``--twice N`` kills
+the second llmux, at every point of its own start, for N of the points of the first.
 
 Points are named by the call and its number in its thread: ``--at rename:3`` (``--then rename:1``) plays one again.
 Exit code 0: no problem. Needs strace, and the right to trace (ptrace). 130 points take five minutes on two cores.
@@ -266,16 +266,20 @@ class Explorer:
                 await asyncio.gather(*(at(*each, more) for each in sorted(left)))
         return len(sites), len(left)
 
-    async def explore(self, twice: int) -> None:
+    async def explore(self) -> None:
+        """Kill one llmux."""
         sites, missed = await self.cover()
         print(
             f"{self.scenario.name}: {sites} points, each with orphans that wait and that go on; {missed} missed;"
             f" {self.played} runs; {len(self.problems)} problems",
             flush=True,
         )
-        for number in range(twice if sites else 0):
+
+    async def explore_again(self, firsts: int) -> None:
+        """Kill one llmux at so many points, and the next one at each point of its start."""
+        for number in range(firsts):
             points = list((await self.play(None, wait=True)).values())
-            first = points[(2 * number + 1) * len(points) // (2 * twice)]
+            first = points[(2 * number + 1) * len(points) // (2 * firsts)]
             again, missed = await self.cover(first)
             print(
                 f"{self.scenario.name}, killed at {first}: {again} points of the next start; {missed} missed;"
@@ -297,7 +301,7 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
             kills = [options.at, options.then] if options.then else [options.at]
             await explorer.play(*kills, wait=not options.go_on)  # its folder stays where there is a problem
         else:
-            await explorer.explore(options.twice)
+            await (explorer.explore_again(options.twice) if options.twice else explorer.explore())
         problems += len(explorer.problems)
     return problems
 
@@ -305,7 +309,9 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], help=f"of {', '.join(SCENARIOS)}")
-    parser.add_argument("--twice", type=int, default=0, metavar="N", help="kill the second llmux, too")
+    parser.add_argument(
+        "--twice", type=int, default=0, metavar="N", help="kill the second llmux, after N of the points"
+    )
     parser.add_argument("--at", type=point, metavar="CALL:N", help="this point only")
     parser.add_argument("--then", type=point, metavar="CALL:N", help="and then this point of the second llmux")
     parser.add_argument("--go-on", action="store_true", help="with --at: orphaned hooks do not wait")
