@@ -23,144 +23,20 @@ import argparse
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
-from tests.harness.lease.lab import ENGINE, Lab
 from tests.harness.lease.raw import Gone
 from tests.harness.waiting import PATIENCE
+from tests.soak.crash_lab import CrashLab, Point
 from tests.soak.crash_scenarios import SCENARIOS, Scenario
 
-CALLS = (
-    "openat,unlink,unlinkat,rename,renameat,renameat2,mkdir,mkdirat,chmod,fchmod,fchmodat,write,writev,pwrite64,"
-    "pwritev,sendto,sendmsg,ftruncate,fallocate,fdatasync,fsync,flock,bind,listen,connect,shutdown,kill,tgkill,"
-    "fork,vfork,clone,clone3"
-)
-# The log, what wakes llmux's own loop, its threads, and files that are only read.
-UNSEEN = re.compile(
-    r'write\([12],|write\(\d+, "(\\1(\\0){7}|\\0)", \d\)|sendto\(\d+, "\\0", 1,'
-    r"|kill\(-?\d+, 0|.*CLONE_THREAD|openat\((?!.*O_CREAT)"
-)
-LINE = re.compile(r"(\d+) +((\w+)\(.*)")
 TROUBLE = ("state_file_set_aside", "state_file_unreadable", "ledger_set_aside", "internal_error", "holder_unknown")
 JOBS = 3  # played at a time
-
-
-class Point(NamedTuple):
-    """A call, and which of its calls in a thread."""
-
-    call: str
-    number: int
-    cut: bool = False  # llmux was killed there
-
-    def __str__(self) -> str:
-        return f"{self.call}:{self.number}"
-
-
-class CrashLab(Lab):
-    """A laboratory whose next llmux is traced, and killed at a point.
-
-    An orphaned hook waits for ``ctl/go``, where it got as far before it was known that its llmux is dead.
-    """
-
-    ORPHAN = 'sleep 0.1; while [ -e "$LAB/ctl/dead.$LIFE" ] && [ ! -e "$LAB/ctl/go" ]; do sleep 0.02; done'
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.life = 0
-        self.serves = "ba"  # the models that answer in the end
-        self.told: dict[str, object] = {}  # what an operator was told is in force; None: that is not known
-        self.tracer: subprocess.Popen[bytes] | None = None
-
-    def launch(self) -> None:
-        self.life += 1
-        self.env["LIFE"] = str(self.life)
-        super().launch()
-
-    def trace_of(self, life: int) -> Path:
-        return self.root / f"strace.{life}"
-
-    def start_traced(self, kill: Point | None) -> bool:
-        """Start llmux, traced; return whether it lives until it is ready."""
-        self.stopped = True
-        self.launch()
-        assert self.process
-        command = ["strace", "-f", "-b", "execve", "-q", "-s", "60", "-e", f"trace={CALLS}", "-e", "signal=none"]
-        if kill is not None:
-            command += ["-e", f"inject={kill.call}:signal=KILL:when={kill.number}"]
-        status = Path(f"/proc/{self.process.pid}/status")
-        while "State:\tT" not in status.read_text():
-            time.sleep(0.005)
-        self.tracer = subprocess.Popen(
-            [*command, "-o", self.trace_of(self.life), "-p", str(self.process.pid)], stderr=subprocess.DEVNULL
-        )
-        while "TracerPid:\t0" in status.read_text():
-            assert self.tracer.poll() is None, "strace may not trace here"
-            time.sleep(0.005)
-        self.process.send_signal(signal.SIGCONT)
-        self.stopped = False
-        ready = self.log.count('"event": "ready"')
-        until = time.monotonic() + PATIENCE
-        while self.log.count('"event": "ready"') == ready and self.process.poll() is None:  # no request, no answer
-            assert time.monotonic() < until, f"not ready:\n{self.log}"
-            time.sleep(0.01)
-        if self.process.poll() is None:
-            return True
-        self.process = None
-        assert kill is not None, f"llmux ended:\n{self.log}"
-        return False
-
-    def dead(self, *, orphans_wait: bool) -> None:
-        """Kill it, if it lives yet."""
-        if self.process is not None:
-            self.kill()
-        for name in [f"dead.{self.life}"] + ["go"] * (not orphans_wait):
-            (self.root / "ctl" / name).touch()
-        if self.tracer is not None:
-            self.tracer.wait(PATIENCE)
-
-    def sites(self, life: int) -> dict[str, Point]:
-        """Return what is worth a kill, by what is done there: numbers differ from run to run."""
-        counts: Counter[tuple[str, str]] = Counter()
-        shapes: Counter[str] = Counter()
-        found = {}
-        for line in self.trace_of(life).read_text(errors="replace").splitlines():
-            if match := LINE.match(line):
-                thread, text, call = match.groups()
-                counts[thread, call] += 1
-                if not UNSEEN.match(text):
-                    shape = re.sub(r"\d+", "N", text.partition(" = ")[0].replace(str(self.root), ""))[:90]
-                    shape = f"{shapes['vfork(']} {shape}".removesuffix("<unfinished ...>").strip()
-                    shapes[shape] += 1
-                    shapes["vfork("] += "fork(" in shape
-                    cut = text.endswith("= ?")
-                    found[f"{shape} {shapes[shape]}"] = Point(call, counts[thread, call], cut)
-        return found
-
-    def others(self) -> set[tuple[int, str]]:
-        """Return what runs of this laboratory, but llmux and the engines."""
-        mine = self.process.pid if self.process else 0
-        found = set()
-        for pid, command in self.processes():
-            with contextlib.suppress(OSError):
-                if pid != mine and ENGINE not in command:
-                    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                    found.add((pid, stat[19]))
-        return found
-
-    def drafts(self) -> list[str]:
-        """Return files that are neither in use, nor meant to stay."""
-        folders = [self.root / "state", self.root / "xdg"]
-        files = [file for folder in folders for file in folder.rglob("*") if not file.is_dir()]
-        return [str(file) for file in files if file.name[0] == "." or file.name.endswith((".tmp", ".sock"))]
 
 
 async def until_dead(lab: CrashLab) -> None:
@@ -242,7 +118,7 @@ class Explorer:
                 self.problems.append(f"{text}: {type(error).__name__}: {str(error)[:2000]}\n  {lab.root}")
                 print(self.problems[-1], flush=True)
                 with contextlib.suppress(OSError):
-                    done = lab.sites(len(kills))
+                    done = lab.sites(len(kills)) if kills[-1] else {}  # what fails without a kill is not explored
             finally:
                 if lab.process is not None:
                     lab.kill()
@@ -262,8 +138,7 @@ class Explorer:
             left.difference_update((one, wait) for one, found in done.items() if found.cut)
 
         for more in (0, 0, 1, -1):  # what comes before it may have taken another number of calls
-            if not self.problems or self.played > 1:
-                await asyncio.gather(*(at(*each, more) for each in sorted(left)))
+            await asyncio.gather(*(at(*each, more) for each in sorted(left)))
         return len(sites), len(left)
 
     async def explore(self) -> None:
@@ -288,11 +163,6 @@ class Explorer:
             )
 
 
-def point(text: str) -> Point:
-    call, _, number = text.partition(":")
-    return Point(call, int(number))
-
-
 async def run(options: argparse.Namespace, folder: Path) -> int:
     problems = 0
     for name in options.scenario or SCENARIOS:
@@ -308,14 +178,16 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("scenario", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all")
     parser.add_argument(
         "--twice", type=int, default=0, metavar="N", help="kill the second llmux, after N of the points"
     )
-    parser.add_argument("--at", type=point, metavar="CALL:N", help="this point only")
-    parser.add_argument("--then", type=point, metavar="CALL:N", help="and then this point of the second llmux")
+    parser.add_argument("--at", type=Point.of, metavar="CALL:N", help="this point only")
+    parser.add_argument("--then", type=Point.of, metavar="CALL:N", help="and then this point of the second llmux")
     parser.add_argument("--go-on", action="store_true", help="with --at: orphaned hooks do not wait")
     options = parser.parse_args()
+    if unknown := set(options.scenario) - SCENARIOS.keys():
+        parser.error(f"no such scenario: {', '.join(unknown)}")
     folder = Path(tempfile.mkdtemp(prefix="llmux-crash-"))
     if asyncio.run(run(options, folder)):
         sys.exit(f"what happened is in {folder}")

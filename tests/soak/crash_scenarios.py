@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from tests.harness.lease.raw import Answer
-    from tests.soak.crash_points import CrashLab
+    from tests.soak.crash_lab import CrashLab
 
 HOOKS = ("wake", "sleep", "prefetch", "stop")
 
