@@ -137,7 +137,9 @@ class CrashLab(Lab):
         return found
 
     def drafts(self) -> list[str]:
-        """Return files that are neither in use, nor meant to stay."""
-        folders = [self.root / "state", self.root / "xdg"]
+        """Return files that are neither in use, nor meant to stay; one that names a process which runs may be its."""
+        folders = [self.root / name for name in ("state", "xdg", "captures")]
         files = [file for folder in folders for file in folder.rglob("*") if not file.is_dir()]
-        return [str(file) for file in files if file.name[0] == "." or file.name.endswith((".tmp", ".sock"))]
+        ends = (".tmp", ".sock", ".part")
+        found = [file for file in files if file.name[0] == "." or file.name.endswith(ends)]
+        return [str(file) for file in found if not (Path("/proc") / file.suffix[1:] / "stat").exists()]
