@@ -1,8 +1,10 @@
-"""What forks llmuxes outlives the tests that use it; what forks engines leaves no hook waiting."""
+"""What forks llmuxes outlives the tests, or has one wait; what forks engines leaves no hook waiting."""
 
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 from tests.engine.real import end_engines
@@ -22,6 +24,20 @@ def test_a_test_that_ends_what_it_started_leaves_the_launcher(tmp_path: Path, mo
         assert ran.wait(PATIENCE) == 0
     finally:
         mine.close()
+    assert (tmp_path / "log").read_text().startswith("llmux ")
+
+
+def test_one_that_is_stopped_begins_when_it_gets_cont(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        stopped = launcher.launch(["--version"], log=log.fileno(), env=os.environ, stopped=True)
+    status = Path(f"/proc/{stopped.pid}/status")
+    until = time.monotonic() + PATIENCE
+    while "State:\tT" not in status.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    assert not (tmp_path / "log").stat().st_size
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.wait(PATIENCE) == 0
     assert (tmp_path / "log").read_text().startswith("llmux ")
 
 

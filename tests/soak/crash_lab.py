@@ -137,7 +137,7 @@ class CrashLab(Lab):
         return found
 
     def drafts(self) -> list[str]:
-        """Return files that are neither in use, nor meant to stay; one that names a process which runs may be its."""
+        """Return files that are not meant to stay, but those named after a process that runs."""
         folders = [self.root / name for name in ("state", "xdg", "captures")]
         files = [file for folder in folders for file in folder.rglob("*") if not file.is_dir()]
         ends = (".tmp", ".sock", ".part")
