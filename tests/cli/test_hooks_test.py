@@ -26,24 +26,24 @@ from tests.harness.waiting import PATIENCE
 
 # Answers as engines do, says in a file when it is up, and takes some time for all.
 ENGINE = """
-import http.server, json, os, signal, sys, threading, time
+import json, os, signal, socketserver, sys, threading, time
 name, port, delay, linger, status = sys.argv[1], *map(float, sys.argv[2:])
-class Engine(http.server.BaseHTTPRequestHandler):
-    def answer(self, status, body):
+class Engine(socketserver.StreamRequestHandler):  # http.server takes longer to import than all else here
+    def handle(self):
+        length, code, body = 0, 200, {"data": [{"id": name}]}
+        if self.rfile.readline().startswith(b"POST "):
+            code, body = int(status), {"model": name, "choices": []}
+        while (line := self.rfile.readline()).strip():
+            field, _, value = line.partition(b":")
+            length = int(value) if field.lower() == b"content-length" else length
+        self.rfile.read(length)
         data = json.dumps(body).encode()
-        self.send_response(int(status))
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-    def do_GET(self):
-        self.answer(200, {"data": [{"id": name}]})
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(status, {"model": name, "choices": []})
-    def log_message(self, *_):
-        pass
+        head = "HTTP/1.1 %d .\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % (code, len(data))
+        self.wfile.write(head.encode() + data)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
 time.sleep(delay)
-server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Engine)
+server = Server(("127.0.0.1", int(port)), Engine)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 open("up", "w").close()
 server.serve_forever(0.02)
