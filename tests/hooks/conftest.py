@@ -68,8 +68,8 @@ def _path(monkeypatch):
     monkeypatch.setenv("PATH", os.environ["PATH"])
 
 
-def live(hook: Hook) -> None:
-    """Go through a hook's whole life; an engine may be there already, asleep."""
+def live(hook: Hook, asleep: Callable[[], None] = lambda: None) -> None:
+    """Go through a hook's whole life; an engine may be there already, asleep. Then ``asleep`` is called."""
     hook.fails("alive")
     hook.ok("verify")
     hook.ok("sleep")  # nothing is awake: nothing to do
@@ -80,9 +80,9 @@ def live(hook: Hook) -> None:
     hook.ok("sleep")
     hook.fails("alive")
     hook.ok("verify")
+    asleep()
     hook.ok("sleep")
-    hook.fails("alive")
-    hook.ok("wake")
+    assert "already" not in hook.ok("wake")  # it slept on
     hook.ok("alive")
 
 

@@ -318,12 +318,15 @@ def checkpointed(fakes, make_hook):  # noqa: ARG001 - they are on PATH
 def test_cuda_a_whole_life(checkpointed, shell, live, fakes):
     hook = checkpointed()
     hook.shell = shell
-    live(hook)
+    slept = []
+
+    def asleep() -> None:
+        slept.append(hook.pid)
+        assert (fakes / str(hook.pid)).read_text() == "checkpointed\n"
+
+    live(hook, asleep)
     pid = hook.pid
-    hook.ok("sleep")
-    assert (fakes / str(pid)).read_text() == "checkpointed\n"
-    hook.ok("wake")
-    assert hook.pid == pid
+    assert slept == [pid]
     assert (fakes / str(pid)).read_text() == "running\n"
     hook.ok("stop")
     assert not runs(pid)

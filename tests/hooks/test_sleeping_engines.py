@@ -75,13 +75,16 @@ def sleeper(request, engine):
 def test_a_whole_life(script, engine, shell, live):
     hook = engine(script)
     hook.shell = shell
-    live(hook)
+    slept = []
+
+    def asleep() -> None:
+        assert hook.pid_file.exists() == (script in SLEEPERS)
+        slept.extend([hook.pid] if script in SLEEPERS else [])
+        assert all(map(runs, slept))
+
+    live(hook, asleep)
     pid = hook.pid
-    hook.ok("sleep")
-    assert runs(pid) == (script in SLEEPERS)
-    hook.ok("wake")
-    assert (hook.pid == pid) == (script in SLEEPERS)
-    pid = hook.pid
+    assert slept == [pid] * (script in SLEEPERS)
     hook.ok("stop")
     assert not runs(pid)
     hook.ok("stop")

@@ -2,7 +2,7 @@
 # A stand-in for docker and podman (by its name): keeps containers in $FAKE_DIR, a folder each, and refuses what the
 # real ones refuse. A container's server is the test's own; it answers while `status` says running.
 
-engine=$(basename "$0")
+engine=${0##*/}
 echo "$engine $*" >>"$FAKE_DIR/calls"
 echo "WARNING: Error loading config file: open /root/.docker/config.json: permission denied" >&2
 
@@ -21,10 +21,16 @@ missing() {
 open() { # the container $1 has to be there
 	box=$FAKE_DIR/$1
 	[ -d "$box" ] || missing "$1"
-	status=$(cat "$box/status")
+	read -r status <"$box/status"
 }
 
 become() { echo "$1" >"$box/status"; }
+
+begin() { # run, or whatever a test wants
+	next=running
+	[ ! -e "$FAKE_DIR/next_start" ] || read -r next <"$FAKE_DIR/next_start"
+	become "$next"
+}
 
 [ ! -e "$FAKE_DIR/daemon_is_down" ] || refuse "$(cat "$FAKE_DIR/daemon_is_down")"
 [ ! -e "$FAKE_DIR/daemon_hangs" ] || exec sleep 600
@@ -41,7 +47,7 @@ inspect)
 	esac
 	case $4 in
 	'{{.State.Status}}')
-		status=$(cat "$box/status")
+		read -r status <"$box/status"
 		if [ "$status" = removing ]; then # seen once more, then gone
 			rm -r "$box"
 		fi
@@ -58,8 +64,7 @@ run)
 	mkdir "$box"
 	shift 3
 	printf '%s\n' "$@" >"$box/arguments"
-	become running
-	cat "$FAKE_DIR/next_start" >"$box/status" 2>/dev/null || become running
+	begin
 	echo 4f22
 	;;
 start)
@@ -69,7 +74,7 @@ start)
 	removing) refuse "Error response from daemon: container is marked for removal and cannot be started" ;;
 	esac
 	rm -f "$box/checkpoint"
-	cat "$FAKE_DIR/next_start" >"$box/status" 2>/dev/null || become running
+	begin
 	echo "$1"
 	;;
 stop)

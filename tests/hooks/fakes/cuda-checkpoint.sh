@@ -22,14 +22,16 @@ while [ $# -gt 0 ]; do
 done
 
 kill -0 "$pid" 2>/dev/null || refuse "Could not find process with pid $pid"
-case $(cat "/proc/$pid/comm") in
+read -r comm <"/proc/$pid/comm"
+case $comm in
 python*) ;;
 *) refuse "Error getting process state for process ID $pid: \"OS call failed or operation not supported on this OS\"" ;;
 esac
 
 [ ! -e "$FAKE_DIR/hangs" ] || exec sleep 600
 file=$FAKE_DIR/$pid
-state=$(cat "$file" 2>/dev/null || echo running)
+state=running
+[ ! -e "$file" ] || read -r state <"$file"
 [ -z "$timeout" ] || [ "$action" = lock ] || refuse "--timeout is for lock"
 case $state.$action in
 *.get-state) echo "$state" ;;

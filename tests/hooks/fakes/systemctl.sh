@@ -16,7 +16,8 @@ refuse() {
 
 [ ! -e "$FAKE_DIR/daemon_is_down" ] || refuse "Failed to connect to bus: No such file or directory"
 
-state=$(cat "$box/state" 2>/dev/null || echo inactive)
+state=inactive
+[ ! -e "$box/state" ] || read -r state <"$box/state"
 case $command in
 show)
 	[ "$1 $3" = "--property --value" ] || refuse "unknown option"
