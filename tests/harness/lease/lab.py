@@ -264,7 +264,7 @@ class Lab:
         return found
 
     def leftovers(self) -> list[str]:
-        return [command for _, command in self.processes() if ENGINE not in command]
+        return _but_engines(self.processes())
 
     def problems(self) -> list[str]:
         found = [str(v) for v in self.journal("violation") if v["what"] not in self.allowed]
@@ -297,19 +297,21 @@ class Lab:
         return found
 
     def finish(self) -> None:
-        found = []
+        found, left = [], None
         try:
             if self.process is not None:
                 code = self.end()
                 if code != self.expect_code:
                     found.append(f"exit code {code} after TERM")
             deadline = time.monotonic() + PATIENCE
-            while (left := self.leftovers()) and time.monotonic() < deadline:
+            left = self.processes()
+            while (others := _but_engines(left)) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            found += [f"left behind: {command}" for command in left]
+                left = self.processes()
+            found += [f"left behind: {command}" for command in others]
             found += self.problems()
         finally:
-            for pid, _ in self.processes():
+            for pid, _ in self.processes() if left is None else left:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         assert not found, "\n".join(found) + "\n---- log\n" + self.log[-3000:]
@@ -390,6 +392,10 @@ class Lab:
 def _read(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         return file.read()
+
+
+def _but_engines(processes: list[tuple[int, str]]) -> list[str]:
+    return [command for _, command in processes if ENGINE not in command]
 
 
 def running(pid: int) -> bool:
