@@ -227,7 +227,7 @@ async def play(stage: Stage, machine: Machine, at_least: float) -> bool:
                         stop.set()
                     if seconds > AT_MOST:
                         stop.set()
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.1)
                 await asyncio.gather(*programs)
             finally:
                 for program in programs:
