@@ -23,8 +23,8 @@ after ``abort``, the connection has let go of the sink and will not call it agai
                      │ 1xx ↺                        │
                      └─────────── lost ◀────────────┘
 
-Whole chunks go past the sink (``pass_chunks``). After ``AT_ONCE`` of them the stream is *lent* to the native
-relay, where there is one, and comes back with whatever is not a whole chunk: see ``native.py``.
+Whole chunks go past the sink (``pass_chunks``). Where there is a native relay, the stream is *lent* to it as soon
+as its first chunks have passed, and comes back with whatever is not a whole chunk: see ``native.py``.
 
 A connection is fit for another exchange (``reusable``) when both messages ended properly, the engine did not
 say otherwise, and nothing came after the end of the response. Whatever arrives on an idle connection ends it:
@@ -191,7 +191,7 @@ class EngineConnection(asyncio.Protocol):
         self._write_chunk: Callable[[bytes], None] = _nowhere
         self._native = native
         self._lent = 0  # the key of the stream at the native relay; 0: it is here
-        self._until_lent = 1  # in calls of ``_tell_many``
+        self._until_lent = 1  # in calls of ``_tell_many``; 0: as soon as it stands between two chunks
         self._counter: ChunkCounter | None = None  # of these
         self._passed: list[bytes] = []  # chunks that the sink is still to be told of
         self._framing: Framing | None = None  # None: the head is still to come
@@ -311,7 +311,11 @@ class EngineConnection(asyncio.Protocol):
     def pass_chunks(self, client: asyncio.Transport, counter: ChunkCounter) -> None:
         """Write each whole chunk to ``client``, past the sink. The first bytes of a body are for the sink."""
         self._client, self._write_chunk, self._counter = client, client.write, counter
-        self._until_lent = 1 if self._native is None else self._native.patience
+        self._until_lent = 1
+        if self._native is not None:
+            self._until_lent = self._native.patience
+            if not self._until_lent:
+                self._write_chunk = self._lend
 
     def unchunk(self) -> None:
         """Deliver the chunks' contents only: the sink's reader does not know chunks."""
@@ -396,14 +400,15 @@ class EngineConnection(asyncio.Protocol):
     # ---- the native relay
 
     def _lend(self, data: bytes) -> None:
-        """Write chunks, and lend the stream if that can be done now."""
+        """Write chunks, if there are any, and lend the stream if that can be done now."""
         assert self._client is not None
         assert self._native is not None
-        self._until_lent = AFTER_LOSS
-        self._write_chunk = self._client.write
         if self._request_sent and not self._reading_paused:
             self._lent = self._native.lend(self, self._client, data)
-        if not self._lent:
+        if self._lent or data:
+            self._until_lent = AFTER_LOSS
+            self._write_chunk = self._client.write
+        if data and not self._lent:
             self._client.write(data)
 
     def handed_back(self, back: Back) -> None:
@@ -458,6 +463,8 @@ class EngineConnection(asyncio.Protocol):
         sink.response_data(data)
         if self._counter is not None and payload is None and data and self._sink is sink:
             self._between = self._chunks.between_chunks
+            if self._between and not self._until_lent:
+                self._lend(b"")  # the next chunk need not come here. If it cannot be lent yet, then with that one
 
     def _same_head(self, sink: ResponseSink, last: LastHead, data: bytes) -> bool:
         """Begin with the body, if these bytes begin with the last head again, but for the length."""

@@ -300,12 +300,12 @@ struct relay *relay_open(size_t slots, int most_fd) {
 
 int relay_wake(const struct relay *r) { return r->wake; }
 
-// Send some whole chunks, and go on with the stream. Returns its key; 0: it was not lent, and nothing was sent.
+// Send whole chunks or nothing, and go on with the stream. Returns its key; 0: it was not lent, and nothing was sent.
 uint64_t relay_lend(struct relay *r, int from, int to, const char *data, size_t length) {
     int own_from = fcntl(from, F_DUPFD_CLOEXEC, 0), own_to = fcntl(to, F_DUPFD_CLOEXEC, 0);
     ssize_t sent = -1;
     if (length <= BLOCK && own_from >= 0 && own_to >= 0 && own_from < r->most_fd && own_to < r->most_fd && r->free)
-        sent = send(own_to, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent = length ? send(own_to, data, length, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
     if (sent < 0) {
         if (own_from >= 0) close(own_from);
         if (own_to >= 0) close(own_to);

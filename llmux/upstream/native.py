@@ -4,8 +4,8 @@ Theory of operation
 ===================
 
 A good part of what an event of a stream costs is the way through the loop and Python, of bytes which are not
-looked at. So once some chunks of an answer have passed (``EngineConnection``), and its client takes them as they
-come, both sockets are *lent* to a thread (``native.c``), which passes whole chunks on as ``data_received`` does,
+looked at. So once the first chunk of an answer has passed (``EngineConnection``), and its client has taken it,
+both sockets are *lent* to a thread (``native.c``), which passes whole chunks on as ``data_received`` does,
 and counts the same. It knows no other thing: whatever is not a whole chunk, or does not go at once, comes *back*,
 with the bytes that are left, to the connection that lent it, and takes Python's path from there. The rules of
 HTTP, of errors and of back-pressure exist once.
@@ -33,9 +33,9 @@ SWITCH = "LLMUX_NATIVE"
 
 # To lend a stream and to have it back costs as much as it saves with so many blocks. As long as most come back
 # sooner, those that begin are lent later: they may be over by then.
-WORTHWHILE = 20  # blocks
+WORTHWHILE = 12  # blocks
 PATIENCE = 4
-_MISSED = 24  # chunks that it keeps from being lent
+_MISSED = 32  # chunks that it keeps from being lent
 _SMOOTHING = 0.1
 
 MOST = 4096  # streams that are lent at a time
@@ -121,7 +121,7 @@ class NativeRelay:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, library: ctypes.PyDLL) -> None:
         self.users = 0  # pools
-        self.patience = 1  # of a stream that begins: after so many times ``AT_ONCE`` chunks it is lent
+        self.patience = 0  # a stream that begins is lent after so many times ``AT_ONCE`` chunks; 0: at once
         self._usual = float(2 * WORTHWHILE)  # blocks that could be passed until a stream is handed back
         self._loop = loop
         self._closed = False
@@ -141,7 +141,7 @@ class NativeRelay:
         return True
 
     def lend(self, lender: Lender, client: asyncio.Transport, data: bytes) -> int:
-        """Write a whole chunk or more to a client, and have all that follow passed on.
+        """Write whole chunks or nothing to a client, and have all that follow passed on.
 
         Returns the stream's key; 0 if it cannot be lent now, and nothing was written.
         """
@@ -197,9 +197,9 @@ class NativeRelay:
     def _take_all_back(self) -> None:
         report = _Report()
         while self._relay is not None and self._library.relay_next(self._relay, report):
-            could = report.blocks + (_MISSED if self.patience > 1 else 0)
+            could = report.blocks + (_MISSED if self.patience else 0)
             self._usual += (could - self._usual) * _SMOOTHING
-            self.patience = 1 if self._usual >= WORTHWHILE else PATIENCE
+            self.patience = 0 if self._usual >= WORTHWHILE else PATIENCE
             self._lent.pop(report.key).handed_back(_read(report))
 
 

@@ -20,7 +20,7 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from proxy_harness import END, STREAM, Exchanging, chunk
+from proxy_harness import END, STREAM, Exchanging, chunk, until
 
 from llmux.core.effects import CutReason
 from llmux.proxy import ClientGoneError, Exchange
@@ -38,7 +38,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _early() -> Iterator[None]:
-    """Lend at the second chunk that passes, and again at once."""
+    """Lend again at once what has come back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "AT_ONCE", 1)
         patch.setattr(connection, "AFTER_LOSS", 1)
@@ -146,6 +146,18 @@ class Stream:
             self.native.let_go()
 
 
+class Other:
+    """A transport that has something else about it."""
+
+    tapped = False
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 # ---- the same as Python's
 
 odd = some.sampled_from([
@@ -239,6 +251,55 @@ def test_any_stream_in_any_pieces_is_passed_as_python_passes_it(loop) -> None:
 
     check()
     assert any(lent)
+
+
+# ---- when it is lent
+
+
+@pytest.mark.parametrize("first", [chunk("first"), chunk("first") + chunk("second")])
+def test_it_is_lent_as_soon_as_its_first_chunks_have_passed(run, first) -> None:
+    async def main() -> None:
+        stream = await Stream.begun()
+        await stream.send(first[:9])
+        await asyncio.sleep(0.02)
+        assert not stream.connection._lent
+        await stream.send(first[9:])
+        await until(lambda: stream.connection._lent)
+        await stream.send(chunk("natively") + END)
+        assert await stream.ended() is None
+        assert (await stream.rest()).endswith(first + chunk("natively") + END)
+        assert stream.exchange.events == first.count(b"data:") + 1
+        await stream.close()
+
+    run(main())
+
+
+def test_where_the_loop_writes_later_it_is_lent_with_the_next_chunk(run) -> None:
+    """As uvloop did until lately: what is written within a callback is buffered until that has returned."""
+
+    class Later(Other):
+        buffered = 1
+
+        def get_write_buffer_size(self) -> int:
+            return self.buffered
+
+    async def main() -> None:
+        stream = await Stream.begun()
+        transport = stream.relay._transport = Later(stream.side.transport)
+        sent = chunk("first")
+        await stream.send(sent)
+        await until(lambda: stream.exchange.bytes_out)
+        assert not stream.connection._lent
+        transport.buffered = 0
+        await stream.send(chunk("second"))
+        await until(lambda: stream.connection._lent)
+        await stream.send(chunk("third") + END)
+        assert await stream.ended() is None
+        assert (await stream.rest()).endswith(sent + chunk("second") + chunk("third") + END)
+        assert stream.exchange.events == 3
+        await stream.close()
+
+    run(main())
 
 
 # ---- it comes back whenever it has to
@@ -542,24 +603,14 @@ def test_what_cannot_be_lent_is_passed_all_the_same(run, monkeypatch) -> None:
         assert (await stream.rest()).endswith(b"".join([*sent, END]))
         await stream.close()
 
-    class Tapped:
+    class Tapped(Other):
         tapped = True
 
-        def __init__(self, transport: Any) -> None:
-            self._transport = transport
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._transport, name)
-
-    class Encrypted(Tapped):
-        tapped = False
-
+    class Encrypted(Other):
         def get_extra_info(self, name: str) -> Any:
             return "TLS" if name == "ssl_object" else self._transport.get_extra_info(name)
 
-    class Buffered(Tapped):
-        tapped = False
-
+    class Buffered(Other):
         def get_write_buffer_size(self) -> int:
             return 1
 
@@ -605,18 +656,18 @@ def test_short_streams_are_soon_left_to_python_and_long_ones_are_lent_again(run)
 
     async def main() -> None:
         pool = native.of(asyncio.get_running_loop())
-        assert pool.patience == 1
+        assert pool.patience == 0
         for _ in range(50):
-            if pool.patience > 1:
+            if pool.patience:
                 break
             await lent_of(5)
         assert pool.patience == native.PATIENCE
         assert not await lent_of(native.PATIENCE)
         for _ in range(50):
-            if pool.patience == 1:
+            if not pool.patience:
                 break
             assert await lent_of(5 * native.WORTHWHILE)
-        assert pool.patience == 1
+        assert pool.patience == 0
         pool.let_go()
 
     run(main())
