@@ -12,7 +12,7 @@ from llmux.simulator.recorded import read_recorded
 from tests.server.house import until
 
 CHAT, HOLD = "/v1/chat/completions", "/v1/hold"
-AT_ONCE = 300
+AT_ONCE = 100
 ALICE, ADMIN = ({"Authorization": f"Bearer key-of-{name}"} for name in ("alice", "admin"))
 KEYS = [{"name": "alice", "key": "key-of-alice"}]
 BY_TOKENS = {"models": {"a": {"input": 1000, "output": 1000}}}  # a thousandth of a dollar each

@@ -230,7 +230,7 @@ def test_all_get_what_was_held():
     from world import World  # noqa: PLC0415 - a walk's modules find each other by that folder
 
     seed, held = random.SystemRandom().randrange(10**9), 0.0
-    for number in range(60):
+    for number in range(20):
         world = World(random.Random(seed + number))
         books = Books(world)
         books.phases = {model.name: model.phase for model in world.core.state.models.values()}

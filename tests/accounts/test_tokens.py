@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmux.accounts.tokens import NONE, Answer, Tokens, tokens_of
@@ -145,6 +145,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(TEXTS, JSON, max_size=4), st.integers(0, 9), JSON)
 def test_whatever_else_a_report_holds(more, output, after):
     """Braces in texts, reports in reports, and any number of objects in them."""

@@ -24,6 +24,8 @@ EXAMPLES = sorted(
 )
 MODEL = {"port": 8001, "wake": "w", "sleep": "s", "alive": "a"}
 
+SCHEMA = json_schema()
+
 needs_jsonschema = pytest.mark.skipif(jsonschema is None, reason="jsonschema is not installed")
 
 
@@ -85,14 +87,14 @@ def test_the_schema_is_a_schema():
     ],
 )
 def test_what_the_schema_accepts(settings, valid):
-    validator = jsonschema.Draft202012Validator(json_schema())
+    validator = jsonschema.Draft202012Validator(SCHEMA)
     assert validator.is_valid({"models": {"a": MODEL}} | settings) is valid
 
 
 @needs_jsonschema
 @pytest.mark.parametrize("file", EXAMPLES, ids=str)
 def test_the_examples_fit_the_schema(file):
-    jsonschema.validate(yaml.safe_load(file.read_text()), json_schema())
+    jsonschema.Draft202012Validator(SCHEMA).validate(yaml.safe_load(file.read_text()))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=str)

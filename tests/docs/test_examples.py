@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +13,7 @@ import yaml
 from llmux.config import Config
 from llmux.config.reference import gateway_schema
 from tests.docs.pages import ROOT
-from tests.harness.waiting import PATIENCE
+from tests.harness.launcher import run
 
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.rglob("config.*"))
@@ -28,11 +26,8 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("config", [*CONFIGS, EXAMPLES / "fleet" / "gateway.yaml"], ids=name_of)
 def test_llmux_check_takes_it(config):
-    llmux = Path(sys.executable).with_name("llmux")
-    done = subprocess.run(
-        [llmux, "check", config], env=os.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = run(["check", str(config)], env=os.environ, cwd=config.parent)
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)

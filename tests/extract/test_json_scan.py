@@ -70,7 +70,7 @@ def duplicates_kept(body):
     return json.loads(body, object_pairs_hook=lambda pairs: pairs)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(OBJECTS, st.data())
 def test_agrees_with_the_json_parser_and_replaces_in_place(text, data):
     body = text.encode()
@@ -102,7 +102,7 @@ def test_agrees_with_the_json_parser_and_replaces_in_place(text, data):
     assert after_pairs == before_pairs
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(OBJECTS, st.data())
 def test_a_body_cut_short_is_an_error(text, data):
     body = text.encode().rstrip()

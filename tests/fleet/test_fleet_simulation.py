@@ -115,8 +115,8 @@ def test_the_whole_fleet_dies_and_what_comes_waits_in_the_gateway():
 
 @pytest.mark.parametrize("route", [*SHIPPED, "clairvoyant"])
 def test_every_request_is_accounted_for(route):
-    trace = generate(Poisson(6, 4.0), 30.0, 3)
-    for more in ({}, {"gateways": 3}, {"deaths": Deaths(1, 15.0, 10.0)}, {"misjudge": 3.0}, {"stale": 0.0}):
+    trace = generate(Poisson(6, 4.0), 15.0, 3)
+    for more in ({}, {"gateways": 3}, {"deaths": Deaths(1, 7.0, 5.0)}, {"misjudge": 3.0}, {"stale": 0.0}):
         kind = Setting(trace, 3, CostMatrix(default=2.0), QUICK, adaptive, **more)
         outcome = simulate_fleet(kind, None if route == "clairvoyant" else SHIPPED[route])
         done = sum(finished is not None for finished in outcome.requests.finished)
@@ -139,7 +139,7 @@ def test_users_that_wait_for_their_answers():
 
 
 def test_least_wait_waits_less_than_what_is_practised():
-    trace = generate(Poisson(8, 2.0), 200.0, 8)
+    trace = generate(Poisson(8, 2.0), 100.0, 8)
     kind = Setting(trace, 4, CostMatrix(default=8.0), QUICK, adaptive)
     mean = {
         name: statistics_of_fleet(simulate_fleet(kind, SHIPPED[name])).mean_wait

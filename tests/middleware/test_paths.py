@@ -215,7 +215,7 @@ def disguised(draw):
     return prefix + "".join(out) + suffix
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(disguised(), st.sampled_from([PATHS, EVERYTHING]))
 def test_no_trick_forwards_a_control_path(target, paths):
     route = paths.decide(target)

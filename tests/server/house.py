@@ -23,7 +23,7 @@ from tests.harness.ports import free_port  # noqa: F401
 from tests.harness.waiting import PATIENCE
 
 HOST = "127.0.0.1"
-WAKE = 'touch "$LLMUX_MODEL.up"'
+WAKE = ': >"$LLMUX_MODEL.up"'  # what the shell does by itself: another program is most of a hook's work
 SLEEP = 'rm -f "$LLMUX_MODEL.up"'
 ALIVE = 'test -e "$LLMUX_MODEL.up"'
 

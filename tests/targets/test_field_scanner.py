@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmux.errors import BadRequestError
@@ -135,6 +135,7 @@ RULES = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([*NAMES, "e\\", "\u00e9"]), VALUES, BLANK), max_size=6),
     RULES.filter(bool),
