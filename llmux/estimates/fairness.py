@@ -345,11 +345,12 @@ class FairOrder(Turns):
     def pick(self, model: Model) -> Request | None:
         """Return which of a model's waiters is let in now: the oldest of the key that stands lowest."""
         waiting = self._waiting.get(model.name, {})
-        firsts = {key: next(iter(waiters)) for key, waiters in waiting.items()}
-        known = [key for key, request in firsts.items() if request in model.queue]
-        if not known:  # all came before these books were begun
+        # What has left in this step is in these books until it is over.
+        found = {key: next(filter(model.queue.__contains__, waiters), None) for key, waiters in waiting.items()}
+        firsts = {key: request for key, request in found.items() if request is not None}
+        if not firsts:  # all came before these books were begun
             return super().pick(model)
-        known = [key for key in known if not self._holds(model.name, key, waiting[key][firsts[key]])]
+        known = [key for key in firsts if not self._holds(model.name, key, waiting[key][firsts[key]])]
         if not known:
             return self._just_ridden(model)
         rank = self.fairness.rank

@@ -494,6 +494,14 @@ def test_what_has_ridden_along_passes_what_is_held_back():
     assert list(play.core.state.models["a"].queue) == [1, 3]
 
 
+def test_what_is_held_back_stays_so_when_what_waited_before_it_leaves():
+    play, _ = flooded({1: "flood", 2: "flood"}, specs=models("a"), request_timeout=5.0)
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(2.0, ev.RequestArrived(2, "a"))
+    (rejected,) = play.feed(6.0, ev.DeadlineReached())
+    assert (rejected.request, rejected.refusal) == (1, fx.Refusal.WAITED_TOO_LONG)
+
+
 def test_what_is_held_back_is_looked_at_again():
     keys = {1: "flood"}
     play, order = flooded(keys, specs=models("a"))
