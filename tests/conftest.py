@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness.workers import pytest_addoption, pytest_collection, pytest_runtestloop
 
@@ -19,6 +20,10 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Else every Python that tests start compiles llmux and the SDKs anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How long an example takes, and how long it takes to make one, is the machine's business.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Thousands of collected tests are no garbage: looking through them took a fifth of the time of collecting them.
 gc.set_threshold(50_000, 20, 20)

@@ -145,7 +145,7 @@ def test_any_number_of_rows_is_written(tmp_path, count):
 
 
 @given(st.lists(st.integers(0, 3), max_size=120), st.sets(st.sampled_from(Row._fields[2:])))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_is_alike_in_many_rows_is_written_as_it_is(tmp_path_factory, values, differ):
     """Such columns are bound once for a whole statement, whichever they are."""
     alike = {name: "" if name in files._TEXTS else 7 for name in Row._fields[2:]}

@@ -151,7 +151,7 @@ def as_json(value, *, top=True) -> str:
     return json.dumps(value if not isinstance(value, tuple) else list(value))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=5))
 @example([("a", "x" * 1100)])
 @example([("a", [("b", 1), ("b", 2)])])

@@ -53,7 +53,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
 # Coverage is the playbooks' to have: of random runs it would be had by chance, and at twice the time.
 TestAnyOrder = pytest.mark.no_cover(AnyOrder.TestCase)

@@ -69,7 +69,7 @@ def total(given_sleepers, steps):
 
 
 @pytest.mark.no_cover
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given_by(sleepers, st.integers(-3, 30))
 def test_the_plan_fits_or_all_are_at_their_deepest_and_nobody_is_deeper_than_needed(those, room) -> None:
     steps = plan(those, room)

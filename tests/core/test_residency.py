@@ -68,7 +68,7 @@ def rank(costs, gone):
 
 
 @pytest.mark.no_cover  # it takes twice as long with coverage, and reaches nothing that others do not
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scenes())
 def test_result_is_the_cheapest_then_smallest_then_first_by_name(scene) -> None:
     target, holders, capacity, immovable, costs = scene
@@ -86,7 +86,7 @@ def test_result_is_the_cheapest_then_smallest_then_first_by_name(scene) -> None:
 
 
 @pytest.mark.no_cover
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data(), st.integers(8, 24))
 def test_it_is_exact_for_twelve(data, capacity) -> None:
     holders = {f"m{number:02}": spec(f"m{number:02}", data.draw(st.integers(1, 3))) for number in range(EXACT)}
@@ -105,7 +105,7 @@ def test_it_is_exact_for_twelve(data, capacity) -> None:
 
 
 @pytest.mark.no_cover
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scenes(most=30))
 def test_result_fits_evicts_no_more_than_needed_and_is_always_the_same(scene) -> None:
     target, holders, capacity, immovable, costs = scene
@@ -123,7 +123,7 @@ def test_result_fits_evicts_no_more_than_needed_and_is_always_the_same(scene) ->
 
 
 @pytest.mark.no_cover
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scenes())
 def test_a_busy_model_leaves_only_when_the_idle_ones_cannot_make_room(scene) -> None:
     target, holders, capacity, immovable, costs = scene

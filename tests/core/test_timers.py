@@ -39,7 +39,7 @@ def test_replaced_entries_do_not_pile_up() -> None:
     assert agenda.next() == 9999.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.none() | st.integers(0, 9)), max_size=150))
 def test_against_a_plain_dict(steps) -> None:
     agenda, plain = Timers(), {}

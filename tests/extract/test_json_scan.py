@@ -70,7 +70,7 @@ def duplicates_kept(body):
     return json.loads(body, object_pairs_hook=lambda pairs: pairs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(OBJECTS, st.data())
 def test_agrees_with_the_json_parser_and_replaces_in_place(text, data):
     body = text.encode()
@@ -102,7 +102,7 @@ def test_agrees_with_the_json_parser_and_replaces_in_place(text, data):
     assert after_pairs == before_pairs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(OBJECTS, st.data())
 def test_a_body_cut_short_is_an_error(text, data):
     body = text.encode().rstrip()
@@ -114,7 +114,7 @@ def test_a_body_cut_short_is_an_error(text, data):
         scan_bytewise(cut)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=40) | st.text('{}[]":,model \\0', max_size=30).map(str.encode), st.data())
 def test_garbage_is_refused_or_read_as_the_json_parser_reads_it(junk, data):
     body = b'{"a":' + junk

@@ -48,7 +48,7 @@ OTHERS = st.sampled_from(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     BOUNDARIES,
     st.lists(st.tuples(SPELLINGS, NAMES) | st.tuples(OTHERS, CONTENTS), max_size=5),

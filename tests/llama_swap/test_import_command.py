@@ -67,7 +67,7 @@ WORDS = st.lists(st.text(alphabet="ab -\\'\"$`#;*{}=\n\té~", max_size=12), min_
 
 
 @given(words=WORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_shell_reads_what_was_meant(words):
     assert split_by_sh(shell([Word(word) for word in words]), {}) == words
 

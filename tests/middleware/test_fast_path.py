@@ -167,7 +167,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.dictionaries(TEXT, VALUES, max_size=4), st.booleans(), st.integers(0, 400), st.binary(max_size=3))
 @example({"model": "a", "n": float("inf")}, True, 400, b"")
 @example({"model": "a"}, True, 0, b"\xef\xbb\xbf")

@@ -215,7 +215,7 @@ def disguised(draw):
     return prefix + "".join(out) + suffix
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(disguised(), st.sampled_from([PATHS, EVERYTHING]))
 def test_no_trick_forwards_a_control_path(target, paths):
     route = paths.decide(target)
@@ -227,7 +227,7 @@ def test_no_trick_forwards_a_control_path(target, paths):
         assert route.kind in {Kind.REFUSED, Kind.MALFORMED}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=40), st.binary(max_size=20))
 def test_an_allowed_target_is_sent_as_it_came(text, query):
     raw = ("/v1/x" + quote(text, safe="/%;\\.é")).encode() + b"?" + query
@@ -238,7 +238,7 @@ def test_an_allowed_target_is_sent_as_it_came(text, query):
         assert route.target.encode("utf-8", "surrogateescape") == raw.partition(b"#")[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=60))
 def test_anything_gets_an_answer(text):
     assert isinstance(PATHS.decide(text).kind, Kind)

@@ -294,7 +294,7 @@ ANSWERS = st.tuples(st.sampled_from(LENGTHS), st.booleans(), st.integers(0, 200)
 BODIES = st.sampled_from([b"", b"ok", b"okay", b"2\r\nok\r\n0\r\n\r\n", b"2\r\nok\r\n"])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(HEADS, BODIES, st.lists(ANSWERS, min_size=2, max_size=4), HEADS, st.integers(0, 3))
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", b"ok", [("2", False, 0), ("2x", False, 0)], b"", 9)
 @example(b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH: {}\r\n\r\n", b"ok", [("2", False, 0)] * 2, b"", 9)

@@ -27,7 +27,7 @@ def traffic(seed=1, rate=0.4, seconds=900.0):
     return generate(Poisson(3, rate), seconds, seed)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(1, 1000), st.sampled_from([0.0, 1.0, 5.0, 20.0, 60.0]), st.sampled_from(["fifo", "adaptive"]))
 def test_no_request_waits_much_longer_than_it_may(seed, over, policy):
     outcome = run(traffic(seed), Spill(over), policy)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmux.errors import BadRequestError
@@ -32,7 +32,7 @@ OBJECTS = st.dictionaries(
     NAMES, st.integers() | st.booleans() | PLAIN | st.lists(st.integers(), max_size=2), max_size=3
 )
 ARGUMENTS = OBJECTS.map(lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=40)
 
 
 # ---- answers
