@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,25 +13,26 @@ import anthropic
 import openai
 import pytest
 
+from tests.harness import launcher
 from tests.harness.lease.lab import Lab
 from tests.harness.waiting import PATIENCE
 
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-def made(*words: str, key: str = "") -> dict:
-    command = [sys.executable, "-m", "llmux", "key", *words, "--json"]
-    return json.loads(subprocess.run(command, input=key, capture_output=True, text=True, check=True).stdout)
-
-
 @pytest.fixture(scope="module")
 def laptop():
-    return made("new", "--name", "laptop")
+    code, said = launcher.run(["key", "new", "--name", "laptop", "--json"], env=os.environ)
+    assert code == 0, said
+    return json.loads(said)
 
 
 @pytest.fixture(scope="module")
 def root():
-    return made("hash", key="correct-horse-battery\n") | {"key": "correct-horse-battery"}
+    key = "correct-horse-battery"
+    command = [sys.executable, "-m", "llmux", "key", "hash", "--json"]
+    done = subprocess.run(command, input=f"{key}\n", capture_output=True, text=True, check=True)
+    return json.loads(done.stdout) | {"key": key}
 
 
 async def both(lab: Lab, key: str, **more) -> None:

@@ -8,12 +8,12 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.harness import launcher
 from tests.harness.lease.lab import HOST, Lab, free_port
 from tests.harness.lease.raw import Wire, request, wire
 from tests.harness.waiting import PATIENCE
@@ -118,12 +118,13 @@ async def ask(port: int, method: str, target: str, **more):
         return await line.ask(request(method, target, **more), method=method)
 
 
-def command(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of an operator on llmux's host, with the default address but for the port."""
+def command(lab: Lab, *words: str) -> str:
+    """Run an operator's command on llmux's host, with the default address but for the port; return its words."""
     env = {"PATH": os.environ["PATH"], "HOME": str(lab.root), "XDG_STATE_HOME": str(lab.root / "xdg")}
     env |= {"XDG_RUNTIME_DIR": lab.env["XDG_RUNTIME_DIR"], "LLMUX_URL": f"http://localhost:{lab.port}"}
-    line = [sys.executable, "-m", "llmux", *words]
-    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=60, check=False)
+    code, said = launcher.run(words, env=env)
+    assert code == 0, said
+    return said
 
 
 @pytest.fixture
@@ -144,14 +145,12 @@ async def test_a_bare_proxy_opens_nothing_to_operate(keyed, name, proxy, shown):
         assert "`admin_key`" in answer.json()["error"]["message"], target
     assert (await ask(port, "POST", "/v1/chat/completions", body={"model": "a"})).status == 401
     assert keyed.count("wake") == 0
-    status = json.loads(command(keyed, "status", "--json").stdout)
+    status = json.loads(command(keyed, "status", "--json"))
     assert (status["lease"], status["awake"]) == (None, [])
     answer = await ask(port, "POST", "/v1/chat/completions", body={"model": "a"}, headers=KEY)
     assert answer.status == 200
     # On the host it is as easy as without keys.
-    done = command(keyed, "switch", "b")
-    assert done.returncode == 0, done
-    assert "b is awake" in done.stdout
+    assert "b is awake" in command(keyed, "switch", "b")
 
 
 async def test_the_documented_proxy_streams_and_refuses_operators(keyed, name, proxy):

@@ -20,8 +20,9 @@ import openai
 import pytest
 
 from examples.quickstart.tiny_gguf import cached
-from tests.engine.mux import LLMUX, Mux
+from tests.engine.mux import Mux
 from tests.engine.real import ENGINE, TINY, VECTOR, runs, status_of, wait_until
+from tests.harness import launcher
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
 
@@ -99,19 +100,24 @@ def source(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def imported(source, tmp_path) -> Iterator[Mux]:
     mux = Mux.on(tmp_path / "out" / "config.yaml", free_port())
-    command = [LLMUX, "import", "llama-swap", source, "-o", mux.config.parent, "-p", str(mux.port)]
-    check(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False), mux.config)
+    check(*import_(source, mux), mux.config)
     yield mux
     mux.clean_up()
 
 
-def check(made: subprocess.CompletedProcess[str], config: Path) -> None:
+def import_(source: Path, mux: Mux) -> tuple[int, str]:
+    """Import a file as a configuration; return the exit code, and what was said."""
+    words = ["import", "llama-swap", source, "-o", mux.config.parent, "-p", mux.port]
+    return launcher.run([str(word) for word in words], env=os.environ)
+
+
+def check(code: int, said: str, config: Path) -> None:
     """See that what was written is right, and that all else was named."""
-    assert made.returncode == 1, made.stderr  # something was not carried over, and is named
-    lost = [line for line in made.stderr.splitlines() if "not carried over" in line]
-    assert [line.split(": ")[1] for line in lost] == ["models.quick one.name"]
-    checked = subprocess.run([LLMUX, "check", config], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
+    assert code == 1, said  # something was not carried over, and is named
+    lost = [line.split(": ")[1] for line in said.splitlines() if "not carried over" in line]
+    assert sorted(lost) == ["1 setting, named above and in the file", "models.quick one.name"]
+    code, said = launcher.run(["check", str(config)], env=os.environ)
+    assert code == 0, said
     hook = config.parent / "hooks" / "process.sh"
     shellcheck = Path(sys.executable).with_name("shellcheck")
     assert subprocess.run([shellcheck, "-s", "sh", hook], check=False).returncode == 0
@@ -231,8 +237,7 @@ def test_requests_become_what_they_become_there(tmp_path, monkeypatch):
                 finally:
                     other.terminate()
             mux = Mux.on(tmp_path / "out" / "config.yaml", free_port())
-            made = [LLMUX, "import", "llama-swap", source, "-o", mux.config.parent, "-p", str(mux.port)]
-            assert subprocess.run(made, capture_output=True, timeout=60, check=False).returncode == 0
+            assert import_(source, mux)[0] == 0
             try:
                 mux.start()
                 assert ask_all(mux.port) == there
