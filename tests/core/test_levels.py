@@ -98,6 +98,11 @@ def test_a_small_one_is_left_alone_where_a_large_one_has_to_go_anyway() -> None:
 # ---- switches
 
 
+def test_room_that_is_left_is_for_the_likeliest_that_it_is_enough_for() -> None:
+    sleepers = [Sleeper("a", (4, 0)), Sleeper("b", (4, 0)), Sleeper("c", (9, 0))]
+    assert plan(sleepers, 4) == {"a": 1, "b": 0, "c": 1}
+
+
 def test_sleep_and_wake_hooks_are_told_the_level() -> None:
     play = given(three(), awake=["a"])
     play(

@@ -86,6 +86,10 @@ def test_a_policy_may_ask_what_a_switch_to_each_costs() -> None:
     play = given(models("a", "b", "c"), awake=["a"], policy=policy, first_guesses=guesses)
     play.feed(1.0, ev.RequestArrived(1, "b"))
     assert policy.costs == {"a": 1.0, "b": 8.0, "c": 9.0}
+    play.feed(2.0, ev.SleepRequested("a", 1))
+    (sleep,) = play.ledger.hooks
+    play.feed(4.0, ev.HookFinished(sleep, ok=True))
+    assert policy.costs == {"a": 1.0, "b": 5.0, "c": 6.0}  # it has been asked anew, and nothing leaves
 
 
 def test_arrival_rate_is_an_average_over_two_minutes(policy) -> None:
