@@ -40,9 +40,9 @@ checks: $(VENV)/.test
 suite: $(VENV)/.test
 	$(BIN)/python -m pytest tests --ignore=tests/core $(PLACEMENT:%=--ignore=tests/fleet/test_fleet_%.py) --workers=$(WORKERS)
 
-core: $(VENV)/.test ## the tests of the core and of a fleet's placement, each with 100 % branch coverage
-	$(BIN)/python -m pytest tests/core --cov --cov-report=term-missing:skip-covered
-	$(BIN)/python -m pytest $(PLACEMENT:%=tests/fleet/test_fleet_%.py) --cov-branch --cov-report=term-missing:skip-covered \
+core: $(VENV)/.test ## the tests of the core and of a fleet's placement, with 100 % branch coverage of both
+	$(BIN)/python -m pytest tests/core $(PLACEMENT:%=tests/fleet/test_fleet_%.py) --cov-branch \
+		--cov-report=term-missing:skip-covered --cov=llmux.core \
 		$(foreach module,events fleet_view loading placement routes,--cov=llmux.fleet.$(module))
 
 lint: $(VENV)/.test shellcheck ## ruff, shellcheck, and the warnings of a C compiler where there is one

@@ -8,6 +8,7 @@ values that are not plain: see `_Plain`.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import sys
@@ -238,6 +239,17 @@ def _without_plugins() -> None:
     sys.modules.setdefault(loader.__name__, loader)
 
 
+@functools.cache
+def _made(name: str, found: Any) -> Any:
+    """Make a command of its function, or of an application: once, for a process that runs many."""
+    alone = typer.Typer(add_completion=False)
+    if isinstance(found, typer.Typer):
+        alone.add_typer(found, name=name)
+    else:
+        alone.command(name, cls=Command)(found)
+    return get_group(alone).commands[name]
+
+
 class _Imported(Mapping[str, Any]):
     """The commands by name, each imported when it is looked up."""
 
@@ -245,13 +257,7 @@ class _Imported(Mapping[str, Any]):
         module, _, attribute = COMMANDS[name][0].partition(":")
         if module == "check":
             _without_plugins()
-        found = getattr(import_module(f"llmux.cli.{module}"), attribute)
-        alone = typer.Typer(add_completion=False)
-        if isinstance(found, typer.Typer):
-            alone.add_typer(found, name=name)
-        else:
-            alone.command(name, cls=Command)(found)
-        return get_group(alone).commands[name]
+        return _made(name, getattr(import_module(f"llmux.cli.{module}"), attribute))
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)

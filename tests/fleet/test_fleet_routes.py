@@ -61,6 +61,13 @@ def test_affinity_holds_on_to_a_holder_up_to_its_bound():
     assert place(play, "a") != ["g2"]
 
 
+def test_affinity_goes_by_the_load_of_all_beyond_its_least():
+    options = Affinity.Options(least=0, bound=2.0)
+    *there, elsewhere = place(many(4, Affinity(options), g2=awake("a")), *["a"] * 5)
+    assert there == ["g2"] * 4  # it leaves at twice the mean and one: at 4 of 4
+    assert elsewhere != "g2"
+
+
 def test_affinity_wakes_where_the_last_use_is_longest_ago():
     play = given(Affinity(), h1=[asleep("a", "b", "c")], h2=[asleep("a", "b", "c")])
     [first] = place(play, "a")

@@ -11,6 +11,7 @@ from llmux.extract import BodyBudget
 from llmux.extract.body import Body, Store, streams
 from llmux.middleware.progress import about
 from llmux.upstream import ConnectionPool, EngineRefusedError
+from tests.server.fixtures import one_loop
 from tests.server.house import WAKE, held, message, until
 
 CHAT = "/v1/chat/completions"
@@ -227,6 +228,7 @@ BODIES = [
 ]
 
 
+@one_loop
 @pytest.mark.parametrize("step", [1, 7, 10**6])
 @pytest.mark.parametrize(("document", "found"), BODIES)
 async def test_whether_a_body_asks_for_a_stream(document, found, step, monkeypatch):

@@ -19,7 +19,7 @@ ON_BOTH_LOOPS = (
     "test_progress", "test_responses", "test_signs_of_life", "test_smuggling",
 )  # fmt: skip
 LIMIT = PATIENCE  # a test that hangs fails
-one_loop = pytest.mark.asyncio(loop_factories=["uvloop"])  # for tests of processes, which have loops of their own
+one_loop = pytest.mark.asyncio(loop_factories=["uvloop"])  # of processes, and of what asks nothing of its loop
 
 
 @pytest.fixture

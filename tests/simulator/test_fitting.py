@@ -6,7 +6,7 @@ import pytest
 
 from llmux.core.spec import ModelSpec, Rules
 from llmux.simulator import CostMatrix, EngineModel, simulate, statistics_of
-from llmux.simulator.engine_model import UNSEEN, Engines, Service, fit
+from llmux.simulator.engine_model import UNSEEN, Engines, Service, _unexplained, fit
 from llmux.simulator.run import Scene
 from llmux.simulator.synthetic import Poisson, generate
 from tests.policies.views import policy
@@ -101,3 +101,9 @@ def test_answers_that_took_no_time_by_the_clock():
     found = fit([*instants, Service(0.021, 0.5, 0.1, 14, 180)], None)
     assert max(found.alone[:5]) < 0.001
     assert found.alone[5] > 0.4
+
+
+def test_more_bytes_do_not_take_less_time():
+    ones, fewer = [1.0, 1.0, 1.0], [3.0, 2.0, 1.0]
+    assert _unexplained([ones, fewer], [3.0, 2.0, 1.0]) == pytest.approx(0.0)
+    assert _unexplained([ones, fewer], [1.0, 2.0, 3.0]) == pytest.approx(2.0)  # a constant

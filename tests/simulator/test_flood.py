@@ -61,6 +61,9 @@ def wait(seed: int, policy: str, kind: Kind, flood: str = "", *, fair: bool = Fa
             run.core, keys.__getitem__, lambda job: (jobs[job].prompt_tokens, jobs[job].output_tokens)
         )
     found = run.go(None)
+    if fair and flood:
+        last = [job for job, key in enumerate(keys) if key == "flood" and jobs[job].successor is None]
+        assert not any(found.finished[job] for job in last), "the flood has run dry"
     waits = [
         (SOME if found.admitted[job] is None else found.admitted[job]) - arrived
         for job, arrived in enumerate(found.arrived)
