@@ -185,11 +185,15 @@ async def test_an_early_timer_is_set_again(house):
 
     switcher.core.handle = watched
     timers = switcher.core.state.timers
-    timers.set(Timer.ASK, switcher.now() + 0.03)
-    switcher.post(ev.EngineLost("nobody"))
-    timers.set(Timer.ASK, switcher.now() + 0.06)  # the timer is now early
-    await until(lambda: timers.next() is None)
-    assert len(reached) >= 2
+    for _ in range(100):  # a busy machine may come to it when both times are past
+        reached.clear()
+        timers.set(Timer.ASK, switcher.now() + 0.03)
+        switcher.post(ev.EngineLost("nobody"))
+        timers.set(Timer.ASK, switcher.now() + 0.06)  # the timer is now early
+        await until(lambda: timers.next() is None)
+        if len(reached) > 1:
+            break
+    assert len(reached) > 1
     timers.set(Timer.ASK, switcher.now() + 3600)
     switcher.post(ev.EngineLost("nobody"))
     timers.set(Timer.ASK, switcher.now() + 0.01)  # and now late
