@@ -24,7 +24,7 @@ from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground,
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
 
-# Answers as engines do, says in a file when it is up, and takes some time for all.
+# Answers as engines do, says in a file when it is up, and takes its time: with a delay, until alive has looked.
 ENGINE = """
 import json, os, signal, socketserver, sys, threading, time
 name, port, delay, linger, status = sys.argv[1], *map(float, sys.argv[2:])
@@ -42,7 +42,8 @@ class Engine(socketserver.StreamRequestHandler):  # http.server takes longer to 
         self.wfile.write(head.encode() + data)
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
-time.sleep(delay)
+while delay and not os.path.exists("looked-for"):
+    time.sleep(0.02)
 server = Server(("127.0.0.1", int(port)), Engine)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 open("up", "w").close()
@@ -57,7 +58,7 @@ bad() { [ "$BAD" = "$1" ]; }
 up() { [ -e up ] && [ -e pid ] && kill -0 "$(cat pid)" 2>/dev/null; }
 asks() { "$PYTHON" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=2)' "$LLMUX_URL/health"; }
 start() {
-	rm -f up
+	rm -f up looked-for
 	set -- "$PYTHON" -S engine.py "${SERVED:-$LLMUX_MODEL}" "$LLMUX_PORT" "${DELAY:-0}" "${LINGER:-0}"
 	set -- "$@" "${STATUS:-200}"
 	if bad pipe-left-open; then
@@ -96,7 +97,7 @@ sleep)
 	if up || bad sleep-not-idempotent || bad sleep-ends-another; then end; fi
 	;;
 alive)
-	if bad alive-takes-a-stranger; then asks; else up; fi
+	if bad alive-takes-a-stranger; then asks; else up || { : >looked-for && exit 1; }; fi
 	;;
 verify)
 	case $BAD in
@@ -111,8 +112,8 @@ esac
 LAST_PID = hook_probes._LAST_PID
 
 MORE = {
-    Wrong.WAKE_TOO_EARLY: {"DELAY": "0.6"},
-    Wrong.SLEEP_TOO_EARLY: {"LINGER": "0.6"},
+    Wrong.WAKE_TOO_EARLY: {"DELAY": "1"},
+    Wrong.SLEEP_TOO_EARLY: {"LINGER": "3"},  # longer than it takes to look, on a machine that is slow
     Wrong.CANARY_FAILS: {"STATUS": "500"},
     Wrong.WRONG_SERVER: {"SERVED": "stranger"},
 }
