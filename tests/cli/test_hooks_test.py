@@ -56,7 +56,7 @@ time.sleep(linger)
 HOOK = """
 bad() { [ "$BAD" = "$1" ]; }
 up() { [ -e up ] && [ -e pid ] && kill -0 "$(cat pid)" 2>/dev/null; }
-asks() { "$PYTHON" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=2)' "$LLMUX_URL/health"; }
+asks() { "$PYTHON" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=60)' "$LLMUX_URL/health"; }
 start() {
 	rm -f up looked-for
 	set -- "$PYTHON" -S engine.py "${SERVED:-$LLMUX_MODEL}" "$LLMUX_PORT" "${DELAY:-0}" "${LINGER:-0}"

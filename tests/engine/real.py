@@ -42,7 +42,7 @@ def wait_until(condition, seconds: float = PATIENCE, *, what: str = "the conditi
 def status_of(url: str) -> int:
     """Return the HTTP status of a GET, 0 when nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         with error:
