@@ -13,7 +13,13 @@ from tests.harness.waiting import PATIENCE
 from tests.harness.workers import LONGEST_FIRST, TESTS
 
 HOOKS = """
+from tests.harness import launcher
 from tests.harness.workers import pytest_addoption, pytest_collection, pytest_runtestloop
+
+class Launcher:  # nothing is launched here: the start of what forks llmuxes took half of the time
+    def close(self): ...
+
+launcher.engines, launcher.share = Launcher, Launcher
 """
 FIRST = """
 import os, signal
