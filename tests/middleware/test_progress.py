@@ -97,8 +97,9 @@ async def test_interim_responses_are_for_whoever_asks_for_them(house):
     asks = [message("GET", "/v1/x?model=a", X_LLMux_Progress="1xx")]
     asks += [asks[0].replace(b"HTTP/1.1", b"HTTP/1.0"), message("GET", "/v1/x?model=a")]
     lines = [await house.line() for _ in asks]
-    for line, data in zip(lines, asks, strict=True):
+    for number, (line, data) in enumerate(zip(lines, asks, strict=True), 1):
         line.send(data)
+        await until(lambda number=number: house.queued("a") == number)
     for _ in range(2):
         head = await lines[0].head()
         assert (head.status, head.headers["x-llmux-position"]) == (102, "1")

@@ -83,7 +83,7 @@ class Stream:
     """A stream from an engine's socket to a client's; ``engine`` and ``client`` are the far ends."""
 
     @classmethod
-    async def begun(cls, *, relay: bool = True, room: int = 0) -> Stream:
+    async def begun(cls, *, relay: bool = True, room: int = 0, request: bytes = b"request") -> Stream:
         """``room``: bytes that the client's socket buffers, about."""
         self, loop = cls(), asyncio.get_running_loop()
         self.engine, near = socket.socketpair()
@@ -100,7 +100,7 @@ class Stream:
         self.end: asyncio.Future[Exception | None] = loop.create_future()
         self.relay = self.side.relay = Relay(self.side, self.exchange, loop, self.end.set_result)  # type: ignore[arg-type]
         self.relay.attach(self.connection)
-        self.connection.begin(self.relay, whole=b"request")
+        self.connection.begin(self.relay, whole=request)
         await self.send(STREAM)
         return self
 
@@ -257,7 +257,9 @@ def test_any_stream_in_any_pieces_is_passed_as_python_passes_it(loop) -> None:
 
 
 @pytest.mark.parametrize("first", [chunk("first"), chunk("first") + chunk("second")])
-def test_it_is_lent_as_soon_as_its_first_chunks_have_passed(run, first) -> None:
+def test_it_is_lent_as_soon_as_its_first_chunks_have_passed(first) -> None:
+    """On asyncio's own loop, which writes within the call."""
+
     async def main() -> None:
         stream = await Stream.begun()
         await stream.send(first[:9])
@@ -271,11 +273,11 @@ def test_it_is_lent_as_soon_as_its_first_chunks_have_passed(run, first) -> None:
         assert stream.exchange.events == first.count(b"data:") + 1
         await stream.close()
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_where_the_loop_writes_later_it_is_lent_with_the_next_chunk(run) -> None:
-    """As uvloop did until lately: what is written within a callback is buffered until that has returned."""
+    """As uvloop does up to 0.22: what is written within a callback is buffered until that has returned."""
 
     class Later(Other):
         buffered = 1
@@ -297,6 +299,24 @@ def test_where_the_loop_writes_later_it_is_lent_with_the_next_chunk(run) -> None
         assert await stream.ended() is None
         assert (await stream.rest()).endswith(sent + chunk("second") + chunk("third") + END)
         assert stream.exchange.events == 3
+        await stream.close()
+
+    run(main())
+
+
+def test_an_engine_that_answers_before_it_has_read_all_gets_the_rest_meanwhile(run) -> None:
+    request = b"x" * (8 << 20)
+
+    async def main() -> None:
+        stream = await (await Stream.begun(request=request)).lent()
+        assert stream.connection.transport.get_write_buffer_size()
+        read, loop = 0, asyncio.get_running_loop()
+        while read < len(request):
+            read += len(await loop.sock_recv(stream.engine, 1 << 20))
+        await stream.send(chunk("natively"))
+        await stream.send(END)
+        assert await stream.ended() is None
+        assert (await stream.rest()).endswith(chunk("natively") + END)
         await stream.close()
 
     run(main())
