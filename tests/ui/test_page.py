@@ -144,6 +144,7 @@ def test_the_gpu_is_lent_and_manual_mode_set_once_that_is_confirmed(make_stage, 
     stage = make_stage({"llama": {}})
     page = visit(stage)
     dialog = page.get_by_role("dialog")
+    expect(phase(page, "llama")).to_have_text("asleep")  # before it knows a state, the button does nothing
     page.get_by_role("button", name="Lend the GPU…").click()
     dialog.get_by_label("Reason").fill("training")
     dialog.get_by_label("Requests meanwhile").select_option("wait")
