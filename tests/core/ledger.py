@@ -8,6 +8,7 @@ from llmux.core import events as ev
 from llmux.core.model import Model, Reason, Request
 from llmux.core.phases import PHASES, CoreError, Phase, Stage
 from llmux.core.spec import HookKind
+from llmux.core.state import FIRST_COME
 from llmux.core.timers import Timer
 from llmux.estimates.fairness import FairOrder
 from llmux.observability.decision_log import DecisionLog, figures
@@ -313,8 +314,8 @@ class Ledger:
             assert not (model.riders and (model.removed or s.stopping))
             for rider in model.riders.values():
                 assert (Timer.RIDE, rider) in s.timers, "rides along for ever"
-            if model.queue and model.phase is Phase.AWAKE and not self.leased and not model.extra:
-                assert not model.has_room or self._held(model), "a waiter although there is room"
+            if s.turns is FIRST_COME and model.queue and model.phase is Phase.AWAKE and not self.leased:
+                assert model.extra or not model.has_room, "a waiter although there is room"
         awake = {name for name, model in s.models.items() if model.phase in (Phase.AWAKE, Phase.DRAINING)}
         assert self.awake == awake, "the notices tell another story"
         for name, model in s.models.items():
@@ -347,6 +348,7 @@ class Ledger:
         self.handle = order.attach(
             self.core, lambda request: "abc"[request % 3], lambda request: (request % 7, 40)
         )
+        after, order.after = order.after, lambda now, effects: (self._let_in(order), after(now, effects))
         self._pick, order.pick = order.pick, self.pick
 
     def pick(self, model: Model) -> Request | None:
@@ -367,9 +369,17 @@ class Ledger:
             assert chosen.arrived == min(own)
         return chosen
 
-    def _held(self, model: Model) -> bool:
-        """Say whether all that waits for a model is held back."""
-        return not any(map(self.core.state.turns.admits, model.queue.values()))
+    def _let_in(self, order: FairOrder) -> None:
+        """See that only what is held back waits where there is room, by what was known in this step.
+
+        What comes of the step may free it: then it is let in with the next, or when it is asked for again.
+        """
+        s, known = self.core.state, order.present()
+        for model in s.models.values():
+            if model.phase is Phase.AWAKE and s.lease is None and not model.extra and model.has_room:
+                waiting = [request for request in model.queue.values() if request.id in known]
+                assert not any(map(order.admits, waiting)), "a waiter although there is room"
+                assert not model.queue or Timer.HELD in s.timers, "it is never asked for again"
 
     def _fair(self, order: FairOrder) -> None:
         """Its books are those of the core, and no counter falls."""
