@@ -346,10 +346,12 @@ def test_with_the_keyboard_alone(stage, visit):
         "decisions",
     ]
     assert [name for name in seen if name in wanted] == wanted  # in this order, and out at the end
-    plot = page.locator("#plot")
-    plot.focus()
+    expect(page.locator("[aria-label^='The last '][aria-pressed=true]")).to_have_count(1)  # what there is to see
     minute = page.get_by_role("button", name="The last 1 min")
-    expect(minute).to_have_attribute("aria-pressed", "true")  # as much as there is to see
+    minute.focus()
+    page.keyboard.press("Enter")
+    expect(minute).to_have_attribute("aria-pressed", "true")
+    page.locator("#plot").focus()
     page.keyboard.press("+")
     expect(minute).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("-")
