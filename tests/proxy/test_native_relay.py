@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -48,8 +49,12 @@ def _early() -> Iterator[None]:
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], Any]]:
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner.run
+    runner = asyncio.Runner(loop_factory=LOOPS[request.param])
+    yield runner.run
+    with warnings.catch_warnings():
+        # Where that is an error, uvloop waits for ever for what a test that failed has left open.
+        warnings.simplefilter("default", ResourceWarning)
+        runner.close()
 
 
 class Client(Exchanging, asyncio.Protocol):
@@ -496,12 +501,12 @@ def test_the_relay_ends_with_the_last_of_its_pools_and_its_streams_go_on(run) ->
         stream = await (await Stream.begun()).lent()
         other = native.of(asyncio.get_running_loop())
         assert other is stream.native
-        assert tasks() == threads + 1
+        (thread,) = tasks() - threads
         stream.native.let_go()
         assert stream.connection._lent
         other.let_go()
         assert not stream.connection._lent
-        assert tasks() == threads
+        await until(lambda: thread not in tasks())  # the kernel shows one a moment after it has been joined
         sent = b"".join([chunk("python"), chunk("again"), chunk("and again"), END])
         await stream.send(sent)
         assert await stream.ended() is None
@@ -724,5 +729,5 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def tasks() -> int:
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
+def tasks() -> set[str]:
+    return {thread.name for thread in Path("/proc/self/task").iterdir()}
