@@ -192,8 +192,14 @@ def _start(pid: int) -> subprocess.Popen[bytes] | None:
             time.sleep(_PAUSE)
             continue
         try:
+            last = _LAST_PID.read_text()
             _LAST_PID.write_text(str(pid - 1))
-            process = subprocess.Popen(["/bin/sleep", "86400"], stdin=subprocess.DEVNULL, start_new_session=True)
+            try:
+                process = subprocess.Popen(
+                    ["/bin/sleep", "86400"], stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            finally:  # else all on this machine would get numbers that were in use a moment ago
+                _LAST_PID.write_text(last)
         except OSError:
             return None
         if process.pid == pid:

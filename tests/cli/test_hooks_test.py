@@ -200,6 +200,38 @@ def numbers_can_be_given() -> bool:
 
 
 needs_numbers = pytest.mark.skipif(not numbers_can_be_given(), reason="Linux asks for root")
+
+
+class Counter:
+    """The machine's counter of process numbers, as far as it is asked and told."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.told: list[str] = []
+
+    def read_text(self) -> str:
+        self.seen.append(LAST_PID.read_text())
+        return self.seen[-1]
+
+    def write_text(self, text: str) -> None:
+        self.told.append(text)
+        LAST_PID.write_text(text)
+
+
+@needs_numbers
+@pytest.mark.usefixtures("numbers")
+def test_the_next_numbers_are_those_that_would_have_come(monkeypatch):
+    counter = Counter()
+    monkeypatch.setattr(hook_probes, "_LAST_PID", counter)
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    with hook_probes.bystander(process.pid) as other:
+        assert other is not None
+    assert counter.seen
+    assert counter.told[1::2] == counter.seen
+    assert set(counter.told[::2]) == {str(process.pid - 1)}
+
+
 NEEDS = {Wrong.SLEEP_ENDS_ANOTHER: [needs_numbers]}
 
 
