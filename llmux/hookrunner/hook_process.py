@@ -36,10 +36,10 @@ is not reaped, a signal to the group cannot hit anyone else.
 
 Hooks that outlived a llmux which got KILL: nothing ended them. A wake that runs on behind the back of the next
 llmux could put a second engine on the GPU, a sleep could take one from under its requests, so their processes are
-written down, and ended at the next start. A hook that was being ended may have lost its leader already while
-others of its group ignored TERM: then all that is left of the group is ended. So that is written down, too, before
-TERM is sent. Where it was not being ended, a
-group without its leader is what a wake has left behind when it was done: the engine, which stays.
+written down before their scripts begin, and ended at the next start. A hook that was being ended may have lost its
+leader already while others of its group ignored TERM: then all that is left of the group is ended. So that is
+written down, too, before TERM is sent. Where it was not being ended, a group without its leader is what a wake has
+left behind when it was done: the engine, which stays.
 
 Where llmux is process 1, as in a container without an init, it waits for the orphans that it adopts. An engine
 whose wake hook has exited is adopted by process 1. Dead, it stays in the process table until that one waits for
