@@ -243,7 +243,8 @@ async def compare(stage: Stage, machine: Machine, seconds_left: float) -> bool:
     """Send the same requests to llmux under two policies, and show what became of them."""
     outcomes, planned, right = [], plan(machine, seconds_left), True
     for policy in POLICIES:
-        stage.console.print(f"Now the same {len(planned)} requests under {policy} …", style="dim")
+        these = f"the same {len(planned)} requests" if outcomes else f"{len(planned)} requests"
+        stage.console.print(f"Now {these} under {policy} …", style="dim")
         with stage.set_up(policy) as llmux:
             async with aiohttp.ClientSession() as session:
                 status = Status(session, stage.url)

@@ -41,17 +41,17 @@ at("unlock").addEventListener("click", unlock)
 function tools(status) {
   at("onlooker").hidden = world.mayRead
   const lent = status.lease != null
+  at("lend").disabled = at("manual").disabled = false // As long as nothing is known, nothing can be done.
   say(at("lend"), lent ? "Take the GPU back…" : "Lend the GPU…")
   mark(at("manual"), "aria-pressed", String(status.manual))
   say(at("manual"), status.manual ? "End manual mode…" : "Manual mode…")
 }
 
 at("lend").addEventListener("click", event => {
-  if (!world) return
   if (world.status.lease) takeBack(event.currentTarget, world.status.lease)
   else lend(event.currentTarget, world)
 })
-at("manual").addEventListener("click", event => world && manual(event.currentTarget, !world.status.manual, world))
+at("manual").addEventListener("click", event => manual(event.currentTarget, !world.status.manual, world))
 
 function rowOf(name) {
   const cells = {}
