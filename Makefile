@@ -12,6 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ command -v "$$python"; break; }; done)
 PLACEMENT := placement routes walk
+COMPILED := llmux/upstream/native.c llmux/accounts/tally.c
 SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 
 # The tests start llmux hundreds of times: it would be compiled anew each time.
@@ -48,7 +49,8 @@ core: $(VENV)/.test ## the tests of the core and of a fleet's placement, with 10
 lint: $(VENV)/.test shellcheck ## ruff, shellcheck, and the warnings of a C compiler where there is one
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	! command -v cc >/dev/null || cc -std=c11 -O2 -fsyntax-only -Wall -Wextra -Wconversion -Werror llmux/upstream/native.c
+	! command -v cc >/dev/null || cc -std=c11 -O2 -fsyntax-only -Wall -Wextra -Wconversion -Werror \
+		-isystem "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" $(COMPILED)
 
 shellcheck: $(VENV)/.test
 	$(BIN)/shellcheck --check-sourced $(SHELL_SCRIPTS)
@@ -96,7 +98,7 @@ clean: ## remove what was built here, the virtual environment included
 # The environment is brought up to date only when one of these has changed.
 $(VENV)/.demo: EXTRAS := demo
 $(VENV)/.test: EXTRAS := demo,test
-$(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py llmux/upstream/native.c | $(BIN)/pip
+$(VENV)/.demo $(VENV)/.test: pyproject.toml setup.py $(COMPILED) | $(BIN)/pip
 	@echo "installing llmux and what it needs into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@$(engine_loads) 2>/dev/null || $(install_libgomp); $(engine_loads)

@@ -15,18 +15,27 @@ RELAY = Extension(
     extra_link_args=["-pthread"],
     optional=True,
 )
+TALLY = Extension(
+    "llmux.accounts._tally",
+    ["llmux/accounts/tally.c"],
+    extra_compile_args=["-std=c11", "-O2"],
+    py_limited_api=True,
+    optional=True,
+)
 
 
 class Build(build_ext):
-    """Gives it a name that no module has: it is loaded with ctypes, knows nothing of Python, and fits each."""
+    """Gives the relay a name that no module has: it is loaded with ctypes, and knows nothing of Python."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Return where it is put."""
+        """Return where one is put."""
+        if not fullname.endswith("native_linux"):
+            return str(super().get_ext_filename(fullname))
         return f"{fullname.replace('.', '/').replace('native_linux', 'native.linux')}.so"
 
 
 setup(
-    ext_modules=[RELAY] if LINUX else [],
+    ext_modules=[RELAY, *([TALLY] if ONE_FOR_ALL else [])] if LINUX else [],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ONE_FOR_ALL else {},
 )

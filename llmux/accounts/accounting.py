@@ -6,7 +6,8 @@ Theory of operation
 What happens is dealt with in the event loop, and at once: ``Shares`` divides the time, and of a request that ends
 a row is made. What it is made of is at hand then; to keep it for another thread costs more than to make the row.
 That thread, the ledger's, is left with what is done for many rows by one call, and with answers whose report is
-not in the usual form.
+not in the usual form. What is done with nearly every request is compiled, where that could be: ``tally.c`` has the
+usual case of ``told``, of ``ended`` and of ``Shares``, and gives all others to these here.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llmux.accounts import usage
 from llmux.accounts.gate import Gate
 from llmux.accounts.ledger import Charge, Elsewhere, Ended, Ledger, Message, Released, Reserved
 from llmux.accounts.pricing import TokenPrice, prices_of
-from llmux.accounts.shares import Shares
+from llmux.accounts.shares import Shares, native
 from llmux.accounts.tokens import told
 from llmux.config import Config
 from llmux.config.accounts import HOUSE
@@ -31,6 +32,11 @@ from llmux.errors import UnavailableError
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.request_handle import Outcome
 from llmux.runtime.requests import Answered
+
+Told = Callable[[list[bytes]], tuple[int, int] | None]
+Ends = Callable[
+    [Answered, int, float, float, int, str | None, str | None, tuple[int, int] | None], float
+]  # ``Accounting._ended``
 
 EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
 STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
@@ -43,18 +49,18 @@ class Accounting:
         self._switcher = switcher
         self._config = switcher.config
         self._state = switcher.core.state
-        self._left: tuple[int, str, float, float] | None = None  # the last that left without an answer
-        self._epoch = 0.0  # seconds since 1970 where the core's clock begins
-        self._rest = 0.0  # of a microsecond
         self._timer: asyncio.TimerHandle | None = None
         self.gate: Gate | None = None
         self.ledger: Ledger | None = None
         self.shares = Shares(self._waiters, switcher.key_of)
+        self.tally = self.shares.tally
+        self.told: Told = told
+        self.ended: Ends = self._ended
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
         """Take over a configuration. Another ledger takes a restart."""
-        self.prices = prices_of(config)
+        self.prices = self.tally.prices = prices_of(config)
         if self.prices is not None and self.prices.elsewhere:
             self._put(Elsewhere(self.prices))
         self.shares.payers = config.charge.switch
@@ -70,8 +76,12 @@ class Accounting:
         switcher, shares = self._switcher, self.shares
         self.ledger = Ledger(path, self._config.ledger_keep, switcher.log.emit, self.prices)
         switcher.metrics.registry.register(self.ledger.metrics)
+        if (compiled := native()) is not None:
+            self.ledger.feed(self.tally)
+            self.tally.otherwise = self._ended
+            self.told, self.ended = compiled.told, self.tally.ended
         on = switcher.timeline.on
-        on(fx.Admit, shares.admitted)
+        on(fx.Admit, self.tally.admitted)
         on(fx.PhaseChanged, shares.phase_changed)
         on(fx.ModelRemoved, shares.removed)
         on(fx.SwitchStarted, shares.switch_started)
@@ -133,11 +143,9 @@ class Accounting:
     def _request_left(self, ticket: Ticket, _status: int | None, _outcome: Outcome | None, _sent: int) -> None:
         """Charge a request of which no end will be told: a guard's, or one that begins anew elsewhere."""
         self._owe()
-        self._left = (ticket.id, ticket.key, *self.shares.ended(self._state.now, ticket.id, ticket.key))
+        self.tally.left = (ticket.id, ticket.key, *self.shares.ended(self._state.now, ticket.id, ticket.key))
 
-    told = staticmethod(told)
-
-    def ended(
+    def _ended(
         self, request: Answered, number: int, now: float, waited: float, status: int, failure: str | None,
         key: str | None, report: tuple[int, int] | None,
     ) -> float:  # fmt: skip
@@ -145,25 +153,25 @@ class Accounting:
 
         ``number`` is that of it among the last requests, and ``report`` what ``told`` returned of its answer.
         """
-        ledger, ticket = self.ledger, request.ticket
+        ledger, tally, ticket = self.ledger, self.tally, request.ticket
         if ledger is None:  # it ends before the start
             return 0.0
         if not ledger.awake:  # seldom enough
             self._look_at_clock()
-        if report is None or ticket is None or self._left is not None:
+        if report is None or ticket is None or tally.left is not None:
             return self._ended_otherwise(ledger, request, number, now, waited, status, failure, key)
         own, switch = self.shares.ended(now, ticket.id, ticket.key)
-        exact = own * 1e6 + self._rest  # what is below a microsecond goes to the next: the sum is right
+        exact = own * 1e6 + tally.rest  # what is below a microsecond goes to the next: the sum is right
         micros = int(exact)
-        self._rest = exact - micros
+        tally.rest = exact - micros
         charged = 0
         if switch:
-            exact = switch * 1e6 + self._rest
+            exact = switch * 1e6 + tally.rest
             charged = int(exact)
-            self._rest = exact - charged
+            tally.rest = exact - charged
         model = request.model or ""
         ledger.put((
-            int((self._epoch + now) * 1000), request.request_id, key or "", request.asked or "", model, model,
+            int((tally.epoch + now) * 1000), request.request_id, key or "", request.asked or "", model, model,
             report[0], 0, report[1], 0, 0, 0, "", None, int(waited * 1000) if waited else 0,
             int((now - ticket.arrived - ticket.waited) * 1000), micros, charged, None, None, status, failure or "",
             0, number, self.prices,
@@ -189,21 +197,22 @@ class Accounting:
                 ends = exchange.opening, exchange.tail, exchange.events
             begun = exchange is not None and ticket is not None
             ledger.put(Ended(
-                self._epoch + now, request.request_id, key or "", request.asked, request.model, waited, service,
-                status, failure, request.route.path, request.sent, begun, own, switch, self.prices, *ends, number,
+                self.tally.epoch + now, request.request_id, key or "", request.asked, request.model, waited,
+                service, status, failure, request.route.path, request.sent, begun, own, switch, self.prices,
+                *ends, number,
             ))  # fmt: skip
         return own + switch
 
     def _share_of(self, now: float, ticket: Ticket) -> tuple[float, float]:
-        left = self._left
+        left: tuple[int, str, float, float] | None = self.tally.left
         if left is not None and left[0] == ticket.id:
-            self._left = None
+            self.tally.left = None
             return left[2:]
         self._owe()
         return self.shares.ended(now, ticket.id, ticket.key)
 
     def _look_at_clock(self) -> None:
-        self._epoch = time.time() - time.monotonic()
+        self.tally.epoch = time.time() - time.monotonic()
 
     def _switch_ended(self, now: float, effect: fx.SwitchEnded) -> None:
         self.shares.switch_ended(now, effect)
@@ -220,7 +229,7 @@ class Accounting:
 
     def _owe(self) -> None:
         """Charge what a request got of which no end was told."""
-        left, self._left = self._left, None
+        left, self.tally.left = self.tally.left, None
         if left is None:
             return
         _, key, own, switch = left

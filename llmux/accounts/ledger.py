@@ -156,6 +156,7 @@ class Ledger:
         self._lock = _locked(path)
         self._waiting: list[Message] = []
         self._put = self._done = 0  # of these, since the start
+        self._tally: Any = None  # which puts rows by itself
         self._dropped = 0  # that did not fit, and the thread has not counted
         self._wake = threading.Event()
         self._hurry = threading.Event()  # do not gather
@@ -205,6 +206,15 @@ class Ledger:
         if not self.awake:
             self.wake()
 
+    def feed(self, tally: Any) -> None:
+        """Have a compiled ``Tally`` put rows by itself, as long as the thread is awake and there is room."""
+        tally.ledger, tally.waiting, tally.room = self, self._waiting, WAITING
+        self._tally = tally
+
+    @property
+    def _all(self) -> int:
+        return self._put if self._tally is None else self._put + int(self._tally.made)
+
     def wake(self) -> None:
         """Have the thread look at what waits, soon."""
         self.awake = True
@@ -217,7 +227,7 @@ class Ledger:
 
     async def settled(self) -> None:
         """Wait until what has ended so far is written, but not for long."""
-        target, until = self._put, time.monotonic() + SETTLE_WAITS
+        target, until = self._all, time.monotonic() + SETTLE_WAITS
         self._hurry.set()
         while (self._done < target or not self.opened.is_set()) and time.monotonic() < until:  # noqa: ASYNC110 - a thread counts, for few readers
             await asyncio.sleep(0.005)

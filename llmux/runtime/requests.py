@@ -7,7 +7,7 @@ twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import Config
@@ -111,7 +111,7 @@ class Accounts(Protocol):
     def release(self, ident: str) -> None:
         """Forget a reservation."""
 
-    def told(self, tail: Sequence[bytes]) -> tuple[int, int] | None:
+    def told(self, tail: list[bytes], /) -> tuple[int, int] | None:
         """Return the tokens that an answer reports, of the input and of the output.
 
         None where there is more to it, or nothing. What is returned goes to ``ended``.
@@ -119,7 +119,7 @@ class Accounts(Protocol):
 
     def ended(
         self, request: Answered, number: int, now: float, waited: float, status: int, failure: str | None,
-        key: str | None, report: tuple[int, int] | None,
+        key: str | None, report: tuple[int, int] | None, /,
     ) -> float:  # fmt: skip
         """Take a request that has ended; return the seconds of the GPU that it took."""
 
