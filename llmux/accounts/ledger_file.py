@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmux.accounts.shares import native
+
 APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
 HOUR = 3_600_000  # milliseconds
 BATCH = 2000  # rows of one transaction
@@ -118,14 +120,32 @@ _NOTHING_ALIKE = (False,) * len(_OFTEN_ALIKE)
 
 
 @functools.lru_cache(maxsize=128)
-def _insert_many(size: int, alike: tuple[bool, ...]) -> tuple[Sequence[int], Sequence[int], str]:
-    """Return the columns that are bound once, those bound for each row, and the statement for so many rows."""
+def _insert_many(size: int, alike: tuple[bool, ...]) -> str:
+    """Return the statement for so many rows: first come the values that are bound once, by their columns."""
     once = [at for places, same in zip(_OFTEN_ALIKE, alike, strict=True) if same for at in places]
     each = [at for at in range(_WIDTH) if at not in once]
     first = ",".join(f"?{[*once, *each].index(at) + 1}" for at in range(_WIDTH))
     # Those of the others have no numbers: SQLite would look for each among all.
     other = ",".join(f"?{once.index(at) + 1}" if at in once else "?" for at in range(_WIDTH))
-    return once, each, _INSERT + ",".join([f"({first})", *[f"({other})"] * (size - 1)])
+    return _INSERT + ",".join([f"({first})", *[f"({other})"] * (size - 1)])
+
+
+def bound(
+    rows: Sequence[Made], begin: int, size: int, width: int, groups: Sequence[Sequence[int]]
+) -> tuple[tuple[bool, ...], list[Any]]:
+    """Return in which groups of columns so many rows are alike, and the values for their statement.
+
+    First come the columns of these groups, once, then the others of each row.
+    """
+    piece = rows[begin : begin + size]
+    columns = list(zip(*piece, strict=False))[:width]
+    alike = tuple(all(columns[at].count(columns[at][0]) == size for at in group) for group in groups)
+    once = [at for group, same in zip(groups, alike, strict=True) if same for at in group]
+    values = [columns[at][0] for at in once]
+    values += itertools.chain.from_iterable(
+        zip(*(column for at, column in enumerate(columns) if at not in once), strict=True)
+    )
+    return alike, values
 
 
 _Parts = tuple[str, int, str]
@@ -216,6 +236,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open or make the file, and bring it to this version. Raises OSError and ForeignFileError, too."""
         self.path = path
+        self._name = os.fspath(path)
         # What SQLite makes beside it gets the same mode.
         if path.exists():
             with contextlib.suppress(OSError):
@@ -256,7 +277,7 @@ class Store:
     def in_place(self) -> bool:
         """Whether the file is still the one that stands under the path."""
         try:
-            return self.path.stat().st_ino == self._inode
+            return os.stat(self._name).st_ino == self._inode  # noqa: PTH116 - with each batch
         except OSError:
             return False
 
@@ -303,19 +324,12 @@ class Store:
             at += size
 
     def _insert(self, rows: Sequence[Made]) -> None:
-        columns = list(zip(*rows, strict=False))[:_WIDTH]
         at = 0
+        rows = list(rows)
         for size in _sizes(len(rows)):
-            piece = [column[at : at + size] for column in columns]
-            alike = _NOTHING_ALIKE
-            if size >= _FEW:
-                alike = tuple(
-                    all(piece[place].count(piece[place][0]) == size for place in places) for places in _OFTEN_ALIKE
-                )
-            once, each, statement = _insert_many(size, alike)
-            values = [piece[place][0] for place in once]
-            values += itertools.chain.from_iterable(zip(*(piece[place] for place in each), strict=True))
-            self._connection.executemany(statement, (values,))  # gives the lock back less often than ``execute``
+            alike, values = _bound(rows, at, size, _WIDTH, _OFTEN_ALIKE if size >= _FEW else ())
+            # ``executemany`` gives the lock back less often than ``execute``.
+            self._connection.executemany(_insert_many(size, alike or _NOTHING_ALIKE), (values,))
             at += size
 
     def reservations(self) -> list[tuple[Any, ...]]:
@@ -341,6 +355,12 @@ class Store:
 def sums_of(rows: Iterable[Made]) -> dict[Place, list[int]]:
     """Return what rows add to the sums: how many they are, how many of them failed, and ``SUMS``."""
     rows = list(rows)
+    found: dict[Place, list[int]] | None = None if _compiled is None else _compiled.sums_of(rows)
+    return sums_by_python(rows) if found is None else found
+
+
+def sums_by_python(rows: list[Made]) -> dict[Place, list[int]]:
+    """Return the sums of rows of many places, or where nothing is compiled."""
     if not rows:
         return {}
     columns = list(zip(*rows, strict=False))
@@ -350,14 +370,14 @@ def sums_of(rows: Iterable[Made]) -> dict[Place, list[int]]:
     if len(places) == 1 and max(times) // HOUR == hour:  # most have one: that takes no look at each row
         return {(hour, *places.pop()): _sums(columns)}
     key, served, currency = _PLACED_BY
-    found: dict[Place, list[Made]] = {}
+    placed: dict[Place, list[Made]] = {}
     for row in rows:
         place = row[0] // HOUR, row[key], row[served], row[currency]
-        if place in found:
-            found[place].append(row)
+        if place in placed:
+            placed[place].append(row)
         else:
-            found[place] = [row]
-    return {place: _sums(list(zip(*of_it, strict=False))) for place, of_it in found.items()}
+            placed[place] = [row]
+    return {place: _sums(list(zip(*of_it, strict=False))) for place, of_it in placed.items()}
 
 
 def _sums(columns: Sequence[Sequence[Any]]) -> list[int]:
@@ -383,3 +403,5 @@ def add_sums(found: dict[Place, list[int]], more: Mapping[Place, Sequence[int]],
 
 
 _NO_SUMS = (0,) * (2 + len(SUMS))
+_compiled = native()
+_bound = bound if _compiled is None else _compiled.bound

@@ -256,6 +256,170 @@ static PyObject *told(PyObject *module, PyObject *tail) {
     return found;
 }
 
+// ---- for many rows, in the ledger's thread
+
+// Where they are in a row (`ledger_file.Row`).
+enum { TIME = 0, KEY = 2, SERVED = 4, CURRENCY = 12, STATUS = 20, KIND = 22, SUMMED = 10, PLACES = 16, COLUMNS = 32 };
+static const Py_ssize_t SUMMED_BY[SUMMED] = {6, 7, 8, 9, 10, 11, 14, 15, 16, 17};
+static const long long HOUR = 3600000, ERROR_STATUS = 400, LARGE = 1LL << 40;
+
+typedef struct {
+    PyObject *key, *served, *currency;
+    long long hour, sums[2 + SUMMED];
+} Place;
+
+static int same_text(PyObject *one, PyObject *other) {
+    return one == other || (PyUnicode_Check(one) && PyUnicode_Check(other) && !PyUnicode_Compare(one, other));
+}
+
+// A number of a row; `fits` is unset where it is none, or so large that a sum might not fit.
+static long long number_of(PyObject *row, Py_ssize_t at, int *fits) {
+    PyObject *item = PyTuple_GetItem(row, at);
+    if (!item || !PyLong_Check(item)) {
+        *fits = 0;
+        return 0;
+    }
+    int overflow;
+    long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
+    if (overflow || value > LARGE * 8 || value < -LARGE) *fits = 0;
+    return value;
+}
+
+static PyObject *sums_as_dict(const Place *places, int count) {
+    PyObject *found = PyDict_New();
+    for (int at = 0; found && at < count; at++) {
+        const Place *one = &places[at];
+        PyObject *name = Py_BuildValue("(LOOO)", one->hour, one->key, one->served, one->currency);
+        PyObject *sums = PyList_New(2 + SUMMED);
+        int failed = !name || !sums;
+        for (Py_ssize_t column = 0; !failed && column < 2 + SUMMED; column++) {
+            PyObject *sum = PyLong_FromLongLong(one->sums[column]);
+            failed = !sum || PyList_SetItem(sums, column, sum);
+        }
+        failed = failed || PyDict_SetItem(found, name, sums);
+        Py_XDECREF(name);
+        Py_XDECREF(sums);
+        if (failed) Py_CLEAR(found);
+    }
+    return found;
+}
+
+// `ledger_file.sums_of`, of a list; None where there are many places, or odd values.
+static PyObject *sums_of(PyObject *self, PyObject *rows) {
+    (void)self;
+    Place places[PLACES];
+    int count = 0, fits = PyList_Check(rows);
+    Py_ssize_t size = fits ? PyList_Size(rows) : 0;
+    for (Py_ssize_t at = 0; at < size && fits; at++) {
+        PyObject *row = PyList_GetItem(rows, at);
+        if (!row || !PyTuple_Check(row) || PyTuple_Size(row) <= KIND) {
+            fits = 0;
+            break;
+        }
+        long long time = number_of(row, TIME, &fits), kind = number_of(row, KIND, &fits);
+        long long status = number_of(row, STATUS, &fits);
+        PyObject *key = PyTuple_GetItem(row, KEY), *served = PyTuple_GetItem(row, SERVED);
+        PyObject *currency = PyTuple_GetItem(row, CURRENCY);
+        if (!fits || time < 0) {
+            fits = 0;
+            break;
+        }
+        int place = 0;
+        while (place < count && !(places[place].hour == time / HOUR && same_text(places[place].key, key) &&
+                                  same_text(places[place].served, served) &&
+                                  same_text(places[place].currency, currency)))
+            place++;
+        if (place == count) {
+            if (count == PLACES) {
+                fits = 0;
+                break;
+            }
+            places[count++] = (Place){key, served, currency, time / HOUR, {0}};
+        }
+        long long *sums = places[place].sums;
+        sums[0] += !kind;
+        sums[1] += !kind && status >= ERROR_STATUS;
+        for (int column = 0; column < SUMMED; column++) sums[2 + column] += number_of(row, SUMMED_BY[column], &fits);
+    }
+    if (PyErr_Occurred()) PyErr_Clear();
+    if (!fits) Py_RETURN_NONE;
+    return sums_as_dict(places, count);
+}
+
+static int read_groups(PyObject *groups, Py_ssize_t which, Py_ssize_t *to, Py_ssize_t width, int room) {
+    PyObject *group = PyTuple_GetItem(groups, which);
+    int count = 0;
+    Py_ssize_t size = group ? PyTuple_Size(group) : -1;
+    if (size < 0) return -1;
+    for (Py_ssize_t at = 0; at < size; at++) {
+        Py_ssize_t column = PyLong_AsSsize_t(PyTuple_GetItem(group, at));
+        if (column < 0 || column >= width || count == room) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "no such column");
+            return -1;
+        }
+        to[count++] = column;
+    }
+    return count;
+}
+
+// Whether all rows have one value in a column; -1 with an exception.
+static int alike_in(PyObject *rows, Py_ssize_t begin, Py_ssize_t size, Py_ssize_t column) {
+    PyObject *first = PyTuple_GetItem(PyList_GetItem(rows, begin), column);
+    for (Py_ssize_t at = 1; at < size; at++) {
+        PyObject *item = PyTuple_GetItem(PyList_GetItem(rows, begin + at), column);
+        int equal = item == first ? 1 : first && item ? PyObject_RichCompareBool(item, first, Py_EQ) : -1;
+        if (equal <= 0) return equal;
+    }
+    return 1;
+}
+
+// `ledger_file._bound`: rows, where to begin, how many, how many columns, groups of columns.
+static PyObject *bound(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *rows, *groups;
+    Py_ssize_t begin, size, width, once[COLUMNS], each[COLUMNS];
+    if (!PyArg_ParseTuple(args, "OnnnO", &rows, &begin, &size, &width, &groups)) return NULL;
+    if (!PyList_Check(rows) || !PyTuple_Check(groups) || begin < 0 || size < 1 || size > PyList_Size(rows) - begin ||
+        width < 0 || width > COLUMNS)
+        return PyErr_Format(PyExc_ValueError, "bound() cannot take these rows");
+    for (Py_ssize_t at = begin; at < begin + size; at++) {
+        PyObject *row = PyList_GetItem(rows, at);
+        if (!PyTuple_Check(row) || PyTuple_Size(row) < width)
+            return PyErr_Format(PyExc_ValueError, "bound() takes rows of %zd columns", width);
+    }
+    int first = 0, others = 0, taken[COLUMNS] = {0};
+    PyObject *alike = PyTuple_New(PyTuple_Size(groups)), *values = NULL;
+    for (Py_ssize_t which = 0; alike && which < PyTuple_Size(groups); which++) {
+        int count = read_groups(groups, which, once + first, width, COLUMNS - first), same = 1;
+        for (int at = 0; at < count && same > 0; at++) same = alike_in(rows, begin, size, once[first + at]);
+        if (count < 0 || same < 0 || PyTuple_SetItem(alike, which, PyBool_FromLong(same))) goto failed;
+        for (int at = 0; at < count && same; at++) taken[once[first + at]] = 1;
+        first += same ? count : 0;
+    }
+    for (Py_ssize_t column = 0; column < width; column++)
+        if (!taken[column]) each[others++] = column;
+    values = alike ? PyList_New(first + size * others) : NULL;
+    if (!values) goto failed;
+    Py_ssize_t place = 0;
+    for (Py_ssize_t at = 0; at < size; at++) {
+        PyObject *row = PyList_GetItem(rows, begin + at);
+        for (int from = 0; !at && from < first; from++) {
+            PyObject *item = PyTuple_GetItem(row, once[from]);
+            Py_INCREF(item);
+            PyList_SetItem(values, place++, item);
+        }
+        for (int from = 0; from < others; from++) {
+            PyObject *item = PyTuple_GetItem(row, each[from]);
+            Py_INCREF(item);
+            PyList_SetItem(values, place++, item);
+        }
+    }
+    return Py_BuildValue("(NN)", alike, values);
+failed:
+    Py_XDECREF(alike);
+    return NULL;
+}
+
 // ---- the type
 
 static PyObject **objects(Tally *t, int at) {
@@ -323,7 +487,12 @@ static PyType_Slot slots[] = {
 };
 static PyType_Spec spec = {"llmux.accounts._tally.Tally", sizeof(Tally), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots};
-static PyMethodDef functions[] = {{"told", told, METH_O, NULL}, {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {
+    {"told", told, METH_O, NULL},
+    {"sums_of", sums_of, METH_O, NULL},
+    {"bound", bound, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_tally", NULL, -1, functions, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__tally(void) {

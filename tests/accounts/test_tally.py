@@ -13,6 +13,7 @@ import pytest
 
 from llmux.accounts import shares
 from llmux.accounts.accounting import Accounting
+from llmux.accounts.ledger_file import bound, sums_by_python, sums_of
 from llmux.accounts.shares import Shares, Tally, native
 from llmux.accounts.tokens import told
 from llmux.core import effects as fx
@@ -241,6 +242,9 @@ def test_nothing_is_leaked() -> None:
             compiled.told([b'"usage":{"prompt_tokens":7777,"completion_tokens":8888}'])
             compiled.told([b'"usage":{"prompt', b'_tokens":7777,"completion_tokens":8888}'])
             books.first.ended(2.0, 1, "")
+        rows = [(*row, *row[:3]) for row in books.made]
+        compiled.sums_of(rows)
+        compiled.bound(rows, 1, 50, 23, ((1, 2), (3, 0)))
         books.made.clear()
         return list(map(sys.getrefcount, watched))
 
@@ -252,6 +256,78 @@ def test_nothing_is_leaked() -> None:
     del books
     gc.collect()
     assert gone() is None
+
+
+def some_rows(dice: random.Random, count: int, keys: int) -> list[tuple[Any, ...]]:
+    """Return rows, some of which have values that are the same but not alike."""
+    start = dice.choice((0, 3_599_000, 1_795_000_000_000))
+    return [
+        (
+            start + dice.randint(0, 4000), f"id {number}", f"key {dice.randrange(keys)}", "m",
+            dice.choice(("m", "n")), "m", dice.randint(0, 10**9), 0, dice.randint(0, 99), 0,
+            dice.choice((0, 1, True)), dice.randint(-5, 10**9),
+            dice.choice(("", "usd")), dice.choice((None, 1)), 0, number, number, 0, None, None,
+            dice.choice((200, 399, 400, 499)), "", dice.choice((0, 0, 1, 2)), number, None,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+@needs_it
+@pytest.mark.parametrize("seed", range(60))
+def test_sums_are_the_same(seed: int) -> None:
+    dice = random.Random(seed)
+    rows = some_rows(dice, dice.choice((0, 1, 50, 700)), dice.choice((1, 2)))
+    found = compiled.sums_of(rows)
+    if found is not None:
+        assert found == sums_by_python(rows)
+    else:
+        assert len(sums_by_python(rows)) > 16
+    assert sums_of(rows) == sums_of(map(tuple, rows)) == sums_by_python(rows)
+
+
+@needs_it
+def test_rows_that_are_summed_by_python() -> None:
+    dice = random.Random(5)
+    rows = some_rows(dice, 20, 1)
+    many = [(*row[:2], f"key {number}", *row[3:]) for number, row in enumerate(rows)]
+    assert compiled.sums_of(many) is None
+    assert sums_of(many) == sums_by_python(many)
+    for at, value in ((6, 2**63), (11, -(2**63)), (16, 2**50), (0, -1), (20, "200"), (22, None), (2, None)):
+        odd = [*rows, (*rows[0][:at], value, *rows[0][at + 1 :])]
+        found = compiled.sums_of(odd)
+        assert found is None or found == sums_by_python(odd)
+        assert (found is None) is (at != 2)
+    assert compiled.sums_of([rows[0][:20]]) is compiled.sums_of([[]]) is compiled.sums_of(None) is None
+
+
+@needs_it
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_bound_is_the_same(seed: int) -> None:
+    dice = random.Random(seed)
+    rows = some_rows(dice, 40, dice.choice((1, 3)))
+    column, same = dice.randrange(23), dice.choice((True, 1, "same", None))
+    rows = [(*row[:column], same, *row[column + 1 :]) for row in rows]
+    begin = dice.randint(0, 39)
+    size = dice.randint(1, 40 - begin)
+    columns = dice.sample(range(23), 12)
+    groups = dice.choice(((), (tuple(columns[:1]), tuple(columns[1:4]), tuple(columns[4:])), ((column,),)))
+    assert compiled.bound(rows, begin, size, 23, groups) == bound(rows, begin, size, 23, groups)
+
+
+@needs_it
+def test_what_cannot_be_bound_is_an_error() -> None:
+    rows = some_rows(random.Random(1), 3, 1)
+    for args in (
+        (rows, 0, 4, 23, ()), (rows, -1, 1, 23, ()), (rows, 0, 0, 23, ()), (rows, 0, 1, 33, ()), ((), 0, 1, 1, ()),
+        (rows, 0, 1, 26, ()), ([None], 0, 1, 1, ()), (rows, 0, 1, 3, ((3,),)), (rows, 0, 1, 3, ((-1,),)),
+        (rows, 0, 1, 23, (tuple(range(20)), tuple(range(20)))), (rows, 0, 1, 3, []),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"bound|no such column"):
+            compiled.bound(*args)
+    for groups in ((3,), (("a",),)):
+        with pytest.raises((TypeError, SystemError)):
+            compiled.bound(rows, 0, 1, 23, groups)
 
 
 def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
