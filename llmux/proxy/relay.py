@@ -276,20 +276,23 @@ class Relay:
         exchange.tail.append(data if size <= BLOCK else data[-BLOCK:])
         if len(exchange.tail) >= 2 * BLOCKS:
             del exchange.tail[:BLOCKS]
-        if self._head:
+        head = self._head
+        if head:
             if self._event_stream:
                 exchange.opening = data[:BLOCK]
-            data = self._head + data
+            data = head + data
             self._head = b""
             exchange.first_byte_at = now
             self._client.bytes_written(len(data))
-            transport.write(data)
-            if self._tunnel is not None:
-                self._client.tunnel(self._tunnel)
+        elif self._event_stream and len(exchange.opening) < _OPENING:
+            exchange.opening += data[:BLOCK]  # the head, or a chunk's size, came alone
+        if size and self._chunked:
+            assert self._connection is not None
+            self._connection.write_block(transport, data)
         else:
-            if self._event_stream and len(exchange.opening) < _OPENING:
-                exchange.opening += data[:BLOCK]  # the head, or a chunk's size, came alone
             transport.write(data)
+        if head and self._tunnel is not None:
+            self._client.tunnel(self._tunnel)
         exchange.bytes_out += len(data)
         activity = exchange.activity
         if exchange.status < ERROR:  # type: ignore[operator]

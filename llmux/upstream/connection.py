@@ -23,8 +23,8 @@ after ``abort``, the connection has let go of the sink and will not call it agai
                      │ 1xx ↺                        │
                      └─────────── lost ◀────────────┘
 
-Whole chunks go past the sink (``pass_chunks``). Where there is a native relay, the stream is *lent* to it as soon
-as its first chunks have passed, and comes back with whatever is not a whole chunk: see ``native.py``.
+Whole chunks go past the sink (``pass_chunks``). Where there is a native relay, the stream is *lent* to it with its
+first chunks (``write_block``), and comes back with whatever is not a whole chunk: see ``native.py``.
 
 A connection is fit for another exchange (``reusable``) when both messages ended properly, the engine did not
 say otherwise, and nothing came after the end of the response. Whatever arrives on an idle connection ends it:
@@ -399,16 +399,26 @@ class EngineConnection(asyncio.Protocol):
 
     # ---- the native relay
 
+    def write_block(self, client: asyncio.Transport, block: bytes) -> None:
+        """Write what the sink has been given just now, all of it, and its head if that is due.
+
+        The stream is lent, if whole chunks go past the sink from now on.
+        """
+        if self._client is client and not self._until_lent and self.between_chunks:
+            self._lend(block)
+        else:
+            client.write(block)
+
     def _lend(self, data: bytes) -> None:
-        """Write chunks, if there are any, and lend the stream if that can be done now."""
+        """Write whole chunks, and lend the stream if that can be done now."""
         assert self._client is not None
         assert self._native is not None
         if self._request_sent and not self._reading_paused:
             self._lent = self._native.lend(self, self._client, data)
-        if self._lent or data:
+        if self._lent or self._between:
             self._until_lent = AFTER_LOSS
             self._write_chunk = self._client.write
-        if data and not self._lent:
+        if not self._lent:
             self._client.write(data)
 
     def handed_back(self, back: Back) -> None:
@@ -447,6 +457,7 @@ class EngineConnection(asyncio.Protocol):
         try:
             end = self._chunks.feed(data, payload)
         except ChunkError as error:
+            self._until_lent = 1  # what follows is not looked at, let alone passed on
             if payload is None and error.offset:
                 sink.response_data(data[: error.offset])
             self._fail(EngineProtocolError(f"The engine's answer is not framed as HTTP/1.1 demands: {error}."))
@@ -463,8 +474,6 @@ class EngineConnection(asyncio.Protocol):
         sink.response_data(data)
         if self._counter is not None and payload is None and data and self._sink is sink:
             self._between = self._chunks.between_chunks
-            if self._between and not self._until_lent:
-                self._lend(b"")  # the next chunk need not come here. If it cannot be lent yet, then with that one
 
     def _same_head(self, sink: ResponseSink, last: LastHead, data: bytes) -> bool:
         """Begin with the body, if these bytes begin with the last head again, but for the length."""

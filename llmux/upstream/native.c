@@ -300,7 +300,7 @@ struct relay *relay_open(size_t slots, int most_fd) {
 
 int relay_wake(const struct relay *r) { return r->wake; }
 
-// Send whole chunks or nothing, and go on with the stream. Returns its key; 0: it was not lent, and nothing was sent.
+// Send what ends between two chunks, or nothing, and go on with the stream. Returns its key; 0: it was not lent, and nothing was sent.
 uint64_t relay_lend(struct relay *r, int from, int to, const char *data, size_t length) {
     int own_from = fcntl(from, F_DUPFD_CLOEXEC, 0), own_to = fcntl(to, F_DUPFD_CLOEXEC, 0);
     ssize_t sent = -1;

@@ -4,9 +4,9 @@ Theory of operation
 ===================
 
 A good part of what an event of a stream costs is the way through the loop and Python, of bytes which are not
-looked at. So once the first chunk of an answer has passed (``EngineConnection``), and its client has taken it,
-both sockets are *lent* to a thread (``native.c``), which passes whole chunks on as ``data_received`` does,
-and counts the same. It knows no other thing: whatever is not a whole chunk, or does not go at once, comes *back*,
+looked at. So with the first chunk of an answer, if its client takes that at once (``EngineConnection``), both
+sockets are *lent* to a thread (``native.c``), which passes whole chunks on as ``data_received`` does, and counts
+the same. It knows no other thing: whatever is not a whole chunk, or does not go at once, comes *back*,
 with the bytes that are left, to the connection that lent it, and takes Python's path from there. The rules of
 HTTP, of errors and of back-pressure exist once.
 
@@ -25,6 +25,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -128,6 +129,7 @@ class NativeRelay:
         self._library = library
         self._relay: int | None = None
         self._lent: dict[int, Lender] = {}
+        self._watched: select.epoll | None = None  # the files that uvloop waits for
 
     def _open(self) -> bool:
         files = _open_files()
@@ -138,10 +140,12 @@ class NativeRelay:
             self._closed = True
             return False
         self._loop.add_reader(self._library.relay_wake(self._relay), self._take_all_back)
+        if watched := getattr(self._loop, "_get_backend_id", None):
+            self._watched = select.epoll.fromfd(os.dup(watched()))
         return True
 
     def lend(self, lender: Lender, client: asyncio.Transport, data: bytes) -> int:
-        """Write whole chunks or nothing to a client, and have all that follow passed on.
+        """Write what ends between two chunks to a client, or nothing, and have all chunks that follow passed on.
 
         Returns the stream's key; 0 if it cannot be lent now, and nothing was written.
         """
@@ -153,10 +157,15 @@ class NativeRelay:
             return 0
         engine.pause_reading()
         key: int = self._library.relay_lend(self._relay, *ends, data, len(data))
-        if key:
-            self._lent[key] = lender
-        else:
+        if not key:
             engine.resume_reading()
+            return 0
+        self._lent[key] = lender
+        if self._watched is not None:
+            # Else uvloop is woken up by the next chunk, only to find that it reads no more: it drops a file when
+            # something comes. What it waits for from now on, if only to write, it sets anew.
+            with contextlib.suppress(OSError):
+                self._watched.modify(ends[0], 0)
         return key
 
     def look(self, key: int) -> Passed:
@@ -193,6 +202,8 @@ class NativeRelay:
             self._loop.remove_reader(self._library.relay_wake(self._relay))
         self._library.relay_close(self._relay)
         self._relay = None
+        if self._watched is not None:
+            self._watched.close()
 
     def _take_all_back(self) -> None:
         report = _Report()

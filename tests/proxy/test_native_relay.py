@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -88,7 +89,9 @@ class Stream:
     """A stream from an engine's socket to a client's; ``engine`` and ``client`` are the far ends."""
 
     @classmethod
-    async def begun(cls, *, relay: bool = True, room: int = 0, request: bytes = b"request") -> Stream:
+    async def begun(
+        cls, *, relay: bool = True, room: int = 0, request: bytes = b"request", answer: bytes = STREAM
+    ) -> Stream:
         """``room``: bytes that the client's socket buffers, about."""
         self, loop = cls(), asyncio.get_running_loop()
         self.engine, near = socket.socketpair()
@@ -106,7 +109,7 @@ class Stream:
         self.relay = self.side.relay = Relay(self.side, self.exchange, loop, self.end.set_result)  # type: ignore[arg-type]
         self.relay.attach(self.connection)
         self.connection.begin(self.relay, whole=request)
-        await self.send(STREAM)
+        await self.send(answer)
         return self
 
     async def send(self, data: bytes) -> None:
@@ -261,29 +264,74 @@ def test_any_stream_in_any_pieces_is_passed_as_python_passes_it(loop) -> None:
 # ---- when it is lent
 
 
+@pytest.mark.parametrize("head", ["together", "before"])
 @pytest.mark.parametrize("first", [chunk("first"), chunk("first") + chunk("second")])
-def test_it_is_lent_as_soon_as_its_first_chunks_have_passed(first) -> None:
-    """On asyncio's own loop, which writes within the call."""
-
+def test_it_is_lent_with_its_first_chunks(run, first, head) -> None:
     async def main() -> None:
-        stream = await Stream.begun()
-        await stream.send(first[:9])
-        await asyncio.sleep(0.02)
-        assert not stream.connection._lent
-        await stream.send(first[9:])
-        await until(lambda: stream.connection._lent)
+        if head == "together":
+            stream = await Stream.begun(answer=STREAM + first)
+        else:
+            stream = await Stream.begun(answer=STREAM + first[:9])
+            await until(lambda: stream.exchange.bytes_out)
+            assert not stream.connection._lent
+            await stream.send(first[9:])
+        got = b""
+        while not got.endswith(b"\r\n\r\n" + first):
+            got += await stream.read()
+        assert stream.connection._lent
         await stream.send(chunk("natively") + END)
         assert await stream.ended() is None
-        assert (await stream.rest()).endswith(first + chunk("natively") + END)
+        assert await stream.rest() == chunk("natively") + END
         assert stream.exchange.events == first.count(b"data:") + 1
         await stream.close()
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_where_the_loop_writes_later_it_is_lent_with_the_next_chunk(run) -> None:
-    """As uvloop does up to 0.22: what is written within a callback is buffered until that has returned."""
+def test_uvloop_does_not_wait_for_what_it_does_not_read() -> None:
+    """It would be woken up by the next chunk, only to find that it reads no more."""
 
+    async def main() -> None:
+        stream = await Stream.begun()
+        loop: Any = asyncio.get_running_loop()
+        number = stream.connection.transport.get_extra_info("socket").fileno()
+        poller = Path(f"/proc/self/fdinfo/{loop._get_backend_id()}")
+
+        def waits() -> bool:
+            lines = [line.split() for line in poller.read_text().splitlines()]
+            return any(int(line[3], 16) & select.EPOLLIN for line in lines if line[:2] == ["tfd:", str(number)])
+
+        await until(waits)
+        await stream.send(chunk("first"))
+        await until(lambda: stream.connection._lent)
+        assert not waits()
+        await stream.send(chunk("natively") + END)
+        assert await stream.ended() is None
+        await until(waits)
+        assert (await stream.rest()).endswith(chunk("first") + chunk("natively") + END)
+        await stream.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_nothing_is_passed_on_that_follows_a_mistake(run, monkeypatch) -> None:
+    lent = []
+    monkeypatch.setattr(native.NativeRelay, "lend", lambda *given: lent.append(given) or 0)
+
+    async def main() -> None:
+        stream = await Stream.begun()
+        await stream.send(chunk("sound") + b"no chunk\r\n")
+        assert await stream.ended() is None
+        assert stream.exchange.broken == "engine_protocol_error"
+        assert chunk("sound") in await stream.rest()
+        assert not lent
+        await stream.close()
+
+    run(main())
+
+
+def test_behind_what_its_client_has_still_to_take_it_is_lent_with_a_later_chunk(run) -> None:
     class Later(Other):
         buffered = 1
 
