@@ -83,7 +83,8 @@ class Notifier:
 
 
 LOOK = 5.0  # seconds between two looks
-DEBOUNCE = 200  # milliseconds: editors write in several steps
+STEP = 300  # milliseconds between two looks at what the kernel has told, which is noticed at the second: each wakes
+DEBOUNCE = 600  # milliseconds: editors write in several steps
 
 
 def fingerprint(files: Iterable[Path]) -> tuple[tuple[int, ...] | None, ...]:
@@ -122,7 +123,7 @@ async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncItera
             watch_filter=None,
             recursive=False,
             debounce=DEBOUNCE,
-            step=50,
+            step=STEP,
             rust_timeout=int(look * 1000),
             yield_on_timeout=True,
         ):
