@@ -206,7 +206,7 @@ class Store:
 
     async def hosts(self) -> dict[str, dict[str, Any]]:
         """Return the documents of the hosts whose leases are not over."""
-        return {name: json.loads(text) for name, text in await self._living(_HOSTS, _host(""))}
+        return {name: _read(text) for name, text in await self._living(_HOSTS, _host(""))}
 
     async def fly(self, gateway: str, flight: Mapping[str, Mapping[str, int]]) -> None:
         """Say what a gateway has where: by host and model."""
@@ -217,10 +217,10 @@ class Store:
         """Return what all gateways but one have where: by host and model."""
         total: dict[str, dict[str, int]] = {}
         for gateway, text in await self._living(_GATEWAYS, _flight("")):
-            for host, models in ({} if gateway == but else json.loads(text)).items():
+            for host, models in ({} if gateway == but else _read(text)).items():
                 counts = total.setdefault(host, {})
-                for model, count in models.items():
-                    counts[model] = counts.get(model, 0) + count
+                for model, count in models.items() if isinstance(models, dict) else ():
+                    counts[model] = counts.get(model, 0) + (count if isinstance(count, int) else 0)
         return total
 
     async def claim(self, model: str, host: str, term: float, over: str = "") -> Claim:
@@ -264,7 +264,7 @@ class Store:
         return Told(
             bool(empty),
             float(now),
-            [json.loads(document) for name, document in pairs if name != gateway],
+            [_held(document) for name, document in pairs if name != gateway],
             {name: float(value) for name, value in zip(values[::2], values[1::2], strict=True)},
         )
 
@@ -294,6 +294,25 @@ class Store:
         if failed is not None:
             raise StoreError(words_of(failed, self.address)) from failed
         return answer
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Return a document of another llmux, perhaps of another version; of what is none an empty one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _held(text: str) -> dict[str, tuple[int, int]]:
+    """Return what requests under way at a gateway hold, by key."""
+    found = {}
+    for key, each in _read(text).items():
+        match each:
+            case [int(running), int(reserved)]:
+                found[key] = running, reserved
+    return found
 
 
 def _wake(model: str) -> str:

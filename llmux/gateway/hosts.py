@@ -41,6 +41,8 @@ from llmux.upstream.engine import EngineLostError, EngineProtocolError
 SILENCE = 6.0  # seconds, and three reports at least
 FIRST, LONGEST = 0.25, 5.0  # seconds between two tries to follow a host
 PATIENCE = 5.0  # seconds that a question to a host may take
+NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a document may raise which is read as if it were of an llmux: numbers without end, a thousand brackets."""
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
 
@@ -295,7 +297,7 @@ class Hosts:
                 host.mistaken = host.trouble
                 self._log.emit("report_refused", host=host.name, instance=report.instance, reason=host.trouble)
             return
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except NONSENSE as error:
             wrong = f"its report cannot be read ({error!r}): is it a llmux of another version?"
             if host.mistaken != wrong:
                 host.mistaken = wrong
@@ -374,7 +376,7 @@ class Hosts:
 
     async def _list(self, host: Host) -> None:
         """Ask a host for the entries of its models."""
-        with contextlib.suppress(EngineError, OSError, ValueError, LookupError, TypeError):
+        with contextlib.suppress(EngineError, OSError, *NONSENSE):
             answer = await self.ask(host, "GET", "/v1/models")
             host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
 
@@ -428,7 +430,7 @@ class Hosts:
         answer = await self.ask(host, "GET", "/llmux/status")
         try:
             lease = json.loads(answer.body)["lease"]
-        except (ValueError, LookupError, TypeError):
+        except NONSENSE:
             raise EngineProtocolError(f"{host.name} did not tell its status: {_refusal(answer.status)}.") from None
         return lease if isinstance(lease, dict) else None
 

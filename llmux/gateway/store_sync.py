@@ -36,7 +36,7 @@ class Sharing:
         self._name = secrets.token_hex(8)
         self._claims: asyncio.Queue[ev.ClaimWake] = asyncio.Queue()
         self._missing: dict[str, float] = {}  # hosts that the store does not have any more, since when
-        self._refused: set[str] = set()  # entries that cannot be used, as told
+        self._refused: set[tuple[str, str]] = set()  # entries that cannot be used, as told
         self.found: dict[str, HostConfig] = {}
         self.trouble = "was not asked yet"  # empty: it answers
         self._tasks: list[asyncio.Task[None]] = []
@@ -164,8 +164,8 @@ class Sharing:
 
     def _refuse(self, name: str, why: str) -> None:
         """Tell, once, why an entry is not used."""
-        if why not in self._refused:
-            self._refused.add(why)
+        if (name, why) not in self._refused:
+            self._refused.add((name, why))
             self._gateway.log.emit("report_refused", host=name, instance="", reason=why)
 
     def _lost(self, name: str) -> bool:

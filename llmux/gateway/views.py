@@ -19,7 +19,7 @@ from llmux.config.schema import MIB
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError
 from llmux.extract import BodyBudget
-from llmux.gateway.hosts import Host, lease_path
+from llmux.gateway.hosts import NONSENSE, Host, lease_path
 from llmux.middleware.front import GRANT
 from llmux.middleware.model_handler import unknown_model
 from llmux.version import __version__
@@ -337,7 +337,7 @@ class Views:
         answer = await self._gateway.hosts.ask(host, method, path, body, operator=True)
         try:
             document = json.loads(answer.body)
-        except ValueError:
+        except NONSENSE:
             document = None
         if not isinstance(document, dict):
             raise EngineError(f"{host.name} answered {answer.status}, and not as llmux does")
@@ -411,7 +411,7 @@ async def _ask(host: Host, hosts: Hosts, query: str) -> dict[str, Any] | str:
         return str(document["error"]["message"])
     except EngineError as error:
         return error.message
-    except (ValueError, LookupError, TypeError):
+    except NONSENSE:
         return "it does not answer as a llmux does"
 
 

@@ -112,6 +112,8 @@ class Puppet:
         self.asked: list[bytes] = []  # all other first lines
         self.withdrawn = asyncio.Event()
         self.silent = False
+        self.saying: bytes | None = None  # in place of the report
+        self.listed = b'{"data": []}'
         self.port = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -156,8 +158,8 @@ class Puppet:
                     self.asked.append(head.partition(b"\r\n")[0])
                     if head.startswith(b"POST /llmux/withdraw/"):
                         self.withdrawn.set()
-                    ready = b'{"data": []}'
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(ready), ready))
+                    said = self.listed
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -169,7 +171,8 @@ class Puppet:
         while True:
             if not self.silent:
                 self.report["seq"] += 1
-                event = f"event: report\ndata: {json.dumps(self.report)}\n\n".encode()
+                said = json.dumps(self.report).encode() if self.saying is None else self.saying
+                event = b"event: report\ndata: %b\n\n" % said
                 writer.write(b"%x\r\n%b\r\n" % (len(event), event))
                 await writer.drain()
             await asyncio.sleep(0.02)

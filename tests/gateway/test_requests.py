@@ -423,3 +423,32 @@ async def test_pipelined_requests_are_answered_in_their_order(door, puppet):
     line = await door.line()
     line.send(message("POST", CHAT, {"model": "a"}) * 2)
     assert [(await line.reply()).body for _ in range(2)] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    ["[" * 100_000, '{"seq": Infinity}', '{"seq": 1e999}', '{"lease": 1' + "0" * 400 + "}", '{"names": []}', "[]"],
+    ids=["deep", "infinite", "large", "long", "list", "no object"],
+)
+async def test_whatever_a_host_reports_it_is_followed_on(door, puppet, nonsense):
+    wrong = nonsense.encode()
+    if nonsense.startswith("{"):
+        wrong = json.dumps(puppet.report).encode()[:-1] + b"," + nonsense.encode()[1:]
+    puppet.saying = wrong
+    await door.open_gateway({"one": puppet.url}, wait=False)
+    await until(lambda: door.log.named("report_refused"))
+    assert "another version" in door.log.named("report_refused")[0]["reason"]
+    puppet.saying = None
+    puppet.does = [answer(b"fine")]
+    await until(lambda: door.log.named("host_followed"))
+    assert (await ask(door)).body == b"fine"
+
+
+@pytest.mark.parametrize("nonsense", [b"[" * 100_000, b'{"data": {}}', b'{"data": [1]}', b"7"])
+async def test_a_host_whose_list_of_models_is_nonsense_serves(door, puppet, nonsense):
+    puppet.listed = nonsense
+    puppet.does = [answer(b"fine")]
+    await door.open_gateway({"one": puppet.url})
+    await until(lambda: b"GET /v1/models HTTP/1.1" in puppet.asked)
+    assert (await ask(door)).body == b"fine"
+    assert (await door.ask("GET", "/v1/models")).json()["data"] == []

@@ -344,6 +344,37 @@ async def test_what_the_store_says_of_a_host_that_is_nonsense(shared, server):
 
 
 @one_loop
+async def test_what_is_in_the_store_under_llmux_s_names_and_is_nonsense(shared, server):
+    shared.join("one", server)
+    store = Store(server.url)
+    await eventually(lambda: answers(store))
+    deep, far = "[" * 100_000, 10**15
+    for name, text in (("a", "[]"), ("b", deep), ("c", "7"), ("d", "nothing"), ("e", '{"url": 1e999}')):
+        await store._redis.hset(f"{{llmux}}:host:{name}", mapping={"document": text, "until": far, "instance": "x"})
+        await store._redis.zadd("{llmux}:hosts", {name: far})
+    said = ("[]", deep, "7", "nothing", '{"one": 7}', '{"one": {"a": "x"}}', '{"one": {"a": 1e999}}')
+    for number, text in enumerate(said):
+        for kind in ("flight", "held"):
+            await store._redis.set(f"{{llmux}}:{kind}:{number}", text.replace("one", "alice"))
+            await store._redis.set(f"{{llmux}}:{kind}:{number}x", text)
+        await store._redis.zadd("{llmux}:gateways", {str(number): far, f"{number}x": far})
+    hosts, shared.hosts = shared.hosts, {}
+    key = {"name": "alice", "key": "sk-a", "limits": {"requests": "1M/d", "concurrent": 100}}
+    shared.write_gateway(fleet={"store": server.url}, api_keys=[key])
+    shared.hosts = hosts
+    shared.start()
+    await shared.until(lambda: shared.log.count("its entry in the store cannot be used") == 5)
+    shared.join("two", server)  # it goes on looking
+    await shared.until(lambda: shared.log.count('"host_followed"') == 2)
+    alice = [("Authorization", "Bearer sk-a")]
+    document = (await shared.get("/llmux/fleet", headers=alice)).json()
+    assert (sorted(document["hosts"]), document["store"]["trouble"]) == (["one", "two"], None)
+    assert document["store"]["limits"] == {"alone": False, "gateways": 2 * len(said) + 1}
+    assert (await shared.chat("a", headers=alice)).status == 200
+    await store.close()
+
+
+@one_loop
 @pytest.mark.parametrize("how", ["KILL", "STOP"])
 async def test_a_host_that_is_lost_gets_nothing_more(shared, how):
     """How soon that is, the soak measures: at once where connections are refused, 6 s after its last word else."""
