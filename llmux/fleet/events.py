@@ -26,6 +26,11 @@ class Event:
 
 
 @dataclass(slots=True)
+class HostsKnown(Event):
+    """All hosts that there are have been added: a model that none of them has is not found."""
+
+
+@dataclass(slots=True)
 class HostReported(Event):
     """A report has come. ``age`` is how many seconds ago it was taken, as far as is known."""
 

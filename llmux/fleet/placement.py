@@ -111,6 +111,8 @@ class Placement:
         self.moves: bool = getattr(route, "moves", False)
         self.rules = rules or Rules()
         self.fleet = Fleet(dice)
+        self.complete = True
+        """Whether all hosts are known; the driver puts it to False where ``HostsKnown`` is still to come."""
         self.requests: dict[int, Request] = {}
         self.queues: dict[str, OrderedDict[int, Request]] = {}
         self.timers = Timers()
@@ -201,7 +203,7 @@ class Placement:
         """Queue a request that no host can take now, or reject it."""
         model, fleet = request.model, self.fleet
         serving = [host for host in fleet.hosts.values() if host.serves(model)]
-        if not serving and all(host.report is not None for host in fleet.hosts.values()):
+        if not serving and self.complete and all(host.report is not None for host in fleet.hosts.values()):
             self._reject(request, ev.Code.UNKNOWN_MODEL, f"model {model!r} not found", None)
             return
         if request.refusal is not None and not any(True for _ in fleet.candidates(model)):
@@ -405,6 +407,11 @@ class Placement:
 
     # ---- hosts
 
+    def _known(self, _event: ev.HostsKnown) -> None:
+        self.complete = True
+        for model in list(self.queues):
+            self._give_up(model)
+
     def _host(self, name: str) -> Host:
         host = self.fleet.hosts.get(name)
         if host is None:
@@ -436,8 +443,11 @@ class Placement:
             self.timers.set((Timer.LEASE, host.name), host.lease_until)
         else:
             fleet.unlist(host)
-        for model in [model for model in self.queues if model in report.models]:
-            self._dispatch(model)
+        for model in list(self.queues):
+            if model in report.models:
+                self._dispatch(model)
+            elif known is None:
+                self._give_up(model)
 
     def _eject(self, host: Host, reason: str) -> None:
         """Send nothing there until a probe is answered."""
@@ -475,7 +485,7 @@ class Placement:
     def _give_up(self, model: str) -> None:
         """Reject what waits for a model that no host has any more."""
         hosts = self.fleet.hosts.values()
-        if any(host.report is None or host.serves(model) for host in hosts):
+        if not self.complete or any(host.report is None or host.serves(model) for host in hosts):
             return
         for request in list(self.queues[model].values()):
             self._unqueue(request)
@@ -536,6 +546,7 @@ class Placement:
         ev.ConnectFailed: _connect_failed,
         ev.RequestRefused: _refused,
         ev.HostAdded: _added,
+        ev.HostsKnown: _known,
         ev.HostReported: _reported,
         ev.HostUnreachable: _unreachable,
         ev.HostReachable: _reachable,

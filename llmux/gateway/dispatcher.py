@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmux.core.effects import Refusal
@@ -125,6 +125,16 @@ class Dispatcher:
         else:
             self.post(ev.RequestArrived(trip.id, model))
         return trip
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Take note of what names stand for, of which requests came before any host had said so."""
+        queues = self.placement.queues
+        for name in [name for name in queues if names.get(name, name) != name]:
+            for number in list(queues[name]):
+                trip = self._trips[number]
+                trip.model = names[name]
+                self.post(ev.RequestAbandoned(number))
+                self.post(ev.RequestArrived(number, trip.model))
 
     def leave(self, trip: Trip) -> None:
         """End a request, wherever it stands."""

@@ -202,6 +202,8 @@ class GatewayHandler:
     """Serves the requests that name a model."""
 
     gate: SharedGate | None = None
+    store_trouble: Callable[[], str] = staticmethod(lambda: "")
+    """Why the store, which knows of hosts, cannot be used; empty: it can, or was not asked yet."""
 
     def __init__(
         self,
@@ -252,6 +254,7 @@ class GatewayHandler:
         try:
             while True:
                 order = await trip.order()
+                self._take_name(context, trip.model)
                 context.rode = order.waited
                 try:
                     return await self._attempt(request, context, trip, teller, body)
@@ -272,10 +275,18 @@ class GatewayHandler:
         if model is not None:
             return model
         silent = [host for host in self._hosts.all() if host.heard is None]
-        if not silent:
+        complete = self._dispatcher.placement.complete
+        if not complete and (trouble := self.store_trouble()):
+            raise UnavailableError(
+                f"No host that is known has a model {name[:100]!r}; the store, which knows more, cannot be used:"
+                f" {trouble}.",
+                code=ev.Code.NO_HOST,
+                retry_after=LOOK_AGAIN,
+            )
+        if not silent and complete:
             names = self._hosts.names()
             raise unknown_model(name, sorted(filter(grant.allows, names) if grant is not None else names))
-        if all(host.lost for host in silent):
+        if complete and all(host.lost for host in silent):
             shown = ", ".join(host.name for host in silent)
             raise UnavailableError(
                 f"No host that answers has a model {name[:100]!r}; not reached so far: {shown}.",
@@ -283,6 +294,14 @@ class GatewayHandler:
                 retry_after=LOOK_AGAIN,
             )
         return name  # it waits for their first reports
+
+    @staticmethod
+    def _take_name(context: RequestContext, model: str) -> None:
+        """Take over what the request's name stands for, where a host has said that only while it waited."""
+        if context.model != model:
+            context.model = model
+            if context.passed is not None:
+                context.passed.served = model
 
     def _refused(self, trip: Trip, error: RefusedByHostError) -> None:
         if trip.withdrawing and error.code == WITHDRAWN:

@@ -308,6 +308,7 @@ class Hosts:
             self._start(self._list(host), f"llmux: models of {host.name}")
             host.names = names
             self._index()
+            self._dispatcher.rename(self._names)
         host.version = str(document.get("version", ""))
         host.reported(report, self._dispatcher.now())
         self.on_names(report.models)

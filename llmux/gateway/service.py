@@ -69,6 +69,9 @@ class Gateway:
         store = config.store
         self.sharing = None if store is None else Sharing(self, store.get_secret_value())
         self.handler = GatewayHandler(config, self.hosts, self.dispatcher, self.forwarder, self.now)
+        if (sharing := self.sharing) is not None:
+            self.dispatcher.placement.complete = False  # until the store has said which hosts there are
+            self.handler.store_trouble = lambda: sharing.trouble if sharing.asked else ""
         self.hold_keys(config)
 
     def now(self) -> float:

@@ -39,6 +39,7 @@ class Sharing:
         self._refused: set[tuple[str, str]] = set()  # entries that cannot be used, as told
         self.found: dict[str, HostConfig] = {}
         self.trouble = "was not asked yet"  # empty: it answers
+        self.asked = False  # it has been, whatever came of it
         self._tasks: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()  # the others should know at once
         gateway.dispatcher.on_claim = self._claimed
@@ -161,6 +162,8 @@ class Sharing:
         if found != self.found:
             self.found = found
             gateway.configure_hosts()
+        if not gateway.dispatcher.placement.complete:
+            gateway.dispatcher.post(ev.HostsKnown())
 
     def _refuse(self, name: str, why: str) -> None:
         """Tell, once, why an entry is not used."""
@@ -195,4 +198,4 @@ class Sharing:
                 self._gateway.log.emit("store_lost", error=trouble)
             else:
                 self._gateway.log.emit("store_restored")
-        self.trouble = trouble
+        self.trouble, self.asked = trouble, True

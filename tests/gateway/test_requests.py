@@ -452,3 +452,19 @@ async def test_a_host_whose_list_of_models_is_nonsense_serves(door, puppet, nons
     await until(lambda: b"GET /v1/models HTTP/1.1" in puppet.asked)
     assert (await ask(door)).body == b"fine"
     assert (await door.ask("GET", "/v1/models")).json()["data"] == []
+
+
+async def test_an_alias_that_comes_before_the_first_report_waits_and_is_served(door, puppet):
+    puppet.silent = True
+    puppet.report["names"] = {"a": "a", "gpt": "a"}
+    puppet.does = [answer(b"fine"), answer(b"well")]
+    gateway = await door.open_gateway({"one": puppet.url}, wait=False)
+    lines = [await door.begin("POST", CHAT, {"model": name}) for name in ("gpt", "a", "other")]
+    await until(lambda: gateway.dispatcher.queued() == {"gpt": 1, "a": 1, "other": 1})
+    puppet.silent = False
+    replies = [await line.reply() for line in lines]
+    assert [reply.status for reply in replies] == [200, 200, 404]
+    assert replies[2].error["code"] == "model_not_found"
+    for line in lines:
+        line.close()
+    assert [row["model"] for row in gateway.requests.rows(2)] == ["a", "a"]

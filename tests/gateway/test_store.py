@@ -294,6 +294,39 @@ async def test_requests_are_served_whatever_becomes_of_the_store(shared, server,
     assert (await shared.chat("a", headers=key)).status == 200
 
 
+@one_loop
+async def test_a_gateway_that_starts_before_its_store_answers_finds_no_model_missing(shared, server):
+    shared.join("one", server, "a b")
+    store = Store(server.url)
+
+    async def known():
+        return "one" in await store.hosts()
+
+    await eventually(known)
+    server.stop()
+    shared.write_shared(server)
+    shared.start(ready=False)
+    first = asyncio.create_task(shared.chat("a"))
+    await shared.until(lambda: '"store_lost"' in shared.log)
+    told = await shared.chat("a")
+    assert (told.status, told.json()["error"]["code"]) == (503, "no_host")
+    assert int(told.get("Retry-After")) > 0
+    server.go_on()
+    answer = await first
+    assert (answer.status, answer.get("X-LLMux-Host")) == (200, "one")
+    missing = await shared.chat("c")
+    assert (missing.status, missing.json()["error"]["code"]) == (404, "model_not_found")
+    await store.close()
+
+
+@one_loop
+async def test_with_an_empty_store_a_model_is_not_found_once_that_is_known(shared, server):
+    shared.write_shared(server)
+    shared.start(ready=False)
+    answer = await shared.chat("a")
+    assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
 # ---- hosts that are called wrongly
 
 
