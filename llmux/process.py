@@ -83,7 +83,7 @@ class Notifier:
 
 
 LOOK = 5.0  # seconds between two looks
-STEP = 300  # milliseconds between two looks at what the kernel has told, which is noticed at the second: each wakes
+STEP = 300  # milliseconds between two looks at what the kernel has told; it is taken in at the second
 DEBOUNCE = 600  # milliseconds: editors write in several steps
 
 

@@ -133,7 +133,7 @@ for i = 7, #ARGV, 5 do
     redis.call('ZADD', KEYS[1], now, ARGV[i])
 end
 redis.call('ZADD', KEYS[1], now, '-')
-redis.call('SET', KEYS[3], ARGV[1], 'PX', {int(600e3)})
+redis.call('SET', KEYS[3], ARGV[1], 'PX', {int(86400e3)})
 local held, values = {{}}, {{}}
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], now, '+inf')) do
     held[#held + 1] = name
@@ -148,6 +148,10 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[2], '+inf')) do
 end
 return {{empty and 1 or 0, string.format('%.0f', now), held, values}}
 """
+
+
+NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a document of something else may raise: of numbers without end, of a thousand brackets."""
 
 
 class StoreError(Exception):
@@ -298,7 +302,7 @@ class Store:
 
 def _read(text: str) -> dict[str, Any]:
     """Return a document of another llmux, perhaps of another version; of what is none an empty one."""
-    with contextlib.suppress(ValueError, RecursionError):
+    with contextlib.suppress(*NONSENSE):
         found = json.loads(text)
         if isinstance(found, dict):
             return found

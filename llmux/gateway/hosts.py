@@ -33,6 +33,7 @@ from llmux.core.phases import Phase
 from llmux.errors import EngineError
 from llmux.fleet import events as ev
 from llmux.fleet.fleet_view import HostReport, ModelReport, read_report
+from llmux.fleet.store import NONSENSE
 from llmux.gateway.dispatcher import Dispatcher, Trip
 from llmux.observability.notices import EventLog
 from llmux.upstream import ConnectionPool, EngineActivity, EngineAddress, EngineConnection, ResponseHead
@@ -41,8 +42,6 @@ from llmux.upstream.engine import EngineLostError, EngineProtocolError
 SILENCE = 6.0  # seconds, and three reports at least
 FIRST, LONGEST = 0.25, 5.0  # seconds between two tries to follow a host
 PATIENCE = 5.0  # seconds that a question to a host may take
-NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a document may raise which is read as if it were of an llmux: numbers without end, a thousand brackets."""
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
 

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from llmux.observability.audit import Audit
 
 USE, OPTIONS = "route.use", "route.options"
-SAVE_EVERY = 2.0  # seconds
+SAVE_EVERY = 2.0  # seconds until it is tried again
+SAVE_SOON = 0.05  # seconds between two, at least
 
 
 class Gateway:
@@ -107,6 +108,9 @@ class Gateway:
 
             gate = SharedGate(self.now, self._is_awake)
         gate.configure_gateway(config, self.hosts.model_of)
+        if gate.unreadable:
+            self.log.emit("state_file_unreadable", path=str(config.state_path), error=gate.unreadable)
+            gate.unreadable = ""
         self.handler.gate = gate
 
     def _is_awake(self, model: str) -> bool:
@@ -159,8 +163,16 @@ class Gateway:
     async def _save(self) -> None:
         """Keep what budgets have spent."""
         while True:
-            await asyncio.sleep(SAVE_EVERY)
+            gate = self.handler.gate
+            if gate is None:  # a reload may bring one
+                await asyncio.sleep(SAVE_EVERY)
+                continue
+            await gate.unsaved.wait()
+            gate.unsaved.clear()
             self._save_now()
+            await asyncio.sleep(SAVE_EVERY if self._unsaved else SAVE_SOON)
+            if self._unsaved:
+                gate.unsaved.set()
 
     def _save_now(self) -> None:
         trouble = ""

@@ -18,7 +18,9 @@ taken from what comes next, and over a longer time the limit holds.
   other gateways that were there last used as much. When it is back, what was really used replaces that.
 - A store that was emptied is told what is known here; the largest budget that any gateway knows of holds.
 
-What was spent is in a file, too (``state``): it survives the end of all gateways, and of the store.
+What was spent is in a file, too (``state``): it survives the end of all gateways, and of the store. What the
+store has not confirmed is marked there, a batch with its number, and written down before it is told: a gateway
+that is started after a kill tells it again, and each part counts once.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from llmux.accounts.gate import Gate, Grant, Header, Passed
 from llmux.accounts.limits import Allowance, period
 from llmux.accounts.pricing import Prices, TokenPrice, micros, price_of
 from llmux.accounts.tokens import Answer, Tokens, tokens_of
-from llmux.fleet.store import Told, Use
+from llmux.fleet.store import NONSENSE, Told, Use
 
 if TYPE_CHECKING:
     from llmux.config.gateway import GatewayConfig
@@ -144,7 +146,9 @@ class SharedGate(Gate):
         self._rates: dict[str, Allowance] = {}
         self._held: dict[str, _Held] = {}
         self._saved = ""
-        self._charged = False  # what one that was killed had reserved, which the file still says
+        self._batch = "", 0  # which gateway tells it, and its number: a batch of one that was killed has its own
+        self.unsaved = asyncio.Event()  # something may have changed that is kept in the file
+        self.unreadable = ""  # what is wrong with the file
         self._keeper = self
 
     # ---- what a keeper is asked (budgets begin with what was spent before)
@@ -238,6 +242,7 @@ class SharedGate(Gate):
             held = self._held[key]
             self._others_hold(key, held.running * more, held.reserved * more)
         self.used.set()
+        self.unsaved.set()
 
     def _note(self, name: str, amount: float) -> None:
         self._pending[name] = self._pending.get(name, 0.0) + amount
@@ -258,23 +263,27 @@ class SharedGate(Gate):
         if not self._sent:
             self._sent, self._pending = self._pending, {}
             self._seq += 1
+            self._batch = gateway, self._seq
+            with contextlib.suppress(OSError):  # it is told of when it is saved as always
+                self.save()
         uses = list(self._uses())
         held = {key: (each.running, each.reserved) for key, each in self._held.items() if each.running}
+        teller, number = self._batch
         try:
-            told = await store.use(gateway, self._seq, self._since, uses, held)
+            told = await store.use(teller, number, self._since, uses, held if teller == gateway else {})
         except Exception:
             self._lost()
             raise
         self._sent = {}
-        self._anew = told.empty and not self._anew  # then all that is known is told next
-        if self._anew:
+        # What is known is told next, where the store knew nothing, or another gateway has told it of less.
+        self._anew = (told.empty and not self._anew) or any(
+            value < self._spent.get(name, 0) for name, value in told.values.items() if name.startswith("budget:")
+        )
+        if self._anew or teller != gateway:
             self.used.set()
         self._since = told.now - 1000.0
         self._take(told)
-        if self._charged:  # it is told: another one that is started after a kill must not tell it again
-            self._charged = False
-            with contextlib.suppress(OSError):  # it is told of when it is saved as always
-                self.save()
+        self.unsaved.set()
 
     def _lost(self) -> None:
         """Go on alone."""
@@ -305,7 +314,7 @@ class SharedGate(Gate):
         now = self.now()
         for name, value in told.values.items():
             if name.startswith("budget:"):
-                self._spent[name] = round(value)
+                self._spent[name] = max(round(value), self._spent.get(name, 0))  # it only grows
             else:
                 self._full_at[name] = now + max(0.0, (value - told.now) / 1000)
             if (allowance := self._rates.get(name)) is not None:
@@ -327,23 +336,44 @@ class SharedGate(Gate):
 
     def _load_file(self, file: Path) -> None:
         self._file = file
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        try:
             document = json.loads(file.read_text())
-            for name, spent in document["spent"].items():
-                self._spent[str(name)] = int(spent)
-            for name, reserved in document["reserved"].items():  # it was killed: they count as spent
-                self._note(str(name), int(reserved))
-                self._charged = True
+            spent, reserved, untold = (
+                {str(name): int(value) for name, value in document.get(part, {}).items()}
+                for part in ("spent", "reserved", "untold")
+            )
+            batch = document.get("batch") or {"gateway": "", "number": 0, "spent": {}}
+            told = {str(name): int(value) for name, value in batch["spent"].items()}
+            self._batch = str(batch["gateway"]), int(batch["number"])
+        except FileNotFoundError:
+            return
+        except (OSError, *NONSENSE) as error:
+            self.unreadable = f"{file}: {error!r}"
+            return
+        self._sent = dict(told)
+        self._spent = {
+            name: max(0, each - untold.get(name, 0) - told.get(name, 0)) for name, each in spent.items()
+        }
+        for name, value in (*untold.items(), *reserved.items()):  # it was killed: these count as spent
+            self._note(name, value)
 
-    def document(self) -> dict[str, dict[str, int]]:
-        """Return what is kept of budgets: what was spent, and what is reserved here."""
+    def document(self) -> dict[str, Any]:
+        """Return what is kept of budgets: what was spent, is reserved here, and was not confirmed by the store."""
         spent, reserved = {}, {}
         for key, budget in self.budgets().items():
             name = _budget(key, budget.period[0])
             spent[name] = self.spent(key, budget.period[0])
             if (held := self._held.get(key)) is not None and held.reserved:
                 reserved[name] = held.reserved
-        return {"spent": spent, "reserved": reserved}
+        untold, told = (
+            {name: round(uses[name]) for name in spent if uses.get(name)} for uses in (self._pending, self._sent)
+        )
+        found: dict[str, Any] = {"spent": spent, "reserved": reserved}
+        if untold:
+            found["untold"] = untold
+        if told:
+            found["batch"] = {"gateway": self._batch[0], "number": self._batch[1], "spent": told}
+        return found
 
     def save(self) -> None:
         """Write the file, where something has changed. Raises OSError."""

@@ -19,7 +19,8 @@ from llmux.config.schema import MIB
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError
 from llmux.extract import BodyBudget
-from llmux.gateway.hosts import NONSENSE, Host, lease_path
+from llmux.fleet.store import NONSENSE
+from llmux.gateway.hosts import Host, lease_path
 from llmux.middleware.front import GRANT
 from llmux.middleware.model_handler import unknown_model
 from llmux.version import __version__

@@ -468,3 +468,25 @@ async def test_an_alias_that_comes_before_the_first_report_waits_and_is_served(d
     for line in lines:
         line.close()
     assert [row["model"] for row in gateway.requests.rows(2)] == ["a", "a"]
+
+
+async def test_what_is_reserved_is_in_the_file_as_soon_as_it_is(door, puppet, monkeypatch):
+    monkeypatch.setattr("llmux.gateway.service.SAVE_EVERY", 1e6)
+    file = door.folder / "spent.json"
+    key = {"name": "alice", "key": "sk-a", "budget": {"usd": 1, "per": "month"}}
+    prices = {"models": {"a": {"input": 1, "output": 1}}}
+    go = asyncio.Event()
+
+    async def held(writer):
+        await go.wait()
+        writer.write(answer(b'{"usage": {"prompt_tokens": 1, "completion_tokens": 2}}'))
+
+    puppet.does = [held]
+    await door.open_gateway({"one": puppet.url}, api_keys=[key], prices=prices, state=str(file))
+    line = await door.begin("POST", CHAT, {"model": "a"}, authorization="Bearer sk-a")
+    await until(lambda: file.exists() and json.loads(file.read_text())["reserved"])
+    go.set()
+    assert (await line.reply()).status == 200
+    line.close()
+    await until(lambda: not json.loads(file.read_text())["reserved"])
+    assert list(json.loads(file.read_text())["spent"].values()) == [3]

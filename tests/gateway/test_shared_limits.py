@@ -30,7 +30,7 @@ class Gateway:
         self.store, self.name = store, name
         self.time, self.wall = asyncio.get_running_loop().time, NOW
         self.gate = SharedGate(self.time, lambda _model: False, lambda: self.wall)
-        self.configure(document | {"state": str(file or "/nonexistent/state.json")})
+        self.configure(document | {"state": str(file or "/dev/null/state.json")})
 
     def configure(self, document):
         self.gate.configure_gateway(GatewayConfig.model_validate({"hosts": HOSTS, **document}), {"alias": "a"}.get)
@@ -285,8 +285,83 @@ async def test_what_was_spent_survives_and_what_was_reserved_by_one_that_was_kil
     assert late.gate.budgets()["alice"].spent == 300 + passed.reserved
     again.gate.save()
     assert json.loads(file.read_text())["spent"] == {"budget:1698796800:alice": 300 + passed.reserved}
-    file.write_text("nonsense")
-    assert Gateway(store, "x4", document, file).gate.budgets()["alice"].spent == 0
+    for nonsense in ("nonsense", "[]", '{"spent": {"budget:1698796800:alice": Infinity}}', "[" * 100_000):
+        file.write_text(nonsense)
+        wrong = Gateway(store, "x4", document, file)
+        assert wrong.gate.budgets()["alice"].spent == 0
+        assert str(file) in wrong.gate.unreadable
+    assert not again.gate.unreadable
+
+
+async def spent(store, document):
+    late = Gateway(store, "late", document)
+    await late.tell()
+    return late.gate.budgets()["alice"].spent
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["not told", "told, but not answered"])
+async def test_what_was_spent_without_the_store_survives_a_kill_and_counts_once(store, tmp_path, told):
+    document = keys(budget={"usd": 1, "per": "month"}, prices=TOKENS)
+    file = tmp_path / "gateway.json"
+    first, other = Gateway(store, "x", document, file), Gateway(store, "y", document)
+    first.end(first.ask(), wrote=300)
+    for each in (first, other):
+        await each.tell()
+
+    async def lose(*args):
+        if told:
+            await store.use(*args)
+        raise StoreError("the store is frozen")
+
+    first.end(first.ask(), wrote=20)
+    first.store = type("Frozen", (), {"use": staticmethod(lose)})()
+    with pytest.raises(StoreError):
+        await first.tell()
+    first.end(first.ask(), wrote=1)
+    first.gate.save()  # and it is killed
+    other.end(other.ask(), wrote=4000)
+    await other.tell()
+    again = Gateway(store, "x2", document, file)
+    assert again.gate.budgets()["alice"].spent == 321
+    again.gate.save()
+    again = Gateway(store, "x3", document, file)  # that one was, too
+    for _ in range(3):
+        await again.tell()
+    assert await spent(store, document) == 4321
+    again.gate.save()
+    again = Gateway(store, "x4", document, file)
+    for _ in range(2):
+        await again.tell()
+    assert again.gate.budgets()["alice"].spent == await spent(store, document) == 4321
+
+
+async def test_a_batch_is_in_the_file_before_it_is_told(store, tmp_path):
+    document = keys(budget={"usd": 1, "per": "month"}, prices=TOKENS)
+    file = tmp_path / "gateway.json"
+    first = Gateway(store, "x", document, file)
+    first.end(first.ask(), wrote=300)
+    await first.tell()  # and it is killed, before it has saved anything itself
+    again = Gateway(store, "x2", document, file)
+    assert again.gate.budgets()["alice"].spent == 300
+    await again.tell()
+    await again.tell()
+    assert await spent(store, document) == 300
+
+
+async def test_a_store_that_was_emptied_is_told_by_the_one_that_knows_more(store):
+    document = keys(budget={"usd": 1, "per": "month"}, prices=TOKENS)
+    first, second = (Gateway(store, name, document) for name in "xy")
+    first.end(first.ask(), wrote=300)
+    for each in (first, second, first):
+        await each.tell()
+    first.end(first.ask(), wrote=20)
+    await first.tell()
+    await store._redis.flushall()
+    for each in (second, second, first):  # it has not heard of the last twenty
+        await each.tell()
+    assert first.gate.budgets()["alice"].spent == 320
+    await first.tell()
+    assert await spent(store, document) == 320
 
 
 async def test_roles_and_models(store):

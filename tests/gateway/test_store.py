@@ -383,7 +383,8 @@ async def test_what_is_in_the_store_under_llmux_s_names_and_is_nonsense(shared, 
     await eventually(lambda: answers(store))
     deep, far = "[" * 100_000, 10**15
     for name, text in (("a", "[]"), ("b", deep), ("c", "7"), ("d", "nothing"), ("e", '{"url": 1e999}')):
-        await store._redis.hset(f"{{llmux}}:host:{name}", mapping={"document": text, "until": far, "instance": "x"})
+        entry = {"document": text, "until": far, "instance": "x"}
+        await store._redis.hset(f"{{llmux}}:host:{name}", mapping=entry)
         await store._redis.zadd("{llmux}:hosts", {name: far})
     said = ("[]", deep, "7", "nothing", '{"one": 7}', '{"one": {"a": "x"}}', '{"one": {"a": 1e999}}')
     for number, text in enumerate(said):
