@@ -100,7 +100,8 @@ class PolicyConfig(Section):
     max_wait: Duration = Field(
         default=600.0,
         description="When a model's oldest waiter has waited this long, the next switch goes to that model,"
-        " whatever the policy says.",
+        " whatever the policy says. With `fair`, what a key that floods waits for counts from when the model let"
+        " that key in last.",
     )
     min_active: Duration = Field(
         default=0.0, description="How long a model stays awake at least before a switch may displace it."

@@ -18,14 +18,16 @@ key, not a thousand waiters. With less, keys that take turns cost a switch each;
 Order alone does not help a request that finds the GPU at a model of the flood's own, or busy with its answers:
 they are not cut. So it is also measured what a key *costs* the others: the seconds that their requests wait while
 the GPU does something on its account alone, be it a switch, the way back, or an answer. A key that has had more
-than its part of the GPU, and has asked for several times as much as the others, is *over*. It may cost them as
+than its part of the GPU, and has asked for several times as much as the others, is *over*, until it has had far
+less: a flood that comes and goes fills all slots at each of its turns. It may cost them as
 much as its part of what they wait anyway, by which one key of six makes the other five wait a fifth longer. It
 causes no switch while others wait for one, or once it has cost too much, and is held back even from what is awake
 once its answers have. What costs no other key anything is served all along; and ``max_wait`` goes before this,
 counted for such a key from when it was let in last: each of the thousand would be overdue, and no other key
 served.
 
-What is held back is lifted as what is away, so that it comes back to its part and not to all that it has missed.
+What is over is lifted as what is away, so that it comes back to its part and not to all that it has missed, and
+no other key waits for it to catch up. A key that asks seldom is about for longer, as its next request comes later.
 """
 
 from __future__ import annotations
@@ -48,12 +50,15 @@ from llmux.core.state import Turns
 ALPHA = 0.2  # of averages
 UNKNOWN = 500.0  # what a request takes, in tokens, until one has ended
 AHEAD = 1.5  # switches, and requests, by which a key may be ahead and still count for the policy
-ABOUT = 300.0  # seconds without a request after which a key is not about
+ABOUT = 300.0  # seconds without a request after which a key is not about, or
+GAPS = 3.0  # times as long as it usually is between two of its requests
 LATELY = 1800.0  # seconds in which what was is forgotten, but for a third
 DEMAND = 2.0  # times as much as the others, each, that a key asks for which is over
+STILL = 0.25  # of its part, that a key has had at least which is over still
 MUCH = 10.0  # requests that it asks for at least: chance makes less of keys that ask now and then
 KNOCK_ON = 1.5  # seconds that others wait for each that is seen: what has come meanwhile waits longer
 ANSWERS = 0.7  # of what a key may cost the others, by its answers: a switch costs more at once
+LONG = 0.4  # of that at least, where a switch is shorter than an answer: what those cost shows late
 LITTLE = 0.1  # of an answer, for which a request may be made to wait in any case
 LEAST = 1e-3  # seconds
 
@@ -76,6 +81,8 @@ class _Key:
     usual: float | None = None  # what one of its requests takes, on average; None until one has ended
     over: bool = False  # it has had more than its part, and asks for much
     held: bool = False  # it has cost the others what it may
+    came: float | None = None  # when its last request did
+    gap: float = 0.0  # seconds between two of its requests, on average
     # These are forgotten with time, and are of ``time``:
     had: float = 0.0  # of its counter, not divided by its weight
     waited: float = 0.0  # seconds that its requests have, together
@@ -113,7 +120,7 @@ class Fairness:
     weights: Mapping[str, float] = field(default_factory=dict)
     _keys: dict[str, _Key] = field(default_factory=dict)
     _active: dict[str, _Key] = field(default_factory=dict)
-    _about: dict[str, float] = field(default_factory=dict)  # keys, and when they last had requests
+    _about: dict[str, float] = field(default_factory=dict)  # keys, and until when they are about
     now: float = 0.0  # on the core's clock; whatever tells of requests sets it
     _time: float = 0.0  # the counter of the key that was the last to be active, while none is
     _usual: float = UNKNOWN  # what a request takes, on average over all keys
@@ -140,6 +147,9 @@ class Fairness:
             key.counter = max(key.counter, self.lowest)
             self._active[name] = key
         key.present += 1
+        if key.came is not None:
+            key.gap = _average(key.gap, self.now - key.came)
+        key.came = self.now
         self._about[name] = math.inf
 
     def left(self, name: str) -> None:
@@ -148,7 +158,7 @@ class Fairness:
         key.present -= 1
         if not key.present:
             del self._active[name]
-            self._about[name] = self.now
+            self._about[name] = self.now + min(max(ABOUT, GAPS * key.gap), LATELY)
             if not self._active:
                 self._time = max(self._time, key.counter)
 
@@ -220,10 +230,11 @@ class Fairness:
         much = MUCH * (self._answer_seconds + self._switch_seconds)
         for key in about:
             own, odds = key.waited + key.ran, key.weight / max(weights - key.weight, LEAST)
-            key.over = key.had > odds * (had - key.had) and own > DEMAND * odds * (asked - own) + much
+            part = odds * (had - key.had) * (STILL if key.over else 1.0)
+            key.over = key.had > part and own > DEMAND * odds * (asked - own) + much
 
     def _those_about(self) -> list[_Key]:
-        for name in [name for name, left in self._about.items() if left < self.now - ABOUT]:
+        for name in [name for name, until in self._about.items() if until < self.now]:
             del self._about[name]
         return [self._keys[name] for name in self._about]
 
@@ -231,8 +242,13 @@ class Fairness:
 
     @property
     def lowest(self) -> float:
-        """The lowest counter of the keys with requests waiting or in flight."""
-        return min((key.counter for key in self._active.values() if not key.held), default=self._time)
+        """The lowest counter of the keys with requests waiting or in flight, if they are not over."""
+        return min((key.counter for key in self._in_turn()), default=self._time)
+
+    def _in_turn(self) -> list[_Key]:
+        """Return the active keys by which the others go: what rests, or is held back, would hold all up."""
+        active = self._active.values()
+        return [key for key in active if not key.over] or [key for key in active if not key.held]
 
     def rank(self, name: str) -> float:
         """Return where a key's next request stands: the lowest goes first."""
@@ -244,7 +260,7 @@ class Fairness:
             return True
         key, usual = self._keys[name], self._usual
         own = usual if key.usual is None else key.usual
-        floor = min((other.rank(usual) for other in self._active.values() if not other.held), default=-math.inf)
+        floor = min((other.rank(usual) for other in self._in_turn()), default=-math.inf)
         return key.rank(usual) + place * own / key.weight <= floor + self.slack
 
     def over(self, name: str) -> bool:
@@ -252,13 +268,20 @@ class Fairness:
         return self._keys[name].over
 
     def holds(self, name: str, *, answers: bool) -> bool:
-        """Say whether a key has cost the others what it may, by its ``answers`` or by all; then it is lifted."""
+        """Say whether a key has cost the others what it may, by ``answers`` or by all. What is over is lifted."""
         key = self._keys[name]
         limit = self._limit(key) if key.over else math.inf
         key.held = key.cost > limit
-        if key.held:
+        if key.over:
             key.counter = max(key.counter, self.lowest)
-        return key.by_answers > ANSWERS * limit if answers else key.held
+        return key.by_answers > self._by_answers * limit if answers else key.held
+
+    @property
+    def _by_answers(self) -> float:
+        """How much of what a key may cost the others it may by its answers."""
+        if not self.long or not self._switch_seconds:
+            return ANSWERS
+        return ANSWERS * max(LONG, self._switch_seconds / self._answer_seconds)
 
     def _limit(self, key: _Key) -> float:
         """Return how many seconds the requests of others may wait on account of a key; inf if there are none."""

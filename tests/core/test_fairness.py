@@ -16,9 +16,12 @@ from llmux.estimates.fairness import (
     AHEAD,
     ANSWERS,
     DEMAND,
+    GAPS,
     KNOCK_ON,
     LATELY,
     LITTLE,
+    LONG,
+    STILL,
     UNKNOWN,
     Fairness,
     FairOrder,
@@ -357,8 +360,18 @@ def two(asked=200.0, cost=0.0, by_answers=False, **weights):
 def test_a_key_is_over_that_has_had_more_than_its_part_and_asks_for_much(fair, over):
     assert fair.over("flood") is over
     assert not fair.over("a")
+
+
+def test_a_key_that_is_over_stays_so_until_it_has_had_far_less_than_its_part():
+    fair = two(900.0)
+    fair.served("a", (int(101 / STILL) - 101, 0))  # it has had a bit more than that much of its part
+    assert fair.over("flood")
     fair.served("a", (2, 0))
     assert not fair.over("flood")
+    fair.served("flood", (100, 0))  # and to be over again it has to have had all of it
+    assert not fair.over("flood")
+    fair.served("flood", (1000, 0))
+    assert fair.over("flood")
 
 
 def test_it_asks_for_much_if_that_is_more_than_some_requests_take():
@@ -386,6 +399,20 @@ def test_a_key_may_cost_the_others_its_part_of_what_they_wait():
     assert not fair.holds("flood", answers=False)
 
 
+@pytest.mark.parametrize(("answer", "part"), [(10.0, 1.0), (20.0, 0.5), (200.0, LONG)])
+def test_of_that_it_may_cost_less_by_answers_which_are_longer_than_a_switch(answer, part):
+    whole = 100.0 / KNOCK_ON  # of which what it has cost is taken off
+    for more, held in ((-0.1, False), (0.1, True)):
+        fair = two(10_000.0, ANSWERS * part / (1.0 + ANSWERS * part) * whole + more, by_answers=True)
+        fair.started("a")
+        fair.stopped("a", answer)
+        assert not fair.holds("flood", answers=True) or part == 1.0  # no switch is known
+        fair.switched(["a"], 10.0)
+        fair.switched(["flood"], 10.0)
+        assert fair.over("flood")
+        assert fair.holds("flood", answers=True) is held
+
+
 def test_where_the_others_hardly_wait_it_goes_by_their_answers():
     fair = two(900.0, 1000.0)
     assert fair.holds("flood", answers=False)
@@ -395,21 +422,74 @@ def test_where_the_others_hardly_wait_it_goes_by_their_answers():
     assert not fair.holds("flood", answers=False)
 
 
-def test_what_is_held_back_is_lifted_as_if_it_were_away():
+def behind():
+    """Return books in which a flood is over whose counter is far below that of the other key."""
     fair = two()
     fair.served("a", (10**6, 0))
     fair.now = 10.0 * LATELY  # that was long ago
     fair.passed(1.0, {"flood": 10**6}, {})
+    assert not fair.over("flood")
+    assert not fair.entitled("a", 0)  # it is the flood's turn
     fair.served("flood", (100, 0))
-    assert not fair.holds("flood", answers=False)
+    assert fair.over("flood")
     assert fair.counters() == {"a": 1_000_100.0, "flood": 201.0}
-    assert not fair.entitled("a", 0)
-    fair.blame(["flood"], 1000.0, {"a": 1}, answers=False)
-    assert fair.holds("flood", answers=False)
-    assert fair.counters() == {"a": 1_000_100.0, "flood": 1_000_100.0}
-    fair.served("a", (10**6, 0))
-    assert fair.lowest == 2_000_100.0
+    return fair
+
+
+def test_no_other_key_waits_for_what_is_over():
+    fair = behind()
     assert fair.entitled("a", 0)
+    assert fair.lowest == 1_000_100.0
+    fair.joined("new")
+    assert fair.counters()["new"] == 1_000_100.0
+
+
+def test_of_keys_that_are_all_over_the_lowest_goes_first():
+    fair = Fairness()
+    for key in "abcd":
+        fair.joined(key)
+        fair.served(key, (0, 0))
+    for number, key in enumerate("ab"):
+        fair.passed(100.0, {key: 10}, {})
+        fair.served(key, (10_000 * (1 + number), 0))
+    assert fair.over("a")
+    assert fair.over("b")
+    for key in "cd":
+        fair.left(key)
+    assert fair.lowest == 10_000.0
+    assert fair.entitled("a", 0)
+    assert not fair.entitled("b", 0)
+
+
+@pytest.mark.parametrize("cost", [0.0, 1000.0])
+def test_what_is_over_is_lifted_as_if_it_were_away(cost):
+    fair = behind()
+    fair.blame(["flood"], cost, {"a": 1}, answers=False)
+    assert fair.holds("flood", answers=False) is (cost > 0.0)
+    assert fair.counters() == {"a": 1_000_100.0, "flood": 1_000_100.0}
+    fair.served("a", (10, 0))
+    assert fair.lowest == 1_000_110.0
+    assert fair.entitled("a", 0)
+
+
+@pytest.mark.parametrize(
+    ("gap", "about"), [(10.0, ABOUT), (200.0, GAPS * 200.0), (5000.0, LATELY)], ids=["often", "seldom", "hardly"]
+)
+def test_a_key_that_asks_seldom_is_about_for_longer(gap, about):
+    fair = two(900.0)
+    for _ in range(60):  # which is forgotten, but for the gap
+        fair.left("a")
+        fair.now += gap
+        fair.joined("a")
+    fair.left("a")
+    fair.blame(["flood"], 10**6, {"a": 1}, answers=False)
+    fair.passed(1.0, {"a": 1000, "flood": 10**6}, {})
+    fair.served("a", (1, 0))
+    fair.served("flood", (1000, 0))
+    left = fair.now
+    for after, held in ((about - 1.0, True), (about + 1.0, False)):
+        fair.now = left + after
+        assert fair.holds("flood", answers=False) is held
 
 
 def test_what_is_held_back_asks_for_no_more_by_waiting():
