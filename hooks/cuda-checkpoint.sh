@@ -76,7 +76,7 @@ command_line() { # print the engine's command as shell words
 
 is_ours() { find_engine && expected; }
 
-is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+is_ready() { is_healthy && is_ours; }
 
 checkpoint() { # run cuda-checkpoint, for $1 seconds at most
 	limit=$1

@@ -80,11 +80,8 @@ is_ours() { # does our server answer there, and not another one?
 }
 
 is_ready() {
-	if [ "${HEALTH_PATH:-}" = none ]; then
-		speaks_http && is_ours
-	else
-		get "$url$health_path" >/dev/null && is_ours
-	fi
+	is_healthy || { [ "${HEALTH_PATH:-}" = none ] && has_answered; } || return
+	is_ours
 }
 
 run_stop_command() { (cd "${FOLDER:-.}" && eval "$STOP_COMMAND") </dev/null; }

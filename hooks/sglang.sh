@@ -82,7 +82,7 @@ command_line() { # print the engine's command as shell words; the variables are 
 
 is_ours() { answers_as "$alias"; }
 
-is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+is_ready() { is_healthy && is_ours; }
 
 is_idle() { # the cache can be flushed only while no request runs or waits
 	ask POST "$url/flush_cache" || [ "$status" = 404 ]

@@ -64,7 +64,7 @@ look() { # set $state to active, activating, deactivating, inactive, failed, …
 	state=$(property ActiveState) || fail "$systemctl does not answer"
 }
 
-is_up() { [ "$state" = active ] && get "$url$health_path" >/dev/null && expected; }
+is_up() { [ "$state" = active ] && is_healthy && expected; }
 
 is_down() {
 	look
@@ -90,7 +90,7 @@ wake() {
 	until look && is_up; do
 		case $state in
 		active)
-			! get "$url$health_path" >/dev/null || strangers=$((strangers + 1))
+			[ "$healthy" = no ] || strangers=$((strangers + 1))
 			[ "$strangers" -lt 10 ] || fail "something answers at $url, but '${EXPECT:-}' is not in what it says"
 			;;
 		activating | reloading) ;;

@@ -85,7 +85,7 @@ command_line() { # print the engine's command as shell words; the variables are 
 
 is_ours() { answers_as "$alias"; }
 
-is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+is_ready() { is_healthy && is_ours; }
 
 order() { # METHOD PATH [SECONDS]: a signed request; sets $status and $answer, as ask does
 	method=$1 address=$url$2 seconds=${3:-${ASK_SECONDS:-5}}

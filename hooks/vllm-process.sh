@@ -68,7 +68,7 @@ command_line() { # print the engine's command as shell words; the variables are 
 
 is_ours() { answers_as "$alias"; }
 
-is_ready() { get "$url$health_path" >/dev/null && is_ours; }
+is_ready() { is_healthy && is_ours; }
 
 set_up "$@"
 act "$@"

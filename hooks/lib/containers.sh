@@ -23,14 +23,14 @@ look() { # set $state to what the container does; "none" when there is no such c
 	esac
 }
 
-is_up() { [ "$state" = running ] && get "$url$health_path" >/dev/null && expected; }
+is_up() { [ "$state" = running ] && is_healthy && expected; }
 
 wait_ready() { # until it answers, or has ended
 	strangers=0
 	until look && is_up; do
 		case $state in
 		running)
-			! get "$url$health_path" >/dev/null || strangers=$((strangers + 1))
+			[ "$healthy" = no ] || strangers=$((strangers + 1))
 			[ "$strangers" -lt 10 ] || fail "something answers at $url, but '$EXPECT' is not in what it says"
 			;;
 		created | restarting | starting | configured | initialized) ;;

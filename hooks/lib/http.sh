@@ -1,5 +1,6 @@
 # shellcheck shell=sh
-# Asking a server over HTTP. Uses $url, where it is, and $auth, a header with a key, where one is needed.
+# Asking a server over HTTP. Uses $url, where it is, $health_path, where it says that it is well,
+# and $auth, a header with a key, where one is needed.
 
 ask() { # METHOD URL [JSON] [SECONDS]: set $status and $answer, succeed on 2xx. No status: "refused", or "none" in time
 	method=$1 address=$2 json=${3:-} seconds=${4:-${ASK_SECONDS:-5}}
@@ -53,10 +54,13 @@ took() { # set $status from $code, with which the program that asked has ended, 
 	esac
 }
 
-get() { ask GET "$1" && printf '%s\n' "$answer"; }
+is_healthy() { # does it say that it is well? Sets $healthy to yes or no
+	healthy=no
+	# shellcheck disable=SC2034,SC2154 # of the scripts that use this function
+	ask GET "$url$health_path" && healthy=yes
+}
 
-speaks_http() { # does anything answer there, whatever it says?
-	ask GET "$url/" && return
+has_answered() { # has anything answered what was asked last, whatever it said?
 	case $status in
 	none | refused) return 1 ;;
 	esac

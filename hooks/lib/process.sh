@@ -82,7 +82,9 @@ note() { # keep a word about the engine in its pid file
 	state=$1
 }
 
-wake_engine() {
+speaks_http() { ask GET "$url/" || has_answered; }
+
+wake_engine() { # is_ready has is_healthy ask first: an engine that starts is asked once each time, not twice
 	if is_ready; then
 		say "is awake already"
 		return
@@ -93,21 +95,24 @@ wake_engine() {
 		end_engine TERM "${GRACE:-10}" || kill_engine
 	fi
 	strangers=0
-	until is_ready; do
+	while :; do
 		if find_engine; then
-			! get "$url$health_path" >/dev/null || strangers=$((strangers + 1))
+			[ "$healthy" = no ] || strangers=$((strangers + 1))
 			[ "$strangers" -lt 20 ] || fail "something answers at $url, but it is not $name"
 		elif [ -n "$mine" ]; then
 			say "ended while it was starting; the end of $log:" >&2
 			tail -n 20 "$log" >&2
 			rm -f "$pid_file"
 			exit 1
+		elif [ "$healthy.$status" != no.refused ] && speaks_http; then
+			is_ready || fail "something else answers at $url, not $name"
+			break # others have started it, just now
 		else
-			! speaks_http || fail "something else answers at $url, not $name"
 			mine=yes
 			start_engine
 		fi
 		sleep 0.1
+		! is_ready || break
 	done
 	if find_engine; then
 		note ready
