@@ -102,7 +102,6 @@ def calls(fakes, word: str) -> list[str]:
     [
         *itertools.product([*CONTAINERS, "systemd"], ["sh"]),
         *itertools.product(["docker", "podman-criu", "systemd"], ["busybox"]),
-        ("docker", "bash"),
     ],
     indirect=["shell"],
 )

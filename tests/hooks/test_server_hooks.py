@@ -47,7 +47,7 @@ def script(request):
 
 @pytest.mark.parametrize(
     ("script", "shell"),
-    [*itertools.product(ALL, ["sh", "busybox"]), ("ollama", "bash")],
+    [*itertools.product(ALL, ["sh", "busybox"])],
     indirect=["shell"],
 )
 def test_a_whole_life(script, server, shell, live):
