@@ -332,6 +332,35 @@ def test_a_queue_in_front_of_hosts_that_would_refuse():
     )
 
 
+def test_no_model_is_missing_before_all_hosts_are_known_and_have_reported():
+    play = Playbook()
+    play.placement.complete = False
+    play(
+        at(1.0, asks(1, "x"), queued(1, "x")),
+        at(1.0, asks(2, "a"), queued(2, "a")),
+        at(1.5, report("h1", awake("a"), seq=1), sent(2, "a", "h1", waited=0.5)),
+        at(1.6, ev.HostAdded("h2")),
+        at(2.0, ev.HostsKnown()),
+        at(2.5, report("h1", awake("a"), seq=2)),
+        at(
+            3.0,
+            report("h2", awake("b"), seq=1),
+            rejected(1, "x", "model_not_found", "model 'x' not found", None, 2.0),
+        ),
+        at(3.0, asks(3, "x"), rejected(3, "x", "model_not_found", "model 'x' not found", None)),
+    )
+
+
+def test_what_waits_for_a_model_that_no_host_has_ends_when_all_hosts_are_known():
+    play = Playbook()
+    play.placement.complete = False
+    play(
+        at(1.0, report("h1", awake("a"), seq=1)),
+        at(1.0, asks(1, "x"), queued(1, "x")),
+        at(2.0, ev.HostsKnown(), rejected(1, "x", "model_not_found", "model 'x' not found", None, 1.0)),
+    )
+
+
 def test_a_model_that_no_host_has_is_not_found():
     play = given(**TWO)
     play(at(1.0, asks(1, "x"), rejected(1, "x", "model_not_found", "model 'x' not found", None)))
