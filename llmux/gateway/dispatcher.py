@@ -93,6 +93,7 @@ class Dispatcher:
         self._tellers: dict[type, Callable[[Any], None]] = {
             ev.Send: self._send,
             ev.Reject: self._reject,
+            ev.RequestQueued: self._queued,
             ev.Withdraw: self._withdraw,
             ev.ClaimWake: self._claim,
             ev.Probe: lambda effect: self.on_probe(effect.host),
@@ -180,12 +181,16 @@ class Dispatcher:
         """Reject what waits here: nothing more is sent."""
         for queue in list(self.placement.queues.values()):
             for number in list(queue):
-                trip = self._trips.get(number)
-                if trip is not None:
-                    trip.over = True
-                    trip.give(UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART))
-                self.post(ev.RequestAbandoned(number))
+                self._drop(number)
         self._closed = True
+
+    def _drop(self, number: int) -> None:
+        """Reject a request that waits here, as this gateway stops."""
+        trip = self._trips.get(number)
+        if trip is not None:
+            trip.over = True
+            trip.give(UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART))
+        self.post(ev.RequestAbandoned(number))
 
     # ---- the placement
 
@@ -233,6 +238,10 @@ class Dispatcher:
             kind = _STATUSES.get(effect.code, UnavailableError)
             param = "model" if kind is UnknownModelError else None
             trip.give(kind(effect.message, code=effect.code, param=param, retry_after=effect.retry_after))
+
+    def _queued(self, effect: ev.RequestQueued) -> None:
+        if self._closed:  # it has lost its host meanwhile, and would wait for ever
+            self._drop(effect.request)
 
     def _withdraw(self, effect: ev.Withdraw) -> None:
         self.counts["withdrawn", effect.host] += 1

@@ -24,6 +24,11 @@ CONNECT_TIMEOUT = 10.0
 # Off, they go two at a time, as on a connection that is used again. Linux turns it on itself once one has waited
 # for 40 ms, so an engine that waits for them (with Nagle's algorithm) does so once.
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+# A machine that is gone, and no process that is frozen, answers no probes; the system's own first one is after two
+# hours. What is on this machine cannot go by itself.
+_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))  # seconds, seconds, probes
+_KEPT_ALIVE = [(getattr(socket, name), value) for name, value in _KEEPALIVE if hasattr(socket, name)]
+_HERE = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class ConnectionPool:
@@ -93,6 +98,8 @@ class ConnectionPool:
             with contextlib.suppress(OSError):
                 # There is no total timeout: this is how the death of an engine's whole machine is noticed.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in () if address.host in _HERE else _KEPT_ALIVE:
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
                 if _QUICKACK is not None:
                     sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 0)
         return connection

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from llmux.upstream import EngineRefusedError
 from tests.gateway.conftest import ASLEEP, AWAKE, answer
 from tests.server.house import held, message, until
 
@@ -490,3 +491,23 @@ async def test_what_is_reserved_is_in_the_file_as_soon_as_it_is(door, puppet, mo
     line.close()
     await until(lambda: not json.loads(file.read_text())["reserved"])
     assert list(json.loads(file.read_text())["spent"].values()) == [3]
+
+
+async def test_what_loses_its_host_while_the_gateway_stops_is_told_so(door, puppet):
+    refused = asyncio.Event()
+
+    async def connect(_address):
+        await refused.wait()
+        raise EngineRefusedError("The engine refused the connection.")
+
+    gateway = await door.open_gateway({"one": puppet.url})
+    gateway.forwarder.pool.connect = connect
+    line = await door.begin("POST", CHAT, {"model": "a"})
+    await until(lambda: gateway.handler.under_way)
+    stopping = asyncio.create_task(gateway.stop())
+    await until(lambda: gateway.stopping)
+    refused.set()
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (503, "stopping")
+    line.close()
+    await stopping

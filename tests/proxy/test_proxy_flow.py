@@ -285,3 +285,17 @@ async def test_what_an_engine_is_sent_goes_at_once_and_what_it_sends_is_acknowle
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 0
         connection.abort()
         await pool.close()
+
+
+async def test_the_death_of_another_machine_is_noticed_within_minutes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        pool = ConnectionPool()
+        elsewhere = await pool.connect(EngineAddress("0.0.0.0", engine.getsockname()[1]))
+        sock = elsewhere.transport.get_extra_info("socket")
+        idle, every, probes = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + every * probes <= 120
+        elsewhere.abort()
+        await pool.close()

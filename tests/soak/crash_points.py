@@ -13,6 +13,11 @@ GPU (``tests.harness``); the state file was not set aside; what an operator was 
 every model answers; TERM ends llmux with 0; no process and no draft of a file is left behind. ``--twice N`` kills
 the second llmux, at every point of its own start, for N of the points of the first.
 
+``gateway…`` kill a gateway before two hosts, with limits, a budget and a store (its own in ``gateway-embedded``):
+what was told to be spent is spent afterwards, what was under way is charged no more than was reserved for it, the
+store and the file say the same, and no store, socket or draft is left. ``store`` kills, and freezes, the store at
+each of its answers instead: all requests are served, and counted exactly once.
+
 Points are named by the call and its number in its thread: ``--at rename:3`` (``--then rename:1``) plays one again.
 Exit code 0: no problem. Needs strace, and the right to trace (ptrace). 130 points take five minutes on two cores.
 """
@@ -22,9 +27,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -32,7 +35,7 @@ from pathlib import Path
 
 from tests.harness.lease.raw import Gone
 from tests.harness.waiting import PATIENCE
-from tests.soak.crash_lab import CrashLab, Point
+from tests.soak.crash_lab import CrashDoor, CrashLab, Point
 from tests.soak.crash_scenarios import SCENARIOS, Scenario
 
 TROUBLE = ("state_file_set_aside", "state_file_unreadable", "ledger_set_aside", "internal_error", "holder_unknown")
@@ -61,8 +64,11 @@ async def live(lab: CrashLab, scenario: Scenario) -> None:
 
 async def case(lab: CrashLab, scenario: Scenario, first: Point | None, *more: Point | None, wait: bool) -> None:
     """Play a life until it is killed at ``first``, perhaps others, and look at the next. AssertionError."""
-    scenario.write(lab)
+    await asyncio.to_thread(scenario.write, lab)
     lab.check_holding = scenario.check_holding
+    if scenario.traces_store:
+        await store_case(lab, scenario, first, frozen=wait)
+        return
     if await asyncio.to_thread(lab.start_traced, first):
         await live(lab, scenario)
     await asyncio.to_thread(lab.dead, orphans_wait=wait)
@@ -91,6 +97,26 @@ async def case(lab: CrashLab, scenario: Scenario, first: Point | None, *more: Po
     await scenario.ended(lab)
 
 
+async def store_case(lab: CrashLab, scenario: Scenario, kill: Point | None, *, frozen: bool) -> None:
+    """Kill or freeze the store at a point, and have the gateway go on. AssertionError."""
+    assert isinstance(lab, CrashDoor)
+    assert lab.store is not None
+    await asyncio.to_thread(lab.start)
+    store = lab.store.process
+    await asyncio.to_thread(lab.trace, store.pid, kill, "STOP" if frozen else "KILL")
+    await scenario.play(lab)  # all of it is served, whatever becomes of the store
+    if kill is not None and not frozen:
+        store.kill()
+        lab.store.restart()
+    assert lab.tracer is not None
+    lab.tracer.terminate()
+    await asyncio.to_thread(lab.tracer.wait, PATIENCE)
+    lab.store.go_on()
+    await scenario.check(lab)
+    await asyncio.to_thread(lab.finish)
+    await scenario.ended(lab)
+
+
 class Explorer:
     """Plays one scenario at all its points."""
 
@@ -105,12 +131,15 @@ class Explorer:
         """Play it once; return what was done in the last life that was to be killed."""
         async with self._room:
             self.played += 1
-            lab = CrashLab(self.folder / f"{self.played}")
+            lab = self.scenario.laboratory(self.folder / f"{self.played}")
             done: dict[str, Point] = {}
             try:
                 async with asyncio.timeout(3 * PATIENCE):
                     await case(lab, self.scenario, *kills, wait=wait)
                 done = lab.sites(len(kills))
+                if self.scenario.traces_store:  # it answers the same again and again: it is the number that counts
+                    last = kills[-1] and str(kills[-1])
+                    done = {str(each): each._replace(cut=str(each) == last) for each in done.values()}
                 shutil.rmtree(lab.root, ignore_errors=True)
             except (AssertionError, OSError, Gone, TimeoutError, KeyError, ValueError, ExceptionGroup) as error:
                 where = " then ".join(str(kill or "the end") for kill in kills)
@@ -120,17 +149,13 @@ class Explorer:
                 with contextlib.suppress(OSError):
                     done = lab.sites(len(kills)) if kills[-1] else {}  # what fails without a kill is not explored
             finally:
-                if lab.process is not None:
-                    lab.kill()
-                for pid, _ in lab.processes():
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
+                lab.clear()
             return done
 
     async def cover(self, *before: Point) -> tuple[int, int]:
         """Play it at each point, with both kinds of orphans; return how many there are, and were missed."""
         sites = await self.play(*before, None, wait=True)
-        left = {(site, wait) for site in sites for wait in (True, False)}
+        left = {(site, wait) for site in sites for wait in self.scenario.kinds}
 
         async def at(site: str, wait: bool, more: int) -> None:
             kill = sites[site]._replace(number=max(1, sites[site].number + more))
@@ -145,7 +170,7 @@ class Explorer:
         """Kill one llmux."""
         sites, missed = await self.cover()
         print(
-            f"{self.scenario.name}: {sites} points, each with orphans that wait and that go on; {missed} missed;"
+            f"{self.scenario.name}: {sites} points, each in {len(self.scenario.kinds)} ways; {missed} missed;"
             f" {self.played} runs; {len(self.problems)} problems",
             flush=True,
         )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import signal
 import sqlite3
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from tests.harness.store_server import Server
+from tests.soak.crash_lab import CrashDoor, CrashLab
 
 if TYPE_CHECKING:
     from tests.harness.lease.raw import Answer
-    from tests.soak.crash_lab import CrashLab
 
 HOOKS = ("wake", "sleep", "prefetch", "stop")
 
@@ -26,6 +30,12 @@ class Scenario:
     models: ClassVar[dict[str, dict[str, Any]]] = {"a": {}, "b": {}}
     top: ClassVar[dict[str, Any]] = {}
     headers: ClassVar[list[tuple[str, str]]] = []
+    kinds: tuple[bool, ...] = (True, False)  # orphans wait, and go on
+    traces_store = False  # it is the store that is killed (and frozen, for True), not llmux
+
+    def laboratory(self, root: Path) -> CrashLab:
+        """Return a new one."""
+        return CrashLab(root)
 
     def write(self, lab: CrashLab) -> None:
         """Write the configuration, and have hooks of a killed llmux wait."""
@@ -305,10 +315,208 @@ class Accounts(Scenario):
                 json.loads(line)
 
 
+# ---- gateways
+
+COST = 600  # millionths, of each request of alice
+RESERVED = 1000  # at most, for one
+USAGE = base64.b64encode(b'{"usage": {"prompt_tokens": 300, "completion_tokens": 300}}').decode()
+PLAIN = {"body": USAGE, "headers": [["Content-Type", "application/json"]]}
+
+
+class Fleet(Scenario):
+    """Requests are let in, reserved for, served by two hosts, and settled; one waits at its host at the end.
+
+    What was told to be spent is spent afterwards, and not more than what was begun could take; the store says the
+    same as the file, and nothing is reserved any more.
+    """
+
+    name = "gateway"
+    check_holding = False
+    kinds = (True,)
+    headers = Accounts.headers
+    store = True
+    top: ClassVar = {
+        "audit": "audit.jsonl",
+        "state": "state/gateway.json",
+        "admin_key": "key-of-admin",
+        "prices": {"models": {name: {"input": 1, "output": 1} for name in "ab"}},
+        "api_keys": [
+            {
+                "name": "alice",
+                "key": "key-of-alice",
+                "limits": {"requests": "1M/d", "concurrent": 50},
+                "budget": {"usd": 50, "per": "month"},
+            }
+        ],
+    }
+
+    def laboratory(self, root: Path) -> CrashLab:
+        return CrashDoor(root)
+
+    def write(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        for name in ("one", "two"):
+            lab.add(name)
+        if self.store:
+            lab.store = Server()
+        self.configure(lab)
+
+    def configure(self, lab: CrashDoor) -> None:
+        fleet = {"store": lab.store.url if lab.store else "embedded"}
+        lab.write_gateway(fleet=fleet, **self.top)
+
+    async def paid(self, lab: CrashDoor, model: str, **more: Any) -> Answer:
+        """Have alice ask, and wait until what it cost is in the file: no request, which would be a point."""
+        before, lab.begun = lab.spent(), lab.begun + 1
+        answer = await lab.chat(model, headers=self.headers, do=more or PLAIN)
+        if answer.status == 200:
+            await lab.until(lambda: lab.spent() > before and not lab.kept().get("reserved"))
+            lab.told["spent"] = lab.spent()
+            lab.told["confirmed"] = lab.begun
+        return answer
+
+    async def play(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        for model in "ab":
+            assert (await self.paid(lab, model)).status == 200
+        assert (await self.paid(lab, "a", sse=4)).status == 200
+        lab.begun += 1
+        line = await lab.begin("a", headers=self.headers, do={"hold": "end"})
+        await lab.until(lambda: sum(lab.kept().get("reserved", {}).values()))
+        await line.close()
+        await lab.until(lambda: not sum(lab.kept().get("reserved", {}).values()))
+
+    async def check(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+
+        def settled() -> bool:
+            kept = lab.kept()
+            return "spent" in kept and not kept.keys() & {"untold", "batch"} and not kept["reserved"]
+
+        await lab.until(settled)
+        spent, told = lab.spent(), int(lab.told.get("spent", 0))  # type: ignore[call-overload]
+        most = told + RESERVED * (lab.begun - int(lab.told.get("confirmed", 0)))  # type: ignore[call-overload]
+        assert told <= spent <= most, f"{spent} are spent; told were {told}, and {most} is the most"
+        if lab.store is not None:
+            await lab.until(lambda: lab.stored() == spent, every=0.1)
+
+    async def ended(self, lab: CrashLab) -> None:
+        for line in (lab.root / "audit.jsonl").read_text().splitlines():
+            json.loads(line)
+
+
+class FleetEmbedded(Fleet):
+    """The same with a store that is the gateway's child: it goes with it."""
+
+    name = "gateway-embedded"
+    store = False
+
+
+class FleetFailover(Fleet):
+    """A host dies with a request before its first byte, and the next one is served elsewhere."""
+
+    name = "gateway-failover"
+
+    async def play(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        served = await self.paid(lab, "a")
+        holder, _ = lab.holder(served)
+        async with asyncio.TaskGroup() as requests:
+            asked = requests.create_task(self.paid(lab, "a", hold="end"))
+            await lab.until(lambda: sum(lab.kept().get("reserved", {}).values()))
+            await asyncio.sleep(0.1)  # it is at the engine, or on its way
+            holder.kill()
+        answer = asked.result()
+        assert (answer.status, answer.json()["error"]["code"]) == (502, "host_lost"), answer
+        assert (await self.paid(lab, "a")).status == 200
+        assert (await self.paid(lab, "b")).status == 200
+
+
+class FleetDrain(Fleet):
+    """A host is drained and taken back: what the operator was told holds."""
+
+    name = "gateway-drain"
+
+    async def play(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        for act in ("drain", "undrain"):
+            lab.told["drained"] = None
+            answer = await lab.post(f"/llmux/fleet/one/{act}", headers=[("Authorization", "Bearer key-of-admin")])
+            assert answer.status == 202, answer
+            lab.told["drained"] = act == "drain"
+            assert (await self.paid(lab, "b")).status == 200
+
+    async def check(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        lease = (await lab.hosts["one"].status())["lease"]
+        told = lab.told.get("drained", False)
+        assert told in (None, bool(lease)), f"{told} was told, and {lease} is"
+        await super().check(lab)
+
+
+class FleetReload(Fleet):
+    """A host leaves the configuration, and comes back."""
+
+    name = "gateway-reload"
+
+    async def play(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        assert (await self.paid(lab, "a")).status == 200
+        hosts = lab.hosts
+        for number in (1, 2):
+            lab.hosts = {"two": hosts["two"]} if number == 1 else hosts
+            try:
+                self.configure(lab)
+            finally:
+                lab.hosts = hosts
+            lab.signal(signal.SIGHUP)
+            await lab.until(lambda number=number: lab.log.count("config_reloaded") >= number)
+            assert (await self.paid(lab, "b")).status == 200
+
+
+class FleetStop(Fleet):
+    """TERM during an answer, which ends."""
+
+    name = "gateway-stop"
+
+    async def play(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        async with asyncio.TaskGroup() as requests:
+            asked = requests.create_task(self.paid(lab, "a", sse=4, hold_after=[2, "stream"]))
+            await lab.until(lambda: sum(lab.kept().get("reserved", {}).values()))
+            lab.signal(signal.SIGTERM)
+            await lab.until(lambda: '"stopping"' in lab.log)
+            for host in lab.hosts.values():
+                host.release("stream")
+        assert asked.result().status == 200
+        await lab.until(lambda: lab.process is None)
+
+
+class FleetStore(Fleet):
+    """The store is killed, or frozen, at each answer of its own: all is served, and counted exactly once."""
+
+    name = "store"
+    kinds = (True, False)
+    traces_store = True
+
+    async def play(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        for model in "abab":
+            answer = await self.paid(lab, model)
+            assert answer.status == 200, answer
+
+    async def check(self, lab: CrashLab) -> None:
+        assert isinstance(lab, CrashDoor)
+        await lab.until(lambda: lab.kept().get("spent") and not lab.kept().keys() & {"untold", "batch"})
+        await super().check(lab)
+        assert lab.spent() == lab.begun * COST, f"{lab.spent()} are spent of {lab.begun} requests"
+        assert (await self.paid(lab, "a")).status == 200
+
+
 SCENARIOS = {
     scenario.name: scenario()
     for scenario in (
         Scenario, Switch, FailedWake, Fence, Stubborn, StubbornWake, Prefetch, Levels, Operators, Reload, Stop,
-        ExitAsleep, Accounts,
+        ExitAsleep, Accounts, Fleet, FleetEmbedded, FleetFailover, FleetDrain, FleetReload, FleetStop, FleetStore,
     )
 }  # fmt: skip
