@@ -474,7 +474,7 @@ _SAID: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("NOPERM", "has no permissions"), "its user may not do all that is needed: see FLEET.md for the ACL"),
     (("DB index is out of range", "invalid DB index"), "it has no database of that number"),
-    (("OOM command",), "its memory is full: raise its `maxmemory`"),
+    (("OOM command", "used memory > 'maxmemory'"), "its memory is full: raise its `maxmemory`"),
     (("LOADING", "loading the dataset"), "it is starting"),
     (("Connect call failed", "Connection refused"), "it takes no connections: does it run?"),
     (("No such file or directory",), "there is no such socket: does it run?"),

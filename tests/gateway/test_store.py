@@ -146,6 +146,18 @@ async def test_a_store_that_wants_a_password_is_said(server):
         guarded.close()
 
 
+async def test_a_store_whose_memory_is_full_is_said(server):
+    store = Store(server.url)
+    try:
+        await eventually(lambda: answers(store))
+        await store._redis.config_set("maxmemory", "1mb")
+        with pytest.raises(StoreError, match="its memory is full: raise its `maxmemory`"):
+            await store.register("one", "i", 1, {"url": "http://x"})
+        assert await store.hosts() == {}
+    finally:
+        await store.close()
+
+
 # ---- hosts and gateways, as processes
 
 
