@@ -150,7 +150,7 @@ async def test_a_store_whose_memory_is_full_is_said(server):
     store = Store(server.url)
     try:
         await eventually(lambda: answers(store))
-        await store._redis.config_set("maxmemory", "1mb")
+        await store._redis.config_set("maxmemory", "1")  # of a byte
         with pytest.raises(StoreError, match="its memory is full: raise its `maxmemory`"):
             await store.register("one", "i", 1, {"url": "http://x"})
         assert await store.hosts() == {}
