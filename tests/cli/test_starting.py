@@ -76,10 +76,11 @@ async def test_a_command_to_a_running_llmux_takes_no_server_along(house, tmp_pat
 
 
 def test_serving_takes_neither_fleet_nor_simulator_nor_survey_nor_plots():
-    code = "import json, sys, llmux.cli.serve, llmux; llmux.build_app; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, llmux.cli.serve, llmux.cli.command_tree, llmux, llmux.process; llmux.build_app;"
+    code += "print(json.dumps(sorted(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
     apart = ("llmux.fleet", "llmux.gateway", "llmux.config.gateway", "llmux.simulator", "llmux.survey")
-    apart = (*apart, "llmux.llama_swap", "matplotlib", "opentelemetry")
+    apart = (*apart, "llmux.llama_swap", "matplotlib", "opentelemetry", "argon2")
     modules = set(json.loads(said))
     assert {"llmux.process", "aiohttp"} <= modules
     assert not among(modules, apart)

@@ -158,7 +158,8 @@ async def test_a_real_look_back_finds_what_is_better(house):
 
 
 async def test_a_policy_of_ones_own_that_hangs_there_changes_nothing(house):
-    slow = "import sys\nclass Mine:\n    def decide(self, now):\n        while 'look_back' in sys.argv[0]: pass\n"
+    slow = "import sys, time\nclass Mine:\n    def decide(self, now):\n"
+    slow += "        while 'look_back' in sys.argv[0]: time.sleep(600)\n"
     (house.folder / "mine.py").write_text(slow)
     switcher = await house.open(policy=auto(among=["fifo", "./mine.py:Mine"], every="5m"))
     switcher.core.state.costs.record(["a"], "b", 8.0)
