@@ -17,6 +17,7 @@ from tests.harness.lease.bad_days import Days
 from tests.harness.lease.fleet import Door
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import HOST, request, uid
+from tests.harness.sdks import anthropic_client, openai_client
 
 HELLO = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
@@ -40,7 +41,7 @@ def dead(lab: Lab) -> None:
 async def test_the_official_sdks(door):
     await door.up()
     url = f"http://{HOST}:{door.port}"
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as one:
+    async with openai_client(url) as one:
         plain = await one.chat.completions.with_raw_response.create(model="a", messages=HELLO)
         assert plain.headers["x-llmux-host"] in door.hosts
         assert plain.parse().choices[0].message.content == "a"
@@ -51,7 +52,7 @@ async def test_the_official_sdks(door):
         assert sorted([model.id async for model in one.models.list()]) == ["a", "b"]
         with pytest.raises(openai.NotFoundError):
             await one.chat.completions.create(model="nothing", messages=HELLO)
-    async with anthropic.AsyncAnthropic(base_url=url, api_key="x") as other:
+    async with anthropic_client(url) as other:
         async with other.messages.stream(model="a", max_tokens=9, messages=HELLO, extra_headers=do) as stream:
             assert await stream.get_final_text() == "t0 t1 t2 t3 t4 "
         with pytest.raises(anthropic.NotFoundError):
