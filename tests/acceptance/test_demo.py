@@ -25,7 +25,7 @@ import demo, machine
 machine.ANSWER, machine.MEASURED, machine.FEW, machine.MANY = 0.1, 0.2, 10, 10
 demo.SHAPES = [dataclasses.replace(shape, dim=128, layers=2, feed_forward=352) for shape in demo.SHAPES[:2]]
 demo.SHAPES.append(demo.Shape("vector", dim=64, feed_forward=176, seed=2))
-demo.SWITCHES = 3
+demo.SWITCHES = 2
 demo.main()
 """
 SERVING = f"""{FOLDER}
@@ -75,7 +75,7 @@ def test_it_shows_many_switches_and_right_answers(demo, tmp_path):
     assert process.wait(280) == 0, (tmp_path / "demo.log").read_text()
     said = (tmp_path / "demo.log").read_text()
     assert not processes_with(f"LLMUX_DEMO_DIR={tmp_path}")
-    assert int(re.search(r"and (\d+) switches in", said)[1]) >= 3  # what it calls enough
+    assert int(re.search(r"and (\d+) switches in", said)[1]) >= 2  # what it calls enough
     assert re.search(r"Measured here: quill [\d,]+ tokens/s alone", said)
     verdict = " ".join(said[said.rindex("┘") + 1 :].split())
     assert re.match(
