@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 from llmux.config.gateway import HostConfig
 from llmux.core.phases import Phase
-from llmux.errors import EngineError
+from llmux.errors import INTERNAL_ERROR, EngineError
 from llmux.fleet import events as ev
 from llmux.fleet.fleet_view import HostReport, ModelReport, read_report
 from llmux.fleet.store import NONSENSE
@@ -233,6 +233,9 @@ class Hosts:
                 trouble = words_of(error)
             except TimeoutError:
                 trouble = f"has said nothing for {self._silence:g} s"
+            except Exception as error:  # noqa: BLE001 - a mistake here must not end the following of a host
+                self._log.emit("internal_error", error=repr(error), exc_info=error)
+                trouble = INTERNAL_ERROR
             self._lost(host, trouble)
             if time.monotonic() - began > LONGEST:
                 pause = FIRST

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -47,10 +48,17 @@ class Sharing:
     def start(self) -> None:
         """Begin."""
         loop = asyncio.get_running_loop()
-        chores = [self._look(), self._claim(), self._count()] + (
-            [] if self._server is None else [self._server.run()]
-        )
-        self._tasks = [loop.create_task(chore) for chore in chores]
+        chores = [self._look, self._claim, self._count] + ([] if self._server is None else [self._server.run])
+        self._tasks = [loop.create_task(self._keep(chore)) for chore in chores]
+
+    async def _keep(self, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a chore, and after a mistake in it anew: others rely on it."""
+        while True:
+            try:
+                return await chore()
+            except Exception as error:  # noqa: BLE001 - whatever the mistake is
+                self._gateway.log.emit("internal_error", error=repr(error), exc_info=error)
+                await asyncio.sleep(EVERY)
 
     async def close(self) -> None:
         """End it. What this gateway has said there ends by itself."""

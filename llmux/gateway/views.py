@@ -404,16 +404,19 @@ async def read_usage(hosts: Hosts, given: Mapping[str, str]) -> dict[str, Any]:
 
 async def _ask(host: Host, hosts: Hosts, query: str) -> dict[str, Any] | str:
     """Return a host's answer, or why there is none."""
+    from llmux.accounts.usage import totals  # noqa: PLC0415 - as above
+
     try:
         answer = await hosts.ask(host, "GET", f"/llmux/usage?{query}")
         document = json.loads(answer.body)
-        if answer.status == _OK and isinstance(document["usage"], list):
+        if answer.status == _OK:
+            totals(document["usage"])  # which another version may give in another shape
             return dict(document)
         return str(document["error"]["message"])
     except EngineError as error:
         return error.message
     except NONSENSE:
-        return "it does not answer as a llmux does"
+        return "it does not answer as a llmux of this version does"
 
 
 def _add(rows: dict[tuple[Any, ...], dict[str, Any]], names: list[str], row: Mapping[str, Any]) -> None:

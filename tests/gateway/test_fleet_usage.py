@@ -69,6 +69,22 @@ async def test_hosts_that_do_not_tell_are_named(door):
     assert set(document["missing"]) == {"one", "three"}
 
 
+async def test_a_host_of_another_version_is_named(door, monkeypatch):
+    await fleet(door, ledger="ledger.db")
+    asks = door.gateway.hosts.ask
+
+    async def ask(host, *what):
+        answer = await asks(host, *what)
+        if host.name != "two":
+            return answer
+        return answer._replace(body=answer.body.replace(b'"requests"', b'"queries"'))
+
+    monkeypatch.setattr(door.gateway.hosts, "ask", ask)
+    document = (await usage(door)).json()
+    assert document["missing"] == {"two": "it does not answer as a llmux of this version does"}
+    assert document["total"][0]["requests"] == 4
+
+
 async def test_questions_with_mistakes(door):
     await fleet(door)
     for query in ("?by=nothing", "?since=yesterday", "?top=3", "?top=x"):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import pytest
 
+from llmux.fleet.store import Store
+from llmux.gateway.hosts import Hosts
 from llmux.upstream import EngineRefusedError
 from tests.gateway.conftest import ASLEEP, AWAKE, answer
+from tests.harness.ports import free_port
 from tests.server.house import held, message, until
 
 CHAT = "/v1/chat/completions"
@@ -453,6 +457,33 @@ async def test_a_host_whose_list_of_models_is_nonsense_serves(door, puppet, nons
     await until(lambda: b"GET /v1/models HTTP/1.1" in puppet.asked)
     assert (await ask(door)).body == b"fine"
     assert (await door.ask("GET", "/v1/models")).json()["data"] == []
+
+
+def mistaken(monkeypatch, kind, method):
+    """Have a method raise what nothing foresees, the first time."""
+    does, calls = getattr(kind, method), itertools.count()
+
+    def once(*args):
+        if not next(calls):
+            raise RuntimeError("a mistake")
+        return does(*args)
+
+    monkeypatch.setattr(kind, method, once)
+
+
+async def test_a_mistake_does_not_end_the_following_of_a_host(door, puppet, monkeypatch):
+    mistaken(monkeypatch, Hosts, "_take")
+    puppet.does = [answer(b"fine")]
+    await door.open_gateway({"one": puppet.url})
+    assert [line["error"] for line in door.log.named("internal_error")] == ["RuntimeError('a mistake')"]
+    assert (await ask(door)).body == b"fine"
+
+
+async def test_a_mistake_does_not_end_what_looks_into_the_store(door, puppet, monkeypatch):
+    mistaken(monkeypatch, Store, "hosts")
+    await door.open_gateway({"one": puppet.url}, fleet={"store": f"redis://127.0.0.1:{free_port()}"})
+    await until(lambda: door.log.named("store_lost"))  # it is not there, as the next look finds
+    assert len(door.log.named("internal_error")) == 1
 
 
 async def test_an_alias_that_comes_before_the_first_report_waits_and_is_served(door, puppet):
