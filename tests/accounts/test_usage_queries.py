@@ -17,7 +17,7 @@ from llmux.cli.terminal import Exit
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
 from tests.cli.invoking import answered, llmux, said
-from tests.server.house import until
+from tests.server.house import WAKE, until
 
 KEYS = [{"name": "alice", "key": "key-of-alice"}, {"name": "bob", "key": "key-of-bob"}, "key-of-none"]
 USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}'
@@ -29,8 +29,8 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encodi
 CHAT = "/v1/chat/completions"
 
 
-async def opened(house, **more):
-    models = {"a": {"aliases": ["alias"]}, "b": {}}
+async def opened(house, *, wake=WAKE, **more):
+    models = {"a": {"aliases": ["alias"], "wake": wake}, "b": {}}
     return await house.open(models=models, ledger="ledger.db", api_keys=KEYS, admin_key="key-of-admin", **more)
 
 
@@ -51,7 +51,7 @@ def rows(house):
 
 @pytest.mark.parametrize("padding", [0, MOST])  # the fast path, and the other
 async def test_a_request_has_a_row(house, padding):
-    await opened(house)
+    await opened(house, wake=f"sleep 0.01; {WAKE}")  # by itself it may take less than the millisecond that counts
     assert (await send(house, "a", "alice")).status == 200  # wakes it
     house.engine.says = WHOLE
     assert (await send(house, "alias", "bob", padding=padding, X_Request_ID="mine")).status == 200
