@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 
 import pytest
 from aiohttp import web
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -231,12 +233,24 @@ def test_without_opentelemetry_it_says_what_to_install(monkeypatch):
 
 
 async def test_a_collector_that_is_not_there_holds_nothing_up(house, monkeypatch):
+    made: list[OTLPSpanExporter] = []
+
+    def exporter(**given):
+        made.append(OTLPSpanExporter(**given))
+        return made[0]
+
+    monkeypatch.setattr("llmux.observability.spans.OTLPSpanExporter", exporter)
     monkeypatch.setattr("llmux.observability.spans.LAST_WORDS", 0.1)
     house.up("a")
     await house.open(otlp=f"http://127.0.0.1:{free_port()}")
     assert (await house.chat("a")).status == 200
     async with asyncio.timeout(PATIENCE):
         await house.close()
+    # It would try again for ten seconds, with pauses drawn from the random numbers that all tests share.
+    (last_words,) = (thread for thread in threading.enumerate() if thread.name == "llmux: last spans")
+    made[0].shutdown()
+    await asyncio.to_thread(last_words.join, PATIENCE)
+    assert not last_words.is_alive()
 
 
 async def test_in_an_application_of_ones_own(house, spans):
