@@ -28,7 +28,8 @@ from llmux.core.effects import Admit, Effect, ModelRemoved, PhaseChanged, Reject
 from llmux.core.events import Event, RequestAbandoned, RequestFinished
 from llmux.core.phases import Phase
 from llmux.errors import LimitError, QuotaError
-from llmux.estimates.fairness import Fairness, FairOrder
+from llmux.estimates.fair_order import FairOrder
+from llmux.estimates.fairness import Fairness
 from llmux.estimates.fairness import Prices as Counted
 from llmux.simulator.run import Outcome, Run
 from llmux.simulator.trace import Job, Trace, TraceError

@@ -26,7 +26,7 @@ from llmux.observability.notices import EventLog
 from llmux.observability.timeline import EXPLAIN, Step, Timeline
 
 if TYPE_CHECKING:
-    from llmux.estimates.fairness import FairOrder
+    from llmux.estimates.fair_order import FairOrder
 
 RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
 QUIET = EXPLAIN | {fx.Admit}  # what the observers of the start do nothing with

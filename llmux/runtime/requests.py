@@ -19,7 +19,7 @@ from llmux.runtime.request_handle import AdmissionThrottle, Left, Outcome, Rider
 from llmux.upstream import EngineActivity
 
 if TYPE_CHECKING:
-    from llmux.estimates.fairness import FairOrder
+    from llmux.estimates.fair_order import FairOrder
     from llmux.runtime.switcher import Switcher
 
 WITHDRAWN = "withdrawn"  # the code of a request that a gateway has taken back
@@ -335,7 +335,8 @@ def order_of(config: Config, before: FairOrder | None) -> FairOrder | None:
     fair = config.policy.fair
     if fair is None:
         return None
-    from llmux.estimates.fairness import Fairness, FairOrder, Prices  # noqa: PLC0415 - few have a use for it
+    from llmux.estimates.fair_order import FairOrder  # noqa: PLC0415 - few have a use for it
+    from llmux.estimates.fairness import Fairness, Prices  # noqa: PLC0415
 
     prices = Prices(fair.input, fair.output, fair.switch_second)
     weights = {entry.name: entry.weight for entry in config.api_keys if entry.name is not None}

@@ -44,7 +44,7 @@ from llmux.upstream import EngineActivity
 from llmux.version import __version__
 
 if TYPE_CHECKING:
-    from llmux.estimates.fairness import FairOrder
+    from llmux.estimates.fair_order import FairOrder
     from llmux.observability.audit import Audit
 
 

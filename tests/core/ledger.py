@@ -10,7 +10,7 @@ from llmux.core.phases import PHASES, CoreError, Phase, Stage
 from llmux.core.spec import HookKind
 from llmux.core.state import FIRST_COME
 from llmux.core.timers import Timer
-from llmux.estimates.fairness import FairOrder
+from llmux.estimates.fair_order import FairOrder
 from llmux.observability.decision_log import DecisionLog, figures
 from llmux.observability.timeline import Timeline
 

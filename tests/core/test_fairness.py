@@ -11,6 +11,7 @@ from llmux.core import effects as fx
 from llmux.core import events as ev
 from llmux.core.admission import HELD
 from llmux.core.policy import WaitUntil
+from llmux.estimates.fair_order import FairOrder
 from llmux.estimates.fairness import (
     ABOUT,
     AHEAD,
@@ -24,7 +25,6 @@ from llmux.estimates.fairness import (
     STILL,
     UNKNOWN,
     Fairness,
-    FairOrder,
     Prices,
 )
 

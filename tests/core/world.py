@@ -18,7 +18,8 @@ from llmux.core.policy import Stay, SwitchTo, WaitUntil
 from llmux.core.policy_calls import LiveSnapshot
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, Memory, ModelSpec, Rules
 from llmux.estimates import Estimates
-from llmux.estimates.fairness import Fairness, FairOrder, FairPolicy
+from llmux.estimates.fair_order import FairOrder, FairPolicy
+from llmux.estimates.fairness import Fairness
 from llmux.observability.decision_log import KEPT
 from llmux.runtime import status_document, wait_estimate
 from llmux.runtime.shadow import Shadow, Shadowed

@@ -336,6 +336,9 @@ async def test_with_an_empty_store_a_model_is_not_found_once_that_is_known(share
     shared.write_shared(server)
     shared.start(ready=False)
     answer = await shared.chat("a")
+    while answer.json()["error"]["code"] == "no_host":  # a busy machine's store has not answered in time
+        assert "store_lost" in shared.log
+        answer = await shared.chat("a")
     assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import pytest
 
 from llmux.core.spec import Rules
-from llmux.estimates.fairness import Fairness, FairOrder
+from llmux.estimates.fair_order import FairOrder
+from llmux.estimates.fairness import Fairness
 from llmux.plugins import load_policy
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import EngineModel, Engines
