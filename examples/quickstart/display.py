@@ -134,4 +134,4 @@ class Display:
                     f"{self.name(model)} stayed awake beside the others: "
                     f"{len(mine) - late} of its {len(mine)} requests did not wait at all."
                 )
-        return "\n".join(told) or "No model stayed awake throughout."
+        return "\n".join(told) or "No request found a model awake that stayed so throughout."
