@@ -16,6 +16,7 @@ import ssl
 from llmux.upstream import native
 from llmux.upstream.connection import EngineConnection
 from llmux.upstream.engine import EngineAddress, EngineRefusedError
+from llmux.upstream.names import Names, connect, is_name
 
 # llama.cpp closes idle connections after 5 s; a request must not meet that moment.
 IDLE_TIMEOUT = 3.5
@@ -47,6 +48,7 @@ class ConnectionPool:
         self._idle: dict[object, list[EngineConnection]] = {}  # by owner; the freshest is last
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._names = Names()
         self._native: native.NativeRelay | None = None
 
     @property
@@ -85,12 +87,15 @@ class ConnectionPool:
             if address.socket:
                 _, connection = await loop.create_unix_connection(made, address.socket)
                 return connection
-            _, connection = await loop.create_connection(
-                made,
-                address.host,
-                address.port,
-                ssl=self._tls() if address.tls else None,
-            )
+            tls = self._tls() if address.tls else None
+            place, name = (address.host, address.port), address.host if address.tls else None
+            found = await self._names.find(*place) if is_name(address.host) else []
+            if len(found) > 1:
+                named = await connect(found)
+                _, connection = await loop.create_connection(made, sock=named, ssl=tls, server_hostname=name)
+            else:
+                place = found[0][4][:2] if found else place
+                _, connection = await loop.create_connection(made, *place, ssl=tls, server_hostname=name)
         except OSError as error:
             raise EngineRefusedError(f"No connection to the engine at {address}: {error}.") from error
         sock = connection.transport.get_extra_info("socket")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from proxy_harness import EXTRA_BYTES, OK, Body, EngineSide, Proxy, answering, deaf_host, until
@@ -337,6 +341,89 @@ async def test_a_host_that_does_not_answer_is_refused_in_time(proxy: Proxy) -> N
         await client.get()
         await client.until(b'"code": "engine_refused"')
     assert isinstance(proxy.outcomes[0], EngineRefusedError)
+
+
+# ---- hosts that are known by name
+
+
+def known_as(monkeypatch: pytest.MonkeyPatch, **hosts: Callable[[], list[tuple[str, int]]]) -> None:
+    """Have names lead to addresses."""
+    real = socket.getaddrinfo
+
+    def look_up(host: str, *args: Any, **more: Any) -> Any:
+        if host not in hosts:
+            return real(host, *args, **more)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in hosts[host]()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+async def test_of_several_addresses_one_that_answers_is_taken(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await proxy.engine(answering(OK))
+    here = proxy.address.host, proxy.address.port
+    with deaf_host() as deaf:
+        known_as(monkeypatch, two=lambda: [(deaf.host, deaf.port), here])
+        proxy.address = EngineAddress("two", 80)
+        client = await proxy.client()
+        await client.get()
+        assert (await client.until(b"ok")).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_name_that_is_not_found_holds_up_no_other_and_is_looked_up_once(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await proxy.engine(answering(OK))
+    here, found = (proxy.address.host, proxy.address.port), threading.Event()
+    asked = []
+
+    def slow(number: int) -> list[tuple[str, int]]:
+        asked.append(number)
+        found.wait(30)
+        return [here]
+
+    many = {f"slow{number}": functools.partial(slow, number) for number in range(40)}
+    known_as(monkeypatch, fast=lambda: [here], **many)
+    waiting = []
+    try:
+        for name in [*many, *many]:
+            proxy.address = EngineAddress(name, 80)
+            waiting.append(await proxy.client())
+            await waiting[-1].get()
+        await until(lambda: len(asked) == len(many))
+        proxy.address = EngineAddress("fast", 80)
+        client = await proxy.client()
+        await client.get()
+        await client.until(b"ok")
+    finally:
+        found.set()
+    for client in waiting:
+        await client.until(b"ok")
+    assert sorted(asked) == list(range(len(many)))
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(socket.EAI_NONAME, "Name or service not known"), UnicodeError("label too long")]
+)
+async def test_a_name_that_there_is_not_is_refused_until_it_is_there(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    await proxy.engine(answering(OK))
+    answers = [error, [(proxy.address.host, proxy.address.port)]]
+
+    def next_answer() -> list[tuple[str, int]]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    known_as(monkeypatch, gone=next_answer)
+    proxy.address = EngineAddress("gone", 80)
+    for expected in (b'"code": "engine_refused"', b"ok"):
+        client = await proxy.client()
+        await client.get()
+        await client.until(expected)
 
 
 # ---- idle connections
