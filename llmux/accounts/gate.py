@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Protocol
 
 from llmux.accounts.limits import Allowance, Budget, spell
@@ -144,20 +145,18 @@ class Gate:
             before = self._balances.get(key)
             if before is not None:
                 _carry_over(before, balance)
-            if before is None or before.budget is None:
-                self._load(key, balance.budget)
+            if balance.budget is not None and self._keeper is not None:
+                balance.budget.known = partial(self._keeper.spent, key)
         self._balances = balances
 
     def kept_by(self, keeper: Keeper) -> None:
         """Have budgets begin with what was spent in their period, and reservations survive a crash."""
         self._keeper = keeper
         for key, balance in self._balances.items():
-            self._load(key, balance.budget)
-
-    def _load(self, key: str, budget: Budget | None) -> None:
-        if budget is not None and self._keeper is not None:
-            budget.turn(self._wall())
-            budget.spent += self._keeper.spent(key, budget.period[0])
+            if (budget := balance.budget) is not None:
+                budget.turn(self._wall())
+                budget.spent += keeper.spent(key, budget.period[0])
+                budget.known = partial(keeper.spent, key)
 
     def may_spend(self, key: str, micros: int, passed: Passed | None = None) -> bool:
         """Whether a key's budget has so much left, and allows more than what is awake.
@@ -316,6 +315,7 @@ def _carry_over(before: _Balance, balance: _Balance) -> None:
     if before.budget is not None and balance.budget is not None:
         if before.budget.per == balance.budget.per:
             balance.budget.spent, balance.budget.period = before.budget.spent, before.budget.period
+            balance.budget.newest = before.budget.newest
         balance.budget.reserved = before.budget.reserved
 
 

@@ -4,12 +4,14 @@ A rate is held by the generic cell rate algorithm: one number says when the allo
 part of it may be used at once, and it grows back evenly. What a request will take is not known before its end: an
 estimate is taken out at its admission, and corrected at its end.
 
-A budget is of a day or a month of UTC. Estimates are *reserved* at the admission, in the step that checks them, so
-that however many come at once do not overrun it by more than the estimates are wrong.
+A budget is of a day or a month of UTC; a clock that is set, and set back, does not have it begin anew. Estimates
+are *reserved* at the admission, in the step that checks them, so that however many come at once do not overrun it
+by more than the estimates are wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -68,12 +70,17 @@ class Budget:
     spent: int = 0
     reserved: int = 0
     period: tuple[int, int] = (0, 0)  # its first second, and the first of the next, since 1970
+    newest: int = 0  # the first second of the latest period that there was
+    known: Callable[[int], int] = lambda _since: 0  # returns what was spent since a Unix time: it may take a while
 
     def turn(self, now: float) -> None:
         """Begin anew where a period has ended. ``now`` is a Unix time."""
         if not self.period[0] <= now < self.period[1]:
-            self.period = period(self.per, now)
-            self.spent = 0
+            ended, self.period = self.period[1], period(self.per, now)
+            since = self.period[0]
+            time_has_passed = since == ended and since > self.newest  # else the clock was set
+            self.spent = 0 if time_has_passed else self.known(since)
+            self.newest = max(self.newest, since)
 
     @property
     def is_spent(self) -> bool:

@@ -40,7 +40,11 @@ def dump_operators(s: CoreState, now: float) -> dict[str, Any]:
     lease = s.lease
     return {
         "pins": {
-            model.name: {"until": _kept(model.pin.until, offset), "reason": model.pin.reason}
+            model.name: {
+                "until": _kept(model.pin.until, offset),
+                "reason": model.pin.reason,
+                "left": _left(model.pin.until, now),
+            }
             for model in s.models.values()
             if model.pin is not None
         },
@@ -63,14 +67,18 @@ def load_operators(kept: object, now: float) -> OperatorState:
         return OperatorState()
     if not isinstance(kept, Mapping):
         raise TypeError("it is no object")
-    offset = now - time.time()
-    pins = {
-        str(name): Pin(_moment(pin["until"], offset), str(pin["reason"])) for name, pin in kept["pins"].items()
-    }
+    pins = {str(name): _pin(pin, now) for name, pin in kept["pins"].items()}
     lease, manual = kept["lease"], kept["manual"]
     return OperatorState(
         pins, None if lease is None else _lease(lease, now), None if manual is None else bool(manual)
     )
+
+
+def _pin(kept: Mapping[str, Any], now: float) -> Pin:
+    until, left = _moment(kept["until"], now - time.time()), kept.get("left")
+    if until is not None and left is not None:  # the clock was put back: it lasts no longer than it would have
+        until = min(until, now + float(left))
+    return Pin(until, str(kept["reason"]))
 
 
 def _lease(kept: Mapping[str, Any], now: float) -> Lease:
@@ -85,6 +93,11 @@ def _lease(kept: Mapping[str, Any], now: float) -> Lease:
 def _kept(moment: float | None, offset: float) -> float | None:
     # Milliseconds: two clocks that are read one after the other differ in what comes after that.
     return None if moment is None else round(moment + offset, 3)
+
+
+def _left(until: float | None, now: float) -> float | None:
+    # Whole minutes: the file is not written anew for each second that passes.
+    return None if until is None else 60.0 * math.ceil((until - now) / 60.0)
 
 
 def _moment(kept: Any, offset: float) -> float | None:

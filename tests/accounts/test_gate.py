@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import time
 
 import anthropic
 import openai
@@ -141,6 +142,20 @@ async def test_what_was_spent_is_known_after_a_restart(house):
     assert [(await send(house)).status for _ in range(3)] == [200, 429, 429]
 
 
+async def test_a_clock_that_is_set_and_set_back_does_not_begin_a_budget_anew(house):
+    await priced(house, {"usd": EACH * 3, "per": "month"})
+    assert [(await send(house)).status for _ in range(2)] == [200, 200]
+    gate = house.front.gate
+    for wrong in (40 * 86_400, -40 * 86_400):
+        gate._wall = lambda wrong=wrong: time.time() + wrong
+        gate.budgets()
+    assert (await send(house)).status == 200
+    await house.ask("GET", "/llmux/usage", Authorization="Bearer key-of-bob")  # it is written
+    gate._wall = time.time
+    assert (await send(house)).status == 429
+    assert gate.budgets()["alice"].spent == 45_000
+
+
 async def test_what_has_no_end_is_settled_too(house):
     await house.open(
         models=MODELS, ledger="ledger.db", prices={"gpu_hour": 1}, api_keys=keys(budget={"usd": 5, "per": "day"})
@@ -208,6 +223,10 @@ async def test_a_first_budget_may_come_with_a_reload(house):
     house.switcher.replace(config)
     house.front.configure(config)
     assert house.front.gate.budgets()["alice"].spent == 30_000
+    assert [(await send(house)).status for _ in range(2)] == [200, 429]
+    await house.ask("GET", "/llmux/usage", Authorization="Bearer key-of-bob")
+    budget = {"usd": EACH * 4, "per": "month"}  # what was spent on this day is of this month
+    house.front.configure(house.config(MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys(budget=budget)))
     assert [(await send(house)).status for _ in range(2)] == [200, 429]
 
 

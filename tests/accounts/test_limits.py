@@ -93,8 +93,15 @@ def test_a_budget_begins_anew():
     assert budget.is_spent
     budget.turn(seconds(2026, 11, 29, 23))
     assert budget.is_spent
+    budget.known = {seconds(2026, 11, 30): 70, seconds(2026, 11, 29): 80, 0: 90}.__getitem__
     budget.turn(seconds(2026, 11, 30))
     assert (budget.spent, budget.reserved) == (0, 1)
+    budget.turn(seconds(2026, 11, 29))  # the clock was put back
+    assert budget.spent == 80
+    budget.turn(3)
+    assert budget.spent == 90
+    budget.turn(seconds(2026, 11, 30))
+    assert (budget.spent, budget.reserved) == (70, 1)
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,19 @@ async def test_a_budget_is_one_over_all_gateways(store):
         assert each.admitted(1) == 1
 
 
+async def test_a_clock_that_is_set_and_set_back_does_not_begin_a_budget_anew():
+    """Not without a store either."""
+    one = Gateway(None, "x", keys(budget={"usd": 0.001, "per": "month"}, prices=TOKENS))
+    one.end(one.ask(), wrote=600)
+    one.wall = NOW + 40 * 86_400
+    one.end(one.ask(), wrote=900)
+    one.wall = NOW
+    one.end(one.ask(), wrote=399)
+    assert one.gate.budgets()["alice"].spent == 999
+    one.wall = NOW + 40 * 86_400
+    assert one.gate.budgets()["alice"].spent == 900
+
+
 async def test_alone_a_budget_is_shared_out(store, server):
     document = keys(budget={"usd": 0.001, "per": "day"}, prices=TOKENS)
     first, second = (Gateway(store, name, document) for name in "xy")

@@ -45,14 +45,18 @@ def test_the_next_clock_begins_elsewhere(monkeypatch):
     assert found.manual is True
 
 
-def test_a_clock_that_is_put_back_makes_no_lease_longer(monkeypatch):
+def test_a_clock_that_is_put_back_makes_no_lease_and_no_pin_longer(monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1e9)
     first = core()
     first.handle(ev.LeaseChanged(1, until=65.0), 5.0)
-    kept = persistence.dump_operators(first.state, 35.0)
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    lease = persistence.load_operators(kept, 3.0).lease
-    assert (lease.since, lease.until) == (3.0, 63.0)
+    first.handle(ev.PinChanged("a", 2, until=150.0), 5.0)
+    kept = json.loads(json.dumps(persistence.dump_operators(first.state, 35.0)))
+    monkeypatch.setattr("time.time", lambda: 0.0)  # as a machine whose clock has no battery starts
+    found = persistence.load_operators(kept, 3.0)
+    assert (found.lease.since, found.lease.until) == (3.0, 63.0)
+    assert found.pins["a"].until == 123.0  # 115 s, in whole minutes
+    del kept["pins"]["a"]["left"]  # an older llmux has written it
+    assert persistence.load_operators(kept, 3.0).pins["a"].until == pytest.approx(1e9 + 118)
 
 
 def test_without_a_wish_nothing_is_kept():
@@ -73,6 +77,7 @@ DAMAGED = [
     {"pins": {"a": None}, "lease": None, "manual": None},
     {"pins": {"a": {"until": "x", "reason": ""}}, "lease": None, "manual": None},
     {"pins": {"a": {"until": float("nan"), "reason": ""}}, "lease": None, "manual": None},
+    {"pins": {"a": {"until": 1, "reason": "", "left": "x"}}, "lease": None, "manual": None},
     {"pins": {}, "lease": {"until": 1}, "manual": None},
     {"pins": {}, "lease": [], "manual": None},
 ]
