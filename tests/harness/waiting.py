@@ -11,10 +11,10 @@ PATIENCE = 60.0  # seconds
 def processes_with(variable: str) -> dict[int, str]:
     """Return the process ids and commands of what runs with this in its environment, as NAME=value."""
     found = {}
-    for file in Path("/proc").glob("[0-9]*/environ"):
+    for process in Path("/proc").glob("[0-9]*"):  # not "[0-9]*/environ": that fails where one ends meanwhile
         try:
-            if variable.encode() in file.read_bytes().split(b"\0"):
-                found[int(file.parent.name)] = file.with_name("cmdline").read_text().replace("\0", " ")
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found
