@@ -113,10 +113,22 @@ return found
 # KEYS: what was used lately (by the time of its last change), gateways, the number of this gateway's last batch,
 # what it holds. ARGV: the batch's number, since when changes are wanted, what is held, for how long, what stands
 # before a use's name and before a gateway's, then of each use its name, kind, amount, what is known of it, and how
-# long it is kept. A batch counts once. Returns whether the store was empty, its time, what each gateway holds, and
-# what has changed.
+# long it is kept. A batch counts once. What has changed later than now tells by how much the clock was put back:
+# rates come along. Returns whether the store was empty, its time, what each gateway holds, and what has changed.
 _USE = f"""{_NOW}
 local empty = redis.call('EXISTS', KEYS[1]) == 0
+local since = tonumber(ARGV[2]) <= now and ARGV[2] or '-inf'
+local function kept(full) return string.format('%.0f', math.ceil(math.max(0, full - now)) + {int(60e3)}) end
+local ahead = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf', 'WITHSCORES')
+for i = 1, #ahead, 2 do
+    local key = ARGV[5] .. ahead[i]
+    local full = string.sub(ahead[i], 1, 7) ~= 'budget:' and tonumber(redis.call('GET', key) or 'nil')
+    if full then
+        full = full - (tonumber(ahead[i + 1]) - now)
+        redis.call('SET', key, string.format('%.3f', full), 'PX', kept(full))
+    end
+    redis.call('ZADD', KEYS[1], now, ahead[i])
+end
 local new = tonumber(ARGV[1]) > tonumber(redis.call('GET', KEYS[3]) or '-1')
 redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
 for i = 7, #ARGV, 5 do
@@ -125,8 +137,7 @@ for i = 7, #ARGV, 5 do
     if ARGV[i + 1] == 'rate' then
         local full = stored or now + known
         full = amount > 0 and math.max(full, now) + amount or full + amount
-        local kept = math.ceil(math.max(0, full - now)) + {int(60e3)}
-        redis.call('SET', key, string.format('%.3f', full), 'PX', string.format('%.0f', kept))
+        redis.call('SET', key, string.format('%.3f', full), 'PX', kept(full))
     else
         redis.call('SET', key, string.format('%.0f', math.max(stored or 0, known) + amount), 'PX', ARGV[i + 4])
     end
@@ -139,7 +150,7 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], now, '+inf')) do
     held[#held + 1] = name
     held[#held + 1] = redis.call('GET', ARGV[6] .. name) or '{{}}'
 end
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[2], '+inf')) do
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], since, '+inf')) do
     local value = name ~= '-' and redis.call('GET', ARGV[5] .. name)
     if value then
         values[#values + 1] = name

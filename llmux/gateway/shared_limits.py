@@ -10,8 +10,8 @@ thought here. So a limit may be exceeded by what comes to the other gateways bet
 taken from what comes next, and over a longer time the limit holds.
 
 - A *rate* is kept there as the time at which it would be whole again, on the store's clock (see
-  ``llmux.accounts.limits``); a *budget* as what was spent in its period. Uses are added by a script, in batches
-  with a number: one whose answer was lost is told again, and counts once.
+  ``llmux.accounts.limits``; when that is put back, rates come along); a *budget* as what was spent in its period.
+  Uses are added by a script, in batches with a number: one whose answer was lost is told again, and counts once.
 - What is *held* (requests under way, reservations of budgets) each gateway tells as a whole, for a few seconds, so
   no count can drift; what a gateway held that died is over then.
 - While the store cannot be used, each gateway takes its own share: what is used here counts as if each of the

@@ -10,7 +10,7 @@ import pytest
 
 from llmux.config.gateway import GatewayConfig
 from llmux.errors import ForbiddenError, LimitError, QuotaError
-from llmux.fleet.store import Store, StoreError
+from llmux.fleet.store import _USE, Store, StoreError
 from llmux.gateway.shared_limits import SharedGate
 from tests.gateway.test_store import Shared, eventually
 from tests.harness.lease.raw import HOST
@@ -115,6 +115,25 @@ async def test_requests_at_several_gateways_at_once_are_made_up_for(store):
     left = first.gate._balances["alice"].requests[0].full_at - first.time()
     assert 2 * 86_400 - 60 < left <= 2 * 86_400  # seconds: the next is a day later than with one gateway
     assert first.admitted(1) == 0
+
+
+@pytest.mark.parametrize("by", [3600, 20_000 * 86_400], ids=["an hour", "to 1970"])
+async def test_a_store_whose_clock_is_put_back_refuses_nobody_for_as_long(store, monkeypatch, by):
+    first, second, idle = (Gateway(store, name, limits(requests="864/d")) for name in "xyz")  # one in 100 s
+    assert first.admitted(864) == 864
+    for each in (first, second, idle):
+        await each.tell()
+    earlier = f"(function() local t = redis.call('TIME'); t[1] = t[1] - {by}; return t end)()"
+    monkeypatch.setattr("llmux.fleet.store._USE", _USE.replace("redis.call('TIME')", earlier))
+    second.gate._use("alice", 10, 0.0, 0)  # as those that were let in before it knew
+    for each in (second, first, idle, second, first, idle):
+        await each.tell()
+    late = Gateway(store, "late", limits(requests="864/d"))
+    await late.tell()
+    for each in (first, second, idle, late):
+        left = each.gate._balances["alice"].requests[0].full_at - each.time()
+        assert left == pytest.approx(86_400 + 1000, abs=30)
+        assert each.admitted(1) == 0
 
 
 async def test_tokens_are_corrected_everywhere(store):
