@@ -54,7 +54,7 @@ DAYS = 90
 SHORT, LONG = 10, 200  # events of a stream
 RATE = 100  # of them a second
 SETTLES = 0.4  # seconds
-KINDS = ("a JSON request", "a stream", "an event")
+KINDS = ("a JSON request", "a stream", "an event", f"a {LONG}th of a stream of {LONG} events")
 
 
 def spent(pid: int) -> tuple[float, float]:
@@ -84,6 +84,7 @@ def one_round(port: int, pid: int) -> dict[str, tuple[float, float]]:
     pairs = list(zip(*by_length, strict=True))
     figures[KINDS[1]] = tuple((short - long) * SHORT * LONG / (LONG - SHORT) for short, long in pairs)
     figures[KINDS[2]] = tuple((long * LONG - short * SHORT) / (LONG - SHORT) for short, long in pairs)
+    figures[KINDS[3]] = tuple(long for _, long in pairs)
     return figures
 
 
