@@ -50,7 +50,7 @@ kill_engine() { end_engine KILL 10 || fail "process $pid does not end, even afte
 start_engine() { # in a session of its own: no signal that is meant for the hook reaches it
 	line=$(command_line) || exit
 	eval "set -- $line"
-	has "$1" || not_set_up "no such program: $1"
+	has "$1" || not_set_up "no such program: $1; ${0##*/} says in its first lines which variable names another"
 	mkdir -p "$pid_dir" "$log_dir" || exit 2
 	rm -f "$pid_file"
 	[ ! -f "$log" ] || mv -f "$log" "$log.1"

@@ -257,7 +257,9 @@ class Admin:
 
     def _with_ledger(self) -> Accounting:
         if self._accounting is None:
-            raise PathRefusedError("There is no ledger: set `ledger` in the configuration.", code="no_ledger")
+            raise PathRefusedError(
+                "there is no ledger; set `ledger: true` in the configuration, and restart llmux", code="no_ledger"
+            )
         return self._accounting
 
     async def usage(self, request: web.Request) -> web.Response:

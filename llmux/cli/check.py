@@ -26,7 +26,7 @@ from llmux.config.checks import operators
 from llmux.config.setting_types import is_loopback
 from llmux.config.targets import lacks_a_dialect
 from llmux.core.spec import HookKind
-from llmux.errors import LLMuxError
+from llmux.errors import ConfigError, LLMuxError, PolicyLoadError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -82,6 +82,15 @@ def _is_gateway(file: Path) -> bool:
     return is_gateway(file)
 
 
+def _is_host(file: Path) -> bool:
+    from llmux.config.load import read_document
+
+    try:
+        return "models" in read_document(file).data
+    except (LLMuxError, OSError, TypeError):
+        return False
+
+
 def _check_gateway(file: Path, port: int | None) -> None:
     from llmux.fleet.loading import load_route
 
@@ -89,7 +98,7 @@ def _check_gateway(file: Path, port: int | None) -> None:
     try:
         load_route(config.route.use, config.route.options, config.folder)
     except LLMuxError as error:
-        print_error(str(error))
+        print_error(located(error, file))
         raise typer.Exit(Exit.USAGE) from None
     say(f"{file}: fine", "green")
     say(f"a gateway: listens on {config.host}:{config.port}\noperators: {operators(config)}")
@@ -105,15 +114,23 @@ def load_gateway(file: Path, port: int | None) -> GatewayConfig:
     try:
         config = GatewayConfig.from_file(file)
     except LLMuxError as error:
-        print_error(str(error))
+        print_error(
+            f"{file} is the configuration of a host; run `llmux -c {file}`" if _is_host(file) else str(error)
+        )
         raise typer.Exit(Exit.USAGE) from None
     return config if port is None else config.with_port(port)
 
 
 def warn(config: Config) -> None:
     """Print the warnings of a configuration from a file: what it says, and what this machine lacks for it."""
+    from llmux.config.load import read_document
+    from llmux.config.problems import line_of_text
+
+    assert config.file is not None
+    lines = read_document(config.file).lines if config.warnings else {}
     for warning in config.warnings:
-        say(f"warning: {warning}", "yellow")
+        line = line_of_text(warning, lines)
+        say(f"warning: {'' if line is None else f'line {line}: '}{warning}", "yellow")
     warn_of_missing(config)
 
 
@@ -141,21 +158,33 @@ def _load_all(file: Path, port: int | None) -> Config:
         # A mistake elsewhere does not hide what is wrong with the policy.
         rest = error.rest if isinstance(error, ConfigErrors) else None
         if isinstance(rest, Config):
-            _print_errors_of_parts(rest)
+            _print_errors_of_parts(rest, file)
             warn_of_missing(rest)
         raise typer.Exit(Exit.USAGE) from None
-    if _print_errors_of_parts(config):
+    if _print_errors_of_parts(config, file):
         raise typer.Exit(Exit.USAGE)
     return config
 
 
-def _print_errors_of_parts(config: Config) -> bool:
+def _print_errors_of_parts(config: Config, file: Path) -> bool:
     try:
         _load_parts(config)
     except LLMuxError as error:
-        print_error(str(error))
+        print_error(located(error, file))
         return True
     return False
+
+
+def located(error: LLMuxError, file: Path) -> str:
+    """Return what an error says, with the file and the line where it names a setting of ``file`` alone."""
+    from llmux.config.load import read_document
+    from llmux.config.problems import line_of_text
+
+    if not isinstance(error, ConfigError | PolicyLoadError) or (isinstance(error, ConfigError) and error.file):
+        return str(error)
+    lines = read_document(file).lines
+    said = [(text, line_of_text(text, lines)) for text in str(error).splitlines()]
+    return "\n".join(text if line is None else f"{file}:{line}: {text}" for text, line in said)
 
 
 def schema(

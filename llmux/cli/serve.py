@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmux.cli.check import load_config, load_gateway, summary
+from llmux.cli.check import load_config, load_gateway, located, summary
 from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
 from llmux.cli.terminal import Exit, print_error, terminal
 from llmux.config import Config
-from llmux.config.load import read_document
-from llmux.config.problems import line_of
-from llmux.errors import ConfigError, LLMuxError
+from llmux.errors import LLMuxError
 from llmux.observability.log import configure
 from llmux.process import Process
 from llmux.version import __version__
@@ -68,17 +66,10 @@ def run_process(handler: Handler, file: Path, make: Callable[[], Process]) -> No
             runner.run(process())
     except LLMuxError as error:
         handler.flush()
-        print_error(str(_located(error, file)))
+        print_error(located(error, file))
         raise typer.Exit(Exit.USAGE) from None
     finally:
         handler.close()
-
-
-def _located(error: LLMuxError, file: Path) -> LLMuxError:
-    if not isinstance(error, ConfigError) or not error.path or error.file:
-        return error
-    line = line_of(tuple(error.path.split(".")), read_document(file).lines)
-    return ConfigError(error.message, path=error.path, file=str(file), line=line)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -4,6 +4,7 @@ A hash of a key is Argon2id in the usual form, ``$argon2id$v=19$m=…,t=…,p=�
 made is as good. ``argon2-cffi`` is imported when it is needed: without hashes nothing waits for it.
 """
 
+import difflib
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,8 +135,10 @@ def _entry(value: Any) -> Any:
     known = [field.alias or name for name, field in ApiKeyConfig.model_fields.items()]
     for key in value if isinstance(value, Mapping) else ():
         if key not in known:
-            takes = ", ".join(f"`{name}`" for name in known)
-            raise ValueError(f"has a setting that is not known here; it takes {takes}")
+            near = difflib.get_close_matches(str(key), known, n=1)  # it may be a key, which is not repeated
+            takes = "it takes " + ", ".join(f"`{name}`" for name in known)
+            takes = f"did you mean `{near[0]}`?" if near else takes
+            raise ValueError(f"has a setting that is not known here; {takes}")
     return value
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmux.config.access import Access, check_keys
 from llmux.config.accounts import accounts_warnings, check_accounts
-from llmux.config.model_settings import hook_folder
+from llmux.config.model_settings import expand, hook_folder
 from llmux.config.problems import Path as Place
 from llmux.config.problems import Problem
 from llmux.config.residency import check_levels, check_residency, levels_warnings
@@ -182,9 +182,10 @@ def look(config: Config) -> Iterator[Problem]:
         if model.cmd is not None:
             yield from _script((*place, "cmd"), model.cmd, config.folder, path)
         seen = set()
+        line = "hooks" if model.hooks is not None else "cmd"
+        stands_for = expand({line: getattr(model, line), "port": 1})
         for kind, script in model.scripts.items():
-            given = kind.value in model.model_fields_set and (model.hooks or model.cmd) is None
-            at = (*place, kind.value if given else "hooks" if model.hooks is not None else "cmd")
+            at = (*place, line if stands_for.get(kind.value) == script else kind.value)
             for problem in _script(at, script, config.folder, path):
                 if problem.message not in seen:  # one script may be all the hooks
                     seen.add(problem.message)

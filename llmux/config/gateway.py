@@ -53,10 +53,7 @@ def _url(value: str) -> str:
         if len(path.encode()) > _LONGEST_SOCKET:
             raise ValueError(f"its path is longer than {_LONGEST_SOCKET} bytes, which no Unix socket takes")
         return text
-    try:
-        address = parse_address(text)
-    except ValueError as error:
-        raise ValueError(str(error).replace("write it as http://127.0.0.1:8001", _HOW)) from None
+    address = parse_address(text, _HOW)
     return address.url
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -58,6 +59,13 @@ def line_of(path: Path, lines: Lines) -> int | None:
         if path[:length] in lines:
             return lines[path[:length]]
     return lines.get(())
+
+
+def line_of_text(text: str, lines: Lines) -> int | None:
+    """Find the line of the place that a message begins with, as in ``policy.use: no such policy``."""
+    where = text.partition(": ")[0]
+    known = [path for path in lines if path and re.match(rf"{re.escape(dotted(path))}(?![^.\[])", where)]
+    return lines[max(known, key=len)] if known else None
 
 
 def raise_all(problems: Iterable[Problem], *, file: str = "", lines: Lines | None = None) -> None:
@@ -211,46 +219,65 @@ def _unknown(path: Path, root: type[BaseModel]) -> str:
     if foreign is not None and foreign.partition(".")[0] in here:
         return f"unknown setting; here it is `{foreign}`"
     near = ["use"] if path in _USE else difflib.get_close_matches(name, here, n=1)
-    if near:
+    elsewhere = _elsewhere(name, root)
+    # A setting of another section is more likely one in the wrong place than a typo, unless a letter is all.
+    if near and (elsewhere is None or path in _USE or difflib.get_close_matches(name, here, cutoff=_A_LETTER)):
         return f"unknown setting; did you mean `{near[0]}`?"
-    for wanted in filter(None, (name, foreign)):
-        for place, other in sections(root):
-            if wanted in other.model_fields:
-                where = f"under `{dotted(place)}`" if place else "at the top level"
-                called = "it" if wanted == name else f"`{wanted}`, which does that,"
-                return f"unknown setting here; {called} belongs {where}"
+    if elsewhere is not None:
+        return f"unknown setting here; it belongs {elsewhere}"
+    if foreign is not None and (elsewhere := _elsewhere(foreign, root)):
+        return f"unknown setting here; `{foreign}`, which does that, belongs {elsewhere}"
     if len(here) <= _FEW:
         return f"unknown setting; known here: {', '.join(here)}"
     return "unknown setting; `llmux schema` prints all that there are"
 
 
+_A_LETTER = 0.85  # as alike as `key` and `keys`
+
+
+def _elsewhere(name: str, root: type[BaseModel]) -> str | None:
+    for place, section in sections(root):
+        if name in section.model_fields:
+            return f"under `{dotted(place)}`" if place else "at the top level"
+    return None
+
+
 def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:
-    """Yield every section with its path, ``NAME`` standing for a model's name."""
+    """Yield every section with its path, ``NAME`` standing for a model's name; without those in lists."""
+    return ((place, section) for place, section in _sections(root, at) if 0 not in place)
+
+
+def _sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:
     yield at, root
     for name, info in root.model_fields.items():
-        model, keyed = _section_of(info.annotation)
+        model, within = _section_of(info.annotation)
         if model is not None:
-            yield from sections(model, (*at, name, "NAME") if keyed else (*at, name))
+            yield from _sections(model, (*at, name, *within))
 
 
 def section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
     """Return the section at a place in the file, or None."""
-    for place, section in sections(root):
+    path = tuple(0 if isinstance(part, int) else part for part in path)
+    for place, section in _sections(root):
         if len(place) == len(path) and all(want in ("NAME", part) for want, part in zip(place, path, strict=True)):
             return section
     return None
 
 
-def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """Find the section in a field's type, and whether it is behind names."""
+def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, Path]:
+    """Find the section in a field's type, and what stands between: ``NAME`` for any name, 0 for any index."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
+        return annotation, ()
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return _section_of(arguments[1])[0], True
+        return _section_of(arguments[1])[0], ("NAME",)
+    if origin is tuple:
+        return _section_of(arguments[0])[0], (0,)
+    if origin is Annotated:
+        return _section_of(arguments[0])
     if origin in (Union, types.UnionType):
         for argument in arguments:
             found = _section_of(argument)
             if found[0] is not None:
                 return found
-    return None, False
+    return None, ()

@@ -21,7 +21,7 @@ from llmux.config.accounts import (
 )
 from llmux.config.checks import check, find_warnings
 from llmux.config.load import SECS, load
-from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, Url, with_ports
+from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, with_ports
 from llmux.config.problems import ConfigErrors, raise_problems
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.setting_types import (
@@ -38,6 +38,7 @@ from llmux.config.setting_types import (
     Section,
     StoreSetting,
     Word,
+    parse_address,
 )
 from llmux.config.targets import (
     RemoteConfig,
@@ -52,6 +53,13 @@ from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
 """Settings that may also be written as in llmux 2.x: ``request_timeout_secs``."""
+
+
+def _collector(value: str) -> str:
+    return parse_address(value, "write it as http://127.0.0.1:4318").url
+
+
+Collector = Annotated[str, AfterValidator(_collector), Word("URL")]
 
 
 class ShadowConfig(Section):
@@ -243,7 +251,7 @@ class Config(Section):
         description="true: requests may leave this host; without `api_keys`. With them `remote: true` of a key or"
         " its role says so.",
     )
-    routes: tuple[RouteConfig, ...] = Field(
+    routes: Annotated[tuple[RouteConfig, ...], Word("list of routes")] = Field(
         default=(), description="Rules for where requests go; the first that fits is followed."
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig.of_defaults, description="When to switch.")
@@ -397,7 +405,7 @@ class Config(Section):
     fleet: JoinConfig | None = Field(
         default=None, description="The store in which this host makes itself known to gateways. null: none."
     )
-    otlp: Url | None = Field(
+    otlp: Collector | None = Field(
         default=None,
         description="Where traces are sent, by OTLP over HTTP, as http://127.0.0.1:4318; takes the extra `otel`."
         " null: none.",

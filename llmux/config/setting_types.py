@@ -361,14 +361,13 @@ def covers(listener: str, host: str) -> bool:
     return same_host(listener) == same_host(host) or (listener in _ANY_HOST and is_loopback(host))
 
 
-def parse_address(url: str) -> Address:
-    """Parse ``http[s]://host[:port][/path]``.
+def parse_address(url: str, how: str = "write it as http://127.0.0.1:8001") -> Address:
+    """Parse ``http[s]://host[:port][/path]``; ``how`` is the advice in an error.
 
     Raises:
         ValueError: it is anything else.
 
     """
-    how = "write it as http://127.0.0.1:8001"
     try:
         parts = urlsplit(url.strip())
         port = parts.port

@@ -291,10 +291,7 @@ _LONGEST_KEY = 16 * 1024  # bytes of a file
 
 
 def _url(value: str) -> str:
-    try:
-        address = parse_address(value)
-    except ValueError as error:
-        raise ValueError(str(error).replace("write it as http://127.0.0.1:8001", _HOW)) from None
+    address = parse_address(value, _HOW)
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"{value!r} holds other characters than printable ASCII; percent-encode them")
     return address.url

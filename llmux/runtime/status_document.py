@@ -240,7 +240,7 @@ def notes(s: State, now: float) -> list[str]:
     if s.switch is not None:
         to = s.switch.target.name if s.switch.target else "sleep"
         seconds = now - s.switch.started
-        found.append(f"switch {s.switch.id} to {to} is {s.switch.stage.value} since {seconds:.0f} s")
+        found.append(f"switch {s.switch.id} to {to}: {s.switch.stage.value} for {seconds:.0f} s")
     if s.lease is not None:
         left = "" if s.lease.until is None else f" for {max(0.0, s.lease.until - now):.0f} s more"
         found.append(admission.because(f"the GPU is leased{left}", s.lease.reason))

@@ -253,7 +253,9 @@ async def test_no_ledger(house):
     await house.open()
     reply = await house.ask("GET", "/llmux/usage")
     assert (reply.status, reply.error["code"]) == (404, "no_ledger")
-    assert "set `ledger`" in await said(house, "usage", exit_code=Exit.UNREACHABLE)
+    told = await said(house, "usage", exit_code=Exit.USAGE)
+    assert told.startswith("there is no ledger; set `ledger: true`")
+    assert "is it llmux" not in told
 
 
 async def test_keys_are_in_none_of_it(house):

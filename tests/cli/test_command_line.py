@@ -163,6 +163,47 @@ def test_a_setting_that_cannot_be_used_is_named(run, tmp_path, setting, value, p
     assert place in line
 
 
+@pytest.mark.parametrize("command", [(), ("check",)])
+@pytest.mark.parametrize(
+    ("policy", "place"),
+    [
+        ("{use: fifoo}", "policy.use: fifoo"),
+        ("{options: {patence: 3}}", "policy.options.patence"),
+        ("{shadow: [idle, idel]}", "policy.shadow[1].use: idel"),
+    ],
+)
+def test_what_is_wrong_with_a_policy_has_its_line(run, tmp_path, command, policy, place):
+    file = tmp_path / "config.yaml"
+    file.write_text("port: 0\nmodels:\n  a.b: {port: 9, hooks: llama-cpp}\npolicy: " + policy + "\n")
+    assert f"config.yaml:4: {place}" in one_line_of_log(run(*command, "-c", "config.yaml"))
+
+
+def test_warnings_have_the_line_of_what_they_are_about(run, tmp_path):
+    text = """\
+models:
+  a.b:
+    port: 9
+    hooks: llama-cpp
+    env: {MODEL: x}
+    verify: ./missing.sh
+    memory: 1GiB
+"""
+    (tmp_path / "config.yaml").write_text(text)
+    ended = run("check")
+    assert ended.returncode == 0, ended
+    said = ended.stdout + ended.stderr
+    assert "warning: line 6: models.a.b.verify: there is no ./missing.sh" in said
+    assert "warning: line 7: models.a.b.memory: has no effect" in said
+
+
+@pytest.mark.parametrize("command", ["gateway", "check"])
+def test_a_gateway_s_route_and_a_host_s_file(run, tmp_path, command):
+    (tmp_path / "g.yaml").write_text("hosts:\n  h: {url: 'http://x:1'}\nroute: {use: lest_wait}\n")
+    assert one_line(run(command, "-c", "g.yaml")).startswith("g.yaml:3: route.use: ")
+    if command == "gateway":
+        assert "run `llmux -c" in one_line(run(command, "-c", write(tmp_path)))
+
+
 def test_a_taken_port(run, tmp_path):
     with socket.socket() as taken:
         taken.bind((HOST, 0))
@@ -344,6 +385,28 @@ def test_a_second_term_ends_at_once_what_runs(serve, tmp_path, first):
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
             upstream.close()
+
+
+def test_an_interrupt_while_the_commands_are_imported_leaves_no_traceback():
+    code = """if True:
+        import os, signal, sys
+
+        class Interrupting:
+            def find_spec(self, name, path, target=None):
+                if name == sys.argv[1]:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupting())
+        import llmux.cli
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        print("imported")
+    """
+    for name, status in (("typer", -signal.SIGINT), ("no_such_package", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert (done.returncode, done.stderr) == (status, "")
+        assert done.stdout == ("" if status else "imported\n")
 
 
 def test_hup_reads_the_configuration_again(serve, tmp_path):

@@ -16,6 +16,11 @@ MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks
             "policy: {capacity: 1}",
             "config.yaml:1: policy.capacity: unknown setting here; it belongs at the top level",
         ),
+        # Nearer to a setting here by its letters, but a setting elsewhere as it stands.
+        ("max_queued: 1", "config.yaml:1: max_queued: unknown setting here; it belongs under `models.NAME`"),
+        ("hooks: x", "config.yaml:1: hooks: unknown setting here; it belongs under `models.NAME`"),
+        ("request_timeout: 1", "config.yaml:1: request_timeout: unknown setting here; it belongs under `policy`"),
+        ("otlp: x:1", "config.yaml:1: otlp: 'x:1' is not an http or https URL; write it as http://127.0.0.1:4318"),
         ("policy: {max_wiat: 1}", "config.yaml:1: policy.max_wiat: unknown setting; did you mean `max_wait`?"),
         ("backoff: {zz: 1}", "config.yaml:1: backoff.zz: unknown setting; known here: first, max"),
         ("port: 70000", "config.yaml:1: port: must be at most 65535, not 70000"),
@@ -285,6 +290,10 @@ def test_beyond_this_machine_only_with_keys(read, refused, model, host):
         ("['$argon2i$v=19$x']", "config.yaml:1: api_keys[0]: is a hash of another kind than Argon2id"),
         ("[{name: a}]", "config.yaml:1: api_keys[0].key: is missing"),
         ("[{name: a, key: k, secret: s}]", "config.yaml:1: api_keys[0]: has a setting that is not known here"),
+        (
+            "[{key: k, wieght: 3}]",
+            "config.yaml:1: api_keys[0]: has a setting that is not known here; did you mean `weight`?",
+        ),
         ("[{name: '', key: k}]", "config.yaml:1: api_keys[0].name: "),
         ("[{name: a, key: 'x y'}]", "config.yaml:1: api_keys[0].key: must be printable ASCII"),
         ("[[k]]", "config.yaml:1: api_keys[0]: must be a key, its hash, or {name: …, key: …}"),

@@ -93,7 +93,7 @@ def test_a_file_that_holds_no_key(refused, tmp_path):
         ("routes: [{to: r/x}]", "routes[0].to: 'r/x' is not configured; did you mean 'r/m'?"),
         ("routes: [{when: {key: k}}]", "routes[0].when.key: 'k' is not one of the named `api_keys`: none is set"),
         ("routes: [{when: {role: k}}]", "routes[0].when.role: 'k' is not one of `roles`: none is set"),
-        ("routes: [{when: {imagse: true}}]", "routes[0].when.imagse: unknown setting; known here: "),
+        ("routes: [{when: {imagse: true}}]", "routes[0].when.imagse: unknown setting; did you mean `images`?"),
         ("routes: [{when: {path: v1}}]", "routes[0].when.path: 'v1' is not a path; write one as /props"),
     ],
 )

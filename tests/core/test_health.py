@@ -20,7 +20,7 @@ def test_long_drains_backoffs_and_queues_are_no_problems() -> None:
     play.feed(1.0, ev.RequestArrived(1, "a"))
     play.feed(2.0, ev.RequestArrived(2, "b"))
     assert problems(s, 500.0) == []
-    assert notes(s, 500.0) == ["switch 1 to b is draining since 498 s", "1 wait for 'b'"]
+    assert notes(s, 500.0) == ["switch 1 to b: draining for 498 s", "1 wait for 'b'"]
 
 
 def test_hook_past_its_timeout() -> None:
@@ -66,7 +66,7 @@ def test_notes_say_what_makes_requests_wait() -> None:
     play.feed(2.0, ev.PinChanged("a", 2, pinned=False))
     play.feed(3.0, ev.SleepRequested("a", 3))
     play.feed(4.0, ev.HookFinished(2, ok=False, detail="exited with 1"))
-    assert notes(s, 5.0) == ["switch 1 to sleep is sleeping since 2 s"]
+    assert notes(s, 5.0) == ["switch 1 to sleep: sleeping for 2 s"]
     play.feed(5.0, ev.HookFinished(3, ok=False))
     assert notes(s, 5.0) == [
         "'a' is left alone for 1 s: sleep exited with 1",
