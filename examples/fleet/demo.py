@@ -26,6 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # to import what follows takes seconds, in which Ctrl-C should leave no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "quickstart"))  # the models and the stage of `make demo`
 
@@ -273,6 +276,7 @@ def show(console: Console, views: list[dict[str, Any]], ledger: Ledger, since: f
 
 def main() -> int:
     """Run the demo."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description="A fleet of four hosts with real engines on the CPU.")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="how long to send requests")
     given = parser.parse_args()

@@ -23,6 +23,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # to import what follows takes seconds, in which Ctrl-C should leave no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import aiohttp
 import openai
 from clients import Clients, Ledger
@@ -312,6 +315,7 @@ async def interruptible(stage: Stage, seconds: float | None) -> int:
 
 def main() -> int:
     """Run the demo."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description="llmux with real engines on the CPU.")
     parser.add_argument("--serve", action="store_true", help="stay up until Ctrl-C")
     parser.add_argument("--seconds", type=float, default=AT_LEAST, help="how long to send requests, at least")

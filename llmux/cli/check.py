@@ -144,8 +144,8 @@ def warn_of_missing(config: Config) -> None:
     problems = list(look(config))
     lines = read_document(config.file).lines if problems else {}
     for problem in problems:
-        line = line_of(problem.path, lines)
-        say(f"warning: line {line}: {dotted(problem.path)}: {problem.message}", "yellow")
+        where = f"line {line_of(problem.path, lines)}: " if problem.path[:1] in lines else ""  # a default has none
+        say(f"warning: {where}{dotted(problem.path)}: {problem.message}", "yellow")
 
 
 def _load_all(file: Path, port: int | None) -> Config:

@@ -198,29 +198,30 @@ def look(config: Config) -> Iterator[Problem]:
         if setting == "ledger" and config.ledger is True:  # its folder is made
             file = None
         if file is not None:
-            fault = _unwritable(file, folder=setting == "captures")
+            fault = _unwritable(file, folder=setting == "captures", made=setting in _MADE)
             fault = fault or (_readable(file) if setting in _PRIVATE else None)
             if fault is not None:
                 yield Problem((setting,), fault)
 
 
-_WRITTEN = ("audit", "captures", "ledger", "record")
+_WRITTEN = ("audit", "captures", "ledger", "record", "state")
+_MADE = frozenset({"captures", "state"})  # the folders that they are in
 _PRIVATE = frozenset({"audit", "captures"})
 _OTHERS = 0o077  # all but the owner
 
 
-def _unwritable(file: Path, *, folder: bool) -> str | None:
-    """Return why a file, or a folder that is made where there is none, cannot be written. Nothing is made."""
+def _unwritable(file: Path, *, folder: bool, made: bool) -> str | None:
+    """Return why a file or folder cannot be written; with ``made`` llmux makes the folders that hold it."""
     try:
-        why = _cannot(file, folder=folder)
+        why = _cannot(file, folder=folder, made=made)
     except OSError as error:
         why = f"{error.strerror}"
     return None if why is None else f"{file} cannot be written: {why}"
 
 
-def _cannot(file: Path, *, folder: bool) -> str | None:
+def _cannot(file: Path, *, folder: bool, made: bool) -> str | None:
     above = file
-    while not _is_there(above) and above.parent != above and (folder or above is file):
+    while not _is_there(above) and above.parent != above and (made or above is file):
         above = above.parent
     mine = above is file and folder is file.is_dir()
     if not _is_there(above):

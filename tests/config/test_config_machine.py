@@ -72,7 +72,7 @@ def test_what_this_user_may_not_read():
             "a": {"hooks": "./private/h.sh", "port": 8001, "env": {"MODEL": "./private/a.gguf"}},
             "b": {"hooks": "./h.sh", "port": 8002, "env": {"MODEL": "./closed.gguf"}},
         }
-        (folder / "config.yaml").write_text(json.dumps({"models": models}))
+        (folder / "config.yaml").write_text(json.dumps({"models": models, "state": None}))
         config = Config.from_file(folder / "config.yaml")
         os.setresuid(65534, 65534, 0)
         try:
@@ -277,7 +277,7 @@ def test_what_another_user_may_not_write():
         (folder / "config.yaml").touch(mode=0o644)
         settings = {
             "audit": "audit.jsonl", "ledger": "private/l.db", "record": "record.jsonl", "api_keys": ALICE,
-            "captures": {"keys": ["alice"], "folder": "captures"},
+            "captures": {"keys": ["alice"], "folder": "captures"}, "state": "private/made/state.json",
         }  # fmt: skip
         warnings_of(folder, **settings)
         config = Config.from_file(folder / "config.yaml")
@@ -292,4 +292,13 @@ def test_what_another_user_may_not_write():
         f"{folder}/captures cannot be written: this user may not write in {folder}; {what}",
         f"{folder}/private/l.db cannot be written: Permission denied",
         f"{folder}/record.jsonl cannot be written: this user may not write in {folder}; {what}",
+        f"{folder}/private/made/state.json cannot be written: Permission denied",
+    ]
+
+
+def test_the_folders_of_a_state_file_are_made(tmp_path):
+    (tmp_path / "file").touch()
+    assert warnings_of(tmp_path, state="will/be/made/state.json") == []
+    assert warnings_of(tmp_path, state="file/made/state.json") == [
+        f"state: {tmp_path}/file/made/state.json cannot be written: {tmp_path}/file is not a folder"
     ]
