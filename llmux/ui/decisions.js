@@ -45,6 +45,7 @@ export function showDecisions(world) {
   }
 }
 
+const SQUARE = 7 // rows and columns; of more models the square would be all but empty, and wider than the page
 let drawn = ""
 
 export function showCosts(world) {
@@ -61,16 +62,26 @@ export function showCosts(world) {
   const seconds = costs.map(cost => cost.seconds)
   const least = Math.min(...seconds), most = Math.max(...seconds)
   const label = (name, none) => name === null ? [make("span", {}, none)] : [shape(name), make("bdi", { title: name }, name)]
+  const cell = cost => {
+    const heat = most > least ? (Math.log(cost.seconds + .05) - Math.log(least + .05)) / (Math.log(most + .05) - Math.log(least + .05)) : 0
+    const found = make("td", { class: "number" }, make("b", {}, duration(cost.seconds)), make("small", {}, `×${cost.samples}`))
+    found.style.setProperty("--heat", `${Math.round(8 + heat * 44)}%`)
+    return found
+  }
+  const many = Math.max(rows.length, columns.length) > SQUARE
+  at("costs").toggleAttribute("data-list", many)
+  if (many) {
+    const often = costs.toSorted((one, other) => other.samples - one.samples || other.seconds - one.seconds)
+    only(at("costs"), make("tbody", {}, ...often.map(cost => make("tr", {},
+      make("th", { scope: "row" }, ...label(cost.from ?? null, "no model"), " → ", ...label(cost.to ?? null, "asleep")), cell(cost)))))
+    return
+  }
   only(at("costs"),
     make("thead", {}, make("tr", {},
       make("td", { class: "corner" }, make("span", { class: "hidden" }, "from, by row; to, by column")),
       ...columns.map(name => make("th", { scope: "col" }, ...label(name, "asleep"))))),
     make("tbody", {}, ...rows.map(from => make("tr", {}, make("th", { scope: "row" }, ...label(from, "no model")), ...columns.map(to => {
       const cost = known.get(JSON.stringify([from, to]))
-      if (!cost) return make("td", { class: "none" }, from === to ? "" : "·")
-      const heat = most > least ? (Math.log(cost.seconds + .05) - Math.log(least + .05)) / (Math.log(most + .05) - Math.log(least + .05)) : 0
-      const cell = make("td", { class: "number" }, make("b", {}, duration(cost.seconds)), make("small", {}, `×${cost.samples}`))
-      cell.style.setProperty("--heat", `${Math.round(8 + heat * 44)}%`)
-      return cell
+      return cost ? cell(cost) : make("td", { class: "none" }, from === to ? "" : "·")
     })))))
 }

@@ -70,7 +70,8 @@ function facts(world) {
   const alone = holders(status).length === 1
   for (const name of holders(status)) {
     const it = status.models[name]
-    if (it.phase !== "awake") parts.push(`${name} is ${it.phase}`)
+    if (it.phase === "faulted") parts.push(`${name} is faulted: it may still hold the GPU, so nothing that conflicts with it is woken. Free the GPU by hand, then press Reset`)
+    else if (it.phase !== "awake") parts.push(`${name} is ${it.phase}`)
     else if (alone) parts.push(`awake for ${duration(it.awake_for)}`)
     if (it.pinned) parts.push(`${alone ? "" : `${name} is `}pinned${it.pin_expires_in == null ? "" : `, ${duration(it.pin_expires_in)} left`}`)
   }

@@ -403,6 +403,44 @@ def test_figures_of_the_gpu(stage, visit):
     expect(page.get_by_role("meter", name="load")).to_have_attribute("aria-valuenow", "93")
 
 
+def test_costs_are_a_square_of_few_models_and_a_list_of_many(stage, visit):
+    few, many = visit(stage).evaluate("""async () => {
+      const { World } = await import("/llmux/ui/world.js")
+      const { showCosts } = await import("/llmux/ui/decisions.js")
+      const texts = found => [...document.querySelectorAll(`#costs ${found}`)].map(it => it.textContent)
+      const shown = count => {
+        const world = new World(), names = Array.from({ length: count }, (_, place) => `m${place}`)
+        const models = Object.fromEntries(names.map(name => [name, { phase: "asleep" }]))
+        const costs = names.map((to, place) => (
+          { from: names[place - 1] ?? null, to, seconds: 1 + place, samples: 1 + place % 2 }))
+        world.apply("status", { time: 100, models, decisions: [], switch_costs: costs })
+        showCosts(world)
+        return ["thead th", "tbody th", "td b"].map(texts)
+      }
+      return [shown(3), shown(9)]
+    }""")
+    assert few == [["m0", "m1", "m2"], ["no model", "m0", "m1"], ["1.0 s", "2.0 s", "3.0 s"]]
+    heads, rows, costs = many
+    assert heads == []
+    # The most frequent first, then the dearest.
+    assert rows == [f"m{place - 1} → m{place}" for place in (7, 5, 3, 1, 8, 6, 4, 2)] + ["no model → m0"]
+    assert costs == [f"{1 + place}.0 s" for place in (7, 5, 3, 1, 8, 6, 4, 2, 0)]
+
+
+def test_a_faulted_model_says_what_to_do(visit, stage):
+    facts = visit(stage).evaluate("""async () => {
+      const { World } = await import("/llmux/ui/world.js")
+      const { showHolder } = await import("/llmux/ui/holder.js")
+      const world = new World()
+      const models = { a: { phase: "faulted", in_flight: 0, queued: 0 } }
+      world.apply("status", { time: 100, ready: true, awake: [], models, decisions: [], switch_costs: [] })
+      showHolder(world)
+      return document.querySelector("#who-facts").textContent
+    }""")
+    assert "a is faulted: it may still hold the GPU" in facts
+    assert "then press Reset" in facts
+
+
 def test_a_newcomer_is_told_what_to_do_and_what_is_empty_is_not_there(make_stage, visit):
     stage = make_stage({"llama": {"aliases": ["gpt"]}, "qwen": {}})
     page = visit(stage, url=stage.url)
