@@ -103,6 +103,7 @@ def enqueue(s: State, request: Request) -> None:
     model = request.model
     model.queue[request.id] = request
     s.queued += 1
+    s.queues.add(model)
     if request.returned:  # only such a one can be older than those that wait
         model.queue = OrderedDict(sorted(model.queue.items(), key=lambda item: item[1].arrived))
         watch(s, model)
@@ -137,7 +138,8 @@ def timed_out(s: State, model: Model) -> None:
 
 def open_doors(s: State) -> None:
     """Let in what waits for models that have begun to admit in this step."""
-    opened, s.opened = s.opened if s.turns is FIRST_COME else s.models.values(), []
+    fair = s.turns is not FIRST_COME  # what else waits may have its turn now
+    opened, s.opened = sorted({*s.opened, *s.queues}, key=lambda m: m.order) if fair else s.opened, []
     for model in opened:
         admit_waiters(s, model)
 

@@ -44,7 +44,7 @@ class Rule(NamedTuple):
 
 def settle(s: State, snapshot: LiveSnapshot) -> None:
     """Begin what is due until a switch is under way or nothing is left to do."""
-    while s.switch is None and s.ready and Phase.UNKNOWN not in [m.phase for m in s.models.values()]:
+    while s.switch is None and s.ready and not s.in_phase(Phase.UNKNOWN):
         if s.maintenance_due:
             admission.sweep(s)
             levels.make_room(s)

@@ -34,6 +34,7 @@ def started(s: State, event: Started) -> None:
             s.models[spec.name] = Model(spec, s.estimates.meter(spec.name), len(s.models) + 1, removed=True)
             s.removals = True
             s.has_levels = s.has_levels or bool(spec.levels)
+    s.by_phase.clear()
     s.recorded = event.holders & s.models.keys()
     s.recorded_levels = dict(event.levels)
     s.recent = {name: rank for rank, name in enumerate(event.recent)}
@@ -95,6 +96,7 @@ def _replace_models(s: State, specs: Iterable[ModelSpec]) -> None:
         model.removed = False
         s.models[spec.name] = model
     s.models = dict(sorted(s.models.items(), key=lambda item: (item[1].removed, item[1].order)))
+    s.by_phase.clear()
 
 
 def _remove(s: State, model: Model) -> None:
@@ -137,6 +139,7 @@ def forget_removed(s: State) -> bool:
         del s.models[model.name]
         s.timers.cancel_all(model.name)
         s.out.append(ModelRemoved(model.name))
+    s.by_phase.clear()
     s.removals = any(model.removed for model in s.models.values())
     return bool(gone)
 

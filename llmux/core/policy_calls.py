@@ -16,6 +16,7 @@ from llmux.core import residency
 from llmux.core.effects import PolicyAdopted, PolicyOverruled
 from llmux.core.events import PolicyChosen
 from llmux.core.model import AWAKE, Model
+from llmux.core.phases import HOLDING
 from llmux.core.state import State
 
 LONGEST = 300  # characters: an answer may be as long as it likes
@@ -108,7 +109,7 @@ class LiveSnapshot:
             return residency.who_leaves(s, target) or ()
         # One at a time: all leave, whichever comes.
         if self._all is None:
-            self._all = [] if residency.immovable(s, target) else [m for m in s.models.values() if m.holds]
+            self._all = [] if residency.immovable(s, target) else s.in_phase(*HOLDING)
         return [model for model in self._all if model is not target]
 
     def refresh(self) -> None:
@@ -124,7 +125,7 @@ class LiveSnapshot:
     @property
     def awake(self) -> tuple[str, ...]:
         """The models that are awake."""
-        return tuple(name for name, model in self._state.models.items() if model.phase is AWAKE)
+        return tuple([model.name for model in self._state.in_phase(AWAKE)])
 
 
 def spelled(error: BaseException) -> str:

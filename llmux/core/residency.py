@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
-from operator import itemgetter
 from typing import NamedTuple
 
 from llmux.core import levels
@@ -222,9 +221,10 @@ def who_leaves(s: State, target: Model) -> tuple[Model, ...] | None:
     """Return the models that make room for ``target``, or None if the immovable are in the way."""
     stay = immovable(s, target)
     # What is pinned is as good as there: nothing may take its place before it is awake.
+    there = s.in_phase(*HOLDING) if s.now >= s.free_from else s.models.values()
     holders = {
-        name: model.running
-        for name, model in s.models.items()
+        model.name: model.running
+        for model in there
         if model is not target and (model.phase in HOLDING or model.pin is not None)
     }
     if not stay and s.rules.capacity is None and target.next.companions is None:
@@ -265,10 +265,5 @@ def _mark(s: State, models: Sequence[Model], chosen: list[ModelSpec]) -> None:
 
 def waiting_models(s: State) -> list[Model]:
     """Return the models that are not awake and have waiters, the oldest waiter's first."""
-    found = [
-        (next(iter(model.queue.values())).arrived, model.order, model)
-        for model in s.models.values()
-        if model.queue and model.phase is not AWAKE
-    ]
-    found.sort(key=itemgetter(0, 1))
-    return [model for _, _, model in found]
+    waiting = [model for model in s.queues if model.phase is not AWAKE]
+    return sorted(waiting, key=lambda model: (next(iter(model.queue.values())).arrived, model.order))

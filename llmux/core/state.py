@@ -8,18 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from llmux.core import effects as fx
 from llmux.core.effects import Effect
-from llmux.core.model import (
-    AWAKE,
-    ENDING,
-    READY,
-    Cleanup,
-    HookRun,
-    Lease,
-    Lifecycle,
-    Model,
-    Request,
-    Switch,
-)
+from llmux.core.model import AWAKE, ENDING, READY, Cleanup, HookRun, Lease, Lifecycle, Model, Request, Switch
 from llmux.core.phases import HOLDING, PHASES, Phase, Trigger, following
 from llmux.core.policy import Policy
 from llmux.core.spec import Estimates, HookKind, ModelSpec, Rules
@@ -79,6 +68,8 @@ class State:
         self.manual = rules.manual  # operators alone switch
         # Counted and kept, as every event asks for them.
         self.queued = 0  # over all models
+        self.queues: set[Model] = set()  # those that have waiters
+        self.by_phase: dict[tuple[Phase, ...], list[Model]] = {}  # what was asked for; empty once one has moved
         self.has_levels = any(model.spec.levels for model in self.models.values())
         self.free_from = -math.inf  # no model is pinned, or in a backoff, from then on
         self.removals = False  # a removed model has not been forgotten yet
@@ -98,9 +89,7 @@ class State:
         self.explain = True  # whether queued requests, phases and decisions are told
         self.figures: Callable[[State], object] = lambda _: ()  # what a decision is told with
         self.turns = FIRST_COME
-        self.too_late: Callable[[State, Model, float], Block | None] = lambda *_: (
-            None
-        )  # says what cannot be in time
+        self.too_late: Callable[[State, Model, float], Block | None] = lambda *_: None  # says what is
         self.last_told: tuple[fx.Kind, str | None, fx.By] | None = None  # of these; None: a switch came of it
         self.hook_ids, self.switch_ids = itertools.count(1), itertools.count(1)
 
@@ -130,6 +119,7 @@ class State:
         if source is AWAKE:
             self.stop_clocks(model)
         model.phase = target
+        self.by_phase.clear()
         self.maintenance_due = True
         if self.explain:
             self.out.append(fx.PhaseChanged(model.name, source, target, why))
@@ -145,8 +135,11 @@ class State:
             self.out.append(fx.RecordHolders(holders))
 
     def in_phase(self, *phases: Phase) -> list[Model]:
-        """Return the models in one of these phases, in the order of the configuration."""
-        return [model for model in self.models.values() if model.phase in phases]
+        """Return the models in one of these phases, in the order of the configuration; not to be changed."""
+        found = self.by_phase.get(phases)
+        if found is None:
+            found = self.by_phase[phases] = [model for model in self.models.values() if model.phase in phases]
+        return found
 
     # ---- clocks of a model that is awake
 
@@ -220,6 +213,8 @@ class State:
         """Take a request out of its queue."""
         del request.model.queue[request.id]
         self.queued -= 1
+        if not request.model.queue:
+            self.queues.discard(request.model)
 
     def reject(
         self, request: Request, refusal: fx.Refusal, message: str, retry_after: float | None = None

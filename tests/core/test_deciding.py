@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from playbook import at, given, models
 from steps import *
 
 from llmux.core import effects as fx
 from llmux.core import events as ev
+from llmux.core.phases import Phase
 from llmux.core.policy import Stay, SwitchRecord, SwitchTo, WaitUntil
+from llmux.core.spec import Rules
+from llmux.core.state import FIRST_COME, Turns
+from policies.adaptive import Adaptive
 
 
 class Answers:
@@ -295,3 +300,52 @@ def test_of_groups_too() -> None:
     play = given(specs, awake=["a"], policy=Answers(WaitUntil(1e9)))
     found = play.feed(1.0, ev.RequestArrived(1, "b"))
     assert [effect.model for effect in found if isinstance(effect, fx.RunHook)] == ["b"]
+
+
+class Watched(dict):
+    """Counts how often all models are gone through."""
+
+    looks = 0
+
+    def values(self):
+        self.looks += 1
+        return super().values()
+
+    def items(self):
+        self.looks += 1
+        return super().items()
+
+    def __iter__(self):
+        self.looks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("turns", [FIRST_COME, Turns()], ids=["first come", "fair"])
+def test_what_a_request_costs_does_not_grow_with_the_models(turns) -> None:
+    """It comes to an awake model while another one is waited for, so that the policy is asked at each event."""
+    policy = Adaptive(Adaptive.Options())
+    play = given(models("a", "b", "c", "d", max_in_flight=9), awake=["a"], policy=policy, max_wait=1e9)
+    s = play.core.state
+    s.turns = turns
+    play.feed(1.0, ev.RequestArrived(1, "a"))
+    play.feed(1.5, ev.RequestArrived(2, "b"))
+    assert s.switch is None
+    s.models = Watched(s.models)
+    for number in range(3, 9):
+        play.core.handle(ev.RequestArrived(number, "a"), 1.5 + number / 100.0)
+        play.core.handle(ev.RequestFinished(number), 1.505 + number / 100.0)
+    assert s.switch is None
+    assert s.queued == 1
+    assert s.models.looks == 0
+
+
+def test_what_is_in_a_phase_is_known_after_each_move_and_reload() -> None:
+    play = given(models("a", "b"), awake=["a"])
+    s = play.core.state
+    assert [model.name for model in s.in_phase(Phase.AWAKE)] == ["a"]
+    play.feed(1.0, ev.ConfigReplaced(models("c", "a", "b"), Rules(), s.policy, {}))
+    assert [model.name for model in s.in_phase(Phase.UNKNOWN)] == ["c"]
+    play.feed(1.1, ev.HookFinished(next(iter(play.ledger.hooks)), ok=False))
+    assert [model.name for model in s.in_phase(Phase.ASLEEP, Phase.AWAKE)] == ["c", "a", "b"]
+    play.feed(2.0, ev.ConfigReplaced(models("a", "b"), Rules(), s.policy, {}))
+    assert [model.name for model in s.in_phase(Phase.ASLEEP)] == ["b"]
