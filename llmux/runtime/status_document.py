@@ -41,6 +41,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
     config = switcher.config
     counted = switcher.activities.streamed
     riding = switcher.riders.waiting()
+    turns = wait_estimate.Turns(s, now)
     return {
         "version": __version__,
         "time": time.time(),
@@ -68,7 +69,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "models": {
             name: {
                 **_model(model, now, counted(name), switcher.decisions.evicted.get(name)),
-                **_expectation(switcher, model, now),
+                **_expectation(switcher, model, now, turns),
                 "aliases": list(config.models[name].aliases) if name in config.models else [],
                 "riding": riding[name],
             }
@@ -169,12 +170,12 @@ def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> 
     }
 
 
-def _expectation(switcher: Switcher, model: Model, now: float) -> dict[str, Any]:
+def _expectation(switcher: Switcher, model: Model, now: float, turns: wait_estimate.Turns) -> dict[str, Any]:
     """Return how long a new request would wait (null: it would be rejected), and which ones wait, in order."""
     s = switcher.core.state
-    awake = wait_estimate.until_awake(s, model, now) if model.queue else 0.0
+    awake = wait_estimate.until_awake(s, model, now, turns) if model.queue else 0.0
     return {
-        "expected_wait": wait_estimate.for_a_newcomer(s, model, now),
+        "expected_wait": wait_estimate.for_a_newcomer(s, model, now, turns),
         "waiting": [
             {
                 "position": position,
@@ -327,7 +328,7 @@ def host_report(switcher: Switcher) -> dict[str, Any]:
 
 def figures(s: State, now: float) -> dict[str, ModelFigures]:
     """Return the figures of each model, by its name."""
-    waits = wait_estimate.for_newcomers(s, now)
+    turns = wait_estimate.Turns(s, now)
     # Where one model at a time is awake, the same leave for whatever holds nothing.
     alike: Sequence[Model] | None = None
     alone = not sets_may_be_awake(s)
@@ -341,7 +342,7 @@ def figures(s: State, now: float) -> dict[str, ModelFigures]:
             leaving = alike if usual and alike is not None else residency.who_leaves(s, model) or ()
             if usual:
                 alike = leaving
-        found[name] = _of_model(s, model, now, waits[name], leaving)
+        found[name] = _of_model(s, model, now, wait_estimate.for_a_newcomer(s, model, now, turns), leaving)
     return found
 
 

@@ -16,6 +16,7 @@ does otherwise, what fails, and what comes after is not in it; no estimate is ke
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from llmux.config.setting_types import format_duration
@@ -27,18 +28,37 @@ from llmux.core.spec import HookKind
 from llmux.core.state import Block, State
 
 
-def until_awake(s: State, model: Model, now: float) -> float:
+class Turns:
+    """Whose turn comes when, as it looks at ``now``: reckoned once, however many models are asked about."""
+
+    def __init__(self, s: State, now: float) -> None:
+        self._arrived: list[float] = []  # of the oldest waiter of each that has a turn, in their order
+        self._before = [_first(s, now)]  # seconds until the turn of each begins, and what is awake by then
+        under_way = s.switch.target if s.switch is not None else None
+        for model in residency.waiting_models(s):
+            if model is not under_way and (oldest := model.oldest()) is not None:
+                seconds, before = self._before[-1]
+                self._arrived.append(oldest.arrived)
+                self._before.append((seconds + (_switch(s, before, model, now) + _turn(s, model)), model))
+
+    def until(self, model: Model) -> tuple[float, Model | None]:
+        """Return the seconds until a switch to it begins, and what is awake by then, if not the present one."""
+        own = model.oldest()
+        return self._before[-1 if own is None else bisect_left(self._arrived, own.arrived)]
+
+
+def until_awake(s: State, model: Model, now: float, turns: Turns | None = None) -> float:
     """Return the seconds until ``model`` is awake for the requests which wait for it, as it looks at ``now``."""
     if model.phase is Phase.AWAKE and s.lease is None:
         return 0.0
     if s.switch is not None and s.switch.target is model:
         return _rest(s, s.switch, now)
-    seconds, before = _until_its_turn(s, model, now)
+    seconds, before = (turns or Turns(s, now)).until(model)
     return seconds + _switch(s, before, model, now)
 
 
-def _until_its_turn(s: State, model: Model, now: float) -> tuple[float, Model | None]:
-    """Return the seconds until a switch to ``model`` begins, and what is awake by then, if not the present one."""
+def _first(s: State, now: float) -> tuple[float, Model | None]:
+    """Return the seconds until the first turn begins, and what is awake by then, if not the present one."""
     switch, seconds = s.switch, 0.0
     before: Model | None = None
     if switch is not None:
@@ -50,9 +70,6 @@ def _until_its_turn(s: State, model: Model, now: float) -> tuple[float, Model | 
         seconds = max(seconds, s.lease.until - now)
     elif s.lease is not None or s.manual:
         seconds = max(seconds, admission.OPEN_END)
-    for other in _earlier(s, model):
-        seconds += _switch(s, before, other, now) + _turn(s, other)
-        before = other
     return seconds, before
 
 
@@ -66,33 +83,18 @@ def in_queue(model: Model, position: int) -> float:
     return model.meter.service * ((position - 1) // limit)
 
 
-def for_a_newcomer(s: State, model: Model, now: float) -> float | None:
+def for_a_newcomer(s: State, model: Model, now: float, turns: Turns | None = None) -> float | None:
     """Return how long a request that came at ``now`` would wait; None where it would be rejected."""
     if admission.is_open(s, model):
         return 0.0
     if admission.blocked(s, model) is not None or len(model.queue) >= model.spec.max_queued:
         return None
-    return until_awake(s, model, now) + in_queue(model, len(model.queue) + 1)
+    return until_awake(s, model, now, turns) + in_queue(model, len(model.queue) + 1)
 
 
 def rest_of_switch(s: State, now: float) -> float:
     """Return how long the switch under way still takes, its drain included; 0 when there is none."""
     return 0.0 if s.switch is None else _rest(s, s.switch, now)
-
-
-def for_newcomers(s: State, now: float) -> dict[str, float | None]:
-    """Return ``for_a_newcomer`` of every model; what those without waiters have in common is computed once."""
-    found: dict[str, float | None] = {}
-    common: tuple[float, Model | None] | None = None
-    target = s.switch.target if s.switch is not None else None
-    for name, model in s.models.items():
-        if model.queue or model is target or model.phase is Phase.AWAKE or admission.blocked(s, model) is not None:
-            found[name] = for_a_newcomer(s, model, now)
-            continue
-        if common is None:
-            common = _until_its_turn(s, model, now)
-        found[name] = common[0] + _switch(s, common[1], model, now)
-    return found
 
 
 def too_late(s: State, model: Model, deadline: float) -> Block | None:
@@ -108,19 +110,6 @@ def too_late(s: State, model: Model, deadline: float) -> Block | None:
         f" {format_duration(round(wait, 1))}, and is answered in {format_duration(round(service, 1))}."
     )
     return Refusal.DEADLINE, message, max(1.0, wait + service - deadline)
-
-
-def _earlier(s: State, model: Model) -> Iterable[Model]:
-    """Return the other models with requests waiting which have their turn before ``model``, in that order."""
-    own = model.oldest()
-    under_way = s.switch.target if s.switch is not None else None
-    found = [
-        (oldest.arrived, other.order, other)
-        for other in s.models.values()
-        if other is not model and other is not under_way and other.phase is not Phase.AWAKE
-        if (oldest := other.oldest()) is not None and (own is None or oldest.arrived < own.arrived)
-    ]
-    return [other for _, _, other in sorted(found, key=lambda entry: entry[:2])]
 
 
 def _turn(s: State, model: Model) -> float:

@@ -198,19 +198,23 @@ class World:
     def _look_ahead(self) -> None:
         """Of everybody who waits it can be said how long, whatever is the case."""
         s = self.core.state
-        newcomers = wait_estimate.for_newcomers(s, self.now)
+        turns = wait_estimate.Turns(s, self.now)
         for model in s.models.values():
             assert 0 <= wait_estimate.until_awake(s, model, self.now) < math.inf
             assert wait_estimate.in_queue(model, 1) <= wait_estimate.in_queue(model, 2) < math.inf
             newcomer = wait_estimate.for_a_newcomer(s, model, self.now)
             assert newcomer is None or 0 <= newcomer < math.inf
-            assert newcomers[model.name] == newcomer
+            assert wait_estimate.for_a_newcomer(s, model, self.now, turns) == newcomer
+            assert turns.until(model) == one_by_one(s, model, self.now)
         for name, each in status_document.figures(s, self.now).items():  # which reckons what is alike once
             model = s.models[name]
             leaving = () if each.phase is Phase.AWAKE else residency.who_leaves(s, model) or ()
             assert each.evicts == tuple(other.name for other in leaving if other is not model)
             cost = 0.0 if each.phase is Phase.AWAKE else residency.switch_cost(s, leaving, model)
-            assert (each.expected_wait, each.switch_cost) == (newcomers[name], cost)
+            assert (each.expected_wait, each.switch_cost) == (
+                wait_estimate.for_a_newcomer(s, model, self.now),
+                cost,
+            )
 
     def _look_back(self) -> None:
         """Every decision says why, in order; a switch under way is one of them."""
@@ -402,3 +406,19 @@ def walk(seed: int, steps: int, *, classes: bool = False) -> None:
     except Exception as error:
         story = world.ledger.timeline.story() if world else ""
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{story[-3000:]}") from error
+
+
+def one_by_one(s, model, now):
+    """Return when a model's turn begins, and after which: reckoned for it alone, as it looks at ``now``."""
+    own, under_way = model.oldest(), s.switch.target if s.switch is not None else None
+    earlier = [
+        (oldest.arrived, other.order, other)
+        for other in s.models.values()
+        if other is not model and other is not under_way and other.phase is not Phase.AWAKE
+        if (oldest := other.oldest()) is not None and (own is None or oldest.arrived < own.arrived)
+    ]
+    seconds, before = wait_estimate._first(s, now)
+    for _, _, other in sorted(earlier, key=lambda entry: entry[:2]):
+        seconds += wait_estimate._switch(s, before, other, now) + wait_estimate._turn(s, other)
+        before = other
+    return seconds, before
