@@ -7,6 +7,7 @@ times, as the core's clock ends with its process.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +18,14 @@ from llmux.config.specs import recall, remember
 from llmux.core.effects import RecordHolders
 from llmux.core.events import Started
 from llmux.core.model import Lease, Pin
-from llmux.core.spec import ModelSpec
+from llmux.core.spec import HookKind, ModelSpec
 from llmux.core.state import State as CoreState
 from llmux.estimates import costs_of
 from llmux.hookrunner import Trace, end_leftovers
 from llmux.observability.notices import EventLog
 from llmux.observability.state_file import NoState, State, StateStore, dump_costs, load_costs
+
+SOON = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class Persistence:
         self._last_use: dict[str, float] = {}
         self._found = State()
         self._begun = False
+        self._soon: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Read what was kept. StateLockedError when another llmux uses the same file."""
@@ -149,6 +153,8 @@ class Persistence:
         hooks = [Trace(*hook) for hook in self._found.hooks]
         for trace in await end_leftovers(hooks, on_ending=self._save_ending):
             self._log.emit("leftover_hook_ended", pid=trace.pid)
+        if hooks:
+            self._store.save(replace(self._found, hooks=()))
         self._begun = True
         found, wish = self._found, self._asked()
         gone = tuple(self._gone())
@@ -193,7 +199,23 @@ class Persistence:
         last_use, costs, wish = dict(self._last_use), dump_costs(costs_of(core)), dump_operators(core, self._now())
         self._store.save(State(holders, last_use, costs, definitions, levels, self._hooks(), wish))
 
+    def hook_changed(self, kind: HookKind) -> None:
+        """Keep which hooks run: at once, or of ``alive``, which changes nothing, soon.
+
+        At the start it runs for every model: with n of them, n times the file with n hooks in it.
+        """
+        if kind is not HookKind.ALIVE:
+            self.save()
+        elif self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON, self._save_soon)
+
+    def _save_soon(self) -> None:
+        self._soon = None
+        self.save()
+
     def close(self) -> None:
         """Save a last time, and let go of the file."""
+        if self._soon is not None:
+            self._soon.cancel()
         self.save()
         self._store.close()

@@ -123,8 +123,10 @@ class Switcher:
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
-            on_started=lambda _job: self._persistence.save(),  # with what tells its process from others
-            on_ending=lambda _job: self._persistence.save(),
+            on_started=lambda job: self._persistence.hook_changed(
+                job.kind
+            ),  # with what tells its process from others
+            on_ending=lambda job: self._persistence.hook_changed(job.kind),
         )
         self.on_sleep = on_sleep
         self.on_close = on_close

@@ -119,3 +119,12 @@ async def test_a_start_that_is_cut_short_leaves_the_hooks_that_it_was_ending_to_
         assert process.wait() == -15
     assert store.states[0] == dataclasses.replace(before, hooks=(trace._replace(ending=True),))
     assert trace.pid not in [pid for pid, *_ in store.states[-1].hooks]
+
+
+async def test_what_is_alive_is_asked_of_all_and_not_written_down_each_time(house):
+    models = {f"m{number}": {"alive": "exit 1"} for number in range(60)}
+    store = Saved(State())
+    app, switcher = build_app(house.config(models), store=store, log=house.log)
+    await house.serve(app)
+    await until(lambda: switcher.core.state.ready)
+    assert len(store.states) < len(models) / 2
