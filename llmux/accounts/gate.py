@@ -338,6 +338,7 @@ def grants_of(config: Config) -> dict[str, Grant]:
         **{name: name for name in (*config.virtual, *config.remote_models)},
     }
     found = {}
+    seen: dict[tuple[str, ...], frozenset[str]] = {}  # most keys share their role's
     for entry in config.api_keys:
         role = None if entry.role is None else config.roles[entry.role]
         models = entry.models if entry.models is not None else None if role is None else role.models
@@ -345,7 +346,9 @@ def grants_of(config: Config) -> dict[str, Grant]:
         limits = [each for each in (entry.limits, None if role is None else role.limits) if each is not None]
         if entry.name is None or not (models or budget or limits):
             continue
-        allowed = None if models is None else frozenset(_allowed(models, names))
+        if models is not None and models not in seen:
+            seen[models] = frozenset(_allowed(models, names))
+        allowed = None if models is None else seen[models]
         found[entry.name] = Grant(
             entry.name,
             allowed,

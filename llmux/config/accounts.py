@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmux.config.problems import Path, Problem
+from llmux.config.problems import Path, Problem, in_short
 from llmux.config.setting_types import (
     Default,
     Duration,
@@ -318,7 +318,7 @@ def _check_grants(config: "Config") -> Iterator[Problem]:
 def _check_globs(globs: Iterable[str], names: Iterable[str], at: Path) -> Iterator[Problem]:
     for index, glob in enumerate(globs):
         if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
-            yield Problem((*at, index), f"{glob!r} matches no model; there are {', '.join(sorted(names))}")
+            yield Problem((*at, index), f"{glob!r} matches no model; there are {in_short(sorted(names))}")
 
 
 def _check_budget(budget: BudgetConfig | None, config: "Config", at: Path) -> Iterator[Problem]:

@@ -207,7 +207,8 @@ _FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("ctx", "ctx_size", "context_length", "max_model_len"), "context"),
     "persistent": "keep_awake",
 }
-_FEW = 8  # names that are listed
+_FEW = 8  # settings that are listed
+LISTED = 100  # of the names in a configuration, of which there may be thousands
 
 
 def _unknown(path: Path, root: type[BaseModel]) -> str:
@@ -240,6 +241,13 @@ def _elsewhere(name: str, root: type[BaseModel]) -> str | None:
         if name in section.model_fields:
             return f"under `{dotted(place)}`" if place else "at the top level"
     return None
+
+
+def in_short(names: Iterable[str]) -> str:
+    """Return names for an error: the first ``LISTED``, and how many more there are."""
+    known = list(names)
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return ", ".join(known[:LISTED]) + more
 
 
 def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -550,13 +551,13 @@ class Config(Section):
         """What is allowed but probably not meant; one line each, beginning with the setting's path."""
         return find_warnings(self)
 
-    @property
+    @cached_property  # asked for each model
     def names(self) -> Mapping[str, str]:
         """Every name that a client may use → the model's name: the models' own and their aliases."""
         own = {name: name for name in self.models}
         return own | {alias: name for name, model in self.models.items() for alias in model.aliases}
 
-    @property
+    @cached_property  # asked for each model
     def translated(self) -> frozenset[str]:
         """The models whose engines do not speak each dialect in which they may be asked."""
         return frozenset(name for name, model in self.models.items() if lacks_a_dialect(model.apis))
@@ -578,12 +579,12 @@ class Config(Section):
         ruled = [route.when.model or ("*",) for route in self.routes]
         return frozenset(name for name in self.names if any(matches(globs, name) for globs in ruled))
 
-    @property
+    @cached_property  # asked for each model
     def variants(self) -> Mapping[str, str]:
         """The name of every variant → the model's name."""
         return {variant: name for name, model in self.models.items() for variant in model.variants}
 
-    @property
+    @cached_property  # asked for each model
     def remote_models(self) -> Mapping[str, tuple[str, str]]:
         """The name of every model of a remote, as ``remote/model`` → the remote, and what that calls it."""
         return {

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from llmux.config.access import check_globs
 from llmux.config.accounts import Amount
-from llmux.config.problems import Path, Problem
+from llmux.config.problems import Path, Problem, in_short
 from llmux.config.setting_types import (
     Address,
     Count,
@@ -552,7 +552,7 @@ def _check_spill(config: "Config", spill: SpillConfig, at: Path) -> Iterator[Pro
 def _meant(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else f"there are {in_short(known) or 'none'}"
 
 
 def remotes_warnings(config: "Config") -> Iterator[str]:

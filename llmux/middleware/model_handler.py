@@ -12,6 +12,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
+from llmux.config.problems import in_short
 from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
@@ -468,8 +469,8 @@ def _translating(config: Config, budget: BodyBudget) -> Translating | None:
 
 
 def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:
-    """Return the error for a name that is not configured; it lists those that are."""
-    known = ", ".join(listed)
+    """Return the error for a name that is not configured; it lists those that are, or the first of very many."""
+    known = in_short(listed)
     shown = name if len(name) <= 100 else name[:100] + "…"  # noqa: PLR2004
     return UnknownModelError(f"model {shown!r} not found; configured are: {known}", param="model")
 

@@ -10,7 +10,8 @@ import anthropic
 import openai
 import pytest
 
-from llmux.accounts.gate import UNKNOWN
+from llmux.accounts.gate import UNKNOWN, grants_of
+from llmux.config import Config
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
 from tests.harness.sdks import anthropic_client, openai_client
@@ -283,3 +284,17 @@ async def test_what_a_refused_request_asked_for_is_seen(house):
             "SELECT asked, served, status, target FROM requests ORDER BY id DESC"
         ).fetchall()
     assert found[:4] == [(asked or "", model or "", status, "") for asked, model, status in expected]
+
+
+def test_keys_of_a_role_share_what_they_may_use():
+    models = {
+        f"m{number}": {"port": 9, "wake": ":", "sleep": ":", "alive": ":", "shared_address": True}
+        for number in range(3)
+    }
+    keys = [{"name": name, "key": f"sk-{name}-0123456789", "role": "some"} for name in ("alice", "bob")]
+    config = Config.model_validate(
+        {"models": models, "roles": {"some": {"models": ["m1", "m2"]}}, "api_keys": keys}
+    )
+    grants = grants_of(config)
+    assert grants["alice"].models is grants["bob"].models
+    assert grants["bob"].models == {"m1", "m2"}

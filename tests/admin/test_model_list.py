@@ -3,11 +3,13 @@
 import openai
 import pytest
 
-from llmux.config import ConfigErrors
+from llmux.config import Config, ConfigErrors
 from llmux.config.model_settings import InfoConfig
+from llmux.estimates.costs import SwitchCosts
 from llmux.runtime.model_list import ABILITIES
 from tests.server.house import held, until
 
+CHAT = "/v1/chat/completions"
 INFO = {"description": "Writes code", "context": 32768, "capabilities": ["tools", "vision"]}
 
 
@@ -157,3 +159,32 @@ async def test_a_variant_that_is_unlisted_is_served_and_not_listed(house):
     listed = (await house.ask("GET", "/v1/models")).json()["data"]
     assert [entry["id"] for entry in listed] == ["a", "a:shown"]
     assert (await house.chat("a:hidden")).status == 200
+
+
+async def test_of_very_many_an_error_lists_some(house):
+    await house.open(
+        {"a": {"aliases": [f"n{number:03}" for number in range(5)]}, **{f"m{n:03}": {} for n in range(150)}}
+    )
+    refused = (await house.chat("c")).error["message"]
+    assert refused.startswith("model 'c' not found; configured are: a (n000, n001, n002, n003, n004), m000, ")
+    assert refused.endswith("m097, m098 and 51 more")
+
+
+async def test_what_an_operator_sees_grows_with_the_models_and_no_faster(house, monkeypatch):
+    """Also while something waits for each of them."""
+    switcher = await house.open(
+        {f"m{number:02}": {} for number in range(40)}, policy={"use": "fifo", "min_active": 1000}
+    )
+    assert (await house.chat("m00")).status == 200
+    lines = [await house.begin("POST", CHAT, {"model": f"m{number:02}"}) for number in range(1, 40)]
+    await until(lambda: switcher.core.state.queued == 39)
+    costs, names = [], []
+    estimate, of = SwitchCosts.estimate, Config.names.func
+    monkeypatch.setattr(SwitchCosts, "estimate", lambda *given: costs.append(1) or estimate(*given))
+    monkeypatch.setattr(Config.names, "func", lambda config: names.append(1) or of(config))
+    assert (await house.ask("GET", "/llmux/status")).status == 200
+    assert (await house.ask("GET", "/v1/models")).status == 200
+    assert 0 < len(costs) < 8 * 40
+    assert len(names) <= 1
+    for line in lines:
+        line.close()
