@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from llmux.middleware.front import GRANT, HEADERS, OPERATOR, OPTIONS
 from llmux.middleware.model_handler import unknown_model
 from llmux.observability.decision_log import KEPT
 from llmux.observability.gpus import Gpus
+from llmux.observability.metrics import CONTENT_TYPE
 from llmux.runtime import Switcher
 from llmux.runtime.history import decisions
 from llmux.runtime.model_list import model_entry, model_list
@@ -199,8 +201,11 @@ class Admin:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Return the metrics in Prometheus' text format."""
-        body, content_type = self._switcher.metrics.render()
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+        found = []
+        for part in self._switcher.metrics.parts():
+            found.append(part)
+            await asyncio.sleep(0)  # others have their turn
+        return web.Response(body=b"".join(found), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def status(self, _request: web.Request) -> web.Response:
         """Return everything that an operator wants to know, and a gateway."""

@@ -3,11 +3,12 @@ from __future__ import annotations
 import timeit
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmux.core import effects as core
 from llmux.core.spec import HookKind
-from llmux.observability.metrics import HELP, GaugeRow, Metrics
+from llmux.observability.metrics import HELP, PAIRS, GaugeRow, Metrics
 
 ORIGINAL = {
     "llmux_switch_total": {"from", "to", "result"},
@@ -162,3 +163,41 @@ def test_several_apps_in_one_process():
 def test_counting_is_quick(metrics):
     took = min(timeit.repeat(lambda: metrics.request_ended("a", 200, 0.0, 0.3), number=1000, repeat=5)) / 1000
     assert took < 30e-6  # under 1 µs on an idle machine
+
+
+def test_the_text_is_that_of_prometheus_client():
+    names = ["a", 'q"uo\\te', "two\nlines", "größe"]
+    rows = [GaugeRow(name, 3, 1, "awake", pinned=True) for name in names]
+    metrics = Metrics(lambda: rows, models=names)
+    for number, name in enumerate(names):
+        metrics.request_ended(name, 200 + number, 0.3, 0.1, 1e7, (123, 2_000_000))
+        metrics.hook_ended(name, "wake", 1e-7, ok=False)
+        metrics.effect(core.ModelDeactivated(name, 1e9))
+        metrics.effect(core.SwitchDrained(1, ("a",), name, 0.5))
+        metrics.effect(core.SwitchEnded(1, ("a",), name, "success", 1.25, 0.0, 1.0, 1.0 / 3.0))
+    metrics._models["a"].wait.counts[0] = 1_234_567
+    text, expected = metrics.render()[0].decode(), generate_latest(metrics.registry).decode()
+    own = [line for line in expected.splitlines() if "llmux" in line]
+    assert [line for line in text.splitlines() if "llmux" in line] == own
+    assert [line.split()[0] for line in text.splitlines()] == [line.split()[0] for line in expected.splitlines()]
+
+
+def test_of_many_models_only_some_pairs_have_series_of_their_own():
+    names = [f"m{number}" for number in range(60)]
+    metrics = Metrics(models=names)
+    for source in names:
+        for target in names:
+            metrics.effect(core.SwitchDrained(1, (source,), target, 0.5))
+            metrics.effect(core.SwitchEnded(1, (source,), target, "success", 1.0, 0.0, 1.0, 1.0))
+    samples = scrape(metrics)
+    switches = samples["llmux_switch_total"]
+    assert sum(switches.values()) == 3600
+    assert len(switches) <= PAIRS + 60
+    assert value(samples, "llmux_switch_total", from_="m0", to="m1", result="success") == 1
+    assert value(samples, "llmux_switch_total", from_="other", to="m1", result="success") > 40
+    assert len(samples["llmux_switch_cost_ema_seconds"]) == PAIRS
+    for name in names[1:]:
+        metrics.effect(core.ModelRemoved(name))
+    metrics.declare(["new"])
+    metrics.effect(core.SwitchEnded(1, ("m0",), "new", "success", 1.0, 0.0, 1.0, 1.0))
+    assert value(scrape(metrics), "llmux_switch_total", from_="m0", to="new", result="success") == 1
