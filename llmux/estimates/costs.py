@@ -5,6 +5,7 @@ from its halves: the slowest sleep (with its verify) of those that leave, plus t
 A half that was never seen is taken from the first guess in the configuration, else from the mean of its kind,
 else from ``DEFAULT_WAKE`` and ``DEFAULT_SLEEP``.
 
+Of directions the last ``PAIRS`` that were measured are kept: of hundreds of models there are as many as switches.
 Of a model that sleeps at several levels the halves are kept per level, and directions are estimated from them:
 waking out of host memory and from a disk have nothing in common.
 """
@@ -20,6 +21,7 @@ from llmux.core.spec import NO_LEVELS
 ALPHA = 0.3
 DEFAULT_WAKE = 10.0
 DEFAULT_SLEEP = 2.0
+PAIRS = 1000  # directions that are kept: each time something is saved, all of them are
 
 
 @dataclass(slots=True)
@@ -45,6 +47,10 @@ class SwitchCosts:
         if len(sources) > 1:
             return None
         pair = (next(iter(sources), None), target)
+        if (known := self.pairs.pop(pair, None)) is not None:
+            self.pairs[pair] = known  # the last one that was measured
+        elif len(self.pairs) >= PAIRS:
+            del self.pairs[next(iter(self.pairs))]
         return _add(self.pairs, pair, seconds)
 
     def record_wake(self, model: str, seconds: float, level: str = "") -> None:

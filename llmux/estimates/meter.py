@@ -132,6 +132,7 @@ SERVICE_ALPHA = 0.1
 GROWTH = 1.1
 ALPHA = 0.3  # of the delays' average
 RESCALE = 1e100
+FOLLOWERS = 50  # that are kept of each model: what is seldom asked next is not worth to be foreseen
 
 
 @dataclass(slots=True)
@@ -162,7 +163,11 @@ class Successors:
             return
         (before, ended), self.last = self.last, None
         row, delay = self._rows[before], now - ended
-        follower = row.followers.get(model) or row.followers.setdefault(model, _Follower(0.0, delay, 0))
+        follower = row.followers.get(model)
+        if follower is None:
+            if len(row.followers) >= FOLLOWERS:  # one that never comes to anything makes room
+                del row.followers[min(row.followers, key=lambda name: row.followers[name].weight)]
+            follower = row.followers[model] = _Follower(0.0, delay, 0)
         follower.weight += row.gain
         follower.delay += ALPHA * (delay - follower.delay)
         follower.seen += 1

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmux.errors import StateLockedError
-from llmux.estimates.costs import Average, SwitchCosts
+from llmux.estimates.costs import PAIRS, Average, SwitchCosts
 
 VERSION = 1
 _NAMED = 5  # damaged entries that a warning names
@@ -70,7 +70,7 @@ def load_costs(costs: SwitchCosts, data: Mapping[str, Any]) -> None:
     """
     pairs = {
         (None if source is None else str(source), str(target)): _average(*rest)
-        for source, target, *rest in data["pairs"]
+        for source, target, *rest in data["pairs"][-PAIRS:]
     }
     wakes, sleeps = (
         {str(name): _average(*rest) for name, rest in data[key].items()} for key in ("wakes", "sleeps")

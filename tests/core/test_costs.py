@@ -9,7 +9,7 @@ from playbook import given, models
 
 from llmux.core import events as ev
 from llmux.core.phases import Phase
-from llmux.estimates.costs import Average, SwitchCosts
+from llmux.estimates.costs import PAIRS, Average, SwitchCosts
 from llmux.observability.state_file import dump_costs, load_costs
 
 
@@ -117,3 +117,19 @@ def test_a_cleanup_is_not_measured_as_a_sleep() -> None:
     play.feed(32.0, ev.HookFinished(3, ok=True))  # its sleep
     assert play.core.state.models["a"].phase is Phase.ASLEEP
     assert play.core.state.costs.sleeps == {}
+
+
+def test_the_directions_that_were_measured_last_are_kept() -> None:
+    costs = SwitchCosts()
+    for number in range(PAIRS + 100):
+        costs.record(["a"], "b", 7.0)
+        costs.record([f"m{number}"], "b", 1.0)
+    assert len(costs.pairs) == PAIRS
+    assert costs.measured("a", "b") == 7.0
+    assert costs.measured("m0", "b") is None
+    assert costs.measured(f"m{PAIRS + 99}", "b") == 1.0
+    kept = dump_costs(costs)
+    kept["pairs"] = [["old", str(number), 1.0, 1] for number in range(99)] + kept["pairs"]  # of an earlier llmux
+    found = SwitchCosts()
+    load_costs(found, json.loads(json.dumps(kept)))
+    assert list(found.pairs.items()) == list(costs.pairs.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmux.estimates.meter import Successors
+from llmux.estimates.meter import FOLLOWERS, Successors
 
 
 def follow(transitions, *pairs, delay=1.0):
@@ -52,3 +52,14 @@ def test_what_was_long_ago_fades_and_numbers_stay_finite():
     found = transitions.after("a")
     assert found["c"].share == pytest.approx(1.0)
     assert 0.0 <= found["b"].share < 1e-9
+
+
+def test_only_some_are_kept_of_each_model():
+    transitions = Successors()
+    for number in range(10 * FOLLOWERS):
+        follow(transitions, ("a", f"m{number}"), ("a", "often"))
+    found = transitions.after("a")
+    assert len(found) == FOLLOWERS
+    assert found["often"].share > 0.4
+    assert found["often"].seen == 10 * FOLLOWERS
+    assert f"m{10 * FOLLOWERS - 1}" in found
