@@ -164,6 +164,7 @@ class Process:
         self._announce = announce
         self._log = EventLog(base_url=f"http://127.0.0.1:{config.port}")
         self._systemd = Notifier()
+        self._reloads: asyncio.Queue[str] = asyncio.Queue()  # that are asked for, and why
         self._ending = asyncio.Event()
         self._at_once = asyncio.Event()
 
@@ -184,9 +185,10 @@ class Process:
             front = app[FRONT]
             front.port = port
             front.configure(config)
-            self._listen_to_signals(switcher, front)
+            self._listen_to_signals()
             runner = Runner(app, self._log)
-            chores = [self._watch(switcher, front), self._beat(), *self._joining(config, switcher)]
+            chores = [self._watch(), self._reload(switcher, front), self._beat()]
+            chores += self._joining(config, switcher)
             tasks = [asyncio.create_task(chore) for chore in chores]
             try:
                 await self._set_up(runner)
@@ -295,7 +297,7 @@ class Process:
         runner._shutdown_timeout = 0.01 if self._at_once.is_set() else LAST_WORDS  # noqa: SLF001 - 0: for ever
         await runner.cleanup()
 
-    def _listen_to_signals(self, switcher: Switcher, front: Front) -> None:
+    def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
@@ -303,7 +305,7 @@ class Process:
 
         def received(number: int, _frame: object) -> None:
             if number == signal.SIGHUP:
-                loop.call_soon_threadsafe(self._reload, switcher, front, "signal")
+                loop.call_soon_threadsafe(self._reloads.put_nowait, "signal")
             else:
                 loop.call_soon_threadsafe(end)
 
@@ -320,17 +322,38 @@ class Process:
 
     # ---- reload
 
-    async def _watch(self, switcher: Switcher, front: Front) -> None:
+    async def _watch(self) -> None:
         async for _ in changes(self._watched):
             if self._config.watch:
-                self._reload(switcher, front, "file changed")
+                self._reloads.put_nowait("file changed")
 
-    def _reload(self, switcher: Switcher, front: Front, because: str) -> None:
-        if self._ending.is_set():
-            return
-        self._systemd.reloading()
+    async def _reload(self, switcher: Switcher, front: Front) -> None:
+        while True:
+            because = await self._reloads.get()
+            if self._ending.is_set():
+                return
+            self._systemd.reloading()
+            # Not on the loop: of hundreds of models it takes 0.1 s, and answers are under way.
+            found = await asyncio.to_thread(self._found)
+            if self._ending.is_set():
+                return
+            try:
+                self._take_over(found, switcher, front, because)
+            except Exception as error:  # noqa: BLE001 - the next one may do
+                self._log.emit("internal_error", error=str(error), during="reload", exc_info=error)
+
+    def _found(self) -> Config | Exception:
+        """Return the configuration as it is now, or what is wrong with it."""
         try:
-            config = self._read()
+            return self._read()
+        except Exception as error:  # noqa: BLE001 - it is raised where the others are
+            return error
+
+    def _take_over(self, found: Config | Exception, switcher: Switcher, front: Front, because: str) -> None:
+        try:
+            if isinstance(found, Exception):
+                raise found
+            config = found
             # Another `host` takes a restart: what the old one lets in is what counts.
             if problem := open_to_all(self._running.host, config):
                 raise ConfigError(f"llmux listens on an address that {problem}", path="api_keys")

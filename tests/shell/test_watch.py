@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from llmux.process import changes
+from llmux.config import Config
+from llmux.errors import ConfigError
+from llmux.process import Process, changes
 from tests.harness.waiting import PATIENCE
 
 
@@ -70,3 +74,31 @@ async def test_one_that_vanishes_is_waited_for(tmp_path):
     assert not done
     file.write_text("ab")
     await asyncio.wait_for(watching, PATIENCE)
+
+
+async def test_a_configuration_is_read_beside_the_loop():
+    """The file of hundreds of models takes a while, and answers are under way; a mistake ends nothing."""
+    read, told = threading.Event(), asyncio.Queue()
+    config = Config.model_validate({"models": {"a": {"port": 9, "wake": ":", "sleep": ":", "alive": ":"}}})
+    loop = asyncio.get_running_loop()
+
+    def slow() -> Config:
+        loop.call_soon_threadsafe(told.put_nowait, None)
+        assert read.wait(PATIENCE), "the loop stands still"
+        raise ConfigError("has a mistake")
+
+    process = Process(config, slow, lambda _url, _config: None)
+    switcher = SimpleNamespace(audit=None, last_reload_error=None)
+    chore = asyncio.create_task(process._reload(switcher, None))
+    for _ in range(2):
+        read.clear()
+        switcher.last_reload_error = None
+        process._reloads.put_nowait("signal")
+        await told.get()
+        assert switcher.last_reload_error is None
+        read.set()
+        async with asyncio.timeout(PATIENCE):
+            while switcher.last_reload_error is None:  # noqa: ASYNC110 - nobody tells it
+                await asyncio.sleep(0.002)
+        assert "has a mistake" in switcher.last_reload_error
+    chore.cancel()
