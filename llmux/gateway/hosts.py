@@ -229,10 +229,10 @@ class Hosts:
             try:
                 await self._listen(host)
                 trouble = "has ended the stream of its reports"
-            except (EngineError, OSError, ValueError) as error:
-                trouble = words_of(error)
             except TimeoutError:
                 trouble = f"has said nothing for {self._silence:g} s"
+            except (EngineError, OSError, ValueError) as error:
+                trouble = words_of(error)
             except Exception as error:  # noqa: BLE001 - a mistake here must not end the following of a host
                 self._log.emit("internal_error", error=repr(error), exc_info=error)
                 trouble = INTERNAL_ERROR
@@ -248,8 +248,11 @@ class Hosts:
 
     async def _listen(self, host: Host) -> None:
         """Take in reports until the stream ends. Raises EngineError, OSError, ValueError or TimeoutError."""
-        async with asyncio.timeout(PATIENCE):
-            connection = await self._pool.connect(host.address)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                connection = await self._pool.connect(host.address)
+        except TimeoutError:
+            raise OSError(f"cannot be reached within {PATIENCE:g} s") from None
         news, buffer = asyncio.Event(), bytearray()
 
         def take(data: bytes) -> None:
@@ -441,6 +444,8 @@ class Hosts:
 def words_of(error: Exception) -> str:
     """Return what went wrong with a host, without what is said of engines."""
     cause = error.__cause__
+    if isinstance(cause, TimeoutError) and not cause.errno:  # the limit's own, which says nothing
+        return "cannot be reached in time"
     if isinstance(cause, OSError):
         number = cause.errno or 0
         why = os.strerror(number) if number > 0 else cause.strerror or str(cause)

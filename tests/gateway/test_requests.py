@@ -9,10 +9,12 @@ import json
 import pytest
 
 from llmux.fleet.store import Store
-from llmux.gateway.hosts import Hosts
+from llmux.gateway.hosts import Hosts, words_of
+from llmux.proxy import Forwarder
 from llmux.upstream import EngineRefusedError
 from tests.gateway.conftest import ASLEEP, AWAKE, answer
 from tests.harness.ports import free_port
+from tests.proxy.proxy_harness import deaf_host
 from tests.server.house import held, message, until
 
 CHAT = "/v1/chat/completions"
@@ -194,6 +196,22 @@ async def test_it_comes_back_by_a_probe(door, puppet):
     await puppet.open()
     assert (await waiting).body == b"fine"
     assert b"GET /ready HTTP/1.1" in puppet.asked
+
+
+async def test_it_is_said_why_a_host_is_lost_that_falls_silent_or_takes_no_connection(door, puppet, monkeypatch):
+    monkeypatch.setattr("llmux.gateway.hosts.SILENCE", 0.6)
+    monkeypatch.setattr("llmux.gateway.hosts.PATIENCE", 0.3)
+    gateway = await door.open_gateway({"one": puppet.url})
+    puppet.silent = True
+    await until(lambda: door.log.named("host_lost"))
+    assert door.log.named("host_lost")[0]["error"] == "has said nothing for 0.6 s"
+    with deaf_host() as deaf:
+        gateway.hosts["one"].address = deaf
+        await puppet.close()
+        await until(lambda: door.log.named("host_lost")[-1]["error"] == "cannot be reached within 0.3 s")
+        with pytest.raises(EngineRefusedError) as refused:
+            await Forwarder(connect_timeout=0.05).connect(deaf)
+    assert words_of(refused.value) == "cannot be reached in time"
 
 
 # ---- never twice
