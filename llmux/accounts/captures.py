@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from llmux.accounts.aging import Calendar
 from llmux.config.accounts import CapturesConfig
 from llmux.observability.metrics import HELP
 
@@ -84,7 +85,7 @@ class Ended(NamedTuple):
 class Capture:
     """One request under way."""
 
-    __slots__ = ("_answer", "_began", "_body", "_fields", "_line", "_sent", "_size", "_store")
+    __slots__ = ("_answer", "_began", "_body", "_clock", "_fields", "_line", "_sent", "_size", "_store")
 
     def __init__(
         self, store: Captures, line: tuple[str, str], fields: Fields, body: bytes | None, sent: int
@@ -96,7 +97,7 @@ class Capture:
         self._sent = sent
         self._answer: list[bytes] = []
         self._size = 0  # of the answer
-        self._began = time.time()
+        self._began, self._clock = time.time(), time.monotonic()
 
     @property
     def held(self) -> int:
@@ -139,7 +140,7 @@ class Capture:
             "status": ended.status,
             "error": ended.error,
             "waited_seconds": round(ended.waited, 3),
-            "seconds": round(time.time() - self._began, 3),
+            "seconds": round(time.monotonic() - self._clock, 3),
             "request": {
                 "headers": remover.headers(sent),
                 **_shown(
@@ -321,6 +322,7 @@ class Captures(Collector):
         self._given_back: deque[int] = deque()  # bytes that the thread has done with
         self._files: deque[tuple[str, int]] = deque()  # day/name and size, the oldest first
         self._total = 0
+        self._calendar = Calendar()
         self._failed = False
         self._ending = False
         self._wake = threading.Event()
@@ -440,12 +442,12 @@ class Captures(Collector):
         if len(data) > self.most:
             raise OSError(27, f"a capture of {len(data)} bytes is larger than `max`")
         self._clean(len(data))
-        when = datetime.fromtimestamp(time.time(), UTC)  # of its end: in order
-        folder = self.folder / f"{when:%Y-%m-%d}"
+        day, at_time = _named(time.time()).split("/")  # of its end: in order
+        folder = self.folder / day
         for each in (self.folder, folder):
             if not each.is_dir():
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{when:%H%M%S.%f}-{_safe(request_id)}.json"
+        name = f"{at_time}-{_safe(request_id)}.json"
         part = folder / (name + _PART)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -466,9 +468,14 @@ class Captures(Collector):
 
     def _clean(self, coming: int = 0) -> None:
         """Delete what is too old, and what is too much."""
-        oldest = datetime.fromtimestamp(max(0.0, time.time() - self.keep), UTC).strftime("%Y-%m-%d/%H%M%S.%f")
+        now = self._calendar.now()
+        oldest, latest = _named(max(0.0, now - self.keep)), _named(now + 1.0)
         files = self._files
-        while files and (files[0][0] < oldest or self._total + coming > self.most):
+
+        def is_old() -> bool:  # what is of a time still to come (the clock was wrong) is as old as what came next
+            return next((name for name, _ in files if name < latest), latest) < oldest
+
+        while files and (is_old() or self._total + coming > self.most):
             name, size = files.popleft()
             self._total -= size
             path = self.folder / name
@@ -476,6 +483,11 @@ class Captures(Collector):
             if not files or not files[0][0].startswith(path.parent.name):
                 with contextlib.suppress(OSError):  # today's is not empty soon, or another has put something there
                     path.parent.rmdir()
+
+
+def _named(seconds: float) -> str:
+    """Return how the names of what was written at a Unix time begin."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d/%H%M%S.%f")
 
 
 def _safe(request_id: str) -> str:

@@ -35,6 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmux.accounts.aging import Calendar
 from llmux.accounts.key_metrics import KeyMetrics
 from llmux.accounts.ledger_file import (
     BATCH,
@@ -175,6 +176,7 @@ class Ledger:
         self._failures = 0
         self._not_before = 0.0
         self._cleaned = 0.0
+        self._calendar = Calendar()
         self._rest = 0.0  # of a microsecond
         self._gpu_rest = self._token_rest = 0  # of a millionth of the currency
         self._prices: Prices | None = None
@@ -545,7 +547,8 @@ class Ledger:
         if self.keep is None or self._store is None or now < self._cleaned:
             return
         try:
-            more = self._store.forget(round((time.time() - self.keep) * 1000))
+            today = self._calendar.now()
+            more = self._store.forget(round((today - self.keep) * 1000), round(today * 1000))
         except sqlite3.Error as error:
             self._failed(error)
             more = False

@@ -336,14 +336,18 @@ class Store:
         """Return the reservations: their ids, and the columns of the rows that they become."""
         return self._connection.execute("SELECT * FROM reservations").fetchall()
 
-    def forget(self, before: int) -> bool:
-        """Delete the oldest rows that ended before a time, a batch of them; return whether there may be more."""
+    def forget(self, before: int, now: int) -> bool:
+        """Delete the oldest rows that ended before a time, a batch of them; return whether there may be more.
+
+        Rows of a time that is still to come (the clock was wrong) are as old as the next one that is not.
+        """
         execute = self._connection.execute
-        oldest = execute("SELECT time FROM requests ORDER BY id LIMIT 1").fetchone()
-        if oldest is None or oldest[0] >= before:
+        oldest = execute("SELECT id, time FROM requests WHERE time <= ? ORDER BY id LIMIT 1", (now,)).fetchone()
+        if oldest is None or oldest[1] >= before:
             return False
-        which = f"SELECT id FROM requests ORDER BY id LIMIT {FORGOTTEN}"  # noqa: S608
-        deleted = execute(f"DELETE FROM requests WHERE id IN ({which}) AND time < ?", (before,)).rowcount  # noqa: S608
+        which = f"id IN (SELECT id FROM requests ORDER BY id LIMIT {FORGOTTEN})"  # noqa: S608
+        delete = f"DELETE FROM requests WHERE {which} AND (time < ? OR id < ?)"  # noqa: S608
+        deleted = execute(delete, (before, oldest[0])).rowcount
         return deleted == FORGOTTEN
 
     def close(self) -> None:

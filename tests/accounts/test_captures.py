@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from llmux.accounts import aging
 from llmux.accounts import captures as capturing
 from llmux.accounts.captures import MOST, REMOVED, Captures, Remover
 from tests.server.house import Log, until
@@ -277,9 +278,10 @@ async def test_the_oldest_go_when_there_is_too_much_or_they_are_too_old(tmp_path
     ]
     await store.write("too large", 20_000)
     assert store.captures.lost == 1
-    store.captures.keep, now = 3600.0, time.time()
+    store.captures.keep, now, steady = 3600.0, time.time(), time.monotonic()
     await store.write("old")
     monkeypatch.setattr(capturing.time, "time", lambda: now + 3700)
+    monkeypatch.setattr(aging, "monotonic", lambda: steady + 3700)
     await store.write("new")
     await store.close()
     assert not [file for file in files(tmp_path) if "-old" in file.name]
@@ -289,6 +291,33 @@ async def test_the_oldest_go_when_there_is_too_much_or_they_are_too_old(tmp_path
     await again.close()
     assert [file for file in files(tmp_path) if file != stray and "-last" not in file.name] == []
     assert stray.read_text() == "no capture"
+
+
+async def test_a_clock_that_is_wrong_for_a_while_deletes_nothing_and_keeps_nothing_for_long(tmp_path, monkeypatch):
+    store = Store(tmp_path / "kept", most=10_000_000, keep=86_400.0)
+    now, steady, hour = time.time(), time.monotonic(), 3600.0
+
+    def kept():
+        return {file.stem.rpartition("-")[2] for file in files(tmp_path)}
+
+    async def write(name, later, wrong=0.0):
+        monkeypatch.setattr(capturing.time, "time", lambda: now + later + wrong)
+        monkeypatch.setattr(aging, "monotonic", lambda: steady + later)
+        await store.write(name)
+
+    await write("a", 0)
+    await write("b", 1 * hour, wrong=1e8)
+    await write("c", 1.5 * hour, wrong=1e8)
+    await write("d", 3 * hour)
+    assert kept() == {"a", "b", "c", "d"}
+    await write("e", 26 * hour)
+    assert kept() == {"b", "c", "d", "e"}
+    await write("f", 28 * hour)
+    assert kept() == {"e", "f"}
+    await write("g", 29 * hour, wrong=1e8)  # it is the time
+    await write("h", 30.1 * hour, wrong=1e8)
+    assert kept() == {"g", "h"}
+    await store.close()
 
 
 async def test_memory_is_bounded(tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmux.accounts import aging, usage
 from llmux.accounts import ledger as module
 from llmux.accounts import ledger_file as files
-from llmux.accounts import usage
 from llmux.accounts.ledger import Charge, Ended, Ledger, Released, Reserved
 from llmux.accounts.ledger_file import FORGOTTEN, HOUR, MIGRATIONS, Row, Store
 from llmux.accounts.pricing import Prices, price_of
@@ -397,8 +397,8 @@ def test_old_rows_go_a_batch_at_a_time_and_their_sums_stay(begin, monkeypatch):
     forget = Store.forget
     deleted = []
 
-    def watched(self, before):
-        deleted.append(forget(self, before))
+    def watched(self, *times):
+        deleted.append(forget(self, *times))
         return deleted[-1]
 
     monkeypatch.setattr(Store, "forget", watched)
@@ -411,6 +411,46 @@ def test_old_rows_go_a_batch_at_a_time_and_their_sums_stay(begin, monkeypatch):
     assert deleted.count(True) >= 2  # 500 and 500 of 1200
     assert requests_by_the_hour(ledger.path) == 1201
     assert FORGOTTEN == 500
+
+
+def test_rows_of_a_clock_that_was_ahead_go_with_those_that_came_next(begin, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(module, "CLEAN_EVERY", 0.0)
+    ledger = begin(keep=500.0)
+    for number, when in enumerate([now + 1e8, now - 300, now + 1e8, now - 200, now + 1e8, now]):
+        ledger.put(ended(number, when=when))
+    until(lambda: len(ids(ledger.path)) == 6)
+    for keep, left in ((250.0, 4), (100.0, 2)):
+        ledger.keep = keep
+        ledger.wake()
+        until(lambda left=left: len(ids(ledger.path)) == left)
+    assert ids(ledger.path) == ["id-4", "id-5"]
+
+
+def test_a_clock_that_is_set_ahead_deletes_nothing_at_once(begin, monkeypatch):
+    now, steady = time.time(), time.monotonic()
+    monkeypatch.setattr(module, "CLEAN_EVERY", 0.0)
+    looks, forget = [], Store.forget
+
+    def watched(self, before, today):
+        looks.append(today / 1000 - now)
+        return forget(self, before, today)
+
+    ledger = begin(keep=86_400.0)
+    ledger.put(ended(1, when=now))
+    until(lambda: ids(ledger.path) == ["id-1"])
+    monkeypatch.setattr(Store, "forget", watched)
+    monkeypatch.setattr(time, "time", lambda: now + 40 * 86_400)
+    for minutes in (0, 59):
+        monkeypatch.setattr(aging, "monotonic", lambda minutes=minutes: steady + 60 * minutes)
+        looks.clear()
+        ledger.wake()
+        until(lambda: len(looks) >= 2)
+        assert max(looks) == pytest.approx(60 * minutes, abs=30)
+    assert ids(ledger.path) == ["id-1"]
+    monkeypatch.setattr(aging, "monotonic", lambda: steady + 3660)
+    ledger.wake()
+    until(lambda: not ids(ledger.path))
 
 
 def test_one_llmux_a_file(begin):
