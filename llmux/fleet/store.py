@@ -51,7 +51,7 @@ EVERY = 2.0  # seconds between two renewals of a host's lease
 SOON = 0.5  # seconds after a renewal that failed
 FLIGHT = 3.0  # seconds
 LONGEST = 3.0  # seconds that one call may take, as of sentinels that do not answer
-_HOSTS, _GATEWAYS = "{llmux}:hosts", "{llmux}:gateways"
+_HOSTS, _GATEWAYS, _WAKES = "{llmux}:hosts", "{llmux}:gateways", "{llmux}:wakes"
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000);"
 # KEYS: the host, all hosts. ARGV: instance, seq, milliseconds, document, name.
@@ -92,19 +92,29 @@ redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 return 1
 """
-# KEYS: the wake. ARGV: host, milliseconds, whose claim is replaced. Returns the holder, and for how long.
-_CLAIM = """
+# KEYS: the wake, all wakes. ARGV: host, milliseconds, whose claim is replaced, model. Returns the holder, and for
+# how long.
+_CLAIM = f"""{_NOW}
 local known = redis.call('GET', KEYS[1])
-if not known or known == ARGV[3] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+if not known or known == ARGV[3] then
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[4])
+    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+end
+return {{redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}}
 """
 
-# KEYS: wakes. Returns the holder of each, and for how many milliseconds more.
-_CLAIMS = """
-local found = {}
-for _, key in ipairs(KEYS) do
-  found[#found + 1] = redis.call('GET', key) or ''
-  found[#found + 1] = redis.call('PTTL', key)
+# KEYS: all wakes. ARGV: what stands before a model in its key. Returns the models that are claimed, each with the
+# holder, and for how many milliseconds more: few, however many models there are.
+_CLAIMS = f"""{_NOW}
+local found = {{}}
+for _, model in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
+    local holder = redis.call('GET', ARGV[1] .. model)
+    if holder then
+        found[#found + 1] = model
+        found[#found + 1] = holder
+        found[#found + 1] = redis.call('PTTL', ARGV[1] .. model)
+    end
 end
 return found
 """
@@ -243,16 +253,15 @@ class Store:
 
         A claim of the host ``over`` is replaced.
         """
-        holder, left = await self._run(_CLAIM, (_wake(model),), host, max(1, int(term * 1000)), over)
+        keys = (_wake(model), _WAKES)
+        holder, left = await self._run(_CLAIM, keys, host, max(1, int(term * 1000)), over, model)
         return Claim(str(holder), max(0.0, left / 1000))
 
-    async def claims(self, models: Sequence[str]) -> dict[str, Claim]:
-        """Return the claims that hold, of these models."""
-        if not models:
-            return {}
-        flat = await self._run(_CLAIMS, tuple(map(_wake, models)))
-        pairs = zip(models, flat[::2], flat[1::2], strict=True)
-        return {model: Claim(str(holder), left / 1000) for model, holder, left in pairs if left > 0}
+    async def claims(self) -> dict[str, Claim]:
+        """Return the claims that hold, by model."""
+        flat = await self._run(_CLAIMS, (_WAKES,), _wake(""))
+        each = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        return {str(model): Claim(str(holder), left / 1000) for model, holder, left in each if left > 0}
 
     async def use(
         self, gateway: str, batch: int, since: float, uses: Sequence[Use], held: Mapping[str, tuple[int, int]]

@@ -110,7 +110,7 @@ class Sharing:
         own = self._own()
         await self._store.fly(self._name, own)
         self._loads(await self._store.flights(self._name))
-        for model, claim in (await self._store.claims(self._models())).items():
+        for model, claim in (await self._store.claims()).items():
             self._gateway.dispatcher.post(ev.ClaimSeen(model, claim.host, claim.remaining))
         return bool(own)
 
@@ -191,10 +191,6 @@ class Sharing:
                 counts = flight.setdefault(name, {})
                 counts[model] = counts.get(model, 0) + 1
         return flight
-
-    def _models(self) -> list[str]:
-        hosts = self._gateway.dispatcher.placement.fleet.hosts.values()
-        return sorted({model for host in hosts if host.report is not None for model in host.report.models})
 
     def _loads(self, others: dict[str, dict[str, int]]) -> None:
         for name in list(self._gateway.dispatcher.placement.fleet.hosts):

@@ -85,10 +85,24 @@ async def test_a_wake_belongs_to_the_first_that_claims_it(store):
         return (await store.claim("b", "two", 60.0)).host == "two"
 
     await eventually(has_it)
-    known = await store.claims(["a", "b", "c"])
+    known = await store.claims()
     assert {model: claim.host for model, claim in known.items()} == {"a": "two", "b": "two"}
     assert 50 < known["a"].remaining <= 60
-    assert await store.claims([]) == {}
+
+
+async def test_a_look_at_the_claims_costs_what_is_claimed_and_not_what_there_is(store):
+    assert await store.claims() == {}
+    for number in range(200):
+        await store.claim(f"m{number}", "one", 0.01)
+    await store.claim("long", "one", 60.0)
+    assert set(await store.claims()) <= {"long", *(f"m{number}" for number in range(200))}
+
+    async def over():
+        return set(await store.claims()) == {"long"}
+
+    await eventually(over)
+    await store.claim("more", "one", 60.0)
+    assert await store._redis.zrange("{llmux}:wakes", 0, -1) == ["long", "more"]
 
 
 async def test_gateways_see_what_the_others_have_where_while_these_live(store, monkeypatch):
