@@ -111,7 +111,7 @@ class Host:
         self.instance = ""  # of the llmux that reports there
         self.mistaken = ""  # what was wrong with its last report, told once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
-        self.wake_costs: Mapping[str, float] = {}  # in seconds, by model, where they were measured there
+        self.measured: frozenset[str] = frozenset()  # the models whose wake was measured there
         self.wakes = 0  # models that woke, as far as reports told
         self._woke: deque[float] = deque(maxlen=1000)
         self._awake: frozenset[str] = frozenset()
@@ -165,6 +165,7 @@ class Hosts:
         self._names: dict[
             str, str
         ] = {}  # all that clients may ask for, by the model; the first host's word counts
+        self._wakes: dict[str, dict[str, float]] = {}  # model → host → seconds of a wake, as measured there
         self._following: dict[str, asyncio.Task[None]] = {}
         self._probes: set[asyncio.Task[None]] = set()
         self.on_names: Callable[[Iterable[str]], None] = lambda _models: None
@@ -185,7 +186,7 @@ class Hosts:
         """Follow these hosts from now on, and no others. Those that stay are left alone."""
         for name in [name for name, host in self._hosts.items() if hosts.get(name) != host.config]:
             self._following.pop(name).cancel()
-            del self._hosts[name]
+            self._learn(self._hosts.pop(name), {})
             self._dispatcher.post(ev.HostRemoved(name))
         for name, config in hosts.items():
             if name not in self._hosts:
@@ -321,8 +322,16 @@ class Hosts:
             host.trouble = ""
             self._log.emit("host_followed", host=host.name, version=host.version, models=list(report.models))
         host.lost = False
-        host.wake_costs = {name: report.models[name].wake for name in measured}
+        self._learn(host, {name: report.models[name].wake for name in measured})
         self._dispatcher.post(ev.HostReported(self._with_costs(report, measured)))
+
+    def _learn(self, host: Host, wakes: Mapping[str, float]) -> None:
+        """Take over what wakes take on a host, of the models of which that was measured there."""
+        for model in host.measured - wakes.keys():
+            del self._wakes[model][host.name]
+        for model, seconds in wakes.items():
+            self._wakes.setdefault(model, {})[host.name] = seconds
+        host.measured = frozenset(wakes)
 
     def _refuse_twin(self, host: Host, instance: str) -> None:
         """See to it that a llmux is not followed under two names: its GPU would count twice."""
@@ -343,9 +352,9 @@ class Hosts:
         for name, each in report.models.items():
             if name in measured or each.phase is Phase.AWAKE:
                 continue
-            known = [host.wake_costs[name] for host in self._hosts.values() if name in host.wake_costs]
+            known = self._wakes.get(name)
             if known:
-                wake = sum(known) / len(known)
+                wake = sum(known.values()) / len(known)
                 more, wait = wake - each.wake, each.expected_wait
                 better[name] = each._replace(
                     wake=wake,

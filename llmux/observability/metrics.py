@@ -236,7 +236,8 @@ class Metrics(Collector):
     def declare(self, models: Iterable[str]) -> None:
         """Make names known: from now on they are label values."""
         for model in models:
-            self._models.setdefault(model, _Model())
+            if model not in self._models:  # a gateway is told them with each report
+                self._models[model] = _Model()
 
     def forget(self, model: str) -> None:
         """Drop everything about a model that has been removed."""

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 
 from llmux.cli.fleet import view
 from llmux.cli.terminal import terminal
+from llmux.config.gateway import HostConfig
+from llmux.fleet.fleet_view import read_report
+from llmux.fleet.loading import load_route
+from llmux.fleet.placement import Rules
+from llmux.gateway.dispatcher import Dispatcher
+from llmux.gateway.hosts import Host, Hosts
+from llmux.observability.notices import EventLog
 from tests.gateway.conftest import ASLEEP
 from tests.server.house import held, until
 
 CHAT = "/v1/chat/completions"
+REPORT = {"instance": "x", "seq": 1, "ready": True, "leased": False, "lease": 6.0, "free_in": 0.0}
 
 
 async def fleet(door):
@@ -221,3 +231,26 @@ async def test_requests_on_a_host_that_is_removed_end_there(door):
     gateway.replace(door.gateway_config())
     await until(lambda: gateway.state(gateway.hosts[name]) == "ready")
     assert not gateway.view(gateway.hosts[name]).own
+
+
+async def test_what_a_wake_takes_is_known_from_those_hosts_that_have_measured_it():
+    dispatcher = Dispatcher(load_route("least_wait", {}, Path()), Rules(), EventLog())
+    hosts = Hosts(dispatcher, EventLog())
+    hosts._hosts = {name: Host(name, HostConfig(url=f"http://{name}:1")) for name in ("one", "two", "three")}
+    guessed = read_report("three", {**REPORT, "models": {"a": {**ASLEEP, "wake": 9.0}, "b": ASLEEP}})
+
+    def expected() -> tuple[float, float]:
+        models = hosts._with_costs(guessed, frozenset()).models
+        return models["a"].wake, models["b"].wake
+
+    assert expected() == (9.0, 2.0)
+    hosts._learn(hosts["one"], {"a": 20.0})
+    hosts._learn(hosts["two"], {"a": 40.0, "b": 6.0})
+    assert expected() == (30.0, 6.0)
+    hosts._learn(hosts["two"], {"a": 50.0})
+    assert expected() == (35.0, 2.0)
+    hosts._following = dict.fromkeys(hosts._hosts, asyncio.create_task(asyncio.sleep(0)))
+    hosts.configure({name: hosts[name].config for name in ("two", "three")})
+    assert expected() == (50.0, 2.0)
+    hosts.configure({})
+    assert expected() == (9.0, 2.0)
