@@ -168,6 +168,10 @@ class AdmissionThrottle:
         self._room = AT_ONCE
         self._turning = False
 
+    def __len__(self) -> int:
+        """Return how many have not been told yet."""
+        return len(self._due)
+
     def add(self, waiter: asyncio.Future[None]) -> None:
         """Let a waiter go on, in this turn of the loop or in one of the next."""
         self._due.append(waiter)

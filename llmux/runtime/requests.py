@@ -134,7 +134,7 @@ class Requests:
         self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
         self.riders = Riders(switcher.core.state, self._post)
         self._on_left: list[tuple[Left, ...]] = [(), ()]  # with an outcome, and without one
-        self._throttle = AdmissionThrottle()
+        self.throttle = AdmissionThrottle()
         self._serial = 0
 
     def _post(self, event: ev.Event) -> None:
@@ -305,7 +305,7 @@ class Requests:
             if ticket.rides:
                 ticket.got_off(self._switcher.now(), effect.waited)
             if ticket.waiter is not None:
-                self._throttle.add(ticket.waiter)
+                self.throttle.add(ticket.waiter)
 
     def _queued(self, effect: fx.RequestQueued) -> None:
         ticket = self.tickets.get(effect.request)
@@ -322,7 +322,7 @@ class Requests:
 
     def _go_on(self, ticket: Ticket) -> None:
         if ticket.waiter is not None:
-            self._throttle.add(ticket.waiter)
+            self.throttle.add(ticket.waiter)
 
     def _cut(self, effect: fx.CancelRequests) -> None:
         for request in effect.requests:

@@ -197,7 +197,8 @@ class Switcher:
         until = self.now() + self.config.shutdown_grace
         self.post(ev.ShutdownRequested())
         await self.stopped.wait()
-        while self.elsewhere and self.now() < until:  # noqa: ASYNC110 - rarely, and not for long
+        # Thousands that were queued are told a few in each turn of the loop.
+        while (self.elsewhere or self.inside.throttle) and self.now() < until:  # noqa: ASYNC110 - not for long
             await asyncio.sleep(LOOK)
         for ticket in list(self.elsewhere):
             ticket.cut(fx.CutReason.STOPPING, None)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
+import pytest
+
+from llmux.errors import RequestError
 from llmux.runtime.request_handle import AT_ONCE, AdmissionThrottle
+from tests.server.house import until
 
 
 async def test_the_loop_turns_in_between_and_the_order_stays():
@@ -58,3 +62,15 @@ async def test_one_that_leaves_while_it_is_due_is_passed_over():
         throttle.add(waiter)
     waiters[AT_ONCE].cancel()
     await waiters[-1]
+
+
+async def test_the_stop_waits_for_those_who_are_told(house):
+    switcher = await house.open("a", policy={"manual": True})
+    tickets = [switcher.enter("a") for _ in range(200 * AT_ONCE)]
+    waiting = [asyncio.create_task(switcher.admission(ticket)) for ticket in tickets]
+    await until(lambda: all(ticket.waiter is not None for ticket in tickets))
+    await switcher.stop()
+    assert all(ticket.waiter is None or ticket.waiter.done() for ticket in tickets)
+    for task in waiting:
+        with pytest.raises(RequestError, match="stopping"):
+            await task
