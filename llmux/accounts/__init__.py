@@ -1,1 +1,1 @@
-"""Accounts: which key used the GPU, and what that took. Nothing in here is imported unless `ledger` is set."""
+"""Accounts: which key used the GPU, and what it cost. Imported only when `ledger` is set."""

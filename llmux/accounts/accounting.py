@@ -1,13 +1,13 @@
-"""The accounts of one llmux: what is told of each request, and what is asked about them.
+"""The accounts of one llmux: what is recorded of each request, and queries about it.
 
 Theory of operation
 ===================
 
-What happens is dealt with in the event loop, and at once: ``Shares`` divides the time, and of a request that ends
-a row is made. What it is made of is at hand then; to keep it for another thread costs more than to make the row.
-That thread, the ledger's, is left with what is done for many rows by one call, and with answers whose report is
-not in the usual form. What is done with nearly every request is compiled, where that could be: ``tally.c`` has the
-usual case of ``told``, of ``ended`` and of ``Shares``, and gives all others to these here.
+The event loop does the accounting at once: ``Shares`` divides the time, and a request that ends becomes a row. Its
+data are at hand then; to keep them for another thread would cost more than to make the row. The ledger's thread
+does the rest: work that one call does for many rows, and answers whose report is not in the usual form.
+``tally.c`` is the compiled version, if there is one, of the usual case of ``told``, ``ended`` and ``Shares``; it
+leaves every other case to the Python code here.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Ends = Callable[
     [Answered, int, float, float, int, str | None, str | None, tuple[int, int] | None], float
 ]  # ``Accounting._ended``
 
-EVERY = 60.0  # seconds between two rows of what is the house's while nothing happens
+EVERY = 60.0  # seconds between two rows for the house while nothing happens
 STARTING = 1.0  # seconds that a start, or a reload with a new budget, waits for the ledger
 
 
 class Accounting:
-    """Follows a switcher."""
+    """Records what a switcher does."""
 
     def __init__(self, switcher: Switcher) -> None:
         self._switcher = switcher
@@ -59,7 +59,7 @@ class Accounting:
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
-        """Take over a configuration. Another ledger takes a restart."""
+        """Apply a configuration. A new ledger path needs a restart."""
         self.prices = self.tally.prices = prices_of(config)
         if self.prices is not None and self.prices.elsewhere:
             self._put(Elsewhere(self.prices))
@@ -94,7 +94,7 @@ class Accounting:
             self.gate.kept_by(self)
 
     def spent(self, key: str, since: int) -> int:
-        """Return what a key has spent since a Unix time, in millionths; 0 where that cannot be read."""
+        """Return what a key has spent since a Unix time, in millionths; 0 if that cannot be read."""
         ledger, currency = self.ledger, None if self.prices is None else self.prices.currency
         assert ledger is not None
         try:
@@ -106,11 +106,11 @@ class Accounting:
 
     @property
     def rates(self) -> Mapping[str, TokenPrice]:
-        """What is known of the prices of models elsewhere that the configuration has none for."""
+        """Known prices of remote models for which the configuration has none."""
         return {} if self.ledger is None else self.ledger.rates
 
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
-        """Keep a reservation: a crash would have it spent."""
+        """Record a reservation; if llmux crashes, it counts as spent."""
         if self.prices is not None:
             self._put(Reserved(ident, time.time(), request_id, key, model, micros, self.prices))
 
@@ -119,7 +119,7 @@ class Accounting:
         self._put(Released(ident))
 
     def close(self) -> None:
-        """Write what there is; waits for that, but not long."""
+        """Write what is pending; waits for that, but not long."""
         if self._timer is not None:
             self._timer.cancel()
         if self.ledger is not None:
@@ -137,11 +137,11 @@ class Accounting:
         return () if found is None else tuple(found.queue)
 
     def returned(self, request: int) -> None:
-        """Take note that an admitted request waits again."""
+        """Record that an admitted request is queued again."""
         self.shares.returned(self._switcher.now(), request)
 
     def _request_left(self, ticket: Ticket, _status: int | None, _outcome: Outcome | None, _sent: int) -> None:
-        """Charge a request of which no end will be told: a guard's, or one that begins anew elsewhere."""
+        """Charge a request whose end is not reported: a guard's, or one that starts again elsewhere."""
         self._owe()
         self.tally.left = (ticket.id, ticket.key, *self.shares.ended(self._state.now, ticket.id, ticket.key))
 
@@ -149,19 +149,19 @@ class Accounting:
         self, request: Answered, number: int, now: float, waited: float, status: int, failure: str | None,
         key: str | None, report: tuple[int, int] | None,
     ) -> float:  # fmt: skip
-        """Take a request that has ended; return the seconds of the GPU that it took, those of switches, too.
+        """Record a request that has ended; return the seconds of the GPU that it took, switches included.
 
-        ``number`` is that of it among the last requests, and ``report`` what ``told`` returned of its answer.
+        ``number`` is its number among the last requests, and ``report`` what ``told`` returned for its answer.
         """
         ledger, tally, ticket = self.ledger, self.tally, request.ticket
-        if ledger is None:  # it ends before the start
+        if ledger is None:  # it ended before the start
             return 0.0
-        if not ledger.awake:  # seldom enough
+        if not ledger.awake:  # rare enough
             self._look_at_clock()
         if report is None or ticket is None or tally.left is not None:
             return self._ended_otherwise(ledger, request, number, now, waited, status, failure, key)
         own, switch = self.shares.ended(now, ticket.id, ticket.key)
-        exact = own * 1e6 + tally.rest  # what is below a microsecond goes to the next: the sum is right
+        exact = own * 1e6 + tally.rest  # the part below a microsecond goes to the next request: sums are exact
         micros = int(exact)
         tally.rest = exact - micros
         charged = 0
@@ -182,7 +182,7 @@ class Accounting:
         self, ledger: Ledger, request: Answered, number: int, now: float, waited: float, status: int,
         failure: str | None, key: str | None,
     ) -> float:  # fmt: skip
-        """Take one whose answer has still to be read, which had none, or of which the core knows nothing."""
+        """Record a request without an answer, with an answer still to be read, or unknown to the core."""
         ticket, exchange = request.ticket, request.exchange
         own = switch = service = 0.0
         if ticket is None:
@@ -191,7 +191,7 @@ class Accounting:
             if exchange is not None:
                 service = now - ticket.arrived - ticket.waited
             own, switch = self._share_of(now, ticket)
-        if key or request.model:  # a flood of requests without a key, or for no model, fills no disk
+        if key or request.model:  # a flood of requests without a key and model must not fill the disk
             ends: tuple[bytes, Sequence[bytes], int] = (b"", (), 0)
             if exchange is not None:
                 ends = exchange.opening, exchange.tail, exchange.events
@@ -228,7 +228,7 @@ class Accounting:
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._turn)
 
     def _owe(self) -> None:
-        """Charge what a request got of which no end was told."""
+        """Charge what a request used whose end was not reported."""
         left, self.tally.left = self.tally.left, None
         if left is None:
             return
@@ -247,7 +247,7 @@ class Accounting:
     # ---- what is asked
 
     def complete(self, requests: Iterable[dict[str, Any]]) -> None:
-        """Add to the last requests what the ledger knows of them, where it has looked at them already.
+        """Add to the last requests what the ledger knows of them, if it has processed them already.
 
         That is tokens (also estimated ones), seconds of the GPU, and cost.
         """
@@ -259,7 +259,7 @@ class Accounting:
                 request.update(usage.of_row(row))
 
     async def past(self, wanted: usage.Wanted) -> tuple[list[dict[str, Any]], int | None]:
-        """Return requests of the past (see ``past_requests.read``). Raises UnavailableError."""
+        """Return past requests (see ``usage.past_requests``). Raises UnavailableError."""
         assert self.ledger is not None
         self._settle()
         await self.ledger.settled()
@@ -269,7 +269,7 @@ class Accounting:
             raise _unreadable(error) from error
 
     async def usage(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """Answer a question (see ``usage.asked``). Raises ValueError and UnavailableError."""
+        """Answer a query (see ``usage.asked``). Raises ValueError and UnavailableError."""
         ledger = self.ledger
         assert ledger is not None
         question = usage.asked(given, time.time())
@@ -288,7 +288,7 @@ class Accounting:
         }
 
     async def usage_as_csv(self, given: Mapping[str, str]) -> str:
-        """Answer a question in CSV."""
+        """Answer a query in CSV."""
         document = await self.usage(given)
         return usage.as_csv(document["by"], document["usage"])
 

@@ -1,19 +1,19 @@
-"""Captures: what the requests of some keys said and what was answered, a file for each. Off unless configured.
+"""Captures: what requests of some keys said, and their answers, one file each. Off unless configured.
 
 Theory of operation
 ===================
 
-A ``Capture`` keeps what the client sent, and takes what is written to it, as it passes; up to ``MOST`` bytes of
-each, and ``HELD`` bytes of all captures together. When the request has ended, a thread makes a document of it and
-writes that into ``FOLDER/YYYY-MM-DD/HHMMSS.ffffff-REQUEST_ID.json``, mode 0600 in folders of mode 0700. Nothing
-waits for it, and what it cannot write is counted and told.
+A ``Capture`` keeps the client's request, and collects the answer as it passes: up to ``MOST`` bytes of each, and
+``HELD`` bytes of all captures together. When the request has ended, a thread writes a document with both to
+``FOLDER/YYYY-MM-DD/HHMMSS.ffffff-REQUEST_ID.json``, mode 0600 in folders of mode 0700. Nothing waits for it; what
+it cannot write is counted and logged.
 
-Credentials never get there: header fields and JSON fields that hold one, by their names, and whatever `remove`
-lists, are replaced by ``REMOVED``; so is, wherever it stands, what the client showed as its key. Therefore only
-what can be read field by field is kept: JSON, and event streams. Of all else (forms, audio, unknown codings, what
-is larger) the size is there, and why it is left out.
+Credentials are never written: header fields and JSON fields whose names say that they hold one, and those listed
+in `remove`, are replaced by ``REMOVED``; so is the client's key wherever it occurs. Therefore only what can be
+parsed field by field is kept: JSON and event streams. For everything else (forms, audio, unknown codings, larger
+bodies) the file has the size and the reason why it is left out.
 
-The files are bounded by age and by their sum: the oldest go first. Only files that are named as above are counted
+The files are bounded by age and by total size: the oldest are deleted first. Only files named as above are counted
 and deleted.
 """
 
@@ -42,11 +42,11 @@ from llmux.config.accounts import CapturesConfig
 from llmux.observability.metrics import HELP
 
 MOST = 2**20  # bytes of a request, and of an answer
-HELD = 64 * 2**20  # bytes of captures under way, and of those that wait for the thread
+HELD = 64 * 2**20  # bytes of captures in progress, and of those queued for the thread
 REMOVED = "(removed)"
-CLEAN_EVERY = 600.0  # seconds between two looks for what is too old
-CLOSE_WAITS = 5.0  # seconds for the last ones
-YIELD = 0.001  # seconds between two: the event loop gets its turn
+CLEAN_EVERY = 600.0  # seconds between two clean-ups
+CLOSE_WAITS = 5.0  # seconds for the last captures
+YIELD = 0.001  # seconds between two captures: lets the event loop run
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\Z")
 _FILE = re.compile(r"(\d{6}\.\d{6})-[\w.-]{1,80}\.json\Z")
@@ -71,7 +71,7 @@ Fields = Sequence[tuple[bytes, bytes]]
 
 
 class Ended(NamedTuple):
-    """What became of a request."""
+    """How a request ended."""
 
     request_id: str
     key: str
@@ -83,7 +83,7 @@ class Ended(NamedTuple):
 
 
 class Capture:
-    """One request under way."""
+    """One request in progress."""
 
     __slots__ = ("_answer", "_began", "_body", "_clock", "_fields", "_line", "_sent", "_size", "_store")
 
@@ -91,7 +91,7 @@ class Capture:
         self, store: Captures, line: tuple[str, str], fields: Fields, body: bytes | None, sent: int
     ) -> None:
         self._store = store
-        self._line = line  # method, and target
+        self._line = line  # method and target
         self._fields = fields
         self._body = body
         self._sent = sent
@@ -101,11 +101,11 @@ class Capture:
 
     @property
     def held(self) -> int:
-        """Return the bytes that it keeps, about."""
+        """Return the bytes that it holds in memory, about."""
         return min(self._size, MOST) + (0 if self._body is None else len(self._body))
 
     def took(self, data: bytes) -> None:
-        """Take what is written to the client."""
+        """Record data that is written to the client."""
         room = MOST - self._size
         self._size += len(data)
         if room > 0:
@@ -114,11 +114,11 @@ class Capture:
             self._store.held += len(kept)
 
     def ended(self, body: bytes | None, **fields: Any) -> None:
-        """Hand it to the thread, with the fields of an ``Ended``; ``body`` is an answer of llmux's own."""
+        """Pass it to the thread, with the fields of an ``Ended``; ``body`` is an answer made by llmux itself."""
         self._store.put(self, Ended(**fields), body)
 
     def document(self, ended: Ended, body: bytes | None, remover: Remover) -> dict[str, Any]:
-        """Return it as it is written, without what is secret. Called in the thread."""
+        """Return the document to be written, without secrets. Called in the thread."""
         method, target = self._line
         sent = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._fields}
         remover = remover.with_secrets(_credentials(sent))
@@ -152,14 +152,14 @@ class Capture:
 
 
 class Remover:
-    """Takes out what is secret. ``names`` are of header fields and of JSON fields, in lower case."""
+    """Removes secrets. ``names`` of header fields and JSON fields are in lower case."""
 
     def __init__(self, names: Iterable[str], secrets: Iterable[str] = ()) -> None:
         self._names = frozenset(name.lower() for name in names)
         self._secrets = tuple(secrets)
 
     def with_secrets(self, secrets: Iterable[str]) -> Remover:
-        """Return one that takes out these texts, too."""
+        """Return one that removes these texts, too."""
         return Remover(self._names, secrets)
 
     def text(self, text: Any) -> Any:
@@ -171,14 +171,14 @@ class Remover:
         return text
 
     def headers(self, fields: Mapping[str, str]) -> dict[str, str]:
-        """Return header fields, whose names are in lower case."""
+        """Return header fields without the secrets. Their names are in lower case."""
         return {
             name: REMOVED if name in self._names or _HEADERS.search(name) else self.text(value)
             for name, value in fields.items()
         }
 
     def query(self, query: str) -> str:
-        """Return a query."""
+        """Return a query without the secrets."""
         parts = []
         for part in query.split("&"):
             name, equals, _ = part.partition("=")
@@ -187,7 +187,7 @@ class Remover:
         return "&".join(parts)
 
     def json(self, value: Any) -> Any:
-        """Return a JSON value."""
+        """Return a JSON value without the secrets."""
         if isinstance(value, dict):
             return {
                 self.text(name): REMOVED if self._secret(name) else self.json(one) for name, one in value.items()
@@ -202,16 +202,16 @@ class Remover:
 
 
 def _credentials(fields: Mapping[str, str]) -> Iterator[str]:
-    """Yield what a client showed as its key."""
+    """Yield what a client sent as its key."""
     for name, value in fields.items():
         if _HEADERS.search(name):
             for secret in {value, value.partition(" ")[2].strip()}:
-                if len(secret) >= 4:  # noqa: PLR2004 - shorter ones would take everything out
+                if len(secret) >= 4:  # noqa: PLR2004 - shorter ones would remove too much
                     yield secret
 
 
 def _answer(raw: bytes, size: int, remover: Remover) -> dict[str, Any]:
-    """Return the answer as it went over the wire."""
+    """Return the answer as it was sent."""
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     parts = first.split(" ", 2)
@@ -230,7 +230,7 @@ def _answer(raw: bytes, size: int, remover: Remover) -> dict[str, Any]:
 
 
 def _unchunked(body: bytes) -> bytes:
-    """Return the contents of chunks; the last ones may be missing."""
+    """Return the contents of the chunks; the last ones may be missing."""
     found, at = [], 0
     while (size := _CHUNK.match(body, at)) and (count := int(size[1], 16)):
         found.append(body[size.end() : size.end() + count])
@@ -241,7 +241,7 @@ def _unchunked(body: bytes) -> bytes:
 def _shown(
     body: bytes | None, kind: str, coding: str, size: int, remover: Remover, *, whole: bool = True
 ) -> dict[str, Any]:
-    """Return a body as far as it can be read field by field; of an event stream that was cut, what there is."""
+    """Return a body if it can be parsed field by field; of a truncated event stream, the part that there is."""
     if not size:
         return {"size": 0}
     stream = kind.partition(";")[0].strip().lower() == "text/event-stream"
@@ -258,7 +258,7 @@ def _shown(
 
 def _text(data: bytes, *, whole: bool) -> str:
     try:
-        return data.decode(errors="strict" if whole else "ignore")  # what was cut may end within a character
+        return data.decode(errors="strict" if whole else "ignore")  # a truncated text may end within a character
     except UnicodeDecodeError:
         raise ValueError("not text") from None
 
@@ -283,7 +283,7 @@ def _decoded(body: bytes, coding: str) -> bytes:
 
 
 def _events(text: str, remover: Remover) -> Iterator[dict[str, Any]]:
-    """Yield the events of a stream: their fields, with what is JSON in them as such."""
+    """Yield the events of a stream: their fields, with ``data`` parsed if it is JSON."""
     for block in re.split(r"\r?\n\r?\n", text):
         event: dict[str, Any] = {}
         for line in block.splitlines():
@@ -293,7 +293,7 @@ def _events(text: str, remover: Remover) -> Iterator[dict[str, Any]]:
         if event.get("data", _DONE) != _DONE:
             try:
                 event["data"] = _json(event["data"])
-            except ValueError:  # it was cut, perhaps within a field that would be removed
+            except ValueError:  # it was truncated, perhaps within a field that would be removed
                 event["data"] = "(not JSON)"
         if event:
             yield remover.json(event)
@@ -306,8 +306,7 @@ def _iso(seconds: float) -> str:
 class Captures(Collector):
     """Writes captures below ``folder``, once it is configured.
 
-    ``tell(event, **fields)`` is called, from the
-    thread, with what goes wrong.
+    The thread calls ``tell(event, **fields)`` when something goes wrong.
     """
 
     def __init__(self, folder: Path, tell: Callable[..., None]) -> None:
@@ -315,11 +314,11 @@ class Captures(Collector):
         self.keep, self.most = math.inf, 0  # seconds, bytes
         self.remover = Remover(())
         self.held = 0  # bytes in memory; counted on the event loop
-        self._skipped = 0  # that did not fit there
+        self._skipped = 0  # captures for which there was no memory
         self._written = self._unwritten = 0  # counted in the thread
         self._tell = tell
         self._waiting: deque[tuple[Capture, Ended, bytes | None]] = deque()
-        self._given_back: deque[int] = deque()  # bytes that the thread has done with
+        self._given_back: deque[int] = deque()  # bytes released by the thread
         self._files: deque[tuple[str, int]] = deque()  # day/name and size, the oldest first
         self._total = 0
         self._calendar = Calendar()
@@ -331,19 +330,19 @@ class Captures(Collector):
 
     @property
     def lost(self) -> int:
-        """How many captures are missing since the start."""
+        """How many captures were lost since the start."""
         return self._skipped + self._unwritten
 
     # ---- the event loop's side
 
     def configure(self, config: CapturesConfig) -> None:
-        """Take over what may change while it runs."""
+        """Apply what may change at a reload."""
         self.keep, self.most, self.remover = config.keep, config.max, Remover(config.remove)
 
     def begin(
         self, method: str, target: str, fields: Fields, body: Iterable[bytes] | None, sent: int
     ) -> Capture | None:
-        """Begin with a request, whose body has ``sent`` bytes; None when there is no room."""
+        """Start a capture of a request whose body has ``sent`` bytes; None if there is no room."""
         while self._given_back:
             self.held -= self._given_back.popleft()
         if self.held >= HELD:
@@ -356,18 +355,18 @@ class Captures(Collector):
         return Capture(self, (method, target), fields, kept, sent)
 
     def put(self, capture: Capture, ended: Ended, body: bytes | None) -> None:
-        """Have the thread write one that has ended."""
+        """Queue an ended capture for the thread."""
         self._waiting.append((capture, ended, body))
         self._wake.set()
 
     def close(self) -> None:
-        """Write what there is; waits for that, but not long."""
+        """Write what is pending; waits for that, but not long."""
         self._ending = True
         self._wake.set()
         self._thread.join(CLOSE_WAITS)
 
     def close_soon(self) -> None:
-        """Do so without waiting."""
+        """The same, without waiting."""
         threading.Thread(target=self.close, name="llmux-captures-close", daemon=True).start()
 
     def describe(self) -> Iterator[CounterMetricFamily]:
@@ -375,7 +374,7 @@ class Captures(Collector):
         yield from ()
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield how many there are, and how many are lost."""
+        """Yield how many captures were written, and how many were lost."""
         for name, value in (("llmux_captures_total", self._written), ("llmux_captures_lost_total", self.lost)):
             yield CounterMetricFamily(name, HELP[name], value=value)
 
@@ -397,7 +396,7 @@ class Captures(Collector):
         try:
             document = capture.document(ended, body, self.remover)
             data = json.dumps(document, ensure_ascii=False, indent=1).encode(errors="replace") + b"\n"
-        except Exception as error:  # noqa: BLE001 - an odd answer must not end the thread
+        except Exception as error:  # noqa: BLE001 - one odd answer must not end the thread
             self._unwritten += 1
             self._tell("internal_error", error=repr(error), exc_info=error)
         else:
@@ -422,7 +421,7 @@ class Captures(Collector):
             return True
 
     def _look(self) -> None:
-        """Learn what is there from before; what a killed llmux has begun is deleted."""
+        """Find the files of earlier runs; delete what a killed llmux had begun."""
         if not self.folder.is_dir():
             return
         found = []
@@ -491,6 +490,6 @@ def _named(seconds: float) -> str:
 
 
 def _safe(request_id: str) -> str:
-    """Return a request's id as part of a file's name: clients choose it."""
+    """Return a request's ID, which clients choose, as a safe part of a file name."""
     safe = _UNSAFE.sub("_", request_id)[:60].strip(".") or "_"
     return safe if safe == request_id else f"{safe}-{hashlib.sha256(request_id.encode()).hexdigest()[:8]}"

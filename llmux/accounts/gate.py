@@ -1,12 +1,11 @@
-"""What a key may: its grant, and what it has left of its limits and its budget.
+"""What a key may use: its grant, and what is left of its limits and its budget.
 
-A grant is made when a configuration is loaded: of the key's own settings, and those of its role for what it does
-not say itself. The gate lets requests in: all of a key's limits and its budget are checked and taken out in one
-step, without a wait in between, and settled when the request has ended, however it ended.
+Grants are made when a configuration is loaded: from the key's own settings and, for what it does not set, from its
+role's. The gate admits requests: all limits and the budget of a key are checked and debited in one step, without
+awaiting anything, and settled when the request has ended, however it ended.
 
-What a request will cost is estimated from what requests for its model have cost lately; of a model of which
-nothing is known, ``UNKNOWN`` seconds of the GPU. Its tokens are estimated from the size of its body and from what
-answers of the model had lately.
+A request's cost is estimated from recent requests for its model; for a model without any it is ``UNKNOWN`` seconds
+of the GPU. Its tokens are estimated from the size of its body and from recent answers of the model.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from llmux.errors import ForbiddenError, LimitError, QuotaError, RequestError
 
 UNKNOWN = 5.0  # seconds of the GPU
 UNKNOWN_TOKENS = 500.0  # of an answer
-_WEIGHT = 0.3  # of the latest request among those of before
-_AGAIN = 1.0  # seconds after which a client may try again where it is not known when there will be room
+_WEIGHT = 0.3  # of the latest request in a mean
+_AGAIN = 1.0  # seconds after which a client may retry if it is not known when there will be room
 
-_LIFE = secrets.token_hex(6)  # no other llmux, before or after, names its reservations so
+_LIFE = secrets.token_hex(6)  # makes the names of reservations unique among all llmux processes
 
 Header = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grant:
-    """What a key may, by its configuration."""
+    """What a key may use, by its configuration."""
 
     key: str
-    models: frozenset[str] | None  # the names that it may ask for; None: all
+    models: frozenset[str] | None  # the names that it may request; None: all
     requests: tuple[Rate, ...] = ()
     tokens: tuple[Rate, ...] = ()
     concurrent: int | None = None
@@ -49,11 +48,11 @@ class Grant:
 
     @property
     def counts(self) -> bool:
-        """Whether what it uses is counted, so that each request has to be let in."""
+        """Whether its use is counted, so that each request has to pass the gate."""
         return bool(self.requests or self.tokens or self.concurrent or self.budget)
 
     def allows(self, name: str) -> bool:
-        """Whether it may ask for a name."""
+        """Whether it may request a name."""
         return self.models is None or name in self.models
 
 
@@ -70,15 +69,15 @@ class _Balance:
 
 @dataclass(slots=True)
 class _Model:
-    """What a request for a model took lately."""
+    """What recent requests for a model took."""
 
-    seconds: float | None = None  # of the GPU, its part of switches included
+    seconds: float | None = None  # of the GPU, including its part of switches
     output: float | None = None  # tokens
 
 
 @dataclass(slots=True)
 class Passed:
-    """One request that was let in. ``ended`` is called once."""
+    """One request that has passed the gate. ``ended`` is called once."""
 
     gate: Gate
     key: str
@@ -86,32 +85,32 @@ class Passed:
     tokens: float
     reserved: int
     ident: str = ""  # of its reservation in the ledger
-    served: str | None = None  # the model that served it, where that is another one
+    served: str | None = None  # the model that served it, if it is another one
 
     def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
-        """Settle it: the fields of an ``Answer``, and the seconds of the GPU that it took."""
+        """Settle it with the fields of an ``Answer``, and the seconds of the GPU that it took."""
         self.gate.settle(self, tokens_of(Answer(*answer)), seconds)
 
 
 class Keeper(Protocol):
-    """Where what budgets were used for is kept: the ledger."""
+    """Where the use of budgets is kept: the ledger."""
 
     @property
     def rates(self) -> Mapping[str, TokenPrice]:
-        """What is known of the prices of models elsewhere that the configuration has none for."""
+        """Known prices of remote models for which the configuration has none."""
 
     def spent(self, key: str, since: int) -> int:
         """Return what a key has spent since a Unix time."""
 
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
-        """Keep a reservation."""
+        """Record a reservation."""
 
     def release(self, ident: str) -> None:
-        """Forget it: its request has ended, and was told."""
+        """Forget a reservation: its request has ended and was recorded."""
 
 
 class Gate:
-    """Lets requests in. ``now`` is the loop's clock, ``awake(model)`` says whether a model can serve at once."""
+    """Admits requests. ``now`` is the loop's clock, ``awake(model)`` says whether a model can serve at once."""
 
     def __init__(
         self, now: Callable[[], float], awake: Callable[[str], bool], wall: Callable[[], float] = time.time
@@ -127,11 +126,11 @@ class Gate:
         self.grants: Mapping[str, Grant] = {}
 
     def configure(self, config: Config) -> None:
-        """Take over a configuration; keys that stay keep what they have used."""
+        """Apply a configuration; keys that remain keep what they have used."""
         self.hold_to(grants_of(config), prices_of(config))
 
     def hold_to(self, grants: Mapping[str, Grant], prices: Prices | None) -> None:
-        """Do so with the grants by the keys' names, and the prices."""
+        """Set the grants, by the keys' names, and the prices."""
         self._prices = prices
         self.grants = grants
         balances = {}
@@ -150,7 +149,7 @@ class Gate:
         self._balances = balances
 
     def kept_by(self, keeper: Keeper) -> None:
-        """Have budgets begin with what was spent in their period, and reservations survive a crash."""
+        """Begin budgets with what was spent in their period, and let reservations survive a crash."""
         self._keeper = keeper
         for key, balance in self._balances.items():
             if (budget := balance.budget) is not None:
@@ -159,7 +158,7 @@ class Gate:
                 budget.known = partial(keeper.spent, key)
 
     def may_spend(self, key: str, micros: int, passed: Passed | None = None) -> bool:
-        """Whether a key's budget has so much left, and allows more than what is awake.
+        """Whether so much is left of a key's budget, and the budget is not restricted to awake models.
 
         What is reserved for ``passed`` itself counts as left.
         """
@@ -172,7 +171,7 @@ class Gate:
         return not budget.is_soft and budget.spent + others + micros <= budget.amount
 
     def budgets(self) -> dict[str, Budget]:
-        """Return the budgets, by key, in the period of now."""
+        """Return the budgets by key, in their current periods."""
         now = self._wall()
         found = {}
         for key, balance in self._balances.items():
@@ -184,10 +183,10 @@ class Gate:
     def enter(
         self, grant: Grant, asked: str, model: str | None, size: int, request_id: str, headers: list[Header]
     ) -> Passed | None:
-        """Let a request in, and add to its ``headers``; ``model`` is None where it is not chosen yet.
+        """Admit a request, and add to its ``headers``; ``model`` is None if it is not chosen yet.
 
-        ``size`` is of its body, in bytes. None: the key has neither limits nor a budget. Raises ForbiddenError,
-        LimitError and QuotaError.
+        ``size`` is that of its body, in bytes. Returns None if the key has neither limits nor a budget. Raises
+        ForbiddenError, LimitError and QuotaError.
         """
         if not grant.allows(asked):
             raise ForbiddenError(
@@ -256,7 +255,7 @@ class Gate:
                     )
 
     def settle(self, passed: Passed, tokens: Tokens, seconds: float) -> None:
-        """Take what a request took in the place of what was estimated."""
+        """Replace the estimate of a request by what it took."""
         total = tokens.input + tokens.output
         if total or seconds:
             known = self._models.setdefault(passed.model, _Model())
@@ -320,7 +319,7 @@ def _carry_over(before: _Balance, balance: _Balance) -> None:
 
 
 def _told(balance: _Balance, now: float) -> Iterable[Header]:
-    """Yield the headers that tell what is left, as OpenAI's do: of the limit that is nearest."""
+    """Yield OpenAI's headers for what is left of the limit that is nearest to its end."""
     for what, allowances in (("requests", balance.requests), ("tokens", balance.tokens)):
         lefts = [allowance.left(now) for allowance in allowances]
         if lefts:
@@ -365,7 +364,7 @@ def _first(limits: Iterable[LimitsConfig], which: Callable[[LimitsConfig], tuple
 
 
 def _allowed(globs: Iterable[str], names: Mapping[str, str]) -> Iterable[str]:
-    """Yield the names that one of the globs matches, or that stand for a model which one matches."""
+    """Yield the names that match a glob, or that stand for a model which matches one."""
     globs = tuple(globs)
     for name, model in names.items():
         if any(fnmatchcase(name, glob) or fnmatchcase(model, glob) for glob in globs):

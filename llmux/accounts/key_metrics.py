@@ -1,7 +1,7 @@
 """The metrics by key and model: counted where the rows of the ledger are made, collected on request.
 
-There is one series for each key and model that has used llmux since its start, ``MOST`` at most; what is beyond is
-counted under ``other``. Keys appear by their names: "" without one, and what no key pays is ``(house)``.
+There is one series for each key and model that was used since the start, ``MOST`` at most; further ones are
+counted under ``other``. Keys have their names: "" without one, and ``(house)`` for what no key pays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class KeyMetrics(Collector):
         self._counts: dict[tuple[str, ...], list[int]] = {}
 
     def add(self, sums: Mapping[Place, Sequence[int]]) -> None:
-        """Count rows, by their sums."""
+        """Count rows by their sums."""
         for (_, *names), each in sums.items():
             place = tuple(names)
             if place not in self._counts and len(self._counts) >= MOST:

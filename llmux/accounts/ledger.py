@@ -1,21 +1,20 @@
-"""The ledger: a row for each request, written by a thread of its own.
+"""The ledger: a row for each request, written by its own thread.
 
 Theory of operation
 ===================
 
-Most rows are made by ``Accounting`` in the event loop: what they are made of is at hand there. The thread wakes
-once for what has been ``put`` within ``GATHER`` seconds, reads the tokens out of the ends of those answers that do
-not tell them in the usual form, adds what it cost, and writes the rows in batches. Their sums are kept beside
-them, for the file and for the metrics. Nothing waits for it. What it does is done for many rows by one call: the
-thread and the loop share the interpreter's lock, and each time that it changes hands costs as much as some rows.
+Most rows are made by ``Accounting`` in the event loop, where their data are at hand. The thread wakes once for
+everything ``put`` within ``GATHER`` seconds, reads the tokens from the ends of answers that do not report them in
+the usual form, adds the costs, and writes the rows in batches. Their sums are kept beside them, for the file and
+for the metrics. Nothing waits for the thread. It handles many rows with each call: it shares the interpreter's
+lock with the loop, and each change of hands costs as much as some rows.
 
-A file that cannot be written (a full disk, another process that holds it) is tried again after a pause; what
-comes meanwhile is kept, ``KEPT`` rows of it. What does not fit is lost: that is counted, logged, and written down
-with the next batch. A file that is damaged is renamed, and a new one begun. When the file has been removed or
-replaced, a new one is made, too.
+When the file cannot be written (a full disk, another process that holds it), the thread tries again after a pause,
+and keeps up to ``KEPT`` new rows meanwhile. Rows beyond that are lost: they are counted, logged, and recorded with
+the next batch. A damaged file is renamed and a new one begun. A file that was removed or replaced is made anew.
 
-No row is written twice: a batch is one transaction, and when it is not known whether one was carried out, the last
-row's id tells. What a killed llmux had not written yet, what ended within the last moments, is lost with it.
+No row is written twice: a batch is one transaction, and when its outcome is unknown, the last row's id tells. A
+killed llmux loses the rows that it had not written yet: requests which ended within the last moments.
 """
 
 from __future__ import annotations
@@ -55,23 +54,23 @@ from llmux.accounts.tokens import Answer, tokens_of
 from llmux.config.accounts import HOUSE
 from llmux.errors import ConfigError
 
-GATHER = 0.05  # seconds: what kill -9 may lose; to wake the thread costs as much as a hundred rows do
-WAITING = 10_000  # requests that the thread has not looked at
-WITH_ANSWERS = 1000  # of these, as many keep the ends of their answers
-KEPT = 50_000  # rows that are not written yet
-RECENT = 1200  # rows of the last requests: as many as are shown of these, and some
-YIELD = 0.0002  # seconds: the event loop gets its turn
-SLICE = 2000  # rows that are added up in one go
-SLICE_TO_READ = 128  # requests that are looked at in one, where the answers of some have to be read
-PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after as many failures in a row
-CLEAN_EVERY = 600.0  # seconds between two looks for rows that are too old
+GATHER = 0.05  # seconds: what kill -9 may lose; waking the thread costs as much as a hundred rows
+WAITING = 10_000  # requests that the thread has not processed
+WITH_ANSWERS = 1000  # how many of these keep the ends of their answers
+KEPT = 50_000  # rows not written yet
+RECENT = 1200  # rows of the last requests: as many as are shown, and some more
+YIELD = 0.0002  # seconds: lets the event loop run
+SLICE = 2000  # rows that are summed in one go
+SLICE_TO_READ = 128  # requests processed in one go if answers of some have to be read
+PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after so many failures in a row
+CLEAN_EVERY = 600.0  # seconds between two deletions of old rows
 LAST_TRIES = 2.0  # seconds for the last rows
 CLOSE_WAITS = 5.0  # seconds that a stop waits for them
-SETTLE_WAITS = 2.0  # seconds that a reader waits for the rows of before
+SETTLE_WAITS = 2.0  # seconds that a reader waits for earlier rows
 
 
 class Ended(NamedTuple):
-    """A request that has ended, and whose answer has still to be read. Times are seconds."""
+    """A request that has ended, whose answer has still to be read. Times are seconds."""
 
     time: float  # since 1970
     request_id: str
@@ -85,17 +84,17 @@ class Ended(NamedTuple):
     path: str
     sent: int
     begun: bool
-    own: float  # its share of the time that the GPU was held
-    switch: float  # and of switches
+    own: float  # its own share of the time that the GPU was held
+    switch: float  # its share of switches
     prices: Prices | None
     opening: bytes
     tail: Sequence[bytes]  # the last blocks of the answer
     events: int
-    number: int = 0  # among the last requests, 0 where it is not among them
+    number: int = 0  # among the last requests, 0 if it is not one of them
 
 
 class Charge(NamedTuple):
-    """What no request carries: switches that are due from a key, and what is the house's. Seconds."""
+    """Seconds that no request carries: switches that a key owes, and what falls to the house."""
 
     time: float
     key: str
@@ -106,9 +105,9 @@ class Charge(NamedTuple):
 
 
 class Reserved(NamedTuple):
-    """What was taken out of a budget for a request under way."""
+    """The part of a budget that is reserved for a request in progress."""
 
-    ident: str  # no other reservation has it
+    ident: str  # unique
     time: float
     request_id: str
     key: str
@@ -124,54 +123,54 @@ class Released(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """Prices of models elsewhere that will be wanted."""
+    """Prices of remote models that will be needed."""
 
     prices: Prices
 
 
 Tell = Callable[..., None]
 Finished = tuple[Any, ...]
-"""A row that is made: the fields of a ``Row``; the request's number, as in ``Ended``; and the prices by which it
-has still to be found what it cost, None for none."""
+"""A finished row: the fields of a ``Row``; the request's number, as in ``Ended``; and the prices for the cost,
+which is still to be computed, or None for none."""
 Message = Finished | Ended | Charge | Reserved | Released | Elsewhere
 
 
 class Ledger:
     """Writes the ledger of one llmux.
 
-    ``keep`` is how long rows stay, in seconds; None: for ever. ``tell(event, **fields)`` is called, from the
-    thread, with what goes wrong.
+    ``keep`` is how long rows stay, in seconds; None: for ever. The thread calls ``tell(event, **fields)`` when
+    something goes wrong.
     """
 
     def __init__(self, path: Path, keep: float | None, tell: Tell, prices: Prices | None = None) -> None:
-        """Take the file, and begin, with these ``prices``. Raises ConfigError when it cannot be the ledger."""
+        """Lock the file, and start with these ``prices``. Raises ConfigError if it cannot be the ledger."""
         self.path = path
         self.keep = keep
         self.lost = 0  # rows, since the start
         self.rates: Mapping[str, TokenPrice] = {}
-        """What is known of the prices of models elsewhere that the configuration has none for."""
+        """Known prices of remote models for which the configuration has none."""
         self.metrics = KeyMetrics(lambda: self.lost)
-        self._recent: Sequence[Finished] = ()  # in order; another one each time, as the loop may look at it
-        self.awake = False  # the thread has been woken for what waits
+        self._recent: Sequence[Finished] = ()  # in order; replaced, never changed, as the loop may be reading it
+        self.awake = False  # the thread has been woken for what is waiting
         self._tell = tell
         self._lock = _locked(path)
         self._waiting: list[Message] = []
-        self._put = self._done = 0  # of these, since the start
-        self._tally: Any = None  # which puts rows by itself
-        self._dropped = 0  # that did not fit, and the thread has not counted
+        self._put = self._done = 0  # messages put and processed, since the start
+        self._tally: Any = None  # puts rows without a call of ``put``
+        self._dropped = 0  # messages for which there was no room, not counted by the thread yet
         self._wake = threading.Event()
-        self._hurry = threading.Event()  # do not gather
+        self._hurry = threading.Event()  # set: do not gather
         self._ending = False
-        self.opened = threading.Event()  # or it cannot be
-        # The thread's own:
+        self.opened = threading.Event()  # or cannot be opened
+        # Used by the thread only:
         self._rows: deque[Finished] = deque()
-        self._sums: dict[Place, list[int]] = {}  # of all these
-        self._reserved: dict[str, Reserved] = {}  # of requests under way, and not in the file yet
-        self._stored: set[str] = set()  # of requests under way, and in the file
+        self._sums: dict[Place, list[int]] = {}  # sums of all these rows
+        self._reserved: dict[str, Reserved] = {}  # of requests in progress, not in the file yet
+        self._stored: set[str] = set()  # of requests in progress, in the file
         self._released: set[str] = set()  # in the file, though their requests have ended
-        self._unsaid = 0  # lost rows that the file does not tell of
+        self._unsaid = 0  # lost rows that the file does not mention yet
         self._store: Store | None = None
-        self._last: int | None = None  # the id of the last row that is known to be written
+        self._last: int | None = None  # id of the last row that is known to be written
         self._doubtful = 0  # rows of a batch that may have been written
         self._failures = 0
         self._not_before = 0.0
@@ -195,7 +194,7 @@ class Ledger:
         return {row[_NUMBER]: Row._make(row[:_NUMBER]) for row in self._recent if row[_NUMBER]}
 
     def put(self, message: Message) -> None:
-        """Take what has happened."""
+        """Queue what has happened for the thread."""
         waiting = self._waiting
         self._put += 1
         if len(waiting) >= WITH_ANSWERS:
@@ -209,7 +208,7 @@ class Ledger:
             self.wake()
 
     def feed(self, tally: Any) -> None:
-        """Have a compiled ``Tally`` put rows by itself, as long as the thread is awake and there is room."""
+        """Let a compiled ``Tally`` put rows by itself while the thread is awake and there is room."""
         tally.ledger, tally.waiting, tally.room = self, self._waiting, WAITING
         self._tally = tally
 
@@ -218,12 +217,12 @@ class Ledger:
         return self._put if self._tally is None else self._put + int(self._tally.made)
 
     def wake(self) -> None:
-        """Have the thread look at what waits, soon."""
+        """Make the thread process what is waiting, soon."""
         self.awake = True
         self._wake.set()
 
     def hurry(self) -> None:
-        """Have it look now."""
+        """Make it do so now."""
         if not self._hurry.is_set():
             self._hurry.set()
 
@@ -235,7 +234,7 @@ class Ledger:
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
-        """Write what there is, and let go of the file; waits for that, but not long."""
+        """Write what is pending, and close the file; waits for that, but not long."""
         self._ending = True
         self._hurry.set()
         self._wake.set()
@@ -246,7 +245,7 @@ class Ledger:
 
     def _run(self) -> None:
         self._try(self._open)
-        self._look()  # at what the first requests may cost
+        self._look()  # at the prices that the first requests may need
         self.opened.set()
         while True:
             self._wake.wait(self._pause())
@@ -285,7 +284,7 @@ class Ledger:
         return CLEAN_EVERY
 
     def _look(self) -> None:
-        """Make rows of what waits."""
+        """Make rows of what is waiting."""
         waiting = self._waiting
         while waiting:
             rows: list[Any] = waiting[:SLICE]
@@ -339,7 +338,7 @@ class Ledger:
         )  # fmt: skip
 
     def _add_costs(self, rows: list[Finished]) -> list[Finished]:
-        """Return rows that say what they cost."""
+        """Return the rows with their costs."""
         if not any(map(_PRICES, rows)):
             return rows
         found = []
@@ -349,9 +348,9 @@ class Ledger:
                 found.append(row)
                 continue
             try:
-                served = "" if row[_KIND] else row[4]  # a switch is paid by the second, whatever the model costs
+                served = "" if row[_KIND] else row[4]  # a switch costs GPU time, whatever the model costs
                 cost = self._cost(prices, served, row[16] + row[17], (row[6], row[7], row[8]))
-            except Exception as error:  # noqa: BLE001 - what a package does wrong must not end the thread
+            except Exception as error:  # noqa: BLE001 - an error in a package must not end the thread
                 self._tell("internal_error", error=str(error), exc_info=error)
                 self._lose(1)
                 continue
@@ -381,7 +380,7 @@ class Ledger:
         )  # fmt: skip
 
     def _microseconds(self, seconds: float) -> int:
-        # What is below one goes to the next: the sum is right however many there are.
+        # The fraction goes to the next: sums are exact for any number of rows.
         exact = seconds * 1e6 + self._rest
         whole = math.floor(exact)
         self._rest = exact - whole
@@ -401,7 +400,7 @@ class Ledger:
         return cost, prices.currency, version
 
     def _look_up(self, prices: Prices) -> None:
-        """Find what models elsewhere cost. What a package does wrong must not end the thread."""
+        """Find the prices of remote models. An error in a package must not end the thread."""
         if prices.currency != CURRENCY:
             return
         try:
@@ -411,7 +410,7 @@ class Ledger:
         self.rates = dict(self._catalogue.rates)
 
     def _listed(self, prices: Prices, served: str, tokens: tuple[int, int, int]) -> tuple[int, str, int | None]:
-        """Return what a request costs that was served elsewhere: nothing, of no version, where that is unknown."""
+        """Return the cost of a request that a remote served; if it is unknown, 0 without a version."""
         catalogue = self._catalogue
         cost = None
         if prices.currency == CURRENCY:
@@ -440,13 +439,13 @@ class Ledger:
     def _write(self) -> None:
         while self._due:
             batch = list(itertools.islice(self._rows, BATCH))
-            # What a reservation was for is in the file before that is taken out.
+            # A reservation is removed after the row of its request is in the file.
             holds = len(batch) == len(self._rows)
             if not self._try(self._write_batch, batch, holds):
                 return
 
     def _try(self, work: Callable[..., object], *arguments: object) -> bool:
-        """Do something with the file; when that fails, say so, and return False."""
+        """Do something with the file; if that fails, log it and return False."""
         try:
             work(*arguments)
         except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError, ForeignFileError) as error:
@@ -457,7 +456,7 @@ class Ledger:
     def _write_batch(self, batch: list[Finished], holds: bool) -> None:
         store = self._open()
         if batch and (not self._rows or self._rows[0] is not batch[0]):
-            return  # it had been written after all
+            return  # it had been written
         reserved = [(one, self._version_of(one.prices)) for one in self._reserved.values()] if holds else []
         rows = [_reservation(*each) for each in reserved]
         self._doubtful = len(batch)
@@ -465,7 +464,7 @@ class Ledger:
         try:
             store.write(batch, self._unsaid, self._unsaid_prices, rows, self._released if holds else (), sums)
         except (ValueError, OverflowError, sqlite3.ProgrammingError) as error:
-            # What cannot be written must not stop what comes after it, or take what comes with it along.
+            # A row that cannot be written must not block or take along the others.
             self._tell("internal_error", error=str(error), exc_info=error)
             self._take(len(batch))
             rest = [row for row in batch if _can_be_written(row)]
@@ -510,7 +509,7 @@ class Ledger:
         return store
 
     def _settle_killed(self, store: Store) -> None:
-        """Count as spent what was reserved for requests that were under way when llmux was killed."""
+        """Count as spent what was reserved for requests in progress when llmux was killed."""
         left = [one for one in store.reservations() if one[0] not in self._stored | self._released]
         if not left:
             return
@@ -532,7 +531,7 @@ class Ledger:
             with contextlib.suppress(OSError):
                 aside = set_aside(self.path)
                 self._tell("ledger_set_aside", path=str(self.path), renamed=str(aside), error=str(error))
-                self._last = self._prices = None  # the new one is told the prices again
+                self._last = self._prices = None  # the new file needs the prices again
                 self._not_before = time.monotonic() + (PAUSES[0] if self._failures else 0.0)
                 self._failures += 1
                 return
@@ -542,7 +541,7 @@ class Ledger:
         self._failures += 1
 
     def _clean(self) -> None:
-        """Delete what is too old, a batch at a time; rows that wait are written in between."""
+        """Delete old rows, a batch at a time; pending rows are written in between."""
         now = time.monotonic()
         if self.keep is None or self._store is None or now < self._cleaned:
             return
@@ -558,11 +557,11 @@ class Ledger:
             self._cleaned = now + CLEAN_EVERY
 
 
-_NUMBER = len(Row._fields)  # where that is in a finished row
+_NUMBER = len(Row._fields)  # the index of the number in a finished row
 _ALL_MADE = {tuple}
 _PRICES = operator.itemgetter(_NUMBER + 1)
 _KIND = Row._fields.index("kind")
-_COST = Row._fields.index("cost")  # and the currency and the version of the prices
+_COST = Row._fields.index("cost")  # followed by the currency and the version of the prices
 
 
 def _can_be_written(row: Finished) -> bool:
@@ -583,7 +582,7 @@ def _reservation(one: Reserved, version: int) -> tuple[Any, ...]:
 
 
 def _locked(path: Path) -> int:
-    """Return the lock of a ledger, which one llmux alone can have. Raises ConfigError."""
+    """Return the lock of a ledger, which only one llmux can hold. Raises ConfigError."""
     beside = path.with_name(f"{path.name}.lock")
     try:
         check(path)

@@ -1,10 +1,10 @@
 """The ledger's file: SQLite in WAL mode, with a row for each request and its sums by the hour.
 
-All of it is used by one thread. A batch and its sums are written in one transaction: either all of it is in the
-file or nothing, so that a batch which may have been written already can be recognized by the last row's id.
+Only one thread uses it. A batch and its sums are written in one transaction, all or nothing, so the last row's id
+tells whether a batch has been written already.
 
-The sums, by the hour and by the day, make queries fast: of ten million rows some ten thousand are left. They stay
-when rows are deleted for their age. The file is never compacted: freed pages are used again.
+The sums by the hour and by the day make queries fast: ten million rows become some ten thousand. They stay when
+rows are deleted for their age. The file is never compacted: freed pages are used again.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from llmux.accounts.shares import native
 APPLICATION = 0x6C6C6D78  # "llmx", in the header of the file
 HOUR = 3_600_000  # milliseconds
 BATCH = 2000  # rows of one transaction
-FORGOTTEN = 500  # rows that are deleted in one
+FORGOTTEN = 500  # rows deleted in one transaction
 PATIENCE = 0.1  # seconds to wait for another process that writes
-# Rows of one statement. To prepare it takes as long as to write ten times as many.
-_SIZES = (512, 128, 32)  # kept, it takes 2 KB of memory for each
-_FEW = 32  # with less, it makes no difference what is alike; there is a statement for each number
+# Rows of one statement. Preparing it takes as long as writing ten times as many rows.
+_SIZES = (512, 128, 32)  # a prepared statement takes 2 KB of memory for each
+_FEW = 32  # with fewer, equal columns make no difference; there is a statement for each number
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BESIDE = ("", "-wal", "-shm")
 
 
 class Row(NamedTuple):
-    """One request. No prompt, no answer and no key is in it."""
+    """One request. It contains no prompt, no answer and no key."""
 
     time: int  # of its end: milliseconds since 1970
     request_id: str
     key: str  # the key's name, "" without one
     asked: str  # the model as the client named it, "" for none
-    served: str  # the model, "" for none that is configured
-    target: str  # what served it: the model here
+    served: str  # the model, "" for one that is not configured
+    target: str  # what served it: a model of this llmux
     input: int  # tokens, cached ones included
     cached: int
     output: int  # tokens, reasoning included
@@ -53,9 +53,9 @@ class Row(NamedTuple):
     waited: int  # milliseconds in the queue
     service: int  # milliseconds from its admission to its end
     gpu: int  # microseconds: its own share of the time that the GPU was held
-    switch: int  # microseconds of switches that it is charged
-    prompt: int | None  # microseconds that the engine reports for reading
-    decode: int | None  # and for writing
+    switch: int  # microseconds of switches that it is charged for
+    prompt: int | None  # microseconds of reading, as the engine reports
+    decode: int | None  # the same of writing
     status: int  # 499: its client left first
     reason: str  # the error's code, "" for none
     kind: int = 0
@@ -63,11 +63,11 @@ class Row(NamedTuple):
 
 
 Made = tuple[Any, ...]
-"""The fields of a ``Row``, and perhaps more that is not written: most are made without a call of Python's own."""
+"""The fields of a ``Row``, perhaps followed by others that are not written; a tuple is cheaper than a ``Row``."""
 Place = tuple[int, str, str, str]
-"""What sums are of: the hour since 1970, the key, the model that served, the currency."""
+"""The key of a sum: the hour since 1970, the key, the model that served, the currency."""
 SUMS = ("input", "cached", "output", "reasoning", "estimated", "cost", "waited", "service", "gpu", "switch")
-"""The columns that are summed by the hour, beside the number of requests and of those that failed."""
+"""The columns that are summed by the hour, besides the numbers of requests and of failures."""
 
 _TEXTS = frozenset({"request_id", "key", "asked", "served", "target", "currency", "reason"})
 _MAYBE = frozenset({"price", "prompt", "decode"})
@@ -101,7 +101,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (_RESERVATIONS,),
 )
-"""What makes each version of the schema out of the one before."""
+"""The statements that make each version of the schema from the one before."""
 
 _ROW_COLUMNS = ", ".join(map('"{}"'.format, Row._fields))
 _INSERT = f"INSERT INTO requests ({_ROW_COLUMNS}) VALUES "  # noqa: S608
@@ -115,7 +115,7 @@ _OFTEN_ALIKE = tuple(
         ("reasoning", "estimated", "currency", "price", "waited", "switch", "status", "reason", "kind"),
     )
 )
-"""Columns, by their places, which often have one value in all rows of a statement: it is bound once."""
+"""Groups of columns which often have one value in all rows of a statement, so that it is bound once."""
 _NOTHING_ALIKE = (False,) * len(_OFTEN_ALIKE)
 
 
@@ -125,7 +125,7 @@ def _insert_many(size: int, alike: tuple[bool, ...]) -> str:
     once = [at for places, same in zip(_OFTEN_ALIKE, alike, strict=True) if same for at in places]
     each = [at for at in range(_WIDTH) if at not in once]
     first = ",".join(f"?{[*once, *each].index(at) + 1}" for at in range(_WIDTH))
-    # Those of the others have no numbers: SQLite would look for each among all.
+    # Other values have no numbers: SQLite would search all for each.
     other = ",".join(f"?{once.index(at) + 1}" if at in once else "?" for at in range(_WIDTH))
     return _INSERT + ",".join([f"({first})", *[f"({other})"] * (size - 1)])
 
@@ -133,9 +133,9 @@ def _insert_many(size: int, alike: tuple[bool, ...]) -> str:
 def bound(
     rows: Sequence[Made], begin: int, size: int, width: int, groups: Sequence[Sequence[int]]
 ) -> tuple[tuple[bool, ...], list[Any]]:
-    """Return in which groups of columns so many rows are alike, and the values for their statement.
+    """Return which groups of columns are equal in all these rows, and the values for their statement.
 
-    First come the columns of these groups, once, then the others of each row.
+    The values of these groups come first, once, then the other columns of each row.
     """
     piece = rows[begin : begin + size]
     columns = list(zip(*piece, strict=False))[:width]
@@ -149,7 +149,7 @@ def bound(
 
 
 _Parts = tuple[str, int, str]
-"""A statement for several rows: what comes before them, how many values each has, and what comes after them."""
+"""A statement for several rows: the text before them, the number of values in each, and the text after them."""
 
 
 def _add(table: str, place: str) -> _Parts:
@@ -172,7 +172,7 @@ def _for_many(parts: _Parts, size: int) -> str:
 
 
 def _sizes(count: int) -> Iterator[int]:
-    """Yield of how many rows each statement is for so many: in each the interpreter's lock is given back."""
+    """Yield the size of each statement for so many rows: each releases the interpreter's lock."""
     while count:
         size = next((size for size in _SIZES if size <= count), count)
         yield size
@@ -180,11 +180,11 @@ def _sizes(count: int) -> Iterator[int]:
 
 
 NO_PRICES: Mapping[int, str] = {}
-_ERROR = 400  # the statuses from here on are failures
+_ERROR = 400  # statuses from here on are failures
 
 
 class ForeignFileError(Exception):
-    """The file is another program's, or that of a newer llmux; it is left as it is."""
+    """The file belongs to another program, or to a newer llmux; it is left as it is."""
 
 
 def damaged(error: sqlite3.Error) -> bool:
@@ -194,7 +194,7 @@ def damaged(error: sqlite3.Error) -> bool:
 
 
 def check(path: Path) -> None:
-    """See to it that the file can be the ledger's. Raises ForeignFileError; what else is wrong shows later."""
+    """Check that the file can be the ledger's. Raises ForeignFileError; other faults show later."""
     if not path.exists():
         return
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path)) as connection:
@@ -202,7 +202,7 @@ def check(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file that cannot be used, with what belongs to it. Raises OSError."""
+    """Rename a file that cannot be used, together with SQLite's files beside it. Raises OSError."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
     name, number = f"{path.name}.damaged-{stamp}", 1
     while path.with_name(name).exists():
@@ -234,10 +234,10 @@ class Store:
     """The open file. Every method raises sqlite3.Error when the file cannot be read or written."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file, and bring it to this version. Raises OSError and ForeignFileError, too."""
+        """Open or create the file, and migrate it to this version. Raises OSError and ForeignFileError, too."""
         self.path = path
         self._name = os.fspath(path)
-        # What SQLite makes beside it gets the same mode.
+        # SQLite's files beside it get the same mode.
         if path.exists():
             with contextlib.suppress(OSError):
                 path.chmod(0o600)
@@ -263,7 +263,7 @@ class Store:
         self._connection.execute(f"PRAGMA user_version = {version + 1}")
 
     def _transaction(self, work: Callable[[], None]) -> None:
-        # Each of these gives the interpreter's lock back once, ``execute`` three times.
+        # Each of these releases the interpreter's lock once, ``execute`` three times.
         self._connection.executescript("BEGIN IMMEDIATE")
         try:
             work()
@@ -275,7 +275,7 @@ class Store:
 
     @property
     def in_place(self) -> bool:
-        """Whether the file is still the one that stands under the path."""
+        """Whether the path still names this file."""
         try:
             return os.stat(self._name).st_ino == self._inode  # noqa: PTH116 - with each batch
         except OSError:
@@ -297,8 +297,8 @@ class Store:
     ) -> None:
         """Write a batch.
 
-        With it go how many rows were ``lost`` before it, the ``prices``, by version, that are new in it, and what
-        was ``reserved`` and ``released``. ``sums`` are those of its rows, where they are known.
+        ``lost`` is the number of rows lost before it; ``prices``, by version, are new in it; ``reserved`` and
+        ``released`` are changes of the reservations. ``sums`` are those of its rows, if they are known.
         """
 
         def work() -> None:
@@ -328,7 +328,7 @@ class Store:
         rows = list(rows)
         for size in _sizes(len(rows)):
             alike, values = _bound(rows, at, size, _WIDTH, _OFTEN_ALIKE if size >= _FEW else ())
-            # ``executemany`` gives the lock back less often than ``execute``.
+            # ``executemany`` releases the lock less often than ``execute``.
             self._connection.executemany(_insert_many(size, alike or _NOTHING_ALIKE), (values,))
             at += size
 
@@ -351,27 +351,27 @@ class Store:
         return deleted == FORGOTTEN
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
 
 def sums_of(rows: Iterable[Made]) -> dict[Place, list[int]]:
-    """Return what rows add to the sums: how many they are, how many of them failed, and ``SUMS``."""
+    """Return the sums of rows: their number, how many failed, and ``SUMS``."""
     rows = list(rows)
     found: dict[Place, list[int]] | None = None if _compiled is None else _compiled.sums_of(rows)
     return sums_by_python(rows) if found is None else found
 
 
 def sums_by_python(rows: list[Made]) -> dict[Place, list[int]]:
-    """Return the sums of rows of many places, or where nothing is compiled."""
+    """The same in Python: for rows of many places, or if nothing is compiled."""
     if not rows:
         return {}
     columns = list(zip(*rows, strict=False))
     times = columns[0]
     hour = min(times) // HOUR
     places = set(zip(*(columns[at] for at in _PLACED_BY), strict=True))
-    if len(places) == 1 and max(times) // HOUR == hour:  # most have one: that takes no look at each row
+    if len(places) == 1 and max(times) // HOUR == hour:  # the usual case, without a look at each row
         return {(hour, *places.pop()): _sums(columns)}
     key, served, currency = _PLACED_BY
     placed: dict[Place, list[Made]] = {}
@@ -398,7 +398,7 @@ _SUMMED_BY = tuple(map(Row._fields.index, SUMS))
 
 
 def add_sums(found: dict[Place, list[int]], more: Mapping[Place, Sequence[int]], sign: int = 1) -> None:
-    """Add more sums to those that there are, or with -1 take them off; a place of which nothing is left goes."""
+    """Add sums to others, or subtract them (-1); places that become 0 are removed."""
     for place, sums in more.items():
         old = found.get(place, _NO_SUMS)
         new = found[place] = [each + sign * one for each, one in zip(old, sums, strict=True)]

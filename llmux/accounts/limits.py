@@ -1,12 +1,12 @@
-"""Limits and budgets of keys: how much is left, and until when. Pure: the time is given.
+"""Limits and budgets of keys: how much is left, and until when. Pure: the caller gives the time.
 
-A rate is held by the generic cell rate algorithm: one number says when the allowance would be whole again. Any
-part of it may be used at once, and it grows back evenly. What a request will take is not known before its end: an
-estimate is taken out at its admission, and corrected at its end.
+A rate is enforced by the generic cell rate algorithm: one number says when the allowance would be full again. Any
+part of it may be used at once, and it grows back evenly. Since a request's use is known only at its end, an
+estimate is taken at its admission, and corrected at its end.
 
-A budget is of a day or a month of UTC; a clock that is set, and set back, does not have it begin anew. Estimates
-are *reserved* at the admission, in the step that checks them, so that however many come at once do not overrun it
-by more than the estimates are wrong.
+A budget covers a day or a month of UTC; setting the clock forth and back does not start it anew. Estimates are
+*reserved* at the admission, in the step that checks them, so many requests at once can overrun a budget only by
+the error of the estimates.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Literal, NamedTuple
 from llmux.config.accounts import Rate
 
 Per = Literal["day", "month"]
-_ROUNDING = 1e-4  # seconds: what the clock's numbers are rounded by is no reason to wait
+_ROUNDING = 1e-4  # seconds: rounding errors of the clock are no reason to wait
 
 
 class Left(NamedTuple):
-    """What a client is told of a limit: how many are left of how many, and seconds until it is whole."""
+    """What a client is told of a limit: how many of how many are left, and the seconds until all are."""
 
     limit: int
     remaining: int
@@ -32,10 +32,10 @@ class Left(NamedTuple):
 
 @dataclass(slots=True)
 class Allowance:
-    """What one key has left of one rate."""
+    """What is left of one rate of one key."""
 
     rate: Rate
-    full_at: float = 0.0  # when all of it is there again, on the loop's clock
+    full_at: float = 0.0  # when all of it is available again, on the loop's clock
 
     def wait(self, now: float, count: float) -> float:
         """Return the seconds until so many can be taken, 0 for at once. More than all there is counts as all."""
@@ -45,11 +45,11 @@ class Allowance:
         return wait if wait > _ROUNDING else 0.0
 
     def take(self, now: float, count: float) -> None:
-        """Take so many, whether or not they are there."""
+        """Take so many, available or not."""
         self.full_at = max(self.full_at, now) + count * self.rate.seconds / self.rate.number
 
     def correct(self, count: float) -> None:
-        """Take so many more than was thought, or fewer."""
+        """Take so many more than estimated, or fewer."""
         self.full_at += count * self.rate.seconds / self.rate.number
 
     def left(self, now: float) -> Left:
@@ -65,16 +65,16 @@ class Budget:
 
     amount: int
     per: Per
-    soft: float  # the part of it from which on only what is awake serves, or nothing
+    soft: float  # the fraction from which on it serves only awake models, or nothing
     awake_only: bool
     spent: int = 0
     reserved: int = 0
-    period: tuple[int, int] = (0, 0)  # its first second, and the first of the next, since 1970
-    newest: int = 0  # the first second of the latest period that there was
-    known: Callable[[int], int] = lambda _since: 0  # returns what was spent since a Unix time: it may take a while
+    period: tuple[int, int] = (0, 0)  # its first second, and that of the next, since 1970
+    newest: int = 0  # the first second of the latest period so far
+    known: Callable[[int], int] = lambda _since: 0  # returns what was spent since a Unix time; may take a while
 
     def turn(self, now: float) -> None:
-        """Begin anew where a period has ended. ``now`` is a Unix time."""
+        """Begin anew if the period has ended. ``now`` is a Unix time."""
         if not self.period[0] <= now < self.period[1]:
             ended, self.period = self.period[1], period(self.per, now)
             since = self.period[0]
@@ -89,17 +89,17 @@ class Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is left beside what is reserved."""
+        """Whether nothing is left besides what is reserved."""
         return self.spent + self.reserved >= self.amount
 
     @property
     def is_soft(self) -> bool:
-        """Whether it is beyond its soft limit."""
+        """Whether it has reached its soft limit."""
         return self.spent >= self.amount * self.soft
 
 
 def period(per: Per, now: float) -> tuple[int, int]:
-    """Return the first second of the day or month around a Unix time, and of the next."""
+    """Return the first second of the day or month of a Unix time, and that of the next."""
     today = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if per == "day":
         start = int(today.timestamp())

@@ -1,12 +1,12 @@
-"""Money: what a request costs, in whole millionths of a currency. Pure, but for the ``Catalogue``.
+"""Money: what a request costs, in whole millionths of a currency. Pure, except for the ``Catalogue``.
 
-What is served here costs the time that it holds the GPU. What has a price per token costs that instead.
-Fractions of a millionth are not lost: what rounding has left over goes to the next request.
+A request served by a local model costs the time that it holds the GPU, or the tokens if the model has a price for
+them. Fractions of a millionth are not lost: the remainder is carried to the next request.
 
-The ``Catalogue`` knows, by the package genai-prices, what models of remotes cost that the configuration has no
-price for. That is the extra ``prices``; without it, and for a model that it does not list, there is no price. To
-import it takes 0.2 s and 30 MB, so only the ledger's thread does that, and only for a remote's model. It asks no
-network.
+The ``Catalogue`` finds the prices of remote models for which the configuration has none, in the package
+genai-prices (the extra ``prices``). Without it, and for a model that it does not list, there is no price.
+Importing it takes 0.2 s and 30 MB, so only the ledger's thread does that, and only for a remote's model. It needs
+no network.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Elsewhere(NamedTuple):
     """A model of a remote."""
 
     model: str  # as the remote calls it
-    remote: str  # the remote's name here
+    remote: str  # the remote's name in this configuration
     url: str
-    private: bool  # it is on this host, or on this network
+    private: bool  # it is on this host, or in this network
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +53,44 @@ class Prices:
     gpu_hour: int
     models: Mapping[str, TokenPrice]
     elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
-    """Models of remotes that have no price here, by their names here."""
+    """Remote models without a configured price, by their names here."""
 
     @property
     def document(self) -> str:
-        """The prices as text: two are the same version if these are."""
+        """The prices as text: equal texts are the same version."""
         models = {name: [one.input, one.cached, one.output] for name, one in sorted(self.models.items())}
         return json.dumps({"currency": self.currency, "gpu_hour": self.gpu_hour, "models": models})
 
 
 def version_of(document: str) -> int:
-    """Return the number of a version of prices: that of its text, in whatever ledger."""
+    """Return the number of a version of prices, which is computed from its text and equal in every ledger."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6])
 
 
 def micros(amount: float) -> int:
-    """Return an amount of money, as it is written in a configuration, in millionths."""
+    """Return an amount of money from a configuration in millionths."""
     return round(Decimal(str(amount)) * MILLION)
 
 
 def price_of(given: float, cached: float | None, made: float) -> TokenPrice:
-    """Return a price per million tokens; without one of their own, tokens from a cache cost as the others do."""
+    """Return a price per million tokens; ``cached`` defaults to ``given``."""
     return TokenPrice(micros(given), micros(given if cached is None else cached), micros(made))
 
 
 def of_gpu(prices: Prices, microseconds: int, rest: int) -> tuple[int, int]:
-    """Return what so much time of the GPU costs, and what is left over of ``rest`` and it."""
+    """Return the cost of so much time of the GPU, and the new ``rest``."""
     return divmod(microseconds * prices.gpu_hour + rest, HOUR)
 
 
 def of_tokens(price: TokenPrice, tokens: tuple[int, int, int], rest: int) -> tuple[int, int]:
-    """Return what tokens (read, cached ones among them, written) cost, and what is left over."""
+    """Return the cost of tokens (read, cached ones among them, written), and the new ``rest``."""
     read, cached, made = tokens
     plain = max(0, read - cached)
     return divmod(plain * price.input + cached * price.cached + made * price.output + rest, MILLION)
 
 
 def prices_of(config: Config) -> Prices | None:
-    """Return the prices of a configuration, where it has any."""
+    """Return the prices of a configuration, if it has any."""
     given = config.prices
     if given is None:
         return None
@@ -119,24 +119,24 @@ def _elsewhere(config: Config, remote: str, theirs: str) -> Elsewhere:
 
 
 CURRENCY = "usd"
-_SAMPLE = 1000  # tokens, by which the price of one is found: below any tier of a price
+_SAMPLE = 1000  # tokens for which a price is computed: below the tiers of any price
 
 Counts = tuple[int, int, int]  # tokens: read, cached ones among them, written
 
 
 class Catalogue:
-    """Knows the prices. ``tell(event, **fields)`` is called, once for each, with models that it does not know."""
+    """Finds prices. ``tell(event, **fields)`` is called once for each model that it does not know."""
 
     def __init__(self, tell: Callable[..., None]) -> None:
         self._tell = tell
         self._unknown: set[str] = set()
         self._rest = Decimal(0)  # of a millionth
         self.rates: dict[str, TokenPrice] = {}
-        """What is known of the prices by target, for estimates: tiers for long requests are left out."""
+        """Known prices by target, for estimates; tiers for long requests are left out."""
 
     @property
     def document(self) -> str:
-        """What the prices come from."""
+        """The source of the prices."""
         return f"genai-prices {_version()}"
 
     def look_up(self, targets: Iterable[tuple[str, Elsewhere]]) -> None:
@@ -153,9 +153,9 @@ class Catalogue:
                 self.rates[name] = TokenPrice(*each)
 
     def price_of(self, target: str, where: Elsewhere, tokens: Counts) -> int | None:
-        """Return what a request costs, in millionths of a dollar; None where that is not known.
+        """Return the cost of a request in millionths of a dollar; None if it is unknown.
 
-        What is below a millionth goes to the next request.
+        The fraction of a millionth is carried to the next request.
         """
         exact = self._exact(where, tokens)
         if exact is None:
@@ -190,10 +190,10 @@ class Catalogue:
 
 
 def _ways(where: Elsewhere) -> Iterable[dict[str, str]]:
-    """Yield how a model may be listed: by its provider's address, by the remote's name, by its own alone."""
+    """Yield how a model may be listed: by its provider's address, by the remote's name, by its name alone."""
     yield {"model_ref": where.model, "provider_api_url": where.url}
     yield {"model_ref": where.model, "provider_id": where.remote}
-    if not where.private:  # what this network serves is not what the model costs elsewhere
+    if not where.private:  # a model in this network does not cost what it costs elsewhere
         yield {"model_ref": where.model}
 
 
@@ -207,6 +207,6 @@ def _package() -> Any:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415 - it takes 10 ms, and most have no use for it
+    from importlib.metadata import version  # noqa: PLC0415 - takes 10 ms, and is rarely needed
 
     return version("genai-prices")

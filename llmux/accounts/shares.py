@@ -1,19 +1,19 @@
-"""Whose the time is that the GPU is held: shares of it, by request, key and switch. Pure.
+"""Which key pays for the time that the GPU is held: shares of it, by request, key and switch. Pure.
 
 Theory of operation
 ===================
 
-From the moment a model's wake hook starts until its sleep has been confirmed the GPU is *held*, and at each moment
-it is held for something: for every request in flight, and for the switch under way while a sleep or wake hook of
-it runs. Each of these gets an equal part of the moment; when there is nothing, it is the house's. So what all get
-is the time that the GPU was held, no more and no less. (Several GPUs, or several models awake, are one GPU here.)
+From the start of a model's wake hook until its sleep has been confirmed, the GPU is *held*. Each moment is divided
+equally between the requests in flight and, while one of its sleep or wake hooks runs, the switch under way; with
+none of these, it falls to the house. So all shares together are exactly the time that the GPU was held. (Several
+GPUs, or several models awake, count as one GPU.)
 
-A switch's part goes to its *causers*: the keys whose requests waited for its target when it began, in equal parts,
-and of a key in equal parts to those of these requests which have not ended. What nothing waited for (an idle model
-put to sleep, a pin, an operator's command) is the house's.
+A switch's share is divided equally between its *causers*, the keys whose requests waited for its target when it
+began, and for each key equally between those of these requests that have not ended. A switch for which no request
+waited (an idle model put to sleep, a pin, an operator's command) falls to the house.
 
-Shares grow with a clock of their own, which runs at the speed of one part: what a request gets is the difference
-of two of its readings, however many come and go between them.
+Shares are measured by a clock that advances by one part: a request's share is the difference of two readings of
+it, however many requests come and go in between.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _SWITCHING = frozenset({Phase.SLEEPING, Phase.WAKING})
 
 
 Share = tuple[float, float]
-"""What a request got: its own part of the GPU's time, and its part of switches. Seconds."""
+"""The own part of a request of the GPU's time, and its part of switches, in seconds."""
 
 
 class Due(NamedTuple):
-    """Seconds of a switch that are due from a key, none of whose requests can carry them."""
+    """Seconds of a switch that a key owes, as none of its requests can carry them."""
 
     key: str
     seconds: float
@@ -48,7 +48,7 @@ class Due(NamedTuple):
 
 
 class Tally:
-    """The clock of shares, and what else the end of a request takes; ``tally.c`` does the same, and more."""
+    """The clock of shares, and the data for the ends of requests; ``tally.c`` does the same, and more."""
 
     __slots__ = (
         "clock", "epoch", "held", "holds", "house", "left", "made", "now", "plain", "prices", "rest", "running",
@@ -58,22 +58,22 @@ class Tally:
     def __init__(self) -> None:
         self.now = 0.0
         self.clock = 0.0  # seconds of one part
-        self.held = 0.0  # seconds, in all
-        self.house = 0.0  # of these, the house's, since they were last taken
-        self.switch_seconds = 0.0  # the parts of the switch under way
+        self.held = 0.0  # seconds, in total
+        self.house = 0.0  # of these, the house's since the last ``take``
+        self.switch_seconds = 0.0  # the part of the switch under way
         self.holds = False  # a model holds the GPU
-        self.switching = False  # and it is a switch's, too
-        self.plain = True  # what runs has run from its admission on, and caused no switch that is under way
-        self.running: dict[int, float] = {}  # since when requests run, on the clock
+        self.switching = False  # one of its hooks runs for the switch under way
+        self.plain = True  # no switch under way, and no request that was queued again or caused a switch
+        self.running: dict[int, float] = {}  # requests in flight, and the clock at their admission
         # For the ends of requests:
-        self.epoch = 0.0  # seconds since 1970 where the core's clock begins
-        self.rest = 0.0  # of a microsecond
-        self.left: Any = None  # what left without an answer, and is not accounted for yet
+        self.epoch = 0.0  # Unix time at which the core's clock is 0
+        self.rest = 0.0  # fraction of a microsecond
+        self.left: Any = None  # a request that left without an answer and is not accounted for yet
         self.prices: Any = None
-        self.made = 0  # rows, where they are made by ``tally.c``
+        self.made = 0  # rows made by ``tally.c``
 
     def pass_to(self, now: float) -> None:
-        """Let the time pass up to ``now``, on the core's clock."""
+        """Advance to ``now``, on the core's clock."""
         past = now - self.now
         if past <= 0:
             return
@@ -91,14 +91,14 @@ class Tally:
             self.switch_seconds += part
 
     def admitted(self, now: float, effect: Admit) -> None:
-        """A request goes to its engine."""
-        if now > self.now:  # in one turn of the loop the time is the same
+        """Record that a request goes to its engine."""
+        if now > self.now:  # within one turn of the loop the time is the same
             self.pass_to(now)
         if effect.request not in self.running:
             self.running[effect.request] = self.clock
 
     def over(self, now: float, request: int) -> float:
-        """Return the part of a request that runs no longer, 0 where it did not."""
+        """Return the part of a request that is no longer in flight; 0 if it was not."""
         if now > self.now:
             self.pass_to(now)
         since = self.running.pop(request, None)
@@ -106,7 +106,7 @@ class Tally:
 
 
 def native() -> Any:
-    """Return what is compiled of this, as a module; None where it is not, or is left out."""
+    """Return the compiled module; None if there is none, or it is switched off."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
@@ -116,7 +116,7 @@ def native() -> Any:
 
 
 def new_tally() -> Any:
-    """Return a ``Tally``, compiled where that could be."""
+    """Return a ``Tally``, compiled if possible."""
     module = native()
     return Tally() if module is None else module.Tally()
 
@@ -124,27 +124,27 @@ def new_tally() -> Any:
 @dataclass(slots=True)
 class _Switch:
     to: str  # its target, "" for none
-    causers: dict[int, str | None]  # requests, and their keys, where those are known
+    causers: dict[int, str | None]  # requests, and their keys if known
     tally: Any
 
     @property
     def seconds(self) -> float:
-        """Its parts so far."""
+        """Its part so far."""
         return float(self.tally.switch_seconds)
 
 
 @dataclass(slots=True)
 class _Request:
-    own: float = 0.0  # before it waited again
+    own: float = 0.0  # before it was queued again
     charged: float = 0.0
 
 
 @dataclass(slots=True)
 class Shares:
-    """Divides the time. ``waiters(model)`` returns the requests that wait for a model, as the core knows them.
+    """Divides the time. ``waiters(model)`` returns the requests that the core has queued for a model.
 
     ``key_of(request)`` returns the name of the key of a request that has not ended, "" without one. ``everyone``
-    are the names of all keys.
+    has the names of all keys.
     """
 
     waiters: Callable[[str], Iterable[int]]
@@ -154,31 +154,31 @@ class Shares:
     due: list[Due] = field(default_factory=list)
     tally: Any = field(default_factory=new_tally)
 
-    _requests: dict[int, _Request] = field(default_factory=dict)  # of which more is known; most run once, and end
+    _requests: dict[int, _Request] = field(default_factory=dict)  # that need more than the tally; rare
     _holders: dict[str, Phase] = field(default_factory=dict)
-    _hooks: int = 0  # models of which a sleep or wake hook runs
+    _hooks: int = 0  # models with a sleep or wake hook running
     _switch: _Switch | None = None
 
     @property
     def held(self) -> float:
-        """Seconds that the GPU was held, in all."""
+        """Seconds that the GPU was held in total."""
         return float(self.tally.held)
 
     # ---- what happens
 
     def admitted(self, now: float, effect: Admit) -> None:
-        """A request goes to its engine."""
+        """Record that a request goes to its engine."""
         self.tally.admitted(now, effect)
 
     def returned(self, now: float, request: int) -> None:
-        """A request waits again: its engine was dead."""
+        """Record that a request is queued again: its engine was dead."""
         own = self.tally.over(now, request)
         if own or request in self._requests:
             self._requests.setdefault(request, _Request()).own += own
         self._look()
 
     def ended(self, now: float, request: int, key: str) -> Share:
-        """Return what a request got, wherever it stood."""
+        """Return the share of a request that has ended, in flight or not."""
         if self._switch is not None and request in self._switch.causers:
             self._switch.causers[request] = key
         own: float = self.tally.over(now, request)
@@ -190,7 +190,7 @@ class Shares:
         return own, 0.0
 
     def phase_changed(self, now: float, effect: PhaseChanged) -> None:
-        """A model came into another phase."""
+        """Record that a model changed its phase."""
         self.tally.pass_to(now)
         if effect.target in KNOWN_TO_HOLD:
             self._holders[effect.model] = effect.target
@@ -199,7 +199,7 @@ class Shares:
         self._count_hooks()
 
     def removed(self, now: float, effect: ModelRemoved) -> None:
-        """A model is gone."""
+        """Record that a model was removed."""
         self.tally.pass_to(now)
         self._holders.pop(effect.model, None)
         self._count_hooks()
@@ -215,7 +215,7 @@ class Shares:
         tally.plain = self._switch is None and not self._requests
 
     def switch_started(self, now: float, effect: SwitchStarted) -> None:
-        """A switch has begun."""
+        """Record that a switch has begun."""
         self.tally.pass_to(now)
         waiting = () if effect.to is None else self.waiters(effect.to)
         self.tally.switch_seconds = 0.0
@@ -225,7 +225,7 @@ class Shares:
         self._look()
 
     def switch_ended(self, now: float, _effect: SwitchEnded) -> None:
-        """A switch is over: it is paid for."""
+        """Charge a switch that is over."""
         self.tally.pass_to(now)
         switch, self._switch = self._switch, None
         self._look()
@@ -256,7 +256,7 @@ class Shares:
     # ---- what is due
 
     def take(self, now: float) -> tuple[float, list[Due]]:
-        """Return the house's seconds, and what keys owe for switches, since this was asked last."""
+        """Return the house's seconds, and what keys owe for switches, since the last call."""
         self.tally.pass_to(now)
         house, due = self.tally.house, self.due
         self.tally.house, self.due = 0.0, []

@@ -1,9 +1,9 @@
-// What is done for each request by the accounts, where that could be compiled: shares.py and accounting.py do the
-// same in Python, and are the rule. See there for what it means; a test compares the two, to the last bit of a sum.
+// The accounts' work for each request, compiled if possible. shares.py and accounting.py do the same in Python;
+// they are the reference and explain it. A test compares the two, to the last bit of a sum.
 //
-// Here is only what happens with nearly every request: a share without a switch, and the row of an answer that
-// tells its tokens in the usual form. All else is given to `otherwise`, which is Python's, before anything has been
-// changed. Only what CPython's stable ABI has is used, so that one file fits every version. Calls keep the GIL.
+// This handles only what nearly every request needs: a share without a switch, and the row of an answer that
+// reports its tokens in the usual form. Every other case is passed to Python's `otherwise` before anything has
+// been changed. Only CPython's stable ABI is used, so that one file fits every version. Calls keep the GIL.
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -29,7 +29,7 @@ static const char *const TEXTS[NAMES] = {"request", "request_id", "asked",  "mod
 static PyObject *names[NAMES], *empty, *zero;
 
 enum { ARGUMENTS = 8, FIELDS = 25, DIGITS = 12, TIMINGS = 12 };
-static const double MOST = 9e15;  // what a double has to the last unit
+static const double MOST = 9e15;  // up to here a double holds every integer
 
 static void pass_to(Tally *t, double now) {
     double past = now - t->now;
@@ -73,7 +73,7 @@ static PyObject *tally_admitted(PyObject *self, PyObject *const *args, Py_ssize_
     Py_RETURN_NONE;
 }
 
-// Take a request off those that run: its own part, 0 where it did not run, -1 with an exception.
+// Remove a request from those in flight: returns its own part, 0 if it was not in flight, -1 with an exception.
 static double over(Tally *t, double now, PyObject *request) {
     pass_to(t, now);
     PyObject *since = PyDict_GetItemWithError(t->running, request);
@@ -90,7 +90,7 @@ static PyObject *tally_over(PyObject *self, PyObject *const *args, Py_ssize_t co
     return own == -1.0 && PyErr_Occurred() ? NULL : PyFloat_FromDouble(own);
 }
 
-// `int(seconds * scale)`, where that is in the usual range; else 0 with `fits` unset.
+// `int(seconds * scale)` if that is in the usual range; else 0, and `fits` is cleared.
 static long long whole(double value, int *fits) {
     if (!(fabs(value) < MOST)) {
         *fits = 0;
@@ -132,7 +132,7 @@ static PyObject *tally_ended(PyObject *self, PyObject *const *args, Py_ssize_t c
     if (PyErr_Occurred()) goto end;
     long long time = whole((t->epoch + now) * 1000, &fits), queue = whole(waited * 1000, &fits);
     long long service = whole((now - arrived - queued) * 1000, &fits);
-    whole(t->held * 1e6, &fits);  // of which any share is a part
+    whole(t->held * 1e6, &fits);  // an upper bound of any share
     if (!fits) {
         share = pass_on(t, args);
         goto end;
@@ -192,7 +192,7 @@ static const char *figure(const char *at, const char *end, const char *name, int
 
 static const char *comma(const char *at, const char *end) { return blank(after(at, end, ","), end); }
 
-// What comes after a report in the usual form; NULL: it is none.
+// Return what follows a report in the usual form; NULL if it is not one.
 static const char *usual(const char *at, const char *end, long long *read, long long *wrote) {
     long long total;
     at = after(blank(after(at, end, "\"usage\":"), end), end, "{");
@@ -216,7 +216,7 @@ static PyObject *report_of(const char *text, size_t length) {
     static const char name[] = "\"usage\"", timings[] = "\"timings\"";
     const char *end = text + length, *at = end;
     size_t size = sizeof name - 1;
-    do {  // the last quote after which the name goes on
+    do {  // find the last quote that begins the name
         at = length >= size ? memrchr(text, '"', (size_t)(at - text)) : NULL;
     } while (at && ((size_t)(end - at) < size || memcmp(at, name, size)));
     if (!at) Py_RETURN_NONE;
@@ -258,7 +258,7 @@ static PyObject *told(PyObject *module, PyObject *tail) {
 
 // ---- for many rows, in the ledger's thread
 
-// Where they are in a row (`ledger_file.Row`).
+// Indices in a row (`ledger_file.Row`).
 enum { TIME = 0, KEY = 2, SERVED = 4, CURRENCY = 12, STATUS = 20, KIND = 22, SUMMED = 10, PLACES = 16, COLUMNS = 32 };
 static const Py_ssize_t SUMMED_BY[SUMMED] = {6, 7, 8, 9, 10, 11, 14, 15, 16, 17};
 static const long long HOUR = 3600000, ERROR_STATUS = 400, LARGE = 1LL << 40;
@@ -272,7 +272,7 @@ static int same_text(PyObject *one, PyObject *other) {
     return one == other || (PyUnicode_Check(one) && PyUnicode_Check(other) && !PyUnicode_Compare(one, other));
 }
 
-// A number of a row; `fits` is unset where it is none, or so large that a sum might not fit.
+// Return a number of a row; `fits` is cleared if it is none, or so large that a sum might overflow.
 static long long number_of(PyObject *row, Py_ssize_t at, int *fits) {
     PyObject *item = PyTuple_GetItem(row, at);
     if (!item || !PyLong_Check(item)) {
@@ -304,7 +304,7 @@ static PyObject *sums_as_dict(const Place *places, int count) {
     return found;
 }
 
-// `ledger_file.sums_of`, of a list; None where there are many places, or odd values.
+// `ledger_file.sums_of` for a list; None if there are many places, or unusual values.
 static PyObject *sums_of(PyObject *self, PyObject *rows) {
     (void)self;
     Place places[PLACES];
@@ -362,7 +362,7 @@ static int read_groups(PyObject *groups, Py_ssize_t which, Py_ssize_t *to, Py_ss
     return count;
 }
 
-// Whether all rows have one value in a column; -1 with an exception.
+// Whether all rows have the same value in a column; -1 with an exception.
 static int alike_in(PyObject *rows, Py_ssize_t begin, Py_ssize_t size, Py_ssize_t column) {
     PyObject *first = PyTuple_GetItem(PyList_GetItem(rows, begin), column);
     for (Py_ssize_t at = 1; at < size; at++) {
@@ -373,7 +373,7 @@ static int alike_in(PyObject *rows, Py_ssize_t begin, Py_ssize_t size, Py_ssize_
     return 1;
 }
 
-// `ledger_file._bound`: rows, where to begin, how many, how many columns, groups of columns.
+// `ledger_file._bound`: rows, start, number of rows, number of columns, groups of columns.
 static PyObject *bound(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *rows, *groups;

@@ -1,13 +1,13 @@
-"""The tokens of one request: as its engine reports them, or estimated where the answer does not tell.
+"""The tokens of one request: as its engine reports them, or estimated if the answer does not report them.
 
-Engines count in two ways. OpenAI's `prompt_tokens` (and `input_tokens` of its responses) contain what came from a
-cache; Anthropic's `input_tokens` do not, those stand beside them. Here ``input`` is everything that the model
-read, and ``cached`` the part of it that came from a cache; ``output`` is everything that it wrote, and
+Engines count in two ways. OpenAI's `prompt_tokens` (and `input_tokens` of its responses) include tokens from a
+cache; Anthropic's `input_tokens` do not: those are reported beside them. Here ``input`` is everything that the
+model read, and ``cached`` the part of it that came from a cache; ``output`` is everything that it wrote, and
 ``reasoning`` the part of it that was thinking.
 
 An answer that was cut, and a stream whose client did not ask for usage, have no report. llama.cpp's `timings`
-tell as much; else a stream's events are counted, as most engines send one for each token, and the input is taken
-to be a token for every ``BYTES_PER_TOKEN`` bytes of the request. Pure.
+serve as well; else a stream's events are counted, as most engines send one for each token, and the input is
+estimated as one token for every ``BYTES_PER_TOKEN`` bytes of the request. Pure.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ GENERATING = frozenset(
 """The paths, in lower case, on which an answer without a report is estimated."""
 
 _REACH = 4096  # bytes after its name within which a report ends
-_INSIDE = 8  # objects in a report that is read in a third of the time
-_MOST = 10**12  # tokens; what is more is no count
-_TIMINGS = 12  # bytes that those need at least
-_NUMBERS = (int, float)  # a union would be made anew each time
-# A whole report as most engines write it, with no more in it: parsing it would take three times as long.
+_INSIDE = 8  # objects in a report that the fast way, in a third of the time, can read
+_MOST = 10**12  # tokens; a larger number is not a count
+_TIMINGS = 12  # minimal size of timings, in bytes
+_NUMBERS = (int, float)  # a union would be created each time
+# A whole report as most engines write it, and nothing else: parsing would take three times as long.
 _USUAL = re.compile(
     rb'"usage": ?\{"prompt_tokens": ?(\d{1,12}), ?"'
     rb'(?:completion_tokens": ?(\d{1,12})(?:, ?"total_tokens": ?\d+)?'
@@ -47,7 +47,7 @@ _decode = json.JSONDecoder().raw_decode
 
 
 class Tokens(NamedTuple):
-    """What one request read and wrote. ``prompt`` and ``decode`` are the engine's seconds, where it tells."""
+    """What one request read and wrote. ``prompt`` and ``decode`` are seconds, if the engine reports them."""
 
     input: int = 0
     cached: int = 0  # of the input
@@ -66,18 +66,18 @@ class Answer(NamedTuple):
 
     path: str  # normal form, in lower case
     status: int  # 499: its client left first
-    whole: bool  # the answer came to its end
+    whole: bool  # the answer was complete
     sent: int  # bytes of the request's body
-    begun: bool  # the engine got the request
+    begun: bool  # the request was sent to the engine
     opening: bytes  # the beginning of an event stream
     tail: Sequence[bytes]  # the last blocks of the answer
-    events: int  # that were streamed, 0 for no stream
+    events: int  # events of the stream, 0 if it was none
 
 
 def told(tail: Sequence[bytes]) -> tuple[int, int] | None:
-    """Return the tokens, read and written, that the last blocks of an answer report, if they do so as is usual.
+    """Return the tokens, read and written, that the last blocks of an answer report in the usual form; else None.
 
-    Then there is no more to it: none came from a cache or were thinking, and there are no timings.
+    The usual form reports nothing else: no tokens from a cache, no thinking, no timings.
     """
     text = tail[0] if len(tail) == 1 else b"".join(tail)
     at = text.rfind(b'"usage"')
@@ -130,7 +130,7 @@ def _reported(usage: Mapping[str, Any], prompt: float | None = None, decode: flo
 
 
 def _estimate(answer: Answer, reported: Tokens) -> Tokens:
-    """Guess what an answer without a whole report took; ``reported`` is the part of it that there is."""
+    """Estimate an answer without a whole report; ``reported`` is the part of it that there is."""
     ran = answer.begun and (answer.status in _SUCCESS or answer.status == _GONE or not answer.whole)
     if not ran or answer.path not in GENERATING:
         return reported
@@ -147,12 +147,12 @@ def _without_token(answer: Answer) -> int:
         return 8 if answer.whole else 4
     framing = 1 if b'"role"' in answer.opening else 0
     if b"data: [DONE]" in b"".join(answer.tail):
-        framing += 2  # with the event that tells the reason of the end
+        framing += 2  # including the event with the finish reason
     return framing
 
 
 def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
-    """Return the last JSON object that stands under a name. In a text within JSON the quotes are escaped."""
+    """Return the last JSON object under a name. In a text within JSON, the quotes would be escaped."""
     at = text.rfind(name)
     while at >= 0:
         if (found := _object(text, at + len(name))) is not None:
@@ -162,7 +162,7 @@ def _last(text: bytes, name: bytes) -> dict[str, Any] | None:
 
 
 def _first(text: bytes, name: bytes) -> dict[str, Any] | None:
-    """Return the first one: a short stream is all in its opening, and its end as well."""
+    """Return the first JSON object under a name: the opening of a short stream contains its end, too."""
     at = text.find(name)
     while at >= 0:
         if (found := _object(text, at + len(name))) is not None:
@@ -172,7 +172,7 @@ def _first(text: bytes, name: bytes) -> dict[str, Any] | None:
 
 
 def _object(text: bytes, end: int) -> dict[str, Any] | None:
-    """Return the JSON object that stands under the name which ends there."""
+    """Return the JSON object whose name ends at ``end``."""
     begin = text.find(b"{", end, end + 8)
     if begin < 0 or text[end:begin].strip() != b":":
         return None
@@ -186,12 +186,12 @@ def _object(text: bytes, end: int) -> dict[str, Any] | None:
             try:
                 return from_json(piece, cache_strings="keys")  # type: ignore[no-any-return]
             except ValueError:
-                break  # there are braces in a text, or it is no JSON
+                break  # there are braces in a text, or it is not JSON
     try:
         found, _ = _decode(text[begin:most].decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
-    return found  # type: ignore[no-any-return]  # what begins with a brace is an object
+    return found  # type: ignore[no-any-return]  # it begins with a brace, so it is an object
 
 
 def _number(document: Any, name: str) -> int:

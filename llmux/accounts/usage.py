@@ -1,7 +1,7 @@
-"""What each key used: sums over the ledger, by key, model, day and hour (UTC); and its requests, one by one.
+"""What each key used: sums over the ledger, by key, model, day and hour (UTC); and its single requests.
 
-There is no index but the rows' own order, which is that of their ends: for a key or a model that has few of many
-rows, a part of the file is looked at in one go, and the answer says where the next has to begin.
+Rows are only ordered by when they ended, without another index: for a key or model with few of many rows, an
+answer covers a part of the file, and says where the next one has to begin.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llmux.accounts.ledger_file import HOUR, SUMS, Row
 from llmux.config.setting_types import parse_duration
 
 DIMENSIONS: Mapping[str, str] = {"key": "key", "model": "served", "day": "hour / 24", "hour": "hour"}
-"""What usage can be split by, and the expression that is its value among the sums by the hour."""
-LONG = 7 * 86400  # seconds; what is asked of a longer time is answered from whole days
-PATIENCE = 5.0  # seconds that a reader waits for a file that another process holds
+"""What usage can be split by, and the SQL expression for its value in the hourly sums."""
+LONG = 7 * 86400  # seconds; a longer time is answered from whole days
+PATIENCE = 5.0  # seconds that a reader waits for a file held by another process
 OTHERS = "(others)"
-"""What all keys, or models, beyond those with the most use are called together."""
-_MOST = 1000  # that may be asked for by name
+"""The name for all keys, or models, beyond those with the most use."""
+_MOST = 1000  # rows that a query may name
 _HOUR = HOUR // 1000
 _DAY = 24 * _HOUR
 _SECONDS: Mapping[str, float] = {"waited": 1e3, "service": 1e3, "gpu": 1e6, "switch": 1e6}
@@ -34,10 +34,10 @@ _BY_USE = 'ORDER BY sum(cost) DESC, sum("input") + sum("output") DESC, 1'
 
 
 class Asked(NamedTuple):
-    """A question. ``since`` is a Unix time; ``key`` and ``model`` leave out all others.
+    """A query. ``since`` is a Unix time; ``key`` and ``model`` select only these.
 
-    ``top``: of keys and of models, only so many have rows of their own: those with the highest cost, or where
-    that is the same the most tokens, of all the time. None: all have.
+    ``top``: only so many keys and models have rows of their own: those with the highest cost in all this time, or
+    for equal costs with the most tokens. None: all have.
     """
 
     by: tuple[str, ...]
@@ -48,7 +48,7 @@ class Asked(NamedTuple):
 
 
 def asked(given: Mapping[str, str], now: float) -> Asked:
-    """Read a question: the fields of ``Asked``. Raises ValueError, with the parameter and what is wrong."""
+    """Parse a query: the fields of ``Asked``. Raises ValueError with the parameter and what is wrong."""
     by = tuple(dict.fromkeys(part.strip() for part in given.get("by", "key,model").split(",") if part.strip()))
     for name in by:
         if name not in DIMENSIONS:
@@ -79,7 +79,7 @@ def _since(text: str, now: float) -> int:
 
 
 def read(path: Path, question: Asked, patience: float = PATIENCE) -> list[dict[str, Any]]:
-    """Return the answer's rows, in the order of what they are split by. Raises sqlite3.Error."""
+    """Return the rows of the answer, in the order of what they are split by. Raises sqlite3.Error."""
     whole_days = question.since % _DAY == 0 and "hour" not in question.by
     table, unit, seconds = ("days", "day", _DAY) if whole_days else ("hours", "hour", _HOUR)
     conditions = [f"{unit} >= ?"]
@@ -92,7 +92,7 @@ def read(path: Path, question: Asked, patience: float = PATIENCE) -> list[dict[s
     sums = ", ".join(map('sum("{}")'.format, _FIGURES))
     place = f"{path.absolute().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(place, uri=True, timeout=patience)) as connection:
-        named: list[str] = []  # the values of the dimensions, where only some are told
+        named: list[str] = []  # the conditions on dimensions of which only some have rows
         dimensions = []
         for name in question.by:
             dimension = "day" if whole_days and name == "day" else DIMENSIONS[name]
@@ -168,17 +168,17 @@ def as_csv(by: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6)
-    # A spreadsheet would take a name that begins so for a formula.
+    # A spreadsheet would read a value that begins like this as a formula.
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
 
 
-WINDOW = 20_000  # rows that one statement looks at
-WINDOWS = 10  # of one answer
+WINDOW = 20_000  # rows that one statement reads
+WINDOWS = 10  # statements for one answer
 _COLUMNS = ", ".join(map('"{}"'.format, ("id", *Row._fields)))
 
 
 class Wanted(NamedTuple):
-    """Which ones: ``before`` an id, or such as had ended ``until`` a Unix time; of a key, of a model."""
+    """Which requests: ``before`` an id, or ended ``until`` a Unix time; of a key, of a model."""
 
     limit: int
     before: int | None = None
@@ -188,13 +188,13 @@ class Wanted(NamedTuple):
 
 
 def past_requests(path: Path, wanted: Wanted) -> tuple[list[dict[str, Any]], int | None]:
-    """Return requests as ``/llmux/activity`` tells them, and the ``before`` of the next ones, None for no more.
+    """Return requests as ``/llmux/activity`` does, and the ``before`` of the next ones, None if there are no more.
 
     Raises sqlite3.Error.
     """
     place = f"{path.absolute().as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(place, uri=True, timeout=PATIENCE)) as connection:
-        # One by one: of both together SQLite makes a look at every row.
+        # Separately: for both at once SQLite would read every row.
         ends = "SELECT (SELECT min(id) FROM requests), (SELECT max(id) FROM requests)"
         oldest, newest = connection.execute(ends).fetchone()
         if oldest is None:
@@ -223,7 +223,7 @@ def past_requests(path: Path, wanted: Wanted) -> tuple[list[dict[str, Any]], int
 
 
 def _after(connection: sqlite3.Connection, moment: int, low: int, high: int) -> int:
-    """Return the least id of a request that ended after a moment, in milliseconds; ``high`` where none did."""
+    """Return the least id of a request that ended after a time, in milliseconds; ``high`` if none did."""
     next_one = "SELECT id, time FROM requests WHERE id >= ? ORDER BY id LIMIT 1"
     while low < high:
         middle = (low + high) // 2
@@ -265,7 +265,7 @@ def of_row(row: Row) -> dict[str, Any]:
         "cost": row.cost / 1e6 if row.currency else None,
         "currency": row.currency or None,
     }
-    if row.target:  # what no engine was given has no tokens
+    if row.target:  # without an engine there are no tokens
         found |= {
             "input_tokens": row.input,
             "cached_tokens": row.cached,

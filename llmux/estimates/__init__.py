@@ -1,4 +1,4 @@
-"""What is measured while models are served, and what it lets one expect. Pure; the core is handed it."""
+"""What is measured while models are served, and the estimates made from it. Pure; the core is given it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["Estimates", "costs_of"]
 
 
 class Estimates:
-    """All that is measured for one core; see ``llmux.core.spec.Estimates``."""
+    """All measurements of one core; see ``llmux.core.spec.Estimates``."""
 
     def __init__(self) -> None:
         self.costs = SwitchCosts()
         self._successors = Successors()
 
     def meter(self, model: str) -> Meter:
-        """Return a new meter for a model, which has measured nothing."""
+        """Return a new, empty meter for a model."""
         return Meter(model, self._successors)
 
 
 def costs_of(state: State) -> SwitchCosts:
-    """Return the costs of a core that was handed ``Estimates``, with all that is in them."""
+    """Return the switch costs of a core that was given ``Estimates``."""
     assert isinstance(state.costs, SwitchCosts)
     return state.costs

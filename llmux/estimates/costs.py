@@ -1,9 +1,9 @@
 """Switch costs: an exponential moving average per direction, and of each half.
 
 A cost is measured in seconds from the end of the drain to ready. A direction that was never seen is estimated
-from its halves: the slowest sleep (with its verify) of those that leave, plus the wake of the one that comes.
-A half that was never seen is taken from the first guess in the configuration, else from the mean of its kind,
-else from ``DEFAULT_WAKE`` and ``DEFAULT_SLEEP``.
+from its halves: the slowest sleep (with its verify) of the models that leave, plus the wake of the target. A half
+that was never seen is taken from the first guess in the configuration, else from the mean of its kind, else from
+``DEFAULT_WAKE`` and ``DEFAULT_SLEEP``.
 
 Of directions the last ``PAIRS`` that were measured are kept: of hundreds of models there are as many as switches.
 Of a model that sleeps at several levels the halves are kept per level, and directions are estimated from them:
@@ -43,7 +43,7 @@ class SwitchCosts:
         self.guesses: Mapping[str, tuple[float | None, float | None]] = {}
 
     def record(self, sources: Collection[str], target: str, seconds: float) -> float | None:
-        """Take in a whole switch and return the new estimate; with several leaving there is no pair."""
+        """Record a whole switch and return the new estimate; a switch with several sources has no pair: None."""
         if len(sources) > 1:
             return None
         pair = (next(iter(sources), None), target)
@@ -54,11 +54,11 @@ class SwitchCosts:
         return _add(self.pairs, pair, seconds)
 
     def record_wake(self, model: str, seconds: float, level: str = "") -> None:
-        """Take in how long a wake took, out of that level."""
+        """Record how long a wake out of that level took."""
         self._record("wake", self.wakes, model, seconds, level)
 
     def record_sleep(self, model: str, seconds: float, level: str = "") -> None:
-        """Take in how long a sleep took, its verify included, at that level."""
+        """Record how long a sleep to that level took, including its verify."""
         self._record("sleep", self.sleeps, model, seconds, level)
 
     def _record(self, half: str, known: dict[str, Average], model: str, seconds: float, level: str) -> None:
@@ -73,7 +73,7 @@ class SwitchCosts:
         return average.seconds if average else None
 
     def estimate(self, sources: Collection[str], target: str, levels: Mapping[str, str] = NO_LEVELS) -> float:
-        """Return the expected cost of a switch in seconds, >= 0. With ``levels`` (by model), from its halves."""
+        """Return the expected cost of a switch in seconds, >= 0. With ``levels`` (by model), from the halves."""
         if len(sources) <= 1 and not levels:
             average = self.pairs.get((next(iter(sources), None), target))
             if average is not None:
@@ -82,11 +82,11 @@ class SwitchCosts:
         return slowest + self.wake_of(target, levels.get(target, ""))
 
     def wake_of(self, model: str, level: str = "") -> float:
-        """Return the expected duration of a wake, out of that level."""
+        """Return the expected seconds of a wake out of that level."""
         return self._half("wake", self.wakes, model, level, 0, DEFAULT_WAKE)
 
     def sleep_of(self, model: str, level: str = "") -> float:
-        """Return the expected duration of a sleep and its verify, at that level."""
+        """Return the expected seconds of a sleep to that level, including its verify."""
         return self._half("sleep", self.sleeps, model, level, 1, DEFAULT_SLEEP)
 
     def _half(

@@ -1,8 +1,8 @@
-"""Whose turn is next, by the counters of ``Fairness``: what is let in, held back, and shown to a policy. Pure.
+"""Which key is next, by the counters of ``Fairness``: what is admitted, held back, and shown to a policy. Pure.
 
-``FairOrder`` hears all that a core hears and answers. So it knows which request of which key waits or runs, for
-how long, and what the GPU does meanwhile. ``FairPolicy`` stands before the configured policy, and shows it a
-snapshot in which what does not count is missing.
+``FairOrder`` sees every event and effect of a core, so it knows which request of which key is queued or in flight,
+for how long, and what the GPU does meanwhile. ``FairPolicy`` wraps the configured policy, and shows it a snapshot
+without the requests that do not count.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from llmux.estimates.fairness import Fairness
 
 @dataclass(slots=True)
 class _Present:
-    """A request that waits or is in flight."""
+    """A request that is queued or in flight."""
 
     key: str
     model: str
-    since: float  # when it began to wait
-    began: float | None = None  # when it was let in
+    since: float  # when it was queued
+    began: float | None = None  # when it was admitted
 
 
 @dataclass(slots=True)
 class _Switch:
-    """A switch, the keys of what waited for its target, and those on whose account it is made."""
+    """A switch, the keys with requests queued for its target, and the keys that it is charged to."""
 
     sources: tuple[str, ...]
     to: str | None
@@ -46,37 +46,37 @@ class _Switch:
 
 
 class FairOrder(Turns):
-    """Keeps the books of ``Fairness`` by what a core is told and does, and orders what waits in it.
+    """Keeps the counters of ``Fairness`` by the core's events and effects, and orders the queued requests.
 
-    It is for ``State.turns``, and the core follows a ``FairPolicy``. ``before`` and ``after`` have to be
-    called with all that it is told and answers, and ``served`` before it is told that a request has been answered;
-    or ``attach`` does so. ``max_wait`` is the core's, in seconds.
+    Set it as ``State.turns``, with a ``FairPolicy`` as the core's policy. Call ``before`` with every event,
+    ``after`` with the effects that the core returns for it, and ``served`` before the event that an answer ended;
+    or let ``attach`` do so. ``max_wait`` is the core's, in seconds.
     """
 
     def __init__(self, fairness: Fairness, max_wait: float = math.inf) -> None:
         self.fairness = fairness
         self.max_wait = max_wait
-        self._coming: dict[int, str] = {}  # requests that may yet wait, and their keys
+        self._coming: dict[int, str] = {}  # requests that may yet be queued, and their keys
         self._present: dict[int, _Present] = {}
-        self._waiting: dict[str, dict[str, dict[int, float]]] = {}  # since when: by model, key and request
+        self._waiting: dict[str, dict[str, dict[int, float]]] = {}  # queued since, by model, key and request
         self._running: dict[str, Counter[str]] = {}  # in flight: by model and key
         self._switch: _Switch | None = None  # the one under way
         self._woken: dict[str, _Switch] = {}  # the last one to each model
-        self._let_in: dict[tuple[str, str], float] = {}  # when a model last let in a key that was over
-        self._known = 0.0  # up to when it is known what waited for what
+        self._let_in: dict[tuple[str, str], float] = {}  # when a model last admitted a key that was over
+        self._known = 0.0  # the time up to which waiting was charged
 
     def admits(self, request: Request) -> bool:
-        """Say whether a request that has just arrived is let in, where there is room."""
+        """Say whether a request that has just arrived is admitted if there is room."""
         entry = self._present.get(request.id)
         return entry is None or not self._holds(entry.model, entry.key, entry.since)
 
     def pick(self, model: Model) -> Request | None:
-        """Return which of a model's waiters is let in now: the oldest of the key that stands lowest."""
+        """Return the queued request to admit now: the oldest of the key with the lowest rank."""
         waiting = self._waiting.get(model.name, {})
-        # What has left in this step is in these books until it is over.
+        # A request that has left in this step stays in these records until the step ends.
         found = {key: next(filter(model.queue.__contains__, waiters), None) for key, waiters in waiting.items()}
         firsts = {key: request for key, request in found.items() if request is not None}
-        if not firsts:  # all came before these books were begun
+        if not firsts:  # all arrived before these records began
             return super().pick(model)
         known = [key for key in firsts if not self._holds(model.name, key, waiting[key][firsts[key]])]
         if not known:
@@ -87,7 +87,7 @@ class FairOrder(Turns):
         return model.queue[chosen]
 
     def _just_ridden(self, model: Model) -> Request | None:
-        """Return what has just ridden along and is let in: it comes last, and is not in these books yet."""
+        """Return the ride-along request that was just queued, if admitted: the last one, not recorded here yet."""
         for request in reversed(model.queue.values()):
             if (key := self._coming.get(request.id)) is None:
                 return None
@@ -96,7 +96,7 @@ class FairOrder(Turns):
         return None
 
     def since(self, model: Model) -> float:
-        """Return from when on ``max_wait`` counts for a model: the first of what waits, or was let in last."""
+        """Return from when ``max_wait`` counts: per key its oldest waiter or last admission, the earliest."""
         waiting = self._waiting.get(model.name)
         return min(self._since(model.name, key) for key in waiting) if waiting else super().since(model)
 
@@ -104,16 +104,16 @@ class FairOrder(Turns):
         return max(next(iter(self._waiting[model][key].values())), self._let_in.get((model, key), -math.inf))
 
     def _holds(self, model: str, key: str, since: float) -> bool:
-        """Say whether what a key waits for is held back from a model that is awake."""
+        """Say whether a key's queued request is held back though its model is awake."""
         fair, switch = self.fairness, self._switch
         if switch is not None and switch.to == model and key in switch.causers:
-            # It was woken for that; but for more than one answer only where they are short.
+            # The model was woken for it; where answers are long, that entitles an over key to one at a time.
             return fair.over(key) and fair.long and self._running.get(model, Counter())[key] > 0
         overdue = max(since, self._let_in.get((model, key), since)) + self.max_wait
         return overdue > fair.now and fair.holds(key, answers=True)
 
     def _look_back(self, now: float) -> None:
-        """Take note of what has waited since something happened last, and on whose account."""
+        """Charge the time since the last step: which requests waited, and because of which keys."""
         past, self._known, fair = now - self._known, now, self.fairness
         fair.now = now
         if past <= 0.0 or not self._present:
@@ -136,11 +136,11 @@ class FairOrder(Turns):
                 self._blame_here(past, model, counts)
 
     def _guilty(self, users: Collection[str]) -> Collection[str]:
-        """Return those on whose account alone the GPU does what it does."""
+        """Return the keys that alone cause what the GPU does, if there are any."""
         return users if len(users) == 1 or all(map(self.fairness.over, users)) else ()
 
     def _blame_here(self, past: float, model: str, counts: Counter[str]) -> None:
-        """Take note of what has waited at a model that others, too, were served by: for as many as were over."""
+        """Charge waiting at a model that serves several keys: one waiter per request in flight of an over key."""
         over = self.fairness.over
         here = [key for key, count in counts.items() if count and over(key)]
         waiting = {key: len(waiters) for key, waiters in self._waiting.get(model, {}).items() if not over(key)}
@@ -149,13 +149,13 @@ class FairOrder(Turns):
             self.fairness.blame(here, past * share, waiting, answers=True)
 
     def served(self, request: int, tokens: tuple[int, int]) -> None:
-        """Take in what an answer has taken, before the core is told of its end."""
+        """Record the tokens of an answer, before the core gets the event that it ended."""
         entry = self._present.get(request)
         if entry is not None:
             self.fairness.served(entry.key, tokens)
 
     def before(self, now: float, event: Event) -> None:
-        """Take in what the core is about to be told."""
+        """Record an event that the core is about to handle."""
         self._look_back(now)
         if isinstance(event, RequestArrived):
             self._coming[event.request] = event.key
@@ -172,7 +172,7 @@ class FairOrder(Turns):
             self._waiting[entry.model][entry.key] = dict(sorted(waiters.items(), key=itemgetter(1)))
 
     def after(self, now: float, effects: Iterable[Effect]) -> None:
-        """Take in what the core has answered."""
+        """Record the effects that the core returned."""
         self._look_back(now)
         for effect in effects:
             if isinstance(effect, Admit | RequestQueued):
@@ -185,7 +185,7 @@ class FairOrder(Turns):
                 causers = list(self._waiting.get(effect.to or "", ()))
                 payers = self._left_for(effect) or causers
                 self._switch = _Switch(effect.sources, effect.to, causers, payers)
-            elif (switch := self._switch) is None:  # it was under way when these books were begun
+            elif (switch := self._switch) is None:  # it was under way when these records began
                 continue
             elif isinstance(effect, SwitchDrained):
                 switch.drained = True
@@ -194,12 +194,12 @@ class FairOrder(Turns):
                 self._woken[switch.to or ""], self._switch = switch, None
 
     def _left_for(self, switch: SwitchStarted) -> list[str]:
-        """Return the keys for which that was left to which the GPU goes back; none if it goes elsewhere."""
+        """Return the keys for which the target was left, if the GPU goes back to it; otherwise none."""
         before = [self._woken[name] for name in switch.sources if name in self._woken]
         return next((each.causers for each in before if switch.to in each.sources), [])
 
     def held(self, awake: Collection[str]) -> tuple[set[str], set[str]]:
-        """Return the keys that may cause no switch, and those that are held back from what is awake."""
+        """Return the keys that may cause no switch, and the keys that are held back from the awake models."""
         if not awake:
             return set(), set()
         fair = self.fairness
@@ -211,15 +211,15 @@ class FairOrder(Turns):
         return resting, {key for key in here if fair.holds(key, answers=True)}
 
     def again(self, waiting: Iterable[str]) -> float:
-        """Return when to look again at what is held back: when something of it is overdue, or soon."""
+        """Return when to look again at what is held back: when the next is overdue, ``HELD`` seconds at most."""
         now = self.fairness.now
         due = [self._since(model, key) + self.max_wait for model in waiting for key in self._waiting[model]]
         return min([now + HELD, *(time for time in due if time > now)])
 
     def waiters(self, model: str, without: Collection[str] = ()) -> list[float]:
-        """Return when the waiters of a model began to wait which count for the policy, oldest first.
+        """Return since when the requests which count for the policy are queued for a model, oldest first.
 
-        Those of the keys ``without`` do not.
+        Requests of the keys in ``without`` do not count.
         """
         entitled = self.fairness.entitled
         found = []
@@ -234,11 +234,11 @@ class FairOrder(Turns):
         return found
 
     def present(self) -> dict[int, bool]:
-        """Return the requests that wait (False) or are in flight (True)."""
+        """Return the requests that are queued (False) or in flight (True)."""
         return {request: entry.began is not None for request, entry in self._present.items()}
 
     def due(self, awake: Collection[str], waiting: Sequence[str]) -> str | None:
-        """Return the model, of those that wait, whose key stands lower than all that is served by one request."""
+        """Return the waiting model whose key ranks below all keys at the awake models, by more than the slack."""
         rank = self.fairness.rank
         here = [key for name in awake for key, count in self._running.get(name, {}).items() if count]
         here += [key for name in awake for key in self._waiting.get(name, ())]
@@ -247,15 +247,15 @@ class FairOrder(Turns):
         return model if here and min(map(rank, here)) > lowest + self.fairness.slack else None
 
     def policy(self, policy: Policy) -> FairPolicy:
-        """Return a policy as it decides when it is shown what counts."""
+        """Return a policy that is shown only the requests that count."""
         return FairPolicy(policy, self)
 
     def attach(
         self, core: Core, key_of: Callable[[int], str], tokens_of: Callable[[int], tuple[int, int]]
     ) -> Callable[[Event, float], list[Effect]]:
-        """Make a core fair which nothing else drives; return what to call instead of its ``handle``.
+        """Make a core fair that nothing else drives; return what to call instead of its ``handle``.
 
-        ``key_of`` and ``tokens_of`` return the key of a request, and what its answer has taken.
+        ``key_of`` and ``tokens_of`` return the key of a request, and the tokens (input, output) of its answer.
         """
         handle = core.handle
         self.max_wait = core.state.rules.max_wait
@@ -311,18 +311,18 @@ class FairOrder(Turns):
 
 
 class FairPolicy:
-    """A policy that is shown, of what waits, what counts: see ``Fairness.entitled``."""
+    """Shows a policy only the queued requests that count: see ``Fairness.entitled``."""
 
     def __init__(self, policy: Policy, order: FairOrder) -> None:
         self._policy = policy
         self._order = order
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the policy has beyond its decisions."""
+        """Return an attribute of the policy, other than its decisions."""
         return getattr(self._policy, name)
 
     def decide(self, now: Snapshot) -> Decision:
-        """Ask the policy about what counts; while something is served and nothing that waits counts, stay."""
+        """Ask the policy about the requests that count; if none counts while requests are in flight, stay."""
         order = self._order
         resting, held = order.held(now.awake)
         models = {
@@ -347,7 +347,7 @@ class FairPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FairSnapshot:
-    """What a policy is shown of what counts; a ``Snapshot``."""
+    """A ``Snapshot`` with only the requests that count."""
 
     time: float
     models: Mapping[str, Any]
@@ -356,19 +356,19 @@ class FairSnapshot:
 
 
 class FairView:
-    """One model, with the waiters that count; a ``ModelView``."""
+    """The ``ModelView`` of one model, with only the requests that count."""
 
     def __init__(self, view: ModelView, arrivals: Sequence[float]) -> None:
         self._view = view
         self._arrivals = arrivals
 
     def __getattr__(self, name: str) -> Any:
-        """Return what is the same whatever counts."""
+        """Return what does not depend on which requests count."""
         return getattr(self._view, name)
 
     @property
     def queued(self) -> int:
-        """How many requests wait for it, and count."""
+        """How many of its queued requests count."""
         return len(self._arrivals)
 
     @property

@@ -1,13 +1,13 @@
-"""What is measured of each model: how often it is asked, how fast it answers, and what is asked after it.
+"""What is measured per model: how often it is requested, how fast it answers, and which model is requested next.
 
-How fast: a service time alone misleads. It grows with what else is served, and where an engine has fewer slots
-than llmux admits, with the queue inside the engine. What cannot mislead is how many answers end in a second
-while so many are in flight (``EngineLoad``). It is counted by powers of two (1, 2-3, 4-7, … in flight); for a
-level that was rarely seen the others speak. Every event costs the same, however much is in flight.
+How fast: a service time alone misleads. It grows with whatever else is served and, where an engine has fewer slots
+than llmux admits, with the queue inside the engine. So ``EngineLoad`` measures answers per second by the number of
+requests in flight, in powers of two (1, 2-3, 4-7, …); a level that was rarely seen is estimated from the others.
+Every event costs the same, however many requests are in flight.
 
-What is asked next (``Successors``): agents ask one model, think about its answer, and ask the next. Only the
-first arrival after an answer counts as its successor: later ones belong to others. Old observations fade: each
-counts ``GROWTH`` times as much as the one before.
+What is next (``Successors``): agents call one model, think about its answer, and call the next. Only the first
+arrival after an answer counts as its successor: later ones belong to others. Old observations fade: each counts
+``GROWTH`` times as much as the one before.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from llmux.core.policy import Successor
 from llmux.core.spec import ARRIVAL_WINDOW
 
 LEVELS = 24  # beyond 2^23 in flight all are alike
-FORGET = 64.0  # answers at a level, at which what it has seen begins to count less
-TRUST = 3.0  # answers that what the other levels have shown is worth
-USUAL = 0.5  # exponent with which a stream slows down as others join it, while nothing is known
-UNSURE = 0.5  # what that is worth, in answers times the square of the logarithm of how far levels are apart
-_MIDDLES = (1.0, *(1.5 * 2.0**level for level in range(1, LEVELS)))  # in flight, of each level
-SATURATED = 0.9  # share of the most answers a second, from which on more in flight bring nothing
+FORGET = 64.0  # answers at a level, from which on its old observations fade
+TRUST = 3.0  # what the estimate from the other levels is worth, in answers
+USUAL = 0.5  # exponent with which a stream slows down as others join it, until it is measured
+UNSURE = 0.5  # what that is worth, in answers times the squared logarithm of the distance between levels
+_MIDDLES = (1.0, *(1.5 * 2.0**level for level in range(1, LEVELS)))  # in flight, at the middle of each level
+SATURATED = 0.9  # share of the highest rate, from which on more in flight add nothing
 
 
 class EngineLoad:
-    """What was measured of one engine; 0 or None until a first answer."""
+    """Measurements of one engine; 0 or None until its first answer."""
 
     __slots__ = ("_answers", "_in_flight", "_rates", "_since", "_streams")
 
@@ -39,10 +39,10 @@ class EngineLoad:
         self._streams = [0.0] * LEVELS  # seconds in flight, summed over the requests
         self._in_flight = 0
         self._since = 0.0
-        self._rates: list[float] | None = None  # answers a second of each stream by level, None: to be reckoned
+        self._rates: list[float] | None = None  # answers a second of each stream by level; None: to be computed
 
     def changed(self, now: float, in_flight: int, *, answered: bool = False) -> None:
-        """Take in that ``in_flight`` requests are served from now on, because one was answered or otherwise."""
+        """Record that ``in_flight`` requests are served from now on; ``answered``: because one was answered."""
         if self._in_flight:
             level = self._in_flight.bit_length() - 1
             if level >= LEVELS:
@@ -62,7 +62,7 @@ class EngineLoad:
         return in_flight * rates[min(in_flight.bit_length(), LEVELS) - 1] if rates and in_flight else 0.0
 
     def drain(self, in_flight: int) -> float:
-        """Return the expected seconds until so many have ended, if none is added; 0 until measured."""
+        """Return the expected seconds until so many have ended if none is added; 0 until measured."""
         rates = self._reckon() if self._rates is None else self._rates
         seconds = 0.0
         for level in range(min(in_flight.bit_length(), LEVELS) if rates else 0):
@@ -71,14 +71,14 @@ class EngineLoad:
         return seconds
 
     def serving(self, waiting: int, limit: int | None) -> float:
-        """Return the expected seconds to serve so many, at most ``limit`` (None: all) at a time."""
+        """Return the expected seconds to serve so many requests, at most ``limit`` (None: all) at a time."""
         at_once = waiting if limit is None else min(waiting, limit)
         speed = self.throughput(at_once)
         return self.drain(at_once) + (waiting - at_once) / speed if speed else 0.0
 
     @property
     def slots(self) -> int | None:
-        """From how many in flight on further ones bring no more answers; None while that was not seen."""
+        """From how many in flight on more of them add no answers; None until that was seen."""
         rates = self._reckon() if self._rates is None else self._rates
         seen = [level for level in range(LEVELS) if self._answers[level]] if rates else []
         speeds = [_MIDDLES[level] * rates[level] for level in seen]
@@ -98,7 +98,7 @@ class EngineLoad:
         )
 
     def _reckon(self) -> list[float]:
-        """Return the answers a second of each stream by level: as measured, and where little was, by a power law.
+        """Return the answers a second of each stream by level: measured, or by a power law where data is scarce.
 
         An exponent of 0 is an engine with room for more, one of 1 an engine that is full.
         """
@@ -150,15 +150,15 @@ class _Row:
 
 
 class Successors:
-    """Takes in answers and arrivals, each in O(1)."""
+    """Records answers and arrivals, each in O(1)."""
 
     def __init__(self) -> None:
         self._rows: defaultdict[str, _Row] = defaultdict(_Row)
         self.last: tuple[str, float] | None = None
-        """The model whose answer has ended last, and when; None once something has arrived since."""
+        """The model whose answer ended last, and when; None once a request has arrived since."""
 
     def arrived(self, model: str, now: float) -> None:
-        """Take note of an arrival."""
+        """Record an arrival."""
         if self.last is None:
             return
         (before, ended), self.last = self.last, None
@@ -180,7 +180,7 @@ class Successors:
             row.gain = 1.0
 
     def after(self, model: str) -> Mapping[str, Successor]:
-        """Return what followed this model's answers, by name."""
+        """Return which models were requested after this model's answers, by name."""
         row = self._rows.get(model)
         if row is None:
             return {}
@@ -190,7 +190,7 @@ class Successors:
 
 
 class Meter(EngineLoad):
-    """What is measured of one model; see ``llmux.core.spec.Meter``."""
+    """Measurements of one model; see ``llmux.core.spec.Meter``."""
 
     __slots__ = ("_arrivals", "_name", "_seen", "_successors", "service")
 
@@ -198,19 +198,19 @@ class Meter(EngineLoad):
         super().__init__()
         self._name = name
         self._successors = successors
-        self._arrivals = 0.0  # an exponential average's sum
+        self._arrivals = 0.0  # sum of an exponential average
         self._seen = 0.0
         self.service = 0.0
 
     def arrived(self, now: float) -> None:
-        """Take in an arrival."""
+        """Record an arrival."""
         self._arrivals = self._arrivals * math.exp((self._seen - now) / ARRIVAL_WINDOW) + 1.0
         self._seen = now
         if self._successors.last is not None:
             self._successors.arrived(self._name, now)
 
     def answered(self, now: float, in_flight: int, took: float) -> None:
-        """Take in that one that was served for ``took`` seconds has been answered, and how many are served now."""
+        """Record that a request, served for ``took`` seconds, was answered, and how many are in flight now."""
         self.changed(now, in_flight, answered=True)
         self.service = self.service + SERVICE_ALPHA * (took - self.service) if self.service else took
         self._successors.last = self._name, now
@@ -221,5 +221,5 @@ class Meter(EngineLoad):
 
     @property
     def successors(self) -> Mapping[str, Successor]:
-        """What was asked next after this model's answers, by name."""
+        """Which models were requested after this model's answers, by name."""
         return self._successors.after(self._name)
