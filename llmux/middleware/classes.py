@@ -36,13 +36,15 @@ class Classes:
         self._elsewhere: dict[str, Names] = {COUNT: {}}
         if config.translated:
             self._elsewhere |= {path: _spoken(config, self._names, dialect) for path, dialect in DIALECTS.items()}
-        self._by_key = {
-            key: (
+        held = _held(config)
+        classes = {  # most keys are held to what their role is
+            names: (
                 _only(self._names, names),
                 {path: _only(these, names) for path, these in self._elsewhere.items()},
             )
-            for key, names in _held(config).items()
+            for names in set(held.values())
         }
+        self._by_key = {key: classes[names] for key, names in held.items()}
 
     def names(self, key: str | None, path: str) -> Names:
         """Return the names of which a key's requests are plain or metered, on a path in its normal form."""

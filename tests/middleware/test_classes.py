@@ -92,3 +92,13 @@ async def test_a_key_that_is_held_to_models_takes_the_fast_path(house, monkeypat
         reply = await house.ask("POST", CHAT, {"model": name}, X_Request_ID=name, Authorization=f"Bearer {key}")
         assert reply.status == status
     assert ways == [True, True, False, True]
+
+
+def test_keys_of_a_role_share_their_classes():
+    models = {f"m{n}": {"port": 9000 + n, "wake": ":", "sleep": ":", "alive": ":"} for n in range(3)}
+    keys = [{"name": name, "key": f"sk-{name}-0123456789", "role": "some"} for name in ("alice", "bob")]
+    given = {"models": models, "roles": {"some": {"models": ["m1", "m2"]}}, "api_keys": keys}
+    classes = Classes(Config.model_validate(given))
+    path = "/v1/chat/completions"
+    assert classes.names("alice", path) is classes.names("bob", path)
+    assert set(classes.names("bob", path)) == {"m1", "m2"}
