@@ -240,14 +240,16 @@ class Remote:
         }
         if message and (answer.status, code) in known:
             raise CommandError(known[answer.status, code], message)
-        self._no_llmux(f"it answers {answer.status}{f': {message}' if message else ''}")
+        gateway = " Of a gateway ask `llmux fleet status`" if answer.status == 404 else ""  # noqa: PLR2004
+        self._no_llmux(f"it answers {answer.status}{f': {message}' if message else ''}".rstrip("."), gateway)
 
     def _unreachable(self, why: str) -> NoReturn:
         hint = "does llmux run there? Give its address with --url or LLMUX_URL"
         raise CommandError(Exit.UNREACHABLE, f"{self.url}: {why}; {hint}") from None
 
-    def _no_llmux(self, why: str) -> NoReturn:
-        raise CommandError(Exit.UNREACHABLE, f"{self.url}: {why}; is it llmux, and of this version?") from None
+    def _no_llmux(self, why: str, hint: str = "") -> NoReturn:
+        text = f"{self.url}: {why}; is it llmux, and of this version?{hint}"
+        raise CommandError(Exit.UNREACHABLE, text) from None
 
 
 def _request(where: Connection, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:

@@ -56,7 +56,8 @@ def model_list(switcher: Switcher) -> list[Entry]:
 
 def _pricing(config: Config, name: str) -> Entry:
     """Return what a token of any name costs at most, in dollars, as OpenRouter writes it."""
-    if config.prices is None or config.prices.currency != "usd":
+    # Where no token has a price, as with `gpu_hour` alone, 0 would say that all are free.
+    if config.prices is None or config.prices.currency != "usd" or not config.prices.models:
         return {}
     ends = leaves(config, name) if name in config.virtual else (name, config.variants.get(name, name))
     known = [price for each in ends if (price := config.prices.models.get(each)) is not None]

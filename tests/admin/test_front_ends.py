@@ -99,7 +99,7 @@ async def test_librechat_where_all_is_known(house):
     assert entry["pricing"] == {"prompt": "0.0000005", "completion": "0.0000015"}
 
 
-@pytest.mark.parametrize("prices", [None, {"currency": "eur", "models": {"a": {"input": 1}}}])
+@pytest.mark.parametrize("prices", [None, {"gpu_hour": 0.9}, {"currency": "eur", "models": {"a": {"input": 1}}}])
 async def test_prices_are_told_in_dollars_or_not_at_all(house, prices):
     answer = await served(house, prices=prices)
     assert not any("pricing" in entry for entry in answer["data"])

@@ -327,6 +327,7 @@ async def test_something_else_answers(answer, words):
     server.close()
     assert done.exit_code == Exit.UNREACHABLE, (done.output, done.exception)
     assert url in done.output
+    assert ("llmux fleet status" in " ".join(done.output.split())) == (b" 404 " in answer)  # as a gateway answers
 
 
 def test_every_exit_code_has_a_meaning():
