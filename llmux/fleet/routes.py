@@ -1,14 +1,14 @@
 """The rules that choose a host for a request.
 
-A route is a class with one method, ``place(model, fleet)``. It is asked whenever a request has to go somewhere,
-answers at once from what the ``fleet`` shows (see ``fleet_view``; read-only), and returns one of its hosts, or
-None: the request then waits in the gateway until something has changed. It keeps whatever memory it likes in
-itself. It cannot break anything: what it may not name is not sent there, and if it raises, the request goes to the
-host with the least in flight.
+A route is a class with one method, ``place(model, fleet)``. It is called whenever a request needs a host, answers
+at once from what the ``fleet`` shows (see ``fleet_view``; read-only), and returns one of its hosts, or None: the
+request then waits in the gateway until something has changed. It may keep state of its own. It cannot break
+anything: a host that it may not choose is not used, and if it raises, the request goes to the host with the fewest
+requests in flight.
 
-Shipped are ``least_wait``, and what is practised elsewhere, to compare it with. An own route is named
-``module:Class`` or ``./file.py:Class``; when it has a pydantic model ``Options`` as an attribute, the options of
-the configuration are validated by it and handed to the constructor.
+Shipped are ``least_wait``, and the usual rules of other systems for comparison. Your own route is named
+``module:Class`` or ``./file.py:Class``; if it has a pydantic model ``Options`` as an attribute, the options of the
+configuration are validated by it and passed to the constructor.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from pydantic import BaseModel, Field
 from llmux.core.phases import Phase
 from llmux.fleet.fleet_view import Fleet, Host
 
-FORGOTTEN = 60.0  # seconds over which waiting that a copy would have saved is forgotten
+FORGOTTEN = 60.0  # seconds over which the waiting that a copy would have saved fades
 
 
 class Route(Protocol):
     """What a route implements.
 
-    With an attribute ``moves = True`` a request that waits on a host is taken back while another host would serve
-    it sooner by more than a switch costs, or wakes its model already: once each.
+    With an attribute ``moves = True``, a request queued on a host is taken back while another host would serve it
+    sooner by more than a switch costs, or already wakes its model: once each.
     """
 
     def place(self, model: str, fleet: Fleet) -> Host | None:
-        """Return the host for a request for ``model``, or None to have it wait. May not block."""
+        """Return the host for a request for ``model``, or None to queue it. May not block."""
 
 
 def least(hosts: Iterable[Host], fleet: Fleet, model: str) -> Host | None:
     """Return the host with the fewest of this gateway's requests; of several, the one that the hash prefers.
 
-    That is what is practised: each gateway counts its own. Counts that others report are late.
+    This is the usual practice: each gateway counts its own. Counts that others report are late.
     """
     return min(hosts, key=lambda host: (len(host.own), fleet.tie(model, host)), default=None)
 
@@ -54,7 +54,7 @@ class Random:
 
 
 class RoundRobin:
-    """One host after the other, as nginx does without being told otherwise."""
+    """One host after the other, as nginx does by default."""
 
     def __init__(self) -> None:
         self._turn: dict[str, int] = {}
@@ -98,10 +98,10 @@ class Static:
 
 
 class Affinity:
-    """Where the model is awake, the least loaded; else where what is awake was used least recently.
+    """The least loaded host where the model is awake; else the one whose awake model was used least recently.
 
-    As llama-swap, Ray Serve and consistent hashing with bounded loads do it: no host takes more than ``bound``
-    times the mean load of its kind while another one has less; then the model gets another copy.
+    As in llama-swap, Ray Serve and consistent hashing with bounded loads, no host takes more than ``bound`` times
+    the mean load of its kind while another one has less; then the model gets another copy.
     """
 
     class Options(BaseModel):
@@ -115,7 +115,7 @@ class Affinity:
         self._used: dict[str, float] = {}  # host → when a request went there last
 
     def place(self, model: str, fleet: Fleet) -> Host | None:
-        """Stay where it is, within the bound."""
+        """Keep the model where it is, within the bound."""
         hosts, now = fleet.candidates(model), fleet.time
         if not hosts:
             return None
@@ -134,14 +134,14 @@ class Affinity:
 
 
 class LeastWait:
-    """Where the request waits least, what its wake costs others counted in.
+    """The host where the request waits least, with what its wake costs others.
 
     - **Awake somewhere**: the least wait among the holders. Each host forecasts it; what was placed there since is
       added.
-    - **A second copy**: as a skier rents before he buys, each wait that a fresh copy would have saved is added up;
-      when the sum has reached what the copy costs, its own wake and what it drives out, it is made.
+    - **A second copy**: as in the ski-rental problem, each wait that a fresh copy would have saved is added up;
+      when the sum reaches what the copy costs, its own wake and what it displaces, it is made.
     - **Cold everywhere**: the least sum of wait and of what leaves; ties go by a hash on which all gateways agree.
-    - **Nothing fresh**: its own counts.
+    - **Nothing fresh**: the gateway's own counts.
     """
 
     moves = True
@@ -155,7 +155,7 @@ class LeastWait:
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or self.Options()
-        self._debts: dict[str, tuple[float, float]] = {}  # model → seconds of waiting to be saved, as of when
+        self._debts: dict[str, tuple[float, float]] = {}  # model → seconds of waiting to be saved, and as of when
 
     def place(self, model: str, fleet: Fleet) -> Host | None:
         """Compare waits."""
@@ -176,12 +176,12 @@ class LeastWait:
         if wait > cost + burden:
             return there
         saved = wait if here.of(model).phase is Phase.AWAKE else 0.0
-        # The request at hand waits for the copy, and no more for the holder.
+        # The request at hand waits for the copy, and no longer for the holder.
         price = cost + burden * weight - saved
         return there if self._worth_it(model, saved, price, fleet.time) else here
 
     def _worth_it(self, model: str, saved: float, price: float, now: float) -> bool:
-        """Add to the seconds of waiting that a copy would have saved, and say whether to buy it."""
+        """Add to the seconds of waiting that a copy would have saved, and say whether to make it."""
         debt, then = self._debts.get(model, (0.0, now))
         debt = debt * math.exp((then - now) / FORGOTTEN) + saved
         if debt >= self._options.copies * price:

@@ -1,13 +1,13 @@
 """Many hosts in virtual time: the placement and the cores that run in production, side by side on one clock.
 
 Each host is a ``Run`` of its own, with its own core, policy and engines; each gateway a ``Placement`` with its own
-view. A host takes a report every ``stale`` seconds, the hosts one after the other; it is with the gateways half as
-much later, so that reports are ``stale`` seconds old on average when they are read, between a half and one and a
-half of it. A gateway's claims are with the others ``CLAIM_DELAY`` later, as through a store. A request that waits
-in a host's queue is told its forecast whenever that host reports.
+view. The hosts take reports in turn, each every ``stale`` seconds; a report reaches the gateways half as much
+later, so that it is ``stale`` seconds old on average when it is read, between a half and one and a half of it. A
+gateway's claims reach the others ``CLAIM_DELAY`` later, as through a store. A request in a host's queue gets its
+forecast whenever that host reports.
 
-The route ``clairvoyant`` is in here alone: it is ``least_wait`` with reports of this very moment, which hold the
-true ends of what is served, and the arrivals of the next minutes.
+The route ``clairvoyant`` exists only here: it is ``least_wait`` with reports of this very moment, which contain
+the true ends of the answers in flight, and the arrivals of the next minutes.
 """
 
 from __future__ import annotations
@@ -72,25 +72,25 @@ class Setting:
 
 @dataclass(slots=True)
 class FleetOutcome:
-    """What came of a route."""
+    """The result of a route."""
 
     requests: Outcome  # arrived, admitted, finished; times of all hosts
     wakes: int = 0
     duplicates: int = 0  # wakes of a model that another host had begun to wake less than a switch cost before
     crossed: int = 0  # of these, the ones that two gateways had begun
-    cold: int = 0  # requests that came to a host which had their model not awake
+    cold: int = 0  # requests sent to a host where their model was not awake
     sent: int = 0
     lost: int = 0  # requests whose host died, and that got a 502
     rejected: int = 0
     moved: int = 0  # requests that were taken back from a queue
     retried: int = 0
-    overruled: list[str] = field(default_factory=list)  # what the route said that cannot be followed, once a kind
+    overruled: list[str] = field(default_factory=list)  # answers of the route that cannot be followed, once a kind
     work: list[int] = field(default_factory=list)  # answers, by host
 
 
 @dataclass(frozen=True, slots=True)
 class FleetStatistics:
-    """Of one route. Waits in seconds."""
+    """Statistics of one route. Waits in seconds."""
 
     mean_wait: float
     p50_wait: float
@@ -98,7 +98,7 @@ class FleetStatistics:
     p99_wait: float
     max_wait: float
     switches_per_hour: float  # of one host
-    cold: float  # share of the requests that came to a host where their model was not awake
+    cold: float  # share of the requests sent to a host where their model was not awake
     duplicates: float  # share of the wakes
     crossed: float  # share of the wakes that were doubled because two gateways had begun them
     jain: float  # Jain's index of the answers by host: 1 is even, 1/hosts is all on one
@@ -111,7 +111,7 @@ class FleetStatistics:
 
 
 def statistics_of_fleet(outcome: FleetOutcome) -> FleetStatistics:
-    """Sum a run up."""
+    """Summarize a run."""
     waits = sorted(waits_of(outcome.requests))
     count, work = len(waits), outcome.work
     squares = sum(each * each for each in work)
@@ -136,7 +136,7 @@ def statistics_of_fleet(outcome: FleetOutcome) -> FleetStatistics:
 
 
 class HostRun(Run):
-    """One host of a fleet: it is given its requests, and its clock is the fleet's."""
+    """One host of a fleet: the fleet gives it its requests and its clock."""
 
     def __init__(self, fleet: FleetRun, number: int, instance: int) -> None:
         setting = fleet.setting
@@ -172,7 +172,7 @@ class HostRun(Run):
         self.handlers[what]()
 
     def ask(self, job: int) -> None:
-        """Take in a request."""
+        """Receive a request."""
         self.time = self.fleet.time
         model = self.jobs[job].model
         if self.core.state.models[model].phase is not Phase.AWAKE:
@@ -180,7 +180,7 @@ class HostRun(Run):
         self.feed(RequestArrived(job, model))
 
     def report(self, *, truth: bool = False) -> HostReport:
-        """Take a report; of a host where nothing happens it is the last one."""
+        """Take a report; if nothing has happened since, it is the last one."""
         self.seq += 1
         now, s = self.fleet.time, self.core.state
         if self.last[0] != self.events or self.busy or s.queued:
@@ -195,7 +195,7 @@ class HostRun(Run):
         return HostReport(self.name, self.instance, self.seq, "", self.last[1], lease=lease)
 
     def _true(self, name: str, each: ModelReport) -> ModelReport:
-        """Put in the true end of what is served, and how many requests really come."""
+        """Put in the true end of the answers in flight, and how many requests really arrive."""
         rate = self.fleet.coming(name) / MEMORY
         expected = each.expected_wait
         s = self.core.state
@@ -211,7 +211,7 @@ class HostRun(Run):
     # ---- what the fleet is told
 
     def feed(self, event: object) -> None:
-        """Hand an event to the core, and note when the host has to be looked at again."""
+        """Pass an event to the core, and note when the host has to be looked at again."""
         self.events += 1
         super().feed(event)  # type: ignore[arg-type]
 
@@ -244,7 +244,7 @@ class HostRun(Run):
 
 
 def _as_reported(each: ModelFigures, *, grouped: bool) -> ModelReport:
-    """Return a model as a gateway knows it; where one at a time is awake, that all leaves goes without saying."""
+    """Return a model as a gateway knows it; if one at a time is awake, ``evicts`` is left out."""
     return ModelReport(
         phase=each.phase,
         queued=each.queued,
@@ -307,11 +307,11 @@ class FleetRun:
         self.gateways = [Placement(make(), dice.random, bounds) for _ in range(setting.gateways)]
         self.at: dict[int, int] = {}  # requests that are placed → host
         self.open = 0  # requests that have arrived and not ended
-        self.told: deque[ev.Event] = deque()  # for the gateway of their request
+        self.told: deque[ev.Event] = deque()  # events for the gateway of their request
         self.said: deque[tuple[Placement, ev.Event]] = deque()
         self.due: list[tuple[float, int, int]] = []  # heap of (time, host, version)
         self.versions = [0] * setting.hosts
-        self.reported = [-1] * setting.hosts  # of the clairvoyant: the events of a host at its last report
+        self.reported = [-1] * setting.hosts  # for the clairvoyant: the events of a host at its last report
         self.deliveries: deque[tuple[float, HostReport, float]] = deque()  # when, what, taken when
         self.claims: dict[str, tuple[str, float]] = {}  # the store's: model → host, until
         self.claim_news: deque[tuple[float, Placement, str]] = deque()  # when, the claiming host, model
@@ -368,7 +368,7 @@ class FleetRun:
         return len(found.queue) + len(found.in_flight) < (found.spec.max_in_flight or UNLIMITED)
 
     def follow_up(self, index: int) -> None:
-        """Let the job come that waits for the end of this one."""
+        """Start the job that waits for the end of this one."""
         job = self.setting.trace.jobs[index]
         if job.successor is not None:
             heapq.heappush(self.spawned, (self.time + job.think, job.successor))
@@ -474,7 +474,7 @@ class FleetRun:
             self._forecast(host)
 
     def _forecast(self, host: HostRun) -> None:
-        """Tell the requests that wait in a host's queue how long they will."""
+        """Send the requests in a host's queue their forecasts."""
         s = host.core.state
         for model in s.models.values():
             if not model.queue:
@@ -490,7 +490,7 @@ class FleetRun:
             self._say(gateway, ev.HostReported(report, self.time - taken))
 
     def _look_everywhere(self) -> None:
-        """Let every gateway know all hosts as they are."""
+        """Show every gateway the present state of all hosts."""
         for number, host in enumerate(self.hosts):
             if host is not None and host.events != self.reported[number]:
                 self.reported[number] = host.events

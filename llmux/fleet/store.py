@@ -1,25 +1,25 @@
 """The shared store: which hosts there are, which host wakes what, and what each gateway has where.
 
-Valkey or Redis: one server, one that sentinels watch, or a cluster. Hosts stay the truth: all that is kept is
-soft, and comes back by itself when the store is emptied. **No request ever waits for the store**: what is here
-runs in tasks beside them, and requests read memory.
+Valkey or Redis: one server, one with sentinels, or a cluster. Hosts stay the source of truth: everything here is
+soft, and comes back by itself when the store is emptied. **No request ever waits for the store**: this code runs
+in tasks beside the requests, which read memory.
 
     {llmux}:host:NAME     instance, seq, until, document: a host's lease, for LEASE seconds on the store's clock
     {llmux}:hosts         a sorted set of names, by the end of their leases
     {llmux}:wake:MODEL    the host that wakes a model; the first gateway to say so wins, for a term
-    {llmux}:flight:NAME   what one gateway has where, as a whole, for FLIGHT seconds
+    {llmux}:flight:NAME   all requests of one gateway by host, for FLIGHT seconds
     {llmux}:gateways      a sorted set of gateways, by the end of that
     {llmux}:use:NAME      what all gateways' requests used of a key's limit or budget
     {llmux}:used          a sorted set of these, by their last changes
-    {llmux}:held:NAME     what requests under way at one gateway hold of limits, for FLIGHT seconds
-    {llmux}:batch:NAME    the number of the last uses that one gateway told
+    {llmux}:held:NAME     what one gateway's requests in progress hold of limits, for FLIGHT seconds
+    {llmux}:batch:NAME    the number of the last uses that one gateway sent
 
-A host's lease is fenced in one script: another instance may not take a name before its lease is over, nor may a
-report that was overtaken. No prompts, answers, keys or queues are in the store.
+A host's lease is fenced in one script, which refuses another instance before the lease is over, and a report that
+was overtaken. No prompts, answers, keys or queues are in the store.
 
 All keys have one hash tag, so in a cluster all of it is on one node, where scripts may use any of it.
 
-A host makes itself known there for as long as it runs, in a task of its own: its ``Registration``.
+A host keeps its entry there as long as it runs, in a task of its own: its ``Registration``.
 
 The client library is the extra ``fleet``; its own retries are off (a frozen server would hold each call for
 seconds), and every call has ``LONGEST``.
@@ -172,7 +172,7 @@ return {{empty and 1 or 0, string.format('%.0f', now), held, values}}
 
 
 NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What reading a document of something else may raise: of numbers without end, of a thousand brackets."""
+"""What parsing a foreign document may raise: endless numbers, a thousand brackets."""
 
 
 class StoreError(Exception):
@@ -187,12 +187,12 @@ class Claim(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Something that keys use of a limit."""
+    """The use of a limit by a key."""
 
     name: str
-    kind: str  # rate: in milliseconds until it is whole again; budget: in millionths of the currency
-    amount: float  # that was used more
-    known: float  # what the store is told if it knows nothing
+    kind: str  # rate: milliseconds until it is full again; budget: millionths of the currency
+    amount: float  # used since the last batch
+    known: float  # what the store is given if it knows nothing
     kept: int  # milliseconds for which a budget is kept
 
 
@@ -209,7 +209,7 @@ class Store:
     """One client of the store. Every method raises StoreError, within ``LONGEST`` seconds."""
 
     def __init__(self, address: str | StoreAddress) -> None:
-        """Raise ConfigError where the client library is missing, or the address is none."""
+        """Raise ConfigError if the client library is missing, or the address is invalid."""
         try:
             self.address = parse_store(address) if isinstance(address, str) else address
             self._redis, self._sentinels = clients_of(self.address)
@@ -234,12 +234,12 @@ class Store:
         return {name: _read(text) for name, text in await self._living(_HOSTS, _host(""))}
 
     async def fly(self, gateway: str, flight: Mapping[str, Mapping[str, int]]) -> None:
-        """Say what a gateway has where: by host and model."""
+        """Write a gateway's requests, by host and model."""
         keys = (_flight(gateway), _GATEWAYS)
         await self._run(_FLY, keys, json.dumps(flight), int(FLIGHT * 1000), gateway)
 
     async def flights(self, but: str) -> dict[str, dict[str, int]]:
-        """Return what all gateways but one have where: by host and model."""
+        """Return the requests of all gateways but one, by host and model."""
         total: dict[str, dict[str, int]] = {}
         for gateway, text in await self._living(_GATEWAYS, _flight("")):
             for host, models in ({} if gateway == but else _read(text)).items():
@@ -249,7 +249,7 @@ class Store:
         return total
 
     async def claim(self, model: str, host: str, term: float, over: str = "") -> Claim:
-        """Claim the wake of a model for a host, unless there is a claim; return the one that holds.
+        """Claim the wake of a model for a host, unless there is a claim; return the valid one.
 
         A claim of the host ``over`` is replaced.
         """
@@ -266,7 +266,7 @@ class Store:
     async def use(
         self, gateway: str, batch: int, since: float, uses: Sequence[Use], held: Mapping[str, tuple[int, int]]
     ) -> Told:
-        """Tell what was used, and what is held; return what all have. A batch that is told again counts once."""
+        """Send what was used, and what is held; return what all have. A batch that is sent again counts once."""
         keys = ("{llmux}:used", _GATEWAYS, f"{{llmux}}:batch:{gateway}", f"{{llmux}}:held:{gateway}")
         flat = [
             value
@@ -321,7 +321,7 @@ class Store:
 
 
 def _read(text: str) -> dict[str, Any]:
-    """Return a document of another llmux, perhaps of another version; of what is none an empty one."""
+    """Parse a document of another llmux, perhaps of another version; an invalid one is empty."""
     with contextlib.suppress(*NONSENSE):
         found = json.loads(text)
         if isinstance(found, dict):
@@ -330,7 +330,7 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _held(text: str) -> dict[str, tuple[int, int]]:
-    """Return what requests under way at a gateway hold, by key."""
+    """Return what a gateway's requests in progress hold, by key."""
     found = {}
     for key, each in _read(text).items():
         match each:
@@ -352,7 +352,7 @@ def _flight(gateway: str) -> str:
 
 
 def open_store(address: str, log: EventLog) -> tuple[Store, EmbeddedStore | None]:
-    """Return a client of the store, and where it is embedded what is to run beside it. Raises ConfigError."""
+    """Return a client of the store and, if it is embedded, the server to run. Raises ConfigError."""
     if address.strip() != EMBEDDED:
         return Store(address), None
     from llmux.fleet.embedded import EmbeddedStore  # noqa: PLC0415 - most stores have an address
@@ -370,7 +370,7 @@ class Registration:
         self._log = log
         self._store, self._server = open_store(settings.store.get_secret_value(), log)
         self._seq = 0
-        self._trouble = ""  # what is wrong, as it was told last
+        self._trouble = ""  # what is wrong, as last logged
 
     async def run(self) -> None:
         """Keep the entry until cancelled, then take it out."""
@@ -412,13 +412,13 @@ class Registration:
         self._trouble = trouble
 
 
-# ---- how it is reached in each form in which it is run, and what is wrong when it is not
+# ---- the client for each form of the store, and error messages
 
 PATIENCE = 1.0  # seconds that one step of a call may take
 
 
 def clients_of(address: StoreAddress) -> tuple[Any, Sequence[Any]]:
-    """Return the library's client, and those of the sentinels which that asks. Nothing is connected yet."""
+    """Return the library's client, and those of its sentinels. Nothing is connected yet."""
     asynchronous = importlib.import_module("redis.asyncio")
     retry = importlib.import_module("redis.asyncio.retry").Retry
     backoff = importlib.import_module("redis.backoff").NoBackoff
@@ -434,7 +434,7 @@ def clients_of(address: StoreAddress) -> tuple[Any, Sequence[Any]]:
             "ssl_certfile": address.cert,
             "ssl_keyfile": address.cert_key,
         }
-        if address.ca is not None:  # as for remotes: their own CA is verified alike with every Python
+        if address.ca is not None:  # as for remotes: a private CA is verified alike by every Python
             common["ssl_exclude_verify_flags"] = [ssl.VERIFY_X509_STRICT]
     login = {"username": address.user, "password": address.password, "decode_responses": True}
     if address.kind == "cluster":
@@ -503,7 +503,7 @@ _SAID: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def words_of(error: Exception, address: StoreAddress) -> str:
-    """Say what is wrong, and what to do."""
+    """Describe what is wrong, and what to do."""
     text = " ".join(f"{type(each).__name__}: {each}" for each in _chain(error))
     if "certificate is not valid for" in text or "IP address mismatch" in text or "Hostname mismatch" in text:
         return f"the certificate of {address} is another host's: call it as its certificate does"
@@ -514,7 +514,7 @@ def words_of(error: Exception, address: StoreAddress) -> str:
         return f"{address}: it does not answer{', or not by TLS' if address.tls else ''}"
     if "Connection closed by server" in text or "reset by peer" in text or "Connection lost" in text:
         more = "" if address.tls or address.socket else ": is it one, and does it want TLS (rediss://)?"
-        if address.tls and address.cert is None:  # what it said of that may be lost with the connection
+        if address.tls and address.cert is None:  # the server's alert about that may be lost with the connection
             more = f"; perhaps it {_CERTIFICATE}"
         return f"{address}: it has closed the connection{more}"
     return f"{address}: {error}" if str(error) else f"{address}: {type(error).__name__}"

@@ -1,7 +1,7 @@
-"""What the placement decides, carried out: requests enter and leave here, and are told which host they go to.
+"""Carries out the placement's decisions: requests enter and leave here, and learn which host they go to.
 
-One owner: every event goes through ``post``, in the event loop's thread. What the placement wants of the hosts
-(a probe) and what it tells (a host is ejected) go to listeners.
+One owner: every event goes through ``post``, in the event loop's thread. Listeners get the effects for hosts
+(a probe) and the notices (a host is ejected).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llmux.observability.notices import EventLog
 _CODES = frozenset(
     {*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline"}
 )  # others are counted as one
-_RESTART = 5.0  # seconds until another gateway may be there
+_RESTART = 5.0  # seconds until another gateway may be available
 _STATUSES: dict[str, type[RequestError]] = {
     ev.Code.UNKNOWN_MODEL: UnknownModelError,
     ev.Code.QUEUE_FULL: QueueFullError,
@@ -39,7 +39,7 @@ _STATUSES: dict[str, type[RequestError]] = {
 
 
 class Trip:
-    """One request in the eyes of the placement. Made by ``Dispatcher.enter``, ended by ``Dispatcher.leave``."""
+    """One request, as the placement sees it. Made by ``Dispatcher.enter``, ended by ``Dispatcher.leave``."""
 
     __slots__ = ("_orders", "_waiter", "host", "id", "model", "over", "request_id", "withdrawing")
 
@@ -47,20 +47,20 @@ class Trip:
         self.id = number
         self.model = model
         self.host: str | None = None  # where it was sent
-        self.over = False  # the placement knows it no more
+        self.over = False  # the placement no longer knows it
         self.request_id = ""  # as its client knows it
         self.withdrawing = False  # it was asked back from its host
         self._orders: deque[ev.Send | RequestError] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def give(self, order: ev.Send | RequestError) -> None:
-        """Say what becomes of it next."""
+        """Set what happens to it next."""
         self._orders.append(order)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def order(self) -> ev.Send:
-        """Wait until it is known where the request goes. Raises the RequestError with which it is rejected."""
+        """Wait until the request has a host. Raises the RequestError with which it is rejected."""
         if not self._orders:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -128,7 +128,7 @@ class Dispatcher:
         return trip
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Take note of what names stand for, of which requests came before any host had said so."""
+        """Record what names stand for; requests for them may have arrived before any host reported that."""
         queues = self.placement.queues
         for name in [name for name in queues if names.get(name, name) != name]:
             for number in list(queues[name]):
@@ -144,48 +144,48 @@ class Dispatcher:
             self.post(ev.RequestAbandoned(trip.id))
 
     def ended(self, trip: Trip) -> None:
-        """Take note that the last byte of its answer is out."""
+        """Record that the last byte of its answer has arrived."""
         if trip.id in self.placement.requests:
             trip.over = True
             self.post(ev.RequestEnded(trip.id))
 
     def began(self, trip: Trip) -> None:
-        """Take note that its answer has begun."""
+        """Record that its answer has begun."""
         request = self.placement.requests.get(trip.id)
         if request is not None and request.stage is not Stage.BEGUN:
             self.post(ev.AnswerBegan(trip.id))
 
     def waiting(self, trip: Trip, position: int, expected: float) -> None:
-        """Take note of what the host says of its queue."""
+        """Record what the host reports of its queue."""
         if trip.id in self.placement.requests:
             self.post(ev.RequestWaiting(trip.id, position, expected))
 
     def refused(self, trip: Trip, code: str, retry_after: float | None, message: str) -> None:
-        """Take note that the host has refused it before its admission."""
+        """Record that the host refused it before its admission."""
         assert trip.host is not None
         self.counts["refused", trip.host, code if code in _CODES else "other"] += 1
         self.post(ev.RequestRefused(trip.id, code, retry_after, message))
 
     def broken(self, trip: Trip, error: EngineError) -> None:
-        """Take note that its host ended the connection, or broke HTTP, after bytes of it were sent."""
+        """Record that its host ended the connection, or broke HTTP, after bytes of it were sent."""
         assert trip.host is not None
         self.counts["broken", trip.host] += 1
         self._log.emit("host_broke_off", host=trip.host, model=trip.model, error=error.message)
         self.post(ev.ConnectionBroken(trip.id))
 
     def queued(self) -> dict[str, int]:
-        """Return how many requests wait here, by model."""
+        """Return how many requests are queued here, by model."""
         return {model: len(queue) for model, queue in self.placement.queues.items() if queue}
 
     def stop(self) -> None:
-        """Reject what waits here: nothing more is sent."""
+        """Reject the requests that are queued here: nothing more is sent."""
         for queue in list(self.placement.queues.values()):
             for number in list(queue):
                 self._drop(number)
         self._closed = True
 
     def _drop(self, number: int) -> None:
-        """Reject a request that waits here, as this gateway stops."""
+        """Reject a request that is queued here, as this gateway stops."""
         trip = self._trips.get(number)
         if trip is not None:
             trip.over = True
@@ -198,7 +198,7 @@ class Dispatcher:
         """Hand an event to the placement, and carry out its answer."""
         try:
             effects = self.placement.handle(event, self.now())
-        except Exception as error:  # noqa: BLE001 - one mistake must not take all other requests along
+        except Exception as error:  # noqa: BLE001 - one error must not affect all other requests
             self._log.emit("internal_error", error=repr(error), exc_info=error)
             trip = self._trips.get(getattr(event, "request", 0))
             if trip is not None and not trip.over:

@@ -1,16 +1,16 @@
 """A request on its way through the gateway: its body, its host, and the answer back, byte for byte.
 
-What may happen to a request, and what then (the whole of the safety argument):
+What may happen to a request, and what follows (this is the whole safety argument):
 
-- no connection to its host was to be had: nothing was sent, the next host may have it;
-- the host answers with ``X-LLMux-Refused``: no engine has seen it, the next host may have it;
-- anything else that comes before the answer's head, once bytes were written, is final: 502. That holds for a
-  connection that died while it was pooled, too: it is not known whether the host had passed the request on;
+- no connection to its host could be opened: nothing was sent, another host may get it;
+- the host answers with ``X-LLMux-Refused``: no engine has seen it, another host may get it;
+- any other failure before the answer's head, once bytes were written, is final: 502. That includes a pooled
+  connection that had died: the host may have passed the request on;
 - once the head has passed, the answer can only end or break off.
 
-The client's body is read whole before the first try, as on a host, so it can be sent again. Hosts are asked to
-tell of their queues by informational responses (``X-LLMux-Progress: 1xx``): these do not begin an answer, and are
-passed on in the form that the client wants.
+The client's body is read completely before the first try, as on a host, so it can be sent again. Hosts report
+their queues by informational responses (``X-LLMux-Progress: 1xx``): these do not begin an answer, and are passed
+on in the form that the client wants.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RefusedByHostError(Exception):
 
 
 class Ear:
-    """What is heard of a host besides the answer: its queue, a refusal, and that the answer has begun."""
+    """What a host says besides the answer: its queue, a refusal, and that the answer has begun."""
 
     __slots__ = ("_code", "_retry_after", "_said", "_status", "began", "queued", "refused", "waiting")
 
@@ -82,13 +82,13 @@ class Ear:
         self._said = b""
 
     def interim(self, head: bytes) -> None:
-        """Take in an informational response."""
+        """Handle an informational response."""
         found = {name.lower(): int(number) for name, number in _SAID.findall(head)}
         if b"position" in found and b"expected-seconds" in found:
             self.waiting(found[b"position"], found[b"expected-seconds"])
 
     def head(self, head: ResponseHead) -> bool:
-        """Take in the answer's head; return whether it is a refusal's, which is not passed on."""
+        """Handle the answer's head; return whether it is that of a refusal, which is not passed on."""
         for lower, _, value in head.fields:
             if lower == REFUSED_FIELD:
                 self.refused, self._code = True, value.decode("latin-1").strip()
@@ -103,7 +103,7 @@ class Ear:
         return self.refused
 
     def hear(self, data: bytes) -> None:
-        """Keep the words of a refusal."""
+        """Keep the body of a refusal."""
         if len(self._said) < _MOST:
             self._said += data[:_MOST]
 
@@ -122,12 +122,12 @@ class _FromHost(Relay):
     def attach(
         self, connection: EngineConnection, on_end: Callable[[Exception | None], None] | None = None
     ) -> None:
-        """Hear what comes before the answer, too."""
+        """Receive what comes before the answer, too."""
         connection.on_interim = self.ear.interim
         super().attach(connection, on_end)
 
     def detach(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         if self._connection is not None:
             self._connection.on_interim = None
         super().detach()
@@ -146,21 +146,21 @@ class _FromHost(Relay):
         Relay.response_started(self, head)
 
     def response_data(self, data: bytes) -> None:
-        """Pass bytes on, or keep the words of a refusal."""
+        """Pass bytes on, or keep the body of a refusal."""
         if self.ear.refused:
             self.ear.hear(data)
         else:
             super().response_data(data)
 
     def response_ended(self) -> None:
-        """Finish, or hand the refusal over."""
+        """Finish, or deliver the refusal."""
         if self.ear.refused:
             self._settle(self.ear.error)
         else:
             super().response_ended()
 
     def response_lost(self, error: EngineError) -> None:
-        """Break off; a refusal whose words were cut short is one all the same."""
+        """Break off; a refusal with an incomplete body is still a refusal."""
         if self.ear.refused:
             self._settle(self.ear.error)
         else:
@@ -174,12 +174,12 @@ class HostRelay(_FromHost):
 
 
 class ResumedHostRelay(_FromHost, ResumedRelay):
-    """The same where the client's answer may begin with signs of life, while the host is asked."""
+    """The same for a client whose answer may begin with progress messages, before the host's."""
 
     __slots__ = ("ear",)
 
     def begin(self, head: ResponseHead) -> None:
-        """Go on with the client's answer, or begin it."""
+        """Continue the client's answer, or begin it."""
         begin = ResumedRelay.response_started if self._early.begun else Relay.response_started
         begin(self, head)
 
@@ -203,7 +203,7 @@ class GatewayHandler:
 
     gate: SharedGate | None = None
     store_trouble: Callable[[], str] = staticmethod(lambda: "")
-    """Why the store, which knows of hosts, cannot be used; empty: it can, or was not asked yet."""
+    """Why the store, which knows hosts, cannot be used; empty: it can, or has not been asked yet."""
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ class GatewayHandler:
         self._now = now
         self.budget = BodyBudget(config.max_buffered)
         self.under_way: set[Exchange] = set()
-        self.idle = asyncio.Event()  # nothing is under way
+        self.idle = asyncio.Event()  # set: nothing is in progress
         self.idle.set()
         self.configure(config)
 
@@ -293,11 +293,11 @@ class GatewayHandler:
                 code=ev.Code.NO_HOST,
                 retry_after=LOOK_AGAIN,
             )
-        return name  # it waits for their first reports
+        return name  # queue it until their first reports
 
     @staticmethod
     def _take_name(context: RequestContext, model: str) -> None:
-        """Take over what the request's name stands for, where a host has said that only while it waited."""
+        """Apply what the request's name stands for, if a host reported that only while it was queued."""
         if context.model != model:
             context.model = model
             if context.passed is not None:
@@ -314,7 +314,7 @@ class GatewayHandler:
         self, request: web.Request, context: RequestContext, trip: Trip, teller: Teller, body: Body | None
     ) -> web.StreamResponse:
         assert trip.host is not None
-        if trip.host not in self._hosts:  # a reload came in between
+        if trip.host not in self._hosts:  # a reload removed it meanwhile
             raise EngineRefusedError(f"{trip.host} is no longer configured.")
         host, channel = self._hosts[trip.host], context.channel
         teller.host = host.name
@@ -334,7 +334,7 @@ class GatewayHandler:
             made.ear = Ear(waiting, lambda: self._dispatcher.began(trip))
             if metered is not None:
                 metered.sent_at, metered.ear = self._now(), made.ear
-                host.activity.counting = True  # a stream that does not tell its tokens is estimated by its events
+                host.activity.counting = True  # a stream that reports no tokens is estimated by its events
             return made
 
         self.under_way.add(exchange)
@@ -354,7 +354,7 @@ class GatewayHandler:
         return response
 
     def cut(self) -> None:
-        """End what is still under way."""
+        """End what is still in progress."""
         for exchange in list(self.under_way):
             exchange.cut(CutReason.STOPPING)
 
@@ -367,7 +367,7 @@ def _exchange(request: web.Request, context: RequestContext, host: Host, body: B
     drop = context.drop_headers | _OURS
     if host.key is not None:
         drop |= _CREDENTIALS
-    if isinstance(context.channel, InBody):  # what has begun goes on uncompressed
+    if isinstance(context.channel, InBody):  # an answer that has begun goes on uncompressed
         drop |= {b"accept-encoding"}
     return Exchange(
         address=host.address,
@@ -386,7 +386,7 @@ def _exchange(request: web.Request, context: RequestContext, host: Host, body: B
 
 
 def _added(host: Host, context: RequestContext) -> list[tuple[bytes, bytes]]:
-    """Return what the gateway adds to a request: its own key, and the name of the client's, never that key."""
+    """Return the gateway's headers of a request: its own key, and the name of the client's key, never that key."""
     added = [_PROGRESS]
     if host.key is not None:
         added.append((b"Authorization", b"Bearer " + host.key))
@@ -397,7 +397,7 @@ def _added(host: Host, context: RequestContext) -> list[tuple[bytes, bytes]]:
 
 
 class Teller:
-    """Tells a client that waits where it stands, in the form that it wants."""
+    """Tells a queued client its position, in the form that it wants."""
 
     def __init__(self, request: web.Request, context: RequestContext, now: Callable[[], float]) -> None:
         self._request = request
@@ -406,7 +406,7 @@ class Teller:
         self.host = ""  # where the request waits
 
     async def prepare(self, body: Body | None, *, default: bool) -> None:
-        """Find out whether, and how. Raises BadRequestError."""
+        """Find out whether to tell the client, and how. Raises BadRequestError."""
         request, context = self._request, self._context
         word = wanted(request, default=context.wants_progress(default))
         if word == INTERIM:
@@ -415,7 +415,7 @@ class Teller:
             context.channel = InBody(EarlyResponse(request, dialect), self._headers)
 
     def tell(self, position: int, seconds: int) -> None:
-        """Say it."""
+        """Send the position and the expected seconds."""
         channel = self._context.channel
         if channel is not None:
             with contextlib.suppress(ClientGoneError):  # the handler notices

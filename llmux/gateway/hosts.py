@@ -1,17 +1,17 @@
-"""The hosts: each is followed by its reports, and asked whether it is there when it was lost.
+"""The hosts: each is followed by its reports, and probed after it was lost.
 
 Theory of operation
 ===================
 
-A follower keeps one connection to its host, on which ``/llmux/events?report=…`` streams reports: so often, and
+A follower keeps one connection to its host, on which ``/llmux/events?report=…`` streams reports: periodically, and
 whenever a model changes its phase. When the connection ends or cannot be made, the placement is told at once
-(``HostUnreachable``), and the follower comes back after a pause that grows from a quarter of a second to
-``LONGEST``. When nothing has come for ``SILENCE`` (a frozen host, a network that is cut), it begins anew: the
-host's last report has run out by then.
+(``HostUnreachable``), and the follower retries after a pause that grows from a quarter of a second to ``LONGEST``.
+After ``SILENCE`` (a frozen host, a broken network) it reconnects: the host's last report has expired by then.
 
-Whether a host that was lost is back is found out by the probes that the placement orders: ``GET /ready``.
+The placement orders probes (``GET /ready``) to find out whether a lost host is back.
 
-All of it uses such connections as requests do (``llmux.upstream``): a host is reached in one way or not at all.
+All of it uses the same connections as requests do (``llmux.upstream``): a host is reached in one way or not at
+all.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from llmux.upstream import ConnectionPool, EngineActivity, EngineAddress, Engine
 from llmux.upstream.engine import EngineLostError, EngineProtocolError
 
 SILENCE = 6.0  # seconds, and three reports at least
-FIRST, LONGEST = 0.25, 5.0  # seconds between two tries to follow a host
-PATIENCE = 5.0  # seconds that a question to a host may take
+FIRST, LONGEST = 0.25, 5.0  # seconds between two attempts to follow a host
+PATIENCE = 5.0  # seconds that a query to a host may take
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
 
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 
 
 class _Reader:
-    """The sink of a follower's or a question's connection: hands over the body's bytes, and the end."""
+    """The sink of a follower's or a query's connection: delivers the body's bytes, and the end."""
 
     def __init__(self, connection: EngineConnection, take: Callable[[bytes], None]) -> None:
         self.status = 0
@@ -92,7 +92,7 @@ class _Reader:
 
 
 class Host:
-    """One configured host: its address and keys, what it said last, and the counts that are kept of it."""
+    """One configured host: its address and keys, its last report, and counts."""
 
     def __init__(self, name: str, config: HostConfig) -> None:
         self.name = name
@@ -106,10 +106,10 @@ class Host:
         self.names: Mapping[str, str] = {}
         self.version: str | None = None
         self.heard: float | None = None  # when it reported last, on the loop's clock
-        self.trouble = "has not answered yet"  # empty: it is followed
-        self.lost = False  # the placement was told so
-        self.instance = ""  # of the llmux that reports there
-        self.mistaken = ""  # what was wrong with its last report, told once
+        self.trouble = "has not answered yet"  # empty: it is being followed
+        self.lost = False  # the placement was told that
+        self.instance = ""  # of the llmux that reports
+        self.mistaken = ""  # what was wrong with its last report, logged once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
         self.measured: frozenset[str] = frozenset()  # the models whose wake was measured there
         self.wakes = 0  # models that woke, as far as reports told
@@ -118,12 +118,12 @@ class Host:
 
     @property
     def key(self) -> bytes | None:
-        """The key that it is shown."""
+        """The key that is sent to it."""
         key = self.config.key
         return None if key is None else key.get_secret_value().encode()
 
     def reported(self, report: HostReport, now: float) -> None:
-        """Count what has woken."""
+        """Count the models that woke."""
         awake = frozenset(name for name, each in report.models.items() if each.phase is Phase.AWAKE)
         if self.heard is not None:
             for _ in awake - self._awake:
@@ -150,7 +150,7 @@ class Host:
 
 
 class _SameHostError(Exception):
-    """A llmux is followed already, under another name."""
+    """An llmux is already followed under another name."""
 
 
 class Hosts:
@@ -183,7 +183,7 @@ class Hosts:
         return list(self._hosts.values())
 
     def configure(self, hosts: Mapping[str, HostConfig]) -> None:
-        """Follow these hosts from now on, and no others. Those that stay are left alone."""
+        """Follow these hosts from now on, and no others. Hosts that remain are not disturbed."""
         for name in [name for name, host in self._hosts.items() if hosts.get(name) != host.config]:
             self._following.pop(name).cancel()
             self._learn(self._hosts.pop(name), {})
@@ -199,7 +199,7 @@ class Hosts:
         self._index()
 
     async def close(self) -> None:
-        """Follow none any more."""
+        """Stop following all hosts."""
         tasks = [*self._following.values(), *self._probes]
         for task in tasks:
             task.cancel()
@@ -211,14 +211,14 @@ class Hosts:
     # ---- names
 
     def names(self) -> dict[str, str]:
-        """Return all that clients may ask for, by the model which serves it."""
+        """Return the names that clients may use, by the model which serves them."""
         return dict(self._names)
 
     def _index(self) -> None:
         self._names = {name: model for host in reversed(self.all()) for name, model in host.names.items()}
 
     def model_of(self, name: str) -> str | None:
-        """Return the model that serves what a client asks for; None where no host has said that it knows it."""
+        """Return the model that serves a name; None if no host has reported that it knows it."""
         return self._names.get(name)
 
     # ---- following
@@ -281,7 +281,7 @@ class Hosts:
             connection.abort()
 
     def _read(self, host: Host, buffer: bytearray) -> None:
-        """Take in the events that are whole."""
+        """Handle the complete events."""
         *events, rest = bytes(buffer).split(b"\n\n")
         if len(rest) > _LARGEST:
             raise ValueError("sent a report of more than 4 MiB")
@@ -334,7 +334,7 @@ class Hosts:
         host.measured = frozenset(wakes)
 
     def _refuse_twin(self, host: Host, instance: str) -> None:
-        """See to it that a llmux is not followed under two names: its GPU would count twice."""
+        """Prevent following an llmux under two names: its GPU would count twice."""
         for other in self._hosts.values():
             if other is not host and instance and other.instance == instance and not other.lost:
                 raise _SameHostError(
@@ -343,7 +343,7 @@ class Hosts:
         host.instance = instance
 
     def _with_costs(self, report: HostReport, measured: Container[str]) -> HostReport:
-        """Return a report in which what a wake takes was measured, if not on this host, then on others.
+        """Return a report whose wake costs are measured: on this host, else on others.
 
         A host that has never woken a model guesses. A guess that is too high would keep it from ever finding out,
         and the host idle beside others that switch all the time.
@@ -380,7 +380,7 @@ class Hosts:
             self._start(self._probe(host), f"llmux: probe {name}")
 
     def withdraw(self, trip: Trip, name: str) -> None:
-        """Ask a request back from a host's queue. The answer is the request's own: refused, or as it would be."""
+        """Ask a host to give back a queued request. The request itself gets the answer: refused, or as usual."""
         host = self._hosts.get(name)
         if host is not None:
             self._start(self._withdraw(host, trip.request_id), f"llmux: withdraw from {name}")
@@ -390,7 +390,7 @@ class Hosts:
             await self.ask(host, "POST", f"/llmux/withdraw/{quote(request_id, safe='')}")
 
     async def _list(self, host: Host) -> None:
-        """Ask a host for the entries of its models."""
+        """Request the entries of a host's models."""
         with contextlib.suppress(EngineError, OSError, *NONSENSE):
             answer = await self.ask(host, "GET", "/v1/models")
             host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
@@ -451,7 +451,7 @@ class Hosts:
 
 
 def words_of(error: Exception) -> str:
-    """Return what went wrong with a host, without what is said of engines."""
+    """Return what went wrong with a host, in words that do not mention engines."""
     cause = error.__cause__
     if isinstance(cause, TimeoutError) and not cause.errno:  # the limit's own, which says nothing
         return "cannot be reached in time"
@@ -463,7 +463,7 @@ def words_of(error: Exception) -> str:
 
 
 def _refusal(status: int) -> str:
-    """Say what a status means to a gateway."""
+    """Describe what a status means to a gateway."""
     meanings = {
         401: "wants another key: see `hosts.NAME.key`",
         403: "refuses the gateway: see `hosts.NAME.key`",

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from llmux.observability.audit import Audit
 
 USE, OPTIONS = "route.use", "route.options"
-SAVE_EVERY = 2.0  # seconds until it is tried again
-SAVE_SOON = 0.05  # seconds between two, at least
+SAVE_EVERY = 2.0  # seconds until the next attempt
+SAVE_SOON = 0.05  # least seconds between two
 
 
 class Gateway:
-    """All of one gateway: what it knows of the hosts, what is under way, and what is counted."""
+    """All of one gateway: the hosts, the requests in progress, and the counts."""
 
     accounts = None
 
@@ -71,7 +71,7 @@ class Gateway:
         self.sharing = None if store is None else Sharing(self, store.get_secret_value())
         self.handler = GatewayHandler(config, self.hosts, self.dispatcher, self.forwarder, self.now)
         if (sharing := self.sharing) is not None:
-            self.dispatcher.placement.complete = False  # until the store has said which hosts there are
+            self.dispatcher.placement.complete = False  # until the store has reported which hosts there are
             self.handler.store_trouble = lambda: sharing.trouble if sharing.asked else ""
         self.hold_keys(config)
 
@@ -94,12 +94,12 @@ class Gateway:
         self._saving = asyncio.get_running_loop().create_task(self._save(), name="llmux: save budgets")
 
     def configure_hosts(self) -> None:
-        """Follow the hosts of the configuration, and those that the store knows."""
+        """Follow the hosts of the configuration and of the store."""
         found = {} if self.sharing is None else self.sharing.found
         self.hosts.configure({**found, **self.config.hosts})
 
     def hold_keys(self, config: GatewayConfig) -> None:
-        """Hold keys to their roles, limits and budgets. Raises ConfigError."""
+        """Apply the keys' roles, limits and budgets. Raises ConfigError."""
         gate = self.handler.gate
         if gate is None:
             if not any(entry.managed for entry in config.api_keys):
@@ -134,7 +134,7 @@ class Gateway:
         self.configure_hosts()
 
     async def stop(self) -> None:
-        """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
+        """Stop in order: requests in progress may finish within the grace. Returns when all have ended."""
         self.stopping = True
         self.dispatcher.stop()
         with contextlib.suppress(TimeoutError):
@@ -144,7 +144,7 @@ class Gateway:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         self.dispatcher.close()
         if self.sharing is not None:
             await self.sharing.close()
@@ -161,7 +161,7 @@ class Gateway:
         self.log.emit("stopped")
 
     async def _save(self) -> None:
-        """Keep what budgets have spent."""
+        """Save what budgets have spent."""
         while True:
             gate = self.handler.gate
             if gate is None:  # a reload may bring one

@@ -1,13 +1,13 @@
-"""Roles, limits and budgets of a gateway's keys over all gateways: each counts for itself, and tells the others.
+"""Roles, limits and budgets of a gateway's keys over all gateways: each counts by itself, and tells the others.
 
 Theory of operation
 ===================
 
-A request is let in by what is in memory here, and never waits for the store (the ``Gate`` of a host). What it uses
-is noted for the store, and told there with that of others: within a twentieth of a second after a use, and twice
-a second (``store_sync``). The answer is what all gateways have used, which replaces what was
-thought here. So a limit may be exceeded by what comes to the other gateways between two such exchanges; that is
-taken from what comes next, and over a longer time the limit holds.
+A request is admitted by what is in memory here, and never waits for the store (the ``Gate`` of a host). Its use is
+noted, and sent to the store with that of other requests: within a twentieth of a second after a use, and twice a
+second (``store_sync``). The answer is the total use of all gateways, which replaces the estimate here. So a limit
+may be exceeded by the requests that reach other gateways between two such exchanges; that is deducted from the
+following requests, and over a longer time the limit holds.
 
 - A *rate* is kept there as the time at which it would be whole again, on the store's clock (see
   ``llmux.accounts.limits``; when that is put back, rates come along); a *budget* as what was spent in its period.
@@ -18,9 +18,9 @@ taken from what comes next, and over a longer time the limit holds.
   other gateways that were there last used as much. When it is back, what was really used replaces that.
 - A store that was emptied is told what is known here; the largest budget that any gateway knows of holds.
 
-What was spent is in a file, too (``state``): it survives the end of all gateways, and of the store. What the
-store has not confirmed is marked there, a batch with its number, and written down before it is told: a gateway
-that is started after a kill tells it again, and each part counts once.
+Spending is also kept in a file (``state``), which survives the end of all gateways, and of the store. What the
+store has not confirmed is recorded there as a numbered batch before it is sent: a gateway restarted after a kill
+sends it again, and each part counts once.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _GRACE = 86_400.0  # seconds that a budget is kept after its period
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenGrant(Grant):
-    """A grant whose models are those that match, of whatever hosts have."""
+    """A grant for the models, on any host, that match."""
 
     globs: tuple[str, ...] | None = None
     model_of: Callable[[str], str | None] = field(default=lambda _name: None)
 
     def allows(self, name: str) -> bool:
-        """Whether it may ask for a name."""
+        """Whether it may request a name."""
         if self.globs is None:
             return True
         names = {name, self.model_of(name) or name}
@@ -98,13 +98,13 @@ def prices_of(config: GatewayConfig) -> Prices | None:
 
 @dataclass(slots=True)
 class Metered(Passed):
-    """A request that was let in, and what is known of its time on its host."""
+    """An admitted request, and what is known of its time on its host."""
 
-    sent_at: float | None = None  # when its host got it, on the loop's clock
-    ear: Ear | None = None  # what was heard there: how long it waited
+    sent_at: float | None = None  # when its host received it, on the loop's clock
+    ear: Ear | None = None  # what was received from the host: how long the request waited there
 
     def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
-        """Settle it: the GPU's time is that on its host, but for the wait in its queue."""
+        """Settle it: its GPU time is its time on the host, less the wait in the queue."""
         assert isinstance(self.gate, SharedGate)
         if self.sent_at is not None:
             queued = 0.0 if self.ear is None else self.ear.queued
@@ -114,15 +114,15 @@ class Metered(Passed):
 
 @dataclass(slots=True)
 class _Held:
-    """What requests under way hold of a key's limits, here and at other gateways."""
+    """What requests in progress hold of a key's limits, here and at other gateways."""
 
     running: int = 0
     reserved: int = 0
-    others: tuple[int, int] = (0, 0)  # as it is in the balance
+    others: tuple[int, int] = (0, 0)  # as it is counted in the balance
 
 
 class SharedGate(Gate):
-    """Lets requests in, by what all gateways let in."""
+    """Admits requests by the use of all gateways."""
 
     def __init__(
         self,
@@ -133,29 +133,29 @@ class SharedGate(Gate):
         super().__init__(now, awake, wall)
         self.now = now
         self.alone = False  # the store cannot be used
-        self.others = 0  # gateways, as they were known last
-        self.used = asyncio.Event()  # there is something to tell
-        self._file: Path | None = None  # what budgets have spent
+        self.others = 0  # number of gateways, as last known
+        self.used = asyncio.Event()  # set: there is use to send
+        self._file: Path | None = None  # the file with the spending of budgets
         self._seq = 0
-        self._since = 0.0  # of the store's clock: what has changed there before is known
+        self._since = 0.0  # on the store's clock: earlier changes are known
         self._anew = False  # the store was emptied
-        self._pending: dict[str, float] = {}  # what was used, by its name in the store
-        self._sent: dict[str, float] = {}  # the same, told, but not answered
+        self._pending: dict[str, float] = {}  # what was used, by its name in the store, not sent yet
+        self._sent: dict[str, float] = {}  # the same, sent, but not answered
         self._full_at: dict[str, float] = {}  # of rates, as the store knows them, on the loop's clock
         self._spent: dict[str, int] = {}  # of budgets, the same
         self._rates: dict[str, Allowance] = {}
         self._held: dict[str, _Held] = {}
         self._saved = ""
-        self._batch = "", 0  # which gateway tells it, and its number: a batch of one that was killed has its own
-        self.unsaved = asyncio.Event()  # something may have changed that is kept in the file
+        self._batch = "", 0  # which gateway sends it, and its number; a gateway that was killed has its own
+        self.unsaved = asyncio.Event()  # set: something that is kept in the file may have changed
         self.unreadable = ""  # what is wrong with the file
         self._keeper = self
 
-    # ---- what a keeper is asked (budgets begin with what was spent before)
+    # ---- the Keeper (budgets begin with what was spent before)
 
     @property
     def rates(self) -> Mapping[str, TokenPrice]:
-        """Return nothing: hosts know what models elsewhere cost."""
+        """Return nothing: the hosts know the prices of remote models."""
         return {}
 
     def spent(self, key: str, since: int) -> int:
@@ -164,7 +164,7 @@ class SharedGate(Gate):
         return round(self._spent.get(name, 0) + self._pending.get(name, 0) + self._sent.get(name, 0))
 
     def reserve(self, *_: object) -> None:
-        """Do nothing: what is reserved is in the file as a whole."""
+        """Do nothing: all reservations are saved in the file."""
 
     def release(self, *_: object) -> None:
         """Do nothing."""
@@ -182,7 +182,7 @@ class SharedGate(Gate):
         self.hold_to(grants, prices_of(config))
 
     def hold_to(self, grants: Mapping[str, Grant], prices: Prices | None) -> None:
-        """Take over a configuration; keys that stay keep what they have used."""
+        """Apply a configuration; keys that remain keep what they have used."""
         super().hold_to(grants, prices)
         self._rates = {
             _rate(what, key, each): each
@@ -194,7 +194,7 @@ class SharedGate(Gate):
     def enter(
         self, grant: Grant, asked: str, model: str | None, size: int, request_id: str, headers: list[Header]
     ) -> Metered | None:
-        """Let a request in. Raises ForbiddenError, LimitError and QuotaError."""
+        """Admit a request. Raises ForbiddenError, LimitError and QuotaError."""
         if not grant.counts and grant.allows(asked):
             return None
         passed = super().enter(grant, asked, model, size, request_id, headers)
@@ -207,7 +207,7 @@ class SharedGate(Gate):
         return Metered(self, passed.key, passed.model, passed.tokens, passed.reserved, passed.ident)
 
     def settle(self, passed: Passed, tokens: Tokens, seconds: float) -> None:
-        """Take what a request took in the place of what was estimated."""
+        """Replace the estimate of a request by what it took."""
         balance = self._balances.get(passed.key)
         budget = None if balance is None else balance.budget
         if budget is not None:
@@ -222,9 +222,9 @@ class SharedGate(Gate):
             self._use(passed.key, 0, tokens.input + tokens.output - passed.tokens, cost)
 
     def _use(self, key: str, requests: float, tokens: float, cost: int) -> None:
-        """Note what was used here."""
+        """Record a use here."""
         balance, now = self._balances[key], self.now()
-        more = self.others if self.alone else 0  # what is thought of the others
+        more = self.others if self.alone else 0  # what the others are assumed to use
         for what, allowances, count in (
             ("requests", balance.requests, requests),
             ("tokens", balance.tokens, tokens),
@@ -258,13 +258,13 @@ class SharedGate(Gate):
     # ---- the store
 
     async def exchange(self, store: Store, gateway: str) -> None:
-        """Tell what was used, and learn what all have used. Raises StoreError."""
+        """Send what was used, and learn what all have used. Raises StoreError."""
         self.used.clear()
         if not self._sent:
             self._sent, self._pending = self._pending, {}
             self._seq += 1
             self._batch = gateway, self._seq
-            with contextlib.suppress(OSError):  # it is told of when it is saved as always
+            with contextlib.suppress(OSError):  # it is logged when the file is saved as usual
                 self.save()
         uses = list(self._uses())
         held = {key: (each.running, each.reserved) for key, each in self._held.items() if each.running}
@@ -275,7 +275,7 @@ class SharedGate(Gate):
             self._lost()
             raise
         self._sent = {}
-        # What is known is told next, where the store knew nothing, or another gateway has told it of less.
+        # Sent next, if the store knew nothing, or another gateway has reported less.
         self._anew = (told.empty and not self._anew) or any(
             value < self._spent.get(name, 0) for name, value in told.values.items() if name.startswith("budget:")
         )
@@ -286,7 +286,7 @@ class SharedGate(Gate):
         self.unsaved.set()
 
     def _lost(self) -> None:
-        """Go on alone."""
+        """Continue alone."""
         if not self.alone:
             self.alone = True
             for key, held in self._held.items():
@@ -354,11 +354,11 @@ class SharedGate(Gate):
         self._spent = {
             name: max(0, each - untold.get(name, 0) - told.get(name, 0)) for name, each in spent.items()
         }
-        for name, value in (*untold.items(), *reserved.items()):  # it was killed: these count as spent
+        for name, value in (*untold.items(), *reserved.items()):  # of a killed gateway: these count as spent
             self._note(name, value)
 
     def document(self) -> dict[str, Any]:
-        """Return what is kept of budgets: what was spent, is reserved here, and was not confirmed by the store."""
+        """Return the saved state of budgets: spent, reserved here, and not confirmed by the store."""
         spent, reserved = {}, {}
         for key, budget in self.budgets().items():
             name = _budget(key, budget.period[0])
@@ -376,7 +376,7 @@ class SharedGate(Gate):
         return found
 
     def save(self) -> None:
-        """Write the file, where something has changed. Raises OSError."""
+        """Write the file if something has changed. Raises OSError."""
         text = json.dumps(self.document(), indent=1, sort_keys=True)
         if self._file is None or text == self._saved or not self.budgets():
             return

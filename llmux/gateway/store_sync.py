@@ -1,9 +1,8 @@
-"""A gateway and the store it shares with others: hosts that made themselves known, loads, claims of wakes.
+"""A gateway and the store it shares with others: registered hosts, loads, claims of wakes.
 
-All of it runs in tasks beside the requests, which never wait for it. While the store cannot be used the last
-view holds: hosts are followed directly, so it goes on being right about those it knows. A host that is in the
-store no more is forgotten once it reports no more either, after ``GONE`` seconds: a store that was emptied
-forgets none.
+All of it runs in tasks beside the requests, which never wait for it. While the store cannot be used, the last view
+holds: hosts are followed directly, so it stays right for known hosts. A host that is no longer in the store is
+forgotten once it has not reported for ``GONE`` seconds either: emptying the store removes none.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from llmux.fleet.store import StoreError, open_store
 if TYPE_CHECKING:
     from llmux.gateway.service import Gateway
 
-EVERY, BUSY = 0.5, 0.1  # seconds between two looks into the store; while this gateway has requests anywhere
-SOON = 0.05  # seconds until uses of keys are told
+EVERY, BUSY = 0.5, 0.1  # seconds between two looks into the store; BUSY: while requests are in progress
+SOON = 0.05  # seconds until uses of keys are sent
 GONE = 6.0  # seconds
 
 
@@ -36,13 +35,13 @@ class Sharing:
         self._store, self._server = open_store(url, gateway.log)
         self._name = secrets.token_hex(8)
         self._claims: asyncio.Queue[ev.ClaimWake] = asyncio.Queue()
-        self._missing: dict[str, float] = {}  # hosts that the store does not have any more, since when
-        self._refused: set[tuple[str, str]] = set()  # entries that cannot be used, as told
+        self._missing: dict[str, float] = {}  # hosts that are no longer in the store, and since when
+        self._refused: set[tuple[str, str]] = set()  # entries that cannot be used, as logged
         self.found: dict[str, HostConfig] = {}
-        self.trouble = "was not asked yet"  # empty: it answers
-        self.asked = False  # it has been, whatever came of it
+        self.trouble = "was not asked yet"  # empty: the store answers
+        self.asked = False  # the store has been queried, successfully or not
         self._tasks: list[asyncio.Task[None]] = []
-        self._news = asyncio.Event()  # the others should know at once
+        self._news = asyncio.Event()  # set: the other gateways should know at once
         gateway.dispatcher.on_claim = self._claimed
 
     def start(self) -> None:
@@ -52,16 +51,16 @@ class Sharing:
         self._tasks = [loop.create_task(self._keep(chore)) for chore in chores]
 
     async def _keep(self, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a chore, and after a mistake in it anew: others rely on it."""
+        """Run a chore, and restart it after an error: others rely on it."""
         while True:
             try:
                 return await chore()
-            except Exception as error:  # noqa: BLE001 - whatever the mistake is
+            except Exception as error:  # noqa: BLE001 - whatever the error is
                 self._gateway.log.emit("internal_error", error=repr(error), exc_info=error)
                 await asyncio.sleep(EVERY)
 
     async def close(self) -> None:
-        """End it. What this gateway has said there ends by itself."""
+        """Stop. This gateway's entries in the store expire by themselves."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -106,7 +105,7 @@ class Sharing:
                         await self._news.wait()
 
     async def _share(self) -> bool:
-        """Tell what this gateway has where, and learn of the others; return whether it has anything anywhere."""
+        """Send this gateway's requests by host, and fetch those of the others; return whether it has any."""
         own = self._own()
         await self._store.fly(self._name, own)
         self._loads(await self._store.flights(self._name))
@@ -124,11 +123,11 @@ class Sharing:
             try:
                 claim = await self._store.claim(effect.model, effect.host, effect.term, effect.over)
             except StoreError:
-                continue  # advice; the other task tells
+                continue  # a claim is only advice; the other task logs the trouble
             self._gateway.dispatcher.post(ev.ClaimSeen(effect.model, claim.host, claim.remaining))
 
     async def _count(self) -> None:
-        """Share what keys use, soon after a use and at least every ``EVERY`` seconds."""
+        """Exchange the use of keys, soon after a use and at least every ``EVERY`` seconds."""
         while True:
             gate = self._gateway.handler.gate
             if gate is None:
@@ -137,7 +136,7 @@ class Sharing:
             try:
                 await gate.exchange(self._store, self._name)
             except (StoreError, ValueError):
-                await asyncio.sleep(EVERY)  # the other task tells
+                await asyncio.sleep(EVERY)  # the other task logs the trouble
                 continue
             await asyncio.sleep(SOON)
             with contextlib.suppress(TimeoutError):
@@ -145,7 +144,7 @@ class Sharing:
                     await gate.used.wait()
 
     def _known(self, documents: dict[str, dict[str, object]]) -> None:
-        """Take over which hosts there are."""
+        """Apply the list of hosts."""
         gateway, now = self._gateway, self._gateway.now()
         settings = gateway.config.fleet
         found = {}
@@ -174,7 +173,7 @@ class Sharing:
             gateway.dispatcher.post(ev.HostsKnown())
 
     def _refuse(self, name: str, why: str) -> None:
-        """Tell, once, why an entry is not used."""
+        """Log, once, why an entry is not used."""
         if (name, why) not in self._refused:
             self._refused.add((name, why))
             self._gateway.log.emit("report_refused", host=name, instance="", reason=why)
@@ -184,7 +183,7 @@ class Sharing:
         return name not in hosts or hosts[name].lost
 
     def _own(self) -> dict[str, dict[str, int]]:
-        """Return what this gateway has where: by host and model."""
+        """Return this gateway's requests, by host and model."""
         flight: dict[str, dict[str, int]] = {}
         for name, host in self._gateway.dispatcher.placement.fleet.hosts.items():
             for _, model in host.own.values():

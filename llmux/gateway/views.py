@@ -106,7 +106,7 @@ def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]], label: s
 
 
 def fleet_document(gateway: Gateway) -> dict[str, Any]:
-    """Return what is known of all hosts. Durations are seconds."""
+    """Return the state of all hosts. Durations are seconds."""
     return {
         "version": __version__,
         "time": time.time(),
@@ -221,7 +221,7 @@ class Views:
         return web.json_response({"llmux": "a gateway: many hosts, one endpoint", "see": see})
 
     async def models(self, request: web.Request) -> web.Response:
-        """List what the hosts serve, to a key what it may use."""
+        """List what the hosts serve; a key sees what it may use."""
         grant = request.get(GRANT)
         data = [entry for entry in model_entries(self._gateway) if grant is None or grant.allows(entry["id"])]
         return web.json_response({"object": "list", "data": data})
@@ -265,7 +265,7 @@ class Views:
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
     async def fleet(self, _request: web.Request) -> web.Response:
-        """Return what is known of all hosts."""
+        """Return the state of all hosts."""
         return web.json_response(fleet_document(self._gateway))
 
     async def activity(self, request: web.Request) -> web.Response:
@@ -289,7 +289,7 @@ class Views:
     # ---- operating
 
     async def drain(self, request: web.Request) -> web.Response:
-        """Lease a host's GPU: what runs there ends, everything sleeps, nothing new is taken."""
+        """Lease a host's GPU: requests in flight finish, every model sleeps, no new request is taken."""
         host, options = self._host(request), await self._options(request, {"for", "reason"})
         if (lease := await self._gateway.hosts.lease(host)) is not None:
             raise ConflictError(f"{host.name} is leased already: {lease.get('reason') or 'no reason was given'}")
@@ -334,7 +334,7 @@ class Views:
     async def _ask(
         self, host: Host, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Have a host do what an operator wants. Raises ConflictError with the host's words, and EngineError."""
+        """Forward an operator's command to a host. Raises ConflictError with the host's words, and EngineError."""
         answer = await self._gateway.hosts.ask(host, method, path, body, operator=True)
         try:
             document = json.loads(answer.body)
@@ -354,17 +354,17 @@ class Views:
         return document
 
 
-# ---- what each key used, over all hosts: their ledgers' sums, put together
+# ---- what each key used, over all hosts: the sums of their ledgers
 #
-# Hosts are told whose each request is, and know what it took of their GPUs. So a gateway keeps no ledger: it asks,
-# and adds up, by host as well where that is wanted.
+# Hosts learn the key of each request, and know its GPU time. So a gateway keeps no ledger: it queries the hosts,
+# and adds up, also by host if wanted.
 
-HOST = "host"  # what only a gateway can split by
+HOST = "host"  # the dimension that only a gateway can split by
 _OK = 200
 
 
 async def read_usage(hosts: Hosts, given: Mapping[str, str]) -> dict[str, Any]:
-    """Answer a question as a host does, with ``missing``: the hosts that did not, and why.
+    """Answer a query as a host does, with ``missing``: the hosts that did not answer, and why.
 
     Raises BadRequestError.
     """
@@ -420,11 +420,11 @@ async def _ask(host: Host, hosts: Hosts, query: str) -> dict[str, Any] | str:
 
 
 def _add(rows: dict[tuple[Any, ...], dict[str, Any]], names: list[str], row: Mapping[str, Any]) -> None:
-    """Add a row to that of the same place."""
+    """Add a row to the one with the same dimensions."""
     place = tuple(row.get(name) for name in (*names, "currency"))
     one = rows.get(place)
     if one is None:
-        # In the order of the question, as a host's.
+        # In the order of the query, as a host's.
         figures = {name: value for name, value in row.items() if name not in names}
         rows[place] = {name: row.get(name) for name in names} | figures
         return

@@ -1,4 +1,4 @@
-"""The shell around the core: it feeds it, and carries its effects out."""
+"""The shell around the core: feeds it events, and carries out its effects."""
 
 from llmux.runtime.request_handle import InFlightGuard, Ticket
 from llmux.runtime.switcher import Switcher

@@ -1,11 +1,10 @@
-"""The driver: the only one that feeds the core, and sees to it that its effects are carried out.
+"""The driver: the only code that feeds the core; it also carries out the effects.
 
-Everything happens in one event loop. ``post`` hands an event to the core, adds the step to the timeline, and
-carries out what it answers, at once and in order; an event that is posted while effects are being carried out
-waits for its turn. So a request for an awake model is admitted, and counted, within the very call that says that
-it has arrived.
+Everything happens in one event loop. ``post`` passes an event to the core, adds the step to the timeline, and
+carries out the effects, at once and in order; an event that is posted meanwhile waits for its turn. So a request
+for an awake model is admitted, and counted, within the very call that reports its arrival.
 
-Whatever fails in here, in the core too, the rest is carried out, and no request is left waiting.
+Whatever fails here, even in the core, everything else is carried out, and no request is left waiting.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from llmux.observability.timeline import EXPLAIN, Step, Timeline
 if TYPE_CHECKING:
     from llmux.estimates.fair_order import FairOrder
 
-RETRY = 1.0  # seconds until the core is asked again after a mistake of its own
-QUIET = EXPLAIN | {fx.Admit}  # what the observers of the start do nothing with
+RETRY = 1.0  # seconds until the core is called again after an error of its own
+QUIET = EXPLAIN | {fx.Admit}  # effects that observers do not use
 
 Act = Callable[[Any], None]
-"""What carries out an effect of one kind."""
+"""Carries out an effect of one kind."""
 
 
 class Driver:
     """Feeds one core.
 
-    ``acts`` says what carries out which kind of effect. ``observers`` are told of each that has been carried
-    out, admissions left out, ``subscribers`` of these too, and the ``watchers`` of each whole step before.
+    ``acts`` has the function that carries out each kind of effect. ``observers`` are called with each effect after
+    that, admissions excepted; ``subscribers`` with those, too; ``watchers`` with each whole step, before that.
     ``make_good`` gets an event that the core failed at.
     """
 
@@ -62,29 +61,29 @@ class Driver:
         self._make_good = make_good
         self._log = log
         self.order: FairOrder | None = None
-        """Whose turn it is, where that goes by key."""
+        """The order of the keys, with ``fair``."""
         self._watchers: tuple[Callable[[Step], None], ...] = ()
         self._inbox: deque[ev.Event] = deque()
         self._driving = False
         self._timer: asyncio.TimerHandle | None = None
         self._armed = math.inf
-        self._not_before = 0.0  # when the core may be asked again, after a mistake
+        self._not_before = 0.0  # when the core may be called again, after an error
 
     def close(self) -> None:
-        """Wait for no further deadline."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
     def subscribe(self, observer: Act) -> None:
-        """Have ``observer`` told of every effect, too."""
+        """Call ``observer`` with every effect, too."""
         self.subscribers = (*self.subscribers, observer)
 
     def unsubscribe(self, observer: Act) -> None:
-        """End that."""
+        """Stop calling ``observer``."""
         self.subscribers = tuple(one for one in self.subscribers if one != observer)
 
     def watch(self, watcher: Callable[[Step], None]) -> Callable[[], None]:
-        """Have ``watcher`` called with every step from here on; returns how to end that."""
+        """Call ``watcher`` with every step from here on; returns how to end that."""
 
         def end() -> None:
             self._watchers = tuple(one for one in self._watchers if one is not watcher)
@@ -93,7 +92,7 @@ class Driver:
         return end
 
     def post(self, event: ev.Event) -> None:
-        """Hand an event to the core and carry out its answer."""
+        """Pass an event to the core and carry out the effects."""
         inbox, core = self._inbox, self._core
         inbox.append(event)
         if self._driving:
@@ -107,7 +106,7 @@ class Driver:
                     if order is not None:
                         order.before(self.now(), event)
                     effects = core.handle(event, self.now())
-                except Exception as error:  # noqa: BLE001 - a mistake in one place must not stop all others
+                except Exception as error:  # noqa: BLE001 - an error in one place must not stop all others
                     self._failed(error, event)
                     continue
                 if order is not None:
@@ -125,7 +124,7 @@ class Driver:
             self._arm(deadline)
 
     def mistaken(self, error: Exception, during: object) -> None:
-        """Log a mistake of llmux's own."""
+        """Log an error of llmux's own."""
         with contextlib.suppress(Exception):
             self._log.emit("internal_error", error=str(error), during=repr(during), exc_info=error)
 

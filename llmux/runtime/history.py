@@ -3,7 +3,7 @@
 All of it is bounded, and none of it is touched by a request. What hooks print is kept apart: it is for
 operators.
 
-Why it switched and what left for it is here as JSON and in words: for ``/llmux/decisions``, ``/llmux/status``,
+Reasons for switches and evictions are returned as JSON and in words: for ``/llmux/decisions``, ``/llmux/status``,
 ``/v1/models``, the live events and the record.
 """
 
@@ -26,7 +26,7 @@ from llmux.observability.timeline import Move, Timeline
 if TYPE_CHECKING:
     from llmux.runtime.switcher import Switcher
 
-HOUR = 3600.0  # seconds that are told
+HOUR = 3600.0  # seconds that are shown
 NOTES = 1000
 LINES = 200  # of 4 KiB at most: see the hook runner's ``Output``
 
@@ -72,12 +72,12 @@ class History:
         self._notes: deque[tuple[float, fx.Effect]] = deque(maxlen=NOTES)
         self._lines: deque[tuple[float, str, str, str]] = deque(maxlen=LINES)
         self._listeners: tuple[Listener, ...] = ()
-        self.on_hook: Callable[[HookResult], None] | None = None  # is told how each hook ended
+        self.on_hook: Callable[[HookResult], None] | None = None  # called with how each hook ended
         for kind in NOTED:
             timeline.on(kind, self._note)
 
     def begin(self) -> None:
-        """Take note of the start: nothing is known of what was before."""
+        """Record the start: nothing is known of what was before."""
         self._began = self._now()
 
     def _note(self, time: float, effect: fx.Effect) -> None:
@@ -86,14 +86,14 @@ class History:
     # ---- hooks
 
     def line(self, job: HookJob, line: str) -> None:
-        """Log a line that a hook printed; keep it and pass it on, but for those of ``alive`` and ``verify``."""
+        """Log a line that a hook printed; keep it and publish it, except those of ``alive`` and ``verify``."""
         self._log_line(job, line)
         if not job.quiet:
             self._lines.append((self._now(), job.model, job.kind.value, line))
             self._tell("hook_output", {"model": job.model, "hook": job.kind.value, "line": line})
 
     def hook_ended(self, result: HookResult) -> None:
-        """Pass on how a hook ended, but for ``alive`` and ``verify``; to ``on_hook`` whichever it was."""
+        """Publish how a hook ended, except ``alive`` and ``verify``; call ``on_hook`` for every one."""
         if self.on_hook is not None:
             self.on_hook(result)
         if result.kind in QUIET_KINDS:
@@ -104,7 +104,7 @@ class History:
         self._tell(name, {**fields, "duration_secs": round(result.duration, 3)})
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Have ``listener(name, fields)`` called with what hooks do, at once; returns how to end it."""
+        """Call ``listener(name, fields)`` at once with what hooks do; returns how to end it."""
 
         def end() -> None:
             self._listeners = tuple(one for one in self._listeners if one is not listener)
@@ -207,7 +207,7 @@ def _documents(switcher: Switcher, records: Iterable[DecisionRecord]) -> list[di
 
 
 def eviction(made: Evicted, offset: float) -> dict[str, Any]:
-    """Return all of it as JSON values; ``offset`` is added to its time."""
+    """Return an eviction as JSON values; ``offset`` is added to its time."""
     return {
         "time": made.time + offset,
         "switch": made.switch,
@@ -221,7 +221,7 @@ def eviction(made: Evicted, offset: float) -> dict[str, Any]:
 
 
 def brief(made: Evicted, offset: float) -> dict[str, Any]:
-    """Return what one of those that left is told of."""
+    """Return the part about one of the models that left."""
     return {"time": made.time + offset, "switch": made.switch, "for": made.target, "reason": reason(made)}
 
 

@@ -1,4 +1,4 @@
-"""What clients are told about the models: the entries of ``/v1/models``.
+"""What clients see of the models: the entries of ``/v1/models``.
 
 Each is OpenAI's model object, with the fields beside them that chat front ends look for: ``description``,
 ``context_length``, ``capabilities``, ``architecture`` and ``supported_parameters`` as llama-swap and OpenRouter
@@ -119,12 +119,12 @@ def _variant(variant: str, entry: Entry) -> Entry:
 
 
 def _own(entry: Entry) -> Entry:
-    """Return the fields that hold for the model's other names, too."""
+    """Return the fields that apply to the model's other names, too."""
     return {name: value for name, value in entry.items() if name != "aliases"}
 
 
 def _virtual(switcher: Switcher, name: str) -> Entry:
-    """Return a virtual model, in the state of one which it may stand for: an awake one, where there is one."""
+    """Return a virtual model, in the state of a model that it may stand for: an awake one, if there is one."""
     virtual = switcher.config.virtual[name]
     found = [switcher.core.state.models.get(model) for model in leaves(switcher.config, name)]
     phases = [model.phase for model in found if model is not None]
@@ -135,7 +135,7 @@ def _virtual(switcher: Switcher, name: str) -> Entry:
 
 
 def _shared(config: Config, name: str) -> InfoConfig:
-    """Return what holds for each model of this host that a virtual model may end at."""
+    """Return what holds for all models of this host that a virtual model may end at."""
     infos = [config.models[model].info for model in leaves(config, name) if model in config.models]
     contexts = [info.context for info in infos if info.context is not None]
     able = [info.capabilities for info in infos]
@@ -185,7 +185,7 @@ def _status(model: Model) -> Entry:
 
 
 def _info(info: InfoConfig) -> Entry:
-    """Return what is known; what is not has no field."""
+    """Return the known fields; unknown ones are left out."""
     found: Entry = {}
     if info.description:
         found["description"] = info.description

@@ -1,8 +1,8 @@
-"""What outlives this llmux.
+"""The state that outlives this llmux.
 
-Which models may hold the GPU, with which definition, what switches cost, which hooks run, and what operators have
-asked for: pins, a lease, the manual mode. A restarted llmux goes on with it. The state file's times are Unix
-times, as the core's clock ends with its process.
+Which models may hold the GPU, with which definition, what switches cost, which hooks run, and operators' orders:
+pins, a lease, the manual mode. A restarted llmux continues from it. The state file's times are Unix times, as the
+core's clock ends with its process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SOON = 0.5  # seconds
 
 @dataclass(frozen=True, slots=True)
 class OperatorState:
-    """What ``Started`` takes over. Times are on the core's clock."""
+    """What ``Started`` restores. Times are on the core's clock."""
 
     pins: Mapping[str, Pin] = field(default_factory=dict)
     lease: Lease | None = None
@@ -38,7 +38,7 @@ class OperatorState:
 
 
 def dump_operators(s: CoreState, now: float) -> dict[str, Any]:
-    """Return what JSON can keep of it; ``now`` is the time on the core's clock."""
+    """Return the saved part as JSON values; ``now`` is the time on the core's clock."""
     offset = time.time() - now
     lease = s.lease
     return {
@@ -65,7 +65,7 @@ def dump_operators(s: CoreState, now: float) -> dict[str, Any]:
 
 
 def load_operators(kept: object, now: float) -> OperatorState:
-    """Return what was kept. KeyError, TypeError or ValueError when it is damaged."""
+    """Parse it. KeyError, TypeError or ValueError when it is damaged."""
     if kept is None:
         return OperatorState()
     if not isinstance(kept, Mapping):
@@ -79,7 +79,7 @@ def load_operators(kept: object, now: float) -> OperatorState:
 
 def _pin(kept: Mapping[str, Any], now: float) -> Pin:
     until, left = _moment(kept["until"], now - time.time()), kept.get("left")
-    if until is not None and left is not None:  # the clock was put back: it lasts no longer than it would have
+    if until is not None and left is not None:  # the clock was set back: it lasts no longer than it would have
         until = min(until, now + float(left))
     return Pin(until, str(kept["reason"]))
 
@@ -88,18 +88,18 @@ def _lease(kept: Mapping[str, Any], now: float) -> Lease:
     offset = now - time.time()
     until, since = _moment(kept["until"], offset), _moment(kept["since"], offset)
     since = now if since is None else since
-    if until is not None and since > now:  # the clock was put back: it lasts no longer than it was given for
+    if until is not None and since > now:  # the clock was set back: it lasts no longer than it was given for
         until, since = now + until - since, now
     return Lease(until, str(kept["reason"]), bool(kept["waits"]), str(kept["id"]), since)
 
 
 def _kept(moment: float | None, offset: float) -> float | None:
-    # Milliseconds: two clocks that are read one after the other differ in what comes after that.
+    # Milliseconds: two clocks read one after the other differ in the digits after that.
     return None if moment is None else round(moment + offset, 3)
 
 
 def _left(until: float | None, now: float) -> float | None:
-    # Whole minutes: the file is not written anew for each second that passes.
+    # Whole minutes: the file is not rewritten for each second that passes.
     return None if until is None else 60.0 * math.ceil((until - now) / 60.0)
 
 
@@ -115,7 +115,7 @@ def _moment(kept: Any, offset: float) -> float | None:
 class Persistence:
     """Loads the state at the start, and saves it whenever it matters.
 
-    ``hooks`` tells which hooks run, ``now`` what time it is on the core's clock.
+    ``hooks`` returns which hooks run, ``now`` the time on the core's clock.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Persistence:
         self._soon: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
-        """Read what was kept. StateLockedError when another llmux uses the same file."""
+        """Read the state. StateLockedError when another llmux uses the same file."""
         self._store.open()
         self._found = state = self._store.load()
         self._last_use = dict(state.last_use)
@@ -149,7 +149,7 @@ class Persistence:
 
     async def begin(self) -> Started:
         """End the hooks of a llmux that was killed; return the event with which the core starts."""
-        # They could wake a second engine behind the core's back.
+        # They could wake a second engine without the core's knowledge.
         hooks = [Trace(*hook) for hook in self._found.hooks]
         for trace in await end_leftovers(hooks, on_ending=self._save_ending):
             self._log.emit("leftover_hook_ended", pid=trace.pid)
@@ -161,7 +161,7 @@ class Persistence:
         return Started(found.holders, found.recent(), gone, found.levels, wish.pins, wish.lease, wish.manual)
 
     def _save_ending(self, hooks: list[Trace]) -> None:
-        # Should this llmux be killed as well, the next one has to end what is left of their groups.
+        # If this llmux is killed as well, the next one has to end what is left of their groups.
         if hooks:
             self._store.save(replace(self._found, hooks=tuple(hooks)))
 
@@ -188,8 +188,8 @@ class Persistence:
         self._last_use.pop(model, None)
 
     def save(self, effect: RecordHolders | None = None) -> None:
-        """Keep the state as it is, or with the holders that the core wants recorded."""
-        if not self._begun:  # what was found still holds
+        """Save the present state, or that with the holders that the core wants recorded."""
+        if not self._begun:  # the state that was loaded still holds
             return
         core = self._core
         holders = core.recorded if effect is None else effect.holders

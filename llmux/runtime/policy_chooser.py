@@ -1,10 +1,9 @@
-"""``use: auto``: which of its policies decides is found out beside serving, on the traffic of the last hour.
+"""``use: auto``: chooses the policy beside serving, by replaying the traffic of the last hour.
 
-What is kept of a request is when it came, for which model, how many bytes it and its answer had, and how long it
-waited and was served: no content, in memory, bounded. Every few minutes a process of its own, at the lowest
-priority, replays it through the production core under each candidate and says which would have served it best.
-What it says is checked, and adopted by an event to the core. Whatever becomes of that process, serving goes on as
-it was.
+Of each request it keeps the arrival, the model, the bytes of it and its answer, and how long it waited and was
+served: no content, in memory, bounded. Every few minutes a separate process, at the lowest priority, replays them
+through the production core under each candidate, and reports the best. The report is checked, and adopted by an
+event to the core. Whatever happens to that process, serving continues unchanged.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ if TYPE_CHECKING:
     from llmux.runtime.request_handle import Outcome, Ticket
     from llmux.runtime.switcher import Switcher
 
-MOST = 20_000  # requests that are kept; where more come, the time is shorter
+MOST = 20_000  # requests that are kept; with more, they cover a shorter time
 LIMIT = 120.0  # seconds that the process may take
 SHARE = 0.05  # of one core, at most, over time
-POLL = 0.05  # seconds between two looks at the process
+POLL = 0.05  # seconds between two polls of the process
 ANSWER = 64 * 1024  # bytes: a longer answer is not read
 REASON = 500  # characters
-SURE, GAIN = 0.5, 0.0  # what an adoption must have at least in the answer's own figures
+SURE, GAIN = 0.5, 0.0  # the least figures of an answer with which a policy is adopted
 
 
 class LookError(Exception):
-    """The process failed, took too long or said what cannot be; the message says which."""
+    """The process failed, took too long or gave an impossible answer; the message says which."""
 
 
 class Exchange(NamedTuple):
@@ -81,23 +80,23 @@ class Traffic:
         self.requests: deque[Exchange] = deque(maxlen=MOST)
 
     def add(self, made: Exchange, now: float) -> None:
-        """Remember one that has ended, and forget what is too old."""
+        """Add a request that has ended, and forget the ones that are too old."""
         self.requests.append(made)
         while self.requests and self.requests[0].arrived < now - self.past:
             self.requests.popleft()
 
 
 class Chooser:
-    """Looks back every few minutes while the policy is one that chooses among others."""
+    """Evaluates policies every few minutes while the configured policy chooses among others."""
 
     def __init__(self, switcher: Switcher) -> None:
         self.command: Sequence[str] = (sys.executable, "-P", "-m", "llmux.simulator.look_back")
         self.limit = LIMIT
         self.traffic: Traffic | None = None
-        self.counts = {"adopted": 0, "kept": 0, "failed": 0}  # looks, by what came of them
-        self.cpu = 0.0  # seconds of all of them
-        self.last: dict[str, Any] | None = None  # what the last one said
-        self.memory: Any = None  # what looks have found so far, as they wrote it
+        self.counts = {"adopted": 0, "kept": 0, "failed": 0}  # evaluations, by result
+        self.cpu = 0.0  # CPU seconds of all of them
+        self.last: dict[str, Any] | None = None  # the last answer
+        self.memory: Any = None  # what evaluations have found so far, in their own format
         self.error: str | None = None  # why the last one failed
         self.due: float | None = None
         self._switcher = switcher
@@ -107,7 +106,7 @@ class Chooser:
     # ---- life
 
     def follow(self) -> None:
-        """Begin, end or begin anew, as the policy in force is one that chooses or not."""
+        """Begin, end or restart, depending on whether the policy in force chooses among others."""
         policy: Any = self._switcher.core.state.policy
         if policy is self._policy:
             return
@@ -119,7 +118,7 @@ class Chooser:
             self._switcher.on_left(self.request)
 
     def end(self) -> None:
-        """Look back no more, and end the process if one runs."""
+        """Evaluate no more, and end the process if one runs."""
         if self._task is not None:
             self._task.cancel()
         self._task = self._policy = self.traffic = self.last = self.memory = self.error = self.due = None
@@ -135,7 +134,7 @@ class Chooser:
     # ---- what is seen
 
     def request(self, ticket: Ticket, status: int | None, outcome: Outcome | None, sent: int) -> None:
-        """Take in what became of a request; see ``Switcher.leave``."""
+        """Record what became of a request; see ``Switcher.leave``."""
         traffic, now = self.traffic, self._switcher.now()
         if traffic is None:
             return
@@ -153,7 +152,7 @@ class Chooser:
 
     async def _go_on(self, policy: Any) -> None:
         every = float(policy.options.every)
-        pause = max(every, float(policy.options.past))  # before that there is no hour's evidence
+        pause = max(every, float(policy.options.past))  # before that there is not an hour of evidence
         while True:
             self.due = self._switcher.now() + pause
             await asyncio.sleep(pause)
@@ -162,14 +161,14 @@ class Chooser:
             try:
                 await self.look(policy)
                 self.error = None
-            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on as it was
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on unchanged
                 self.counts["failed"] += 1
                 self.error = str(error) or repr(error)
                 self._switcher.log.emit("policy_look_failed", error=self.error)
             pause = max(every, (self.cpu - before) / SHARE)
 
     async def look(self, policy: Any) -> None:
-        """Look back once, and have the policy adopt what was better. LookError: nothing has changed."""
+        """Evaluate once, and let the policy adopt the best. LookError: nothing has changed."""
         traffic = self.traffic
         assert traffic is not None
         answer = await self._ask(self._question(policy, traffic))
@@ -199,12 +198,12 @@ class Chooser:
         }
 
     async def _ask(self, question: dict[str, Any]) -> Any:
-        """Have a process answer; None where the question is not worth it. Its CPU time is counted."""
+        """Run a process for the answer; None if the question is not worth it. Its CPU time is counted."""
         with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
             beginning = asyncio.ensure_future(asyncio.to_thread(self._begin, question, asked, answered))
             try:
                 process = await asyncio.shield(beginning)
-            except asyncio.CancelledError:  # what a thread has begun cannot be called back, but ended
+            except asyncio.CancelledError:  # a thread cannot be cancelled, but its process can be ended
                 with contextlib.suppress(Exception):
                     self._kill(await beginning)
                 raise
@@ -240,7 +239,7 @@ class Chooser:
         )
 
     async def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for its end, at most ``limit`` seconds, and count what it used; nothing of it is left."""
+        """Wait for its end, at most ``limit`` seconds, and count its CPU time; nothing of it is left."""
         began = time.monotonic()
         try:
             while time.monotonic() < began + self.limit:
@@ -252,7 +251,7 @@ class Chooser:
         raise LookError(f"the process took longer than {self.limit:g} s")
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        """End it and what it has begun; its own end is waited for, which is a matter of microseconds."""
+        """Kill it and its children; waiting for its own end takes microseconds."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         if process.returncode is None:
@@ -269,7 +268,7 @@ class Chooser:
     # ---- what operators see
 
     def document(self) -> dict[str, Any] | None:
-        """Return what ``/llmux/status`` tells of it; None while the policy does not choose."""
+        """Return its part of ``/llmux/status``; None while the policy does not choose."""
         policy = self._policy
         if policy is None:
             return None
@@ -287,7 +286,7 @@ class Chooser:
         }
 
     def looks(self) -> Looks:
-        """Return what the metrics tell of it; nothing while the policy does not choose."""
+        """Return its metrics; nothing while the policy does not choose."""
         policy = self._policy
         if policy is None:
             return Looks()
@@ -295,10 +294,10 @@ class Chooser:
 
 
 def checked(answer: Any, candidates: Sequence[str], chosen: str) -> dict[str, Any]:
-    """Return an answer that can be believed: names that are there, figures that are numbers and agree with it.
+    """Return an answer after checking it: names that exist, and figures that are numbers and agree with it.
 
     Raises:
-        LookError: it cannot; says why.
+        LookError: it is not valid; says why.
 
     """
     if not isinstance(answer, Mapping):

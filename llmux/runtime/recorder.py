@@ -2,7 +2,7 @@
 
 See "The record" in ``llmux/OPERATING.md``.
 
-Times are seconds on the core's clock from ``origin`` on, which the ``start`` line puts into calendar time.
+Times are seconds on the core's clock from ``origin`` on, for which the ``start`` line gives the calendar time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GONE = 499  # the client left first
 @dataclass(slots=True)
 class _Request:
     arrived: float
-    order: int = 0  # its arrival's place among all that the core was told of
+    order: int = 0  # its arrival's place among the events of the core
     order_ended: int = 0
     admitted: float | None = None
     ended: float | None = None
@@ -76,25 +76,25 @@ class _Switch:
 class Recorder:
     """Turns what happens into lines: a fold over the steps of the core.
 
-    What became of a request, with its status and its bytes, the core does not know: ``request`` is told of it.
+    The core does not know a request's outcome, its status and its bytes: ``request`` is called with them.
     """
 
     def __init__(self, switcher: Switcher, file: RecordFile, because: str) -> None:
         self.file = file
         self._switcher = switcher
         self._place = switcher.config.record_path, switcher.config.record_size
-        self._now = switcher.core.state.now  # of the step that is taken in
+        self._now = switcher.core.state.now  # of the current step
         self._origin = switcher.now()
         self._tick = (-1.0, -1)  # the last one: when, and its order
-        self._order = 0  # of what the core was told: moments may be equal, the clock of uvloop has milliseconds
+        self._order = 0  # of the core's events: times may be equal, as uvloop's clock has milliseconds
         self._requests: dict[int, _Request] = {}
-        self._riding: set[int] = set()  # requests that ride along, and are none of a simulation's
+        self._riding: set[int] = set()  # requests that ride along, which a simulation leaves out
         self._visits: dict[str, int] = {}  # by which switch a model is awake
         self._switches: dict[int, _Switch] = {}
         self._deepening: dict[int, _Hook] = {}  # hooks outside a switch
-        self._reasons: dict[int, str] = {}  # in words, of switches that have just begun
+        self._reasons: dict[int, str] = {}  # in words, for switches that have just begun
         self._decision = switcher.decisions.last_id
-        # Of what the core was told, some are numbered before what came of it, some after.
+        # Some events are numbered before their effects, some after.
         self._before: Mapping[type, Callable[[Any], None]] = {
             ev.RequestArrived: self._arrived,
             ev.HookFinished: self._hook_ended,
@@ -128,7 +128,7 @@ class Recorder:
             self.begin(because)
 
     def begin(self, because: str) -> None:
-        """Write down the state and the rules, from which what follows can be understood."""
+        """Write the state and the rules, from which the following lines can be understood."""
         s, config = self._switcher.core.state, self._switcher.config
         self._put(
             "start",
@@ -149,7 +149,7 @@ class Recorder:
         )
 
     def take(self, step: Step) -> None:
-        """Take in what the core was told, and what it answered."""
+        """Record an event of the core, and its effects."""
         self._now = step.time
         kind = step.event.__class__
         before = self._before.get(kind)
@@ -166,7 +166,7 @@ class Recorder:
     def request(self, ticket: Ticket, status: int | None, outcome: Outcome | None, sent: int) -> None:
         """Write a request's line, once it has left; see ``Switcher.leave``."""
         entry = self._requests.pop(ticket.id, None)
-        if entry is None:  # it came before the record was begun
+        if entry is None:  # it arrived before the record began
             entry = _Request(ticket.arrived)
         ended = self._switcher.now() if entry.ended is None else entry.ended
         if not entry.order_ended:  # the core has not been told yet
@@ -197,7 +197,7 @@ class Recorder:
             self.begin("rotated")
 
     def served_elsewhere(self, ticket: Ticket, status: int | None, outcome: Outcome | None, sent: int) -> None:
-        """Write the line of a request, or one try of it, that another host served: the core knew nothing of it."""
+        """Write the line of a request, or one try of it, that another host served: the core did not know it."""
         ended = self._switcher.now()
         first = None if outcome is None else outcome.first_byte_at
         broken = outcome is not None and outcome.broken is not None
@@ -218,7 +218,7 @@ class Recorder:
             self.begin("rotated")
 
     def end(self) -> None:
-        """Say that this is the end; the file is still to be closed."""
+        """Write the end; the file is still to be closed."""
         self._put("stop", at=self._at(self._switcher.now()))
 
     # ---- events
@@ -253,15 +253,15 @@ class Recorder:
                 self._put("hook", **self._deepening.pop(hook).line(self._origin))
 
     def _event(self, what: str, **fields: object) -> None:
-        """Write down what the core was told that came neither from a client nor from a hook."""
+        """Write an event of the core that came neither from a client nor from a hook."""
         if not self._switcher.core.state.ready:
-            return  # where things stand is told by the line that begins the record
+            return  # the first line of the record contains the state
         self._put("event", event=what, at=self._at(self._now), order=self._next(), **fields)
 
     def _alarm(self) -> None:
-        """A moment has come which the core had asked for."""
+        """Write that a time has come for which the core had asked."""
         if (self._now, self._order) == self._tick:
-            return  # a timer that came too early comes again, often within the same moment
+            return  # a timer that was too early fires again, often within the same moment
         self._put("tick", at=self._at(self._now), order=self._next())
         self._tick = self._now, self._order
 
@@ -359,7 +359,7 @@ def open_record(config: Config, log: EventLog) -> RecordFile | None:
 
 
 def rules_line(rules: Rules) -> dict[str, Any]:
-    """Return the guard rails as the line has them that begins a record."""
+    """Return the guard rails for the first line of a record."""
     return {
         "request_timeout": rules.request_timeout,
         "max_wait": rules.max_wait,
@@ -373,7 +373,7 @@ def rules_line(rules: Rules) -> dict[str, Any]:
 
 
 def _tokens(outcome: Outcome | None) -> dict[str, Any]:
-    """Return the tokens that an answer told of, read and written; nothing where it told none."""
+    """Return the tokens that an answer reported, read and written; nothing if it reported none."""
     told = (None, None) if outcome is None else outcome.usage
     return {} if told == (None, None) else {"tokens": list(told)}
 
@@ -394,7 +394,7 @@ def outcome_of(ticket: Ticket, status: int | None, *, began: bool, broken: bool)
 
 
 def model_line(model: Model) -> dict[str, Any]:
-    """Return a model as the line has it that begins a record."""
+    """Return a model for the first line of a record."""
     spec = model.spec
     return {
         "name": spec.name,

@@ -1,14 +1,13 @@
-"""What a request holds while it is in llmux, how those that have waited go on, and those that ride along.
+"""What a request holds while it is in llmux, how waiting requests go on, and ride-along requests.
 
-When a model has been woken, hundreds of requests may be admitted in one step. Were they all to go on at once,
-each with a connection to open, the first would have to wait for the last before its bytes could move. So the
-loop gets to look at its sockets in between (``AdmissionThrottle``).
+When a model has been woken, hundreds of requests may be admitted in one step. If all went on at once, each with a
+connection to open, the first would have to wait for the last before its bytes could move. So the loop gets to look
+at its sockets in between (``AdmissionThrottle``).
 
-What rides along (``Riders``) never causes a switch: the core keeps such a request beside its model's queue,
-where no policy sees it, and serves it when its model is awake anyway and has room. It may cause a switch all the
-same in the *window* of the day that is for that, and when it has waited for as long as it may; from then on it
-waits as any other. What the time of day is, the core does not know: it is looked at here, while something rides
-along.
+A request that rides along (``Riders``) never causes a switch: the core keeps it beside its model's queue, where no
+policy sees it, and serves it when its model is awake anyway and has room. It may cause a switch only in the
+*window* of the day for that, and when it has waited as long as it may; from then on it waits like any other. The
+core does not know the time of day: it is checked here, while a request rides along.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Outcome(Protocol):
 
     @property
     def bytes_out(self) -> int:
-        """The bytes that its client was sent."""
+        """The bytes sent to its client."""
 
     @property
     def first_byte_at(self) -> float | None:
@@ -63,19 +62,19 @@ class Outcome(Protocol):
 
     @property
     def events(self) -> int:
-        """The events that were streamed, where they are counted."""
+        """The number of streamed events, if they are counted."""
 
     @property
     def usage(self) -> tuple[int | None, int | None]:
-        """The tokens that the answer told of: read and written; None: not told."""
+        """The tokens that the answer reported: read and written; None: not reported."""
 
 
 Left = Callable[["Ticket", int | None, Outcome | None, int], None]
-"""What is told of each request that has left; see ``Switcher.leave``."""
+"""Called for each request that has left; see ``Switcher.leave``."""
 
 
 class Ticket:
-    """One request in the eyes of the runtime. Made by ``Switcher.enter``, ended by ``Switcher.leave``."""
+    """One request, as the runtime sees it. Made by ``Switcher.enter``, ended by ``Switcher.leave``."""
 
     __slots__ = (
         "admission",
@@ -107,21 +106,21 @@ class Ticket:
         self.on_cut: Cut | None = None
         self.cut_off: tuple[CutReason, float | None] | None = None
         self.rides = False  # it rides along, and causes no switch
-        self.rode = 0.0  # seconds that it did
+        self.rode = 0.0  # seconds that it rode along
         self.waited = 0.0
-        self.asked: str | None = None  # for what name, where another host serves it: the core knows nothing of it
+        self.asked: str | None = None  # the name, if another host serves it: the core does not know it
         self.spilled = False  # it has left the queue for a remote
-        self.keep: float | None = None  # idle seconds that its client wants its model to stay awake for
+        self.keep: float | None = None  # idle seconds for which its client wants its model to stay awake
         self.request_id = ""  # as its client knows it; set when it waits
 
     def got_off(self, now: float, waited: float) -> None:
-        """Take note that it rides along no longer, and has waited in the queue for so long."""
+        """Record that it no longer rides along, and how long it has waited in the queue."""
         self.rides = False
         self.rode = max(0.0, now - self.arrived - waited)
         self.arrived += self.rode
 
     def rejected(self, effect: Reject) -> None:
-        """Take in the core's decision to reject it."""
+        """Record the core's decision to reject it."""
         kind = _ERRORS.get(effect.refusal, UnavailableError)
         param = "model" if kind is UnknownModelError else None
         self.waited = effect.waited
@@ -133,35 +132,35 @@ class Ticket:
         self.admission = None
 
     def returned(self) -> None:
-        """Forget the admission: it waits again."""
+        """Forget the admission: it is queued again."""
         self.admission = None
         self.on_cut = None
         self.cut_off = None
 
     def cut(self, reason: CutReason, retry_after: float | None) -> None:
-        """End its exchange; if there is none yet, the next one is ended as it begins."""
+        """End its exchange; if there is none yet, the next one ends as it begins."""
         self.cut_off = (reason, retry_after)
         if self.on_cut is not None:
             self.on_cut(reason, retry_after)
 
     def is_called(self, request_id: str) -> bool:
-        """Whether its client knows it by that id."""
-        exchange = getattr(self.on_cut, "__self__", None)  # what is on its way knows its id
+        """Whether its client calls it by that ID."""
+        exchange = getattr(self.on_cut, "__self__", None)  # an exchange under way knows its ID
         return request_id in {self.request_id, getattr(exchange, "request_id", None)}
 
     def attach(self, cut: Cut) -> None:
-        """Say how its exchange is ended."""
+        """Set how its exchange is ended."""
         self.on_cut = cut
         if self.cut_off is not None:
             cut(*self.cut_off)
 
 
 AT_ONCE = 4
-"""How many go on in one turn of the loop; each takes it some 0.1 ms to send its request."""
+"""How many go on in one turn of the loop; each takes some 0.1 ms to send its request."""
 
 
 class AdmissionThrottle:
-    """Waiters that may go on, in their order."""
+    """Admitted requests that may go on, in their order."""
 
     def __init__(self) -> None:
         self._due: deque[asyncio.Future[None]] = deque()
@@ -242,7 +241,7 @@ class InFlightGuard:
 
 
 def _refuse_if_cut(ticket: Ticket) -> None:
-    if ticket.cut_off is not None:  # before the task that waited got its turn
+    if ticket.cut_off is not None:  # it was cut before its task got its turn
         raise _ended(*ticket.cut_off)
 
 
@@ -253,11 +252,11 @@ def _ended(reason: CutReason, retry_after: float | None) -> UnavailableError:
 TURN = 0.2  # seconds between two looks at the clock: it may be set
 
 Window = tuple[int, int]
-"""The minutes of the day at which it begins and ends; over midnight where it ends before it begins."""
+"""The minutes of the day at which it begins and ends; over midnight if it ends before it begins."""
 
 
 class Riders:
-    """What rides along in a core. ``clock`` is the time of day here; ``post`` hands an event to the core."""
+    """The ride-along requests of a core. ``clock`` is the local time; ``post`` passes an event to the core."""
 
     def __init__(
         self, state: State, post: Callable[[Event], None], clock: Callable[[], datetime] = datetime.now
@@ -270,27 +269,27 @@ class Riders:
         self.max_wait = 86_400.0
 
     def configure(self, window: Window | None, max_wait: float) -> None:
-        """Take over when, and after how many seconds, what rides along may cause a switch."""
+        """Set the window, and the seconds after which a ride-along request may cause a switch."""
         self.window, self.max_wait = window, max_wait
         if self.waiting():
             self.watch()
 
     @property
     def seconds(self) -> float:
-        """How long a request that comes now is to ride along."""
+        """How many seconds a new request is to ride along."""
         return 0.0 if self._in_window() else self.max_wait
 
     def watch(self) -> None:
-        """See to it that the window is noticed: something rides along."""
+        """Watch for the window while a request rides along."""
         if self._timer is None and self.window is not None:
             self._timer = asyncio.get_running_loop().call_later(TURN, self._turn)
 
     def waiting(self) -> Counter[str]:
-        """Return how many ride along for each model."""
+        """Return the number of ride-along requests for each model."""
         return Counter({name: len(model.riders) for name, model in self._state.models.items() if model.riders})
 
     def document(self) -> list[dict[str, Any]]:
-        """Return what waits, and until when, in words."""
+        """Return the waiting requests, and until when, in words."""
         window = "" if self.window is None else f", from {_spell(self.window[0])} to {_spell(self.window[1])}"
         return [
             {

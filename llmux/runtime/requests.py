@@ -1,7 +1,7 @@
-"""The requests that are inside llmux: they enter, wait, are admitted, may be given back or taken away, and leave.
+"""The requests inside llmux: they enter, wait, are admitted, may be given back or withdrawn, and leave.
 
-The core decides; here it is carried out, and what awaits a request goes on. Numbers of requests are never used
-twice.
+The core decides; this carries the decisions out, and wakes what awaits a request. Numbers of requests are never
+reused.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
         return known[1].streamed
 
     def last_byte(self, model: str) -> float | None:
-        """Return when a model's engine has delivered something last, on the loop's clock."""
+        """Return when a model's engine last delivered something, on the loop's clock."""
         known = self.get(model)
         if known is None:
             return None
@@ -75,7 +75,7 @@ class Activities(dict[str, tuple[int, EngineActivity]]):
 
 
 class Answered(Protocol):
-    """A request that has ended, as far as the accounts want to know it."""
+    """A request that has ended, as far as the accounts need it."""
 
     request_id: str
     asked: str | None
@@ -87,7 +87,7 @@ class Answered(Protocol):
 
 
 class Accounts(Protocol):
-    """What is told of each request that has ended: ``llmux.accounts``, where that is configured."""
+    """What ``llmux.accounts`` implements; it gets each request that has ended, if it is configured."""
 
     def start(self) -> None:
         """Begin. Raises ConfigError when the ledger cannot be used."""
@@ -96,11 +96,11 @@ class Accounts(Protocol):
         """Take over a configuration."""
 
     def returned(self, request: int) -> None:
-        """Take note that an admitted request waits again."""
+        """Record that an admitted request is queued again."""
 
     @property
     def rates(self) -> Mapping[str, Any]:
-        """What is known of the prices of models elsewhere that the configuration has none for."""
+        """Known prices of remote models for which the configuration has none."""
 
     def spent(self, key: str, since: int) -> int:
         """Return what a key has spent since a Unix time, in millionths of the currency."""
@@ -114,14 +114,14 @@ class Accounts(Protocol):
     def told(self, tail: list[bytes], /) -> tuple[int, int] | None:
         """Return the tokens that an answer reports, of the input and of the output.
 
-        None where there is more to it, or nothing. What is returned goes to ``ended``.
+        None if it reports more than that, or nothing. The result goes to ``ended``.
         """
 
     def ended(
         self, request: Answered, number: int, now: float, waited: float, status: int, failure: str | None,
         key: str | None, report: tuple[int, int] | None, /,
     ) -> float:  # fmt: skip
-        """Take a request that has ended; return the seconds of the GPU that it took."""
+        """Record a request that has ended; return the seconds of the GPU that it took."""
 
 
 class Requests:
@@ -131,7 +131,7 @@ class Requests:
         self._switcher = switcher
         self._used = used
         self.tickets: dict[int, Ticket] = {}
-        self.elsewhere: set[Ticket] = set()  # of requests that other hosts serve; the core knows nothing of them
+        self.elsewhere: set[Ticket] = set()  # requests served by other hosts; the core does not know them
         self.riders = Riders(switcher.core.state, self._post)
         self._on_left: list[tuple[Left, ...]] = [(), ()]  # with an outcome, and without one
         self.throttle = AdmissionThrottle()
@@ -141,12 +141,12 @@ class Requests:
         self._switcher.post(event)
 
     def number(self) -> int:
-        """Return a number that nothing else has."""
+        """Return a number that is not used for anything else."""
         self._serial += 1
         return self._serial
 
     def acts(self) -> dict[type, Callable[[Any], None]]:
-        """Return what carries out those effects that are about requests."""
+        """Return the functions that carry out effects on requests."""
         return {
             fx.Admit: self._admit,
             fx.Reject: self._reject,
@@ -155,17 +155,17 @@ class Requests:
         }
 
     def make_good(self, request: int, error: RequestError) -> None:
-        """Answer a request with an error, if it waits: the core failed to handle it."""
+        """Answer a queued request with an error: the core failed to handle it."""
         ticket = self.tickets.get(request)
         if ticket is not None and ticket.admission is None and ticket.rejection is None:
             ticket.failed(error)
             self._go_on(ticket)
 
     def enter(self, model: str, key: str = "", *, rides: bool = False, deadline: float | None = None) -> Ticket:
-        """Tell the core of a request for ``model``, a configured name. The ticket must be given to ``leave``.
+        """Report a request for ``model``, a configured name, to the core. The ticket must be given to ``leave``.
 
-        ``key`` is the name of the key that it showed. If it ``rides`` along, ``ride`` has to be awaited. It is
-        rejected if it cannot be answered within ``deadline`` seconds.
+        ``key`` is the name of its key. If it ``rides`` along, ``ride`` has to be awaited. It is rejected if it
+        cannot be answered within ``deadline`` seconds.
         """
         switcher = self._switcher
         self._serial += 1
@@ -176,7 +176,7 @@ class Requests:
         return ticket
 
     async def ride(self, ticket: Ticket) -> None:
-        """Wait until a request rides along no longer: it is let through, rejected, or waits as any other."""
+        """Wait until a request no longer rides along: it is admitted, rejected, or queued like any other."""
         if ticket.rides and ticket.rejection is None:
             self.riders.watch()
             ticket.waiter = asyncio.get_running_loop().create_future()
@@ -186,7 +186,7 @@ class Requests:
                 ticket.waiter = None
 
     async def admission(self, ticket: Ticket) -> fx.Admit:
-        """Wait until the request is let through. Raises the RequestError with which it is rejected."""
+        """Wait until the request is admitted. Raises the RequestError with which it is rejected."""
         if ticket.admission is None and ticket.rejection is None:
             ticket.waiter = asyncio.get_running_loop().create_future()
             try:
@@ -208,10 +208,10 @@ class Requests:
     def leave(
         self, ticket: Ticket, status: int | None = None, outcome: Outcome | None = None, sent: int = 0
     ) -> None:
-        """End a request, wherever it stands: answered, failed, or abandoned by its client.
+        """End a request, whatever its stage: answered, failed, or abandoned by its client.
 
-        For what is recorded: ``status`` is what its client was told, None for a guard that was held, ``outcome``
-        what became of its exchange, and ``sent`` the bytes of its body.
+        For the records: ``status`` is the client's, None for a guard that was held, ``outcome`` is what became of
+        its exchange, and ``sent`` the bytes of its body.
         """
         switcher = self._switcher
         if self.tickets.pop(ticket.id, None) is None:
@@ -226,17 +226,17 @@ class Requests:
         elif ticket.rejection is None:
             ticket.waited = switcher.now() - ticket.arrived
             switcher.post(ev.RequestAbandoned(ticket.id))
-        elif ticket.rides or ticket.id in switcher.core.state.requests:  # cancelled, or by a mistake of llmux
+        elif ticket.rides or ticket.id in switcher.core.state.requests:  # cancelled, or by an error in llmux
             switcher.post(ev.RequestAbandoned(ticket.id))
-        if ticket.rides:  # it came to nothing: it is as if it had not been there
+        if ticket.rides:  # without a result: as if it had not been there
             return
         for tell in self._on_left[outcome is None]:
             tell(ticket, status, outcome, sent)
 
     def spill(self, request: int, why: RequestError) -> bool:
-        """End a request that waits, in one step, with ``why`` for what awaits it. False where it does not wait.
+        """End a queued request, in one step, with ``why`` for what awaits it. False if it is not queued.
 
-        From here on the core knows nothing of it, so it cannot be admitted, too.
+        The core forgets it, so it cannot be admitted, too.
         """
         ticket = self.tickets.get(request)
         if ticket is None or ticket.admission is not None or ticket.rejection is not None:
@@ -248,16 +248,16 @@ class Requests:
         return True
 
     def on_left(self, tell: Left, *, without_outcome: bool = False) -> None:
-        """Have ``tell`` called with each ticket that has left, or only with those of which there is no outcome."""
+        """Call ``tell`` with each ticket that has left, or only with those without an outcome."""
         for which in (True,) if without_outcome else (False, True):
             self._on_left[which] = (*self._on_left[which], tell)
 
     def off_left(self, tell: Left) -> None:
-        """End that."""
+        """Stop calling ``tell``."""
         self._on_left = [tuple(one for one in these if one != tell) for these in self._on_left]
 
     def cancel(self, request_id: str) -> tuple[str, ...]:
-        """End the requests that their clients call so, waiting or in flight; return the models they asked for."""
+        """End the requests with this ID of their clients, queued or in flight; return the models they named."""
         known = (*self.tickets.values(), *self.elsewhere)
         found = [ticket for ticket in known if ticket.is_called(request_id)]
         for ticket in found:
@@ -271,9 +271,9 @@ class Requests:
         return tuple(ticket.model for ticket in found)
 
     def withdraw(self, request_id: str) -> tuple[str, ...]:
-        """Reject the requests that still wait and are called so: a gateway has a better host for them.
+        """Reject the queued requests with this ID: a gateway has a better host for them.
 
-        Return the models they asked for. What has been admitted, or is served elsewhere, is left alone.
+        Return the models they named. Requests that are admitted, or served elsewhere, are not touched.
         """
         found = [
             ticket
@@ -294,12 +294,12 @@ class Requests:
         return "" if ticket is None else ticket.key
 
     def request_id(self, request: int) -> str:
-        """Return what the client of a request that waits calls it; "" where that is not known."""
+        """Return the client's ID of a queued request; "" if it is not known."""
         ticket = self.tickets.get(request)
         return "" if ticket is None else ticket.request_id
 
     def _admit(self, effect: fx.Admit) -> None:
-        # A request that has left already is told to the core by an event that is still to come.
+        # If a request has left already, the core learns it from an event that is still to come.
         if (ticket := self.tickets.get(effect.request)) is not None:
             ticket.admission, ticket.waited = effect, effect.waited
             if ticket.rides:
@@ -331,7 +331,7 @@ class Requests:
 
 
 def order_of(config: Config, before: FairOrder | None) -> FairOrder | None:
-    """Return whose turn it is by the configuration, with the counters of ``before``; None without ``fair``."""
+    """Return the order of the keys for a configuration, with the counters of ``before``; None without ``fair``."""
     fair = config.policy.fair
     if fair is None:
         return None
@@ -348,7 +348,7 @@ def order_of(config: Config, before: FairOrder | None) -> FairOrder | None:
 
 
 def tokens_of(outcome: Outcome | None, sent: int) -> tuple[int, int]:
-    """Return the tokens that a request of ``sent`` bytes and its answer had: as told, else estimated."""
+    """Return the tokens of a request of ``sent`` bytes and its answer: as reported, else estimated."""
     if outcome is None:
         return 0, 0
     read, written = outcome.usage

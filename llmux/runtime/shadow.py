@@ -1,7 +1,7 @@
-"""Shadow policies: they are asked what they would do, and are not followed.
+"""Shadow policies: they are asked what they would do, but not followed.
 
-The core knows nothing of them: its policy asks them beside itself (``Shadowed``). A watch is kept over how long
-they think; one that fails, or thinks for too long, is dropped: it is never asked again.
+The core does not know them: its policy asks them as well (``Shadowed``). Their thinking time is measured; a shadow
+that fails or thinks too long is dropped: it is never asked again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SlowShadowError(Exception):
 
 
 class Timed:
-    """Passes everything on to a policy; raises SlowShadowError when its answers take too long."""
+    """Forwards everything to a policy; raises SlowShadowError when its answers take too long."""
 
     def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class Timed:
             self.on_switch_completed = policy.on_switch_completed
 
     def decide(self, now: Snapshot) -> Decision:
-        """Ask it, and look at the clock."""
+        """Ask it, and measure the time."""
         began = self._clock()
         decision = self._policy.decide(now)
         took = self._clock() - began
@@ -51,20 +51,20 @@ class Timed:
 
 @dataclass(slots=True, eq=False)
 class Shadow:
-    """A policy that is asked what it would do, and is not followed."""
+    """A policy that is asked what it would do, but not followed."""
 
     name: str
     policy: Policy
-    dropped: str = ""  # why it is asked no more
+    dropped: str = ""  # why it is no longer asked
     counts: Counter[tuple[str, bool]] = field(default_factory=Counter)  # (kind of answer, as the policy did)
 
     def ask(self, now: Snapshot, went: str | None) -> None:
-        """Ask it, and count whether it would have led where the policy did; None: it stayed."""
+        """Ask it, and count whether it would have gone where the policy did; None: it stayed."""
         kind, target = _meant(self.policy.decide(now), now)
         self.counts[kind, target == went] += 1
 
     def tell(self, record: SwitchRecord) -> None:
-        """Tell it of a switch that has ended."""
+        """Pass it a switch that has ended."""
         learn = getattr(self.policy, "on_switch_completed", None)
         if learn is not None:
             learn(record)
@@ -79,12 +79,12 @@ class Shadowed:
         self._dropped = dropped
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the policy has beyond its decisions."""
+        """Return an attribute of the policy, other than its decisions."""
         return getattr(self._policy, name)
 
     def decide(self, now: Snapshot) -> Decision:
-        """Ask the policy, whatever comes of that, and its shadows."""
-        went: str | None = now.waiting[0]  # where an answer leads that cannot be followed
+        """Ask the policy and, whatever that returns, its shadows."""
+        went: str | None = now.waiting[0]  # where an invalid answer leads
         try:
             decision = self._policy.decide(now)
             went = _led(decision, now)
@@ -93,7 +93,7 @@ class Shadowed:
         return decision
 
     def on_switch_completed(self, record: SwitchRecord) -> None:
-        """Tell all of them of a switch that has ended."""
+        """Pass all of them a switch that has ended."""
         self._each(lambda shadow: shadow.tell(record))
         learn = getattr(self._policy, "on_switch_completed", None)
         if learn is not None:
@@ -131,10 +131,10 @@ def _led(decision: object, now: Snapshot) -> str | None:
 
 
 def load_shadows(config: Config, known: Iterable[Shadow] = (), before: Config | None = None) -> tuple[Shadow, ...]:
-    """Make the shadows of a configuration; what did not change since ``before`` is taken from ``known``.
+    """Make the shadows of a configuration; those unchanged since ``before`` are taken from ``known``.
 
     Raises:
-        PolicyLoadError: one of them cannot be had; the message names ``policy.shadow``.
+        PolicyLoadError: one of them cannot be loaded; the message names ``policy.shadow``.
 
     """
     old = dict(zip(_names(before), known, strict=True)) if before is not None else {}
@@ -158,7 +158,7 @@ def load_shadows(config: Config, known: Iterable[Shadow] = (), before: Config | 
 
 
 def _names(config: Config) -> list[str]:
-    """Return what the shadows are called in metrics: what they use, with a number where that comes twice."""
+    """Return the shadows' names for metrics: what they use, numbered if it occurs twice."""
     uses = [each.use for each in config.policy.shadow]
     return [
         use if uses.count(use) == 1 else f"{use}#{uses[: index + 1].count(use)}" for index, use in enumerate(uses)

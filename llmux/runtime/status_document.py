@@ -1,9 +1,9 @@
-"""What operators see: the documents of ``/llmux/status`` and ``/health``; and what is due and not done.
+"""What operators see: the documents of ``/llmux/status`` and ``/health``, and work that is overdue.
 
-And what a host says of itself to gateways, which place requests on it: `/llmux/events?report=1s`, `/llmux/status`.
-All of that is plain values, taken at one instant; durations are seconds. ``instance`` names this run of the
-process and ``seq`` grows with each report: one that was overtaken on its way, or that another process has sent, is
-known by them. ``figures`` is pure: simulated hosts are looked at by it, too.
+Also a host's report to gateways, which place requests on it: `/llmux/events?report=1s`, `/llmux/status`.
+Everything is plain values, taken at one instant; durations are seconds. ``instance`` names this run of the process
+and ``seq`` grows with each report: they reveal a report that was overtaken on its way, or is from another process.
+``figures`` is pure: simulated hosts use it, too.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
 
 
 def _memory(s: State, capacity: Memory) -> dict[str, Any]:
-    """Return what models may take of the GPUs, and what those that hold them take; bytes, of all GPUs together."""
+    """Return the memory that models may take of the GPUs, and what holders take; bytes, of all GPUs together."""
     holders = [model for model in s.models.values() if model.holds]
     return {
         "capacity": sum(residency.per_gpu(capacity).values()),
@@ -106,7 +106,7 @@ def _memory(s: State, capacity: Memory) -> dict[str, Any]:
 
 
 def lease_document(s: State, lease: Lease, now: float) -> dict[str, Any]:
-    """Return a lease. ``held``: nothing holds the GPU any more, the foreign job has it."""
+    """Return a lease. ``held``: no model holds the GPU any more, the foreign job has it."""
     return {
         "id": lease.id,
         "reason": lease.reason or None,
@@ -118,7 +118,7 @@ def lease_document(s: State, lease: Lease, now: float) -> dict[str, Any]:
 
 
 def host_memory_taken(s: State) -> int:
-    """Return the bytes of host memory that sleeping models take; of one that goes deeper what it took before."""
+    """Return the bytes of host memory that sleeping models take; a model that goes deeper counts as before."""
     return sum(model.level.host_memory for model in s.models.values() if model.level is not None)
 
 
@@ -133,7 +133,7 @@ def _shadow(shadow: Shadow) -> dict[str, Any]:
 
 
 def _policy(switcher: Switcher) -> dict[str, Any]:
-    """Return the policy as configured; of one that chooses among others, ``auto`` says which decides, and why.
+    """Return the policy as configured; if it chooses among others, ``auto`` says which decides, and why.
 
     With ``fair`` it has the counter of each key.
     """
@@ -190,7 +190,7 @@ def _expectation(switcher: Switcher, model: Model, now: float, turns: wait_estim
 
 
 def place(model: Model) -> dict[str, Any]:
-    """Return what a model takes, awake and asleep; ``level`` is null where none is known, and while awake."""
+    """Return what a model takes, awake and asleep; ``level`` is null if unknown, and while awake."""
     return {
         "level": None if model.level is None else model.level.name,
         "host_memory": None if model.level is None else model.level.host_memory,
@@ -217,7 +217,7 @@ DEADLINE_GRACE = 5.0
 
 
 def problems(s: State, now: float) -> list[str]:
-    """Say what is due and not done; empty while all is well."""
+    """Return what is overdue; empty while all is well."""
     found = [
         f"the {run.kind.value} hook of {run.model.name!r} runs {now - run.deadline:.0f} s past its timeout"
         for run in s.hooks.values()
@@ -232,7 +232,7 @@ def problems(s: State, now: float) -> list[str]:
 
 
 def notes(s: State, now: float) -> list[str]:
-    """Say what makes requests wait, though all is well."""
+    """Return what makes requests wait, though all is well."""
     found = []
     if not s.ready:
         found.append("looking at what runs")
@@ -293,12 +293,12 @@ class ModelFigures(NamedTuple):
     phase: Phase
     queued: int
     in_flight: int
-    expected_wait: float | None  # of a request that came now; None: it would be refused
-    switch_cost: float  # of a wake, from where things stand
+    expected_wait: float | None  # of a new request; None: it would be refused
+    switch_cost: float  # of a wake, from the present state
     evicts: tuple[str, ...]  # what its wake would put to sleep
     sleep: float
     wake: float
-    measured: bool  # what a wake takes was measured for this very model, or given in the configuration
+    measured: bool  # the wake's cost was measured for this very model, or given in the configuration
     arrival_rate: float  # requests a second
     service: float  # seconds of a mean answer; 0: none was measured
     slots: int | None  # how many it serves at once; None: no limit
@@ -347,7 +347,7 @@ def figures(s: State, now: float) -> dict[str, ModelFigures]:
 
 
 def sets_may_be_awake(s: State) -> bool:
-    """Whether more than one model may be awake at a time, so that what leaves differs from model to model."""
+    """Whether more than one model may be awake at a time, so that evictions differ from model to model."""
     return s.rules.capacity is not None or any(model.next.companions is not None for model in s.models.values())
 
 
@@ -385,7 +385,7 @@ def _knows_wake(s: State, model: str, level: str) -> bool:
 
 
 def _names(config: Config, s: State) -> Mapping[str, str]:
-    """Return all that clients may ask for, by the model which serves it; of a virtual one, the likeliest."""
+    """Return the names that clients may use, by the model which serves them; for a virtual one, the likeliest."""
     names = {name: model for name, model in {**config.names, **config.variants}.items() if model in s.models}
     for virtual in config.virtual:
         found = [model for model in leaves(config, virtual) if model in s.models]

@@ -1,4 +1,4 @@
-"""What the core decides, carried out: requests enter and leave here, hooks are run, the state is kept."""
+"""Carries out the core's decisions: requests enter and leave here, hooks run, the state is saved."""
 
 from __future__ import annotations
 
@@ -68,22 +68,22 @@ def job_for(effect: RunHook) -> HookJob:
     )
 
 
-LOOK = 0.02  # seconds between two looks at what other hosts still serve, while llmux stops
+LOOK = 0.02  # seconds between two checks for requests on other hosts, while llmux stops
 CHOICES = 200  # that are kept
 
 
 class Remotes(Protocol):
-    """What is known of endpoints on other hosts: ``llmux.middleware.remotes``, where there are some."""
+    """The endpoints on other hosts: ``llmux.middleware.remotes``, if there are some."""
 
     def document(self) -> dict[str, Any]:
         """Return what operators see of them, by name."""
 
 
 class Switcher:
-    """Runs the core: requests enter and leave here, hooks are run, notices told.
+    """Runs the core: requests enter and leave here, hooks run, notices are published.
 
     ``on_sleep(activity)`` is called before an engine is put to sleep, so that idle connections to it can be
-    closed; ``on_close()`` is awaited at the end. ``own``: the process is llmux's, and its metrics are told, too.
+    closed; ``on_close()`` is awaited at the end. ``own``: the process is llmux's; its metrics are published, too.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class Switcher:
         self.now: Callable[[], float] = time.monotonic
         """Returns the time on the core's clock, in seconds."""
         self.config = config
-        self.instance = secrets.token_hex(8)  # of no other process
-        self.reports = 0  # that were made for gateways
+        self.instance = secrets.token_hex(8)  # unique to this process
+        self.reports = 0  # the number of reports made for gateways
         self.order: FairOrder | None = None
-        """Whose turn it is, where that goes by key."""
+        """The order of the keys, with ``fair``."""
         self.order = order_of(config, None)
         self.core = self._new_core(config)
         self.auto = Chooser(self)
@@ -139,7 +139,7 @@ class Switcher:
         self._commands: dict[int, asyncio.Future[fx.Answer]] = {}
         self.activities = Activities()
         self.activity = self.activities.of
-        """Return what is known of the engine that serves an admission."""
+        """Return the activity of the engine that serves an admission."""
         self.requests = RequestLog(self.clock)
         self.choices: deque[dict[str, Any]] = deque(maxlen=CHOICES)  # between targets, of virtual models
         self.accounts: Accounts | None = None
@@ -164,12 +164,12 @@ class Switcher:
         self._uncount: Callable[[], None] = lambda: None
         self._take_turns(self.order)
         self.post = self._driver.post
-        """Hand an event to the core, and carry out its answer."""
+        """Pass an event to the core, and carry out the effects."""
 
     # ---- life
 
     def start(self) -> None:
-        """Load the state and look at what runs. The loop runs, the port is bound.
+        """Load the state and check which engines run. The loop runs, the port is bound.
 
         Raises StateLockedError when another llmux uses the same state file, ConfigError when the record cannot be
         written.
@@ -193,7 +193,7 @@ class Switcher:
         self.post(await self._persistence.begin())
 
     async def stop(self) -> None:
-        """Stop in order: what runs may finish within the grace. Returns when all is quiet."""
+        """Stop in order: requests in flight may finish within the grace. Returns when all have ended."""
         until = self.now() + self.config.shutdown_grace
         self.post(ev.ShutdownRequested())
         await self.stopped.wait()
@@ -205,7 +205,7 @@ class Switcher:
         await self.close()
 
     async def close(self) -> None:
-        """End whatever hooks still run, keep the state, let go of everything."""
+        """End all hooks that still run, save the state, release everything."""
         self._driver.close()
         if self._starting is not None:
             self._starting.cancel()
@@ -222,7 +222,7 @@ class Switcher:
             await self.on_close()
 
     def replace(self, config: Config) -> None:
-        """Put a new configuration into force. Raises ConfigError or PolicyLoadError, and changes nothing then."""
+        """Apply a new configuration. Raises ConfigError or PolicyLoadError, and changes nothing then."""
         specs, rules = to_specs(config)
         policy = self._policy
         old, new = self.config, config.policy
@@ -259,7 +259,7 @@ class Switcher:
     def _follow(
         self, specs: Iterable[ModelSpec], rules: Rules, policy: Policy, shadows: tuple[Shadow, ...]
     ) -> None:
-        """Have the core follow what is new of a configuration that has been taken over."""
+        """Make the core follow what is new in a configuration that has been applied."""
         order = order_of(self.config, self.order)
         if policy is not self._policy or shadows != self.shadows or order is not self.order:
             self._policy, self.shadows = policy, shadows
@@ -270,13 +270,13 @@ class Switcher:
         self.post(ev.ConfigReplaced(list(specs), rules, policy, first_costs(self.config), order))
 
     def _take_turns(self, order: FairOrder | None) -> None:
-        """Tell it from now on what happens; where an engine does not tell its tokens, events are counted."""
+        """Feed it the core's steps from now on; if an engine does not report its tokens, events are counted."""
         self._uncount()
         self._uncount = (lambda: None) if order is None else self.activities.watch()
         self.order = self._driver.order = order
 
     def _followed(self) -> Policy:
-        """Return the policy as the core follows it: with its shadows, and shown what counts."""
+        """Return the policy for the core: with its shadows, and shown only what counts."""
         policy = self._policy
         if self.shadows:
             policy = Shadowed(policy, self.shadows, self._shadow_dropped)
@@ -305,7 +305,7 @@ class Switcher:
         return InFlightGuard(self, model)
 
     def open_activity(self, model: str) -> EngineActivity | None:
-        """Return what is known of a model's engine, if a request for it would be let through at once."""
+        """Return the activity of a model's engine, if a request for it would be admitted at once."""
         state = self.core.state
         known, record = self.activities.get(model), state.models.get(model)
         if known is None or record is None or known[0] != record.epoch:
@@ -313,7 +313,7 @@ class Switcher:
         return known[1] if admission.is_open(state, record) and not record.removed else None
 
     def suspect(self, model: str, *, refused: bool) -> None:
-        """Tell that a connection to a model's engine was refused or broke off."""
+        """Report that a connection to a model's engine was refused or broke off."""
         self.post(ev.EngineLost(model, refused=refused))
 
     # ---- operators
@@ -336,11 +336,11 @@ class Switcher:
     # ---- looking
 
     def clock(self) -> float:
-        """Return ``now()``; to be kept from before the start, which changes that."""
+        """Return ``now()``; may be kept from before the start, which changes ``now``."""
         return self.now()
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
-        """Have ``listener`` called with every effect, at once; it must be quick. Returns how to end it."""
+        """Call ``listener`` with every effect, at once; it must be quick. Returns how to end it."""
         self._driver.subscribe(listener)
         return lambda: self._driver.unsubscribe(listener)
 
@@ -350,12 +350,12 @@ class Switcher:
         return found is not None and found.phase is Phase.AWAKE
 
     def gauges(self) -> Iterable[GaugeRow]:
-        """Yield what each model looks like at this moment."""
+        """Yield the present state of each model."""
         for name, model in self.core.state.models.items():
             yield GaugeRow(name, len(model.queue), len(model.in_flight), model.phase.value, model.pinned)
 
     def modes(self) -> Modes:
-        """Return what operators have asked for at this moment."""
+        """Return the modes that operators have set."""
         return Modes(leased=self.core.state.lease is not None, manual=self.core.state.manual)
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
@@ -382,7 +382,7 @@ class Switcher:
         }
 
     def _make_good(self, event: ev.Event) -> None:
-        """Answer what waits for an event that the core failed to handle."""
+        """Answer the requests that wait for an event that the core failed to handle."""
         mistake = RequestError(INTERNAL_ERROR)
         match event:
             case ev.RequestArrived() | ev.RequestReturned():
@@ -405,8 +405,8 @@ class Switcher:
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         job = self.hooks.running.get(effect.hook)
-        # A hook that has exited meanwhile is not killed: after a pause of llmux itself, its exit is noticed later
-        # than its timeout.
+        # A hook that has exited meanwhile is not killed: after a pause of llmux itself, its exit is noticed after
+        # its timeout.
         if self.hooks.kill(effect.hook, effect.reason) and job is not None:
             if effect.reason == fx.SWITCH_OVER:
                 self.log.emit("prefetch_ended", model=job.model)
@@ -417,7 +417,7 @@ class Switcher:
         try:
             tell_end(result, self.log, self.metrics)
             self.history.hook_ended(result)
-        except Exception as error:  # noqa: BLE001 - the core must hear of it
+        except Exception as error:  # noqa: BLE001 - the core must get the result
             self._driver.mistaken(error, result)
         last_byte = self.activities.last_byte(result.model)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))

@@ -2,15 +2,15 @@
 
 The time until a model is awake is the sum of
 
-- the rest of the switch under way: of its drain, and of what it is expected to cost; and of a lease. One without
-  an end counts as a minute, as does the wait for an operator in manual mode;
-- the turns of the others that wait, those that have waited longer first, as if the policy were `fifo`: each is a
-  switch, and the answers to those that wait there now (at least ``min_active``);
-- the drain of those that leave (at least the rest of their ``min_active``) and the expected cost of the switch.
+- the rest of the switch under way (of its drain and its expected cost), or of a lease. A lease without an end
+  counts as a minute, as does the wait for an operator in manual mode;
+- the turns of the other models with waiting requests, the longest waiting first, as if the policy were `fifo`:
+  each is a switch, and the answers to those that wait there now (at least ``min_active``);
+- the drain of the models that leave (at least the rest of their ``min_active``) and the switch's expected cost.
 
-A drain takes as long as the mean answer, less what the youngest one in flight has behind it. Where a model takes
-only so many at once, those beyond them wait for as many answers as there are rounds before theirs. What a policy
-does otherwise, what fails, and what comes after is not in it; no estimate is kept, so each looks at all there is.
+A drain takes as long as the mean answer, less the time that the youngest one in flight has run. If a model takes
+only so many at once, further requests wait for as many answers as there are rounds before theirs. It leaves out
+other decisions of a policy, failures, and later arrivals; no estimate is kept, so each is computed from scratch.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def _first(s: State, now: float) -> tuple[float, Model | None]:
 
 
 def in_queue(model: Model, position: int) -> float:
-    """Return the seconds that the one at ``position`` (from 1 on) waits for others once its model is awake."""
+    """Return the seconds that the request at ``position`` (from 1 on) waits for others once its model is awake."""
     limit = model.spec.max_in_flight
     if limit is None:
         return 0.0
-    if model.phase is Phase.AWAKE:  # all places are taken, and come free one after the other
+    if model.phase is Phase.AWAKE:  # all places are taken, and become free one after the other
         return model.meter.service * position / limit
     return model.meter.service * ((position - 1) // limit)
 
@@ -98,9 +98,9 @@ def rest_of_switch(s: State, now: float) -> float:
 
 
 def too_late(s: State, model: Model, deadline: float) -> Block | None:
-    """Say why a request that came now is rejected, if it would be answered too late.
+    """Say why a request arriving now is rejected, if it would be answered too late.
 
-    That is when the wait that is expected, and the mean of the model's answers, are longer than ``deadline``.
+    That is when the expected wait and the mean of the model's answers are longer than ``deadline``.
     """
     wait, service = for_a_newcomer(s, model, s.now), model.meter.service
     if wait is None or wait + service <= deadline:  # None: it is refused for another reason
@@ -113,14 +113,14 @@ def too_late(s: State, model: Model, deadline: float) -> Block | None:
 
 
 def _turn(s: State, model: Model) -> float:
-    """Return how long the answers to the requests which wait for a model take."""
+    """Return how long the answers to a model's waiting requests take."""
     waiting, limit = len(model.queue), model.spec.max_in_flight
     rounds = math.ceil(waiting / limit) if limit is not None else min(1, waiting)
     return max(s.rules.min_active, model.meter.service * rounds)
 
 
 def _switch(s: State, before: Model | None, target: Model, now: float) -> float:
-    """Return what a switch takes, when ``before`` was served last; None: from where things stand."""
+    """Return what a switch takes if ``before`` was served last; None: from the present state."""
     if before is not None:
         return residency.switch_cost(s, [before], target)
     leaving = residency.who_leaves(s, target) or ()
