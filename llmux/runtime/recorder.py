@@ -144,6 +144,7 @@ class Recorder:
             pins=[model.name for model in s.models.values() if model.pinned],
             lease=None if s.lease is None else {"waits": s.lease.waits},
             manual=s.manual,
+            fair=config.policy.fair is not None,
             costs=dump_costs(costs_of(s)),
             guesses={name: list(guess) for name, guess in s.costs.guesses.items()},
         )

@@ -343,6 +343,8 @@ def _limits(recorded: Recorded) -> list[str]:
         found.append(
             "it begins while llmux was running: what the policy had learnt, and what waited, are not in it"
         )
+    if start.get("fair"):
+        found.append("keys were served in turns (`policy.fair`); whose turn it was is not replayed")
     if recorded.reloads:
         found.append("the configuration was read again; the replay goes on with the old one")
     if recorded.lost:

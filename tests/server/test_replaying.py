@@ -118,6 +118,16 @@ async def test_what_ends_exactness_is_said(house):
     assert "it begins while llmux was running" in limit
 
 
+@pytest.mark.parametrize("fair", [None, {}])
+async def test_turns_of_keys_are_not_replayed_and_that_is_said(house, fair):
+    keys = [{"name": "n", "key": "k"}]
+    await house.open(models={"a": SLOWLY}, record="record.jsonl", policy={"fair": fair}, api_keys=keys)
+    assert (await house.ask("POST", "/v1/x", {"model": "a"}, Authorization="Bearer k")).status == 200
+    await house.close()
+    limits = replay(read_recorded(house.folder / "record.jsonl")).limits
+    assert ["policy.fair" in limit for limit in limits] == ([] if fair is None else [True])
+
+
 def simulate(*words):
     return CliRunner().invoke(app, ["simulate", *map(str, words)])
 
