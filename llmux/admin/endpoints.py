@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import functools
 import hashlib
@@ -201,11 +200,8 @@ class Admin:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Return the metrics in Prometheus' text format."""
-        found = []
-        for part in self._switcher.metrics.parts():
-            found.append(part)
-            await asyncio.sleep(0)  # others have their turn
-        return web.Response(body=b"".join(found), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+        body = await self._switcher.metrics.text()
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def status(self, _request: web.Request) -> web.Response:
         """Return everything that an operator wants to know, and a gateway."""

@@ -23,6 +23,7 @@ from llmux.fleet.store import NONSENSE
 from llmux.gateway.hosts import Host, lease_path
 from llmux.middleware.front import GRANT
 from llmux.middleware.model_handler import unknown_model
+from llmux.observability.metrics import CONTENT_TYPE
 from llmux.version import __version__
 
 if TYPE_CHECKING:
@@ -261,8 +262,8 @@ class Views:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Return the metrics in Prometheus' text format."""
-        body, content_type = self._gateway.metrics.render()
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+        body = await self._gateway.metrics.text()
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def fleet(self, _request: web.Request) -> web.Response:
         """Return the state of all hosts."""

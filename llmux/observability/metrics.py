@@ -11,6 +11,7 @@ Labels: ``from`` is ``idle`` when nothing had to leave, the model, or ``several`
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -20,7 +21,6 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from llmux.core.effects import (
     BackoffStarted,
@@ -47,11 +47,6 @@ _WAIT = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, *_
 _FIRST_BYTE = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, *_MINUTES)
 _SWITCH = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, *_MINUTES)
 _ACTIVE = (1.0, 5.0, 15.0, 30.0, *_MINUTES, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0)
-_LABELS: Mapping[tuple[float, ...], tuple[str, ...]] = {
-    bounds: (*map(str, bounds), "+Inf") for bounds in (_WAIT, _FIRST_BYTE, _SWITCH, _ACTIVE)
-}
-BOUND = "le"  # the label of a bucket
-SHORT = 1_000_000  # from where on Go writes exponents
 
 HELP: dict[str, str] = {
     "llmux_switch_total": "Switches that ended, by result: success, failure or abandoned.",
@@ -126,11 +121,22 @@ class Looks(NamedTuple):
     cpu: float = 0.0
 
 
+class _Collected(CollectorRegistry):
+    """What has been collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)
+
+
 class _Histogram:
-    __slots__ = ("bounds", "counts", "labels", "total")
+    __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds, self.labels = bounds, _LABELS[bounds]
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
@@ -140,7 +146,7 @@ class _Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         seen, out = 0, []
-        for bound, count in zip(self.labels, self.counts, strict=True):
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             seen += count
             out.append((bound, float(seen)))
         return out
@@ -223,7 +229,6 @@ class Metrics(Collector):
         self._pairs: set[tuple[str, str]] = set()  # that have series of their own
         self._targets: dict[tuple[str, str, str], int] = {}
         self._overruled = 0
-        self._told = False  # its own are told already
         self.declare(models)
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -372,25 +377,21 @@ class Metrics(Collector):
 
     def render(self) -> tuple[bytes, str]:
         """Return the text format, and its content type."""
-        return b"".join(self.parts()), CONTENT_TYPE
+        return generate_latest(self.registry), CONTENT_TYPE
 
-    def parts(self) -> Iterator[bytes]:
-        """Yield the text format bit by bit: with hundreds of models all of it takes a while."""
-        for family in self._families():
-            yield family.text().encode()
-        self._told = True
-        try:
-            rest = generate_latest(self.registry)
-        finally:
-            self._told = False
-        yield rest
+    async def text(self) -> bytes:
+        """Return the text format without holding up the loop: with hundreds of models it takes a while.
+
+        Families are collected one in each turn of the loop, and a thread writes them.
+        """
+        families = []
+        for family in self.registry.collect():
+            families.append(family)
+            await asyncio.sleep(0)
+        return await asyncio.to_thread(generate_latest, _Collected(families))
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; called by the registry."""
-        if not self._told:
-            yield from (family.metric() for family in self._families())
-
-    def _families(self) -> Iterator[Family]:
         yield from self._switch_metrics()
         yield from self._request_metrics()
         yield from self._model_metrics()
@@ -419,14 +420,14 @@ class Metrics(Collector):
     def _all(self) -> list[tuple[str, _Model]]:
         return [(str(name), model) for name, model in self._models.items()] + [(UNKNOWN, self._unknown)]
 
-    def _switch_metrics(self) -> Iterator[Family]:
+    def _switch_metrics(self) -> Iterator[Metric]:
         labels = ("from", "to")
         yield _counter("llmux_switch_total", (*labels, "result"), self._switches.items())
         yield _histogram("llmux_switch_duration_seconds", labels, self._durations.items())
         yield _histogram("llmux_switch_drain_duration_seconds", labels, self._drains.items())
         yield _gauge("llmux_switch_cost_ema_seconds", labels, self._costs.items())
 
-    def _request_metrics(self) -> Iterator[Family]:
+    def _request_metrics(self) -> Iterator[Metric]:
         rows = [
             ((name, str(status) if status else "other"), child)
             for name, model in self._all()
@@ -441,7 +442,7 @@ class Metrics(Collector):
         waits = [((name,), model.wait) for name, model in self._all() if model.statuses]
         yield _histogram("llmux_request_queue_wait_seconds", ("model",), waits)
 
-    def _model_metrics(self) -> Iterator[Family]:
+    def _model_metrics(self) -> Iterator[Metric]:
         everything = self._all()
         active = [((name,), model.active) for name, model in everything if any(model.active.counts)]
         yield _histogram("llmux_model_active_duration_seconds", ("model",), active)
@@ -463,7 +464,7 @@ class Metrics(Collector):
         lost = [((str(name),), model.lost) for name, model in self._models.items()]
         yield _counter("llmux_model_lost_total", ("model",), lost)
 
-    def _gauge_metrics(self) -> Iterator[Family]:
+    def _gauge_metrics(self) -> Iterator[Metric]:
         rows = [GaugeRow(*row) for row in self._gauges()]
         yield _gauge("llmux_request_queue_depth", ("model",), [((row.model,), row.queued) for row in rows])
         yield _gauge("llmux_model_in_flight", ("model",), [((row.model,), row.in_flight) for row in rows])
@@ -474,7 +475,7 @@ class Metrics(Collector):
         yield _gauge("llmux_leased", (), [((), int(modes.leased))])
         yield _gauge("llmux_manual", (), [((), int(modes.manual))])
 
-    def _remote_metrics(self) -> Iterator[Family]:
+    def _remote_metrics(self) -> Iterator[Metric]:
         rows = list(self.remotes())
         states = [((row.remote, state), int(on)) for row in rows for state, on in row.states.items()]
         yield _gauge("llmux_remote_state", ("remote", "state"), states)
@@ -483,74 +484,31 @@ class Metrics(Collector):
         yield _counter("llmux_remote_requests_total", ("remote", "outcome"), counts)
 
 
+_Samples = Iterable[tuple[tuple[str, ...], float]]
+
+
 def _add(counts: dict[str, int], key: str, number: int = 1) -> None:
     counts[key] = counts.get(key, 0) + number
 
 
-Row = tuple[tuple[str, ...], float] | tuple[tuple[str, ...], _Histogram]
+def _counter(name: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
+    family = CounterMetricFamily(name, HELP[name], labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
 
 
-class Family(NamedTuple):
-    """All series of one name: the values of their labels, and what was counted."""
-
-    kind: str
-    name: str
-    labels: tuple[str, ...]
-    rows: Iterable[Row]
-
-    def metric(self) -> Metric:
-        """Return it as what ``prometheus_client`` collects."""
-        if self.kind == "histogram":
-            made = HistogramMetricFamily(self.name, HELP[self.name], labels=self.labels)
-            for values, counted in self.rows:
-                assert isinstance(counted, _Histogram)
-                made.add_metric(values, counted.buckets(), counted.total)
-            return made
-        kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        plain = kind(self.name, HELP[self.name], labels=self.labels)
-        for values, value in self.rows:
-            plain.add_metric(values, value)  # type: ignore[arg-type]  # no histogram is among them
-        return plain
-
-    def text(self) -> str:
-        """Return it in the text format, as ``generate_latest`` does for twelve times the CPU."""
-        out = [f"# HELP {self.name} {HELP[self.name]}\n# TYPE {self.name} {self.kind}\n"]
-        labels = sorted(zip(self.labels, range(len(self.labels)), strict=True))
-        before = [(f'{label}="', at) for label, at in labels if label < BOUND]
-        after = [(f'{label}="', at) for label, at in labels if label > BOUND]
-        for values, counted in self.rows:
-            left = "".join([f'{label}{_escaped(values[at])}",' for label, at in before])
-            right = "".join([f',{label}{_escaped(values[at])}"' for label, at in after])
-            inside = left[:-1] + right if left else right[1:]
-            if inside:
-                inside = f"{{{inside}}}"
-            if not isinstance(counted, _Histogram):
-                out.append(f"{self.name}{inside} {_number(counted)}\n")
-                continue
-            begin, end, seen = f'{self.name}_bucket{{{left}{BOUND}="', f'"{right}}} ', 0
-            for bound, count in zip(counted.labels, counted.counts, strict=True):
-                seen += count
-                shown = f"{seen}.0" if seen < SHORT else _number(seen)
-                out.append(f"{begin}{bound}{end}{shown}\n")
-            out.append(f"{self.name}_count{inside} {_number(seen)}\n")
-            out.append(f"{self.name}_sum{inside} {_number(counted.total)}\n")
-        return "".join(out)
+def _gauge(name: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
+    family = GaugeMetricFamily(name, HELP[name], labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
 
 
-_number: Callable[[float], str] = floatToGoString
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
-def _counter(name: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Family:
-    return Family("counter", name, labels, rows)
-
-
-def _gauge(name: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Family:
-    return Family("gauge", name, labels, rows)
-
-
-def _histogram(name: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Family:
-    return Family("histogram", name, labels, rows)
+def _histogram(
+    name: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], _Histogram]]
+) -> Metric:
+    family = HistogramMetricFamily(name, HELP[name], labels=labels)
+    for values, histogram in samples:
+        family.add_metric(values, histogram.buckets(), histogram.total)
+    return family
