@@ -1,4 +1,4 @@
-"""The way in: what comes is identified, judged, and sent on its way."""
+"""The way in: requests are identified, checked, and sent on."""
 
 from llmux.middleware.front import Front
 

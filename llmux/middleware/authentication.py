@@ -1,34 +1,33 @@
 """Which clients may use llmux, and which may operate it.
 
-With ``api_keys`` a client shows one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Operators
-show ``admin_key`` the same way, which opens everything else too. Without ``admin_key`` they come over the
-control socket (``llmux.control``), or, without ``api_keys``, from this machine, and not through a proxy. With
-``api_keys`` that is not enough: a proxy on this machine connects from there for all of its clients, and few say
-so by themselves. Without either all credentials pass untouched; else a header that holds one of llmux's keys is
-kept from the engine.
+With ``api_keys`` a client sends one of them as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``. Operators send
+``admin_key`` in the same way, which permits everything else too. Without ``admin_key`` they use the control socket
+(``llmux.control``), or, without ``api_keys``, a connection from this machine that is not through a proxy. With
+``api_keys`` that is not enough: a proxy on this machine connects from there for all of its clients, and few add a
+header by default. Without either all credentials pass untouched; else a header with one of llmux's keys is not
+sent to the engine.
 
-Theory of operation: whose key is it
+Theory of operation: which key is it
 ====================================
 
-The configuration holds hashes, and a hash is dear on purpose: one Argon2id. So the key that a hash was made of is
-remembered once it has been shown: not itself, but its digest under a secret that this process has made up. A key
-is recognized by looking its digest up, in a microsecond. Without the secret keys whose digests begin alike cannot
-be chosen, so the time that a look-up takes tells nothing. The same is remembered, until the next reload, of the
-last ``WRONG`` keys that fitted nothing: none of them is checked twice. So the memory holds at most one digest for
-each configured key, and as many of wrong ones.
+The configuration holds hashes, and a hash is expensive on purpose: one Argon2id. So once a key has been checked,
+its digest under a secret of this process is remembered, not the key itself. A key is recognized by looking its
+digest up, in a microsecond. Without the secret one cannot choose keys whose digests begin alike, so the time of a
+look-up reveals nothing. The digests of the last ``WRONG`` wrong keys are remembered, too, until the next reload:
+none is checked twice. So the memory is bounded: one digest for each configured key, and ``WRONG`` others.
 
-What is not recognized is checked against the hashes whose keys have not been shown yet (the others can only fit
-what would have been recognized): in a thread, one after the other, and all requests that show the same key
-meanwhile wait for the same answer. A flood of wrong keys gets, and takes from others, little:
+An unknown key is checked against the hashes whose keys have not been seen yet (a key of the others would have been
+recognized): in a thread, one at a time; all requests with the same key wait for the same result. A flood of wrong
+keys gains little, and costs others little:
 
-- after a key that fits nothing there is a pause of three times as long as that took: wrong keys take a quarter of
-  one core at most;
-- addresses take turns: before a key of an address of which none waits at most two keys of each other address are
-  checked, however many wait;
-- an address may have ``BURST`` wrong keys, and one more every ``EVERY`` seconds; beyond that the answer is 429.
-  When ``PENDING`` keys wait to be checked, so it is for the last that came of the address with the most. Keys that
-  have been shown before do not notice;
-- what is refused without a check is refused by ``refusal``, which waits for nothing.
+- after a wrong key there is a pause of three times as long as the check took: wrong keys take a quarter of one
+  core at most;
+- addresses take turns: before a key of an address that has none waiting, at most two keys of each other address
+  are checked, however many wait;
+- an address may try ``BURST`` wrong keys, and one more every ``EVERY`` seconds; beyond that the answer is 429. So
+  it is, when ``PENDING`` keys wait to be checked, for the newest key of the address with the most. Known keys are
+  not affected;
+- requests that are refused without a check are refused by ``refusal``, which waits for nothing.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ _ADDRESSES = 1024
 
 
 class Holder(NamedTuple):
-    """Whose key it is, and what it opens."""
+    """The holder of a key, and what the key permits."""
 
     name: str | None
     operator: bool
     progress: bool | None = None  # whether its holder gets progress messages; None: as configured for all
     rides: bool = False  # its requests cause no switch
-    gateway: bool = False  # it tells whose its requests are
-    captured: bool = False  # what they say is kept
+    gateway: bool = False  # it names the keys of its requests
+    captured: bool = False  # its requests and answers are captured
     remote: bool = False  # its requests may leave this host
 
 
@@ -81,8 +80,8 @@ class Keyring:
     """The keys of the configuration in force."""
 
     def __init__(self, *, check: Callable[[bytes, str], bool] = fits) -> None:
-        self.wanted = False  # clients have to show one
-        self.guarded = False  # operators have to
+        self.wanted = False  # clients need a key
+        self.guarded = False  # operators need a key
         self.any = False
         self._check = check
         self._secret = blake2b(key=os.urandom(32), digest_size=16)
@@ -96,7 +95,7 @@ class Keyring:
         self._attempts = Attempts()
 
     def configure(self, config: Access) -> None:
-        """Take over a configuration's keys, at once. Of hashes that stay it is still known whose they are."""
+        """Apply a configuration's keys, at once. Hashes that remain keep the digests of their keys."""
         old = {entry.text: entry.digest for entry in self._entries}
         captures = config.captured
         given = []
@@ -104,7 +103,7 @@ class Keyring:
             captured = entry.name in captures
             more = (entry.progress, entry.rides, entry.gateway, captured, config.may_leave(entry))
             given.append((entry.key, Holder(entry.name, False, *more)))
-        if config.admin_key is not None:  # the last: a key that is both opens both
+        if config.admin_key is not None:  # last: a key that is both permits both
             given.append((config.admin_key, Holder("admin_key", operator=True)))
         known: dict[bytes, Holder] = {}
         entries: list[_Entry] = []
@@ -125,11 +124,11 @@ class Keyring:
         self.any = self.wanted or self.guarded
 
     def recognize(self, key: bytes) -> Holder | None:
-        """Return whose key it is, if it is in plain text in the configuration or has been shown before."""
+        """Return the holder of a key that is in plain text in the configuration, or was seen before."""
         return self._known.get(self.digest(key))
 
     async def ask(self, keys: Iterable[bytes], address: str) -> Holder | None:
-        """Return whose key one of these is, None when they fit nothing. They have not been recognized.
+        """Return the holder of one of these unknown keys, None if all are wrong.
 
         Raises TooManyAttemptsError when this address, or all together, have shown too many wrong ones.
         """
@@ -149,7 +148,7 @@ class Keyring:
                 )
                 self._pending[digest] = task
                 task.add_done_callback(functools.partial(self._looked, digest))
-            # Shielded: the client that was first may leave, the others still want to know.
+            # Shielded: the first client may leave, the others still need the result.
             holder = await asyncio.shield(task)
             if holder is not None:
                 self._attempts.take_back(address, attempts)
@@ -159,7 +158,7 @@ class Keyring:
     def refusal(self, keys: Iterable[bytes], address: str) -> RequestError | None:
         """Return what ``ask`` would raise, or UnauthorizedError for its None, at once; None if it would wait.
 
-        None of the keys has been recognized.
+        None of the keys is known.
         """
         for key in keys:
             digest = self._unjudged(key)
@@ -169,14 +168,14 @@ class Keyring:
         return no_valid_key()
 
     def _unjudged(self, key: bytes) -> bytes | None:
-        """Return the digest of a key that has to be checked; None: it is wrong without a check."""
+        """Return the digest of a key that has to be checked; None: it is known to be wrong."""
         if not self._open or not 0 < len(key) <= LONGEST:
             return None
         digest = self.digest(key)
         return None if digest in self._wrong else digest
 
     def digest(self, key: bytes) -> bytes:
-        """Return a digest that is of use in this process only."""
+        """Return a digest that is only valid in this process."""
         state = self._secret.copy()
         state.update(key)
         return state.digest()
@@ -210,21 +209,21 @@ class Keyring:
     def _looked(self, digest: bytes, task: asyncio.Task[Holder | None]) -> None:
         del self._pending[digest]
         if not task.cancelled():
-            task.exception()  # every client that waited for it may have left
+            task.exception()  # all clients that waited for it may have left
 
     def _first(self, key: bytes, entries: Iterable[_Entry]) -> _Entry | None:
         return next((entry for entry in entries if self._check(key, entry.text)), None)
 
 
 def _not_shown(entries: Iterable[_Entry]) -> list[_Entry]:
-    """Return the hashes whose keys have not been shown, the operators' first: their key may be a client's too."""
+    """Return the hashes whose keys have not been seen, the operators' first: their key may be a client's too."""
     return sorted(
         (entry for entry in entries if entry.digest is None), key=lambda entry: not entry.holder.operator
     )
 
 
 def no_valid_key() -> UnauthorizedError:
-    """Return the error for a client without a key that opens anything."""
+    """Return the error for a client without a valid key."""
     return UnauthorizedError("No valid API key: send Authorization: Bearer KEY, or X-API-Key: KEY.")
 
 
@@ -250,7 +249,7 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.end()  # it had just been given
+                self.end()  # the turn had just been given to it
             raise
 
     def end(self) -> None:
@@ -266,7 +265,7 @@ class Turns:
         self._taken = False
 
     def displace(self, address: str) -> bool:
-        """Refuse the last that came of the address with the most, if ``address`` would still have fewer."""
+        """Refuse the newest key of the address with the most, if ``address`` would still have fewer."""
         most = max(self._waiting, key=lambda one: len(self._waiting[one]), default=address)
         if len(self._waiting.get(most, ())) <= len(self._waiting.get(address, ())) + 1:
             return False
@@ -300,7 +299,7 @@ class Attempts:
         return _too_many(left) if left < 1.0 else None
 
     def take_back(self, address: str, count: int) -> None:
-        """Forget attempts: they led to a right one."""
+        """Forget attempts that led to a valid key."""
         left, seen = self._left.get(address, (float(BURST), 0.0))
         self._keep(address, min(float(BURST), left + count), seen)
 
@@ -319,7 +318,7 @@ def _too_many(left: float) -> TooManyAttemptsError:
 
 
 def network_of(host: str) -> str:
-    """Return what stands for a client that can choose among many addresses: of IPv6 the first 64 bits."""
+    """Return what identifies a client that can choose among many addresses: the first 64 bits of IPv6."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -331,7 +330,7 @@ def network_of(host: str) -> str:
 
 
 KEY_NAME = "X-LLMux-Key"
-"""With a gateway's key: the name of its client's."""
+"""With a gateway's key: the name of the key of its client."""
 _OF_GATEWAYS = frozenset({KEY_NAME.lower().encode(), b"x-llmux-progress"})  # no client has sent these
 _AUTHORIZATION = b"authorization"
 _API_KEY = b"x-api-key"
@@ -341,7 +340,7 @@ _HOW = "send Authorization: Bearer KEY, or X-API-Key: KEY"
 
 
 class Authenticated(NamedTuple):
-    """The holder that was let in, and the headers (in lower case) that must not go on to an engine."""
+    """The holder that was authenticated, and the headers (in lower case) that must not reach an engine."""
 
     holder: Holder | None = None
     drop: frozenset[bytes] = frozenset()
@@ -352,7 +351,7 @@ class Authenticated(NamedTuple):
         return self.holder is not None and self.holder.gateway
 
     def for_client(self, request: web.BaseRequest) -> Authenticated:
-        """Return the same in the name of the gateway's client, where the gateway tells it."""
+        """Return the same for the key of the gateway's client, if the gateway names it."""
         assert self.holder is not None
         name = request.headers.get(KEY_NAME, "")
         holder = self.holder._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else None
@@ -360,7 +359,7 @@ class Authenticated(NamedTuple):
 
 
 class FastAuthenticated(NamedTuple):
-    """The same on the fast path: which lines of the head must not go on, the last first."""
+    """The same on the fast path: the lines of the head that must not go on, the last first."""
 
     drop: Sequence[int]
     holder: Holder | None
@@ -381,7 +380,7 @@ class Keys:
         self.ring.configure(config)
 
     async def client(self, request: web.BaseRequest) -> Authenticated:
-        """Let a client in. Raises UnauthorizedError or TooManyAttemptsError."""
+        """Authenticate a client. Raises UnauthorizedError or TooManyAttemptsError."""
         ring = self.ring
         if not ring.any:
             return ANONYMOUS
@@ -396,7 +395,7 @@ class Keys:
         return self._recognized(shown)
 
     async def operator(self, request: web.BaseRequest) -> Authenticated:
-        """Let an operator in. Raises UnauthorizedError, ForbiddenError or TooManyAttemptsError."""
+        """Authenticate an operator. Raises UnauthorizedError, ForbiddenError or TooManyAttemptsError."""
         ring = self.ring
         shown = _shown(request) if ring.any else {}
         let = self._recognized(shown)
@@ -421,16 +420,16 @@ class Keys:
         return self._recognized(shown)
 
     async def shows_one(self, request: web.BaseRequest) -> bool:
-        """Whether a request shows any of the keys. Raises TooManyAttemptsError."""
+        """Whether a request has any valid key. Raises TooManyAttemptsError."""
         shown = _shown(request) if self.ring.any else {}
         if self._recognized(shown).holder is not None:
             return True
         return bool(shown) and await self.ring.ask(shown.values(), address_of(request)) is not None
 
     def on_fast_path(self, lines: list[bytes], shown: Sequence[int]) -> FastAuthenticated | None:
-        """Return which of a head's lines must not go on, and whose key it is; None if that takes more than a look.
+        """Return the lines of a head that must not go on, and the holder; None if that takes more than a look-up.
 
-        ``shown`` are those that hold a credential.
+        ``shown`` are the lines with credentials.
         """
         found = []
         best: Holder | None = None
@@ -450,7 +449,7 @@ class Keys:
         return FastAuthenticated(found, best) if found or not self.ring.wanted else None
 
     def refusal(self, lines: list[bytes], shown: Sequence[int], address: str) -> RequestError | None:
-        """Return why a client is refused that shows these lines of a head; None if that takes more than a look."""
+        """Return why a client with these lines of a head is refused; None if that takes more than a look-up."""
         ring = self.ring
         if not ring.wanted:
             return None
@@ -492,13 +491,13 @@ def is_loopback(request: web.BaseRequest) -> bool:
 
 
 def address_of(request: web.BaseRequest) -> str:
-    """Return whose wrong keys are counted together."""
+    """Return the address under which a client's wrong keys are counted."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return network_of(str(peer[0])) if isinstance(peer, tuple) else ""
 
 
 def _shown(request: web.BaseRequest) -> dict[bytes, bytes]:
-    """Return the keys that a request shows, by header."""
+    """Return the keys of a request, by header."""
     shown = {}
     value = request.headers.get(hdrs.AUTHORIZATION)
     if value is not None and (key := _bearer(value.encode("utf-8", "surrogateescape"))) is not None:

@@ -1,9 +1,9 @@
-"""What a request costs llmux is decided when a configuration is loaded, by its key and its model.
+"""The amount of work for a request is decided when a configuration is loaded, by key and model.
 
-A *plain* request takes the fast path; a *metered* one, too, and what is known of its answer goes to the ledger
-when it has ended. A *managed* one takes the slower path: it may have to be refused, sent elsewhere, translated or
-captured. (On the fast path a request that has to wait, and with `usage: exact` a stream that does not tell its
-usage, are found by looking, and handed over.)
+A *plain* request takes the fast path; a *metered* one, too, and its answer's usage goes to the ledger when it has
+ended. A *managed* one takes the slower path: it may have to be refused, sent elsewhere, translated or captured.
+(Two cases are found on the fast path, and handed over: a request that has to wait, and with `usage: exact` a
+stream that does not report its usage.)
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from llmux.middleware.model_handler import COUNT
 from llmux.middleware.paths import DIALECTS
 
 Names = Mapping[str, str]
-"""Names that clients may ask for, and their models."""
+"""Names that clients may use, and their models."""
 
 
 class RequestClass(enum.StrEnum):
-    """How much is done for a request."""
+    """How much work a request needs."""
 
     PLAIN = "plain"
     METERED = "metered"
@@ -47,7 +47,7 @@ class Classes:
         self._by_key = {key: classes[names] for key, names in held.items()}
 
     def names(self, key: str | None, path: str) -> Names:
-        """Return the names of which a key's requests are plain or metered, on a path in its normal form."""
+        """Return the names for which a key's requests are plain or metered, on a path in its normal form."""
         names, elsewhere = self._by_key.get(key or "", (self._names, self._elsewhere))
         return elsewhere.get(path, names)
 
@@ -57,7 +57,7 @@ class Classes:
 
 
 def _on_fast_path(config: Config) -> Names:
-    # What has a deadline may have to be refused, and what `routes` concern may have to go elsewhere.
+    # Requests with a deadline may have to be refused, and those that `routes` concern may have to go elsewhere.
     ruled = config.ruled
     return {
         name: model
@@ -75,7 +75,7 @@ def _spoken(config: Config, names: Names, dialect: str) -> Names:
 
 
 def _held(config: Config) -> Mapping[str, frozenset[str]]:
-    """Return the keys that are held to something, and the names that they may ask for without more ado."""
+    """Return the keys with restrictions, and the names that they may use without a further check."""
     captured = () if config.captures is None else config.captures.keys
     nothing: frozenset[str] = frozenset()
     found = {}

@@ -1,7 +1,7 @@
 """A client's connection whose requests are offered to the fast path before aiohttp sees them.
 
-aiohttp's parser keeps what it has seen of a request, so the two can take turns only where one request ends and the
-next begins. ``_owed`` says how far that is; once it is not known, all that comes is aiohttp's.
+aiohttp's parser keeps state within a request, so the two can take turns only where one request ends and the next
+begins. ``_owed`` says how far that is; once it is unknown, everything goes to aiohttp.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, read
 from llmux.middleware.fast_path import FastPath, FastRequest, LastHead
 
-HOLD = 0.25  # seconds that the rest of a small request may take; aiohttp knows how to wait for longer
+HOLD = 0.25  # seconds that the rest of a small request may take; beyond that aiohttp waits for it
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered
 
 
@@ -47,27 +47,27 @@ class ClientConnection(ServerConnection):
     def __init__(self, *args: Any, fast_path: FastPath, control: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.control = control
-        self.refused = 0  # requests without a key that opens anything
-        self.fast_request: FastRequest | None = None  # the one that is under way
+        self.refused = 0  # requests without a valid key
+        self.fast_request: FastRequest | None = None  # the one in progress
         # The next request that aiohttp begins, which was on the fast path:
         self.handed_over: RequestContext | None = None
         self.since = 0.0  # the end of the last answer, on the loop's clock
         self.head_since = 0.0  # since when a head is due: the first one, or one that has begun; 0: none
         self.begun = False  # some of that head is there
-        self.unsent = 0  # bytes of answers that the client had not taken when it was looked at last
+        self.unsent = 0  # bytes of answers that the client had not taken at the last check
         self.reserved = False  # beyond `max_connections`: for health and operators only
         self._fast_path = fast_path
         self._address: str | None = None
-        self._busy = 0  # requests that aiohttp has begun with
-        self._owed = 0  # bytes that belong to a request which aiohttp has the beginning of; UNKNOWN
+        self._busy = 0  # requests that aiohttp has begun to handle
+        self._owed = 0  # bytes to come of a request whose beginning aiohttp has; UNKNOWN
         self._half = False  # aiohttp has half a head, which came together with a whole request
         self._last_head: LastHead | None = None  # most clients send the same again and again
-        self._held = b""  # what has come and was not passed on yet
-        self._ahead = False  # that is more than is good: nothing more is read
-        self._timer: asyncio.TimerHandle | None = None  # the rest of what is held takes too long
+        self._held = b""  # received and not passed on yet
+        self._ahead = False  # too much is held: reading is paused
+        self._timer: asyncio.TimerHandle | None = None  # runs out when the rest of a held request takes too long
 
     def data_received(self, data: bytes) -> None:
-        """Offer what has come to the fast path, if a request begins here."""
+        """Offer received bytes to the fast path, if a request begins here."""
         if self.fast_request is not None:
             self.keep(data)
             return
@@ -137,7 +137,7 @@ class ClientConnection(ServerConnection):
 
     @property
     def address(self) -> str:
-        """Whose wrong keys are counted together."""
+        """The address under which its wrong keys are counted."""
         if self._address is None:
             peer = None if self.transport is None else self.transport.get_extra_info("peername")
             self._address = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
@@ -156,7 +156,7 @@ class ClientConnection(ServerConnection):
             self.head_since = self.head_since or self.loop.time()
 
     def request_answered(self, *, keep_alive: bool) -> None:
-        """Take note that aiohttp has answered a request."""
+        """Record that aiohttp has answered a request."""
         if not keep_alive:
             self._owed = UNKNOWN
         self._busy -= 1
@@ -173,14 +173,14 @@ class ClientConnection(ServerConnection):
     # ---- the fast path
 
     def keep(self, data: bytes) -> None:
-        """Hold what comes while a request is under way."""
+        """Hold bytes that arrive while a request is in progress."""
         self._held += data
         if len(self._held) > MOST_AHEAD and not self._ahead and self.transport is not None:
             self._ahead = True
             self.transport.pause_reading()
 
     def go_on(self, *, keep_alive: bool) -> None:
-        """Look at what comes next: the request is over."""
+        """Handle the bytes that were held: the request is over."""
         self.fast_request = None
         transport = self.transport
         if transport is None:
@@ -221,16 +221,16 @@ class ClientConnection(ServerConnection):
         """Wait for the first request."""
         self.head_since = self.loop.time()
         if self.reserved:
-            self._owed = UNKNOWN  # nothing of it is for the fast path
+            self._owed = UNKNOWN  # the fast path gets none of it
         super().connection_made(transport)
 
     @property
     def waits(self) -> bool:
-        """Whether no request is under way: what comes next from the client is a head, or the rest of one."""
+        """Whether no request is in progress: the next bytes are a head, or the rest of one."""
         return self.awaits_request and self.fast_request is None and not self._held
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End what is under way."""
+        """End the request in progress."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)

@@ -1,4 +1,4 @@
-"""One request and what became of it, whichever path it takes; what its client says about time; and its end."""
+"""One request and its outcome, on either path; its client's headers about time; and its end."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ REFUSED = "X-LLMux-Refused"
 _BEFORE_ADMISSION = frozenset(
     {*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline", WITHDRAWN}
 ) - {
-    Refusal.WAITED_TOO_LONG  # its time is over elsewhere, too
+    Refusal.WAITED_TOO_LONG  # it has run out of time on other hosts, too
 }
 
 _USABLE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
-_ids: list[str] = []  # that are still to be given out: made one by one they cost three times as much
+_ids: list[str] = []  # ready to be used: made one by one they cost three times as much
 _AT_ONCE = 256
 _DIGITS = 32
 
@@ -107,35 +107,35 @@ class RequestContext:
         self.request_id = request_id
         self.route = route
         self.began = began  # on the switcher's clock
-        self.told_to_send = told_to_send  # False: a client that expects it is still to be told `100 Continue`
-        self.holder: Holder | None = None  # whose key it showed
+        self.told_to_send = told_to_send  # False: a client that expects `100 Continue` has not got it yet
+        self.holder: Holder | None = None  # the holder of its key
         self.drop_headers: frozenset[bytes] = frozenset()  # credentials that were meant for llmux
         self.headers: list[tuple[str, str]] = []  # for the response
-        self.asked: str | None = None  # the model as the client named it, where that is one
+        self.asked: str | None = None  # the model as the client named it, if it is a known name
         self.model: str | None = None
-        self.passed: Passed | None = None  # what its key's limits and budget were told
+        self.passed: Passed | None = None  # the admission by its key's limits and budget
         self.ticket: Ticket | None = None
         self.exchange: Exchange | None = None  # the last one
-        self.rode = 0.0  # seconds that it waited before its ticket: for another target
+        self.rode = 0.0  # seconds that it rode along or waited before its ticket: for another target
         self.spillable: Spillable | None = None  # it goes to a remote if it would wait for too long
-        self.may_leave = False  # it may yet go to another host
-        self.regions: frozenset[str] | None = None  # of remotes, that may serve it; None: all
+        self.may_leave = False  # it may still go to another host
+        self.regions: frozenset[str] | None = None  # regions of the remotes that may serve it; None: all
         self.sent = 0  # bytes of the request's body
         self.trace: RequestTrace | None = None
-        self.channel: Channel | None = None  # how its client is told of its progress
-        # What the fast path leaves to the handler of the model, if it had to give the request up:
-        self.first_error: Exception | None = None  # what the first exchange ended with
-        self.fresh_only = False  # that exchange met a connection which had died while it was idle
+        self.channel: Channel | None = None  # how its client gets progress messages
+        # What the fast path passes to the model handler when it hands the request over:
+        self.first_error: Exception | None = None  # the error that ended the first exchange
+        self.fresh_only = False  # that exchange got a connection which had died while it was idle
         self.lost: EngineError | None = None  # that error, if the engine may have read the request
 
     @property
     def counted(self) -> bool:
-        """Whether the events of its answer are counted, though no one looks at them."""
+        """Whether the events of its answer are counted, though no reader asked for it."""
         return self.passed is not None or self._reporting.switcher.accounts is not None
 
     @property
     def early(self) -> EarlyResponse | None:
-        """The response, if it has begun before the engine's."""
+        """The response, if it began before the engine's."""
         channel = self.channel
         return channel.early if isinstance(channel, InBody) and channel.early.begun else None
 
@@ -155,7 +155,7 @@ class RequestContext:
 
     @property
     def key(self) -> str:
-        """The name of the key that it showed, "" where there is none."""
+        """The name of its key, "" without one."""
         holder = self.holder
         return "" if holder is None else holder.name or ""
 
@@ -167,17 +167,17 @@ class RequestContext:
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """The headers of its response, the seconds that it has waited among them."""
+        """The headers of its response, including the seconds that it has waited."""
         return [*self.headers, (QUEUE_SECONDS, f"{self.waited:.3f}")]
 
     def wants_progress(self, default: bool) -> bool:
-        """Whether its client is told of its progress if it does not say: by its key, else by the configuration."""
+        """Whether its client gets progress messages if it does not say: by its key, else by the configuration."""
         by_key = None if self.holder is None else self.holder.progress
         return default if by_key is None else by_key
 
     @contextlib.contextmanager
     def attempted(self, exchange: Exchange) -> Iterator[None]:
-        """Trace an attempt at an engine or at a remote, where requests are traced: it is told of the trace."""
+        """Trace an attempt at an engine or at a remote, if requests are traced; it carries the trace's headers."""
         trace, now = self.trace, self._reporting.switcher.now
         if trace is None:
             yield
@@ -199,9 +199,9 @@ class RequestContext:
         self.finish(GONE)
 
     def finish(self, status: int, failure: str | None = None) -> None:
-        """Do what is due at the end: leave the core, then the metrics, the trace and the log.
+        """Do everything that is due at the end: leave the core, then the metrics, the trace and the log.
 
-        ``failure`` is the code of the error that the client was told.
+        ``failure`` is the code of the error that the client got.
         """
         switcher, ticket, exchange = self._reporting.switcher, self.ticket, self.exchange
         if ticket is not None:
@@ -262,9 +262,9 @@ class RequestContext:
 
 
 def deadline_of(request: web.BaseRequest, default: float | None) -> float | None:
-    """Return how many seconds a request has, None for as long as it takes. Raises BadRequestError.
+    """Return how many seconds a request has, None without a limit. Raises BadRequestError.
 
-    One that cannot be answered in its time is refused at once by the core, so that no switch is made for it.
+    The core refuses a request at once if it cannot be answered in its time, so that no switch is made for it.
     """
     given = request.headers.get(DEADLINE)
     if given is None:
@@ -276,9 +276,9 @@ def deadline_of(request: web.BaseRequest, default: float | None) -> float | None
 
 
 def keep_alive_of(request: web.BaseRequest) -> float | None:
-    """Return how many idle seconds the model stays awake for after a request; negative: it stays awake.
+    """Return how many idle seconds the model stays awake after a request; negative: it stays awake.
 
-    None where the client does not say. Raises BadRequestError.
+    None if the client does not say. Raises BadRequestError.
     """
     given = request.headers.get(KEEP_ALIVE)
     if given is None:

@@ -1,8 +1,8 @@
 """``/v1/messages/count_tokens``: how many tokens a request would have. No model is woken to count.
 
-An engine that is awake is asked: for its own count, else for what its template and tokenizer make of the request
-(``/apply-template`` and ``/tokenize`` of llama.cpp, ``/tokenize`` of vLLM). That is beside all that is counted as
-in flight: it neither keeps a model awake nor holds up a switch. Else the answer is an estimate, which says so.
+An awake engine is asked: for its own count, else to apply its template and tokenizer (``/apply-template`` and
+``/tokenize`` of llama.cpp, ``/tokenize`` of vLLM). Such a query does not count as in flight: it neither keeps a
+model awake nor delays a switch. Without an engine the answer is an estimate, and says so.
 
 Imported with the first such request.
 """
@@ -35,11 +35,11 @@ ESTIMATED = "X-LLMux-Estimated"
 PATIENCE = 10.0  # seconds for an engine's answer
 _TEMPLATE, _TOKENIZE = b"/apply-template", b"/tokenize"
 _LACKED = frozenset({404, 405, 501})
-_REFUSED = frozenset({400, 413, 422})  # of what an engine says of a request that it cannot count
+_REFUSED = frozenset({400, 413, 422})  # the engine cannot count this request
 _SUCCESS = 200
 _PER_TOKEN = 3.5  # bytes of a request in JSON
 _PER_FILE = 1500  # tokens of an image or a document, about
-_LARGE = 1 << 20  # bytes of a body that is not parsed in the loop
+_LARGE = 1 << 20  # bytes of a body above which it is not parsed in the loop
 _MOST = 64 << 20  # bytes of an answer
 _PASSED_ON = frozenset({b"authorization", b"x-api-key"})
 _JSON = (b"Content-Type", b"application/json")
@@ -76,14 +76,14 @@ class Counting:
                         found = await engine.own(body)
                     found = found or await engine.tokenized(document)
             except (RequestError, TimeoutError):
-                pass  # it does not know, or goes to sleep
+                pass  # it does not know the path, or goes to sleep
         if isinstance(found, web.Response):
             return found
         tokens, exact = found or (await _off_loop(body.size, functools.partial(estimate, document)), False)
         return web.json_response({"input_tokens": tokens}, headers=dict(_fields(context, exact=exact)))
 
     def lacking(self, model: str, epoch: int) -> set[bytes]:
-        """Return the paths that a model's engine is known not to have."""
+        """Return the paths that a model's engine is known to lack."""
         known = self._lacks.get(model)
         if known is None or known[0] != epoch:
             known = self._lacks[model] = epoch, set()
@@ -145,7 +145,7 @@ class _Engine:
         self._headers = [field for field in request.raw_headers if field[0].lower() != b"accept-encoding"]
 
     async def own(self, body: Body) -> _Counted | None:
-        """Have it count by itself; None if it cannot."""
+        """Let it count by itself; None if it cannot."""
         if self._definition.upstream_model is not None:
             body = body.replace_model(self._definition.upstream_model)
         target = self._context.route.target.encode("utf-8", "surrogateescape")
@@ -157,7 +157,7 @@ class _Engine:
         return None if tokens is None else (tokens, True)
 
     async def tokenized(self, document: dict[str, Any]) -> _Counted | None:
-        """Have it apply its template and tokenize; None if it cannot."""
+        """Let it apply its template and tokenize; None if it cannot."""
         if _TOKENIZE in self._lacks:
             return None
         from llmux.targets.codecs import Dialect, Translation  # noqa: PLC0415 - most engines count by themselves
@@ -180,7 +180,7 @@ class _Engine:
         return None if tokens is None else (tokens, exact and not said.files)
 
     async def _json(self, path: bytes, document: dict[str, Any]) -> dict[str, Any]:
-        """Return what it says of a document; empty where it does not."""
+        """Return its answer to a document; empty if it gives none."""
         dropped = self._context.drop_headers
         fields = [field for field in self._headers if field[0].lower() in _PASSED_ON - dropped]
         return _parsed(*await self._ask(path, path, [*fields, _JSON], _Whole(json.dumps(document).encode())))
@@ -274,7 +274,7 @@ async def _document(body: Body) -> dict[str, Any] | None:
 
 
 async def _off_loop(size: int, work: functools.partial[Any]) -> Any:
-    """Do what takes long for large bodies beside the loop."""
+    """Do slow work on large bodies outside the loop."""
     return work() if size < _LARGE else await asyncio.to_thread(work)
 
 
@@ -292,14 +292,14 @@ def _whole(document: Mapping[str, Any], name: str) -> int | None:
 
 
 def estimate(document: dict[str, Any]) -> int:
-    """Return about how many tokens a request has: by the bytes of its text, and a guess for each file in it."""
+    """Return about how many tokens a request has: by the bytes of its text, and a guess for each file."""
     said = _prompt_of(document)
     size = said.names + sum(len(text.encode(errors="replace")) for text in said.texts)
     return max(1, math.ceil(size / _PER_TOKEN)) + said.files * _PER_FILE
 
 
 class _Prompt(NamedTuple):
-    """What there is to count in a request: texts, images and documents, and the bytes of the fields' names."""
+    """What is counted of a request: texts, images and documents, and the bytes of the fields' names."""
 
     texts: list[str]
     files: int

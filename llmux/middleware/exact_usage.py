@@ -1,9 +1,9 @@
-"""`usage: exact`: streams whose clients do not ask for the usage are asked for it, and do not show it.
+"""`usage: exact`: asks engines for the usage of streams whose clients did not, and hides it from these clients.
 
 Imported only with that setting. An engine that is asked ends a stream of chat completions or completions with a
 chunk without choices, which holds the usage. ``UsageFilter`` keeps that from the client; every other byte passes
-as it came, whole events at a time. llama.cpp moves its `timings` from the last chunk with a choice into that one:
-they are put back, so a chunk that tells why the answer ended waits for the next event.
+unchanged, in whole events. llama.cpp moves its `timings` from the last chunk with a choice into the usage chunk:
+they are put back, so a chunk with the reason of the end waits for the next event.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from llmux.targets.field_scanner import Rule, changes, scan, tree
 from llmux.upstream import Framing, ResponseHead
 
 PATHS = frozenset({"/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"})
-"""On these streams tell the usage only if they are asked."""
+"""Streams on these paths report their usage only if asked."""
 
-MOST = 2**20  # bytes of one event; what is longer, and all that follows, passes as it comes
+MOST = 2**20  # bytes of one event; a longer one, and everything after it, passes unchanged
 _LONGEST = 4096  # bytes of `stream_options`
 
 _ASK = tree({"stream_options.include_usage": Rule(always=True, given=True)})
@@ -40,27 +40,27 @@ _SUCCESS = range(200, 300)
 
 
 class ExactUsage:
-    """Has streams tell their usage."""
+    """Makes streams report their usage."""
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self.relay = relay_without_usage
 
     def is_silent(self, path: str, document: Mapping[str, Any]) -> bool:
-        """Whether a request is for a stream that will not tell its usage."""
+        """Whether a request is for a stream that will not report its usage."""
         return path in PATHS and _is_silent(document)
 
     async def asking(self, path: str, body: Body | None) -> Body | None:
-        """Return a request that asks for the usage, in place of one for a stream that will not tell it.
+        """Return a request that asks for the usage, instead of one for a stream that will not report it.
 
-        None where it tells it, or is no stream, or not JSON: the engine judges that.
+        None if it reports it, or is no stream, or not JSON: the engine judges that.
         """
         if body is None or path not in PATHS or body.form or body.compressed:
             return None
         try:
             if not _is_silent(await _options(body)):
                 return None
-            if body.edited:  # what was changed may be the same field
+            if body.edited:  # the changed field may be the same
                 body = _flat(body, self._budget)
             return body.edit(await changes(body, _ASK))
         except (BadRequestError, ValueError, RecursionError):
@@ -75,7 +75,7 @@ def _is_silent(document: Mapping[str, Any]) -> bool:
 
 
 async def _options(body: Body) -> Mapping[str, Any]:
-    """Return what a request says of its stream."""
+    """Return a request's stream options."""
     if body.edited:
         document = json.loads(b"".join(body))
         return document if isinstance(document, dict) else {}
@@ -90,7 +90,7 @@ async def _options(body: Body) -> Mapping[str, Any]:
 
 
 def _flat(body: Body, budget: BodyBudget) -> Body:
-    """Return a body with the changes of another one as if it had been received so."""
+    """Return a body whose changes are applied, as if it had been received so."""
     store, scanner = Store(budget), ModelScanner()
     try:
         for data in body:
@@ -104,17 +104,17 @@ def _flat(body: Body, budget: BodyBudget) -> Body:
 
 
 class UsageFilter:
-    """Takes a stream and returns what its client gets of it."""
+    """Takes a stream and returns what its client gets."""
 
     def __init__(self) -> None:
         self.event = b""
-        """The event that was taken out."""
-        self._rest = b""  # an event that is not whole yet
-        self._waiting = b""  # one that tells why the answer ended
-        self._open = False  # all passes as it comes
+        """The event that was removed."""
+        self._rest = b""  # an incomplete event
+        self._waiting = b""  # an event with the reason of the end
+        self._open = False  # everything passes unchanged
 
     def feed(self, data: bytes) -> bytes:
-        """Return what can be told now."""
+        """Return what can be passed on now."""
         if self._open:
             return data
         data, passed, at = self._rest + data, [], 0
@@ -137,7 +137,7 @@ class UsageFilter:
         return b"".join(passed)
 
     def end(self) -> bytes:
-        """Return what is left when the stream has ended, or broken off."""
+        """Return the rest when the stream has ended, or broken off."""
         rest, self._rest = self._rest, b""
         return self._flush() + rest
 
@@ -173,7 +173,7 @@ def _only_usage(event: bytes) -> dict[str, Any] | None:
 
 
 class FilteringRelay(Relay):
-    """A relay whose client gets a stream without the usage; what is no such stream passes unchanged."""
+    """A relay that removes the usage from a stream; everything else passes unchanged."""
 
     _passes_chunks = False
     _filter: UsageFilter | None = None
@@ -192,7 +192,7 @@ class FilteringRelay(Relay):
         super().response_started(head)
 
     def response_data(self, data: bytes) -> None:
-        """Pass on what is not the usage."""
+        """Pass on everything but the usage."""
         if self._filter is None:
             super().response_data(data)
         else:
@@ -215,13 +215,13 @@ class FilteringRelay(Relay):
             super().response_data(data)
         else:
             self.exchange.activity.last_byte = self._loop.time()
-        if usage.event:  # the engine's word, which is read at the end
+        if usage.event:  # the engine's report, which is read at the end
             self.exchange.keep(usage.event[-BLOCK:])
             usage.event = b""
 
 
 class _ResumedFiltering(FilteringRelay, ResumedRelay):
-    """The same behind an answer that has begun before the engine's."""
+    """The same behind an answer that began before the engine's."""
 
 
 def relay_without_usage(client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Relay:

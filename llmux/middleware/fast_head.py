@@ -1,6 +1,6 @@
-"""Reads the head of a request without aiohttp, when there is nothing in it that needs judging.
+"""Reads the head of a request without aiohttp, if it needs no closer look.
 
-It is stricter than aiohttp: what it does not understand at first sight it does not judge at all.
+It is stricter than aiohttp: it leaves every head that it does not fully understand to aiohttp.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ _SPECIAL = _JUDGED | _CREDENTIALS | _ONCE | {b"host", b"content-length", b"conne
 
 
 class FastHead(NamedTuple):
-    """What a request's head says but for the length of the body."""
+    """What a request's head says, except the length of the body."""
 
-    plain: bool  # a POST whose length is known, and nothing in its head needs judging
-    clean: bool  # nothing in its head needs judging, whatever it asks for
+    plain: bool  # a POST of known length whose head needs no closer look
+    clean: bool  # the head needs no closer look, whatever the request is
     method: bytes
     target: str
     given_id: bytes | None
     lines: list[bytes]  # of the engine's head
-    host: int  # where Host stands among them, without its value
-    length: int  # where Content-Length stands, without its value; -1: nowhere
+    host: int  # the index of Host among them, without its value
+    length: int  # the index of Content-Length, without its value; -1: it has none
     called: bytes  # the value of Host
-    credentials: list[int]  # where credentials stand
+    credentials: list[int]  # the indexes of credentials
 
 
 _UNREAD = FastHead(
@@ -85,7 +85,7 @@ UNSEEN: Seen = (_UNREAD, 0, UNKNOWN, b"")
 
 
 def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no calls
-    """Read a head, and make the engine's from it."""
+    """Read a head, and make the engine's head from it."""
     found = _HEAD.match(data, 0, _MOST_HEAD)
     if found is None:
         return UNSEEN
@@ -149,9 +149,9 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no cal
 
 
 class KnownHead:
-    """What becomes of the requests with one head, and with those that differ from it in the body's length only.
+    """What is known of requests with one head, and of those that differ from it only in the body's length.
 
-    True for as long as the configuration is in force under which it was judged.
+    Valid as long as the configuration is in force with which it was made.
     """
 
     __slots__ = ("_ends", "_host", "_length", "_lines", "anthropic", "given_id", "holder", "names", "route")
@@ -164,9 +164,9 @@ class KnownHead:
         holder: Holder | None,
         names: Mapping[str, str],
     ) -> None:
-        """``dropped``: which of the head's lines must not go on; ``holder``: whose key it shows.
+        """``dropped``: the lines of the head that must not go on; ``holder``: that of its key.
 
-        ``names`` are those for which requests with it can be served, and the models that they lead to.
+        ``names`` are those for which requests with it can be served here, and their models.
         """
         self.names = names
         self.route = route

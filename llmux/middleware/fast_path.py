@@ -4,21 +4,21 @@ Theory of operation
 ===================
 
 Such a request has nothing to wait for, so it needs no future and none of aiohttp's objects. The server's
-connection offers what arrives here before aiohttp sees it. ``match`` finds the requests which
+connection offers received bytes here before aiohttp sees them. ``match`` finds the requests which
 
 - have arrived whole (or soon do), and have at most ``MOST`` bytes of body,
-- are a plain POST on a forwarded path whose head has nothing that needs judging (``fast_head``),
+- are a plain POST on a forwarded path whose head needs no closer look (``fast_head``),
 - and name, in valid JSON, a model that admits them at once.
 
-``refusal`` answers a request whose client has shown no key that opens anything: a flood of these must cost
-less than what it asks for.
+``refusal`` answers a request without a valid key: a flood of these must cost less than the requests that they ask
+for.
 
 ``start`` admits such a request and sends it to its engine. When its engine has no idle connection for it, a task
-opens one; nothing else needs a task. All others go through aiohttp, untouched, to ``model_handler``; both use the
-same ``RequestContext``, ``Exchange`` and ``Relay``, and give the same bytes. What cannot end well here (an engine
-that is not there or broke off before its answer, a cut before the head) is *handed over*: aiohttp is given the
-request after all, and the handler goes on with its context: with the ticket, with the error, or with a fresh
-connection.
+opens one; nothing else needs a task. All other requests go through aiohttp, untouched, to ``model_handler``; both
+use the same ``RequestContext``, ``Exchange`` and ``Relay``, and give the same bytes. A request that cannot end
+well here (its engine is gone or broke off before its answer, or it was cut before the head) is *handed over*:
+aiohttp is given the request after all, and the handler continues with its context: with the ticket, with the
+error, or with a fresh connection.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ KNOWN = 256  # heads that are remembered
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 _LENGTH = Framing.LENGTH
-_USUAL = (_REPLACED, False, None)  # what the heads are made for of answers that have a length, and no more to say
+_USUAL = (_REPLACED, False, None)  # the usual answers: with a length, and no further fields
 _new = tuple.__new__  # ExtraFields(…) would be a call of Python's own
 
 
@@ -65,19 +65,19 @@ class Connection(Flow, Protocol):
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport | None
-    fast_request: FastRequest | None  # the one that is under way
+    fast_request: FastRequest | None  # the one in progress
     control: bool  # it came over the control socket
-    refused: int  # requests without a key that opens anything
+    refused: int  # requests without a valid key
 
     @property
     def address(self) -> str:
-        """Whose wrong keys are counted together."""
+        """The address under which its wrong keys are counted."""
 
     def keep(self, data: bytes) -> None:
-        """Hold what comes while a request is under way."""
+        """Hold bytes that arrive while a request is in progress."""
 
     def go_on(self, *, keep_alive: bool) -> None:
-        """Look at what comes next: the request is over."""
+        """Handle the bytes that were held: the request is over."""
 
     def hand_over(self, context: RequestContext, raw: bytes) -> None:
         """Give the request to aiohttp after all."""
@@ -86,17 +86,17 @@ class Connection(Flow, Protocol):
         """Wait until the client has read most of what was written."""
 
 
-# A request that the fast path can serve: the model as its client named it, the model, the head, the id, when it
-# came, its engine's activity, its body, the size of all of it in bytes, and the digits of the body's length.
+# A request that the fast path can serve: the model as its client named it, the model, the head, the id, its
+# arrival, its engine's activity, its body, the size of all of it in bytes, and the digits of the body's length.
 Match = tuple[str, str, KnownHead, str, float, EngineActivity, bytes, int, bytes]
 
-# A head of which something is known: what stands before and after the digits of the body's length, and that. In
-# force as long as the first is the path's ``known``.
+# A known head: the bytes before and after the digits of the body's length, and what is known. Valid as long as the
+# first is the path's ``known``.
 LastHead = tuple[dict[bytes, KnownHead], bytes, bytes, KnownHead]
 
 
 class FastPath:
-    """Serves the requests which need not wait. One for the whole application."""
+    """Serves requests that need not wait. One for the whole application."""
 
     def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget) -> None:
         self.reporting = reporting
@@ -120,11 +120,11 @@ class FastPath:
         alone: bool,
         is_silent: Callable[[str, Mapping[str, Any]], bool] | None = None,
     ) -> None:
-        """Take over a configuration. Not ``alone``: what is traced does not come here.
+        """Apply a configuration. Not ``alone``: requests are traced, and none is served here.
 
-        ``classes`` say of which names a key's requests may come here.
+        ``classes`` say for which names a key's requests may be served here.
         ``is_silent`` says of a path and a request whether it is for a stream that has to be asked for its usage;
-        these do not, either.
+        these are not served here, either.
         """
         self._is_silent = is_silent
         self._paths = paths
@@ -136,9 +136,9 @@ class FastPath:
         self.open = alone
 
     def recall(self, data: bytes) -> tuple[KnownHead | None, bytes, int, bytes, LastHead | None]:
-        """Return what is known of a request's head, what it says but for the body's length, its size, and that.
+        """Return what is known of a request's head, the head without the body's length, its size, and the length.
 
-        An unusual head says b"", of which nothing is known. Last comes what a connection may remember of it.
+        An unusual head gives b"" and nothing known. The last item is what a connection may remember of it.
         """
         found = LENGTH.search(data, 0, MOST_KNOWN)
         if found is None:
@@ -154,7 +154,7 @@ class FastPath:
         return head, name, size, data[start:end], None if head is None else (self.known, before, after, head)
 
     def match(self, data: bytes, seen: Seen) -> Match | None:
-        """Return what is known of a request that can be served here. ``data`` may have more after it."""
+        """Return a request that can be served here. ``data`` may have more after it."""
         head, size, total, digits = seen
         route = self._paths.decide(head.target, "POST")
         if route.kind is not Kind.FORWARD or not self._knows_host(head.called):
@@ -179,7 +179,7 @@ class FastPath:
         return self.match_known(data, known, size, total, digits)
 
     def match_known(self, data: bytes, head: KnownHead, size: int, total: int, digits: bytes) -> Match | None:
-        """Return what is known of a request that can be served here, by its head and its body."""
+        """Return a request that can be served here, by its known head and its body."""
         switcher = self._switcher
         began = switcher.now()
         body = data[size:total]
@@ -205,9 +205,9 @@ class FastPath:
         return asked, model, head, name, began, activity, body, total, digits
 
     def refusal(self, client: Connection, head: FastHead) -> tuple[bytes, bool] | None:
-        """Return the answer for a request without a key, and whether the connection can be used again.
+        """Return the answer for a request without a valid key, and whether the connection can be used again.
 
-        None if it shows one that opens something, or if that takes more than a look.
+        None if it has a valid key, or if that takes more than a look-up.
         """
         keys = self._keys
         if keys is None or client.control or head.method not in _ANSWERED:
@@ -270,7 +270,7 @@ class FastPath:
             counted=switcher.accounts is not None,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
-        ticket.on_cut = exchange.cut  # it was let through in this very call: it was not cut before
+        ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
         exchange.on_cut = request.cut
         message = head.engine_head(address.host_header, digits, ident) + body
         if connection is None:
@@ -298,8 +298,8 @@ class FastPath:
     def finish_soon(self, loop: asyncio.AbstractEventLoop, context: RequestContext, status: int) -> None:
         """Finish a request whose answer is complete, with all others that end in this turn of the loop.
 
-        One after the other they cost less than each in between: what they need is in the processor's cache. It is
-        done before anything more is read, so whatever asks after that answer finds it counted.
+        In a row they cost less than each by itself: their data is in the processor's cache. It is done before
+        anything more is read, so any query after that answer finds it counted.
         """
         self._answered.append((context, status))
         if len(self._answered) == 1:
@@ -311,17 +311,17 @@ class FastPath:
         try:
             for context, status in one_by_one:
                 context.finish(status)
-        finally:  # a mistake in one of them concerns no other
+        finally:  # an error in one of them concerns no other
             self._answered += one_by_one
             if self._answered:
                 loop.call_soon(self._finish, loop)
 
 
 def object_of(body: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body is. None for what the model handler has to judge.
+    """Return the JSON object in a body. None for bodies that the model handler has to judge.
 
-    What is valid JSON names the same model to that one's scanner. Of two keys that differ in case only, some
-    engines take one for the other.
+    In valid JSON the handler's scanner finds the same model. Of two keys that differ only in case, some engines
+    take one for the other.
     """
     try:
         value = from_json(body, cache_strings="keys")  # three times as fast as json, and stricter
@@ -336,7 +336,7 @@ def object_of(body: bytes) -> dict[str, Any] | None:
 
 
 class FastRequest(Relay):
-    """One request on the fast path: the relay of its answer, which is its client's side as well, and its end."""
+    """One request on the fast path: the relay of its answer, its client's side, and its end."""
 
     __slots__ = ("_path", "_raw", "_size", "client", "context", "flow", "keep_alive")
 
@@ -371,7 +371,7 @@ class FastRequest(Relay):
     # ---- the relay
 
     def response_started(self, head: ResponseHead) -> None:
-        """Make the client's head; most are made as the last one was."""
+        """Make the client's head; usually it is the same as the last one."""
         usual = head.framing is _LENGTH and not head.event_stream and self.keep_alive
         written = head.written.get(_USUAL) if usual else None
         if written is None:
@@ -394,7 +394,7 @@ class FastRequest(Relay):
         return transport
 
     def head_made(self, head: ResponseHead, *, keep_alive: bool) -> None:  # noqa: ARG002
-        """Take note of whether the connection can be used again."""
+        """Record whether the connection can be used again."""
         self.keep_alive = keep_alive
 
     def bytes_written(self, count: int) -> None:

@@ -1,6 +1,6 @@
-"""The first to see a request: its id, its origin, its path, its key; and the last to see the answer.
+"""The first to handle a request: its ID, origin, path and key; and the last to handle the answer.
 
-Whatever happens further in, here it becomes a response with llmux's headers, in the dialect of the client.
+Whatever happens further in becomes a response with llmux's headers here, in the dialect of the client.
 """
 
 from __future__ import annotations
@@ -58,32 +58,32 @@ _READING = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _NO_KEY = frozenset({UnauthorizedError.code, TooManyAttemptsError.code})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
 WITHDRAW = "/llmux/withdraw/"  # for gateways
-TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # to operators
+TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # shows more to operators
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
-"""What a handler that prepares its response by itself has to put on it."""
+"""Headers for the response of a handler that prepares it by itself."""
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
 """Whether a request for one of llmux's own paths comes from an operator."""
 OPTIONS: web.RequestKey[dict[str, Any]] = web.RequestKey("OPTIONS", dict)
-"""On what an operator asks, and may: what it says besides, for the audit."""
+"""Details of an operator's allowed request, for the audit."""
 GRANT: web.RequestKey[Any] = web.RequestKey("GRANT", object)
 """What the key of such a request may use; None: everything."""
 
 
 class RequestHandler(Protocol):
-    """What serves the requests that name a model."""
+    """Serves the requests that name a model."""
 
     budget: BodyBudget
 
     @property
     def gate(self) -> Gate | None:
-        """What knows what keys may, where there are any that may not do everything."""
+        """What checks the keys' limits; None if no key is limited."""
 
     async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
-        """Serve one. Raises a RequestError for what is refused, ClientGoneError when the client went away."""
+        """Serve a request. Raises a RequestError if it is refused, ClientGoneError when the client went away."""
 
 
 class AccessSettings(Access, Protocol):
-    """What a configuration says of which requests are let in."""
+    """The settings that decide which requests are accepted."""
 
     @property
     def host(self) -> str:
@@ -118,7 +118,7 @@ class Front:
         tracing: Tracing | None = None,
         handler: RequestHandler | None = None,
     ) -> None:
-        """``handler`` serves what names a model, in place of a ``ModelHandler``."""
+        """``handler`` serves requests that name a model, instead of a ``ModelHandler``."""
         self._switcher = switcher
         self._own = own
         self._tracing = tracing
@@ -129,12 +129,12 @@ class Front:
         self._handler: RequestHandler = self._models or handler  # type: ignore[assignment]
         self.fast_path = FastPath(self._reporting, forwarder, self._handler.budget)
         self.port = switcher.config.port
-        self._host = switcher.config.host  # another takes a restart
+        self._host = switcher.config.host  # changing it needs a restart
         self._keys = Keys()
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
-        """Take over a configuration: names, paths, origins, keys, limits."""
+        """Apply a configuration: names, paths, origins, keys, limits."""
         paths = ForwardedPaths((*config.forward, *config.passive), config.names)
         hosts = self.let_in(config, paths)
         assert self._models is not None
@@ -153,7 +153,7 @@ class Front:
         )
 
     def let_in(self, config: AccessSettings, paths: ForwardedPaths) -> Hosts:
-        """Take over which requests are let in: by their paths, origins, keys and the name llmux is called by."""
+        """Apply the checks of requests: by their paths, origins, keys and the name that they call llmux by."""
         named = [name for name in config.called if name != ANY]
         origins, hosts = (
             Origins(config.cors, port=self.port, hosts=(config.host, socket.gethostname(), *named)),
@@ -176,8 +176,8 @@ class Front:
     def server_handler(self, application: Handler) -> Callable[[Any], Awaitable[web.StreamResponse]]:
         """Return the handler for a server of llmux's own: only llmux's own paths go through the application.
 
-        For the others its routes have nothing to say, and to find that out takes a seventh of the time that
-        llmux spends on a small request.
+        The application's routes do not concern the other paths, and finding that out takes a seventh of the time
+        that llmux spends on a small request.
         """
 
         async def receive(request: web.Request) -> web.StreamResponse:
@@ -277,7 +277,7 @@ class Front:
         return await self._handler.serve(request, context)
 
     async def _judge_page(self, request: web.Request, route: Route, verdict: Verdict) -> None:
-        """Refuse what a web page from elsewhere has a browser send. Raises ForbiddenError."""
+        """Refuse requests that a page of another site makes a browser send. Raises ForbiddenError."""
         headers = request.headers
         host = self._hosts.refused(headers.getall(hdrs.HOST, ()), headers)
         if host is not None and not await self._keys.shows_one(request):  # a foreign page knows no key
@@ -305,7 +305,7 @@ class Front:
     def _audit(
         self, audit: Audit, request: web.Request, context: RequestContext, status: int | None, failure: str | None
     ) -> None:
-        """Write down what an operator did, or tried to, and which keys were refused."""
+        """Write what an operator did, or tried to, and which keys were refused, to the audit."""
         route, method = context.route, request.method
         told: dict[str, Any] = {
             "from": "control socket" if is_control(request) else request.remote,
@@ -318,14 +318,14 @@ class Front:
             return
         if method in _READING or route.kind not in _OPERATED or route.path.startswith(WITHDRAW):
             return
-        if OPTIONS not in request:  # no operator asks
+        if OPTIONS not in request:  # not an operator's request
             if status == ForbiddenError.status:
                 audit.refused("refused", method=method, path=route.path, **told)
             return
         by = "operator" if context.holder is None else context.holder.name or "operator"
         if route.kind is Kind.UPSTREAM:
             if self._paths.decide(route.path, method).kind is Kind.FORWARD:
-                return  # a request as clients send it
+                return  # a normal request of a client
             audit.put("operated", act=f"{method} {route.path}", model=route.model, by=by, **told)
             return
         said = request[OPTIONS]
@@ -349,8 +349,8 @@ class Front:
                 request[OPERATOR] = await self._is_operator(request)
 
     async def _refuse_surplus(self, request: web.Request, route: Route) -> None:
-        """Refuse, when there are too many connections, all but health and operators' requests."""
-        if route.kind is Kind.OWN and route.path != "/llmux/events":  # which would last
+        """When there are too many connections, refuse all requests but health and operators'."""
+        if route.kind is Kind.OWN and route.path != "/llmux/events":  # a stream of events would last
             if route.path in OPEN_PATHS:
                 return
             if route.path.startswith("/llmux/") and await self._is_operator(request):
@@ -360,13 +360,13 @@ class Front:
         )
 
     def close(self) -> None:
-        """Write what is kept of requests; waits for that, but not long."""
+        """Write pending captures; waits for that, but not long."""
         if self._models is not None and self._models.captures is not None:
             self._models.captures.close()
 
     @property
     def gate(self) -> Gate | None:
-        """What knows what keys may, where there are any that may not do everything."""
+        """What checks the keys' limits; None if no key is limited."""
         return self._handler.gate
 
     async def _is_operator(self, request: web.Request) -> bool:
@@ -374,7 +374,7 @@ class Front:
             let = await self._keys.operator(request)
         except RequestError:
             return False
-        # Without a key a name that is not this machine's may be a web page's that points here (DNS rebinding).
+        # Without a key, an unknown name may be that of a web page and point here (DNS rebinding).
         return let.holder is not None or self._origins.is_here(request.headers.get(hdrs.HOST))
 
     def _refuse(self, request: web.Request, context: RequestContext, error: RequestError) -> web.StreamResponse:
@@ -394,13 +394,13 @@ class Front:
         if isinstance(error, UnauthorizedError | TooManyAttemptsError) and refused_too_often(request.protocol):
             response.force_close()
         if error.code == "malformed_request" and hdrs.TRANSFER_ENCODING in request.headers:
-            response.force_close()  # where its body ends is not certain
+            response.force_close()  # the end of its body is uncertain
         return response
 
     def _translate(
         self, request: web.Request, context: RequestContext, error: web.HTTPException
     ) -> web.StreamResponse:
-        """Put what aiohttp or a handler raised into the envelope; what is no error stays as it is."""
+        """Put what aiohttp or a handler raised into the envelope; a response that is no error is unchanged."""
         if isinstance(error, web.HTTPNotFound):
             return self._refuse(request, context, PathRefusedError("llmux has nothing here.", code="not_found"))
         if isinstance(error, web.HTTPMethodNotAllowed):
@@ -413,7 +413,7 @@ class Front:
 
 
 def _refuse_unusual(request: web.Request) -> None:
-    """Refuse what a server in front of engines has no use for, and parsers disagree about."""
+    """Refuse requests that a server in front of engines does not need, and parsers disagree about."""
     if request.method in _NEVER:
         raise web.HTTPMethodNotAllowed(request.method, METHODS.split(", "))
     codings = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
@@ -424,9 +424,9 @@ def _refuse_unusual(request: web.Request) -> None:
 
 
 def _is_page(request: web.Request, route: Route) -> bool:
-    """Whether this asks for a file of the page. Browsers send the page's origin with each of them."""
+    """Whether this requests a file of the page. Browsers send the page's origin with each of them."""
     ours = route.path == PAGE or route.path.startswith(f"{PAGE}/")
-    # A browser that was given the address alone is shown the way to the page.
+    # A browser that requests the bare address is redirected to the page.
     ours = ours or (route.path == "/" and "text/html" in request.headers.get(hdrs.ACCEPT, ""))
     return ours and route.kind is Kind.OWN and request.method in {hdrs.METH_GET, hdrs.METH_HEAD}
 

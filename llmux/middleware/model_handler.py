@@ -1,4 +1,4 @@
-"""A request on its way through llmux: which model, when, and off to its engine."""
+"""A request on its way through llmux: find its model, wait for it, send it to its engine."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 Serve = Callable[[web.Request, RequestContext, Body | None, str], Awaitable[web.StreamResponse]]
 COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
 RELAY: web.RequestKey[RelayFactory] = web.RequestKey("RELAY", cast("type[RelayFactory]", Callable))
-"""What relays its answer, where that is not as the engine's."""
-GONE_POLL = 0.5  # seconds; only where aiohttp does not tell that a client has left
+"""What relays its answer, if that is not passed unchanged."""
+GONE_POLL = 0.5  # seconds; only if aiohttp does not report that a client has left
 
 
 class Watch:
-    """Cancels the handler of a client that has left, in a server that does not do so by itself."""
+    """Cancels the handler of a client that has left, if the server does not do so."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -77,7 +77,7 @@ class Watch:
 
 
 class Rewritten(Body):
-    """A request in another dialect than its client's: where it goes, and what relays its answer."""
+    """A request in another dialect than its client's: its target, and the relay of its answer."""
 
     target: str
     relay: RelayFactory
@@ -101,7 +101,7 @@ class ModelHandler:
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
-        """Take over a configuration's names and limits."""
+        """Apply a configuration's names and limits."""
         self._names = config.names
         self.gate = _gate(config, self._switcher, self.gate)
         self.exact_usage = _exact_usage(config, self.budget)
@@ -127,7 +127,7 @@ class ModelHandler:
         return Counting(self._switcher, self._forwarder)
 
     def _with_remotes(self, config: Config, before: Remotes | None) -> Remotes | None:
-        """Return what serves requests at other hosts, where there are any."""
+        """Return the handler of requests to other hosts, if there are any."""
         if before is not None:
             before.configure(config, self._translating, self.exact_usage)
             return before
@@ -140,7 +140,7 @@ class ModelHandler:
         return remotes
 
     def _with_routing(self, config: Config, before: Routing | None) -> Routing | None:
-        """Return what leads requests elsewhere, where `routes` or `spill` say so."""
+        """Return the handler of `routes` and `spill`, if there are any."""
         if before is not None:
             before.close()
         if not config.routes and not any(model.spill for model in config.models.values()):
@@ -151,7 +151,7 @@ class ModelHandler:
         return Routing(config, self._switcher, self._targeting, self.gate, before)
 
     def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
-        """Return what serves the paths that wake nothing, where there are any."""
+        """Return the handler of passive paths, if there are any."""
         if before is not None:
             before.close()
         if not globs:
@@ -187,7 +187,7 @@ class ModelHandler:
             through = None if reason is None else (reason, asked)
         model = self._names.get(name)
         if self.gate is not None and context.holder is not None:
-            # What only `routes` know cannot be among a key's models.
+            # A name that only `routes` know cannot be among a key's models.
             known = through is None or asked in self._names or self._is_other_name(asked, context)
             self._let_in(self.gate, context, asked if known else name, model)
         if model is not None and through is None:
@@ -200,11 +200,11 @@ class ModelHandler:
         return await targeting.serve(name, request, context, body, self._with_model, through=through)
 
     def _is_other_name(self, name: str, context: RequestContext) -> bool:
-        """Whether it stands for something, and is neither a model's nor an alias."""
+        """Whether it is another known name: neither a model's nor an alias."""
         return self._targeting is not None and self._targeting.knows(name, context)
 
     def _let_in(self, gate: Gate, context: RequestContext, name: str, model: str | None) -> None:
-        """See to it that the key may ask for this now. Raises ForbiddenError, LimitError and QuotaError."""
+        """Check that the key may send this request now. Raises ForbiddenError, LimitError and QuotaError."""
         grant = gate.grants.get(context.key)
         if grant is None:
             return
@@ -272,7 +272,7 @@ class ModelHandler:
                 self._notifier.remove(ticket)
 
     async def _admission(self, request: web.Request, context: RequestContext, body: Body | None) -> Admit:
-        """Wait until the request is let through; meanwhile tell its client where it stands, if that is wanted."""
+        """Wait until the request is admitted; meanwhile send its client progress messages, if wanted."""
         ticket, since = context.ticket, self._switcher.now()
         assert ticket is not None
         waits = ticket.rejection is None
@@ -305,7 +305,7 @@ class ModelHandler:
         if word == INTERIM:
             return Interim(request)
         if isinstance(body, Rewritten) or context.may_leave:
-            return None  # its answer is made when it comes
+            return None  # its answer is made when the request arrives
         dialect = await dialect_of(request, context.route, body)
         if dialect is None:
             return None
@@ -334,7 +334,7 @@ class ModelHandler:
         relay = request.get(RELAY)
         if isinstance(body, Rewritten):
             target, relay = body.target, body.relay
-        if early is not None or relay is not None:  # what has begun goes on uncompressed
+        if early is not None or relay is not None:  # an answer that has begun goes on uncompressed
             drop |= {b"accept-encoding"}
         exchange = context.exchange = Exchange(
             address=engine_address(definition.host, definition.port, definition.tls, definition.base_path),
@@ -392,7 +392,7 @@ async def serve_with_body(
 
 
 def meet_expectation(expects: str, request: web.Request, context: RequestContext) -> None:
-    """Tell a client that waits for it to send its body, now that its path, key and size are in order."""
+    """Tell a client that waits to send its body to continue, now that path, key and size are in order."""
     if expects.strip().lower() != "100-continue":
         raise BadRequestError(f"llmux cannot meet the expectation {expects[:100]!r}", code="expectation_failed")
     if not context.told_to_send and request.transport is not None and request.version >= HttpVersion11:
@@ -400,7 +400,7 @@ def meet_expectation(expects: str, request: web.Request, context: RequestContext
 
 
 def _exact_usage(config: Config, budget: BodyBudget) -> ExactUsage | None:
-    """Return what has streams tell their usage, where that is wanted."""
+    """Return the handler of `usage: exact`, if it is set."""
     if config.usage != "exact" or config.ledger is None:
         return None
     from llmux.middleware.exact_usage import ExactUsage  # noqa: PLC0415 - most configurations have no use for it
@@ -409,7 +409,7 @@ def _exact_usage(config: Config, budget: BodyBudget) -> ExactUsage | None:
 
 
 def _captures(config: Config, switcher: Switcher, before: Captures | None) -> Captures | None:
-    """Return what keeps what some keys ask, where that is wanted."""
+    """Return the captures, if they are configured."""
     captures, folder = before, config.captures_path
     if before is not None and before.folder != folder:
         switcher.metrics.registry.unregister(before)
@@ -434,7 +434,7 @@ def _capture(captures: Captures, request: web.Request, body: Body | None) -> Non
 
 
 def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | None:
-    """Return what knows what keys may, where there are any that may not do everything."""
+    """Return what checks the keys' limits, if any key is limited."""
     gate = before
     if gate is None:
         if not any(entry.managed for entry in config.api_keys):
@@ -443,7 +443,7 @@ def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | Non
 
         gate = Gate(switcher.now, switcher.is_awake)
     gate.configure(config)
-    if before is None and switcher.accounts is not None:  # by a reload: the accounts have begun without it
+    if before is None and switcher.accounts is not None:  # after a reload: the accounts started without it
         gate.kept_by(switcher.accounts)
     return gate
 
@@ -451,7 +451,7 @@ def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | Non
 def _targeting(
     config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None
 ) -> Targeting | None:
-    """Return what knows the names that are not models', where there are any."""
+    """Return the handler of names that are not models', if there are any."""
     if not (config.variants or config.virtual or config.remotes or config.routes):
         return None
     from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
@@ -460,7 +460,7 @@ def _targeting(
 
 
 def _translating(config: Config, budget: BodyBudget) -> Translating | None:
-    """Return what knows the engines that lack a dialect, where there are any."""
+    """Return the handler of engines that lack a dialect, if there are any."""
     if not config.spoken:
         return None
     from llmux.middleware.translating import Translating  # noqa: PLC0415 - most configurations have no use for it

@@ -1,7 +1,7 @@
 """Requests on paths that neither wake a model nor keep it awake. Imported only where there are such paths.
 
-They go to an engine that is awake, at once and beside all that is counted: they do not wait, hold up no switch,
-and no idle model is kept awake by them. What is still open when the engine goes to sleep is ended then.
+They go to an awake engine at once, and are not counted: they do not wait, delay no switch, and keep no idle model
+awake. Those still open when the engine goes to sleep are ended.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Passive:
         self._unsubscribe = switcher.subscribe(self._take)
 
     def close(self) -> None:
-        """Serve no more; what is open stays, and is ended when its engine goes to sleep."""
+        """Serve no more; open requests remain, and are ended when their engine goes to sleep."""
         self._closed = True
         self._let_go()
 

@@ -1,8 +1,8 @@
-"""Telling clients that wait where they stand, if they or the configuration want that.
+"""Telling waiting clients their position, if they or the configuration want that.
 
-Told in the body is a request on a path on which the kind of the answer is known beforehand: events, or JSON.
-Others can ask for informational responses. One timer serves all that wait, and runs only while one does. At each
-turn those are told whose time has come; the positions in a model's queue are counted once for all of them.
+In the body this works only on paths where the kind of the answer is known beforehand: events, or JSON. Other
+clients can ask for informational responses. One timer serves all waiting clients, and runs only while there are
+any. Each turn tells the clients that are due; the positions in a model's queue are counted once for all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEADER = "X-LLMux-Progress"
 INTERIM = "1xx"
 EXPECTED = "X-LLMux-Expected-Seconds"
 POSITION = "X-LLMux-Position"
-TURN = 1.0  # seconds between two looks at which clients are to be told, at most
+TURN = 1.0  # seconds between two checks of which clients are due, at most
 
 _STREAMED = frozenset(
     {
@@ -53,7 +53,7 @@ def wanted(request: web.BaseRequest, default: bool) -> str:
 
 
 async def dialect_of(request: web.BaseRequest, route: Route, body: Body | None) -> Dialect | None:
-    """Return what the client expects to read, None where that is not known before the engine answers."""
+    """Return what the client expects to read, None if that is not known before the engine answers."""
     if (
         route.kind is not Kind.FORWARD
         or route.path not in _JSON
@@ -77,32 +77,32 @@ class Channel(Protocol):
     """How one client is told."""
 
     def waiting(self, position: int, seconds: int) -> None:
-        """Say where it stands: ``position`` from 1 on, about so many seconds to go. Raises ClientGoneError."""
+        """Report its position (from 1 on), and about how many seconds it will wait. Raises ClientGoneError."""
 
     def working(self) -> None:
-        """Say that its engine works on it."""
+        """Report that its engine works on it."""
 
 
 class InBody:
-    """Tells it in the body of the answer, which begins with that."""
+    """Reports in the body of the answer, which begins with that."""
 
     def __init__(self, early: EarlyResponse, headers: Headers) -> None:
         self.early = early
         self._headers = headers
 
     def waiting(self, position: int, seconds: int) -> None:
-        """Begin the answer, if it has not begun, and say it."""
+        """Begin the answer, if it has not begun, and report the position."""
         if not self.early.begun:
             self.early.begin(self._headers())
         self.early.say(f"llmux waiting, position {position}, about {seconds} s")
 
     def working(self) -> None:
-        """Say it, if the answer has begun."""
+        """Report it, if the answer has begun."""
         self.early.say("llmux waiting for the engine's first byte")
 
 
 class Interim:
-    """Tells it by informational responses, before the answer."""
+    """Reports by informational responses, before the answer."""
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
@@ -116,7 +116,7 @@ class Interim:
         transport.write(head.encode("ascii"))
 
     def working(self) -> None:
-        """Say nothing: what there was to say is over."""
+        """Do nothing: there is nothing more to report."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,22 +136,22 @@ class ProgressNotifier:
         self.every = 5.0  # seconds
 
     def add(self, ticket: Ticket, channel: Channel) -> None:
-        """Tell a client from now on, the first time when ``every`` has passed."""
+        """Tell a client from now on, first after ``every`` seconds."""
         self._listeners[ticket.id] = _Listener(ticket, channel, self._switcher.now() + self.every)
         self._arm()
 
     def expected(self, ticket: Ticket) -> int | None:
-        """Return how many seconds one that has just come will wait, about; None when it need not."""
+        """Return about how many seconds a new request will wait; None if it need not."""
         state, now = self._switcher.core.state, self._switcher.now()
         model = state.models[ticket.model]
         if ticket.id not in model.queue:
             return None
-        last = next(reversed(model.queue)) == ticket.id  # as a request that has just come is
+        last = next(reversed(model.queue)) == ticket.id  # a new request is the last
         position = len(model.queue) if last else list(model.queue).index(ticket.id) + 1
         return about(wait_estimate.until_awake(state, model, now) + wait_estimate.in_queue(model, position))
 
     def remove(self, ticket: Ticket) -> None:
-        """Tell it nothing more."""
+        """Tell the client nothing more."""
         self._listeners.pop(ticket.id, None)
 
     def _arm(self) -> None:
@@ -185,5 +185,5 @@ class ProgressNotifier:
 
 
 def about(seconds: float) -> int:
-    """Return seconds as people are told them: whole, and at least one."""
+    """Return seconds as people read them: whole, and at least one."""
     return max(1, math.ceil(seconds))

@@ -1,8 +1,8 @@
-"""Requests that leave this host. Imported only where there are remotes.
+"""Requests that leave this host. Imported only if there are remotes.
 
-What goes out is the client's request: its path, its body with the remote's name of the model, and its headers but
-for those that are about this host or its clients (``KEPT_HERE``); the remote's key takes the place of the
-client's. The core hears nothing of it: no engine is needed.
+What goes out is the client's request: its path, its body with the remote's name of the model, and its headers
+except those about this host or its clients (``KEPT_HERE``); the remote's key replaces the client's. The core is
+not involved: no engine is needed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEPT_HERE = frozenset(
 """The client's headers that do not leave this host. Those that begin with ``x-llmux-`` do not either."""
 _OWN = b"x-llmux-"
 _NOT_PASSED_ON = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})  # of a remote's answers
-_VERSION = b"2023-06-01"  # of Anthropic's API, for clients that speak another
+_VERSION = b"2023-06-01"  # of Anthropic's API, for clients of another dialect
 _MESSAGES = "/v1/messages"
 _ENDS_IN_VERSION = re.compile(r"/v\d+[a-z0-9]*\Z")
 _BARE = frozenset({"/chat/completions", "/completions", "/embeddings"})  # llama.cpp's, which others have under /v1
@@ -70,7 +70,7 @@ class Remote:
         self.secret = settings.secret
         address = settings.address
         limits = settings.timeouts
-        # With another address it is another one; with other limits the breaker still knows what it knew.
+        # A new address means a new remote; with other limits the breaker keeps its state.
         same = before is not None and before.settings.url == settings.url
         self.endpoint: Endpoint = Endpoint(
             name,
@@ -90,7 +90,7 @@ class Remote:
         self._has_version = _ENDS_IN_VERSION.search(address.base_path) is not None
 
     def target(self, path: str, target: str) -> str:
-        """Return where a request goes, without the address. BadRequestError where the remote has no such path."""
+        """Return a request's target, without the address. BadRequestError if the remote has no such path."""
         if path in _BARE:
             path = f"/v1{path}"
         paths = self._paths
@@ -126,7 +126,7 @@ class Remotes:
         self.configure(config, translating, exact_usage)
 
     def configure(self, config: Config, translating: Translating | None, exact_usage: ExactUsage | None) -> None:
-        """Take over a configuration. ConfigError where a key's file has gone."""
+        """Apply a configuration. ConfigError if a key's file is missing."""
         before = self._remotes
         remotes = {}
         for name, settings in config.remotes.items():
@@ -166,7 +166,7 @@ class Remotes:
         return self.may_leave(context) and (context.regions is None or region in context.regions)
 
     def wait(self, name: str, context: RequestContext) -> float | None:
-        """Return the seconds to the first byte of an answer; None where a request would be refused."""
+        """Return the seconds to the first byte of an answer; None if a request would be refused."""
         if not self.allows(name, context):
             return None
         endpoint = self._remotes[self._models[name][0]].endpoint
@@ -183,7 +183,7 @@ class Remotes:
     async def serve(
         self, name: str, request: web.Request, context: RequestContext, body: Body | None, *, others: bool
     ) -> web.StreamResponse:
-        """Have a remote serve a request. ``others``: if it fails, others will be asked.
+        """Let a remote serve a request. ``others``: if it fails, other targets will be tried.
 
         Raises ForbiddenError, BadRequestError, UnavailableError and RemoteError.
         """
@@ -216,7 +216,7 @@ class Remotes:
                 fitted.close()
 
     def _let_go(self, name: str, context: RequestContext) -> None:
-        """See to it that a request may go there."""
+        """Check that a request may go there."""
         if not self.may_leave(context):
             how = "its key does not allow it" if context.holder is not None else "nothing allows it"
             raise ForbiddenError(
@@ -233,7 +233,7 @@ class Remotes:
             )
 
     def _make_room(self, remote: Remote) -> None:
-        """See to it that a remote takes a request now."""
+        """Check that a remote takes a request now."""
         if self._switcher.core.state.stopping:
             raise UnavailableError("llmux is stopping.", code="stopping")
         wait = remote.endpoint.wait(self._switcher.now())
@@ -268,7 +268,7 @@ class Remotes:
         else:
             target = rename_in_query(target, theirs)
         target = remote.target(path, target)
-        self._make_room(remote)  # from here on nothing comes in between
+        self._make_room(remote)  # from here on no other request can intervene
         extra = ExtraFields.of(context.fields)
         exchange = context.exchange = Exchange(
             address=remote.endpoint.address,
@@ -292,7 +292,7 @@ class Remotes:
             with context.attempted(exchange):
                 return await remote.endpoint.forward(request, exchange, relay, secret=remote.secret, others=others)
         except RemoteError as error:
-            why = str(error.__cause__ or error)  # clients are not told where it is
+            why = str(error.__cause__ or error)  # clients do not learn its address
             switcher.log.emit("remote_failed", remote=remote.name, error=why, request_id=context.request_id)
             raise
         finally:
@@ -300,7 +300,7 @@ class Remotes:
             self._tell(remote, before)
 
     def _tell(self, remote: Remote, before: State) -> None:
-        """Log what has become of a remote's breaker."""
+        """Log a change of a remote's breaker."""
         now, log = self._switcher.now(), self._switcher.log
         breaker = remote.endpoint.breaker
         state = breaker.state(now)
@@ -334,7 +334,7 @@ class Remotes:
 
 
 class FilteringGuardedRelay(Guard, FilteringRelay):
-    """The relay of a stream that was asked for its usage (`usage: exact`), which its client does not get."""
+    """The relay of a stream that was asked for its usage (`usage: exact`), without that for the client."""
 
     def __init__(
         self, client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop, watch: Watch
@@ -343,7 +343,7 @@ class FilteringGuardedRelay(Guard, FilteringRelay):
         self._watch = watch
 
     def response_lost(self, error: EngineError) -> None:
-        """Break off, without what is held back of an event."""
+        """Break off, without the incomplete event."""
         self._filter = None
         super().response_lost(error)
 

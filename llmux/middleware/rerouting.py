@@ -1,7 +1,7 @@
-"""Where requests go that are not for the model which they name: by `routes`, and by the `spill` of a model.
+"""Where requests go instead of the model which they name: by `routes`, and by the `spill` of a model.
 
-Imported only where the configuration has such. The rules themselves are pure (``targets.route_rules``); here
-they are given what they ask for.
+Imported only if the configuration has these. The rules themselves are pure (``targets.route_rules``); here they
+get the data that they need.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmux.accounts.pricing import Prices
 
 LOOK = 0.25
-"""Seconds between two looks at the requests which wait and may spill."""
+"""Seconds between two checks of the waiting requests which may spill."""
 _REJECTIONS = (UnavailableError, QueueFullError, WaitedTooLongError)
 _FINAL = frozenset({"stopping"})
 
@@ -39,11 +39,11 @@ Locally = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.Str
 
 
 class SpilledError(RequestError):
-    """A request has left its model's queue: it goes to a remote. Never told to a client."""
+    """A request has left its model's queue: it goes to a remote. Never sent to a client."""
 
 
 class Led(NamedTuple):
-    """Where a rule leads: a name, and the regions of remotes which may serve it."""
+    """The target of a rule: a name, and the regions of remotes which may serve it."""
 
     name: str
     regions: frozenset[str] | None
@@ -129,7 +129,7 @@ class Routing:
     # ---- `spill`
 
     def offer(self, context: RequestContext) -> Offer | None:
-        """Return where a request may spill to; None where it may not at all."""
+        """Return where a request may spill to; None if it may not at all."""
         assert context.model is not None
         offer = self._offers.get(context.model)
         holder = context.holder
@@ -138,7 +138,7 @@ class Routing:
         return offer if self._targeting.may(offer.to, context) else None
 
     async def _worst_cost(self, offer: Offer, body: Body | None) -> int | None:
-        """Return what a request may cost at worst; None where that does not matter."""
+        """Return what a request may cost at worst; None if that does not matter."""
         if offer.below is None:
             return None
         content = await content_of(body)
@@ -149,13 +149,13 @@ class Routing:
         return worst_cost(price, content.text, content.files, content.limit, content.answers)
 
     def _expected(self, name: str) -> float | None:
-        """Return the expected wait of a request that came now; None where it would be rejected."""
+        """Return the expected wait of a new request; None if it would be rejected."""
         state = self._switcher.core.state
         model = state.models.get(name)
         return None if model is None else wait_estimate.for_a_newcomer(state, model, self._switcher.now())
 
     def _spills_now(self, one: Spillable) -> bool:
-        """Whether a request that has just come goes to the remote."""
+        """Whether a new request goes to the remote."""
         state, name = self._switcher.core.state, one.context.model or ""
         if name not in state.models or state.stopping or not state.ready:
             return False
@@ -167,20 +167,20 @@ class Routing:
         return rejected and spills(one.offer, 0.0, None, one.worst) and self._room(one) > 0
 
     def _room(self, one: Spillable) -> float:
-        """Return how many like this the remote takes now; none where the key's budget does not allow it."""
+        """Return how many such requests the remote takes now; none if the key's budget does not allow it."""
         context = one.context
         if self._gate is not None and not self._gate.may_spend(context.key, one.worst or 0, context.passed):
             return 0
         return self._targeting.room(one.offer.to, context)
 
     def watch(self, ticket: Ticket, one: Spillable) -> None:
-        """Look after a request that waits, until ``forget``: when it would wait too long, it leaves the queue."""
+        """Check a waiting request regularly, until ``forget``: if it would wait too long, it leaves the queue."""
         self._waiting[ticket.id] = one
         if self._timer is None:
             self._arm()
 
     def forget(self, ticket: Ticket) -> None:
-        """Look after it no more."""
+        """Stop checking a request."""
         self._waiting.pop(ticket.id, None)
 
     def _arm(self) -> None:
@@ -192,7 +192,7 @@ class Routing:
         by_model: dict[str, set[int]] = defaultdict(set)
         for number, one in self._waiting.items():
             by_model[one.context.model or ""].add(number)
-        gone: Counter[str] = Counter()  # has not reached the remote yet, and takes its room
+        gone: Counter[str] = Counter()  # those that have not reached the remote yet, and take its room
         if not state.stopping:
             for name, numbers in by_model.items():
                 model = state.models.get(name)
@@ -202,7 +202,7 @@ class Routing:
             self._arm()
 
     def _look_at(self, model: Model, numbers: set[int], gone: Counter[str]) -> None:
-        """Have those leave a model's queue that would wait too long. Each that leaves shortens it for the rest."""
+        """Take requests that would wait too long out of a model's queue. Each shortens it for the rest."""
         state, now = self._switcher.core.state, self._switcher.now()
         awake = wait_estimate.until_awake(state, model, now)
         position = 0
@@ -224,7 +224,7 @@ class Routing:
     async def serve(
         self, offer: Offer, request: web.Request, context: RequestContext, body: Body | None, locally: Locally
     ) -> web.StreamResponse:
-        """Serve a request here, or by the remote when it would wait too long. If that fails, here after all."""
+        """Serve a request here, or by the remote if it would wait too long; if that fails, here after all."""
         model, headers = context.model, list(context.headers)
         assert model is not None
         waits = context.ticket is not None or self._expected(model) != 0.0
@@ -255,7 +255,7 @@ class Routing:
         return await locally(request, context, body)
 
     def close(self) -> None:
-        """Look no more: another configuration is in force."""
+        """Stop checking: another configuration is in force."""
         if self._timer is not None:
             self._timer.cancel()
 

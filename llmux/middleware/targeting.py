@@ -1,7 +1,7 @@
-"""Requests for a name that is not a model's or an alias: what it stands for, and what that does to the request.
+"""Requests for names that are neither models nor aliases: their targets, and the changes to such requests.
 
-A variant changes the request's body; a virtual model, and a name of remotes, choose what serves it. Imported only
-where the configuration has such names.
+A variant changes the request's body; for a virtual model, or a name of remotes, a target is chosen. Imported only
+if the configuration has such names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Serve = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.Strea
 
 
 class Now:
-    """What the models do at this moment, as far as it concerns one request."""
+    """The present state of the models, as far as it concerns one request."""
 
     def __init__(self, switcher: Switcher, remotes: Remotes | None, context: RequestContext) -> None:
         self._state = switcher.core.state
@@ -61,7 +61,7 @@ class Now:
         return found is not None and found.phase is Phase.AWAKE and self._taken(model)
 
     def waking(self, model: str) -> bool:
-        """Whether it is what the switch under way wakes."""
+        """Whether the switch under way wakes it."""
         switch = self._state.switch
         return switch is not None and switch.target is self._state.models.get(model) and self._taken(model)
 
@@ -70,14 +70,14 @@ class Now:
         return self._remotes is not None and self._remotes.allows(model, self._context)
 
     def wait(self, model: str) -> float | None:
-        """Return the expected wait of a request that came now; None where it would be refused."""
+        """Return the expected wait of a new request; None if it would be refused."""
         if self._remotes is not None and model in self._remotes:
             return self._remotes.wait(model, self._context)
         found = self._state.models.get(model)
         return None if found is None else wait_estimate.for_a_newcomer(self._state, found, self._now)
 
     def switch_cost(self, model: str) -> float:
-        """Return what a switch to it would take, in seconds."""
+        """Return the cost of a switch to it, in seconds."""
         found = self._state.models.get(model)
         if found is None:
             return 0.0
@@ -91,7 +91,7 @@ class Now:
 
 
 class Targeting:
-    """Knows the names of one configuration, and which conversations were served where."""
+    """Knows the names of one configuration, and where conversations were served."""
 
     def __init__(
         self, config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None = None
@@ -106,7 +106,7 @@ class Targeting:
         self.conversations: Conversations = Conversations() if before is None else before.conversations
 
     def knows(self, name: str, context: RequestContext) -> bool:
-        """Whether a request may ask for it."""
+        """Whether a request may name it."""
         return name in self._names and context.route.kind is Kind.FORWARD
 
     def may(self, name: str, context: RequestContext) -> bool:
@@ -115,7 +115,7 @@ class Targeting:
         return any(target.remote and now.allowed(target.model) for target in self._names.targets(name))
 
     def room(self, name: str, context: RequestContext) -> float:
-        """Return how many requests like this one the remotes take now that a name stands for."""
+        """Return how many requests like this one the remotes behind a name take now."""
         remotes = self._remotes
         if remotes is None:
             return 0
@@ -133,12 +133,12 @@ class Targeting:
         through: Through | None = None,
         others: bool = False,
     ) -> web.StreamResponse:
-        """Have ``serve`` serve a request for a known name; what is on another host, the remote.
+        """Let ``serve``, or a remote, serve a request for a known name.
 
-        ``through`` says by what it was led from another name to this one. ``others``: if all fail, something else
-        will be tried.
+        ``through`` says why another name led to this one, and which. ``others``: if all fail, something else will
+        be tried.
 
-        Raises BadRequestError where the body does not take what the name stands for, and what ``serve`` raises.
+        Raises BadRequestError if the body does not take the variant's parameters, and what ``serve`` raises.
         """
         found, remember = await self._resolve(name, request, context, body, through)
         pending = [found.target, *found.others]
@@ -162,7 +162,7 @@ class Targeting:
     async def _resolve(
         self, name: str, request: web.Request, context: RequestContext, body: Body | None, through: Through | None
     ) -> tuple[Resolution, Callable[[Target], None]]:
-        """Return what serves the request now, and what takes note of where it is served."""
+        """Return the target of the request now, and the function that records where it is served."""
         if name not in self._virtual:
             found = self._names.resolve(name, Ask(), Now(self._switcher, self._remotes, context))
             if found.target.remote or through is not None:
@@ -186,7 +186,7 @@ class Targeting:
         return found, functools.partial(self.conversations.keep, name, key, conversation)
 
     async def _looked_at(self) -> None:
-        """Wait until it is known what runs: the first choice after a start must not displace what serves."""
+        """Wait until it is known what runs: the first choice after a start must not displace an awake model."""
         state = self._switcher.core.state
         if state.ready or state.stopping:
             return
@@ -204,7 +204,7 @@ class Targeting:
         if through is not None:
             reason, asked = through
             way = (asked, *way)
-        # The names that `routes` take are the clients': there may be any number of them.
+        # The names that `routes` accept are the clients': there may be any number of them.
         label = asked if asked in self._names else name
         self._switcher.metrics.target_chosen(label, found.target.name, reason)
         self._switcher.choices.append(
@@ -220,7 +220,7 @@ class Targeting:
         )
 
     async def _fit(self, target: Target, context: RequestContext, body: Body | None) -> Body | None:
-        """Return the body that the target gets, and set the answer's marks."""
+        """Return the body for the target, and set the answer's headers."""
         if body is not None:
             if target.variant is not None:
                 body = await self._variants[target.variant].apply(body)
@@ -236,7 +236,7 @@ class Targeting:
         return body
 
     def leave(self, context: RequestContext, error: RequestError) -> None:
-        """End the request where it has failed, for it to begin elsewhere."""
+        """End the request where it has failed, so that it can start elsewhere."""
         ticket, context.ticket = context.ticket, None
         context.exchange = None
         if ticket is not None:
@@ -245,7 +245,7 @@ class Targeting:
 
 
 def may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:
-    """Whether another target may serve it: its client has had nothing of an answer, and it is not to blame."""
+    """Whether another target may serve it: its client has had nothing of an answer, and is not to blame."""
     if answer_has_begun(request) and context.early is None:
         return False
     return error.code not in _FINAL and (error.status >= _SERVER_ERROR or error.status in _WORTH_ANOTHER)
@@ -260,7 +260,7 @@ class Variant:
     rules: Rules
 
     async def apply(self, body: Body) -> Body:
-        """Return the body with the variant's parameters. BadRequestError where they have no place in it."""
+        """Return the body with the variant's parameters. BadRequestError if they have no place in it."""
         if not self.rules:
             return body
         if body.form or body.compressed:

@@ -20,7 +20,7 @@ DROPPED = "X-LLMux-Dropped"
 _EVERYTHING = (None, False)
 _LONGEST = 1000  # characters of that header
 
-# Which of those that an engine speaks loses least.
+# Which of an engine's dialects loses least.
 _NEAREST = {
     Dialect.CHAT: (Dialect.RESPONSES, Dialect.MESSAGES),
     Dialect.MESSAGES: (Dialect.CHAT, Dialect.RESPONSES),
@@ -36,9 +36,9 @@ class Translating:
         self._spoken: Mapping[str, tuple[frozenset[str] | None, bool]] = config.spoken
 
     def fit(self, context: RequestContext, body: Body | None) -> Body | None:
-        """Return the request in a dialect that its model's engine speaks; as it is, where that does.
+        """Return the request in a dialect that its model's engine speaks; unchanged if that is its own.
 
-        Raises BadRequestError for what has no place in it.
+        Raises BadRequestError for parts that cannot be translated.
         """
         assert context.model is not None
         context.headers = [field for field in context.headers if field[0] != DROPPED]
@@ -92,7 +92,7 @@ def _document(body: Body) -> dict[str, Any]:
 
 
 def _listed(dropped: tuple[str, ...]) -> str:
-    """Return names for a header: without what no header may hold."""
+    """Return names for a header, without characters that a header may not contain."""
     text = ", ".join(name if name.isascii() and name.isprintable() else repr(name) for name in dropped)
     text = text.encode("ascii", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

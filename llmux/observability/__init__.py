@@ -1,4 +1,4 @@
-"""What llmux tells the outside about itself: log, metrics, spans, audit, and the state that outlives a restart."""
+"""What llmux reports: log, metrics, spans, audit; and the state that outlives a restart."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """The audit: a JSON line for every act of an operator, every reload and every event of a key.
 
-Imported only where `audit` is set. Lines are appended by a thread of its own, and are on the disk (``fsync``) a
-moment later; the event loop never waits for that. The file is opened for each batch, so it may be moved away at
-any time. A file that cannot be written is tried again every ``PAUSE`` seconds, and meanwhile ``KEPT`` lines wait;
-what does not fit is counted, told, and said in the file by a line of its own.
+Imported only if `audit` is set. Its own thread appends the lines, which are on the disk (``fsync``) a moment
+later; the event loop never waits for that. The file is opened for each batch, so it may be moved away at any time.
+If it cannot be written, it is tried again every ``PAUSE`` seconds, while up to ``KEPT`` lines wait; further lines
+are counted, logged, and reported in the file by a line of their own.
 
-A flood of wrong keys, or of commands that are refused, must not fill the disk: of these,
-``REFUSALS`` lines in a minute are written, and the next one says how many there were in between.
+A flood of wrong keys, or of refused commands, must not fill the disk: of these, ``REFUSALS`` lines in a minute are
+written, and the next one says how many were left out in between.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOST = "llmux_audit_lines_lost_total"
 
 
 class Audit(Collector):
-    """Appends lines to ``path``. ``tell(event, **fields)`` is called, from the thread, with what goes wrong."""
+    """Appends lines to ``path``. Its thread calls ``tell(event, **fields)`` when something goes wrong."""
 
     def __init__(self, path: Path, tell: Callable[..., None]) -> None:
         """Begin. Raises ConfigError when the file cannot be written."""
@@ -50,7 +50,7 @@ class Audit(Collector):
         self.lost = 0  # lines, since the start; counted on the event loop
         self._tell = tell
         self._lines: deque[bytes] = deque()
-        self._said = 0  # of the lost lines, those that the file tells of; counted in the thread
+        self._said = 0  # lost lines that the file mentions; counted in the thread
         self._failed = False
         self._wake = threading.Event()
         self._ending = False
@@ -91,7 +91,7 @@ class Audit(Collector):
         self._wake.set()
 
     def refused(self, event: str, **fields: Any) -> None:
-        """Append a line about what is refused for its key, if there were not too many of these lately."""
+        """Append a line about a request that is refused for its key, unless there were too many lately."""
         now = time.monotonic()
         if len(self._refused) == REFUSALS and now - self._refused[0] < MINUTE:
             self._passed_over += 1
@@ -109,7 +109,7 @@ class Audit(Collector):
         threading.Thread(target=self.close, name="llmux-audit-close", daemon=True).start()
 
     def close(self) -> None:
-        """Write what there is; waits for that, but not long."""
+        """Write what is pending; waits for that, but not long."""
         self._ending = True
         self._wake.set()
         self._thread.join(CLOSE_WAITS)
@@ -136,7 +136,7 @@ class Audit(Collector):
     def _write(self) -> bool:
         count, unsaid = len(self._lines), self.lost - self._said
         lines = [self._lines[at] for at in range(count)]
-        if unsaid:  # what is lost came after what was kept
+        if unsaid:  # the lost lines are later than the kept ones
             lines.append(_line("lines_lost", {"lines": unsaid}))
         data, written = b"".join(lines), 0
         try:
@@ -190,7 +190,7 @@ def _bounded(value: Any) -> Any:
 
 
 def act_of(method: str, path: str) -> dict[str, str]:
-    """Return what a request for one of llmux's own paths does: ``{"act": "pin", "model": "qwen"}``."""
+    """Return the act of a request for one of llmux's own paths: ``{"act": "pin", "model": "qwen"}``."""
     parts = path.removeprefix("/llmux/").split("/")
     for kind, name in (("models", "model"), ("requests", "request"), ("fleet", "host")):
         if len(parts) > 2 and parts[0] == kind:  # noqa: PLR2004 - something between the kind and the act

@@ -1,7 +1,7 @@
-"""What was decided, and why: in words, with the figures that it was decided on; and why those left that left.
+"""The decisions, and why: in words, with their figures; and why models were evicted.
 
-The core asks ``figures`` as it decides (``State.figures``): what waited for what and what it cost. It hands on
-what comes back in ``Decided``, of which ``DecisionLog`` is a fold. A decision that is only repeated (the policy is
+The core calls ``figures`` as it decides (``State.figures``): which models wait for what, and what that costs. The
+result is in ``Decided``, and ``DecisionLog`` is a fold of these. A decision that is only repeated (the policy is
 asked at every event) stays one record, whose ``times`` grow.
 """
 
@@ -30,7 +30,7 @@ from llmux.core.state import State
 from llmux.estimates import costs_of
 from llmux.observability.timeline import Timeline
 
-TOLD = 8  # models whose waiters are told of one by one
+TOLD = 8  # models whose waiters are listed one by one
 
 Why = Literal["", "pinned", "backoff", "apart"]
 
@@ -71,10 +71,10 @@ class Candidate(NamedTuple):
 
 
 class Evicted(NamedTuple):
-    """Why a switch makes those leave that leave: what it costs to lose each, as it was when it began.
+    """Why these models leave in a switch: the cost of losing each, as of its begin.
 
-    ``time`` is on the core's clock. ``need`` is what the target takes, ``free`` what there was: bytes by GPU, None
-    without ``capacity``. ``grouped`` says that groups are in use.
+    ``time`` is on the core's clock. ``need`` is the memory of the target, ``free`` what there was: bytes by GPU,
+    None without ``capacity``. ``grouped`` says that groups are in use.
     """
 
     time: float
@@ -87,21 +87,21 @@ class Evicted(NamedTuple):
 
     @property
     def left(self) -> tuple[str, ...]:
-        """What left."""
+        """The models that left."""
         return tuple(each.model for each in self.candidates if each.left)
 
 
 class Figures(NamedTuple):
-    """What a decision was made on."""
+    """The figures of a decision."""
 
     serving: tuple[Serving, ...]
     waiting: tuple[Waiting, ...]  # oldest waiter first; a few at most
     more: int  # waiters of further models
-    evicted: Evicted | None = None  # where something leaves for a target
+    evicted: Evicted | None = None  # if models leave for a target
 
 
 def figures(s: State) -> Figures:
-    """Return what is decided on at this moment, and why those leave that leave in a switch that begins with it."""
+    """Return the figures of this moment, and why models leave in a switch that begins with it."""
     waiting = waiting_models(s)
     serving = tuple(Serving(m.name, len(m.in_flight), len(m.queue)) for m in s.in_phase(Phase.AWAKE))
     told = tuple(_waiting(s, model) for model in waiting[:TOLD])
@@ -250,7 +250,7 @@ class DecisionRecord:
             return "manual mode, only an operator switches"
         if self.by == "core":
             return WORDS.get(self.said, self.said)
-        # What a policy says for a switch is mostly what the figures say; `explain -v` shows it.
+        # A policy's reason for a switch mostly repeats the figures; `explain -v` shows it.
         return "" if self.kind == "switch" or self.by == "min_active" else self.said
 
     def _figures(self) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The memory and load of NVIDIA GPUs, through NVML (the ``gpu`` extra), for the admin API.
 
-NVML may take seconds, or never answer when a driver is stuck. So it is asked in a thread of its own, once at a
-time, however many look; a look meanwhile gets what was read last. Nothing is loaded before the first look.
+NVML may take seconds, or never answer when a driver is stuck. So it is called in its own thread, once at a time,
+however many readers there are; meanwhile they get the last result. Nothing is loaded before the first reader.
 """
 
 from __future__ import annotations

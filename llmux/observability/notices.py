@@ -1,4 +1,4 @@
-"""Turns what the core and the hooks tell into events: for the log, and for the live event stream.
+"""Turns effects of the core and results of hooks into events: for the log, and for the live event stream.
 
 ``describe`` is pure. ``EventLog`` writes; it is the way to log anything that is in ``events.CATALOGUE``.
 """

@@ -1,9 +1,9 @@
 """The record: JSON lines in a file, written by a thread of its own; and reading it, run by run.
 
-The event loop never waits for the disk: lines wait in a bounded queue, and what does not fit is counted,
-dropped, and said in the file (a line of type ``lost``) and in the log. At its bound the file becomes FILE.1, in
-place of an older one, so that the two together take at most about twice the bound. A line that a crash has torn is
-ended by the next llmux; readers pass over it (``read_record``).
+The event loop never waits for the disk: lines wait in a bounded queue, and further ones are counted, dropped, and
+reported in the file (a line of type ``lost``) and in the log. At its bound the file becomes FILE.1, replacing an
+older one, so that the two together take at most about twice the bound. The next llmux ends a line that a crash has
+torn; readers skip it (``read_record``).
 """
 
 from __future__ import annotations

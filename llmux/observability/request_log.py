@@ -1,7 +1,7 @@
 """The last requests, in memory: what ``/llmux/activity``, the page and ``llmux requests`` show.
 
-No prompt, no answer and no key is in it. A request costs one tuple. What was refused is kept apart, so that a
-flood of refusals does not push out what was served.
+It contains no prompt, answer or key. A request costs one tuple. Refused requests are kept apart, so that a flood
+of them does not displace served ones.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class FinishedRequest(NamedTuple):
     request_id: str
     input_tokens: int | None
     output_tokens: int | None
-    error: str | None  # the error's code, where llmux refused it or the answer broke off
-    key: str | None  # the name of the key that it showed
+    error: str | None  # the error's code, if llmux refused it or the answer broke off
+    key: str | None  # the name of its key
     streamed: bool  # the answer was an event stream
-    asked: str | None  # the model as the client named it, where that is a name of one
+    asked: str | None  # the model as the client named it, if that is a known name
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -72,10 +72,10 @@ class RequestLog:
     ) -> int:
         """Keep a request that has ended; return its number.
 
-        Refused is what has an ``error`` and its status, and what left before its first byte.
+        Refused are requests with an ``error`` and its status, and those that left before their first byte.
         """
         self.last_id = number = self.last_id + 1
-        # As a tuple: to make the record costs more, and few are ever looked at.
+        # As a tuple: making the record costs more, and few are ever read.
         row = (
             number, ended, model, status, waited, first_byte, duration, request_id, *tokens, error, key, streamed,
             asked,

@@ -1,6 +1,6 @@
 """A request of aiohttp's server as a relay's client.
 
-aiohttp parses the client's requests and runs the handler; the answer bypasses it. What aiohttp gets to see is a
+aiohttp parses the client's requests and runs the handler; the answer bypasses it. aiohttp only sees a
 ``RelayedResponse`` that counts as sent; from it aiohttp learns whether the client's connection may be used again.
 """
 
@@ -17,23 +17,23 @@ from llmux.upstream import ResponseHead
 
 
 class Tap(Protocol):
-    """What also gets the bytes that a client gets."""
+    """Also gets the bytes that a client gets."""
 
     def took(self, data: bytes) -> None:
-        """Take them; they were handed to the client's transport."""
+        """Handle bytes that were written to the client's transport."""
 
     def ended(self, body: bytes | None, **fields: Any) -> None:
-        """Take what became of the request; ``body`` is an answer of llmux's own."""
+        """Handle the outcome of the request; ``body`` is an answer made by llmux itself."""
 
 
 TAP: web.RequestKey[Tap] = web.RequestKey("TAP", Tap)
-"""Such a tap on a request, where there is one."""
+"""The tap of a request, if it has one."""
 
 
 class _Tapped:
     """A transport with a tap."""
 
-    tapped = True  # for ``upstream.native``: nothing may go past it
+    tapped = True  # for ``upstream.native``: nothing may bypass it
 
     def __init__(self, transport: asyncio.Transport, tap: Tap) -> None:
         self._transport = transport
@@ -68,7 +68,7 @@ class AiohttpClient:
         return transport if tap is None else cast("asyncio.Transport", _Tapped(transport, tap))
 
     def head_made(self, head: ResponseHead, *, keep_alive: bool) -> None:
-        """Make what aiohttp gets to see of it."""
+        """Make the response that aiohttp sees."""
         self.response = RelayedResponse(self._request, head.status, head.reason, keep_alive=keep_alive)
 
     def bytes_written(self, count: int) -> None:

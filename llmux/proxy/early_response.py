@@ -1,11 +1,11 @@
-"""An answer that begins before its engine's: the head, and signs of life until the model is awake.
+"""An answer that begins before its engine's: the head, and progress messages until the model is awake.
 
-It fixes the status at 200, so whatever goes wrong afterwards is told inside: in a stream by an error event, in
-JSON by the error in place of the answer. Either is left without its proper end: no client takes it for an answer.
+It fixes the status at 200, so later errors are reported inside: in a stream by an error event, in JSON by the
+error in place of the answer. Either has no proper end, so no client takes it for an answer.
 
 The engine's answer is then fitted in behind what was sent (``ResumedRelay``). The client reads a chunked body,
-whatever the engine's framing is: chunks pass through as they are, all else becomes chunks. The engine's head has
-no place any more; if it says something other than what was begun, it and its body become an error for the caller.
+whatever the engine's framing is: chunks pass unchanged, everything else becomes chunks. The engine's head has no
+place any more; if it does not match what was begun, it and its body become an error for the caller.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmux.proxy.relay import ClientGoneError, Relay
 from llmux.upstream import Framing, ResponseHead
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
-_MOST_UNREAD = 16 * 1024  # bytes; a client that does not read is told nothing more
+_MOST_UNREAD = 16 * 1024  # bytes; a client that does not read gets no further messages
 _MOST_ERROR = 64 * 1024  # bytes of an engine's error that are kept
 _SUCCESS = range(200, 300)
 _BAD_GATEWAY = 502
@@ -87,7 +87,7 @@ class EarlyResponse:
         self._write("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
 
     def say(self, text: str) -> None:
-        """Send a sign of life; ``text`` is for people, on one line."""
+        """Send a progress message; ``text`` is for people, on one line."""
         transport = self._request.transport
         if self.over or transport is None or transport.get_write_buffer_size() > _MOST_UNREAD:
             return
@@ -99,7 +99,7 @@ class EarlyResponse:
             self._chunk(f": {text}\n".encode() + PING)
 
     def fail(self, error: RequestError, *, anthropic: bool, request_id: str) -> web.StreamResponse:
-        """Tell the error, and leave the answer without its end."""
+        """Send the error, and leave the answer without its end."""
         self.over = True
         document = error.document if isinstance(error, RefusedByEngineError) else None
         if document is None or (anthropic and document.get("type") != "error"):
@@ -134,7 +134,7 @@ class ResumedRelay(Relay):
         self._said = b""
 
     def response_started(self, head: ResponseHead) -> None:
-        """Go on where the early answer stands, if this one fits."""
+        """Continue after the early answer, if this one matches it."""
         assert self._connection is not None
         self.exchange.status = head.status
         fits = head.status in _SUCCESS and not head.encoded and head.event_stream is self._early.stream
@@ -154,14 +154,14 @@ class ResumedRelay(Relay):
         self._client.head_made(head, keep_alive=self._client.keep_alive)
 
     def response_data(self, data: bytes) -> None:
-        """Pass the bytes on, or keep what the engine says of its error."""
+        """Pass the bytes on, or keep the engine's error."""
         if self._refusal is None:
             super().response_data(data)
         elif len(self._said) < _MOST_ERROR:
             self._said += data[:_MOST_ERROR]
 
     def response_ended(self) -> None:
-        """Finish, or hand over the engine's error."""
+        """Finish, or deliver the engine's error."""
         if self._refusal is None:
             super().response_ended()
             return
@@ -172,7 +172,7 @@ class ResumedRelay(Relay):
         self._settle(RefusedByEngineError(self._refusal, said))
 
     def response_lost(self, error: EngineError) -> None:
-        """Break off, or tell what there is of the engine's error."""
+        """Break off, or deliver the part of the engine's error that there is."""
         if self._refusal is None:
             super().response_lost(error)
         else:

@@ -1,8 +1,7 @@
 """Errors as the two families of SDKs expect them, as a response and inside an event stream.
 
 Answers to requests without a key are made without aiohttp (``refusal``): the same bytes, for a fraction of the
-time. A flood of such requests costs little each, and after ``MOST_REFUSED`` of them on one connection that is
-closed.
+time. So a flood of such requests costs little each, and a connection is closed after ``MOST_REFUSED`` of them.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ _SERVER = SERVER_SOFTWARE.encode()
 
 
 def refused_too_often(client: Any) -> bool:
-    """Count a refusal on a client's connection, and return whether it ends with it."""
+    """Count a refusal on a client's connection, and return whether it is closed."""
     refused: int | None = getattr(client, "refused", None)
     if refused is None:  # a server other than llmux's own
         return False
@@ -84,7 +83,7 @@ def refused_too_often(client: Any) -> bool:
 
 
 def refusal(error: RequestError, request_id: str, *, anthropic: bool, close: bool) -> bytes:
-    """Return head and body of what ``error_response`` gives, as aiohttp would send it."""
+    """Return head and body of ``error_response``, as aiohttp would send it."""
     if anthropic:
         body = json.dumps(error_body(error, anthropic=True, request_id=request_id)).encode()
     else:

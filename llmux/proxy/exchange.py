@@ -1,4 +1,4 @@
-"""One request on its way: what to send and where, and what became of it."""
+"""One request on its way: what is sent where, and the outcome."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RequestBody(Protocol):
 
 
 class ExtraFields(NamedTuple):
-    """What is added to a response's head, made up beforehand."""
+    """Fields added to a response's head, prepared in advance."""
 
     lines: bytes  # without the last line's end
     names: frozenset[bytes]  # of the engine's fields that they replace, in lower case
@@ -67,17 +67,17 @@ class Exchange:
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
     added_headers: Sequence[tuple[bytes, bytes]] = field(default=(), repr=False)  # for the engine; a key, too
-    early: EarlyResponse | None = None  # the client's answer, if that has begun
+    early: EarlyResponse | None = None  # the client's answer, if it has begun
     anthropic: bool = False  # the client expects Anthropic's events
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before
-    counted: bool = False  # the events of a stream are counted, though no one looks at them
-    once: bool = False  # what was written counts as sent, on a connection that died while it was pooled, too
-    lost: EngineError | None = None  # a pooled connection died with all of it: raised where the next is refused
+    counted: bool = False  # the events of a stream are counted, though no reader asked for it
+    once: bool = False  # bytes written count as sent, also on a connection that died while it was pooled
+    lost: EngineError | None = None  # a pooled connection died with all of it: raised if the next is refused
 
     status: int | None = field(default=None, init=False)  # the engine's
     first_byte_at: float | None = field(default=None, init=False)  # the response's head went out
     ended_at: float | None = field(default=None, init=False)
-    events: int = field(default=0, init=False)  # that were streamed, where they are counted
+    events: int = field(default=0, init=False)  # streamed events, if they are counted
     bytes_out: int = field(default=0, init=False)  # handed to the client's transport, the head included
     broken: str | None = field(default=None, init=False)  # the error code, when the response broke off
     opening: bytes = field(default=b"", init=False, repr=False)  # of an event stream
@@ -103,7 +103,7 @@ class Exchange:
 
     @property
     def answered_well(self) -> bool:
-        """Whether the engine's answer shows that the model is there: an error may come from what is before it."""
+        """Whether the engine's answer shows that the model is there: an error may come from a proxy before it."""
         return self.status is not None and self.status < ERROR
 
     @property
@@ -112,9 +112,9 @@ class Exchange:
         return usage_of(self.opening, self.tail)
 
     def blames_engine(self, error: Exception | None) -> bool:
-        """Whether its end, with ``error`` or without, says that the engine may be gone.
+        """Whether its end, with ``error`` or without, suggests that the engine is gone.
 
-        An engine to which no connection could be made is the caller's business: nothing was sent.
+        The caller handles an engine to which no connection could be made: nothing was sent.
         """
         if error is not None:
             return isinstance(error, EngineError) and not isinstance(error, EngineRefusedError)

@@ -48,7 +48,7 @@ class Forwarder:
             idle_timeout=idle_timeout, connect_timeout=connect_timeout, ssl_context=ssl_context
         )
         self.beside: list[Callable[[], Awaitable[None]]] = []
-        """What is closed along with it."""
+        """Closed along with it."""
 
     async def forward(
         self, request: web.BaseRequest, exchange: Exchange, make_relay: RelayFactory | None = None
@@ -89,9 +89,9 @@ class Forwarder:
             exchange.ended_at = loop.time()
 
     async def attempt(self, exchange: Exchange, attempt: Callable[[EngineConnection], Awaitable[None]]) -> None:
-        """Have an exchange attempted on a kept connection, or else, or if that had died meanwhile, on a fresh one.
+        """Attempt an exchange on a kept connection; if there is none or it had died, on a fresh one.
 
-        ``attempt`` gives its connection back, or aborts it. Raises as ``forward``.
+        ``attempt`` gives its connection back, or aborts it. Raises like ``forward``.
         """
         if not exchange.fresh_only:
             connection = self.pool.take(exchange.activity)
@@ -109,7 +109,7 @@ class Forwarder:
         try:
             connection = await self._connect(exchange)
         except EngineRefusedError as error:
-            if exchange.lost is not None:  # the connection has not died of age, but with its engine
+            if exchange.lost is not None:  # the connection did not die of age, but with its engine
                 raise exchange.lost from error
             raise
         exchange.activity.connected = True

@@ -1,12 +1,12 @@
-"""Requests to endpoints on other hosts. Imported only where there are such.
+"""Requests to endpoints on other hosts. Imported only if there are any.
 
-An ``Endpoint`` has its own connections, which are kept for the next request, and a breaker. A request to one
-passes the same forwarder and relay as one to an engine, with a time limit for each step, and these differences:
+An ``Endpoint`` has its own connections, which are kept for the next request, and a breaker. A request to one uses
+the same forwarder and relay as one to an engine, with a time limit for each step, and these differences:
 
-- An answer with an error, 400 or above, is read whole before anything of it is passed on: so that another endpoint
-  may be asked instead, and so that the key, where an error repeats it, does not reach the client.
-- Of an event stream only whole events are passed on. If it breaks off, what follows the last one is the error
-  event, whatever was cut; and as long as there was no event, another endpoint may be asked.
+- An error, 400 or above, is read completely before any of it is passed on: so that another endpoint may be tried
+  instead, and so that the key, if an error repeats it, does not reach the client.
+- Only whole events of a stream are passed on. If it breaks off, the error event follows the last whole one; and
+  until the first event, another endpoint may be tried.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ MOST_HELD = 1024 * 1024
 """Bytes of one event that are held back until it is whole; a longer one is passed on in pieces."""
 
 SECRET = 8
-"""Characters: a key that is shorter is no secret, and not looked for in errors."""
+"""Characters: a shorter key is no secret, and not searched for in errors."""
 WORTH_ANOTHER = frozenset({408, 429})
-"""The statuses below 500 with which another endpoint may do better."""
+"""The statuses below 500 with which another endpoint may succeed."""
 _REDIRECT = 300
 _NOT_MODIFIED = 304
 _ERROR = 400
@@ -60,15 +60,15 @@ _SERVER_ERROR = 500
 _UNAUTHORIZED = 401
 _TOO_MANY = 429
 _UNAVAILABLE = 503
-_REST = 1.0  # seconds, where an endpoint has too much to do and does not say for how long
-_SMOOTHING = 0.3  # of the latest time to a first byte among those of before
-# What says that a stream is whole, where its connection's end may as well be a cut.
+_REST = 1.0  # seconds, if an overloaded endpoint does not say for how long
+_SMOOTHING = 0.3  # weight of the latest time to a first byte in the mean
+# What marks a stream as complete if its connection's end may be a cut.
 _ENDS = (b"[DONE]", b"message_stop", b"response.completed", b"response.incomplete", b"response.failed")
 _REFRAMED = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class RemoteAnswerError(RemoteError):
-    """The endpoint answered with an error with which another one may do better."""
+    """The endpoint answered with an error with which another one may succeed."""
 
     code = "remote_failed"
 
@@ -118,16 +118,16 @@ class Endpoint:
         self.breaker = Breaker() if breaker is None else breaker
         self.in_flight = 0
         self.latency = 0.0
-        """Seconds to the first byte of an answer, lately; 0 where that is not known."""
+        """Recent seconds to the first byte of an answer; 0 if unknown."""
         self.counts: dict[str, int] = {}
-        """Requests by what became of them: ``ok``, ``failed``, ``refused`` (4xx), ``left``."""
+        """Requests by outcome: ``ok``, ``failed``, ``refused`` (4xx), ``left``."""
         context = None
         if address.tls:
             context = ssl.create_default_context(cafile=ca)
             context.set_alpn_protocols(["http/1.1"])
             if ca is not None:
-                # Python 3.13 began to ask for all that RFC 5280 wants of a certificate, such as key identifiers.
-                # A company's own authority often lacks some of it, and must not fail with another Python.
+                # Python 3.13 began to demand everything that RFC 5280 requires of a certificate, such as key
+                # identifiers. Private authorities often lack some, and must not fail with another Python.
                 context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self._forwarder = Forwarder(idle_timeout=IDLE, connect_timeout=timeouts.connect, ssl_context=context)
         self._forwarder.pool = _Pool(idle_timeout=IDLE, connect_timeout=timeouts.connect, ssl_context=context)
@@ -155,9 +155,9 @@ class Endpoint:
         secret: str | None = None,
         others: bool = False,
     ) -> RelayedResponse:
-        """Send a request, which ``wait`` allows, and relay the answer; ``relay`` makes what does more than that.
+        """Send a request, which ``wait`` allows, and relay the answer; ``relay`` makes a special relay.
 
-        ``secret`` is the key, which no answer may repeat. ``others``: there are other endpoints to be asked.
+        ``secret`` is the key, which no answer may repeat. ``others``: there are other endpoints to try.
 
         Raises RemoteError, and what ``Forwarder.forward`` raises, when nothing has gone to the client yet.
         """
@@ -190,7 +190,7 @@ class Endpoint:
         return response
 
     def _renamed(self, error: EngineError) -> RemoteError:
-        """Return an error of the connection as one of this endpoint: clients are not told where it is."""
+        """Return an error of the connection as one of this endpoint: clients do not learn its address."""
         if isinstance(error, EngineRefusedError):
             return RemoteError(f"{self.name} cannot be reached.", code="remote_unreachable")
         if isinstance(error, EngineLostError | EngineProtocolError):
@@ -201,12 +201,12 @@ class Endpoint:
         self.counts[outcome] = self.counts.get(outcome, 0) + 1
 
     async def close(self) -> None:
-        """Close the idle connections; the others close when what is under way ends."""
+        """Close the idle connections; the others close when their requests end."""
         await self._forwarder.close()
 
 
 class Watch:
-    """Sees to it that one request keeps to its time limits, and tells the breaker what became of it."""
+    """Enforces the time limits of one request, and reports its outcome to the breaker."""
 
     def __init__(
         self, endpoint: Endpoint, number: int, loop: asyncio.AbstractEventLoop, *, secret: str | None, others: bool
@@ -219,7 +219,7 @@ class Watch:
         self._loop = loop
         self._began = loop.time()
         self._relay: Guard | None = None
-        self.refusal: ResponseHead | None = None  # of an error, which is read whole
+        self.refusal: ResponseHead | None = None  # of an error, which is read completely
         self._kept: list[bytes] = []
         self._size = 0
         self._answered = False
@@ -228,7 +228,7 @@ class Watch:
 
     @property
     def broke_off(self) -> str:
-        """What a client is told of an answer that is not whole."""
+        """What a client is told about an incomplete answer."""
         return f"{self.name} broke off in the middle of its answer."
 
     def keep(self, data: bytes) -> None:
@@ -238,9 +238,9 @@ class Watch:
             self._kept.append(data)
 
     def kept(self) -> bytes:
-        """Return what an error says, without the key."""
+        """Return the text of an error, without the key."""
         body, secret = b"".join(self._kept), self.secret
-        # What is short could be part of anything.
+        # A short text could be part of anything.
         return body if secret is None or len(secret) < SECRET else body.replace(secret, b"...")
 
     def sent(self, relay: Guard) -> None:
@@ -269,7 +269,7 @@ class Watch:
         self._arm(now + endpoint.timeouts.idle, self._look)
 
     def over(self, exchange: Exchange, error: RequestError | None) -> None:
-        """Take note of the end of a request that nothing here has ended."""
+        """Record the end of a request that was not ended here."""
         endpoint, status = self._endpoint, exchange.status
         broken = exchange.broken is not None and exchange.cut_off is None
         if broken or (error is not None and not self._answered):
@@ -280,7 +280,7 @@ class Watch:
         endpoint._count("ok" if ok else outcome)  # noqa: SLF001 - its other half
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the timers."""
         for timer in (self._timer, self._last):
             if timer is not None:
                 timer.cancel()
@@ -295,7 +295,7 @@ class Watch:
         self._expire(f"{self.name} has not begun to answer within {self._endpoint.timeouts.first_byte:g} s.")
 
     def _look(self) -> None:
-        """See whether anything has come lately. While the client does not read, nothing can."""
+        """Check whether anything has arrived lately. While the client does not read, nothing can."""
         relay, idle = self._relay, self._endpoint.timeouts.idle
         if relay is None or relay.over:
             return
@@ -313,20 +313,20 @@ class Watch:
 
 
 class Guard(Relay):
-    """What the relays of answers from other hosts have in common: time limits, and errors that are read whole."""
+    """The common part of relays for other hosts: time limits, and errors that are read completely."""
 
     __slots__ = ()
-    _passes_chunks = False  # every byte is a sign of life
+    _passes_chunks = False  # every byte counts against the time limits
     _watch: Watch
 
     @property
     def held(self) -> bool:
-        """Whether nothing is read because the client does not."""
+        """Whether reading is paused because the client does not read."""
         return self._draining is not None
 
     def _drained(self, task: asyncio.Task[None]) -> None:
         super()._drained(task)
-        self.exchange.activity.last_byte = self._loop.time()  # what it was not read meanwhile is not its silence
+        self.exchange.activity.last_byte = self._loop.time()  # the pause does not count as the endpoint's silence
 
     def attach(
         self, connection: EngineConnection, on_end: Callable[[Exception | None], None] | None = None
@@ -356,7 +356,7 @@ class Guard(Relay):
             self._watch.keep(data)
 
     def response_ended(self) -> None:
-        """Tell the end, of an error all of it."""
+        """Finish; an error is delivered as a whole."""
         refusal = self._watch.refusal
         if refusal is None:
             super().response_ended()
@@ -364,7 +364,7 @@ class Guard(Relay):
             self._judge(refusal)
 
     def response_lost(self, error: EngineError) -> None:
-        """Break off. What there is of an error is told."""
+        """Break off. An incomplete error is delivered as it is."""
         refusal = self._watch.refusal
         if refusal is not None:
             self._judge(refusal)
@@ -386,16 +386,16 @@ class Guard(Relay):
             self._settle(error)
 
     def _judge(self, head: ResponseHead) -> None:
-        """Pass an error on, or have another endpoint asked."""
+        """Pass an error on, or let another endpoint be tried."""
         watch, status = self._watch, head.status
         watch.refusal = None
         if status == _UNAUTHORIZED:
-            # It is about llmux's key: to the client it would be about its own. And some repeat parts of the key.
+            # It is about llmux's key, but would seem to be about the client's. And some repeat parts of the key.
             error = f"{watch.name} does not accept the key that llmux has for it."
             self._settle(RemoteError(error, code="remote_key"))
             return
         if status < _ERROR:
-            # A client that followed it would go there by itself.
+            # A client that followed it would bypass llmux.
             self._settle(RemoteError(f"{watch.name} answered with a redirect ({status}): its `url` is not right."))
             return
         if watch.others and (status >= _SERVER_ERROR or status in WORTH_ANOTHER):
@@ -411,7 +411,7 @@ class Guard(Relay):
 
 
 class GuardedRelay(Guard):
-    """The sink of an exchange with another host whose answer passes as it is."""
+    """The sink of an exchange with another host whose answer passes unchanged."""
 
     __slots__ = ("_held", "_until_close", "_watch", "_whole_events")
 
@@ -434,7 +434,7 @@ class GuardedRelay(Guard):
             self._until_close = head.framing is Framing.UNTIL_CLOSE
 
     def response_data(self, data: bytes) -> None:
-        """Pass bytes on: of an event stream, whole events."""
+        """Pass bytes on: for an event stream, whole events."""
         if not self._whole_events:
             super().response_data(data)
             return

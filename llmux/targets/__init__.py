@@ -1,4 +1,4 @@
-"""What a name stands for, when it is not a model's own; where requests go instead; and the dialects of engines.
+"""What names stand for that are not models; where requests go instead; and the dialects of engines.
 
-Nothing of this is imported where none of it is configured.
+Imported only if any of it is configured.
 """

@@ -1,8 +1,8 @@
 """Which conversation a request belongs to, and where that was served last.
 
-A client says it in ``X-LLMux-Conversation``. Without that, it is a hash of what every request of a conversation
-begins with: the system prompt and the first turn of the user. Clients move cache marks from turn to turn, so
-these do not count.
+A client names it in ``X-LLMux-Conversation``. Without that, it is a hash of what every request of a conversation
+begins with: the system prompt and the first turn of the user. Cache marks are ignored, as clients move them from
+turn to turn.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _decoder = json.JSONDecoder()
 
 
 async def conversation_of(given: str | None, body: Body | None) -> str | None:
-    """Return the name of a conversation, from a client's header or from the body; None where there is none.
+    """Return the name of a conversation, from a client's header or from the body; None if there is none.
 
-    Other tasks get their turns. BadRequestError for a header that cannot be one.
+    It yields to other tasks. BadRequestError for an invalid header.
     """
     if given is not None:
         if not given.isprintable() or not 0 < len(given) <= 256:  # noqa: PLR2004
@@ -39,7 +39,7 @@ async def conversation_of(given: str | None, body: Body | None) -> str | None:
         return None
     try:
         found = await scan(body, 0, body.received, (*_SYSTEM, *_TURNS))
-    except BadRequestError:  # the engine's to judge
+    except BadRequestError:  # the engine judges that
         return None
     digest = blake2b(digest_size=16)
     any_turn = False
@@ -53,7 +53,7 @@ async def conversation_of(given: str | None, body: Body | None) -> str | None:
 
 
 def _first_turn(text: bytes) -> bytes:
-    """Return what an array of messages begins with: all up to the first turn of the user."""
+    """Return the beginning of an array of messages, up to the first turn of the user."""
     if not text.startswith(b"["):
         return _canonical(text)
     turns: list[Any] = []
@@ -63,7 +63,7 @@ def _first_turn(text: bytes) -> bytes:
         pos = _after_blanks(shown, pos)
         try:
             turn, pos = _decoder.raw_decode(shown, pos)
-        except (ValueError, RecursionError):  # its end is beyond the window, or there is no further one
+        except (ValueError, RecursionError):  # its end is beyond the window, or there are no more messages
             break
         turns.append(_plain(turn))
         if not isinstance(turn, dict) or turn.get("role") == "user":
@@ -93,7 +93,7 @@ def _text(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Return a message without its cache marks, and a text alone as the list that some clients make of it."""
+    """Return a message without its cache marks, and with a lone text as the list that some clients send."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -115,7 +115,7 @@ class Conversations:
         return None if conversation is None else self._last.get((asked, key, conversation))
 
     def keep(self, asked: str, key: str | None, conversation: str | None, target: Target) -> None:
-        """Take note of where it is served."""
+        """Record where it is served."""
         if conversation is None:
             return
         place = (asked, key, conversation)

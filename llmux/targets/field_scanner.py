@@ -1,11 +1,11 @@
-"""Fields of a JSON object that is larger than one wants to parse: where they stand, and what takes their place.
+"""Fields of a JSON object that is too large to parse: their positions, and their replacements.
 
-Theory of operation. ``FieldScanner`` goes over an object once, in slices, and notes the places of the members that
-are wanted; the rest is skipped at the speed of the model's scanner. ``changes`` turns the rules for an object into
-splices. A rule for ``a.b`` is one for ``b`` in the object that ``a`` holds, whose bytes are then gone over by
-themselves. What is not spliced is not looked at: key order, numbers, blanks and escapes stay.
+Theory of operation. ``FieldScanner`` scans an object once, in slices, and notes the positions of the wanted
+members; the rest is skipped at the speed of the model's scanner. ``changes`` turns the rules for an object into
+splices. A rule for ``a.b`` is one for ``b`` in the object in ``a``, which is then scanned by itself. Everything
+else is left as it is: key order, numbers, blanks and escapes.
 
-A key that stands twice is changed in both places, as engines disagree on which of them counts.
+A key that occurs twice is changed in both places, as engines disagree on which of them counts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from llmux.errors import BadRequestError
 from llmux.extract import Body, ModelScanner, Splice
 from llmux.extract.json_scan import members_but
 
-_STEP = 16 * 1024  # bytes looked at before the clock is
+_STEP = 16 * 1024  # bytes scanned between two looks at the clock
 _WORK = 0.0005  # seconds of work between two turns of the event loop
-_LONGEST_KEY = 64 * 6  # bytes of a key that are looked at: 64 characters, each as an escape
+_LONGEST_KEY = 64 * 6  # bytes of a key that are compared: 64 characters, each as an escape
 _LONGEST_NUMBER = 4096
 _NUMBER = re.compile(rb"[-+.0-9eE]+\Z|NaN\Z|-?Infinity\Z")
 
@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
 
 class FieldScanner(ModelScanner):
-    """Notes where the members of these names stand. ``offset`` is the position of the first byte."""
+    """Notes the positions of the members with these names. ``offset`` is the position of the first byte."""
 
     def __init__(self, names: Iterable[str], offset: int = 0) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class FieldScanner(ModelScanner):
         self._offset = offset
         self.found: list[Member] = []
         self.opens = 0
-        """The position behind the object's opening brace."""
+        """The position after the object's opening brace."""
         self.others = False
         """Whether it has members of other names."""
         self._name: str | None = None
@@ -118,17 +118,17 @@ def _but(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of one field. ``strip`` goes with nothing else, nor does ``always``; ``cap`` comes last."""
+    """The rule for one field. ``strip`` and ``always`` go with nothing else; ``cap`` comes last."""
 
     always: Any = None  # with `given`: the value, whatever the client says
     given: bool = False
-    default: Any = None  # where the client gives none, or null; None: none
+    default: Any = None  # the value if the client gives none, or null; None: none
     strip: bool = False
     cap: int | float | None = None
 
 
 Rules = Mapping[str, "Rule | Rules"]
-"""The rules for an object: of its fields, and of objects within."""
+"""The rules for an object: for its fields, and for objects within."""
 
 
 def tree(rules: Mapping[str, Rule]) -> Rules:
@@ -148,9 +148,9 @@ def tree(rules: Mapping[str, Rule]) -> Rules:
 
 
 async def changes(body: Body, rules: Rules) -> list[Splice]:
-    """Return what the rules change in a JSON body. Other tasks get their turns.
+    """Return the changes of a JSON body by the rules. It yields to other tasks.
 
-    BadRequestError when it is no object, or a field does not have the type that a rule for it takes.
+    BadRequestError if it is no object, or a field does not have the type that a rule for it takes.
     """
     splices: list[Splice] = []
     if not await _object(body, 0, body.received, rules, "", splices):
@@ -159,7 +159,7 @@ async def changes(body: Body, rules: Rules) -> list[Splice]:
 
 
 async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> FieldScanner:
-    """Go over the object that stands from ``start`` to ``end``. BadRequestError when it is malformed."""
+    """Scan the object from ``start`` to ``end``. BadRequestError if it is malformed."""
     scanner = FieldScanner(names, start)
     since = perf_counter()
     for data in body.part(start, end):
@@ -195,7 +195,7 @@ async def _object(body: Body, start: int, end: int, rules: Rules, above: str, sp
 
 
 async def _within(body: Body, member: Member, rules: Rules, name: str, splices: list[Splice]) -> None:
-    """Change what the rules say in a value that should be an object."""
+    """Apply the rules to a value that should be an object."""
     if _begins(body, member) == b"{":
         await _object(body, member.start, member.end, rules, f"{name}.", splices)
     elif _is_null(body, member):
@@ -206,7 +206,7 @@ async def _within(body: Body, member: Member, rules: Rules, name: str, splices: 
 
 
 def _changed(body: Body, member: Member, rule: Rule, name: str) -> bytes | None:
-    """Return what takes the place of a value; None: nothing."""
+    """Return the replacement of a value; None: it stays."""
     if rule.given:
         return _json(rule.always)
     if _is_null(body, member):
@@ -221,7 +221,7 @@ def _changed(body: Body, member: Member, rule: Rule, name: str) -> bytes | None:
 
 
 def _value(rule: Rule) -> Any:
-    """Return what a field is given where the client says nothing; None: nothing."""
+    """Return the value of a field that the client does not give; None: it has none."""
     if rule.given:
         return rule.always
     if rule.default is not None and rule.cap is not None:
@@ -230,7 +230,7 @@ def _value(rule: Rule) -> Any:
 
 
 def _made(rules: Rules) -> dict[str, Any]:
-    """Return the object that the rules make where there is none."""
+    """Return the object that the rules create if there is none."""
     made: dict[str, Any] = {}
     for name, rule in rules.items():
         if not isinstance(rule, Rule):
@@ -246,7 +246,7 @@ def _sets(rules: Rules) -> bool:
 
 
 def _without(removed: Sequence[Member]) -> Iterator[Splice]:
-    """Cut members out, each with one comma: the one behind it, or of those at the end, the one before them."""
+    """Cut members out, each with one comma: the one after it, or for those at the end, the one before them."""
     last_run: list[Member] = []
     for member in removed:
         follows = last_run and last_run[-1].after == member.before

@@ -1,13 +1,13 @@
-"""From the name that a client asks for to the model that serves it, and why. Pure.
+"""From the name that a client uses to the model that serves it, and why. Pure.
 
 Theory of operation. A name is a model's, an alias, a variant's, or that of a virtual model, which chooses between
-other names. ``Names.resolve`` follows it down to a *target*: a model, perhaps in one of its variants. It sees
-what the models do at this moment through a ``View`` and changes nothing; the caller is in an ``Ask``. The same
-view and ask give the same target. There are no circles: the configuration was checked for them.
+other names. ``Names.resolve`` follows it down to a *target*: a model, perhaps in one of its variants. It sees the
+present state of the models through a ``View`` and changes nothing; ``Ask`` describes the caller. The same view and
+ask give the same target. There are no circles: the configuration was checked for them.
 
-A conversation keeps the target that it had (``Ask.kept``), in the outermost virtual model, as long as that serves:
-while it is awake in ``awake`` and ``ladder``, which are there to avoid switches, and while it can be had in
-``first`` and ``split``.
+In the outermost virtual model, a conversation keeps its target (``Ask.kept``) as long as that serves: while it is
+awake in ``awake`` and ``ladder``, which exist to avoid switches, and while it can be had in ``first`` and
+``split``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reason(enum.StrEnum):
     REMOTE = "remote"  # none is awake that comes before it, and it needs no switch
     SPILL = "spill"  # the wait for the model asked for would be too long
     ROUTE = "route"  # a rule of `routes` says so
-    NONE_SERVES = "none_serves"  # none can be had: its error is told
+    NONE_SERVES = "none_serves"  # none can be had: the client gets its error
 
 
 class Target(NamedTuple):
@@ -51,49 +51,49 @@ class Target(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name that a client could ask for to get it."""
+        """The name with which a client would get it."""
         return self.variant or self.model
 
 
 class View(Protocol):
-    """What is known of the models at this moment."""
+    """The present state of the models."""
 
     def awake(self, model: str) -> bool:
         """Whether it serves requests now."""
 
     def waking(self, model: str) -> bool:
-        """Whether it is what the switch under way wakes."""
+        """Whether the switch under way wakes it."""
 
     def allowed(self, model: str) -> bool:
         """Whether the request may go to a model on another host."""
 
     def wait(self, model: str) -> float | None:
-        """Return the expected wait of a request that came now, in seconds; None where it would be refused."""
+        """Return the expected wait of a new request, in seconds; None if it would be refused."""
 
     def switch_cost(self, model: str) -> float:
-        """Return what a switch to it would take, in seconds."""
+        """Return the cost of a switch to it, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The caller, and the dice which decide where nothing else does."""
+    """The caller, and a random number for choices that nothing else decides."""
 
     key: str | None = None
     role: str | None = None
     conversation: str | None = None
     kept: Target | None = None
     draw: float = 0.0
-    """From 0 up to 1, 1 excluded."""
+    """From 0 up to, but not including, 1."""
 
 
 class Resolution(NamedTuple):
-    """A target, and why it is that one. ``way`` are the names from the one asked for down to the target's."""
+    """A target, and why it was chosen. ``way``: the names from the client's down to the target's."""
 
     target: Target
     reason: Reason
     way: tuple[str, ...]
     others: tuple[Target, ...] = ()
-    """What comes next if this one fails before it has answered: of ``first``."""
+    """The next targets if this one fails before it has answered: of ``first``."""
 
 
 class Names:
@@ -119,7 +119,7 @@ class Names:
         return self._choose(name, ask, view)
 
     def targets(self, name: str, role: str | None = None) -> tuple[Target, ...]:
-        """Return all that a name may end at, each once; of a ladder, what stands at or above the role's floor."""
+        """Return all targets of a name, each once; for a ladder, those at or above the role's floor."""
         target = self._targets.get(name)
         if target is not None:
             return (target,)
@@ -184,7 +184,7 @@ class Names:
         return tuple(dict.fromkeys(after))
 
     def _share(self, name: str, virtual: VirtualConfig, ask: Ask, view: View) -> str:
-        """Return whose share it is: always the same one for the same key or conversation."""
+        """Return the target of a share: always the same one for the same key or conversation."""
         assert virtual.split is not None
         weights = {
             target: weight
@@ -199,7 +199,7 @@ def _may(target: Target, view: View) -> bool:
 
 
 def _rungs(virtual: VirtualConfig, role: str | None) -> tuple[str, ...]:
-    """Return what it chooses from; of a ladder, down to the role's floor."""
+    """Return the names that it chooses from; for a ladder, down to the role's floor."""
     floor = virtual.floor.get(role or ALL, virtual.floor.get(ALL))
     targets = virtual.targets
     return targets if floor is None else targets[: targets.index(floor) + 1]
@@ -227,4 +227,4 @@ def _drawn(name: str, virtual: VirtualConfig, weights: Mapping[str, float], ask:
         left -= weight
         if left < 0:
             return target
-    return list(weights)[-1]  # what rounding has left over
+    return list(weights)[-1]  # after rounding errors

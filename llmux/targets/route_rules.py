@@ -1,11 +1,11 @@
 """Which requests do not go where their name says: the rules of `routes`, and of a model's `spill`.
 
-Pure, but for ``content_of``, which reads a body; the simulator asks ``spills``, too. The first rule of `routes`
-whose conditions all hold is followed. What takes a look into the body is only looked at when a rule that could
-be followed asks for it: ``follow`` says so by asking for a ``Content``.
+Pure, except for ``content_of``, which reads a body; the simulator uses ``spills``, too. The first rule of `routes`
+whose conditions all hold is followed. The body is only read if the result depends on a rule about it: ``follow``
+then asks for a ``Content``.
 
-Whether a request spills is asked when it comes, and again while it waits: then what it has waited counts as
-well. So no request waits much longer than ``over``, if it may go and its remote is not too dear.
+``spills`` is evaluated when a request arrives, and again while it waits, with the time that it has waited. So no
+request waits much longer than ``over``, if it may go and its remote is not too expensive.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _NUMBER = re.compile(rb"\d{1,12}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a look into a body shows."""
+    """What reading a body shows."""
 
     images: bool = False
     tools: bool = False
     stream: bool = False
     text: int = 0
-    """Bytes, but for those of files."""
+    """Bytes, without those of files."""
     files: int = 0
     """Images among them."""
     limit: int | None = None
-    """The most tokens that an answer may have, where the request says."""
+    """The most tokens that an answer may have, if the request says."""
     answers: int = 1
 
     @property
@@ -64,7 +64,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a request without a look into its body. ``wait`` is in seconds; None: it is not known."""
+    """What is known of a request without reading its body. ``wait`` is in seconds; None: it is unknown."""
 
     model: str
     path: str = "/"
@@ -74,7 +74,7 @@ class Facts:
 
 
 class Followed(NamedTuple):
-    """Which rule is followed. ``rule`` is None where none fits; ``looks``: the content has to be known first."""
+    """The rule that is followed: ``rule`` is None if none fits; ``looks``: the content has to be known first."""
 
     rule: RouteConfig | None
     looks: bool = False
@@ -116,14 +116,14 @@ def _holds(rule: RouteConfig, content: Content) -> bool:
 
 
 async def content_of(body: Body | None) -> Content:
-    """Look into a body, in slices: other tasks get their turns. What is no JSON has text alone."""
+    """Read a body, in slices; it yields to other tasks. A body that is not JSON has only text."""
     if body is None:
         return Content()
     if body.form or body.compressed:
         return Content(text=body.received)
     try:
         scanner = await scan(body, 0, body.received, _FIELDS)
-    except BadRequestError:  # the engine's to judge
+    except BadRequestError:  # the engine judges that
         return Content(text=body.received)
     values = {member.name: _value(body, member) for member in scanner.found}
     images, files, encoded = await _files(body)
@@ -148,7 +148,7 @@ def _numbers(values: dict[str, bytes], names: Iterable[str]) -> Iterable[int]:
 
 
 async def _files(body: Body) -> tuple[bool, int, int]:
-    """Return whether there are images, how many files there are, and how many bytes those take that are in it."""
+    """Return whether there are images, the number of files, and the bytes of those that are in the body."""
     images, files, encoded = False, 0, 0
     before, since = b"", perf_counter()
     for data in body.part(0, body.received):
@@ -168,19 +168,19 @@ async def _files(body: Body) -> tuple[bool, int, int]:
 
 
 ASSUMED_OUTPUT = 8192
-"""Tokens that a request without a limit of its own is taken to have written, at worst."""
+"""Tokens, at worst, of the answer to a request without a limit of its own."""
 WORST_BYTES_PER_TOKEN = 2.0
-"""Of text, at worst; English has about four."""
+"""Bytes of text for a token, at worst; English has about four."""
 WORST_TOKENS_PER_FILE = 3000
-"""Of an image or a document, at worst."""
+"""Tokens of an image or a document, at worst."""
 
 
 DEAR = TokenPrice(input=15_000_000, cached=15_000_000, output=75_000_000)
-"""What a remote is taken to cost of which no price is known, for a million tokens."""
+"""The assumed price of a remote without a known one, for a million tokens."""
 
 
 class Offer(NamedTuple):
-    """What a model's `spill` says: seconds, and millionths of the currency (None: whatever it costs)."""
+    """A model's `spill`: seconds, and millionths of the currency (None: any cost)."""
 
     to: str
     over: float
@@ -191,7 +191,7 @@ def spills(offer: Offer, waited: float, expected: float | None, worst: int | Non
     """Whether a request goes to the remote.
 
     ``waited`` is what it has waited, ``expected`` what it will still wait, in seconds; None: it would be refused.
-    ``worst`` is what it may cost there, in millionths; None: that is not known.
+    ``worst`` is its worst-case cost there, in millionths; None: unknown.
     """
     if offer.below is not None and (worst is None or worst > offer.below):
         return False
@@ -199,9 +199,9 @@ def spills(offer: Offer, waited: float, expected: float | None, worst: int | Non
 
 
 def worst_cost(price: TokenPrice, text: int, files: int, limit: int | None, answers: int = 1) -> int:
-    """Return what a request may cost at worst, in millionths, rounded up.
+    """Return the worst-case cost of a request, in millionths, rounded up.
 
-    ``text`` are its bytes but for ``files``, ``limit`` the tokens that it lets one of its ``answers`` have.
+    ``text`` is its bytes without ``files``, ``limit`` the most tokens of each of its ``answers``.
     """
     read = -int(-text // WORST_BYTES_PER_TOKEN) + WORST_TOKENS_PER_FILE * files
     wrote = (ASSUMED_OUTPUT if limit is None else limit) * answers

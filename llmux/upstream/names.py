@@ -1,11 +1,11 @@
 """The addresses of hosts that are known by name, and which of them answers.
 
 An event loop looks names up in few threads, of which uvloop lends two to this; asyncio's do other work, too. A
-resolver that does not answer holds each of them for ten seconds and more, and as long nothing else is looked up,
-not even ``localhost``. So each name has a thread of its own here, one for all that wait for it.
+resolver that does not answer blocks each of them for ten seconds and more, and meanwhile nothing else is looked
+up, not even ``localhost``. So each name has a thread of its own here, one for all requests that wait for it.
 
-Of several addresses the first that answers is taken. When one is silent (an IPv6 route that leads nowhere), the
-next is tried as well, ``NEXT_AFTER`` seconds later.
+Of several addresses the first that answers is used. If one is silent (an IPv6 route that leads nowhere), the next
+is tried as well, ``NEXT_AFTER`` seconds later.
 """
 
 from __future__ import annotations

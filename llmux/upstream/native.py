@@ -1,14 +1,14 @@
-"""The native relay: streams that a thread in C passes on, where that could be compiled.
+"""The native relay: streams that a thread in C relays, if that could be compiled.
 
 Theory of operation
 ===================
 
-A good part of what an event of a stream costs is the way through the loop and Python, of bytes which are not
-looked at. So with the first chunk of an answer, if its client takes that at once (``EngineConnection``), both
-sockets are *lent* to a thread (``native.c``), which passes whole chunks on as ``data_received`` does, and counts
-the same. It knows no other thing: whatever is not a whole chunk, or does not go at once, comes *back*,
-with the bytes that are left, to the connection that lent it, and takes Python's path from there. The rules of
-HTTP, of errors and of back-pressure exist once.
+Much of the cost of a stream's event is the way of its bytes through the loop and Python, which do not look at
+them. So with the first chunk of an answer, if its client takes that at once (``EngineConnection``), both sockets
+are *lent* to a thread (``native.c``), which passes whole chunks on as ``data_received`` does, and counts the same.
+It does nothing else: anything that is not a whole chunk, or does not go at once, comes *back*, with the remaining
+bytes, to the connection that lent it, and takes Python's path from there. So the rules of HTTP, of errors and of
+back-pressure exist only once.
 
 While a stream is lent, the engine's transport does not read and nothing is written to the client's. What ends the
 exchange takes the stream back first: ``EngineConnection.abort`` and ``_over``, through which all ends go. The
@@ -32,8 +32,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 SWITCH = "LLMUX_NATIVE"
 """The environment variable: 0 leaves the native relay out."""
 
-# To lend a stream and to have it back costs as much as it saves with so many blocks. As long as most come back
-# sooner, those that begin are lent later: they may be over by then.
+# Lending a stream and taking it back costs as much as it saves with so many blocks. As long as most come back
+# sooner, new streams are lent later: they may be over by then.
 WORTHWHILE = 12  # blocks
 PATIENCE = 4
 _MISSED = 32  # chunks that it keeps from being lent

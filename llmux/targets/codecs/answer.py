@@ -5,11 +5,10 @@
     Started  (BlockStarted Delta* Signature? BlockEnded)*  Usage*  Finished  Ended
     … or at any point: Failed
 
-Blocks come one after the other, never one within another, though an engine may send pieces of several in turn:
-``Blocks`` puts them in order. A block that begins while another one is open ends that, where that can be known: a
-text may always end, and a call when its arguments are whole. Until then, what comes of later blocks is kept. So
-the usual stream, one block after the other, passes without delay, and one whose calls are interleaved comes out
-in order.
+Blocks come one after the other, never nested, though an engine may send pieces of several in turn: ``Blocks`` puts
+them in order. A block that begins while another one is open ends that, if that can be complete: a text may always
+end, and a call when its arguments are whole. Until then, pieces of later blocks are kept. So the usual stream, one
+block after the other, passes without delay, and one with interleaved calls comes out in order.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Delta(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What the provider recognizes its thinking by."""
+    """The mark by which the provider recognizes its thinking."""
 
     text: str
 
@@ -78,7 +77,7 @@ class BlockEnded(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens so far; None: not told. ``input`` is all of it, that in caches included."""
+    """Tokens so far; None: not reported. ``input`` is all of it, including that in caches."""
 
     input: int | None = None
     output: int | None = None
@@ -87,7 +86,7 @@ class Usage(NamedTuple):
     reasoning: int | None = None
 
     def updated(self, later: Usage) -> Usage:
-        """Return it with what was told later."""
+        """Return it updated with later values."""
         return Usage(*(old if new is None else new for old, new in zip(self, later, strict=True)))
 
 
@@ -123,7 +122,7 @@ _OPEN, _CLOSE = frozenset("{["), frozenset("}]")
 @dataclass(slots=True)
 class _Block:
     start: BlockStarted
-    pieces: list[str] = field(default_factory=list)  # of a call all, of others those that are kept
+    pieces: list[str] = field(default_factory=list)  # all of a call's; of other blocks those that are kept
     signature: str = ""
     ended: bool = False
     looked: int = 0  # pieces that ``looks_whole`` has seen
@@ -132,9 +131,9 @@ class _Block:
     escaped: bool = False
 
     def looks_whole(self) -> bool:
-        """Whether all that was opened in its pieces is closed. Each piece is looked at once."""
+        """Whether everything opened in its pieces is closed. Each piece is read once."""
         for piece in filter(None, self.pieces[self.looked :]):
-            seen = piece[self.escaped :]  # the first half of an escape may have been the end of the piece before
+            seen = piece[self.escaped :]  # the first half of an escape may have been the end of the last piece
             for mark in _MARKS.findall(seen):
                 if mark == '"':
                     self.quoted = not self.quoted
@@ -149,7 +148,7 @@ class _Block:
 
 
 class Blocks:
-    """The blocks of one answer, by keys that the codec chooses. What is called returns the events that are due."""
+    """The blocks of one answer, by keys that the codec chooses. Methods return the events that are due."""
 
     def __init__(self) -> None:
         self._open: _Block | None = None
@@ -221,12 +220,12 @@ class Blocks:
         if block is None:
             return []
         if block.start.kind is Kind.CALL and not any(block.pieces):
-            return [Delta("{}"), BLOCK_ENDED]  # some say nothing where there are none; clients parse them
+            return [Delta("{}"), BLOCK_ENDED]  # some engines send nothing for no arguments, but clients parse them
         return [Signature(block.signature), BLOCK_ENDED] if block.signature else [BLOCK_ENDED]
 
 
 def _may_end(block: _Block) -> bool:
-    """Whether nothing has to follow: of a call, whether its arguments are a whole object."""
+    """Whether it may be complete: for a call, whether its arguments are a whole object."""
     if block.start.kind is not Kind.CALL:
         return True
     if not block.looks_whole():

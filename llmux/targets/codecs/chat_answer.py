@@ -54,9 +54,9 @@ class AnswerDecoder:
         self._started = False
         self._over = False
         self._whole = False  # it comes in one piece
-        self._prose = ("", 0)  # the block that a text, a thought or a refusal goes on with
-        self._thought = ""  # all of the last one
-        self._call = -1  # the last one
+        self._prose = ("", 0)  # the block that the next text, thought or refusal continues
+        self._thought = ""  # all of the last thought
+        self._call = -1  # the last call
         self._places: dict[Any, int] = {}  # the engine's index → ours
         self._ids: dict[int, str] = {}
         self._finish: str | None = None
@@ -64,7 +64,7 @@ class AnswerDecoder:
         self._usage: Usage | None = None
 
     def feed(self, name: str, data: str) -> list[Event]:  # noqa: ARG002 - chat's events have no names
-        """Take one server-sent event."""
+        """Handle one server-sent event."""
         if self._over:
             return []
         if data.startswith("[DONE]"):
@@ -76,7 +76,7 @@ class AnswerDecoder:
         return self._chunk(document, "delta") if isinstance(document, dict) else []
 
     def whole(self, document: dict[str, Any]) -> list[Event]:
-        """Take a whole answer."""
+        """Handle a whole answer."""
         self._whole = True
         if not document.get("choices") and not document.get("error") and document.get("object") != "error":
             return self._fail("the engine's answer has no choices")
@@ -151,7 +151,7 @@ class AnswerDecoder:
         return [] if kind is None or not said else self._say(kind[0], said)
 
     def _detail(self, detail: dict[str, Any]) -> list[Event]:
-        """Take a thought with what its provider recognizes it by."""
+        """Handle a thought with its provider's mark."""
         blocks, text, signature = self._blocks, detail.get("text") or "", detail.get("signature")
         if data := detail.get("data"):
             key = self._prose = ("", self._prose[1] + 1)
@@ -162,7 +162,7 @@ class AnswerDecoder:
         if self._prose[0] != Kind.THINKING.value or (text and text != self._thought):
             found = [*self._begin(Kind.THINKING), *(blocks.delta(self._prose, text) if text else ())]
         found += blocks.sign(self._prose, signature)
-        self._prose = ("", self._prose[1])  # a thought that goes on is another one
+        self._prose = ("", self._prose[1])  # a further thought is another one
         return found
 
     def _begin(self, kind: Kind) -> list[Event]:
@@ -196,9 +196,9 @@ class AnswerDecoder:
         return found
 
     def _place(self, index: Any, given: str, name: str) -> int | None:
-        """Return which call this goes on with; None for a new one.
+        """Return which call this continues; None for a new one.
 
-        Some engines number all calls alike, or not at all: then it is another's name and id that begin a new one.
+        Some engines number all calls alike, or not at all: then another name and ID begin a new one.
         """
         place = self._places.get(index)
         if place is None:
@@ -226,7 +226,7 @@ class AnswerDecoder:
 
 
 def usage_of(usage: dict[str, Any]) -> Usage:
-    """Return what is told of tokens."""
+    """Return the reported tokens."""
     given = usage.get("prompt_tokens_details") or {}
     made = usage.get("completion_tokens_details") or {}
     return Usage(
@@ -239,7 +239,7 @@ def usage_of(usage: dict[str, Any]) -> Usage:
 
 
 def usage_document(usage: Usage) -> dict[str, Any]:
-    """Return tokens as a chat completion tells them."""
+    """Return tokens in the form of a chat completion."""
     given, made = usage.input or 0, usage.output or 0
     document: dict[str, Any] = {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
     if usage.cached is not None or usage.cache_written is not None:

@@ -1,4 +1,4 @@
-"""A request in the neutral form, and what is told of that which has no place in a dialect."""
+"""A request in the neutral form, and how fields are handled that a dialect lacks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Call:
 
 @dataclass(slots=True)
 class Result:
-    """What a call has given."""
+    """The result of a call."""
 
     id: str
     parts: list[Text | Image | Document]
@@ -62,7 +62,7 @@ class Result:
 
 @dataclass(slots=True)
 class Thinking:
-    """What the model thought. ``signature`` is what its provider recognizes it by."""
+    """The model's thinking. ``signature`` is the mark by which its provider recognizes it."""
 
     text: str
     signature: str = ""
@@ -70,7 +70,7 @@ class Thinking:
 
 @dataclass(slots=True)
 class Redacted:
-    """What the model thought, for its provider's eyes only."""
+    """The model's thinking, readable only for its provider."""
 
     data: str
 
@@ -114,7 +114,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Format:
-    """What the answer looks like: ``schema``, or any JSON where that is None."""
+    """The form of the answer: ``schema``, or any JSON if that is None."""
 
     schema: dict[str, Any] | None = None
     name: str | None = None
@@ -124,7 +124,7 @@ class Format:
 
 @dataclass(slots=True)
 class Request:
-    """What is asked for. ``options`` are the other fields, by the names that the client gave them."""
+    """A request. ``options`` are the other fields, by the names that the client gave them."""
 
     model: str
     turns: list[Turn] = field(default_factory=list)
@@ -155,14 +155,14 @@ DEFINED = frozenset(
         "web_search_options",
     }
 )  # fmt: skip
-# They do not change what is answered.
+# They do not change the answer.
 HINTS = frozenset(
     {
         "cache_control", "inference_geo", "metadata", "prompt_cache_key", "prompt_cache_options",
         "prompt_cache_retention", "safety_identifier", "service_tier", "speed",
     }
 )  # fmt: skip
-# These values say what holds without them.
+# These values are the defaults.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "frequency_penalty": (0,),
@@ -177,25 +177,25 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "verbosity": ("medium",),
 }
-# To drop these would be to answer another question.
+# Dropping these would answer another question.
 NEVER_DROPPED = frozenset({"conversation", "previous_response_id", "prompt"})
 
 _INDEX = re.compile(r"\[\d+\]")
 
 
 class Losses:
-    """What has no place in the engine's dialect. Not ``lossy``: it is refused."""
+    """The fields that the engine's dialect lacks. Not ``lossy``: they are refused."""
 
     def __init__(self, *, lossy: bool = False) -> None:
         self.lossy = lossy
         self._dropped: dict[str, None] = {}
 
     def hint(self, at: str) -> None:
-        """Drop what cannot change the answer."""
+        """Drop a field that cannot change the answer."""
         self._dropped[_INDEX.sub("[]", at)] = None
 
     def loss(self, at: str, why: str = "the model's engine does not speak the dialect that has it") -> None:
-        """Drop what can. BadRequestError unless that is wanted."""
+        """Drop a field that can. BadRequestError unless that is wanted."""
         if not self.lossy:
             raise cannot(at, why)
         self.hint(at)

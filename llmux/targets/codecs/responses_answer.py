@@ -49,9 +49,9 @@ class AnswerDecoder:
         self._started = False
         self._over = False
         self._seen: set[Any] = set()  # blocks that have begun
-        self._told: set[Any] = set()  # blocks of which something has come
+        self._told: set[Any] = set()  # blocks of which something has arrived
         self._ids: dict[str, int] = {}
-        self._thought: dict[int, tuple[str, int]] = {}  # by which event, and which part of it came last
+        self._thought: dict[int, tuple[str, int]] = {}  # by which event, and which part came last
 
     def feed(self, name: str, data: str) -> list[Event]:
         """Take one server-sent event."""
@@ -114,7 +114,7 @@ class AnswerDecoder:
         return []
 
     def _place(self, document: dict[str, Any]) -> int:
-        """Return which item an event is about. Some engines tell its id only."""
+        """Return which item an event is about. Some engines send only its ID."""
         place = document.get("output_index")
         if place is not None:
             return int(place)

@@ -1,4 +1,4 @@
-"""One request between a client and an engine that do not speak the same dialect."""
+"""One request between a client and an engine that speak different dialects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmux.targets.codecs.sse import EventParser
 
 
 class Dialect(enum.StrEnum):
-    """What clients and engines speak, where it is about a conversation."""
+    """The dialects of clients and engines, for conversations."""
 
     CHAT = "chat"
     MESSAGES = "messages"
@@ -101,7 +101,7 @@ class Translation:
         return translated
 
     def answer(self, document: Any, model: str | None = None) -> dict[str, Any]:
-        """Return the client's answer. ValueError when the engine's is none, or tells of an error."""
+        """Return the client's answer. ValueError if the engine's is invalid, or reports an error."""
         events = self._events(document)
         with self._checked():
             whole: dict[str, Any] = self._encoder(events, model).whole(events)
@@ -141,7 +141,7 @@ class Translation:
         return chat_answer.error_document(Failed(message, kind, code))
 
     def stream(self, model: str | None = None) -> StreamTranslator:
-        """Return what translates the engine's stream. ``model``: what it is called, if not as the engine says."""
+        """Return the translator of the engine's stream. ``model``: its name, if it differs from the engine's."""
         return StreamTranslator(self, self._decoder(), model)
 
     def _decoder(self) -> _Decoder:
@@ -172,11 +172,11 @@ class StreamTranslator:
         self._parser = EventParser()
         self._encoder: Any = None
         self.over = False
-        """Whether the client has been told the end, or of an error."""
+        """Whether the client has got the end, or an error."""
         self.failed = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes of the engine's, and return those for the client."""
+        """Take bytes from the engine, and return those for the client."""
         sent: list[bytes] = []
         for name, text in self._parser.feed(data):
             try:
@@ -188,7 +188,7 @@ class StreamTranslator:
         return b"".join(sent)
 
     def end(self) -> bytes:
-        """Say that the engine sends no more: what is due is told, or that the answer broke off."""
+        """Handle the end of the engine's stream: send what is due, or that the answer broke off."""
         sent: list[bytes] = []
         try:
             self._send(sent, self._decoder.cut())
