@@ -1,16 +1,16 @@
-"""The time for what is deleted for its age, which cannot be undone."""
+"""The clock for deleting things by their age, which cannot be undone."""
 
 from __future__ import annotations
 
 import time
 from time import monotonic
 
-STEP = 60.0  # seconds by which a clock is ahead when it was set
-BELIEVED = 3600.0  # seconds after which that is the time: it was not a mistake, or this machine had slept
+STEP = 60.0  # seconds; a clock that is further ahead was set
+BELIEVED = 3600.0  # seconds after which the new time is accepted: it was no mistake, or this machine had slept
 
 
 class Calendar:
-    """The time, but that a clock which is set ahead is not believed at once."""
+    """The time; a clock that is set ahead is not believed at once."""
 
     def __init__(self) -> None:
         self._offset = time.time() - monotonic()

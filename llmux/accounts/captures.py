@@ -466,12 +466,12 @@ class Captures(Collector):
         self._total += len(data)
 
     def _clean(self, coming: int = 0) -> None:
-        """Delete what is too old, and what is too much."""
+        """Delete files that are too old, and the oldest while there are too many bytes."""
         now = self._calendar.now()
         oldest, latest = _named(max(0.0, now - self.keep)), _named(now + 1.0)
         files = self._files
 
-        def is_old() -> bool:  # what is of a time still to come (the clock was wrong) is as old as what came next
+        def is_old() -> bool:  # a file from the future (the clock was wrong) is as old as the next one
             return next((name for name, _ in files if name < latest), latest) < oldest
 
         while files and (is_old() or self._total + coming > self.most):
@@ -485,7 +485,7 @@ class Captures(Collector):
 
 
 def _named(seconds: float) -> str:
-    """Return how the names of what was written at a Unix time begin."""
+    """Return the beginning of the names of files written at a Unix time."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d/%H%M%S.%f")
 
 

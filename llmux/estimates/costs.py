@@ -5,9 +5,9 @@ from its halves: the slowest sleep (with its verify) of the models that leave, p
 that was never seen is taken from the first guess in the configuration, else from the mean of its kind, else from
 ``DEFAULT_WAKE`` and ``DEFAULT_SLEEP``.
 
-Of directions the last ``PAIRS`` that were measured are kept: of hundreds of models there are as many as switches.
-Of a model that sleeps at several levels the halves are kept per level, and directions are estimated from them:
-waking out of host memory and from a disk have nothing in common.
+The last ``PAIRS`` measured directions are kept: with hundreds of models, almost every switch is a new direction.
+For a model that sleeps at several levels the halves are kept per level, and directions are estimated from them:
+waking out of host memory and waking from a disk have nothing in common.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmux.core.spec import NO_LEVELS
 ALPHA = 0.3
 DEFAULT_WAKE = 10.0
 DEFAULT_SLEEP = 2.0
-PAIRS = 1000  # directions that are kept: each time something is saved, all of them are
+PAIRS = 1000  # directions kept: each save writes all of them
 
 
 @dataclass(slots=True)

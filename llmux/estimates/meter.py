@@ -132,7 +132,7 @@ SERVICE_ALPHA = 0.1
 GROWTH = 1.1
 ALPHA = 0.3  # of the delays' average
 RESCALE = 1e100
-FOLLOWERS = 50  # that are kept of each model: what is seldom asked next is not worth to be foreseen
+FOLLOWERS = 50  # kept for each model: rarer ones are not worth predicting
 
 
 @dataclass(slots=True)

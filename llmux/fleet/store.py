@@ -120,11 +120,11 @@ return found
 """
 
 
-# KEYS: what was used lately (by the time of its last change), gateways, the number of this gateway's last batch,
-# what it holds. ARGV: the batch's number, since when changes are wanted, what is held, for how long, what stands
-# before a use's name and before a gateway's, then of each use its name, kind, amount, what is known of it, and how
-# long it is kept. A batch counts once. What has changed later than now tells by how much the clock was put back:
-# rates come along. Returns whether the store was empty, its time, what each gateway holds, and what has changed.
+# KEYS: the set of recent uses (by their last changes), gateways, the number of this gateway's last batch, what it
+# holds. ARGV: the batch's number, the time since which changes are wanted, what is held, for how long, prefixes of
+# a use's key and of a gateway's, then for each use its name, kind, amount, known value, and how long it is kept. A
+# batch counts once. A change later than now shows by how much the clock was set back: rates move with it. Returns
+# whether the store was empty, its time, what each gateway holds, and what has changed.
 _USE = f"""{_NOW}
 local empty = redis.call('EXISTS', KEYS[1]) == 0
 local since = tonumber(ARGV[2]) <= now and ARGV[2] or '-inf'

@@ -224,7 +224,7 @@ class GatewayHandler:
         self.configure(config)
 
     def configure(self, config: GatewayConfig) -> None:
-        """Take over limits."""
+        """Apply the limits of a configuration."""
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
         self._progress = config.progress

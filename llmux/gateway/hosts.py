@@ -248,7 +248,7 @@ class Hosts:
         return max(SILENCE, 3 * self.every)
 
     async def _listen(self, host: Host) -> None:
-        """Take in reports until the stream ends. Raises EngineError, OSError, ValueError or TimeoutError."""
+        """Handle reports until the stream ends. Raises EngineError, OSError, ValueError or TimeoutError."""
         try:
             async with asyncio.timeout(PATIENCE):
                 connection = await self._pool.connect(host.address)
@@ -326,7 +326,7 @@ class Hosts:
         self._dispatcher.post(ev.HostReported(self._with_costs(report, measured)))
 
     def _learn(self, host: Host, wakes: Mapping[str, float]) -> None:
-        """Take over what wakes take on a host, of the models of which that was measured there."""
+        """Record the wake costs of models that were measured on a host."""
         for model in host.measured - wakes.keys():
             del self._wakes[model][host.name]
         for model, seconds in wakes.items():

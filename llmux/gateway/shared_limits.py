@@ -9,14 +9,14 @@ second (``store_sync``). The answer is the total use of all gateways, which repl
 may be exceeded by the requests that reach other gateways between two such exchanges; that is deducted from the
 following requests, and over a longer time the limit holds.
 
-- A *rate* is kept there as the time at which it would be whole again, on the store's clock (see
-  ``llmux.accounts.limits``; when that is put back, rates come along); a *budget* as what was spent in its period.
-  Uses are added by a script, in batches with a number: one whose answer was lost is told again, and counts once.
-- What is *held* (requests under way, reservations of budgets) each gateway tells as a whole, for a few seconds, so
-  no count can drift; what a gateway held that died is over then.
-- While the store cannot be used, each gateway takes its own share: what is used here counts as if each of the
-  other gateways that were there last used as much. When it is back, what was really used replaces that.
-- A store that was emptied is told what is known here; the largest budget that any gateway knows of holds.
+- A *rate* is stored as the time at which it would be full again, on the store's clock (if that is set back, rates
+  move with it; see ``llmux.accounts.limits``); a *budget* as what was spent in its period. A script adds uses, in
+  numbered batches: a batch whose answer was lost is sent again, and counts once.
+- What is *held* (requests in progress, reservations of budgets) each gateway sends as a whole, valid for a few
+  seconds, so no count can drift, and what a dead gateway held expires.
+- While the store cannot be used, each gateway takes its own share: its use counts as if each of the other gateways
+  known last used as much. When the store is back, the real use replaces that.
+- An emptied store gets what is known here; the largest spending that any gateway knows of a budget holds.
 
 Spending is also kept in a file (``state``), which survives the end of all gateways, and of the store. What the
 store has not confirmed is recorded there as a numbered batch before it is sent: a gateway restarted after a kill
@@ -172,9 +172,9 @@ class SharedGate(Gate):
     # ---- requests
 
     def configure_gateway(self, config: GatewayConfig, model_of: Callable[[str], str | None]) -> None:
-        """Take over a gateway's configuration; ``model_of`` says which model a name stands for.
+        """Apply a gateway's configuration; ``model_of`` says which model a name stands for.
 
-        Raises ConfigError where there is no place for the file of the budgets.
+        Raises ConfigError if there is no place for the file of the budgets.
         """
         grants = grants_of(config, model_of)
         if self._file is None and any(grant.budget is not None for grant in grants.values()):

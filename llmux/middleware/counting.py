@@ -57,9 +57,9 @@ class Counting:
     async def answer(
         self, config: Config, request: web.Request, context: RequestContext, body: Body
     ) -> web.Response | None:
-        """Return how many tokens a request has; None for what is no such request.
+        """Return how many tokens a request has; None if it has no messages to count.
 
-        Raises BadRequestError for what is not JSON.
+        Raises BadRequestError if it is not JSON.
         """
         document = await _document(body)
         if document is None:
@@ -114,7 +114,7 @@ class Counting:
 
 
 async def estimated(context: RequestContext, body: Body) -> web.Response | None:
-    """Return an estimate of a request's tokens; None for what is no such request. Raises BadRequestError."""
+    """Return an estimate of a request's tokens; None if it has no messages. Raises BadRequestError."""
     document = await _document(body)
     if document is None:
         return None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llmux.runtime.switcher import Switcher
 
 
-UNCOUNTED = 0  # the core knows of no request by this number
+UNCOUNTED = 0  # no request of the core has this number
 
 Cut = Callable[[CutReason, float | None], None]
 
@@ -168,7 +168,7 @@ class AdmissionThrottle:
         self._turning = False
 
     def __len__(self) -> int:
-        """Return how many have not been told yet."""
+        """Return how many still wait for their turn."""
         return len(self._due)
 
     def add(self, waiter: asyncio.Future[None]) -> None:

@@ -84,7 +84,7 @@ def in_queue(model: Model, position: int) -> float:
 
 
 def for_a_newcomer(s: State, model: Model, now: float, turns: Turns | None = None) -> float | None:
-    """Return how long a request that came at ``now`` would wait; None where it would be rejected."""
+    """Return how long a request arriving at ``now`` would wait; None if it would be rejected."""
     if admission.is_open(s, model):
         return 0.0
     if admission.blocked(s, model) is not None or len(model.queue) >= model.spec.max_queued:
