@@ -469,13 +469,15 @@ class Captures(Collector):
         """Delete files that are too old, and the oldest while there are too many bytes."""
         now = self._calendar.now()
         oldest, latest = _named(max(0.0, now - self.keep)), _named(now + 1.0)
-        files = self._files
-
-        def is_old() -> bool:  # a file from the future (the clock was wrong) is as old as the next one
-            return next((name for name, _ in files if name < latest), latest) < oldest
-
-        while files and (is_old() or self._total + coming > self.most):
+        files, old = self._files, 0
+        for count, (name, _) in enumerate(files, 1):
+            if name < oldest:
+                old = count  # files from the future before it, too: the clock was wrong
+            elif name < latest:
+                break
+        while files and (old > 0 or self._total + coming > self.most):
             name, size = files.popleft()
+            old -= 1
             self._total -= size
             path = self.folder / name
             path.unlink(missing_ok=True)

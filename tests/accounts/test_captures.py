@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import time
+from collections import deque
 
 import pytest
 
@@ -318,6 +319,29 @@ async def test_a_clock_that_is_wrong_for_a_while_deletes_nothing_and_keeps_nothi
     await write("h", 30.1 * hour, wrong=1e8)
     assert kept() == {"g", "h"}
     await store.close()
+
+
+async def test_many_of_a_clock_that_was_ahead_go_at_once(tmp_path, monkeypatch):
+    store = Store(tmp_path / "kept", keep=86_400.0)
+    await store.write("first")
+    name, size = store.captures._files[0]
+    ahead = [(f"2999-01-01/000000.{number:06}-ahead.json", size) for number in range(1000)]
+    looks = []
+
+    class Watched(deque):
+        def __iter__(self):
+            for each in super().__iter__():
+                looks.append(each)
+                yield each
+
+    store.captures._files = Watched([*ahead, (name, size)])
+    steady, now = time.monotonic(), time.time()
+    monkeypatch.setattr(capturing.time, "time", lambda: now + 100_000)
+    monkeypatch.setattr(aging, "monotonic", lambda: steady + 100_000)
+    await store.write("last")
+    await store.close()
+    assert len(store.captures._files) == len(files(tmp_path)) == 1
+    assert len(looks) < 3000  # not for each of them all that come after it
 
 
 async def test_memory_is_bounded(tmp_path, monkeypatch):
