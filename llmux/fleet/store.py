@@ -93,15 +93,14 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 return 1
 """
 # KEYS: the wake, all wakes. ARGV: host, milliseconds, whose claim is replaced, model. Returns the holder, and for
-# how long.
+# how long; all have it from then on, though it may come from a gateway that does not keep them.
 _CLAIM = f"""{_NOW}
 local known = redis.call('GET', KEYS[1])
-if not known or known == ARGV[3] then
-    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-    redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[4])
-    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-end
-return {{redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}}
+if not known or known == ARGV[3] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+local left = redis.call('PTTL', KEYS[1])
+redis.call('ZADD', KEYS[2], now + left, ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+return {{redis.call('GET', KEYS[1]), left}}
 """
 
 # KEYS: all wakes. ARGV: what stands before a model in its key. Returns the models that are claimed, each with the

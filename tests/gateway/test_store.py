@@ -105,6 +105,15 @@ async def test_a_look_at_the_claims_costs_what_is_claimed_and_not_what_there_is(
     assert await store._redis.zrange("{llmux}:wakes", 0, -1) == ["long", "more"]
 
 
+async def test_a_claim_that_is_not_among_all_is_there_once_it_was_met(store):
+    """Gateways of an llmux that did not keep them share a store with those that do, while they are updated."""
+    await store._redis.set("{llmux}:wake:a", "one", px=60_000)
+    assert (await store.claim("a", "two", 10.0)).host == "one"
+    (claim,) = (await store.claims()).values()
+    assert claim.host == "one"
+    assert 50 < claim.remaining <= 60
+
+
 async def test_gateways_see_what_the_others_have_where_while_these_live(store, monkeypatch):
     await store.fly("x", {"one": {"a": 2}})
     await store.fly("y", {"one": {"a": 1, "b": 1}, "two": {"a": 1}})
