@@ -93,12 +93,13 @@ class Accounting:
             self.ledger.opened.wait(STARTING)
             self.gate.kept_by(self)
 
-    def spent(self, key: str, since: int) -> int:
-        """Return what a key has spent since a Unix time, in millionths; 0 if that cannot be read."""
+    def spent(self, key: str, period: tuple[int, int]) -> int:
+        """Return what a key has spent in a period of Unix times, in millionths; 0 if that cannot be read."""
         ledger, currency = self.ledger, None if self.prices is None else self.prices.currency
         assert ledger is not None
+        since, until = period
         try:
-            rows = usage.read(ledger.path, usage.Asked((), since, key), patience=STARTING)
+            rows = usage.read(ledger.path, usage.Asked((), since, key, until=until), patience=STARTING)
         except sqlite3.Error as error:
             self._switcher.log.emit("budget_unknown", key=key, error=str(error))
             return 0

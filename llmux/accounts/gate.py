@@ -99,8 +99,8 @@ class Keeper(Protocol):
     def rates(self) -> Mapping[str, TokenPrice]:
         """Known prices of remote models for which the configuration has none."""
 
-    def spent(self, key: str, since: int) -> int:
-        """Return what a key has spent since a Unix time."""
+    def spent(self, key: str, period: tuple[int, int]) -> int:
+        """Return what a key has spent from a Unix time until another."""
 
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
         """Record a reservation."""
@@ -154,7 +154,7 @@ class Gate:
         for key, balance in self._balances.items():
             if (budget := balance.budget) is not None:
                 budget.turn(self._wall())
-                budget.spent += keeper.spent(key, budget.period[0])
+                budget.spent += keeper.spent(key, budget.period)
                 budget.known = partial(keeper.spent, key)
 
     def may_spend(self, key: str, micros: int, passed: Passed | None = None) -> bool:

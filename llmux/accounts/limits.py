@@ -71,7 +71,7 @@ class Budget:
     reserved: int = 0
     period: tuple[int, int] = (0, 0)  # its first second, and that of the next, since 1970
     newest: int = 0  # the first second of the latest period so far
-    known: Callable[[int], int] = lambda _since: 0  # returns what was spent since a Unix time; may take a while
+    known: Callable[[tuple[int, int]], int] = lambda _period: 0  # returns what was spent in it; may take a while
 
     def turn(self, now: float) -> None:
         """Begin anew if the period has ended. ``now`` is a Unix time."""
@@ -79,7 +79,7 @@ class Budget:
             ended, self.period = self.period[1], period(self.per, now)
             since = self.period[0]
             time_has_passed = since == ended and since > self.newest  # else the clock was set
-            self.spent = 0 if time_has_passed else self.known(since)
+            self.spent = 0 if time_has_passed else self.known(self.period)
             self.newest = max(self.newest, since)
 
     @property

@@ -34,7 +34,7 @@ _BY_USE = 'ORDER BY sum(cost) DESC, sum("input") + sum("output") DESC, 1'
 
 
 class Asked(NamedTuple):
-    """A query. ``since`` is a Unix time; ``key`` and ``model`` select only these.
+    """A query. ``since`` and ``until`` are Unix times; ``key`` and ``model`` select only these.
 
     ``top``: only so many keys and models have rows of their own: those with the highest cost in all this time, or
     for equal costs with the most tokens. None: all have.
@@ -45,6 +45,7 @@ class Asked(NamedTuple):
     key: str | None = None
     model: str | None = None
     top: int | None = None
+    until: int | None = None
 
 
 def asked(given: Mapping[str, str], now: float) -> Asked:
@@ -84,6 +85,9 @@ def read(path: Path, question: Asked, patience: float = PATIENCE) -> list[dict[s
     table, unit, seconds = ("days", "day", _DAY) if whole_days else ("hours", "hour", _HOUR)
     conditions = [f"{unit} >= ?"]
     wanted: list[int | str] = [question.since // seconds]
+    if question.until is not None:
+        conditions.append(f"{unit} < ?")
+        wanted.append(question.until // seconds)
     for column, value in (("key", question.key), ("served", question.model)):
         if value is not None:
             conditions.append(f"{column} = ?")

@@ -158,9 +158,9 @@ class SharedGate(Gate):
         """Return nothing: the hosts know the prices of remote models."""
         return {}
 
-    def spent(self, key: str, since: int) -> int:
+    def spent(self, key: str, period: tuple[int, int]) -> int:
         """Return what a key is known to have spent in a period."""
-        name = _budget(key, since)
+        name = _budget(key, period[0])
         return round(self._spent.get(name, 0) + self._pending.get(name, 0) + self._sent.get(name, 0))
 
     def reserve(self, *_: object) -> None:
@@ -328,7 +328,7 @@ class SharedGate(Gate):
         for key, balance in self._balances.items():
             if balance.budget is not None:
                 balance.budget.turn(wall)
-                balance.budget.spent = self.spent(key, balance.budget.period[0])
+                balance.budget.spent = self.spent(key, balance.budget.period)
         for key in {*sums, *self._held}:
             self._others_hold(key, *sums.get(key, (0, 0)))
 
@@ -362,7 +362,7 @@ class SharedGate(Gate):
         spent, reserved = {}, {}
         for key, budget in self.budgets().items():
             name = _budget(key, budget.period[0])
-            spent[name] = self.spent(key, budget.period[0])
+            spent[name] = self.spent(key, budget.period)
             if (held := self._held.get(key)) is not None and held.reserved:
                 reserved[name] = held.reserved
         untold, told = (

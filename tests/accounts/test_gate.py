@@ -157,6 +157,17 @@ async def test_a_clock_that_is_set_and_set_back_does_not_begin_a_budget_anew(hou
     assert gate.budgets()["alice"].spent == 45_000
 
 
+async def test_what_was_spent_while_the_clock_was_ahead_is_of_that_day_alone(house, monkeypatch):
+    await priced(house, {"usd": EACH * 3, "per": "day"})
+    gate, now = house.front.gate, time.time()
+    for days in (400, 0, 1):
+        monkeypatch.setattr(time, "time", lambda days=days: now + 86_400 * days)
+        gate._wall = time.time
+        gate._keeper._look_at_clock()
+        assert [(await send(house)).status for _ in range(4)] == [200, 200, 200, 429], days
+        await house.ask("GET", "/llmux/usage", Authorization="Bearer key-of-bob")  # it is written
+
+
 async def test_what_has_no_end_is_settled_too(house):
     await house.open(
         models=MODELS, ledger="ledger.db", prices={"gpu_hour": 1}, api_keys=keys(budget={"usd": 5, "per": "day"})

@@ -93,7 +93,8 @@ def test_a_budget_begins_anew():
     assert budget.is_spent
     budget.turn(seconds(2026, 11, 29, 23))
     assert budget.is_spent
-    budget.known = {seconds(2026, 11, 30): 70, seconds(2026, 11, 29): 80, 0: 90}.__getitem__
+    known = {seconds(2026, 11, 30): 70, seconds(2026, 11, 29): 80, 0: 90}
+    budget.known = lambda period: known[period[0]]
     budget.turn(seconds(2026, 11, 30))
     assert (budget.spent, budget.reserved) == (0, 1)
     budget.turn(seconds(2026, 11, 29))  # the clock was put back
