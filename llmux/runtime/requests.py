@@ -102,8 +102,8 @@ class Accounts(Protocol):
     def rates(self) -> Mapping[str, Any]:
         """Known prices of remote models for which the configuration has none."""
 
-    def spent(self, key: str, since: int) -> int:
-        """Return what a key has spent since a Unix time, in millionths of the currency."""
+    def spent(self, key: str, period: tuple[int, int]) -> int:
+        """Return what a key has spent from a Unix time until another, in millionths of the currency."""
 
     def reserve(self, ident: str, request_id: str, key: str, model: str, micros: int) -> None:
         """Keep a reservation."""
