@@ -1,11 +1,11 @@
 """Runs with a configuration's own rules: memory, groups, sleep levels, prefetch, and the settings of each model.
 
-Which models are awake together, what has to leave and how deeply it sleeps, the production core decides, as it
-does everywhere. What is told here is how long each hook takes, so that every hook of a switch has its own time:
-sleeps in parallel, then the wake, and a prefetch beside the drain that shortens it.
+The production core decides which models are awake together, which have to leave and at which level they sleep.
+This module gives each hook of a switch its own duration: sleeps in parallel, then the wake, and a prefetch during
+the drain, which shortens the wake.
 
-A run begins with every model asleep. Requests are not rejected for ``max_queued`` or ``request_timeout``: what
-is rejected would not show in the waits.
+A run begins with every model asleep. Requests are not rejected for ``max_queued`` or ``request_timeout``, as
+rejected requests would be missing from the waits.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NO_HALVES: tuple[float | None, float | None] = (None, None)
 
 @dataclass(frozen=True, slots=True)
 class HookSeconds:
-    """How long hooks take. What ``costs`` does not say of a model, ``guesses`` (wake, sleep) do; in seconds.
+    """How long hooks take, in seconds. ``guesses`` (wake, sleep) apply to models that are not in ``costs``.
 
-    A model's wake and sleep at a level are taken as they were measured, or given, at that level; else as without
-    levels. Where only a whole switch is known, all of it is spent in the wake.
+    A model's wake and sleep at a level take what was measured, or given, for that level; else what applies without
+    levels. If only the cost of a whole switch is known, all of it is spent in the wake.
     """
 
     costs: CostMatrix
@@ -63,7 +63,7 @@ class HookSeconds:
         return known
 
     def prefetch(self, model: str) -> float:
-        """Return the seconds that a prefetch hook takes, and by which a wake after it is shorter."""
+        """Return the seconds that a prefetch hook takes; a wake after it is shorter by as much."""
         return self.costs.prefetches.get(model, 0.0)
 
 
@@ -85,7 +85,7 @@ def simulate_configured(
     All hooks take ``factor`` times as long as ``costs`` and the configuration's first guesses say.
 
     Raises:
-        TraceError: it asks for a model that the configuration does not have, or a cost is missing.
+            TraceError: it has a model that the configuration does not have, or a cost is missing.
 
     """
     specs, rules = to_specs(config)
@@ -120,10 +120,10 @@ def simulate_specs(
     spill: Spill | None = None,
     prepare: Callable[[Run], None] | None = None,
 ) -> Outcome:
-    """Run ``trace`` under ``rules``, every hook as long as ``times`` says.
+    """Run ``trace`` under ``rules``; ``times`` gives the duration of every hook.
 
     Raises:
-        TraceError: it asks for a model that is not among ``specs``, or a cost is missing.
+            TraceError: it has a model that is not in ``specs``, or a cost is missing.
 
     """
     known = {spec.name for spec in specs}
@@ -175,7 +175,7 @@ class _ConfiguredRun(Run):
         self.awake: dict[str, float] = {}  # since when
         self.waking: dict[str, float] = {}  # since when
         self.prefetching: dict[str, float] = {}  # since when, beside a switch
-        self.cut: list[tuple[float, int]] = []  # heap of (time, job): answers that were ended
+        self.cut: list[tuple[float, int]] = []  # heap of (time, job): answers that were cut off
         self.heaps = (*self.heaps, (ACT, self.cut))
 
     # ---- hooks
@@ -230,7 +230,7 @@ class _ConfiguredRun(Run):
             self.busy.remove(serving)
 
     def _act(self) -> None:
-        """End an answer whose time is up; a user asks again after an error, too."""
+        """End an answer that has reached its time limit; a user asks again after an error, too."""
         index = heapq.heappop(self.cut)[1]
         self.outcome.cut += 1
         self._follow_up(index)

@@ -1,16 +1,16 @@
 """What a switch costs: seconds from the end of the drain to ready, for each direction.
 
-From one duration for all (``10s``), from a YAML or JSON file, or from llmux's own state file. A file is one of:
+Read from one duration for all (``10s``), a YAML or JSON file, or llmux's own state file. A file is one of:
 
 - ``{FROM: {TO: duration}}``;
-- ``{sleep: {MODEL: duration}, wake: {MODEL: duration}}``: a direction costs the one's sleep and the other's wake;
-- ``{models: [A, B], costs: [[0, 5s], [9s, 0]]}``: a row for each model that leaves;
+- ``{sleep: {MODEL: duration}, wake: {MODEL: duration}}``: a switch costs one model's sleep and the other's wake;
+- ``{models: [A, B], costs: [[0, 5s], [9s, 0]]}``: a row for each model that is put to sleep;
 - a list of ``{from: A, to: B, seconds: 5}``, as ``switch_costs`` in ``/llmux/status``;
-- the state file, whose averages are taken.
+- the state file, of which the averages are used.
 
-A sleep or wake may be given by level, as ``{wake: {MODEL: {ram: 1s, disk: 12s}}}``, and beside them
+A sleep or wake may be given by level, as ``{wake: {MODEL: {ram: 1s, disk: 12s}}}``, and the same file may have
 ``prefetch: {MODEL: duration}``: how long a prefetch takes, and by how much a wake is shorter after it.
-``default: duration`` may be added to the mappings; without it a direction that is missing is an error.
+``default: duration`` may be added to the mappings; without it a missing direction is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HALVES = frozenset({"sleep", "wake", "prefetch"})
 
 @dataclass(frozen=True, slots=True)
 class CostMatrix:
-    """Seconds for each (from, to); elsewhere from the halves, else ``default``."""
+    """Seconds for each (from, to); for other directions the sum of sleep and wake, else ``default``."""
 
     default: float | None = None
     pairs: Pairs = field(default_factory=dict)
@@ -62,7 +62,7 @@ class CostMatrix:
         """Return the seconds of a switch from ``source`` to ``target``.
 
         Raises:
-            TraceError: nothing says what it costs.
+                TraceError: its cost is unknown.
 
         """
         known = self.pairs.get((source, target))
@@ -75,7 +75,7 @@ class CostMatrix:
         return self.default
 
     def cold(self, target: str) -> float:
-        """Return the seconds of a wake when nothing has to leave; 0 where nothing says it."""
+        """Return the seconds of a wake when no model has to leave; 0 if unknown."""
         return self.wakes.get(target, 0.0)
 
     def check(self, models: Iterable[str]) -> None:
@@ -91,7 +91,7 @@ def parse_costs(text: str) -> CostMatrix:
     """Read ``--cost``: a duration, or the name of a file.
 
     Raises:
-        TraceError: it is neither, or the file says something else than costs.
+            TraceError: it is neither, or the file is not a valid file of costs.
 
     """
     path = Path(text)
@@ -101,7 +101,7 @@ def parse_costs(text: str) -> CostMatrix:
 
 
 def read_costs(path: Path) -> CostMatrix:
-    """Read a file of costs; see the top of this module for what it may hold."""
+    """Read a file of costs; its formats are described at the top of this module."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -148,7 +148,7 @@ def _grid(path: Path, models: Any, rows: Any) -> Pairs:
 
 
 def _halves(path: Path, half: str, data: Any, levels: dict[tuple[str, str, str], float]) -> dict[str, float]:
-    """Return the seconds by model; of one that gives them by level the least, and the others in ``levels``."""
+    """Return the seconds by model, the least for one that gives them by level; the others go into ``levels``."""
     if not isinstance(data, Mapping):
         raise TraceError(f"{path}: {half}: is no mapping of models to durations")
     found: dict[str, float] = {}
@@ -187,7 +187,7 @@ def _from_state(path: Path, data: Any) -> CostMatrix:
 
 
 def measured(costs: SwitchCosts) -> CostMatrix:
-    """Return what was measured of switches; ``default`` is None where nothing was."""
+    """Return the measured costs of switches; ``default`` is None if nothing was measured."""
     pairs = {
         (source, target): average.seconds
         for (source, target), average in costs.pairs.items()
@@ -200,7 +200,7 @@ def measured(costs: SwitchCosts) -> CostMatrix:
     for (half, name, level), average in costs.levels.items():
         levels[half, name, level] = seconds = average.seconds
         known = wakes if half == "wake" else sleeps
-        known[name] = min(seconds, known.get(name, seconds))  # the lightest sleep, which is the usual
+        known[name] = min(seconds, known.get(name, seconds))  # the lightest sleep, which is the usual one
     return CostMatrix(mean, pairs, sleeps, wakes, levels)
 
 

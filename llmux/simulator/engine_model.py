@@ -1,14 +1,14 @@
 """How fast an engine works: continuous batching as processor sharing; and fitting that to a record.
 
-``EngineModel`` is what is known of one, ``Serving`` is one at work: streams that share it, and what waits in it
-because its slots are taken.
+``EngineModel`` describes an engine, ``Serving`` is one in operation: the streams that share it, and the requests
+which wait in it for a slot.
 
-``fit`` finds how many an engine serves at once, and how they slow each other down. A service as recorded has in
-it what else was served. Under a guess of ``slots`` and ``slowdown`` that can be taken out: what waits in the
-engine begins as slots become free, and then advances at the common speed; the integral of that speed is the time
-which the request would have taken alone. The best guess is the one under which these times depend most on what is
-known of the request itself, the bytes of its body and of its answer. Where answers are streamed, no more slots
-are guessed than streams were seen at once.
+``fit`` estimates how many requests an engine serves at once, and how much they slow each other down. A recorded
+service time depends on what else was served. For a guess of ``slots`` and ``slowdown`` that can be removed:
+requests in the engine begin as slots become free, and then advance at the common speed; the integral of that speed
+is the time that the request would have taken alone. The best guess is the one for which these times are best
+explained by the request itself, the bytes of its body and of its answer. If answers are streamed, the guesses have
+no more slots than streams were seen at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 from llmux.simulator.trace import Job, TraceError
 
 UNITS = ("slots", "decode", "prefill", "slowdown", "speed")
-TOKENS = ("decode", "prefill")  # mean nothing to answers that are known by their seconds
+TOKENS = ("decode", "prefill")  # have no meaning for answers that are known by their seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,18 @@ class EngineModel:
     """Speed of an engine.
 
     Each of ``b`` streams in flight advances at ``decode / (1 + slowdown·(b - 1))`` tokens/s. A prompt counts in
-    the same currency, as ``prompt_tokens · decode / prefill`` tokens of decoding. What is more than ``slots``
-    waits in the engine, in the order in which it came.
+    the same unit, as ``prompt_tokens · decode / prefill`` tokens of decoding. Requests beyond ``slots`` wait in
+    the engine, in order of arrival.
     """
 
     slots: int = 16  # requests served at once
     decode: float = 60.0  # tokens/s of one stream alone
     prefill: float = 6000.0  # prompt tokens/s
     slowdown: float = 0.03  # what each further stream costs the others, as a share
-    speed: float = 1.0  # how much faster than that it is in all, and than a record says
+    speed: float = 1.0  # a factor on all of that, and on what a record says
 
     def rate(self, streams: int) -> float:
-        """Return the tokens/s of each of so many streams, at least one."""
+        """Return the tokens/s of each of ``streams`` streams, at least one."""
         return self.decode * self.speed / (1.0 + self.slowdown * (streams - 1))
 
     def rates(self) -> list[float]:
@@ -60,7 +60,7 @@ class EngineModel:
         return job.prompt_tokens * self.decode / self.prefill + 1.0
 
     def work(self, job: Job) -> float:
-        """Return the whole work of a job, in tokens of decoding; an answer has at least one token."""
+        """Return the whole work of a job, in tokens of decoding; every answer has at least one token."""
         if job.alone is not None:
             return job.alone * self.decode
         return job.prompt_tokens * self.decode / self.prefill + max(1.0, job.output_tokens)
@@ -102,11 +102,11 @@ def parse_engines(
 ) -> Engines:
     """Read ``--engine``: ``MODEL:slots=4,decode=40``, or a YAML or JSON file of ``{MODEL: {slots: 4}}``.
 
-    What is not said of a model stays as it is in ``fitted``, which a record has shown, else as in ``usual``; later
+    What is not given for a model is taken from ``fitted``, which comes from a record, else from ``usual``; later
     words win. ``models`` are those of the traffic.
 
     Raises:
-        TraceError: a word is invalid; the message says which, and what to write.
+            TraceError: a word is invalid; the message says which, and what to write.
 
     """
     own, known = dict(fitted or {}), sorted(models)
@@ -173,16 +173,16 @@ def _checked(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-EPSILON = 1e-9  # tokens: work smaller than this is done
+EPSILON = 1e-9  # tokens: less work than this counts as done
 
 
 @dataclass(slots=True)
 class Serving:
-    """Streams of one engine. All advance alike, so that one number, ``made``, is the progress of each."""
+    """Streams of one engine. All advance equally, so one number, ``made``, is the progress of each."""
 
     engine: EngineModel
-    time: float = 0.0  # up to which ``made`` is right
-    made: float = 0.0  # tokens that a stream in flight since the start would have got
+    time: float = 0.0  # the time to which ``made`` refers
+    made: float = 0.0  # tokens that a stream in flight since the start would have received
     streams: list[tuple[float, int]] = field(default_factory=list)  # heap of (progress at which it ends, job)
     waiting: deque[tuple[int, Job]] = field(default_factory=deque)
     history: list[tuple[float, float]] = field(default_factory=list)  # (progress, time) when the speed changes
@@ -194,7 +194,7 @@ class Serving:
         self.rates = self.engine.rates()
 
     def add(self, index: int, job: Job, time: float) -> None:
-        """Take in a job, whose work begins at once if a slot is free."""
+        """Add a job, whose work begins at once if a slot is free."""
         self.made += (time - self.time) * self.speed
         self.time = time
         if len(self.streams) >= self.engine.slots:
@@ -203,7 +203,7 @@ class Serving:
             self._begin(index, job)
 
     def finish(self, time: float) -> int:
-        """Take out the stream that is done, and begin with what has waited longest; return its job."""
+        """Remove the stream that is done, and begin the job that waited longest; return the job that is done."""
         made = self.made + (time - self.time) * self.speed
         self.time = time
         work, index = heapq.heappop(self.streams)
@@ -216,7 +216,7 @@ class Serving:
         return index
 
     def cut(self, index: int, time: float) -> None:
-        """Take out a job before its end, if it is there."""
+        """Remove a job before its end, if it is there."""
         self.made += (time - self.time) * self.speed
         self.time = time
         self.waiting = deque(each for each in self.waiting if each[0] != index)
@@ -239,7 +239,7 @@ class Serving:
         self.speed = self.rates[len(self.streams)]
 
     def place_first_tokens(self, end: float, times: list[float | None]) -> None:
-        """Turn the progress at which each first token came into a time: progress is linear in between."""
+        """Convert the progress at which each first token came into a time: progress is linear in between."""
         made = self.made + (end - self.time) * self.speed
         history, position = [*self.history, (made, end)], 0
         before_made, before = after_made, after = history[0]
@@ -258,13 +258,13 @@ class Serving:
 
 SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SLOWDOWNS = (0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SAMPLES = 1000  # services that are looked at to choose; all are then reckoned
-BETTER = 0.9  # an error that is this share of the simpler guess's or less is worth the guess
-PIECE = 0.005  # seconds: an answer in one piece takes less to pass
-TOGETHER = 0.1  # seconds: what comes within that, as when a model is awake at last, has no order
-MOST_STREAMED = 0.8  # share of the answers: then streams tell how many are served at once
-RARE = 0.02  # share of the time that says nothing: clocks err, and so does the network
-UNSEEN = 1024  # slots of an engine that was never seen to be full
+SAMPLES = 1000  # services that are used to choose; all are then calculated
+BETTER = 0.9  # a guess is preferred to a simpler one if its error is at most this share of the other's
+PIECE = 0.005  # seconds: an answer that passes in less came in one piece
+TOGETHER = 0.1  # seconds: requests that begin within this time, as after a wake, have no order
+MOST_STREAMED = 0.8  # share of the answers: from here on streams show how many are served at once
+RARE = 0.02  # share of the time that is ignored: clocks and networks are inexact
+UNSEEN = 1024  # slots of an engine that was never seen full
 LEAST = 1e-4  # seconds: no answer takes less
 
 
@@ -281,17 +281,17 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """An engine, and what each service would have taken alone, in the order in which they were given."""
+    """An engine, and what each service would have taken alone, in the order of the services given."""
 
     engine: EngineModel
     alone: Sequence[float]
     first: Sequence[float]  # of ``alone``, until the first byte
-    most: int  # how many were in flight at once, at most
-    error: float  # of what bytes say of ``alone``, as a share of its root mean square
+    most: int  # the most in flight at once
+    error: float  # of ``alone`` as predicted from bytes, as a share of its root mean square
 
 
 def fit(services: Sequence[Service], limit: int | None) -> Fit:
-    """Fit an engine to what it was seen to do; ``limit`` is how many llmux admits at once (None: all)."""
+    """Fit an engine to its recorded services; ``limit`` is how many llmux admits at once (None: all)."""
     sample = services[:SAMPLES]
     most = _most(sample)
     unlimited = limit or max(UNSEEN, most)
@@ -310,7 +310,7 @@ def fit(services: Sequence[Service], limit: int | None) -> Fit:
 
 
 def _candidates(services: Sequence[Service], most: int, unlimited: int) -> Iterator[int]:
-    """Yield how many slots there may be, most first: a little more than were usually seen to speak at once."""
+    """Yield possible numbers of slots, most first: a little more than the streams usually seen at once."""
     speaking = 0
     if sum(map(_streamed, services)) >= MOST_STREAMED * len(services):
         speaking = _usually([(each.first, each.ended) for each in services])
@@ -321,13 +321,13 @@ def _candidates(services: Sequence[Service], most: int, unlimited: int) -> Itera
 
 
 def _streamed(service: Service) -> bool:
-    """Say whether it came in pieces: what comes in one, at the end, does not tell when it was begun."""
+    """Return whether it came in pieces: an answer in one piece, at the end, does not show when it was begun."""
     speaking = service.ended - service.first
     return speaking > PIECE and speaking > RARE * (service.ended - service.admitted)
 
 
 def _usually(spans: Sequence[tuple[float, float]]) -> int:
-    """Return the most that lasted at once, but for rare moments."""
+    """Return the most that lasted at once, except in rare moments."""
     changes = sorted([(begin, 1) for begin, _ in spans] + [(end, -1) for _, end in spans])
     lasted: dict[int, float] = {}
     count, since = 0, changes[0][0]
@@ -343,13 +343,13 @@ def _usually(spans: Sequence[tuple[float, float]]) -> int:
 
 
 class _Course:
-    """Which request was served when, if an engine has so many slots; the slowdown does not change that."""
+    """When each request was served, if an engine has so many slots; the slowdown does not change that."""
 
     def __init__(self, services: Sequence[Service], slots: int) -> None:
         events = sorted(
             itertools.chain(
                 ((each.admitted, 1, index) for index, each in enumerate(services)),
-                # What took no time by the clock ends after it has begun, all else before others begin.
+                # What took no time by the clock ends after it has begun, everything else before others begin.
                 (
                     (each.ended, 0 if each.ended > each.admitted else 2, index)
                     for index, each in enumerate(services)
@@ -361,7 +361,7 @@ class _Course:
         self.streams: list[int] = [0]  # from the moment of this index to the next
         self.begun = [0] * len(services)  # indices of moments
         self.ended = [0] * len(services)
-        # Which of those that came together the engine took first, their first bytes say, where they stream.
+        # Of requests that came together, the first bytes show which the engine took first, if streamed.
         keys = [(round(each.admitted / TOGETHER), each.first) for each in services]
         waiting: list[tuple[tuple[int, float], int]] = []
         running: set[int] = set()
@@ -384,7 +384,7 @@ class _Course:
             self.streams.append(len(running))
 
     def alone(self, slowdown: float) -> Iterator[tuple[float, float]]:
-        """Return what each would have taken alone, in seconds, and how much of it until its first byte."""
+        """Yield what each would have taken alone, in seconds, and how much of it until its first byte."""
         progress = [0.0]
         for index in range(1, len(self.moments)):
             seconds = self.moments[index] - self.moments[index - 1]
@@ -410,7 +410,7 @@ def _most(services: Sequence[Service]) -> int:
 
 
 def _error(services: Sequence[Service], pairs: Sequence[tuple[float, float]]) -> float:
-    """Return the part of the squares that bytes do not explain: of the times alone, and until the first byte."""
+    """Return the share of the squares which bytes do not explain: of times alone, and until the first byte."""
     most_asked = max(each.asked for each in services) or 1
     most_answered = max(each.answered for each in services) or 1
     asked = [each.asked / most_asked for each in services]
@@ -425,7 +425,7 @@ def _error(services: Sequence[Service], pairs: Sequence[tuple[float, float]]) ->
 
 
 def _unexplained(columns: Sequence[Sequence[float]], values: Sequence[float]) -> float:
-    """Return the squares that the best sum of some of the columns leaves, none with a weight below 0."""
+    """Return the squares that the best sum of some of the columns leaves; no weight is below 0."""
     best: float = sum(map(operator.mul, values, values))
     for count in range(1, len(columns) + 1):
         for used in itertools.combinations(columns, count):

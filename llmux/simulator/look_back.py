@@ -1,19 +1,19 @@
 """Which policy would have served the last hour best, for ``use: auto``, and whether that is more than chance.
 
-Every candidate serves the same requests, in virtual time, with engines fitted to what was measured. What came
-lately counts for more, so that a change in the traffic is noticed before the hour is over. A candidate replaces
+Every candidate serves the same requests, in virtual time, with engines fitted to what was measured. Recent
+requests count for more, so that a change in the traffic is noticed before the hour is over. A candidate replaces
 the policy in force only if it is better by more than chance on the requests that came in both runs.
 
-One replay says little: a request that comes a moment later may turn all that follows, and two replays of an hour
-that begin at different times differ in the candidates' order about as much as two hours do. So each look adds to
-what earlier ones found, by stretches of time (``Memory``): each stretch is seen from many beginnings, and hours
-that are past still count. A mean, or a share, is compared so; a percentile by the last hour alone.
+One replay proves little: a request that comes a moment later may change everything after it, and two replays of an
+hour which begin at different times rank the candidates about as differently as two hours do. So each look adds to
+the results of earlier ones, by stretches of time (``Memory``): each stretch is seen from many beginnings, and past
+hours still count. This is how a mean or a share is compared; a percentile is compared by the last hour alone.
 
-Production looks back in a process of its own, ``python -m llmux.simulator.look_back``: a question on standard
+In production this runs in a process of its own, ``python -m llmux.simulator.look_back``: a question on standard
 input, the answer on standard output, at the lowest priority and within limits of its own; see
-``llmux.runtime.policy_chooser`` for what it is asked. A simulation does the same at once, between two moments
-(``look_back``): the evidence is what llmux itself would have, when requests came and were answered and how large
-they were, and what switches cost; how fast the engines really are is not looked at.
+``llmux.runtime.policy_chooser`` for the question. A simulation does the same at once, between two moments
+(``look_back``). It uses only what llmux itself would know: when requests came and were answered, how large they
+were, and what switches cost; not how fast the simulated engines really are.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ from llmux.simulator.trace import Trace
 
 SURE = 0.9  # share of the draws in which a candidate must be better, for a percentile
 GAIN = 0.01  # share by which it must be better
-# How often what a request says about the present becomes half as much, from the newest to the oldest.
+# How often the weight of a request halves, from the newest to the oldest.
 HALVES = 3.0
-# Of what is remembered, a mean or a share:
+# For a mean or a share, which are remembered:
 PIECES = 24  # stretches of an hour
 KEPT = 4.0  # hours
-# Hours after which a stretch counts half, and how likely it must be that a candidate is better: lately, so that a
-# change is noticed, which takes a certainty that chance hardly has; and in the long run.
+# Hours after which a stretch counts half, and how likely a candidate must be better: recently, to notice a change,
+# with a certainty that chance hardly reaches; and in the long run.
 VIEWS = ((0.25, 0.99), (1.0, 0.85))
 WORTH = 0.03  # share by which it must be better
 LAGS = 3  # stretches in a row whose waits depend on each other
-LEAST = 0.3  # of the variance that there would be if they did not
-FEWEST = 40  # requests: fewer say nothing
+LEAST = 0.3  # of the variance that independent waits would have
+FEWEST = 40  # requests: with fewer there is no result
 PERCENT = 100.0
 
 Simulate = Callable[[Policy], Outcome]
@@ -76,7 +76,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which policy is to decide, and why. ``name`` is the one in force where none is better."""
+    """Which policy is to decide, and why. ``name`` is the one in force if none is better."""
 
     name: str
     before: str
@@ -87,7 +87,7 @@ class Choice:
 
 
 class Memory:
-    """What looks have found: for each stretch of time how much waiting there was with each candidate, on average.
+    """The results of looks: for each stretch of time the average waiting with each candidate.
 
     ``past`` is how many seconds a look goes back. Times are on a clock that all looks share.
     """
@@ -98,7 +98,7 @@ class Memory:
 
     @classmethod
     def of(cls, data: Any, names: Iterable[str], past: float) -> Memory:
-        """Return what ``as_json`` wrote; an empty one if that was about other candidates, or cannot be read."""
+        """Return what ``as_json`` wrote; an empty one if that is for other candidates, or unreadable."""
         memory = cls(names, past)
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
             if data["names"] == list(memory.names) and data["past"] == past:
@@ -108,12 +108,12 @@ class Memory:
         return memory
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON can have it."""
+        """Return it as a JSON value."""
         rows = {str(key): [round(value, 3) for value in row] for key, row in self._seen.items()}
         return {"names": list(self.names), "past": self.past, "seen": rows}
 
     def add(self, since: float, outcomes: Mapping[str, Outcome], worth: Callable[[float], float]) -> None:
-        """Add what a look has found, of time from ``since`` on. ``worth`` says what a wait counts for."""
+        """Add the results of a look at the time from ``since`` on. ``worth`` gives the weight of a wait."""
         found: dict[int, list[float]] = {}
         runs = [outcomes[name] for name in self.names]
         for index, arrived in enumerate(runs[0].arrived):
@@ -155,7 +155,7 @@ class Memory:
 
 
 def measure_of(objective: str, limit: float | None) -> Measure:
-    """Return what an objective measures: ``mean``, ``p95`` and so on; with a ``limit``, the share beyond it."""
+    """Return the measure of an objective: ``mean``, ``p95`` and so on; with a ``limit``, the share beyond it."""
     if limit is not None:
         return beyond(limit)
     return mean if objective == "mean" else quantile(float(objective.removeprefix("p")) / PERCENT)
@@ -171,9 +171,9 @@ def choose(
     memory: Memory | None = None,
     since: float = 0.0,
 ) -> Choice:
-    """Run all candidates with ``run`` and say which is to decide. ``makers`` make them anew; ``chosen`` is one.
+    """Run all candidates with ``run`` and return which is to decide. ``makers`` create them; ``chosen`` is one.
 
-    What was found is added to ``memory``; what is run began at ``since``.
+    The results are added to ``memory``; the runs began at ``since``.
     """
     outcomes = {name: run(make()) for name, make in makers.items()}
     base = outcomes[chosen]
@@ -210,7 +210,7 @@ def choose(
 
 
 def _weights(one: Outcome, other: Outcome) -> Sequence[float]:
-    """Return how much each request counts that came in both runs, by when it came; in the order of that."""
+    """Return the weight of each request that came in both runs, by its arrival and in that order."""
     times = sorted(a for a, b in zip(one.arrived, other.arrived, strict=True) if a is not None and b is not None)
     if not times:
         return []
@@ -224,7 +224,7 @@ def _figure(value: float, objective: str, limit: float | None, *, bare: bool = F
     return f"{value:.1f} s" if bare else f"a {objective} wait of {value:.1f} s"
 
 
-BYTES = 4  # of a token, about
+BYTES = 4  # per token, about
 MILLISECONDS = 1000.0
 
 Again = Callable[[Trace, Policy, CostMatrix, Engines, frozenset[str]], Outcome]
@@ -232,7 +232,7 @@ Again = Callable[[Trace, Policy, CostMatrix, Engines, frozenset[str]], Outcome]
 
 
 def look_back(run: Run, policy: Any, again: Again) -> None:
-    """Have ``run`` look back as often as ``policy``, an ``Auto``, says, and adopt what it finds."""
+    """Let ``run`` look back as often as ``policy``, an ``Auto``, requires, and adopt the result."""
     every, hour = policy.options.every, policy.options.past
     memory = Memory(policy.makers, hour)
 
@@ -264,7 +264,7 @@ def look_back(run: Run, policy: Any, again: Again) -> None:
 
 
 def evidence(run: Run, hour: float) -> Recorded:
-    """Return what is known of the last ``hour`` seconds as a record has it."""
+    """Return what is known of the last ``hour`` seconds in the form of a record."""
     outcome, now = run.outcome, run.time
     begin = max(0.0, now - hour)
     first_token: list[float | None] = list(outcome.first_token)
@@ -316,7 +316,7 @@ def main() -> int:
 
 
 def answer(question: Mapping[str, Any]) -> Choice | None:
-    """Return which policy is to decide; None where there is too little to say."""
+    """Return which policy is to decide; None if there is too little data."""
     start = {"models": question["models"], "rules": question["rules"]}
     requests = sorted(question["requests"], key=lambda line: float(line["arrival_s"]))
     recorded = Recorded("the last hour", start, requests, [], [], [], [], 0, 0)

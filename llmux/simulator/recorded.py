@@ -1,11 +1,11 @@
-"""llmux's own record as a trace (what was asked for when, how long it took, what switches cost), and replayed.
+"""llmux's own record as a trace (arrivals, durations, costs of switches), and its replay.
 
-An exact replay takes how long an answer took as it was. To compare policies, an engine is fitted to what the
-record shows of each model, and an answer takes what it would have taken alone, longer with others beside it.
+In an exact replay an answer takes as long as recorded. To compare policies, an engine is fitted to the record of
+each model, and an answer takes what it would have taken alone, longer with others beside it.
 
-``replay`` plays it again, exactly: the recorded policy, every hook as long as it was, and what operators did. The
-switches must then be the recorded ones, which proves that the record tells why each was made. Exactness ends where
-the record does: see "The record" in ``llmux/OPERATING.md``.
+``replay`` plays it again, exactly: the recorded policy, every hook as long as recorded, and what operators did.
+The switches must then be the recorded ones, which proves that the record has the reason for each. Exactness ends
+with the record: see "The record" in ``llmux/OPERATING.md``.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from llmux.simulator.run import GAVE_UP, HOOK_ENDED, NEVER, SERVED, UNBOUNDED, R
 from llmux.simulator.trace import Job, Trace, TraceError
 
 Line = Mapping[str, Any]
-BYTES = 4  # of a request or an answer, for a token: about
+BYTES = 4  # of a request or an answer, per token: about
 
-# What a record raises that was changed by hand, or written by another version, wherever it is made use of.
+# What a record that was changed by hand, or written by another version, raises wherever it is used.
 UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The last llmux that wrote into a record, from where the file has it."""
+    """The last llmux that wrote into a record, from the beginning of its part."""
 
     name: str
     start: Line
@@ -59,18 +59,18 @@ class Recorded:
     switches: list[Line]  # by their beginning
     decisions: list[Line]
     events: list[Line]
-    deepenings: list[Line]  # the hooks that put sleeping models deeper
+    deepenings: list[Line]  # the hooks that put sleeping models to a deeper level
     reloads: int
-    lost: int  # lines that are missing
+    lost: int  # missing lines
 
     def trace(self, *, refused: bool = False) -> Trace:
-        """Return the requests as jobs; those that were ``refused`` only on demand."""
+        """Return the requests as jobs, with those that were ``refused`` only if asked for."""
         means = _means((line["model"], line["service_s"]) for line in self.requests)
         jobs = [_job(line, means) for line in self.requests if refused or line["outcome"] != "refused"]
         return self._trace(jobs)
 
     def fits(self) -> Mapping[str, Fit]:
-        """Fit an engine to each model that has answered something."""
+        """Fit an engine to each model that has answered a request."""
         services: dict[str, list[Service]] = defaultdict(list)
         for line in filter(_served, self.requests):
             services[line["model"]].append(_service(line))
@@ -100,7 +100,7 @@ class Recorded:
         return Trace(self.name, jobs)
 
     def scene(self) -> Scene:
-        """Return the models for comparing policies: as configured, but no request is rejected."""
+        """Return the models for comparing policies: as configured, except that no request is rejected."""
         specs = [_spec(model, hooks=False) for model in self.start["models"]]
         return Scene(specs, self.awake)
 
@@ -110,17 +110,17 @@ class Recorded:
 
     @property
     def awake(self) -> frozenset[str]:
-        """Which models were awake as the record begins."""
+        """The models that were awake at the beginning of the record."""
         return frozenset(model["name"] for model in self.start["models"] if model["phase"] == "awake")
 
     @property
     def levels(self) -> Mapping[str, str]:
-        """At which levels models slept as the record begins."""
+        """The sleep levels of models at the beginning of the record."""
         return {model["name"]: model["level"] for model in self.start["models"] if model.get("level") is not None}
 
     @property
     def rules(self) -> Rules:
-        """The guard rails, but for those that end what is in flight: recorded services have that in them."""
+        """The guard rails, except those that cut off what is in flight: recorded services include that."""
         rules = self.start["rules"]
         return Rules(
             request_timeout=rules["request_timeout"],
@@ -136,7 +136,7 @@ class Recorded:
 
     @property
     def costs(self) -> CostMatrix | None:
-        """The mean cost of each direction, None where no switch succeeded."""
+        """The mean cost of each direction; None if no switch succeeded."""
         done = [line for line in self.switches if line["result"] == "success" and line["to"] is not None]
         if not done:
             return None
@@ -150,7 +150,7 @@ class Recorded:
 
     @property
     def end(self) -> float:
-        """When the last thing in it happened."""
+        """The time of the last thing in it."""
         ends = [line["arrival_s"] + line["wait_s"] + (line["service_s"] or 0.0) for line in self.requests]
         ends += [line["decided_s"] + line["duration_s"] for line in self.switches]
         latest: float = max([*ends, *(line["at"] for line in self.events), self.start["at"]])
@@ -162,14 +162,14 @@ def read_recorded(path: Path) -> Recorded:
 
     Raises:
         RecordError: it cannot be read.
-        TraceError: a line of it lacks what it should have.
+            TraceError: a line lacks a required value.
 
     """
     return recorded_from(path.name, read_record(path))
 
 
 def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
-    """Take the last llmux of these runs; a reload goes on with the one before."""
+    """Return the last llmux of these runs; one that follows a reload continues the run before."""
     first = max(index for index, run in enumerate(runs) if index == 0 or run.start.get("because") != "reload")
     parts = runs[first:]
 
@@ -200,12 +200,12 @@ def recorded_from(name: str, runs: list[RecordedRun]) -> Recorded:
 
 
 def unusable(name: str, error: Exception) -> RecordError:
-    """Return what to raise for a record that was changed by hand, or by another version."""
+    """Return the error for a record that was changed by hand, or written by another version."""
     return RecordError(f"{name}: a line lacks what a record's has, or has an invalid value: {error!r}")
 
 
 def _served(line: Line) -> bool:
-    """Say whether an engine worked on it for a known time."""
+    """Return whether an engine worked on it for a known time."""
     return line["service_s"] is not None and line["outcome"] not in ("held", "refused")
 
 
@@ -237,7 +237,7 @@ def _job(line: Line, means: Mapping[Any, float]) -> Job:
 
 
 def _tokens(line: Line) -> tuple[int, int]:
-    """Return the tokens that were told of, else what its bytes are about."""
+    """Return the tokens that the answer reported, else an estimate from the bytes."""
     told = line.get("tokens") or (None, None)
     given, made = (None if each is None else int(each) for each in told)
     guessed = (int(line[name] or 0) // BYTES for name in ("prompt_bytes", "answer_bytes"))
@@ -272,11 +272,11 @@ def _means(samples: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:
 
 # ---- an exact replay
 
-TIE = 1e-7  # seconds: what is closer together happens in the recorded order
+TIE = 1e-7  # seconds: things closer together than this happen in the recorded order
 LAST = 1 << 60
-NEAR = 1e-6  # seconds: what ends so near to where it ended ends there
-DIGITS = 9  # of the record's times
-AFTER = 1e-6  # seconds by which the end is later than the last thing that happened
+NEAR = 1e-6  # seconds: an end this near to the recorded one happens at the recorded time
+DIGITS = 9  # of the recorded times
+AFTER = 1e-6  # seconds by which the end is later than the last thing recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,13 +289,13 @@ class Begun:
 
     @property
     def way(self) -> str:
-        """From where to where, in words."""
+        """The direction, in words."""
         return f"{'+'.join(self.sources) or 'nothing'} → {self.to or 'sleep'}"
 
 
 @dataclass(slots=True)
 class Comparison:
-    """The recorded switches beside the replayed ones."""
+    """The recorded switches next to the replayed ones."""
 
     recorded: list[Begun]
     replayed: list[Begun]
@@ -303,7 +303,7 @@ class Comparison:
 
     @property
     def same(self) -> int:
-        """How many switches are the same, up to the first that is not."""
+        """How many switches are equal, up to the first that is not."""
         pairs = zip(self.recorded, self.replayed, strict=False)
         for index, (one, other) in enumerate(pairs):
             if (one.sources, one.to) != (other.sources, other.to):
@@ -312,18 +312,18 @@ class Comparison:
 
     @property
     def exact(self) -> bool:
-        """Whether all are."""
+        """Whether all switches are equal."""
         return self.same == len(self.recorded) == len(self.replayed)
 
     @property
     def apart(self) -> float:
-        """The most, in seconds, by which switches that are the same began at another time."""
+        """The greatest difference, in seconds, between the beginnings of equal switches."""
         pairs = zip(self.recorded[: self.same], self.replayed, strict=False)
         return max((abs(one.time - other.time) for one, other in pairs), default=0.0)
 
 
 def replay(recorded: Recorded, policy: Policy | None = None, folder: Path | None = None) -> Comparison:
-    """Replay a record and compare; ``policy`` replaces the recorded one, whose files are relative to ``folder``.
+    """Replay a record and compare; ``policy`` replaces the recorded one. Its files are relative to ``folder``.
 
     Raises PolicyLoadError.
     """
@@ -357,12 +357,12 @@ def _limits(recorded: Recorded) -> list[str]:
 
 
 class _Replay(Run):
-    """A run in which everything takes as long as it did."""
+    """A run in which everything takes as long as recorded."""
 
     def __init__(self, recorded: Recorded, policy: Policy) -> None:
         scene = Scene(recorded.exact_specs(), recorded.awake, recorded.levels)
         trace = recorded.trace(refused=True)
-        free = CostMatrix(0.0)  # not asked: hooks have their own durations
+        free = CostMatrix(0.0)  # not used: hooks have their own durations
         super().__init__(trace, policy, free, Engines(), recorded.rules, recorded.end + AFTER, scene)
         self.started = replace(self.started, **_asked(recorded.start))
         self.begun: list[Begun] = []
@@ -370,8 +370,8 @@ class _Replay(Run):
         self.core.state.costs.guesses = {
             name: (wake, sleep) for name, (wake, sleep) in recorded.start["guesses"].items()
         }
-        self.next_deadline = lambda: None  # the record says when that was
-        # A policy may take the clock's zero for a moment like others.
+        self.next_deadline = lambda: None  # the record has the time of each
+        # A policy may treat time zero as a moment like any other.
         clock, handle = float(recorded.start["clock"]), self.core.handle
         self.handle = lambda event, now: handle(event, round(clock + now, DIGITS))
         self._ready = float(recorded.start["at"])
@@ -450,7 +450,7 @@ class _Replay(Run):
 
 
 def _asked(start: Line) -> dict[str, Any]:
-    """Return what operators had asked for before. The record has the end of each pin and lease."""
+    """Return what operators had requested before. The record has the end of each pin and lease."""
     lease = start.get("lease")
     pins = {name: Pin() for name in start.get("pins", ())}
     return {
@@ -461,12 +461,12 @@ def _asked(start: Line) -> dict[str, Any]:
 
 
 def _near(recorded: float, time: float) -> float:
-    """Return the recorded moment if it is this one: rounding errors must not add up."""
+    """Return the recorded time if it is this one: rounding errors must not add up."""
     return recorded if abs(recorded - time) < NEAR else time
 
 
 class _Act(NamedTuple):
-    """What came neither from a client nor from a hook."""
+    """An event that came neither from a client nor from a hook."""
 
     time: float
     order: int

@@ -1,7 +1,7 @@
-"""One run of the core in virtual time: what arrives goes in, what it wants done is done at once or in due time.
+"""One run of the core in virtual time: arrivals go in, effects are carried out at once or when they are due.
 
-A switch's whole cost is spent in its wake hook; sleep hooks and ``alive`` take no time. The first-asked model is
-the one whose ``alive`` says yes at the start.
+A switch's whole cost is spent in its wake hook; sleep hooks and ``alive`` take no time. At the start ``alive``
+passes only for the model of the first request.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 
 
 NEVER = float("inf")
-# What happens next, besides arrivals (0) and ends of streams (1).
+# The kinds of next events, besides arrivals (0) and ends of streams (1).
 HOOK_ENDED, FOLLOWS, DEADLINE, SERVED, GAVE_UP, ACT, LOOK, SPILL = 2, 3, 4, 5, 6, 7, 8, 9
 REPORT_EVERY = 256  # events between two calls of ``progress``
 NOTED = frozenset({Reject, SwitchStarted, SwitchDrained, SwitchEnded, PolicyOverruled})
-UNBOUNDED = 1 << 40  # max_queued: what is rejected would not show in the waits
+UNBOUNDED = 1 << 40  # max_queued: rejected requests would be missing from the waits
 
 
 @dataclass(slots=True)
 class Visit:
-    """A stretch of the GPU's time. ``what`` is ``awake``, ``drain`` (of ``model``) or ``switch`` (to it)."""
+    """A period of the GPU's time. ``what`` is ``awake``, ``drain`` (of ``model``) or ``switch`` (to it)."""
 
     start: float
     end: float
@@ -74,13 +74,13 @@ class Outcome:
     first_token: list[float | None]
     visits: list[Visit] = field(default_factory=list)
     switches: int = 0
-    overruled: list[str] = field(default_factory=list)  # what the policy said that cannot be followed, once a kind
-    residency: list[Visit] = field(default_factory=list)  # of each model, where several may be awake
+    overruled: list[str] = field(default_factory=list)  # invalid decisions of the policy, each kind once
+    residency: list[Visit] = field(default_factory=list)  # for each model, if several may be awake
     adopted: list[tuple[float, str]] = field(default_factory=list)  # by ``use: auto``: when, and which policy
     refused: int = 0  # requests that were rejected
-    cut: int = 0  # answers that were ended by ``drain_timeout``
+    cut: int = 0  # answers that were cut off by ``drain_timeout``
     spilled: list[int] = field(default_factory=list)  # jobs that a remote served instead
-    spill_cost: float | None = None  # what it charged, where its price is known
+    spill_cost: float | None = None  # what it charged, if its price is known
 
 
 def simulate(
@@ -99,8 +99,8 @@ def simulate(
     """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
 
     ``progress`` is called now and then with the virtual time. ``spill`` says when a remote serves instead. Without
-    a ``scene`` the models are those of the trace, each admits as many as its engine has slots, and the first-asked
-    one is awake. ``prepare`` is given the run before it begins.
+    a ``scene`` the models are those of the trace, each admits as many requests as its engine has slots, and the
+    model of the first request is awake. ``prepare`` is called with the run before it begins.
     """
     engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
     scene = scene or Scene.of(trace, engines)
@@ -122,7 +122,7 @@ def simulate(
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep the garbage collector out: a run makes no circles, but much that stays alive, which costs it time."""
+    """Disable the garbage collector, which costs a run time: it makes no cycles, but many objects that stay."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -134,15 +134,15 @@ def undisturbed() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Which models there are, and which are awake as a run begins."""
+    """The models, and which are awake when a run begins."""
 
     specs: Sequence[ModelSpec]
     awake: frozenset[str]
-    levels: Mapping[str, str] = field(default_factory=dict)  # at which others sleep
+    levels: Mapping[str, str] = field(default_factory=dict)  # at which the others sleep
 
     @classmethod
     def of(cls, trace: Trace, engines: Engines) -> Scene:
-        """Make it up for a trace. Raises TraceError for an empty one."""
+        """Return the scene of a trace. Raises TraceError for an empty one."""
         names = trace.models
         if not names:
             raise TraceError(f"{trace.name}: nothing arrives")
@@ -151,7 +151,7 @@ class Scene:
 
 
 class Run:
-    """The clock, the engines, and what is due."""
+    """The clock, the engines, and the events that are due."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Run:
         self.specs = scene.specs
         self.jobs, self.costs = trace.jobs, costs
         self.serving = {name: Serving(engines.of(name)) for name in names}
-        self.busy: list[Serving] = []  # those that have streams
+        self.busy: list[Serving] = []  # engines with streams
         self.until = NEVER if horizon is None else horizon
         self.awake_at_start = scene.awake
         self.started = Started(levels=scene.levels)
@@ -180,14 +180,14 @@ class Run:
         self.next_done = Serving(engines.usual)  # the engine whose stream ends next
         self.hooks: list[tuple[float, int]] = []  # heap of (time, hook)
         self.spawned: list[tuple[float, int]] = []  # heap of (time, job): successors
-        self.timed: list[tuple[float, int]] = []  # heap of (time, job): ends of those whose service is known
+        self.timed: list[tuple[float, int]] = []  # heap of (time, job): ends of jobs whose service is known
         self.leaving: list[tuple[float, int]] = []  # heap of (time, job): ends of patience
         self.failing: set[int] = set()  # hooks that will fail
         self.looks: list[tuple[float, int]] = []  # when a policy that chooses among others looks back
         self.look: Callable[[], None] = lambda: None
         self.spilling: Spilling | None = None
         self.price: Spill | None = None
-        self.lets_in: Callable[[int], bool] | None = None  # says whether a job may ask; None: each may
+        self.lets_in: Callable[[int], bool] | None = None  # returns whether a job may be sent; None: each may
         self.heaps: tuple[tuple[int, list[tuple[float, int]]], ...] = (
             (HOOK_ENDED, self.hooks),
             (FOLLOWS, self.spawned),
@@ -197,11 +197,11 @@ class Run:
         if hasattr(policy, "makers"):
             self.heaps = (*self.heaps, (LOOK, self.looks))
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
-        self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one last
+        self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one is the last
         self.stage = Visit(0.0, NEVER, next(iter(sorted(scene.awake)), ""), "awake")
 
     def spill(self, spill: Spill | None) -> None:
-        """Have requests go to a remote when they would wait too long."""
+        """Send requests to a remote when they would wait too long."""
         if spill is not None:
             from llmux.simulator.spilling import Spilling  # noqa: PLC0415 - it asks such as this
 
@@ -236,7 +236,7 @@ class Run:
         return self._end()
 
     def _next(self) -> tuple[float, int]:
-        """Return when something happens next, and which of the handlers it is for."""
+        """Return when the next event is due, and the index of its handler."""
         time, what = self.arrivals[-1][0], 0
         for serving in self.busy:
             done = serving.time + (serving.streams[0][0] - serving.made) / serving.speed
@@ -291,10 +291,10 @@ class Run:
             self.feed(RequestAbandoned(index))
 
     def _act(self) -> None:
-        """Do what an operator did; only a replay has one."""
+        """Carry out an operator's action; only a replay has any."""
 
     def _look(self) -> None:
-        """Have a policy that chooses among others look back; see ``look_back``."""
+        """Let a policy that chooses among others look back; see ``look_back``."""
         heapq.heappop(self.looks)
         self.look()
 
@@ -303,13 +303,13 @@ class Run:
         self.spilling.act()
 
     def spilled(self, job: int, first_token: float) -> None:
-        """Take note that a remote serves a job from now on, and when its first token comes."""
+        """Record that a remote serves a job from now on, and when its first token comes."""
         self.outcome.spilled.append(job)
         self.outcome.admitted[job] = self.time
         self.outcome.first_token[job] = first_token
 
     def answered_elsewhere(self, job: int) -> None:
-        """Take note that a remote has answered."""
+        """Record that a remote has answered."""
         self.outcome.finished[job] = self.time
         self._follow_up(job)
 
@@ -317,7 +317,7 @@ class Run:
         self.feed(DeadlineReached())
 
     def _finish(self) -> None:
-        """Take out the stream that is done; those that are done with it follow in the next turns."""
+        """Remove the stream that is done; others that are done at the same time follow in the next turns."""
         serving = self.next_done
         index = serving.finish(self.time)
         if not serving.streams:
@@ -330,7 +330,7 @@ class Run:
         self.feed(RequestFinished(index, self.jobs[index].keep))
 
     def _follow_up(self, index: int) -> None:
-        """Let the job come that waits for the end of this one."""
+        """Schedule the job that waits for the end of this one."""
         job = self.jobs[index]
         if job.successor is not None:
             heapq.heappush(self.spawned, (self.time + job.think, job.successor))
@@ -338,7 +338,7 @@ class Run:
     # ---- effects
 
     def feed(self, event: Event) -> None:
-        """Hand an event to the core, and carry out its answer."""
+        """Pass an event to the core, and carry out the effects."""
         pending = [event]
         for each in pending:
             for effect in self.handle(each, self.time):
@@ -363,7 +363,7 @@ class Run:
         serving.add(index, job, self.time)
 
     def _end_of(self, _index: int, time: float) -> float:
-        """Return when an answer ends that would end at ``time``."""
+        """Return the end of an answer that would end at ``time``."""
         return time
 
     def _run_hook(self, effect: RunHook, pending: list[Event]) -> None:
@@ -377,7 +377,7 @@ class Run:
             pending.append(HookFinished(effect.hook, ok=ok))
 
     def _note(self, effect: Effect) -> None:
-        """Keep the chronicle of which model had the GPU."""
+        """Record which model had the GPU."""
         kind = effect.__class__
         if kind is Reject:
             self.outcome.arrived[effect.request] = None  # type: ignore[union-attr]
@@ -416,7 +416,7 @@ class Run:
 
 
 def _without_probes(rules: Rules) -> Rules:
-    # Nothing dies in here: probes would only cost time.
+    # Engines do not die in here: probes would only cost time.
     return Rules(
         request_timeout=None,
         max_wait=rules.max_wait,
@@ -429,7 +429,7 @@ def _without_probes(rules: Rules) -> Rules:
 
 
 class Misjudged:
-    """Asks ``policy``, but every cost, arrival rate and service time it sees is multiplied by a factor."""
+    """Calls ``policy``, but every cost, arrival rate and service time it sees is multiplied by a factor."""
 
     def __init__(
         self, policy: Policy, factor: float = 1.0, *, rates: float | None = None, services: float | None = None
@@ -444,14 +444,14 @@ class Misjudged:
         return self._policy.decide(_Shown(now, self._costs, self._rates, self._services))
 
     def on_switch_completed(self, record: SwitchRecord) -> None:
-        """Tell the policy of a switch: what it cost is measured, and right."""
+        """Pass a switch to the policy: its cost is measured, and right."""
         inform = getattr(self._policy, "on_switch_completed", None)
         if inform is not None:
             inform(record)
 
 
 class _Shown:
-    """A snapshot whose models are shown wrong."""
+    """A snapshot with wrong models."""
 
     def __init__(self, now: Snapshot, costs: float, rates: float, services: float) -> None:
         self.time = now.time
@@ -463,7 +463,7 @@ class _Shown:
 
 
 class _ShownModel:
-    """A model whose averages are wrong."""
+    """A model with wrong averages."""
 
     def __init__(self, model: ModelView, costs: float, rates: float, services: float) -> None:
         self._model = model
@@ -489,7 +489,7 @@ class _ShownModel:
 
     @property
     def engine(self) -> EngineView:
-        """Of another speed than it has."""
+        """An engine of the wrong speed."""
         return _ShownEngine(self._model.engine, self._factors[2])
 
     def arrivals(self) -> Iterator[float]:
@@ -498,7 +498,7 @@ class _ShownModel:
 
 
 class _ShownEngine:
-    """An engine whose speed is wrong."""
+    """An engine with a wrong speed."""
 
     def __init__(self, engine: EngineView, factor: float) -> None:
         self._engine, self._factor = engine, factor

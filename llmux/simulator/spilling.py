@@ -1,9 +1,9 @@
-"""What it would bring to have requests served by a remote when they would wait too long: `spill` in virtual time.
+"""Spill-over in virtual time: the effect of a remote that serves requests which would wait too long (`spill`).
 
-The rule is the one that production asks (``targets.route_rules``), with the wait that production expects
-(``runtime.wait_estimate``), when a request arrives and again while it waits. The remote is taken to have room for
-any number of requests, and to answer each as fast as its model's engine does alone. What it costs there is counted
-by the tokens of the trace; in a record, by those that the answer told of, or else by bytes.
+The rule is that of production (``targets.route_rules``), with the same estimate of the wait
+(``runtime.wait_estimate``), applied when a request arrives and again while it waits. The remote is assumed to take
+any number of requests, and to answer each as fast as its model's engine does alone. Its price is charged for the
+tokens of the trace; in a record, for those that the answer reported, or else an estimate from bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmux.core.model import Model
     from llmux.simulator.run import Run
 
-EVERY = 0.25, 2.0  # seconds between two looks at what waits, at least and at most: a twentieth of ``over``
+EVERY = 0.25, 2.0  # seconds between two looks at the queue, at least and at most: a twentieth of ``over``
 _MILLION = 1_000_000
 _LOOK = -1  # in place of a job
 
@@ -32,7 +32,7 @@ class Spill:
     """When requests go to a remote: ``over`` so many seconds, and the price of a million tokens there."""
 
     over: float
-    price: tuple[float, float] | None = None  # input, output; None: not known
+    price: tuple[float, float] | None = None  # input, output; None: unknown
 
     def cost(self, jobs: Sequence[Job]) -> float | None:
         """Return what the remote charges for these, in the currency of the price; None without one."""
@@ -47,7 +47,7 @@ def parse_price(text: str) -> tuple[float, float]:
     """Read ``input=0.25,output=2``.
 
     Raises:
-        TraceError: it cannot be read; the message says what to write.
+            TraceError: it is invalid; the message says what to write.
 
     """
     found = {"input": 0.0, "output": 0.0}
@@ -72,11 +72,11 @@ class Spilling:
         self._run = run
         self._offer = Offer("", spill.over)
         self._every = min(max(spill.over / 20.0, EVERY[0]), EVERY[1])
-        self._looks = False  # one is due
+        self._looks = False  # a look is due
         self.due: list[tuple[float, int]] = []  # heap of (time, job): ends of answers there, and looks
 
     def takes(self, job: int) -> bool:
-        """Whether a job that arrives goes there at once; if not, it is looked at again while it waits."""
+        """Return whether an arriving job goes there at once; if not, it is checked again while it waits."""
         run, state = self._run, self._run.core.state
         model = state.models[run.jobs[job].model]
         if not self._looks:

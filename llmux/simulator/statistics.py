@@ -1,8 +1,8 @@
-"""What came of a run, in numbers and a picture; whether another is better by more than chance; and which to use.
+"""The results of a run, in numbers and a picture; whether another is better by more than chance; which to use.
 
-Waits within a run depend on each other: a burst, or a model that stays awake for long, makes many of them longer
-together. So consecutive requests are taken together in blocks, and blocks are drawn anew, the same ones for both
-(a paired block bootstrap): the share of the draws in which one is better says how sure that is.
+Waits within a run depend on each other: a burst, or a model that stays awake for long, lengthens many of them
+together. So consecutive requests form blocks, and blocks are resampled, the same ones for both runs (a paired
+block bootstrap): the share of the draws in which one run is better says how sure that is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLO = 30.0  # seconds to the first token
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of one run. Waits and times in seconds, shares from 0 to 1.
+    """Results of one run. Waits and times in seconds, shares from 0 to 1.
 
     A wait lasts from arrival to admission; a request which still waits at the end counts with its age.
     """
@@ -36,8 +36,8 @@ class Statistics:
     max_wait: float
     mean_ttft: float
     p99_ttft: float
-    switching: float  # share of time in which switches were paid for: nothing is served
-    draining: float  # share of time in which the awake model finished what it had before leaving
+    switching: float  # share of time spent on switches: nothing is served
+    draining: float  # share of time in which the awake model finished its requests before leaving
     switches: int
     completed: int
     requests: int
@@ -45,17 +45,17 @@ class Statistics:
     per_hour: float  # requests answered per hour
     awake: float = 1.0  # models that were awake at once, on average
     spilled: int = 0  # requests that a remote served
-    spill_cost: float | None = None  # what it charged, where its price is known
+    spill_cost: float | None = None  # what it charged, if its price is known
 
     def as_json(self) -> dict[str, float | int]:
-        """Return the values by name; of spill-over only where there was any."""
+        """Return the values by name; those of spill-over only if there was any."""
         found = asdict(self)
         unsaid = ("spill_cost",) if self.spilled else ("spilled", "spill_cost")
         return {name: value for name, value in found.items() if name not in unsaid or value}
 
 
 def waits_of(outcome: Outcome) -> list[float]:
-    """Return how long each request waited, or has waited at the end, in seconds."""
+    """Return how long each request waited, up to the end of the run, in seconds."""
     return [
         (outcome.end if admitted is None else admitted) - arrived
         for arrived, admitted in zip(outcome.arrived, outcome.admitted, strict=True)
@@ -64,13 +64,13 @@ def waits_of(outcome: Outcome) -> list[float]:
 
 
 def _awake(outcome: Outcome) -> float:
-    """Return the seconds in which models were awake, of all together."""
+    """Return the seconds in which models were awake, summed over models."""
     spans = outcome.residency or [visit for visit in outcome.visits if visit.model]
     return sum(visit.end - visit.start for visit in spans if visit.what != "switch")
 
 
 def paired_waits(one: Outcome, other: Outcome) -> tuple[list[float], list[float]]:
-    """Return the waits in two runs of the requests that came in both, in the order in which they came in one."""
+    """Return the waits in both runs of the requests that came in both, in the order of arrival in ``one``."""
     both = [
         index
         for index, (a, b) in enumerate(zip(one.arrived, other.arrived, strict=True))
@@ -81,7 +81,7 @@ def paired_waits(one: Outcome, other: Outcome) -> tuple[list[float], list[float]
 
 
 def wait_of(outcome: Outcome, index: int) -> float | None:
-    """Return how long one request waited, or has waited at the end, in seconds; None if it did not come."""
+    """Return how long one request waited, up to the end of the run, in seconds; None if it did not come."""
     admitted, arrived = outcome.admitted[index], outcome.arrived[index]
     return None if arrived is None else (outcome.end if admitted is None else admitted) - arrived
 
@@ -94,7 +94,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def statistics_of(outcome: Outcome, slo: float = SLO) -> Statistics:
-    """Sum a run up. ``slo`` is the objective for the time to the first token, in seconds."""
+    """Summarize a run. ``slo`` is the objective for the time to the first token, in seconds."""
     waits = sorted(waits_of(outcome))
     first = sorted(
         (outcome.end if token is None else token) - arrived
@@ -126,19 +126,19 @@ def statistics_of(outcome: Outcome, slo: float = SLO) -> Statistics:
     )
 
 
-CLOSE = 0.05  # policies whose scores differ by less than this share are as good as each other
-UNFAIR = 1.15  # a p99 that is this much worse than the best is said aloud
+CLOSE = 0.05  # policies whose scores differ by less than this share count as equal
+UNFAIR = 1.15  # a p99 that is this much worse than the best is mentioned
 NEGLIGIBLE = 0.05  # seconds: shorter waits are no reason to choose a policy
 TAIL = 0.5  # how much the p99 counts beside the mean, as an exponent
 OVERLOAD = 0.9  # share of requests that must be answered for the traffic to fit the GPU
-PREFERRED = ("fifo", "adaptive")  # of policies that do about as well: the simplest, then the default
-MORE = 0.02  # share: a difference in answers per hour that is said; in closed loops it says as much as the waits
-NAMED = 3  # policies that the reasons speak of
+PREFERRED = ("fifo", "adaptive")  # among policies that do about as well: the simplest, then the default
+MORE = 0.02  # share: a difference in answers per hour that is mentioned; in closed loops it counts like the waits
+NAMED = 3  # policies that the reasons mention
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A recommendation: the policy's name and sentences that say why."""
+    """A recommendation: the policy's name, and the reasons as sentences."""
 
     policy: str
     reasons: tuple[str, ...]
@@ -185,7 +185,7 @@ def recommend(results: Mapping[str, Statistics]) -> Advice:
 
 
 def _score(each: Statistics) -> float:
-    """Return a score of which less is better; waits below a twentieth of a second are all alike."""
+    """Return a score, where less is better; waits below a twentieth of a second count as equal."""
     return float(max(each.mean_wait, NEGLIGIBLE) * max(each.p99_wait, NEGLIGIBLE) ** TAIL)
 
 
@@ -234,7 +234,7 @@ def _warnings(mine: Statistics) -> list[str]:
 
 BLOCKS = 20
 DRAWS = 200
-FEWEST = 2 * BLOCKS  # requests: fewer say nothing
+FEWEST = 2 * BLOCKS  # requests: with fewer there is no result
 
 Measure = Callable[[Sequence[float], Sequence[float]], float]
 """What is compared, of values and the weight of each; less is better."""
@@ -247,7 +247,7 @@ def mean(values: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def quantile(share: float) -> Measure:
-    """Return what gives the smallest value that has at least ``share`` of the weight at or below it."""
+    """Return the measure that gives the smallest value with at least ``share`` of the weight at or below it."""
 
     def measure(values: Sequence[float], weights: Sequence[float]) -> float:
         ordered = sorted(zip(values, weights, strict=True))
@@ -262,7 +262,7 @@ def quantile(share: float) -> Measure:
 
 
 def beyond(limit: float) -> Measure:
-    """Return what gives the share of the weight of values above ``limit``."""
+    """Return the measure that gives the share of the weight of values above ``limit``."""
 
     def measure(values: Sequence[float], weights: Sequence[float]) -> float:
         whole = sum(weights)
@@ -282,7 +282,7 @@ class Verdict:
 
     @property
     def gain(self) -> float:
-        """By which share ``after`` is less; negative where it is more."""
+        """The share by which ``after`` is less; negative if it is more."""
         return 1.0 - self.after / self.before if self.before > 0.0 else -math.inf if self.after > 0.0 else 0.0
 
 
@@ -294,7 +294,7 @@ def compare(
     *,
     seed: int = 1,
 ) -> Verdict:
-    """Compare two runs by a value for each of the same requests, in the order of their arrival."""
+    """Compare two runs by one value for each of the same requests, in order of arrival."""
     count = len(before)
     weights = weights or [1.0] * count
     found = measure(before, weights), measure(after, weights)
@@ -324,7 +324,7 @@ def _summed(before: Sequence[float], after: Sequence[float], weights: Sequence[f
 
 
 def _cuts(weights: Sequence[float]) -> list[int]:
-    """Return where blocks of about the same weight begin, and the end."""
+    """Return the beginnings of blocks of about the same weight, and the end."""
     running, total = [], 0.0
     for weight in weights:
         total += weight
@@ -409,7 +409,7 @@ def _strips(axes: Any, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def _several(axes: Any, row: int, outcome: Outcome, models: Sequence[str], colours: Mapping[str, Any]) -> None:
-    """Draw a line for each model: when it was awake, beside which others, and when it was being woken."""
+    """Draw a line for each model: when it was awake, which others were, and when it was being woken."""
     height = 0.84 / len(models)
     for place, model in enumerate(models):
         spans = [visit for visit in outcome.residency if visit.model == model]

@@ -1,8 +1,8 @@
 """Generated traffic: Poisson, on/off, agents that wait for each answer, closed loops. Deterministic for a seed.
 
-In a closed loop, what every user asks, how long the answers are and how long it thinks after each is drawn before
-a run, from dice of its own. So all policies are compared on the same requests; only when these come depends on the
-answers.
+In a closed loop, each user's requests, the lengths of the answers and the pauses after them are drawn before a
+run, from a random generator of its own. So all policies are compared on the same requests; only their arrivals
+depend on the answers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def parse_load(kind: type[Load], text: str) -> Load:
     """Read ``models=4,rate=0.5``.
 
     Raises:
-        TraceError: a word is no ``key=number`` of this load, or the number is out of range.
+            TraceError: a word is not a ``key=number`` of this load, or the number is out of range.
 
     """
     known = {field.name: field for field in fields(kind)}
@@ -84,7 +84,7 @@ def parse_load(kind: type[Load], text: str) -> Load:
 
 
 def generate(load: Load, horizon: float, seed: int) -> Trace:
-    """Make what arrives within ``horizon`` seconds."""
+    """Generate the arrivals within ``horizon`` seconds."""
     dice = random.Random(seed)  # noqa: S311 - a simulation, no secret
     match load:
         case Poisson():
@@ -113,7 +113,7 @@ def _exponential(dice: random.Random, mean: float) -> float:
 
 
 def model_name(model: int) -> str:
-    """Return what the model with this number is called."""
+    """Return the name of the model with this number."""
     return f"m{model}"
 
 
@@ -152,14 +152,14 @@ def _agents(load: Agents, horizon: float, dice: random.Random) -> list[Job]:
     jobs: list[Job] = []
     for _ in range(load.agents):
         first, tasks = dice.uniform(0.0, REST), 0.0
-        chain: list[tuple[int, float]] = []  # (model, think after its answer)
+        chain: list[tuple[int, float]] = []  # (model, pause after its answer)
         while tasks < horizon:
             steps = dice.randint(*STEPS)
             chain += [
                 (step % 2, dice.expovariate(1.0 / load.think) if load.think else 0.0) for step in range(steps)
             ]
             chain[-1] = (chain[-1][0], dice.expovariate(1.0 / REST))
-            tasks += 3.0 * steps  # no step of a task is faster than that, so there are always enough of them
+            tasks += 3.0 * steps  # no step of a task is faster than that, so there are always enough tasks
         begin = len(jobs)
         for place, (model, think) in enumerate(chain):
             last = place == len(chain) - 1
@@ -170,7 +170,7 @@ def _agents(load: Agents, horizon: float, dice: random.Random) -> list[Job]:
 
 WORDS = "users=8,think=20s,models=3,stay=0"
 MODELS = 3
-MOST = 1_000_000  # requests: more than that in one run is a slip
+MOST = 1_000_000  # requests: more in one run is a mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Closed:
 
     users: int = 8
     think: float = 20.0  # seconds, on average
-    models: int | None = None  # how many models they ask; None: all of the other traffic, else MODELS
+    models: int | None = None  # how many models they use; None: all of the other traffic, else MODELS
     stay: float = 0.0  # share of the requests that go to the same model as the one before; the others alternate
 
 
@@ -226,9 +226,9 @@ def _share(text: str) -> float:
 
 
 def models_of(load: Closed, beside: Trace | None) -> list[str]:
-    """Return the models that the users ask: those of the other traffic that are asked most, else made-up ones.
+    """Return the models that the users use: the most requested of the other traffic, else invented ones.
 
-    Raises TraceError when there are not so many.
+    Raises TraceError if there are too few.
     """
     if beside is None:
         return [model_name(number) for number in range(load.models or MODELS)]
@@ -251,11 +251,11 @@ def with_closed(
 ) -> Trace:
     """Return the other traffic and the users' requests, for the models ``names``, in one trace.
 
-    There are enough of them for ``horizon`` seconds even if none ever waits. Their sizes are drawn from those of
-    the other traffic for the same model; without any they are like chat traffic.
+    They are enough for ``horizon`` seconds even if none ever waits. Their sizes are drawn from those of the other
+    traffic for the same model; without any they are like chat traffic.
 
     Raises:
-        TraceError: there are not so many models, or far too many requests.
+            TraceError: there are too few models, or far too many requests.
 
     """
     names = names or models_of(load, beside)
@@ -285,7 +285,7 @@ def with_closed(
 
 
 def _sized(job: Job) -> bool:
-    """Say whether it is known how much work it is; of a guard that was held only the seconds are."""
+    """Return whether its amount of work is known; of a held guard only the seconds are."""
     return job.service is None
 
 

@@ -1,4 +1,4 @@
-"""Traffic: which model is asked for, when, and how much work that is.
+"""Traffic: which model is requested, when, and how much work that is.
 
 It is read from CSV or JSON lines, gzip too:
 
@@ -29,15 +29,15 @@ from llmux.observability.record import looks_like_record
 
 
 class TraceError(LLMuxError):
-    """A trace, a cost matrix or a synthetic load cannot be used; says where and what to do."""
+    """A trace, a cost matrix or a synthetic load is invalid; the message says where, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One request of a trace.
 
-    A job of a closed loop has no arrival of its own (None): it arrives ``think`` seconds after the job that names
-    it as its ``successor`` (an index into the trace) was answered.
+    A job of a closed loop has no arrival of its own (None): it arrives ``think`` seconds after the answer to the
+    job which names it as its ``successor`` (an index into the trace).
     """
 
     arrival: float | None  # seconds from the start of the trace
@@ -46,25 +46,25 @@ class Job:
     output_tokens: int
     successor: int | None = None
     think: float = 0.0  # seconds between this job's answer and its successor
-    service: float | None = None  # seconds from admission to the end, beside all else that is served
-    alone: float | None = None  # seconds that it would take if nothing else were served
-    first: float = 0.0  # seconds of either until the first byte; then tokens do not matter
+    service: float | None = None  # seconds from admission to the end, with everything else that is served
+    alone: float | None = None  # seconds that it would take if it were served alone
+    first: float = 0.0  # seconds of either until the first byte; if set, tokens do not matter
     patience: float | None = None  # seconds after which it leaves the queue
-    tokens: tuple[int, int] | None = None  # read and written, where only its times are in the above
-    key: str = ""  # the name of the key that it shows
+    tokens: tuple[int, int] | None = None  # read and written, if the above has only its times
+    key: str = ""  # the name of its key
     keep: float | None = None  # idle seconds that its model stays awake for; see ``RequestFinished``
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Jobs and a name to tell them by. The order of jobs is free; arrivals are at or after 0."""
+    """Jobs, and a name for messages. The order of jobs is free; arrivals are at or after 0."""
 
     name: str
     jobs: Sequence[Job]
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models by their first arrival; those that are only ever successors come last."""
+        """The models by their first arrival; those that only occur as successors come last."""
         first: dict[str, float] = {}
         never = float("inf")
         for job in self.jobs:
@@ -87,7 +87,7 @@ class Trace:
         return replace(self, jobs=jobs)
 
     def sliced(self, start: float, end: float) -> Trace:
-        """Return what arrives in start ≤ t < end, with its times from ``start``. Not for closed loops."""
+        """Return the arrivals in start ≤ t < end, with times relative to ``start``. Not for closed loops."""
         if self.closed_loop:
             raise TraceError("a closed loop has no slices: its arrivals depend on its answers")
         jobs = [
@@ -98,7 +98,7 @@ class Trace:
         return replace(self, jobs=jobs)
 
     def busiest(self, count: int) -> Trace:
-        """Return the jobs of the ``count`` models with the most of them. Not for closed loops."""
+        """Return the jobs of the ``count`` models with the most jobs. Not for closed loops."""
         if self.closed_loop:
             raise TraceError("models cannot be taken out of a closed loop")
         kept = {model for model, _ in Counter(job.model for job in self.jobs).most_common(count)}
@@ -140,7 +140,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def is_record(path: Path) -> bool:
-    """Say whether a file is llmux's own record; False for what cannot be read, and for ``-``."""
+    """Return whether a file is llmux's own record; False for unreadable files, and for ``-``."""
     if str(path) == "-":
         return False
     try:
@@ -222,7 +222,7 @@ def _number(path: Path, line: int, name: str, values: Mapping[str, Any]) -> floa
 
 
 def lines(jobs: Iterable[Job]) -> Iterator[str]:
-    """Write open-loop jobs as CSV lines, the header first; ``read_trace`` reads them again."""
+    """Yield open-loop jobs as CSV lines, the header first; ``read_trace`` can read them."""
     yield ",".join(NEEDED)
     for job in jobs:
         yield f"{job.arrival:.3f},{job.model},{job.prompt_tokens},{job.output_tokens}"
