@@ -215,6 +215,8 @@ class State:
         self.queued -= 1
         if not request.model.queue:
             self.queues.discard(request.model)
+            if request.model.riders:  # there may be room: what waited may have been held back
+                self.opened.append(request.model)
 
     def reject(
         self, request: Request, refusal: fx.Refusal, message: str, retry_after: float | None = None

@@ -11,6 +11,7 @@ from llmux.core import events as ev
 from llmux.core.phases import InvalidEventError
 from llmux.core.policy import SwitchTo
 from llmux.core.spec import Rules
+from llmux.core.state import Turns
 from llmux.runtime import wait_estimate
 
 
@@ -89,6 +90,22 @@ def test_waiters_go_first_and_as_many_ride_as_there_is_room_for():
         at(5.0, ev.RequestFinished(4), fx.Admit(2, "a", None, 1, returned=False, waited=0.0)),
     )
     assert riding(play) == [3]
+
+
+@pytest.mark.parametrize("end", [ev.RequestAbandoned(2), ev.DeadlineReached()])
+def test_it_is_served_when_what_was_held_back_before_it_is_gone(end):
+    class HoldsBack(Turns):
+        def pick(self, model):
+            found = super().pick(model)
+            return None if found.id == 2 else found
+
+    play = given(models("a", max_in_flight=1), awake=["a"], request_timeout=8.0, alive_every=0.0)
+    play.core.state.turns = HoldsBack()
+    play.feed(1.0, asks(1, "a"))
+    play.feed(2.0, asks(2, "a"))
+    play.feed(3.0, rides(3, "a"))
+    assert play.feed(4.0, ev.RequestFinished(1)) == []
+    assert fx.Admit(3, "a", None, 1, returned=False, waited=0.0) in play.feed(10.0, end)
 
 
 def test_no_more_ride_than_may_wait():
