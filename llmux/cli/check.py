@@ -124,12 +124,11 @@ def load_gateway(file: Path, port: int | None) -> GatewayConfig:
 def warn(config: Config) -> None:
     """Print the warnings of a configuration from a file: what it says, and what this machine lacks for it."""
     from llmux.config.load import read_document
-    from llmux.config.problems import line_of_text
+    from llmux.config.problems import with_lines
 
     assert config.file is not None
     lines = read_document(config.file).lines if config.warnings else {}
-    for warning in config.warnings:
-        line = line_of_text(warning, lines)
+    for warning, line in with_lines(config.warnings, lines):
         say(f"warning: {'' if line is None else f'line {line}: '}{warning}", "yellow")
     warn_of_missing(config)
 
@@ -178,12 +177,11 @@ def _print_errors_of_parts(config: Config, file: Path) -> bool:
 def located(error: LLMuxError, file: Path) -> str:
     """Return what an error says, with the file and the line where it names a setting of ``file`` alone."""
     from llmux.config.load import read_document
-    from llmux.config.problems import line_of_text
+    from llmux.config.problems import with_lines
 
     if not isinstance(error, ConfigError | PolicyLoadError) or (isinstance(error, ConfigError) and error.file):
         return str(error)
-    lines = read_document(file).lines
-    said = [(text, line_of_text(text, lines)) for text in str(error).splitlines()]
+    said = with_lines(str(error).splitlines(), read_document(file).lines)
     return "\n".join(text if line is None else f"{file}:{line}: {text}" for text, line in said)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -61,11 +61,13 @@ def line_of(path: Path, lines: Lines) -> int | None:
     return lines.get(())
 
 
-def line_of_text(text: str, lines: Lines) -> int | None:
-    """Find the line of the place that a message begins with, as in ``policy.use: no such policy``."""
-    where = text.partition(": ")[0]
-    known = [path for path in lines if path and re.match(rf"{re.escape(dotted(path))}(?![^.\[])", where)]
-    return lines[max(known, key=len)] if known else None
+def with_lines(texts: Iterable[str], lines: Lines) -> Iterator[tuple[str, int | None]]:
+    """Yield messages, each with the line of the place that it begins with (``policy.use: no such policy``)."""
+    known = {dotted(path): line for path, line in lines.items() if path}
+    for text in texts:
+        where = text.partition(": ")[0]
+        ends = [len(where), *(found.start() for found in re.finditer(r"[.\[]", where))]
+        yield text, next((known[where[:end]] for end in sorted(ends, reverse=True) if where[:end] in known), None)
 
 
 def raise_all(problems: Iterable[Problem], *, file: str = "", lines: Lines | None = None) -> None:

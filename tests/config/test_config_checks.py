@@ -2,6 +2,8 @@
 
 import pytest
 
+from llmux.config.problems import with_lines
+
 MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
 
 
@@ -262,6 +264,33 @@ def test_warnings(read, model, settings, more, words):
         assert warnings == ()
     else:
         assert warnings[0].startswith(words)
+
+
+class Counted(dict):
+    looked = 0
+
+    def __iter__(self):
+        self.looked += 1
+        return super().__iter__()
+
+    def items(self):
+        self.looked += 1
+        return super().items()
+
+
+def test_a_message_has_the_line_of_the_place_that_it_begins_with():
+    models = {("models", f"m{n}", "memory"): 10 + n for n in range(100)}
+    lines = Counted({(): 1, ("models",): 2, ("models", "a.b"): 3, ("routes", 0): 4, **models})
+    texts = {
+        "models.a.b.wake: is missing": 3,
+        "routes[0].when: fits nothing": 4,
+        "routes[01]: is no route": None,
+        "modelsX: is unknown": None,
+        "is not there": None,
+        **{f"models.m{n}.memory: has no effect: none": 10 + n for n in range(100)},
+    }
+    assert dict(with_lines(texts, lines)) == texts
+    assert lines.looked == 1  # not for each message again
 
 
 HASH = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$" + "A" * 43
