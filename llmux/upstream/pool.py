@@ -90,7 +90,8 @@ class ConnectionPool:
             tls = self._tls() if address.tls else None
             place, name = (address.host, address.port), address.host if address.tls else None
             found = await self._names.find(*place) if is_name(address.host) else []
-            if len(found) > 1:
+            # Several are tried in turn, and one with a scope is known by more than its address.
+            if len(found) > 1 or (found and any(found[0][4][2:])):
                 named = await connect(found)
                 _, connection = await loop.create_connection(made, sock=named, ssl=tls, server_hostname=name)
             else:

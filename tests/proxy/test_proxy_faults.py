@@ -13,7 +13,15 @@ import pytest
 from proxy_harness import EXTRA_BYTES, OK, Body, EngineSide, Proxy, answering, deaf_host, until
 
 from llmux.proxy import EngineActivity, Forwarder
-from llmux.upstream import EngineAddress, EngineLostError, EngineProtocolError, EngineRefusedError, connection
+from llmux.upstream import (
+    EngineAddress,
+    EngineLostError,
+    EngineProtocolError,
+    EngineRefusedError,
+    connection,
+    pool,
+)
+from llmux.upstream.names import Found, connect
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -346,14 +354,15 @@ async def test_a_host_that_does_not_answer_is_refused_in_time(proxy: Proxy) -> N
 # ---- hosts that are known by name
 
 
-def known_as(monkeypatch: pytest.MonkeyPatch, **hosts: Callable[[], list[tuple[str, int]]]) -> None:
+def known_as(monkeypatch: pytest.MonkeyPatch, **hosts: Callable[[], list[Any]]) -> None:
     """Have names lead to addresses."""
     real = socket.getaddrinfo
 
     def look_up(host: str, *args: Any, **more: Any) -> Any:
         if host not in hosts:
             return real(host, *args, **more)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in hosts[host]()]
+        families = {2: socket.AF_INET, 4: socket.AF_INET6}
+        return [(families[len(place)], socket.SOCK_STREAM, 6, "", place) for place in hosts[host]()]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
@@ -369,6 +378,23 @@ async def test_of_several_addresses_one_that_answers_is_taken(
         client = await proxy.client()
         await client.get()
         assert (await client.until(b"ok")).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_an_address_with_a_scope_keeps_it(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    await proxy.engine(answering(OK))
+    here, link_local, asked = (proxy.address.host, proxy.address.port), ("fe80::1", 80, 0, 7), []
+
+    async def connected(found: Found) -> socket.socket:
+        asked.extend(place for *_, place in found)
+        return await connect([(socket.AF_INET, socket.SOCK_STREAM, 6, "", here)])
+
+    monkeypatch.setattr(pool, "connect", connected)
+    known_as(monkeypatch, near=lambda: [link_local])
+    proxy.address = EngineAddress("near", 80)
+    client = await proxy.client()
+    await client.get()
+    await client.until(b"ok")
+    assert asked == [link_local]
 
 
 async def test_a_name_that_is_not_found_holds_up_no_other_and_is_looked_up_once(
