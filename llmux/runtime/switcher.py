@@ -123,10 +123,8 @@ class Switcher:
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
-            on_started=lambda job: self._persistence.hook_changed(
-                job.kind
-            ),  # with what tells its process from others
-            on_ending=lambda job: self._persistence.hook_changed(job.kind),
+            on_started=self._hook_changed,  # with what tells its process from others
+            on_ending=self._hook_changed,
         )
         self.on_sleep = on_sleep
         self.on_close = on_close
@@ -185,7 +183,8 @@ class Switcher:
             self._record_into(record, "start")
         self._persistence.open()
         self.auto.follow()
-        for (source, target), cost in costs_of(self.core.state).pairs.items():
+        # The last first: there are series for so many only.
+        for (source, target), cost in reversed(costs_of(self.core.state).pairs.items()):
             self.metrics.cost_estimated((source,) if source else (), target, cost.seconds)
         self._starting = asyncio.get_running_loop().create_task(self._begin(), name="start")
 
@@ -198,7 +197,7 @@ class Switcher:
         self.post(ev.ShutdownRequested())
         await self.stopped.wait()
         # Thousands that were queued are told a few in each turn of the loop.
-        while (self.elsewhere or self.inside.throttle) and self.now() < until:  # noqa: ASYNC110 - not for long
+        while self.inside.throttle or (self.elsewhere and self.now() < until):  # noqa: ASYNC110 - not for long
             await asyncio.sleep(LOOK)
         for ticket in list(self.elsewhere):
             ticket.cut(fx.CutReason.STOPPING, None)
@@ -421,6 +420,9 @@ class Switcher:
             self._driver.mistaken(error, result)
         last_byte = self.activities.last_byte(result.model)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
+
+    def _hook_changed(self, job: HookJob) -> None:
+        self._persistence.hook_changed(job.kind)
 
     def _save(self, _effect: fx.Effect) -> None:
         self._persistence.save()

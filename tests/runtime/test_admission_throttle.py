@@ -64,8 +64,9 @@ async def test_one_that_leaves_while_it_is_due_is_passed_over():
     await waiters[-1]
 
 
-async def test_the_stop_waits_for_those_who_are_told(house):
-    switcher = await house.open("a", policy={"manual": True})
+@pytest.mark.parametrize("grace", ["30s", "0s"])
+async def test_the_stop_waits_for_those_who_are_told(house, grace):
+    switcher = await house.open("a", policy={"manual": True}, shutdown_grace=grace)
     tickets = [switcher.enter("a") for _ in range(200 * AT_ONCE)]
     waiting = [asyncio.create_task(switcher.admission(ticket)) for ticket in tickets]
     await until(lambda: all(ticket.waiter is not None for ticket in tickets))

@@ -12,6 +12,7 @@ from llmux.core import events as ev
 from llmux.core.spec import ModelSpec, Rules
 from llmux.estimates import Estimates
 from llmux.hookrunner.hook_process import trace_of
+from llmux.observability import metrics
 from llmux.observability.state_file import NoState, State
 from llmux.runtime import persistence
 from tests.server.house import until
@@ -128,3 +129,14 @@ async def test_what_is_alive_is_asked_of_all_and_not_written_down_each_time(hous
     await house.serve(app)
     await until(lambda: switcher.core.state.ready)
     assert len(store.states) < len(models) / 2
+
+
+async def test_of_the_directions_that_are_kept_the_last_have_series_of_their_own(house, monkeypatch):
+    monkeypatch.setattr(metrics, "PAIRS", 2)
+    pairs = [["a", "b", 1.0, 1], ["b", "c", 2.0, 1], [None, "a", 3.0, 1]]
+    store = NoState(State(costs={"pairs": pairs, "wakes": {}, "sleeps": {}}))
+    app, switcher = build_app(house.config("a b c"), store=store, log=house.log)
+    await house.serve(app)
+    text = switcher.metrics.render()[0].decode()
+    shown = [line.split("{")[1].split("}")[0] for line in text.splitlines() if "cost_ema_seconds{" in line]
+    assert sorted(shown) == ['from="b",to="c"', 'from="idle",to="a"']
