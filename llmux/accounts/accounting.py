@@ -98,6 +98,7 @@ class Accounting:
         ledger, currency = self.ledger, None if self.prices is None else self.prices.currency
         assert ledger is not None
         since, until = period
+        self._look_at_clock()  # it has been set, perhaps: what is spent from now on is of that period
         try:
             rows = usage.read(ledger.path, usage.Asked((), since, key, until=until), patience=STARTING)
         except sqlite3.Error as error:
