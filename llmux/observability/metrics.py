@@ -353,7 +353,7 @@ class Metrics(Collector):
             self._estimated(pair, effect.estimate)
 
     def _estimated(self, pair: tuple[str, str], seconds: float) -> None:
-        if pair[0] != OTHER:  # those of many are no one's
+        if pair in self._pairs:  # those of many are no one's
             self._costs[pair] = seconds
 
     def _pair(self, sources: tuple[str, ...], to: str | None) -> tuple[str, str]:

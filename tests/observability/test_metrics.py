@@ -118,6 +118,12 @@ def test_the_extra_ones(metrics):
     assert value(samples, "llmux_switch_cost_ema_seconds", from_="b", to="a") == 9.0
 
 
+def test_a_model_may_be_called_as_a_label():
+    metrics = Metrics(models=["other", "a"], process=False)
+    metrics.effect(core.SwitchEnded(1, ("other",), "a", "success", 1.0, 0.0, 1.0, 4.0))
+    assert value(scrape(metrics), "llmux_switch_cost_ema_seconds", from_="other", to="a") == 4.0
+
+
 def test_what_clients_invent_is_no_label(metrics):
     before = len(metrics.render()[0].splitlines())
     for number in range(1000):
