@@ -3,7 +3,7 @@
 import signal
 import threading
 
-# While the commands are imported an interrupt ends the process as any other, without a traceback.
+# An interrupt while the commands are imported ends the process like any other, without a traceback.
 _OWN = (
     threading.current_thread() is threading.main_thread()
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,7 +1,7 @@
-"""What llmux's own endpoints answer, as far as the command line shows it.
+"""The responses of llmux's own endpoints, as far as the command line shows them.
 
-Plain dataclasses, read by `decode`: a command that asks for the status starts several times faster than with
-a validation library.
+Plain dataclasses, read by `decode`: `llmux status` starts several times faster than with a validation
+library.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ModelStatus:
     queued: int
     in_flight: int
     oldest_wait: float | None
-    expected_wait: float | None  # of a request that arrives now; None: it would be rejected
+    expected_wait: float | None  # for a request that arrives now; None: it would be rejected
     awake_for: float | None
     backoff_until: float | None
     last_error: str | None
@@ -103,7 +103,7 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What was used: a row of ``/llmux/usage``, or a sum of its rows. ``estimated`` counts requests."""
+    """Usage: a row of ``/llmux/usage``, or a sum of its rows. ``estimated`` counts requests."""
 
     requests: int
     failed: int
@@ -136,14 +136,14 @@ class FinishedRequests:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """``/llmux/history``: what hooks printed; null for a client without an operator's rights."""
+    """``/llmux/history``: the output of hooks; null for a client without an operator's rights."""
 
     output: list[dict[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: bytes, a share of 1, °C, W; null where the driver does not report it."""
+    """One GPU: bytes, a share of 1, °C, W; null if the driver does not report it."""
 
     index: int
     name: str
@@ -156,7 +156,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs, or why they are not known."""
+    """The GPUs, or why they are unknown."""
 
     gpus: list[Gpu]
     error: str | None
@@ -188,7 +188,7 @@ class DecisionStatus:
 
 @dataclass(frozen=True, slots=True)
 class RemoteStatus:
-    """A remote, as the status shows it."""
+    """A remote in the status."""
 
     state: str
     in_flight: int
@@ -214,11 +214,11 @@ class Status:
     remotes: Mapping[str, RemoteStatus] = field(default_factory=dict)
 
 
-# ---- reading them
+# ---- decoding them
 
 
 def decode(shape: type[T], document: object) -> T:
-    """Read a JSON value as one of these classes; fields that it does not know are left out.
+    """Decode a JSON value as one of these classes; unknown fields are ignored.
 
     Raises:
         ValueError: a field is missing, or of another type; the message begins with its path.
@@ -234,7 +234,7 @@ def _hints(shape: type) -> dict[str, Any]:
 
 
 def _value(kind: Any, value: Any, at: str) -> Any:
-    """Read a value as a class, a union with None, a list, a mapping with text as its keys, or a Literal."""
+    """Decode a value as a class, a union with None, a list, a mapping with text keys, or a Literal."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or (value is None and types.NoneType in arguments):
         return value

@@ -1,9 +1,9 @@
-"""``llmux check`` and ``llmux schema``: what a configuration means, and what it may hold.
+"""``llmux check`` and ``llmux schema``: what a configuration means, and what it may contain.
 
-With ``--probe``, which dialects engines speak, found out without having them generate anything. Each path is sent
-a request that lacks what it must have. An engine which knows the path complains about that (400, 422); one which
-does not says 404, 405 or 501. A path that no engine knows goes first: one which answers that as it answers the
-others, a proxy that asks for credentials for example, cannot be told anything by.
+``--probe`` determines which dialects engines speak, without having them generate anything. Each path is sent a
+request without its required fields. An engine which knows the path complains about them (400, 422); one which
+does not answers 404, 405 or 501. A path that no engine knows goes first: if its answer is like the others, as from
+a proxy that requires credentials, nothing can be concluded.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def check(
         raise typer.Exit(Exit.FAILED)
 
 
-_MODELS = re.compile(rb"(?m)^[\"']?models[\"']?[ \t]*:")  # of a host; a gateway has such deeper in its `prices`
+_MODELS = re.compile(rb"(?m)^[\"']?models[\"']?[ \t]*:")  # of a host; a gateway's are deeper, in its `prices`
 
 
 def _is_gateway(file: Path) -> bool:
-    """Whether a file configures a gateway. Only what may be one is read for it."""
+    """Return whether a file configures a gateway. It is parsed only if it may be one."""
     try:
         text = file.read_bytes()
         if _MODELS.search(text) or not (b"hosts" in text or b"fleet" in text):
@@ -108,7 +108,7 @@ def _check_gateway(file: Path, port: int | None) -> None:
 
 
 def load_gateway(file: Path, port: int | None) -> GatewayConfig:
-    """Read a gateway's configuration; exit with a message when it is unusable."""
+    """Read a gateway's configuration; exit with a message if it is invalid."""
     from llmux.config.gateway import GatewayConfig
 
     try:
@@ -122,7 +122,7 @@ def load_gateway(file: Path, port: int | None) -> GatewayConfig:
 
 
 def warn(config: Config) -> None:
-    """Print the warnings of a configuration from a file: what it says, and what this machine lacks for it."""
+    """Print the warnings of a configuration from a file, and what is missing on this machine."""
     from llmux.config.load import read_document
     from llmux.config.problems import with_lines
 
@@ -134,7 +134,7 @@ def warn(config: Config) -> None:
 
 
 def warn_of_missing(config: Config) -> None:
-    """Print what this machine lacks of what a configuration from a file names, each with its line."""
+    """Print what a configuration from a file names and this machine lacks, each with its line."""
     from llmux.config.checks import look
     from llmux.config.load import read_document
     from llmux.config.problems import dotted, line_of
@@ -143,18 +143,18 @@ def warn_of_missing(config: Config) -> None:
     problems = list(look(config))
     lines = read_document(config.file).lines if problems else {}
     for problem in problems:
-        where = f"line {line_of(problem.path, lines)}: " if problem.path[:1] in lines else ""  # a default has none
+        where = f"line {line_of(problem.path, lines)}: " if problem.path[:1] in lines else ""  # none for a default
         say(f"warning: {where}{dotted(problem.path)}: {problem.message}", "yellow")
 
 
 def _load_all(file: Path, port: int | None) -> Config:
-    """Read a configuration and load what it names; exit with everything that is wrong with both."""
+    """Read a configuration and load what it names; exit with every error in either."""
     try:
         config = Config.from_file(file)
         config = config if port is None else config.with_port(port)
     except LLMuxError as error:
         print_error(str(error))
-        # A mistake elsewhere does not hide what is wrong with the policy.
+        # An error elsewhere does not hide one in the policy
         rest = error.rest if isinstance(error, ConfigErrors) else None
         if isinstance(rest, Config):
             _print_errors_of_parts(rest, file)
@@ -175,7 +175,7 @@ def _print_errors_of_parts(config: Config, file: Path) -> bool:
 
 
 def located(error: LLMuxError, file: Path) -> str:
-    """Return what an error says, with the file and the line where it names a setting of ``file`` alone."""
+    """Return the message of an error, with the file, and the line if it names a setting of ``file`` alone."""
     from llmux.config.load import read_document
     from llmux.config.problems import with_lines
 
@@ -195,7 +195,7 @@ def schema(
 
 
 def load_config(file: Path, port: int | None) -> Config:
-    """Read a configuration, with another port where one is given; exit with a message when it is unusable."""
+    """Read a configuration, with another port if one is given; exit with a message if it is invalid."""
     if _is_gateway(file):
         print_error(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
         raise typer.Exit(Exit.USAGE)
@@ -208,7 +208,7 @@ def load_config(file: Path, port: int | None) -> Config:
 
 
 def address_of(file: Path, port: int | None) -> str:
-    """Return where what runs with a configuration listens; exit with a message where that cannot be said."""
+    """Return the address of what runs with a configuration; exit with a message if it cannot be determined."""
     config = load_gateway(file, port) if _is_gateway(file) else load_config(file, port)
     if config.port == 0:
         print_error(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
@@ -218,7 +218,7 @@ def address_of(file: Path, port: int | None) -> str:
 
 
 def summary(config: Config) -> str:
-    """Return in a few lines what a configuration makes llmux do."""
+    """Summarize in a few lines what a configuration makes llmux do."""
     lines = [
         f"listens on {config.host}:{config.port}{_access(config)}",
         f"operators: {operators(config)}",
@@ -254,7 +254,7 @@ def _access(config: Config) -> str:
 
 
 def _load_parts(config: Config) -> None:
-    """Load what a configuration names: policies, OpenTelemetry. Only what it does name is imported."""
+    """Load what a configuration names: policies, OpenTelemetry. Nothing else is imported."""
     # ruff: noqa: PLC0415
     from llmux.plugins import load_policy
 
@@ -273,7 +273,7 @@ def _load_parts(config: Config) -> None:
 
 PATIENCE = 10.0  # seconds for one answer
 
-# None of these can be carried out, but if one were it would be one token.
+# None of these requests is valid; if one were carried out, it would cost one token.
 PATHS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"max_tokens": 1}),
     "completions": ("/v1/completions", {"max_tokens": 1}),
@@ -288,14 +288,14 @@ _UNKNOWN = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPS
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """What an engine speaks, of ``PATHS``; ``why`` it could not be found out, else "" and the list is complete."""
+    """What an engine speaks, of ``PATHS``; ``why`` it is unknown, else "" and the list is complete."""
 
     apis: tuple[str, ...] = ()
     why: str = ""
 
 
 async def spoken(url: str) -> Spoken:
-    """Ask the engine at ``url`` which dialects it speaks."""
+    """Probe which dialects the engine at ``url`` speaks."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(PATIENCE)
@@ -316,9 +316,9 @@ async def _status(session: aiohttp.ClientSession, url: str, body: dict[str, Any]
 
 
 def probe_engines(config: Config, *, wake: bool) -> bool:
-    """Ask the engines of a configuration and print what they speak; whether `apis` promise nothing else.
+    """Probe a configuration's engines and print what they speak; return whether `apis` claim nothing else.
 
-    Those that sleep are asked when the llmux that runs with this configuration wakes them (``wake``).
+    Sleeping engines are probed if the llmux that runs with this configuration can wake them (``wake``).
     """
     import asyncio
 
@@ -352,7 +352,7 @@ class _Probe:
 
     async def _spoken(self, model: ModelConfig) -> Spoken:
         url = model.address.url
-        if url not in self._asked or model.shared_address:  # there, another engine may have come
+        if url not in self._asked or model.shared_address:  # another engine may be at that address now
             self._asked[url] = await spoken(url)
         return self._asked[url]
 
@@ -373,7 +373,7 @@ class _Probe:
         return (await runner.run(job, model.timeouts.alive)).ok
 
     async def _woken(self, name: str) -> str:
-        """Have llmux wake a model; return why it did not."""
+        """Let llmux wake a model; return why it failed."""
         from llmux.cli.client import Remote, connection
         from llmux.cli.operate import follow
 
@@ -397,7 +397,7 @@ class _Probe:
 
 
 def _advice(name: str, stated: Sequence[str] | None, found: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield what to do about it: in red, where `apis` state what is not so."""
+    """Yield what to do about it: in red, if `apis` claim what the engine does not speak."""
     line = f"models.{name}: write `apis: [{', '.join(found)}]`"
     if stated is None:
         if lacks_a_dialect(tuple(found)):

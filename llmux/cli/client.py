@@ -1,6 +1,6 @@
-"""A running llmux, spoken to over HTTP: HTTP/1.1 on asyncio's streams, parsed by httptools.
+"""HTTP client for a running llmux: HTTP/1.1 on asyncio's streams, parsed by httptools.
 
-A command asks a few questions and ends: a client library takes longer to import than llmux to answer.
+A command makes a few requests and ends: a client library takes longer to import than llmux to answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llmux.cli.terminal import CommandError, Exit, print_error
 
 UNIX = "unix:"  # the address of a socket
 KEYS = ("LLMUX_ADMIN_KEY", "LLMUX_API_KEY")
-TIMEOUT = 10.0  # seconds that an answer may take; llmux answers at once
+TIMEOUT = 10.0  # seconds for an answer; llmux answers at once
 SILENCE = 40.0  # seconds between two events; llmux sends something every 15 s
 _PIECE = 2**16  # bytes
 _PORTS = {"http": 80, "https": 443}
@@ -36,15 +36,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The address of a running llmux, without a slash at its end, and the key that it is shown."""
+    """The address of a running llmux, without a slash at its end, and the key for it."""
 
     url: str
     key: str | None
-    socket: Path | None = None  # its control socket, where that is on this host
+    socket: Path | None = None  # its control socket, if that is on this host
 
 
 def connection(url: str, key_file: Path | None) -> Connection:
-    """Return what the options mean. Raises CommandError for an unusable address or key."""
+    """Return the connection that the options specify. Raises CommandError for an invalid address or key."""
     key, source = _key(key_file)
     check_key(key, source)
     if url.startswith(UNIX):
@@ -61,7 +61,7 @@ def connection(url: str, key_file: Path | None) -> Connection:
 
 
 def _socket(parts: SplitResult) -> Path | None:
-    """Return the socket of the llmux that an address means, when it runs on this host as the same user."""
+    """Return the control socket of the llmux at an address, if it runs on this host as the same user."""
     if parts.scheme != "http" or parts.path.strip("/"):
         return None
     here = control.found(parts.hostname or "", parts.port or 80, os.environ)
@@ -69,7 +69,7 @@ def _socket(parts: SplitResult) -> Path | None:
 
 
 def check_key(key: str | None, source: str) -> None:
-    """Raise CommandError for a key that no header can carry."""
+    """Raise CommandError for a key that cannot be sent in a header."""
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise CommandError(Exit.USAGE, f"{source} holds no key: a key is printable ASCII, without spaces")
 
@@ -100,45 +100,45 @@ class Event(NamedTuple):
 
 
 class Remote:
-    """One llmux. Each failure is a CommandError, with the exit code that it means."""
+    """One llmux. Every failure is a CommandError, with its exit code."""
 
     def __init__(self, where: Connection) -> None:
-        self.url = where.url  # as it is shown
+        self.url = where.url  # as shown to the user
         self._where = where
 
     async def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON object that a path answers with."""
+        """Return the JSON object at a path."""
         return await self._ask("GET", path)
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Send a POST request; return the JSON object that it is answered with."""
+        """Send a POST request; return the JSON object of the answer."""
         return await self._ask("POST", path, body)
 
     async def delete(self, path: str) -> dict[str, Any]:
-        """Send a DELETE request; return the JSON object that it is answered with."""
+        """Send a DELETE request; return the JSON object of the answer."""
         return await self._ask("DELETE", path)
 
     async def command(self, model: str, verb: str, body: Mapping[str, Any] | None = None) -> Commanded:
         """Send an operator's command about a model."""
-        if {"", ".", ".."} & set(model.split("/")):  # a path would not hold it
+        if {"", ".", ".."} & set(model.split("/")):  # not possible in a path
             raise CommandError(Exit.NO_SUCH_MODEL, f"model {model!r} not found")
         answer = await self.post(f"/llmux/models/{quote(model, safe='', errors='replace')}/{verb}", body)
         return self.read(Commanded, answer)
 
     def read(self, shape: type[T], document: Mapping[str, Any]) -> T:
-        """Return what a document says."""
+        """Return a document decoded as ``shape``."""
         try:
             return decode(shape, document)
         except ValueError as error:
             self._no_llmux(f"its answer is not understood ({error})")
 
     async def text(self, path: str) -> str:
-        """Return the text that a path answers with."""
+        """Return the text at a path."""
         return (await self._whole("GET", path)).decode(errors="replace")
 
     @asynccontextmanager
     async def events(self, query: str = "") -> AsyncIterator[AsyncIterator[Event]]:
-        """Listen: the events from now on, the first of which is the status. They end when llmux stops."""
+        """Subscribe to the events from now on, the first of which is the status. They end when llmux stops."""
         async with self._send("GET", f"/llmux/events{query}", SILENCE) as answer:
             if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                 self._no_llmux("it streams no events")
@@ -185,7 +185,7 @@ class Remote:
     async def _send(
         self, method: str, path: str, patience: float, body: Mapping[str, Any] | None = None
     ) -> AsyncIterator[_Answer]:
-        """Send a request, and read the head of its answer within ``patience`` seconds."""
+        """Send a request, and read the head of the answer within ``patience`` seconds."""
         with self._reported():
             async with asyncio.timeout(TIMEOUT):
                 answer = await _Answer.connect(self._where)
@@ -193,7 +193,7 @@ class Remote:
             with self._reported():
                 async with asyncio.timeout(patience):
                     await answer.send(_request(self._where, method, path, body))
-                    # A redirect is not followed: it would show the key to another server.
+                    # Redirects are not followed: that would send the key to another server
                     data = b"" if answer.status // 100 == 2 else await answer.read()  # noqa: PLR2004
             if answer.status // 100 != 2:  # noqa: PLR2004
                 self._refused(answer, data, looks=method == "GET")
@@ -287,7 +287,7 @@ class _Answer:
 
     @classmethod
     async def connect(cls, where: Connection) -> _Answer:
-        """Connect to the control socket, or to each address that the host's name has, until one accepts."""
+        """Connect to the control socket, or to each address of the host's name until one accepts."""
         if where.socket is not None:
             with control.address_of(where.socket) as path:
                 return cls(*await asyncio.open_unix_connection(path))
@@ -318,7 +318,7 @@ class _Answer:
         return int(self._parser.get_status_code())
 
     async def piece(self) -> bytes:
-        """Return what has come of the body since, b"" at its end."""
+        """Return what has arrived of the body since, b"" at its end."""
         while not self._pieces and not self._complete:
             await self._feed()
         data, self._pieces = b"".join(self._pieces), []
@@ -363,7 +363,7 @@ class _Answer:
 
 
 def speak(url: str, key_file: Path | None, act: Callable[[Remote], Awaitable[int | None]]) -> None:
-    """Run a command's ``act`` with the llmux at ``url``; exit with what it returns, or its error means."""
+    """Run a command's ``act`` with the llmux at ``url``; exit with its result, or the exit code of its error."""
     try:
         code = asyncio.run(_acted(connection(url, key_file), act))
     except CommandError as error:
@@ -382,7 +382,7 @@ async def _acted(where: Connection, act: Callable[[Remote], Awaitable[T]]) -> T:
 
 
 def models(url: str, key_file: Path | None, within: float) -> dict[str, Any]:
-    """Return what ``/v1/models`` answers; empty when it does not within so many seconds."""
+    """Return the answer of ``/v1/models``; empty if there is none within ``within`` seconds."""
 
     async def ask(remote: Remote) -> dict[str, Any]:
         async with asyncio.timeout(within):

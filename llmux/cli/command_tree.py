@@ -1,8 +1,8 @@
 """The tree of commands, and the options that several share. Without a command llmux serves, as llmux 2.x did.
 
 Each command is imported when it is run: most need a fraction of llmux, and `llmux --version`, `status` or a
-completion must not take as long to start as a server. Nor do they take pydantic along, which typer needs only for
-values that are not plain: see `_Plain`.
+completion must start faster than a server. They do not import pydantic either, which typer needs only for values
+that are not plain: see `_Plain`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from llmux.cli.terminal import usable_streams
 from llmux.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:3000"
-GARBAGE_AT = 50_000  # new objects; serving has its own
-COMPLETION_TIMEOUT = 1.0  # seconds that a completion may take
+GARBAGE_AT = 50_000  # new objects; serving sets its own
+COMPLETION_TIMEOUT = 1.0  # seconds for a completion
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file (default: config.yaml).")
@@ -38,9 +38,9 @@ DEFAULT_CONFIG = Path("config.yaml")
 
 
 def address(context: typer.Context, url: str) -> str:
-    """Return the address of what runs with the configuration and port that stand before the command, else ``url``.
+    """Return the address of what runs with the configuration and port given before the command, else ``url``.
 
-    Only an ``--url`` of the command's own goes before these.
+    Only the command's own ``--url`` takes precedence over these.
     """
     file, port, _ = context.find_root().obj or (None, None, False)
     source = context.get_parameter_source("url")
@@ -99,7 +99,7 @@ TimeoutOption = Annotated[
 
 
 def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return the models whose names, or aliases, begin so, with their state; nothing when no llmux answers."""
+    """Return the models whose names or aliases begin so, with their state; nothing if no llmux answers."""
     from llmux.cli.client import models  # noqa: PLC0415 - needed only for a completion
 
     given = context.params
@@ -200,7 +200,7 @@ short, which lists it without importing it."""
 
 
 class _Plain:
-    """Stands for what typer makes a parameter's value with: tells by itself what is as it must be, and a path."""
+    """Replaces the way in which typer converts a parameter's value: handles valid values and paths itself."""
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the value in the parameter's type."""
@@ -217,7 +217,7 @@ class _Plain:
 
 
 def _plain(parameters: list[Any]) -> list[Any]:
-    """Have parameters read so, where typer makes a value with pydantic when it is asked for one."""
+    """Convert parameters without pydantic, which typer would use to convert their values."""
     for parameter in parameters:
         if getattr(parameter, "_runtime_param", parameter) is None:
             parameter._runtime_param = _Plain()  # noqa: SLF001 - a release of typer without it goes its own way
@@ -225,15 +225,15 @@ def _plain(parameters: list[Any]) -> list[Any]:
 
 
 class Command(TyperCommand):
-    """One command, which takes pydantic along only for values that are not plain."""
+    """One command, which imports pydantic only for values that are not plain."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options and arguments, those too which typer has added."""
+        """Return the options and arguments, with those that typer has added."""
         return _plain(super().get_params(ctx))
 
 
 def _without_plugins() -> None:
-    """Have pydantic not look through all packages for plugins, which takes longer than Python takes to start."""
+    """Keep pydantic from searching all packages for plugins, which takes longer than Python takes to start."""
     loader = ModuleType("pydantic.plugin._loader")
     vars(loader)["get_plugins"] = tuple
     sys.modules.setdefault(loader.__name__, loader)
@@ -274,7 +274,7 @@ class Commands(TyperGroup):
         self.commands = cast("dict[str, Any]", _Imported())
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options, those too which typer has added."""
+        """Return the options, with those that typer has added."""
         return _plain(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class's signature
@@ -282,7 +282,7 @@ class Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the base class's signature
-        """Return what stands for a command in a list."""
+        """Return the placeholder of a command in a list."""
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -329,7 +329,7 @@ def main() -> None:
     """Run the command line."""
     if "LLMUX_HOOK" in os.environ:
         os.environ.pop("LLMUX_URL", None)  # in a hook, and in an engine that it has started, this is the engine's
-    # A command that ends soon makes little garbage: looking for it, at the exit too, took a seventh of its time.
+    # A command that ends soon makes little garbage: collecting it, at the exit too, took a seventh of its time.
     gc.set_threshold(GARBAGE_AT, 10, 10)
     atexit.register(gc.freeze)
     with usable_streams():

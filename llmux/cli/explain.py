@@ -30,7 +30,7 @@ class UnreachableError(LLMuxError):
 
 @dataclass(slots=True)
 class Explained:
-    """One switch. Times are Unix times, durations seconds; what is not known is None."""
+    """One switch. Times are Unix times, durations seconds; what is unknown is None."""
 
     id: int
     time: float
@@ -45,7 +45,7 @@ class Explained:
     details: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON values; what the details tell is in ``/llmux/decisions``."""
+        """Return it as JSON values; the contents of the details are in ``/llmux/decisions``."""
         found = asdict(self)
         del found["details"]
         return {"id": found.pop("id"), "time": found.pop("time"), "from": found.pop("source"), **found}
@@ -126,8 +126,8 @@ def _when(time: float, *, today: bool) -> str:
 
 
 def _details(decision: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a decision was made on, a line each; of an older llmux some figures may be missing."""
-    if decision["said"] and decision["by"] not in ("core", "auto"):  # what these say is the reason
+    """Yield the inputs of a decision, a line each; from an older llmux some figures may be missing."""
+    if decision["said"] and decision["by"] not in ("core", "auto"):  # for these it is the reason
         yield f"{_BY.get(decision['by'], decision['by'])}: {decision['said']}"
     for each in decision["serving"]:
         yield f"awake: {each['model']}, {each['in_flight']} in flight, {each['queued']} waiting"
@@ -193,7 +193,7 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
 
 
 def _complete(switches: list[Explained], history: Mapping[str, Any]) -> None:
-    """Fill in how each switch ended, as far as the last hour tells."""
+    """Add how each switch ended, as far as the last hour shows."""
     known = {each.id: each for each in switches}
     try:
         for note in history["notes"]:
@@ -211,7 +211,7 @@ def _complete(switches: list[Explained], history: Mapping[str, Any]) -> None:
 
 
 def _ask(url: str, key: str | None, *paths: str) -> list[dict[str, Any]]:
-    """Return what the paths answer: over the control socket where there is one, else over TCP."""
+    """Return the answers of the paths: over the control socket if there is one, else over TCP."""
     check_key(key, "--key")
     where = replace(connection(url, None), key=key)
 

@@ -14,7 +14,7 @@ from llmux.cli.client import Remote, speak
 from llmux.cli.command_tree import ForOption, JsonOption, KeyFileOption, ReasonOption, address
 from llmux.cli.terminal import Column, FittingTable, terminal
 
-LATE = 5.0  # seconds: an age of a report that is remarkable
+LATE = 5.0  # seconds: a report older than this is marked
 GATEWAY_URL = "http://127.0.0.1:4000"
 _COLOURS = {"ready": "green", "leased": "yellow", "unreachable": "red", "stale": "red"}
 
@@ -79,7 +79,7 @@ def undrain(
 
 
 def view(url: str, document: dict[str, Any]) -> RenderableType:
-    """Return the fleet as people read it."""
+    """Return the fleet for display."""
     hosts: dict[str, dict[str, Any]] = document["hosts"]
     ready = sum(host["state"] == "ready" for host in hosts.values())
     waiting = sum(document["queued"].values())
@@ -89,7 +89,7 @@ def view(url: str, document: dict[str, Any]) -> RenderableType:
     lines: list[RenderableType] = [head]
     if waiting:
         lines.append(Text(f"{waiting} wait in the gateway for a host", "yellow"))
-    store = document.get("store")  # of older ones nothing is known
+    store = document.get("store")  # missing from older gateways
     if store is not None and store["trouble"]:
         alone = store["limits"] is not None and store["limits"]["alone"]
         lines.append(Text(f"the store cannot be used: {store['trouble']}", "red"))

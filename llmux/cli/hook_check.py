@@ -1,8 +1,8 @@
-"""Trying the hooks of one model, with the hook runner that llmux uses.
+"""Tests the hooks of one model, with the hook runner that llmux uses.
 
-``alive → wake → alive → wake → a request → sleep → verify → sleep → alive → sleep``; what a good hook must do is
-looked at on the way. At the last sleep, another process has the engine's number. The model is asleep in the end,
-if its sleep hook can do that. What may be found wrong has a name each, and a way to repair it.
+``alive → wake → alive → wake → a request → sleep → verify → sleep → alive → sleep``; each step checks the
+requirements of a good hook. During the last sleep, another process has the engine's process number. In the end the
+model is asleep, if its sleep hook works. Each possible fault has a name, and a repair.
 """
 
 from __future__ import annotations
@@ -121,33 +121,33 @@ WARNINGS = frozenset({Wrong.IN_HOOKS_GROUP, Wrong.ALIVE_TAKES_A_STRANGER, Wrong.
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, and what was seen."""
+    """A fault, and what was observed."""
 
     wrong: Wrong
     seen: str
 
     @property
     def warning(self) -> bool:
-        """Whether it is none that a model cannot be run with."""
+        """Whether a model can be run with it."""
         return self.wrong in WARNINGS
 
     @property
     def repair(self) -> str:
-        """What to do about it."""
+        """How to repair it."""
         return REPAIRS[self.wrong]
 
 
 VERIFY_EVERY = 0.5  # seconds, as in llmux
-LINGER = 10.0  # seconds to see whether what was said to be so becomes true
-SETTLED = 1.0  # seconds after which an engine that still listens will go on doing so
+LINGER = 10.0  # seconds to see whether a state that a hook reported is reached later
+SETTLED = 1.0  # seconds after which an engine that still listens will go on listening
 LOOK = 0.05
-MEMORY_PATIENCE = 10.0  # seconds in which memory may be freed that a sleep hook without verify has given up
-MEMORY_SLACK = 256  # MiB that may come and go
+MEMORY_PATIENCE = 10.0  # seconds in which a sleep hook without verify may still free memory
+MEMORY_SLACK = 256  # MiB of variation that is ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step, how it went (``ok`` is None for one that could not be made), and how many seconds it took."""
+    """One step, its result (``ok`` is None if it could not be made), and how many seconds it took."""
 
     name: str
     ok: bool | None
@@ -155,7 +155,7 @@ class Step:
     said: str = ""
 
 
-_TOLD = {  # what an exit code other than 0, and 0, means
+_TOLD = {  # the meaning of an exit code other than 0, and of 0
     HookKind.ALIVE: ("asleep", "awake"),
     HookKind.VERIFY: ("memory taken", "memory free"),
 }
@@ -163,9 +163,9 @@ _TOLD = {  # what an exit code other than 0, and 0, means
 
 @dataclass
 class HookCheck:
-    """The hooks of one model, being checked. ``on_step`` hears of each step, ``on_line`` what hooks print.
+    """The test of one model's hooks. ``on_step`` is called for each step, ``on_line`` for the output of hooks.
 
-    ``adopts_orphans`` says that what hooks leave behind becomes a child of this process.
+    ``adopts_orphans`` says that orphaned children of hooks become children of this process.
     """
 
     config: Config
@@ -187,10 +187,10 @@ class HookCheck:
         self._ids = itertools.count(1)
         self._group = 0  # of the hook that was started last
         self._may_be_awake = False
-        self._engine: frozenset[int] = frozenset()  # the processes that it was, when it was put to sleep
+        self._engine: frozenset[int] = frozenset()  # its processes when it was put to sleep
 
     async def run(self) -> None:
-        """Make all the steps. Whatever goes wrong becomes a finding."""
+        """Make all the steps. Every fault becomes a finding."""
         try:
             await self._try()
             if self._may_be_awake:
@@ -200,7 +200,7 @@ class HookCheck:
             await self.close()
 
     async def close(self) -> None:
-        """End what may run; without effect after ``run``."""
+        """End what may still run; has no effect after ``run``."""
         await self._runner.close()
 
     async def awake_others(self) -> list[str]:
@@ -260,7 +260,7 @@ class HookCheck:
             )
         if not group_is_empty(group, look_closely=True):
             self._found(Wrong.IN_HOOKS_GROUP, "what wake has started is in the hook's own process group")
-        await asyncio.sleep(ORPHAN_AFTER + LOOK)  # the runner tells of a pipe only by then
+        await asyncio.sleep(ORPHAN_AFTER + LOOK)  # the runner reports an open pipe only then
         return True
 
     async def _becomes_ready(self) -> bool:
@@ -304,7 +304,7 @@ class HookCheck:
             self._found(Wrong.VERIFY_ALWAYS_PASSES, "verify says that the memory is free while the model is awake")
 
     def _sockets(self) -> frozenset[str]:
-        """Return what listens on the engine's port, where that is on this machine."""
+        """Return the sockets that listen on the engine's port, if it is on this machine."""
         address = self._settings.address
         return sockets_on(address.port) if is_loopback(address.host) else frozenset()
 
@@ -319,7 +319,7 @@ class HookCheck:
         return True
 
     async def _look_who_is_left(self, processes: frozenset[int]) -> None:
-        """See whether those that had the port end only now; they stay, if the engine sleeps as a process."""
+        """Check if processes that had the port end only now; they stay if the engine sleeps as a process."""
         started, left = time.monotonic(), still_run(processes)
 
         def for_(seconds: float) -> bool:
@@ -388,9 +388,9 @@ class HookCheck:
         return harmless
 
     async def _sleep_beside_another(self, *, harmless: bool) -> None:
-        """Run sleep again when the numbers of the engine's processes have been given to others.
+        """Run sleep again while other processes have the numbers of the engine's processes.
 
-        ``harmless`` says that the second sleep was, as far as it told.
+        ``harmless`` says that the second sleep was harmless, as far as it showed.
         """
         gone = sorted(self._engine - still_run(self._engine))
         if self._may_be_awake or not gone:
@@ -414,7 +414,7 @@ class HookCheck:
             self._found(Wrong.SLEEP_NOT_IDEMPOTENT, seen)
 
     async def _stranger(self) -> None:
-        """Have another server answer on the port: alive should not take it for the engine."""
+        """Let another server answer on the port: alive should not mistake it for the engine."""
         address = self._settings.address
         if self._may_be_awake or address.tls or not is_loopback(address.host) or self._sockets():
             return
@@ -435,7 +435,7 @@ class HookCheck:
     async def _hook(
         self, kind: HookKind, name: str, *, expected: bool | None = True, level: str | None = None
     ) -> HookResult:
-        """Run a hook as a step; ``expected`` None: either end is fine."""
+        """Run a hook as a step; ``expected`` None: either result is fine."""
         if level is None:
             level = self._levels[0] if kind is HookKind.SLEEP else ""
         result = await self._run(kind, self.model, getattr(self._settings.timeouts, kind.value), level)

@@ -1,9 +1,9 @@
-"""What `llmux hooks test` looks at: a first request, GPU memory, listening sockets; and a bystander.
+"""The observations of `llmux hooks test`: a first request, GPU memory, listening sockets; and a bystander.
 
-A first request goes to an engine that was just woken, and says the name that it answers under. Used GPU memory is
-what nvidia-smi reports. One server is told from the next on its port by /proc, without a request to it. A
-bystander is a process that is given the number of one which has ended, to see whether hooks still mean it by that
-number.
+The first request goes to an engine that was just woken, and finds the name under which it answers. Used GPU memory
+is what nvidia-smi reports. /proc tells one server on a port from the next, without a request to it. A bystander is
+a process that gets the number of one which has ended, to see whether hooks still use that number for the old
+process.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _NOT_SPOKEN = (*range(400, 500), HTTPStatus.NOT_IMPLEMENTED)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came. ``ok`` is None when the engine takes none of our questions."""
+    """The response. ``ok`` is None if the engine takes none of the requests."""
 
     ok: bool | None
     said: str
-    names: tuple[str, ...] | None  # that the engine lists; None when it has no list
+    names: tuple[str, ...] | None  # that the engine lists; None if it has no list
 
 
 async def smoke_request(url: str, model: str) -> Answer:
-    """Ask for a token, or a vector, in the ways that engines understand."""
+    """Request a token, or a vector, in the ways that engines understand."""
     timeout = aiohttp.ClientTimeout(ANSWER_TIMEOUT)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         names = await _names(session, url)
@@ -77,7 +77,7 @@ NVIDIA_SMI_TIMEOUT = 10.0  # seconds; nvidia-smi hangs when the driver does
 
 
 async def used_gpu_memory() -> int | None:
-    """Return the MiB that are in use on all GPUs together; None where that cannot be told."""
+    """Return the MiB in use on all GPUs together; None if unknown."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -102,18 +102,18 @@ async def used_gpu_memory() -> int | None:
             await process.wait()
 
 
-_LISTENING = "0A"  # its state in /proc/net/tcp
+_LISTENING = "0A"  # the state in /proc/net/tcp
 
 
 def sockets_on(port: int) -> frozenset[str]:
-    """Return the inodes of the sockets that listen on a port; each server that is started has another."""
+    """Return the inodes of the sockets that listen on a port; each newly started server has another."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError), Path(table).open() as lines:
             next(lines, None)
             for line in lines:
                 fields = line.split()
-                if fields[3] != _LISTENING:  # they come first; of the others there may be thousands
+                if fields[3] != _LISTENING:  # listening sockets come first; there may be thousands of others
                     break
                 if int(fields[1].rpartition(":")[2], 16) == port:
                     found.add(fields[9])
@@ -121,7 +121,7 @@ def sockets_on(port: int) -> frozenset[str]:
 
 
 def holders_of(inodes: frozenset[str]) -> frozenset[int]:
-    """Return the processes that hold one of these sockets; those of other users only when we are root."""
+    """Return the processes that hold one of these sockets; those of other users only for root."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
@@ -132,7 +132,7 @@ def holders_of(inodes: frozenset[str]) -> frozenset[int]:
 
 
 def still_run(pids: frozenset[int]) -> frozenset[int]:
-    """Return those that have not ended; one that waits for its parent has."""
+    """Return the processes that have not ended; a zombie has."""
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -142,7 +142,7 @@ def still_run(pids: frozenset[int]) -> frozenset[int]:
 
 
 def is_open(host: str, port: int, patience: float = 2.0) -> bool:
-    """Whether a server accepts connections there, within ``patience`` seconds."""
+    """Return whether a server accepts connections there, within ``patience`` seconds."""
     try:
         socket.create_connection((host, port), timeout=patience).close()
     except OSError:
@@ -151,14 +151,14 @@ def is_open(host: str, port: int, patience: float = 2.0) -> bool:
 
 
 _LAST_PID = Path("/proc/sys/kernel/ns_last_pid")  # the next process gets the next free number
-_TRIES = 40  # another process may get it first
+_TRIES = 40  # another process may get the number first
 _PAUSE = 0.05  # seconds
 
 
 def leaders_of(pids: Iterable[int], ancestor: int) -> frozenset[int]:
-    """Return these processes and those that they descend from, up to but without ``ancestor``.
+    """Return these processes and their ancestors, up to but without ``ancestor``.
 
-    Of a process that does not descend from it, only itself is returned.
+    For a process that does not descend from it, only the process itself is returned.
     """
     found = set()
     for pid in pids:
@@ -174,7 +174,7 @@ def leaders_of(pids: Iterable[int], ancestor: int) -> frozenset[int]:
 def bystander(pid: int) -> Iterator[subprocess.Popen[bytes] | None]:
     """Run, until the block ends, a process with this number, in a group and session of its own.
 
-    None where that cannot be done: the number stays in use for 2 s, or the system does not let us (Linux asks for
+    None if that is impossible: the number stays in use for 2 s, or the system does not permit it (Linux requires
     root).
     """
     process = _start(pid)
@@ -198,7 +198,7 @@ def _start(pid: int) -> subprocess.Popen[bytes] | None:
                 process = subprocess.Popen(
                     ["/bin/sleep", "86400"], stdin=subprocess.DEVNULL, start_new_session=True
                 )
-            finally:  # else all on this machine would get numbers that were in use a moment ago
+            finally:  # else everything on this machine would get numbers that were in use a moment ago
                 _LAST_PID.write_text(last)
         except OSError:
             return None

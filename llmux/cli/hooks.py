@@ -1,7 +1,7 @@
-"""``llmux hooks``: the hook scripts that come with llmux, and trying a model's hooks.
+"""``llmux hooks``: the hook scripts that come with llmux, and tests of a model's hooks.
 
-A script reads what it has in common with others from ``lib/`` beside it. A copy has these parts in it, so that it
-needs nothing but itself.
+A script reads the functions that it shares with others from ``lib/`` beside it. A copy contains them, so that it
+needs no other file.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ EXECUTABLE = 0o755
 
 _LIBRARY = re.compile(r'^lib=.*?^}\n((?:\. "\$lib/[a-z]+\.sh"\n)+)', re.MULTILINE | re.DOTALL)
 _PART = re.compile(r"/([a-z]+\.sh)")
-# As the library has them: on one line, or up to a brace at the beginning of one.
+# As in the library: on one line, or up to a brace at the beginning of one.
 _FUNCTION = re.compile(r"^(\w+)\(\) \{(?:.*\}(?: #.*)?| #.*\n(?:.*\n)*?\}|\n(?:.*\n)*?\})\n\n?", re.MULTILINE)
 
 
 class HookScriptError(LLMuxError):
-    """There is no such script, or it cannot be copied there."""
+    """A script does not exist, or cannot be copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class HookScript:
-    """One script. Its summary and its example are read from its first lines."""
+    """One script. Its summary and its example are in its first lines."""
 
     name: str
     path: Path
 
     @property
     def text(self) -> str:
-        """The script as a file that is complete in itself: with those parts of the library that it uses.
+        """The script as a complete file: with the parts of the library that it uses.
 
         Raises:
             HookScriptError: a part is missing, or cannot be read.
@@ -67,14 +67,14 @@ class HookScript:
 
     @property
     def summary(self) -> str:
-        """What it is for, in a sentence."""
+        """Its purpose, in a sentence."""
         header = self._header()
         paragraph = " ".join(line.removeprefix("# ") for line in header[: header.index("#")])
         return re.split(r"(?<=[.?]) ", paragraph)[0]
 
     @property
     def example(self) -> str:
-        """The lines of a configuration that use it, as its header has them, beginning with ``models:``."""
+        """The lines of a configuration that use it, from its header, beginning with ``models:``."""
         lines = self._header()
         begin = lines.index("#   models:")
         end = lines.index("#", begin)
@@ -82,11 +82,11 @@ class HookScript:
 
     @property
     def others(self) -> list[str]:
-        """The names of other scripts that these lines use."""
+        """The names of other scripts in these lines."""
         return sorted(set(re.findall(r"\./hooks/([a-z-]+)\.sh", self.example)) - {self.name})
 
     def example_in(self, folder: Path) -> str:
-        """Return these lines for a copy in another folder than ``hooks``."""
+        """Return these lines for a copy in a folder other than ``hooks``."""
         outside = folder.is_absolute() or folder.parts[:1] == ("..",)
         place = str(folder) if outside else "/".join((".", *folder.parts))
 
@@ -111,7 +111,7 @@ def shipped() -> dict[str, HookScript]:
 
 
 def complete(path: Path) -> str:
-    """Return the text of a script, with those functions of ``lib/`` that it uses where it reads them."""
+    """Return the text of a script, with the functions of ``lib/`` that it uses inserted."""
     text = path.read_text(encoding="utf-8")
     found = _LIBRARY.search(text)
     if found is None:
@@ -123,7 +123,7 @@ def complete(path: Path) -> str:
 
 
 def _used(library: str, script: str) -> str:
-    # Without the functions which neither the script nor another function that it needs names.
+    # Without functions that neither the script nor another function which it needs uses.
     functions = {found[1]: found[0] for found in _FUNCTION.finditer(library)}
     needed: set[str] = set()
     pending = [script, _FUNCTION.sub("", library)]
@@ -136,7 +136,7 @@ def _used(library: str, script: str) -> str:
 
 
 def find(name: str) -> HookScript:
-    """Return a script by its name, with or without ``.sh``; HookScriptError names those that there are."""
+    """Return a script by its name, with or without ``.sh``; HookScriptError lists the names that exist."""
     scripts = shipped()
     found = scripts.get(name.removesuffix(".sh"))
     if found is None:
@@ -147,10 +147,10 @@ def find(name: str) -> HookScript:
 
 
 def copy(name: str, folder: Path, *, force: bool = False) -> Path:
-    """Copy a script into a folder, which is made if need be, and return where it is now.
+    """Copy a script into a folder, which is created if need be, and return its path there.
 
-    Where the script itself is there already, as in llmux's own folder, it stays. HookScriptError when there is
-    none of that name, when another file has its place (unless ``force``), or when it cannot be written.
+    If the script itself is already there, as in llmux's own folder, it stays. HookScriptError if there is none of
+    that name, if another file is in its place (unless ``force``), or if it cannot be written.
     """
     script = find(name)
     target = folder / script.path.name
@@ -212,7 +212,7 @@ def copy_one(
         script = find(name)
         target = copy(name, folder, force=force)
         for other in script.others:
-            if not (folder / f"{other}.sh").exists():  # the user's own is as good
+            if not (folder / f"{other}.sh").exists():  # a script of the user's own serves as well
                 copy(other, folder)
     except HookScriptError as error:
         _fail(error)
@@ -232,7 +232,7 @@ _MARKS = {True: ("ok", "green"), False: ("wrong", "red"), None: ("-", "dim")}
 
 
 class UntriedError(LLMuxError):
-    """The hooks cannot be tried now."""
+    """The hooks cannot be tested now."""
 
 
 @app.command("test")
@@ -323,7 +323,7 @@ def _named(config: Config, name: str) -> str:
 
 @contextlib.contextmanager
 def _unowned(config: Config, *, force: bool) -> Iterator[None]:
-    """Keep llmux off while the hooks are tried: a running one is refused, one that starts meanwhile refuses."""
+    """Keep llmux off during the test: fails if one runs; one that starts meanwhile fails."""
     if force:
         yield
         return

@@ -95,7 +95,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _conclude(file: Path, target: Path, what: str, notes: Sequence[Note]) -> None:
-    """Print what was written and what was not; exit with 1 for that."""
+    """Print what was written and what was not; exit with 1 if anything was not."""
     stderr = terminal(stderr=True, soft_wrap=True)
     for note in notes:
         where = f"{file}:{note.line}" if note.line else str(file)

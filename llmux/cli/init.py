@@ -36,7 +36,7 @@ _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
 
 
 class InitError(LLMuxError):
-    """The command line asks for something that cannot be done."""
+    """The command line asks for something impossible."""
 
 
 def run(
@@ -75,7 +75,7 @@ def run(
 
 
 class _Init:
-    """One go: look, ask, write."""
+    """One run: look, ask, write."""
 
     def __init__(self, console: Console, recipes: dict[str, Recipe], ports: Sequence[int], *, ask: bool) -> None:
         self.console = console
@@ -187,7 +187,7 @@ class _Init:
 def _home() -> Path:
     try:
         return Path.home()
-    except RuntimeError:  # a user without one, as in containers
+    except RuntimeError:  # a user without a home folder, as in containers
         return Path("/nonexistent")
 
 
@@ -246,7 +246,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-# ---- writing a configuration that a command has made, and the hook scripts beside it
+# ---- writing a generated configuration, and the hook scripts beside it
 
 
 class UnwrittenError(LLMuxError):
@@ -262,14 +262,14 @@ def write(
     unset: Iterable[str] = (),
     spare: Path | None = None,
 ) -> Path:
-    """Write ``folder``/config.yaml and copy the hook scripts beside it, once llmux itself has taken the text.
+    """Write ``folder``/config.yaml and copy the hook scripts beside it, if llmux itself accepts the text.
 
-    Nothing is there half: the configuration appears when all else is done. ``unset`` are variables that need not
-    be set yet; ``spare`` is a file that not even ``force`` overwrites.
+    Nothing is written half: the configuration appears when everything else is done. ``unset`` are variables that
+    need not be set yet; ``spare`` is a file that not even ``force`` overwrites.
 
     Raises:
-        UnwrittenError: something is there already, cannot be written, or llmux does not take it.
-        HookScriptError: a script that differs is there already, or cannot be written.
+            UnwrittenError: a file exists already, cannot be written, or llmux does not accept the text.
+            HookScriptError: a different script is there already, or one cannot be written.
 
     """
     target = folder / CONFIG

@@ -1,4 +1,4 @@
-"""Keys: ``llmux key`` makes them; ``llmux usage`` and ``llmux activity`` show what each used, and did last."""
+"""Keys: ``llmux key`` makes them; ``llmux usage`` and ``llmux activity`` show their usage and last requests."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def usage(
 
             typer.echo(written(answer["by"], answer["usage"]), nl=False)
             return
-        for host, why in answer.get("missing", {}).items():  # of a gateway
+        for host, why in answer.get("missing", {}).items():  # from a gateway
             print_error(f"{host} is missing: {why}")
         _show(remote.read(Usage, answer), answer["usage"])
 
@@ -111,7 +111,7 @@ def usage(
 
 
 def _of_known_key(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an answer. Raises CommandError if it says that there is no such key."""
+    """Return an answer. Raises CommandError if it says that the key does not exist."""
     unknown = answer.get("unknown_key")
     if unknown is not None:
         near = "".join(f"; did you mean {name!r}?" for name in unknown["near"])
@@ -200,13 +200,13 @@ def activity(
             await asyncio.sleep(EVERY)
             answer = await remote.get(f"/llmux/activity?{urlencode({'limit': 1000, **wanted})}")
             if answer["requests"] and answer["requests"][0]["id"] < last:
-                last = 0  # another llmux has taken its place, and counts anew
+                last = 0  # another llmux has taken its place, and counts from 0
 
     speak(url, key_file, act)
 
 
 def _table(found: list[FinishedRequest]) -> FittingTable:
-    """Return a table in which no name is broken: of other columns more are left out."""
+    """Return a table that breaks no name: other columns are left out first."""
     columns = [each._replace(drop=_DROPPED_TOO.get(each.title, each.drop)) for each in COLUMNS]
     rows = [row(one) for one in found]
     if any(one.key for one in found):  # without keys there is nothing to show

@@ -186,10 +186,10 @@ def manual(
 
 
 async def follow(remote: Remote, model: str, verb: str, within: float | None) -> tuple[Commanded, float]:
-    """Have something done with a model, and wait for the end of the switch that does it.
+    """Send an operator's command for a model, and wait for the end of the switch that carries it out.
 
-    Returns the answer, and the seconds that the switch took. Raises CommandError when it fails or is called off,
-    or takes longer than ``within`` seconds from when llmux has accepted it.
+    Returns the answer, and the seconds that the switch took. Raises CommandError if it fails, is cancelled, or
+    takes longer than ``within`` seconds from when llmux has accepted it.
     """
     async with remote.events() as events:
         await anext(events, None)  # the status: from here on nothing is missed
@@ -225,7 +225,7 @@ async def _end(
 
 @contextmanager
 def _told(what: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is waited for."""
+    """Show on a terminal what the command waits for."""
     if not sys.stderr.isatty():
         yield lambda _text: None
         return
@@ -238,13 +238,13 @@ def _told(what: str) -> Iterator[Callable[[str], None]]:
 
 LEASE = "/llmux/lease"
 LOOK_EVERY = 0.2  # seconds
-RENEWED = "5m"  # a command's lease, renewed long before its end; should this process die, it ends by itself
+RENEWED = "5m"  # a command's lease, renewed long before its end; if this process dies, it ends by itself
 RENEW_EVERY = 30.0  # seconds
-NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 126, 127, 128  # as a shell says it
+NOT_EXECUTABLE, NOT_FOUND, BY_SIGNAL = 126, 127, 128  # as in a shell
 
 
 class Requests(enum.StrEnum):
-    """What becomes of requests."""
+    """What happens to requests."""
 
     WAIT = "wait"
     REJECT = "reject"
@@ -320,13 +320,13 @@ async def give_back(remote: Remote, lease: str | None) -> dict[str, object]:
 
 
 def _name(command: list[str] | None) -> str | None:
-    """Return what others are told of a command: not its arguments, which may hold secrets."""
+    """Return the name of a command that others see: not its arguments, which may hold secrets."""
     name = os.path.basename(command[0]) if command else ""  # noqa: PTH119 - it need not be a path
     return name[:200] if name.isprintable() else None
 
 
 async def _take(remote: Remote, options: dict[str, str | None]) -> Leased:
-    """Lease the GPU. A command that is interrupted just then leaves no lease behind."""
+    """Lease the GPU. An interrupted command leaves no lease behind."""
     taking = asyncio.ensure_future(remote.post(LEASE, options))
     try:
         return remote.read(Leased, await asyncio.shield(taking))
@@ -345,12 +345,12 @@ def _leased(lease: Leased, duration: str | None) -> str:
 
 @contextlib.contextmanager
 def _given_back_on_term() -> Iterator[None]:
-    """Have TERM cancel what runs, as Ctrl-C does: else it would leave a lease behind."""
+    """Make TERM cancel the block, like Ctrl-C: else it would leave a lease behind."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     try:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    except (RuntimeError, ValueError):  # not the main thread: no signal comes here
+    except (RuntimeError, ValueError):  # not the main thread: it gets no signals
         yield
         return
     try:
@@ -360,7 +360,7 @@ def _given_back_on_term() -> Iterator[None]:
 
 
 async def _held(remote: Remote, lease: str, within: float | None, *, keep: bool = False) -> None:
-    """Wait until nothing holds the GPU. What does not come to that is given back, unless it must be kept."""
+    """Wait until nothing holds the GPU. If that fails, the lease is given back, unless it must be kept."""
     try:
         async with asyncio.timeout(within):
             while not await _look(remote, lease):  # noqa: ASYNC110 - llmux is asked
@@ -399,9 +399,9 @@ async def _run(remote: Remote, lease: str, command: list[str], within: float | N
 
 
 async def _child(command: list[str], stop: asyncio.Event) -> int:
-    """Run the command to its end, or to that of the lease; return its exit code as a shell says it."""
+    """Run the command to its end, or to that of the lease; return its exit code as in a shell."""
     loop = asyncio.get_running_loop()
-    # Ctrl-C reaches the command by itself; here it must not end what is to give the GPU back.
+    # Ctrl-C reaches the command by itself; here it must not end the code that gives the GPU back.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     try:
@@ -416,7 +416,7 @@ async def _child(command: list[str], stop: asyncio.Event) -> int:
 
 
 async def _keep(remote: Remote, lease: str, stop: asyncio.Event) -> None:
-    """Renew the lease; one that is over stops the command: the GPU belongs to another lease."""
+    """Renew the lease; one that is over stops the command, as the GPU belongs to another lease."""
     while True:
         await asyncio.sleep(RENEW_EVERY)
         try:

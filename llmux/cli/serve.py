@@ -39,7 +39,7 @@ def serve(
 
 
 def run(file: Path | None, port: int | None, *, verbose: bool) -> None:
-    """Serve what a configuration file says."""
+    """Serve a configuration file."""
     file = file or DEFAULT_CONFIG
     config = load_config(file, port)
     handler = configure("debug" if verbose else config.log_level, config.log_format)
@@ -56,7 +56,7 @@ def run(file: Path | None, port: int | None, *, verbose: bool) -> None:
 
 
 def run_process(handler: Handler, file: Path, make: Callable[[], Process]) -> None:
-    """Run a process until it stops; exit with a message, and its line in ``file``, when it cannot start."""
+    """Run a process until it stops; if it cannot start, exit with a message, and its line in ``file``."""
 
     async def process() -> None:
         await make().run()

@@ -338,14 +338,14 @@ def _spills(texts: Sequence[str], price: str | None) -> Iterator[what_ifs.Change
 
 
 def _begins(recorded: Recorded | None) -> float:
-    """Return the Unix time at which traffic begins: a budget is for a day or a month."""
+    """Return the Unix time at which traffic begins: a budget applies to a day or a month."""
     return float(recorded.start.get("time") or 0.0) if recorded is not None else 0.0
 
 
 def _by_key(
     keyed: simulate_keys.Keyed, bench: what_ifs.Bench, makers: Mapping[str, what_ifs.MakePolicy], *, as_json: bool
 ) -> int:
-    """Print what each key gets under the first policy, without and with what is asked; return the exit code."""
+    """Print each key's results under the first policy, without and with the options; return the exit code."""
     name, make = next(iter(makers.items()))
     with _Bar(bench.traffic, bench.horizon, show=not as_json) as bar:
         found = simulate_keys.compare(
@@ -387,7 +387,7 @@ def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max
 
 
 def _asked(users: Closed | None, beside: Trace | None, plan: Config | None) -> list[str]:
-    """Return the models that users ask."""
+    """Return the models that users ask for."""
     if users is None:
         return []
     if plan is None or beside is not None:
@@ -399,7 +399,7 @@ def _asked(users: Closed | None, beside: Trace | None, plan: Config | None) -> l
 
 
 def _last(traffic: Trace | None) -> float:
-    """Return when the last request arrives that does not wait for an answer; 0 of none."""
+    """Return when the last request that does not wait for an answer arrives; 0 if there is none."""
     return max((job.arrival for job in traffic.jobs if job.arrival is not None), default=0.0) if traffic else 0.0
 
 
@@ -422,7 +422,7 @@ def _traffic(
     fits: Mapping[str, Fit] | None,
     closed: str | None,
 ) -> tuple[Trace | None, Closed | None]:
-    """Return the traffic that comes by itself, and the users that wait for their answers."""
+    """Return the open-loop traffic, and the users that wait for their answers."""
     users = None if closed is None else parse_closed(closed)
     wanted = [(kind, text) for kind, text in loads.items() if text is not None]
     given = (trace is not None) + len(wanted)
@@ -440,7 +440,7 @@ def _traffic(
 def _policies(
     texts: list[str] | None, recorded: Recorded | None, plan: Config | None, *, one: bool
 ) -> dict[str, what_ifs.MakePolicy]:
-    """Return what makes the policies; each is called by its name, or by the whole text where a name comes twice.
+    """Return factories of the policies; each is named after it, or after the whole text if a name comes twice.
 
     Without ``texts``: that of the configuration or the record, and, unless ``one`` is enough, the usual ones.
     """
@@ -461,17 +461,17 @@ def _policies(
     for text, (name, options) in zip(wanted, split, strict=True):
         label = name if names.count(name) == 1 else text
         makers.setdefault(label, partial(_load, name, options))
-        _load(name, options, None)  # what cannot be loaded is said before anything runs
+        _load(name, options, None)  # errors in loading are reported before anything runs
     return makers
 
 
 def labelled(use: str, options: Mapping[str, Any]) -> str:
-    """Return what a policy with its options is called in a table."""
+    """Return the name of a policy with its options in a table."""
     return f"{use}:{','.join(f'{key}={value}' for key, value in options.items())}" if options else use
 
 
 def recorded_policy(recorded: Recorded) -> tuple[str, Callable[[], Policy]]:
-    """Return what loads the policy that was in force when the record was written, and what that is called."""
+    """Return a loader of the policy that was in force when the record was written, and its name."""
     used = recorded.start["policy"]
     use, options = used["use"], used["options"]
     return labelled(use, options), lambda: load_policy(use, options, Path())
@@ -487,7 +487,7 @@ def _configured_policy(config: Config | None) -> Policy:
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Read ``NAME[:key=value,…]``; NAME may itself hold a colon, as ./file.py:Class does."""
+    """Parse ``NAME[:key=value,…]``; NAME may itself contain a colon, as in ./file.py:Class."""
     name, colon, rest = text.rpartition(":")
     if not colon or "=" not in rest:
         return text, {}
@@ -524,7 +524,7 @@ class _Bar:
             self.progress.stop()
 
     def begin(self, name: str) -> Callable[[float], None] | None:
-        """Return what takes in the virtual time of a run."""
+        """Return a function that takes the virtual time of a run."""
         if self.progress is None:
             return None
         bar, task = self.progress, self.progress.add_task(name, total=self.until or _last(self.traffic))

@@ -33,7 +33,7 @@ from llmux.simulator.trace import Trace, TraceError
 MOST = 10_000
 ROUTES = ("least_wait", "affinity", "least_in_flight", CLAIRVOYANT)
 ABREAST = 4  # routes in one table
-FLOOR = 0.05  # seconds: added to both sides, so that a ratio of two tiny waits says nothing
+FLOOR = 0.05  # seconds: added to both sides, so that a ratio of two tiny waits is near 1
 ROWS: tuple[tuple[str, Callable[[FleetStatistics], str]], ...] = (
     ("mean wait", lambda each: f"{each.mean_wait:.2f}"),
     ("p50", lambda each: f"{each.p50_wait:.2f}"),
@@ -56,7 +56,7 @@ OF_DEATHS: tuple[tuple[str, Callable[[FleetStatistics], str]], ...] = (
 
 
 class Fleet(NamedTuple):
-    """What the options of a fleet say."""
+    """The options of a fleet."""
 
     hosts: int
     routes: Mapping[str, Callable[[], Route] | None]  # None: the clairvoyant
@@ -83,12 +83,12 @@ def asked(
         text: None if text == CLAIRVOYANT else partial(load_route, text, {}, Path()) for text in routes or ROUTES
     }
     for make in filter(None, makers.values()):
-        make()  # what is wrong with one is said before anything runs
+        make()  # errors in a route are reported before anything runs
     return Fleet(hosts, makers, seconds, gateways or 1, parse_deaths(die))
 
 
 def refuse(**options: object) -> None:
-    """Raise TraceError for options that mean nothing to a fleet."""
+    """Raise TraceError for options that do not apply to a fleet."""
     policies = options.pop("policies")
     if isinstance(policies, list) and len(policies) > 1:
         raise TraceError(
@@ -110,7 +110,7 @@ def setting_of(
     misjudge: float,
     seed: int,
 ) -> Setting:
-    """Return what is the same for all routes. Raises TraceError for a policy that looks back."""
+    """Return the settings common to all routes. Raises TraceError for a policy that looks back."""
     if hasattr(make_policy(), "makers"):
         raise TraceError("--policy auto chooses among policies for one host by its record; name one of them")
     return Setting(
@@ -130,7 +130,7 @@ def setting_of(
 
 
 def parse_deaths(text: str | None) -> Deaths | None:
-    """Read ``--die``: ``2@10m`` or ``2@10m:90s``, hosts at a time and for how long. Raises TraceError."""
+    """Parse ``--die``: ``2@10m`` or ``2@10m:90s``, hosts at a time and for how long. Raises TraceError."""
     if text is None:
         return None
     count, _, rest = text.partition("@")
@@ -163,7 +163,7 @@ def compare(
 
 
 def show(setting: Setting, policy: str, results: Mapping[str, FleetStatistics], *, as_json: bool) -> None:
-    """Print what came of it."""
+    """Print the results."""
     if as_json:
         document = {
             "trace": setting.trace.name,
@@ -203,7 +203,7 @@ def _of_what(setting: Setting, policy: str) -> str:
 
 
 def verdict(results: Mapping[str, FleetStatistics]) -> str:
-    """Say in words which route to use."""
+    """Return in words which route to use."""
     real = {name: each for name, each in results.items() if name != CLAIRVOYANT} or dict(results)
     best = min(real, key=lambda name: real[name].mean_wait)
     others = [

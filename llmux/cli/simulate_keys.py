@@ -1,7 +1,7 @@
-"""``llmux simulate … --budget KEY=… --fair key``: what each key waits for, causes and pays, before and after.
+"""``llmux simulate … --budget KEY=… --fair key``: each key's waits, switches and cost, before and after.
 
-The requests are let in by the same gate as in production, and what they take of the GPU is divided by the same
-books; both in virtual time.
+Requests are admitted by the same gate as in production, and their share of the GPU is computed by the same code;
+both in virtual time.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _MILLION = 1e6
 
 
 class Keyed(NamedTuple):
-    """What the options of keys say."""
+    """The options of keys."""
 
     prices: Prices | None
     grants: Mapping[str, Grant]
     fair: Fair | None
     starts: float  # the Unix time at which the traffic begins
     title: str
-    traffic: str  # what it comes from
+    traffic: str  # where it comes from
 
 
 class Fair(NamedTuple):
@@ -63,7 +63,7 @@ class Fair(NamedTuple):
 
 @dataclass(slots=True)
 class KeyFigures:
-    """What became of a key's requests. Seconds, and millionths of the currency."""
+    """Results for a key's requests. Seconds, and millionths of the currency."""
 
     requests: int = 0
     refused: int = 0
@@ -87,7 +87,7 @@ def asked(
     policies: Sequence[str] | None = None,
     **others: object,
 ) -> Keyed | None:
-    """Read the options of keys; None without any. ``others`` cannot be combined with them. Raises TraceError."""
+    """Parse the options of keys; None without any. ``others`` cannot be combined with them. Raises TraceError."""
     if not budgets and fair is None:
         if gpu_hour is not None:
             raise TraceError("--gpu-hour is about keys; add --budget, as --budget alice=5/month, or --fair key")
@@ -118,7 +118,7 @@ def asked(
 
 
 def _fair(text: str, keys: Sequence[str]) -> Fair:
-    """Read ``key,alice=3,switch_second=500``: weights of keys, and what is counted."""
+    """Parse ``key,alice=3,switch_second=500``: weights of keys, and what is counted."""
     first, *words = text.split(",")
     counted, weights = {}, {}
     try:
@@ -168,7 +168,7 @@ def _grants(text: str, currency: str, keys: Sequence[str]) -> Mapping[str, Grant
 
 
 def _budget(text: str, currency: str) -> tuple[str, BudgetConfig]:
-    """Read ``alice=5/month,soft=0.8,then=awake_only``."""
+    """Parse ``alice=5/month,soft=0.8,then=awake_only``."""
     key, _, rest = text.rpartition("=") if text.count("=") == 1 else text.partition("=")
     amount, *more = rest.split(",")
     number, slash, per = amount.partition("/")
@@ -186,7 +186,7 @@ def _budget(text: str, currency: str) -> tuple[str, BudgetConfig]:
 
 @dataclass(slots=True)
 class Books:
-    """What a run says of its keys."""
+    """The accounts of a run by key."""
 
     gate: Gate | None
     prices: Prices | None
@@ -200,7 +200,7 @@ class Books:
     cost: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def lets_in(self, index: int) -> bool:
-        """Ask the gate."""
+        """Return whether the gate admits a job."""
         job = self.jobs[index]
         grant = None if self.gate is None else self.gate.grants.get(job.key)
         if self.gate is None or grant is None:
@@ -216,7 +216,7 @@ class Books:
         return True
 
     def take(self, event: Event, effects: Iterable[Effect], now: float) -> None:
-        """Take in what the core was told, and answered."""
+        """Record an event and the effects of the core."""
         ended = [event.request] if isinstance(event, RequestFinished | RequestAbandoned) else []
         for effect in effects:
             match effect:
@@ -256,7 +256,7 @@ class Books:
             self.cost[key] += of_gpu(self.prices, round(seconds * 1e6), 0)[0]
 
     def close(self, now: float) -> None:
-        """Charge what no request carries."""
+        """Charge what belongs to no request."""
         house, due = self.shares.take(now)
         self.own[HOUSE] += house
         self._owe(HOUSE, house)
@@ -275,7 +275,7 @@ def _read_and_made(job: Job) -> tuple[int, int]:
 
 
 def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
-    """Keep books of a run. Without ``keyed`` every request is let in."""
+    """Keep the accounts of a run. Without ``keyed`` every request is admitted."""
     state, jobs = run.core.state, run.jobs
     gate = None
     if keyed is not None:
@@ -287,7 +287,7 @@ def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
         gate.hold_to(keyed.grants, keyed.prices)
     shares = Shares(lambda model: tuple(state.models[model].queue), lambda index: jobs[index].key)
     books = Books(gate, prices, shares, jobs)
-    state.explain = True  # phases are told
+    state.explain = True  # phases are reported
     handle: Callable[[Event, float], list[Effect]] = run.handle
     if keyed is not None and keyed.fair is not None:
         order = FairOrder(Fairness(keyed.fair.prices, keyed.fair.weights))
@@ -311,7 +311,7 @@ Figures = Mapping[str, Mapping[str, KeyFigures]]
 
 
 def compare(keyed: Keyed, simulate: Simulate) -> Figures:
-    """Run the traffic as it is, and as it would be; return the figures of each key."""
+    """Run the traffic as it is, and with the options; return the figures of each key."""
     found = {}
     for title, held in ((AS_IT_IS, None), (keyed.title, keyed)):
         kept: list[Books] = []
@@ -348,7 +348,7 @@ def _figures(outcome: Outcome, books: Books) -> dict[str, KeyFigures]:
 
 
 def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
-    """Print it."""
+    """Print the figures."""
     currency = "" if keyed.prices is None else keyed.prices.currency
     if as_json:
         ways = {title: {key: asdict(each) for key, each in keys.items()} for title, keys in found.items()}

@@ -1,4 +1,4 @@
-"""What ``llmux simulate`` prints: policies side by side; or, with ``--exact``, a record beside its replay."""
+"""The output of ``llmux simulate``: policies side by side; or, with ``--exact``, a record beside its replay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmux.simulator.trace import Trace, TraceError
 
 DIFFERENT = 1
 NARROW = 14  # characters: longer names take more room
-ABREAST = 4  # policies in one table: wider ones break on a terminal of 80 columns
+ABREAST = 4  # policies in one table: wider tables break on a terminal of 80 columns
 ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
     ("mean wait", lambda each: f"{each.mean_wait:.1f}"),
     ("p50", lambda each: f"{each.p50_wait:.1f}"),
@@ -109,7 +109,7 @@ def _cells(switches: Sequence[Begun], index: int) -> tuple[str, str]:
 
 
 class Given(NamedTuple):
-    """What a record or a configuration says where the command line does not."""
+    """Values from a record or a configuration for what the command line leaves open."""
 
     costs: CostMatrix
     costs_from: str
@@ -118,7 +118,7 @@ class Given(NamedTuple):
 
 
 def _engine(name: str, found: Fit, engine: EngineModel) -> str:
-    """Say what the record shows of an engine, and with how little certainty."""
+    """Describe what the record shows of an engine, and how uncertain that is."""
     mean = sum(found.alone) / len(found.alone)
     at_once = f"{engine.slots} at once" if engine.slots < UNSEEN else "as many at once as it was given"
     text = f"{name}: {at_once}, slowdown {engine.slowdown:g}, {mean:.2g} s an answer alone"
@@ -130,7 +130,7 @@ def _engine(name: str, found: Fit, engine: EngineModel) -> str:
 
 
 class Shown(NamedTuple):
-    """What the table is of."""
+    """What the table is about."""
 
     traffic: Trace
     outcomes: Mapping[str, Outcome]
@@ -143,7 +143,7 @@ class Shown(NamedTuple):
 
 
 def show(shown: Shown, verdicts: list[str]) -> None:
-    """Print the policies side by side, and what follows from that."""
+    """Print the policies side by side, and the conclusions."""
     console = terminal()
     results = shown.results
     console.print(_of_what(shown), highlight=False, markup=False)
@@ -172,7 +172,7 @@ def show(shown: Shown, verdicts: list[str]) -> None:
 
 
 def _remarks(shown: Shown) -> Iterator[str]:
-    """Yield what is to know of the table."""
+    """Yield remarks on the table."""
     yield f"SLO: the first token within {shown.slo:g} s of the request's arrival (--slo)"
     for name, outcome in shown.outcomes.items():
         if outcome.adopted:
@@ -183,7 +183,7 @@ def _remarks(shown: Shown) -> Iterator[str]:
 
 
 def _of_what(shown: Shown) -> str:
-    """Say in a line what was simulated."""
+    """Return a line about what was simulated."""
     traffic = shown.traffic
     end = max(outcome.end for outcome in shown.outcomes.values())
     load = f"{shown.engines.load(traffic.jobs, end):.0%} of what one engine could serve without switching"
@@ -200,7 +200,7 @@ def _of_what(shown: Shown) -> str:
 
 
 def _of_plan(plan: Config, given: Given, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """Say what of a configuration counts here, and what does not."""
+    """Yield which parts of a configuration apply here, and which do not."""
     yield f"{plan.file and plan.file.name}: {what_ifs.residency(plan)}; costs: {given.costs_from}"
     if useless := what_ifs.unknown_prefetch(plan, given.costs):
         yield f"what the prefetch of {', '.join(useless)} saves is not known; add `prefetch:` to a file for --cost"
@@ -214,7 +214,7 @@ def _of_plan(plan: Config, given: Given, outcomes: Mapping[str, Outcome]) -> Ite
 
 
 def _alike(results: Mapping[str, Statistics]) -> list[list[str]]:
-    """Return the policies whose columns read the same, two or more together."""
+    """Return the policies with equal columns, two or more together."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for name, each in results.items():
         columns.setdefault(tuple(show(each) for _, show in ROWS), []).append(name)
@@ -226,7 +226,7 @@ def _listed(names: list[str]) -> str:
 
 
 def tell_overruled(outcomes: Mapping[str, Outcome]) -> None:
-    """Name the policies whose figures are not their own."""
+    """Name the policies whose figures are affected by invalid decisions."""
     console = terminal(stderr=True, soft_wrap=True)
     for name, outcome in outcomes.items():
         for complaint in outcome.overruled:

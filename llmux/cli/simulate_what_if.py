@@ -1,4 +1,4 @@
-"""``llmux simulate --what-if``: what another setting, or a cheaper switch, would bring for this traffic."""
+"""``llmux simulate --what-if``: the effect of another setting, or a cheaper switch, on this traffic."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ HOW = "write capacity=32GiB, or any other setting as policy.min_active=30s, or c
 SURE = 0.95
 MakePolicy = Callable[[Config | None], Policy]
 """Makes a policy anew, for each column its own; ``use`` of the configuration where that decides."""
-SLIGHT = 0.02  # share: less is no reason to buy anything
+SLIGHT = 0.02  # share: a smaller gain is no reason to buy anything
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is other than it is: settings of the configuration by their paths, and how costs are multiplied."""
+    """A change: settings of the configuration by their paths, and a factor for costs."""
 
     text: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,10 +47,10 @@ NONE = Change("")
 
 
 def parse_change(text: str) -> Change:
-    """Read ``capacity=32GiB,cost=÷3``.
+    """Parse ``capacity=32GiB,cost=÷3``.
 
     Raises:
-        TraceError: it cannot be read; the message says what to write.
+            TraceError: it is invalid; the message says what to write.
 
     """
     settings: dict[str, Any] = {}
@@ -82,20 +82,20 @@ def _value(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What was simulated, by the name of the column; ``changed`` says which are others with a change."""
+    """The results by column name; ``changed`` says which are another column with a change."""
 
     outcomes: Mapping[str, Outcome]
     changed: Mapping[str, tuple[str, Change]]
 
     def verdicts(self, results: Mapping[str, Statistics]) -> list[str]:
-        """Say what each change brings."""
+        """Return in words what each change brings."""
         return [
             verdict(column, self.outcomes[name], self.outcomes[column], (results[name], results[column]))
             for column, (name, _) in self.changed.items()
         ]
 
     def document(self, results: Mapping[str, Statistics]) -> dict[str, Any]:
-        """Return all of it as JSON values."""
+        """Return everything as JSON values."""
         policies = {name: each.as_json() for name, each in results.items() if name not in self.changed}
         if not self.changed:
             return {"policies": policies}
@@ -128,10 +128,10 @@ class Bench:
         progress: Callable[[float], None] | None = None,
         prepare: Callable[[Run], None] | None = None,
     ) -> Outcome:
-        """Simulate one column; ``prepare`` is given the run before it begins.
+        """Simulate one column; ``prepare`` is called with the run before it begins.
 
         Raises:
-            TraceError: the change cannot be made; says why.
+                TraceError: the change is impossible; the message says why.
 
         """
         config = None if self.config is None else self.configuration(change)
@@ -175,7 +175,7 @@ class Bench:
         changes: Sequence[Change],
         begin: Callable[[str], Callable[[float], None] | None],
     ) -> Columns:
-        """Simulate every policy as it is, and with each change. ``begin`` is told of each column."""
+        """Simulate every policy as it is, and with each change. ``begin`` is called for each column."""
         outcomes: dict[str, Outcome] = {}
         changed: dict[str, tuple[str, Change]] = {}
         for name, make in policies.items():
@@ -187,11 +187,11 @@ class Bench:
         return Columns(outcomes, changed)
 
     def configuration(self, change: Change = NONE) -> Config:
-        """Read the configuration as it would be with a change.
+        """Return the configuration with a change.
 
         Raises:
-            ConfigError: it cannot be used as it is.
-            TraceError: a changed setting is unknown or cannot have this value, or does not go with the others.
+                ConfigError: it is invalid as it is.
+                TraceError: a changed setting is unknown, has an invalid value, or does not go with the others.
 
         """
         assert self.config is not None
@@ -204,7 +204,7 @@ class Bench:
 
 
 def _path(key: str, config: Config) -> tuple[str | int, ...]:
-    """Return the path of a setting; names of models may have dots in them."""
+    """Return the path of a setting; names of models may contain dots."""
     first, _, rest = key.partition(".")
     if first != "models" or not rest:
         return tuple(key.split("."))
@@ -217,7 +217,7 @@ def _path(key: str, config: Config) -> tuple[str | int, ...]:
 
 
 def verdict(change: str, plain: Outcome, other: Outcome, results: tuple[Statistics, Statistics]) -> str:
-    """Say in words what a change brings, and whether that is more than chance."""
+    """Return in words what a change brings, and whether that is more than chance."""
     before, after = results
     found = compare(*paired_waits(plain, other))
     text = (
@@ -236,7 +236,7 @@ def verdict(change: str, plain: Outcome, other: Outcome, results: tuple[Statisti
 
 
 def _spilled(after: Statistics) -> str:
-    """Say what went to the remote, and for how much."""
+    """Return in words what went to the remote, and for how much."""
     if not after.spilled:
         return ""
     cost = "" if after.spill_cost is None else f", for {after.spill_cost:.4g} by --spill-price"
@@ -247,11 +247,11 @@ def _share(after: float, before: float) -> str:
     return f" ({after / before - 1.0:+.0%})" if before > 0.0 and round(after / before, 2) != 1.0 else ""
 
 
-# ---- what a configuration says
+# ---- from a configuration
 
 
 def known_costs(config: Config) -> CostMatrix | None:
-    """Return what the state file of a configuration says its switches took; None where it says nothing."""
+    """Return the costs of switches in a configuration's state file; None if it has none."""
     try:
         path = config.state_path
     except ConfigError:
@@ -263,12 +263,12 @@ def known_costs(config: Config) -> CostMatrix | None:
 
 
 def onto(traffic: Trace, config: Config | None, *, generated: bool) -> Trace:
-    """Return the traffic for the models of a configuration; as it is without one.
+    """Return the traffic mapped to the models of a configuration; unchanged without one.
 
-    A trace may name models or their aliases; of generated traffic the first model is the configuration's first.
+    A trace may name models or their aliases; in generated traffic the first model is the configuration's first.
 
     Raises:
-        TraceError: a name is not one of the configuration's, or there are more of them than models.
+            TraceError: a name is not one of the configuration's, or there are more names than models.
 
     """
     if config is None:
@@ -292,7 +292,7 @@ def onto(traffic: Trace, config: Config | None, *, generated: bool) -> Trace:
 
 
 def residency(config: Config) -> str:
-    """Say which models may be awake together."""
+    """Return in words which models may be awake together."""
     if config.gpus is not None:
         return "GPUs of " + ", ".join(format_size(size) for size in config.gpus.values())
     if config.capacity is not None:
@@ -301,7 +301,7 @@ def residency(config: Config) -> str:
 
 
 def unknown_prefetch(config: Config, costs: CostMatrix) -> list[str]:
-    """Return the models whose prefetch hook is not known to save anything."""
+    """Return the models whose prefetch hook has no known saving."""
     return [
         name
         for name, model in config.models.items()

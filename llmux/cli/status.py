@@ -1,7 +1,7 @@
-"""What llmux does, and has done last: ``llmux status``, ``llmux top``, ``llmux logs`` and ``llmux requests``.
+"""The state of llmux and its last requests: ``llmux status``, ``llmux top``, ``llmux logs``, ``llmux requests``.
 
-Which models hold the GPU, what they do, what waits, and why; what hooks print and how they end; the last requests
-that have ended.
+Which models hold the GPU, what they do, what waits, and why; the output of hooks and how they end; the last
+requests that have ended.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and agai
 EveryOption = Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")]
 
 SHORTEST = 0.1  # seconds between two looks that give a rate
-AGAIN = 1.0  # seconds until llmux is sought again
+AGAIN = 1.0  # seconds until the next attempt to connect
 GIB = 2**30
 NO_FIGURES: Mapping[str, Mapping[str, str]] = {}
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
-COLOURS = {"awake": "green", "asleep": "dim", "lost": "red", "faulted": "red"}  # all others: on their way
+COLOURS = {"awake": "green", "asleep": "dim", "lost": "red", "faulted": "red"}  # all others: in transition
 
 
 def status(
@@ -106,11 +106,11 @@ async def _as_json(remote: Remote, every: float | None) -> None:
             print_error(str(error))
 
 
-# ---- for people: a few lines, and a table of the models
+# ---- for display: a few lines, and a table of the models
 
 
 def view(url: str, document: Status) -> RenderableType:
-    """Return all of it."""
+    """Return the whole display."""
     return Group(*head(url, document), models(document), *_why(document))
 
 
@@ -120,7 +120,7 @@ def _policy(document: Status) -> str:
 
 
 def head(url: str, document: Status) -> Iterator[Text]:
-    """Yield what concerns all models, a line each."""
+    """Yield the lines that concern all models."""
     yield Text(
         f"llmux {document.version} at {url}, up {spell(document.uptime)}; policy {_policy(document)}", "bold"
     )
@@ -140,7 +140,7 @@ def head(url: str, document: Status) -> Iterator[Text]:
 
 
 def _remote(name: str, document: RemoteStatus) -> Text:
-    """Say what a remote does, or why nothing is sent to it."""
+    """Return in words what a remote does, or why nothing is sent to it."""
     if document.state == "closed":
         return Text(f"remote {name}: {document.in_flight} in flight", "dim")
     again = "one request may try it" if document.retry_in is None else f"again in {spell(document.retry_in)}"
@@ -150,7 +150,7 @@ def _remote(name: str, document: RemoteStatus) -> Text:
 
 def models(document: Status, figures: Mapping[str, Mapping[str, str]] = NO_FIGURES) -> FittingTable:
     """Return the table of the models; ``figures`` are further columns: by title, then by model."""
-    # Which go first where there is no room: what can be told from the others, or waits for nothing.
+    # Columns that are dropped first: those which follow from others, or on which nothing waits.
     columns = [
         Column("model"),
         Column("phase"),
@@ -169,7 +169,7 @@ def models(document: Status, figures: Mapping[str, Mapping[str, str]] = NO_FIGUR
         ]
         for name, model in document.models.items()
     ]
-    # Empty ones would take the names' room; where figures come and go they stay.
+    # Empty columns would take the names' room; those which appear and disappear stay.
     filled = [number for number in range(len(columns)) if figures or any(row[number].plain for row in rows)]
     return FittingTable(
         [columns[number] for number in filled],
@@ -184,7 +184,7 @@ def _called(name: str, model: ModelStatus) -> str:
 
 
 def switch_line(switch: SwitchStatus, decisions: Sequence[DecisionStatus]) -> str:
-    """Return a switch in words; its reason is that of the decision which it began with."""
+    """Return a switch in words; its reason is that of the decision which began it."""
     why = [each.reason.partition(": ")[2] for each in decisions if each.switch == switch.id]
     way = f"{' and '.join(switch.sources) or 'nothing'} → {switch.to or 'asleep'}"
     state = f"{switch.phase} for {spell(switch.since)}"
@@ -192,12 +192,12 @@ def switch_line(switch: SwitchStatus, decisions: Sequence[DecisionStatus]) -> st
 
 
 def pace(per_second: float) -> str:
-    """Return a rate for people: ``0.25``, ``38.4``, ``5,000``."""
+    """Format a rate: ``0.25``, ``38.4``, ``5,000``."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"  # noqa: PLR2004
 
 
 def spell(seconds: float) -> str:
-    """Return a duration for people."""
+    """Format a duration."""
     if seconds < 10:  # noqa: PLR2004
         return f"{seconds:.1f} s"
     if seconds < 2 * MINUTE:
@@ -282,7 +282,7 @@ def top(
 async def _for_ever(
     remote: Remote, pictures: AsyncIterator[RenderableType], every: float
 ) -> AsyncIterator[RenderableType]:
-    """Go on when llmux is gone for a while."""
+    """Continue when llmux is unavailable for a while."""
     while True:
         try:
             async for picture in pictures:
@@ -296,7 +296,7 @@ async def _for_ever(
 
 
 async def _pictures(remote: Remote, every: float) -> AsyncIterator[RenderableType]:
-    """Yield a picture whenever llmux tells its status."""
+    """Yield a display for each status from llmux."""
     gpus: Gpus | None = None
     before: _Counts | None = None
     async with remote.events(f"?every={every}s") as events:
@@ -316,7 +316,7 @@ async def _pictures(remote: Remote, every: float) -> AsyncIterator[RenderableTyp
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """What had been answered and streamed by a moment, by model."""
+    """What had been answered and streamed by a time, by model."""
 
     time: float  # monotonic
     answers: Mapping[str, float]
@@ -335,7 +335,7 @@ class _Counts:
         return cls(time.monotonic(), answers, streamed)
 
     def rates(self, before: _Counts) -> dict[str, dict[str, str]]:
-        """Return the columns of what came since."""
+        """Return the columns of what was answered and streamed since ``before``."""
         seconds = max(SHORTEST, self.time - before.time)
 
         def column(now: Mapping[str, float], then: Mapping[str, float]) -> dict[str, str]:
@@ -349,7 +349,7 @@ class _Counts:
 
 
 def _gpus(document: Gpus | None) -> Iterator[Text]:
-    """Yield a line for each GPU that is known."""
+    """Yield a line for each known GPU."""
     for gpu in document.gpus if document is not None else ():
         yield Text(f"GPU {gpu.index} {gpu.name}: {', '.join(_figures(gpu))}")
 
@@ -387,7 +387,7 @@ def logs(
             await _last(remote, name, count, math.inf, as_json=as_json)
             return
         async with remote.events() as events:
-            first = await anext(events, None)  # the status: what is later is told by the events
+            first = await anext(events, None)  # the status: events report everything later
             since = float(first.fields["time"]) if first else 0.0
             await _last(remote, name, count, since, as_json=as_json)
             async for event, fields in events:

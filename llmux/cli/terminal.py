@@ -1,8 +1,8 @@
-"""Writing for people, and the exit codes: names, paths and messages are printed as they are.
+"""Output for people, and the exit codes: names, paths and messages are printed as they are.
 
 Standard input, output and error may be closed, full, or in an encoding that lacks a letter; `usable_streams`
-copes with that. Tables fit the terminal: columns are left out before a name or a phase is broken. Only what draws
-tables takes rich: `terminal` imports it.
+handles that. Tables fit the terminal: columns are left out before a name or a phase is broken. Only code that
+draws tables needs rich: `terminal` imports it.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def terminal(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """Return a console that reads neither markup nor emoji out of a text: ``trace.csv:100:`` would hold one."""
+    """Return a console without markup and emoji: ``trace.csv:100:`` would contain one."""
     from rich.console import Console  # noqa: PLC0415 - as long to import as all else that a short command needs
 
     return Console(stderr=stderr, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
 
 
 def say(text: str, colour: str | None = None, *, stderr: bool = False) -> None:
-    """Print a text, coloured where the stream is a terminal and NO_COLOR is not set."""
+    """Print a text, in colour if the stream is a terminal and NO_COLOR is not set."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     typer.secho(text, fg=colour, err=stderr, color=False if plain else None)
 
@@ -86,7 +86,7 @@ def print_error(message: str) -> None:
 
 @contextmanager
 def usable_streams() -> Iterator[None]:
-    """Make them usable, and end with an exit code, not a traceback, where the output cannot be written."""
+    """Make them usable; if output cannot be written, end with an exit code, not a traceback."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -95,10 +95,10 @@ def usable_streams() -> Iterator[None]:
     if sys.stdin is None:
         sys.stdin = os.fdopen(0, closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path, or "…", that it cannot spell
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path, or "…", that it cannot encode
     try:
         yield
-    except BrokenPipeError:  # `llmux schema | head`: the reader has seen enough
+    except BrokenPipeError:  # `llmux schema | head`: the reader is done
         _give_up()
     except OSError as error:
         if error.errno not in FULL:
@@ -108,17 +108,17 @@ def usable_streams() -> Iterator[None]:
 
 
 def _give_up() -> None:
-    # What is still buffered would fail again, with a traceback, at the end.
+    # What is still buffered would fail again, with a traceback, at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(FAILURE)
 
 
-REMARKS = 24  # cells that a column of sentences takes at least; else they stand below the table
+REMARKS = 24  # minimum width, in cells, of a column of sentences; without it they go below the table
 _BORDER = 3  # cells between two columns
 
 
 class Column(NamedTuple):
-    """One column. ``drop``: which are left out first where there is no room, from 1 on; 0: never."""
+    """One column. ``drop``: the order in which columns are left out if room is short, from 1; 0: never."""
 
     title: str
     right: bool = False
@@ -126,11 +126,11 @@ class Column(NamedTuple):
 
 
 class FittingTable:
-    """A table of short texts, and perhaps a sentence for each row, as wide as the terminal at most.
+    """A table of short texts, and optionally a sentence for each row, as wide as the terminal at most.
 
-    ``remarks`` are as many as rows; where the sentences have no room beside the others they follow below, each
-    after the row's first cell. ``short`` are first cells that take the place of the rows' before a column is left
-    out.
+    There are as many ``remarks`` as rows; sentences for which there is no room beside the others follow below,
+    each after the row's first cell. ``short`` are first cells that replace those of the rows before a column is
+    left out.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class FittingTable:
         self._short = short
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Yield the table, and the remarks that have no room in it."""
+        """Yield the table, and the remarks for which it has no room."""
         from rich.table import Table  # noqa: PLC0415 - as above
         from rich.text import Text  # noqa: PLC0415
 
@@ -156,7 +156,7 @@ class FittingTable:
         table = Table()
         for number in shown:
             column = self._columns[number]
-            # Only a first cell that alone is too wide for the terminal is broken.
+            # Only a first cell that by itself is too wide for the terminal is broken.
             table.add_column(
                 column.title,
                 justify="right" if column.right else "left",
@@ -174,7 +174,7 @@ class FittingTable:
                     yield Text(f"{row[0].plain}: {remark}")
 
     def fit(self, width: int) -> tuple[list[int], int]:
-        """Return the columns that are shown, and the cells that are left beside them; below 0: too few."""
+        """Return the columns to show, and the cells left beside them; below 0: too few."""
         shown = list(range(len(self._columns)))
         if self._short and self._left(shown, width) < 0:
             rows = zip(self._short, self._rows, strict=True)
