@@ -1,6 +1,6 @@
 """The configuration: a YAML or JSON file, or Python values, checked before anything starts.
 
-What makes the core's values of it is imported when it is first used: a check has no use for it.
+The conversion to the core's values is imported when it is first used: a check does not need it.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Which clients may use llmux, and which of their paths reach the engines.
 
-A hash of a key is Argon2id in the usual form, ``$argon2id$v=19$m=…,t=…,p=…$salt$hash``; one that another program
-made is as good. ``argon2-cffi`` is imported when it is needed: without hashes nothing waits for it.
+A hash of a key is Argon2id in the usual form, ``$argon2id$v=19$m=…,t=…,p=…$salt$hash``; other programs may have
+made it. ``argon2-cffi`` is imported when it is needed: without hashes nothing waits for it.
 """
 
 import difflib
@@ -18,9 +18,9 @@ from llmux.config.setting_types import Name, Section, Word
 
 BEGINNING = "sk-llmux-"
 # OWASP's choice for the smallest memory: 19 MiB, two passes, one thread. A key that was made here has 256 bits of
-# chance, so no hash of it can be guessed; this is for the keys that people think of.
+# entropy, so it cannot be guessed from its hash; this is for keys that people invent.
 MEMORY, PASSES, THREADS = 19 * 1024, 2, 1
-# A hash that wants more would be a way to stop llmux.
+# A hash that needs more could be used to stop llmux.
 MOST_MEMORY, MOST_PASSES, MOST_THREADS = 1024 * 1024, 64, 16  # KiB, …
 
 _HASH = re.compile(
@@ -42,12 +42,12 @@ def hash_of(key: str) -> str:
 
 
 def is_hash(text: str) -> bool:
-    """Whether a setting holds a hash; else it is the key itself."""
+    """Return whether a setting holds a hash; else it is the key itself."""
     return text.startswith("$argon2")
 
 
 def check_hash(text: str) -> None:
-    """See to it that a hash can be used. ValueError, which does not repeat it, when not."""
+    """Check that a hash can be used. Raises ValueError, which does not repeat it."""
     if not text.startswith("$argon2id$v=19$"):
         raise ValueError("is a hash of another kind than Argon2id (v=19); `llmux key hash` makes one")
     found = _HASH.fullmatch(text)
@@ -62,7 +62,7 @@ def check_hash(text: str) -> None:
 
 
 def fits(key: bytes, text: str) -> bool:
-    """Whether a key is the one that a hash was made of. Takes 20 to 50 ms, without the interpreter's lock."""
+    """Return whether a hash was made from a key. Takes 20 to 50 ms, without the interpreter's lock."""
     from argon2.exceptions import Argon2Error, InvalidHashError  # noqa: PLC0415
     from argon2.low_level import Type, verify_secret  # noqa: PLC0415
 
@@ -74,7 +74,7 @@ def fits(key: bytes, text: str) -> bool:
 
 def _key(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
-    # Said without the value: it may end up in a log.
+    # The error omits the value: it may end up in a log.
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
     if is_hash(text):
@@ -122,7 +122,7 @@ class ApiKeyConfig(Section):
 
     @property
     def managed(self) -> bool:
-        """Whether it may use less than everything."""
+        """Whether it has restrictions."""
         return any(each is not None for each in (self.role, self.models, self.limits, self.budget))
 
 
@@ -135,7 +135,7 @@ def _entry(value: Any) -> Any:
     known = [field.alias or name for name, field in ApiKeyConfig.model_fields.items()]
     for key in value if isinstance(value, Mapping) else ():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)  # it may be a key, which is not repeated
+            near = difflib.get_close_matches(str(key), known, n=1)  # the name may be a key, which is not repeated
             takes = "it takes " + ", ".join(f"`{name}`" for name in known)
             takes = f"did you mean `{near[0]}`?" if near else takes
             raise ValueError(f"has a setting that is not known here; {takes}")
@@ -147,7 +147,7 @@ ApiKey = Annotated[ApiKeyConfig, BeforeValidator(_entry, json_schema_input_type=
 
 
 class Access(Protocol):
-    """What a configuration says of keys: a host's, or a gateway's."""
+    """The settings for keys of a configuration: a host's, or a gateway's."""
 
     @property
     def admin_key(self) -> SecretStr | None:
@@ -159,18 +159,18 @@ class Access(Protocol):
 
     @property
     def captured(self) -> Sequence[str]:
-        """The names of the keys whose requests are kept whole."""
+        """The names of the keys whose requests are captured."""
 
     def may_leave(self, entry: ApiKeyConfig) -> bool:
-        """Whether requests that show this key may leave this host."""
+        """Return whether requests with this key may leave this host."""
 
     @property
     def insecure(self) -> bool:
-        """Whether no keys are meant, whatever it listens on."""
+        """Whether operation without keys is intended, whatever the listening address."""
 
 
 def check_keys(config: Access) -> Iterator[Problem]:
-    """Yield what is wrong with the keys as a whole."""
+    """Yield the problems of the keys as a whole."""
     names: dict[str, int] = {}
     for index, entry in enumerate(config.api_keys):
         if entry.name is not None and names.setdefault(entry.name, index) != index:
@@ -222,7 +222,7 @@ def check_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs as they are.
 
     Raises:
-        ValueError: one is not a path.
+            ValueError: one of them is not a path.
 
     """
     for glob in globs:
@@ -235,10 +235,10 @@ def check_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
 def glob_expression(glob: str) -> str:
     """Return the regular expression of a ``forward`` glob.
 
-    ``*`` stays within one segment, ``**`` (a whole segment) is any depth, none included.
+    ``*`` stays within one segment, ``**`` (a whole segment) matches any depth, zero included.
 
     Raises:
-        ValueError: it cannot be one.
+            ValueError: it is invalid.
 
     """
     if not glob.startswith("/"):

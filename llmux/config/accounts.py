@@ -1,4 +1,4 @@
-"""Where it is written down which key used what, and what that costs."""
+"""The settings of the ledger: which key used what, and what it costs."""
 
 import math
 import re
@@ -151,7 +151,7 @@ _BUDGET = frozenset({"per", "soft", "then"})
 
 
 def _with_currency(schema: dict[str, Any]) -> None:
-    """Have the schema accept ``usd: 5`` for an amount and its currency."""
+    """Make the schema accept ``usd: 5`` for an amount and its currency."""
     del schema["required"]
     schema["patternProperties"] = {
         "^[A-Za-z]{2,8}$": {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}
@@ -262,7 +262,7 @@ class FairConfig(Section):
 
 
 def check_accounts(config: "Config") -> Iterator[Problem]:
-    """Yield what is wrong with the accounts as a whole."""
+    """Yield the problems of the accounts as a whole."""
     if config.ledger is True and "state" in config.model_fields_set and config.state is None:
         yield Problem(("ledger",), "true means a file beside the state file, but `state` is null; give a path")
     for index, entry in enumerate(config.api_keys):
@@ -333,7 +333,7 @@ def _check_budget(budget: BudgetConfig | None, config: "Config", at: Path) -> It
 
 
 def accounts_warnings(config: "Config") -> Iterator[str]:
-    """Yield what is allowed there but probably not meant."""
+    """Yield what is allowed there but probably a mistake."""
     if config.usage == "exact" and config.ledger is None:
         yield "usage: exact is of no use without `ledger`, where the tokens are kept"
     if config.prices is None:

@@ -1,7 +1,7 @@
-"""Checks that need more than one setting, and what a configuration needs of this machine and does not find.
+"""Checks that involve more than one setting, and what a configuration needs but this machine lacks.
 
 What ``look`` finds missing (scripts, programs, model files) is a warning: hooks may fetch it, and the file may be
-for another machine. Nothing is run but ``sh -n``, which only reads.
+for another machine. Nothing is run except ``sh -n``, which only reads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 
 
 def check(config: Config) -> list[Problem]:
-    """Return everything that makes ``config`` unusable, as a whole."""
+    """Return every problem that makes ``config`` as a whole invalid."""
     problems = [*_names(config), *check_targets(config), *_addresses(config), *check_residency(config)]
     problems += [*check_levels(config), *_backoff(config), *check_keys(config), *check_accounts(config)]
     return [*problems, *check_remotes(config), *_openness(config)]
@@ -97,7 +97,7 @@ def _backoff(config: Config) -> Iterator[Problem]:
 
 
 def find_warnings(config: Config) -> tuple[str, ...]:
-    """Return what is allowed but probably not meant."""
+    """Return what is allowed but probably a mistake."""
     return tuple(_warnings(config))
 
 
@@ -108,7 +108,7 @@ def _openness(config: Config) -> Iterator[Problem]:
 
 
 def open_to_all(host: str, config: Access) -> str:
-    """Say what is wrong with listening on ``host`` under this configuration; "" when nothing is."""
+    """Return why listening on ``host`` is unsafe under this configuration; "" if it is not."""
     if is_loopback(host) or config.api_keys or config.insecure:
         return ""
     return (
@@ -162,7 +162,7 @@ def _sizes(config: Config) -> Iterator[str]:
 
 READING = 5.0  # seconds that ``sh -n`` may take
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-# The shell's own words: what follows them is looked at no further.
+# The shell's own words: what follows them is not checked.
 _SHELL = frozenset(
     re.findall(
         r"\S+",
@@ -175,7 +175,7 @@ _PROGRAMS = ("COMMAND", "LLAMA_SERVER")  # variables of the shipped scripts that
 
 
 def look(config: Config) -> Iterator[Problem]:
-    """Yield what is missing, model by model, each with its place in the file."""
+    """Yield what is missing, model by model, with its place in the file."""
     for name, model in config.models.items():
         place: Place = ("models", name)
         path = model.env.get("PATH", os.environ.get("PATH"))
@@ -187,15 +187,15 @@ def look(config: Config) -> Iterator[Problem]:
         for kind, script in model.scripts.items():
             at = (*place, line if stands_for.get(kind.value) == script else kind.value)
             for problem in _script(at, script, config.folder, path):
-                if problem.message not in seen:  # one script may be all the hooks
+                if problem.message not in seen:  # one script may serve as all the hooks
                     seen.add(problem.message)
                     yield problem
         yield from _variables(place, model, config.folder, path)
     for setting in _WRITTEN:
         file = None
-        with contextlib.suppress(ConfigError):  # without a home folder, which is said elsewhere
+        with contextlib.suppress(ConfigError):  # without a home folder, which is reported elsewhere
             file = getattr(config, f"{setting}_path")
-        if setting == "ledger" and config.ledger is True:  # its folder is made
+        if setting == "ledger" and config.ledger is True:  # its folder is created
             file = None
         if file is not None:
             fault = _unwritable(file, folder=setting == "captures", made=setting in _MADE)
@@ -205,13 +205,13 @@ def look(config: Config) -> Iterator[Problem]:
 
 
 _WRITTEN = ("audit", "captures", "ledger", "record", "state")
-_MADE = frozenset({"captures", "state"})  # the folders that they are in
+_MADE = frozenset({"captures", "state"})  # their folders are created
 _PRIVATE = frozenset({"audit", "captures"})
-_OTHERS = 0o077  # all but the owner
+_OTHERS = 0o077  # everyone but the owner
 
 
 def _unwritable(file: Path, *, folder: bool, made: bool) -> str | None:
-    """Return why a file or folder cannot be written; with ``made`` llmux makes the folders that hold it."""
+    """Return why a file or folder cannot be written; with ``made`` llmux creates the folders that hold it."""
     try:
         why = _cannot(file, folder=folder, made=made)
     except OSError as error:
@@ -236,7 +236,7 @@ def _cannot(file: Path, *, folder: bool, made: bool) -> str | None:
 
 
 def _readable(file: Path) -> str | None:
-    """Return what to do where others may read what is there already."""
+    """Return what to do if others may read what is there already."""
     if not file.exists() or not file.stat().st_mode & _OTHERS:
         return None
     return f"others may read {file}: chmod {'700' if file.is_dir() else '600'} {shlex.quote(str(file))}"
@@ -271,7 +271,7 @@ def _path(folder: Path, text: str) -> Path:
 
 
 def _fault(file: Path) -> str | None:
-    """Return why it cannot be told whether a file is there: a folder that may not be entered, a name too long."""
+    """Return why a file's existence cannot be determined: a folder without access, a name too long."""
     try:
         _is_there(file)
     except OSError as error:
@@ -280,7 +280,7 @@ def _fault(file: Path) -> str | None:
 
 
 def _is_there(file: Path) -> bool:
-    """Return whether it is there; OSError where that cannot be told, which exists() hides from Python 3.14 on."""
+    """Return whether it exists; OSError if that is unknown, which exists() hides from Python 3.14 on."""
     try:
         file.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -294,7 +294,7 @@ def _is_there(file: Path) -> bool:
 
 @lru_cache(256)  # models have hooks in common
 def _syntax(script: str) -> str | None:
-    """Return what the shell says of a script that it cannot read."""
+    """Return the shell's error message for a script that it cannot parse."""
     try:
         done = subprocess.run(  # noqa: S603 - it is not executed
             ["sh", "-n", "-c", script],  # noqa: S607 - as hooks are run
@@ -312,7 +312,7 @@ def _syntax(script: str) -> str | None:
 
 
 def _program(script: str) -> str | None:
-    """Return the program that a script of one command runs; None where that cannot be told by reading it."""
+    """Return the program that a script of one command runs; None if reading does not show it."""
     try:
         words = shlex.split(script.strip().splitlines()[0], comments=True)
     except ValueError:

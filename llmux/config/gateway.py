@@ -1,6 +1,6 @@
 """The configuration of ``llmux gateway``: the hosts, and how one is chosen for a request.
 
-Of what it shares with a host's own configuration the names and meanings are the same, but for ``hosts``: here
+Settings that it shares with a host's own configuration have the same names and meanings, except ``hosts``: here
 these are the machines, and the names by which clients may call the gateway are ``server_names``.
 """
 
@@ -87,7 +87,7 @@ class HostConfig(Section):
 
     @property
     def address(self) -> Address:
-        """Host and port, where there is no socket."""
+        """Host and port, if there is no socket."""
         return parse_address(self.url)
 
 
@@ -218,7 +218,7 @@ class GatewayConfig(Section):
         """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
 
         Raises:
-            ConfigErrors: everything that is wrong with it.
+                ConfigErrors: all of its errors.
 
         """
         file = Path(path)
@@ -251,25 +251,25 @@ class GatewayConfig(Section):
 
     @property
     def file(self) -> Path | None:
-        """The file it came from, absolute; None when made in Python."""
+        """The file it came from, absolute; None if made in Python."""
         return self._file
 
     @property
     def folder(self) -> Path:
-        """What paths are relative to, absolute."""
+        """The folder for relative paths, absolute."""
         return self._folder
 
     @property
     def audit_path(self) -> Path | None:
-        """The file of the audit, absolute; None for none."""
+        """The file of the audit, absolute; None for no audit."""
         return None if self.audit is None else self.folder / Path(self.audit).expanduser()
 
     @property
     def state_path(self) -> Path:
-        """The file of what budgets have spent, absolute.
+        """The file of the spending under budgets, absolute.
 
         Raises:
-            ConfigError: the default is wanted, but there is no home folder.
+                ConfigError: the default applies, but there is no home folder.
 
         """
         if self.state is not None:
@@ -279,17 +279,17 @@ class GatewayConfig(Section):
 
     @property
     def store(self) -> SecretStr | None:
-        """The store's address. Without hosts the section ``fleet`` alone means an embedded one."""
+        """The store's address. Without hosts, the section ``fleet`` alone means an embedded one."""
         alone = not self.hosts and "fleet" in self.model_fields_set
         return SecretStr(EMBEDDED) if self.fleet.store is None and alone else self.fleet.store
 
     @property
     def captured(self) -> tuple[str, ...]:
-        """The names of the keys whose requests are kept whole: hosts do that."""
+        """The names of the keys whose requests are captured: hosts do that."""
         return ()
 
     def may_leave(self, entry: ApiKeyConfig) -> bool:  # noqa: ARG002 - as a host's
-        """Return False: what may leave a host is said there."""
+        """Return False: the hosts' configurations say what may leave a host."""
         return False
 
     @property
@@ -299,7 +299,7 @@ class GatewayConfig(Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed but probably not meant; one line each."""
+        """What is allowed but probably a mistake; one line each."""
         return ()
 
 
@@ -318,7 +318,7 @@ _HERE = frozenset({"key", "name", "progress", "role", "models", "limits", "budge
 
 
 def _kept_here(config: GatewayConfig) -> Iterator[Problem]:
-    """Refuse what a gateway does not hold: that it is ignored must not be found out by the bill."""
+    """Reject settings that a gateway lacks: the bill must not be the first to show that they are ignored."""
     words = "is held by hosts only: set it there for a key of the same name, which the gateway tells them"
     for index, entry in enumerate(config.api_keys):
         for setting in sorted(entry.model_fields_set - _HERE):
@@ -354,7 +354,7 @@ def _check_budget(
 
 
 def is_gateway(file: Path) -> bool:
-    """Whether a file is a gateway's configuration: its ``hosts`` are a mapping, and there are no ``models``."""
+    """Return whether a file configures a gateway: ``hosts`` is a mapping, and there are no ``models``."""
     try:
         data = read_document(file).data
     except (ConfigError, OSError):

@@ -1,7 +1,7 @@
 """From a file to a validated configuration, with every problem on its line.
 
-``${VAR}`` and ``${VAR:-default}`` are filled in string values after parsing. Hook scripts are left alone: there
-the shell expands variables, at run time. Keys are left alone too.
+``${VAR}`` and ``${VAR:-default}`` are filled in string values after parsing. Not in hook scripts, where the shell
+expands variables at run time, nor in keys.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ EMPTY = "is empty; it needs at least `models:`"
 
 
 class Document:
-    """What a file says. ``problems`` are those found while reading; ``data`` is then incomplete.
+    """The contents of a file. ``problems`` are those found while reading; ``data`` is then incomplete.
 
-    ``lines`` may be a function that finds them: it is called when they are asked for.
+    ``lines`` may be a function that finds them: it is called when they are first needed.
     """
 
     __slots__ = ("_lines", "data", "problems")
@@ -55,7 +55,7 @@ class Document:
 def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Document:
     """Read ``file`` as YAML (``.yaml``, ``.yml``) or JSON (``.json``); ``prepare`` changes its text before that.
 
-    Under any other suffix, for which the original read JSON, what starts with ``{`` is JSON, the rest YAML.
+    Under any other suffix, where the original read JSON, a text that starts with ``{`` is JSON, the rest YAML.
     """
     try:
         text = prepare(_read_text(file))
@@ -68,7 +68,7 @@ def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Doc
 
 
 class _Unreadable(Exception):  # noqa: N818 (never leaves this file)
-    """A file whose text cannot be had."""
+    """A file whose text cannot be read."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -94,10 +94,10 @@ def _read_text(file: FilePath) -> str:
 
 
 def parse_json(text: str) -> Document:
-    """Read JSON text. JSON is YAML, but for tabs: the lines are taken from its YAML reading.
+    """Parse JSON text. JSON is YAML, except for tabs: the lines are taken from its YAML reading.
 
-    That finds, too, what is there twice. Where nothing is, it is read so when its lines are asked for: when
-    something is wrong.
+    That also finds duplicate keys. Without duplicates it is read as YAML only when its lines are needed, for
+    an error.
     """
     plain = True
 
@@ -142,24 +142,24 @@ def failed(message: str, *, line: int | None = None) -> Document:
 
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
-SECS = "_secs"  # ends the name of a setting as llmux 2.x had it: ``request_timeout_secs``
+SECS = "_secs"  # ends the names of llmux 2.x's settings, as ``request_timeout_secs``
 _MODEL_SETTING = 3  # models.NAME.setting
-_ROUNDS = 5  # of taking out what is wrong: a setting, what lacks it then, and so on
+_ROUNDS = 5  # of removing errors: a setting, what then lacks it, and so on
 _HOOKS = frozenset({*(kind.value for kind in HookKind), "hooks", "cmd"})
 
 
 def is_script(path: Path) -> bool:
-    """Whether the value at ``path`` is a hook script."""
+    """Return whether the value at ``path`` is a hook script."""
     return len(path) == _MODEL_SETTING and path[0] == "models" and path[2] in _HOOKS
 
 
 def interpolate(
     data: Any, environ: Mapping[str, str], *, skip: Callable[[Path], bool] = is_script
 ) -> tuple[Any, list[Problem]]:
-    """Return ``data`` with its string values filled in, and what could not be filled in.
+    """Return ``data`` with its string values filled in, and the problems.
 
-    A value with a problem is returned as it was. Top-level ``x-`` keys hold anchors, not settings: what they
-    say is filled in where it is used. ``data`` is not changed.
+    A value with a problem is returned unchanged. Top-level ``x-`` keys hold anchors, not settings: their contents
+    are filled in where they are used. ``data`` is not changed.
     """
     problems: list[Problem] = []
 
@@ -180,7 +180,7 @@ def interpolate(
 
 
 def literal(text: str) -> str:
-    """Write a text for a configuration so that nothing in it is filled in."""
+    """Escape a text for a configuration so that nothing in it is filled in."""
     return text.replace("${", "$${")
 
 
@@ -216,10 +216,10 @@ M = TypeVar("M", bound=BaseModel)
 def load(
     schema: type[M], file: FilePath, environ: Mapping[str, str], changed: Mapping[Path, Any] | None = None
 ) -> M:
-    """Read ``file`` and validate it as ``schema``, with the settings ``changed`` by their paths.
+    """Read ``file`` and validate it as ``schema``, with the settings ``changed``, by their paths.
 
     Raises:
-        ConfigErrors: everything that is wrong with it.
+            ConfigErrors: all of its errors.
 
     """
     document = read_document(file)
@@ -236,7 +236,7 @@ def load(
     try:
         config = schema.model_validate(data, context={"folder": file.absolute().parent})
     except ValidationError as error:
-        # Where a problem is known already, what follows from it is not repeated.
+        # Consequences of a known problem are not repeated.
         known = {problem.path for problem in problems}
         found = [problem for problem in explain(error, schema) if problem.path not in known]
         problems += found
@@ -265,9 +265,9 @@ def _change(data: Any, path: Path, value: Any) -> None:
 def _look_further(
     schema: type[M], data: Mapping[str, Any], wrong: list[Path], file: FilePath
 ) -> tuple[M | None, list[Problem]]:
-    """Read what is left without the settings that are wrong; return it, and what is wrong between the others.
+    """Validate the rest without the invalid settings; return it, and the problems between the others.
 
-    None where nothing is left. What may only follow from what was taken out is not told.
+    None if nothing is left. Problems that may only follow from what was removed are left out.
     """
     between: list[Problem] | None = None
     for _ in range(_ROUNDS):
@@ -286,7 +286,7 @@ def _look_further(
 
 
 def _stand_in(data: Any, path: Path) -> bool:
-    """Put something in place of a hook or port that is wrong, as the model cannot be read without one."""
+    """Put a substitute for an invalid hook or port, as the model cannot be validated without one."""
     models = data.get("models")
     if len(path) != _MODEL_SETTING or path[0] != "models" or not isinstance(models, dict):
         return False
@@ -307,13 +307,13 @@ def _stand_in(data: Any, path: Path) -> bool:
 
 
 def _may_follow(problem: Problem, wrong: Iterable[Path]) -> bool:
-    """Whether a problem is about a setting that is wrong itself, what holds or is in one, or names one."""
+    """Return whether a problem is about an invalid setting, one that contains it or is in it, or names one."""
     for path in wrong:
         both = min(len(problem.path), len(path))
         if problem.path[:both] == path[:both]:
             return True
         names = [part for part in path if isinstance(part, str) and part != "models"][-1:]
-        # Of a list with a mistake in it nothing is left.
+        # Of a list with an error in it nothing is left.
         names += [
             name for name, inside in itertools.pairwise(path) if isinstance(name, str) and inside.__class__ is int
         ]
@@ -323,12 +323,12 @@ def _may_follow(problem: Problem, wrong: Iterable[Path]) -> bool:
 
 
 def _remove(data: Any, path: Path) -> None:
-    """Take out what is at ``path``, or where it is missing, what lacks it."""
+    """Remove what is at ``path`` or, if it is missing, what lacks it."""
     around = [data]
     for part in path[:-1]:
         inner = around[-1].get(part) if isinstance(around[-1], dict) else None
         if inner is None:
-            return  # taken out before, for another mistake
+            return  # removed before, for another error
         if not isinstance(inner, dict):
             break
         around.append(inner)
@@ -340,7 +340,7 @@ def _remove(data: Any, path: Path) -> None:
 
 
 def _as_written(problem: Problem, lines: Lines) -> Problem:
-    """Name the original's spelling of a setting where the file uses that."""
+    """Use the original's spelling of a setting if the file does."""
     if not problem.path or problem.path in lines:
         return problem
     written = (*problem.path[:-1], f"{problem.path[-1]}{SECS}")

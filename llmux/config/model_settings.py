@@ -1,9 +1,9 @@
 """The settings of one model.
 
-One line may stand for its hooks. ``hooks: llama-cpp`` names a script that comes with llmux, ``hooks: ./my.sh`` one
+One line may replace its hooks. ``hooks: llama-cpp`` names a script that comes with llmux, ``hooks: ./my.sh`` one
 of the user's own; it is called with the hook's name as its argument. ``cmd:`` is the command of a server, which
-``process.sh`` starts and ends; its port is made from the model's name, so that an engine which outlives llmux is
-found again.
+``process.sh`` starts and stops; its port is derived from the model's name, so that an engine which outlives llmux
+is found again.
 """
 
 import difflib
@@ -41,7 +41,7 @@ GIVEN = (HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.VERIFY, HookKin
 LONGEST_DESCRIPTION = 1024  # characters
 PROCESS = "process"  # the script that runs ``cmd``
 FIRST_PORT, PORTS = 20_000, 10_000  # below what systems give to outgoing connections
-_SINGLE = frozenset({"gpu-free", "prefetch"})  # they are one hook, not five
+_SINGLE = frozenset({"gpu-free", "prefetch"})  # these are one hook, not five
 
 
 def hook_folder() -> Path:
@@ -52,7 +52,7 @@ def hook_folder() -> Path:
 
 
 def script_of(hooks: str) -> str:
-    """Return the shell words that ``hooks`` stands for, to which the hook's name is added.
+    """Return the shell words for ``hooks``, to which the hook's name is added.
 
     Raises:
         ValueError: no script of that name comes with llmux.
@@ -72,7 +72,7 @@ def script_of(hooks: str) -> str:
 
 
 def expand(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a model with those that ``hooks`` or ``cmd`` stands for. What is given stays."""
+    """Return a model's settings with those that ``hooks`` or ``cmd`` stands for. Given settings stay."""
     found = dict(model)
     hooks, cmd = found.get("hooks"), found.get("cmd")
     if isinstance(cmd, str) and cmd.strip() and hooks is None:
@@ -85,7 +85,7 @@ def expand(model: Mapping[str, Any]) -> dict[str, Any]:
     try:
         script = script_of(hooks) if isinstance(hooks, str) and hooks.strip() else "false"
     except ValueError:
-        script = "false"  # the setting's own check says what is wrong
+        script = "false"  # the setting's own check reports the error
     for kind in GIVEN:
         found.setdefault(kind.value, f"{script} {kind}")
     return found
@@ -104,8 +104,8 @@ def _port(model: Mapping[str, Any]) -> dict[str, str]:
 def with_ports(models: Mapping[str, Any], seed: object) -> dict[str, Any]:
     """Return the models with a port for each that has a ``cmd`` and no address.
 
-    It is made from ``seed`` and the model's name, and is the same at every start; where two would have the same
-    one, the later model has the next.
+    It is derived from ``seed`` and the model's name, and is the same at every start; if two would have the same
+    one, the later model gets the next.
     """
     taken = {model.get("port") for model in models.values() if isinstance(model, Mapping)}
     taken |= {int(port) for port in taken if isinstance(port, str) and port.isdecimal()}
@@ -307,7 +307,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_line(cls, data: Any) -> Any:
-        """Fill in what ``hooks`` or ``cmd`` stands for."""
+        """Expand ``hooks`` or ``cmd``."""
         return expand(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
@@ -326,7 +326,7 @@ class ModelConfig(Section):
 
     @property
     def address(self) -> Address:
-        """Where the engine listens."""
+        """The engine's address."""
         if self.url is not None:
             return parse_address(self.url)
         assert self.port is not None  # _one_address

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, all of it at once, in the user's words."""
+"""The errors in a configuration, all of them at once, in the user's terms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Lines = Mapping[Path, int]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and what to do about it. ``line`` is None where only the path is known."""
+    """One error, and what to do about it. ``line`` is None if only the path is known."""
 
     path: Path
     message: str
@@ -35,14 +35,14 @@ class ConfigErrors(ConfigError):  # noqa: N818 (it is several)
 
     def __init__(self, problems: Iterable[ConfigError]) -> None:
         self.problems = tuple(problems)
-        self.rest: object = None  # the configuration without the settings that are wrong, where that can be read
+        self.rest: object = None  # the configuration without the invalid settings, if that can be validated
         first = self.problems[0]
         super().__init__(first.message, path=first.path, file=first.file, line=first.line)
         self.args = ("\n".join(str(problem) for problem in self.problems),)
 
 
 def dotted(path: Path) -> str:
-    """Write a path as people do: ``models.llama.aliases[0]``."""
+    """Format a path for people: ``models.llama.aliases[0]``."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -54,7 +54,7 @@ def dotted(path: Path) -> str:
 
 
 def line_of(path: Path, lines: Lines) -> int | None:
-    """Find the line of ``path``, or of the nearest place above it that is in the file."""
+    """Return the line of ``path``, or of its nearest parent that is in the file."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:
             return lines[path[:length]]
@@ -71,7 +71,7 @@ def with_lines(texts: Iterable[str], lines: Lines) -> Iterator[tuple[str, int | 
 
 
 def raise_all(problems: Iterable[Problem], *, file: str = "", lines: Lines | None = None) -> None:
-    """Raise ConfigErrors for ``problems``, sorted by line; do nothing when there are none."""
+    """Raise ConfigErrors for ``problems``, sorted by line; do nothing without any."""
     located = [
         ConfigError(
             problem.message,
@@ -92,7 +92,7 @@ _LONGEST_VALUE = 60  # characters of a wrong value that are repeated
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
-    """Hand problems found in a validator to pydantic; `explain` takes them out again."""
+    """Pass problems found in a validator to pydantic; `explain` extracts them again."""
     found = list(problems)
     if found:
         text = "\n".join(f"{dotted(problem.path)}: {problem.message}" for problem in found)
@@ -100,7 +100,7 @@ def raise_problems(problems: Iterable[Problem]) -> None:
 
 
 def checked_as_whole(error: ValidationError) -> bool:
-    """Whether each setting was right by itself, so that what is wrong lies between them."""
+    """Return whether each setting was valid by itself, so that the errors are between settings."""
     return any(details["type"] == WHOLE for details in error.errors(include_url=False, include_input=False))
 
 
@@ -174,9 +174,9 @@ def _missing(path: Path) -> str:
     return "is missing"
 
 
-# What others call the setting for the policy's name.
+# Other programs' names of the setting for the policy's name.
 _USE = (("policy", "policy"), ("policy", "name"))
-# The words of llama-swap, Ollama, llama-server and vLLM, by the setting that does the same.
+# The terms of llama-swap, Ollama, llama-server and vLLM, by the setting with the same effect.
 _FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(
         ("ttl", "globalttl", "idle_timeout", "idle_ttl", "keep_alive", "unload_after", "unload_timeout"),
@@ -210,11 +210,11 @@ _FOREIGN: Mapping[str, str] = {
     "persistent": "keep_awake",
 }
 _FEW = 8  # settings that are listed
-LISTED = 100  # of the names in a configuration, of which there may be thousands
+LISTED = 100  # of the names in a configuration, which may have thousands
 
 
 def _unknown(path: Path, root: type[BaseModel]) -> str:
-    """Suggest the nearest name here, else the section where the name belongs."""
+    """Suggest the nearest name here, else the section to which the name belongs."""
     name = str(path[-1])
     section = section_at(path[:-1], root)
     here = list(section.model_fields) if section else []
@@ -223,7 +223,7 @@ def _unknown(path: Path, root: type[BaseModel]) -> str:
         return f"unknown setting; here it is `{foreign}`"
     near = ["use"] if path in _USE else difflib.get_close_matches(name, here, n=1)
     elsewhere = _elsewhere(name, root)
-    # A setting of another section is more likely one in the wrong place than a typo, unless a letter is all.
+    # A setting of another section is more likely misplaced than a typo, unless one letter differs.
     if near and (elsewhere is None or path in _USE or difflib.get_close_matches(name, here, cutoff=_A_LETTER)):
         return f"unknown setting; did you mean `{near[0]}`?"
     if elsewhere is not None:
@@ -235,7 +235,7 @@ def _unknown(path: Path, root: type[BaseModel]) -> str:
     return "unknown setting; `llmux schema` prints all that there are"
 
 
-_A_LETTER = 0.85  # as alike as `key` and `keys`
+_A_LETTER = 0.85  # the similarity of `key` and `keys`
 
 
 def _elsewhere(name: str, root: type[BaseModel]) -> str | None:
@@ -246,14 +246,14 @@ def _elsewhere(name: str, root: type[BaseModel]) -> str | None:
 
 
 def in_short(names: Iterable[str]) -> str:
-    """Return names for an error: the first ``LISTED``, and how many more there are."""
+    """Format names for an error: the first ``LISTED``, and how many more there are."""
     known = list(names)
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
     return ", ".join(known[:LISTED]) + more
 
 
 def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:
-    """Yield every section with its path, ``NAME`` standing for a model's name; without those in lists."""
+    """Yield every section with its path, with ``NAME`` for a model's name; without those in lists."""
     return ((place, section) for place, section in _sections(root, at) if 0 not in place)
 
 
@@ -275,7 +275,7 @@ def section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
 
 
 def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, Path]:
-    """Find the section in a field's type, and what stands between: ``NAME`` for any name, 0 for any index."""
+    """Return the section in a field's type, and the path to it: ``NAME`` for any name, 0 for any index."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, ()
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -20,7 +20,7 @@ _PLAIN = {int: "whole number", float: "number", bool: "true or false", str: "tex
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row. ``default`` is as a user would write it, ``required`` where there is none."""
+    """One row. ``default`` is as a user would write it, ``required`` if there is none."""
 
     path: str
     type: str
@@ -52,7 +52,7 @@ def _cell(text: str) -> str:
 
 
 def _word(field: FieldInfo) -> str:
-    """Name the type of a setting; empty for a section, whose settings have rows of their own."""
+    """Return the name of a setting's type; empty for a section, whose settings have rows of their own."""
     for mark in field.metadata:
         if isinstance(mark, Word):
             return mark.text
@@ -101,10 +101,10 @@ _NOTES = frozenset({"default", "description", "title"})
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the schema. It accepts every file that loads, checks across settings aside."""
+    """Return the schema. It accepts every file that loads, except for checks across settings."""
     schema: dict[str, Any] = _with_variables(Config.model_json_schema(mode="validation"))
     sections = schema["$defs"]
-    # Exactly one of the two; pydantic cannot say so itself.
+    # Exactly one of the two, which pydantic cannot express.
     model = sections["ModelConfig"]
     model["oneOf"] = [
         {**_given("port")},
@@ -134,7 +134,7 @@ def _given(name: str) -> dict[str, Any]:
 
 
 def _with_variables(node: Any) -> Any:
-    """Let ``${VAR}`` stand wherever the schema wants something that is no text, and drop made-up titles."""
+    """Allow ``${VAR}`` wherever the schema requires something other than text, and drop generated titles."""
     if isinstance(node, list):
         return [_with_variables(item) for item in node]
     if not isinstance(node, dict):

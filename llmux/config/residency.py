@@ -1,7 +1,7 @@
 """Which models may be awake together, and how deeply others may sleep.
 
-By the memory of one GPU or of several, or by groups where memory is not stated; and by levels of sleep with the
-host memory that each takes.
+That depends on the memory of one GPU or several, or on groups if memory is not stated; and on sleep levels with
+the host memory that each uses.
 """
 
 import re
@@ -62,7 +62,7 @@ def _level_name(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{value!r} is not a name of a level; {_HOW}")  # noqa: TRY004
     name = str(value)
-    if not _LEVEL_NAME.match(name):  # `ram 18GiB` and `ram:18GiB` are slips
+    if not _LEVEL_NAME.match(name):  # `ram 18GiB` and `ram:18GiB` are typing errors
         raise ValueError(f"{value!r} is not a name of a level (letters, digits, . _ -); {_HOW}")
     return name
 
@@ -84,7 +84,7 @@ Levels = Annotated[
 
 
 def check_levels(config: "Config") -> Iterator[Problem]:
-    """Yield what is wrong with levels and the memory that there is for them."""
+    """Yield the problems of levels and their memory."""
     if config.host_memory is None:
         return
     for name, model in config.models.items():
@@ -101,7 +101,7 @@ def check_levels(config: "Config") -> Iterator[Problem]:
 
 
 def levels_warnings(config: "Config") -> Iterator[str]:
-    """Yield what is allowed but probably not meant."""
+    """Yield what is allowed but probably a mistake."""
     using = {name: model.levels for name, model in config.models.items() if model.levels}
     if config.host_memory is None:
         for name, levels in using.items():
@@ -179,16 +179,16 @@ class GroupConfig(Section):
     )
 
 
-# ---- what they come to
+# ---- the resulting memory and groups
 
 
 def capacity_of(config: "Config") -> "Memory | None":
-    """Return how much there is of each GPU, or None where it is not stated."""
+    """Return the memory of each GPU, or None if it is not stated."""
     return config.capacity if config.gpus is None else dict(config.gpus)
 
 
 def memory_of(config: "Config", name: str) -> "Memory | None":
-    """Return what a model takes of each GPU. Evenly spread, the first one carries what is left over."""
+    """Return what a model uses of each GPU. It is spread evenly; the first GPU has the remainder."""
     memory, gpus = config.models[name].memory, _gpus_of(config, name)
     if memory is None or config.gpus is None or isinstance(memory, Mapping):
         return memory
@@ -197,7 +197,7 @@ def memory_of(config: "Config", name: str) -> "Memory | None":
 
 
 def _gpus_of(config: "Config", name: str) -> tuple[str, ...]:
-    """Return the GPUs that a model names; with only one there is no need to."""
+    """Return the GPUs that a model names; with only one GPU it need not name any."""
     model = config.models[name]
     if model.gpus:
         return model.gpus
@@ -205,7 +205,7 @@ def _gpus_of(config: "Config", name: str) -> tuple[str, ...]:
 
 
 def companions_of(config: "Config", name: str) -> frozenset[str] | None:
-    """Return the models that the groups let a model be awake with; None without groups.
+    """Return the models that may be awake together with a model, by the groups; None without groups.
 
     A model in no group is a group of its own.
     """
@@ -227,11 +227,11 @@ def _groups_of(config: "Config", name: str) -> list[GroupConfig]:
     return mine or [GroupConfig(models=(name,))]
 
 
-# ---- what is wrong with them
+# ---- problems
 
 
 def check_residency(config: "Config") -> Iterator[Problem]:
-    """Yield what is wrong with memory and groups."""
+    """Yield the problems of memory and groups."""
     yield from _groups(config)
     yield from _staying(config)
     if config.capacity is not None and config.gpus is not None:

@@ -1,4 +1,4 @@
-"""The whole configuration; and in it the settings of the policy, and of the guard rails around it."""
+"""The whole configuration, with the settings of the policy and of its guard rails."""
 
 import hashlib
 import os
@@ -163,12 +163,12 @@ class PolicyConfig(Section):
 
     @property
     def effective_drain_timeout(self) -> float | None:
-        """Seconds that a drain may take: None without limit, 0 to cut at once."""
+        """Seconds that a drain may take: None for no limit, 0 to cut off at once."""
         return self.drain_timeout if self.drain_before_switch else 0.0
 
 
 def default_state(source: Path) -> Path:
-    """Return the state file for the configuration ``source`` (absolute): two of them never share one.
+    """Return the state file for the configuration ``source`` (absolute): no two configurations share one.
 
     Raises:
         ConfigError: neither ``$XDG_STATE_HOME`` nor a home folder is known.
@@ -431,10 +431,10 @@ class Config(Section):
     ) -> Self:
         """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
 
-        ``changed`` are settings, by their paths, that are other than in the file.
+        ``changed`` are settings, by their paths, that differ from the file.
 
         Raises:
-            ConfigErrors: everything that is wrong with it.
+                ConfigErrors: all of its errors.
 
         """
         file = Path(path)
@@ -470,7 +470,7 @@ class Config(Section):
         """Return the same configuration with another port to listen on.
 
         Raises:
-            ConfigError: the port is that of an engine.
+                ConfigError: an engine has that port.
 
         """
         copy = self.model_copy(update={"port": port})
@@ -480,30 +480,30 @@ class Config(Section):
 
     @property
     def file(self) -> Path | None:
-        """The file it came from, absolute; None when made in Python."""
+        """The file it came from, absolute; None if made in Python."""
         return self._file
 
     @property
     def captured(self) -> tuple[str, ...]:
-        """The names of the keys whose requests are kept whole."""
+        """The names of the keys whose requests are captured."""
         return () if self.captures is None else tuple(self.captures.keys)
 
     @property
     def called(self) -> tuple[str, ...]:
-        """The names by which llmux may be called, beside this machine's."""
+        """The names by which llmux may be called, besides this machine's."""
         return self.hosts
 
     @property
     def folder(self) -> Path:
-        """Where hooks run, absolute."""
+        """The folder in which hooks run, absolute."""
         return self._folder
 
     @property
     def state_path(self) -> Path | None:
-        """The state file, absolute; None for none.
+        """The state file, absolute; None for no state file.
 
         Raises:
-            ConfigError: the default is wanted, but there is no home folder.
+                ConfigError: the default applies, but there is no home folder.
 
         """
         if "state" not in self.model_fields_set:
@@ -512,15 +512,15 @@ class Config(Section):
 
     @property
     def record_path(self) -> Path | None:
-        """The file of the record, absolute; None for none."""
+        """The file of the record, absolute; None for no record."""
         return None if self.record is None else self.folder / Path(self.record).expanduser()
 
     @property
     def captures_path(self) -> Path | None:
-        """The folder of the captures, absolute; None for none.
+        """The folder of the captures, absolute; None for no captures.
 
         Raises:
-            ConfigError: it stands beside the default state file, but there is no home folder.
+                ConfigError: it is next to the default state file, but there is no home folder.
 
         """
         if self.captures is None:
@@ -531,15 +531,15 @@ class Config(Section):
 
     @property
     def audit_path(self) -> Path | None:
-        """The file of the audit, absolute; None for none."""
+        """The file of the audit, absolute; None for no audit."""
         return None if self.audit is None else self.folder / Path(self.audit).expanduser()
 
     @property
     def ledger_path(self) -> Path | None:
-        """The file of the ledger, absolute; None for none.
+        """The file of the ledger, absolute; None for no ledger.
 
         Raises:
-            ConfigError: it stands beside the default state file, but there is no home folder.
+                ConfigError: it is next to the default state file, but there is no home folder.
 
         """
         if self.ledger is True and (state := self.state_path) is not None:
@@ -548,23 +548,23 @@ class Config(Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed but probably not meant; one line each, beginning with the setting's path."""
+        """What is allowed but probably a mistake; one line each, beginning with the setting's path."""
         return find_warnings(self)
 
-    @cached_property  # asked for each model
+    @cached_property  # used for each model
     def names(self) -> Mapping[str, str]:
         """Every name that a client may use → the model's name: the models' own and their aliases."""
         own = {name: name for name in self.models}
         return own | {alias: name for name, model in self.models.items() for alias in model.aliases}
 
-    @cached_property  # asked for each model
+    @cached_property  # used for each model
     def translated(self) -> frozenset[str]:
-        """The models whose engines do not speak each dialect in which they may be asked."""
+        """The models whose engines lack a dialect in which clients may send requests for them."""
         return frozenset(name for name, model in self.models.items() if lacks_a_dialect(model.apis))
 
     @property
     def spoken(self) -> Mapping[str, tuple[frozenset[str], bool]]:
-        """What the models speak whose `apis` are stated, where that matters; and whether translation may lose."""
+        """The `apis` of the models that state them, where relevant; and whether translation may lose anything."""
         here = {name: self.models[name] for name in self.translated}
         there = {name: self.remotes[remote] for name, (remote, _) in self.remote_models.items()}
         return {
@@ -575,18 +575,18 @@ class Config(Section):
 
     @property
     def ruled(self) -> frozenset[str]:
-        """The names of models that `routes` may concern."""
+        """The names of models to which `routes` may apply."""
         ruled = [route.when.model or ("*",) for route in self.routes]
         return frozenset(name for name in self.names if any(matches(globs, name) for globs in ruled))
 
-    @cached_property  # asked for each model
+    @cached_property  # used for each model
     def variants(self) -> Mapping[str, str]:
         """The name of every variant → the model's name."""
         return {variant: name for name, model in self.models.items() for variant in model.variants}
 
-    @cached_property  # asked for each model
+    @cached_property  # used for each model
     def remote_models(self) -> Mapping[str, tuple[str, str]]:
-        """The name of every model of a remote, as ``remote/model`` → the remote, and what that calls it."""
+        """The name of every remote model, as ``remote/model`` → the remote, and the model's name there."""
         return {
             f"{remote}/{ours}": (remote, theirs)
             for remote, settings in self.remotes.items()
@@ -594,17 +594,17 @@ class Config(Section):
         }
 
     def may_leave(self, entry: ApiKeyConfig) -> bool:
-        """Whether requests that show this key may leave this host."""
+        """Return whether requests with this key may leave this host."""
         role = None if entry.role is None else self.roles.get(entry.role)
         return entry.remote if entry.remote is not None else role is not None and role.remote
 
     def leaves(self, name: str) -> tuple[str, ...]:
-        """Return the models, remote ones among them, that a configured name may end at."""
+        """Return the models, including remote ones, to which a configured name may lead."""
         return leaves(self, name)
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """What an error lists: the models with their aliases in brackets, and the other names; none unlisted."""
+        """The names in an error: models with their aliases in brackets, and other names; none unlisted."""
         shown = [(name, model) for name, model in self.models.items() if not model.info.unlisted]
         found = [f"{name} ({', '.join(it.aliases)})" if it.aliases else name for name, it in shown]
         return tuple(sorted([*found, *self.variants, *self.virtual, *self.remote_models]))
@@ -614,5 +614,5 @@ class Config(Section):
         model = self.models[name]
         if model.keep_awake:
             return None
-        # An explicit null at the model is an exception from the global setting.
+        # An explicit null of the model overrides the global setting.
         return model.idle_sleep if "idle_sleep" in model.model_fields_set else self.idle_sleep

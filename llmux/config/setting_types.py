@@ -1,6 +1,6 @@
-"""What the sections of the configuration have in common, and the types of settings: size, duration, address.
+"""Common parts of the configuration's sections, and the types of settings: size, duration, address.
 
-The address of the store that hosts and gateways share is one server, sentinels, a cluster, or ``embedded``.
+The address of the store which hosts and gateways share is one server, sentinels, a cluster, or ``embedded``.
 """
 
 import ipaddress
@@ -17,14 +17,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Put into an ``Annotated`` type: the word for it that a user reads."""
+    """For an ``Annotated`` type: the name of the type for users."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """Put into an ``Annotated`` type: the default as a user reads it, where the value does not say it."""
+    """For an ``Annotated`` type: the default as shown to users, if the value does not express it."""
 
     text: str
 
@@ -53,7 +53,7 @@ def parse_size(value: Any) -> int:
     """Return bytes, 0 ≤ bytes ≤ 2**60.
 
     Raises:
-        ValueError: ``value`` is not a size, negative, or no whole number of bytes.
+            ValueError: ``value`` is not a size, negative, or not a whole number of bytes.
 
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -76,7 +76,7 @@ def parse_size(value: Any) -> int:
 
 
 def format_size(size: int) -> str:
-    """Write bytes as a user would: exactly where that is short, else to one decimal: ``18GiB``, ``1.3GiB``."""
+    """Format bytes for people: exactly if that is short, else to one decimal: ``18GiB``, ``1.3GiB``."""
     # Binary units come last and win a tie.
     exact = [(size // factor, unit) for unit, factor in reversed(_BYTES_OF.items()) if size % factor == 0]
     count, unit = min(exact, key=lambda pair: pair[0]) if size else (0, "B")
@@ -117,12 +117,12 @@ _ORIGIN = re.compile(r"https?://[^/\s?#@]+\Z", re.IGNORECASE)
 class Section(BaseModel):
     """A mapping of settings: unknown names are errors, values never change."""
 
-    # What is only a part of a whole needs no validator of its own.
+    # A part of a whole needs no validator of its own.
     model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     @classmethod
     def of_defaults(cls) -> Self:
-        """Return a section of which nothing is given, without a validator: that would be made for this alone."""
+        """Return a section with defaults only, without a validator, which would be built for this alone."""
         return cls.model_construct()
 
 
@@ -201,7 +201,7 @@ def _host(value: str) -> str:
 
 def _called(value: str) -> str:
     name = value.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
-    # A colon is an IPv6 address's, or a port: those are not compared.
+    # A colon means an IPv6 address, or a port: those are not compared.
     is_name = ":" not in name and not any(character.isspace() or character in "/@?#,[]\\*" for character in name)
     if name != "*" and not (name and (is_name or _is_address(name))):
         raise ValueError(f"{value!r} is no host's name; write it without scheme and port as gpu.example, or *")
@@ -232,7 +232,7 @@ Host = Annotated[str, AfterValidator(_host), Word("host")]
 
 
 _SECONDS_OF = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-LONGEST_DURATION = 1e9  # seconds, about 31 years: beyond it a deadline says nothing and arithmetic suffers
+LONGEST_DURATION = 1e9  # seconds, about 31 years: longer deadlines are meaningless and make arithmetic inexact
 
 _DURATION_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|[dhms])")
 _PLAIN_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
@@ -281,7 +281,7 @@ def _parse_units(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds as a user would: ``10m``, ``1h30m``, ``500ms``, ``0s``."""
+    """Format seconds for people: ``10m``, ``1h30m``, ``500ms``, ``0s``."""
     rest = round(seconds * 1000)
     text = ""
     for unit, size in _SECONDS_OF.items():
@@ -342,22 +342,22 @@ class Address:
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Host and port, equal for every way of writing this machine."""
+        """Host and port, equal for all names of this machine."""
         return same_host(self.host), self.port
 
 
 def same_host(host: str) -> str:
-    """Return one spelling for all that mean this machine's loopback, else the host in lower case."""
+    """Return one spelling for all names of this machine's loopback, else the host in lower case."""
     return "127.0.0.1" if host.lower() in _LOOPBACK else host.lower()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
+    """Return whether only this machine can reach ``host``."""
     return host.lower() in _LOOPBACK or host.startswith("127.")
 
 
 def covers(listener: str, host: str) -> bool:
-    """Whether a socket bound to ``listener`` also takes ``host``."""
+    """Return whether a socket bound to ``listener`` also receives connections to ``host``."""
     return same_host(listener) == same_host(host) or (listener in _ANY_HOST and is_loopback(host))
 
 
@@ -365,7 +365,7 @@ def parse_address(url: str, how: str = "write it as http://127.0.0.1:8001") -> A
     """Parse ``http[s]://host[:port][/path]``; ``how`` is the advice in an error.
 
     Raises:
-        ValueError: it is anything else.
+            ValueError: it is not of that form.
 
     """
     try:
@@ -400,31 +400,31 @@ _HOW = (
 )
 _FILES = {"ca": "CA certificates", "cert": "client certificate", "cert_key": "client certificate's key"}
 _OPTIONS = {*_FILES, "sentinel_user", "sentinel_password"}
-_CALLED = {"ssl_ca_certs": "ca", "ssl_certfile": "cert", "ssl_keyfile": "cert_key"}  # by the client library
+_CALLED = {"ssl_ca_certs": "ca", "ssl_certfile": "cert", "ssl_keyfile": "cert_key"}  # the client library's names
 
 Kind = Literal["embedded", "server", "sentinel", "cluster"]
 
 
 class StoreAddress(NamedTuple):
-    """Where the store is, and what it is shown."""
+    """The address of the store, and the credentials for it."""
 
     kind: Kind
-    nodes: tuple[tuple[str, int], ...] = ()  # host and port of each that is named
-    socket: str = ""  # of a server on this machine, in place of nodes
+    nodes: tuple[tuple[str, int], ...] = ()  # host and port of each named node
+    socket: str = ""  # of a server on this machine, instead of nodes
     user: str | None = None
     password: str | None = None
     db: int = 0
-    master: str = ""  # as sentinels call it
+    master: str = ""  # the sentinels' name for it
     tls: bool = False
     ca: str | None = None  # files; None: what the system trusts
     cert: str | None = None
     cert_key: str | None = None
     sentinel_user: str | None = None
     sentinel_password: str | None = None
-    called: str = ""  # how it is told of, where it is reached in another way
+    called: str = ""  # its name in messages, if it is reached in another way
 
     def __str__(self) -> str:
-        """Say where it is, without what is secret."""
+        """Return the address, without secrets."""
         if self.kind == "embedded" or self.called:
             return self.called or EMBEDDED
         where = self.socket or ",".join(f"{host}:{port}" for host, port in self.nodes)
@@ -432,7 +432,7 @@ class StoreAddress(NamedTuple):
 
 
 def parse_store(text: str) -> StoreAddress:
-    """Read an address. Raises ValueError, which repeats nothing of it: a password may be in it."""
+    """Parse an address. Raises ValueError, which does not repeat it: it may contain a password."""
     text = text.strip()
     if text == EMBEDDED:
         return StoreAddress("embedded")
@@ -480,7 +480,7 @@ def _scheme(text: str) -> tuple[str, Kind, bool]:
 
 
 def _credentials(text: str) -> tuple[str | None, str | None, str]:
-    """Return the user, the password and what comes behind them."""
+    """Return the user, the password and the rest."""
     rest = text.partition("://")[2]
     if "#" in rest:
         raise ValueError("has a #; write it as %23 in a password")

@@ -1,7 +1,7 @@
-"""From the configuration to what the core and the shell are told, and to what the state file keeps of it.
+"""From the configuration to the values of the core and the hooks, and to what the state file keeps of it.
 
-What holds the GPU must be put to sleep with the hooks under which it was woken, also by a llmux that was started
-after its predecessor was killed and the model removed: so the state file keeps a model's definition.
+What holds the GPU must be put to sleep with the hooks under which it was woken, even by a llmux that was started
+after its predecessor was killed and the model removed. So the state file keeps a model's definition.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, Level, ModelSpec, Rules
 class EngineDefinition:
     """How to run a model's hooks and how to reach its engine.
 
-    Two are equal when nothing that matters to a running engine differs: a reload that changes limits,
-    aliases or timeouts leaves the definition as it was.
+    Two are equal if nothing that matters to a running engine differs: a reload that changes limits, aliases or
+    timeouts leaves the definition unchanged.
     """
 
     name: str
@@ -43,7 +43,7 @@ def to_specs(config: Config) -> tuple[list[ModelSpec], Rules]:
 
 
 def first_costs(config: Config) -> Mapping[str, tuple[float | None, float | None]]:
-    """Return the first guesses at (wake, sleep) in seconds, of the models that give any."""
+    """Return the first guesses at (wake, sleep) in seconds, for the models that give any."""
     return {
         name: (model.cost.wake, model.cost.sleep)
         for name, model in config.models.items()
@@ -110,7 +110,7 @@ _TEXTS = ("name", "host", "base_path", "url")
 
 
 def remember(spec: ModelSpec) -> dict[str, Any] | None:
-    """Return what JSON can keep of a definition; None of one that is not for an engine (a library user's own)."""
+    """Return a definition as JSON values; None for one that is not for an engine (a library user's own)."""
     definition = spec.definition
     if not isinstance(definition, EngineDefinition):
         return None
@@ -127,9 +127,9 @@ def remember(spec: ModelSpec) -> dict[str, Any] | None:
 
 
 def recall(kept: object) -> ModelSpec:
-    """Return the definition. ValueError, TypeError, KeyError or OverflowError when it is damaged.
+    """Return the definition. ValueError, TypeError, KeyError or OverflowError if it is damaged.
 
-    What it may be awake beside is not kept: it is put to sleep before anything is woken.
+    The models that it may be awake with are not kept: it is put to sleep before any model is woken.
     """
     if not isinstance(kept, Mapping):
         raise TypeError("a definition is no object")
@@ -151,6 +151,6 @@ def recall(kept: object) -> ModelSpec:
 
 def _seconds(value: Any) -> float:
     seconds = float(value)
-    if not math.isfinite(seconds):  # JSON cannot keep it again
+    if not math.isfinite(seconds):  # JSON cannot represent it
         raise ValueError(f"{value!r} is not a duration")
     return seconds

@@ -1,9 +1,9 @@
-"""Names beside the models' own, and where else requests go.
+"""Names besides the models' own, and remotes to which requests may go.
 
 Variants are a model with other parameters. Virtual models are a choice between targets: models, aliases, variants,
 and other virtual models. Remotes are endpoints on other hosts, whose models are targets called ``REMOTE/MODEL``.
-Nothing goes to one unless a name that leads there is asked for (or a rule of `routes`, or a model's `spill`, leads
-there), and the key may leave this host (`remote: true` of the key or its role; without `api_keys`:
+A request goes to one only if it is for a name that leads there (or a rule of `routes`, or a model's `spill`, leads
+there), and its key may leave this host (`remote: true` of the key or its role; without `api_keys`:
 `remotes_for_all: true`).
 """
 
@@ -87,7 +87,7 @@ _DIALECTS = frozenset({"chat", "messages", "responses"})
 
 
 def lacks_a_dialect(apis: tuple[str, ...] | None) -> bool:
-    """Whether an engine that speaks these (None: all) speaks some dialects of conversations, but not all."""
+    """Return whether an engine with these (None: all) speaks some dialects of conversations, but not all."""
     return apis is not None and bool(_DIALECTS.intersection(apis)) and not _DIALECTS.issubset(apis)
 
 
@@ -151,13 +151,13 @@ class VirtualConfig(Section):
 
     @property
     def kind(self) -> str | None:
-        """Which choice it is; None for none, or more than one."""
+        """The kind of choice; None for none, or more than one."""
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         return given[0] if len(given) == 1 else None
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What it chooses from, in the order of the configuration."""
+        """The targets to choose from, in the order of the configuration."""
         return tuple(getattr(self, self.kind)) if self.kind else ()
 
 
@@ -167,7 +167,7 @@ KINDS = ("awake", "first", "ladder", "split")
 
 
 def check_targets(config: "Config") -> Iterator[Problem]:
-    """Yield what is wrong with the names beside the models' own."""
+    """Yield the problems of the names besides the models' own."""
     aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
     taken = dict.fromkeys(config.models, "the name of a model")
     taken |= {alias: f"an alias of {name}" for alias, name in aliases.items() if alias not in taken}
@@ -219,7 +219,7 @@ def _check_virtual(name: str, virtual: VirtualConfig, known: set[str]) -> Iterat
 
 
 def _check_cycles(config: "Config") -> Iterator[Problem]:
-    """Find virtual models that choose from themselves, each circle once."""
+    """Yield virtual models that lead to themselves, each cycle once."""
     done: set[str] = set()
     for start in config.virtual:
         way: dict[str, None] = {}
@@ -245,7 +245,7 @@ def _check_cycles(config: "Config") -> Iterator[Problem]:
 
 
 def leaves(config: "Config", name: str) -> tuple[str, ...]:
-    """Return the models, remote ones among them, that a name may end at, each once, in the order given."""
+    """Return the models, including remote ones, to which a name may lead, each once, in order."""
     found: dict[str, None] = {}
     seen: set[str] = set()
     pending = [name]
@@ -253,7 +253,7 @@ def leaves(config: "Config", name: str) -> tuple[str, ...]:
         one = pending.pop(0)
         virtual = config.virtual.get(one)
         if virtual is not None:
-            if one not in seen:  # a circle is an error, which is told elsewhere
+            if one not in seen:  # a cycle is an error, which is reported elsewhere
                 pending = [*virtual.targets, *pending]
             seen.add(one)
         else:
@@ -282,7 +282,7 @@ def _check_rules(path: Path, rules: VariantConfig) -> Iterator[Problem]:
         seen.setdefault(field, rule)
 
 
-# ---- remotes: where they are, which of their models may be asked for, and what goes to them
+# ---- remotes: their addresses, which of their models may be used, and which requests go to them
 
 _HOW = "write it as https://openrouter.ai/api"
 _REGION = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
@@ -299,14 +299,14 @@ def _url(value: str) -> str:
 
 def _key(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
-    # Said without the value: it may end up in a log.
+    # The error omits the value: it may end up in a log.
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
     return value
 
 
 def _folder(info: ValidationInfo) -> FilePath:
-    """Return the configuration's folder, which paths are relative to."""
+    """Return the configuration's folder, to which paths are relative."""
     return FilePath((info.context or {}).get("folder") or FilePath.cwd())
 
 
@@ -324,7 +324,7 @@ def _key_file(value: str, info: ValidationInfo) -> str:
 
 
 def key_in(path: FilePath) -> SecretStr:
-    """Return the key that is all of a file, but for blanks around it. ValueError, without the key."""
+    """Return the key in a file with nothing else but blanks. ValueError, without the key."""
     try:
         with path.open("rb") as file:
             text = file.read(_LONGEST_KEY).decode("latin-1").strip()
@@ -437,12 +437,12 @@ class RemoteConfig(Section):
 
     @property
     def address(self) -> Address:
-        """Where it is."""
+        """Its address."""
         return parse_address(self.url)
 
     @property
     def secret(self) -> str | None:
-        """The key, from wherever it is. ValueError where its file has gone since."""
+        """The key, from wherever it is. ValueError if its file is gone."""
         if self.key_file is not None:
             return key_in(FilePath(self.key_file)).get_secret_value()
         return None if self.key is None else self.key.get_secret_value()
@@ -485,7 +485,7 @@ class WhenConfig(Section):
 
     @property
     def of_content(self) -> bool:
-        """Whether it takes a look into the request's body."""
+        """Whether it requires a look into the request's body."""
         return any(each is not None for each in (self.images, self.tools, self.stream, self.tokens_over))
 
 
@@ -504,12 +504,12 @@ class RouteConfig(Section):
 
     @property
     def refuses(self) -> bool:
-        """Whether requests that are like this are refused, wherever they could be served."""
+        """Whether requests that match are refused, wherever they could be served."""
         return self.to is None and "to" in self.model_fields_set and self.regions is None
 
 
 def check_remotes(config: "Config") -> Iterator[Problem]:
-    """Yield what is wrong with the remotes, and with what leads to them."""
+    """Yield the problems of the remotes, and of what leads to them."""
     for name, remote in config.remotes.items():
         at: Path = ("remotes", name)
         if remote.key is not None and remote.key_file is not None:
@@ -556,7 +556,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 
 def remotes_warnings(config: "Config") -> Iterator[str]:
-    """Yield what is allowed but probably not meant."""
+    """Yield what is allowed but probably a mistake."""
     for name, remote in config.remotes.items():
         has_key = remote.key is not None or remote.key_file is not None
         if has_key and not remote.address.tls and not is_loopback(remote.address.host):
@@ -595,5 +595,5 @@ def _spill_warnings(config: "Config") -> Iterator[str]:
 
 
 def matches(globs: Iterable[str], name: str) -> bool:
-    """Whether a name matches one of the globs of `routes`."""
+    """Return whether a name matches one of the globs of `routes`."""
     return any(fnmatchcase(name, glob) for glob in globs)

@@ -1,6 +1,6 @@
-"""YAML as a document: its values, the line of each, and what is wrong with it.
+"""YAML as a document: its values, the line of each, and its errors.
 
-It is read by the rules of YAML 1.2's core schema, as the original did: ``on``, ``yes``, ``12:30`` and
+It is read by the rules of YAML 1.2's core schema, as in the original: ``on``, ``yes``, ``12:30`` and
 ``2024-01-01`` are text. Keys are always text.
 """
 
@@ -55,7 +55,7 @@ _MEANINGS = (
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
-    """Say what a YAML syntax error means to a user without knowledge of the grammar."""
+    """Explain a YAML syntax error to a user without knowledge of the grammar."""
     if _unclosed(error):
         return "a quote or bracket that opens here is never closed"
     what = error.problem or error.context or "it cannot be parsed"
@@ -95,7 +95,7 @@ _CONVERT: Mapping[str, Callable[[str], Any]] = {
 
 
 class _TooMuchError(Exception):
-    """A document that holds more than any configuration does."""
+    """A document with more in it than any configuration has."""
 
     def __init__(self, message: str, node: yaml.Node) -> None:
         super().__init__(message)
@@ -103,10 +103,10 @@ class _TooMuchError(Exception):
 
 
 class _Builder:
-    """Turns a node tree into data, noting lines, and every key that is there twice.
+    """Converts a node tree to data, and records lines, and every duplicate key.
 
-    An alias stands for all that its anchor holds, aliases included: a few lines can mean billions of values. So
-    what is built is counted. Raises _TooMuchError.
+    An alias stands for everything in its anchor, aliases included: a few lines can mean billions of values. So the
+    values built are counted. Raises _TooMuchError.
     """
 
     def __init__(self, document: Document) -> None:
@@ -151,7 +151,7 @@ class _Builder:
         return data
 
     def entries(self, node: yaml.MappingNode, path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
-        """Return the merged entries, those that win last, then the mapping's own."""
+        """Return the merged entries, in increasing precedence, then the mapping's own."""
         merged: list[tuple[yaml.Node, yaml.Node]] = []
         own: list[tuple[yaml.Node, yaml.Node]] = []
         for key, value in node.value:
@@ -159,7 +159,7 @@ class _Builder:
             if not isinstance(key, yaml.ScalarNode):
                 self.wrong(path, "has a key that is no text", key)
             elif key.tag == "tag:yaml.org,2002:merge":
-                # Of several merged mappings the first wins.
+                # Of several merged mappings the first takes precedence.
                 sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
                 for source in reversed(sources):
                     if not isinstance(source, yaml.MappingNode) or source in self.open:
