@@ -303,9 +303,9 @@ class SharedGate(Gate):
                 yield Use(name, "rate", amount * 1000, known * 1000, 0)
             elif name.startswith("budget:"):
                 end = period("month", int(name.split(":", 2)[1]))[1]
-                kept = round((end + _GRACE - wall) * 1000)
-                if kept > 0:
-                    yield Use(name, "budget", amount, self._spent.get(name, 0), kept)
+                kept = end + _GRACE - wall
+                if kept > 0 or amount:  # it may seem to be over because the clock is wrong
+                    yield Use(name, "budget", amount, self._spent.get(name, 0), round(max(kept, _GRACE) * 1000))
             else:
                 yield Use(name, "rate", amount * 1000, 0.0, 0)
 

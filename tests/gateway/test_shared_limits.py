@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from llmux.accounts.limits import period
 from llmux.config.gateway import GatewayConfig
 from llmux.errors import ForbiddenError, LimitError, QuotaError
 from llmux.fleet.store import _USE, Store, StoreError
@@ -282,6 +283,19 @@ async def test_a_clock_that_is_set_and_set_back_does_not_begin_a_budget_anew():
     assert one.gate.budgets()["alice"].spent == 999
     one.wall = NOW + 40 * 86_400
     assert one.gate.budgets()["alice"].spent == 900
+
+
+async def test_what_the_store_was_not_told_yet_counts_though_the_clock_was_ahead_then(store):
+    document = keys(budget={"usd": 0.001, "per": "day"}, prices=TOKENS)
+    one, other = (Gateway(store, name, document) for name in "xy")
+    one.end(one.ask(), wrote=600)
+    one.wall = NOW + 40 * 86_400
+    await one.tell()
+    one.wall = NOW
+    for each in (one, other):
+        await each.tell()
+        assert each.gate.budgets()["alice"].spent == 600
+    assert await store._redis.pttl(f"{{llmux}}:use:budget:{period('day', NOW)[0]}:alice") > 60_000
 
 
 async def test_alone_a_budget_is_shared_out(store, server):
