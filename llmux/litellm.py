@@ -1,9 +1,9 @@
-"""A configuration of LiteLLM's proxy as one of llmux.
+"""Converts a configuration of LiteLLM's proxy to one of llmux.
 
-A deployment on this machine is a model, whose engine LiteLLM neither starts nor ends; any other is a model of a
-remote. A name with one deployment, which is on this machine, is that model's own. Any other name is a virtual
-model, which takes the ``first`` of its deployments that can be had, and after them those of its fallbacks. What
-llmux has no equivalent for is named in a note, with its line.
+A deployment on this machine becomes a model, whose engine LiteLLM neither starts nor stops; any other becomes a
+model of a remote. A name with one deployment, which is on this machine, is that model's own name. Any other name
+becomes a virtual model, which uses the ``first`` available one of its deployments, and after them those of its
+fallbacks. Settings without an equivalent in llmux are listed in notes, with their lines.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _MOST = ("chat", "completions", "embeddings")
 
 
 class Provider(NamedTuple):
-    """An endpoint that LiteLLM knows: its address, what it speaks, and the variable that holds its key."""
+    """An endpoint that LiteLLM knows: its address, its APIs, and the variable with its key."""
 
     url: str | None = None
-    apis: tuple[str, ...] | None = None  # None: whatever is asked of it
+    apis: tuple[str, ...] | None = None  # None: any
     variable: str | None = None
 
 
@@ -101,7 +101,7 @@ class Params(Part):
 
 
 class Info(Part):
-    """What is said about a model."""
+    """Information about a model."""
 
     description: Text = ""
     max_input_tokens: int | None = None
@@ -120,14 +120,14 @@ class Deployment(Part):
 
 
 class Alias(Part):
-    """Another name for a model, written at length."""
+    """Another name for a model, in the long form."""
 
     model: Text
     hidden: bool = False
 
 
 class RouterSettings(Part):
-    """How requests find their deployment."""
+    """How a deployment is chosen for a request."""
 
     model_group_alias: Mapping[str, Text | Alias] = Field(default_factory=dict)
     fallbacks: Fallbacks = ()
@@ -162,10 +162,10 @@ class LiteLLM(Part):
 
 
 def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = None) -> Translation:
-    """Translate LiteLLM's ``file``. llmux is to listen on ``port``; None: 3000, or the next that no engine has.
+    """Convert LiteLLM's ``file``. llmux will listen on ``port``; None: 3000, or the next that no engine has.
 
     Raises:
-        ConfigErrors: the file cannot be used; says where and why.
+        ConfigErrors: the file cannot be used; the message says where and why.
 
     """
     document = read_document(file)
@@ -192,7 +192,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
 
 
 class _Translator:
-    """Goes through the deployments, then through the names, then through the settings of all."""
+    """Converts the deployments, then the names, then the general settings."""
 
     def __init__(
         self, file: FilePath, config: LiteLLM, raw: Mapping[str, Any], environ: Mapping[str, str]
@@ -207,7 +207,7 @@ class _Translator:
         self.result = Translation(file)
         self.prices: dict[str, Settings] = {}
         self.remotes: dict[str, Settings] = {}
-        self.by_settings: dict[str, str] = {}  # what a remote is but for its models → its name
+        self.by_settings: dict[str, str] = {}  # a remote's settings without its models → its name
         self.models = self.result.models
         self.groups: dict[str, list[tuple[int, str]]] = defaultdict(list)  # (order, target) of each name
         self.lossy = config.litellm_settings.drop_params
@@ -264,7 +264,7 @@ class _Translator:
             return None
 
     def here(self, at: Path, deployment: Deployment, provider: str, model: str, address: Address) -> str:
-        """Make a model of it, and return its name."""
+        """Make a deployment a model, and return its name."""
         params, name = deployment.litellm_params, deployment.model_name
         own = self.free(name if name in self.alone else f"{name} here")
         self.addresses[own] = address
@@ -290,7 +290,7 @@ class _Translator:
         return own
 
     def there(self, at: Path, deployment: Deployment, provider: str, model: str, address: Address) -> str:
-        """Make a model of a remote of it, and return its name."""
+        """Make a deployment a model of a remote, and return its name."""
         params = deployment.litellm_params
         settings: Settings = {"url": address.url}
         key = params.api_key
@@ -320,7 +320,7 @@ class _Translator:
         return f"{remote}/{ours}"
 
     def remote(self, provider: str, settings: Settings, address: Address) -> str:
-        """Return the name of the remote with these settings, which is there already or made."""
+        """Return the name of the remote with these settings, an existing or a new one."""
         same = repr(sorted(settings.items()))
         name = self.by_settings.get(same)
         if name is None:
@@ -355,7 +355,7 @@ class _Translator:
     # ---- names
 
     def fallbacks(self) -> dict[str, list[str]]:
-        """Return the names that serve in place of each name which fails."""
+        """Return, for each name, the names that serve its requests if it fails."""
         router, whole = self.config.router_settings, self.config.litellm_settings
         found: dict[str, list[str]] = {}
         for each in (*router.fallbacks, *whole.fallbacks):
@@ -388,7 +388,7 @@ class _Translator:
             self.result.settings["virtual"] = virtual
 
     def in_order(self, name: str) -> list[str]:
-        """Return the targets of a name; those without an ``order`` as they stand in the file."""
+        """Return the targets of a name; those without an ``order`` as in the file."""
         return [target for _, target in sorted(self.groups.get(name, []), key=lambda each: each[0])]
 
     def alias(self, alias: str, meant: Alias, virtual: dict[str, Settings]) -> None:
@@ -420,7 +420,7 @@ class _Translator:
         taken = {*self.models, *(set(self.groups) - self.alone)}
         return next(name for name in _numbered(wanted, " ") if name not in taken)
 
-    # ---- what is said of all
+    # ---- general settings
 
     def whole(self) -> None:
         settings = self.result.settings
@@ -444,7 +444,7 @@ class _Translator:
     # ---- texts
 
     def secret(self, text: str) -> str:
-        """Return a key for the file: a variable stays one."""
+        """Return a key as written to the file: a variable stays one."""
         found = _VARIABLE.match(text)
         if found is None:
             return literal(text)
@@ -452,7 +452,7 @@ class _Translator:
         return f"${{{found[1]}}}"
 
     def filled(self, at: Path, text: str) -> str | None:
-        """Return a text that decides what is written; None where a variable is not set, which is a problem."""
+        """Return a text, or the value of the variable that it names; None, and a problem, if that is not set."""
         found = _VARIABLE.match(text)
         if found is None:
             return text or None
@@ -464,7 +464,7 @@ class _Translator:
 
 
 def _provider(params: Params) -> tuple[str, str]:
-    """Return the provider that a deployment names, and what that calls the model."""
+    """Return the provider of a deployment, and the model's name there."""
     first, slash, rest = params.model.partition("/")
     if params.custom_llm_provider:
         own = params.custom_llm_provider
@@ -605,7 +605,7 @@ _NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
 def _leftovers(
     at: Path, given: Mapping[str, Any], *, known: frozenset[str], reasons: Mapping[str, str] | None = None
 ) -> Iterator[Note]:
-    """Yield what is set and is not carried over."""
+    """Yield the settings that are not carried over."""
     for key, value in given.items():
         if key not in known and value not in _NOTHING:
             yield Note((*at, key), (reasons or {}).get(key, "llmux has no such setting"))

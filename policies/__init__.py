@@ -1,1 +1,1 @@
-"""The shipped policies, one a file; ``use: NAME`` in the configuration chooses one."""
+"""The shipped policies, one per file; ``use: NAME`` in the configuration chooses one."""

@@ -1,26 +1,26 @@
 """Adaptive: leave when staying is worth less than going, and go where most waiting ends per second.
 
-- **Gate**: what waited when the model came is served before it is left (see ``exhaustive`` for why).
+- **Gate**: requests that waited when the model came are served before it is left (see ``exhaustive`` for why).
 - **Price**: leaving shuts out the requests which come during the drain and the time away; staying until the engine
-  is idle by itself keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with
-  its load (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. It is left once
-  as many wait as outweigh those which would be shut out.
-- **Without a limit**: the service time of a model without ``max_in_flight`` has the queue inside its engine in it,
-  and grows with every second of staying. Its busy period follows from what was measured (``engine`` in the
-  snapshot). An engine to which more comes than it answers is never idle by itself; it is left as soon as its gate
-  is open and a few wait elsewhere.
+  falls idle keeps the others waiting. It is an M/G/inf system, whose busy periods grow exponentially with its load
+  (L. Takacs, 1962): a lightly loaded engine is soon idle, a loaded one practically never. The model is left once
+  the number of waiters elsewhere outweighs those which would be shut out.
+- **Without a limit**: the service time of a model without ``max_in_flight`` includes the queue inside its engine,
+  and grows with every second of staying. Its busy period is computed from measurements (``engine`` in the
+  snapshot). An engine that receives more than it can answer never falls idle; it is left as soon as its gate is
+  open and a few requests wait elsewhere.
 - **Limit**: past the gate no request waits longer than ``patience`` times the drain and the switches there and
-  back. So a visit lasts in proportion to what it costs to come and go, however long the queues are. Without a
-  limit there is no gate: what waited is inside its engine at once, and an answer's time counts instead.
-- **Route**: the waiting that a visit ends, over the time that it takes (W. E. Smith, 1956). It is the sum of what
-  its requests have waited, not their number: a queue that fills n times as fast is then visited sqrt(n) times as
-  often, as is best for the mean (O. J. Boxma, H. Levy and J. A. Weststrate, 1991). It weighs more when its oldest
+  back. So a visit lasts in proportion to the cost of coming and going, however long the queues are. Without a
+  limit there is no gate, as waiting requests enter the engine at once; the time of an answer counts instead.
+- **Route**: the waiting that a visit ends, over the time that it takes (W. E. Smith, 1956). It is the sum of its
+  requests' waits, not their number: a queue that fills n times as fast is then visited sqrt(n) times as often,
+  which is best for the mean (O. J. Boxma, H. Levy and J. A. Weststrate, 1991). It weighs more when its oldest
   waiter is about to outwait a tour of all queues. Close to the usual ``max_wait`` the oldest comes first: past it
   visits are cut short, and once that has begun it does not end.
 
-Averages can be wrong: what the policy has seen for itself bounds them. Until it has seen a switch it serves the
-awake model until it is idle or a request has waited for three drains, or 15 seconds if that is more; one without a
-limit, which may never be idle, it leaves at once.
+Averages can be wrong: the policy's own observations bound them. Until it has seen a switch it serves the awake
+model until that is idle or a request has waited for three drains, or 15 seconds if that is more; a model without
+``max_in_flight``, which may never be idle, it leaves at once.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from llmux.core.policy import Decision, EngineView, ModelView, Snapshot, Stay, S
 STEEP = 4.0  # power with which a queue's weight grows as its oldest waiter outwaits the tour
 MAX_LOAD = 3.0  # streams: a busier engine never falls idle anyway
 AGEING = 0.3  # weight that a waiter gains for each way there and back that it has waited
-OTHERS = 0.5  # share of the other queues that come before the return
-OVERDUE = 480.0  # seconds of waiting that come before all else: ``max_wait`` has no gate, and is 600 s by default
+OTHERS = 0.5  # share of the other queues that are served before the return
+OVERDUE = 480.0  # seconds of waiting that take precedence: ``max_wait`` has no gate, and is 600 s by default
 UNLIMITED = 1000  # requests that an engine without max_in_flight serves at once
-UNSEEN_COST = 0.35  # of the estimate: a direction that is thought too dear is never tried, and never measured
+UNSEEN_COST = 0.35  # of the estimate: a direction whose estimate is too high is never tried, and never measured
 UNSEEN_WAIT, UNSEEN_DRAINS = 15.0, 3.0  # seconds, and drains, for which a request waits for the first switch
 UNSEEN_SERVICE = 4.0  # seconds
-AGE_LEFT = 1.0  # long answers tend to stay long: what has run for t will run for this times t at least
-SAMPLES = 3  # fewer of its own say nothing
-RATE_OFF, SERVICE_OFF = 1.5, 1.25  # how far an average may be from what was seen
-AHEAD = 32  # requests: an engine that does not answer more with so many more is full
-STABLE = 1.02  # answers a second for each arrival, below which an engine is never idle by itself
+AGE_LEFT = 1.0  # long answers tend to stay long: one that has run for t will run for at least this times t more
+SAMPLES = 3  # fewer observations of its own are ignored
+RATE_OFF, SERVICE_OFF = 1.5, 1.25  # how far an average may be from what was observed
+AHEAD = 32  # requests: an engine whose throughput does not rise with so many more is full
+STABLE = 1.02  # answers a second for each arrival, below which an engine never falls idle
 LEAST = 1e-3  # seconds
 MEMORY = 100  # answers, after which older ones count half
 COST_ALPHA, DRAIN_ALPHA = 0.3, 0.2
@@ -71,14 +71,14 @@ class Adaptive:
         self._gate = (-1.0, 0.0)  # visit, when its gate opened
 
     def anticipate(self, now: Snapshot) -> Stay | SwitchTo:
-        """Wake, where the user allows it, the model which is likely to be asked next."""
+        """Wake, if the user allows it, the model that is likely to be requested next."""
         return foresee(now, self._seen)
 
     def observe(self, now: Snapshot, decision: Decision) -> None:
-        """Take in what another policy has decided, which decides in place of this one.
+        """Observe the decision of another policy that is in force instead of this one.
 
-        What came since a model was left is counted from there. Unaware that one was left, it would take a visit's
-        requests for those of a second or of an hour, and stay far too long or leave far too soon.
+        What came since a model was left is counted from there. Without it the policy would take the requests of a
+        visit for those of a second or of an hour, and stay far too long or leave far too soon.
         """
         if now.awake:
             home = _home(now)
@@ -112,7 +112,7 @@ class Adaptive:
         return SwitchTo(target.name, reason="it ends the most waiting per second")
 
     def _first(self, now: Snapshot, home: ModelView) -> SwitchTo | WaitUntil:
-        """Decide while no switch has been seen, and nothing says when it pays to leave a busy engine."""
+        """Decide while no switch has been seen, so that it is unknown when leaving a busy engine pays."""
         oldest = now.models[now.waiting[0]]
         patience = max(UNSEEN_WAIT, UNSEEN_DRAINS * self._seen.drain(home, now.time))
         limit = now.time - _age(oldest, now.time) + patience
@@ -122,7 +122,7 @@ class Adaptive:
         return SwitchTo(oldest.name, reason="no switch has been seen yet: first come, first served")
 
     def _gated(self, home: ModelView, time: float) -> bool:
-        """Say whether a request which waited at the wake still does."""
+        """Return whether a request which waited at the wake still waits."""
         since = home.awake_since or 0.0
         gated = home.in_flight > 0 and home.oldest_arrival is not None and home.oldest_arrival <= since
         if gated or self._gate[0] != since:
@@ -132,18 +132,18 @@ class Adaptive:
     def _route(self, home: ModelView, waiting: list[tuple[ModelView, float]]) -> tuple[ModelView, float, float]:
         """Return where to go, the seconds of the switches there and back, and how long home would be away.
 
-        ``waiting``: with how long the oldest request of each has waited, the longest first.
+        ``waiting`` has the wait of the oldest request of each, the longest first.
         """
         ways = [(model, age, self._seen.cost(home, model), self._visit(model)) for model, age in waiting]
         tour = sum(cost + visit for _, _, cost, visit in ways)
         best, age, cost, visit = ways[0]
-        least = cost  # that much longer all of them wait, wherever it goes
+        least = cost  # the others all wait that much longer, whichever is next
         span = self._options.tour * (tour + cost) or 1.0
 
         def worth(way: tuple[ModelView, float, float, float]) -> float:
             model, age, cost, visit = way
             urgency: float = ((age + cost) / span) ** STEEP
-            # How long its requests have waited in all; they came one after the other.
+            # The total wait of its requests, which came one after the other.
             waited = model.queued * (age / 2.0 + least)
             return waited * (1.0 + urgency) / (1.0 + cost + visit)
 
@@ -162,13 +162,13 @@ class Adaptive:
         """Return how many must wait elsewhere for home to be left: those shut out, over those kept waiting."""
         rate = self._seen.rate(home, time)
         reluctance = self._options.reluctance * rate * (drain + away)
-        # Without a limit its service time has the queue inside the engine in it; only what was measured counts.
+        # Without a limit its service time includes the queue inside the engine; only measurements count.
         longer = self._seen.longer(home, rate)
         if longer is None:
             load = rate * self._seen.after_drain(home)
             if not drain or not load:
                 return reluctance
-            # By how many seconds arrivals prolong the busy period, once all that runs now has ended.
+            # The seconds by which arrivals prolong the busy period, once everything that runs now has ended.
             capped = min(load, MAX_LOAD)
             longer = (1.0 - math.exp(-capped)) * math.expm1(capped) * load / (capped * rate)
         shut_out = rate * drain * (drain / 2.0 + away)
@@ -176,12 +176,12 @@ class Adaptive:
 
 
 def _engine(model: ModelView) -> EngineView | None:
-    """Return what was measured of its engine; views that were written for an earlier llmux lack it."""
+    """Return the measurements of its engine; None for views that were written for an earlier llmux."""
     return getattr(model, "engine", None)
 
 
 def _home(now: Snapshot) -> ModelView:
-    """Return the model which is likely to leave: of several that are awake, the least busy one."""
+    """Return the model which is likely to leave: of several that are awake, the least busy."""
     return min((now.models[name] for name in now.awake), key=lambda model: model.in_flight + model.queued)
 
 
@@ -190,32 +190,32 @@ def _age(model: ModelView, time: float) -> float:
     return 0.0 if arrival is None else time - arrival
 
 
-# ---- what it has seen for itself
+# ---- its own observations
 
 
 def longest(streams: int) -> float:
-    """Return how long the longest of so many services is, in means (of exponential ones, about)."""
+    """Return the longest of so many service times, in means (for exponential ones, about)."""
     return 0.5 + math.log(1 + streams)
 
 
 class Memory:
-    """What the policy has seen for itself: coarse but true, it bounds averages that are old or of another load.
+    """The policy's own observations: coarse but true, they bound averages that are old or of another load.
 
-    ``watch`` it at every decision, ``left`` and ``learn`` at every switch.
+    Call ``watch`` at every decision, ``left`` and ``learn`` at every switch.
     """
 
     def __init__(self) -> None:
         self.costs: dict[tuple[str, str], float] = {}
-        self._guesses: dict[str, float] = {}  # costs from here that were never measured
+        self._guesses: dict[str, float] = {}  # unmeasured costs from here
         self._drains: dict[str, float] = {}  # seconds, of one stream
         self._left: dict[str, float] = {}  # when
         self._leaving = ("", 0)  # model, streams in flight
         self._work: dict[str, tuple[float, float]] = {}  # stream-seconds, answers
-        self._began = -1.0  # when it was asked first
+        self._began = -1.0  # the time of the first decision
         self._last = (-1.0, 0.0, 0, 0)  # at the last decision: visit, time, admissions, in flight
 
     def watch(self, home: ModelView, time: float) -> None:
-        """Count what the awake model has worked off since the last decision of this visit."""
+        """Count the work that the awake model has done since the last decision of this visit."""
         if self._began < 0.0:
             self._began = time
         visit, then, admissions, streams = self._last
@@ -228,12 +228,12 @@ class Memory:
         self._last = home.awake_since or 0.0, time, home.admissions, home.in_flight
 
     def left(self, home: ModelView, time: float) -> None:
-        """Note that the awake model is about to be left."""
+        """Record that the awake model is about to be left."""
         self._leaving = home.name, home.in_flight
         self._left[home.name] = time
 
     def learn(self, record: SwitchRecord) -> None:
-        """Take in what a direction and its drain took."""
+        """Record the duration of a direction and of its drain."""
         self._guesses.clear()
         if record.cost is None or record.to is None or len(record.from_models) != 1:
             return
@@ -261,15 +261,15 @@ class Memory:
     def after_drain(self, model: ModelView) -> float:
         """Return the mean seconds of an answer while few are served, as after a drain.
 
-        The mean that was measured is that of an engine in which streams slow each other down. Midway between it
-        and one alone: few are not one, and there is little that was served alone.
+        The measured mean is that of an engine in which streams slow each other down. This is midway between it and
+        that of one alone: few are not one, and few answers were served alone.
         """
         seconds, engine = self.service(model), _engine(model)
         under_load = engine.throughput(1) * model.service_time if engine is not None else 0.0
         return seconds / math.sqrt(under_load) if under_load > 1.0 else seconds
 
     def rate(self, home: ModelView, time: float) -> float:
-        """Return arrivals per second; all that came since home was left have been admitted or wait."""
+        """Return arrivals per second; everything that came since home was left has been admitted or waits."""
         count = home.admissions + home.queued
         seconds = max(time - self._left.get(home.name, self._began), 1.0)
         return _near(home.arrival_rate, count / seconds, RATE_OFF) if count >= SAMPLES else home.arrival_rate
@@ -284,10 +284,10 @@ class Memory:
         return measured or max(one * longest(home.in_flight), AGE_LEFT * age)
 
     def longer(self, model: ModelView, rate: float) -> float | None:
-        """Return by how many seconds arrivals put off that it is idle by itself; inf: for ever, None: not known.
+        """Return the seconds by which arrivals delay that it falls idle; inf: for ever, None: unknown.
 
-        A birth-death process over what was measured: from k in flight to k - 1 takes as long as one answer, and
-        all that comes meanwhile.
+        A birth-death process over the measurements: from k in flight to k - 1 takes one answer's time, and that of
+        everything that comes meanwhile.
         """
         engine = _engine(model)
         if model.limit is not None or engine is None or not engine.throughput(1):
@@ -306,10 +306,10 @@ class Memory:
 
 
 def foresee(now: Snapshot, seen: Memory) -> Stay | SwitchTo:
-    """Return the model that is worth waking before it is asked: less waiting on average, whatever comes next.
+    """Return the model that is worth waking before it is requested: less waiting on average, whatever comes next.
 
-    If its request comes after ``delay``, that much of the switch is over; if the awake model is asked again after
-    all, its request waits for the whole switch and the one back.
+    If its request comes after ``delay``, that much of the switch is over; if the next request is for the awake
+    model after all, it waits for the whole switch and the one back.
     """
     awake = [now.models[name] for name in now.awake]
     if len(awake) != 1 or (awake[0].last_served or 0.0) <= (awake[0].awake_since or 0.0):

@@ -1,8 +1,8 @@
 """Amortized switches: a visit lasts at least ``alpha`` times what the next switch costs.
 
-So at most a share 1/(1 + alpha) of the time goes into switching, whatever the traffic. Then the model is left for
-the queue whose waiters lose most by waiting, per second that it takes to reach them. A request which has waited
-for too long ends a visit as in ``exhaustive``, behind the same gate.
+So at most a share 1/(1 + alpha) of the time is spent on switching, whatever the traffic. Then the model is left
+for the queue whose waiters lose most by waiting, per second that it takes to reach them. A request which has
+waited for too long ends a visit as in ``exhaustive``, behind the same gate.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from llmux.core.policy import ModelView, Snapshot, Stay, SwitchTo, WaitUntil
 
-OVERHEAD = 1.0  # seconds: keeps the worth of a free switch finite
+OVERHEAD = 1.0  # seconds: keeps the value of a free switch finite
 
 
 class Amortized:

@@ -1,8 +1,8 @@
 """Auto: one of several policies decides, the one that would have served the last hour best.
 
-This class only hands each question to the policy that is chosen. Which one that is, llmux finds out: it replays
-the traffic of the last hour under each candidate, every few minutes, and has the policy ``adopt`` one that was
-better by more than chance. Until there is an hour's evidence the first candidate decides.
+This class only passes each decision to the chosen policy. llmux chooses it: every few minutes it replays the
+traffic of the last hour under each candidate, and calls ``adopt`` with one that was better by more than chance.
+Until there is an hour's evidence the first candidate decides.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ OBJECTIVE = re.compile(r"mean|p\d{2}(?:\.\d+)?|slo:.+")
 
 
 class Candidate(BaseModel, extra="forbid"):
-    """A policy to choose from: as ``policy.use``, with its options."""
+    """A policy to choose from: like ``policy.use``, with its options."""
 
     use: str = Field(min_length=1)
     options: Mapping[str, Any] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What it is called: its name, with its options where it has any."""
+        """Its name, with its options if it has any."""
         if not self.options:
             return self.use
         return f"{self.use}:{','.join(f'{key}={value}' for key, value in self.options.items())}"
 
 
 def _candidate(value: Any) -> Any:
-    """Take ``NAME`` and ``NAME:key=value,…`` for what they mean."""
+    """Convert ``NAME`` and ``NAME:key=value,…`` to a mapping."""
     if not isinstance(value, str):
         return value
     use, colon, rest = value.rpartition(":")
@@ -69,7 +69,7 @@ Seconds = Annotated[float, BeforeValidator(_duration)]
 
 
 class Auto:
-    """Delegates to the candidate that is chosen."""
+    """Delegates to the chosen candidate."""
 
     class Options(BaseModel):
         """What to choose from, for what, and how often."""
@@ -100,14 +100,14 @@ class Auto:
         self.chosen = options.among[0].name
 
     def compose(self, load: Callable[[str, Mapping[str, Any]], Policy]) -> None:
-        """Make the candidates with ``load(use, options)``. Called once, before anything is asked."""
+        """Create the candidates with ``load(use, options)``. Called once, before any decision."""
         for each in self.options.among:
             self.makers[each.name] = partial(load, each.use, each.options)
         self._policies = {name: make() for name, make in self.makers.items()}
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """What the candidates are made from, as ``policy.use``."""
+        """The ``policy.use`` of each candidate."""
         return tuple(each.use for each in self.options.among)
 
     @property
@@ -116,14 +116,14 @@ class Auto:
         return tuple(self._policies)
 
     def adopt(self, name: str) -> str | None:
-        """Have another candidate decide from now on; return which one did so far, None where nothing changes."""
+        """Let another candidate decide from now on; return the one before, None if nothing changes."""
         if name not in self._policies or name == self.chosen:
             return None
         before, self.chosen = self.chosen, name
         return before
 
     def decide(self, now: Snapshot) -> Decision:
-        """Ask the one that is chosen; the others see what is there, and what it says."""
+        """Return the chosen candidate's decision; the others observe the snapshot and the decision."""
         decision = self._policies[self.chosen].decide(now)
         for name, policy in self._policies.items():
             observe = getattr(policy, "observe", None)
@@ -132,13 +132,13 @@ class Auto:
         return decision
 
     def anticipate(self, now: Snapshot) -> Decision:
-        """Ask it, if it can do that."""
+        """Call ``anticipate`` of the chosen candidate, if it has that."""
         ask = getattr(self._policies[self.chosen], "anticipate", None)
         answer: Decision = Stay("the chosen policy does not anticipate") if ask is None else ask(now)
         return answer
 
     def on_switch_completed(self, record: SwitchRecord) -> None:
-        """Tell all of them: any may be next."""
+        """Pass it to all of them: any may be next."""
         for policy in self._policies.values():
             tell = getattr(policy, "on_switch_completed", None)
             if tell is not None:

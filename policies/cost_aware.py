@@ -1,8 +1,8 @@
 """Switch when the queue is worth it: the cost-aware rule of llmux before 2.0, with its parameters.
 
-A model is awake for at least as long as the next switch costs. Then a queue may call it away once it holds
-``amortization_factor`` requests per second of that cost, or once its oldest request has waited for
-``coalesce_window``, in which more of them may gather. What has waited for ``max_wait`` is served at once.
+A model is awake for at least as long as the next switch costs. Then it is left for a queue that holds
+``amortization_factor`` requests per second of that cost, or whose oldest request has waited for
+``coalesce_window``, in which more may gather. A request that has waited for ``max_wait`` is served at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Exhaustive service with a gate and a staleness bound: stay while there is work, but not for ever.
 
-``idle`` lets a model that never falls idle keep all others out. Here a request which has waited for the bound ends
-the visit, with a drain. The gate is what makes that safe: the requests which waited when the model came are served
-before it may be called away. Without it, once every model has one older than the bound, each visit ends as soon as
-it has begun and the GPU does nothing but switch. ``gate: false`` is there to see that happen, in the simulator.
+With ``idle``, a model that never falls idle keeps all others out. Here a request which has waited for the bound
+ends the visit, with a drain. The gate makes that safe: requests which waited when the model came are served before
+it may be left. Without it, once every model has a request older than the bound, each visit ends as soon as it has
+begun and the GPU does nothing but switch. ``gate: false`` is there to show that, in the simulator.
 
 Exhaustive and gated service are the classic disciplines of polling systems: H. Takagi, Analysis of Polling
 Systems, MIT Press 1986.
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from llmux.core.policy import Snapshot, SwitchTo, WaitUntil
 
-RECHECK = 1.0  # seconds: a gate may open at any event, and at the latest then
+RECHECK = 1.0  # seconds: a gate may open at any event, and is checked at least this often
 
 
 class Exhaustive:

@@ -1,8 +1,8 @@
-"""At most k requests a visit: then the next model's turn, if a request waits for it.
+"""At most k requests per visit: then the next model's turn, if a request waits for it.
 
-The k-limited discipline of polling systems. It bounds how long the others wait without looking at a clock: a round
-takes at most the switches and k requests of each model. What waited when the model came counts like the rest,
-so k must be large enough to clear what gathers in a round, or the backlog grows: about its length times the rate.
+The k-limited discipline of polling systems. It bounds how long the others wait without a clock: a round takes at
+most the switches and k requests of each model. Requests that waited when the model came count like the rest, so k
+must be large enough to clear what gathers in a round, or the backlog grows: about its length times the rate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KLimited:
         self._options = options
 
     def decide(self, now: Snapshot) -> Stay | SwitchTo:
-        """Stay until the visit has had its share."""
+        """Stay until the visit has reached its limit."""
         for model in map(now.models.__getitem__, now.awake):
             if (model.in_flight or model.queued) and model.admissions < self._options.k:
                 return Stay("the visit has not had its share")

@@ -1,8 +1,8 @@
 """Priorities with ageing: important models first, and all others in time.
 
-Each model has a priority (1 unless given). A waiter's grows by 1 for every ``ageing`` seconds of waiting, so the
-least important one comes through in the end. The awake model is left when it is idle, and when a waiter's priority
-exceeds its own after it has been awake for as long as the switch costs.
+Each model has a priority (1 by default). A waiter's priority grows by 1 for every ``ageing`` seconds of waiting,
+so even the least important one is served in the end. The awake model is left when it is idle, and when a waiter's
+priority exceeds its own after it has been awake for as long as the switch costs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Priority:
         ):
             return Stay("the requests that it was woken for come first")
         own = max(self._rank(model) for model in busy)
-        # When its oldest waiter will have overtaken those at home, and the visit has paid for the switch.
+        # The time when its oldest waiter overtakes those at home, and the visit has paid for the switch.
         overtakes = now.time + (own - self._of(best, now.time)) * self._options.ageing
         paid = max(model.awake_since or 0.0 for model in busy) + best.switch_cost
         due = max(overtakes, paid)

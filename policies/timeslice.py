@@ -1,9 +1,9 @@
-"""Drain first, then the longest queue; a staleness bound cuts in. The time-slice rule of llmux before 2.0.
+"""Drain first, then the longest queue, with a staleness bound. The time-slice rule of llmux before 2.0.
 
 The awake model is served until it is idle, at least for ``min_active``; then comes the model with the most
-waiters. A request which has waited for ``max_wait`` is served at once. As in every rule with such a bound, the
-requests which waited when the model came are served first, or under load it would do nothing but switch (see
-``exhaustive``).
+waiters. A request which has waited for ``max_wait`` is served at once. As in every rule with such a bound,
+requests which waited when the model came are served first, as otherwise under load it would do nothing but switch
+(see ``exhaustive``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""llmux's own endpoints: what it serves besides the engines."""
+"""llmux's own endpoints: everything it serves that is not forwarded."""
 
 from llmux.admin.endpoints import Admin
 

@@ -1,4 +1,4 @@
-"""``/v1/models``, ``/health``, ``/ready``, ``/metrics``, ``/llmux/…``; and the page, whose files ask these."""
+"""``/v1/models``, ``/health``, ``/ready``, ``/metrics``, ``/llmux/…``; and the page, which is built on them."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from llmux.accounts.accounting import Accounting
 
 BEAT = 1.0  # seconds
-SHOWN = 200  # requests, unless asked otherwise
-MOST_PAST = 1000  # of the past, in one answer
+SHOWN = 200  # requests, unless specified
+MOST_PAST = 1000  # past requests in one answer
 _Default = TypeVar("_Default", int, None)
-_LARGEST = 64 * 1024  # bytes of an operator's request
+_LARGEST = 64 * 1024  # bytes of an operator's request body
 _LONGEST = 200  # characters of a reason
 _OFTENEST, _SELDOMEST = 0.2, 60.0  # seconds between two statuses of the event stream
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 PAGE_HEADERS = {
-    # Nothing from elsewhere, nothing inline; and no text ever becomes markup.
+    # Nothing from other sites, nothing inline; and no text ever becomes markup.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
     " require-trusted-types-for 'script'; trusted-types 'none'",
@@ -52,7 +52,7 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    hdrs.CACHE_CONTROL: "no-cache",  # asked for anew every time: an update is seen at once
+    hdrs.CACHE_CONTROL: "no-cache",  # revalidated every time: an update is seen at once
 }
 
 
@@ -74,12 +74,12 @@ def _files() -> dict[str, _File]:
 
 
 def wants_page(request: web.BaseRequest) -> bool:
-    """Whether this comes from a browser that was given llmux's address."""
+    """Return whether a browser requests llmux's address, and not an API client."""
     return "text/html" in request.headers.get(hdrs.ACCEPT, "")
 
 
 def page_file(request: web.Request, name: str) -> web.Response:
-    """Return one file of the page, or 304 when the browser has it. Raises HTTPNotFound."""
+    """Return one file of the page, or 304 if the browser has it. Raises HTTPNotFound."""
     file = _files().get(name)
     if file is None:
         raise web.HTTPNotFound
@@ -101,7 +101,7 @@ def page_routes(index: str) -> list[web.RouteDef]:
         return page_file(request, index)
 
     async def below(_request: web.Request) -> web.Response:
-        raise web.HTTPPermanentRedirect("../ui")  # what it is made of is addressed from there
+        raise web.HTTPPermanentRedirect("../ui")  # the page's files are relative to it
 
     async def part(request: web.Request) -> web.Response:
         return page_file(request, request.match_info["file"])
@@ -110,7 +110,7 @@ def page_routes(index: str) -> list[web.RouteDef]:
 
 
 class Admin:
-    """llmux's own endpoints. ``beat`` is called every ``BEAT`` seconds: when it was not, the loop stood still."""
+    """llmux's own endpoints. ``beat`` is called every ``BEAT`` seconds: a late call means that it stalled."""
 
     def __init__(self, switcher: Switcher, accounting: Accounting | None = None) -> None:
         self._switcher = switcher
@@ -152,17 +152,17 @@ class Admin:
         ]
 
     def beat(self) -> None:
-        """Note that the event loop runs, and whether it had stood still."""
+        """Record that the event loop runs, and whether it had stalled."""
         now = time.monotonic()
         self._stalled = max(0.0, now - self._beaten - BEAT)
         self._beaten = now
         if self._stalled > BEAT:
             self._switcher.log.emit("loop_stalled", secs=round(self._stalled, 1))
 
-    # ---- looking
+    # ---- queries
 
     async def index(self, request: web.Request) -> web.Response:
-        """Say what this is; send a browser to the page."""
+        """Describe llmux; send a browser to the page."""
         if wants_page(request):
             raise web.HTTPFound("llmux/ui")
         return web.json_response(
@@ -170,7 +170,7 @@ class Admin:
         )
 
     async def models(self, request: web.Request) -> web.Response:
-        """List the models, to a key those that it may use."""
+        """List the models; for a key, those that it may use."""
         grant = request.get(GRANT)
         data = [entry for entry in model_list(self._switcher) if grant is None or grant.allows(entry["id"])]
         return web.json_response({"object": "list", "data": data})
@@ -187,7 +187,7 @@ class Admin:
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say whether everything that is due is done: 200 or 503."""
-        # A request that came while the loop stood still is answered after the beat that noticed it.
+        # A request that came during a stall is answered after the beat that noticed it.
         stalled = max(self._stalled, time.monotonic() - self._beaten - BEAT)
         ok, body = health(self._switcher, stalled)
         return web.json_response(body, status=200 if ok else 503)
@@ -204,11 +204,11 @@ class Admin:
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def status(self, _request: web.Request) -> web.Response:
-        """Return everything that an operator wants to know, and a gateway."""
+        """Return the whole status, for operators and gateways."""
         return web.json_response(status(self._switcher) | {"fleet": host_report(self._switcher)})
 
     async def decisions(self, request: web.Request) -> web.Response:
-        """Return the last decisions, oldest first; with virtual models also which targets were chosen."""
+        """Return the last decisions, oldest first; with virtual models also the targets that were chosen."""
         switcher, limit = self._switcher, _whole(request, "limit", KEPT)
         document: dict[str, Any] = {"decisions": decisions(switcher, limit)}
         if riding := switcher.riders.document():
@@ -219,7 +219,7 @@ class Admin:
         return web.json_response(document)
 
     async def activity(self, request: web.Request) -> web.Response:
-        """Return the last requests that have ended, newest first; or those of the past, out of the ledger."""
+        """Return the last requests that have ended, newest first; or past ones from the ledger."""
         name = request.query.get("model")
         remote = name in self._switcher.config.remote_models
         model = name if name is None or remote else self._known(name)
@@ -250,7 +250,7 @@ class Admin:
         return web.json_response({"requests": rows, "next": more, **self._unknown_key(key, rows or more)})
 
     def _unknown_key(self, name: str | None, found: object) -> dict[str, Any]:
-        """Return what is said of a key of which there is nothing, and that is not configured."""
+        """Return the hint for a key without any data that is not configured."""
         known = [entry.name for entry in self._switcher.config.api_keys if entry.name is not None]
         if found or name is None or name in (*known, "", HOUSE):
             return {}
@@ -264,7 +264,7 @@ class Admin:
         return self._accounting
 
     async def usage(self, request: web.Request) -> web.Response:
-        """Return what the ledger says of what each key used: JSON, or CSV to a client that accepts that."""
+        """Return each key's usage from the ledger: JSON, or CSV for a client that accepts that."""
         accounting = self._with_ledger()
         query = dict(request.query)
         if "model" in query:
@@ -280,9 +280,9 @@ class Admin:
             raise BadRequestError(f'"{param}": {why}', param=param) from None
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Stream what happens; with ``?every=1s`` the status and the GPUs again and again, too.
+        """Stream events; with ``?every=1s`` also the status and the GPUs, periodically.
 
-        With ``?report=1s``, for gateways: reports alone, so often and whenever a model changes its phase.
+        With ``?report=1s``, for gateways: only reports, at that interval and whenever a model changes its phase.
         """
         every, report = _every(request, "every"), _every(request, "report")
         if every is not None and report is not None:
@@ -303,15 +303,15 @@ class Admin:
         return response
 
     async def history(self, request: web.Request) -> web.Response:
-        """Return the last hour; to operators, with what hooks printed last."""
+        """Return the last hour; for operators, with the last output of hooks."""
         switcher, output = self._switcher, request.get(OPERATOR, False)
         return web.json_response(switcher.history.document(output=output, base_url=switcher.log.base_url))
 
     async def gpus(self, _request: web.Request) -> web.Response:
-        """Return the GPUs' memory and load, or why they are not known."""
+        """Return the GPUs' memory and load, or why they are unknown."""
         return web.json_response(await self._gpus.read())
 
-    # ---- operating
+    # ---- commands
 
     def _on_model(
         self, act: Callable[[str, dict[str, Any]], Awaitable[int | None]]
@@ -353,7 +353,7 @@ class Admin:
         return answer.switch
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """End a request, waiting or in flight, by the id that its client has for it."""
+        """End a request, queued or in flight, by its client's id for it."""
         refuse_unknown(await self._options(request), set())
         given = request.match_info["request"]
         models = self._switcher.cancel(given)
@@ -362,14 +362,14 @@ class Admin:
         return web.json_response({"request_id": given, "models": list(models)}, status=202)
 
     async def withdraw(self, request: web.Request) -> web.Response:
-        """Give a request that still waits back to its gateway, by its id; see ``llmux.gateway``."""
+        """Return a request that is still queued to its gateway, by its id; see ``llmux.gateway``."""
         refuse_unknown(await self._options(request), set())
         given = request.match_info["request"]
         models = self._switcher.withdraw(given)
         return web.json_response({"request_id": given, "withdrawn": list(models)}, status=202)
 
     async def lease(self, request: web.Request) -> web.Response:
-        """Lend the GPU to a foreign job: everything sleeps until it ends. With an ``id``: renew that lease."""
+        """Lease the GPU to another job: all models sleep until it ends. With ``id``: renew that lease."""
         options = await self._options(request)
         refuse_unknown(options, {"for", "reason", "requests", "id"})
         until, reason, waits = self._until(options), _reason(options), _waits(options)
@@ -385,7 +385,7 @@ class Admin:
         return web.json_response({"leased": True, "switch": answer.switch, "id": name, **lease}, status=202)
 
     async def end_lease(self, request: web.Request) -> web.Response:
-        """Take the GPU back; with ``?id=`` only from that lease."""
+        """End the lease; with ``?id=`` only that one."""
         name = _id(request.query)
         answer = await self._switcher.command(lambda ticket: ev.LeaseChanged(ticket, leased=False, id=name))
         return web.json_response({"leased": False, "switch": answer.switch}, status=202)
@@ -396,7 +396,7 @@ class Admin:
         return await self._set_manual(manual=True)
 
     async def end_manual(self, _request: web.Request) -> web.Response:
-        """Have the policy switch again."""
+        """Let the policy switch again."""
         return await self._set_manual(manual=False)
 
     async def _set_manual(self, *, manual: bool) -> web.Response:
@@ -444,7 +444,7 @@ def _whole(request: web.Request, name: str, default: _Default) -> int | _Default
     text = request.query.get(name)
     if text is None:
         return default
-    # A number of a thousand digits is one that is never meant.
+    # A number of a thousand digits is never intended.
     if not (text.isascii() and text.isdigit() and len(text) <= 15):  # noqa: PLR2004
         raise BadRequestError(f'"{name}" must be a whole number, as ?{name}=20', param=name)
     return int(text)
@@ -462,7 +462,7 @@ def _text(options: Mapping[str, Any], name: str) -> str:
 
 
 def _id(options: Mapping[str, Any]) -> str:
-    if options.get("id") == "":  # a script's variable that is not set must not mean the lease of another
+    if options.get("id") == "":  # an unset variable of a script must not mean another lease
         raise BadRequestError('"id" is empty: leave it out, or say which lease', param="id")
     return _text(options, "id")
 
@@ -492,7 +492,7 @@ def _every(request: web.Request, name: str) -> float | None:
 
 
 def refuse_unknown(options: Mapping[str, Any], known: set[str]) -> None:
-    """Raise BadRequestError for an option that is none of these."""
+    """Raise BadRequestError for an option that is not in ``known``."""
     for name in options:
         if name not in known:
             takes = ", ".join(sorted(known)) or "no options"

@@ -1,6 +1,6 @@
-"""The live event stream: what the core and the hooks tell, as server-sent events.
+"""The live event stream: events of the core and the hooks, as server-sent events.
 
-A slow reader loses events, and is told so; it never slows serving.
+A slow reader loses events, and is told how many; it never slows serving.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from llmux.runtime.status_document import host_report, status
 
 BACKLOG = 1000  # events kept for a slow reader
 HEARTBEAT = 15.0  # seconds
-REPORT_PAUSE = 0.1  # seconds between two reports, at least
-REPORT_LOOK = 0.5  # seconds between two looks for what has changed, at most
-SOON = 0.05  # seconds after a model has changed its phase until clients that want the status often are sent it
-# Told by the status, too many to be told one by one; decisions are told whole.
+REPORT_PAUSE = 0.1  # minimum seconds between two reports
+REPORT_LOOK = 0.5  # maximum seconds between two checks for changes
+SOON = 0.05  # seconds from a phase change to the status for clients with a short interval
+# In the status, and too many to send one by one; decisions are sent whole.
 QUIET = frozenset({"request_queued", "policy_decided"})
 _PROBES = frozenset({HookKind.ALIVE, HookKind.VERIFY})
 
@@ -36,8 +36,8 @@ _PROBES = frozenset({HookKind.ALIVE, HookKind.VERIFY})
 class EventStream:
     """One subscriber.
 
-    ``every`` (seconds) has the status told again and again, and counts streamed events meanwhile; with ``gpus``
-    what they do is told beside it. ``output`` is for operators: what hooks print.
+    ``every`` (seconds) sends the status periodically, and counts streamed events meanwhile; with ``gpus`` their
+    load is sent too. ``output`` is for operators: the output of hooks.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class EventStream:
         self._lost = 0
         self._decision = switcher.decisions.last_id
         self._move = switcher.timeline.last_move
-        self._due = 0.0  # when the status, or a heartbeat, is told next
+        self._due = 0.0  # when the status, or a heartbeat, is sent next
         self._gpus_told: Mapping[str, Any] | None = None
         self._news = asyncio.Event()
 
@@ -69,7 +69,7 @@ class EventStream:
             self._put(event.name, event.fields)
 
     def take_hook(self, name: str, fields: Mapping[str, object]) -> None:
-        """Queue what a hook printed, or how it ended; never waits."""
+        """Queue a hook's output, or how it ended; never waits."""
         if self._output or name != "hook_output":
             self._put(name, fields)
 
@@ -141,9 +141,9 @@ class EventStream:
 
 
 class ReportStream:
-    """One gateway, which is sent a report every ``every`` seconds, and soon after more than a queue has changed.
+    """A gateway that is sent a report every ``every`` seconds, and soon after any change other than of a queue.
 
-    There is no backlog: a gateway that does not read finds the newest report when it reads again.
+    There is no backlog: a gateway that reads slowly gets the newest report when it reads again.
     """
 
     def __init__(self, switcher: Switcher, *, every: float) -> None:
@@ -166,7 +166,7 @@ class ReportStream:
                 while now() < due and self._state() == self._told:
                     self._news.clear()
                     with contextlib.suppress(TimeoutError):
-                        # Not all that changes has an effect.
+                        # Some changes have no effect event.
                         async with asyncio.timeout(min(REPORT_LOOK, due - now())):
                             await self._news.wait()
         finally:
@@ -177,7 +177,7 @@ class ReportStream:
             self._news.set()
 
     def _state(self) -> tuple[object, ...]:
-        """Return what a gateway should know of at once."""
+        """Return what a gateway must be told at once when it changes."""
         switcher, s = self._switcher, self._switcher.core.state
         return switcher.timeline.last_move, s.stopping, s.lease, s.ready, switcher.stopped.is_set()
 

@@ -1,4 +1,4 @@
-"""Which model a request names, and its body: read once, kept, sent as often as needed."""
+"""The model that a request names, and the request's body: read once, kept, sent as often as needed."""
 
 from llmux.extract.body import Body, BodyBudget, BodyLimits, Splice, model_of, read_body, refuse_announced
 from llmux.extract.json_scan import ModelScanner

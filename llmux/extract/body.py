@@ -1,11 +1,11 @@
-"""A request's body: read once from the client, looked at for its model, sent as often as needed.
+"""A request's body: read once from the client, scanned for its model, sent as often as needed.
 
-What the engine gets is what the client sent. That includes a compressed body, which the server must not
-unpack: it has to be made with ``auto_decompress=False``, as ``AppRunner(app, auto_decompress=False)``. Nothing
-looks into a compressed body; such a request names its model in the query.
+The engine gets exactly what the client sent, including a compressed body, which the server must not decompress:
+it must be created with ``auto_decompress=False``, as ``AppRunner(app, auto_decompress=False)``. Compressed bodies
+are not scanned; such a request names its model in the query.
 
-``Store`` holds it: in memory, or beyond 1 MiB in an unlinked temporary file. ``BodyBudget`` counts how much is
-held in all.
+``Store`` holds the bytes: in memory, or beyond 1 MiB in an unlinked temporary file. ``BodyBudget`` counts how much
+all bodies hold.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RETRY_AFTER = 5.0
 class BodyLimits:
     """Limits of bodies: ``max_body`` bytes each and ``max_buffered`` bytes for all together.
 
-    ``idle_timeout`` is in seconds: how long a client may send nothing while its body is not complete.
+    ``idle_timeout`` is in seconds: how long an unfinished body may pause.
     """
 
     max_body: int = 256 * _MIB
@@ -54,8 +54,8 @@ class BodyLimits:
 class BodyBudget:
     """The bytes that all bodies hold together, in memory or in files. One for all requests.
 
-    Bytes count as they arrive, not as announced: a client that announces much and sends nothing takes
-    nothing from the others.
+    Bytes count as they arrive, not as announced: a client that announces many and sends none uses nothing of the
+    budget.
     """
 
     def __init__(self, max_buffered: int) -> None:
@@ -63,7 +63,7 @@ class BodyBudget:
         self.held = 0
 
     def take(self, size: int) -> None:
-        """Count ``size`` bytes more; when they are too many, UnavailableError ``bodies_full``."""
+        """Count ``size`` bytes more; UnavailableError ``bodies_full`` if they are too many."""
         if self.held + size > self.max_buffered:
             raise UnavailableError(
                 f"the bodies of waiting requests already take {self.held} bytes of {self.max_buffered}",
@@ -82,11 +82,11 @@ MEMORY = 1024 * 1024
 
 
 class Store:
-    """Takes a body's bytes in order and gives them back by position.
+    """Takes a body's bytes in order and returns them by position.
 
     The file is written and read directly in the event loop, a slice at a time: through the page cache 64 KiB
-    take 5 us (at most 0.5 ms in 256 MiB of them), less than a thread's hand-over. It has no name, so that it
-    goes with the process, whatever ends that.
+    take 5 us (at most 0.5 ms in 256 MiB of them), less than passing them to a thread. It has no name, so it
+    disappears with the process, however that ends.
     """
 
     def __init__(self, budget: BodyBudget) -> None:
@@ -102,7 +102,7 @@ class Store:
         return self._file is not None
 
     def add(self, data: bytes) -> None:
-        """Append ``data``, at most ``SLICE`` bytes. UnavailableError when the budget or the disk is full."""
+        """Append ``data``, at most ``SLICE`` bytes. UnavailableError if the budget or the disk is full."""
         self._budget.take(len(data))
         self.size += len(data)
         if self._file is not None:
@@ -128,7 +128,7 @@ class Store:
         return data
 
     def close(self) -> None:
-        """Drop the bytes and give their share of the budget back. May be called again."""
+        """Drop the bytes and return their share of the budget. May be called again."""
         if self.closed:
             return
         self.closed = True
@@ -167,13 +167,13 @@ def _disk_full(error: OSError) -> UnavailableError:
 SINGLE = SLICE
 """Bytes: a body up to that size is sent in one piece."""
 
-_STEP = 16 * 1024  # bytes looked at before the clock is: bounds a stall by the worst that is sent
+_STEP = 16 * 1024  # bytes scanned between two looks at the clock: bounds a stall by the worst input
 _WORK = 0.0005  # seconds of work between two turns of the event loop
 _BROKEN = (OSError, RuntimeError, HttpProcessingError, web.RequestPayloadError)
 
 
 class Splice(NamedTuple):
-    """What is sent in place of the bytes from ``start`` up to ``end``, which count from the start of the store."""
+    """A replacement for the bytes from ``start`` up to ``end``, which are positions in the store."""
 
     start: int
     end: int
@@ -186,11 +186,11 @@ class Splice(NamedTuple):
 
 
 class Body:
-    """A complete body. ``close`` it, or leave its ``with`` block, to give its share of the budget back.
+    """A complete body. ``close`` it, or leave its ``with`` block, to return its share of the budget.
 
-    ``size`` is in bytes. ``field`` is None where the body names no model. ``compressed`` bodies were not
-    looked at. Iterating, plainly or with ``async for``, gives slices of at most ``SLICE`` bytes, each time
-    from the start.
+    ``size`` is in bytes. ``field`` is None if the body names no model. ``compressed`` bodies were not scanned.
+    Iterating, plainly or with ``async for``, gives slices of at most ``SLICE`` bytes, each time from the
+    start.
     """
 
     def __init__(
@@ -208,8 +208,8 @@ class Body:
         self.size = store.size
         self._store = store
         self.form = form
-        self._received = field  # where it stands in the store
-        self._splices: tuple[Splice, ...] = ()  # in order, none over another
+        self._received = field  # its place in the store
+        self._splices: tuple[Splice, ...] = ()  # in order, without overlaps
 
     @property
     def spooled(self) -> bool:
@@ -218,14 +218,14 @@ class Body:
 
     @property
     def single(self) -> bytes | None:
-        """The whole body in one piece, or None when it is larger than ``SINGLE``."""
+        """The whole body in one piece, or None if it is larger than ``SINGLE``."""
         return b"".join(self) if self.size <= SINGLE else None
 
     def replace_model(self, name: str) -> Body:
-        """Return the body with ``name`` in the model's place, every other byte as it was.
+        """Return the body with ``name`` as its model, every other byte unchanged.
 
         It shares the bytes with this one: closing either closes both. A body without a field is returned
-        as it is.
+        unchanged.
         """
         field = self._received
         if field is None:
@@ -235,9 +235,9 @@ class Body:
         return self._with([*others, Splice(field.start, field.end, text)], name)
 
     def edit(self, splices: Iterable[Splice]) -> Body:
-        """Return the body with these changes beside those already made, every other byte as it was.
+        """Return the body with these changes in addition to earlier ones, every other byte unchanged.
 
-        They must not overlap, nor touch the model's place. It shares the bytes with this one, as in
+        They must not overlap, nor touch the model's name. It shares the bytes with this one, as in
         ``replace_model``.
         """
         return self._with([*self._splices, *splices], "" if self.field is None else self.field.name)
@@ -262,11 +262,11 @@ class Body:
         return any(field is None or splice.start != field.start for splice in self._splices)
 
     def shares(self, other: Body) -> bool:
-        """Whether both have the same bytes: closing either closes both."""
+        """Return whether both have the same bytes: closing either closes both."""
         return self._store is other._store
 
     def part(self, start: int, end: int) -> Iterator[bytes]:
-        """Iterate over received bytes by their position, in slices, whatever was changed."""
+        """Iterate over received bytes by their position, in slices, ignoring changes."""
         return self._range(start, end)
 
     @property
@@ -288,7 +288,7 @@ class Body:
         yield from self._range(pos, self._store.size)
 
     def slices(self) -> Iterator[bytes]:
-        """Iterate over it from the start; a request that is sent again does so a second time."""
+        """Iterate over it from the start; a request that is sent again is iterated a second time."""
         return iter(self)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -309,7 +309,7 @@ class Body:
 
 
 def refuse_announced(request: web.Request, limits: BodyLimits) -> None:
-    """Raise BodyTooLargeError when the client announces more than may be, before any of it has come."""
+    """Raise BodyTooLargeError if the client announces more than is allowed, before any of it has come."""
     length = request.content_length
     if length is not None and length > limits.max_body:
         raise _too_large(limits)
@@ -318,9 +318,9 @@ def refuse_announced(request: web.Request, limits: BodyLimits) -> None:
 async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget) -> Body:
     """Read the body of ``request`` to its end.
 
-    Raises BodyTooLargeError, at once when the client announces the size; SlowClientError; UnavailableError
-    when the budget or the disk is full; BadRequestError for a body that breaks off or that is malformed where
-    it names its model. Nothing is held after an error. The event loop gets its turn every half a millisecond.
+    Raises BodyTooLargeError, at once if the client announces the size; SlowClientError; UnavailableError if the
+    budget or the disk is full; BadRequestError for a body that breaks off or is malformed where it names its
+    model. Nothing is held after an error. The event loop gets its turn every half a millisecond.
     """
     refuse_announced(request, limits)
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
@@ -342,7 +342,7 @@ async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget
 def model_of(body: Body | None, query: str) -> str:
     """Return the model that a request names: in its body, else in its raw query string.
 
-    BadRequestError when it names none.
+    BadRequestError if it names none.
     """
     if body is not None and body.field is not None:
         return body.field.name
@@ -368,7 +368,7 @@ def model_of(body: Body | None, query: str) -> str:
 def _scanner_for(content_type: str) -> ModelScanner | MultipartScanner:
     if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
         return MultipartScanner(boundary_of(content_type))
-    return ModelScanner()  # which leaves alone what does not start like an object, whatever the header says
+    return ModelScanner()  # it skips what does not start like an object, whatever the header says
 
 
 async def _receive(
@@ -394,13 +394,13 @@ async def _receive(
 
 
 async def _next(content: StreamReader, idle: float) -> tuple[bytes, bool]:
-    """Return what has arrived, b"" at the end, and whether it was waited for."""
+    """Return what has arrived, b"" at the end, and whether that took waiting."""
     timer = asyncio.timeout(idle)
     try:
         data = content.read_nowait()
         if data or content.at_eof():
             return data, False
-        async with timer:  # only a wait pays for a timer
+        async with timer:  # only waiting requires a timer
             return await content.readany(), True
     except _BROKEN as error:
         if timer.expired():
@@ -413,7 +413,7 @@ def _too_large(limits: BodyLimits) -> BodyTooLargeError:
 
 
 class StreamScanner(ModelScanner):
-    """Finds out whether ``"stream"`` is ``true``. As with the model, the last duplicate counts."""
+    """Determines whether ``"stream"`` is ``true``. As with the model, the last duplicate counts."""
 
     _wanted = b"stream"
     _members = members_but(_wanted)
@@ -437,7 +437,7 @@ class StreamScanner(ModelScanner):
 
 
 async def streams(body: Body) -> bool | None:
-    """Whether a body asks for a stream; None when it is no JSON object. Other tasks get their turns."""
+    """Return whether a body requests a stream; None if it is not a JSON object. Other tasks get their turns."""
     if body.compressed:
         return None
     scanner = StreamScanner()
@@ -446,6 +446,6 @@ async def streams(body: Body) -> bool | None:
             scanner.feed(data)
             if len(data) < body.size:
                 await asyncio.sleep(0)
-    except BadRequestError:  # the engine's to judge
+    except BadRequestError:  # the engine reports it
         return None
     return scanner.on if scanner.is_object else None

@@ -4,13 +4,13 @@ Theory of operation. The scanner sees each slice once and keeps no more of it th
 model's literal. At the top level it is a state machine: a state is a method that takes a position in the
 slice and returns the next one. Everything below is skipped at the speed of ``bytes`` methods and patterns:
 
-1. ``\\`` and ``\"`` are overwritten, in a copy of the slice, so that every quote left is a delimiter and
+1. ``\\`` and ``\"`` are overwritten, in a copy of the slice, so that every remaining quote is a delimiter and
    positions stay. Other escapes do not matter for finding the end of a string.
 2. A string is skipped with one ``find``; runs of short members with one pattern.
-3. Of a nested value only the brackets are looked at (``Brackets``), once a slice, without a Python loop over its
+3. In a nested value only the brackets are examined (``Brackets``), once a slice, without a Python loop over its
    bytes.
 
-Nested values are not validated: the engine does that. What decides over the model's name is.
+Nested values are not validated: the engine does that. Whatever determines the model's name is.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _AS_STEPS = bytes.maketrans(b"{}", b"\x01\xff")  # +1 and -1 as signed bytes
 _ARE_BRACKETS = bytes(byte in _BRACKETS for byte in range(256))
 _BRACKET = re.compile(rb"[\[\]{}]")
 
-_CANCEL_ROUNDS = 4  # deeper nesting than that inside a slice is looked at exactly
-_DENSE = 6  # bytes per bracket: below, looking at every byte is cheaper than a search per bracket
+_CANCEL_ROUNDS = 4  # deeper nesting inside a slice is examined exactly
+_DENSE = 6  # bytes per bracket: below, examining every byte is cheaper than a search per bracket
 
 
 class Brackets:
-    """The brackets of ``text`` from ``pos`` on. Square and curly ones count alike."""
+    """The brackets of ``text`` from ``pos`` on. Square and curly brackets count the same."""
 
     def __init__(self, text: bytes, pos: int) -> None:
         self._pos = pos
@@ -53,9 +53,9 @@ class Brackets:
         """Opening less closing brackets."""
 
     def may_close(self, depth: int) -> bool:
-        """Whether ``depth`` brackets that were open before the text may be closed in it.
+        """Return whether ``depth`` brackets that were open before the text may be closed in it.
 
-        Cheap; the answer may be wrongly yes, never wrongly no.
+        Cheap; may wrongly return True, never wrongly False.
         """
         rest = self._braces
         for _ in range(_CANCEL_ROUNDS):
@@ -67,7 +67,7 @@ class Brackets:
     def close(self, pos: int, depth: int) -> tuple[int, int]:
         """Follow the brackets from ``pos``, where ``depth`` of them are open, until all of these are closed.
 
-        Returns the position after the last of them and 0, or -1 and how many are open at the text's end.
+        Returns the position after the last of them and 0, or -1 and the number still open at the text's end.
         """
         if self._positions is None:
             self._positions = self._find()
@@ -96,7 +96,7 @@ _BLANKS = re.compile(rb"[ \t\r\n]*")
 _SCALAR_BYTES = re.compile(rb"[-+.0-9A-Za-z]*")
 _NUMBER = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _SCALAR = re.compile(rb"true|false|null|NaN|-?Infinity|" + _NUMBER)
-# A small array or object that holds no other; it is bounded for the same reason as the members.
+# A small array or object without a nested one; bounded for the same reason as the members.
 _FLAT = rb'[\[{][^\[\]{}"]*(?:"[^"]*"[^\[\]{}"]*){0,20}[\]}]'
 _ESCAPE = len(r"\u0000")  # no character of a key takes more
 _LONGEST_LITERAL = MAX_NAME * len(r"\u0000")
@@ -106,7 +106,7 @@ _QUOTE, _COLON, _COMMA, _OPEN, _CLOSE, _LIST = b'":,{}['
 
 
 def members_but(key: bytes) -> re.Pattern[bytes]:
-    """Match many whole members at once, none of which has this key in any case. Bounded, for the stack."""
+    """Return a pattern for many whole members, none of which has this key in any case. Bounded, for the stack."""
     return re.compile(
         rb'(?:[ \t\r\n]*"(?!(?i:' + key + rb')")[^"\\]*"[ \t\r\n]*:[ \t\r\n]*'
         rb'(?:"[^"]*"|true|false|null|' + _NUMBER + rb"|" + _FLAT + rb")[ \t\r\n]*,){1,200}"
@@ -117,9 +117,9 @@ class ModelScanner:
     """Finds the value of the top-level ``"model"`` of one JSON object.
 
     The last duplicate counts, and keys compare after unescaping. ``feed`` and ``finish`` raise
-    BadRequestError; after that the scanner is of no use. To engines that are written in Go, ``"Model"`` is the
-    same key: beside ``"model"`` it is an error. A body that is blank or whose first byte that is not blank is
-    other than ``{`` is no object: it is not looked at, and names no model.
+    BadRequestError; after that the scanner cannot be used. To engines written in Go, ``"Model"`` is the same key:
+    beside ``"model"`` it is an error. A body that is blank or whose first non-blank byte is not ``{`` is no
+    object: it is not scanned, and names no model.
     """
 
     _wanted = b"model"
@@ -128,16 +128,16 @@ class ModelScanner:
     def __init__(self) -> None:
         self.is_object: bool | None = None
         """Whether the body is an object; None while it was blank so far."""
-        self._offset = 0  # of the slice, in the body
-        self._bom = 0  # bytes of a byte order mark that the body began with
+        self._offset = 0  # of the slice within the body
+        self._bom = 0  # bytes of a byte order mark at the body's start
         self._slice = b""
         self._text = b""  # the slice with its escapes blanked
         self._brackets: Brackets | None = None  # of the slice, made when needed
         self._escaped = False  # the last slice ended after a backslash
         self._state: Callable[[int], int] = self._start
         self._first = True  # no member yet: the object may still be empty
-        self._token = bytearray()  # a key, the model's literal or a scalar, as far as it was seen
-        self._is_wanted = False  # the member under way is the wanted one
+        self._token = bytearray()  # a key, the model's literal or a scalar, as far as it has been read
+        self._is_wanted = False  # the current member is the wanted one
         self._depth = 0  # open brackets below the top level
         self._quoted = False  # in a string below the top level
         self._model: bytes | None = None  # between its quotes; None: absent or no string
@@ -147,7 +147,7 @@ class ModelScanner:
         self._at = (0, 0)
 
     def feed(self, data: bytes) -> None:
-        """Take the next slice of the body, at most ``SLICE`` bytes for a bounded time."""
+        """Read the next slice of the body, at most ``SLICE`` bytes for a bounded time."""
         self._slice = data
         self._text = self._blank_escapes(data)
         self._brackets = None
@@ -158,7 +158,7 @@ class ModelScanner:
         self._slice = self._text = b""
 
     def finish(self) -> ModelField | None:
-        """Say what was found, after the last slice: None when the object has no ``"model"``."""
+        """Return the result, after the last slice: None if the object has no ``"model"``."""
         if not self.is_object:
             return None
         if self._state != self._finished:
@@ -183,7 +183,7 @@ class ModelScanner:
             self._escaped = False
         if b"\\" not in data:
             return data
-        # Backslashes pair up from the left of each run of them, as replace() takes them.
+        # Backslashes pair up from the left of each run of them, as in replace().
         data = data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
         self._escaped = data.endswith(b"\\")
         return data
@@ -290,7 +290,7 @@ class ModelScanner:
     def _scalar(self, pos: int) -> int:
         found = _SCALAR_BYTES.match(self._text, pos)
         end = found.end() if found else pos
-        if len(self._token) <= _LONGEST_SCALAR:  # what is longer is a number, and the engine's to judge
+        if len(self._token) <= _LONGEST_SCALAR:  # a longer one is a number, and the engine's to check
             self._token += self._text[pos:end]
         if end == len(self._text):
             return end
@@ -340,7 +340,7 @@ class ModelScanner:
         return pos
 
     def _take_string(self, pos: int, most: int) -> int:
-        """Add to the token, up to one byte more than ``most``; the position after the closing quote or -1."""
+        """Add to the token, up to one byte more than ``most``; return the position after the end quote, or -1."""
         end = self._text.find(b'"', pos)
         stop = len(self._text) if end < 0 else end
         room = most + 1 - len(self._token)
@@ -353,5 +353,5 @@ def _unescaped(key: bytes | bytearray) -> bytes:
         return bytes(key)
     try:
         return str(json.loads(b'"%b"' % bytes(key))).encode("utf-8", "surrogatepass")
-    except ValueError:  # the engine's to refuse
+    except ValueError:  # the engine rejects it
         return b""

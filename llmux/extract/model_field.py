@@ -1,7 +1,7 @@
-"""Where a request names its model, and what a name may be: in its query, in a form; ``json_scan`` looks into JSON.
+"""The name of a request's model: in its query or a form, and which names are valid; for JSON see ``json_scan``.
 
-A form is a multipart/form-data body (audio) that arrives in slices. Its scanner keeps what it has not understood
-yet: at most a part's headers or the model's value; of any other content only as many bytes as may begin the next
+A form is a multipart/form-data body (audio) that arrives in slices. Its scanner keeps what it has not processed
+yet: at most a part's headers or the model's value; of other content only bytes that may begin the next
 boundary.
 """
 
@@ -27,7 +27,7 @@ class ModelField:
     """The model that a body names, and where.
 
     ``start`` and ``end`` are byte offsets in the body: of the JSON literal with its quotes, or of the
-    content of the form field. What lies between them can be replaced; every other byte stays.
+    content of the form field. The bytes between them can be replaced; every other byte stays.
     """
 
     name: str
@@ -36,15 +36,15 @@ class ModelField:
 
 
 def json_literal(name: str) -> bytes:
-    """``name`` as a JSON string, in UTF-8."""
+    """Return ``name`` as a JSON string, in UTF-8."""
     return json.dumps(name, ensure_ascii=False).encode()
 
 
 def checked_name(name: str) -> str:
-    """``name`` itself, or BadRequestError when it is empty, too long, or no Unicode text."""
+    """Return ``name``, or raise BadRequestError if it is empty, too long, or not valid Unicode."""
     try:
         size = len(name.encode())
-    except UnicodeEncodeError:  # a surrogate without its other half, written as an escape
+    except UnicodeEncodeError:  # half of a surrogate pair, written as an escape
         raise BadRequestError("model is not valid Unicode", param="model") from None
     if not size:
         raise BadRequestError("model is empty", param="model")
@@ -54,7 +54,7 @@ def checked_name(name: str) -> str:
 
 
 def ambiguous(where: str) -> BadRequestError:
-    """Return the error for a request that names its model twice, under keys that differ in case only."""
+    """Return the error for a request that names its model twice, with keys that differ only in case."""
     return BadRequestError(
         f"{where} names the model twice, under keys that differ in case only, as model and Model; engines that"
         " do not tell them apart would serve another model than the one that was asked for: send one",
@@ -69,10 +69,10 @@ def name_too_long() -> BadRequestError:
 
 
 def model_in_query(query: str) -> str | None:
-    """Return the last value of ``model`` in a raw query string; None when it is absent or blank.
+    """Return the last value of ``model`` in a raw query string; None if it is absent or blank.
 
     ``query`` is what follows the ``?`` on the wire, still percent-encoded. Raises BadRequestError for a name
-    that is not UTF-8 or too long, and for keys that differ in case only.
+    that is not UTF-8 or too long, and for keys that differ only in case.
     """
     value = ""
     seen = alike = False
@@ -112,12 +112,12 @@ _QUOTED_PAIR = re.compile(r'\\(["\\])')
 class MultipartScanner:
     """Finds the form field named ``model``. The last one counts.
 
-    ``feed`` and ``finish`` raise BadRequestError; after that the scanner is of no use.
+    ``feed`` and ``finish`` raise BadRequestError; after that the scanner cannot be used.
     """
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = _CRLF + b"--" + boundary
-        # The first delimiter may stand at the very start, as if a line had ended before it.
+        # The first delimiter may be at the very start, as if a line had ended before it.
         self._rest = _CRLF
         self._offset = -len(_CRLF)  # of the rest, in the body
         self._state: Callable[[bytes, int], int] = self._content
@@ -129,7 +129,7 @@ class MultipartScanner:
         self._at = (0, 0)
 
     def feed(self, data: bytes) -> None:
-        """Take the next slice of the body, at most ``SLICE`` bytes for a bounded time."""
+        """Read the next slice of the body, at most ``SLICE`` bytes for a bounded time."""
         text = self._rest + data if self._rest else data
         pos = 0
         while (step := self._state(text, pos)) >= 0:
@@ -139,7 +139,7 @@ class MultipartScanner:
         self._offset += pos
 
     def finish(self) -> ModelField | None:
-        """Say what was found, after the last slice: None when the form has no field ``model``."""
+        """Return the result, after the last slice: None if the form has no field ``model``."""
         if self._state != self._epilogue:
             raise _malformed("the final boundary is missing")
         if self._model is None:
@@ -152,8 +152,8 @@ class MultipartScanner:
             raise BadRequestError("model is not valid UTF-8", param="model") from None
         return ModelField(checked_name(name), *self._at)
 
-    # The states. Each returns the position where the next one goes on, or, when it needs more bytes,
-    # _wait_from() the first one that it has not done with.
+    # The states. Each returns the position where the next one continues or, if it needs more bytes,
+    # _wait_from() the first position that it has not processed.
 
     def _content(self, text: bytes, pos: int) -> int:
         found = text.find(self._delimiter, pos)
@@ -161,7 +161,7 @@ class MultipartScanner:
             found = len(text)
             if self._is_model and found - pos > MAX_NAME + len(self._delimiter):
                 raise name_too_long()
-            # The value is short and kept whole; of other content, what may begin the boundary.
+            # The value is short and kept whole; of other content, the bytes that may begin the boundary.
             kept = pos if self._is_model else max(pos, found - len(self._delimiter) + 1)
             return _wait_from(kept)
         if self._is_model:
@@ -185,7 +185,7 @@ class MultipartScanner:
             if self._parts > MAX_PARTS:
                 raise _malformed(f"it has more than {MAX_PARTS} parts")
             self._state = self._headers
-            return end  # with the line's end, so that a part without headers looks like any other
+            return end  # includes the line's end, so that a part without headers looks like any other
         if text[end:] in (b"", b"\r") or text[pos:] == b"-":
             return _wait_from(pos)
         raise _malformed("a boundary is not followed by a line's end")
@@ -207,7 +207,7 @@ class MultipartScanner:
 
 
 def boundary_of(content_type: str) -> bytes:
-    """Return the boundary in a Content-Type header; BadRequestError when there is none or it is not valid."""
+    """Return the boundary in a Content-Type header; BadRequestError if there is none or it is invalid."""
     for key, value in _parameters(content_type):
         if key == "boundary":
             if not _BOUNDARY.fullmatch(value):
@@ -225,7 +225,7 @@ def _malformed(why: str) -> BadRequestError:
 
 
 def _field_name(headers: bytes) -> str:
-    """Return the name of the form field that a part is; empty for a file, or what has no name."""
+    """Return the name of the form field of a part; empty for a file, or a part without a name."""
     for line in headers.split(_CRLF):
         key, _, value = line.partition(b":")
         if key.strip().lower() == b"content-disposition":
@@ -237,7 +237,7 @@ def _field_name(headers: bytes) -> str:
 
 
 def _parameters(value: str) -> Iterator[tuple[str, str]]:
-    """Return the parameters of a header's value, in order; keys in lower case. Stops at what is malformed."""
+    """Yield the parameters of a header's value, in order; keys in lower case. Stops at malformed ones."""
     pos = value.find(";")
     while pos >= 0 and (found := _PARAMETER.match(value, pos)):
         key, quoted, token = found.groups()

@@ -1,10 +1,10 @@
-"""Reading llama-swap's configuration, and writing llmux's from it.
+"""Reads llama-swap's configuration, and writes llmux's from it.
 
-``source`` reads the file, fills it in, and says what its settings mean there; ``engine_command``, ``groups`` and
-``conversion`` turn it into llmux's settings, and write these down. What cannot be carried over becomes a ``Note``:
-nothing is dropped in silence.
+``source`` reads the file, fills it in, and defines its settings; ``engine_command``, ``groups`` and ``conversion``
+convert them to llmux's settings, and write these. What cannot be carried over becomes a ``Note``: nothing is
+dropped silently.
 
-What its settings mean was read from llama-swap's source and its config-schema.json of August 2026.
+The meaning of its settings was read from llama-swap's source and its config-schema.json of August 2026.
 """
 
 from llmux.llama_swap.conversion import Translation, translate

@@ -1,6 +1,6 @@
-"""From llama-swap's settings to llmux's, and these as a file that people read.
+"""From llama-swap's settings to llmux's, and to a file for people to read.
 
-With the settings that llmux has no equivalent for, and a note about each.
+With the settings that have no equivalent in llmux, and a note about each.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Settings = dict[str, Any]
 
 @dataclass(slots=True)
 class Translation:
-    """llmux's settings. ``variables`` are those that its environment has to hold."""
+    """llmux's settings. ``variables`` must be set in its environment."""
 
     file: FilePath
     settings: Settings = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Translation:
 
 
 def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = None) -> Translation:
-    """Translate llama-swap's ``file``. llmux is to listen on ``port``; None: 3000, or the next that no engine has.
+    """Convert llama-swap's ``file``. llmux will listen on ``port``; None: 3000, or the next that no engine has.
 
     Raises:
-        ConfigErrors: the file cannot be used; says where and why.
+        ConfigErrors: the file cannot be used; the message says where and why.
 
     """
     read = source.read(file, environ)
@@ -75,7 +75,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
 
 
 class _Translator:
-    """Goes through the models, then through what is said about them elsewhere."""
+    """Converts the models, then the settings about them elsewhere in the file."""
 
     def __init__(self, read: source.Source) -> None:
         self.read = read
@@ -84,7 +84,7 @@ class _Translator:
         self.problems: list[Problem] = []
         self.addresses: dict[str, Address] = {}
         self.known: dict[str, str] = {}
-        self.elsewhere: dict[str, str] = {}  # names of peers' models: what they are called here
+        self.elsewhere: dict[str, str] = {}  # names of peers' models: their names here
         self.remotes: dict[str, Settings] = {}
         self.virtual: dict[str, Settings] = {}
         self.filtered: dict[str, str] = {}  # models whose own name changes a request: the variant that does
@@ -132,7 +132,7 @@ class _Translator:
         variants = self.variants(name, model, aliases)
         own = f"{name}:filtered"
         if (rules := self.rules(name, model, name)) and own not in self.known:
-            # No variant is called as its model: a route leads there.
+            # No variant may have its model's name: a route leads there.
             self.known[own] = name
             self.filtered[name] = own
             variants[own] = {**rules, "unlisted": True}
@@ -181,12 +181,12 @@ class _Translator:
         return aliases
 
     def variants(self, name: str, model: Model, aliases: Iterable[str]) -> Settings:
-        """Return the aliases for which requests are changed, each with its rules."""
+        """Return the aliases that change requests, each with its rules."""
         found = {alias: self.rules(name, model, alias) for alias in aliases}
         return {alias: rules for alias, rules in found.items() if rules}
 
     def rules(self, name: str, model: Model, asked: str) -> Settings:
-        """Return how requests for one name of a model are changed."""
+        """Return the changes to requests for one name of a model."""
         at, filters = ("models", name, "filters"), model.filters
         stripped = [param.strip() for param in (filters.stripParams or filters.strip_params).split(",")]
         of_its_own = filters.setParamsByID.get(asked)
@@ -201,10 +201,10 @@ class _Translator:
         }
         return {rule: params for rule, params in rules.items() if params}
 
-    # ---- what is said elsewhere
+    # ---- settings elsewhere
 
     def share(self) -> None:
-        """Let models on one port take turns, as they do where only one runs at a time."""
+        """Let models on one port take turns, as in llama-swap, where only one runs at a time."""
         at: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name, address in self.addresses.items():
             at[(*address.endpoint, address.base_path)].append(name)
@@ -214,7 +214,7 @@ class _Translator:
                     self.result.models[name]["shared_address"] = True
 
     def peer(self) -> None:
-        """Make remotes of the peers, and virtual models of what they serve, where those names are free."""
+        """Make the peers remotes, and their models virtual models, where those names are free."""
         for name, peer in self.config.peers.items():
             at = ("peers", name)
             remote = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64] or "peer"
@@ -275,7 +275,7 @@ class _Translator:
             self.result.settings["virtual"] = self.virtual
 
     def pin(self, name: str, target: str) -> None:
-        """Let a selector's name stand for its first target."""
+        """Make a selector's name mean its first target."""
         model = self.known.get(target)
         if model is None or target in self.result.models[model].get("variants", {}):
             self.virtual[name] = {"first": [literal(target)]}
@@ -313,7 +313,7 @@ class _Translator:
 
 
 def _carried(params: Iterable[str]) -> tuple[set[str], list[str]]:
-    """Return the fields that rules can name, and those which they cannot, or which are part of another."""
+    """Return the fields that rules can name, and those that they cannot, or which are part of another."""
     kept: set[str] = set()
     lost: list[str] = []
     for param in sorted(params, key=lambda param: param.count(".")):
@@ -326,7 +326,7 @@ def _carried(params: Iterable[str]) -> tuple[set[str], list[str]]:
 
 
 def _literals(value: Any) -> Any:
-    """Write the texts in a value so that nothing in them is filled in."""
+    """Escape the texts in a value so that nothing in them is filled in."""
     if isinstance(value, str):
         return literal(value)
     if isinstance(value, Mapping):
@@ -334,7 +334,7 @@ def _literals(value: Any) -> Any:
     return [_literals(inner) for inner in value] if isinstance(value, list) else value
 
 
-# Each as llama-swap derives it from the kinds of input and output.
+# As llama-swap derives them from the kinds of input and output.
 _ABILITIES = (
     ("vision", "image", "text"),
     ("transcription", "audio", "text"),
@@ -347,7 +347,7 @@ _ABILITIES = (
 def _info(model: Model) -> Settings:
     """Return what clients are told about a model."""
     can = model.capabilities
-    # It calls what takes images a vision model, whatever comes out.
+    # It calls a model with image input a vision model, whatever its output.
     gives = can.out or ("text",)
     found = [ability for ability, takes, out in _ABILITIES if takes in can.takes and out in gives]
     found = (["tools"] if can.tools else []) + found + (["rerank"] if can.reranker else [])
@@ -400,7 +400,7 @@ _LIST = "`/v1/models` shows a model's name here, its state, and its `info`"
 _TIMEOUTS = "llmux does not limit how long an engine takes to answer"
 _PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLMux-Progress`)"
 
-# What a value stands for that changes nothing: no note is needed.
+# Values without effect: no note is needed.
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", {}, [])
 _MODEL = {
     "name": _LIST,
@@ -425,12 +425,12 @@ _KNOWN = frozenset({*LlamaSwap.model_fields, *_GLOBAL, "macros"})
 
 
 def leftovers(raw: Mapping[str, Any]) -> Iterator[Note]:
-    """Yield what is set at the top level and is not carried over."""
+    """Yield the top-level settings that are not carried over."""
     yield from _named((), raw, _GLOBAL, _KNOWN)
 
 
 def model_leftovers(name: str, model: Mapping[str, Any], *, loading_state: bool) -> Iterator[Note]:
-    """Yield what is set for a model and is not carried over; ``loading_state`` is that of the whole file."""
+    """Yield a model's settings that are not carried over; ``loading_state`` is that of the whole file."""
     at = ("models", name)
     if model.get("sendLoadingState", loading_state) not in (None, loading_state):
         yield Note((*at, "sendLoadingState"), _PROGRESS)
@@ -449,7 +449,7 @@ _PEER_DEFAULTS = {"keepalive": (30,), "tlsHandshake": (10,), "idleConn": (90,)}
 
 
 def peer_leftovers(at: Path, settings: Mapping[str, Any]) -> Iterator[Note]:
-    """Yield what is set for a peer, in one of its mappings, and is not carried over."""
+    """Yield a peer's settings, in one of its mappings, that are not carried over."""
     for key, value in settings.items():
         if key in _PEER and value not in _NOTHING and value not in _PEER_DEFAULTS.get(key, ()):
             yield Note((*at, key), _PEER[key])
@@ -488,7 +488,7 @@ policy: {use: idle}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such, and lists within mappings indented."""
+    """Writes texts of several lines as blocks, and indents lists within mappings."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 (its signature)
         return super().increase_indent(flow, indentless=False)
@@ -537,7 +537,7 @@ def _head(translation: Translation) -> Iterator[str]:
 
 
 def _place(note: Note, translation: Translation) -> str:
-    """Say where a note stands: with its model, with the groups, or above all."""
+    """Return where a note belongs: with its model, with the groups, or at the top."""
     section, *rest = note.path
     if section == "models" and rest and rest[0] in translation.models:
         return "models"
@@ -553,20 +553,20 @@ def _model(name: str, settings: Settings, notes: Iterable[Note]) -> str:
 
 
 def comments(lines: Iterable[str]) -> str:
-    """Write lines as comments."""
+    """Format lines as comments."""
     return "".join(_comment(lines))
 
 
 def _comment(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
-        # What is not printable, a line break among it, must not end the comment.
+        # Unprintable characters, such as line breaks, must not end the comment.
         plain = "".join(character if character.isprintable() else "?" for character in line)
         for piece in textwrap.wrap(plain, WIDTH - 10, break_long_words=False, break_on_hyphens=False) or [""]:
             yield f"# {piece}".rstrip() + "\n"
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
-    """Write settings as YAML; nothing where there are none."""
+    """Format settings as YAML; empty without any."""
     if not settings:
         return ""
     written: str = yaml.dump(

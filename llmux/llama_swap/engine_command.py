@@ -1,9 +1,9 @@
-"""One model's server: where it is, and how hooks/process.sh is told to start and end it.
+"""One model's server: its address, and how hooks/process.sh starts and stops it.
 
-llama-swap's commands, which no shell reads, as words for a shell.
+llama-swap's commands are not read by a shell; they are converted to words for a shell.
 
-llama-swap drops the lines that begin with ``#``, joins lines that end in a backslash, and splits what is left into
-words by quotes and white space; ``$``, ``;`` or ``|`` mean nothing to it.
+llama-swap drops lines that begin with ``#``, joins lines that end in a backslash, and splits the rest into words
+by quotes and white space; ``$``, ``;`` or ``|`` have no meaning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SPACE = " \t\n"
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One argument; ``bare`` when no quote or backslash stood in it."""
+    """One argument; ``bare`` if it has no quote or backslash."""
 
     text: str
     bare: bool = True
@@ -47,7 +47,7 @@ def _joined(command: str) -> str:
 
 
 class _Splitter:
-    """The rules of POSIX shells for quotes and backslashes, and none of their others."""
+    """The rules of POSIX shells for quotes and backslashes, and no others."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -95,7 +95,7 @@ class _Splitter:
 
 
 def shell(words: list[Word]) -> str:
-    """Write words for a shell, each option on a line of its own."""
+    """Format words for a shell, each option on a line of its own."""
     lines: list[str] = []
     for word in words:
         written = quote(word)
@@ -107,10 +107,10 @@ def shell(words: list[Word]) -> str:
 
 
 def quote(word: Word) -> str:
-    """Write one word for a shell; what is only known later as a variable of it."""
+    """Format one word for a shell; values that are known only later as variables of it."""
     variable = ENV.fullmatch(word.text)
     if variable and word.bare:
-        return f"${variable[1]}"  # llama-swap, too, splits what such a variable holds into words
+        return f"${variable[1]}"  # llama-swap, too, splits the value of such a variable into words
     pieces, at = [], 0
     for mark in ANY.finditer(word.text):
         pieces += [word.text[at : mark.start()], _variable(mark[0])]
@@ -128,14 +128,14 @@ def _variable(mark: str) -> str:
     return '"$LLMUX_PORT"' if mark == PORT else '"$pid"'
 
 
-GRACE = 10  # seconds; what both llama-swap and hooks/process.sh take by default
-SHORTEST_WAKE = 15  # seconds; llama-swap takes less for this
+GRACE = 10  # seconds; the default of both llama-swap and hooks/process.sh
+SHORTEST_WAKE = 15  # seconds; a shorter one in llama-swap counts as this
 KILLING = 60  # seconds; more than hooks/process.sh needs for a second TERM and KILL
 LONGEST_SLEEP = 300  # seconds; llmux's own limit for a sleep hook
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1"})
 _PORT_OPTION = re.compile(r"--(?:listen-)?port(?:=(\d+))?\Z")
-# What hooks/process.sh reads itself, and the variables of its own, cannot be told to the engine in the same way.
+# Variables that hooks/process.sh reads itself, or has, cannot be passed to the engine in the same way.
 _PLAIN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 _TAKEN = frozenset(
     {
@@ -146,15 +146,15 @@ _TAKEN = frozenset(
 
 
 def text(value: str) -> str:
-    """Write a text for llmux's file: variables are filled in there at load."""
+    """Escape a text for llmux's file, where variables are filled in at load."""
     return ENV.sub(lambda found: f"${{{found[1]}}}", literal(value))
 
 
 class Engine:
-    """``address`` is None where nothing says it, or a problem says why."""
+    """``address`` is None if it is not given, or a problem says why."""
 
     def __init__(self, name: str, model: Model, *, port: int | None, folder: FilePath) -> None:
-        """Read ``model``. ``port`` is what ``${PORT}`` stands for; relative paths begin at ``folder``."""
+        """Read ``model``. ``port`` is the value of ``${PORT}``; relative paths begin at ``folder``."""
         self.at: Path = ("models", name)
         self.model = model
         self.folder = folder
@@ -171,12 +171,12 @@ class Engine:
     @property
     def where(self) -> dict[str, Any]:
         """``port`` or ``url``, as llmux's settings."""
-        assert self.address is not None  # the model would have been left out
+        assert self.address is not None  # else the model would have been left out
         here = self.address.host in _LOOPBACK and not self.address.tls and not self.address.base_path
         return {"port": self.address.port} if here else {"url": literal(self.address.url)}
 
     def timeouts(self, health_check: int | None, grace: int) -> dict[str, str]:
-        """How long the hooks may take, where that is not llmux's default."""
+        """How long the hooks may take, if that is not llmux's default."""
         timeouts = {}
         if health_check is not None:
             timeouts["wake"] = f"{max(health_check, SHORTEST_WAKE)}s"
@@ -186,7 +186,7 @@ class Engine:
         return timeouts
 
     def env(self, grace: int) -> dict[str, str]:
-        """What hooks/process.sh and the engine are told."""
+        """The variables of hooks/process.sh and the engine."""
         plain: dict[str, str] = {}
         special: list[Word] = []
         for index, item in enumerate(self.model.env):
@@ -268,7 +268,7 @@ def _port_option(words: list[Word]) -> str | None:
 
 
 def _numbered(words: list[Word], port: int | None) -> list[Word]:
-    """Write the port that ``${PORT}`` stands for as a number, where the engine is reached on another."""
+    """Write ``${PORT}`` as a number, if the engine is reached on another port."""
     return [Word(word.text.replace(PORT, str(port)), word.bare) for word in words]
 
 

@@ -15,7 +15,7 @@ from llmux.config.load import literal
 from llmux.config.problems import Path, Problem
 from llmux.llama_swap.source import Group, LlamaSwap, Matrix, Note
 
-MOST = 500  # sets that one expression may come to
+MOST = 500  # maximum number of sets of one expression
 
 Set = frozenset[str]
 
@@ -23,19 +23,19 @@ _TOKEN = re.compile(r"\s*(?:([&|()])|\+([\w.-]+)|([\w.-]+))")
 
 
 def expand(sets: Mapping[str, str], model_of: Callable[[str], str]) -> dict[str, list[Set]]:
-    """Return the sets of models that each expression comes to, without repetitions.
+    """Return the sets of models of each expression, without repetitions.
 
-    ``model_of`` turns a name of the expressions into that of a model, and raises ValueError for a strange one.
+    ``model_of`` maps a name in the expressions to a model's, and raises ValueError for an unknown one.
 
     Raises:
-        ExpressionError: an expression cannot be read; its ``name`` says which.
+        ExpressionError: an expression is invalid; its ``name`` says which.
 
     """
     return {name: _Expression(name, sets, model_of).sets() for name in sets}
 
 
 class ExpressionError(ValueError):
-    """An expression cannot be read."""
+    """An expression is invalid."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -121,13 +121,13 @@ class _Expression:
 
 
 def in_pairs(sets: Iterable[Set]) -> tuple[set[Set], set[Set]]:
-    """Split sets into those that can be said of two models at a time, and those left over.
+    """Split sets into those that pairs of models can express, and the rest.
 
-    Groups let models be awake together pair by pair. Where that would allow more than the sets do, as ``a & b``,
-    ``b & c`` and ``a & c`` would all three, a set is left over: too few awake is slow, too many does not fit.
+    Groups let models be awake together in pairs. If that would allow more than the sets do, as for ``a & b``,
+    ``b & c`` and ``a & c``, a set is left over: too few awake is slow, too many does not fit.
     """
     wanted = {one: None for one in sets if len(one) > 1}
-    # What is inside another set adds nothing.
+    # A subset of another set adds nothing.
     largest = [one for one in wanted if not any(one < other for other in wanted)]
     if _only(largest, _pairs(largest)):
         return set(largest), set()
@@ -139,7 +139,7 @@ def in_pairs(sets: Iterable[Set]) -> tuple[set[Set], set[Set]]:
 
 
 def _pairs(sets: Iterable[Set]) -> dict[str, set[str]]:
-    """Return for each model the models that a set has awake with it."""
+    """Return for each model the models that share a set with it."""
     beside: dict[str, set[str]] = defaultdict(set)
     for one in sets:
         for name in one:
@@ -148,13 +148,13 @@ def _pairs(sets: Iterable[Set]) -> dict[str, set[str]]:
 
 
 def _only(sets: list[Set], beside: Mapping[str, set[str]]) -> bool:
-    """Whether models that are beside each other, pair by pair, always are within one of the sets."""
+    """Return whether models that are pairwise together are always within one of the sets."""
     exact = set(sets)
     return all(clique in exact or any(clique <= one for one in sets) for clique in _cliques(beside))
 
 
 def _cliques(beside: Mapping[str, set[str]]) -> Iterator[Set]:
-    """Yield the largest sets of models that are beside each other, pair by pair (Bron and Kerbosch)."""
+    """Yield the largest sets of models that are pairwise together (Bron and Kerbosch)."""
 
     def grow(clique: Set, more: set[str], done: set[str]) -> Iterator[Set]:
         if not more and not done:
@@ -179,10 +179,10 @@ _TOO_MUCH = (
 
 
 class Residency:
-    """What the result says about models that may be awake together; ``notes`` and ``problems`` hold the rest."""
+    """The resulting groups of models that may be awake together; ``notes`` and ``problems`` hold the rest."""
 
     def __init__(self, config: LlamaSwap, known: Mapping[str, str]) -> None:
-        """Read ``config``; ``known`` leads from every name of a model that is carried over to the model."""
+        """Read ``config``; ``known`` maps every name of a model that is carried over to the model."""
         self.known = known
         self.notes: list[Note] = []
         self.problems: list[Problem] = []
@@ -229,7 +229,7 @@ class Residency:
         self.notes += self._asymmetric(groups, at)
 
     def _asymmetric(self, groups: Mapping[str, Group], at: Path) -> Iterator[Note]:
-        """Note where it matters there which model comes first. Here it never does."""
+        """Note where llama-swap's result depends on which model comes first. Here it never does."""
         grouped = {member for group in self.groups.values() for member in group["models"]}
         alone = set(self.known.values()) - grouped
         strict = [name for name in self.groups if groups[name].exclusive and not groups[name].persistent]
@@ -270,7 +270,7 @@ class Residency:
         kept, left = in_pairs(one for sets in allowed.values() for one in sets)
         for name, sets in allowed.items():
             mine = [one for one in sets if one in kept]
-            kept -= set(mine)  # the same set under a second name adds nothing
+            kept -= set(mine)  # the same set with a second name adds nothing
             for number, one in enumerate(mine, 1):
                 label = name if len(mine) == 1 else f"{name}-{number}"
                 self.groups[label] = {"models": [literal(name) for name in sorted(one)], "together": True}

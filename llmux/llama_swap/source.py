@@ -1,12 +1,11 @@
-"""llama-swap's settings under the names that they have there, and its file, read and filled in, with lines.
+"""llama-swap's settings under their names there, and its file, read and filled in, with lines.
 
-Notes say what a person must know about the result; marks are stand-ins for what is only known later, while
-YAML is read and macros are filled in. They are characters that Unicode has reserved for use inside a program, so
-no file holds them.
+Notes say what a user must know about the result; marks replace values that are known only later, while YAML is
+parsed and macros are filled in. They are characters that Unicode has reserved for use inside a program, so no file
+contains them.
 
-``${name}`` is one of llama-swap's macros, those that it knows by itself among them. They are filled in as
-llama-swap does it: the last one first, so that a macro may use those before it; a value that is nothing but a
-macro takes over its type.
+``${name}`` is one of llama-swap's macros, built-in ones included. They are filled in as in llama-swap: the last
+one first, so that a macro may use earlier ones; a value that consists of a macro alone has the macro's type.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from llmux.config.problems import Lines, Path, Problem, dotted, explain, raise_a
 
 
 class Part(BaseModel):
-    """A mapping of settings. Unknown ones are kept, to be named. An empty value stands for the default."""
+    """A mapping of settings. Unknown ones are kept, to be listed. An empty value means the default."""
 
     model_config = ConfigDict(
         extra="allow", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True, defer_build=True
@@ -112,14 +111,14 @@ class Matrix(Part):
 
 
 class RouterSettings(Part):
-    """What both routers are told; only one is in use."""
+    """Settings of both routers; only one is in use."""
 
     groups: Mapping[str, Group] = Field(default_factory=dict)
     matrix: Matrix | None = None
 
 
 class Router(Part):
-    """Which of the two ways is in use."""
+    """Which of the two routers is in use."""
 
     use: Literal["group", "matrix"] | None = None
     settings: RouterSettings = Field(default_factory=RouterSettings)
@@ -132,7 +131,7 @@ class Fifo(Part):
 
 
 class SchedulerSettings(Part):
-    """What the scheduler is told."""
+    """Settings of the scheduler."""
 
     fifo: Fifo = Field(default_factory=Fifo)
 
@@ -145,20 +144,20 @@ class Scheduler(Part):
 
 
 class Routing(Part):
-    """Which models run together, and which is first, as newer versions write it."""
+    """Which models run together, and which is first, in the form of newer versions."""
 
     router: Router = Field(default_factory=Router)
     scheduler: Scheduler = Field(default_factory=Scheduler)
 
 
 class OnStartup(Part):
-    """What is done at start."""
+    """What to do at start."""
 
     preload: Texts = ()
 
 
 class Hooks(Part):
-    """What is done when something happens."""
+    """What to do on events."""
 
     on_startup: OnStartup = Field(default_factory=OnStartup)
 
@@ -210,7 +209,7 @@ class LlamaSwap(Part):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that is ``lost``, or that is there but not quite the same. ``path`` is in llama-swap's file."""
+    """Something that is ``lost``, or not quite equivalent. ``path`` is in llama-swap's file."""
 
     path: Path
     message: str
@@ -218,7 +217,7 @@ class Note:
     line: int | None = None
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Format it in one line."""
         place = [dotted(self.path)] if self.path else []
         return ": ".join([*place, *(["not carried over"] if self.lost else []), self.message])
 
@@ -230,7 +229,7 @@ _WRITTEN = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def mark_environment(text: str) -> str:
-    """Put a mark in place of each ``${env.NAME}``, before YAML stumbles over the braces."""
+    """Put a mark in place of each ``${env.NAME}``, as YAML could not parse the braces."""
     return _WRITTEN.sub(rf"{ENV_OPEN}\1{ENV_CLOSE}", text)
 
 
@@ -240,12 +239,12 @@ def variables(text: str) -> list[str]:
 
 
 def fill(text: str, environ: Mapping[str, str]) -> str:
-    """Put in the values of environment variables. Those that are not set become empty."""
+    """Put in the values of environment variables. Unset ones become empty."""
     return ENV.sub(lambda found: environ.get(found[1], ""), text)
 
 
 def as_in_file(text: str) -> str:
-    """Return ``text`` as it stands in the file, for messages."""
+    """Return ``text`` as in the file, for messages."""
     text = ENV.sub(lambda found: f"${{env.{found[1]}}}", text)
     return text.replace(PORT, "${PORT}").replace(PID, "${PID}")
 
@@ -264,7 +263,7 @@ Macros = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Filled:
-    """The file without its macros. ``ports`` holds those that llama-swap would have given out, by model."""
+    """The file without its macros. ``ports`` holds those that llama-swap would have assigned, by model."""
 
     data: dict[str, Any]
     ports: dict[str, int] = field(default_factory=dict)
@@ -282,7 +281,7 @@ def fill_macros(data: Mapping[str, Any]) -> Filled:
     if isinstance(models, Mapping):
         filled.data["models"] = _fill_models(models, common, filled)
     for key, value in filled.data.items():
-        # What llmux has no use for need not be right either.
+        # Parts that llmux does not use need not be valid.
         if key != "models" and key in LlamaSwap.model_fields:
             filled.problems += _left((key,), value, common)
     return filled
@@ -327,7 +326,7 @@ def _fill_model(name: str, model: Any, common: Macros, filled: Filled) -> Any:
     has_port = "${PORT}" in str(done.get("cmd", ""))
     for key, value in done.items():
         if key in Model.model_fields:
-            # Where llmux can find the port of a `proxy` elsewhere, it does not insist on ${PORT}.
+            # If the port of a `proxy` is given elsewhere, llmux does not require ${PORT}.
             known = {"PORT"} if has_port or key == "proxy" else set()
             known |= {"PID"} if key == "cmdStop" else set()
             filled.problems += _left(("models", name, key), value, macros, known)
@@ -337,7 +336,7 @@ def _fill_model(name: str, model: Any, common: Macros, filled: Filled) -> Any:
 
 
 def _fill_keys(model: dict[str, Any], macros: Macros) -> None:
-    """Fill in the only keys that may hold macros: names of the model."""
+    """Fill in the only keys that may contain macros: names of the model."""
     filters = model.get("filters")
     if isinstance(filters, dict) and isinstance(filters.get("setParamsByID"), dict):
         filters["setParamsByID"] = {
@@ -383,7 +382,7 @@ def _fill_text(text: str, macros: Macros) -> str:
 
 
 def _replace(value: Any, name: str, new: Any) -> Any:
-    """Replace one macro everywhere in ``value``, though not in the keys of its mappings."""
+    """Replace one macro everywhere in ``value``, except in the keys of its mappings."""
     if isinstance(value, str):
         return new if value == f"${{{name}}}" else value.replace(f"${{{name}}}", _text(new))
     if isinstance(value, Mapping):
@@ -400,7 +399,7 @@ def _text(value: Any) -> str:
 
 
 def _left(path: Path, value: Any, macros: Macros, known: set[str] | None = None) -> Iterator[Problem]:
-    """Yield the macros that nothing has filled in."""
+    """Yield the macros that have not been filled in."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _left((*path, key), item, macros, known)
@@ -425,14 +424,14 @@ def _unknown(name: str, macros: Macros) -> str:
     return f"uses ${{{name}}}, which is no macro; {mean}"
 
 
-# In these a variable is carried over as such. What stands in the others is never used.
+# In these a variable is carried over as such. Values of others are never used.
 _KEPT = frozenset({"cmd", "cmdStop", "env"})
 _USED = frozenset(LlamaSwap.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the file says. ``config`` holds marks in place of what is only known later; ``raw`` is all of it."""
+    """The contents of the file. ``config`` has marks for values known only later; ``raw`` is everything."""
 
     config: LlamaSwap
     raw: Mapping[str, Any]
@@ -445,7 +444,7 @@ def read(file: FilePath, environ: Mapping[str, str]) -> Source:
     """Read llama-swap's configuration; ``environ`` fills in ``${env.NAME}`` where llmux would not do so later.
 
     Raises:
-        ConfigErrors: everything that is wrong with it.
+        ConfigErrors: all of its errors.
 
     """
     document = read_document(file, prepare=mark_environment)
@@ -474,7 +473,7 @@ def read(file: FilePath, environ: Mapping[str, str]) -> Source:
 
 
 def _settle(data: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
-    """Put in the environment where its values decide what is written."""
+    """Fill in the environment where its values determine what is written."""
     problems: list[Problem] = []
 
     def walk(value: Any, path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What is on this machine that llmux could serve: model files, engines that run, GPUs, programs.
+"""What llmux could serve on this machine: model files, running engines, GPUs, programs.
 
-It looks only, and only on this machine: nothing is started, loaded or downloaded.
+It only looks, and only on this machine: nothing is started, loaded or downloaded.
 """

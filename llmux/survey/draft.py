@@ -1,4 +1,4 @@
-"""A configuration for what was chosen, as a file that explains itself."""
+"""A configuration for the models chosen, as a file with comments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEPT = ("shared_address", "levels")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a hook script is used, from the example in its first lines: its hooks, and what it is told."""
+    """How to use a hook script, from the example in its first lines: its hooks, and its variables."""
 
     hooks: Mapping[str, str]
     told: str
@@ -36,7 +36,7 @@ class Recipe:
 
     @classmethod
     def of(cls, example: str) -> Recipe | None:
-        """Read an example of a configuration; None when it shows no engine."""
+        """Read an example of a configuration; None if it has no engine."""
         document = parse_yaml(example)
         models = document.data.get("models") if isinstance(document.data, Mapping) else None
         if document.problems or not models:
@@ -52,12 +52,12 @@ class Recipe:
             verify = ""
         settings = {key: model[key] for key in _KEPT if key in model}
         told = next(iter(env))
-        # A script that is told the NAME of a model is for a server that runs all the time.
+        # A script with the NAME of a model is for a server that runs all the time.
         return cls(hooks, told, model.get("port") if told == "NAME" else None, settings, verify)
 
     @property
     def short(self) -> dict[str, str]:
-        """The hooks as they are written: in one line, as far as they are one script called by each hook's name."""
+        """The hooks as written: in one line, if they are one script called with each hook's name."""
         script = self.hooks["wake"].removesuffix(f" {HookKind.WAKE}")
         rest = {kind: text for kind, text in self.hooks.items() if text != f"{script} {kind}"}
         if len(script.split()) != 1 or not rest.keys().isdisjoint(REQUIRED):
@@ -66,7 +66,7 @@ class Recipe:
 
     @property
     def stays(self) -> bool:
-        """Whether it is for a server that runs all the time, at a port of its own."""
+        """Whether it is for a server that runs all the time, on a port of its own."""
         return self.port is not None
 
 
@@ -87,7 +87,7 @@ class Draft:
         left: Iterable[str] = (),
         taken: Collection[int] = (),
     ) -> None:
-        """Take what was chosen; ``taken`` are ports that engines may not have."""
+        """Take the choice; ``taken`` are ports that engines may not use."""
         self.chosen = list(chosen)
         self.recipes = recipes
         self.machine = machine
@@ -99,7 +99,7 @@ class Draft:
 
     @property
     def scripts(self) -> list[str]:
-        """Every script that the text names, in comments too: to uncomment a line is then enough."""
+        """Every script in the text, even in comments: so uncommenting a line is enough."""
         return sorted(set(_USED.findall(self.text)))
 
     @cached_property
@@ -173,7 +173,7 @@ class Draft:
 
 
 def is_free(port: int) -> bool:
-    """Whether llmux, or an engine, could listen on a port of this machine."""
+    """Return whether llmux, or an engine, could listen on a port of this machine."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -196,5 +196,5 @@ def _scalar(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Keep a comment on its line, whatever a file is called."""
+    """Keep a comment on one line, whatever a file is called."""
     return "".join(character if character.isprintable() else "?" for character in text)

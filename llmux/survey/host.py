@@ -1,8 +1,8 @@
 """The machine: its GPUs, containers and programs.
 
-Engines that run: asked over HTTP, on the ports that they listen on by default.
+Running engines are queried over HTTP, on their default ports.
 
-What each says of itself was read from its source in November 2026: ``owned_by`` in ``/v1/models``.
+How each identifies itself was read from its source in November 2026: ``owned_by`` in ``/v1/models``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 
 HOST = "127.0.0.1"
-TIMEOUT = 1.5  # seconds for all that one port is asked
+TIMEOUT = 1.5  # seconds for all requests to one port
 MOST_BYTES = 4_000_000
 
 PORTS = {
@@ -52,7 +52,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that an engine has. ``source`` is its file or name on Hugging Face, where the engine says so."""
+    """An engine's model. ``source`` is its file or name on Hugging Face, if the engine reports it."""
 
     name: str
     source: str = ""
@@ -60,18 +60,18 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What listens on a port. ``sleeps``: vLLM in sleep mode; ``router``: llama-server with many models."""
+    """An engine on a port. ``sleeps``: vLLM in sleep mode; ``router``: llama-server with many models."""
 
     port: int
     kind: str
     models: tuple[Served, ...] = field(default=())
     sleeps: bool = False
     router: bool = False
-    locked: bool = False  # it wants a key
+    locked: bool = False  # it requires a key
 
     @property
     def about(self) -> str:
-        """It in a few words."""
+        """A short description."""
         names = ", ".join(model.name for model in self.models[:4]) + (", …" if len(self.models) > 4 else "")  # noqa: PLR2004
         what = "something that wants a key" if self.locked else self.kind
         if self.kind == UNKNOWN and not self.locked:
@@ -80,7 +80,7 @@ class Engine:
 
 
 async def probe(ports: Iterable[int]) -> list[Engine]:
-    """Ask all ports at once; return what answers, by port. It takes no longer than ``TIMEOUT``."""
+    """Query all ports at once; return the engines found, by port. Takes no longer than ``TIMEOUT``."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT), trust_env=False) as session:
         found = await asyncio.gather(*(_look(session, port) for port in dict.fromkeys(ports)))
     return sorted((engine for engine in found if engine), key=lambda engine: engine.port)
@@ -95,14 +95,14 @@ async def _look(session: aiohttp.ClientSession, port: int) -> Engine | None:
 
 
 class _Port:
-    """One port, and what it answers."""
+    """One port, and its responses."""
 
     def __init__(self, session: aiohttp.ClientSession, number: int) -> None:
         self.session = session
         self.number = number
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Return status and JSON; None in place of what is no JSON."""
+        """Return status and JSON; None if it is not JSON."""
         async with self.session.get(f"http://{HOST}:{self.number}{path}", allow_redirects=False) as answer:
             body = await answer.content.read(MOST_BYTES)
             try:
@@ -141,7 +141,7 @@ async def _llama_cpp(port: _Port, entries: list[Mapping[str, Any]], models: tupl
 
 
 async def _ollama(port: _Port) -> Engine | None:
-    """Ask as Ollama's own clients do; others imitate its API, so it is asked where no other is known."""
+    """Query it like Ollama's own clients; others imitate its API, so it comes after the other checks."""
     status, version = await port.get("/api/version")
     if status != 200 or not isinstance(version, Mapping) or "version" not in version:  # noqa: PLR2004 (HTTP)
         return None
@@ -175,7 +175,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A Docker container that runs; ``ports`` are those of this machine that lead to it."""
+    """A running Docker container; ``ports`` are those of this machine that lead to it."""
 
     name: str
     image: str
@@ -184,7 +184,7 @@ class Container:
 
 @dataclass(slots=True)
 class Machine:
-    """What was found. ``said`` are programs that are there but did not answer, with what they said."""
+    """What was found. ``said`` are installed programs that failed, with their output."""
 
     programs: dict[str, Path] = field(default_factory=dict)
     gpus: list[Gpu] = field(default_factory=list)
@@ -198,7 +198,7 @@ class Machine:
 
 
 def look(environ: Mapping[str, str], home: Path) -> Machine:
-    """Look at the machine; it takes ``SECONDS`` at most for each program that is asked."""
+    """Look at the machine; takes ``SECONDS`` at most for each program that is run."""
     machine = Machine(ollama_store=_ollama_store(environ, home))
     for name in PROGRAMS:
         path = shutil.which(name, path=environ.get("PATH"))
@@ -233,7 +233,7 @@ def _containers(machine: Machine) -> list[Container]:
 
 
 def _run(machine: Machine, name: str, *arguments: str) -> str:
-    """Return what a program prints; empty when it is not there, fails, or hangs."""
+    """Return a program's output; empty if it is not installed, fails, or hangs."""
     program = machine.programs.get(name)
     if program is None:
         return ""
@@ -253,7 +253,7 @@ def _run(machine: Machine, name: str, *arguments: str) -> str:
         out, complaint = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs in a driver cannot even be killed
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in a driver cannot even be killed
             process.communicate(timeout=1)
         machine.said[name] = f"did not answer within {SECONDS} s"
         return ""
@@ -265,7 +265,7 @@ def _run(machine: Machine, name: str, *arguments: str) -> str:
 
 
 def _ollama_store(environ: Mapping[str, str], home: Path) -> Path | None:
-    """Return where Ollama keeps its models: as blobs, whose names say nothing."""
+    """Return where Ollama keeps its models: as blobs, whose names carry no information."""
     given = environ.get("OLLAMA_MODELS")
     known = [Path(given)] if given else [home / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
     return next((place for place in known if os.access(place / "manifests", os.R_OK)), None)

@@ -1,6 +1,6 @@
-"""GGUF files, where people and programs keep them.
+"""GGUF files, in the places where people and programs keep them.
 
-What was found, as models that llmux could serve: each with the hook script that wakes and sleeps it.
+They are returned as models that llmux could serve, each with the hook script that wakes and sleeps it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_ENTRIES = 50_000
 """Files and folders that are looked at in each place; a home may hold millions."""
 
 _DEEPEST = 8
-_HEAD = 65_536  # bytes; what is said about a model in general comes first
+_HEAD = 65_536  # bytes; general metadata comes first
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\Z")
 _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -29,7 +29,7 @@ _RERANKERS = re.compile(r"rerank", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """One model. ``size`` is in bytes, that of all its parts."""
+    """One model. ``size`` is in bytes, of all its parts."""
 
     path: Path
     size: int
@@ -38,12 +38,12 @@ class Gguf:
 
     @property
     def name(self) -> str:
-        """What to call it: its file, without what says that it is one, or a part of one."""
+        """Its name: the file's, without the suffix, and without the number of a part."""
         return _PART.sub("", self.path.stem)
 
     @property
     def options(self) -> list[str]:
-        """What llama-server has to be told besides the file."""
+        """The options of llama-server besides the file."""
         if _RERANKERS.search(self.name):
             return ["--reranking"]
         if _EMBEDDERS.search(self.architecture) or _EMBEDDERS.search(self.name):
@@ -53,7 +53,7 @@ class Gguf:
 
 @dataclass(slots=True)
 class Found:
-    """What was found, and in which places. ``cut`` are those that hold too much to look at all of it."""
+    """What was found, and in which places. ``cut`` are those with too many files to look at all of them."""
 
     models: list[Gguf] = field(default_factory=list)
     places: list[Path] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Found:
 
 
 def places(environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the folders where GGUF files may be, those that programs use first."""
+    """Return the folders where GGUF files may be, programs' own first."""
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     hub = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     hugging_face = Path(environ.get("HF_HOME") or cache / "huggingface")
@@ -76,9 +76,9 @@ def places(environ: Mapping[str, str], home: Path) -> list[Path]:
 
 
 def find(environ: Mapping[str, str], home: Path, here: Path | None = None) -> Found:
-    """Look for models; the same file is found once, whatever leads to it.
+    """Look for models; each file is found once, by whichever path.
 
-    ``here`` is one more folder, which comes first; those in it are not looked into, for it may be any.
+    ``here`` is one more folder, which comes first; its subfolders are not searched, as it may be any folder.
     """
     found = Found()
     seen: set[str] = set()
@@ -99,7 +99,7 @@ def find(environ: Mapping[str, str], home: Path, here: Path | None = None) -> Fo
 
 
 def read(path: Path) -> Gguf | None:
-    """Read one file, and what is beside it. None when it is no model by itself."""
+    """Read one file, and those that belong to it. None if it is no model by itself."""
     return _model(path, {other: _kind(other) for other in {path, *path.parent.glob("*.gguf")}})
 
 
@@ -141,7 +141,7 @@ def _files(place: Path, found: Found, deepest: int) -> Iterator[Path]:
 
 
 def _kind(path: Path) -> dict[str, str] | None:
-    """Return what the file says of itself in general; None when it is no GGUF file, or cannot be read."""
+    """Return the file's general metadata; None if it is not a GGUF file, or cannot be read."""
     if not os.path.isfile(path):  # noqa: PTH113 (as above); to open a pipe would wait for a writer
         return None
     try:
@@ -165,7 +165,7 @@ def _kind(path: Path) -> dict[str, str] | None:
             else:
                 at = _skip(head, at + 4, kind)
     except (struct.error, KeyError, UnicodeDecodeError):
-        pass  # what was said until there is what there is
+        pass  # what was read so far is returned
     return said
 
 
@@ -191,7 +191,7 @@ def _skip(head: bytes, at: int, kind: int) -> int:
     return at
 
 
-# By preference: the first of these hook scripts that there is.
+# By preference: the first of these hook scripts that exists.
 _SCRIPTS = {
     "llama.cpp": ("llama-cpp",),
     "vLLM": ("vllm-process", "vllm-sleep"),
@@ -210,9 +210,9 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model. ``source`` is what its hook script is told: a file, a name, a container.
+    """One model. ``source`` is the value for its hook script: a file, a name, a container.
 
-    ``port`` is None where any free one will do; ``about`` is for people; ``remark`` is what they have to do.
+    ``port`` is None if any free one will do; ``about`` is for people; ``remark`` is what they have to do.
     """
 
     name: str
@@ -227,9 +227,9 @@ class Candidate:
 def candidates(
     models: Iterable[Gguf], engines: Iterable[Engine], machine: Machine, scripts: Collection[str]
 ) -> tuple[list[Candidate], list[str]]:
-    """Return what could be served, engines that run first, and what was found but cannot be.
+    """Return what could be served, running engines first, and what was found but cannot be served.
 
-    ``scripts`` are the names of the hook scripts that there are.
+    ``scripts`` are the names of the hook scripts that exist.
     """
     found: list[Candidate] = []
     left: list[str] = []
@@ -246,7 +246,7 @@ def candidates(
 
 
 def of_file(model: Gguf, name: str = "") -> Candidate:
-    """Return a GGUF file as llama-server would serve it, by its own name or another."""
+    """Return a GGUF file as a model for llama-server, by its own name or another."""
     env = {"ARGS": shlex.join(model.options)} if model.options else {}
     about = f"{gibibytes(model.size)}, {model.path}"
     return Candidate(name or model.name, "llama-cpp", str(model.path), about, env=env)
@@ -264,7 +264,7 @@ def unique(found: Iterable[Candidate]) -> list[Candidate]:
 
 
 def gibibytes(size: int) -> str:
-    """Write a size for people."""
+    """Format a size for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
@@ -278,7 +278,7 @@ def _running(engine: Engine, model: Served, machine: Machine, scripts: Collectio
     name, source, remark = model.name, model.source or model.name, _FOREIGN
     if script in _STAYS:
         source, remark = name, ""
-    elif engine.sleeps:  # the script does not start what it is told no source of
+    elif engine.sleeps:  # the script does not start an engine without a source
         source, remark = "" if container else source, ""
     elif script == "llama-cpp" and "/" in name:
         name = Path(name).stem
@@ -287,7 +287,7 @@ def _running(engine: Engine, model: Served, machine: Machine, scripts: Collectio
 
 
 def _script(engine: Engine, container: Container | None, scripts: Collection[str]) -> str | None:
-    """Return the script for an engine that runs, None when there is none."""
+    """Return the script for a running engine, None if there is none."""
     wanted = _SCRIPTS.get(engine.kind, ())
     if engine.router:
         wanted = ("llama-cpp-router",)
