@@ -1,22 +1,22 @@
-"""What the accounts cost: a request and an event beside a llmux without them, and questions to a large ledger.
+"""What the accounts cost: per request and event, next to a llmux without them, and queries to a large ledger.
 
     python tests/benchmarks/accounts.py request [--rounds 12] [--revision 4346424]
     python tests/benchmarks/accounts.py direct
     python tests/benchmarks/accounts.py ledger [--rows 10000000] [--folder /var/tmp]
 
-``request``: two llmuxes of this tree, one with ``ledger``, run at once on one core and are put under the same load
-by turns: JSON requests, then streams of ``SHORT`` and of ``LONG`` events. What a stream costs is taken to be a
-constant and so much for each event, which the two lengths tell apart. Printed are microseconds of CPU of the whole
-process, the part of it that the event loop's thread has, the median of the rounds' differences and that of their
-ratios. What the ledger does within ``SETTLES`` seconds after a load counts. With ``--revision`` a metered llmux of
-that revision takes its turns, too.
+``request``: two llmuxes of this tree, one with ``ledger``, run at once on one core and get the same load in turns:
+JSON requests, then streams of ``SHORT`` and of ``LONG`` events. The cost of a stream is modelled as a constant
+plus a cost per event, which the two lengths separate. Prints microseconds of CPU of the whole process, the event
+loop thread's part of it, the median of the rounds' differences and that of their ratios. The ledger's work within
+``SETTLES`` seconds after a load is included. With ``--revision`` a llmux of that revision with accounts takes its
+turns, too.
 
-``direct``: what of that the code is, in this process, where other load can hardly be seen: a request that enters
-and ends, and an event that is passed on, in the loop, by turns without a ledger and with one; and what becomes of
-them in the ledger's thread. The first quarter of the rounds counts.
+``direct``: the share of the code alone, in this process, where other load hardly shows: a request that enters and
+ends, and an event that is passed on, in the loop, in turns without a ledger and with one; and their processing in
+the ledger's thread. The first quarter of the rounds counts.
 
-``ledger``: a ledger of so many rows over 90 days, of 20 keys and 5 models, is written; then it is asked for its
-usage, and rows are deleted. Printed are microseconds a row, the size, and the times of each.
+``ledger``: writes a ledger of so many rows over 90 days, with 20 keys and 5 models; then queries its usage, and
+deletes rows. Prints microseconds a row, the size, and the times of each.
 """
 
 from __future__ import annotations

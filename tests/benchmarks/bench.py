@@ -3,20 +3,20 @@
     make bench [ROUNDS=5] [PEER=name=http://127.0.0.1:PORT]
     python tests/benchmarks/bench.py [--rounds 5] [--only llmux nginx] [--quick] [--out FOLDER]
 
-Every proxy runs on a core of its own, with all that it needs and no more than its defaults: llmux with metrics,
-request ids, the queue's header and admission. The fake engine and the load client share the other core. In every
-round each proxy is started afresh and given, one after the other,
+Every proxy runs on a core of its own, with everything it needs and its defaults: llmux with metrics, request ids,
+the queue's header and admission. The fake engine and the load client share the other core. In every round each
+proxy is started afresh and gets, one after the other,
 
 - 1,000 event streams of 10 events a second and 200 bytes an event (RSS growth, CPU per event, time to first byte,
   delay of an event);
-- as many requests as it takes, 1 KB of JSON each way, on 32 connections (CPU per request);
-- 200 such requests a second (latency, of which that of the engine alone is taken off), and one after the other on
-  one connection;
+- as many requests as it can serve, 1 KB of JSON each way, on 32 connections (CPU per request);
+- 200 such requests a second (latency, minus that of the engine alone), and one after the other on one
+  connection;
 
-and llmux also 1,000 clients that wait for a model, and 1,000 streams at once. Printed are medians over the rounds;
-``benchmark.json`` has every round. A peer runs already, on its own terms, in front of an engine on port 9900.
+and llmux also 1,000 clients that wait for a model, and 1,000 streams at once. Prints medians over the rounds;
+``benchmark.json`` has every round. A peer must be running, with its settings, in front of an engine on port 9900.
 
-The original in Rust (``cargo install llmux --locked``, or ``LLMUX2=PATH``) takes part where loopback is the only
+The original in Rust (``cargo install llmux --locked``, or ``LLMUX2=PATH``) takes part if loopback is the only
 interface, since it listens on all of them: as root ``unshare -n sh -c 'ip link set lo up; make bench'``.
 """
 

@@ -1,7 +1,7 @@
-"""``use: auto`` beside its own candidates, each fixed: ``python -m tests.benchmarks.choosing [--write]``.
+"""``use: auto`` next to its own candidates, each fixed: ``python -m tests.benchmarks.choosing [--write]``.
 
-Three hours of generated traffic, of which the first, in which ``auto`` has no evidence yet, does not count; and
-traffic that changes its nature at half time, of which everything counts. ``--write`` renews the guide's table.
+Three hours of generated traffic, without the first, in which ``auto`` has no evidence yet; and traffic that
+changes its nature at half time, all of which counts. ``--write`` updates the guide's table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every shipped policy in closed loops: ``python -m tests.benchmarks.closed_loops [--write]``.
 
-Users that wait for each answer, think, and ask again. In a closed loop throughput says as much as the waits.
-Ratios to ``fifo`` are geometric means over the scenarios. ``--write`` renews the guide's table.
+Users wait for each answer, think, and ask again. In a closed loop throughput matters as much as the waits.
+Ratios to ``fifo`` are geometric means over the scenarios. ``--write`` updates the guide's table.
 """
 
 from __future__ import annotations

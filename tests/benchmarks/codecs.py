@@ -1,6 +1,6 @@
-"""What it costs to translate an event of a stream: `python -m tests.benchmarks.codecs`.
+"""The cost of translating an event of a stream: `python -m tests.benchmarks.codecs`.
 
-The most that any pair of dialects may take is 25 µs of CPU an event. Streams are of text, and of calls.
+The limit for any pair of dialects is 25 µs of CPU an event. Streams are of text, and of calls.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""What a request and an event cost llmux itself, without the kernel and without the event loop's share.
+"""The cost of a request and an event in llmux itself, without the kernel and without the event loop's share.
 
     .venv/bin/python tests/benchmarks/fast_path.py [--revision 29c64f6] [--rounds 60] [--bytes 900]
 
-One process; the transports of clients and engines only take what they are given. Ten requests arrive, ten answers
-arrive, the loop turns; then 400 event streams get an event each. Printed are microseconds of CPU for each, the
-least and the median of the rounds: on a busy machine the least is the figure to compare. ``--revision`` does the
-same with another revision first.
+One process; the transports of clients and engines only accept data. Ten requests arrive, ten answers arrive, the
+loop turns; then 400 event streams get an event each. Prints microseconds of CPU for each, the least and the median
+of the rounds: on a busy machine compare the least. ``--revision`` does the same with another revision first.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 Reports are 1 s old. Ratios are of ``least_wait`` to the other route: means as geometric means over the scenarios,
 ``worst`` is the largest ratio of a 99th percentile in any. A scenario begins with every model asleep.
 
-All of it is virtual time: the figures are the same on any machine under any load, which only makes them come
-later. What costs CPU is measured by ``tests.benchmarks.fleet_placement``.
+Everything is in virtual time: the figures are the same on any machine under any load, which only delays them. CPU
+is measured by ``tests.benchmarks.fleet_placement``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a placement costs: microseconds of CPU for each event of a gateway with many hosts and models.
+"""The cost of a placement: microseconds of CPU for each event of a gateway with many hosts and models.
 
     python -m tests.benchmarks.fleet_placement [--hosts 1000] [--models 50] [--requests 20000] [--write]
 
-Every host has one model awake and some requests; models are asked for as often as Zipf says, so that some are
-awake on hundreds of hosts and some nowhere. The best of five rounds counts: whatever else the machine does can
-only make a round slower.
+Every host has one model awake and some requests; the models' popularity follows Zipf's law, so that some are awake
+on hundreds of hosts and some on none. The best of five rounds counts: other load on the machine can only make a
+round slower.
 
 ``--write`` also simulates two large fleets, and writes the figures into the guide: two to three minutes on a quiet
 machine. Unlike the routes' own figures (``tests.benchmarks.fleet``) these depend on the machine and its load.

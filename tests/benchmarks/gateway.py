@@ -1,10 +1,10 @@
-"""What a gateway costs for each event of a stream, over what a host costs for it, in the same run.
+"""The cost of a gateway for each event of a stream, relative to that of a host, in the same run.
 
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateway [--streams 40] [--events 1000] [--rounds 3]
 
-Clients here, then the gateway, one host, and its engine: each a process of its own, and all events pass through
-both. The CPU of the two is read from the kernel's scheduler, in nanoseconds, before and after; what both spend on
-the reports and on each request is in it.
+Clients here, then the gateway, one host, and its engine: each is a process of its own, and all events pass through
+gateway and host. The CPU of these two is read from the kernel's scheduler, in nanoseconds, before and after; it
+includes what both spend on the reports and on each request.
 """
 
 from __future__ import annotations

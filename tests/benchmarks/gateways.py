@@ -7,20 +7,20 @@
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.gateways carry [--seconds 3] [--rounds 4]
 
 ``frozen``: one gateway, two hosts and a store; requests come at a steady rate while the store runs, while it is
-stopped (SIGSTOP), and when it goes on again. Their key has limits, which are counted through the store.
+stopped (SIGSTOP), and when it continues. Their key has limits, which are counted through the store.
 
-``two``: four hosts with pretended engines whose switches take most of a second, eight models, arrivals by chance;
-the same arrivals at one gateway, and dealt in turn to two that share a store. What is compared is the mean wait,
-in the gateway and in the host's queue together. Each run begins with new hosts, where every model is asleep.
+``two``: four hosts with fake engines whose switches take most of a second, eight models, random arrivals; the same
+arrivals at one gateway, and alternately at two that share a store. Compares the mean wait, in the gateway and in
+the host's queue together. Each run begins with new hosts, where every model is asleep.
 
 ``simulated``: the same in virtual time, over the scenarios of ``tests.benchmarks.fleet``, in half an hour.
 
-``limits``: two gateways, and requests at a steady rate, dealt in turn, of a key that may have half of them in an
-hour: how many more are let in, and how many when all come within a moment.
+``limits``: two gateways, and requests at a steady rate, alternating between them, of a key that may have half of
+them in an hour: how many more are admitted, and how many when all come within a moment.
 
 ``carry``: the CPU of a request and of an event at one gateway, and at each of two that share a store and a host,
 each with the same load: 32 connections with one request after the other, then 60 streams of 100 events a second.
-Two gateways on cores of their own carry twice the first by the second. Needs gcc, for the load and the engine.
+Two gateways on cores of their own carry twice the first over the second. Needs gcc, for the load and the engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the best schedule would be for one that knows the future: how much is left to win, and where it is lost.
+"""The best schedule with knowledge of the future: how much could still be gained, and where it is lost.
 
 python -m tests.benchmarks.hindsight [--write]
 """

@@ -1,9 +1,9 @@
-"""How many Python calls a request takes through llmux, and where: on the fast path, the long one, with a switch.
+"""How many Python calls a request makes in llmux, and where: on the fast path, the long one, with a switch.
 
     PYTHONPATH=. .venv/bin/python -m tests.benchmarks.hops
 
-Two models on one engine, in this process, with hooks that do next to nothing; every call of a function whose file
-lies in llmux is counted with ``sys.setprofile``, from before the request is sent until its answer has been read.
+Two models on one engine, in this process, with hooks that do next to nothing; counts every call of a function in
+llmux's files with ``sys.setprofile``, from before the request is sent until its answer has been read.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What would it be worth to know the present exactly? ``adaptive``, told what it otherwise estimates.
+"""What would exact knowledge of the present be worth? ``adaptive``, given what it otherwise estimates.
 
     python -m tests.benchmarks.known_present [--write]
 
-It is told how long each answer in flight will still take, and so how long a drain would, and how often each model
-is asked in all. No policy can know the former: this is more than better estimates could win. Other weights trade
-the mean for the 99th percentile. What is left then is what has not arrived yet.
+It is given the remaining time of each answer in flight, and so that of a drain, and the overall rate of requests
+of each model. No policy can know the former: this is an upper bound for better estimates. Other weights trade the
+mean for the 99th percentile. The remainder is due to requests that have not arrived yet.
 """
 
 from __future__ import annotations

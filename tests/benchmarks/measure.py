@@ -1,4 +1,4 @@
-"""What a process costs, and what its clients see. Linux only: it reads ``/proc``."""
+"""The costs of a process, and what its clients observe. Linux only: it reads ``/proc``."""
 
 from __future__ import annotations
 

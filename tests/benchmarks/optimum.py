@@ -1,10 +1,10 @@
-"""How good can a rule be that knows rates and costs, but not what comes? Two models, by dynamic programming.
+"""How good can a rule be that knows rates and costs, but not the future? Two models, by dynamic programming.
 
     python -m tests.benchmarks.optimum
 
-Poisson arrivals and exponential answers. What matters then is which model is awake, how many requests it has and
-how many wait for the other; value iteration finds when it is best left, for the mean wait. ``idle`` is valued
-beside it. Both are averages over an endless time.
+Poisson arrivals and exponential answers. The state is which model is awake, how many requests it has and how many
+wait for the other; value iteration finds the best time to leave, for the mean wait. ``idle`` is evaluated next to
+it. Both are averages over infinite time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``make policies``: every shipped policy on every scenario; the guide's table and picture are made from it.
+"""``make policies``: every shipped policy on every scenario; the source of the guide's table and picture.
 
     python -m tests.benchmarks.policies [--write] [--only NAME]... [--details NAME]
 

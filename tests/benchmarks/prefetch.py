@@ -3,23 +3,23 @@
     PYTHONPATH=. python -m tests.benchmarks.prefetch [--rounds 7] [--disk MB/s] [--others CORES] [--json]
 
 A model of 1.5 GB of random weights is written into a temporary folder and removed afterwards. llmux runs with the
-real hooks. While a small model writes an answer of ``--tokens`` tokens, one client asks for the large one, whose
-file is not in the page cache: it is dropped before each switch, which is checked page by page. Three ways take
-turns:
+real hooks. While a small model writes an answer of ``--tokens`` tokens, a client sends a request for the large
+one, whose file is not in the page cache: it is dropped before each switch, and checked page by page. Three
+variants take turns:
 
 - cold:        no prefetch hook
-- prefetched:  ``hooks/prefetch.sh`` runs beside the drain
+- prefetched:  ``hooks/prefetch.sh`` runs during the drain
 - cached:      no prefetch hook, but the file is in the page cache: the best that a prefetch could reach
 
-``--disk`` has the kernel read for all of it at most so many MB/s (a control group; needs root): the disk of a
-virtual machine may be its host's memory.
+``--disk`` makes the kernel read at most so many MB/s for all processes (a control group; needs root): the disk of
+a virtual machine may be its host's memory.
 
 On a machine that others use as well, ``--others`` repeats each switch during which their processes (and the
 hypervisor) took more than so many cores.
 
-Printed are medians, with the smallest and the largest, in seconds: from the decision to the first token
-(``first``), from the end of the drain to it (``after``), how long the answer took that was drained (``drained``),
-and the CPU time of the hooks and of the large engine up to its first token (``cpu``).
+Prints medians, with the smallest and the largest, in seconds: from the decision to the first token (``first``),
+from the end of the drain to it (``after``), the duration of the answer that was drained (``drained``), and the CPU
+time of the hooks and of the large engine up to its first token (``cpu``).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What a request and an event cost this llmux, beside those of another git revision, in one run.
+"""The cost of a request and an event in this llmux, next to that in another git revision, in one run.
 
     python tests/benchmarks/proxy_speed.py [--revision f51077b] [--rounds 6] [--model "apis: [chat]"] [--beside go]
 
-Both run at once on one core, with the defaults of ``bench.py``, and are put under the same load by turns: as many
-requests as it takes on 32 connections, then 60 event streams of 100 events a second. Printed are microseconds of
-CPU, the median and the least of the rounds, and the median of the rounds' ratios. ``--model`` is a setting of the
-model here, and not there. ``--beside`` has peers of ``bench.py`` take their turns, too, and prints what is here by
-what is theirs; ``relay`` is the floor for any proxy: it copies bytes between sockets, and no more. Needs gcc.
-``LLMUX_NATIVE=0`` before it leaves the native relay out.
+Both run at once on one core, with the defaults of ``bench.py``, and get the same load in turns: as many requests
+as they can serve on 32 connections, then 60 event streams of 100 events a second. Prints microseconds of CPU, the
+median and the least of the rounds, and the median of the rounds' ratios. ``--model`` is a setting of the model
+here but not there. ``--beside`` lets peers of ``bench.py`` take turns, too, and prints the ratio to each;
+``relay`` is the floor for any proxy: it only copies bytes between sockets. Needs gcc. ``LLMUX_NATIVE=0`` before it
+disables the native relay.
 
 With ``--late`` it prints instead how late the events of 20 streams are, here with and without the native relay,
 alone and beside a client that sends bodies of 9 MB.

@@ -1,12 +1,12 @@
-"""What a refused request costs llmux, beside one that is served.
+"""The cost of a refused request in llmux, next to that of a served one.
 
     python tests/benchmarks/refusals.py [--requests 3000] [--rounds 3] [FOLDER …]
 
-Each FOLDER is a checkout of llmux (default: this one); they are measured by turns, in one run. One client sends a
-request after the other, and opens a connection again where llmux closes it. Printed are the microseconds of CPU of
-llmux per request, over all rounds (``/proc/PID/stat``, so 10 ms at the finest), and the statuses of the answers:
+Each FOLDER is a checkout of llmux (default: this one); they are measured in turns, in one run. One client sends
+one request after the other, and reconnects when llmux closes the connection. Prints llmux's microseconds of CPU
+per request, over all rounds (``/proc/PID/stat``, so 10 ms at the finest), and the statuses of the answers:
 
-- served: a valid key that has been shown before, for a model that is awake;
+- served: a valid key that has been seen before, for a model that is awake;
 - no key, and the same for a GET and for Anthropic's envelope;
 - one wrong key, the same each time;
 - new wrong keys, once the attempts of the address are used up: nearly all are 429.

@@ -1,9 +1,9 @@
-"""What a piece of a stream costs from a remote, beside one from an engine of this host.
+"""The cost of a piece of a stream from a remote, next to one from an engine of this host.
 
     PYTHONPATH=. python -m tests.benchmarks.remotes [--pieces 20000] [--rounds 5]
 
-llmux, an engine, a client and the remote share one process and one loop; printed is its CPU time for each piece,
-in microseconds, the median of the rounds, less that of a client that reads from the same server directly.
+llmux, an engine, a client and the remote share one process and one loop; prints its CPU time for each piece, in
+microseconds, the median of the rounds, minus that of a client that reads from the same server directly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""llmux and those it is compared with: how each is started in front of the fake engine."""
+"""llmux and the proxies it is compared with: how each is started in front of the fake engine."""
 
 from __future__ import annotations
 

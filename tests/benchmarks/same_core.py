@@ -1,10 +1,10 @@
-"""Drives the core of a revision and the one here side by side, and compares what they answer, one by one.
+"""Runs the core of a revision and the current one side by side, and compares their effects, one by one.
 
     .venv/bin/python tests/benchmarks/same_core.py --revision f51077b --events 1000000 --seed 1
 
 The walk is that of ``tests/core/world.py``: capacities, groups, levels, pins, leases, reloads, manual mode,
-anticipation. After every event the effects, the next deadline and where each model stands must be equal.
-What one of the two alone tells (a notice that is new) is left out, and counted.
+anticipation. After every event the effects, the next deadline and the state of each model must be equal.
+Effects of only one of the two (a notice that is new) are left out, and counted.
 """
 
 from __future__ import annotations

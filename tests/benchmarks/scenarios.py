@@ -1,7 +1,7 @@
 """The scenarios on which policies are compared: a trace, a matrix of switch costs, a horizon.
 
-``development`` is what the shipped policies were tuned on; ``held_out`` are other seeds, slices, rates and mixes.
-``other_engines`` has engines and costs of all kinds: ``first`` seeds that were tuned on, and others.
+The shipped policies were tuned on ``development``; ``held_out`` has other seeds, slices, rates and mixes.
+``other_engines`` has engines and costs of all kinds: ``first`` seeds that were used for tuning, and others.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How many requests the simulator takes a second of CPU time: here, and at a revision, in turns.
+"""How many requests the simulator handles per second of CPU time: here, and at a revision, in turns.
 
     .venv/bin/python tests/benchmarks/simulate_speed.py --revision f51077b --rounds 5
 
-FIFO, four models, 200,000 arrivals, all in one process each; the best round of each counts, as whatever else
-the machine does can only make a round slower.
+FIFO, four models, 200,000 arrivals, one process each; the best round of each counts, as other load on the machine
+can only make a round slower.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How long does starting a hook hold up the event loop?
+"""How long does starting a hook block the event loop?
 
     python tests/benchmarks/spawn.py [--count 200] [--rss 0 500]
 
 Three ways to start ``sh -c true`` in a folder, in a process group of its own, with its output in a pipe. For
-each one the loop turns all the time, and the longest gap between two turns while one hook is started (until
-the caller has its pid) is one sample. Printed: the median and the largest sample in milliseconds, per event
-loop and size of the process in MB (pages really touched: a plain ``fork`` would copy their page tables).
+each one the loop turns all the time, and one sample is the longest gap between two turns while one hook is started
+(until the caller has its pid). Prints the median and the largest sample in milliseconds, per event loop and size
+of the process in MB (pages really touched: a plain ``fork`` would copy their page tables).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How long does a large body hold up the event loop?
+"""How long does a large body block the event loop?
 
     python tests/benchmarks/stall.py [--megabytes 20] [--bodies 5] [--plain] [--json]
 
 llmux runs in this process, and its loop turns all the time; a client in another process sends chat requests whose
-body is one long base64 string, dense JSON, or text full of escapes, through llmux to the fake engine. The longest
-gap between two turns of the loop while a body is read and sent on is one sample. Printed: the median over the
-bodies, in ms of wall time and, without what the kernel gave to others, of the thread's own time.
+body is one long base64 string, dense JSON, or text full of escapes, through llmux to the fake engine. One sample
+is the longest gap between two turns of the loop while a body is read and sent on. Prints the median over the
+bodies, in ms of wall time and of the thread's own time, without what the kernel gave to others.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/starting.py [--rounds 20] [--python OTHER/bin/python]
 
-A round runs each command once, in turn, so that what else the machine does falls on all of them; the least of all
-rounds counts. With bytecode caches, as an installed llmux has them. `status` asks a server in this process.
+A round runs each command once, in turn, so that other load on the machine affects all of them; the least of all
+rounds counts. With bytecode caches, as in an installed llmux. `status` queries a server in this process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""llmux's own share of a switch: how long it takes between the hooks, with hooks that do nothing.
+"""llmux's own share of a switch: the time that it takes between the hooks, with hooks that do nothing.
 
     python tests/benchmarks/switch.py [--switches 100] [--waiters 500] [--json]
 
-Two models take turns. While one answers an event stream, ``--waiters`` clients ask for the other. Every hook is a
-program that writes down the time and ends; the engine writes the time into its last event and into its answers;
-llmux runs in a process of its own that notes when each hook has been started. Printed, in ms, p50 and p99:
+Two models take turns. While one answers an event stream, ``--waiters`` clients send requests for the other. Every
+hook is a program that writes the time and ends; the engine writes the time into its last event and into its
+answers; llmux runs in a process of its own that records when each hook has been started. Prints p50 and p99 in ms:
 
 - drained:  from the last byte in flight (as its engine wrote it) to the start of the sleep hook
 - idle:     the same with nothing in flight, from the moment one client sent its request

@@ -1,4 +1,4 @@
-"""What has to be quick: ``make timing``, on a machine which has nothing else to do. The suite measures no time."""
+"""Limits on durations: ``make timing``, on an otherwise idle machine. The suite measures no time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Does the simulator tell the truth? Real engines under several policies, and what it makes of their records.
+"""Is the simulator right? Real engines under several policies, and its prediction from their records.
 
-    python -m tests.benchmarks.truth             what it says of the records in tests/simulator/records
-    python -m tests.benchmarks.truth --record    make them anew: llama.cpp's server, ten minutes
+    python -m tests.benchmarks.truth             its prediction from the records in tests/simulator/records
+    python -m tests.benchmarks.truth --record    record them again: llama.cpp's server, ten minutes
 
 Two models of different size take turns on the CPU; the load is ``calm`` or ``overload``.
 """

@@ -1,8 +1,8 @@
 """llmux as a process of its own, without the time that Python takes to import it.
 
-``launch`` has a process which has imported everything fork: what runs then is the command line, with arguments,
-environment, folder, output, signals and an exit code of its own. ``LLMUX_UNDER_TEST`` names another command to
-start instead. Tests of the start itself run ``python -m llmux``.
+``launch`` lets a process which has imported everything fork: the child runs the command line, with its own
+arguments, environment, folder, output, signals and exit code. ``LLMUX_UNDER_TEST`` names another command to start
+instead. Tests of the start itself run ``python -m llmux``.
 """
 
 from __future__ import annotations

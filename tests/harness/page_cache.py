@@ -1,4 +1,4 @@
-"""Which part of a file is in the kernel's page cache, and how it leaves it."""
+"""Which part of a file is in the kernel's page cache, and how to drop it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line between two processes that can be cut: a TCP proxy of our own which loses or resets what passes."""
+"""A connection between two processes that can be cut: a TCP proxy which drops or resets what passes."""
 
 from __future__ import annotations
 

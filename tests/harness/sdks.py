@@ -1,6 +1,6 @@
-"""The clients of the SDKs, as tests use them: over plain HTTP, and with no second try.
+"""The clients of the SDKs for tests: over plain HTTP, and without retries.
 
-Each that is made as usual reads all certificates that Python knows, which is more work than most tests have.
+A client made with the defaults reads all of Python's certificates, which is more work than most tests have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real server of the store, for tests and benchmarks: Valkey's or Redis's, on this machine alone."""
+"""A real server of the store, for tests and benchmarks: Valkey's or Redis's, on loopback only."""
 
 from __future__ import annotations
 

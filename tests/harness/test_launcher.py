@@ -1,4 +1,4 @@
-"""What forks llmuxes outlives the tests, or has one wait; what forks engines leaves no hook waiting."""
+"""The launcher outlives what a test ends, and can start llmux stopped; the one for engines blocks no hook."""
 
 from __future__ import annotations
 

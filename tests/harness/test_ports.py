@@ -1,4 +1,4 @@
-"""Tests that run at once, in whatever process, are not given the same port."""
+"""Tests that run at the same time, in any process, get different ports."""
 
 import subprocess
 import sys

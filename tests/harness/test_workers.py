@@ -1,4 +1,4 @@
-"""Tests in several processes: each has its result, and one that ends its process takes no other with it."""
+"""Tests in several processes: each gets its result, and one that ends its process does not affect others."""
 
 from __future__ import annotations
 

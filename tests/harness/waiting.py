@@ -1,6 +1,6 @@
-"""How long tests wait for what has to happen, and what runs.
+"""How long tests wait for events, and which processes run.
 
-A machine ten times slower than usual has to be quick enough.
+A machine ten times slower than usual must be fast enough.
 """
 
 from pathlib import Path

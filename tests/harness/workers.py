@@ -1,8 +1,8 @@
-"""``--workers=8``: so many processes run the tests, each forked when all tests have been collected.
+"""``--workers=8``: so many processes run the tests, each forked after all tests have been collected.
 
-pytest-xdist has each of its processes import and collect everything anew: as much work as a tenth of the tests.
-Here a process has what its parent has read. It is given whole files, so that what a file's tests share is made
-once, and first those which take longest, so that none of them is left for the end.
+Each process of pytest-xdist imports and collects everything again: as much work as a tenth of the tests. Here a
+process inherits that from its parent. It gets whole files, so that fixtures shared in a file are made once, those
+that take longest first, so that none of them is left for the end.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Bad days of a fleet, with real processes under load: killed, frozen, cut off, with wrong clocks.
 
 Three hosts, two gateways and a store; clients with plain requests and streams at both gateways. All connections
-between gateways and hosts, and of both to the store, pass lines that can be cut or reset. Hosts, gateways, engines
-and the store are killed; hosts, gateways and the store are frozen; the clocks of hosts jump. At the end: no
-request ran twice, each answer was its request's, no host had two models awake, every request was answered or told,
-nothing is counted as under way any more, and the memory of all is what it was.
+between gateways and hosts, and from both to the store, go through proxies that can cut or reset them. Hosts,
+gateways, engines and the store are killed; hosts, gateways and the store are frozen; the clocks of hosts jump. At
+the end: no request ran twice, each answer was its request's, no host had two models awake, every request was
+answered or reported, nothing is still counted as in flight, and the memory of all is what it was.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 # One small program that has to start quickly:
 # ruff: noqa: ASYNC110, ASYNC240, C901, PLR0912, PTH105, PTH108, PTH110, PTH119, PTH120, PTH123, PTH208
-"""Pretended engines on a pretended GPU, for black-box tests of llmux.
+"""Fake engines on a fake GPU, for black-box tests of llmux.
 
-``python -I -S engine.py FIFO`` forks them, each in a session of its own, as ``hook.sh`` asks for them with lines
-in the FIFO: to import asyncio takes longer than what an engine does in most tests. It ends when its standard input
-does. While awake an engine holds a lease
-(a file in ``$LAB/gpu``, taken under a lock); USR1 puts it to sleep, USR2 wakes it, TERM ends it. What must
-never happen goes to ``$LAB/journal.jsonl`` as a *violation*: two holders at once, a request to a sleeper,
-sleep with requests in flight, a model that is not this engine's.
+``python -I -S engine.py FIFO`` forks them, each in a session of its own, when ``hook.sh`` requests one with a line
+in the FIFO: importing asyncio takes longer than an engine's work in most tests. It ends when its standard input
+does. While awake an engine holds a lease (a file in ``$LAB/gpu``, taken under a lock); USR1 puts it to sleep, USR2
+wakes it, TERM ends it. What must never happen goes to ``$LAB/journal.jsonl`` as a *violation*: two holders at
+once, a request to a sleeping engine, sleep with requests in flight, a model that is not this engine's.
 
-What it answers is said by the request header ``X-Do`` (JSON); without one it describes the request it got.
+The request header ``X-Do`` (JSON) determines the response; without it the response describes the request.
 
   delay        seconds before the first byte         hold      wait for $LAB/ctl/release.NAME, too
   sse          number of events to stream             interval    seconds between them

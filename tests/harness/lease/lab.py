@@ -1,4 +1,4 @@
-"""A laboratory: a folder with a config, hooks, pretended engines, and one llmux run as a real process."""
+"""A laboratory: a folder with a config, hooks, fake engines, and one llmux run as a real process."""
 
 from __future__ import annotations
 

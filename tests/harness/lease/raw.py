@@ -1,4 +1,4 @@
-"""A raw HTTP/1.1 client: sends exactly the bytes it is told to, and keeps exactly the bytes it gets."""
+"""A raw HTTP/1.1 client: sends exactly the given bytes, and keeps exactly the bytes it receives."""
 
 from __future__ import annotations
 
