@@ -268,8 +268,8 @@ def write(
     need not be set yet; ``spare`` is a file that not even ``force`` overwrites.
 
     Raises:
-            UnwrittenError: a file exists already, cannot be written, or llmux does not accept the text.
-            HookScriptError: a different script is there already, or one cannot be written.
+        UnwrittenError: a file exists already, cannot be written, or llmux does not accept the text.
+        HookScriptError: a different script is there already, or one cannot be written.
 
     """
     target = folder / CONFIG

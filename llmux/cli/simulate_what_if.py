@@ -50,7 +50,7 @@ def parse_change(text: str) -> Change:
     """Parse ``capacity=32GiB,cost=÷3``.
 
     Raises:
-            TraceError: it is invalid; the message says what to write.
+        TraceError: it is invalid; the message says what to write.
 
     """
     settings: dict[str, Any] = {}
@@ -131,7 +131,7 @@ class Bench:
         """Simulate one column; ``prepare`` is called with the run before it begins.
 
         Raises:
-                TraceError: the change is impossible; the message says why.
+            TraceError: the change is impossible; the message says why.
 
         """
         config = None if self.config is None else self.configuration(change)
@@ -190,8 +190,8 @@ class Bench:
         """Return the configuration with a change.
 
         Raises:
-                ConfigError: it is invalid as it is.
-                TraceError: a changed setting is unknown, has an invalid value, or does not go with the others.
+            ConfigError: it is invalid as it is.
+            TraceError: a changed setting is unknown, has an invalid value, or does not go with the others.
 
         """
         assert self.config is not None
@@ -268,7 +268,7 @@ def onto(traffic: Trace, config: Config | None, *, generated: bool) -> Trace:
     A trace may name models or their aliases; in generated traffic the first model is the configuration's first.
 
     Raises:
-            TraceError: a name is not one of the configuration's, or there are more names than models.
+        TraceError: a name is not one of the configuration's, or there are more names than models.
 
     """
     if config is None:

@@ -222,7 +222,7 @@ def check_globs(globs: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs as they are.
 
     Raises:
-            ValueError: one of them is not a path.
+        ValueError: one of them is not a path.
 
     """
     for glob in globs:
@@ -238,7 +238,7 @@ def glob_expression(glob: str) -> str:
     ``*`` stays within one segment, ``**`` (a whole segment) matches any depth, zero included.
 
     Raises:
-            ValueError: it is invalid.
+        ValueError: it is invalid.
 
     """
     if not glob.startswith("/"):

@@ -218,7 +218,7 @@ class GatewayConfig(Section):
         """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
 
         Raises:
-                ConfigErrors: all of its errors.
+            ConfigErrors: all of its errors.
 
         """
         file = Path(path)
@@ -269,7 +269,7 @@ class GatewayConfig(Section):
         """The file of the spending under budgets, absolute.
 
         Raises:
-                ConfigError: the default applies, but there is no home folder.
+            ConfigError: the default applies, but there is no home folder.
 
         """
         if self.state is not None:

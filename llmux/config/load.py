@@ -219,7 +219,7 @@ def load(
     """Read ``file`` and validate it as ``schema``, with the settings ``changed``, by their paths.
 
     Raises:
-            ConfigErrors: all of its errors.
+        ConfigErrors: all of its errors.
 
     """
     document = read_document(file)

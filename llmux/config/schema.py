@@ -434,7 +434,7 @@ class Config(Section):
         ``changed`` are settings, by their paths, that differ from the file.
 
         Raises:
-                ConfigErrors: all of its errors.
+            ConfigErrors: all of its errors.
 
         """
         file = Path(path)
@@ -470,7 +470,7 @@ class Config(Section):
         """Return the same configuration with another port to listen on.
 
         Raises:
-                ConfigError: an engine has that port.
+            ConfigError: an engine has that port.
 
         """
         copy = self.model_copy(update={"port": port})
@@ -503,7 +503,7 @@ class Config(Section):
         """The state file, absolute; None for no state file.
 
         Raises:
-                ConfigError: the default applies, but there is no home folder.
+            ConfigError: the default applies, but there is no home folder.
 
         """
         if "state" not in self.model_fields_set:
@@ -520,7 +520,7 @@ class Config(Section):
         """The folder of the captures, absolute; None for no captures.
 
         Raises:
-                ConfigError: it is next to the default state file, but there is no home folder.
+            ConfigError: it is next to the default state file, but there is no home folder.
 
         """
         if self.captures is None:
@@ -539,7 +539,7 @@ class Config(Section):
         """The file of the ledger, absolute; None for no ledger.
 
         Raises:
-                ConfigError: it is next to the default state file, but there is no home folder.
+            ConfigError: it is next to the default state file, but there is no home folder.
 
         """
         if self.ledger is True and (state := self.state_path) is not None:

@@ -53,7 +53,7 @@ def parse_size(value: Any) -> int:
     """Return bytes, 0 ≤ bytes ≤ 2**60.
 
     Raises:
-            ValueError: ``value`` is not a size, negative, or not a whole number of bytes.
+        ValueError: ``value`` is not a size, negative, or not a whole number of bytes.
 
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -365,7 +365,7 @@ def parse_address(url: str, how: str = "write it as http://127.0.0.1:8001") -> A
     """Parse ``http[s]://host[:port][/path]``; ``how`` is the advice in an error.
 
     Raises:
-            ValueError: it is not of that form.
+        ValueError: it is not of that form.
 
     """
     try:

@@ -30,7 +30,7 @@ NO_HALVES: tuple[float | None, float | None] = (None, None)
 
 @dataclass(frozen=True, slots=True)
 class HookSeconds:
-    """How long hooks take, in seconds. ``guesses`` (wake, sleep) apply to models that are not in ``costs``.
+    """How long hooks take, in seconds. ``guesses`` (wake, sleep) fill in what ``costs`` lacks for a model.
 
     A model's wake and sleep at a level take what was measured, or given, for that level; else what applies without
     levels. If only the cost of a whole switch is known, all of it is spent in the wake.
@@ -85,7 +85,7 @@ def simulate_configured(
     All hooks take ``factor`` times as long as ``costs`` and the configuration's first guesses say.
 
     Raises:
-            TraceError: it has a model that the configuration does not have, or a cost is missing.
+        TraceError: it has a model that the configuration does not have, or a cost is missing.
 
     """
     specs, rules = to_specs(config)
@@ -123,7 +123,7 @@ def simulate_specs(
     """Run ``trace`` under ``rules``; ``times`` gives the duration of every hook.
 
     Raises:
-            TraceError: it has a model that is not in ``specs``, or a cost is missing.
+        TraceError: it has a model that is not in ``specs``, or a cost is missing.
 
     """
     known = {spec.name for spec in specs}

@@ -62,7 +62,7 @@ class CostMatrix:
         """Return the seconds of a switch from ``source`` to ``target``.
 
         Raises:
-                TraceError: its cost is unknown.
+            TraceError: its cost is unknown.
 
         """
         known = self.pairs.get((source, target))
@@ -91,7 +91,7 @@ def parse_costs(text: str) -> CostMatrix:
     """Read ``--cost``: a duration, or the name of a file.
 
     Raises:
-            TraceError: it is neither, or the file is not a valid file of costs.
+        TraceError: it is neither, or the file is not a valid file of costs.
 
     """
     path = Path(text)

@@ -106,7 +106,7 @@ def parse_engines(
     words win. ``models`` are those of the traffic.
 
     Raises:
-            TraceError: a word is invalid; the message says which, and what to write.
+        TraceError: a word is invalid; the message says which, and what to write.
 
     """
     own, known = dict(fitted or {}), sorted(models)

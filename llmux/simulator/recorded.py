@@ -51,7 +51,7 @@ UNUSABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overflo
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The last llmux that wrote into a record, from the beginning of its part."""
+    """The last llmux that wrote into a record, from where its lines in the file begin."""
 
     name: str
     start: Line
@@ -162,7 +162,7 @@ def read_recorded(path: Path) -> Recorded:
 
     Raises:
         RecordError: it cannot be read.
-            TraceError: a line lacks a required value.
+        TraceError: a line lacks a required value.
 
     """
     return recorded_from(path.name, read_record(path))

@@ -122,7 +122,7 @@ def simulate(
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Disable the garbage collector, which costs a run time: it makes no cycles, but many objects that stay."""
+    """Disable the garbage collector: a run makes no cycles, but many lasting objects, which slow it down."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -197,7 +197,7 @@ class Run:
         if hasattr(policy, "makers"):
             self.heaps = (*self.heaps, (LOOK, self.looks))
         arrivals = [(job.arrival, index) for index, job in enumerate(trace.jobs) if job.arrival is not None]
-        self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # the next one is the last
+        self.arrivals = [(NEVER, -1), *sorted(arrivals, reverse=True)]  # reversed: the next one is at the end
         self.stage = Visit(0.0, NEVER, next(iter(sorted(scene.awake)), ""), "awake")
 
     def spill(self, spill: Spill | None) -> None:

@@ -47,7 +47,7 @@ def parse_price(text: str) -> tuple[float, float]:
     """Read ``input=0.25,output=2``.
 
     Raises:
-            TraceError: it is invalid; the message says what to write.
+        TraceError: it is invalid; the message says what to write.
 
     """
     found = {"input": 0.0, "output": 0.0}

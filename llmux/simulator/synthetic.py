@@ -62,7 +62,7 @@ def parse_load(kind: type[Load], text: str) -> Load:
     """Read ``models=4,rate=0.5``.
 
     Raises:
-            TraceError: a word is not a ``key=number`` of this load, or the number is out of range.
+        TraceError: a word is not a ``key=number`` of this load, or the number is out of range.
 
     """
     known = {field.name: field for field in fields(kind)}
@@ -255,7 +255,7 @@ def with_closed(
     traffic for the same model; without any they are like chat traffic.
 
     Raises:
-            TraceError: there are too few models, or far too many requests.
+        TraceError: there are too few models, or far too many requests.
 
     """
     names = names or models_of(load, beside)
