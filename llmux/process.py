@@ -82,6 +82,7 @@ class Notifier:
             return
 
 
+CHANGED = "file changed"  # why the configuration is read again
 LOOK = 5.0  # seconds between two looks
 STEP = 300  # milliseconds between two looks at what the kernel has told; it is taken in at the second
 DEBOUNCE = 600  # milliseconds: editors write in several steps
@@ -165,6 +166,7 @@ class Process:
         self._log = EventLog(base_url=f"http://127.0.0.1:{config.port}")
         self._systemd = Notifier()
         self._reloads: asyncio.Queue[str] = asyncio.Queue()  # that are asked for, and why
+        self._read_as: tuple[tuple[int, ...] | None, ...] = ()  # the fingerprint of what was read last
         self._ending = asyncio.Event()
         self._at_once = asyncio.Event()
 
@@ -325,13 +327,15 @@ class Process:
     async def _watch(self) -> None:
         async for _ in changes(self._watched):
             if self._config.watch:
-                self._reloads.put_nowait("file changed")
+                self._reloads.put_nowait(CHANGED)
 
     async def _reload(self, switcher: Switcher, front: Front) -> None:
         while True:
             because = await self._reloads.get()
             if self._ending.is_set():
                 return
+            if because == CHANGED and fingerprint(self._watched()) == self._read_as:
+                continue  # a signal was quicker
             self._systemd.reloading()
             # Not on the loop: of hundreds of models it takes 0.1 s, and answers are under way.
             found = await asyncio.to_thread(self._found)
@@ -344,6 +348,7 @@ class Process:
 
     def _found(self) -> Config | Exception:
         """Return the configuration as it is now, or what is wrong with it."""
+        self._read_as = fingerprint(self._watched())  # before: what is written meanwhile is another change
         try:
             return self._read()
         except Exception as error:  # noqa: BLE001 - it is raised where the others are

@@ -12,7 +12,7 @@ import pytest
 
 from llmux.config import Config
 from llmux.errors import ConfigError
-from llmux.process import Process, changes
+from llmux.process import CHANGED, Process, changes
 from tests.harness.waiting import PATIENCE
 
 
@@ -101,4 +101,28 @@ async def test_a_configuration_is_read_beside_the_loop():
             while switcher.last_reload_error is None:  # noqa: ASYNC110 - nobody tells it
                 await asyncio.sleep(0.002)
         assert "has a mistake" in switcher.last_reload_error
+    chore.cancel()
+
+
+async def test_what_a_signal_has_told_of_is_not_read_again(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("models: {a: {port: 9, wake: ':', sleep: ':', alive: ':'}}")
+    reads: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read() -> Config:
+        loop.call_soon_threadsafe(reads.put_nowait, None)
+        raise ConfigError("has a mistake")
+
+    process = Process(Config.from_file(file), read, lambda _url, _config: None)
+    chore = asyncio.create_task(process._reload(SimpleNamespace(audit=None, last_reload_error=None), None))
+    async with asyncio.timeout(PATIENCE):
+        for because in ("signal", CHANGED, "signal"):  # the kernel tells of it later
+            process._reloads.put_nowait(because)
+        await reads.get()
+        await reads.get()
+        file.write_text("models: {}")
+        process._reloads.put_nowait(CHANGED)
+        await reads.get()
+    assert reads.empty()
     chore.cancel()

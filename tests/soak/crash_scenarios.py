@@ -230,7 +230,7 @@ class Reload(Scenario):
         lab.serves = "ba"
         super().write(lab)
         lab.signal(signal.SIGHUP)
-        await lab.until(lambda: lab.log.count("config_reloaded") > 1)
+        await lab.until(lambda: '"models": ["a", "b"], "policy"' in lab.log.partition('"config_reloaded"')[2])
         await asked(lab, "a")
 
 
