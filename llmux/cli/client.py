@@ -214,7 +214,7 @@ class Remote:
         except ssl.SSLError as error:
             self._unreachable(str(error))
         except OSError as error:
-            # Its own text names the address, which is told anyway; a name that is not known has no such number.
+            # Its own text repeats the address; an unknown host name has no such number.
             number = error.errno or 0
             self._unreachable(os.strerror(number) if number > 0 else error.strerror or str(error))
         except ValueError as error:  # a host that cannot be looked up

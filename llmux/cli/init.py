@@ -114,7 +114,7 @@ class _Init:
             asyncio.to_thread(host.look, os.environ, home),
         )
 
-    # ---- saying what was found
+    # ---- reporting what was found
 
     def tell(self, found: model_files.Found, engines: list[Engine], here: Machine) -> None:
         for line in [

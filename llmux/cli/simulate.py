@@ -440,7 +440,7 @@ def _traffic(
 def _policies(
     texts: list[str] | None, recorded: Recorded | None, plan: Config | None, *, one: bool
 ) -> dict[str, what_ifs.MakePolicy]:
-    """Return factories of the policies; each is named after it, or after the whole text if a name comes twice.
+    """Return factories of the policies; their keys are names, or the whole text if a name comes twice.
 
     Without ``texts``: that of the configuration or the record, and, unless ``one`` is enough, the usual ones.
     """

@@ -201,7 +201,7 @@ class _ConfiguredRun(Run):
                 return
         heapq.heappush(self.hooks, (self.time + seconds, effect.hook))
 
-    # ---- what is told
+    # ---- effects that are recorded
 
     def _note(self, effect: Effect) -> None:
         match effect:

@@ -6,7 +6,7 @@ Read from one duration for all (``10s``), a YAML or JSON file, or llmux's own st
 - ``{sleep: {MODEL: duration}, wake: {MODEL: duration}}``: a switch costs one model's sleep and the other's wake;
 - ``{models: [A, B], costs: [[0, 5s], [9s, 0]]}``: a row for each model that is put to sleep;
 - a list of ``{from: A, to: B, seconds: 5}``, as ``switch_costs`` in ``/llmux/status``;
-- the state file, of which the averages are used.
+- the state file, whose averages are used.
 
 A sleep or wake may be given by level, as ``{wake: {MODEL: {ram: 1s, disk: 12s}}}``, and the same file may have
 ``prefetch: {MODEL: duration}``: how long a prefetch takes, and by how much a wake is shorter after it.

@@ -4,7 +4,7 @@
 which wait in it for a slot.
 
 ``fit`` estimates how many requests an engine serves at once, and how much they slow each other down. A recorded
-service time depends on what else was served. For a guess of ``slots`` and ``slowdown`` that can be removed:
+service time depends on what else was served. For a guess of ``slots`` and ``slowdown`` this can be removed:
 requests in the engine begin as slots become free, and then advance at the common speed; the integral of that speed
 is the time that the request would have taken alone. The best guess is the one for which these times are best
 explained by the request itself, the bytes of its body and of its answer. If answers are streamed, the guesses have
@@ -439,7 +439,7 @@ def _unexplained(columns: Sequence[Sequence[float]], values: Sequence[float]) ->
 
 
 def _least_squares(columns: Sequence[Sequence[float]], values: Sequence[float]) -> list[float] | None:
-    """Solve the normal equations of a few unknowns; None where they do not determine them."""
+    """Solve the normal equations of a few unknowns; None if these do not determine them."""
     size = len(columns)
     table = [[sum(map(operator.mul, one, other)) for other in (*columns, values)] for one in columns]
     for i in range(size):

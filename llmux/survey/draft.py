@@ -52,12 +52,12 @@ class Recipe:
             verify = ""
         settings = {key: model[key] for key in _KEPT if key in model}
         told = next(iter(env))
-        # A script with the NAME of a model is for a server that runs all the time.
+        # A script that takes the NAME of a model is for a server that runs all the time.
         return cls(hooks, told, model.get("port") if told == "NAME" else None, settings, verify)
 
     @property
     def short(self) -> dict[str, str]:
-        """The hooks as written: in one line, if they are one script called with each hook's name."""
+        """The hooks as written: in one line, for those that are one script called with the hook's name."""
         script = self.hooks["wake"].removesuffix(f" {HookKind.WAKE}")
         rest = {kind: text for kind, text in self.hooks.items() if text != f"{script} {kind}"}
         if len(script.split()) != 1 or not rest.keys().isdisjoint(REQUIRED):
