@@ -7,6 +7,7 @@ in tasks beside the requests, which read memory.
     {llmux}:host:NAME     instance, seq, until, document: a host's lease, for LEASE seconds on the store's clock
     {llmux}:hosts         a sorted set of names, by the end of their leases
     {llmux}:wake:MODEL    the host that wakes a model; the first gateway to say so wins, for a term
+    {llmux}:wakes         a sorted set of these models, by the end of the terms
     {llmux}:flight:NAME   all requests of one gateway by host, for FLIGHT seconds
     {llmux}:gateways      a sorted set of gateways, by the end of that
     {llmux}:use:NAME      what all gateways' requests used of a key's limit or budget
