@@ -262,7 +262,7 @@ async def test_the_start_is_told_and_a_wrong_reload_changes_nothing(door):
     door.add("two", "c")
     door.write_gateway()
     door.signal(signal.SIGHUP)
-    await door.until_hosts(two="ready")
+    await door.until_hosts_are(two="ready")
     assert (await door.chat("c")).get("X-LLMux-Host") == "two"
 
 

@@ -110,7 +110,8 @@ async def test_captures_of_one_key_and_an_audit_import_no_more_than_that(house, 
     captures = {"keys": ["alice"], "folder": "kept"}
     process = await run(cold=True, captures=captures, api_keys=keys, audit="audit.jsonl")
     await house.ask("POST", "/v1/chat/completions", {"model": "a"}, Authorization="Bearer key-of-alice")
-    assert set(imported(house)) == {"llmux.accounts", "llmux.accounts.captures", "llmux.observability.audit"}
+    rooms = {"llmux.accounts", "llmux.accounts.aging", "llmux.accounts.captures", "llmux.observability.audit"}
+    assert set(imported(house)) == rooms
     assert process.end() == 0
     assert len(list((house.folder / "kept").glob("*/*.json"))) == 1
 
