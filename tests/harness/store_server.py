@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
 
 
 class Server:
-    """A store's server. Skips the test where there is none on this machine."""
+    """A store's server, which takes connections. Skips the test where there is none on this machine."""
 
     def __init__(self, *options: str | Path, port: int = 0, tls: bool = False) -> None:
         if SERVER is None:
@@ -29,6 +32,10 @@ class Server:
         where = ["--bind", HOST, "--save", "", "--dir", self._folder.name]
         self._command = [SERVER, *listen, *where, *map(str, options)]
         self.process = self._start()
+        while self.process.poll() is None:  # a test's timeout bounds it
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, self.port)):
+                break
+            time.sleep(0.005)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
