@@ -137,11 +137,12 @@ class NativeRelay:
         if streams > 0:
             self._relay = self._library.relay_open(streams, files // 2)
         if self._relay is None:
-            self._closed = True
+            self._closed = streams <= 0  # else there may be files and memory for it later
             return False
         self._loop.add_reader(self._library.relay_wake(self._relay), self._take_all_back)
         if watched := getattr(self._loop, "_get_backend_id", None):
-            self._watched = select.epoll.fromfd(os.dup(watched()))
+            with contextlib.suppress(OSError):  # no file is left
+                self._watched = select.epoll.fromfd(os.dup(watched()))
         return True
 
     def lend(self, lender: Lender, client: asyncio.Transport, data: bytes) -> int:

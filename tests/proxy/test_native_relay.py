@@ -714,6 +714,45 @@ def test_files_are_left_for_others(run, monkeypatch) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("left", range(6))
+def test_a_stream_that_finds_too_few_files_goes_on_and_a_later_one_is_lent(run, monkeypatch, left) -> None:
+    """The relay opens some for itself with the first stream, and the last of them may be one too many."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def without_files(stream: Stream) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest_file() + 20, limits[1]))
+        with contextlib.ExitStack() as stack:
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+            held = []
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            for number in held[left:]:
+                stack.callback(os.close, number)
+            for number in held[:left]:
+                os.close(number)
+            for number in range(3):
+                data, got = chunk(f"{number}"), b""
+                await stream.send(data)
+                while not got.endswith(data):
+                    piece = await stream.read()
+                    assert piece
+                    got += piece
+
+    async def main() -> None:
+        pool = native.of(asyncio.get_running_loop())
+        stream = await Stream.begun()
+        await without_files(stream)
+        await stream.send(END)
+        assert await stream.ended() is None
+        await stream.close()
+        await (await (await Stream.begun()).lent()).close()
+        pool.let_go()
+
+    monkeypatch.setattr(native, "_open_files", lambda: limits[0])
+    run(main())
+
+
 def test_short_streams_are_soon_left_to_python_and_long_ones_are_lent_again(run) -> None:
     async def lent_of(events: int) -> int:
         stream = await Stream.begun()
@@ -775,6 +814,10 @@ def test_it_is_installed_with_free_threading_too(free, limited) -> None:
 
 def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def highest_file() -> int:
+    return max(int(file.name) for file in Path("/proc/self/fd").iterdir())
 
 
 def tasks() -> set[str]:
