@@ -98,7 +98,7 @@ static double now(void) {
 }
 
 static struct stream *find(struct relay *r, uint64_t key) {
-    size_t slot = key & UINT32_MAX;
+    size_t slot = (key & UINT32_MAX) - 1;  // so that no key is 0, even after 2^32 streams
     return slot < r->slots && r->streams[slot].key == key ? &r->streams[slot] : NULL;
 }
 
@@ -285,7 +285,7 @@ struct relay *relay_open(size_t slots, int most_fd) {
               !epoll_ctl(r->poller, EPOLL_CTL_ADD, r->stop, &event) && !pthread_sigmask(SIG_SETMASK, &all, &before);
     if (fit) {
         for (size_t i = slots; i-- > 0;) {
-            r->streams[i].key = i;
+            r->streams[i].key = i + 1;
             set_free(r, &r->streams[i]);
         }
         fit = !pthread_create(&r->thread, NULL, run, r);
