@@ -281,8 +281,9 @@ static long long number_of(PyObject *row, Py_ssize_t at, int *fits) {
     }
     int overflow;
     long long value = PyLong_AsLongLongAndOverflow(item, &overflow);
-    if (overflow || value > LARGE * 8 || value < -LARGE) *fits = 0;
-    return value;
+    if (!overflow && value <= LARGE * 8 && value >= -LARGE) return value;
+    *fits = 0;
+    return 0;
 }
 
 static PyObject *sums_as_dict(const Place *places, int count) {

@@ -293,7 +293,9 @@ def test_rows_that_are_summed_by_python() -> None:
     many = [(*row[:2], f"key {number}", *row[3:]) for number, row in enumerate(rows)]
     assert compiled.sums_of(many) is None
     assert sums_of(many) == sums_by_python(many)
-    for at, value in ((6, 2**63), (11, -(2**63)), (16, 2**50), (0, -1), (20, "200"), (22, None), (2, None)):
+    for at, value in (
+        (6, 2**63), (6, 2**63 - 1), (11, -(2**63)), (16, 2**50), (0, -1), (20, "200"), (22, None), (2, None),
+    ):  # fmt: skip
         odd = [*rows, (*rows[0][:at], value, *rows[0][at + 1 :])]
         found = compiled.sums_of(odd)
         assert found is None or found == sums_by_python(odd)
