@@ -331,7 +331,10 @@ class Process:
 
     async def _reload(self, switcher: Switcher, front: Front) -> None:
         while True:
-            because = await self._reloads.get()
+            asked = [await self._reloads.get()]
+            while not self._reloads.empty():  # one reading serves all that came before it
+                asked.append(self._reloads.get_nowait())
+            because = next((why for why in asked if why != CHANGED), CHANGED)
             if self._ending.is_set():
                 return
             if because == CHANGED and fingerprint(self._watched()) == self._read_as:

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from llmux.fleet.store import Store
     from llmux.gateway.handler import Ear
 
-_GRACE = 86_400.0  # seconds that a budget is kept after its period
+_DAY = 86_400.0
+_GRACE = _DAY  # seconds that a budget is kept after its period
+_LAST = 3  # periods of a key's budget that are kept whatever the clock says: it may be wrong
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +147,7 @@ class SharedGate(Gate):
         self._spent: dict[str, int] = {}  # of budgets, the same
         self._rates: dict[str, Allowance] = {}
         self._held: dict[str, _Held] = {}
+        self._tidied = 0.0  # the day, of Unix time
         self._saved = ""
         self._batch = "", 0  # which gateway sends it, and its number; a gateway that was killed has its own
         self.unsaved = asyncio.Event()  # set: something that is kept in the file may have changed
@@ -302,8 +305,7 @@ class SharedGate(Gate):
                 known = max(0.0, self._full_at.get(name, now) - now)
                 yield Use(name, "rate", amount * 1000, known * 1000, 0)
             elif name.startswith("budget:"):
-                end = period("month", int(name.split(":", 2)[1]))[1]
-                kept = end + _GRACE - wall
+                kept = _kept_until(name) - wall
                 if kept > 0 or amount:  # it may seem to be over because the clock is wrong
                     yield Use(name, "budget", amount, self._spent.get(name, 0), round(max(kept, _GRACE) * 1000))
             else:
@@ -331,6 +333,24 @@ class SharedGate(Gate):
                 balance.budget.spent = self.spent(key, balance.budget.period)
         for key in {*sums, *self._held}:
             self._others_hold(key, *sums.get(key, (0, 0)))
+        if wall // _DAY != self._tidied:
+            self._tidied = wall // _DAY
+            self._forget(now, wall)
+
+    def _forget(self, now: float, wall: float) -> None:
+        """Forget what counts no more: budgets of earlier periods, rates and keys that were removed."""
+        last: dict[str, list[tuple[int, str]]] = {}
+        for name in self._spent:
+            _, since, key = name.split(":", 2)
+            if key in self._balances:
+                last.setdefault(key, []).append((int(since), name))
+        kept = {name for names in last.values() for _, name in sorted(names)[-_LAST:]}
+        self._spent = {
+            name: spent for name, spent in self._spent.items() if name in kept or _kept_until(name) > wall
+        }
+        self._full_at = {name: at for name, at in self._full_at.items() if name in self._rates or at > now}
+        nothing = _Held()
+        self._held = {key: held for key, held in self._held.items() if held != nothing}
 
     # ---- the file
 
@@ -394,3 +414,8 @@ def _rate(what: str, key: str, allowance: Allowance) -> str:
 
 def _budget(key: str, since: int) -> str:
     return f"budget:{since}:{key}"
+
+
+def _kept_until(budget: str) -> float:
+    """Return the Unix time until which a budget is kept; its name does not say whether it is of a day."""
+    return period("month", int(budget.split(":", 2)[1]))[1] + _GRACE

@@ -285,6 +285,27 @@ async def test_a_clock_that_is_set_and_set_back_does_not_begin_a_budget_anew():
     assert one.gate.budgets()["alice"].spent == 900
 
 
+async def test_what_counts_no_more_is_forgotten(store):
+    """A gateway that runs for years keeps the last periods of each budget, and no key that was removed."""
+    document = keys(
+        budget={"usd": 1, "per": "day"}, prices=TOKENS, limits={"requests": "6000/m", "concurrent": 4}
+    )
+    one = Gateway(store, "x", document)
+    gate = one.gate
+    for day in range(100):
+        one.wall = NOW + day * 86_400
+        one.end(one.ask(), wrote=1 + day)
+        await one.tell()
+    assert len(gate._spent) <= 33
+    assert gate.budgets()["alice"].spent == 100
+    one.configure({"api_keys": [{"name": "bob", "key": "k" * 20}]})
+    one.wall += 40 * 86_400
+    await one.tell()
+    assert (gate._spent, gate._held) == ({}, {})
+    gate._forget(one.time() + 60, one.wall)  # once its rate has recovered
+    assert gate._full_at == {}
+
+
 async def test_what_the_store_was_not_told_yet_counts_though_the_clock_was_ahead_then(store):
     document = keys(budget={"usd": 0.001, "per": "day"}, prices=TOKENS)
     one, other = (Gateway(store, name, document) for name in "xy")

@@ -117,12 +117,44 @@ async def test_what_a_signal_has_told_of_is_not_read_again(tmp_path):
     process = Process(Config.from_file(file), read, lambda _url, _config: None)
     chore = asyncio.create_task(process._reload(SimpleNamespace(audit=None, last_reload_error=None), None))
     async with asyncio.timeout(PATIENCE):
-        for because in ("signal", CHANGED, "signal"):  # the kernel tells of it later
-            process._reloads.put_nowait(because)
+        process._reloads.put_nowait("signal")
         await reads.get()
+        process._reloads.put_nowait(CHANGED)  # the kernel tells of it later
+        while not process._reloads.empty():  # noqa: ASYNC110 - nobody tells it
+            await asyncio.sleep(0.002)
+        process._reloads.put_nowait("signal")
         await reads.get()
         file.write_text("models: {}")
         process._reloads.put_nowait(CHANGED)
         await reads.get()
     assert reads.empty()
+    chore.cancel()
+
+
+async def test_a_burst_of_signals_is_one_reading_and_one_more_if_they_came_while_it_read(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("models: {a: {port: 9, wake: ':', sleep: ':', alive: ':'}}")
+    go_on, reads, read_texts = threading.Event(), asyncio.Queue(), []
+    loop = asyncio.get_running_loop()
+
+    def read() -> Config:
+        read_texts.append(file.read_text())
+        loop.call_soon_threadsafe(reads.put_nowait, None)
+        assert go_on.wait(PATIENCE)
+        raise ConfigError(f"has mistake {len(read_texts)}")
+
+    process = Process(Config.from_file(file), read, lambda _url, _config: None)
+    switcher = SimpleNamespace(audit=None, last_reload_error=None)
+    chore = asyncio.create_task(process._reload(switcher, None))
+    for because in ("signal", CHANGED, *["signal"] * 50):
+        process._reloads.put_nowait(because)
+    await asyncio.wait_for(reads.get(), PATIENCE)
+    file.write_text("models: {}")
+    for because in (CHANGED, *["signal"] * 50):
+        process._reloads.put_nowait(because)
+    go_on.set()
+    async with asyncio.timeout(PATIENCE):
+        while switcher.last_reload_error != "has mistake 2" or not process._reloads.empty():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    assert [text == "models: {}" for text in read_texts] == [False, True]
     chore.cancel()
