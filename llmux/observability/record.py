@@ -2,8 +2,9 @@
 
 The event loop never waits for the disk: lines wait in a bounded queue, and further ones are counted, dropped, and
 reported in the file (a line of type ``lost``) and in the log. At its bound the file becomes FILE.1, replacing an
-older one, so that the two together take at most about twice the bound. The next llmux ends a line that a crash has
-torn; readers skip it (``read_record``).
+older one, so that the two together take at most about twice the bound. A file that was moved away or removed is
+noticed, at the next line or within ``LOOK`` seconds, and a new one begun. The next llmux ends a line that a crash
+has torn; readers skip it (``read_record``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,22 +29,28 @@ Line = Mapping[str, Any]
 
 WAITING = 10_000  # lines
 BATCH = 200  # lines written at once
+LOOK = 5.0  # seconds between two looks whether the file is still there, if nothing is written
 _CLOSE_WAITS = 2.0  # seconds for the last lines
 
 
+@dataclass(frozen=True, slots=True)
 class _NewFile:
     """Asks the thread to begin a new file."""
+
+    gone: bool  # only if the old one is gone
 
 
 class RecordFile:
     """Appends lines to ``path``. All but the thread's own part is called from one thread.
 
-    ``tell(event, **fields)`` is called, from the thread too, with what goes wrong.
+    ``tell(event, **fields)`` is called, from the thread too, with what goes wrong; ``on_gone()`` from the thread
+    when another file, or none, is at ``path``: the owner is to call ``begin_new``, as when ``full`` is set.
     """
 
     def __init__(self, path: Path, bound: int, tell: Callable[..., None], *, waiting: int = WAITING) -> None:
         self.path = path
         self.full = False  # the bound is reached: the owner is to call ``begin_new``
+        self.on_gone: Callable[[], None] = lambda: None
         self._bound = bound
         self._tell = tell
         self._lines: queue.Queue[Line | _NewFile | None] = queue.Queue(waiting)
@@ -53,8 +61,10 @@ class RecordFile:
         self._told = False  # that lines are lost, since the file told of some
         self._failed = False
         self._file = _open(path)
-        self._size = os.fstat(self._file).st_size
-        self._torn = self._size > 0 and not ends_whole(path)
+        self._size, self._torn = _end_of(self._file, path)
+        self._next: int | None = None  # in the place of a file that is gone
+        self._asked_at = 0.0  # when its owner was told, on the monotonic clock
+        self._nowhere = False  # it is gone, and no other can be written
         self._thread = threading.Thread(target=self._run, name="llmux-record", daemon=True)
         self._thread.start()
 
@@ -73,11 +83,11 @@ class RecordFile:
                 self._told = True
                 self._tell("record_lines_lost", path=str(self.path))
 
-    def begin_new(self) -> None:
-        """Have what is put from here on begin a new file."""
+    def begin_new(self, *, gone: bool = False) -> None:
+        """Have what is put from here on begin a new file; ``gone``: unless that was done since ``on_gone``."""
         self.full = False
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(_NewFile())
+            self._lines.put_nowait(_NewFile(gone))
 
     def close(self) -> None:
         """Write what is queued and let go of the file; waits for that, but not long."""
@@ -94,7 +104,12 @@ class RecordFile:
     def _run(self) -> None:
         ended = False
         while not ended:
-            batch = [self._lines.get()]
+            try:
+                batch = [self._lines.get(timeout=LOOK)]
+            except queue.Empty:
+                self._look()
+                continue
+            self._look()
             with contextlib.suppress(queue.Empty):
                 while len(batch) < BATCH:
                     batch.append(self._lines.get_nowait())
@@ -108,11 +123,14 @@ class RecordFile:
                 if each is None:
                     ended = True
                     break
-                self._rotate()
+                if self._next is not None or not each.gone:
+                    self._rotate()
             self._write(lines)
         self._write([])
-        with contextlib.suppress(OSError):
-            os.close(self._file)
+        for file in (self._file, self._next):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    os.close(file)
 
     def _write(self, lines: list[Line]) -> None:
         lost = self.lost
@@ -143,20 +161,52 @@ class RecordFile:
         if self._size >= self._bound:
             self.full = True
 
-    def _rotate(self) -> None:
-        try:
-            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-            fresh = _open(self.path)
-        except OSError as error:
-            self._trouble(error)
+    def _look(self) -> None:
+        """Notice that the file was moved or removed; once another can be written, have it begun."""
+        if self._next is None:
+            if self._is_there():
+                self._nowhere = False
+                return
+            try:
+                self._next = _open(self.path)
+            except OSError as error:
+                if not self._nowhere:
+                    self._nowhere = True
+                    self._unwritable(error)
+                return
+        elif time.monotonic() < self._asked_at + LOOK:
             return
+        self._asked_at = time.monotonic()
+        self.on_gone()
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file))  # noqa: PTH116 - may be text
+        except FileNotFoundError:
+            return False
+        except OSError:  # nothing is known
+            return True
+
+    def _rotate(self) -> None:
+        fresh, self._next = self._next, None
+        if fresh is None:
+            try:
+                self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+                fresh = _open(self.path)
+            except OSError as error:
+                self._trouble(error)
+                return
         os.close(self._file)
-        self._file, self._size, self._torn = fresh, 0, False
+        self._file, self._nowhere = fresh, False
+        self._size, self._torn = _end_of(fresh, self.path)
 
     def _trouble(self, error: OSError) -> None:
         if not self._failed:
             self._failed = True
-            self._tell("record_unwritable", path=str(self.path), error=error.strerror or str(error))
+            self._unwritable(error)
+
+    def _unwritable(self, error: OSError) -> None:
+        self._tell("record_unwritable", path=str(self.path), error=error.strerror or str(error))
 
 
 def _encoded(line: Line) -> bytes:
@@ -168,6 +218,12 @@ def _open(path: Path) -> int:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     os.set_blocking(file, True)
     return file
+
+
+def _end_of(file: int, path: Path) -> tuple[int, bool]:
+    """Return a file's size in bytes, and whether its last line was torn."""
+    size = os.fstat(file).st_size
+    return size, size > 0 and not ends_whole(path)
 
 
 def ends_whole(path: Path) -> bool:

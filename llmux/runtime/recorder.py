@@ -7,6 +7,8 @@ Times are seconds on the core's clock from ``origin`` on, for which the ``start`
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -126,6 +128,13 @@ class Recorder:
         }
         if switcher.core.state.ready:
             self.begin(because)
+        loop = asyncio.get_running_loop()
+
+        def gone() -> None:  # in the file's thread
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._gone)
+
+        file.on_gone = gone
 
     def begin(self, because: str) -> None:
         """Write the state and the rules, from which the following lines can be understood."""
@@ -194,8 +203,7 @@ class Recorder:
             **({"key": ticket.key} if ticket.key else {}),
         )
         if self.file.full:
-            self.file.begin_new()
-            self.begin("rotated")
+            self._begin_new()
 
     def served_elsewhere(self, ticket: Ticket, status: int | None, outcome: Outcome | None, sent: int) -> None:
         """Write the line of a request, or one try of it, that another host served: the core did not know it."""
@@ -215,7 +223,15 @@ class Recorder:
             status=status,
         )
         if self.file.full:
-            self.file.begin_new()
+            self._begin_new()
+
+    def _gone(self) -> None:
+        if self._switcher.recorder is self:  # else this record has ended
+            self._begin_new(gone=True)
+
+    def _begin_new(self, *, gone: bool = False) -> None:
+        self.file.begin_new(gone=gone)
+        if self._switcher.core.state.ready:  # else that is the first line
             self.begin("rotated")
 
     def end(self) -> None:

@@ -287,9 +287,7 @@ async def test_a_clock_that_is_set_and_set_back_does_not_begin_a_budget_anew():
 
 async def test_what_counts_no_more_is_forgotten(store):
     """A gateway that runs for years keeps the last periods of each budget, and no key that was removed."""
-    document = keys(
-        budget={"usd": 1, "per": "day"}, prices=TOKENS, limits={"requests": "6000/m", "concurrent": 4}
-    )
+    document = keys(budget={"usd": 1, "per": "day"}, prices=TOKENS, limits={"requests": "6000/m", "concurrent": 4})
     one = Gateway(store, "x", document)
     gate = one.gate
     for day in range(100):

@@ -1,11 +1,13 @@
 """The record of a running llmux: a line for each request, switch and decision."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from llmux.errors import ConfigError
+from llmux.observability import record
 from llmux.observability.record import read_record
 from llmux.simulator.recorded import read_recorded
 from llmux.simulator.spilling import Spill
@@ -116,6 +118,55 @@ async def test_the_record_is_bounded(house):
     assert run.start["because"] == "rotated"
     assert [model["phase"] for model in run.start["models"]] == ["awake", "asleep"]
     assert len(read_record(house.folder / "record.jsonl.1")[0].requests) == 2
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced", "removed while idle"])
+async def test_a_record_that_is_taken_away_is_begun_anew(house, how, monkeypatch):
+    """As logrotate and people do; what was moved away is whole, and the new one can be understood without it."""
+    if how == "removed while idle":
+        monkeypatch.setattr(record, "LOOK", 0.01)
+    await house.open(record="record.jsonl")
+    file, moved = house.folder / "record.jsonl", house.folder / "record.0"
+    assert (await house.chat("a")).status == 200
+    await until(lambda: b'"request"' in file.read_bytes())
+    if how.startswith("removed"):
+        file.unlink()
+    else:
+        file.rename(moved)
+    if how == "replaced":
+        file.touch()
+    if how == "removed while idle":
+        await until(file.exists)
+    assert (await house.chat("b")).status == 200
+    await until(lambda: file.exists() and b'"rotated"' in file.read_bytes())
+    assert (await house.chat("a")).status == 200
+    (run,) = await finished(house)
+    assert run.start["because"] == "rotated"
+    asked = [line["model"] for line in run.requests]
+    if moved.exists():
+        (before,) = read_record(moved)
+        asked = [line["model"] for line in before.requests] + asked
+        assert asked == ["a", "b", "a"]
+    elif how == "removed while idle":
+        assert asked == ["b", "a"]
+    else:  # the first line after it went with the file
+        assert asked[-1:] == ["a"]
+    assert not (house.folder / "record.jsonl.1").exists()
+
+
+async def test_a_record_whose_folder_is_gone_is_told_once_until_it_is_back(house):
+    (house.folder / "records").mkdir()
+    switcher = await house.open(record="records/record.jsonl")
+    shutil.rmtree(house.folder / "records")
+    for _ in range(20):
+        assert (await house.chat("a")).status == 200
+    await until(switcher.recorder.file._lines.empty)
+    assert (await house.chat("b")).status == 200  # behind what it has written
+    await until(switcher.recorder.file._lines.empty)
+    assert [fields["error"] for fields in house.log.named("record_unwritable")] == ["No such file or directory"]
+    (house.folder / "records").mkdir()
+    assert (await house.chat("a")).status == 200
+    await until((house.folder / "records/record.jsonl").exists)
 
 
 async def test_a_record_knows_the_tokens_that_answers_told_of(house):
