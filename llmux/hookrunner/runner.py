@@ -1,4 +1,11 @@
-"""The hooks under way. Nothing here decides anything about switching."""
+"""The hooks under way. Nothing here decides anything about switching.
+
+``alive`` is asked of all models at once, at the start and now and then. Thousands of shells at once would take the
+CPU from the event loop for seconds, and starting one takes the loop itself about a millisecond. So only some of
+these hooks run at a time, and few are started in one turn of the loop; further ones wait. Hooks that hang keep the
+others waiting only for a moment: when none has ended for that long, those that run count no longer. A timeout
+counts from the moment when the hook's process was started, whenever its caller calls ``kill``.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +13,13 @@ import asyncio
 import contextlib
 import functools
 import os
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from llmux.core.spec import HookKind
 from llmux.hookrunner.hook_process import HookProcess, Trace, reap_orphans, spawn
 from llmux.hookrunner.job import HookJob, HookResult, PipeReader, environment, not_started
 
@@ -18,8 +29,37 @@ KILL_GRACE = 5.0
 ORPHAN_AFTER = 0.2
 """Seconds that a pipe may stay open after the exit of its hook before ``on_orphan_pipe`` hears of it."""
 
+AT_ONCE = 64
+"""``alive`` hooks that run at once, beside those that hang."""
+
+A_TURN = 8
+"""``alive`` hooks that are started in one turn of the loop."""
+
+HANGING = 0.25
+"""Seconds without the end of any ``alive`` hook after which those that run count as hanging."""
+
+SLIGHTLY = 0.1
+"""Seconds by which a timeout may count from too early."""
+
+TIMEOUT = "timeout"
+
 REAP_EVERY = 0.1
 """Seconds between two looks for dead orphans, while hooks run and llmux adopts orphans."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A hook whose turn has not come, or came late."""
+
+    job: HookJob
+    on_finished: Callable[[HookResult], None]
+    since: float  # as time.monotonic()
+    late: float = 0.0  # seconds that it waited
+    timeout: float | None = None  # seconds, once ``kill`` was called for it
+
+
+def _never_started(job: HookJob, reason: str) -> HookResult:
+    return replace(not_started(job, "llmux is stopping" if reason == "stopping" else reason), killed=reason)
 
 
 class HookRunner:
@@ -59,6 +99,11 @@ class HookRunner:
         self._processes: dict[int, HookProcess] = {}
         self._tasks: set[asyncio.Task[HookResult]] = set()
         self._orphans: dict[PipeReader, asyncio.TimerHandle] = {}
+        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()  # alive hooks, as they were asked for
+        self._late: dict[int, _Waiting] = {}  # those that run and have waited before
+        self._counted: set[int] = set()  # those that run, but for the hanging ones
+        self._turn: asyncio.Handle | None = None  # of the loop, in which more are started
+        self._is_next = False  # it is the next one
         self._closed = False
         self._adopts_orphans = os.getpid() == 1 if adopts_orphans is None else adopts_orphans
         self._reaping: asyncio.TimerHandle | None = None
@@ -75,12 +120,19 @@ class HookRunner:
         """
         if job.id in self._running:
             raise ValueError(f"hook {job.id} is under way already")
-        loop = asyncio.get_running_loop()
         self._running[job.id] = job
-        self._reap_orphans()
         if self._closed:
-            loop.call_soon(self._finish, not_started(job, "llmux is stopping"), on_finished)
-            return
+            not_run = not_started(job, "llmux is stopping")
+            asyncio.get_running_loop().call_soon(self._finish, not_run, on_finished)
+        elif job.kind is HookKind.ALIVE:
+            self._waiting[job.id] = _Waiting(job, on_finished, time.monotonic())
+            self._start_waiting_soon()
+        else:
+            self._start(job, on_finished)
+
+    def _start(self, job: HookJob, on_finished: Callable[[HookResult], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._reap_orphans()
         try:
             spawned = spawn(job.script, job.cwd, environment(job, self._inherited, self.secrets))
             tell_line = functools.partial(self._line, job)
@@ -97,6 +149,35 @@ class HookRunner:
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._followed(process, task, on_finished))
 
+    def _start_waiting_soon(self, pause: float = 0.0) -> None:
+        if self._is_next:
+            return
+        if self._turn is not None:
+            self._turn.cancel()
+        loop = asyncio.get_running_loop()
+        self._is_next = not pause
+        self._turn = loop.call_later(pause, self._hanging) if pause else loop.call_soon(self._start_waiting)
+
+    def _start_waiting(self) -> None:
+        """Start some of the ``alive`` hooks that wait; the rest when others have ended, or hang."""
+        self._turn, self._is_next = None, False
+        for _ in range(A_TURN):
+            if not self._waiting or len(self._counted) >= AT_ONCE:
+                break
+            hook, waiting = self._waiting.popitem(last=False)
+            waiting.late = time.monotonic() - waiting.since
+            self._late[hook] = waiting
+            self._counted.add(hook)
+            self._start(waiting.job, waiting.on_finished)
+            if waiting.timeout is not None:
+                asyncio.get_running_loop().call_later(waiting.timeout, self.kill, hook, TIMEOUT)
+        if self._waiting:
+            self._start_waiting_soon(HANGING if len(self._counted) >= AT_ONCE else 0.0)
+
+    def _hanging(self) -> None:
+        self._counted.clear()
+        self._start_waiting()
+
     async def run(self, job: HookJob, timeout: float | None = None) -> HookResult:  # noqa: ASYNC109
         """Run a hook to its end, ``timeout`` seconds at most (None: as long as it takes)."""
         loop = asyncio.get_running_loop()
@@ -107,7 +188,7 @@ class HookRunner:
                 result.set_result(ended)
 
         self.start(job, finished)
-        timer = None if timeout is None else loop.call_later(timeout, self.kill, job.id, "timeout")
+        timer = None if timeout is None else loop.call_later(timeout, self.kill, job.id, TIMEOUT)
         try:
             return await result
         except asyncio.CancelledError:
@@ -128,11 +209,29 @@ class HookRunner:
         Returns whether it is being ended for this reason: there is no effect on a hook that is unknown, has
         exited, or is being ended already. ``reason`` is ``timeout``, ``stopping`` or words for people.
         """
+        late = self._waiting.get(hook_id) or self._late.get(hook_id)
+        if late is not None and reason == TIMEOUT and late.timeout is None and self._has_time_left(late):
+            return False
+        if self._waiting.pop(hook_id, None) is not None and late is not None:
+            asyncio.get_running_loop().call_soon(self._finish, _never_started(late.job, reason), late.on_finished)
+            return True
         process = self._processes.get(hook_id)
         return process is not None and process.kill(reason)
 
+    def _has_time_left(self, late: _Waiting) -> bool:
+        """Whether it was started so late that it has time left; then it is ended later."""
+        timeout = time.monotonic() - late.since
+        if late.job.id in self._waiting:
+            late.timeout = timeout
+        elif late.late > SLIGHTLY:
+            late.timeout = timeout
+            asyncio.get_running_loop().call_later(late.late, self.kill, late.job.id, TIMEOUT)
+        return late.timeout is not None
+
     def kill_all_now(self, reason: str = "stopping") -> None:
         """End every hook under way with KILL. Their results are still owed, if the loop goes on."""
+        for hook in list(self._waiting):
+            self.kill(hook, reason)
         for process in self._processes.values():
             process.kill_now(reason)
 
@@ -143,8 +242,11 @@ class HookRunner:
         """
         self._closed = True
         self.kill_all_now()
+        if self._turn is not None:
+            self._turn.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # the results of those that had not been started
         for pipe, timer in self._orphans.items():
             timer.cancel()
             pipe.close()
@@ -170,6 +272,11 @@ class HookRunner:
 
     def _finish(self, result: HookResult, on_finished: Callable[[HookResult], None]) -> None:
         del self._running[result.id]
+        self._late.pop(result.id, None)
+        if result.id in self._counted:
+            self._counted.discard(result.id)
+            if self._waiting:
+                self._start_waiting_soon()
         try:
             on_finished(result)
         except Exception as error:  # noqa: BLE001  (the runner outlives its callers' bugs)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookRunner, environment
 from llmux.hookrunner import hook_process as spawn_module
+from llmux.hookrunner import runner as runner_module
 from tests.harness.waiting import PATIENCE
 
 
@@ -284,3 +286,104 @@ def test_the_hook_does_not_see_llmux_terminal():
         os.waitpid(spawned.pid, 0)
         os.close(spawned.output)
     assert subprocess.run(["true"], check=True).returncode == 0
+
+
+UNTIL_TOLD = "echo begun; until test -e go; do sleep 0.01; done"
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """So few ``alive`` hooks run at once, and none counts as hanging."""
+    for name, value in (("AT_ONCE", 4), ("A_TURN", 2), ("HANGING", 600.0)):
+        monkeypatch.setattr(runner_module, name, value, raising=False)
+
+
+@pytest.mark.usefixtures("few")
+async def test_few_alive_hooks_run_at_once_and_fewer_begin_in_one_turn_of_the_loop(bench):
+    """Of thousands, those that are asked later wait; other hooks never do."""
+    turn, begun, loop = 0, [], asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if len(begun) < 12:
+            loop.call_soon(count)
+
+    count()
+    bench.runner._on_started = lambda _job: begun.append((turn, len(bench.runner.traces())))
+    futures = [bench.start(UNTIL_TOLD, kind=HookKind.ALIVE)[1] for _ in range(11)]
+    assert len(bench.runner.running) == 11
+    await bench.until(lambda: bench.lines.count("begun") == 4)
+    assert (await bench.run("true", kind=HookKind.WAKE)).ok
+    assert bench.lines.count("begun") == len(bench.runner.traces()) == 4
+    (bench.folder / "go").touch()
+    async with asyncio.timeout(PATIENCE):
+        assert all(result.ok for result in await asyncio.gather(*futures))
+    turns = [turn for turn, _ in begun]
+    assert max(map(turns.count, turns)) <= 3  # two of these, and the wake
+    assert max(running for _, running in begun) <= 5
+
+
+@pytest.mark.usefixtures("few")
+async def test_alive_hooks_that_hang_do_not_keep_the_others(bench, monkeypatch):
+    monkeypatch.setattr(runner_module, "HANGING", 0.02, raising=False)
+    hanging = [bench.start("exec sleep 600", kind=HookKind.ALIVE)[1] for _ in range(25)]
+    assert (await bench.run("exit 3", kind=HookKind.ALIVE)).exit_code == 3
+    assert not any(future.done() for future in hanging)
+    assert len(bench.runner.traces()) == 25
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("called", ["while it waits", "while it runs"])
+async def test_a_timeout_of_a_hook_that_had_to_wait_counts_from_its_start(bench, monkeypatch, called):
+    monkeypatch.setattr(runner_module, "AT_ONCE", 1, raising=False)
+    before, _ = bench.start(UNTIL_TOLD, kind=HookKind.ALIVE)
+    await bench.until(lambda: "begun" in bench.lines)
+    job, ended = bench.start("echo late; exec sleep 600", kind=HookKind.ALIVE)
+    timeout = 0.3
+    await asyncio.sleep(timeout)
+    if called == "while it waits":
+        assert not bench.runner.kill(job.id, "timeout")
+    (bench.folder / "go").touch()
+    await bench.said("late")
+    if called == "while it runs":
+        assert not bench.runner.kill(job.id, "timeout")
+    async with asyncio.timeout(PATIENCE):
+        result = await ended
+    assert result.killed == "timeout"
+    assert result.duration >= timeout - 0.05  # uvloop counts from the beginning of a turn
+    assert before.id not in bench.runner.running
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("how", ["kill", "close"])
+async def test_alive_hooks_that_wait_are_ended_with_the_others(bench, how):
+    jobs = [bench.start(UNTIL_TOLD, kind=HookKind.ALIVE) for _ in range(9)]
+    await bench.until(lambda: bench.lines.count("begun") == 4)
+    if how == "kill":
+        assert all(bench.runner.kill(job.id, "stopping") for job, _ in jobs)
+    else:
+        await bench.runner.close()
+        assert len(bench.results) == 9
+    async with asyncio.timeout(PATIENCE):
+        results = await asyncio.gather(*(future for _, future in jobs))
+    assert {result.killed for result in results} == {"stopping"}
+    assert sum(result.detail == "could not be started: llmux is stopping" for result in results) == 5
+    assert not bench.runner.running
+
+
+def test_one_look_at_all_processes_serves_all_hooks_that_end_meanwhile(monkeypatch):
+    """With thousands of processes it takes long; but none serves a hook whose end began after it."""
+    looks = []
+
+    def look() -> frozenset[int]:
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return frozenset({7})
+
+    monkeypatch.setattr(spawn_module, "_living_groups", look)
+    living, since = spawn_module._LivingGroups(), time.monotonic()
+    assert [living.has(group, since) for group in (7, 8, 9)] == [True, False, False]
+    assert len(looks) == 1
+    assert not living.has(9, time.monotonic())
+    assert len(looks) == 2
