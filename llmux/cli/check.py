@@ -30,6 +30,7 @@ from llmux.errors import ConfigError, LLMuxError, PolicyLoadError
 
 if TYPE_CHECKING:
     import aiohttp
+    from pydantic import SecretStr
 
     from llmux.config.gateway import GatewayConfig
     from llmux.hookrunner import HookRunner
@@ -97,6 +98,7 @@ def _check_gateway(file: Path, port: int | None) -> None:
     config = load_gateway(file, port)
     try:
         load_route(config.route.use, config.route.options, config.folder)
+        _require_store(config.store)
     except LLMuxError as error:
         print_error(located(error, file))
         raise typer.Exit(Exit.USAGE) from None
@@ -254,7 +256,7 @@ def _access(config: Config) -> str:
 
 
 def _load_parts(config: Config) -> None:
-    """Load what a configuration names: policies, OpenTelemetry. Nothing else is imported."""
+    """Load what a configuration names: policies, OpenTelemetry, the store's client. Nothing else is imported."""
     # ruff: noqa: PLC0415
     from llmux.plugins import load_policy
 
@@ -267,6 +269,15 @@ def _load_parts(config: Config) -> None:
         from llmux.observability import require_tracing
 
         require_tracing()
+    if config.fleet is not None:
+        _require_store(config.fleet.store)
+
+
+def _require_store(address: SecretStr | None) -> None:
+    if address is not None:
+        from llmux.fleet.store import require_store
+
+        require_store(address.get_secret_value())
 
 
 # ---- which dialects engines speak

@@ -32,6 +32,7 @@ import asyncio
 import contextlib
 import importlib
 import json
+import os
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -349,6 +350,17 @@ def _host(name: str) -> str:
 
 def _flight(gateway: str) -> str:
     return f"{{llmux}}:flight:{gateway}"
+
+
+def require_store(address: str) -> None:
+    """See to it that its client library is there and, if it is embedded, a server. Raises ConfigError."""
+    if address.strip() != EMBEDDED:
+        Store(address)
+        return
+    from llmux.fleet.embedded import server  # noqa: PLC0415 - as below
+
+    server(os.environ)
+    Store(StoreAddress("server", called=EMBEDDED))
 
 
 def open_store(address: str, log: EventLog) -> tuple[Store, EmbeddedStore | None]:

