@@ -104,7 +104,10 @@ def formatter(style: Format, stream: TextIO) -> logging.Formatter:
     if json:
         shared += [_ordered, structlog.processors.JSONRenderer()]  # JSON escapes by itself
     else:
-        shared += [_escape_values, structlog.dev.ConsoleRenderer(colors=terminal, sort_keys=False)]
+        # It finds the traceback as text; older ones warn at each, unless told to leave it plain.
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(colors=terminal, sort_keys=False, exception_formatter=plain)
+        shared += [_escape_values, console]
     return structlog.stdlib.ProcessorFormatter(processors=shared)
 
 

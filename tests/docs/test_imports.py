@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.docs.pages import ROOT
 
@@ -129,3 +132,17 @@ def test_the_placement_is_pure(name):
 def test_a_policy_needs_nothing_that_a_users_own_could_not_import(path):
     ours = {name for name in imports_of(path) if name.split(".")[0] == "llmux"}
     assert not {name for name in ours if not name.startswith(("llmux.core.policy", "llmux.policies"))}
+
+
+def test_each_python_that_is_named_gets_one_uvloop_and_3_15_one_that_exists_for_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    uvloops = [each for each in map(Requirement, project["dependencies"]) if each.name == "uvloop"]
+    machine = {"sys_platform": "linux", "implementation_name": "cpython"}
+    for python in named:
+        taken = [
+            one for one in uvloops if one.marker and one.marker.evaluate(machine | {"python_version": python})
+        ]
+        assert len(taken) == 1, python
+        assert ("0.22.1" in taken[0].specifier) is (python != "3.15"), python
+    assert "3.15" in named
