@@ -249,7 +249,12 @@ def of_file(model: Gguf, name: str = "") -> Candidate:
     """Return a GGUF file as a model for llama-server, by its own name or another."""
     env = {"ARGS": shlex.join(model.options)} if model.options else {}
     about = f"{gibibytes(model.size)}, {model.path}"
-    return Candidate(name or model.name, "llama-cpp", str(model.path), about, env=env)
+    return Candidate(name or _printable(model.name), "llama-cpp", str(model.path), about, env=env)
+
+
+def _printable(name: str) -> str:
+    """Return a name which llmux takes: a file's may hold anything."""
+    return "".join(character if character.isprintable() else "_" for character in name).strip() or "model"
 
 
 def unique(found: Iterable[Candidate]) -> list[Candidate]:

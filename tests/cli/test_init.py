@@ -10,11 +10,13 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app, init
+from llmux.config import Config
 from llmux.survey import host
 from tests.harness.waiting import PATIENCE
 from tests.survey.conftest import answering, listed, write_gguf
@@ -152,6 +154,16 @@ class TestWithFlags:
         assert "Ollama's models, whose files have no names" in done.stderr
         assert "--model NAME=PATH" in done.stderr
         assert not list((tmp_path / "work").iterdir())
+
+    def test_files_with_names_that_no_model_may_have(self, home):
+        for name in (b"new\nline", b"tab\there", b"latin-\xfc", b"\n"):
+            write_gguf(home / "models" / "it's" / os.fsdecode(name + b".gguf"), QWEN)
+        done = run("--yes")
+        assert done.exit_code == 0, done.stderr
+        said = checked()
+        assert re.findall("model (.*) at", said) == ["_", "latin-_", "new_line", "tab_here", "nomic-embed", "qwen"]
+        for model in Config.from_file(Path("config.yaml")).models.values():
+            assert Path(model.env["MODEL"]).is_file()
 
 
 class Terminal:
