@@ -29,6 +29,7 @@ from aiohttp import web
 from llmux.app import FRONT, build_app
 from llmux.config import Config
 from llmux.config.checks import open_to_all, operators
+from llmux.config.setting_types import working_folder
 from llmux.control import ControlSocket, open_control
 from llmux.errors import ConfigError, LLMuxError
 from llmux.middleware import Front
@@ -275,7 +276,7 @@ class Process:
             )
         for warning in config.warnings:
             self._log.emit("config_warning", warning=warning)
-        if self.runs_hooks and config.folder != Path.cwd():
+        if self.runs_hooks and config.folder != working_folder():
             self._log.emit("original_difference", hint=f"hooks run in {config.folder}, the configuration's folder")
         self._announce(url, config)
         self._systemd.ready(f"{self._in_short(config)} on {url}")

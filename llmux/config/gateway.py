@@ -36,6 +36,7 @@ from llmux.config.setting_types import (
     StoreSetting,
     Word,
     parse_address,
+    working_folder,
 )
 from llmux.errors import ConfigError
 
@@ -211,7 +212,7 @@ class GatewayConfig(Section):
     )
 
     _file: Path | None = PrivateAttr(default=None)
-    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _folder: Path = PrivateAttr(default_factory=working_folder)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:

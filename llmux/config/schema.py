@@ -40,6 +40,7 @@ from llmux.config.setting_types import (
     StoreSetting,
     Word,
     parse_address,
+    working_folder,
 )
 from llmux.config.targets import (
     RemoteConfig,
@@ -419,7 +420,7 @@ class Config(Section):
     )
 
     _file: Path | None = PrivateAttr(default=None)
-    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _folder: Path = PrivateAttr(default_factory=working_folder)
 
     @classmethod
     def from_file(

@@ -526,3 +526,11 @@ def _checked(value: SecretStr) -> SecretStr:
 
 
 StoreSetting = Annotated[SecretStr, AfterValidator(_checked), Word("address")]
+
+
+def working_folder() -> Path:
+    """Return the folder that the process is in; / if that was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path("/")

