@@ -125,6 +125,17 @@ step() { # one order to vLLM
 	ask POST "$url$1" "${2:-}" "${WAKE_SECONDS:-1500}" || fail "$(answered)"
 }
 
+prefixes_are_reset() { # vLLM answers 200 also while it could not, because a block of them is still in use
+	step /reset_prefix_cache
+	case $(printf %s "$answer" | tr -d '[:space:]') in
+	*'"success":false'*) return 1 ;;
+	esac
+}
+
+reset_prefixes() { # what was computed with weights that are no more
+	wait_for "$((GRACE * 10))" prefixes_are_reset || fail "keeps what it computed before it slept: $(answered)"
+}
+
 wake() {
 	if ! is_ready; then
 		wake_engine
@@ -137,6 +148,7 @@ wake() {
 	look
 	slept=$(cat "$sleep_file" 2>/dev/null)
 	if [ "$asleep" = no ]; then
+		[ "$slept" != waking ] || reset_prefixes # a wake has come this far, and not ended
 		[ -z "$slept" ] || canary
 		rm -f "$sleep_file"
 		say "is awake already"
@@ -156,7 +168,7 @@ wake() {
 		step '/wake_up?tags=weights'
 		step /collective_rpc '{"method":"reload_weights"}'
 		step '/wake_up?tags=kv_cache'
-		step /reset_prefix_cache
+		reset_prefixes
 	fi
 	look
 	[ "$asleep" = no ] || fail "still sleeps, although it was woken"

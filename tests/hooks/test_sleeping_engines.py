@@ -208,6 +208,22 @@ def test_vllm_that_sleeps_at_an_unknown_level_reads_its_weights_again(engine):
     hook.ok("wake")
 
 
+def test_vllm_whose_prefixes_cannot_be_reset_yet_is_asked_again(engine):
+    """It answers 200 also then; what it had computed with the weights before would be part of its answers."""
+    hook = engine("vllm-sleep", LEVEL="2", CANARY_PATH="", GRACE="5")
+    hook.ok("wake")
+    hook.ok("sleep")
+    hook.become(held=2)
+    hook.ok("wake")
+    assert hook.look()["prefixes"] == "none"
+    hook.ok("sleep")
+    hook.become(held=1000)
+    assert '"success": false' in hook.fails("wake", GRACE="1")
+    hook.become(held=1)  # the next wake has it awake, and not yet as it should be
+    hook.ok("wake")
+    assert hook.look()["prefixes"] == "none"
+
+
 def test_vllm_that_says_200_and_dies_of_it_is_noticed(engine):
     hook = engine("vllm-sleep")
     hook.ok("wake")

@@ -24,6 +24,7 @@ class Vllm(Fake):
         self.weights = "gpu"
         self.kv_cache = True
         self.prefixes = "none"  # or stale: of weights that are no more
+        self.held = 0  # how often the prefixes cannot be reset, because a block of them is in use
         self.left_over = 0  # requests that have gone, but are counted until the engine's next step
         self.metrics = True
 
@@ -100,8 +101,12 @@ class Vllm(Fake):
         return web.json_response({"results": [None]})
 
     async def _reset(self, _request: web.Request) -> web.Response:
-        self.prefixes = "none"
-        return web.Response()
+        success = self.held == 0
+        if success:
+            self.prefixes = "none"
+        else:
+            self.held -= 1
+        return web.json_response({"success": success})
 
     async def _complete(self, request: web.Request) -> web.Response:
         if self._unauthorized(request):
