@@ -126,7 +126,8 @@ def main() -> None:
             return
         model = weights.make(options.size, sum(options.name.encode()), options.device)
     except ImportError as error:
-        sys.exit(f"--device {options.device} needs torch: {error}")
+        needed = "torch or numpy" if options.device == "cpu" else "torch"
+        sys.exit(f"--device {options.device} needs {needed}: {error}")
     except RuntimeError as error:  # torch's word for a device that is not there or is full
         sys.exit(f"--device {options.device}: {error}")
     web.run_app(Engine(options.name, model).app(), host="127.0.0.1", port=options.port, print=None)

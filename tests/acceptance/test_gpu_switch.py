@@ -46,3 +46,15 @@ def test_what_cannot_be_is_said(monkeypatch):
             main()
         assert said in ended.value.code
         assert "Traceback" not in ended.value.code
+
+
+@pytest.mark.parametrize(("device", "needed"), [("cpu", "torch or numpy"), ("cuda", "torch")])
+def test_what_a_device_needs_is_said_where_it_is_not_installed(device, needed, monkeypatch):
+    monkeypatch.syspath_prepend(RUN.parent)
+    for module in ("torch", "numpy"):
+        monkeypatch.setitem(sys.modules, module, None)
+    main = runpy.run_path(str(RUN.with_name("engine.py")))["main"]
+    monkeypatch.setattr(sys, "argv", ["engine.py", "probe", "0", "--bandwidth", "--device", device])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code.startswith(f"--device {device} needs {needed}: ")
