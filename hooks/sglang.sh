@@ -36,6 +36,7 @@
 #   SLEEP_SECONDS, WAKE_SECONDS   how long releasing and resuming may take          240, 600
 #   ALIAS         the name it answers under                              $LLMUX_MODEL
 #   API_KEY       its key (give it to the server with ARGS)              none
+#   ADMIN_KEY     its --admin-api-key, where it has one (likewise)       $API_KEY
 #   HOST, PORT    where it listens                                       127.0.0.1, $LLMUX_PORT
 #   URL           where it is asked                                      $LLMUX_URL, or http://127.0.0.1:$PORT
 #   GRACE         seconds to wait for the last request, and from TERM to the second TERM          20
@@ -84,8 +85,23 @@ is_ours() { answers_as "$alias"; }
 
 is_ready() { is_healthy && is_ours; }
 
+order() { # PATH [JSON] [SECONDS]: ask with the key that orders need, which may not be the one for answers
+	models_auth=$auth
+	[ -z "${ADMIN_KEY:-}" ] || auth="Authorization: Bearer $ADMIN_KEY"
+	given=0
+	ask POST "$url$1" "${2:-}" "${3:-}" || given=1
+	auth=$models_auth
+	case $status in
+	401 | 403)
+		[ "$state" != resuming ] || note asleep # still, and with the right key it can be woken
+		not_set_up "SGLang refuses the key, which is its --admin-api-key (ADMIN_KEY) or --api-key: $(answered)"
+		;;
+	esac
+	return "$given"
+}
+
 is_idle() { # the cache can be flushed only while no request runs or waits
-	ask POST "$url/flush_cache" || [ "$status" = 404 ]
+	order /flush_cache || [ "$status" = 404 ]
 }
 
 is_awake() { find_engine && [ "$state" = ready ] && is_ready; }
@@ -110,7 +126,7 @@ wake() {
 		asleep)
 			if is_ours; then # its /health would have it make a token, of which some versions die while they sleep
 				note resuming
-				ask POST "$url/resume_memory_occupation" '{}' "${WAKE_SECONDS:-600}" || fail "$(answered)"
+				order /resume_memory_occupation '{}' "${WAKE_SECONDS:-600}" || fail "$(answered)"
 				note ready
 				say "has woken"
 			else
@@ -138,7 +154,7 @@ go_to_sleep() {
 	else
 		idle_soon || fail "has requests in flight after $GRACE s: it would die of releasing its memory"
 		note releasing
-		ask POST "$url/release_memory_occupation" '{}' "${SLEEP_SECONDS:-240}" || fail "$(answered)"
+		order /release_memory_occupation '{}' "${SLEEP_SECONDS:-240}" || fail "$(answered)"
 		if ! is_ours || ! engine_runs; then
 			fail "said that its memory is released, but has died of it: see $log"
 		fi

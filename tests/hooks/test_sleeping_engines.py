@@ -328,6 +328,25 @@ def test_sglang_half_way_is_started_anew_or_ended(engine):
     assert not runs(pid)
 
 
+def test_sglang_with_keys(engine):
+    """With an admin's key, its orders take no other, and its models do not take that one."""
+    for keys in ("--api-key k3y", "--admin-api-key 4dmin", "--api-key k3y --admin-api-key 4dmin"):
+        env = {"API_KEY": "k3y" if "k3y" in keys else "", "ADMIN_KEY": "4dmin" if "4dmin" in keys else ""}
+        hook = engine("sglang", ARGS=keys, **env)
+        hook.ok("wake")
+        pid = hook.pid
+        said = hook.fails("sleep", code=2, ADMIN_KEY="wrong")
+        assert "refuses the key" in said, keys
+        assert "ADMIN_KEY" in said
+        hook.ok("sleep")
+        hook.ok("verify")
+        assert "refuses the key" in hook.fails("wake", code=2, ADMIN_KEY="wrong")
+        hook.ok("wake")
+        assert hook.pid == pid, f"{keys}: it was started anew"
+        hook.ok("alive")
+        hook.ok("stop")
+
+
 def test_sglang_that_others_have_started_is_not_touched(engine):
     ours, theirs = engine("sglang"), engine("sglang")
     theirs.ok("wake")

@@ -2,6 +2,7 @@
 
 Facts, from its scheduler_update_weights_mixin.py: it asserts that no request is under way when memory is released;
 it keeps what is released in a set, so that to resume what is not released ends it; and it wants a JSON body.
+From its utils/auth.py: with an admin's key, its orders take that one only; its models take the other one only.
 """
 
 from __future__ import annotations
@@ -16,20 +17,31 @@ from tests.hooks.fakes.base import Fake, run
 class Sglang(Fake):
     """``released``: whether its memory is."""
 
-    def __init__(self, alias: str, *, saver: bool = True) -> None:
+    def __init__(self, alias: str, *, saver: bool = True, key: str = "", admin_key: str = "") -> None:
         super().__init__(alias)
         self.saver = saver
+        self.key = key
+        self.admin_key = admin_key or key
         self.released = False
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/health", self._health),
-            web.get("/v1/models", self._models),
-            web.post("/flush_cache", self._flush),
-            web.post("/release_memory_occupation", self._release),
-            web.post("/resume_memory_occupation", self._resume),
-            web.post("/v1/completions", self._complete),
+            web.get("/v1/models", self._with_key("key", self._models)),
+            web.post("/flush_cache", self._with_key("admin_key", self._flush)),
+            web.post("/release_memory_occupation", self._with_key("admin_key", self._release)),
+            web.post("/resume_memory_occupation", self._with_key("admin_key", self._resume)),
+            web.post("/v1/completions", self._with_key("key", self._complete)),
         ]
+
+    def _with_key(self, which: str, handler: web.Handler) -> web.Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            key = getattr(self, which)
+            if key and request.headers.get("Authorization") != f"Bearer {key}":
+                return web.json_response({"error": "Unauthorized"}, status=401)
+            return await handler(request)
+
+        return handle
 
     async def _health(self, _request: web.Request) -> web.Response:
         if self.released:  # it makes a token to see whether it can
@@ -76,10 +88,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--enable-memory-saver", action="store_true")
+    parser.add_argument("--api-key", default="")
+    parser.add_argument("--admin-api-key", default="")
     given = parser.parse_args()
     if given.model_path == "broken":
         sys.exit("OSError: broken is no folder, and no model on the hub")
-    run(Sglang(given.served_model_name, saver=given.enable_memory_saver), given.port)
+    keys = {"key": given.api_key, "admin_key": given.admin_api_key}
+    run(Sglang(given.served_model_name, saver=given.enable_memory_saver, **keys), given.port)
 
 
 if __name__ == "__main__":
