@@ -52,7 +52,8 @@
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.
 #
 # Tested with a stand-in for vLLM's server (a real process with vLLM's HTTP API, which dies of what vLLM dies of),
-# under dash, bash and busybox, on Debian 12. Not with vLLM itself, whose CPU build refuses sleep mode.
+# under dash, bash and busybox, on Debian 12. With the server and the scheduler of vLLM 0.32 itself on the CPU, and in
+# place of its worker's sleep, which the CPU build does not have, one that loses weights and cache (make engines).
 
 # shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
 set -u

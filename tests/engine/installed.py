@@ -163,10 +163,75 @@ def vllm(folder: Path, script: str = "vllm-process") -> Iterator[Installed]:
     yield Installed(script, models, marks, seconds=300.0)
 
 
+# vLLM's CPU worker ignores what puts it to sleep, and its platform refuses the mode. All else is the same as on a
+# GPU: the routes, the scheduler, how weights are read again. This has the worker lose what a GPU's would, and die
+# of a request in its sleep. Python reads it at its start, in each of vLLM's processes.
+VLLM_THAT_SLEEPS_ON_A_CPU = """
+import importlib.machinery
+import sys
+
+def allow(platform):
+    platform.CpuPlatform.is_sleep_mode_available = lambda self: True
+
+def lose_what_a_gpu_would(module):
+    worker = module.CPUWorker
+    run = worker.execute_model
+
+    def caches(self):
+        return [one for one in self.model_runner.kv_caches if hasattr(one, "fill_")]
+
+    def sleep(self, level=1):
+        assert not getattr(self, "gone", None), "put to sleep in its sleep"
+        model = self.model_runner.get_model()
+        self.buffers = {name: one.clone() for name, one in model.named_buffers()}
+        self.weights = {name: one.detach().clone() for name, one in model.named_parameters()} if level == 1 else {}
+        for one in [*model.parameters(), *caches(self)]:
+            one.detach().fill_(float("nan") if one.is_floating_point() else 0)
+        self.gone = {"weights", "kv_cache"}
+
+    def wake_up(self, tags=None):
+        tags = set(tags or self.gone)
+        model = self.model_runner.get_model()
+        if "weights" in tags:
+            for name, one in [*model.named_parameters(), *model.named_buffers()]:
+                if (kept := self.weights.get(name, self.buffers.get(name))) is not None:
+                    one.detach().copy_(kept)
+        if "kv_cache" in tags:
+            for one in caches(self):
+                one.zero_()
+        self.gone -= tags
+
+    def execute_model(self, *args, **kwargs):
+        assert not getattr(self, "gone", None), "asked in its sleep"
+        return run(self, *args, **kwargs)
+
+    worker.sleep, worker.wake_up, worker.execute_model = sleep, wake_up, execute_model
+
+changes = {"vllm.platforms.cpu": allow, "vllm.v1.worker.cpu_worker": lose_what_a_gpu_would}
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name not in changes:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (execute(module), changes[name](module))
+        return spec
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
 @contextlib.contextmanager
 def vllm_sleep(folder: Path) -> Iterator[Installed]:
-    """The same, in sleep mode."""
+    """The same in sleep mode, one model at level 1 and one at level 2."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(VLLM_THAT_SLEEPS_ON_A_CPU)
     with vllm(folder, "vllm-sleep") as installed:
+        for number, section in enumerate(installed.models.values(), 1):
+            section["env"].update({"PYTHONPATH": str(site), "LEVEL": str(number), "CANARY_SECONDS": "120"})
         yield installed
 
 
