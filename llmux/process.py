@@ -37,6 +37,7 @@ from llmux.observability.notices import EventLog
 from llmux.observability.state_file import NoState, StateFile
 from llmux.plugins import file_of
 from llmux.runtime import Switcher
+from llmux.runtime.engine_locks import EngineLocks
 from llmux.server import BACKLOG, Runner
 from llmux.upstream import native
 
@@ -215,7 +216,9 @@ class Process:
         """Return the application, and what serves its requests."""
         path = config.state_path
         store = NoState() if path is None else StateFile(path, self._log.emit)
-        return build_app(config, store=store, log=self._log)
+        app, switcher = build_app(config, store=store, log=self._log)
+        switcher.engine_locks = EngineLocks(self._log, str(config.file or ""))
+        return app, switcher
 
     def _joining(self, config: Config, switcher: Switcher) -> Iterable[Coroutine[Any, Any, None]]:
         """Return what makes it known to gateways, if anything does. Raises ConfigError."""

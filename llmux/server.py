@@ -252,8 +252,9 @@ class Runner(ServerRunner):
         # native relay needs two more. It gets no others: where hooks cannot be started, models count as lost.
         self._switcher = app[SWITCHER]
         config = self._switcher.config
-        lent = native.most_streams() if isinstance(config, Config) else 0  # gateways lend none
-        self._limit = config.max_connections or max(64, (open_files() - RESERVED) // 2 - lent)
+        is_host = isinstance(config, Config)  # gateways lend no streams, and have no engines to lock
+        lent, locks = (native.most_streams(), len(config.models)) if is_host else (0, 0)
+        self._limit = config.max_connections or max(64, (open_files() - RESERVED - locks) // 2 - lent)
         native.NativeRelay.left = RESERVED + 2 * self._limit
         self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None

@@ -197,6 +197,15 @@ class RemoteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlledTwice:
+    """An engine that another llmux controls, too."""
+
+    engine: str
+    pid: int | None
+    config: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """``/llmux/status``."""
 
@@ -212,6 +221,7 @@ class Status:
     decisions: list[DecisionStatus]
     reload_error: str | None
     remotes: Mapping[str, RemoteStatus] = field(default_factory=dict)
+    controlled_twice: list[ControlledTwice] = field(default_factory=list)
 
 
 # ---- decoding them

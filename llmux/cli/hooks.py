@@ -329,12 +329,16 @@ def _unowned(config: Config, *, force: bool) -> Iterator[None]:
         return
     from llmux.cli.hook_probes import is_open
     from llmux.observability.state_file import StateFile
+    from llmux.runtime.engine_locks import controlled, engines_of
 
     if is_open(config.host, config.port):
         raise UntriedError(
             f"something listens on {config.host}:{config.port}: if it is llmux with these models, stop it first,"
             " or go on with --force"
         )
+    for engine in engines_of(config):
+        if (other := controlled(engine)) is not None:
+            raise UntriedError(f"{engine} is controlled by {other}: stop it first, or go on with --force")
     store = StateFile(config.state_path) if config.state_path is not None else None
     if store is not None:
         try:

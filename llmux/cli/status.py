@@ -137,6 +137,9 @@ def head(url: str, document: Status) -> Iterator[Text]:
     yield from (_remote(name, one) for name, one in document.remotes.items())
     if document.reload_error is not None:
         yield Text(f"the configuration has an error, the old one is in force: {document.reload_error}", "red")
+    for taken in document.controlled_twice[:3]:
+        by = f"the llmux with pid {taken.pid} ({taken.config})" if taken.pid else "another llmux"
+        yield Text(f"{taken.engine} is controlled by {by}, too: stop one of them", "red")
 
 
 def _remote(name: str, document: RemoteStatus) -> Text:

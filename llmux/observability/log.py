@@ -272,6 +272,10 @@ CATALOGUE: dict[str, LogEvent] = {
         _WARNING,
         "A model that is configured no more may hold the GPU, and its hooks are unknown: see to it by hand.",
     ),
+    "engine_controlled_twice": LogEvent(
+        _WARNING,
+        "Another llmux on this machine controls the same engines, and wakes and stops them, too: stop one.",
+    ),
     "prefetch_ended": LogEvent(_INFO, "A prefetch that still ran when its switch was over is ended."),
     "leftover_hook_ended": LogEvent(_WARNING, "A hook of a llmux that was killed still ran, and was ended."),
     "hook_output": LogEvent(_INFO, "A line that a hook printed (debug for `alive` and `verify`)."),

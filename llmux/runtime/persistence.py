@@ -133,6 +133,8 @@ class Persistence:
         self._hooks = hooks
         self._last_use: dict[str, float] = {}
         self._found = State()
+        self.gone: tuple[ModelSpec, ...] = ()
+        """The holders that are configured no more, from ``open`` until ``begin``."""
         self._begun = False
         self._soon: asyncio.TimerHandle | None = None
 
@@ -141,6 +143,7 @@ class Persistence:
         self._store.open()
         self._found = state = self._store.load()
         self._last_use = dict(state.last_use)
+        self.gone = tuple(self._gone())
         if isinstance(state.costs, Mapping):
             try:
                 load_costs(costs_of(self._core), state.costs)
@@ -157,7 +160,7 @@ class Persistence:
             self._store.save(replace(self._found, hooks=()))
         self._begun = True
         found, wish = self._found, self._asked()
-        gone = tuple(self._gone())
+        gone, self.gone = self.gone, ()
         return Started(found.holders, found.recent(), gone, found.levels, wish.pins, wish.lease, wish.manual)
 
     def _save_ending(self, hooks: list[Trace]) -> None:

@@ -24,7 +24,7 @@ from llmux.core.timers import Timer
 from llmux.estimates import costs_of
 from llmux.estimates.costs import SwitchCosts
 from llmux.observability.decision_log import Evicted
-from llmux.runtime import wait_estimate
+from llmux.runtime import engine_locks, wait_estimate
 from llmux.runtime.history import IN_STATUS, brief, decisions, eviction
 from llmux.runtime.shadow import Shadow
 from llmux.runtime.switcher import Switcher
@@ -89,6 +89,7 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "decisions": decisions(switcher, IN_STATUS),
         "remotes": {} if switcher.remotes is None else switcher.remotes.document(),
         "reload_error": switcher.last_reload_error,
+        "controlled_twice": engine_locks.document(switcher.engine_locks),
     }
 
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import Config, EngineDefinition, first_costs, to_specs
@@ -33,6 +34,7 @@ from llmux.observability.timeline import Timeline
 from llmux.plugins import comes_from_file, load_policy
 from llmux.runtime import wait_estimate
 from llmux.runtime.driver import Act, Driver
+from llmux.runtime.engine_locks import EngineLocks, engine_of, engines_of
 from llmux.runtime.history import History
 from llmux.runtime.persistence import Persistence
 from llmux.runtime.policy_chooser import Chooser
@@ -85,6 +87,9 @@ class Switcher:
     ``on_sleep(activity)`` is called before an engine is put to sleep, so that idle connections to it can be
     closed; ``on_close()`` is awaited at the end. ``own``: the process is llmux's; its metrics are published, too.
     """
+
+    engine_locks: EngineLocks | None = None
+    """Held from before the first hook until the end, if this is set before the start."""
 
     def __init__(
         self,
@@ -182,6 +187,8 @@ class Switcher:
         if (record := open_record(self.config, self.log)) is not None:
             self._record_into(record, "start")
         self._persistence.open()
+        if self.engine_locks is not None:
+            self.engine_locks.follow(self._engines)
         self.auto.follow()
         # The last first: there are series for so many only.
         for (source, target), cost in reversed(costs_of(self.core.state).pairs.items()):
@@ -189,7 +196,13 @@ class Switcher:
         self._starting = asyncio.get_running_loop().create_task(self._begin(), name="start")
 
     async def _begin(self) -> None:
-        self.post(await self._persistence.begin())
+        started = await self._persistence.begin()
+        taken = {} if self.engine_locks is None else self.engine_locks.taken
+        for spec in started.gone:  # moved into the configuration of another llmux: its engine is not ours to stop
+            if self._engine_of(spec) in taken:
+                self.log.emit("holder_unknown", model=spec.name)
+        gone = tuple(spec for spec in started.gone if self._engine_of(spec) not in taken)
+        self.post(replace(started, gone=gone))
 
     async def stop(self) -> None:
         """Stop in order: requests in flight may finish within the grace. Returns when all have ended."""
@@ -214,6 +227,8 @@ class Switcher:
             self.recorder.end()
             await asyncio.to_thread(self.recorder.file.close)
         self._persistence.close()
+        if self.engine_locks is not None:
+            self.engine_locks.close()
         if self.audit is not None:
             self.audit.put("stopped")
             await asyncio.to_thread(self.audit.close)
@@ -239,11 +254,24 @@ class Switcher:
         if self.accounts is not None:
             self.accounts.configure(config)
         self._follow(specs, rules, policy, shadows)
+        if self.engine_locks is not None:
+            self.engine_locks.look()
         self.auto.follow()
         if moved:
             self._record_into(record, "turned on")
         if other_audit:
             self.audit = put_audit(audit, self.audit, self.metrics.registry)
+
+    def _engines(self) -> Iterable[str]:
+        """Return the addresses of all engines that are configured, or run as they were configured before."""
+        running = [self._engine_of(model.running) for model in self.core.state.models.values()]
+        gone = [self._engine_of(spec) for spec in self._persistence.gone]
+        return [*engines_of(self.config), *running, *gone]
+
+    @staticmethod
+    def _engine_of(spec: ModelSpec) -> str:
+        assert isinstance(spec.definition, EngineDefinition)
+        return engine_of(spec.definition)
 
     def _new_core(self, config: Config) -> Core:
         specs, rules = to_specs(config)
@@ -430,3 +458,5 @@ class Switcher:
     def _removed(self, effect: fx.ModelRemoved) -> None:
         self.activities.pop(effect.model, None)
         self._persistence.forget(effect.model)
+        if self.engine_locks is not None:
+            self.engine_locks.look_soon()

@@ -7,7 +7,10 @@ import contextlib
 import os
 import signal
 
+import yaml
+
 from tests.harness.lease.raw import Gone
+from tests.harness.waiting import PATIENCE
 
 
 async def test_kill_9_and_restart_with_the_engine_alive(lab):
@@ -128,6 +131,31 @@ async def test_a_model_removed_while_llmux_was_dead_is_put_to_sleep_with_its_old
     assert (await lab.chat("b")).status == 200
     assert lab.order() == ["wake a", "sleep a", "wake b"]
     assert (await lab.chat("a")).status == 404
+
+
+async def test_a_model_that_was_moved_to_another_llmux_is_left_to_that_one(lab):
+    """Its old sleep hook would stop an engine which the other one has adopted, and serves."""
+    lab.write("a b")
+    lab.start()
+    assert (await lab.chat("a")).status == 200
+    lab.kill()
+    config = yaml.safe_load(lab.file.read_text())
+    config |= {"state": str(lab.root / "other.json"), "port": 0, "models": {"a": config["models"]["a"]}}
+    other = lab.root / "other.yaml"
+    other.write_text(yaml.safe_dump(config))
+    ready = '"adopted": ["a"]'
+    second = lab.spawn("-c", str(other))
+    await lab.until(lambda: ready in lab.log)
+    before = lab.order()
+    lab.write("b")
+    lab.start()
+    assert "holder_unknown" in lab.log
+    assert (await lab.get("/v1/models")).status == 200
+    assert lab.order() == before
+    assert lab.end() == 0
+    assert lab.order() == before
+    second.terminate()
+    assert second.wait(PATIENCE) == 0
 
 
 async def test_a_holder_that_nothing_is_known_of_is_told(lab):

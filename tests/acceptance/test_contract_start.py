@@ -93,6 +93,34 @@ async def test_a_second_llmux_on_the_same_state_refuses(lab):
     assert (await lab.chat("a")).status == 200
 
 
+async def test_a_second_llmux_with_the_same_engines_is_told_on_both_sides(lab):
+    """A copy of the configuration with another port and state file is told before its first hook."""
+    lab.write("a b")
+    lab.start()
+    pid = lab.process.pid
+    config = yaml.safe_load(lab.file.read_text())
+    config["state"], config["port"] = str(lab.root / "other.json"), 0
+    config["models"] = {"a": config["models"]["a"]}
+    other = lab.root / "other.yaml"
+    other.write_text(yaml.safe_dump(config))
+    second = lab.spawn("-c", str(other))
+    engine = f"127.0.0.1:{lab.ports['a']}"
+    told = f'"engines": ["{engine}"], "by": "the llmux with pid '
+    await lab.until(lambda: lab.log.count(told) == 2)
+    first, then = (line for line in lab.log.splitlines() if told in line)
+    assert {f"pid {pid} ({lab.file})" in line for line in (first, then)} == {True, False}
+    assert sum(f"({other})" in line for line in (first, then)) == 1
+    await lab.until(lambda: lab.log.count('"event": "ready"') == 2)
+    assert lab.log.index(told) < lab.log.rindex('"event": "ready"')
+    second.kill()  # as after a crash: nothing of it is left
+    assert second.wait(PATIENCE) != 0
+    assert (await lab.chat("a")).status == 200
+    assert (await lab.status())["controlled_twice"] == []
+    assert lab.end() == 0
+    lab.start()
+    assert lab.log.count(told) == 2, "an engine that was let go of is not told of"
+
+
 async def test_a_taken_port_is_an_error_before_any_hook(lab):
     lab.write("a")
     lab.start()

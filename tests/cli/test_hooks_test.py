@@ -1,5 +1,6 @@
 """`llmux hooks test`: good hooks with real engines, and bad ones, each caught by name."""
 
+import asyncio
 import fcntl
 import os
 import re
@@ -20,9 +21,11 @@ from llmux.cli import app, hook_check, hook_probes
 from llmux.cli.hook_check import REPAIRS, WARNINGS, Wrong
 from llmux.config import Config
 from llmux.observability.state_file import StateFile
+from llmux.runtime.engine_locks import EngineLocks, controlled
 from tests.engine.real import LLAMA_SERVER, ROOT, TINY, end_engines, foreground, runs, wait_until, with_tools
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
+from tests.server.house import Log
 
 # Answers as engines do, says in a file when it is up, and takes its time: with a delay, until alive has looked.
 ENGINE = """
@@ -190,6 +193,26 @@ def test_a_good_hook_is_not_found_fault_with(folder, configure, script):
     assert "expected: asleep ✓" in done.output
     steps = [line.split("  ")[0].strip() for line in done.output.splitlines() if " ok " in line]
     assert steps[:8] == ["alive", "wake", "alive", "wake again", "request", "sleep", "verify", "sleep again"]
+
+
+async def test_it_refuses_while_another_llmux_controls_the_engine(configure, folder):
+    """One that has another port and state file; an llmux that does not answer counts, too."""
+    port = configure()["port"]
+    log = Log()
+    locks = EngineLocks(log, "/etc/other.yaml")
+    locks.follow(lambda: [f"127.0.0.1:{port}"])
+    done = await asyncio.to_thread(try_hooks, "m")
+    assert done.exit_code == 2
+    assert f"127.0.0.1:{port} is controlled by the llmux with pid {os.getpid()} (/etc/other.yaml)" in " ".join(
+        done.output.split()
+    )
+    assert log.events == [], "a test of hooks is no llmux"
+    done = try_hooks("m")  # on this thread: it cannot answer
+    assert done.exit_code == 2
+    assert f"127.0.0.1:{port} is controlled by another llmux: stop it first" in " ".join(done.output.split())
+    assert not (folder / "pid").exists()
+    locks.close()
+    assert controlled(f"127.0.0.1:{port}") is None
 
 
 def numbers_can_be_given() -> bool:
