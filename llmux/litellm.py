@@ -379,7 +379,7 @@ class _Translator:
                 self.notes.append(Note(self.place(name), _SPREAD, lost=False))
             virtual[name] = {"first": [literal(target) for target in first]}
         for place, name, others in self.missing():
-            self.notes.append(Note(place, f"{name!r} or {others} is none of the names that were carried over"))
+            self.notes.append(Note(place, f"{name!r} or {others} is not one of the names that were carried over"))
         for alias, meant in self.config.router_settings.model_group_alias.items():
             self.alias(alias, meant if isinstance(meant, Alias) else Alias(model=meant), virtual)
         if self.remotes:
@@ -396,7 +396,7 @@ class _Translator:
         if alias in self.groups or alias in self.models:
             self.notes.append(Note(at, f"{alias!r} is a model's name already, which goes first"))
         elif name not in self.groups:
-            self.notes.append(Note(at, f"{name!r} is none of the names that were carried over"))
+            self.notes.append(Note(at, f"{name!r} is not one of the names that were carried over"))
         elif name in self.models:  # its aliases are not listed, hidden or not
             self.models[name].setdefault("aliases", []).append(literal(alias))
         else:
@@ -517,7 +517,7 @@ _HOOKS = {
     "sleep": ":",
     "alive": 'curl -fsS -o /dev/null "$LLMUX_URL/v1/models"',
 }
-_NONE_HERE = "holds no deployment that can be carried over"
+_NONE_HERE = "has no deployment that can be carried over"
 _UNMANAGED = (
     "LiteLLM neither starts nor ends its engine: write its `wake` and `sleep` (see `llmux hooks list`); until then"
     " llmux only gives it turns"

@@ -167,7 +167,7 @@ def _execute(use: str, name: str, file: Path, *, cached: bool = False) -> Module
     """Run ``file`` as a module of its own. ``cached``: it comes with llmux, and bytecode of it will do."""
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise _wrong(use, f"{file} is no Python file")
+        raise _wrong(use, f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     previous = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pydantic look their annotations up there
@@ -223,10 +223,10 @@ def _class_of(module: ModuleType, class_name: str, use: str) -> type:
             return _checked(candidates[0], use)
         if candidates:
             raise _wrong(use, f"holds several policies; name one of them: {use}:{' or :'.join(names)}")
-        raise _wrong(use, "holds no class with a `decide` method; write one")
+        raise _wrong(use, "has no class with a `decide` method; write one")
     found = getattr(module, class_name, None)
     if found is None:
-        hint = f"there are: {', '.join(names)}" if names else "it holds no class with a `decide` method"
+        hint = f"there are: {', '.join(names)}" if names else "it has no class with a `decide` method"
         raise _wrong(use, f"there is no {class_name} in it; {hint}")
     if not isinstance(found, type):
         raise _wrong(use, f"{class_name} is not a class but a {type(found).__name__}; name a class")

@@ -71,7 +71,7 @@ def _socket(parts: SplitResult) -> Path | None:
 def check_key(key: str | None, source: str) -> None:
     """Raise CommandError for a key that cannot be sent in a header."""
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise CommandError(Exit.USAGE, f"{source} holds no key: a key is printable ASCII, without spaces")
+        raise CommandError(Exit.USAGE, f"{source} contains no key: a key is printable ASCII, without spaces")
 
 
 def _key(file: Path | None) -> tuple[str | None, str]:

@@ -188,7 +188,7 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
         ]
         last = decisions[-1] if decisions and decisions[-1]["switch"] is None else None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UnreachableError(f"what answers there is no llmux of this version: {error!r}") from None
+        raise UnreachableError(f"what answers there is not llmux, or not of this version: {error!r}") from None
     return switches, last
 
 
@@ -207,7 +207,7 @@ def _complete(switches: list[Explained], history: Mapping[str, Any]) -> None:
             elif note["event"] == "switch_failed":
                 each.error = str(note["error"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UnreachableError(f"what answers there is no llmux of this version: {error!r}") from None
+        raise UnreachableError(f"what answers there is not llmux, or not of this version: {error!r}") from None
 
 
 def _ask(url: str, key: str | None, *paths: str) -> list[dict[str, Any]]:

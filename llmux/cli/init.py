@@ -220,7 +220,7 @@ def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candida
         model = model_files.read(path.absolute())
         if model is None:
             other = "" if engine else "; for anything else than GGUF say which --engine"
-            raise InitError(f"{source} is no GGUF file that can be read, or no model by itself{other}")
+            raise InitError(f"{source} is not a GGUF file that can be read, or not a model by itself{other}")
         return of_file(model, name)
     return Candidate(name, script, str(path.absolute()) if path.exists() else source, f"{script}: {source}")
 
@@ -235,7 +235,9 @@ def _picked(text: str, known: list[Candidate]) -> list[Candidate]:
         found = _RANGE.match(part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= first <= last <= len(known):
-            raise typer.BadParameter(f"{part!r} is none of 1 to {len(known)}; write numbers, as 1,3-5; all; none")
+            raise typer.BadParameter(
+                f"{part!r} is not one of 1 to {len(known)}; write numbers, as 1,3-5; all; none"
+            )
         numbers += range(first, last + 1)
     return [known[number - 1] for number in dict.fromkeys(numbers)]
 

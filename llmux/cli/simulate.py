@@ -495,7 +495,7 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     for word in filter(None, rest.split(",")):
         key, sign, value = word.partition("=")
         if not sign or not key:
-            raise TraceError(f"--policy {text}: {word!r} is no KEY=VALUE")
+            raise TraceError(f"--policy {text}: {word!r} is not KEY=VALUE")
         try:
             options[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:

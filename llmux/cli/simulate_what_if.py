@@ -59,7 +59,7 @@ def parse_change(text: str) -> Change:
         key, sign, value = word.partition("=")
         key = key.strip()
         if not sign or not key or not value.strip():
-            raise TraceError(f"--what-if {text}: {word!r} is no KEY=VALUE; {HOW}")
+            raise TraceError(f"--what-if {text}: {word!r} is not KEY=VALUE; {HOW}")
         if key != COST:
             settings[key] = _value(value)
             continue

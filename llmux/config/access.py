@@ -52,7 +52,7 @@ def check_hash(text: str) -> None:
         raise ValueError("is a hash of another kind than Argon2id (v=19); `llmux key hash` makes one")
     found = _HASH.fullmatch(text)
     if found is None:
-        raise ValueError("is no whole hash; copy all of it, in quotes: within [ ] or { } a comma in it ends it")
+        raise ValueError("is not a whole hash; copy all of it, in quotes: within [ ] or { } a comma in it ends it")
     memory, passes, threads = (int(found[name]) for name in "mtp")
     if not (8 * threads <= memory <= MOST_MEMORY and 1 <= passes <= MOST_PASSES and 1 <= threads <= MOST_THREADS):
         raise ValueError(

@@ -59,7 +59,7 @@ def _amount(value: Any) -> Any:
 
 def _currency(value: str) -> str:
     if not _CURRENCY.match(value.lower()):
-        raise ValueError(f"{value[:40]!r} is no currency; write two to eight letters, as usd")
+        raise ValueError(f"{value[:40]!r} is not a currency; write two to eight letters, as usd")
     return value.lower()
 
 
@@ -123,7 +123,7 @@ def _rate(value: Any) -> Rate:
     found = _RATE.match(value) if isinstance(value, str) else None
     count = 0 if found is None else round(float(found[1]) * _TIMES[found[2]])
     if found is None or count < 1:
-        raise ValueError(f"{str(value)[:40]!r} is no rate; write it as 60/m, 100k/d, or as a list of such")
+        raise ValueError(f"{str(value)[:40]!r} is not a rate; write it as 60/m, 100k/d, or as a list of such")
     return Rate(count, _UNITS[found[3]])
 
 
@@ -224,7 +224,7 @@ _WINDOW = re.compile(r"\s*([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-
 def _window(value: Any) -> Any:
     found = _WINDOW.match(value) if isinstance(value, str) else None
     if found is None:
-        raise ValueError(f'{str(value)[:40]!r} is no window of the day; write it in quotes, as "22:00-06:00"')
+        raise ValueError(f'{str(value)[:40]!r} is not a window of the day; write it in quotes, as "22:00-06:00"')
     return value
 
 

@@ -46,11 +46,7 @@ def check(config: Config) -> list[Problem]:
 def _names(config: Config) -> Iterator[Problem]:
     if not config.models and not config.remotes:
         empty = "models" in config.model_fields_set
-        why = (
-            "must hold at least one entry, not an empty mapping"
-            if empty
-            else "is missing; name at least one model"
-        )
+        why = "needs at least one entry, not an empty mapping" if empty else "is missing; name at least one model"
         yield Problem(("models",), why)
     owners: dict[str, str] = {}
     for name, model in config.models.items():

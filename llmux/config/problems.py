@@ -151,7 +151,7 @@ _TEXTS = {
     "less_than_equal": "must be at most {le}",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must hold at least one entry",
+    "too_short": "needs at least one entry",
 }
 
 

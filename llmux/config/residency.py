@@ -280,14 +280,14 @@ def _placed(config: "Config", name: str) -> Iterator[Problem]:
     known = config.gpus or {}
     for index, gpu in enumerate(model.gpus):
         if gpu not in known:
-            yield Problem((*at, "gpus", index), f"{gpu!r} is none of `gpus`: {', '.join(known)}")
+            yield Problem((*at, "gpus", index), f"{gpu!r} is not one of `gpus`: {', '.join(known)}")
         elif gpu in model.gpus[:index]:
             yield Problem((*at, "gpus", index), f"{gpu!r} is there twice; keep one of them")
     if isinstance(model.memory, Mapping):
         stray = [gpu for gpu in model.memory if gpu not in (model.gpus or known)]
         for gpu in stray:
             other = "the model's own `gpus`" if model.gpus else "`gpus`"
-            yield Problem((*at, "memory"), f"names GPU {gpu!r}, which is none of {other}")
+            yield Problem((*at, "memory"), f"names GPU {gpu!r}, which is not one of {other}")
         if stray:
             return
     elif not _gpus_of(config, name):

@@ -69,7 +69,7 @@ def parse_size(value: Any) -> int:
         raise ValueError(f"{text!r} has an unknown unit {unit!r}; write {hint}")
     size = Fraction(number) * _BY_LOWER.get(unit.lower(), 1)
     if not unit and size.denominator != 1:
-        raise ValueError(f"{text!r} is no whole number of bytes; {_SIZE_HOW}")
+        raise ValueError(f"{text!r} is not a whole number of bytes; {_SIZE_HOW}")
     if size > LARGEST:
         raise ValueError(f"{text!r} is more than 1024 PiB; {_SIZE_HOW}")
     return round(size)
@@ -141,7 +141,7 @@ def _script(value: Any) -> Any:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError("is empty; write a command, `true` in quotes for one that does nothing")
     if not isinstance(value, str):
-        raise ValueError("is no text; write a command in quotes")  # noqa: TRY004
+        raise ValueError("is not text; write a command in quotes")  # noqa: TRY004
     if "\0" in value:
         raise ValueError("holds a NUL character, which no shell takes; remove it")
     if len(value.encode(errors="replace")) > LONGEST_SCRIPT:
@@ -181,7 +181,7 @@ def _env_value(value: Any) -> Any:
 
 def _origin(value: str) -> str:
     if value not in {"*", "null"} and not (_ORIGIN.match(value) and _has_port_or_none(value)):
-        raise ValueError(f"{value!r} is no origin; write scheme and host as http://localhost:5173, or *")
+        raise ValueError(f"{value!r} is not an origin; write scheme and host as http://localhost:5173, or *")
     return value.lower()
 
 
@@ -204,7 +204,7 @@ def _called(value: str) -> str:
     # A colon means an IPv6 address, or a port: those are not compared.
     is_name = ":" not in name and not any(character.isspace() or character in "/@?#,[]\\*" for character in name)
     if name != "*" and not (name and (is_name or _is_address(name))):
-        raise ValueError(f"{value!r} is no host's name; write it without scheme and port as gpu.example, or *")
+        raise ValueError(f"{value!r} is not a host name; write it without scheme and port as gpu.example, or *")
     return name
 
 
@@ -376,7 +376,7 @@ def parse_address(url: str, how: str = "write it as http://127.0.0.1:8001") -> A
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError(f"{url!r} is not an http or https URL; {how}")
     if "@" in parts.netloc:
-        raise ValueError("holds a user or password, which would end up in logs; remove it")
+        raise ValueError("contains a user or password, which would end up in logs; remove it")
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has a query or fragment; remove it")
     if port == 0 or any(character.isspace() or ord(character) < ord("!") for character in url.strip()):

@@ -132,7 +132,7 @@ def recall(kept: object) -> ModelSpec:
     The models that it may be awake with are not kept: it is put to sleep before any model is woken.
     """
     if not isinstance(kept, Mapping):
-        raise TypeError("a definition is no object")
+        raise TypeError("a definition is not an object")
     scripts = {HookKind(kind): str(script) for kind, script in kept["scripts"].items()}
     definition = EngineDefinition(
         **{name: str(kept[name]) for name in _TEXTS},

@@ -71,7 +71,7 @@ def _limit(value: Any) -> Any:
 
 def _some(value: Any) -> Any:
     if not value:
-        raise ValueError("must hold at least one entry")
+        raise ValueError("needs at least one entry")
     return value
 
 
@@ -333,7 +333,7 @@ def key_in(path: FilePath) -> SecretStr:
     try:
         return _key(SecretStr(text))
     except ValueError:
-        raise ValueError(f"{path} holds no key: one line of printable ASCII without spaces") from None
+        raise ValueError(f"{path} contains no key: one line of printable ASCII without spaces") from None
 
 
 def _ca(value: str, info: ValidationInfo) -> str:
@@ -343,19 +343,19 @@ def _ca(value: str, info: ValidationInfo) -> str:
     try:
         ssl.create_default_context(cafile=path)
     except OSError as error:  # SSLError is one
-        raise ValueError(f"{path} is no file of certificates in PEM: {error.strerror or error}") from None
+        raise ValueError(f"{path} is not a file of certificates in PEM: {error.strerror or error}") from None
     return str(path)
 
 
 def _region(value: str) -> str:
     if not _REGION.match(value.lower()):
-        raise ValueError(f"{value[:40]!r} is no region; write a short word, as eu or us-east")
+        raise ValueError(f"{value[:40]!r} is not a region; write a short word, as eu or us-east")
     return value.lower()
 
 
 def _remote(value: str) -> str:
     if not _REMOTE.match(value):
-        raise ValueError(f"{value[:80]!r} is no name of a remote; use letters, digits, `.`, `_` and `-`")
+        raise ValueError(f"{value[:80]!r} is not a name for a remote; use letters, digits, `.`, `_` and `-`")
     return value
 
 
@@ -543,7 +543,7 @@ def _check_spill(config: "Config", spill: SpillConfig, at: Path) -> Iterator[Pro
     remote = config.remote_models
     ends = config.leaves(spill.to)
     if spill.to not in config.virtual and spill.to not in remote:
-        yield Problem((*at, "to"), f"{spill.to!r} is no model of a remote; {_meant(spill.to, remote)}")
+        yield Problem((*at, "to"), f"{spill.to!r} is not a model of a remote; {_meant(spill.to, remote)}")
     elif not all(end in remote for end in ends):
         inner = next(end for end in ends if end not in remote)
         yield Problem((*at, "to"), f"{spill.to!r} may end at {inner!r}, which is here; name remotes' models only")

@@ -157,7 +157,7 @@ class _Builder:
         for key, value in node.value:
             self.count(key)
             if not isinstance(key, yaml.ScalarNode):
-                self.wrong(path, "has a key that is no text", key)
+                self.wrong(path, "has a key that is not text", key)
             elif key.tag == "tag:yaml.org,2002:merge":
                 # Of several merged mappings the first takes precedence.
                 sources = value.value if isinstance(value, yaml.SequenceNode) else [value]

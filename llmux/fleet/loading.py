@@ -88,7 +88,7 @@ def _import(place: str, folder: Path) -> ModuleType:
         return importlib.import_module(place)
     file = folder / Path(place).expanduser()
     if file.suffix != ".py":
-        raise ImportError(f"{file} is no Python file")
+        raise ImportError(f"{file} is not a Python file")
     module = ModuleType(f"llmux_route_{file.stem}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses and pydantic look their annotations up there

@@ -497,7 +497,7 @@ _SAID: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("cluster mode is not enabled", "cluster support disabled"),
-        "it is no node of a cluster: write the address as redis://host:6379/0",
+        "it is not a node of a cluster: write the address as redis://host:6379/0",
     ),
     (("CLUSTERDOWN", "Hash slot not served"), "its cluster is not whole: see `redis-cli cluster info`"),
     (
@@ -510,7 +510,7 @@ _SAID: tuple[tuple[tuple[str, ...], str], ...] = (
     (("LOADING", "loading the dataset"), "it is starting"),
     (("Connect call failed", "Connection refused"), "it takes no connections: does it run?"),
     (("No such file or directory",), "there is no such socket: does it run?"),
-    (("Protocol Error", "Invalid response", "unknown command"), "what answers there is no Valkey or Redis"),
+    (("Protocol Error", "Invalid response", "unknown command"), "what answers there is not Valkey or Redis"),
 )
 
 

@@ -467,7 +467,7 @@ def _refusal(status: int) -> str:
     meanings = {
         401: "wants another key: see `hosts.NAME.key`",
         403: "refuses the gateway: see `hosts.NAME.key`",
-        404: "has no reports: it is no llmux, or one of an older version",
+        404: "has no reports: it is not llmux, or an older version",
         400: "does not understand the question: is it a llmux of an older version?",
     }
     return meanings.get(status, f"answered with status {status}")

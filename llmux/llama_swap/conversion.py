@@ -96,7 +96,7 @@ class _Translator:
         for name, engine in found.items():
             self.result.models[name] = self.model(name, self.config.models[name], engine)
         if not found and not self.problems:
-            self.problems.append(Problem(("models",), "holds no model that can be carried over"))
+            self.problems.append(Problem(("models",), "has no model that can be carried over"))
             self.problems += [Problem(note.path, note.message) for note in self.notes if note.lost]
         self.share()
         if self.config.sendLoadingState:
@@ -194,7 +194,9 @@ class _Translator:
         wanted = {param: value for param, value in given.items() if param != "model"}
         away = [param for param in dict.fromkeys(stripped) if param not in ("", "model", *wanted)]
         kept, lost = _carried([*wanted, *away])
-        self.notes += [Note(at, f"{param!r} of {asked!r} is no field for a variant's rule") for param in lost]
+        self.notes += [
+            Note(at, f"{param!r} of {asked!r} is not a field that a variant can change") for param in lost
+        ]
         rules = {
             "set": {param: _literals(value) for param, value in wanted.items() if param in kept},
             "strip": [param for param in away if param in kept],
@@ -288,7 +290,7 @@ class _Translator:
             at = ("hooks", "on_startup", "preload", index)
             model = self.known.get(name.strip())
             if model is None:
-                self.notes.append(Note(at, f"{name!r} is none of the models"))
+                self.notes.append(Note(at, f"{name!r} is not one of the models"))
             else:
                 self.result.models[model]["preload"] = True
 
@@ -301,7 +303,7 @@ class _Translator:
         for name, number in scheduler.settings.fifo.priority.items():
             model = self.known.get(name)
             if model is None:
-                self.notes.append(Note((*at, name), f"{name!r} is none of the models"))
+                self.notes.append(Note((*at, name), f"{name!r} is not one of the models"))
             else:
                 priorities[model] = number
         if any(priorities.values()):

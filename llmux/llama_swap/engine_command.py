@@ -219,7 +219,7 @@ class Engine:
             self.problems.append(Problem((*self.at, key), str(error)))
             return []
         if not words and (key == "cmd" or command.strip()):
-            self.problems.append(Problem((*self.at, key), "holds no command"))
+            self.problems.append(Problem((*self.at, key), "has no command"))
         return words
 
     def _address(self, port: int | None) -> Address | None:

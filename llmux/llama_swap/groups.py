@@ -108,7 +108,7 @@ class _Expression:
 
     def _other(self, name: str) -> list[Set]:
         if name not in self.all:
-            raise self._wrong(f"+{name} is none of the sets: {', '.join(self.all)}")
+            raise self._wrong(f"+{name} is not one of the sets: {', '.join(self.all)}")
         if name in self.within:
             raise self._wrong(f"+{name} leads back to itself")
         return _Expression(name, self.all, self.model_of, self.within).sets()
@@ -223,7 +223,7 @@ class Residency:
                     owner[member] = name
                     members.append(member)
                 else:
-                    self.notes.append(Note(place, f"{member!r} is none of the models"))
+                    self.notes.append(Note(place, f"{member!r} is not one of the models"))
             if members:
                 self.groups[name] = _group(members, group)
         self.notes += self._asymmetric(groups, at)
@@ -265,7 +265,7 @@ class Residency:
         strange = {name: sorted(set().union(*sets) - models) for name, sets in expanded.items()}
         for name, missing in strange.items():
             for model in missing:
-                self.notes.append(Note((*at, "sets", name), f"{model!r} is none of the models"))
+                self.notes.append(Note((*at, "sets", name), f"{model!r} is not one of the models"))
         allowed = {name: list(dict.fromkeys(one & models for one in sets)) for name, sets in expanded.items()}
         kept, left = in_pairs(one for sets in allowed.values() for one in sets)
         for name, sets in allowed.items():

@@ -421,7 +421,7 @@ def _unknown(name: str, macros: Macros) -> str:
         return f"uses ${{{name}}}, which is declared after a macro that uses it; move it before that"
     near = difflib.get_close_matches(name, macros, n=1)
     mean = f"did you mean ${{{near[0]}}}?" if near else "declare it under `macros`"
-    return f"uses ${{{name}}}, which is no macro; {mean}"
+    return f"uses ${{{name}}}, which is not a macro; {mean}"
 
 
 # In these a variable is carried over as such. Values of others are never used.

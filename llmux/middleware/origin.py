@@ -95,7 +95,7 @@ def check_cors_entry(entry: str) -> str:
         return entry
     form = canonical(entry)
     if not form:
-        raise ValueError(f"{entry!r} is no origin: write scheme://host or scheme://host:port, or *")
+        raise ValueError(f"{entry!r} is not an origin: write scheme://host or scheme://host:port, or *")
     return form
 
 

@@ -269,7 +269,7 @@ def origin_form(target: str) -> str:
         return target
     found = _ABSOLUTE.match(target)
     if found is None:
-        raise _MalformedError("the target is no path")
+        raise _MalformedError("the target is not a path")
     rest = target[found.end() :]
     return rest if rest.startswith("/") else "/" + rest
 

@@ -295,20 +295,22 @@ def parse_record(name: str, data: bytes) -> list[RecordedRun]:
         kind = value.get("type") if value is not None else None
         # What a crash or a full disk tears is followed by the word of the next start or of a loss, or by nothing.
         if torn is not None and kind not in ("start", "lost"):
-            raise RecordError(f"{name}:{torn}: is no line of a record: it is no JSON object")
+            raise RecordError(f"{name}:{torn}: is not a line of a record: it is not a JSON object")
         torn = number if value is None else None
         if value is None:
             continue
         if kind == "start" and value.get("format") != FORMAT:
             raise RecordError(f"{name}:{number}: format {value.get('format')!r}; this llmux reads {FORMAT}")
         if kind != "start" and not runs:
-            raise RecordError(f"{name}:{number}: is no record of llmux: it does not begin with a `start` line")
+            raise RecordError(f"{name}:{number}: is not a record of llmux: it does not begin with a `start` line")
         if kind == "start":
             runs.append(RecordedRun(value))
         else:
             _add(runs[-1], kind, value)
     if not runs:
-        raise RecordError(f"{name}: holds no record; set `record: FILE` in the configuration to have one written")
+        raise RecordError(
+            f"{name}: contains no record; set `record: FILE` in the configuration to have one written"
+        )
     return runs
 
 

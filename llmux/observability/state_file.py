@@ -274,9 +274,9 @@ def _parse(raw: bytes) -> tuple[State, list[str]]:
         raise ValueError(f"not a state file of version {VERSION}")
     holders, last_use = document.get("holders"), document.get("last_use")
     if not isinstance(holders, list) or not all(isinstance(name, str) for name in holders):
-        raise ValueError("`holders` is no list of models")
+        raise ValueError("`holders` is not a list of models")
     if not isinstance(last_use, dict):
-        raise TypeError("`last_use` is no object")
+        raise TypeError("`last_use` is not an object")
     times = {name: float(when) for name, when in last_use.items() if _is_finite(when)}
     hooks = tuple(
         (int(pid), int(started), str(boot), bool(ending and ending[0]))
@@ -284,10 +284,10 @@ def _parse(raw: bytes) -> tuple[State, list[str]]:
     )
     definitions = document.get("definitions", {})
     if not isinstance(definitions, dict):
-        raise TypeError("`definitions` is no object")
+        raise TypeError("`definitions` is not an object")
     levels = document.get("levels", {})
     if not isinstance(levels, dict):
-        raise TypeError("`levels` is no object")
+        raise TypeError("`levels` is not an object")
     levels = {name: str(level) for name, level in levels.items()}
     state = State(
         frozenset(holders), times, document.get("costs"), definitions, levels, hooks, document.get("asked")

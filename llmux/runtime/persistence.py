@@ -69,7 +69,7 @@ def load_operators(kept: object, now: float) -> OperatorState:
     if kept is None:
         return OperatorState()
     if not isinstance(kept, Mapping):
-        raise TypeError("it is no object")
+        raise TypeError("it is not an object")
     pins = {str(name): _pin(pin, now) for name, pin in kept["pins"].items()}
     lease, manual = kept["lease"], kept["manual"]
     return OperatorState(
@@ -108,7 +108,7 @@ def _moment(kept: Any, offset: float) -> float | None:
         return None
     moment = float(kept) + offset
     if not math.isfinite(moment):
-        raise ValueError(f"{kept!r} is no time")
+        raise ValueError(f"{kept!r} is not a time")
     return moment
 
 

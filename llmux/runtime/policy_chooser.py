@@ -219,7 +219,7 @@ class Chooser:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise LookError(f"the answer is no JSON: {text[:80]!r}") from None
+            raise LookError(f"the answer is not JSON: {text[:80]!r}") from None
 
     def _begin(self, question: dict[str, Any], asked: IO[bytes], answered: IO[bytes]) -> subprocess.Popen[bytes]:
         requests, origin = question["requests"]
@@ -301,7 +301,7 @@ def checked(answer: Any, candidates: Sequence[str], chosen: str) -> dict[str, An
 
     """
     if not isinstance(answer, Mapping):
-        raise LookError("the answer is no object")
+        raise LookError("the answer is not an object")
     name, before, reason, requests = (answer.get(key) for key in ("name", "before", "reason", "requests"))
     if name not in candidates:
         raise LookError(f"the answer names {str(name)[:80]!r}, which is not a candidate")
@@ -315,7 +315,7 @@ def checked(answer: Any, candidates: Sequence[str], chosen: str) -> dict[str, An
             raise LookError("the answer has a score of what is not a candidate")
         figures: list[Any] = [each.get(key) for key in ("value", "sure")]
         if not all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in figures):
-            raise LookError(f"the answer has a score of {each['name']} that is no number")
+            raise LookError(f"the answer has a score of {each['name']} that is not a number")
         scores[each["name"]] = {"value": float(figures[0]), "sure": min(1.0, float(figures[1]))}
     if set(scores) != set(candidates):
         raise LookError("the answer lacks the score of a candidate")

@@ -111,7 +111,7 @@ def read_costs(path: Path) -> CostMatrix:
     if isinstance(data, list):
         return CostMatrix(pairs=dict(_row(path, row) for row in data if _has_source(row)))
     if not isinstance(data, Mapping):
-        raise TraceError(f"{path}: holds no costs; write {{FROM: {{TO: 10s}}}}")
+        raise TraceError(f"{path}: has no costs; write {{FROM: {{TO: 10s}}}}")
     if "version" in data and "costs" in data:
         return _from_state(path, data["costs"])
     return _from_mapping(path, dict(data))
@@ -130,7 +130,7 @@ def _from_mapping(path: Path, data: dict[Any, Any]) -> CostMatrix:
     pairs: dict[tuple[str, str], float] = {}
     for source, row in data.items():
         if not isinstance(row, Mapping):
-            raise TraceError(f"{path}: {source}: is no mapping of TO to a duration")
+            raise TraceError(f"{path}: {source}: must be a mapping of TO to a duration")
         for target, value in row.items():
             pairs[str(source), str(target)] = _seconds(value, f"{path}: {source}.{target}")
     return CostMatrix(default, pairs)
@@ -150,7 +150,7 @@ def _grid(path: Path, models: Any, rows: Any) -> Pairs:
 def _halves(path: Path, half: str, data: Any, levels: dict[tuple[str, str, str], float]) -> dict[str, float]:
     """Return the seconds by model, the least for one that gives them by level; the others go into ``levels``."""
     if not isinstance(data, Mapping):
-        raise TraceError(f"{path}: {half}: is no mapping of models to durations")
+        raise TraceError(f"{path}: {half}: must be a mapping of models to durations")
     found: dict[str, float] = {}
     for model, value in data.items():
         where = f"{path}: {half}.{model}"

@@ -150,7 +150,7 @@ def _file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{path}: {error}") from None
     if not isinstance(data, Mapping) or not all(isinstance(values, Mapping) for values in data.values()):
-        raise TraceError(f"{path}: holds no engines; write {{MODEL: {{slots: 4, decode: 40}}}}")
+        raise TraceError(f"{path}: has no engines; write {{MODEL: {{slots: 4, decode: 40}}}}")
     return {str(model): dict(values) for model, values in data.items()}
 
 

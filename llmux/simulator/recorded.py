@@ -96,7 +96,7 @@ class Recorded:
 
     def _trace(self, jobs: list[Job]) -> Trace:
         if not jobs:
-            raise TraceError(f"{self.name}: holds no requests")
+            raise TraceError(f"{self.name}: has no requests")
         return Trace(self.name, jobs)
 
     def scene(self) -> Scene:

@@ -59,7 +59,7 @@ def parse_price(text: str) -> tuple[float, float]:
             price = -1.0
         if not 0.0 <= price < float("inf"):
             raise TraceError(
-                f"--spill-price {text}: {word!r} is no price; write input=0.25,output=2, of a million tokens"
+                f"--spill-price {text}: {word!r} is not a price; write input=0.25,output=2, of a million tokens"
             )
         found[name] = price
     return found["input"], found["output"]

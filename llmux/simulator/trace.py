@@ -127,12 +127,12 @@ def read_trace(path: Path) -> Trace:
     except (EOFError, zlib.error):
         raise TraceError(f"{path}: the gzip data is damaged or cut off") from None
     except UnicodeDecodeError as error:
-        raise TraceError(f"{path}: is no UTF-8 text (byte {error.start})") from None
+        raise TraceError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     is_json = text.lstrip()[:1] == "{"
     rows = _json_rows(path, text) if is_json else _csv_rows(path, text)
     jobs = [_job(path, line, values) for line, values in rows]
     if not jobs:
-        raise TraceError(f"{path}: holds no requests")
+        raise TraceError(f"{path}: has no requests")
     start = min(0.0, *(job.arrival or 0.0 for job in jobs))
     if start < 0.0:
         jobs = [replace(job, arrival=(job.arrival or 0.0) - start) for job in jobs]
@@ -179,9 +179,9 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TraceError(f"{path}:{number}: is no JSON: {error}") from None
+            raise TraceError(f"{path}:{number}: is not JSON: {error}") from None
         if not isinstance(values, dict):
-            raise TraceError(f"{path}:{number}: is no JSON object")
+            raise TraceError(f"{path}:{number}: is not a JSON object")
         values = {OTHER_NAMES.get(key, key): value for key, value in values.items()}
         if ARRIVAL in values:
             yield number, values
@@ -198,7 +198,7 @@ def _job(path: Path, line: int, values: Mapping[str, Any]) -> Job:
     if isinstance(model, int) and not isinstance(model, bool):
         model = str(model)
     if not isinstance(model, str):
-        raise TraceError(f"{path}:{line}: {MODEL} is no name: {model!r}")
+        raise TraceError(f"{path}:{line}: {MODEL} is not a name: {model!r}")
     model = model.strip()
     if not model:
         raise TraceError(f"{path}:{line}: {MODEL} is empty")
@@ -217,7 +217,7 @@ def _number(path: Path, line: int, name: str, values: Mapping[str, Any]) -> floa
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise TraceError(f"{path}:{line}: {name} is no number: {values[name]!r}")
+        raise TraceError(f"{path}:{line}: {name} is not a number: {values[name]!r}")
     return number
 
 

@@ -75,7 +75,7 @@ class Engine:
         names = ", ".join(model.name for model in self.models[:4]) + (", …" if len(self.models) > 4 else "")  # noqa: PLR2004
         what = "something that wants a key" if self.locked else self.kind
         if self.kind == UNKNOWN and not self.locked:
-            what = "something that is no engine that llmux knows"
+            what = "something that is not an engine known to llmux"
         return f"{what} on port {self.port}" + (f": {names}" if names else "")
 
 

@@ -150,7 +150,7 @@ def tree(rules: Mapping[str, Rule]) -> Rules:
 async def changes(body: Body, rules: Rules) -> list[Splice]:
     """Return the changes of a JSON body by the rules. It yields to other tasks.
 
-    BadRequestError if it is no object, or a field does not have the type that a rule for it takes.
+    BadRequestError if it is not an object, or a field does not have the type that a rule for it takes.
     """
     splices: list[Splice] = []
     if not await _object(body, 0, body.received, rules, "", splices):

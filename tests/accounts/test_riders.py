@@ -136,7 +136,8 @@ async def test_it_is_told(house):
 
 
 @pytest.mark.parametrize(
-    ("window", "said"), [("22-6", "is no window"), ("24:00-06:00", "is no window"), (1320, "is no window")]
+    ("window", "said"),
+    [("22-6", "is not a window"), ("24:00-06:00", "is not a window"), (1320, "is not a window")],
 )
 async def test_what_is_no_window(house, window, said):
     with pytest.raises(ConfigError, match=said):

@@ -130,7 +130,7 @@ class TestWithFlags:
         [
             (["--model", "qwen"], "is not NAME=PATH"),
             (["--model", "=x"], "is not NAME=PATH"),
-            (["--model", "a=/no/such.gguf"], "/no/such.gguf is no GGUF file"),
+            (["--model", "a=/no/such.gguf"], "/no/such.gguf is not a GGUF file"),
             (["--model", "a=~nobody-at-all/x.gguf"], "~nobody-at-all/x.gguf: "),
             (["--engine", "process"], "give --model NAME=PATH, too"),
             (["--engine", "lama-cpp", "--model", "a=b"], "did you mean llama-cpp?"),
@@ -241,7 +241,7 @@ class TestAtATerminal:
         number = re.search(r"(\d+)  nomic-embed  \(", shown)[1]
         terminal.wait_for(": ")
         terminal.type("7-99")
-        terminal.wait_for("'7-99' is none of 1 to")
+        terminal.wait_for("'7-99' is not one of 1 to")
         terminal.wait_for("]: ")
         terminal.type(number)
         terminal.wait_for("Another one?")
@@ -249,7 +249,7 @@ class TestAtATerminal:
         terminal.type("y")
         terminal.wait_for("NAME=PATH of a GGUF file: ")
         terminal.type("mine=/no/such.gguf")
-        terminal.wait_for("is no GGUF file")
+        terminal.wait_for("is not a GGUF file")
         terminal.wait_for("NAME=PATH of a GGUF file: ")
         terminal.type("mine=~/models/qwen.gguf")
         terminal.wait_for("Another one?")

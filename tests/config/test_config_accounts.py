@@ -26,7 +26,7 @@ HEAD = "models: {q: {port: 8001, wake: w, sleep: s, alive: a}}\n"
         ("prices: {gpu_hour: true}", "config.yaml:2: prices.gpu_hour: must be an amount, as 0.90"),
         (
             "prices: {currency: $}",
-            "config.yaml:2: prices.currency: '$' is no currency; write two to eight letters, as usd",
+            "config.yaml:2: prices.currency: '$' is not a currency; write two to eight letters, as usd",
         ),
         (
             "prices:\n  models:\n    q: {in: 1}",
@@ -58,7 +58,7 @@ HEAD = "models: {q: {port: 8001, wake: w, sleep: s, alive: a}}\n"
             "state: null\napi_keys: [{name: alice, key: k}]\ncaptures:\n  keys: [alice]",
             "config.yaml:4: captures: are kept beside the state file, but `state` is null; give a `folder`",
         ),
-        ("captures: {keys: []}", "config.yaml:2: captures.keys: must hold at least one entry, not a list"),
+        ("captures: {keys: []}", "config.yaml:2: captures.keys: needs at least one entry, not a list"),
         (
             "captures: {keys: [alice], max: 0}\napi_keys: [{name: alice, key: k}]",
             "config.yaml:2: captures.max: must be more than 0 bytes",
@@ -136,12 +136,12 @@ def test_roles(read):
         (
             "requests: 60/m",
             "requests: 60",
-            "6: roles.free.limits.requests: '60' is no rate; write it as 60/m, 100k/d, or as a list of such",
+            "6: roles.free.limits.requests: '60' is not a rate; write it as 60/m, 100k/d, or as a list of such",
         ),
         (
             "requests: 60/m",
             "requests: 0.1/m",
-            "6: roles.free.limits.requests: '0.1/m' is no rate; write it as 60/m, 100k/d, or as a list of such",
+            "6: roles.free.limits.requests: '0.1/m' is not a rate; write it as 60/m, 100k/d, or as a list of such",
         ),
         ("concurrent: 4", "concurrent: 0", "6: roles.free.limits.concurrent: must be at least 1, not 0"),
         (
@@ -153,7 +153,7 @@ def test_roles(read):
         (
             "{usd: 5",
             "{dollars-: 5",
-            "7: roles.free.budget.currency: 'dollars-' is no currency; write two to eight letters, as usd",
+            "7: roles.free.budget.currency: 'dollars-' is not a currency; write two to eight letters, as usd",
         ),
         ("per: day", "per: year", "7: roles.free.budget.per: must be day or month, not 'year'"),
         ("per: day", "soft: 2", "7: roles.free.budget.soft: must be at most 1.0, not 2"),

@@ -41,7 +41,7 @@ MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks
         ("access_log: maybe", "config.yaml:1: access_log: must be true or false, not 'maybe'"),
         ("policy: fifo", "config.yaml:1: policy: must be a mapping of settings, not 'fifo'"),
         ("cors: x", "config.yaml:1: cors: must be a list, not 'x'"),
-        ("cors: [x]", "config.yaml:1: cors[0]: 'x' is no origin; write scheme and host"),
+        ("cors: [x]", "config.yaml:1: cors[0]: 'x' is not an origin; write scheme and host"),
         ("forward: [v1]", "config.yaml:1: forward: 'v1' is not a path; write one as /v1/**"),
         ("admin_key: ''", "config.yaml:1: admin_key: must be printable ASCII without spaces"),
         ("api_keys: [a, 'b c']", "config.yaml:1: api_keys[1]: must be printable ASCII without spaces"),
@@ -87,7 +87,7 @@ def test_a_setting(refused, model, settings, line):
         ("url: ftp://x", "m.url: 'ftp://x' is not an http or https URL; write it as http://127.0.0.1:8001"),
         ("url: 127.0.0.1:80", "m.url: '127.0.0.1:80' is not an http or https URL"),
         ("url: 'http://x:99999'", "m.url: 'http://x:99999' is not a URL: Port out of range 0-65535"),
-        ("url: 'http://a:b@x'", "m.url: holds a user or password"),
+        ("url: 'http://a:b@x'", "m.url: contains a user or password"),
         ("url: 'http://x/?a=b'", "m.url: 'http://x/?a=b' has a query or fragment"),
         ("url: 'http://x/a b'", "m.url: 'http://x/a b' is not a URL"),
         (
@@ -96,7 +96,7 @@ def test_a_setting(refused, model, settings, line):
         ),
         ("port: 1, stop: [a, b]", "m.stop: is a list; write one script: on one line, or on the lines after `|`"),
         ("port: 1, stop: ' '", "m.stop: is empty; write a command"),
-        ("port: 1, stop: 7", "m.stop: is no text; write a command in quotes"),
+        ("port: 1, stop: 7", "m.stop: is not text; write a command in quotes"),
         ('port: 1, stop: "a\\0b"', "m.stop: holds a NUL character"),
         (f"port: 1, stop: {'x' * 131_072}", "m.stop: is longer than 128 KiB"),
         ("port: 1, max_in_flight: 0", "m.max_in_flight: must be at least 1, not 0"),
@@ -314,8 +314,8 @@ def test_beyond_this_machine_only_with_keys(read, refused, model, host):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (f"[{HASH}]", "config.yaml:1: api_keys[0]: is no whole hash; copy all of it, in quotes"),
-        (f"['{HASH[:-30]}']", "config.yaml:1: api_keys[0]: is no whole hash"),
+        (f"[{HASH}]", "config.yaml:1: api_keys[0]: is not a whole hash; copy all of it, in quotes"),
+        (f"['{HASH[:-30]}']", "config.yaml:1: api_keys[0]: is not a whole hash"),
         ("['$argon2i$v=19$x']", "config.yaml:1: api_keys[0]: is a hash of another kind than Argon2id"),
         ("[{name: a}]", "config.yaml:1: api_keys[0].key: is missing"),
         ("[{name: a, key: k, secret: s}]", "config.yaml:1: api_keys[0]: has a setting that is not known here"),

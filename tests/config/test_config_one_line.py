@@ -70,7 +70,7 @@ def test_no_two_ports_are_the_same():
         ("port: 1, hooks: ''", "models.m.hooks: is empty; "),
         ("port: 1, hooks: [a]", "models.m.hooks: is a list; "),
         ("cmd: ''", "models.m.cmd: is empty; "),
-        ("cmd: 5, port: 1", "models.m.cmd: is no text; "),
+        ("cmd: 5, port: 1", "models.m.cmd: is not text; "),
         ("cmd: x, hooks: llama-cpp", "models.m: has both `hooks` and `cmd`; keep one of them"),
         ("hooks: llama-cpp", "models.m: needs `port`: "),
         ("cmd: x, url: 'ftp://x'", "models.m.url: "),

@@ -30,7 +30,7 @@ WHOLE = "url: https://r.example/api, models: {m: theirs}, region: eu"
         ("models: {m: m}", "r.url: is missing"),
         ("url: https://x", "r.models: is missing"),
         ("url: ftp://x, models: {m: m}", "r.url: 'ftp://x' is not an http or https URL; write it as https://open"),
-        ("url: https://u:p@x, models: {m: m}", "r.url: holds a user or password, which would end up in logs"),
+        ("url: https://u:p@x, models: {m: m}", "r.url: contains a user or password, which would end up in logs"),
         ("url: 'https://x/?a=b', models: {m: m}", "r.url: 'https://x/?a=b' has a query or fragment; remove it"),
         (
             "url: https://x, models: {}",
@@ -41,7 +41,7 @@ WHOLE = "url: https://r.example/api, models: {m: theirs}, region: eu"
         ("url: https://x, models: {m: m}, key_file: gone", "r.key_file: there is no file "),
         ("url: https://x, models: {m: m}, ca: gone", "r.ca: there is no file "),
         ("url: https://x, models: {m: m}, apis: [chats]", "r.apis[0]: must be chat, completions, messages"),
-        ("url: https://x, models: {m: m}, region: '?'", "r.region: '?' is no region; write a short word"),
+        ("url: https://x, models: {m: m}, region: '?'", "r.region: '?' is not a region; write a short word"),
         ("url: https://x, models: {m: m}, timeouts: {connect: 0}", "r.timeouts.connect: must be longer than 0"),
         ("url: https://x, models: {m: m}, key: a, key_file: KEY", "r: has both `key` and `key_file`; keep one"),
         ("url: http://x, models: {m: m}, ca: CA", "r.ca: is for https, but `url` is http"),
@@ -78,11 +78,11 @@ def test_a_file_that_holds_no_key(refused, tmp_path):
     (tmp_path / "key").write_text("two words\n")
     [line] = refused(remote(f"{WHOLE}, key_file: key"))
     assert "remotes.r.key_file: " in line
-    assert "holds no key: one line of printable ASCII without spaces" in line
+    assert "contains no key: one line of printable ASCII without spaces" in line
     assert "two words" not in line
     (tmp_path / "key").write_text("no certificate")
     [line] = refused(remote(f"{WHOLE}, ca: key"))
-    assert "is no file of certificates in PEM" in line
+    assert "is not a file of certificates in PEM" in line
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_what_leads_to_a_remote(refused, rest, said):
 @pytest.mark.parametrize(
     ("spill", "said"),
     [
-        ("{to: r/x, over: 1s}", "spill.to: 'r/x' is no model of a remote; did you mean 'r/m'?"),
-        ("{to: a, over: 1s}", "spill.to: 'a' is no model of a remote; there are r/m"),
+        ("{to: r/x, over: 1s}", "spill.to: 'r/x' is not a model of a remote; did you mean 'r/m'?"),
+        ("{to: a, over: 1s}", "spill.to: 'a' is not a model of a remote; there are r/m"),
         ("{to: v, over: 1s}", "spill.to: 'v' may end at 'a', which is here; name remotes' models only"),
         ("{to: r/m}", "spill.over: is missing"),
         ("{to: w, over: 1s}", "virtual.w: chooses from itself: w → w; take one out"),

@@ -68,13 +68,13 @@ def test_with_one_gpu_nobody_has_to_name_it(read, model):
             ", memory: 1GiB",
             "models.a.memory: is on which GPU? Give `gpus`, a list out of 0, 1",
         ),
-        ("gpus: {0: 8GiB}", ", memory: 1GiB, gpus: [1]", "models.a.gpus[0]: '1' is none of `gpus`: 0"),
+        ("gpus: {0: 8GiB}", ", memory: 1GiB, gpus: [1]", "models.a.gpus[0]: '1' is not one of `gpus`: 0"),
         ("gpus: {0: 8GiB}", ", memory: 1GiB, gpus: [0, 0]", "models.a.gpus[1]: '0' is there twice"),
-        ("gpus: {0: 8GiB}", ", memory: {1: 1GiB}", "models.a.memory: names GPU '1', which is none of `gpus`"),
+        ("gpus: {0: 8GiB}", ", memory: {1: 1GiB}", "models.a.memory: names GPU '1', which is not one of `gpus`"),
         (
             "gpus: {0: 8GiB, 1: 8GiB}",
             ", memory: {1: 1GiB}, gpus: [0]",
-            "models.a.memory: names GPU '1', which is none of the model's own `gpus`",
+            "models.a.memory: names GPU '1', which is not one of the model's own `gpus`",
         ),
         (
             "gpus: {0: 8GiB}",
@@ -91,7 +91,7 @@ def test_with_one_gpu_nobody_has_to_name_it(read, model):
         ("gpus: {0: lots}", "", "gpus.0: 'lots' is not a size"),
         ("port: 3000", ", memory: {0: 1GiB}", "models.a.memory: names a GPU; say at the top level"),
         ("groups: {g: {}}", "", "groups.g.models: is missing"),
-        ("groups: {g: {models: []}}", "", "groups.g.models: must hold at least one entry"),
+        ("groups: {g: {models: []}}", "", "groups.g.models: needs at least one entry"),
         ("groups: {g: {models: [aa]}}", "", "groups.g.models[0]: 'aa' is not a model; did you mean 'a'?"),
         ("groups: {g: {models: [zz]}}", "", "groups.g.models[0]: 'zz' is not a model; name one of `models`"),
         (

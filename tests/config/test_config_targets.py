@@ -89,8 +89,8 @@ def virtual(text):
         ("v: {first: [q], sticky: key}", "v.sticky: belongs to a `split`; remove it"),
         ("v: {}", "v: needs one of `awake`, `first`, `ladder` and `split`, and only one"),
         ("v: {awake: [q], first: [q]}", "v: needs one of `awake`, `first`, `ladder` and `split`, and only one"),
-        ("v: {awake: []}", "v.awake: must hold at least one entry"),
-        ("v: {split: {}}", "v.split: must hold at least one entry"),
+        ("v: {awake: []}", "v.awake: needs at least one entry"),
+        ("v: {split: {}}", "v.split: needs at least one entry"),
         ("v: {split: {q: 0}}", "v.split.q: must be a number above 0: the target's share, as 90"),
         ("v: {split: {q: 1}, sticky: user}", "v.sticky: must be key or conversation, not 'user'"),
         ("v: {first: [v]}", "v: chooses from itself: v → v; take one out"),
@@ -152,7 +152,7 @@ def test_models_whose_engines_lack_a_dialect(read, model, apis, translated):
 @pytest.mark.parametrize(
     ("apis", "said"),
     [
-        ("[]", ".apis: must hold at least one entry"),
+        ("[]", ".apis: needs at least one entry"),
         (
             "[chats]",
             ".apis[0]: must be chat, completions, messages, responses, embeddings or count_tokens, not 'chats'",

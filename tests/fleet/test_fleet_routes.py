@@ -270,7 +270,7 @@ def test_a_route_is_loaded_with_its_options(tmp_path, monkeypatch):
         ("random", {"bound": 2.0}, "route.options", "random takes no options"),
         ("./own.py:Route", {"most": 10}, "route.use", "cannot be made: ValueError: too many"),
         ("./own.py:Kept", {}, "route.use", "has no method `place(model, fleet)`"),
-        ("./own.txt:Route", {}, "route.use", "is no Python file"),
+        ("./own.txt:Route", {}, "route.use", "is not a Python file"),
         ("./own.py:Roote", {}, "route.use", "has no class 'Roote'"),
         ("least_weight", {}, "route.use", "no route is called 'least_weight'; did you mean least_wait?"),
     ],

@@ -246,7 +246,7 @@ async def test_a_cluster_of_three(tmp_path):
 async def test_a_server_that_is_no_cluster():
     with running() as server:
         said = await comes_to(f"redis+cluster://{HOST}:{server.port}", runs)
-        assert "it is no node of a cluster: write the address as redis://" in said
+        assert "it is not a node of a cluster: write the address as redis://" in said
 
 
 # ---- no store
@@ -262,7 +262,7 @@ async def test_what_is_no_store_at_all():
         writer.close()
 
     for behaviour, words in (
-        (web, "what answers there is no Valkey or Redis"),
+        (web, "what answers there is not Valkey or Redis"),
         (hang_up, "it has closed the connection"),
     ):
         listener = await asyncio.start_server(behaviour, HOST, 0)

@@ -48,7 +48,7 @@ def test_names_may_hold_dots_and_dashes():
         ("a | ) b", "')' is not expected"),
         ("a ? b", "cannot read '? b'"),
         ("a & +", "cannot read '+'"),
-        ("+nope", "is none of the sets"),
+        ("+nope", "is not one of the sets"),
         ("+this", "leads back to itself"),
         ("+that", "leads back to itself"),
     ],

@@ -127,14 +127,14 @@ def test_kill_9_leaves_what_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no record; set `record: FILE`"),
-        ("hello\n", "holds no record"),
-        ('{"type": "request"}\n', ":1: is no record of llmux"),
+        ("", "contains no record; set `record: FILE`"),
+        ("hello\n", "contains no record"),
+        ('{"type": "request"}\n', ":1: is not a record of llmux"),
         ('{"type": "start", "format": 9}\n', ":1: format 9; this llmux reads 1"),
-        ('{"type": "start", "format": 1}\nnonsense\n{"type": "request"}\n', ":2: is no line of a record"),
-        ('{"type": "start", "format": 1}\n[1]\n[2]\n', ":2: is no line of a record"),
-        ("[" * 100_000 + "\n", "holds no record"),
-        ("\x1f\x8bno gzip", "holds no record"),
+        ('{"type": "start", "format": 1}\nnonsense\n{"type": "request"}\n', ":2: is not a line of a record"),
+        ('{"type": "start", "format": 1}\n[1]\n[2]\n', ":2: is not a line of a record"),
+        ("[" * 100_000 + "\n", "contains no record"),
+        ("\x1f\x8bno gzip", "contains no record"),
     ],
 )
 def test_what_is_no_record(tmp_path, text, message):

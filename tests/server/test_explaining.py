@@ -96,7 +96,7 @@ async def test_what_is_no_llmux(answer):
         (["--url", "llama"], 2, "write --url http://HOST:PORT"),
         (["--url", "http://[::1"], 2, "write --url http://HOST:PORT"),
         (["--url", "http://127.0.0.1:99999"], 2, "write --url http://HOST:PORT"),
-        (["--key", "a\nb"], 2, "--key holds no key"),
+        (["--key", "a\nb"], 2, "--key contains no key"),
         (["-n", "0"], 2, "greater than or equal to 1"),
     ],
 )

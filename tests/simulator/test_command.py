@@ -129,13 +129,13 @@ def test_bad_lines_are_named(tmp_path):
     path.write_text("\n".join([*lines([Job(0.0, "a", 1, 1)]), "x,a,1,1"]))
     done = simulate(path)
     assert done.exit_code == 2
-    assert "bad.csv:3: arrival_s is no number: 'x'" in done.stderr
+    assert "bad.csv:3: arrival_s is not a number: 'x'" in done.stderr
 
 
 def test_the_hundredth_line_is_called_100(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_text("\n".join([*lines([Job(0.0, "a", 1, 1)] * 98), "x,a,1,1"]))
-    assert "bad.csv:100: arrival_s is no number: 'x'" in simulate(path).stderr
+    assert "bad.csv:100: arrival_s is not a number: 'x'" in simulate(path).stderr
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_name_of_a_policy_is_shown_as_it_is(trace, tmp_path, monkeypatch):
         (["--poisson", "", "--onoff", ""], "give a trace, or one of"),
         (["--poisson", "", "-p", "fifp"], "did you mean fifo?"),
         (["--poisson", "", "-p", "exhaustive:route=sideways"], "policy.options.route"),
-        (["--poisson", "", "-p", "exhaustive:=3"], "is no KEY=VALUE"),
+        (["--poisson", "", "-p", "exhaustive:=3"], "is not KEY=VALUE"),
         (["--poisson", "", "--cost", "cheap"], "--cost"),
         (["--poisson", "", "--horizon", "later"], "is not a duration"),
         (["--poisson", "", "--stretch", "0"], "greater than 0"),

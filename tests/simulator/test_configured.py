@@ -185,7 +185,7 @@ def test_files_of_costs_by_level(tmp_path):
         ("{wake: {a: {}}}", "wake.a: must be a duration, or one for each level"),
         ("{wake: {a: {ram: soon}}}", "wake.a.ram: 'soon' is not a duration"),
         ("{wake: {a: 1s}, prefetch: {a: {ram: 1s}}}", "prefetch.a: must be a duration"),
-        ("{prefetch: [a]}", "prefetch: is no mapping of models to durations"),
+        ("{prefetch: [a]}", "prefetch: must be a mapping of models to durations"),
     ],
 )
 def test_slips_in_files_of_costs(tmp_path, text, said):

@@ -52,10 +52,10 @@ def test_the_state_file(tmp_path):
     ("text", "words"),
     [
         ("[1]", "needs from, to and seconds"),
-        ("hello", "holds no costs"),
-        ("a: 3s", "a: is no mapping"),
+        ("hello", "has no costs"),
+        ("a: 3s", "a: must be a mapping"),
         ("a: {b: soon}", "a.b: "),
-        ("sleep: 3\nwake: {}", "sleep: is no mapping"),
+        ("sleep: 3\nwake: {}", "sleep: must be a mapping"),
         ("models: [a]\ncosts: [[0, 1]]", "one row and one column"),
         ("{version: 1, costs: 3}", "without usable costs"),
         ("a: [", "costs.yaml"),
