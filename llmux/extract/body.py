@@ -2,7 +2,8 @@
 
 The engine gets exactly what the client sent, including a compressed body, which the server must not decompress:
 it must be created with ``auto_decompress=False``, as ``AppRunner(app, auto_decompress=False)``. Compressed bodies
-are not scanned; such a request names its model in the query.
+are not scanned; such a request names its model in the query. A JSON body of up to 1 MiB is read at once when it is
+complete (``members_of``); a larger one, and one in which that finds no model, is scanned slice by slice.
 
 ``Store`` holds the bytes: in memory, or beyond 1 MiB in an unlinked temporary file. ``BodyBudget`` counts how much
 all bodies hold.
@@ -13,17 +14,18 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from llmux.errors import BadRequestError, BodyTooLargeError, SlowClientError, UnavailableError
+from llmux.extract.json_object import MOST, members_of, place_of_model
 from llmux.extract.json_scan import ModelScanner, members_but
 from llmux.extract.model_field import (
     SLICE,
@@ -31,6 +33,7 @@ from llmux.extract.model_field import (
     MultipartScanner,
     ambiguous,
     boundary_of,
+    checked_name,
     json_literal,
     model_in_query,
 )
@@ -77,7 +80,7 @@ class BodyBudget:
         self.held -= size
 
 
-MEMORY = 1024 * 1024
+MEMORY = MOST
 """Bytes: a body of more goes to a file."""
 
 
@@ -188,9 +191,9 @@ class Splice(NamedTuple):
 class Body:
     """A complete body. ``close`` it, or leave its ``with`` block, to return its share of the budget.
 
-    ``size`` is in bytes. ``field`` is None if the body names no model. ``compressed`` bodies were not scanned.
-    Iterating, plainly or with ``async for``, gives slices of at most ``SLICE`` bytes, each time from the
-    start.
+    ``size`` is in bytes. ``model`` is None if the body names none. ``compressed`` bodies were not scanned.
+    ``members`` are those of a JSON object that was read at once. Iterating, plainly or with ``async for``, gives
+    slices of at most ``SLICE`` bytes, each time from the start.
     """
 
     def __init__(
@@ -201,14 +204,18 @@ class Body:
         form: bool = False,
         compressed: bool = False,
         alike: bool = False,
+        members: Mapping[str, Any] | None = None,
     ) -> None:
-        self.field = field
+        self.model = None if field is None else field.name
+        if members is not None:
+            self.model = checked_name(members["model"])
         self.alike = alike  # it names a model, but under a key in another case
         self.compressed = compressed
         self.size = store.size
-        self._store = store
         self.form = form
-        self._received = field  # its place in the store
+        self._store = store
+        self._members = members
+        self._received = field  # the model's place in the store, once it is known
         self._splices: tuple[Splice, ...] = ()  # in order, without overlaps
 
     @property
@@ -221,13 +228,37 @@ class Body:
         """The whole body in one piece, or None if it is larger than ``SINGLE``."""
         return b"".join(self) if self.size <= SINGLE else None
 
+    @property
+    def field(self) -> ModelField | None:
+        """The model, and its place in this body; None if it names none."""
+        field = self._placed()
+        if field is None or self.model is None:
+            return None
+        start = field.start + sum(splice.grows_by for splice in self._splices if splice.start < field.start)
+        own = sum(splice.grows_by for splice in self._splices if splice.start == field.start)
+        return ModelField(self.model, start, start + field.end - field.start + own)
+
+    def _placed(self) -> ModelField | None:
+        """Return the model that was received, and its place in the store."""
+        if self._received is None and self._members is not None:
+            whole = self._store.read(0, self._store.size)
+            place = place_of_model(whole)
+            if place is None:
+                scanner = ModelScanner()
+                for start in range(0, len(whole), SLICE):
+                    scanner.feed(whole[start : start + SLICE])
+                self._received = scanner.finish()
+            else:
+                self._received = ModelField(self._members["model"], *place)
+        return self._received
+
     def replace_model(self, name: str) -> Body:
         """Return the body with ``name`` as its model, every other byte unchanged.
 
-        It shares the bytes with this one: closing either closes both. A body without a field is returned
+        It shares the bytes with this one: closing either closes both. A body that names no model is returned
         unchanged.
         """
-        field = self._received
+        field = self._placed()
         if field is None:
             return self
         text = name.encode() if self.form else json_literal(name)
@@ -240,26 +271,26 @@ class Body:
         They must not overlap, nor touch the model's name. It shares the bytes with this one, as in
         ``replace_model``.
         """
-        return self._with([*self._splices, *splices], "" if self.field is None else self.field.name)
+        self._placed()
+        return self._with([*self._splices, *splices], self.model)
 
-    def _with(self, splices: Iterable[Splice], name: str) -> Body:
+    def _with(self, splices: Iterable[Splice], model: str | None) -> Body:
         body: Body = copy(self)
-        body._change(tuple(sorted(splices)), name)
+        body._splices = tuple(sorted(splices))
+        body.size = self._store.size + sum(splice.grows_by for splice in body._splices)
+        body.model = model
         return body
-
-    def _change(self, splices: tuple[Splice, ...], name: str) -> None:
-        self._splices = splices
-        self.size = self._store.size + sum(splice.grows_by for splice in splices)
-        if (field := self._received) is not None:
-            start = field.start + sum(splice.grows_by for splice in splices if splice.start < field.start)
-            own = sum(splice.grows_by for splice in splices if splice.start == field.start)
-            self.field = ModelField(name, start, start + field.end - field.start + own)
 
     @property
     def edited(self) -> bool:
         """Whether more than the model's name was changed."""
         field = self._received
         return any(field is None or splice.start != field.start for splice in self._splices)
+
+    @property
+    def members(self) -> Mapping[str, Any] | None:
+        """What ``members_of`` has found; None if it did not read this body as it is now."""
+        return None if self.edited else self._members
 
     def shares(self, other: Body) -> bool:
         """Return whether both have the same bytes: closing either closes both."""
@@ -328,9 +359,14 @@ async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget
     scanner: ModelScanner | MultipartScanner | None = None
     if request.body_exists and not compressed:
         scanner = _scanner_for(request.headers.get(hdrs.CONTENT_TYPE, ""))
-    store = Store(budget)
+    store, pace, members = Store(budget), _Pace(), None
     try:
-        await _receive(request.content, store, scanner, limits)
+        unread = await _receive(request.content, store, scanner, limits, pace)
+        if unread and store.size:
+            members = members_of(store.read(0, store.size))
+            if members is not None:
+                return Body(store, None, members=members)
+            await _scan(scanner, store.read(0, store.size), pace)
         field = scanner.finish() if scanner and store.size else None
     except BaseException:
         store.close()
@@ -344,8 +380,8 @@ def model_of(body: Body | None, query: str) -> str:
 
     BadRequestError if it names none.
     """
-    if body is not None and body.field is not None:
-        return body.field.name
+    if body is not None and body.model is not None:
+        return body.model
     name = model_in_query(query)
     if name is not None:
         if body is not None and body.alike:
@@ -371,26 +407,53 @@ def _scanner_for(content_type: str) -> ModelScanner | MultipartScanner:
     return ModelScanner()  # it skips what does not start like an object, whatever the header says
 
 
+class _Pace:
+    """Gives the event loop its turn after every half a millisecond of work."""
+
+    def __init__(self) -> None:
+        self.since = perf_counter()
+
+    async def turn(self) -> None:
+        if perf_counter() - self.since > _WORK:
+            await asyncio.sleep(0)
+            self.since = perf_counter()
+
+
 async def _receive(
-    content: StreamReader, store: Store, scanner: ModelScanner | MultipartScanner | None, limits: BodyLimits
-) -> None:
-    since = perf_counter()
+    content: StreamReader,
+    store: Store,
+    scanner: ModelScanner | MultipartScanner | None,
+    limits: BodyLimits,
+    pace: _Pace,
+) -> bool:
+    """Receive a body, and scan it as it arrives. Returns whether it was not scanned: it can be read at once."""
+    unread = isinstance(scanner, ModelScanner)
     while True:
         data, waited = await _next(content, limits.idle_timeout)
         if not data:
-            return
+            return unread
         if waited:
-            since = perf_counter()
+            pace.since = perf_counter()
         if store.size + len(data) > limits.max_body:
             raise _too_large(limits)
+        if unread and store.size + len(data) <= MOST:
+            store.add(data)
+            continue
+        if unread:
+            unread = False
+            await _scan(scanner, store.read(0, store.size), pace)
         for start in range(0, len(data), _STEP):
             part = data[start : start + _STEP]
-            if scanner is not None:
-                scanner.feed(part)
             store.add(part)
-            if perf_counter() - since > _WORK:
-                await asyncio.sleep(0)
-                since = perf_counter()
+            await _scan(scanner, part, pace)
+
+
+async def _scan(scanner: ModelScanner | MultipartScanner | None, data: bytes, pace: _Pace) -> None:
+    """Have a scanner read data in steps."""
+    for start in range(0, len(data), _STEP):
+        if scanner is not None:
+            scanner.feed(data[start : start + _STEP])
+        await pace.turn()
 
 
 async def _next(content: StreamReader, idle: float) -> tuple[bytes, bool]:
@@ -440,6 +503,8 @@ async def streams(body: Body) -> bool | None:
     """Return whether a body requests a stream; None if it is not a JSON object. Other tasks get their turns."""
     if body.compressed:
         return None
+    if body.members is not None:
+        return body.members.get("stream") is True
     scanner = StreamScanner()
     try:
         for data in body:

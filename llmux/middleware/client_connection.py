@@ -16,7 +16,8 @@ from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, read
 from llmux.middleware.fast_path import FastPath, FastRequest, LastHead
 
-HOLD = 0.25  # seconds that the rest of a small request may take; beyond that aiohttp waits for it
+HOLD = 0.25  # seconds that the rest of a request may take; beyond that aiohttp waits for it
+SMALL = 64 * 1024  # bytes of a body whose rest is waited for, whoever sends it
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered
 
 
@@ -31,7 +32,9 @@ class ClientConnection(ServerConnection):
         "_half",
         "_held",
         "_last_head",
+        "_missing",
         "_owed",
+        "_parts",
         "_timer",
         "begun",
         "control",
@@ -63,6 +66,8 @@ class ClientConnection(ServerConnection):
         self._half = False  # aiohttp has half a head, which came together with a whole request
         self._last_head: LastHead | None = None  # most clients send the same again and again
         self._held = b""  # received and not passed on yet
+        self._parts: list[bytes] = []  # of a request, the rest of whose body is waited for
+        self._missing = 0  # bytes of that rest
         self._ahead = False  # too much is held: reading is paused
         self._timer: asyncio.TimerHandle | None = None  # runs out when the rest of a held request takes too long
 
@@ -71,12 +76,12 @@ class ClientConnection(ServerConnection):
         if self.fast_request is not None:
             self.keep(data)
             return
+        if self._missing:
+            self._gather(data)
+            return
         if self._held:
             data = self._held + data
             self._held = b""
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
         if not data or self._owed < 0 or not self._fast_path.open:
             self._pass_on(data)
         elif self._owed:
@@ -99,7 +104,10 @@ class ClientConnection(ServerConnection):
             head, _, size, digits, self._last_head = path.recall(data)
         if head is not None and not (self._busy or self.ends):
             total = size + int(digits)
-            if total <= len(data) and total - size <= path.most:
+            if total - size <= path.most:
+                if total > len(data):
+                    self._hold(data, total - len(data))
+                    return
                 match = path.match_known(data, head, size, total, digits)
                 if match is not None:
                     path.start(self, match, data)
@@ -112,21 +120,56 @@ class ClientConnection(ServerConnection):
         missing = total - len(data)
         fit = head.clean and total - size <= path.most and (head.plain or missing <= 0)
         if fit and not (self._busy or self.ends):
-            if missing > 0:
-                self._held = data
-                self._timer = self.loop.call_later(HOLD, self._waited)
+            if missing > 0 and (total - size <= SMALL or path.judge(head) is not None):
+                self._hold(data, missing)
                 return
-            match = path.match(data, seen) if head.plain else None
+            match = path.match(data, seen) if head.plain and missing <= 0 else None
             if match is not None:
                 path.start(self, match, data)
                 return
-            refusal = None if self.writing_paused else path.refusal(self, head)
+            refusal = None if missing > 0 or self.writing_paused else path.refusal(self, head)
             if refusal is not None:
                 self._refuse(*refusal, data[total:])
                 return
         self._owed = missing if total >= 0 and missing >= 0 else UNKNOWN
         self._pass_on(data)
         self._half = total >= 0 > missing and _ends_in_half_a_head(data, total)
+
+    # ---- a request whose body is still arriving
+
+    def _hold(self, data: bytes, missing: int) -> None:
+        """Wait for the rest of a request, but not for long."""
+        self._timer = self.loop.call_later(HOLD, self._pass_on_parts)
+        self._missing = missing + len(data)
+        self._gather(data)
+
+    def _gather(self, data: bytes) -> None:
+        budget = self._fast_path.budget
+        self._parts.append(data)
+        self._missing -= len(data)
+        budget.held += len(data)
+        if self._missing <= 0:
+            self._missing = 0
+            self.data_received(self._gathered())
+        elif budget.held > budget.max_buffered:
+            self._pass_on_parts()  # the model handler refuses it
+
+    def _gathered(self) -> bytes:
+        """Return the parts, which are not counted as held any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        parts, self._parts = self._parts, []
+        data = b"".join(parts)
+        self._fast_path.budget.held -= len(data)
+        return data
+
+    def _pass_on_parts(self) -> None:
+        """Give what has come of a request to aiohttp, which waits for the rest."""
+        self._owed, self._missing = self._missing, 0
+        self._pass_on(self._gathered())
+
+    # ----
 
     def _refuse(self, answer: bytes, keep_alive: bool, rest: bytes) -> None:
         """Answer a request without aiohttp."""
@@ -163,12 +206,6 @@ class ClientConnection(ServerConnection):
         self.since = self.loop.time()
         if self._half and not self._busy:
             self._half, self.begun, self.head_since = False, True, self.since
-
-    def _waited(self) -> None:
-        self._timer = None
-        data, self._held = self._held, b""
-        self._owed = read(data)[2] - len(data)
-        self._pass_on(data)
 
     # ---- the fast path
 
@@ -227,12 +264,12 @@ class ClientConnection(ServerConnection):
     @property
     def waits(self) -> bool:
         """Whether no request is in progress: the next bytes are a head, or the rest of one."""
-        return self.awaits_request and self.fast_request is None and not self._held
+        return self.awaits_request and self.fast_request is None and not (self._held or self._missing)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End the request in progress."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._gathered()
+        self._missing = 0
         super().connection_lost(exc)
         if self.fast_request is not None:
             self.fast_request.client_closed()

@@ -263,7 +263,7 @@ class Remotes:
             path = target = body.target
         if body is not None and body.compressed:
             raise BadRequestError(f"{name!r} is on another host: send plain JSON", code="invalid_json")
-        if body is not None and body.field is not None:
+        if body is not None and body.model is not None:
             body = body.replace_model(theirs)
         else:
             target = rename_in_query(target, theirs)

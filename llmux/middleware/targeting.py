@@ -226,7 +226,7 @@ class Targeting:
                 body = await self._variants[target.variant].apply(body)
             if not target.remote:
                 body = body.replace_model(target.model)
-        if not target.remote and (body is None or body.field is None):
+        if not target.remote and (body is None or body.model is None):
             route = context.route
             context.route = route._replace(target=rename_in_query(route.target, target.model))
         context.headers = [field for field in context.headers if field[0] not in _MARKS]

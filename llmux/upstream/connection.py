@@ -564,7 +564,7 @@ class EngineConnection(asyncio.Protocol):
         sink.response_data(data)
         if self._sink is not sink:
             return
-        if not self._request_sent:
+        if not self._request_sent or self._writing_paused:
             self.reusable = False
         self._sink = None
         if self._counter is not None:

@@ -8,13 +8,14 @@ import json
 import re
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.extract import ModelScanner
+from llmux.extract.json_object import MOST
+from llmux.middleware import client_connection
 from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import UNKNOWN, read
-from llmux.middleware.fast_path import KNOWN, FastRequest, object_of
+from llmux.middleware.fast_path import KNOWN, FastRequest
 from llmux.proxy.relay import Relay
 from llmux.upstream import ConnectionPool, EngineRefusedError
 from tests.harness.waiting import PATIENCE
@@ -159,43 +160,6 @@ async def test_what_a_connection_knows_of_a_head_ends_with_the_configuration(hou
     assert True in fast
 
 
-TEXT = st.text(max_size=6) | st.sampled_from(["model", "a", "Model", "\ud83d\ude00"])
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=80)
-@given(st.dictionaries(TEXT, VALUES, max_size=4), st.booleans(), st.integers(0, 400), st.binary(max_size=3))
-@example({"model": "a", "n": float("inf")}, True, 400, b"")
-@example({"model": "a"}, True, 0, b"\xef\xbb\xbf")
-@example({"model": "a"}, True, 12, b'\x00"')
-def test_what_it_reads_of_a_body_others_read_too(wanted, plain, at, junk):
-    body = json.dumps(wanted, ensure_ascii=plain).encode("utf-8", "surrogatepass")
-    body = body[:at] + junk + body[at:]
-    read = object_of(body)
-    if read is None:
-        return
-    others = json.loads(body)
-    assert (list(read), read.get("model")) == (list(others), others.get("model")) or "nan" in repr(others)
-    if isinstance(read.get("model"), str) and read["model"]:
-        scanner = ModelScanner()
-        scanner.feed(body)
-        found = scanner.finish()
-        assert found is not None
-        assert found.name == read["model"]
-
-
-def test_what_is_plain_is_read():
-    deep = {"model": "a", "messages": [{"role": "user", "content": [{"type": "text", "text": "h\u00e9\n"}]}]}
-    for body in (json.dumps(deep), json.dumps(deep, ensure_ascii=False), f" \n{json.dumps(deep)}\r\n"):
-        assert object_of(body.encode()) == deep
-    for body in (b"[]", b"{}x", b"", b'{"model":"a","MODEL":"b"}', b'\xff{"model":"a"}', b"{'model':'a'}"):
-        assert object_of(body) is None
-
-
 @pytest.mark.parametrize("most", [KNOWN - 1, KNOWN + 10])
 async def test_what_is_known_is_bounded(house, fast, most):
     for number in range(most):
@@ -266,6 +230,78 @@ async def test_a_request_in_pieces(house, step):
         await asyncio.sleep(0)
     assert (await line.reply()).status == 200
     assert house.engine.bodies[-1] == BODY
+
+
+def large(size: int, model: str = "a") -> bytes:
+    """Return a body of so many bytes, as a long conversation has."""
+    before, after = b'{"messages":[{"content":"', b'"}],"model":"%b"}' % model.encode()
+    room = size - len(before + after)
+    return before + (b'\\"code\\"\\n' * (room // 10)).ljust(room, b"x") + after
+
+
+@pytest.mark.parametrize("size", [70_000, 300_000, MOST])
+@pytest.mark.parametrize("step", [4000, 65_536, 2 * MOST])
+async def test_a_large_request_takes_it_however_it_is_cut(house, fast, size, step):
+    body = large(size)
+    line = await house.line()
+    for _ in range(2):  # its head is new, then known
+        data = message("POST", "/v1/chat/completions", body, Accept="*/*")
+        for start in range(0, len(data), step):
+            line.send(data[start : start + step])
+            await line.writer.drain()
+        assert (await line.reply()).status == 200
+        assert house.engine.bodies[-1] == body
+    assert fast == [True] * 2
+    assert house.front.fast_path.budget.held == 0
+
+
+async def test_a_request_that_is_too_large_for_it_is_served_alike(house, fast):
+    body = large(MOST + 1)
+    assert (await house.raw(message("POST", "/v1/chat/completions", body))).status == 200
+    assert house.engine.bodies[-1] == body
+    assert fast == []
+
+
+async def test_the_rest_of_a_large_request_may_take_its_time(house, fast, monkeypatch):
+    """aiohttp waits for it, with what had come until then."""
+    monkeypatch.setattr(client_connection, "HOLD", 0.01)
+    data = message("POST", "/v1/chat/completions", large(200_000))
+    line = await house.line()
+    line.send(data[:150_000])
+    connection = await one_of(house)
+    await until(lambda: connection._owed == len(data) - 150_000)
+    line.send(data[150_000:])
+    assert (await line.reply()).status == 200
+    assert fast == []
+    line.send(request())
+    assert (await line.reply()).status == 200
+    assert house.engine.bodies[-2:] == [large(200_000), BODY]
+    assert fast == [True]
+    assert house.front.fast_path.budget.held == 0
+
+
+async def one_of(house):
+    """Return the server's side of the only client's connection."""
+    server = house._runner.server
+    await until(lambda: server.open_count == 1)
+    ((found, _),) = server.open_connections()
+    return found
+
+
+async def test_what_has_come_of_a_request_counts_as_held(house, fast, monkeypatch):
+    monkeypatch.setattr(client_connection, "HOLD", 60.0)
+    budget = house.front.fast_path.budget
+    data = message("POST", "/v1/chat/completions", large(200_000))
+    line = await house.line()
+    line.send(data[:150_000])
+    await until(lambda: budget.held == 150_000)
+    line.abort()
+    await until(lambda: budget.held == 0)
+    budget.max_buffered = 100_000
+    reply = await house.raw(data)
+    assert (reply.status, json.loads(reply.body)["error"]["code"]) == (503, "bodies_full")
+    assert budget.held == 0
+    assert fast == []
 
 
 async def test_pipelined_requests_are_answered_in_order_whichever_way_they_take(house, fast):

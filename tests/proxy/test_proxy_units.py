@@ -338,3 +338,18 @@ def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch):
     finally:
         loop.close()
     assert len(parsed) == 3
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_connection_whose_request_was_not_read_is_not_used_again(paused):
+    """An engine may answer before it has read all, and never read the rest."""
+    loop = asyncio.new_event_loop()
+    try:
+        connection, sink = connected(loop), Sink()
+        connection.begin(sink, whole=b"large")
+        if paused:
+            connection.pause_writing()
+        connection.data_received(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+    finally:
+        loop.close()
+    assert (sink.told[-1], sink.body, connection.reusable) == ("ended", b"no", not paused)

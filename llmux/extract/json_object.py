@@ -1,0 +1,66 @@
+"""The members that llmux needs of a JSON object which is held whole.
+
+pydantic's parser reads all of such a body, and makes objects of nothing but these members. Where strings have
+escapes, it is seven times as fast as ``ModelScanner``, which reads a body that is still arriving. It is also
+stricter. Whatever it does not accept, or what is not clear, is left to the scanner: both find the same model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+from pydantic_core import SchemaValidator, ValidationError, core_schema
+
+MOST = 1024 * 1024
+"""Bytes: the largest body that is read at once. A usual one of that size takes a millisecond."""
+
+_QUICK = 256 * 1024  # bytes that are read within milliseconds, whatever they are
+_NESTED = 32 * 1024  # opening brackets in a larger body, which take longer than anything else
+
+_any = core_schema.any_schema()
+_none = core_schema.int_schema(gt=0, lt=0)  # accepts nothing
+# Of two keys that differ only in case, some engines take one for the other.
+_SPELLINGS = map("".join, itertools.product(*zip("model", "MODEL", strict=True)))
+_MEMBERS = SchemaValidator(
+    core_schema.typed_dict_schema(
+        {
+            **{name: core_schema.typed_dict_field(_none, required=False) for name in _SPELLINGS},
+            "model": core_schema.typed_dict_field(core_schema.str_schema(strict=True)),
+            "stream": core_schema.typed_dict_field(_any, required=False),
+            "stream_options": core_schema.typed_dict_field(_any, required=False),
+        },
+        extra_behavior="ignore",
+    )
+)
+_KEY = b'"model"'
+_NAMED = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"]*")')
+_SPELT_OUT = b"\\u006"  # begins every escape of a letter of the key
+
+
+def members_of(body: bytes | bytearray) -> dict[str, Any] | None:
+    """Return ``model``, a string, and if present ``stream`` and ``stream_options`` of a JSON object.
+
+    None for a body which the scanner has to judge.
+    """
+    size = len(body)
+    if size > _QUICK and (size > MOST or body.count(b"[") + body.count(b"{") > _NESTED):
+        return None
+    try:
+        return _MEMBERS.validate_json(body)  # type: ignore[no-any-return]
+    except ValidationError:
+        return None
+
+
+def place_of_model(body: bytes | bytearray) -> tuple[int, int] | None:
+    """Return where the literal of the top-level model stands in a body that has one; None if it takes a scan.
+
+    If the key occurs only once in all of the body, and no escape can stand for a letter of it, then it is the
+    top-level one.
+    """
+    at = body.find(_KEY)
+    if body.find(_KEY, at + 1) >= 0 or _SPELT_OUT in body:
+        return None
+    found = _NAMED.match(body, at)
+    return None if found is None or b"\\" in found[1] else found.span(1)
