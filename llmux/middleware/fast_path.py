@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from llmux.config import EngineDefinition
 from llmux.extract import BodyBudget
-from llmux.extract.json_object import MOST, members_of
+from llmux.extract.json_object import MOST, members_of, with_model
 from llmux.middleware.authentication import Keys
 from llmux.middleware.classes import Classes
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
@@ -247,10 +247,14 @@ class FastPath:
         ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
         admission = ticket.admission
         definition = None if admission is None else admission.definition
+        sent: bytes | None = body
+        if isinstance(definition, EngineDefinition) and definition.upstream_model is not None:
+            sent = with_model(body, definition.upstream_model)
+            digits = b"" if sent is None else b"%d" % len(sent)
         if (
             admission is None
+            or sent is None
             or not isinstance(definition, EngineDefinition)
-            or definition.upstream_model is not None
             or definition.base_path
             or switcher.activities.get(model) != (admission.epoch, activity)
         ):
@@ -274,7 +278,7 @@ class FastPath:
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
         ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
         exchange.on_cut = request.cut
-        message = head.engine_head(address.host_header, digits, ident) + body
+        message = head.engine_head(address.host_header, digits, ident) + sent
         if connection is None:
             task = client.loop.create_task(self._connect(request, message), name="llmux: connect on the fast path")
             self._connecting.add(task)

@@ -1,7 +1,8 @@
 """Fields of a JSON object that is too large to parse: their positions, and their replacements.
 
-Theory of operation. ``FieldScanner`` scans an object once, in slices, and notes the positions of the wanted
-members; the rest is skipped at the speed of the model's scanner. ``changes`` turns the rules for an object into
+Theory of operation. ``members_at_once`` finds the positions of the wanted members with the parser of JSON, if the
+object is small. ``FieldScanner`` scans any other once, in slices; the rest is skipped at the speed of the model's
+scanner. ``changes`` turns the rules for an object into
 splices. A rule for ``a.b`` is one for ``b`` in the object in ``a``, which is then scanned by itself. Everything
 else is left as it is: key order, numbers, blanks and escapes.
 
@@ -23,6 +24,7 @@ from llmux.errors import BadRequestError
 from llmux.extract import Body, ModelScanner, Splice
 from llmux.extract.json_scan import members_but
 
+AT_ONCE = 256 * 1024  # bytes of the largest object that is parsed
 _STEP = 16 * 1024  # bytes scanned between two looks at the clock
 _WORK = 0.0005  # seconds of work between two turns of the event loop
 _LONGEST_KEY = 64 * 6  # bytes of a key that are compared: 64 characters, each as an escape
@@ -39,6 +41,68 @@ class Member(NamedTuple):
     end: int
     before: int | None  # of the comma in front of it
     after: int | None  # of the comma behind it
+
+
+class Found(NamedTuple):
+    """What was found of an object."""
+
+    is_object: bool
+    found: list[Member]
+    opens: int
+    """The position after the object's opening brace."""
+    others: bool
+    """Whether it has members of other names."""
+
+
+_decoder = json.JSONDecoder(strict=False)
+_BRACE = re.compile(r"[ \t\r\n]*\{")
+_KEY = re.compile(r'[ \t\r\n]*"([^"\\]*(?:\\.[^"\\]*)*)"[ \t\r\n]*:[ \t\r\n]*')
+_BEHIND = re.compile(r"[ \t\r\n]*([,}])")
+_BLANKS = re.compile(r"[ \t\r\n]*\Z")
+
+
+def members_at_once(data: bytes, names: Iterable[str], offset: int = 0) -> Found | None:
+    """Find the members with these names. ``offset`` is the position of the first byte.
+
+    None for what is no object, is empty, or is not valid JSON: the scanner judges that.
+    """
+    text = data.decode("latin-1")  # a character for each byte: strings get wrong, but positions stay
+    opening = _BRACE.match(text)
+    if opening is None:
+        return None
+    wanted = {name.encode(): name for name in names}
+    found: list[Member] = []
+    others, before, at = False, None, opening.end()
+    try:
+        while key := _KEY.match(text, at):
+            _, end = _decoder.raw_decode(text, key.end())
+            behind = _BEHIND.match(text, end)
+            if behind is None:
+                return None
+            last = behind[1] == "}"
+            comma = None if last else offset + behind.end() - 1
+            name = wanted.get(_unescaped(key[1].encode("latin-1")))
+            if name is None:
+                others = True
+            else:
+                place = (offset + key.start(1) - 1, offset + key.end(), offset + end)
+                found.append(Member(name, *place, before, comma))
+            before, at = comma, behind.end()
+            if last:
+                whole = _BLANKS.match(text, at)
+                return Found(True, found, offset + opening.end(), others) if whole else None
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def _unescaped(key: bytes) -> bytes:
+    if b"\\" not in key:
+        return key
+    try:
+        return str(json.loads(b'"%b"' % key)).encode("utf-8", "replace")
+    except ValueError:
+        return b""
 
 
 class FieldScanner(ModelScanner):
@@ -78,18 +142,10 @@ class FieldScanner(ModelScanner):
         end = self._take_string(pos, _LONGEST_KEY)
         if end < 0:
             return len(self._text)
-        self._name = self._names.get(self._unescaped())
+        self._name = self._names.get(_unescaped(bytes(self._token)))
         self.others = self.others or self._name is None
         self._state = self._colon
         return end
-
-    def _unescaped(self) -> bytes:
-        if b"\\" not in self._token:
-            return bytes(self._token)
-        try:
-            return str(json.loads(b'"%b"' % bytes(self._token))).encode("utf-8", "replace")
-        except ValueError:
-            return b""
 
     def _value(self, pos: int) -> int:
         end = super()._value(pos)
@@ -158,8 +214,12 @@ async def changes(body: Body, rules: Rules) -> list[Splice]:
     return splices
 
 
-async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> FieldScanner:
+async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> Found:
     """Scan the object from ``start`` to ``end``. BadRequestError if it is malformed."""
+    if end - start <= AT_ONCE:
+        found = members_at_once(b"".join(body.part(start, end)), names, start)
+        if found is not None:
+            return found
     scanner = FieldScanner(names, start)
     since = perf_counter()
     for data in body.part(start, end):
@@ -169,15 +229,15 @@ async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> FieldS
                 await asyncio.sleep(0)
                 since = perf_counter()
     scanner.finish()
-    return scanner
+    return Found(bool(scanner.is_object), scanner.found, scanner.opens, scanner.others)
 
 
 async def _object(body: Body, start: int, end: int, rules: Rules, above: str, splices: list[Splice]) -> bool:
-    scanner = await scan(body, start, end, rules)
-    if not scanner.is_object:
+    is_object, found, opens, others = await scan(body, start, end, rules)
+    if not is_object:
         return False
     removed: list[Member] = []
-    for member in scanner.found:
+    for member in found:
         rule = rules[member.name]
         if not isinstance(rule, Rule):
             await _within(body, member, rule, above + member.name, splices)
@@ -186,11 +246,11 @@ async def _object(body: Body, start: int, end: int, rules: Rules, above: str, sp
         elif (text := _changed(body, member, rule, above + member.name)) is not None:
             splices.append(Splice(member.start, member.end, text))
     splices += _without(removed)
-    there = {member.name for member in scanner.found}
+    there = {member.name for member in found}
     missing = _made({name: rule for name, rule in rules.items() if name not in there})
     if missing:
-        rest = b"," if scanner.others or len(removed) < len(scanner.found) else b""
-        splices.append(Splice(scanner.opens, scanner.opens, _json(missing)[1:-1] + rest))
+        rest = b"," if others or len(removed) < len(found) else b""
+        splices.append(Splice(opens, opens, _json(missing)[1:-1] + rest))
     return True
 
 

@@ -33,10 +33,12 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _FIELDS = ("tools", "functions", "stream", "n", *_LIMITS)
 # A quote within a text is escaped: these are never part of one.
 _FILE = re.compile(
-    rb'(?<!\\)"type"[ \t\r\n]*:[ \t\r\n]*"(?:(image_url|input_image|image)|document|file|input_file|input_audio)"'
+    rb'"type"[ \t\r\n]*:[ \t\r\n]*"(?:(image_url|input_image|image)|document|file|input_file|input_audio)"'
 )
 _LONGEST_FILE = 80  # bytes of that
 _ENCODED = re.compile(rb"[A-Za-z0-9+/]{200,}")  # no text has words that long: an image
+_CLASSES = bytes(ord("a" if re.match(r"[A-Za-z0-9+/]", chr(byte)) else " ") for byte in range(256))
+_LONG = b"a" * 200
 _EMPTY = frozenset({b"null", b"[]"})
 _NUMBER = re.compile(rb"\d{1,12}\Z")
 
@@ -154,9 +156,12 @@ async def _files(body: Body) -> tuple[bool, int, int]:
     for data in body.part(0, body.received):
         for at in range(0, len(data), _STEP):
             piece = data[at : at + _STEP]
-            encoded += sum(len(run) for run in _ENCODED.findall(piece))
+            if _LONG in piece.translate(_CLASSES):  # rare, and sought much faster
+                encoded += sum(len(run) for run in _ENCODED.findall(piece))
             text = before + piece
             for found in _FILE.finditer(text):
+                if text[found.start() - 1 : found.start()] == b"\\":
+                    continue  # within a text
                 if found.end() > len(before):  # else it was in the last piece
                     files += 1
                     images = images or found[1] is not None

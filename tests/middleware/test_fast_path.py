@@ -280,6 +280,39 @@ async def test_the_rest_of_a_large_request_may_take_its_time(house, fast, monkey
     assert house.front.fast_path.budget.held == 0
 
 
+@pytest.mark.parametrize(
+    ("body", "taken"),
+    [
+        (b'{"model" : "a", "x": 1.50}', True),
+        (large(80_000), True),
+        (b'{"messages": [{"model": "x"}], "model":"a"}', False),  # it is looked for where it takes longer
+        (b'{"mod\\u0065l": "a"}', False),
+        (b'{"model": "b", "model": "a"}', False),
+    ],
+)
+async def test_the_engines_name_of_a_model_takes_the_place_of_the_clients(
+    tmp_path, fast, body, taken, monkeypatch
+):
+    handed = []
+    hand_over = client_connection.ClientConnection.hand_over
+    monkeypatch.setattr(
+        client_connection.ClientConnection,
+        "hand_over",
+        lambda one, *given: (handed.append(True), hand_over(one, *given)),
+    )
+    async with House(tmp_path) as house:
+        house.up("a")
+        await house.open({"a": {"upstream_model": 'served/"name"'}})
+        for _ in range(2):
+            reply = await house.raw(message("POST", "/v1/chat/completions", body))
+            assert reply.status == 200
+            assert house.engine.bodies[-1] == re.sub(rb'"a"', rb'"served/\\"name\\""', body)
+            assert f"content-length: {len(house.engine.bodies[-1])}".encode() in house.engine.heads[-1].lower()
+        assert house.front.fast_path.budget.held == 0
+    assert fast == [False, True]  # the first one met no connection to the engine
+    assert handed == ([] if taken else [True])
+
+
 async def one_of(house):
     """Return the server's side of the only client's connection."""
     server = house._runner.server

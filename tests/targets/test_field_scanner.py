@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
 from llmux.extract.body import Store
-from llmux.targets.field_scanner import FieldScanner, Rule, changes, tree
+from llmux.targets.field_scanner import FieldScanner, Found, Rule, changes, members_at_once, tree
 
 
 def body_of(data, piece=SLICE):
@@ -178,6 +178,63 @@ def test_a_member_is_found_wherever_the_slices_end(piece):
     assert all(data[m.key : m.key + 1] == b'"' and data[m.before : m.before + 1] == b"," for m in scanner.found)
     assert scanner.found[-1].after is None
     assert scanner.others
+
+
+BLANK = st.sampled_from(["", " ", "\n\t"])
+OBJECTS = st.recursive(
+    st.sampled_from(
+        [
+            "1",
+            "-0.5e3",
+            "null",
+            "true",
+            "NaN",
+            '"x"',
+            '"\\"}\\\\"',
+            '"\u00e9\u6f22"',
+            '"\t"',
+            "[]",
+            "{}",
+            "x",
+            "1 2",
+        ]
+    ),
+    lambda inner: st.builds("[{},{}]".format, inner, inner) | st.builds('{{"a" :{}}}'.format, inner),
+    max_leaves=4,
+)
+MEMBERS = st.lists(
+    st.tuples(BLANK, st.sampled_from(["a", "b", "c", "\\u0061", "\u00e9", "", "\\q"]), BLANK, OBJECTS, BLANK),
+    max_size=5,
+)
+
+
+@settings(max_examples=300)
+@given(MEMBERS, BLANK, st.sampled_from(["", "\n ", "x", ","]), st.sampled_from([0, 7]))
+def test_at_once_the_same_is_found_as_by_the_scanner(members, before, behind, offset):
+    each = (f'{one}"{key}"{two}:{value}{three}' for one, key, two, value, three in members)
+    data = f"{before}{{{','.join(each)}}}{behind}".encode()
+    found = members_at_once(data, ["a", "c"], offset)
+    if found is None:
+        return
+    scanner = FieldScanner(["a", "c"], offset)
+    scanner.feed(data)
+    scanner.finish()
+    assert found == Found(bool(scanner.is_object), scanner.found, scanner.opens, scanner.others)
+
+
+def test_what_is_usual_is_found_at_once():
+    data = (
+        '{"model":"m","messages":[{"role":"user","content":"h\u00e9 \\"x\\""}],"a" : {"b":[1]} , "c":2}'.encode()
+    )
+    found = members_at_once(data, ["a", "c"])
+    assert found is not None
+    assert [(one.name, json.loads(data[one.start : one.end])) for one in found.found] == [
+        ("a", {"b": [1]}),
+        ("c", 2),
+    ]
+    assert found.others
+    for odd in (b"[]", b"{}", b'{"a":1', b'{"a":1}x', b'{"a":}', b'{"a":1 "c":2}', b"{" * 9, b"[" * 10**5, b""):
+        assert members_at_once(odd, ["a"]) is None
 
 
 async def test_a_body_of_20_mb_stays_where_it_is_and_holds_nothing_up():
