@@ -41,11 +41,21 @@ _NAMED = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"]*")')
 _SPELT_OUT = b"\\u006"  # begins every escape of a letter of the key
 
 
-def members_of(body: bytes | bytearray) -> dict[str, Any] | None:
+def members_of(body: bytes) -> dict[str, Any] | None:
     """Return ``model``, a string, and if present ``stream`` and ``stream_options`` of a JSON object.
 
     None for a body which the scanner has to judge.
     """
+    if len(body) < _WORTH_KEEPING:
+        return _read(body)
+    last, found = _last[0]
+    if body != last:
+        found = _read(body)
+        _last[0] = body, found
+    return found
+
+
+def _read(body: bytes) -> dict[str, Any] | None:
     size = len(body)
     if size > _QUICK and (size > MOST or body.count(b"[") + body.count(b"{") > _NESTED):
         return None
@@ -55,7 +65,12 @@ def members_of(body: bytes | bytearray) -> dict[str, Any] | None:
         return None
 
 
-def place_of_model(body: bytes | bytearray) -> tuple[int, int] | None:
+# The last body of some size: one that cannot be served on the fast path is read again for the model handler.
+_WORTH_KEEPING = 4096
+_last: list[tuple[bytes, dict[str, Any] | None]] = [(b"", None)]
+
+
+def place_of_model(body: bytes) -> tuple[int, int] | None:
     """Return where the literal of the top-level model stands in a body that has one; None if it takes a scan.
 
     If the key occurs only once in all of the body, and no escape can stand for a letter of it, then it is the

@@ -13,7 +13,7 @@ from llmux.aiohttp_internals import ServerConnection
 from llmux.errors import BadRequestError
 from llmux.middleware.authentication import network_of
 from llmux.middleware.context import RequestContext
-from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, read
+from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, FastHead, read
 from llmux.middleware.fast_path import FastPath, FastRequest, LastHead
 
 HOLD = 0.25  # seconds that the rest of a request may take; beyond that aiohttp waits for it
@@ -105,7 +105,7 @@ class ClientConnection(ServerConnection):
         if head is not None and not (self._busy or self.ends):
             total = size + int(digits)
             if total - size <= path.most:
-                if total > len(data):
+                if total > len(data) and head.names:
                     self._hold(data, total - len(data))
                     return
                 match = path.match_known(data, head, size, total, digits)
@@ -120,7 +120,7 @@ class ClientConnection(ServerConnection):
         missing = total - len(data)
         fit = head.clean and total - size <= path.most and (head.plain or missing <= 0)
         if fit and not (self._busy or self.ends):
-            if missing > 0 and (total - size <= SMALL or path.judge(head) is not None):
+            if missing > 0 and (total - size <= SMALL or self._is_worth_holding(head)):
                 self._hold(data, missing)
                 return
             match = path.match(data, seen) if head.plain and missing <= 0 else None
@@ -136,6 +136,11 @@ class ClientConnection(ServerConnection):
         self._half = total >= 0 > missing and _ends_in_half_a_head(data, total)
 
     # ---- a request whose body is still arriving
+
+    def _is_worth_holding(self, head: FastHead) -> bool:
+        """Whether the fast path serves requests with such a head; others hold nothing before they are judged."""
+        known = self._fast_path.judge(head)
+        return known is not None and bool(known.names)
 
     def _hold(self, data: bytes, missing: int) -> None:
         """Wait for the rest of a request, but not for long."""

@@ -186,6 +186,8 @@ class FastPath:
         """Return a request that can be served here, by its known head and its body."""
         switcher = self._switcher
         began = switcher.now()
+        if not head.names:
+            return None
         body = data[size:total]
         members = members_of(body)
         if members is None or (self._is_silent is not None and self._is_silent(head.route.path, members)):
