@@ -10,6 +10,7 @@ proxy is started afresh and gets, one after the other,
 - 1,000 event streams of 10 events a second and 200 bytes an event (RSS growth, CPU per event, time to first byte,
   delay of an event);
 - as many requests as it can serve, 1 KB of JSON each way, on 32 connections (CPU per request);
+- the same with 100 KB of a conversation in each request;
 - 200 such requests a second (latency, minus that of the engine alone), and one after the other on one
   connection;
 
@@ -56,6 +57,7 @@ class Load:
     ramp: float = 2.0
     connections: int = 32
     json_seconds: float = 3.0
+    long_bytes: int = 100_000
     paced_seconds: float = 4.0
     paced_rate: float = 200.0
     single_seconds: float = 1.0
@@ -98,6 +100,12 @@ def one_round(rival: rivals.Rival, load: Load) -> dict[str, Any]:
     figures["errors"] += seen["errors"]
     if rival.pid is not None:
         figures["json_cpu_us"] = watch.cpu / seen["complete"] * 1e6
+    watch = measure.Watch(rival.pid)
+    long = (load.connections, load.json_seconds, load.long_bytes)
+    seen = watch.run(lambda: measure.client("full", rival.port, PATH, *long))
+    figures["errors"] += seen["errors"]
+    if rival.pid is not None:
+        figures["long_cpu_us"] = watch.cpu / seen["complete"] * 1e6
     seen = measure.client("paced", rival.port, PATH, 8, load.paced_seconds, load.paced_rate)
     figures["latency"] = seen["latency"]
     figures["errors"] += seen["errors"]

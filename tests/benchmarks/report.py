@@ -12,6 +12,7 @@ Figures = dict[str, Any]
 # What is said of a proxy: the column's title, and how to find the figure in one of its rounds.
 COLUMNS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
     ("JSON, µs CPU per request", lambda it: it.get("json_cpu_us")),
+    ("100 KB, µs CPU per request", lambda it: it.get("long_cpu_us")),
     ("SSE, s CPU per 100,000 events", lambda it: it.get("sse_cpu_s_per_100k")),
     ("added p50 at 200/s, ms", lambda it: it.get("added_p50")),
     ("added p99 at 200/s, ms", lambda it: it.get("added_p99")),
@@ -22,7 +23,7 @@ COLUMNS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
     ("RSS growth, MB", lambda it: it.get("rss_growth_mb")),
 )
 RATIOS = ("nginx", "go", "rust")
-COSTS = COLUMNS[:2]
+COSTS = COLUMNS[:3]
 
 
 def write_between(page: Path, begin: str, end: str, text: str) -> None:
@@ -122,15 +123,15 @@ def _others(results: Figures) -> list[str]:
 
 
 def picture(results: Figures, file: Path) -> None:
-    """Draw what a request and an event cost, one bar a proxy. Without matplotlib nothing is drawn."""
+    """Draw what requests and an event cost, one bar a proxy. Without matplotlib nothing is drawn."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError:
         return
     table = {name: row for name, row in medians(results).items() if name != "direct"}
     names = sorted(table, key=lambda name: table[name].get(COSTS[0][0], 0.0), reverse=True)
-    figure = Figure(figsize=(7.6, 0.8 + 0.28 * len(names)), layout="constrained")
-    for axes, (title, _) in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
+    figure = Figure(figsize=(9.6, 0.8 + 0.28 * len(names)), layout="constrained")
+    for axes, (title, _) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS, strict=True):
         values = [table[name].get(title, 0.0) for name in names]
         colours = ["#2f6fb3" if name.startswith("llmux") else "#b8b8b8" for name in names]
         bars = axes.barh(names, values, color=colours, height=0.7)

@@ -1,11 +1,12 @@
 // A load client: one thread, epoll. It prints one line of JSON.
 //
-//     client full   PORT PATH MODEL CONNECTIONS SECONDS         requests one after the other on each connection
+//     client full   PORT PATH MODEL CONNECTIONS SECONDS [BYTES] requests one after the other on each connection
 //     client paced  PORT PATH MODEL CONNECTIONS SECONDS RATE    RATE requests a second in all
 //     client stream PORT PATH MODEL CONNECTIONS SECONDS RAMP    event streams, begun over RAMP seconds and again
 //     client once   PORT PATH MODEL CONNECTIONS SECONDS         one request each, all at once; ends with the last
 //
-// Requests have 1 KB of JSON. `latency` is from a request to the end of its answer, `first` to its first byte
+// Requests have 1 KB of JSON, or BYTES of a conversation as coding agents send: with a quote, a line's end or a bracket
+// in every ten characters or so. `latency` is from a request to the end of its answer, `first` to its first byte
 // after the head (streams), `delay` from the moment an event was made, which it carries as @nanoseconds@, to its
 // arrival. `stream` measures from half a second after the ramp on. All in ms; `from` and `to` are the times of the
 // first and last first byte on CLOCK_MONOTONIC, `received` that at which the engine had the first request, `begun`
@@ -15,6 +16,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 70000, EVENTS = 512, BODY = 1024, MAX_SAMPLES = 4000000 };
+enum { BUFFER = 70000, EVENTS = 512, BODY = 1024, NUMBER = 8, MAX_SAMPLES = 4000000 };
 
 typedef struct connection {
     int fd, busy, answered, chunked;    // answered: the head has been seen
@@ -40,8 +42,9 @@ typedef struct samples {
     long count;
 } samples;
 
-static int poller, port, request_length, streaming, measuring, done;
-static char request[8192];
+static int poller, port, streaming, measuring, done;
+static size_t request_length;
+static char *request, *number;  // of the request, in its text: no two are the same
 static samples latency = {.name = "latency"}, first = {.name = "first"}, delay = {.name = "delay"};
 static long complete, errors, chunks, measured_chunks;
 static double begun_at, from, to, received, last_event;
@@ -94,7 +97,44 @@ static void ask(connection *c) {
     c->answered = c->chunked = 0;
     c->busy = 1;
     c->since = now();
-    if (send(c->fd, request, (size_t)request_length, MSG_NOSIGNAL) != request_length) errors++;
+    static long asked;
+    long rest = asked++;
+    for (int i = NUMBER; i--; rest /= 10) number[i] = (char)('0' + rest % 10);
+    for (size_t at = 0; at < request_length;) {
+        ssize_t sent = send(c->fd, request + at, request_length - at, MSG_NOSIGNAL);
+        struct pollfd writable = {.fd = c->fd, .events = POLLOUT};
+        if (sent >= 0) at += (size_t)sent;
+        else if (errno == EAGAIN) poll(&writable, 1, -1);
+        else {
+            errors++;
+            return;
+        }
+    }
+}
+
+// Writes a request with so many bytes of JSON.
+static void write_request(const char *path, const char *model, size_t bytes) {
+    static const char turn[] = "\"}, {\"role\": \"user\", \"content\": \"",
+                      line[] = "    if (values[\\\"key\\\"] > limit) {  // so that it ends, and no other is begun\\n";
+    char *body = malloc(bytes + 1024);
+    int plain = bytes <= BODY;
+    size_t n = (size_t)sprintf(body, "{\"model\": \"%.200s\", \"stream\": %s, \"messages\": [{\"role\": \"user\", \"content\": \"",
+                               model, streaming ? "true" : "false");
+    size_t numbered = n;
+    n += (size_t)sprintf(body + n, "%0*d ", NUMBER, 0);
+    for (int lines = 1; !plain && n + sizeof line + sizeof turn < bytes - 4; lines++) {
+        n += (size_t)sprintf(body + n, "%s", line);
+        if (lines % 20 == 0) n += (size_t)sprintf(body + n, "%s", turn);
+    }
+    while (n < bytes - 4) body[n++] = 'y';
+    n += (size_t)sprintf(body + n, "\"}]}");
+    request = malloc(n + 2048);
+    request_length = (size_t)sprintf(request,
+                                     "POST %.500s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                                     "Authorization: Bearer sk-1234\r\nUser-Agent: bench/1\r\nAccept: */*\r\n"
+                                     "Content-Length: %zu\r\n\r\n%s", path, port, n, body);
+    number = request + request_length - n + numbered;
+    free(body);
 }
 
 // The stamp @nanoseconds@ at or after `text`, in ms. Returns what follows it; NULL when there is no whole one.
@@ -174,7 +214,7 @@ int main(int count, char **arguments) {
     int paced = !strcmp(mode, "paced"), once = !strcmp(mode, "once"), full = !strcmp(mode, "full");
     streaming = !strcmp(mode, "stream");
     if (!(paced || once || full || streaming) || count < 7 + (paced || streaming)) {
-        fprintf(stderr, "usage: client full|paced|stream|once PORT PATH MODEL CONNECTIONS SECONDS [RATE|RAMP]\n");
+        fprintf(stderr, "usage: client full|paced|stream|once PORT PATH MODEL CONNECTIONS SECONDS [RATE|RAMP|BYTES]\n");
         return 2;
     }
     port = atoi(arguments[2]);
@@ -182,15 +222,7 @@ int main(int count, char **arguments) {
     double seconds = atof(arguments[6]), last = count > 7 ? atof(arguments[7]) : 0;
     if (once) streaming = strstr(arguments[3], "n=") != NULL;
 
-    char body[BODY + 512];
-    int n = sprintf(body, "{\"model\": \"%.200s\", \"stream\": %s, \"messages\": [{\"role\": \"user\", \"content\": \"",
-                    arguments[4], streaming ? "true" : "false");
-    while (n < BODY - 4) body[n++] = 'y';
-    n += sprintf(body + n, "\"}]}");
-    request_length = sprintf(request,
-                             "POST %.500s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                             "Authorization: Bearer sk-1234\r\nUser-Agent: bench/1\r\nAccept: */*\r\n"
-                             "Content-Length: %d\r\n\r\n%s", arguments[3], port, n, body);
+    write_request(arguments[3], arguments[4], full && last > 0 ? (size_t)last : BODY);
     latency.values = malloc(MAX_SAMPLES * sizeof(double));
     first.values = malloc(MAX_SAMPLES * sizeof(double));
     delay.values = malloc(MAX_SAMPLES * sizeof(double));
