@@ -17,7 +17,7 @@ from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, FastHead, read
 from llmux.middleware.fast_path import FastPath, FastRequest, LastHead
 
 HOLD = 0.25  # seconds that the rest of a request may take; beyond that aiohttp waits for it
-SMALL = 64 * 1024  # bytes of a body whose rest is waited for, whoever sends it
+SMALL = 64 * 1024  # bytes of a body whose rest is waited for before the request's key is looked at
 MOST_AHEAD = 64 * 1024  # bytes that a client may send before its last request is answered
 
 
