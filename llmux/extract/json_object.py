@@ -18,23 +18,28 @@ from llmux.extract.model_field import json_literal
 MOST = 1024 * 1024
 """Bytes: the largest body that is read at once. A usual one of that size takes a millisecond."""
 
-_QUICK = 256 * 1024  # bytes that are read within milliseconds, whatever they are
+_SMALL = 64 * 1024  # bytes of which pydantic may make objects, to say what is wrong
+_QUICK = 128 * 1024  # bytes that are read within milliseconds, whatever they are
 _NESTED = 32 * 1024  # opening brackets in a larger body, which take longer than anything else
 
-_any = core_schema.any_schema()
-_none = core_schema.int_schema(gt=0, lt=0)  # accepts nothing
-# Of two keys that differ only in case, some engines take one for the other.
-_SPELLINGS = map("".join, itertools.product(*zip("model", "MODEL", strict=True)))
-_MEMBERS = SchemaValidator(
-    core_schema.typed_dict_schema(
-        {
-            **{name: core_schema.typed_dict_field(_none, required=False) for name in _SPELLINGS},
-            "model": core_schema.typed_dict_field(core_schema.str_schema(strict=True)),
-            "stream": core_schema.typed_dict_field(_any, required=False),
-            "stream_options": core_schema.typed_dict_field(_any, required=False),
-        },
-        extra_behavior="ignore",
-    )
+
+def _validator(model: core_schema.TypedDictField, other: core_schema.CoreSchema) -> SchemaValidator:
+    """Return what reads the wanted members. ``other`` is for keys that differ from ``model`` only in case.
+
+    Some engines take one for the other. Such keys come last in what is found.
+    """
+    optional = core_schema.typed_dict_field(core_schema.any_schema(), required=False)
+    spellings = map("".join, itertools.product(*zip("model", "MODEL", strict=True)))
+    others = dict.fromkeys(spellings, core_schema.typed_dict_field(other, required=False))
+    wanted = {"model": model, "stream": optional, "stream_options": optional}
+    return SchemaValidator(core_schema.typed_dict_schema(wanted | others | wanted, extra_behavior="ignore"))
+
+
+_WANTED = ("model", "stream", "stream_options")
+_never = core_schema.int_schema(gt=0, lt=0)
+_STRICT = _validator(core_schema.typed_dict_field(core_schema.str_schema(strict=True)), _never)
+_LENIENT = _validator(
+    core_schema.typed_dict_field(core_schema.any_schema(), required=False), core_schema.any_schema()
 )
 _KEY = b'"model"'
 _NAMED = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"]*")')
@@ -60,9 +65,13 @@ def _read(body: bytes) -> dict[str, Any] | None:
     if size > _QUICK and (size > MOST or body.count(b"[") + body.count(b"{") > _NESTED):
         return None
     try:
-        return _MEMBERS.validate_json(body)  # type: ignore[no-any-return]
+        if size <= _SMALL:
+            return _STRICT.validate_json(body)  # type: ignore[no-any-return]
+        found: dict[str, Any] = _LENIENT.validate_json(body)
     except ValidationError:
         return None
+    clear = type(found.get("model")) is str and next(reversed(found)) in _WANTED
+    return found if clear else None
 
 
 # The last body of some size: one that cannot be served on the fast path is read again for the model handler.

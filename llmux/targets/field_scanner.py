@@ -25,6 +25,9 @@ from llmux.extract import Body, ModelScanner, Splice
 from llmux.extract.json_scan import members_but
 
 AT_ONCE = 256 * 1024  # bytes of the largest object that is parsed
+_QUICK = 32 * 1024  # bytes that are parsed within milliseconds, whatever they are
+_NESTED = 16 * 1024  # opening brackets in a larger object, which take longer than anything else
+_MEMBERS = 1024  # of an object that is parsed: each takes microseconds
 _STEP = 16 * 1024  # bytes scanned between two looks at the clock
 _WORK = 0.0005  # seconds of work between two turns of the event loop
 _LONGEST_KEY = 64 * 6  # bytes of a key that are compared: 64 characters, each as an escape
@@ -64,8 +67,11 @@ _BLANKS = re.compile(r"[ \t\r\n]*\Z")
 def members_at_once(data: bytes, names: Iterable[str], offset: int = 0) -> Found | None:
     """Find the members with these names. ``offset`` is the position of the first byte.
 
-    None for what is no object, is empty, or is not valid JSON: the scanner judges that.
+    None for what is no object, is empty, or is not valid JSON: the scanner judges that. Also for what would take
+    long: the scanner lets others have their turns.
     """
+    if len(data) > _QUICK and data.count(b"[") + data.count(b"{") > _NESTED:
+        return None
     text = data.decode("latin-1")  # a character for each byte: strings get wrong, but positions stay
     opening = _BRACE.match(text)
     if opening is None:
@@ -74,7 +80,10 @@ def members_at_once(data: bytes, names: Iterable[str], offset: int = 0) -> Found
     found: list[Member] = []
     others, before, at = False, None, opening.end()
     try:
-        while key := _KEY.match(text, at):
+        for _ in range(_MEMBERS):
+            key = _KEY.match(text, at)
+            if key is None:
+                break
             _, end = _decoder.raw_decode(text, key.end())
             behind = _BEHIND.match(text, end)
             if behind is None:

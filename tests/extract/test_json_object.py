@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import example, given, settings
@@ -88,3 +89,20 @@ def test_what_would_take_long_is_not_read_at_once():
     assert members_of(text) == {"model": "a"}
     assert members_of(text + b" ") is None
     assert members_of(b'{"model":"a","x":[' + b"[]," * (MOST // 4) + b"1]}") is None
+
+
+def test_what_names_no_model_is_not_made_into_objects():
+    """As pydantic does to say what is wrong: of a large body it would take long."""
+    body = b'{"x":[' + b'"ab",' * ((MOST - 100) // 5) + b"1]}"
+    tracemalloc.start()
+    try:
+        assert members_of(body) is None
+        assert tracemalloc.get_traced_memory()[1] < len(body)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["x", "model", "Model", "stream", "stream_options"])
+def test_where_nothing_but_brackets_would_take_long_it_is_not_read(key):
+    body = b'{"model":"a","%b":[%b0]}' % (key.encode(), (b"[" * 150 + b"]" * 150 + b",") * 800)
+    assert members_of(body) is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
 from llmux.extract.body import Store
-from llmux.targets.field_scanner import FieldScanner, Found, Rule, changes, members_at_once, tree
+from llmux.targets.field_scanner import AT_ONCE, FieldScanner, Found, Rule, changes, members_at_once, tree
 
 
 def body_of(data, piece=SLICE):
@@ -235,6 +235,17 @@ def test_what_is_usual_is_found_at_once():
     assert found.others
     for odd in (b"[]", b"{}", b'{"a":1', b'{"a":1}x', b'{"a":}', b'{"a":1 "c":2}', b"{" * 9, b"[" * 10**5, b""):
         assert members_at_once(odd, ["a"]) is None
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_what_would_take_long_is_not_found_at_once(nested):
+    """The scanner finds it, and others have their turns meanwhile."""
+    many = (f'"k\\u0061{number}":1' for number in range(14_000))
+    data = b'{"x":[%b0],"a":2}' % (b"[]," * 80_000) if nested else f'{{{",".join(many)},"a":2}}'.encode()
+    assert len(data) <= AT_ONCE
+    assert members_at_once(data, ["a"]) is None
+    with body_of(data) as body:
+        assert json.loads(b"".join(body.edit(await changes(body, tree({"a": always(3)})))))["a"] == 3
 
 
 async def test_a_body_of_20_mb_stays_where_it_is_and_holds_nothing_up():
