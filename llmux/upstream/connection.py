@@ -301,7 +301,12 @@ class EngineConnection(asyncio.Protocol):
         """
         if not self.pooled or self.received or not isinstance(error, EngineLostError):
             return False
-        return not self._request_sent or self.loop.time() - self._begun < STALE_WITHIN
+        return not self._all_sent or self.loop.time() - self._begun < STALE_WITHIN
+
+    @property
+    def _all_sent(self) -> bool:
+        """Whether all of the request was written, and the engine takes it."""
+        return self._request_sent and not self._writing_paused
 
     @property
     def between_chunks(self) -> bool:
@@ -413,7 +418,7 @@ class EngineConnection(asyncio.Protocol):
         """Write whole chunks, and lend the stream if that can be done now."""
         assert self._client is not None
         assert self._native is not None
-        if self._request_sent and not self._reading_paused:
+        if self._all_sent and not self._reading_paused:
             self._lent = self._native.lend(self, self._client, data)
         if self._lent or self._between:
             self._until_lent = AFTER_LOSS
@@ -610,7 +615,7 @@ class EngineConnection(asyncio.Protocol):
         self._watcher = None
         self._wake_sender()
         if self.pooled and not self.received:
-            self.taken = self._request_sent and _has_all(self.transport)
+            self.taken = self._all_sent and _has_all(self.transport)
         if exc is None and self._framing in {_UNTIL_CLOSE, _TUNNEL}:
             # Nothing but the end of the connection delimits these.
             sink.response_ended()

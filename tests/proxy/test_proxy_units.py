@@ -14,7 +14,7 @@ from llmux.errors import EngineError, UnavailableError
 from llmux.proxy import error_response
 from llmux.proxy.exchange import path_of
 from llmux.proxy.heads import response_head
-from llmux.upstream import EngineAddress, EngineConnection, EngineProtocolError
+from llmux.upstream import EngineAddress, EngineConnection, EngineLostError, EngineProtocolError
 from llmux.upstream import connection as connection_module
 from llmux.upstream.head import ChunkTracker, Framing, ResponseHead, are_chunks, is_one_chunk, parse_head
 
@@ -353,3 +353,22 @@ def test_a_connection_whose_request_was_not_read_is_not_used_again(paused):
     finally:
         loop.close()
     assert (sink.told[-1], sink.body, connection.reusable) == ("ended", b"no", not paused)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_request_that_was_not_sent_to_its_end_is_stale_however_late(paused, monkeypatch):
+    """An engine that reads a large one slowly may die in the midst of it: it has not begun with it."""
+    monkeypatch.setattr(connection_module, "STALE_WITHIN", 0.0)
+    loop = asyncio.new_event_loop()
+    try:
+        connection, sink = connected(loop), Sink()
+        connection.pooled = True
+        connection.begin(sink, whole=b"large")
+        if paused:
+            connection.pause_writing()
+        connection.connection_lost(None)
+    finally:
+        loop.close()
+    assert "EngineLostError" in str(sink.told)
+    assert connection.was_stale(EngineLostError("gone")) is paused
+    assert connection.taken is not paused
