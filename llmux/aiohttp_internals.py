@@ -80,6 +80,13 @@ class ServerConnection(RequestHandler):
             return added - 1
         return added
 
+    def end_body(self, error: Exception) -> None:
+        """Have whatever reads the last request's body get this error, if some of that body is still to come."""
+        payload = self._arriving
+        if payload is not None and not payload.is_eof():
+            payload.set_exception(error)
+            payload.feed_eof()
+
     async def drain(self) -> None:
         """Wait until the client has read most of what it was sent."""
         await self._drain_helper()

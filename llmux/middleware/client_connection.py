@@ -10,7 +10,8 @@ import asyncio
 from typing import Any
 
 from llmux.aiohttp_internals import ServerConnection
-from llmux.errors import BadRequestError
+from llmux.core.admission import RESTART
+from llmux.errors import BadRequestError, UnavailableError
 from llmux.middleware.authentication import network_of
 from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import MOST_DIGITS, UNKNOWN, FastHead, read
@@ -270,6 +271,13 @@ class ClientConnection(ServerConnection):
     def waits(self) -> bool:
         """Whether no request is in progress: the next bytes are a head, or the rest of one."""
         return self.awaits_request and self.fast_request is None and not (self._held or self._missing)
+
+    def close(self) -> None:
+        """Take no more requests. aiohttp does not read on, so one whose body is still arriving is refused."""
+        if self._missing:
+            self._pass_on_parts()
+        super().close()
+        self.end_body(UnavailableError("llmux is stopping", code="stopping", retry_after=RESTART))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End the request in progress."""

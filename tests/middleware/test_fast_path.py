@@ -337,6 +337,22 @@ async def test_what_has_come_of_a_request_counts_as_held(house, fast, monkeypatc
     assert fast == []
 
 
+@pytest.mark.parametrize("hold", [60.0, 0.01])
+async def test_a_request_that_is_still_arriving_at_the_end_is_refused(house, fast, monkeypatch, hold):
+    """Its client is told, whichever of the two waits for the rest."""
+    monkeypatch.setattr(client_connection, "HOLD", hold)
+    data = message("POST", "/v1/chat/completions", large(200_000))
+    line = await house.line()
+    line.send(data[:150_000])
+    connection = await one_of(house)
+    await until(lambda: connection._missing if hold > 1 else connection._owed)
+    await house.close()
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"], reply.headers["retry-after"]) == (503, "stopping", "5")
+    assert fast == []
+    assert house.front.fast_path.budget.held == 0
+
+
 async def test_pipelined_requests_are_answered_in_order_whichever_way_they_take(house, fast):
     line = await house.line()
     line.send(request() + message("GET", "/v1/models") + request() + request() + message("GET", "/health"))
