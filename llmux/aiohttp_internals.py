@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 
 class ServerConnection(RequestHandler):
     """A client's connection."""
 
-    __slots__ = ("_arriving", "loop", "writing_paused")
+    __slots__ = ("_answering", "_arriving", "loop", "writing_paused")
 
     writing_paused: bool  # not aiohttp's property: it is read with every event of a stream
 
@@ -29,6 +30,18 @@ class ServerConnection(RequestHandler):
         self.loop = self._loop
         self.writing_paused = False
         self._arriving: StreamReader | None = None  # the last request's body, until that is answered
+        self._answering = False  # aiohttp's task, which answers requests, runs
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport. aiohttp begins when it is given the first bytes; many connections never need it."""
+        assert self._manager is not None
+        BaseProtocol.connection_made(self, transport)
+        self._manager.connection_made(self, cast("asyncio.Transport", transport))
+
+    async def start(self) -> None:
+        """Answer requests."""
+        self._answering = True
+        await super().start()
 
     def pause_writing(self) -> None:
         """Take note that the transport's buffer is full."""
@@ -53,6 +66,8 @@ class ServerConnection(RequestHandler):
     @property
     def awaits_request(self) -> bool:
         """Whether aiohttp has no request to answer."""
+        if not self._answering:
+            return not self._messages
         waiter = self._waiter
         return waiter is not None and not waiter.done()
 
@@ -61,6 +76,8 @@ class ServerConnection(RequestHandler):
 
         The reader of a body whose framing breaks gets what ``broken`` makes at once, in mid-request too.
         """
+        if self._task_handler is None and self.transport is not None:
+            super().connection_made(self.transport)
         messages = self._messages
         before = len(messages)
         super().data_received(data)

@@ -56,6 +56,7 @@ class FastHead(NamedTuple):
 
     plain: bool  # a POST of known length whose head needs no closer look
     clean: bool  # the head needs no closer look, whatever the request is
+    last: bool  # the client wants its connection closed after the answer
     method: bytes
     target: str
     given_id: bytes | None
@@ -69,6 +70,7 @@ class FastHead(NamedTuple):
 _UNREAD = FastHead(
     plain=False,
     clean=False,
+    last=False,
     method=b"",
     target="",
     given_id=None,
@@ -91,7 +93,7 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no cal
         return UNSEEN
     method, target, fields = found.groups()
     clean = True
-    form = False
+    form = last = False
     length = -1
     digits = b""
     host = -1
@@ -128,9 +130,9 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no cal
             given_id = value
             lines.append(line)
         elif lower == b"connection":
-            clean = clean and value.lower() == b"keep-alive"
             if value.lower() not in {b"keep-alive", b"close"}:
                 return UNSEEN
+            last = last or value.lower() == b"close"
         elif lower in _CREDENTIALS:
             credentials.append(len(lines))
             lines.append(line)
@@ -143,7 +145,7 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no cal
     clean = clean and host > 0
     plain = clean and not form and length >= 0 and method == b"POST"
     head = FastHead(
-        plain, clean, method, target.decode("ascii"), given_id, lines, host, length, called, credentials
+        plain, clean, last, method, target.decode("ascii"), given_id, lines, host, length, called, credentials
     )
     return head, size, size + int(digits or b"0"), digits
 
@@ -154,7 +156,18 @@ class KnownHead:
     Valid as long as the configuration is in force with which it was made.
     """
 
-    __slots__ = ("_ends", "_host", "_length", "_lines", "anthropic", "given_id", "holder", "names", "route")
+    __slots__ = (
+        "_ends",
+        "_host",
+        "_length",
+        "_lines",
+        "anthropic",
+        "given_id",
+        "holder",
+        "last",
+        "names",
+        "route",
+    )
 
     def __init__(
         self,
@@ -173,6 +186,7 @@ class KnownHead:
         self.holder = holder
         self.anthropic = route.anthropic("")
         self.given_id = head.given_id
+        self.last = head.last
         self._lines = [b"" if at in dropped else line + b"\r\n" for at, line in enumerate(head.lines)]
         self._host = head.host
         self._length = head.length

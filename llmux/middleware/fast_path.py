@@ -232,7 +232,7 @@ class FastPath:
                 "key_refused", method=head.method.decode(), path=route.path, status=error.status, error=error.code,
                 request_id=given, **{"from": client.address},
             )  # fmt: skip
-        last = refused_too_often(client)
+        last = refused_too_often(client) or head.last
         return refusal(error, given, anthropic=route.anthropic(""), close=last), not last
 
     def start(self, client: Connection, match: Match, data: bytes) -> None:
@@ -278,6 +278,7 @@ class FastPath:
             counted=switcher.accounts is not None,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
+        request.keep_alive = not head.last
         ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
         exchange.on_cut = request.cut
         message = head.engine_head(address.host_header, digits, ident) + sent

@@ -53,6 +53,20 @@ async def test_both_ways_say_the_same_to_the_engine_and_to_the_client(house, fas
     assert house.engine.bodies[-1] == house.engine.bodies[-2] == BODY
 
 
+async def test_a_client_may_want_its_connection_closed_after_the_answer(house, fast):
+    answers = []
+    for open_ in (True, True, False):  # its head is new, then known
+        house.front.fast_path.open = open_
+        line = await house.line()
+        line.send(request(Connection="close") + (request() if open_ else b""))  # which nothing answers
+        answers.append(await line.closed())
+        assert b"connection" not in house.engine.heads[-1].lower()
+    assert fast == [True] * 2
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0].lower().count(b"\r\nconnection: close\r\n") == 1
+    assert len(house.engine.bodies) == 1 + 3
+
+
 async def test_what_is_known_of_a_head_serves_requests_of_any_length(house, monkeypatch):
     """The same head again, with a longer body and with a shorter one; another field, another head."""
     judged = []
@@ -508,7 +522,6 @@ async def test_what_is_cut_before_its_head_is_a_503(tmp_path):
         message("POST", "/v1/x", BODY).replace(b"HTTP/1.1", b"HTTP/1.0"),
         b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
         % (len(BODY), BODY),
-        message("POST", "/v1/x", BODY, Connection="close"),
     ],
 )
 async def test_what_needs_judging_takes_the_long_way(house, fast, data):

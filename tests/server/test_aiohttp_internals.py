@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
@@ -19,8 +20,8 @@ ADAPTER = "aiohttp_internals.py"
 
 HANDLER = (
     "_close", "_current_request", "_drain_helper", "_force_close", "_handle_request", "_loop", "_manager",
-    "_messages", "_waiter", "force_close", "handle_error", "pause_writing", "resume_writing", "set_parser",
-    "transport",
+    "_messages", "_task_handler", "_waiter", "force_close", "handle_error", "pause_writing", "resume_writing",
+    "set_parser", "transport",
 )  # fmt: skip
 SERVER = ("_connections", "_kwargs", "_loop", "handler_cancellation", "request_factory", "request_handler")
 CHANGED = f"aiohttp {aiohttp.__version__} has changed what llmux relies on: see llmux/aiohttp_internals.py"
@@ -39,6 +40,14 @@ async def test_the_protocol_of_a_connection(server, name):
 @pytest.mark.parametrize("name", SERVER)
 async def test_the_server(server, name):
     assert hasattr(server, name), CHANGED
+
+
+async def test_the_task_of_a_connection_can_begin_later(server):
+    """With the transport, which is all that a connection has until then."""
+    assert "start" in vars(RequestHandler), CHANGED
+    assert server()._task_handler is None, CHANGED
+    assert "self.start()" in inspect.getsource(RequestHandler.connection_made), CHANGED
+    assert "transport" in inspect.signature(BaseProtocol.connection_made).parameters, CHANGED
 
 
 def test_a_message_that_is_malformed_comes_as_a_record_of_its_own():
