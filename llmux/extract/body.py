@@ -240,17 +240,32 @@ class Body:
 
     def _placed(self) -> ModelField | None:
         """Return the model that was received, and its place in the store."""
+        whole = self._unplaced()
+        if whole is not None:
+            scanner = ModelScanner()
+            for start in range(0, len(whole), SLICE):
+                scanner.feed(whole[start : start + SLICE])
+            self._received = scanner.finish()
+        return self._received
+
+    def _unplaced(self) -> bytes | None:
+        """Return what was received, if it takes a scan to find the model in it."""
         if self._received is None and self._members is not None:
             whole = self._store.read(0, self._store.size)
             place = place_of_model(whole)
             if place is None:
-                scanner = ModelScanner()
-                for start in range(0, len(whole), SLICE):
-                    scanner.feed(whole[start : start + SLICE])
-                self._received = scanner.finish()
-            else:
-                self._received = ModelField(self._members["model"], *place)
-        return self._received
+                return whole
+            self._received = ModelField(self._members["model"], *place)
+        return None
+
+    async def renamed(self, name: str) -> Body:
+        """Return what ``replace_model`` does. Other tasks get their turns while the model is looked for."""
+        whole = self._unplaced()
+        if whole is not None:
+            scanner = ModelScanner()
+            await _scan(scanner, whole, _Pace())
+            self._received = scanner.finish()
+        return self.replace_model(name)
 
     def replace_model(self, name: str) -> Body:
         """Return the body with ``name`` as its model, every other byte unchanged.
@@ -271,7 +286,6 @@ class Body:
         They must not overlap, nor touch the model's name. It shares the bytes with this one, as in
         ``replace_model``.
         """
-        self._placed()
         return self._with([*self._splices, *splices], self.model)
 
     def _with(self, splices: Iterable[Splice], model: str | None) -> Body:

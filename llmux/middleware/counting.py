@@ -147,7 +147,7 @@ class _Engine:
     async def own(self, body: Body) -> _Counted | None:
         """Let it count by itself; None if it cannot."""
         if self._definition.upstream_model is not None:
-            body = body.replace_model(self._definition.upstream_model)
+            body = await body.renamed(self._definition.upstream_model)
         target = self._context.route.target.encode("utf-8", "surrogateescape")
         status, said = await self._ask(COUNT.encode(), target, self._headers, body)
         if status in _REFUSED:

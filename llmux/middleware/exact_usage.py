@@ -23,7 +23,7 @@ from llmux.proxy.early_response import ResumedRelay
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.relay import Relay
 from llmux.proxy.token_usage import BLOCK
-from llmux.targets.field_scanner import Rule, changes, scan, tree
+from llmux.targets.field_scanner import Rule, changes, last_of_each, scan, tree
 from llmux.upstream import Framing, ResponseHead
 
 PATHS = frozenset({"/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"})
@@ -80,7 +80,7 @@ async def _options(body: Body) -> Mapping[str, Any]:
         document = json.loads(b"".join(body))
         return document if isinstance(document, dict) else {}
     found = {}
-    for member in (await scan(body, 0, body.received, _NAMES)).found:
+    for member in last_of_each((await scan(body, 0, body.received, _NAMES)).found).values():
         text = b"".join(body.part(member.start, min(member.end, member.start + _LONGEST)))
         try:
             found[member.name] = json.loads(text)

@@ -325,7 +325,7 @@ class ModelHandler:
         target = context.route.target
         if definition.upstream_model is not None and context.route.kind is Kind.FORWARD:
             if body is not None and body.model is not None:
-                body = body.replace_model(definition.upstream_model)
+                body = await body.renamed(definition.upstream_model)
             else:
                 target = rename_in_query(target, definition.upstream_model)
         activity = self._switcher.activity(admission)

@@ -264,7 +264,7 @@ class Remotes:
         if body is not None and body.compressed:
             raise BadRequestError(f"{name!r} is on another host: send plain JSON", code="invalid_json")
         if body is not None and body.model is not None:
-            body = body.replace_model(theirs)
+            body = await body.renamed(theirs)
         else:
             target = rename_in_query(target, theirs)
         target = remote.target(path, target)

@@ -225,7 +225,7 @@ class Targeting:
             if target.variant is not None:
                 body = await self._variants[target.variant].apply(body)
             if not target.remote:
-                body = body.replace_model(target.model)
+                body = await body.renamed(target.model)
         if not target.remote and (body is None or body.model is None):
             route = context.route
             context.route = route._replace(target=rename_in_query(route.target, target.model))

@@ -223,6 +223,11 @@ async def changes(body: Body, rules: Rules) -> list[Splice]:
     return splices
 
 
+def last_of_each(found: Iterable[Member]) -> dict[str, Member]:
+    """Return the members that count, by name."""
+    return {member.name: member for member in found}
+
+
 async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> Found:
     """Scan the object from ``start`` to ``end``. BadRequestError if it is malformed."""
     if end - start <= AT_ONCE:

@@ -22,7 +22,7 @@ from llmux.config.access import glob_expression
 from llmux.config.targets import RouteConfig, matches
 from llmux.errors import BadRequestError
 from llmux.extract import Body
-from llmux.targets.field_scanner import Member, scan
+from llmux.targets.field_scanner import Member, last_of_each, scan
 
 BYTES_PER_TOKEN = 3.5
 TOKENS_PER_FILE = 1500
@@ -127,7 +127,7 @@ async def content_of(body: Body | None) -> Content:
         scanner = await scan(body, 0, body.received, _FIELDS)
     except BadRequestError:  # the engine judges that
         return Content(text=body.received)
-    values = {member.name: _value(body, member) for member in scanner.found}
+    values = {name: _value(body, member) for name, member in last_of_each(scanner.found).items()}
     images, files, encoded = await _files(body)
     return Content(
         images=images,

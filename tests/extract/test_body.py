@@ -13,6 +13,7 @@ from aiohttp import web
 from llmux.errors import LLMuxError, RequestError, UnavailableError
 from llmux.extract import SLICE, Body, BodyBudget, BodyLimits, ModelField, model_of, read_body
 from llmux.extract.body import MEMORY, Store
+from llmux.extract.json_object import members_of
 from tests.harness.waiting import PATIENCE
 
 MIB = 1024 * 1024
@@ -335,6 +336,31 @@ async def test_a_view_shares_and_is_replaced_again():
     assert budget.held == 0
     with pytest.raises(ValueError, match="closed"):
         _ = body.single
+
+
+async def test_a_model_that_takes_long_to_find_holds_nobody_up():
+    keys = ",".join(f'"\\u006b{number}":1' for number in range(60_000))
+    data = f'{{"x":{{"model":"y"}},"model":"m",{keys}}}'.encode()
+    store, members = Store(BodyBudget(2 * MIB)), members_of(data)
+    assert members is not None
+    store.add(data)
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    with Body(store, None, members=members) as body:
+        task = asyncio.create_task(other())
+        renamed = await body.renamed("new")
+        task.cancel()
+        assert turns > 10
+        assert b"".join(renamed) == data.replace(b'"m"', b'"new"')
+        assert renamed.field == (await body.renamed("new")).field
+        assert renamed.field is not None
+        assert renamed.field.name == renamed.model == "new"
 
 
 def test_errors_are_of_the_tree():

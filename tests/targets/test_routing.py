@@ -125,6 +125,15 @@ async def test_what_a_look_shows(parts, more, expected):
     assert text <= found.text <= text + 200 * (whole.count(IMAGE) + 1)
 
 
+async def test_of_a_field_that_comes_again_and_again_only_the_last_is_read(monkeypatch):
+    read = []
+    part = Body.part
+    monkeypatch.setattr(Body, "part", lambda body, *at: (read.append(at), part(body, *at))[1])
+    found = await content_of(body_of(b'{"model":"m"%b,"stream":true}' % (b',"stream":false' * 2000)))
+    assert found.stream
+    assert len(read) < 10
+
+
 async def test_what_is_no_json_has_text_alone():
     assert await content_of(None) == Content()
     assert await content_of(body_of(b"[1, 2")) == Content(text=5)
