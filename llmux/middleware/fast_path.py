@@ -50,6 +50,7 @@ from llmux.upstream import (
 )
 
 KNOWN = 256  # heads that are remembered
+COPIED = 64 * 1024  # bytes of a body that goes out in one piece with its head; a larger one is held only once
 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
@@ -87,6 +88,8 @@ class Connection(Flow, Protocol):
 # A request that the fast path can serve: the model as its client named it, the model, the head, the id, its
 # arrival, its engine's activity, its body, the size of all of it in bytes, and the digits of the body's length.
 Match = tuple[str, str, KnownHead, str, float, EngineActivity, bytes, int, bytes]
+
+Pieces = tuple[bytes | memoryview, ...]  # of a request, for its engine
 
 # A known head: the bytes before and after the digits of the body's length, and what is known. Valid as long as the
 # first is the path's ``known``.
@@ -281,15 +284,20 @@ class FastPath:
         request.keep_alive = not head.last
         ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
         exchange.on_cut = request.cut
-        message = head.engine_head(address.host_header, digits, ident) + sent
+        first = head.engine_head(address.host_header, digits, ident)
+        pieces: Pieces
+        if len(sent) <= COPIED:
+            pieces = (first + sent,)
+        else:
+            pieces = first, memoryview(data)[-size:] if sent is body else sent
         if connection is None:
-            task = client.loop.create_task(self._connect(request, message), name="llmux: connect on the fast path")
+            task = client.loop.create_task(self._connect(request, pieces), name="llmux: connect on the fast path")
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
         else:
-            request.send(connection, message)
+            request.send(connection, pieces)
 
-    async def _connect(self, request: FastRequest, message: bytes) -> None:
+    async def _connect(self, request: FastRequest, pieces: Pieces) -> None:
         exchange = request.exchange
         try:
             connection = await self.forwarder.connect(exchange.address)
@@ -302,7 +310,7 @@ class FastPath:
             )
             return
         exchange.activity.connected = True
-        request.send(connection, message)
+        request.send(connection, pieces)
 
     def finish_soon(self, loop: asyncio.AbstractEventLoop, context: RequestContext, status: int) -> None:
         """Finish a request whose answer is complete, with all others that end in this turn of the loop.
@@ -351,13 +359,13 @@ class FastRequest(Relay):
         self._size = size
         super().__init__(self, exchange, client.loop, self._ended)
 
-    def send(self, connection: EngineConnection, message: bytes) -> None:
+    def send(self, connection: EngineConnection, pieces: Pieces) -> None:
         """Send the request, unless it is over."""
         if self.over:
             connection.abort()
             return
         self._connection = connection
-        connection.begin(self, whole=message)
+        connection.begin(self, whole=pieces)
 
     # ---- the relay
 

@@ -219,9 +219,9 @@ class EngineConnection(asyncio.Protocol):
         *,
         head_request: bool = False,
         upgrade: bool = False,
-        whole: bytes | None = None,
+        whole: Iterable[bytes | memoryview] = (),
     ) -> None:
-        """Start an exchange: what comes in from now on is for ``sink``. ``whole``: all of a small request."""
+        """Start an exchange: what comes in from now on is for ``sink``. ``whole``: all of a request, in pieces."""
         assert self._sink is None, "a connection carries one exchange at a time"
         self._sink = sink
         self._framing = None
@@ -237,9 +237,9 @@ class EngineConnection(asyncio.Protocol):
         self._counter = None
         self.received = False
         self.reusable = False
-        if whole is not None:
+        for piece in whole:
             self._request_sent = True
-            self.transport.write(whole)
+            self.transport.write(piece)
 
     def write_whole(self, request: bytes) -> None:
         """Write all of a small request."""

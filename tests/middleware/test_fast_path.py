@@ -17,7 +17,7 @@ from llmux.middleware.context import RequestContext
 from llmux.middleware.fast_head import UNKNOWN, read
 from llmux.middleware.fast_path import KNOWN, FastRequest
 from llmux.proxy.relay import Relay
-from llmux.upstream import ConnectionPool, EngineRefusedError
+from llmux.upstream import ConnectionPool, EngineConnection, EngineRefusedError
 from tests.harness.waiting import PATIENCE
 from tests.server.house import House, message, until
 
@@ -267,6 +267,26 @@ async def test_a_large_request_takes_it_however_it_is_cut(house, fast, size, ste
         assert house.engine.bodies[-1] == body
     assert fast == [True] * 2
     assert house.front.fast_path.budget.held == 0
+
+
+async def test_a_large_request_is_held_once(house, fast, monkeypatch):
+    """What goes to the engine, and what is kept in case that the engine is gone, are the same bytes."""
+    begun = []
+    begin = EngineConnection.begin
+
+    def noted(connection, sink, **more):
+        begun.append((sink._raw, *more["whole"]))
+        begin(connection, sink, **more)
+
+    monkeypatch.setattr(EngineConnection, "begin", noted)
+    body = large(200_000)
+    line = await house.line()
+    line.send(message("POST", "/v1/chat/completions", body) + request())
+    assert [(await line.reply()).status for _ in range(2)] == [200] * 2
+    assert house.engine.bodies[-2:] == [body, BODY]
+    (raw, _, rest), _ = begun
+    assert rest.obj is raw
+    assert fast == [True] * 2
 
 
 async def test_a_request_that_is_too_large_for_it_is_served_alike(house, fast):

@@ -108,7 +108,7 @@ class Stream:
         self.end: asyncio.Future[Exception | None] = loop.create_future()
         self.relay = self.side.relay = Relay(self.side, self.exchange, loop, self.end.set_result)  # type: ignore[arg-type]
         self.relay.attach(self.connection)
-        self.connection.begin(self.relay, whole=request)
+        self.connection.begin(self.relay, whole=[request])
         await self.send(answer)
         return self
 

@@ -346,7 +346,7 @@ def test_a_connection_whose_request_was_not_read_is_not_used_again(paused):
     loop = asyncio.new_event_loop()
     try:
         connection, sink = connected(loop), Sink()
-        connection.begin(sink, whole=b"large")
+        connection.begin(sink, whole=[b"large"])
         if paused:
             connection.pause_writing()
         connection.data_received(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -363,7 +363,7 @@ def test_a_request_that_was_not_sent_to_its_end_is_stale_however_late(paused, mo
     try:
         connection, sink = connected(loop), Sink()
         connection.pooled = True
-        connection.begin(sink, whole=b"large")
+        connection.begin(sink, whole=[b"large"])
         if paused:
             connection.pause_writing()
         connection.connection_lost(None)
