@@ -418,7 +418,7 @@ class EngineConnection(asyncio.Protocol):
         """Write whole chunks, and lend the stream if that can be done now."""
         assert self._client is not None
         assert self._native is not None
-        if self._all_sent and not self._reading_paused:
+        if self._request_sent and not self._reading_paused:
             self._lent = self._native.lend(self, self._client, data)
         if self._lent or self._between:
             self._until_lent = AFTER_LOSS
