@@ -19,6 +19,7 @@ from llmux.cli.hooks import HookScript, copy, find, shipped
 from llmux.cli.terminal import say, terminal
 from llmux.config import Config
 from llmux.errors import ConfigError, LLMuxError
+from llmux.observability.log import escape
 from llmux.survey import host, model_files
 from llmux.survey.draft import Draft, Recipe, is_free
 from llmux.survey.host import PORTS, Engine, Machine, probe
@@ -125,9 +126,11 @@ class _Init:
             *(engine.about for engine in engines),
             *([] if engines else ["no engine runs on the usual ports; --probe PORT looks on others"]),
             *(f"{place} holds more than was looked at" for place in found.cut),
+            *(f"left out, as it cannot be read or is not whole: {path}" for path in found.broken[:MANY]),
+            *([f"… and {len(found.broken) - MANY} more such files"] if len(found.broken) > MANY else []),
         ]:
-            self.console.print(f"  {line}")
-        if not found.models:
+            self.console.print(f"  {escape(line)}")
+        if not found.models and not found.broken:
             self.console.print(
                 "  no GGUF files in ~/models, nor in this folder, nor where Hugging Face, llama.cpp and LM Studio"
                 " keep theirs"
@@ -147,7 +150,7 @@ class _Init:
         chosen: list[Candidate] = []
         if known:
             for number, one in enumerate(known, 1):
-                self.console.print(f"{number:>4}  {one.name}  ({one.about})")
+                self.console.print(escape(f"{number:>4}  {one.name}  ({one.about})"))
             default = "all" if len(known) <= MANY else "1"
             question = "Which of them? Numbers, as 1,3-5; all; none"
             chosen = typer.prompt(question, default=default, value_proc=lambda text: _picked(text, known))
@@ -220,7 +223,7 @@ def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candida
         model = model_files.read(path.absolute())
         if model is None:
             other = "" if engine else "; for anything else than GGUF say which --engine"
-            raise InitError(f"{source} is not a GGUF file that can be read, or not a model by itself{other}")
+            raise InitError(f"{source} is not a whole GGUF file that can be read, or not a model by itself{other}")
         return of_file(model, name)
     return Candidate(name, script, str(path.absolute()) if path.exists() else source, f"{script}: {source}")
 

@@ -53,9 +53,13 @@ class Gguf:
 
 @dataclass(slots=True)
 class Found:
-    """What was found, and in which places. ``cut`` are those with too many files to look at all of them."""
+    """What was found, and in which places. ``cut`` are those with too many files to look at all of them.
+
+    ``broken`` are files that cannot be read or are not whole, and the first of parts that are not all there.
+    """
 
     models: list[Gguf] = field(default_factory=list)
+    broken: list[Path] = field(default_factory=list)
     places: list[Path] = field(default_factory=list)
     cut: list[Path] = field(default_factory=list)
 
@@ -92,32 +96,52 @@ def find(environ: Mapping[str, str], home: Path, here: Path | None = None) -> Fo
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
-                model = _model(path, {other: kind for other, kind in kinds.items() if other.parent == path.parent})
+                near = {other: kind for other, kind in kinds.items() if other.parent == path.parent}
+                model = _model(path, near)
                 if model is not None:
                     found.models.append(model)
+                elif _is_broken(path, near):
+                    found.broken.append(path)
     return found
 
 
 def read(path: Path) -> Gguf | None:
     """Read one file, and those that belong to it. None if it is no model by itself."""
-    return _model(path, {other: _kind(other) for other in {path, *path.parent.glob("*.gguf")}})
+    return _model(path, {other: _kind(other) for other in {path, *path.parent.glob("*.[gG][gG][uU][fF]")}})
 
 
 def _model(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> Gguf | None:
     part, kind = _PART.search(path.stem), kinds[path]
     if kind is None or (part and part[1] != "00001") or not _is_model(kind):
         return None
-    parts = [path]
-    if part:
-        start = path.name[: path.name.rindex(part[0])]
-        parts = [other for other in kinds if other.name.startswith(start) and _PART.search(other.stem)]
+    if not _is_whole(path, kinds):
+        return None
     projectors = [other for other, said in kinds.items() if said is not None and _is_projector(said)]
     return Gguf(
         path,
-        sum(os.path.getsize(part) for part in parts if kinds[part] is not None),  # noqa: PTH202 (as above)
+        sum(os.path.getsize(one) for one in _parts(path)),  # noqa: PTH202 (as above)
         kind.get("general.architecture", ""),
         projectors[0] if len(projectors) == 1 else None,
     )
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files that a model consists of, by the name of one of them."""
+    part = _PART.search(path.stem)
+    if part is None:
+        return [path]
+    names = (f"{path.stem[: part.start()]}-{number:05}-of-{part[2]}" for number in range(1, int(part[2]) + 1))
+    return [path.with_name(name + path.suffix) for name in names]
+
+
+def _is_whole(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> bool:
+    return all(kinds.get(one) is not None for one in _parts(path))
+
+
+def _is_broken(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> bool:
+    """Return whether it is not whole; of a model in parts, this is said of the first that is there."""
+    first = next((one for one in _parts(path) if one in kinds), path)
+    return path == first and not _is_whole(path, kinds) and os.path.isfile(path)  # noqa: PTH113 (as above)
 
 
 def _is_projector(said: Mapping[str, str]) -> bool:
@@ -141,7 +165,7 @@ def _files(place: Path, found: Found, deepest: int) -> Iterator[Path]:
 
 
 def _kind(path: Path) -> dict[str, str] | None:
-    """Return the file's general metadata; None if it is not a GGUF file, or cannot be read."""
+    """Return the file's general metadata; None if it is not a GGUF file, cannot be read, or ends within them."""
     if not os.path.isfile(path):  # noqa: PTH113 (as above); to open a pipe would wait for a writer
         return None
     try:
@@ -164,7 +188,10 @@ def _kind(path: Path) -> dict[str, str] | None:
                 said[key], at = _text(head, at + 4)
             else:
                 at = _skip(head, at + 4, kind)
-    except (struct.error, KeyError, UnicodeDecodeError):
+    except struct.error:
+        if len(head) < _HEAD:
+            return None
+    except (KeyError, UnicodeDecodeError):
         pass  # what was read so far is returned
     return said
 

@@ -130,7 +130,7 @@ class TestWithFlags:
         [
             (["--model", "qwen"], "is not NAME=PATH"),
             (["--model", "=x"], "is not NAME=PATH"),
-            (["--model", "a=/no/such.gguf"], "/no/such.gguf is not a GGUF file"),
+            (["--model", "a=/no/such.gguf"], "/no/such.gguf is not a whole GGUF file"),
             (["--model", "a=~nobody-at-all/x.gguf"], "~nobody-at-all/x.gguf: "),
             (["--engine", "process"], "give --model NAME=PATH, too"),
             (["--engine", "lama-cpp", "--model", "a=b"], "did you mean llama-cpp?"),
@@ -143,6 +143,22 @@ class TestWithFlags:
         assert done.exit_code == 2
         assert said in done.stderr
         assert not list((tmp_path / "work").iterdir())
+
+    def test_files_that_are_cut_short_are_named_and_left_out(self, home):
+        for number in range(12):
+            (home / "models" / f"cut-{number:02}.gguf").write_bytes(b"GGUF")
+        cut = home / "models" / "a\x1b[31m.gguf"
+        cut.write_bytes(b"GGUF\3\0\0\0")
+        done = run("--yes")
+        assert done.exit_code == 0, done.stderr
+        assert re.findall("model (.*) at", checked()) == ["nomic-embed", "qwen"]
+        shown = str(cut).replace("\x1b", r"\x1b")
+        assert f"left out, as it cannot be read or is not whole: {shown}\n" in done.stderr
+        assert done.stderr.count("left out") == 8
+        assert "… and 5 more such files" in done.stderr
+        named = run("--yes", "--force", "--model", f"a={cut}")
+        assert named.exit_code == 2
+        assert "is not a whole GGUF file" in named.stderr
 
     def test_nothing_is_found(self, home, tmp_path):
         for file in (home / "models").iterdir():
@@ -249,7 +265,7 @@ class TestAtATerminal:
         terminal.type("y")
         terminal.wait_for("NAME=PATH of a GGUF file: ")
         terminal.type("mine=/no/such.gguf")
-        terminal.wait_for("is not a GGUF file")
+        terminal.wait_for("is not a whole GGUF file")
         terminal.wait_for("NAME=PATH of a GGUF file: ")
         terminal.type("mine=~/models/qwen.gguf")
         terminal.wait_for("Another one?")

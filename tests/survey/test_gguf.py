@@ -59,11 +59,32 @@ def test_the_same_file_by_two_ways_is_one(tmp_path):
 def test_a_model_in_parts_is_one_of_their_size(tmp_path):
     for part in (1, 2, 3):
         write_gguf(tmp_path / "models" / f"big-{part:05}-of-00003.gguf", MODEL if part == 1 else {}, size=1000)
+    write_gguf(tmp_path / "models" / "big-code-00001-of-00001.GGUF", MODEL, size=700)
     write_gguf(tmp_path / "models" / "big-other.gguf", MODEL, size=500)
     assert [(model.name, model.size) for model in gguf.find({}, tmp_path).models] == [
         ("big", 3000),
+        ("big-code", 700),
         ("big-other", 500),
     ]
+    assert gguf.read(tmp_path / "models" / "big-code-00001-of-00001.GGUF").size == 700
+
+
+def test_a_model_in_parts_that_are_not_all_whole_is_none(tmp_path):
+    models = tmp_path / "models"
+    parts = [models / f"big-{part:05}-of-00003.gguf" for part in (1, 2, 3)]
+    for part in parts:
+        write_gguf(part, MODEL if part == parts[0] else {})
+    parts[2].rename(models / "elsewhere")
+    found = gguf.find({}, tmp_path)
+    assert (found.models, found.broken) == ([], parts[:1])
+    assert gguf.read(parts[0]) is None
+    parts[2].write_bytes(b"GGUF")
+    assert (found := gguf.find({}, tmp_path)).models == []
+    assert found.broken == parts[:1]
+    (models / "elsewhere").replace(parts[2])
+    parts[0].unlink()
+    found = gguf.find({}, tmp_path)
+    assert (found.models, found.broken) == ([], parts[1:2])
 
 
 def test_what_is_no_model_by_itself(tmp_path):
@@ -77,19 +98,28 @@ def test_what_is_no_model_by_itself(tmp_path):
     (models / "itself.gguf").symlink_to("itself.gguf")
     (models / "folder.gguf").mkdir()
     os.mkfifo(models / "pipe.gguf")
-    assert names(gguf.find({}, tmp_path)) == []
+    found = gguf.find({}, tmp_path)
+    assert (names(found), found.broken) == ([], [models / "empty.gguf", models / "text.gguf"])
 
 
-@pytest.mark.parametrize("size", [4, 8, 23, 24, 30, 50, 70])
-def test_a_file_that_is_cut_short_says_what_it_can(tmp_path, size):
-    whole = write_gguf(tmp_path / "x.gguf", MODEL).read_bytes()
-    (tmp_path / "x.gguf").write_bytes(whole[:size])
-    assert gguf.read(tmp_path / "x.gguf").architecture in ("", "qwen3")
+def test_a_file_that_ends_within_its_own_description_is_no_model(tmp_path):
+    file = tmp_path / "models" / "x.gguf"
+    whole = write_gguf(file, {"general.architecture": "qwen3"}).read_bytes()
+    for size in range(len(whole)):
+        file.write_bytes(whole[:size])
+        found = gguf.find({}, tmp_path)
+        assert (found.models, found.broken) == ([], [file]), size
+        assert gguf.read(file) is None
+    file.write_bytes(whole)
+    assert names(gguf.find({}, tmp_path)) == ["x"]
 
 
 def test_a_key_that_claims_to_be_endless(tmp_path):
-    (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\3\0\0\0" + b"\xff" * 100)
-    assert gguf.read(tmp_path / "x.gguf").architecture == ""
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF" + b"\3\0\0\0" + b"\xff" * 100)
+    assert gguf.read(file) is None
+    file.write_bytes(file.read_bytes().ljust(gguf._HEAD + 1, b"\xff"))  # not all of it was read
+    assert gguf.read(file).architecture == ""
 
 
 @pytest.mark.parametrize(
