@@ -27,6 +27,7 @@ _HASH = re.compile(
     r"\$argon2id\$v=19\$m=(?P<m>\d{1,9}),t=(?P<t>\d{1,9}),p=(?P<p>\d{1,9})"
     r"\$[A-Za-z0-9+/]{11,}\$[A-Za-z0-9+/]{16,}"
 )
+_OUR_KIND = re.compile(r"\$argon2id\$(v=19\$|(?!v=))")  # or cut before it says which version, as in examples
 
 
 def new_key() -> str:
@@ -48,7 +49,7 @@ def is_hash(text: str) -> bool:
 
 def check_hash(text: str) -> None:
     """Check that a hash can be used. Raises ValueError, which does not repeat it."""
-    if not text.startswith("$argon2id$v=19$"):
+    if not _OUR_KIND.match(text):
         raise ValueError("is a hash of another kind than Argon2id (v=19); `llmux key hash` makes one")
     found = _HASH.fullmatch(text)
     if found is None:
@@ -74,11 +75,11 @@ def fits(key: bytes, text: str) -> bool:
 
 def _key(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
-    # The error omits the value: it may end up in a log.
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
+    # The errors omit the value: it may end up in a log.
     if is_hash(text):
         check_hash(text)
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
     return value
 
 

@@ -318,7 +318,9 @@ def _check_grants(config: "Config") -> Iterator[Problem]:
 def _check_globs(globs: Iterable[str], names: Iterable[str], at: Path) -> Iterator[Problem]:
     for index, glob in enumerate(globs):
         if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
-            yield Problem((*at, index), f"{glob!r} matches no model; there are {in_short(sorted(names))}")
+            yield Problem(
+                (*at, index), f"{glob!r} matches no model; there are {in_short(sorted(names)) or 'none'}"
+            )
 
 
 def _check_budget(budget: BudgetConfig | None, config: "Config", at: Path) -> Iterator[Problem]:

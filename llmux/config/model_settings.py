@@ -65,9 +65,9 @@ def script_of(hooks: str) -> str:
     if name in known:
         return shlex.quote(str(hook_folder() / f"{name}.sh"))
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? One" if near else "one"
     raise ValueError(
-        f"no script {name!r} comes with llmux; {hint}One of your own is written with its path, as ./{name}.sh"
+        f"no script {name!r} comes with llmux; {hint} of your own is written with its path, as ./{name}.sh"
     )
 
 

@@ -45,6 +45,7 @@ MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks
         ("forward: [v1]", "config.yaml:1: forward: 'v1' is not a path; write one as /v1/**"),
         ("admin_key: ''", "config.yaml:1: admin_key: must be printable ASCII without spaces"),
         ("api_keys: [a, 'b c']", "config.yaml:1: api_keys[1]: must be printable ASCII without spaces"),
+        ("api_keys: ['$argon2id$…']", "config.yaml:1: api_keys[0]: is not a whole hash; copy all of it"),
         ("capacity: 18G", "config.yaml:1: capacity: '18G' has an unknown unit 'G'; write GiB or GB"),
         ("capacity: 0", "config.yaml:1: capacity: must be more than 0 bytes"),
         ("policy: {max_wait: null}", "config.yaml:1: policy.max_wait: is not a duration"),
