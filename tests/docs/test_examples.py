@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from llmux.config import Config
+from llmux.config.gateway import GatewayConfig
 from llmux.config.reference import gateway_schema
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, markdown_files
 from tests.harness.launcher import run
 
 EXAMPLES = ROOT / "examples"
@@ -83,3 +84,63 @@ def test_the_schema_of_a_gateway_takes_its_example_and_nothing_unknown():
         jsonschema.validate(given | {"hostz": {}}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(given | {"hosts": {"one": {}}}, schema)
+
+
+# ---- the blocks of the pages
+
+HASH = "$argon2id$v=19$m=19456,t=2,p=1$QIyPL+jCck3klU6Cum5SPg$GLiUOMkd+sA27C+hGgRDTV1tjvJeJGrPOlxownTtssY"
+MODELS = ("qwen", "llama", "big", "mid", "small", "vision", "long-context", "embedder", "reranker")
+BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks() -> list[object]:
+    """Return each block of YAML, with its page and line."""
+    return [
+        pytest.param(found[1], id=f"{path.relative_to(ROOT)}:{text[: found.start()].count(chr(10)) + 1}")
+        for path in markdown_files()
+        for text in [path.read_text()]
+        for found in BLOCK.finditer(text)
+    ]
+
+
+def completed(text: str, folder: Path) -> dict[str, object]:
+    """Return what a reader makes of a block: it stands beside the rest of the page, and … for one's own."""
+    shown = yaml.safe_load(text.replace("$argon2id$…", HASH).replace(", …}", "}"))
+    if "hosts" in shown or "# gateway.yaml" in text:
+        hosts = {} if "fleet" in shown else {"hosts": {"gpu1": {"url": "http://10.0.0.11:3000"}}}
+        return hosts | shown
+    for script in re.findall(r"hooks: (\./\S+)", text):
+        (folder / script).parent.mkdir(exist_ok=True)
+        (folder / script).write_text("#!/bin/sh\n")
+    if "env" in shown:  # the settings of one model
+        shown = {"models": {"qwen": shown}}
+    named = {name for name in MODELS if re.search(rf"\b{name}\b", text)} or {"qwen"}
+    models = {name: {} for name in named - shown.get("virtual", {}).keys()} | shown.get("models", {})
+    models |= {"small-1": {}} if "small-" in text else {}
+    for number, model in enumerate(models.values()):
+        if "cmd" not in model:
+            model.setdefault("port", 9001 + number)
+            model.update({} if "wake" in model else {"hooks": model.get("hooks", "llama-cpp")})
+    keys = [
+        {"name": name, "key": HASH} for name in ("alice", "boss", "eu-team") if re.search(rf"\b{name}\b", text)
+    ]
+    rest = {"api_keys": keys} if keys else {"remotes_for_all": True}
+    if "intern" in text:
+        rest["roles"] = {"intern": {}}
+    if "openrouter/" in text:
+        rest["remotes"] = {"openrouter": {"url": "https://openrouter.ai/api", "models": {"qwen3": "q"}}}
+    return rest | shown | {"models": models}
+
+
+@pytest.mark.parametrize("text", blocks())
+def test_what_the_pages_show_is_taken(text, tmp_path):
+    file = tmp_path / "config.yaml"
+    whole = completed(text, tmp_path)
+    file.write_text(yaml.safe_dump(whole, allow_unicode=True))
+    environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "1")
+    kind = Config if "models" in whole else GatewayConfig
+    kind.from_file(file, environ=environ)
+
+
+def test_there_are_blocks():
+    assert len(blocks()) > 25

@@ -26,7 +26,7 @@ def commands() -> list[str]:
     """Return the commands that set it up: the first block of its page."""
     block = re.search(r"```console\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
     assert block
-    return [line.removeprefix("# ") for line in block[1].splitlines()]
+    return [line.removeprefix("# ").partition("  #")[0].strip() for line in block[1].splitlines()]
 
 
 def test_there_are_five_commands_and_they_agree_with_the_unit():
