@@ -12,6 +12,9 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ command -v "$$python"; break; }; done)
 PLACEMENT := placement routes walk
+# What runs with the oldest dependencies: something for each of them, the optional ones included.
+OLDEST := core config cli extract middleware observability targets fleet proxy/test_proxy_bytes.py shell/test_watch.py \
+	accounts/test_catalogue.py simulator/test_command.py acceptance/test_contract_tracing.py
 # Of Python, for what is compiled against it: not every machine which has a compiler has them.
 HEADERS = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 COMPILED := llmux/upstream/native.c llmux/accounts/tally.c
@@ -20,7 +23,7 @@ SHELL_SCRIPTS := $(wildcard hooks/*.sh examples/*/*.sh) .ci/run
 # The tests start llmux hundreds of times: it would be compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo fleet test checks suite core lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
+.PHONY: help demo fleet test checks suite core oldest lint types shellcheck format walk soak engines fuzz bench timing docs page policies clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r target what; do \
@@ -47,6 +50,13 @@ core: $(VENV)/.test ## the tests of the core and of a fleet's placement, with 10
 	$(BIN)/python -m pytest tests/core $(PLACEMENT:%=tests/fleet/test_fleet_%.py) --cov-branch \
 		--cov-report=term-missing:skip-covered --cov=llmux.core \
 		$(foreach module,events fleet_view loading placement routes,--cov=llmux.fleet.$(module))
+
+oldest: ## a part of the tests on Python 3.11, with the oldest dependencies that pyproject.toml allows
+	@mkdir -p $(VENV)/oldest
+	@python3.11 tests/harness/oldest.py pyproject.toml >$(VENV)/oldest/constraints
+	@PIP_CONSTRAINT=$(VENV)/oldest/constraints \
+		$(MAKE) --no-print-directory VENV=$(VENV)/oldest PYTHON=python3.11 $(VENV)/oldest/.test
+	$(VENV)/oldest/bin/python -m pytest $(OLDEST:%=tests/%) --workers=$(WORKERS)
 
 lint: $(VENV)/.test shellcheck ## ruff, shellcheck, and the warnings of a C compiler where there is one
 	$(BIN)/ruff check
