@@ -359,8 +359,8 @@ def require_store(address: str) -> None:
         return
     from llmux.fleet.embedded import server  # noqa: PLC0415 - as below
 
-    server(os.environ)
-    Store(StoreAddress("server", called=EMBEDDED))
+    path = server(os.environ)
+    Store(StoreAddress("server", socket=path, called=EMBEDDED))  # for its client; any path does
 
 
 def open_store(address: str, log: EventLog) -> tuple[Store, EmbeddedStore | None]:

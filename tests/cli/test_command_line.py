@@ -464,6 +464,20 @@ def test_check_asks_for_what_a_store_takes(run, tmp_path, monkeypatch):
     assert not (tmp_path / "xdg").exists()
 
 
+def test_check_takes_an_embedded_store_for_which_all_is_there(run, tmp_path, monkeypatch):
+    pytest.importorskip("redis")
+    server = tmp_path / "valkey-server"
+    server.write_text("#!/bin/sh\nexit 1\n")
+    server.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    gateway = tmp_path / "gateway.json"
+    gateway.write_text(json.dumps({"port": 0, "fleet": {"store": "embedded"}}))
+    host = write(tmp_path, fleet={"store": "embedded", "name": "gpu1", "url": "http://gpu1:3000"})
+    for file in (gateway, host):
+        done = run("check", file)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_in_a_folder_that_was_deleted_a_file_elsewhere_is_checked(run, tmp_path, monkeypatch):
     host, gateway = write(tmp_path), tmp_path / "gateway.json"
     gateway.write_text(json.dumps({"port": 0, "hosts": {"a": {"url": "http://gpu1:3000"}}}))
