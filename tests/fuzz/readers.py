@@ -38,7 +38,7 @@ def head(data: bytes) -> None:
     assert message.version == (1, 1)
     assert not message.chunked
     assert not message.upgrade
-    assert not message.should_close
+    assert message.should_close == seen.last
     assert not message.compression
     length = message.headers.get("Content-Length")
     assert whole - size == int(length or 0)
