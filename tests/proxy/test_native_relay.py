@@ -116,12 +116,12 @@ class Stream:
         await asyncio.get_running_loop().sock_sendall(self.engine, data)
 
     async def lent(self) -> Stream:
-        """Send events until the stream is lent."""
+        """Send events until the stream is lent: not many, as they are not read, but patiently."""
         for number in range(100):
             if self.connection._lent:
                 return self
             await self.send(chunk(f"before {number}"))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001 * 1.08**number)
         raise AssertionError("it is never lent")
 
     async def read(self, most: int = 1 << 16) -> bytes:
