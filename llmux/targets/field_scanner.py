@@ -25,6 +25,7 @@ from llmux.extract import Body, ModelScanner, Splice
 from llmux.extract.json_scan import members_but
 
 AT_ONCE = 256 * 1024  # bytes of the largest object that is parsed
+MOST_TIMES = 100  # that an object may have a field which a rule changes: each time is a change of its own
 _QUICK = 32 * 1024  # bytes that are parsed within milliseconds, whatever they are
 _NESTED = 16 * 1024  # opening brackets in a larger object, which take longer than anything else
 _MEMBERS = 1024  # of an object that is parsed: each takes microseconds
@@ -250,8 +251,14 @@ async def _object(body: Body, start: int, end: int, rules: Rules, above: str, sp
     is_object, found, opens, others = await scan(body, start, end, rules)
     if not is_object:
         return False
+    if len(found) > MOST_TIMES * len(rules):
+        raise BadRequestError(f"the body has the same fields more than {MOST_TIMES} times", code="invalid_json")
     removed: list[Member] = []
+    since = perf_counter()
     for member in found:
+        if perf_counter() - since > _WORK:
+            await asyncio.sleep(0)
+            since = perf_counter()
         rule = rules[member.name]
         if not isinstance(rule, Rule):
             await _within(body, member, rule, above + member.name, splices)

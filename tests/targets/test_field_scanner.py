@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
 from llmux.extract.body import Store
-from llmux.targets.field_scanner import AT_ONCE, FieldScanner, Found, Rule, changes, members_at_once, tree
+from llmux.targets.field_scanner import (
+    AT_ONCE,
+    MOST_TIMES,
+    FieldScanner,
+    Found,
+    Rule,
+    changes,
+    members_at_once,
+    tree,
+)
 
 
 def body_of(data, piece=SLICE):
@@ -246,6 +255,22 @@ async def test_what_would_take_long_is_not_found_at_once(nested):
     assert members_at_once(data, ["a"]) is None
     with body_of(data) as body:
         assert json.loads(b"".join(body.edit(await changes(body, tree({"a": always(3)})))))["a"] == 3
+
+
+@pytest.mark.parametrize("member", ['"a":1', '"b":{"c":1}'])
+async def test_a_field_that_comes_again_and_again_is_refused(member):
+    """Each time would be a change of its own; while some are made, others have their turns."""
+    rules = tree({"a": always(3), "b.c": always(3)})
+
+    def times(number):
+        return f'{{"model":"m"{f",{member}" * number}}}'.encode()
+
+    with body_of(times(2 * MOST_TIMES)) as body:
+        edited = b"".join(body.edit(await changes(body, rules)))
+        assert edited.count(b"3") >= 2 * MOST_TIMES
+        assert b"1" not in edited
+    with body_of(times(2 * MOST_TIMES + 1)) as body, pytest.raises(BadRequestError, match="more than 100 times"):
+        await changes(body, rules)
 
 
 async def test_a_body_of_20_mb_stays_where_it_is_and_holds_nothing_up():
