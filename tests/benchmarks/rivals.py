@@ -37,7 +37,7 @@ daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error
 worker_rlimit_nofile 20000;
 events {{ worker_connections 8192; }}
 http {{
-  access_log off; tcp_nodelay on; keepalive_requests 100000000;
+  access_log off; tcp_nodelay on; keepalive_requests 100000000; client_body_buffer_size 1m;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   upstream engine {{ server 127.0.0.1:{engine}; keepalive 4096; keepalive_requests 100000000; }}
