@@ -41,11 +41,13 @@ class Failed(Exception):  # noqa: N818 - it reads as what it says
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on."""
-    found = []
+    """Return ports that nothing listens on, and that other examples do not take."""
+    found: list[int] = []
     while len(found) < count:
-        port = random.randint(31001, 32767)  # below those that outgoing connections are given
+        port = random.randint(32301, 32767)  # below those that outgoing connections are given
         with socket.socket() as one, contextlib.suppress(OSError):
+            if port in found:
+                continue
             one.bind(("127.0.0.1", port))
             found.append(port)
     return found

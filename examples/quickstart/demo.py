@@ -66,7 +66,7 @@ def is_free(port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Return ports that nothing listens on, below those that outgoing connections are given."""
-    candidates = range(31001, 32768)
+    candidates = range(31001, 32301)
     return [port for port in random.sample(candidates, 100) if is_free(port)][:count]
 
 
