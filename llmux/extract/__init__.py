@@ -1,6 +1,16 @@
 """The model that a request names, and the request's body: read once, kept, sent as often as needed."""
 
-from llmux.extract.body import Body, BodyBudget, BodyLimits, Splice, model_of, read_body, refuse_announced
+from llmux.extract.body import (
+    Body,
+    BodyBudget,
+    BodyLimits,
+    Pace,
+    Splice,
+    model_of,
+    read_body,
+    refuse_announced,
+    scan_slowly,
+)
 from llmux.extract.json_scan import ModelScanner
 from llmux.extract.model_field import (
     SLICE,
@@ -19,6 +29,7 @@ __all__ = [
     "ModelField",
     "ModelScanner",
     "MultipartScanner",
+    "Pace",
     "Splice",
     "boundary_of",
     "json_literal",
@@ -26,4 +37,5 @@ __all__ = [
     "model_of",
     "read_body",
     "refuse_announced",
+    "scan_slowly",
 ]

@@ -170,9 +170,29 @@ def _disk_full(error: OSError) -> UnavailableError:
 SINGLE = SLICE
 """Bytes: a body up to that size is sent in one piece."""
 
+_BROKEN = (OSError, RuntimeError, HttpProcessingError, web.RequestPayloadError)
 _STEP = 16 * 1024  # bytes scanned between two looks at the clock: bounds a stall by the worst input
 _WORK = 0.0005  # seconds of work between two turns of the event loop
-_BROKEN = (OSError, RuntimeError, HttpProcessingError, web.RequestPayloadError)
+
+
+class Pace:
+    """Gives the event loop its turn after every half a millisecond of work."""
+
+    def __init__(self) -> None:
+        self.since = perf_counter()
+
+    async def turn(self) -> None:
+        """Give others their turn, if it is due."""
+        if perf_counter() - self.since > _WORK:
+            await asyncio.sleep(0)
+            self.since = perf_counter()
+
+
+async def scan_slowly(scanner: ModelScanner | MultipartScanner, data: bytes, pace: Pace) -> None:
+    """Have a scanner read data in steps."""
+    for start in range(0, len(data), _STEP):
+        scanner.feed(data[start : start + _STEP])
+        await pace.turn()
 
 
 class Splice(NamedTuple):
@@ -228,63 +248,36 @@ class Body:
         """The whole body in one piece, or None if it is larger than ``SINGLE``."""
         return b"".join(self) if self.size <= SINGLE else None
 
-    @property
-    def field(self) -> ModelField | None:
-        """The model, and its place in this body; None if it names none."""
-        field = self._placed()
-        if field is None or self.model is None:
-            return None
-        start = field.start + sum(splice.grows_by for splice in self._splices if splice.start < field.start)
-        own = sum(splice.grows_by for splice in self._splices if splice.start == field.start)
-        return ModelField(self.model, start, start + field.end - field.start + own)
-
-    def _placed(self) -> ModelField | None:
-        """Return the model that was received, and its place in the store."""
-        whole = self._unplaced()
-        if whole is not None:
-            scanner = ModelScanner()
-            for start in range(0, len(whole), SLICE):
-                scanner.feed(whole[start : start + SLICE])
-            self._received = scanner.finish()
-        return self._received
-
-    def _unplaced(self) -> bytes | None:
-        """Return what was received, if it takes a scan to find the model in it."""
-        if self._received is None and self._members is not None:
-            whole = self._store.read(0, self._store.size)
-            place = place_of_model(whole)
-            if place is None:
-                return whole
-            self._received = ModelField(self._members["model"], *place)
-        return None
-
     async def renamed(self, name: str) -> Body:
-        """Return what ``replace_model`` does. Other tasks get their turns while the model is looked for."""
-        whole = self._unplaced()
-        if whole is not None:
-            scanner = ModelScanner()
-            await _scan(scanner, whole, _Pace())
-            self._received = scanner.finish()
-        return self.replace_model(name)
-
-    def replace_model(self, name: str) -> Body:
         """Return the body with ``name`` as its model, every other byte unchanged.
 
         It shares the bytes with this one: closing either closes both. A body that names no model is returned
-        unchanged.
+        unchanged. Other tasks get their turns while the model is looked for.
         """
-        field = self._placed()
+        field = await self._placed()
         if field is None:
             return self
         text = name.encode() if self.form else json_literal(name)
         others = [splice for splice in self._splices if splice.start != field.start]
         return self._with([*others, Splice(field.start, field.end, text)], name)
 
+    async def _placed(self) -> ModelField | None:
+        """Return the model that was received, and its place in the store."""
+        if self._received is None and self._members is not None:
+            whole = self._store.read(0, self._store.size)
+            place = place_of_model(whole)
+            if place is None:
+                scanner = ModelScanner()
+                await scan_slowly(scanner, whole, Pace())
+                self._received = scanner.finish()
+            else:
+                self._received = ModelField(self._members["model"], *place)
+        return self._received
+
     def edit(self, splices: Iterable[Splice]) -> Body:
         """Return the body with these changes in addition to earlier ones, every other byte unchanged.
 
-        They must not overlap, nor touch the model's name. It shares the bytes with this one, as in
-        ``replace_model``.
+        They must not overlap, nor touch the model's name. It shares the bytes with this one, as in ``renamed``.
         """
         return self._with([*self._splices, *splices], self.model)
 
@@ -373,14 +366,15 @@ async def read_body(request: web.Request, limits: BodyLimits, budget: BodyBudget
     scanner: ModelScanner | MultipartScanner | None = None
     if request.body_exists and not compressed:
         scanner = _scanner_for(request.headers.get(hdrs.CONTENT_TYPE, ""))
-    store, pace, members = Store(budget), _Pace(), None
+    store, pace, members = Store(budget), Pace(), None
     try:
         unread = await _receive(request.content, store, scanner, limits, pace)
         if unread and store.size:
             members = members_of(store.read(0, store.size))
             if members is not None:
                 return Body(store, None, members=members)
-            await _scan(scanner, store.read(0, store.size), pace)
+            assert scanner is not None
+            await scan_slowly(scanner, store.read(0, store.size), pace)
         field = scanner.finish() if scanner and store.size else None
     except BaseException:
         store.close()
@@ -421,24 +415,12 @@ def _scanner_for(content_type: str) -> ModelScanner | MultipartScanner:
     return ModelScanner()  # it skips what does not start like an object, whatever the header says
 
 
-class _Pace:
-    """Gives the event loop its turn after every half a millisecond of work."""
-
-    def __init__(self) -> None:
-        self.since = perf_counter()
-
-    async def turn(self) -> None:
-        if perf_counter() - self.since > _WORK:
-            await asyncio.sleep(0)
-            self.since = perf_counter()
-
-
 async def _receive(
     content: StreamReader,
     store: Store,
     scanner: ModelScanner | MultipartScanner | None,
     limits: BodyLimits,
-    pace: _Pace,
+    pace: Pace,
 ) -> bool:
     """Receive a body, and scan it as it arrives. Returns whether it was not scanned: it can be read at once."""
     unread = isinstance(scanner, ModelScanner)
@@ -453,21 +435,15 @@ async def _receive(
         if unread and store.size + len(data) <= MOST:
             store.add(data)
             continue
-        if unread:
+        if unread and scanner is not None:
             unread = False
-            await _scan(scanner, store.read(0, store.size), pace)
+            await scan_slowly(scanner, store.read(0, store.size), pace)
         for start in range(0, len(data), _STEP):
             part = data[start : start + _STEP]
             store.add(part)
-            await _scan(scanner, part, pace)
-
-
-async def _scan(scanner: ModelScanner | MultipartScanner | None, data: bytes, pace: _Pace) -> None:
-    """Have a scanner read data in steps."""
-    for start in range(0, len(data), _STEP):
-        if scanner is not None:
-            scanner.feed(data[start : start + _STEP])
-        await pace.turn()
+            if scanner is not None:
+                scanner.feed(part)
+            await pace.turn()
 
 
 async def _next(content: StreamReader, idle: float) -> tuple[bytes, bool]:
@@ -519,12 +495,10 @@ async def streams(body: Body) -> bool | None:
         return None
     if body.members is not None:
         return body.members.get("stream") is True
-    scanner = StreamScanner()
+    scanner, pace = StreamScanner(), Pace()
     try:
         for data in body:
-            scanner.feed(data)
-            if len(data) < body.size:
-                await asyncio.sleep(0)
+            await scan_slowly(scanner, data, pace)
     except BadRequestError:  # the engine reports it
         return None
     return scanner.on if scanner.is_object else None

@@ -1,7 +1,7 @@
 """The members that llmux needs of a JSON object which is held whole.
 
 pydantic's parser reads all of such a body, and makes objects of nothing but these members. Where strings have
-escapes, it is seven times as fast as ``ModelScanner``, which reads a body that is still arriving. It is also
+escapes, it is several times as fast as ``ModelScanner``, which reads a body that is still arriving. It is also
 stricter. Whatever it does not accept, or what is not clear, is left to the scanner: both find the same model.
 """
 

@@ -11,17 +11,15 @@ A key that occurs twice is changed in both places, as engines disagree on which 
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, NamedTuple
 
 from llmux.errors import BadRequestError
-from llmux.extract import Body, ModelScanner, Splice
+from llmux.extract import Body, ModelScanner, Pace, Splice, scan_slowly
 from llmux.extract.json_scan import members_but
 
 AT_ONCE = 256 * 1024  # bytes of the largest object that is parsed
@@ -29,8 +27,6 @@ MOST_TIMES = 100  # that an object may have a field which a rule changes: each t
 _QUICK = 32 * 1024  # bytes that are parsed within milliseconds, whatever they are
 _NESTED = 16 * 1024  # opening brackets in a larger object, which take longer than anything else
 _MEMBERS = 1024  # of an object that is parsed: each takes microseconds
-_STEP = 16 * 1024  # bytes scanned between two looks at the clock
-_WORK = 0.0005  # seconds of work between two turns of the event loop
 _LONGEST_KEY = 64 * 6  # bytes of a key that are compared: 64 characters, each as an escape
 _LONGEST_NUMBER = 4096
 _NUMBER = re.compile(rb"[-+.0-9eE]+\Z|NaN\Z|-?Infinity\Z")
@@ -236,13 +232,9 @@ async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> Found:
         if found is not None:
             return found
     scanner = FieldScanner(names, start)
-    since = perf_counter()
+    pace = Pace()
     for data in body.part(start, end):
-        for at in range(0, len(data), _STEP):
-            scanner.feed(data[at : at + _STEP])
-            if perf_counter() - since > _WORK:
-                await asyncio.sleep(0)
-                since = perf_counter()
+        await scan_slowly(scanner, data, pace)
     scanner.finish()
     return Found(bool(scanner.is_object), scanner.found, scanner.opens, scanner.others)
 
@@ -254,11 +246,9 @@ async def _object(body: Body, start: int, end: int, rules: Rules, above: str, sp
     if len(found) > MOST_TIMES * len(rules):
         raise BadRequestError(f"the body has the same fields more than {MOST_TIMES} times", code="invalid_json")
     removed: list[Member] = []
-    since = perf_counter()
+    pace = Pace()
     for member in found:
-        if perf_counter() - since > _WORK:
-            await asyncio.sleep(0)
-            since = perf_counter()
+        await pace.turn()
         rule = rules[member.name]
         if not isinstance(rule, Rule):
             await _within(body, member, rule, above + member.name, splices)

@@ -10,25 +10,22 @@ request waits much longer than ``over``, if it may go and its remote is not too 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import NamedTuple
 
 from llmux.accounts.pricing import TokenPrice, of_tokens
 from llmux.config.access import glob_expression
 from llmux.config.targets import RouteConfig, matches
 from llmux.errors import BadRequestError
-from llmux.extract import Body
+from llmux.extract import Body, Pace
 from llmux.targets.field_scanner import Member, last_of_each, scan
 
 BYTES_PER_TOKEN = 3.5
 TOKENS_PER_FILE = 1500
 
 _STEP = 64 * 1024
-_WORK = 0.0005  # seconds between two turns of the event loop
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _FIELDS = ("tools", "functions", "stream", "n", *_LIMITS)
 # A quote within a text is escaped: these are never part of one.
@@ -152,7 +149,7 @@ def _numbers(values: dict[str, bytes], names: Iterable[str]) -> Iterable[int]:
 async def _files(body: Body) -> tuple[bool, int, int]:
     """Return whether there are images, the number of files, and the bytes of those that are in the body."""
     images, files, encoded = False, 0, 0
-    before, since = b"", perf_counter()
+    before, pace = b"", Pace()
     for data in body.part(0, body.received):
         for at in range(0, len(data), _STEP):
             piece = data[at : at + _STEP]
@@ -166,9 +163,7 @@ async def _files(body: Body) -> tuple[bool, int, int]:
                     files += 1
                     images = images or found[1] is not None
             before = piece[-_LONGEST_FILE:]
-            if perf_counter() - since > _WORK:
-                await asyncio.sleep(0)
-                since = perf_counter()
+            await pace.turn()
     return images, files, encoded
 
 

@@ -287,7 +287,7 @@ async def test_a_body_of_20_mb_stays_where_it_is_and_holds_nothing_up():
                 await asyncio.sleep(0)
 
         watching = asyncio.create_task(watch())
-        edited = body.edit(await changes(body, rules)).replace_model("other")
+        edited = await body.edit(await changes(body, rules)).renamed("other")
         watching.cancel()
         assert edited.spooled
         assert edited.single is None
