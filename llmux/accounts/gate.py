@@ -148,6 +148,11 @@ class Gate:
                 balance.budget.known = partial(self._keeper.spent, key)
         self._balances = balances
 
+    def counted(self, key: str) -> Grant | None:
+        """Return a key's grant if its use is counted."""
+        grant = self.grants.get(key)
+        return grant if grant is not None and grant.counts else None
+
     def kept_by(self, keeper: Keeper) -> None:
         """Begin budgets with what was spent in their period, and let reservations survive a crash."""
         self._keeper = keeper

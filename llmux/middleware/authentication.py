@@ -331,7 +331,8 @@ def network_of(host: str) -> str:
 
 KEY_NAME = "X-LLMux-Key"
 """With a gateway's key: the name of the key of its client."""
-_OF_GATEWAYS = frozenset({KEY_NAME.lower().encode(), b"x-llmux-progress"})  # no client has sent these
+_KEY_NAME = KEY_NAME.lower().encode()
+_OF_GATEWAYS = frozenset({_KEY_NAME, b"x-llmux-progress"})  # no client has sent these
 _AUTHORIZATION = b"authorization"
 _API_KEY = b"x-api-key"
 _LOOPBACK = ("127.", "::ffff:127.")
@@ -354,12 +355,11 @@ class Authenticated(NamedTuple):
         """Return the same for the key of the gateway's client, if the gateway names it."""
         assert self.holder is not None
         name = request.headers.get(KEY_NAME, "")
-        holder = self.holder._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else None
-        return Authenticated(holder or self.holder, self.drop | _OF_GATEWAYS)
+        return Authenticated(_named(self.holder, name), self.drop | _OF_GATEWAYS)
 
 
 class FastAuthenticated(NamedTuple):
-    """The same on the fast path: the lines of the head that must not go on, the last first."""
+    """The same on the fast path: the lines of the head that must not go on."""
 
     drop: Sequence[int]
     holder: Holder | None
@@ -434,7 +434,7 @@ class Keys:
         found = []
         best: Holder | None = None
         seen = b""
-        for at in reversed(shown):
+        for at in shown:
             name, _, value = lines[at].partition(b": ")
             name = name.lower()
             if name == seen or len(shown) > 2:  # noqa: PLR2004 - one of them twice
@@ -444,8 +444,10 @@ class Keys:
             holder = None if key is None else self.ring.recognize(key)
             if holder is not None:
                 found.append(at)
-                if best is None or holder.operator:
+                if best is None or holder.operator or (name == _AUTHORIZATION and not best.operator):
                     best = holder
+        if best is not None and best.gateway:
+            return _for_client(lines, found, best)
         return FastAuthenticated(found, best) if found or not self.ring.wanted else None
 
     def refusal(self, lines: list[bytes], shown: Sequence[int], address: str) -> RequestError | None:
@@ -506,6 +508,23 @@ def _shown(request: web.BaseRequest) -> dict[bytes, bytes]:
     if value is not None:
         shown[_API_KEY] = value.encode("utf-8", "surrogateescape")
     return shown
+
+
+def _named(gateway: Holder, name: str) -> Holder:
+    """Return the holder of the key that a gateway names; its own if that can be no key's name."""
+    return gateway._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else gateway
+
+
+def _for_client(lines: list[bytes], found: list[int], gateway: Holder) -> FastAuthenticated:
+    """Return the same for the key of the gateway's client, if the gateway names it."""
+    name = None
+    for at, line in enumerate(lines):
+        field, _, value = line.partition(b": ")
+        if field.lower() in _OF_GATEWAYS:
+            found.append(at)
+            if name is None and field.lower() == _KEY_NAME:
+                name = value.decode("ascii")
+    return FastAuthenticated(found, _named(gateway, name or ""))
 
 
 def _bearer(value: bytes) -> bytes | None:

@@ -83,9 +83,7 @@ def _held(config: Config) -> Mapping[str, frozenset[str]]:
         from llmux.accounts.gate import grants_of  # noqa: PLC0415 - most configurations have no use for it
 
         for key, grant in grants_of(config).items():
-            if grant.counts:
-                found[key] = nothing
-            elif grant.models is not None:
+            if grant.models is not None:
                 found[key] = grant.models
     return found | dict.fromkeys(captured, nothing)
 

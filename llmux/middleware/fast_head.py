@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmux.middleware.authentication import Holder
 from llmux.middleware.paths import Route
 from llmux.proxy.heads import HOP_BY_HOP
+
+if TYPE_CHECKING:
+    from llmux.accounts.gate import Grant
 
 UNKNOWN = -1
 MOST_DIGITS = 15  # of a length
@@ -163,6 +166,7 @@ class KnownHead:
         "_lines",
         "anthropic",
         "given_id",
+        "grant",
         "holder",
         "last",
         "names",
@@ -176,14 +180,17 @@ class KnownHead:
         dropped: Sequence[int],
         holder: Holder | None,
         names: Mapping[str, str],
+        grant: Grant | None,
     ) -> None:
         """``dropped``: the lines of the head that must not go on; ``holder``: that of its key.
 
-        ``names`` are those for which requests with it can be served here, and their models.
+        ``names`` are those for which requests with it can be served here, and their models; ``grant`` is what
+        its key may use, if that is counted.
         """
         self.names = names
         self.route = route
         self.holder = holder
+        self.grant = grant
         self.anthropic = route.anthropic("")
         self.given_id = head.given_id
         self.last = head.last

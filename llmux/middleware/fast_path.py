@@ -24,10 +24,12 @@ error, or with a fresh connection.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmux.config import EngineDefinition
+from llmux.errors import RequestError
 from llmux.extract import BodyBudget
 from llmux.extract.json_object import MOST, members_of, with_model
 from llmux.middleware.authentication import Keys
@@ -49,13 +51,15 @@ from llmux.upstream import (
     ResponseHead,
 )
 
+if TYPE_CHECKING:
+    from llmux.accounts.gate import Gate, Grant
+
 KNOWN = 256  # heads that are remembered
 COPIED = 64 * 1024  # bytes of a body that goes out in one piece with its head; a larger one is held only once
 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 _LENGTH = Framing.LENGTH
-_USUAL = (_REPLACED, False, None)  # the usual answers: with a length, and no further fields
 _new = tuple.__new__  # ExtraFields(…) would be a call of Python's own
 
 
@@ -119,17 +123,19 @@ class FastPath:
         keys: Keys,
         hosts: Hosts,
         alone: bool,
+        gate: Gate | None = None,
         is_silent: Callable[[str, Mapping[str, Any]], bool] | None = None,
     ) -> None:
         """Apply a configuration. Not ``alone``: requests are traced, and none is served here.
 
-        ``classes`` say for which names a key's requests may be served here.
+        ``classes`` say for which names a key's requests may be served here; ``gate`` checks what is limited.
         ``is_silent`` says of a path and a request whether it is for a stream that has to be asked for its usage;
         these are not served here, either.
         """
         self._is_silent = is_silent
         self._paths = paths
         self._classes = classes
+        self._gate = gate
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
         self._knows_host = hosts.knows
@@ -180,10 +186,10 @@ class FastPath:
             if let is None:
                 return None
             dropped, holder = let
-            if holder is not None and holder.gateway:
-                return None
-        names = self._classes.names(None if holder is None or holder.operator else holder.name, route.path)
-        return KnownHead(head, route, dropped, holder, names)
+        name = None if holder is None or holder.operator else holder.name
+        names = self._classes.names(name, route.path)
+        grant = None if self._gate is None or name is None else self._gate.counted(name)
+        return KnownHead(head, route, dropped, holder, names, grant)
 
     def match_known(self, data: bytes, head: KnownHead, size: int, total: int, digits: bytes) -> Match | None:
         """Return a request that can be served here, by its known head and its body."""
@@ -245,10 +251,17 @@ class FastPath:
         if total < len(data):
             client.keep(data[total:])
             data = data[:total]
-        connection = self.forwarder.pool.take(activity)
         context = RequestContext(self.reporting, request_id, head.route, began)
         context.asked, context.model, context.holder = asked, model, head.holder
         size = context.sent = len(body)
+        told, replaced = b"", _REPLACED
+        if head.grant is not None:
+            passed = self._pass_gate(head.grant, context)
+            if passed is None:
+                client.hand_over(context, data)
+                return
+            told, replaced = passed
+        connection = self.forwarder.pool.take(activity)
         ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
         admission = ticket.admission
         definition = None if admission is None else admission.definition
@@ -275,10 +288,10 @@ class FastPath:
             request_id=request_id,
             activity=activity,
             extra_headers=_new(
-                ExtraFields, (b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000" % ident, _REPLACED)
+                ExtraFields, (b"X-Request-ID: %b%b\r\nX-LLMux-Queue-Seconds: 0.000" % (ident, told), replaced)
             ),
             anthropic=head.anthropic,
-            counted=switcher.accounts is not None,
+            counted=context.counted,
         )
         request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
         request.keep_alive = not head.last
@@ -296,6 +309,24 @@ class FastPath:
             task.add_done_callback(self._connecting.discard)
         else:
             request.send(connection, pieces)
+
+    def _pass_gate(self, grant: Grant, context: RequestContext) -> tuple[bytes, frozenset[bytes]] | None:
+        """Check a key's limits; return what its client is told of them, and the fields which that replaces.
+
+        None: the request is refused, and the model handler says why.
+        """
+        assert self._gate is not None
+        assert context.asked is not None
+        headers = context.headers
+        try:
+            context.passed = self._gate.enter(
+                grant, context.asked, context.model, context.sent, context.request_id, headers
+            )
+        except RequestError:
+            headers.clear()
+            return None
+        told = "".join([f"\r\n{name}: {value}" for name, value in headers])
+        return told.encode(), _replaced(tuple([name for name, _ in headers]))
 
     async def _connect(self, request: FastRequest, pieces: Pieces) -> None:
         exchange = request.exchange
@@ -332,6 +363,11 @@ class FastPath:
             self._answered += one_by_one
             if self._answered:
                 loop.call_soon(self._finish, loop)
+
+
+@functools.cache
+def _replaced(names: tuple[str, ...]) -> frozenset[bytes]:
+    return _REPLACED.union(name.encode() for name in names)
 
 
 class FastRequest(Relay):
@@ -372,16 +408,17 @@ class FastRequest(Relay):
     def response_started(self, head: ResponseHead) -> None:
         """Make the client's head; usually it is the same as the last one."""
         usual = head.framing is _LENGTH and not head.event_stream and self.keep_alive
-        written = head.written.get(_USUAL) if usual else None
+        added: ExtraFields = self.exchange.extra_headers  # type: ignore[assignment]
+        # The usual answers: with a length, and no further fields.
+        written = head.written.get((added.names, False, None)) if usual else None
         if written is None:
             super().response_started(head)
             return
         assert self._connection is not None
         before, has_length, after = written
-        exchange = self.exchange
         length = self._connection.length if has_length else b""
-        self._head = b"%b%b%b%b\r\n\r\n" % (before, length, after, exchange.extra_headers.lines)  # type: ignore[union-attr]
-        exchange.status = head.status
+        self._head = b"%b%b%b%b\r\n\r\n" % (before, length, after, added.lines)
+        self.exchange.status = head.status
         self._responding = True
 
     # ---- the relay's client

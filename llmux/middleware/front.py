@@ -149,6 +149,7 @@ class Front:
             keys=self._keys,
             hosts=hosts,
             alone=alone,
+            gate=self._models.gate,
             is_silent=None if exact is None else exact.is_silent,
         )
 
@@ -195,7 +196,7 @@ class Front:
             return await handler(request)
         context = self._context(request, route, told_to_send=not direct)
         verdict = self._origins.check(request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST))
-        context.headers = [("X-Request-ID", context.request_id), *verdict.headers.items()]
+        context.headers[:0] = [("X-Request-ID", context.request_id), *verdict.headers.items()]
         status: int | None = 500
         failure = None
         context.trace = None if self._tracing is None else self._begin_trace(self._tracing, request, context)

@@ -186,7 +186,7 @@ class ModelHandler:
             name, context.regions, reason = await self._routing.lead(name, context, body)
             through = None if reason is None else (reason, asked)
         model = self._names.get(name)
-        if self.gate is not None and context.holder is not None:
+        if self.gate is not None and context.holder is not None and context.passed is None:
             # A name that only `routes` know cannot be among a key's models.
             known = through is None or asked in self._names or self._is_other_name(asked, context)
             self._let_in(self.gate, context, asked if known else name, model)

@@ -56,8 +56,9 @@ def classes(tmp_path):
         ("held", "big", CHAT, True),  # 403
         ("held", "narrow", MESSAGES, True),
         ("held", "small", COUNT, True),
-        ("limited", "small", CHAT, True),
-        ("budgeted", "big", CHAT, True),
+        ("limited", "small", CHAT, False),
+        ("limited", "big", CHAT, True),
+        ("budgeted", "big", CHAT, False),
         ("captured", "small", CHAT, True),
         ("captured", "narrow", MESSAGES, True),
     ],
