@@ -2,8 +2,8 @@
 
 A *plain* request takes the fast path; a *metered* one, too, and its answer's usage goes to the ledger when it has
 ended. A *managed* one takes the slower path: it may have to be refused, sent elsewhere, translated or captured.
-(Two cases are found on the fast path, and handed over: a request that has to wait, and with `usage: exact` a
-stream that does not report its usage.)
+(Three cases are found on the fast path, and handed over: a request that has to wait, one that its key's limits or
+budget refuse, and with `usage: exact` a stream that does not report its usage.)
 """
 
 from __future__ import annotations
