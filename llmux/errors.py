@@ -4,9 +4,6 @@ LLMuxError
 ├── ConfigError                the configuration cannot be used; says where and what to do
 ├── PolicyLoadError            a policy cannot be loaded
 ├── StateLockedError           another llmux holds the state file
-├── HookError                  a hook did not succeed
-│   ├── HookFailedError        it exited with another code than 0, or was killed
-│   └── HookTimeoutError       it ran past its timeout
 └── RequestError               a request is refused; ``status`` is the HTTP status
     ├── BadRequestError        400
     ├── UnauthorizedError      401
@@ -59,18 +56,6 @@ class PolicyLoadError(LLMuxError):
 
 class StateLockedError(LLMuxError):
     """Another llmux uses the same state file."""
-
-
-class HookError(LLMuxError):
-    """A hook did not succeed."""
-
-
-class HookFailedError(HookError):
-    """A hook exited with another code than 0, or was killed."""
-
-
-class HookTimeoutError(HookError):
-    """A hook ran past its timeout."""
 
 
 class RequestError(LLMuxError):
