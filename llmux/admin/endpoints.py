@@ -138,11 +138,13 @@ class Admin:
             web.get("/llmux/history", self.history),
             web.get("/llmux/gpus", self.gpus),
             *page_routes("index.html"),
-            web.post("/llmux/models/{model:.+}/wake", self._on_model(self._wake)),
-            web.post("/llmux/models/{model:.+}/sleep", self._on_model(self._sleep)),
-            web.post("/llmux/models/{model:.+}/pin", self._on_model(self._pin)),
-            web.post("/llmux/models/{model:.+}/unpin", self._on_model(self._unpin)),
-            web.post("/llmux/models/{model:.+}/reset", self._on_model(self._reset)),
+            web.post("/llmux/models/{model:.+}/wake", self._on_model(ev.ActivationRequested)),
+            web.post("/llmux/models/{model:.+}/sleep", self._on_model(ev.SleepRequested)),
+            web.post("/llmux/models/{model:.+}/pin", self._on_model(ev.PinChanged, self._pin)),
+            web.post(
+                "/llmux/models/{model:.+}/unpin", self._on_model(functools.partial(ev.PinChanged, pinned=False))
+            ),
+            web.post("/llmux/models/{model:.+}/reset", self._on_model(ev.ResetRequested)),
             web.post("/llmux/requests/{request}/cancel", self.cancel),
             web.post("/llmux/withdraw/{request}", self.withdraw),
             web.post("/llmux/lease", self.lease),
@@ -314,43 +316,25 @@ class Admin:
     # ---- commands
 
     def _on_model(
-        self, act: Callable[[str, dict[str, Any]], Awaitable[int | None]]
+        self, make: Callable[..., ev.Event], read: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        """Return the handler of a command about a model; ``read`` returns what its options add to the event."""
+
         async def handler(request: web.Request) -> web.Response:
-            model = self._known(request.match_info["model"])
-            switch = await act(model, await self._options(request))
+            model, options = self._known(request.match_info["model"]), await self._options(request)
+            if read is None:
+                refuse_unknown(options, set())
+            more = {} if read is None else read(options)
+            answer = await self._switcher.command(lambda ticket: make(model, ticket, **more))
             state = self._switcher.core.state.models.get(model)
             phase = state.phase.value if state is not None else None
-            return web.json_response({"model": model, "switch": switch, "phase": phase}, status=202)
+            return web.json_response({"model": model, "switch": answer.switch, "phase": phase}, status=202)
 
         return handler
 
-    async def _wake(self, model: str, options: dict[str, Any]) -> int | None:
-        refuse_unknown(options, set())
-        return await self._switcher.force_switch(model)
-
-    async def _sleep(self, model: str, options: dict[str, Any]) -> int | None:
-        refuse_unknown(options, set())
-        answer = await self._switcher.command(lambda ticket: ev.SleepRequested(model, ticket))
-        return answer.switch
-
-    async def _reset(self, model: str, options: dict[str, Any]) -> int | None:
-        refuse_unknown(options, set())
-        answer = await self._switcher.command(lambda ticket: ev.ResetRequested(model, ticket))
-        return answer.switch
-
-    async def _pin(self, model: str, options: dict[str, Any]) -> int | None:
+    def _pin(self, options: dict[str, Any]) -> dict[str, Any]:
         refuse_unknown(options, {"for", "reason"})
-        until, reason = self._until(options), _reason(options)
-        answer = await self._switcher.command(
-            lambda ticket: ev.PinChanged(model, ticket, until=until, reason=reason)
-        )
-        return answer.switch
-
-    async def _unpin(self, model: str, options: dict[str, Any]) -> int | None:
-        refuse_unknown(options, set())
-        answer = await self._switcher.command(lambda ticket: ev.PinChanged(model, ticket, pinned=False))
-        return answer.switch
+        return {"until": self._until(options), "reason": _reason(options)}
 
     async def cancel(self, request: web.Request) -> web.Response:
         """End a request, queued or in flight, by its client's id for it."""
