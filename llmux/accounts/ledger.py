@@ -221,11 +221,6 @@ class Ledger:
         self.awake = True
         self._wake.set()
 
-    def hurry(self) -> None:
-        """Make it do so now."""
-        if not self._hurry.is_set():
-            self._hurry.set()
-
     async def settled(self) -> None:
         """Wait until what has ended so far is written, but not for long."""
         target, until = self._all, time.monotonic() + SETTLE_WAITS

@@ -59,6 +59,11 @@ class Trip:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def end(self, error: RequestError) -> None:
+        """Reject it: the placement no longer knows it."""
+        self.over = True
+        self.give(error)
+
     async def order(self) -> ev.Send:
         """Wait until the request has a host. Raises the RequestError with which it is rejected."""
         if not self._orders:
@@ -72,6 +77,10 @@ class Trip:
             raise order
         self.host = order.host
         return order
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART)
 
 
 class Dispatcher:
@@ -99,9 +108,11 @@ class Dispatcher:
             ev.Probe: lambda effect: self.on_probe(effect.host),
             ev.HostEjected: self._ejected,
             ev.HostRestored: self._restored,
-            ev.ReportRefused: self._report_refused,
-            ev.ViewStale: self._view_stale,
-            ev.RouteOverruled: self._overruled,
+            ev.ReportRefused: lambda it: log.emit(
+                "report_refused", host=it.host, instance=it.instance, reason=it.reason
+            ),
+            ev.ViewStale: lambda it: log.emit("view_stale", model=it.model),
+            ev.RouteOverruled: lambda it: log.emit("route_overruled", answer=it.answer),
         }
 
     def start(self) -> None:
@@ -121,8 +132,7 @@ class Dispatcher:
         self._serial += 1
         trip = self._trips[self._serial] = Trip(self._serial, model)
         if self._closed:
-            trip.give(UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART))
-            trip.over = True
+            trip.end(_stopping())
         else:
             self.post(ev.RequestArrived(trip.id, model))
         return trip
@@ -188,8 +198,7 @@ class Dispatcher:
         """Reject a request that is queued here, as this gateway stops."""
         trip = self._trips.get(number)
         if trip is not None:
-            trip.over = True
-            trip.give(UnavailableError("llmux is stopping", code="stopping", retry_after=_RESTART))
+            trip.end(_stopping())
         self.post(ev.RequestAbandoned(number))
 
     # ---- the placement
@@ -202,8 +211,7 @@ class Dispatcher:
             self._log.emit("internal_error", error=repr(error), exc_info=error)
             trip = self._trips.get(getattr(event, "request", 0))
             if trip is not None and not trip.over:
-                trip.over = True
-                trip.give(RequestError(INTERNAL_ERROR))
+                trip.end(RequestError(INTERNAL_ERROR))
             return
         for effect in effects:
             tell = self._tellers.get(type(effect))
@@ -234,10 +242,9 @@ class Dispatcher:
 
     def _reject(self, effect: ev.Reject) -> None:
         if (trip := self._trips.get(effect.request)) is not None:
-            trip.over = True
             kind = _STATUSES.get(effect.code, UnavailableError)
             param = "model" if kind is UnknownModelError else None
-            trip.give(kind(effect.message, code=effect.code, param=param, retry_after=effect.retry_after))
+            trip.end(kind(effect.message, code=effect.code, param=param, retry_after=effect.retry_after))
 
     def _queued(self, effect: ev.RequestQueued) -> None:
         if self._closed:  # it has lost its host meanwhile, and would wait for ever
@@ -262,12 +269,3 @@ class Dispatcher:
     def _restored(self, effect: ev.HostRestored) -> None:
         self._out.discard(effect.host)
         self._log.emit("host_restored", host=effect.host)
-
-    def _report_refused(self, effect: ev.ReportRefused) -> None:
-        self._log.emit("report_refused", host=effect.host, instance=effect.instance, reason=effect.reason)
-
-    def _view_stale(self, effect: ev.ViewStale) -> None:
-        self._log.emit("view_stale", model=effect.model)
-
-    def _overruled(self, effect: ev.RouteOverruled) -> None:
-        self._log.emit("route_overruled", answer=effect.answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -23,7 +23,7 @@ from llmux.fleet.store import NONSENSE
 from llmux.gateway.hosts import Host, lease_path
 from llmux.middleware.front import GRANT
 from llmux.middleware.model_handler import unknown_model
-from llmux.observability.metrics import CONTENT_TYPE
+from llmux.observability.metrics import CONTENT_TYPE, Samples, filled
 from llmux.version import __version__
 
 if TYPE_CHECKING:
@@ -75,32 +75,21 @@ class FleetMetrics(Collector):
         yield _gauge("llmux_fleet_report_age_seconds", ages)
         yield _gauge("llmux_fleet_host_in_flight", own)
         yield _gauge("llmux_fleet_host_queued", queued)
-        yield _gauge("llmux_fleet_queue_depth", depths, "model")
+        yield _gauge("llmux_fleet_queue_depth", depths, ("model",))
         if gateway.sharing is not None:
-            up = GaugeMetricFamily("llmux_fleet_store_up", HELP["llmux_fleet_store_up"])
-            up.add_metric((), float(not gateway.sharing.trouble))
-            yield up
-        counted: dict[str, _Samples] = {}
+            yield _gauge("llmux_fleet_store_up", [((), float(not gateway.sharing.trouble))], ())
+        counted: dict[str, list[tuple[tuple[str, ...], float]]] = {}
         for (kind, *labels), count in sorted(gateway.dispatcher.counts.items()):
             counted.setdefault(f"llmux_fleet_{kind}_total", []).append((tuple(labels), count))
         counted["llmux_fleet_wakes_total"] = [((host.name,), host.wakes) for host, _ in rows]
         for name, meaning in HELP.items():
             if name.endswith("_total"):
                 names = ("host", "code") if name == "llmux_fleet_refused_total" else ("host",)
-                family = CounterMetricFamily(name, meaning, labels=names)
-                for values, number in counted.get(name, ()):
-                    family.add_metric(values, number)
-                yield family
+                yield filled(CounterMetricFamily, name, meaning, names, counted.get(name, ()))
 
 
-_Samples = list[tuple[tuple[str, ...], float]]
-
-
-def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]], label: str = "host") -> Metric:
-    family = GaugeMetricFamily(name, HELP[name], labels=(label,))
-    for values, number in samples:
-        family.add_metric(values, number)
-    return family
+def _gauge(name: str, samples: Samples, labels: tuple[str, ...] = ("host",)) -> Metric:
+    return filled(GaugeMetricFamily, name, HELP[name], labels, samples)
 
 
 # ---- documents

@@ -28,7 +28,7 @@ from llmux.core.residency import (
 )
 from llmux.core.state import State
 from llmux.estimates import costs_of
-from llmux.observability.timeline import Timeline
+from llmux.observability.timeline import Timeline, after
 
 TOLD = 8  # models whose waiters are listed one by one
 
@@ -355,9 +355,4 @@ class DecisionLog:
 
     def since(self, number: int) -> list[DecisionRecord]:
         """Return the decisions after the one with this id, oldest first."""
-        new: list[DecisionRecord] = []
-        for record in reversed(self.records):
-            if record.id <= number:
-                break
-            new.append(record)
-        return new[::-1]
+        return after(self.records, number)

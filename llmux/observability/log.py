@@ -324,9 +324,6 @@ CATALOGUE: dict[str, LogEvent] = {
     "log_lines_dropped": LogEvent(_WARNING, "The reader of the log is too slow; `count` lines are missing."),
 }
 
-EVENTS: dict[str, str] = {name: event.meaning for name, event in CATALOGUE.items()}
-
-
 _CLOSE_WAITS = 2.0  # seconds for the last lines at exit
 
 

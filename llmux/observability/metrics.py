@@ -192,11 +192,6 @@ class _Model:
         self.lost = 0
 
 
-def source_label(sources: tuple[str, ...]) -> str:
-    """Return the ``from`` label of those that leave."""
-    return "several" if len(sources) > 1 else sources[0] if sources else "idle"
-
-
 class Metrics(Collector):
     """The metrics of one app."""
 
@@ -357,7 +352,7 @@ class Metrics(Collector):
             self._costs[pair] = seconds
 
     def _pair(self, sources: tuple[str, ...], to: str | None) -> tuple[str, str]:
-        source = source_label(sources)
+        source = "several" if len(sources) > 1 else sources[0] if sources else "idle"
         if len(sources) == 1 and source not in self._models:
             source = UNKNOWN
         pair = source, "none" if to is None else to if to in self._models else UNKNOWN
@@ -465,7 +460,7 @@ class Metrics(Collector):
         yield _counter("llmux_model_lost_total", ("model",), lost)
 
     def _gauge_metrics(self) -> Iterator[Metric]:
-        rows = [GaugeRow(*row) for row in self._gauges()]
+        rows = list(self._gauges())
         yield _gauge("llmux_request_queue_depth", ("model",), [((row.model,), row.queued) for row in rows])
         yield _gauge("llmux_model_in_flight", ("model",), [((row.model,), row.in_flight) for row in rows])
         phases = [((row.model, phase), int(row.phase == phase)) for row in rows for phase in Phase]
@@ -484,25 +479,33 @@ class Metrics(Collector):
         yield _counter("llmux_remote_requests_total", ("remote", "outcome"), counts)
 
 
-_Samples = Iterable[tuple[tuple[str, ...], float]]
+Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 def _add(counts: dict[str, int], key: str, number: int = 1) -> None:
     counts[key] = counts.get(key, 0) + number
 
 
-def _counter(name: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
-    family = CounterMetricFamily(name, HELP[name], labels=labels)
+def filled(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    meaning: str,
+    labels: tuple[str, ...],
+    samples: Samples,
+) -> Metric:
+    """Return a metric with its samples: the labels' values, and the number."""
+    family = kind(name, meaning, labels=labels)
     for values, value in samples:
         family.add_metric(values, value)
     return family
 
 
-def _gauge(name: str, labels: tuple[str, ...], samples: _Samples) -> Metric:
-    family = GaugeMetricFamily(name, HELP[name], labels=labels)
-    for values, value in samples:
-        family.add_metric(values, value)
-    return family
+def _counter(name: str, labels: tuple[str, ...], samples: Samples) -> Metric:
+    return filled(CounterMetricFamily, name, HELP[name], labels, samples)
+
+
+def _gauge(name: str, labels: tuple[str, ...], samples: Samples) -> Metric:
+    return filled(GaugeMetricFamily, name, HELP[name], labels, samples)
 
 
 def _histogram(

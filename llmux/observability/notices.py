@@ -54,24 +54,8 @@ def describe(effect: core.Effect, *, base_url: str = "http://127.0.0.1:3000") ->
     return event
 
 
-def _ready(it: core.Ready) -> Described:
-    return Described("ready", {"adopted": list(it.adopted)})
-
-
-def _request_queued(it: core.RequestQueued) -> Described:
-    return Described("request_queued", {"request": it.request, "model": it.model, "depth": it.depth})
-
-
 def _switch(it: core.SwitchStarted | core.SwitchDrained | core.SwitchEnded) -> dict[str, object]:
     return {"switch": it.switch, "from": source_names(it.sources), "to": it.to}
-
-
-def _switch_started(it: core.SwitchStarted) -> Described:
-    return Described("switch_started", {**_switch(it), "reason": it.reason})
-
-
-def _switch_drained(it: core.SwitchDrained) -> Described:
-    return Described("switch_drained", {**_switch(it), "drain_secs": _seconds(it.drain)})
 
 
 def _switch_ended(it: core.SwitchEnded) -> Described:
@@ -100,17 +84,9 @@ def _model_activated(it: core.ModelActivated) -> Described:
     return Described("model_activated", {**fields, "switch": it.switch})
 
 
-def _model_deactivated(it: core.ModelDeactivated) -> Described:
-    return Described("model_deactivated", {"model": it.model, "active_secs": _seconds(it.active)})
-
-
 def _model_deepened(it: core.ModelDeepened) -> Described:
     fields = {"model": it.model, "from_level": it.before, "to_level": it.level}
     return Described("model_deepened", {**fields, "duration_secs": _seconds(it.seconds)})
-
-
-def _sleep_hook_failed(it: core.SleepHookFailed) -> Described:
-    return Described("sleep_hook_failed", {"model": it.model, "to": it.to, "error": it.error})
 
 
 def _backoff_started(it: core.BackoffStarted) -> Described:
@@ -118,38 +94,10 @@ def _backoff_started(it: core.BackoffStarted) -> Described:
     return Described("backoff_started", {**fields, "error": it.error})
 
 
-def _model_lost(it: core.ModelLost) -> Described:
-    return Described("model_lost", {"model": it.model, "error": it.error})
-
-
-def _model_faulted(it: core.ModelFaulted) -> Described:
-    return Described("model_faulted", {"model": it.model, "error": it.error})
-
-
 def _model_assumed_asleep(it: core.ModelAssumedAsleep) -> Described:
     unproven = "that its GPU memory is free: no `verify` or `stop` hook could tell"
     fields = {"model": it.model, "tries": it.tries, "unproven": unproven, "error": it.error}
     return Described("model_assumed_asleep", fields)
-
-
-def _model_reset(it: core.ModelReset) -> Described:
-    return Described("model_reset", {"model": it.model})
-
-
-def _model_removed(it: core.ModelRemoved) -> Described:
-    return Described("model_removed", {"model": it.model})
-
-
-def _policy_overruled(it: core.PolicyOverruled) -> Described:
-    return Described("policy_overruled", {"answer": it.answer})
-
-
-def _policy_adopted(it: core.PolicyAdopted) -> Described:
-    return Described("policy_adopted", {"policy": it.policy, "before": it.before, "reason": it.reason})
-
-
-def _policy_decided(it: core.PolicyDecided) -> Described:
-    return Described("policy_decided", {"decision": it.decision, "model": it.model, "reason": it.reason})
 
 
 def _pin_set(it: core.PinSet) -> Described:
@@ -163,18 +111,6 @@ def _lease_set(it: core.LeaseSet) -> Described:
     return Described("lease_set", {**fields, "requests": requests})
 
 
-def _lease_held(it: core.LeaseHeld) -> Described:
-    return Described("lease_held", {"after_secs": _seconds(it.after)})
-
-
-def _manual_set(it: core.ManualSet) -> Described:
-    return Described("manual_set", {"manual": it.manual})
-
-
-def _stopped(_it: core.Stopped) -> Described:
-    return Described("stopped", {})
-
-
 def _rejected(it: core.Reject) -> Described:
     if it.refusal is core.Refusal.WAITED_TOO_LONG:
         # `timeout_secs` is the original's field; the core tells how long the request really waited.
@@ -184,49 +120,51 @@ def _rejected(it: core.Reject) -> Described:
     return Described("request_rejected", {**fields, "retry_after_secs": _seconds(it.retry_after)})
 
 
-def _cut(it: core.CancelRequests) -> Described:
-    return Described("requests_cut", {"model": it.model, "reason": str(it.reason), "requests": len(it.requests)})
-
-
-def _hook_started(it: core.RunHook) -> Described:
-    return Described("hook_started", {"model": it.model, "hook": str(it.kind), "switch": it.switch or None})
-
-
-def _answered(it: core.Answer) -> Described:
-    return Described(
-        "command_answered", {"accepted": it.accepted, "switch": it.switch, "reason": it.reason or None}
-    )
-
-
 _TELLERS: dict[type, Callable[..., Described]] = {
-    core.Ready: _ready,
-    core.RequestQueued: _request_queued,
-    core.SwitchStarted: _switch_started,
-    core.SwitchDrained: _switch_drained,
+    core.Ready: lambda it: Described("ready", {"adopted": list(it.adopted)}),
+    core.RequestQueued: lambda it: Described(
+        "request_queued", {"request": it.request, "model": it.model, "depth": it.depth}
+    ),
+    core.SwitchStarted: lambda it: Described("switch_started", {**_switch(it), "reason": it.reason}),
+    core.SwitchDrained: lambda it: Described("switch_drained", {**_switch(it), "drain_secs": _seconds(it.drain)}),
     core.SwitchEnded: _switch_ended,
     core.SwitchFailed: _switch_failed,
     core.ModelActivated: _model_activated,
-    core.ModelDeactivated: _model_deactivated,
+    core.ModelDeactivated: lambda it: Described(
+        "model_deactivated", {"model": it.model, "active_secs": _seconds(it.active)}
+    ),
     core.ModelDeepened: _model_deepened,
-    core.SleepHookFailed: _sleep_hook_failed,
+    core.SleepHookFailed: lambda it: Described(
+        "sleep_hook_failed", {"model": it.model, "to": it.to, "error": it.error}
+    ),
     core.BackoffStarted: _backoff_started,
-    core.ModelLost: _model_lost,
-    core.ModelFaulted: _model_faulted,
+    core.ModelLost: lambda it: Described("model_lost", {"model": it.model, "error": it.error}),
+    core.ModelFaulted: lambda it: Described("model_faulted", {"model": it.model, "error": it.error}),
     core.ModelAssumedAsleep: _model_assumed_asleep,
-    core.ModelReset: _model_reset,
-    core.ModelRemoved: _model_removed,
-    core.PolicyOverruled: _policy_overruled,
-    core.PolicyDecided: _policy_decided,
-    core.PolicyAdopted: _policy_adopted,
+    core.ModelReset: lambda it: Described("model_reset", {"model": it.model}),
+    core.ModelRemoved: lambda it: Described("model_removed", {"model": it.model}),
+    core.PolicyOverruled: lambda it: Described("policy_overruled", {"answer": it.answer}),
+    core.PolicyDecided: lambda it: Described(
+        "policy_decided", {"decision": it.decision, "model": it.model, "reason": it.reason}
+    ),
+    core.PolicyAdopted: lambda it: Described(
+        "policy_adopted", {"policy": it.policy, "before": it.before, "reason": it.reason}
+    ),
     core.PinSet: _pin_set,
     core.LeaseSet: _lease_set,
-    core.LeaseHeld: _lease_held,
-    core.ManualSet: _manual_set,
-    core.Stopped: _stopped,
+    core.LeaseHeld: lambda it: Described("lease_held", {"after_secs": _seconds(it.after)}),
+    core.ManualSet: lambda it: Described("manual_set", {"manual": it.manual}),
+    core.Stopped: lambda _it: Described("stopped", {}),
     core.Reject: _rejected,
-    core.CancelRequests: _cut,
-    core.RunHook: _hook_started,
-    core.Answer: _answered,
+    core.CancelRequests: lambda it: Described(
+        "requests_cut", {"model": it.model, "reason": str(it.reason), "requests": len(it.requests)}
+    ),
+    core.RunHook: lambda it: Described(
+        "hook_started", {"model": it.model, "hook": str(it.kind), "switch": it.switch or None}
+    ),
+    core.Answer: lambda it: Described(
+        "command_answered", {"accepted": it.accepted, "switch": it.switch, "reason": it.reason or None}
+    ),
 }
 # Never built unless the log is at debug: they come with every request.
 _ONLY_DEBUG = frozenset({core.RequestQueued, core.RunHook, core.PolicyDecided, core.Answer})

@@ -10,9 +10,10 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import takewhile
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 from llmux.core import effects, events
 from llmux.core.effects import Effect, PhaseChanged
@@ -78,31 +79,31 @@ class Timeline:
 
     def moves_since(self, number: int) -> list[Move]:
         """Return the moves after the one with this id, oldest first."""
-        return _after(reversed(self.moves), number)
+        return after(self.moves, number)
 
     def story(self) -> str:
         """Return the steps as Python: one ``at(time, event, effects…)`` after the other."""
         return "\n".join(
-            laid_out([as_python(step.time), as_python(step.event), *map(as_python, unexplained(step.effects))])
-            for step in self.steps
+            laid_out([as_python(each) for each in (time, event, *effects) if each.__class__ not in EXPLAIN])
+            for time, event, effects in self.steps
         )
 
 
-def _after(newest_first: Iterator[Move], number: int) -> list[Move]:
-    new = []
-    for move in newest_first:
-        if move.id <= number:
-            break
-        new.append(move)
-    return new[::-1]
+class _Numbered(Protocol):
+    @property
+    def id(self) -> int: ...
 
 
-def unexplained(made: Sequence[Effect]) -> list[Effect]:
-    """Return the effects that a playbook tells: those that only explain others are left out."""
-    return [effect for effect in made if effect.__class__ not in EXPLAIN]
+_N = TypeVar("_N", bound=_Numbered)
+
+
+def after(entries: Sequence[_N], number: int) -> list[_N]:
+    """Return the entries after the one with this id, oldest first; their ids grow."""
+    return list(takewhile(lambda entry: entry.id > number, reversed(entries)))[::-1]
 
 
 EXPLAIN = frozenset(get_args(effects.Explanation))
+"""Effects that only explain others."""
 
 
 def laid_out(parts: Sequence[str]) -> str:
@@ -145,16 +146,9 @@ def _arguments(value: Any) -> str:
     arguments = []
     for field in fields(value):
         content = getattr(value, field.name)
-        if not _has_default(field):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is MISSING:
             arguments.append(as_python(content))
-        elif content != _default(field):
+        elif content != default:
             arguments.append(f"{field.name}={as_python(content)}")
     return ", ".join(arguments)
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default

@@ -75,8 +75,8 @@ class Exchange(NamedTuple):
 class Traffic:
     """The requests of the last ``past`` seconds."""
 
-    def __init__(self, began: float, past: float) -> None:
-        self.began, self.past = began, past
+    def __init__(self, past: float) -> None:
+        self.past = past
         self.requests: deque[Exchange] = deque(maxlen=MOST)
 
     def add(self, made: Exchange, now: float) -> None:
@@ -113,7 +113,7 @@ class Chooser:
         self.end()
         if hasattr(policy, "makers"):
             self._policy = policy
-            self.traffic = Traffic(self._switcher.now(), policy.options.past)
+            self.traffic = Traffic(policy.options.past)
             self._task = asyncio.get_running_loop().create_task(self._go_on(policy), name="auto")
             self._switcher.on_left(self.request)
 
@@ -143,8 +143,7 @@ class Chooser:
         waited = ticket.waited if admitted else now - ticket.arrived
         first = None if outcome is None else outcome.first_byte_at
         got = 0 if outcome is None else outcome.bytes_out
-        broken = outcome is not None and outcome.broken is not None
-        word = outcome_of(ticket, status, began=first is not None, broken=broken)
+        word = outcome_of(ticket, status, outcome)
         began = None if first is None else first - ticket.arrived
         traffic.add(Exchange(ticket.arrived, ticket.model, waited, served, began, sent, got, word), now)
 

@@ -116,7 +116,7 @@ class Recorder:
             fx.SwitchStarted: self._switch_started,
             fx.PolicyDecided: lambda _effect: self._decided(),
             fx.RunHook: self._hook_started,
-            fx.ModelActivated: self._activated,
+            fx.ModelActivated: lambda effect: self._visits.update({effect.model: effect.switch}),
             fx.SwitchFailed: self._switch_failed,
             fx.SwitchEnded: self._switch_ended,
             fx.Ready: lambda _effect: self.begin("start"),
@@ -183,7 +183,6 @@ class Recorder:
             entry.order_ended = self._next()
         admitted = entry.admitted
         first = None if outcome is None else outcome.first_byte_at
-        broken = outcome is not None and outcome.broken is not None
         self._put(
             "request",
             id=ticket.id,
@@ -194,7 +193,7 @@ class Recorder:
             wait_s=round((ended if admitted is None else admitted) - entry.arrived, DIGITS),
             first_byte_s=None if first is None else round(first - entry.arrived, DIGITS),
             service_s=None if admitted is None else round(ended - admitted, DIGITS),
-            outcome=outcome_of(ticket, status, began=first is not None, broken=broken),
+            outcome=outcome_of(ticket, status, outcome),
             status=status,
             switch=entry.switch,
             order=[entry.order, entry.order_ended],
@@ -209,7 +208,6 @@ class Recorder:
         """Write the line of a request, or one try of it, that another host served: the core did not know it."""
         ended = self._switcher.now()
         first = None if outcome is None else outcome.first_byte_at
-        broken = outcome is not None and outcome.broken is not None
         self._put(
             "remote",
             sent_s=self._at(ticket.arrived),
@@ -219,7 +217,7 @@ class Recorder:
             answer_bytes=0 if outcome is None else outcome.bytes_out,
             first_byte_s=None if first is None else round(first - ticket.arrived, DIGITS),
             service_s=round(ended - ticket.arrived, DIGITS),
-            outcome=outcome_of(ticket, status, began=first is not None, broken=broken),
+            outcome=outcome_of(ticket, status, outcome),
             status=status,
         )
         if self.file.full:
@@ -305,9 +303,6 @@ class Recorder:
         entry = self._requests.get(effect.request)
         if entry is not None and entry.admitted is None:  # else it is queued again
             entry.arrived = self._now
-
-    def _activated(self, effect: fx.ModelActivated) -> None:
-        self._visits[effect.model] = effect.switch
 
     def _switch_started(self, effect: fx.SwitchStarted) -> None:
         self._decided()
@@ -395,7 +390,7 @@ def _tokens(outcome: Outcome | None) -> dict[str, Any]:
     return {} if told == (None, None) else {"tokens": list(told)}
 
 
-def outcome_of(ticket: Ticket, status: int | None, *, began: bool, broken: bool) -> str:
+def outcome_of(ticket: Ticket, status: int | None, outcome: Outcome | None) -> str:
     """Say in a word how a request ended; ``status`` is None for a guard that was held."""
     if ticket.spilled:
         return "spilled"
@@ -405,9 +400,9 @@ def outcome_of(ticket: Ticket, status: int | None, *, began: bool, broken: bool)
         return "left"
     if ticket.rejection is not None:
         return "refused"
-    if broken:
+    if outcome is not None and outcome.broken is not None:
         return "broken"
-    return "answered" if began else "failed"
+    return "failed" if outcome is None or outcome.first_byte_at is None else "answered"
 
 
 def model_line(model: Model) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Requests:
         self.throttle = AdmissionThrottle()
         self._serial = 0
 
-    def _post(self, event: ev.Event) -> None:
+    def _post(self, event: ev.Event) -> None:  # the switcher has its own only later
         self._switcher.post(event)
 
     def number(self) -> int:
@@ -179,24 +179,24 @@ class Requests:
         """Wait until a request no longer rides along: it is admitted, rejected, or queued like any other."""
         if ticket.rides and ticket.rejection is None:
             self.riders.watch()
-            ticket.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await ticket.waiter
-            finally:
-                ticket.waiter = None
+            await self._news(ticket)
 
     async def admission(self, ticket: Ticket) -> fx.Admit:
         """Wait until the request is admitted. Raises the RequestError with which it is rejected."""
         if ticket.admission is None and ticket.rejection is None:
-            ticket.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await ticket.waiter
-            finally:
-                ticket.waiter = None
+            await self._news(ticket)
         if ticket.rejection is not None:
             raise ticket.rejection
         assert ticket.admission is not None
         return ticket.admission
+
+    @staticmethod
+    async def _news(ticket: Ticket) -> None:
+        ticket.waiter = asyncio.get_running_loop().create_future()
+        try:
+            await ticket.waiter
+        finally:
+            ticket.waiter = None
 
     def give_back(self, ticket: Ticket, activity: EngineActivity) -> None:
         """Queue an admitted request again: its engine was dead before anything was sent."""
@@ -304,8 +304,7 @@ class Requests:
             ticket.admission, ticket.waited = effect, effect.waited
             if ticket.rides:
                 ticket.got_off(self._switcher.now(), effect.waited)
-            if ticket.waiter is not None:
-                self.throttle.add(ticket.waiter)
+            self._go_on(ticket)
 
     def _queued(self, effect: fx.RequestQueued) -> None:
         ticket = self.tickets.get(effect.request)

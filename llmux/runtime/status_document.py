@@ -64,7 +64,11 @@ def status(switcher: Switcher) -> dict[str, Any]:
         "lease": None if s.lease is None else lease_document(s, s.lease, now),
         "host_memory": None
         if s.rules.host_memory is None
-        else {"limit": s.rules.host_memory, "taken": host_memory_taken(s)},
+        else {
+            "limit": s.rules.host_memory,
+            # A model that goes deeper counts as before.
+            "taken": sum(model.level.host_memory for model in s.models.values() if model.level is not None),
+        },
         "memory": None if s.rules.capacity is None else _memory(s, s.rules.capacity),
         "models": {
             name: {
@@ -116,11 +120,6 @@ def lease_document(s: State, lease: Lease, now: float) -> dict[str, Any]:
         "expires_in": None if lease.until is None else max(0.0, lease.until - now),
         "requests": "wait" if lease.waits else "reject",
     }
-
-
-def host_memory_taken(s: State) -> int:
-    """Return the bytes of host memory that sleeping models take; a model that goes deeper counts as before."""
-    return sum(model.level.host_memory for model in s.models.values() if model.level is not None)
 
 
 def _shadow(shadow: Shadow) -> dict[str, Any]:

@@ -109,9 +109,8 @@ class Switcher:
         self.config = config
         self.instance = secrets.token_hex(8)  # unique to this process
         self.reports = 0  # the number of reports made for gateways
-        self.order: FairOrder | None = None
-        """The order of the keys, with ``fair``."""
         self.order = order_of(config, None)
+        """The order of the keys, with ``fair``."""
         self.core = self._new_core(config)
         self.auto = Chooser(self)
         self.metrics = Metrics(
@@ -427,8 +426,7 @@ class Switcher:
     def _run_hook(self, effect: fx.RunHook) -> None:
         if effect.kind in (HookKind.SLEEP, HookKind.STOP) and effect.model in self.activities:
             self.on_sleep(self.activities[effect.model][1])
-        job = job_for(effect)
-        self.hooks.start(job, self._hook_ended)
+        self.hooks.start(job_for(effect), self._hook_ended)
 
     def _kill_hook(self, effect: fx.KillHook) -> None:
         job = self.hooks.running.get(effect.hook)

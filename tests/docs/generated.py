@@ -17,7 +17,7 @@ from llmux.core.deciding import LADDER, STOPPING, Rule
 from llmux.core.effects import Refusal
 from llmux.core.phases import PHASES, STAGES, STEPS, Phase, Stage, Step
 from llmux.gateway.views import HELP as FLEET_HELP
-from llmux.observability.log import EVENTS
+from llmux.observability.log import CATALOGUE
 from llmux.observability.metrics import HELP
 
 PAGES = sorted((Path(__file__).parents[2] / "llmux").glob("*.md"))
@@ -92,7 +92,7 @@ def blocks() -> dict[str, str]:
         "metrics": _table(
             ["metric", "meaning"], [[f"`{name}`", text] for name, text in (HELP | KEY_HELP | FLEET_HELP).items()]
         ),
-        "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, text in EVENTS.items()]),
+        "events": _table(["event", "meaning"], [[f"`{name}`", text] for name, (_, text) in CATALOGUE.items()]),
         "errors": _errors(),
         "exits": _table(["exit code", "means"], [[f"{code:d}", text] for code, text in MEANINGS.items()]),
     }

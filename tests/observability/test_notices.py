@@ -7,7 +7,7 @@ import pytest
 
 from llmux.core import effects as core
 from llmux.core.spec import HookKind
-from llmux.observability.log import CATALOGUE, EVENTS, get_logger
+from llmux.observability.log import CATALOGUE, get_logger
 from llmux.observability.notices import EventLog, describe
 
 EFFECTS = [
@@ -66,7 +66,7 @@ def test_every_notice_is_told():
     for effect in EFFECTS:
         event = describe(effect)
         assert event is not None
-        assert event.name in EVENTS
+        assert event.name in CATALOGUE
 
 
 @pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: type(effect).__name__)
@@ -183,4 +183,4 @@ def test_debug_costs_nothing_when_nobody_listens(log, caplog):
 
 
 def test_every_event_has_a_meaning():
-    assert all(meaning.endswith(".") for meaning in EVENTS.values())
+    assert all(event.meaning.endswith(".") for event in CATALOGUE.values())

@@ -256,7 +256,7 @@ async def test_slips(house, options, said):
 
 
 def test_traffic_is_bounded_by_time_and_number():
-    traffic = Traffic(0.0, 100.0)
+    traffic = Traffic(100.0)
     for time in range(300):
         traffic.add(Exchange(float(time), "a", 0.0, 1.0, 0.5, 1, 1, "answered"), float(time))
     assert [traffic.requests[0].arrived, len(traffic.requests)] == [199.0, 101]
