@@ -367,8 +367,8 @@ class Process:
                 raise found
             config = found
             # Another `host` takes a restart: what the old one lets in is what counts.
-            if problem := open_to_all(self._running.host, config):
-                raise ConfigError(f"llmux listens on an address that {problem}", path="api_keys")
+            for problem in open_to_all(self._running.host, config):
+                raise ConfigError(f"llmux listens on an address that {problem.message}", path="api_keys")
             switcher.replace(config)
         except LLMuxError as error:
             switcher.last_reload_error = str(error)

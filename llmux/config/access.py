@@ -73,13 +73,17 @@ def fits(key: bytes, text: str) -> bool:
         return False
 
 
-def _key(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    # The errors omit the value: it may end up in a log.
-    if is_hash(text):
-        check_hash(text)
+def check_key(text: str) -> None:
+    """Check that a header can carry a key. Raises ValueError, without the key: it may end up in a log."""
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
+
+
+def _key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if is_hash(text):
+        check_hash(text)
+    check_key(text)
     return value
 
 

@@ -22,6 +22,7 @@ from llmux.config.setting_types import (
 )
 
 if TYPE_CHECKING:
+    from llmux.config.access import ApiKeyConfig
     from llmux.config.schema import Config
 
 
@@ -306,11 +307,7 @@ def _check_grants(config: "Config") -> Iterator[Problem]:
         yield from _check_budget(given.budget, config, ("roles", role, "budget"))
     for index, entry in enumerate(config.api_keys):
         at = ("api_keys", index)
-        if entry.role is not None and entry.role not in config.roles:
-            known = ", ".join(config.roles) or "none is set"
-            yield Problem((*at, "role"), f"{entry.role!r} is not one of `roles`: {known}")
-        if entry.managed and entry.name is None:
-            yield Problem(at, "needs a `name`: what it uses is counted by that")
+        yield from check_role(entry, config.roles, at)
         yield from _check_globs(entry.models or (), names, (*at, "models"))
         yield from _check_budget(entry.budget, config, (*at, "budget"))
 
@@ -324,14 +321,26 @@ def _check_globs(globs: Iterable[str], names: Iterable[str], at: Path) -> Iterat
 
 
 def _check_budget(budget: BudgetConfig | None, config: "Config", at: Path) -> Iterator[Problem]:
-    if budget is None:
-        return
-    if config.prices is None:
-        yield Problem(at, "needs `prices`: what a request costs is not known without them")
-    elif config.prices.currency != budget.currency:
-        yield Problem(at, f"is in {budget.currency}, but `prices.currency` is {config.prices.currency}")
-    if config.ledger is None:
+    yield from check_budget(budget, config.prices, at)
+    if budget is not None and config.ledger is None:
         yield Problem(at, "needs `ledger`: what was spent is kept there")
+
+
+def check_role(entry: "ApiKeyConfig", roles: Mapping[str, RoleConfig], at: Path) -> Iterator[Problem]:
+    """Yield what is wrong with a key's role, or with its having one."""
+    if entry.role is not None and entry.role not in roles:
+        known = ", ".join(roles) or "none is set"
+        yield Problem((*at, "role"), f"{entry.role!r} is not one of `roles`: {known}")
+    if entry.managed and entry.name is None:
+        yield Problem(at, "needs a `name`: what it uses is counted by that")
+
+
+def check_budget(budget: BudgetConfig | None, prices: PricesConfig | None, at: Path) -> Iterator[Problem]:
+    """Yield why a budget cannot be reckoned with these prices."""
+    if budget is not None and prices is None:
+        yield Problem(at, "needs `prices`: what a request costs is not known without them")
+    elif budget is not None and prices is not None and prices.currency != budget.currency:
+        yield Problem(at, f"is in {budget.currency}, but `prices.currency` is {prices.currency}")
 
 
 def accounts_warnings(config: "Config") -> Iterator[str]:

@@ -39,8 +39,11 @@ SMALLEST_PLAUSIBLE = 2**20  # bytes; `memory: 18` means GiB
 def check(config: Config) -> list[Problem]:
     """Return every problem that makes ``config`` as a whole invalid."""
     problems = [*_names(config), *check_targets(config), *_addresses(config), *check_residency(config)]
-    problems += [*check_levels(config), *_backoff(config), *check_keys(config), *check_accounts(config)]
-    return [*problems, *check_remotes(config), *_openness(config)]
+    problems += check_levels(config)
+    if config.backoff.first > config.backoff.max:
+        problems.append(Problem(("backoff", "first"), "is longer than `backoff.max`; make it shorter"))
+    problems += [*check_keys(config), *check_accounts(config), *check_remotes(config)]
+    return [*problems, *open_to_all(config.host, config)]
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -87,30 +90,14 @@ def _address_key(config: Config, name: str) -> str:
     return "url" if config.models[name].url is not None else "port"
 
 
-def _backoff(config: Config) -> Iterator[Problem]:
-    if config.backoff.first > config.backoff.max:
-        yield Problem(("backoff", "first"), "is longer than `backoff.max`; make it shorter")
-
-
-def find_warnings(config: Config) -> tuple[str, ...]:
-    """Return what is allowed but probably a mistake."""
-    return tuple(_warnings(config))
-
-
-def _openness(config: Config) -> Iterator[Problem]:
-    problem = open_to_all(config.host, config)
-    if problem:
-        yield Problem(("host",), problem)
-
-
-def open_to_all(host: str, config: Access) -> str:
-    """Return why listening on ``host`` is unsafe under this configuration; "" if it is not."""
-    if is_loopback(host) or config.api_keys or config.insecure:
-        return ""
-    return (
-        f"is {host}, beyond this machine, without `api_keys`: every client that reaches it could use llmux;"
-        " give `api_keys` (`llmux key new` makes one), or say `insecure: true` if that is meant"
-    )
+def open_to_all(host: str, config: Access) -> Iterator[Problem]:
+    """Yield why listening on ``host`` is unsafe under this configuration, if it is."""
+    if not (is_loopback(host) or config.api_keys or config.insecure):
+        yield Problem(
+            ("host",),
+            f"is {host}, beyond this machine, without `api_keys`: every client that reaches it could use llmux;"
+            " give `api_keys` (`llmux key new` makes one), or say `insecure: true` if that is meant",
+        )
 
 
 def operators(config: Access) -> str:
@@ -122,7 +109,8 @@ def operators(config: Access) -> str:
     return "this machine only, no key; set `api_keys` before a proxy on this machine passes requests on"
 
 
-def _warnings(config: Config) -> Iterator[str]:
+def find_warnings(config: Config) -> Iterator[str]:
+    """Yield what is allowed but probably a mistake."""
     if config.policy.request_timeout == 0:
         yield (
             "policy.request_timeout: is 0: a request whose model is not awake is refused at once;"

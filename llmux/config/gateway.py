@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 
-from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_keys, expand, is_hash
-from llmux.config.accounts import BudgetConfig, PricesConfig, RoleConfig
+from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_key, check_keys, expand, is_hash
+from llmux.config.accounts import PricesConfig, RoleConfig, check_budget, check_role
 from llmux.config.checks import open_to_all
 from llmux.config.load import load, read_document
 from llmux.config.problems import Problem, raise_problems
@@ -62,8 +62,7 @@ def _shown_key(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if is_hash(text):
         raise ValueError("is a hash; the gateway has to show the key itself, as ${GPU1_KEY} from the environment")
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
+    check_key(text)
     return value
 
 
@@ -239,11 +238,10 @@ class GatewayConfig(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        closed = open_to_all(self.host, self)
         problems = [*_same_url(self), *check_keys(self), *_kept_here(self), *_check_grants(self)]
         if not self.hosts and self.store is None:
             problems.append(Problem(("hosts",), "is empty: give the hosts by name, or `fleet.store`"))
-        raise_problems([*problems, Problem(("host",), closed)] if closed else problems)
+        raise_problems([*problems, *open_to_all(self.host, self)])
         return self
 
     def with_port(self, port: int) -> Self:
@@ -332,26 +330,11 @@ def _kept_here(config: GatewayConfig) -> Iterator[Problem]:
 
 def _check_grants(config: GatewayConfig) -> Iterator[Problem]:
     for role, given in config.roles.items():
-        yield from _check_budget(given.budget, config, ("roles", role, "budget"))
+        yield from check_budget(given.budget, config.prices, ("roles", role, "budget"))
     for index, entry in enumerate(config.api_keys):
         at = ("api_keys", index)
-        if entry.role is not None and entry.role not in config.roles:
-            known = ", ".join(config.roles) or "none is set"
-            yield Problem((*at, "role"), f"{entry.role!r} is not one of `roles`: {known}")
-        if entry.managed and entry.name is None:
-            yield Problem(at, "needs a `name`: what it uses is counted by that")
-        yield from _check_budget(entry.budget, config, (*at, "budget"))
-
-
-def _check_budget(
-    budget: BudgetConfig | None, config: GatewayConfig, at: tuple[str | int, ...]
-) -> Iterator[Problem]:
-    if budget is None:
-        return
-    if config.prices is None:
-        yield Problem(at, "needs `prices`: what a request costs is not known without them")
-    elif config.prices.currency != budget.currency:
-        yield Problem(at, f"is in {budget.currency}, but `prices.currency` is {config.prices.currency}")
+        yield from check_role(entry, config.roles, at)
+        yield from check_budget(entry.budget, config.prices, (*at, "budget"))
 
 
 def is_gateway(file: Path) -> bool:

@@ -57,40 +57,29 @@ def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Doc
 
     Under any other suffix, where the original read JSON, a text that starts with ``{`` is JSON, the rest YAML.
     """
-    try:
-        text = prepare(_read_text(file))
-    except _Unreadable as error:
-        return failed(str(error), line=error.line)
-    suffix = file.suffix.lower()
+    found = _read_text(file)
+    if isinstance(found, Document):
+        return found
+    text, suffix = prepare(found), file.suffix.lower()
     if suffix == ".json" or (suffix not in YAML_SUFFIXES and text.lstrip().startswith("{")):
         return parse_json(text)
     return parse_yaml(text)
 
 
-class _Unreadable(Exception):  # noqa: N818 (never leaves this file)
-    """A file whose text cannot be read."""
-
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-def _read_text(file: FilePath) -> str:
+def _read_text(file: FilePath) -> str | Document:
+    """Return the text, or the document of a file whose text cannot be read."""
     try:
         raw = file.read_bytes()
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
-        raise _Unreadable("there is no such file; name another with -c") from None
+        return failed("there is no such file; name another with -c")
     except IsADirectoryError:
-        raise _Unreadable("is a folder; name the file in it") from None
+        return failed("is a folder; name the file in it")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise _Unreadable("is not UTF-8 text; save it as UTF-8", line) from None
+        return failed("is not UTF-8 text; save it as UTF-8", line=raw.count(b"\n", 0, error.start) + 1)
     except OSError as error:
-        raise _Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
-    if not text.strip():
-        raise _Unreadable(EMPTY)
-    return text
+        return failed(f"cannot be read: {(error.strerror or str(error)).lower()}")
+    return text if text.strip() else failed(EMPTY)
 
 
 def parse_json(text: str) -> Document:
@@ -153,9 +142,7 @@ def is_script(path: Path) -> bool:
     return len(path) == _MODEL_SETTING and path[0] == "models" and path[2] in _HOOKS
 
 
-def interpolate(
-    data: Any, environ: Mapping[str, str], *, skip: Callable[[Path], bool] = is_script
-) -> tuple[Any, list[Problem]]:
+def interpolate(data: Any, environ: Mapping[str, str]) -> tuple[Any, list[Problem]]:
     """Return ``data`` with its string values filled in, and the problems.
 
     A value with a problem is returned unchanged. Top-level ``x-`` keys hold anchors, not settings: their contents
@@ -168,7 +155,7 @@ def interpolate(
             return {key: walk(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
             return [walk(item, (*path, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str) or skip(path) or str(path[0] if path else "").startswith("x-"):
+        if not isinstance(value, str) or is_script(path) or str(path[0] if path else "").startswith("x-"):
             return value
         try:
             return fill(value, environ)

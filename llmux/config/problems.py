@@ -121,7 +121,8 @@ def _message(details: ErrorDetails, path: Path, root: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return _unknown(path, root)
     if kind == "missing":
-        return _missing(path)
+        more = "; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
+        return f"is missing{more if path[-1] in _HOOKS else ''}"
     text = _TEXTS.get(kind)
     if text is None:
         return details["msg"].removeprefix("Value error, ")
@@ -166,12 +167,6 @@ def _shown(value: Any) -> str:
         return "a list"
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
-
-
-def _missing(path: Path) -> str:
-    if path[-1] in _HOOKS:
-        return "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
-    return "is missing"
 
 
 # Other programs' names of the setting for the policy's name.
@@ -252,9 +247,9 @@ def in_short(names: Iterable[str]) -> str:
     return ", ".join(known[:LISTED]) + more
 
 
-def sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:
+def sections(root: type[BaseModel]) -> Iterable[tuple[Path, type[BaseModel]]]:
     """Yield every section with its path, with ``NAME`` for a model's name; without those in lists."""
-    return ((place, section) for place, section in _sections(root, at) if 0 not in place)
+    return ((place, section) for place, section in _sections(root) if 0 not in place)
 
 
 def _sections(root: type[BaseModel], at: Path = ()) -> Iterable[tuple[Path, type[BaseModel]]]:

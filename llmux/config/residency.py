@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _LEVEL_NAME = re.compile(r"[\w.-]+\Z")
 _HOW = "write them lightest first, as [ram: 18GiB, disk]"
-_LEVEL_SIZE = {"type": ["integer", "string"]}
-_BY_NAME = {"type": "object", "minProperties": 1, "additionalProperties": _LEVEL_SIZE}
+_SIZE = {"type": ["integer", "string"]}
+_BY_NAME = {"type": "object", "minProperties": 1, "additionalProperties": _SIZE}
 
 
 def _levels(value: Any) -> Any:
@@ -74,7 +74,7 @@ Levels = Annotated[
         {
             "anyOf": [
                 _BY_NAME,
-                {"type": "array", "items": {"anyOf": [_LEVEL_SIZE, {**_BY_NAME, "maxProperties": 1}]}},
+                {"type": "array", "items": {"anyOf": [_SIZE, {**_BY_NAME, "maxProperties": 1}]}},
             ]
         }
     ),
@@ -119,9 +119,6 @@ def levels_warnings(config: "Config") -> Iterator[str]:
             f"host_memory: {format_size(config.host_memory)} is not enough when all sleep:"
             f" even at their deepest levels they take {format_size(deepest)}"
         )
-
-
-_SIZE = {"type": ["integer", "string"]}
 
 
 def _gpu(value: Any) -> str:

@@ -550,7 +550,7 @@ class Config(Section):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but probably a mistake; one line each, beginning with the setting's path."""
-        return find_warnings(self)
+        return tuple(find_warnings(self))
 
     @cached_property  # used for each model
     def names(self) -> Mapping[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema
 
-from llmux.config.access import check_globs
+from llmux.config.access import check_globs, check_key
 from llmux.config.accounts import Amount
 from llmux.config.problems import Path, Problem, in_short
 from llmux.config.setting_types import (
@@ -298,10 +298,7 @@ def _url(value: str) -> str:
 
 
 def _key(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    # The error omits the value: it may end up in a log.
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must be printable ASCII without spaces, at least one character; a header carries it")
+    check_key(value.get_secret_value())
     return value
 
 
@@ -331,9 +328,10 @@ def key_in(path: FilePath) -> SecretStr:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
-        return _key(SecretStr(text))
+        check_key(text)
     except ValueError:
         raise ValueError(f"{path} contains no key: one line of printable ASCII without spaces") from None
+    return SecretStr(text)
 
 
 def _ca(value: str, info: ValidationInfo) -> str:
