@@ -13,12 +13,13 @@ block after the other, passes without delay, and one with interleaved calls come
 
 from __future__ import annotations
 
+import abc
 import enum
 import json
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Kind(enum.Enum):
@@ -222,6 +223,40 @@ class Blocks:
         if block.start.kind is Kind.CALL and not any(block.pieces):
             return [Delta("{}"), BLOCK_ENDED]  # some engines send nothing for no arguments, but clients parse them
         return [Signature(block.signature), BLOCK_ENDED] if block.signature else [BLOCK_ENDED]
+
+
+class Decoder(abc.ABC):
+    """Reads an answer, in pieces or whole, and returns the events that are due."""
+
+    def __init__(self) -> None:
+        self._blocks = Blocks()
+        self._started = False
+        self._over = False
+
+    def feed(self, name: str, data: str) -> list[Event]:
+        """Take one server-sent event."""
+        if self._over:
+            return []
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError):
+            return self._fail("the engine sent an event that is not JSON")
+        return self._event(document, name) if isinstance(document, dict) else []
+
+    @abc.abstractmethod
+    def _event(self, document: dict[str, Any], name: str) -> list[Event]: ...
+
+    @abc.abstractmethod
+    def whole(self, document: dict[str, Any]) -> list[Event]:
+        """Take a whole answer."""
+
+    def cut(self) -> list[Event]:
+        """The engine sends no more."""
+        return [] if self._over else self._fail("the engine's answer broke off")
+
+    def _fail(self, message: str, kind: str = "api_error", code: str | None = None) -> list[Event]:
+        self._over = True
+        return [Failed(message, kind, code)]
 
 
 def _may_end(block: _Block) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 from llmux.targets.codecs import sse
 from llmux.targets.codecs.answer import (
     ENDED,
-    Blocks,
     BlockStarted,
+    Decoder,
     Delta,
     Ended,
     Event,
@@ -46,13 +46,11 @@ _PARTS = {
 DONE = b"data: [DONE]\n\n"
 
 
-class AnswerDecoder:
+class AnswerDecoder(Decoder):
     """Reads an answer, in pieces or whole."""
 
     def __init__(self) -> None:
-        self._blocks = Blocks()
-        self._started = False
-        self._over = False
+        super().__init__()
         self._whole = False  # it comes in one piece
         self._prose = ("", 0)  # the block that the next text, thought or refusal continues
         self._thought = ""  # all of the last thought
@@ -63,17 +61,11 @@ class AnswerDecoder:
         self._sequence: str | None = None
         self._usage: Usage | None = None
 
-    def feed(self, name: str, data: str) -> list[Event]:  # noqa: ARG002 - chat's events have no names
+    def feed(self, name: str, data: str) -> list[Event]:
         """Handle one server-sent event."""
-        if self._over:
-            return []
-        if data.startswith("[DONE]"):
-            return self._end() if self._started else self._fail("the engine's answer is empty")
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError):
-            return self._fail("the engine sent an event that is not JSON")
-        return self._chunk(document, "delta") if isinstance(document, dict) else []
+        if self._over or not data.startswith("[DONE]"):
+            return super().feed(name, data)
+        return self._end() if self._started else self._fail("the engine's answer is empty")
 
     def whole(self, document: dict[str, Any]) -> list[Event]:
         """Handle a whole answer."""
@@ -84,13 +76,10 @@ class AnswerDecoder:
 
     def cut(self) -> list[Event]:
         """The engine sends no more."""
-        if self._over:
-            return []
-        return self._end() if self._finish else self._fail("the engine's answer broke off")
+        return self._end() if self._finish and not self._over else super().cut()
 
-    def _fail(self, message: str, kind: str = "api_error", code: str | None = None) -> list[Event]:
-        self._over = True
-        return [Failed(message, kind, code)]
+    def _event(self, document: dict[str, Any], name: str) -> list[Event]:  # noqa: ARG002 - chat's have no names
+        return self._chunk(document, "delta")
 
     def _chunk(self, document: dict[str, Any], part: str) -> list[Event]:
         if error := document.get("error") or (document if document.get("object") == "error" else None):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmux.targets.codecs.request import (
+    CHOSEN,
     Call,
-    Choice,
     Document,
     Format,
     Image,
@@ -27,13 +27,16 @@ from llmux.targets.codecs.request import (
     items,
     keep_options,
     mapping,
+    named_schema,
     nothing_else,
     number,
     parse_data_url,
+    read_choice,
+    read_format,
+    read_image,
     text,
     told,
     whole,
-    wrong,
 )
 
 OWN = frozenset(
@@ -45,8 +48,7 @@ OWN = frozenset(
     }
 )  # fmt: skip
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-_CHOICES = {"auto": "auto", "none": "none", "required": "any"}
-_CHOSEN = {kind: word for word, kind in _CHOICES.items()}
+_HERE = "chat completions"
 
 
 def decode(document: dict[str, Any], losses: Losses) -> Request:
@@ -58,7 +60,7 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     for value, at in items(left.pop("tools", []), "tools"):
         _tool(mapping(value, at), at, request, losses)
     if (value := left.pop("tool_choice", None)) is not None:
-        request.choice = _choice(value, losses)
+        request.choice = read_choice(value, losses, _HERE, "function")
     if (value := left.pop("parallel_tool_calls", None)) is not None:
         request.parallel = flag(value, "parallel_tool_calls")
     if (value := left.pop("stream", None)) is not None:
@@ -76,7 +78,8 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     if (value := left.pop("reasoning_effort", None)) is not None:
         request.effort = text(value, "reasoning_effort")
     if (value := left.pop("response_format", None)) is not None:
-        request.format = _format(mapping(value, "response_format"), losses)
+        wanted = mapping(value, "response_format")
+        request.format = read_format(wanted, losses, "response_format", _HERE, "json_schema")
     if (value := left.pop("user", None)) is not None:
         request.user = text(value, "user")
     request.options = left
@@ -154,12 +157,7 @@ def _content(value: Any, at: str, losses: Losses) -> list[Part]:
 
 def _image(value: Any, at: str) -> Image:
     left = {"url": value} if isinstance(value, str) else mapping(value, at)
-    url = text(left.get("url"), f"{at}.url")
-    detail = None if left.get("detail") == "auto" else left.get("detail")
-    inline = parse_data_url(url)
-    if inline is not None:
-        return Image(inline[0], inline[1], detail=detail)
-    return Image(url=url, detail=detail)
+    return read_image(text(left.get("url"), f"{at}.url"), left.get("detail"))
 
 
 def _file(left: dict[str, Any], at: str, losses: Losses) -> list[Part]:
@@ -204,33 +202,6 @@ def _tool(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
     nothing_else(left, at, losses)
 
 
-def _choice(value: Any, losses: Losses) -> Choice | None:
-    if isinstance(value, str):
-        if value not in _CHOICES:
-            raise wrong("tool_choice", "none, auto, required or a function")
-        return Choice(_CHOICES[value])
-    left = mapping(value, "tool_choice")
-    if left.get("type") == "function":
-        function = mapping(left.get("function"), "tool_choice.function")
-        return Choice("tool", text(function.get("name"), "tool_choice.function.name"))
-    losses.loss("tool_choice", f"choices of the type {left.get('type')!r} are only known to chat completions")
-    return None
-
-
-def _format(left: dict[str, Any], losses: Losses) -> Format | None:
-    match left.get("type"):
-        case "text":
-            return None
-        case "json_object":
-            return Format()
-        case "json_schema":
-            inner = mapping(left.get("json_schema"), "response_format.json_schema")
-            schema = whole(inner.get("schema", {}), "response_format.json_schema.schema")
-            return Format(schema, inner.get("name"), inner.get("description"), inner.get("strict"))
-    losses.loss("response_format", "this format is only known to chat completions")
-    return None
-
-
 # ---- and back
 
 
@@ -244,7 +215,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
         document["tool_choice"] = (
             {"type": "function", "function": {"name": names.fit(choice.name or "")}}
             if choice.kind == "tool"
-            else _CHOSEN[choice.kind]
+            else CHOSEN[choice.kind]
         )
     if request.parallel is not None:
         document["parallel_tool_calls"] = request.parallel
@@ -350,9 +321,4 @@ def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
 def _format_document(wanted: Format) -> dict[str, Any]:
     if wanted.schema is None:
         return {"type": "json_object"}
-    inner: dict[str, Any] = {"name": wanted.name or "answer", "schema": wanted.schema}
-    if wanted.description is not None:
-        inner["description"] = wanted.description
-    if wanted.strict is not None:
-        inner["strict"] = wanted.strict
-    return {"type": "json_schema", "json_schema": inner}
+    return {"type": "json_schema", "json_schema": named_schema(wanted)}

@@ -9,8 +9,8 @@ from llmux.targets.codecs import sse
 from llmux.targets.codecs.answer import (
     ENDED,
     BlockEnded,
-    Blocks,
     BlockStarted,
+    Decoder,
     Delta,
     Ended,
     Event,
@@ -32,26 +32,14 @@ _KINDS = {
 _DELTAS = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 
 
-class AnswerDecoder:
+class AnswerDecoder(Decoder):
     """Reads an answer, in pieces or whole."""
 
     def __init__(self) -> None:
-        self._blocks = Blocks()
-        self._started = False
-        self._over = False
+        super().__init__()
         self._usage = Usage()
         self._finished: Finished | None = None
         self._inputs: dict[int, dict[str, Any]] = {}  # of calls whose arguments came with their start
-
-    def feed(self, name: str, data: str) -> list[Event]:
-        """Take one server-sent event."""
-        if self._over:
-            return []
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError):
-            return self._fail("the engine sent an event that is not JSON")
-        return self._event(document, name) if isinstance(document, dict) else []
 
     def whole(self, document: dict[str, Any]) -> list[Event]:
         """Take a whole answer."""
@@ -66,14 +54,6 @@ class AnswerDecoder:
         self._usage = _usage_of(document.get("usage") or {})
         self._finish(document)
         return [*found, *self._end()]
-
-    def cut(self) -> list[Event]:
-        """The engine sends no more."""
-        return [] if self._over else self._fail("the engine's answer broke off")
-
-    def _fail(self, message: str, kind: str = "api_error") -> list[Event]:
-        self._over = True
-        return [Failed(message, kind)]
 
     def _event(self, document: dict[str, Any], name: str) -> list[Event]:
         match document.get("type") or name:

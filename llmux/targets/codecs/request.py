@@ -304,6 +304,55 @@ def parse_data_url(url: str) -> tuple[str, str] | None:
     return head[len("data:") : -len(";base64")].partition(";")[0], data
 
 
+CHOICES = {"auto": "auto", "none": "none", "required": "any"}
+"""The words of chat completions and responses for kinds of a ``Choice``."""
+CHOSEN = {kind: word for word, kind in CHOICES.items()}
+
+
+def read_choice(value: Any, losses: Losses, dialect: str, within: str = "") -> Choice | None:
+    """Return the choice that a chat completion or a response states; ``within`` is the member with its name."""
+    if isinstance(value, str):
+        if value not in CHOICES:
+            raise wrong("tool_choice", "none, auto, required or a function")
+        return Choice(CHOICES[value])
+    left = mapping(value, "tool_choice")
+    if left.get("type") == "function":
+        at = f"tool_choice.{within}" if within else "tool_choice"
+        named = mapping(left.get(within), at) if within else left
+        return Choice("tool", text(named.get("name"), f"{at}.name"))
+    losses.loss("tool_choice", f"choices of the type {left.get('type')!r} are only known to {dialect}")
+    return None
+
+
+def read_format(left: dict[str, Any], losses: Losses, at: str, dialect: str, within: str = "") -> Format | None:
+    """Return the form that a chat completion or a response wants; ``within`` is the member with the schema."""
+    match left.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return Format()
+        case "json_schema":
+            at = f"{at}.{within}" if within else at
+            inner = mapping(left.get(within), at) if within else left
+            schema = whole(inner.get("schema", {}), f"{at}.schema")
+            return Format(schema, inner.get("name"), inner.get("description"), inner.get("strict"))
+    losses.loss(at, f"this format is only known to {dialect}")
+    return None
+
+
+def named_schema(wanted: Format) -> dict[str, Any]:
+    """Return a form's name and schema, and what is said of them."""
+    more = {"description": wanted.description, "strict": wanted.strict}
+    named = {"name": wanted.name or "answer", "schema": wanted.schema}
+    return named | {name: value for name, value in more.items() if value is not None}
+
+
+def read_image(url: str, detail: str | None) -> Image:
+    """Return the picture at a URL, or in it."""
+    detail, inline = None if detail == "auto" else detail, parse_data_url(url)
+    return Image(url=url, detail=detail) if inline is None else Image(*inline, detail=detail)
+
+
 def told(result: Result) -> str:
     """Return the text of a result, for dialects that have no mark for one that failed."""
     said = join(list(result.parts))

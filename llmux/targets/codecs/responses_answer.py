@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,8 @@ from llmux.targets.codecs import sse
 from llmux.targets.codecs.answer import (
     ENDED,
     BlockEnded,
-    Blocks,
     BlockStarted,
+    Decoder,
     Delta,
     Ended,
     Event,
@@ -41,13 +40,11 @@ _INCOMPLETE = {
 }
 
 
-class AnswerDecoder:
+class AnswerDecoder(Decoder):
     """Reads an answer, in pieces or whole."""
 
     def __init__(self) -> None:
-        self._blocks = Blocks()
-        self._started = False
-        self._over = False
+        super().__init__()
         self._seen: set[Any] = set()  # blocks that have begun
         self._told: set[Any] = set()  # blocks of which something has arrived
         self._ids: dict[str, int] = {}
@@ -55,13 +52,7 @@ class AnswerDecoder:
 
     def feed(self, name: str, data: str) -> list[Event]:
         """Take one server-sent event."""
-        if self._over or data.startswith("[DONE]"):
-            return []
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError):
-            return self._fail("the engine sent an event that is not JSON")
-        return self._event(document, name) if isinstance(document, dict) else []
+        return [] if data.startswith("[DONE]") else super().feed(name, data)
 
     def whole(self, document: dict[str, Any]) -> list[Event]:
         """Take a whole answer."""
@@ -74,14 +65,6 @@ class AnswerDecoder:
             found += self._item_added(index, {**item, "content": None, "arguments": ""})
             found += self._item_done(index, item)
         return [*found, *self._end(document)]
-
-    def cut(self) -> list[Event]:
-        """The engine sends no more."""
-        return [] if self._over else self._fail("the engine's answer broke off")
-
-    def _fail(self, message: str, kind: str = "api_error", code: str | None = None) -> list[Event]:
-        self._over = True
-        return [Failed(message, kind, code)]
 
     def _event(self, document: dict[str, Any], name: str) -> list[Event]:
         kind = document.get("type") or name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmux.targets.codecs.request import (
+    CHOSEN,
     Call,
-    Choice,
     Document,
     Format,
     Image,
@@ -27,9 +27,13 @@ from llmux.targets.codecs.request import (
     items,
     keep_options,
     mapping,
+    named_schema,
     nothing_else,
     number,
     parse_data_url,
+    read_choice,
+    read_format,
+    read_image,
     text,
     told,
     whole,
@@ -44,8 +48,6 @@ OWN = frozenset(
     }
 )  # fmt: skip
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
-_CHOICES = {"auto": "auto", "none": "none", "required": "any"}
-_CHOSEN = {kind: word for word, kind in _CHOICES.items()}
 _ANSWERED = frozenset({"reasoning.encrypted_content", "message.output_text.logprobs"})  # of `include`
 
 
@@ -59,7 +61,7 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     for value, at in items(left.pop("tools", []), "tools"):
         _tool(mapping(value, at), at, request, losses)
     if (value := left.pop("tool_choice", None)) is not None:
-        request.choice = _choice(value, losses)
+        request.choice = read_choice(value, losses, "responses")
     if (value := left.pop("parallel_tool_calls", None)) is not None:
         request.parallel = flag(value, "parallel_tool_calls")
     if (value := left.pop("stream", None)) is not None:
@@ -77,7 +79,7 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     nothing_else(reasoning, "reasoning", losses)
     wanted = mapping(left.pop("text", {}), "text")
     if (value := wanted.pop("format", None)) is not None:
-        request.format = _format(mapping(value, "text.format"), losses)
+        request.format = read_format(mapping(value, "text.format"), losses, "text.format", "responses")
     if (verbosity := wanted.pop("verbosity", None)) is not None:
         left["verbosity"] = verbosity
     nothing_else(wanted, "text", losses)
@@ -197,11 +199,7 @@ def _content(value: Any, at: str, losses: Losses) -> list[Part]:
 
 
 def _image(left: dict[str, Any], at: str) -> Image:
-    url = text(left.pop("image_url"), f"{at}.image_url")
-    detail = left.pop("detail", None)
-    detail = None if detail == "auto" else detail
-    inline = parse_data_url(url)
-    return Image(url=url, detail=detail) if inline is None else Image(inline[0], inline[1], detail=detail)
+    return read_image(text(left.pop("image_url"), f"{at}.image_url"), left.pop("detail", None))
 
 
 def _file(left: dict[str, Any], at: str) -> Document:
@@ -232,31 +230,6 @@ def _tool(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
     nothing_else(left, at, losses)
 
 
-def _choice(value: Any, losses: Losses) -> Choice | None:
-    if isinstance(value, str):
-        if value not in _CHOICES:
-            raise wrong("tool_choice", "none, auto, required or a function")
-        return Choice(_CHOICES[value])
-    left = mapping(value, "tool_choice")
-    if left.get("type") == "function":
-        return Choice("tool", text(left.get("name"), "tool_choice.name"))
-    losses.loss("tool_choice", f"choices of the type {left.get('type')!r} are only known to responses")
-    return None
-
-
-def _format(left: dict[str, Any], losses: Losses) -> Format | None:
-    match left.get("type"):
-        case "text":
-            return None
-        case "json_object":
-            return Format()
-        case "json_schema":
-            schema = whole(left.get("schema", {}), "text.format.schema")
-            return Format(schema, left.get("name"), left.get("description"), left.get("strict"))
-    losses.loss("text.format", "this format is only known to responses")
-    return None
-
-
 # ---- and back
 
 
@@ -275,7 +248,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
         document["tool_choice"] = (
             {"type": "function", "name": names.fit(choice.name or "")}
             if choice.kind == "tool"
-            else _CHOSEN[choice.kind]
+            else CHOSEN[choice.kind]
         )
     if request.parallel is not None:
         document["parallel_tool_calls"] = request.parallel
@@ -378,11 +351,4 @@ def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
 
 
 def _format_document(wanted: Format) -> dict[str, Any]:
-    if wanted.schema is None:
-        return {"type": "json_object"}
-    document: dict[str, Any] = {"type": "json_schema", "name": wanted.name or "answer", "schema": wanted.schema}
-    if wanted.description is not None:
-        document["description"] = wanted.description
-    if wanted.strict is not None:
-        document["strict"] = wanted.strict
-    return document
+    return {"type": "json_object"} if wanted.schema is None else {"type": "json_schema", **named_schema(wanted)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from llmux.targets.codecs import (
     chat_answer,
@@ -15,7 +15,7 @@ from llmux.targets.codecs import (
     responses_answer,
     responses_request,
 )
-from llmux.targets.codecs.answer import BlockStarted, Ended, Event, Failed, Started
+from llmux.targets.codecs.answer import BlockStarted, Decoder, Ended, Event, Failed, Started
 from llmux.targets.codecs.request import Losses, Request, ToolNames
 from llmux.targets.codecs.sse import EventParser
 
@@ -63,12 +63,6 @@ _TYPES = {
 }
 
 
-class _Decoder(Protocol):
-    def feed(self, name: str, data: str) -> list[Event]: ...
-    def whole(self, document: dict[str, Any]) -> list[Event]: ...
-    def cut(self) -> list[Event]: ...
-
-
 class Translation:
     """Translates one request, and its answer. ``lossy``: what cannot be translated is dropped."""
 
@@ -107,11 +101,11 @@ class Translation:
             whole: dict[str, Any] = self._encoder(events, model).whole(events)
         return whole
 
-    def stream_of(self, document: Any, model: str | None = None) -> bytes:
+    def stream_of(self, document: Any) -> bytes:
         """Return a whole answer as the stream that the client asked for. ValueError as for ``answer``."""
         events = self._events(document)
         with self._checked():
-            encoder = self._encoder(events, model)
+            encoder = self._encoder(events, None)
             return b"".join([encoder.feed(event) for event in events])
 
     @contextlib.contextmanager
@@ -144,8 +138,8 @@ class Translation:
         """Return the translator of the engine's stream. ``model``: its name, if it differs from the engine's."""
         return StreamTranslator(self, self._decoder(), model)
 
-    def _decoder(self) -> _Decoder:
-        decoder: _Decoder = _ANSWERS[self.engine].AnswerDecoder()
+    def _decoder(self) -> Decoder:
+        decoder: Decoder = _ANSWERS[self.engine].AnswerDecoder()
         return decoder
 
     def _encoder(self, events: list[Event], model: str | None) -> Any:
@@ -165,7 +159,7 @@ class Translation:
 class StreamTranslator:
     """Translates a stream of server-sent events, however it is cut into pieces."""
 
-    def __init__(self, translation: Translation, decoder: _Decoder, model: str | None) -> None:
+    def __init__(self, translation: Translation, decoder: Decoder, model: str | None) -> None:
         self._translation = translation
         self._decoder = decoder
         self._model = model
@@ -177,27 +171,22 @@ class StreamTranslator:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the engine, and return those for the client."""
-        sent: list[bytes] = []
-        for name, text in self._parser.feed(data):
-            try:
-                self._send(sent, self._decoder.feed(name, text))
-            except _BROKEN as error:
-                self._odd(sent, error)
+        sent = [self._read(self._decoder.feed, name, text) for name, text in self._parser.feed(data)]
         if self._parser.too_long:
-            self._send(sent, [Failed("the engine sent an event that is too long")])
+            sent.append(self.fail("the engine sent an event that is too long"))
         return b"".join(sent)
 
     def end(self) -> bytes:
         """Handle the end of the engine's stream: send what is due, or that the answer broke off."""
+        return self._read(self._decoder.cut)
+
+    def _read(self, decode: Callable[..., list[Event]], *data: str) -> bytes:
         sent: list[bytes] = []
         try:
-            self._send(sent, self._decoder.cut())
+            self._send(sent, decode(*data))
         except _BROKEN as error:
-            self._odd(sent, error)
+            self._send(sent, [Failed(f"the engine sent what {self._translation.engine} do not have: {error!r}")])
         return b"".join(sent)
-
-    def _odd(self, sent: list[bytes], error: Exception) -> None:
-        self._send(sent, [Failed(f"the engine sent what {self._translation.engine} do not have: {error!r}")])
 
     def fail(self, message: str, kind: str = "api_error", code: str | None = None) -> bytes:
         """Tell the client that the answer broke off."""
