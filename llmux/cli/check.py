@@ -8,7 +8,6 @@ a proxy that requires credentials, nothing can be concluded.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmux.cli.command_tree import DEFAULT_CONFIG
-from llmux.cli.terminal import CommandError, Exit, print_error, say
+from llmux.cli.terminal import CommandError, Exit, fail, print_error, say
 from llmux.config import Config, ConfigErrors, ModelConfig
 from llmux.config.checks import operators
 from llmux.config.setting_types import is_loopback
@@ -100,8 +99,7 @@ def _check_gateway(file: Path, port: int | None) -> None:
         load_route(config.route.use, config.route.options, config.folder)
         _require_store(config.store)
     except LLMuxError as error:
-        print_error(located(error, file))
-        raise typer.Exit(Exit.USAGE) from None
+        fail(located(error, file))
     say(f"{file}: fine", "green")
     say(f"a gateway: listens on {config.host}:{config.port}\noperators: {operators(config)}")
     say(f"route {config.route.use}")
@@ -116,10 +114,7 @@ def load_gateway(file: Path, port: int | None) -> GatewayConfig:
     try:
         config = GatewayConfig.from_file(file)
     except LLMuxError as error:
-        print_error(
-            f"{file} is the configuration of a host; run `llmux -c {file}`" if _is_host(file) else str(error)
-        )
-        raise typer.Exit(Exit.USAGE) from None
+        fail(f"{file} is the configuration of a host; run `llmux -c {file}`" if _is_host(file) else error)
     return config if port is None else config.with_port(port)
 
 
@@ -199,22 +194,19 @@ def schema(
 def load_config(file: Path, port: int | None) -> Config:
     """Read a configuration, with another port if one is given; exit with a message if it is invalid."""
     if _is_gateway(file):
-        print_error(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
-        raise typer.Exit(Exit.USAGE)
+        fail(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
     try:
         config = Config.from_file(file)
         return config if port is None else config.with_port(port)
     except LLMuxError as error:
-        print_error(str(error))
-        raise typer.Exit(Exit.USAGE) from None
+        fail(error)
 
 
 def address_of(file: Path, port: int | None) -> str:
     """Return the address of what runs with a configuration; exit with a message if it cannot be determined."""
     config = load_gateway(file, port) if _is_gateway(file) else load_config(file, port)
     if config.port == 0:
-        print_error(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
-        raise typer.Exit(Exit.USAGE)
+        fail(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "localhost"}.get(config.host, config.host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
 
@@ -341,7 +333,6 @@ class _Probe:
         self._config = config
         self._wake = wake
         self._asked: dict[str, Spoken] = {}  # by the engine's address
-        self._ids = itertools.count(1)
         self._true = True
 
     async def run(self) -> bool:
@@ -372,7 +363,7 @@ class _Probe:
 
         address, kind = model.address, HookKind.ALIVE
         job = HookJob(
-            id=next(self._ids),
+            id=1,  # one at a time
             model=name,
             kind=kind,
             script=model.scripts[kind],

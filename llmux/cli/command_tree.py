@@ -77,7 +77,8 @@ ForOption = Annotated[
 ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Why; shown to others.")]
 
 
-def _duration(text: str | float) -> float:
+def duration(text: str | float) -> float:
+    """Return the seconds of an option's value."""
     from llmux.config.setting_types import parse_duration  # noqa: PLC0415 - brings all of the configuration along
 
     try:
@@ -90,7 +91,7 @@ TimeoutOption = Annotated[
     float | None,
     typer.Option(
         "--timeout",
-        parser=_duration,
+        parser=duration,
         metavar="DURATION",
         help="How long to wait, as 90s or 10m; then exit code 7. Default: no limit.",
         show_default=False,

@@ -15,17 +15,10 @@ from rich.table import Table
 
 from llmux.cli.client import Remote, check_key, connection
 from llmux.cli.command_tree import DEFAULT_URL, UrlOption
-from llmux.cli.terminal import CommandError, print_error, terminal
+from llmux.cli.terminal import CommandError, Exit, print_error, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration, measured
 from llmux.observability.record import RecordedRun, RecordError, read_record
-
-FAILURE = 1
-USAGE = 2
-
-
-class UnreachableError(LLMuxError):
-    """No llmux answers there."""
 
 
 @dataclass(slots=True)
@@ -90,12 +83,11 @@ def run(
             switches, now = _of_record(read_record(file))
         else:
             decisions, history = _ask(url, key, "decisions", "history")
-            switches, now = _of_llmux(decisions)
+            switches, now = _of_llmux(decisions, history)
             riding = [str(each["reason"]) for each in decisions.get("riding", ())]
-            _complete(switches, history)
     except LLMuxError as error:
         print_error(str(error))
-        raise typer.Exit(FAILURE if isinstance(error, UnreachableError) else USAGE) from None
+        raise typer.Exit(error.exit if isinstance(error, CommandError) else Exit.USAGE) from None
     switches = switches[-count:]
     if as_json:
         typer.echo(json.dumps({"switches": [each.document() for each in switches], "now": now}, indent=2))
@@ -170,7 +162,9 @@ def _of_record(runs: list[RecordedRun]) -> tuple[list[Explained], None]:
     return switches, None
 
 
-def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str, Any] | None]:
+def _of_llmux(
+    document: Mapping[str, Any], history: Mapping[str, Any]
+) -> tuple[list[Explained], Mapping[str, Any] | None]:
     try:
         decisions = document["decisions"]
         switches = [
@@ -187,27 +181,26 @@ def _of_llmux(document: Mapping[str, Any]) -> tuple[list[Explained], Mapping[str
             if each["switch"] is not None
         ]
         last = decisions[-1] if decisions and decisions[-1]["switch"] is None else None
+        _complete(switches, history)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UnreachableError(f"what answers there is not llmux, or not of this version: {error!r}") from None
+        message = f"what answers there is not llmux, or not of this version: {error!r}"
+        raise CommandError(Exit.UNREACHABLE, message) from None
     return switches, last
 
 
 def _complete(switches: list[Explained], history: Mapping[str, Any]) -> None:
     """Add how each switch ended, as far as the last hour shows."""
     known = {each.id: each for each in switches}
-    try:
-        for note in history["notes"]:
-            each = known.get(note.get("switch"))
-            if each is None:
-                continue
-            if note["event"] == "switch_ended":
-                each.result = str(note["result"])
-                each.drain = float(note["drain_secs"])
-                each.cost = None if note["cost_secs"] is None else float(note["cost_secs"])
-            elif note["event"] == "switch_failed":
-                each.error = str(note["error"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UnreachableError(f"what answers there is not llmux, or not of this version: {error!r}") from None
+    for note in history["notes"]:
+        each = known.get(note.get("switch"))
+        if each is None:
+            continue
+        if note["event"] == "switch_ended":
+            each.result = str(note["result"])
+            each.drain = float(note["drain_secs"])
+            each.cost = None if note["cost_secs"] is None else float(note["cost_secs"])
+        elif note["event"] == "switch_failed":
+            each.error = str(note["error"])
 
 
 def _ask(url: str, key: str | None, *paths: str) -> list[dict[str, Any]]:
@@ -222,4 +215,4 @@ def _ask(url: str, key: str | None, *paths: str) -> list[dict[str, Any]]:
     try:
         return asyncio.run(ask())
     except CommandError as error:
-        raise UnreachableError(str(error)) from None
+        raise CommandError(Exit.UNREACHABLE, str(error)) from None

@@ -15,15 +15,15 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from llmux.cli.terminal import print_error, terminal
+from llmux.cli.terminal import Exit, fail, terminal
 from llmux.config import Config
 from llmux.config.model_settings import hook_folder
 from llmux.errors import LLMuxError
@@ -106,7 +106,7 @@ class HookScript:
 
 def shipped() -> dict[str, HookScript]:
     """Return the scripts by name, sorted."""
-    files = sorted(_folder().glob("*.sh"), key=lambda file: file.stem)
+    files = sorted(hook_folder().glob("*.sh"), key=lambda file: file.stem)
     return {file.stem: HookScript(file.stem, file) for file in files}
 
 
@@ -168,12 +168,6 @@ def copy(name: str, folder: Path, *, force: bool = False) -> Path:
     return target
 
 
-def _folder() -> Path:
-    return hook_folder()
-
-
-USAGE = 2
-
 app = typer.Typer(help="The hook scripts that come with llmux.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The script's name, as `llmux hooks list` shows it.")]
@@ -198,7 +192,7 @@ def show(
         script = find(name)
         typer.echo(str(script.path) if path else script.text, nl=path)
     except HookScriptError as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command("copy")
@@ -215,18 +209,12 @@ def copy_one(
             if not (folder / f"{other}.sh").exists():  # a script of the user's own serves as well
                 copy(other, folder)
     except HookScriptError as error:
-        _fail(error)
+        fail(error)
     terminal(stderr=True).print(f"{target} is there; in the configuration:")
     typer.echo(script.example_in(folder))
 
 
-def _fail(error: HookScriptError) -> NoReturn:
-    print_error(str(error))
-    raise typer.Exit(USAGE) from None
-
-
-FOUND = 1
-INTERRUPTED = 130
+FOUND = 1  # exit code
 
 _MARKS = {True: ("ok", "green"), False: ("wrong", "red"), None: ("-", "dim")}
 
@@ -257,11 +245,10 @@ def check_hooks(
         with _unowned(config, force=force):
             check = asyncio.run(_try(config, name, console, force=force, verbose=verbose))
     except LLMuxError as error:
-        print_error(str(error))
-        raise typer.Exit(USAGE) from None
+        fail(error)
     except KeyboardInterrupt:
         terminal(stderr=True).print(f"interrupted: {model} may be awake", style="red")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(Exit.INTERRUPTED) from None
     _conclude(check, console)
     if any(strict or not finding.warning for finding in check.findings):
         raise typer.Exit(FOUND)
@@ -284,8 +271,8 @@ async def _follow(check: HookCheck, console: Console, *, force: bool, verbose: b
         raise UntriedError(
             f"{', '.join(awake)}: awake, and may hold the GPU; put it to sleep first, or go on with --force"
         )
-    table = Table("step", "", "seconds", "", title=f"the hooks of {check.model}", title_justify="left", box=None)
-    table.columns[2].justify = "right"
+    columns = "step", "", Column("seconds", justify="right"), ""
+    table = Table(*columns, title=f"the hooks of {check.model}", title_justify="left", box=None)
     with Live(table, console=console, auto_refresh=False) as live:
 
         def on_step(step: Step) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmux.cli.init import HOOKS, write
-from llmux.cli.terminal import terminal
+from llmux.cli.terminal import fail, terminal
 from llmux.errors import ConfigError, LLMuxError
 
 if TYPE_CHECKING:
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415 - the two share little
 from llmux.llama_swap import translate
 
-INCOMPLETE = 1
-USAGE = 2
+INCOMPLETE = 1  # exit code
 
 app = typer.Typer(help="Write a configuration from that of another proxy.", no_args_is_help=True)
 
@@ -49,10 +47,12 @@ def llama_swap(
     """
     from llmux.llama_swap.conversion import SCRIPT, page
 
-    with _complaining():
+    try:
         _exists(file)
         result = translate(file, os.environ, port=port)
         target = write(page(result), out, [SCRIPT], force=force, unset=result.variables, spare=file)
+    except LLMuxError as error:
+        fail(error)
     what = f"{_count(len(result.models), 'model')}, and {target.parent / HOOKS / SCRIPT}.sh"
     _conclude(file, target, what, result.notes)
 
@@ -67,22 +67,15 @@ def litellm(
     """
     from llmux.litellm import page, translate
 
-    with _complaining():
+    try:
         _exists(file)
         result = translate(file, os.environ, port=port)
         target = write(page(result), out, [], force=force, unset=result.variables, spare=file)
+    except LLMuxError as error:
+        fail(error)
     remotes = result.settings.get("remotes", {})
     what = f"{_count(len(result.models), 'model')} and {_count(len(remotes), 'remote')}"
     _conclude(file, target, what, result.notes)
-
-
-@contextlib.contextmanager
-def _complaining() -> Iterator[None]:
-    try:
-        yield
-    except LLMuxError as error:
-        terminal(stderr=True, soft_wrap=True).print(str(error), style="red")
-        raise typer.Exit(USAGE) from None
 
 
 def _exists(file: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from llmux.cli.check import warn
 from llmux.cli.hooks import HookScript, copy, find, shipped
-from llmux.cli.terminal import say, terminal
+from llmux.cli.terminal import fail, say, terminal
 from llmux.config import Config
 from llmux.errors import ConfigError, LLMuxError
 from llmux.observability.log import escape
@@ -25,7 +25,6 @@ from llmux.survey.draft import Draft, Recipe, is_free
 from llmux.survey.host import PORTS, Engine, Machine, probe
 from llmux.survey.model_files import Candidate, candidates, gibibytes, of_file, unique
 
-USAGE = 2
 CONFIG = "config.yaml"
 HOOKS = "hooks"
 _PRIVATE, _PUBLIC = 0o600, 0o644
@@ -71,8 +70,7 @@ def run(
             raise InitError("--engine says what --model is for; give --model NAME=PATH, too")
         _Init(console, recipes, probe_port or [], ask=not yes).run(given, out, port, force=force)
     except LLMuxError as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(USAGE) from None
+        fail(error)
 
 
 class _Init:

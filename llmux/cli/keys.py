@@ -19,8 +19,6 @@ from llmux.cli.status import COLUMNS, row, spell
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, print_error, terminal
 from llmux.config.access import ApiKeyConfig, hash_of, new_key
 
-USAGE = 2
-
 app = typer.Typer(help="Keys for clients and operators, and their hashes.", no_args_is_help=True)
 
 NameOption = Annotated[str | None, typer.Option("--name", "-n", help="Whose it is; the access log says it.")]
@@ -68,7 +66,7 @@ def _tell_key(key: str, hashed: str, name: str | None, *, admin: bool, as_json: 
 
 def _fail(message: str) -> None:
     typer.echo(message, err=True)
-    raise typer.Exit(USAGE)
+    raise typer.Exit(Exit.USAGE)
 
 
 _DROPPED_TOO = {"tokens/s": 4, "in all": 5, "waited": 6}
@@ -125,7 +123,7 @@ def _show(usage: Usage, rows: list[dict[str, Any]]) -> None:
     if not usage.usage:
         typer.echo("no request has ended since then")
         return
-    lines = [[_named(row[name]) for name in usage.by] for row in rows]
+    lines = [[row[name] or "" for name in usage.by] for row in rows]
     cells = [line + _cells(use) for line, use in zip(lines, usage.usage, strict=True)]
     if usage.by:
         cells += [["total", *[""] * (len(usage.by) - 1), *_cells(each)] for each in usage.total]
@@ -143,10 +141,6 @@ FIGURES = (
     Column("served", right=True, drop=5),
     Column("cost", right=True, drop=6),
 )
-
-
-def _named(value: str | None) -> str:
-    return "" if value is None else value
 
 
 def _cells(use: UsageRow) -> list[str]:

@@ -30,7 +30,7 @@ from llmux.cli.command_tree import (
     TimeoutOption,
     UrlOption,
 )
-from llmux.cli.terminal import CommandError, Exit, print_error, terminal
+from llmux.cli.terminal import CommandError, Exit, fail, print_error, terminal
 
 
 class Mode(enum.StrEnum):
@@ -70,12 +70,10 @@ def wake(
 
     async def act(remote: Remote) -> None:
         answer = await remote.command(model, "wake")
-        if as_json:
-            typer.echo(json.dumps(asdict(answer)))
-        elif answer.switch is None:
-            typer.echo(f"{answer.model} is awake already")
-        else:
-            typer.echo(f"switch {answer.switch} wakes {answer.model}")
+        words = f"switch {answer.switch} wakes {answer.model}"
+        if answer.switch is None:
+            words = f"{answer.model} is awake already"
+        typer.echo(json.dumps(asdict(answer)) if as_json else words)
 
     speak(url, key_file, act)
 
@@ -93,7 +91,7 @@ def sleep(
         raise typer.BadParameter("say which model, or --all")
 
     async def act(remote: Remote) -> None:
-        names = [model] if model is not None else await _awake(remote)
+        names = [model] if model is not None else remote.read(Status, await remote.get("/llmux/status")).awake
         ends = [(await follow(remote, name, "sleep", timeout)) for name in names]
         if as_json:
             found = [{**asdict(answer), "phase": "asleep", "seconds": seconds} for answer, seconds in ends]
@@ -108,10 +106,6 @@ def sleep(
     speak(url, key_file, act)
 
 
-async def _awake(remote: Remote) -> list[str]:
-    return remote.read(Status, await remote.get("/llmux/status")).awake
-
-
 def pin(
     model: ModelArgument,
     duration: ForOption = None,
@@ -124,11 +118,9 @@ def pin(
 
     async def act(remote: Remote) -> None:
         answer = await remote.command(model, "pin", {"for": duration, "reason": reason})
-        if as_json:
-            typer.echo(json.dumps(asdict(answer)))
-        else:
-            wakes = "" if answer.switch is None else f"; switch {answer.switch} wakes it"
-            typer.echo(f"{answer.model} is pinned{f' for {duration}' if duration else ''}{wakes}")
+        wakes = "" if answer.switch is None else f"; switch {answer.switch} wakes it"
+        words = f"{answer.model} is pinned{f' for {duration}' if duration else ''}{wakes}"
+        typer.echo(json.dumps(asdict(answer)) if as_json else words)
 
     speak(url, key_file, act)
 
@@ -172,12 +164,11 @@ def manual(
     """Leave all switching to operators, or to the policy again."""
 
     async def act(remote: Remote) -> None:
-        ask = remote.post if mode is Mode.ON else remote.delete
+        ask, words = remote.delete, "the policy switches"
+        if mode is Mode.ON:
+            ask, words = remote.post, "only operators switch"
         answer = await ask("/llmux/manual")
-        if as_json:
-            typer.echo(json.dumps(answer))
-        else:
-            typer.echo("only operators switch" if mode is Mode.ON else "the policy switches")
+        typer.echo(json.dumps(answer) if as_json else words)
 
     speak(url, key_file, act)
 
@@ -270,10 +261,7 @@ def lease(
 ) -> None:
     """Put all models to sleep, and keep them asleep: the GPU is for another job."""
     if command and (duration or renew or as_json or not wait):
-        print_error(
-            "with a COMMAND the lease lasts as long as it runs: without --for, --renew, --no-wait and --json"
-        )
-        raise typer.Exit(Exit.USAGE)
+        fail("with a COMMAND the lease lasts as long as it runs: without --for, --renew, --no-wait and --json")
     options = {
         "for": RENEWED if command else duration,
         "reason": reason or _name(command),

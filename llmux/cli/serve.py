@@ -13,7 +13,7 @@ import typer
 
 from llmux.cli.check import load_config, load_gateway, located, summary
 from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
-from llmux.cli.terminal import Exit, print_error, terminal
+from llmux.cli.terminal import fail, terminal
 from llmux.config import Config
 from llmux.errors import LLMuxError
 from llmux.observability.log import configure
@@ -66,8 +66,7 @@ def run_process(handler: Handler, file: Path, make: Callable[[], Process]) -> No
             runner.run(process())
     except LLMuxError as error:
         handler.flush()
-        print_error(located(error, file))
-        raise typer.Exit(Exit.USAGE) from None
+        fail(located(error, file))
     finally:
         handler.close()
 

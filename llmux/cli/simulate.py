@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, Self
 
 import typer
-import yaml
 from rich.progress import Progress, TextColumn
 
 from llmux.cli import simulate_fleet, simulate_keys, simulate_tables
 from llmux.cli import simulate_what_if as what_ifs
+from llmux.cli.command_tree import duration
 from llmux.cli.simulate_tables import Given, Shown, show, tell_overruled
-from llmux.cli.terminal import print_error, terminal
+from llmux.cli.terminal import fail, terminal
 from llmux.config import Config
-from llmux.config.setting_types import parse_duration
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import LLMuxError
@@ -43,17 +42,9 @@ from llmux.simulator.synthetic import (
 )
 from llmux.simulator.trace import Trace, TraceError, is_record, read_trace
 
-USAGE = 2
 COMPARED = ("fifo", "idle", "adaptive")
 COST = "10s"
 GENERATED = 2400.0  # seconds of synthetic traffic
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _positive(value: float) -> float:
@@ -250,7 +241,7 @@ def run(
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw waits and visits into this file.")] = None,
 ) -> None:
     """Replay traffic under several policies in virtual time, and recommend one."""
-    until = None if horizon is None else _duration(horizon)
+    until = None if horizon is None else duration(horizon)
     if until is None and trace is None:
         until = GENERATED
     recorded: Recorded | None = None
@@ -262,7 +253,7 @@ def run(
         fits = recorded.fits() if recorded else None
         plan = Config.from_file(config) if config else None
         traffic, users = _traffic(trace, loads, until, seed, recorded, fits, closed)
-        traffic = traffic and _part(traffic, stretch, top, _duration(start), until)
+        traffic = traffic and _part(traffic, stretch, top, duration(start), until)
         traffic = traffic and what_ifs.onto(traffic, plan, generated=trace is None)
         asked = _asked(users, traffic, plan)
         usual = EngineModel(slots, decode, prefill, slowdown)
@@ -302,13 +293,14 @@ def run(
             gpu_hour,
             traffic,
             plan,
-            _begins(recorded),
+            float(recorded.start.get("time") or 0.0) if recorded else 0.0,  # a budget is for a day or a month
             policies=policy,
             what_if=what_if,
             plot=picture,
             spill=spill,
         ):
-            raise typer.Exit(_by_key(keyed, bench, _policies(policy, recorded, plan, one=True), as_json=as_json))
+            _by_key(keyed, bench, _policies(policy, recorded, plan, one=True), as_json=as_json)
+            return
         changes = [*map(what_ifs.parse_change, what_if or ()), *_spills(spill or (), spill_price)]
         policies = _policies(policy, recorded, plan, one=bool(changes))
         with _Bar(traffic, until, show=not as_json) as bar:
@@ -316,14 +308,14 @@ def run(
         if picture is not None:
             plot(columns.outcomes, picture)
     except (LLMuxError, *UNUSABLE) as error:
-        _fail(_in_words(error, recorded))
+        fail(_in_words(error, recorded))
     tell_overruled(columns.outcomes)
-    results = {name: statistics_of(outcome, _duration(slo)) for name, outcome in columns.outcomes.items()}
+    results = {name: statistics_of(outcome, duration(slo)) for name, outcome in columns.outcomes.items()}
     if as_json:
         typer.echo(json.dumps(columns.document(results), indent=2))
     else:
         show(
-            Shown(traffic, columns.outcomes, results, engines, fits, _duration(slo), plan, given),
+            Shown(traffic, columns.outcomes, results, engines, fits, duration(slo), plan, given),
             columns.verdicts(results),
         )
 
@@ -333,39 +325,28 @@ def _spills(texts: Sequence[str], price: str | None) -> Iterator[what_ifs.Change
     if price is not None and not texts:
         raise TraceError("--spill-price goes with --spill")
     for text in texts:
-        spill = Spill(_duration(text), None if price is None else parse_price(price))
+        spill = Spill(duration(text), None if price is None else parse_price(price))
         yield what_ifs.Change(f"spill {text}", spill=spill)
-
-
-def _begins(recorded: Recorded | None) -> float:
-    """Return the Unix time at which traffic begins: a budget applies to a day or a month."""
-    return float(recorded.start.get("time") or 0.0) if recorded is not None else 0.0
 
 
 def _by_key(
     keyed: simulate_keys.Keyed, bench: what_ifs.Bench, makers: Mapping[str, what_ifs.MakePolicy], *, as_json: bool
-) -> int:
-    """Print each key's results under the first policy, without and with the options; return the exit code."""
+) -> None:
+    """Print each key's results under the first policy, without and with the options."""
     name, make = next(iter(makers.items()))
     with _Bar(bench.traffic, bench.horizon, show=not as_json) as bar:
         found = simulate_keys.compare(
             keyed, lambda prepare: bench.run(make, progress=bar.begin(name), prepare=prepare)
         )
     simulate_keys.show(keyed, name, found, as_json=as_json)
-    return 0
 
 
-def _in_words(error: Exception, recorded: Recorded | None) -> str:
+def _in_words(error: Exception, recorded: Recorded | None) -> Exception:
     if isinstance(error, LLMuxError):
-        return str(error)
+        return error
     if recorded is None:
         raise error
-    return str(unusable(recorded.name, error))
-
-
-def _fail(message: str) -> NoReturn:
-    print_error(message)
-    raise typer.Exit(USAGE)
+    return unusable(recorded.name, error)
 
 
 def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max_wait: str | None) -> Given:
@@ -380,9 +361,9 @@ def _given(recorded: Recorded | None, plan: Config | None, cost: str | None, max
     if costs is None:
         costs = parse_costs(cost or COST)
     elif costs.default is None:
-        costs = replace(costs, default=parse_duration(COST))
+        costs = replace(costs, default=duration(COST))
     if max_wait is not None:
-        rules = replace(rules, max_wait=_duration(max_wait))
+        rules = replace(rules, max_wait=duration(max_wait))
     return Given(costs, costs_from, rules, scene)
 
 
@@ -496,10 +477,7 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
         key, sign, value = word.partition("=")
         if not sign or not key:
             raise TraceError(f"--policy {text}: {word!r} is not KEY=VALUE")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            options[key.strip()] = value
+        options[key.strip()] = what_ifs.parse_value(value)
     return name, options
 
 

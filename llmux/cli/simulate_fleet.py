@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import typer
-from rich.table import Table
 
+from llmux.cli.simulate_tables import ABREAST, side_by_side
 from llmux.cli.terminal import terminal
 from llmux.config.setting_types import parse_duration
 from llmux.core.policy import Policy
@@ -32,7 +32,6 @@ from llmux.simulator.trace import Trace, TraceError
 
 MOST = 10_000
 ROUTES = ("least_wait", "affinity", "least_in_flight", CLAIRVOYANT)
-ABREAST = 4  # routes in one table
 FLOOR = 0.05  # seconds: added to both sides, so that a ratio of two tiny waits is near 1
 ROWS: tuple[tuple[str, Callable[[FleetStatistics], str]], ...] = (
     ("mean wait", lambda each: f"{each.mean_wait:.2f}"),
@@ -157,7 +156,7 @@ def compare(
     for name, make in routes.items():
         outcome = simulate_fleet(setting, make, begin(name))
         for complaint in outcome.overruled:
-            console.print(f"warning: {name} {complaint}; treated as least_in_flight", style="yellow", markup=False)
+            console.print(f"warning: {name} {complaint}; treated as least_in_flight", style="yellow")
         results[name] = statistics_of_fleet(outcome)
     return results
 
@@ -176,18 +175,9 @@ def show(setting: Setting, policy: str, results: Mapping[str, FleetStatistics], 
         typer.echo(json.dumps(document, indent=2))
         return
     console = terminal()
-    console.print(_of_what(setting, policy), highlight=False, markup=False)
-    rows = ROWS if setting.deaths is None else (*ROWS, *OF_DEATHS)
-    names = list(results)
-    for start in range(0, len(names), ABREAST):
-        abreast = names[start : start + ABREAST]
-        table = Table("seconds", *abreast)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for title, cell in rows:
-            table.add_row(title, *(cell(results[name]) for name in abreast))
-        console.print(table)
-    console.print(verdict(results), highlight=False, markup=False)
+    console.print(_of_what(setting, policy))
+    side_by_side(console, results, ROWS if setting.deaths is None else (*ROWS, *OF_DEATHS), ABREAST)
+    console.print(verdict(results))
 
 
 def _of_what(setting: Setting, policy: str) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from llmux.accounts.gate import Gate, Grant, Passed, grants_of
 from llmux.accounts.pricing import Prices, micros, of_gpu, of_tokens, prices_of
@@ -144,13 +144,11 @@ def _fair(text: str, keys: Sequence[str]) -> Fair:
 
 def _prices(plan: Config | None, gpu_hour: float | None) -> Prices | None:
     prices = None if plan is None else prices_of(plan)
-    if gpu_hour is not None:
-        if not 0 <= gpu_hour < math.inf:
-            raise TraceError("--gpu-hour: must be an amount from 0 on, as 0.90")
-        return (
-            Prices("usd", micros(gpu_hour), {}) if prices is None else replace(prices, gpu_hour=micros(gpu_hour))
-        )
-    return prices
+    if gpu_hour is None:
+        return prices
+    if not 0 <= gpu_hour < math.inf:
+        raise TraceError("--gpu-hour: must be an amount from 0 on, as 0.90")
+    return replace(prices or Prices("usd", 0, {}), gpu_hour=micros(gpu_hour))
 
 
 def _configured(plan: Config | None) -> Mapping[str, Grant]:
@@ -205,7 +203,7 @@ class Books:
         grant = None if self.gate is None else self.gate.grants.get(job.key)
         if self.gate is None or grant is None:
             return True
-        size = round(_tokens(job).input * BYTES_PER_TOKEN)
+        size = round(_read_and_made(job)[0] * BYTES_PER_TOKEN)
         try:
             passed = self.gate.enter(grant, job.model, job.model, size, "", [])
         except (LimitError, QuotaError):
@@ -242,14 +240,14 @@ class Books:
         own, switch = self.shares.ended(now, index, job.key)
         self.own[job.key] += own
         self.switch[job.key] += switch
-        tokens = _tokens(job)
+        read, made = _read_and_made(job)
         if self.prices is not None and (price := self.prices.models.get(job.model)) is not None:
-            self.cost[job.key] += of_tokens(price, (tokens.input, 0, tokens.output), 0)[0]
+            self.cost[job.key] += of_tokens(price, (read, 0, made), 0)[0]
         else:
             self._owe(job.key, own + switch)
         passed = self.passed.pop(index, None)
         if passed is not None:
-            passed.gate.settle(passed, tokens, own + switch)
+            passed.gate.settle(passed, Tokens(read, 0, made), own + switch)
 
     def _owe(self, key: str, seconds: float) -> None:
         if self.prices is not None:
@@ -263,11 +261,6 @@ class Books:
         for key, seconds, _ in due:
             self.switch[key] += seconds
             self._owe(key, seconds)
-
-
-def _tokens(job: Job) -> Tokens:
-    read, made = _read_and_made(job)
-    return Tokens(read, 0, made)
 
 
 def _read_and_made(job: Job) -> tuple[int, int]:
@@ -302,16 +295,12 @@ def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
     return books
 
 
-Simulate = Callable[[Callable[[Run], None]], Outcome]
-"""Runs the traffic once; what it is given is called with the run."""
-
-
 Figures = Mapping[str, Mapping[str, KeyFigures]]
 """The figures of each key, by how it was run."""
 
 
-def compare(keyed: Keyed, simulate: Simulate) -> Figures:
-    """Run the traffic as it is, and with the options; return the figures of each key."""
+def compare(keyed: Keyed, simulate: Callable[[Callable[[Run], None]], Outcome]) -> Figures:
+    """Run the traffic as it is, and with the options; ``simulate`` calls what it is given with the run."""
     found = {}
     for title, held in ((AS_IT_IS, None), (keyed.title, keyed)):
         kept: list[Books] = []
@@ -359,9 +348,8 @@ def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
     for title, keys in found.items():
         heads = ("asked", "refused", "mean", "p95", "switches", "switching", "GPU", *filter(None, [currency]))
         places = 2 if max(each.cost_micros or 0 for each in keys.values()) >= _MILLION / 10 else 4
-        table = Table("key", *heads, title=f"{policy}, {title}", title_justify="left", box=SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify, column.no_wrap = "right", True
+        columns = (Column(head, justify="right", no_wrap=True) for head in heads)
+        table = Table("key", *columns, title=f"{policy}, {title}", title_justify="left", box=SIMPLE_HEAD)
         for key, each in keys.items():
             table.add_row(
                 key or "(none)",
@@ -377,6 +365,5 @@ def show(keyed: Keyed, policy: str, found: Figures, *, as_json: bool) -> None:
         console.print(table)
     console.print(
         "Times are seconds; mean and p95 are waits. switches: those for whose model a request of the key waited;"
-        " switching: its part of them; GPU: its part of the other time that the GPU was held.",
-        highlight=False,
+        " switching: its part of them; GPU: its part of the other time that the GPU was held."
     )

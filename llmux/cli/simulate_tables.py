@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import typer
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
 
 from llmux.cli import simulate_what_if as what_ifs
 from llmux.cli.terminal import terminal
 from llmux.config import Config
-from llmux.core.spec import Rules
+from llmux.core.spec import HookKind, Rules
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import UNSEEN, EngineModel, Engines, Fit
 from llmux.simulator.recorded import Begun, Comparison, Recorded, replay
@@ -21,7 +22,8 @@ from llmux.simulator.run import Outcome, Scene
 from llmux.simulator.statistics import Statistics, recommend
 from llmux.simulator.trace import Trace, TraceError
 
-DIFFERENT = 1
+S = TypeVar("S")
+DIFFERENT = 1  # exit code
 NARROW = 14  # characters: longer names take more room
 ABREAST = 4  # policies in one table: wider tables break on a terminal of 80 columns
 ROWS: tuple[tuple[str, Callable[[Statistics], str]], ...] = (
@@ -146,29 +148,33 @@ def show(shown: Shown, verdicts: list[str]) -> None:
     """Print the policies side by side, and the conclusions."""
     console = terminal()
     results = shown.results
-    console.print(_of_what(shown), highlight=False, markup=False)
+    console.print(_of_what(shown))
     for name, each in (shown.fits or {}).items():
-        console.print(_engine(name, each, shown.engines.of(name)), highlight=False, markup=False)
+        console.print(_engine(name, each, shown.engines.of(name)))
     if shown.plan is not None:
         for line in _of_plan(shown.plan, shown.given, shown.outcomes):
-            console.print(line, highlight=False, markup=False)
-    names = list(results)
+            console.print(line)
     rows = ROWS if shown.plan is None else (*ROWS, AWAKE)
     if any(outcome.spilled for outcome in shown.outcomes.values()):
         rows = (*rows, SPILLED)
         if any(each.spill_cost is not None for each in results.values()):
             rows = (*rows, SPILL_COST)
-    abreast_at_most = ABREAST if max(map(len, names)) <= NARROW else ABREAST - 1
-    for begin in range(0, len(names), abreast_at_most):
-        abreast = names[begin : begin + abreast_at_most]
-        table = Table("seconds", *abreast)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for title, show in rows:
-            table.add_row(title, *(show(results[name]) for name in abreast))
-        console.print(table)
+    side_by_side(console, results, rows, ABREAST if max(map(len, results)) <= NARROW else ABREAST - 1)
     for line in (*_remarks(shown), *(verdicts or [str(recommend(results))])):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
+
+
+def side_by_side(
+    console: Console, results: Mapping[str, S], rows: Sequence[tuple[str, Callable[[S], str]]], most: int
+) -> None:
+    """Print tables with a column for each of the results, and at most ``most`` of them."""
+    names = list(results)
+    for begin in range(0, len(names), most):
+        abreast = names[begin : begin + most]
+        table = Table("seconds", *(Column(name, justify="right") for name in abreast))
+        for title, cell in rows:
+            table.add_row(title, *(cell(results[name]) for name in abreast))
+        console.print(table)
 
 
 def _remarks(shown: Shown) -> Iterator[str]:
@@ -202,7 +208,12 @@ def _of_what(shown: Shown) -> str:
 def _of_plan(plan: Config, given: Given, outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     """Yield which parts of a configuration apply here, and which do not."""
     yield f"{plan.file and plan.file.name}: {what_ifs.residency(plan)}; costs: {given.costs_from}"
-    if useless := what_ifs.unknown_prefetch(plan, given.costs):
+    useless = [
+        name
+        for name, model in plan.models.items()
+        if HookKind.PREFETCH in model.scripts and name not in given.costs.prefetches
+    ]
+    if useless:
         yield f"what the prefetch of {', '.join(useless)} saves is not known; add `prefetch:` to a file for --cost"
     if plan.policy.request_timeout is not None:
         yield "request_timeout does not count here: what is rejected would not show in the waits"

@@ -13,7 +13,7 @@ import yaml
 from llmux.config import Config
 from llmux.config.setting_types import format_size
 from llmux.core.policy import Policy
-from llmux.core.spec import HookKind, Rules
+from llmux.core.spec import Rules
 from llmux.errors import ConfigError
 from llmux.simulator.configured import simulate_configured
 from llmux.simulator.cost_matrix import CostMatrix, read_costs
@@ -61,7 +61,7 @@ def parse_change(text: str) -> Change:
         if not sign or not key or not value.strip():
             raise TraceError(f"--what-if {text}: {word!r} is not KEY=VALUE; {HOW}")
         if key != COST:
-            settings[key] = _value(value)
+            settings[key] = parse_value(value)
             continue
         found = FACTOR.match(value)
         number = float(found[2]) if found else 0.0
@@ -73,7 +73,8 @@ def parse_change(text: str) -> Change:
     return Change(text, settings, factor)
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Parse a value as YAML; what is not YAML is text."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -298,12 +299,3 @@ def residency(config: Config) -> str:
     if config.capacity is not None:
         return f"capacity {format_size(config.capacity)}"
     return "groups" if config.groups else "one model at a time"
-
-
-def unknown_prefetch(config: Config, costs: CostMatrix) -> list[str]:
-    """Return the models whose prefetch hook has no known saving."""
-    return [
-        name
-        for name, model in config.models.items()
-        if HookKind.PREFETCH in model.scripts and name not in costs.prefetches
-    ]

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import typer
 
@@ -62,7 +62,6 @@ class CommandError(LLMuxError):
         self.exit = exit_code
 
 
-FAILURE = 1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -82,6 +81,12 @@ def say(text: str, colour: str | None = None, *, stderr: bool = False) -> None:
 def print_error(message: str) -> None:
     """Print an error message on stderr."""
     say(message, "red", stderr=True)
+
+
+def fail(error: object) -> NoReturn:
+    """Print an error message on stderr, and end the command: what it was given is invalid."""
+    print_error(str(error))
+    raise typer.Exit(Exit.USAGE) from None
 
 
 @contextmanager
@@ -110,7 +115,7 @@ def usable_streams() -> Iterator[None]:
 def _give_up() -> None:
     # What is still buffered would fail again, with a traceback, at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(FAILURE)
+    sys.exit(1)
 
 
 REMARKS = 24  # minimum width, in cells, of a column of sentences; without it they go below the table

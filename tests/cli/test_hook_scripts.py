@@ -98,7 +98,7 @@ def test_in_llmuxs_own_folder_they_stay_as_they_are(run, tmp_path, monkeypatch):
     for name in ("hooks", "config"):
         (tmp_path / name).mkdir()
     shutil.copytree(ROOT / "hooks", tmp_path / "hooks", dirs_exist_ok=True)
-    monkeypatch.setattr(hooks, "_folder", lambda: tmp_path / "hooks")
+    monkeypatch.setattr(hooks, "hook_folder", lambda: tmp_path / "hooks")
     before = (tmp_path / "hooks" / "process.sh").read_bytes()
     for options in ([], ["--force"]):
         assert run("hooks", "copy", "process", *options).exit_code == 0
@@ -120,7 +120,7 @@ def test_a_link_to_the_script_is_as_good_as_a_copy(run, tmp_path):
 def test_a_part_that_is_missing_is_named(run, tmp_path, monkeypatch, command):
     shutil.copytree(ROOT / "hooks", tmp_path / "llmux's")
     (tmp_path / "llmux's" / "lib" / "http.sh").unlink()
-    monkeypatch.setattr(hooks, "_folder", lambda: tmp_path / "llmux's")
+    monkeypatch.setattr(hooks, "hook_folder", lambda: tmp_path / "llmux's")
     done = run("hooks", command, "process")
     assert done.exit_code == 2
     assert "lib/http.sh cannot be read: No such file or directory" in done.stderr
