@@ -28,7 +28,7 @@ from llmux.llama_swap.source import LlamaSwap, Model, Note, variables
 
 OWN_PORT = 3000
 _LOOPBACK = "127.0.0.1"
-_LOG_LEVELS = {"warn": "warning"}
+_LOG_LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "error": "error"}
 
 _LOADING = "there, words in what the model seems to think; here, comments in the stream, which keep it open"
 
@@ -95,10 +95,12 @@ class _Translator:
         self.known.update({name: name for name in found})
         for name, engine in found.items():
             self.result.models[name] = self.model(name, self.config.models[name], engine)
-        if not found and not self.problems:
+        if not found and not self.config.peers:
             self.problems.append(Problem(("models",), "has no model that can be carried over"))
             self.problems += [Problem(note.path, note.message) for note in self.notes if note.lost]
         self.share()
+        if (level := self.config.logLevel) and _log_level(self.config) is None:
+            self.notes.append(Note(("logLevel",), f"{level!r} means info, there and here", lost=False))
         if self.config.sendLoadingState:
             self.notes.append(Note(("sendLoadingState",), _LOADING, lost=False))
         if self.routes:
@@ -114,7 +116,6 @@ class _Translator:
 
     def engine(self, name: str, model: Model) -> Engine | None:
         engine = Engine(name, model, port=self.read.ports.get(name), folder=self.read.file.absolute().parent)
-        self.problems += engine.problems
         if engine.address is None:
             self.notes += engine.notes
             return None
@@ -144,7 +145,7 @@ class _Translator:
             settings["variants"] = variants
         if info := _info(model):
             settings["info"] = info
-        if model.concurrencyLimit:
+        if model.concurrencyLimit > 0:
             settings["max_in_flight"] = model.concurrencyLimit
             self.notes.append(
                 Note((*at, "concurrencyLimit"), "there, more get 429; here, more wait in the queue", lost=False)
@@ -170,6 +171,8 @@ class _Translator:
         aliases: list[str] = []
         for place, alias in places:
             owner = self.known.get(alias)
+            if not alias:
+                continue  # no client can ask for it
             if alias in self.config.models:
                 if alias != name:
                     self.notes.append(Note(place, f"{alias!r} is the name of a model, which goes first"))
@@ -362,12 +365,16 @@ def _info(model: Model) -> Settings:
     return {name: value for name, value in info.items() if value}
 
 
+def _log_level(config: LlamaSwap) -> str | None:
+    return _LOG_LEVELS.get(config.logLevel.strip().lower())
+
+
 def _whole(config: LlamaSwap) -> Settings:
     settings: Settings = {}
     if config.globalTTL:
         settings["idle_sleep"] = format_duration(float(config.globalTTL))
-    if config.logLevel:
-        settings["log_level"] = _LOG_LEVELS.get(config.logLevel, config.logLevel)
+    if level := _log_level(config):
+        settings["log_level"] = level
     if config.logRequests:
         settings["access_log"] = True
     if config.sendLoadingState:
@@ -517,11 +524,12 @@ def _parts(translation: Translation) -> Iterator[str]:
     if translation.groups:
         said = [note for note in translation.notes if _place(note, translation) == "groups"]
         yield comments(map(str, said)) + as_yaml({"groups": translation.groups})
-    yield _HOOKS
-    yield "models:\n" + "\n".join(
-        textwrap.indent(_model(name, settings, translation.notes), "  ")
-        for name, settings in translation.models.items()
-    )
+    if translation.models:
+        yield _HOOKS
+        yield "models:\n" + "\n".join(
+            textwrap.indent(_model(name, settings, translation.notes), "  ")
+            for name, settings in translation.models.items()
+        )
 
 
 def _head(translation: Translation) -> Iterator[str]:

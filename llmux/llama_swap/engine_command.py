@@ -15,9 +15,9 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from llmux.config.load import literal
-from llmux.config.problems import Path, Problem
+from llmux.config.problems import Path
 from llmux.config.setting_types import Address, parse_address
-from llmux.llama_swap.source import ANY, ENV, PORT, Model, Note, without_comments
+from llmux.llama_swap.source import ANY, ENV, ENV_OPEN, PORT, Model, Note, as_in_file, without_comments
 
 _ESCAPED_IN_QUOTES = '$`"\\'
 _SPACE = " \t\n"
@@ -91,7 +91,8 @@ class _Splitter:
                 self.at += 1
             else:
                 word += character
-        raise ValueError(f"the quote that opens before {self.text[begin : begin + 20]!r} is never closed")
+        following = as_in_file(self.text[begin : begin + 20])
+        raise ValueError(f"the quote that opens before {following!r} is never closed")
 
 
 def shell(words: list[Word]) -> str:
@@ -151,7 +152,10 @@ def text(value: str) -> str:
 
 
 class Engine:
-    """``address`` is None if it is not given, or a problem says why."""
+    """``address`` is None if llama-swap could not start or reach it either; the last of ``notes`` says why.
+
+    llama-swap takes a file with such a model, and serves the others.
+    """
 
     def __init__(self, name: str, model: Model, *, port: int | None, folder: FilePath) -> None:
         """Read ``model``. ``port`` is the value of ``${PORT}``; relative paths begin at ``folder``."""
@@ -159,14 +163,11 @@ class Engine:
         self.model = model
         self.folder = folder
         self.notes: list[Note] = []
-        self.problems: list[Problem] = []
         self.command = self._words("cmd", model.cmd)
         self.stop = self._words("cmdStop", model.cmdStop)
         self.address = self._address(port) if self.command else None
         if self.address and (port != self.address.port):
             self.command, self.stop = _numbered(self.command, port), _numbered(self.stop, port)
-        if not model.checkEndpoint.strip().startswith("/") and model.checkEndpoint.strip() != "none":
-            self.problems.append(Problem((*self.at, "checkEndpoint"), "must begin with /, or be none"))
 
     @property
     def where(self) -> dict[str, Any]:
@@ -202,6 +203,8 @@ class Engine:
         if self.stop:
             settings["STOP_COMMAND"] = _script([*before, *self.stop])
         health = self.model.checkEndpoint.strip()
+        if health != "none" and not health.startswith("/"):
+            health = f"/{health}"
         if health != "/health":
             settings["HEALTH_PATH"] = text(health)
         if grace not in (0, GRACE):
@@ -216,10 +219,11 @@ class Engine:
         try:
             words = split(command)
         except ValueError as error:
-            self.problems.append(Problem((*self.at, key), str(error)))
+            self.notes.append(Note((*self.at, key), str(error)))
             return []
         if not words and (key == "cmd" or command.strip()):
-            self.problems.append(Problem((*self.at, key), "has no command"))
+            given = key in self.model.model_fields_set
+            self.notes.append(Note((*self.at, key) if given else self.at, "has no command"))
         return words
 
     def _address(self, port: int | None) -> Address | None:
@@ -238,21 +242,16 @@ class Engine:
         try:
             return parse_address(url)
         except ValueError as error:
-            self.problems.append(Problem((*self.at, "proxy"), str(error)))
+            self.notes.append(Note((*self.at, "proxy"), str(error)))
             return None
 
     def _is_relative(self) -> bool:
         """Whether the command depends on where it is started."""
         program = self.command[0].text
-        if "/" in program and not program.startswith("/"):
+        if "/" in program and not program.startswith(("/", ENV_OPEN)):
             if not (self.folder / program).exists():
-                self.notes.append(
-                    Note(
-                        (*self.at, "cmd"),
-                        f"{program!r} is relative to where llama-swap was started; taken to be {self.folder}",
-                        lost=False,
-                    )
-                )
+                said = f"is relative to where llama-swap was started; taken to be {self.folder}"
+                self.notes.append(Note((*self.at, "cmd"), f"{as_in_file(program)!r} {said}", lost=False))
             return True
         values = [word.text.rpartition("=")[2] for word in self.command[1:]]
         return any("/" in value and value[0] != "/" and (self.folder / value).exists() for value in values)

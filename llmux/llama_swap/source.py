@@ -40,8 +40,18 @@ class Part(BaseModel):
         return data
 
 
-def _list(value: Any) -> Any:
-    return () if value is None else value
+def _texts(value: Any) -> Any:
+    """Take `true` for the text that it is there; pydantic does so for numbers."""
+    if isinstance(value, list):
+        return [_text(each) if isinstance(each, bool) else each for each in value]
+    return value
+
+
+def _named(value: Any) -> Any:
+    """Take an empty value for the default of what it names."""
+    if isinstance(value, Mapping):
+        return {name: {} if part is None else part for name, part in value.items()}
+    return value
 
 
 def _whole(value: Any) -> Any:
@@ -50,7 +60,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_list)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 Number = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Number, Field(ge=0)]
 
@@ -77,7 +87,7 @@ class Capabilities(Part):
 class Model(Part):
     """One model and its server."""
 
-    cmd: str
+    cmd: str = ""
     cmdStop: str = ""
     proxy: str = ""
     checkEndpoint: str = "/health"
@@ -86,7 +96,7 @@ class Model(Part):
     env: Texts = ()
     aliases: Texts = ()
     useModelName: str = ""
-    concurrencyLimit: Count = 0
+    concurrencyLimit: Number = 0
     filters: Filters = Field(default_factory=Filters)
     unlisted: bool = False
     description: str = ""
@@ -102,6 +112,9 @@ class Group(Part):
     members: Texts = ()
 
 
+Groups = Annotated[Mapping[str, Group], BeforeValidator(_named)]
+
+
 class Matrix(Part):
     """Sets of models that may run together, as expressions."""
 
@@ -113,7 +126,7 @@ class Matrix(Part):
 class RouterSettings(Part):
     """Settings of both routers; only one is in use."""
 
-    groups: Mapping[str, Group] = Field(default_factory=dict)
+    groups: Groups = Field(default_factory=dict)
     matrix: Matrix | None = None
 
 
@@ -189,15 +202,15 @@ class Peer(Part):
 class LlamaSwap(Part):
     """The whole file."""
 
-    models: Mapping[str, Model] = Field(min_length=1)
+    models: Annotated[Mapping[str, Model], BeforeValidator(_named)] = Field(default_factory=dict)
     healthCheckTimeout: Number | None = None
     globalTTL: Count = 0
     unloadTimeout: Count = 0
     startPort: Number = 5800
-    logLevel: Literal["debug", "info", "warn", "error"] | None = None
+    logLevel: str = ""
     logRequests: bool = False
     apiKeys: Texts = ()
-    groups: Mapping[str, Group] = Field(default_factory=dict)
+    groups: Groups = Field(default_factory=dict)
     matrix: Matrix | None = None
     routing: Routing = Field(default_factory=Routing)
     hooks: Hooks = Field(default_factory=Hooks)

@@ -415,25 +415,22 @@ def test_what_is_wrong_with_them(problems, text, line, said):
         ("- a", None, "must be a mapping"),
         ("models:\n  m:\n    cmd: 'x\n", 3, "never closed"),
         ("models:\n  m:\n\tcmd: x", 3, "tab"),
-        ("models: {}", 1, "models: needs at least one entry"),
-        ("startPort: 1", 1, "models: is missing"),
-        ("models:\n  m: {}", 2, "models.m.cmd: is missing"),
-        ("models:\n  m:\n    cmd:", 3, "models.m.cmd: is missing"),
+        ("models: {}", 1, "models: has no model"),
+        ("startPort: 1", 1, "models: has no model"),
+        ("models:\n  m: {}", 2, "models.m: has no command"),
+        ("models:\n  m:\n    cmd:", 2, "models.m: has no command"),
         ("models:\n  m: llama-server", 2, "must be a mapping"),
         ("models:\n  m:\n    cmd: [a, b]", 3, "must be text"),
         ("models:\n  m:\n    cmd: '# nothing'", 3, "has no command"),
         ('models:\n  m:\n    proxy: http://x\n    cmd: a "b', 4, "never closed"),
-        ("models:\n  m:\n    cmd: x ${PORT}\n    cmdStop: a 'b", 4, "never closed"),
         ("models:\n  m:\n    cmd: x\n    proxy: localhost", 4, "is not an http or https URL"),
         ("models:\n  m:\n    cmd: x\n    proxy: http://a:b@c", 4, "contains a user or password"),
-        ("models:\n  m:\n    cmd: x ${PORT}\n    checkEndpoint: health", 4, "must begin with /"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: soon", 4, "must be a whole number, not 'soon'"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: -2", 4, "must be at least -1"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    ttl: true", 4, "must be a whole number, not true"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    env: {A: b}", 4, "must be a list"),
         ("models:\n  m:\n    cmd: x ${PORT}\n    aliases: one", 4, "must be a list"),
         ("models:\n  m:\n    cmd: x ${PORT}\n  m:\n    cmd: y", 4, "is there twice"),
-        ("models: {m: {cmd: 'x ${PORT}'}}\nlogLevel: loud", 2, "must be debug, info, warn or error, not 'loud'"),
         ("models:\n  m:\n    cmd: x", 1, "models: has no model that can be carried over"),
         ("models:\n  m:\n    cmd: x", 2, "nothing says on which port"),
     ],
@@ -444,8 +441,67 @@ def test_what_is_wrong_is_said_with_its_line(problems, text, line, said):
 
 
 def test_everything_that_is_wrong_is_said_at_once(problems):
-    found = problems("logLevel: loud\nmodels:\n  m:\n    cmd: x ${nope}\n    ttl: soon\nglobalTTL: -1")
+    found = problems("startPort: soon\nmodels:\n  m:\n    cmd: x ${nope}\n    ttl: soon\nglobalTTL: -1")
     assert [line for line, _ in found] == [1, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("model", "place", "said"),
+    [
+        ("bad:\n    proxy: http://x", "models.bad", "has no command"),
+        ("bad:", "models.bad", "has no command"),
+        ("bad: {cmd: '# nothing', proxy: 'http://x'}", "models.bad.cmd", "has no command"),
+        ('bad: {cmd: "x \'y ${PORT}"}', "models.bad.cmd", "before 'y ${PORT}' is never closed"),
+        ("bad: {cmd: x, proxy: 'localhost:8080'}", "models.bad.proxy", "is not an http or https URL"),
+    ],
+)
+def test_a_model_that_llama_swap_could_not_start_is_left_out_alone(load, model, place, said):
+    result = load(f"models:\n  good: {{cmd: 'x ${{PORT}}'}}\n  {model}\ngroups: {{g: {{members: [good, bad]}}}}")
+    assert list(result.config.models) == ["good"]
+    assert said in result.lost()[place]
+
+
+def test_a_stop_command_that_cannot_be_read_is_named_and_the_model_stays(load):
+    result = load("models:\n  m:\n    cmd: x ${PORT}\n    cmdStop: kill 'x ${PID}")
+    assert "before 'x ${PID}' is never closed" in result.lost()["models.m.cmdStop"]
+    assert "STOP_COMMAND" not in result.config.models["m"].env
+
+
+@pytest.mark.parametrize(("given", "asked"), [("health", "/health"), ("v1/models", "/v1/models"), ("''", "/")])
+def test_a_health_path_without_a_slash(load, given, asked):
+    result = load(f"models: {{m: {{cmd: 'x ${{PORT}}', checkEndpoint: {given}}}}}")
+    assert result.config.models["m"].env.get("HEALTH_PATH", "/health") == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "level", "differs"),
+    [("INFO", "info", []), ("' Warn'", "warning", []), ("loud", "info", ["logLevel"]), ("''", "info", [])],
+)
+def test_any_log_level_is_one(load, given, level, differs):
+    result = load(f"models: {{m: {{cmd: 'x ${{PORT}}'}}}}\nlogLevel: {given}")
+    assert (result.config.log_level, result.differs(), result.lost()) == (level, differs, {})
+
+
+def test_values_that_mean_nothing_there(load):
+    result = load(
+        "models: {m: {cmd: 'x ${PORT}', concurrencyLimit: -1, aliases: ['', true]}}\ngroups: {g: }\nhooks:\n"
+    )
+    assert result.config.models["m"].aliases == ("true",)
+    assert (result.config.models["m"].max_in_flight, result.lost()) == (None, {})
+
+
+def test_a_file_of_peers_alone(load):
+    result = load("peers: {far: {proxy: 'http://h:1', models: [x]}}")
+    assert not result.config.models
+    assert result.config.virtual["x"].first == ("far/x",)
+
+
+def test_a_program_in_a_folder_of_the_environment_is_not_relative(load):
+    result = load("models: {m: {cmd: '${env.BIN}/srv --port ${PORT}'}}", {"BIN": "/opt"})
+    assert result.words("m")[0] == "/opt/srv"
+    assert ("FOLDER" in result.config.models["m"].env, result.notes) == (False, [])
+    relative = load("models: {m: {cmd: './${env.BIN}/srv --port ${PORT}'}}", {"BIN": "bin"})
+    assert "'./${env.BIN}/srv' is relative" in relative.notes[0].message
 
 
 def test_the_policy_is_written_out_where_the_file_names_none(load):
