@@ -27,11 +27,12 @@ from llmux.llama_swap.source import Note, Part
 _ENV = "os.environ/"
 _VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)\Z")
 _MILLION = 1_000_000
-_VERSION = re.compile(r"/v\d+[a-z0-9]*/?\Z")
+_VERSION = re.compile(r"/v\d+[a-z0-9]*(?:/openai)?/?\Z")
 _LOCAL = frozenset({"localhost", "0.0.0.0", "host.docker.internal"})  # noqa: S104 - recognised, not bound
 
 _OPENAI = ("chat", "completions", "responses", "embeddings")
 _CHAT = ("chat",)
+_EMBEDS = ("chat", "embeddings")
 _MOST = ("chat", "completions", "embeddings")
 
 
@@ -62,12 +63,28 @@ PROVIDERS: Mapping[str, Provider] = {
     "lm_studio": Provider(None, None, "LM_STUDIO_API_KEY"),
     "llamafile": Provider("http://127.0.0.1:8080", None),
     "litellm_proxy": Provider(None, None, "LITELLM_PROXY_API_KEY"),
+    "gemini": Provider("https://generativelanguage.googleapis.com/v1beta/openai", _EMBEDS, "GEMINI_API_KEY"),
+    "cohere": Provider("https://api.cohere.ai/compatibility/v1", _EMBEDS, "COHERE_API_KEY"),
+    "cohere_chat": Provider("https://api.cohere.ai/compatibility/v1", _EMBEDS, "COHERE_API_KEY"),
+    "deepinfra": Provider("https://api.deepinfra.com/v1/openai", _EMBEDS, "DEEPINFRA_API_KEY"),
+    "dashscope": Provider("https://dashscope.aliyuncs.com/compatible-mode/v1", _EMBEDS, "DASHSCOPE_API_KEY"),
+    "featherless_ai": Provider("https://api.featherless.ai/v1", _CHAT, "FEATHERLESS_AI_API_KEY"),
+    "hyperbolic": Provider("https://api.hyperbolic.xyz/v1", _CHAT, "HYPERBOLIC_API_KEY"),
+    "moonshot": Provider("https://api.moonshot.ai/v1", _CHAT, "MOONSHOT_API_KEY"),
+    "nebius": Provider("https://api.studio.nebius.ai/v1", _EMBEDS, "NEBIUS_API_KEY"),
+    "novita": Provider("https://api.novita.ai/v3/openai", _CHAT, "NOVITA_API_KEY"),
+    "sambanova": Provider("https://api.sambanova.ai/v1", _CHAT, "SAMBANOVA_API_KEY"),
+    "vercel_ai_gateway": Provider("https://ai-gateway.vercel.sh/v1", _CHAT, "VERCEL_AI_GATEWAY_API_KEY"),
+    "volcengine": Provider("https://ark.cn-beijing.volces.com/api/v3", _CHAT, "VOLCENGINE_API_KEY"),
+    "zai": Provider("https://api.z.ai/api/paas/v4", _CHAT, "ZAI_API_KEY"),
     "custom_openai": Provider(None, _MOST),
     "openai_like": Provider(None, _MOST),
     "xinference": Provider(None, _MOST),
     "infinity": Provider(None, ("embeddings",)),
 }
 """Those whose endpoints speak OpenAI's or Anthropic's API as it is."""
+_BESIDE = frozenset({"gemini", "cohere", "cohere_chat"})
+"""Those which speak OpenAI's API beside one of their own; LiteLLM speaks that, so their `api_base` leads to it."""
 _OLLAMA = frozenset({"ollama", "ollama_chat"})
 _BY_NAME = (("claude", "anthropic"), ("gpt", "openai"), ("o1", "openai"), ("o3", "openai"), ("o4", "openai"),
             ("chatgpt", "openai"), ("text-embedding", "openai"), ("deepseek", "deepseek"))  # fmt: skip
@@ -168,27 +185,58 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
         ConfigErrors: the file cannot be used; the message says where and why.
 
     """
-    document = read_document(file)
-    problems = list(document.problems)
-    config = None
+    document = read_document(file, last_wins=True)  # as LiteLLM reads it
+    problems = [problem for problem in document.problems if problem not in document.repeated]
+    twice = [Note(problem.path, problem.message, line=problem.line) for problem in document.repeated]
+    config: LiteLLM | None = None
+    notes: list[Note] = []
     if isinstance(document.data, Mapping):
         data = {key: value for key, value in document.data.items() if value is not None}
-        try:
-            config = LiteLLM.model_validate(data)
-        except ValidationError as error:
-            problems += explain(error, LiteLLM)
+        config, notes, more = _validate(data)
+        problems += more
     elif not problems:
         problems = [Problem((), "must be a mapping: `model_list:` and other settings at the top level")]
     raise_all(problems, file=str(file), lines=document.lines)
     assert config is not None
-    translator = _Translator(file, config, document.data, environ)
+    translator = _Translator(file, config, data, environ)
+    translator.notes += [*twice, *notes]
     raise_all(translator.problems, file=str(file), lines=document.lines)
     result = translator.result
     result.settings = {"port": own_port(port, translator.addresses), **result.settings}
-    notes = [replace(note, line=line_of(note.path, document.lines)) for note in translator.notes]
+    notes = [replace(note, line=note.line or line_of(note.path, document.lines)) for note in translator.notes]
     result.notes = sorted(notes, key=lambda note: note.line or 0)
     result.variables = list(dict.fromkeys(translator.variables))
     return result
+
+
+def _validate(data: dict[str, Any]) -> tuple[LiteLLM | None, list[Note], list[Problem]]:
+    """Validate ``data``. LiteLLM takes a file with settings of a wrong type: they are removed, and named."""
+    notes: list[Note] = []
+    while True:
+        try:
+            return LiteLLM.model_validate(data), notes, []
+        except ValidationError as error:
+            problems = explain(error, LiteLLM)
+        # Of a list with an invalid entry pydantic also says that it has too few.
+        inner = {problem.path[:1] for problem in problems if len(problem.path) > 1}
+        problems = [problem for problem in problems if problem.path not in inner]
+        settings = {_setting(problem.path): problem for problem in reversed(problems)}
+        if () in settings:
+            return None, [], problems
+        for path, problem in reversed(settings.items()):
+            around: Any = data
+            for part in path[:-1]:
+                around = around[part]
+            del around[path[-1]]
+            notes.append(Note(path, problem.message))
+
+
+def _setting(path: Path) -> Path:
+    """Return which optional setting ``path`` is or is in; empty: none, LiteLLM does not do without."""
+    if path[0] != "model_list":
+        return path[:2]
+    here = path[2:4]
+    return () if not here or here[-1] in ("model_name", "litellm_params", "model") else path[:4]
 
 
 class _Translator:
@@ -204,6 +252,7 @@ class _Translator:
         self.problems: list[Problem] = []
         self.variables: list[str] = []
         self.addresses: dict[str, Address] = {}
+        self.engines: dict[tuple[str, str], str] = {}  # a model's address and name there → its name here
         self.result = Translation(file)
         self.prices: dict[str, Settings] = {}
         self.remotes: dict[str, Settings] = {}
@@ -235,9 +284,10 @@ class _Translator:
             return
         provider, model = _provider(params)
         known = PROVIDERS.get(provider)
-        if known is None:
+        if known is None or (provider in _BESIDE and (params.api_base or params.base_url)):
             place = (*at, "litellm_params", "model")
-            self.notes.append(Note(place, f"{provider!r} has an API, or a way to sign requests, of its own"))
+            said = _OWN_API if provider in {*_FOREIGN, *_BESIDE} else _UNKNOWN
+            self.notes.append(Note(place, f"{provider!r} {said}"))
             return
         address = self.address((*at, "litellm_params"), params, known)
         if address is None:
@@ -264,30 +314,42 @@ class _Translator:
             return None
 
     def here(self, at: Path, deployment: Deployment, provider: str, model: str, address: Address) -> str:
-        """Make a deployment a model, and return its name."""
+        """Make a deployment a model, or find the one that it is already; return its name."""
         params, name = deployment.litellm_params, deployment.model_name
-        own = self.free(name if name in self.alone else f"{name} here")
-        self.addresses[own] = address
         base = _VERSION.sub("", address.base_path)
-        settings: Settings = {"url": replace(address, host=_host(address.host), base_path=base).url}
-        if provider in _OLLAMA:
-            settings |= {"hooks": "ollama", "env": {"NAME": literal(model)}}
-        else:
-            settings |= _HOOKS
-            self.notes.append(Note(at, _UNMANAGED, lost=False))
-        if model != own or provider in _OLLAMA:
-            settings["upstream_model"] = literal(model)
+        url = replace(address, host=_host(address.host), base_path=base).url
+        own = self.engines.get((url, model))
+        if own is None:
+            own = self.free(name if name in self.alone else f"{name} here")
+            self.engines[url, model] = own
+            self.addresses[own] = address
+            self.models[own] = {"url": url}
+            if provider in _OLLAMA:
+                self.models[own] |= {"hooks": "ollama", "env": {"NAME": literal(model)}}
+            else:
+                self.models[own] |= _HOOKS
+                self.notes.append(Note(at, _UNMANAGED, lost=False))
+            self.models[own]["upstream_model"] = literal(model)
         if params.max_parallel_requests:
-            settings["max_in_flight"] = params.max_parallel_requests
+            self.once(
+                (*at, "litellm_params", "max_parallel_requests"),
+                own,
+                "max_in_flight",
+                params.max_parallel_requests,
+            )
         if info := _info(deployment.model_info):
-            settings["info"] = info
+            self.once((*at, "model_info"), own, "info", info)
         if params.api_key:
             self.notes.append(Note((*at, "litellm_params", "api_key"), _ENGINE_KEY))
         for word in ("timeout", "stream_timeout"):
             if getattr(params, word) is not None:
                 self.notes.append(Note((*at, "litellm_params", word), _NO_TIMEOUT))
-        self.models[own] = settings
         return own
+
+    def once(self, at: Path, own: str, word: str, value: Any) -> None:
+        """Set what a model has, unless another of its names says otherwise."""
+        if self.models[own].setdefault(word, value) != value:
+            self.notes.append(Note(at, f"the same engine is there as {own!r}, which says otherwise"))
 
     def there(self, at: Path, deployment: Deployment, provider: str, model: str, address: Address) -> str:
         """Make a deployment a model of a remote, and return its name."""
@@ -382,6 +444,9 @@ class _Translator:
             self.notes.append(Note(place, f"{name!r} or {others} is not one of the names that were carried over"))
         for alias, meant in self.config.router_settings.model_group_alias.items():
             self.alias(alias, meant if isinstance(meant, Alias) else Alias(model=meant), virtual)
+        if len(self.models) > 1:
+            self.result.groups = {"here": {"models": [literal(name) for name in self.models], "together": True}}
+            self.notes.append(Note(("model_list",), _TOGETHER, lost=False))
         if self.remotes:
             self.result.settings["remotes"] = self.remotes
         if virtual:
@@ -518,10 +583,13 @@ _HOOKS = {
     "alive": 'curl -fsS -o /dev/null "$LLMUX_URL/v1/models"',
 }
 _NONE_HERE = "has no deployment that can be carried over"
+_OWN_API = "has an API, or a way to sign requests, of its own"
+_UNKNOWN = "is not known here; if it speaks OpenAI's API, write `openai/` and its `api_base`"
 _UNMANAGED = (
-    "LiteLLM neither starts nor ends its engine: write its `wake` and `sleep` (see `llmux hooks list`); until then"
-    " llmux only gives it turns"
+    "LiteLLM neither starts nor ends its engine; nor does llmux, until you write its `wake` and `sleep` (see"
+    " `llmux hooks list`)"
 )
+_TOGETHER = "to LiteLLM, all engines run at once; so they do in the group `here`, and take turns without it"
 _REMOTE_INFO = "`/v1/models` says nothing of what a remote's model can do"
 _ENGINE_KEY = "here, an engine gets the client's own key, or none; let it listen on loopback without one"
 _NO_TIMEOUT = "llmux does not limit how long an engine takes to answer; a client may say `X-LLMux-Deadline`"
@@ -619,6 +687,8 @@ def page(translation: Translation) -> str:
 def _parts(translation: Translation) -> Iterator[str]:
     yield comments(_head(translation))
     yield as_yaml(translation.settings)
+    if translation.groups:
+        yield as_yaml({"groups": translation.groups})
     if translation.models:
         yield as_yaml({"models": translation.models})
 

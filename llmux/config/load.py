@@ -29,10 +29,11 @@ EMPTY = "is empty; it needs at least `models:`"
 class Document:
     """The contents of a file. ``problems`` are those found while reading; ``data`` is then incomplete.
 
+    ``repeated`` are those of ``problems`` that are about a key which is there twice.
     ``lines`` may be a function that finds them: it is called when they are first needed.
     """
 
-    __slots__ = ("_lines", "data", "problems")
+    __slots__ = ("_lines", "data", "problems", "repeated")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Document:
     ) -> None:
         self.data = data
         self.problems = list(problems)
+        self.repeated: list[Problem] = []
         self._lines = {} if lines is None else lines
 
     @property
@@ -52,10 +54,11 @@ class Document:
         return self._lines
 
 
-def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Document:
+def read_document(file: FilePath, *, prepare: Callable[[str], str] = str, last_wins: bool = False) -> Document:
     """Read ``file`` as YAML (``.yaml``, ``.yml``) or JSON (``.json``); ``prepare`` changes its text before that.
 
     Under any other suffix, where the original read JSON, a text that starts with ``{`` is JSON, the rest YAML.
+    ``last_wins``: of a key that is there twice, the last value is taken, as many programs do; else the first.
     """
     found = _read_text(file)
     if isinstance(found, Document):
@@ -63,7 +66,7 @@ def read_document(file: FilePath, *, prepare: Callable[[str], str] = str) -> Doc
     text, suffix = prepare(found), file.suffix.lower()
     if suffix == ".json" or (suffix not in YAML_SUFFIXES and text.lstrip().startswith("{")):
         return parse_json(text)
-    return parse_yaml(text)
+    return parse_yaml(text, last_wins=last_wins)
 
 
 def _read_text(file: FilePath) -> str | Document:
@@ -118,11 +121,11 @@ def parse_json(text: str) -> Document:
     return document
 
 
-def parse_yaml(text: str) -> Document:
+def parse_yaml(text: str, *, last_wins: bool = False) -> Document:
     """Read YAML text; a syntax error is a problem of the document, never an exception."""
     from llmux.config.yaml_document import parse  # noqa: PLC0415 - JSON does without
 
-    return parse(text)
+    return parse(text, last_wins=last_wins)
 
 
 def failed(message: str, *, line: int | None = None) -> Document:

@@ -396,8 +396,8 @@ class RemoteConfig(Section):
     """An endpoint on another host that speaks OpenAI's or Anthropic's API."""
 
     url: Annotated[str, AfterValidator(_url), Word("URL")] = Field(
-        description="Where it is: what stands before /v1/chat/completions. If it ends in a version, as /v1, the"
-        " /v1 of requests is left out."
+        description="Where it is: what stands before /v1/chat/completions. If it ends in a version, as /v1 or"
+        " /v1beta/openai, the /v1 of requests is left out."
     )
     key: Annotated[SecretStr, AfterValidator(_key), Word("key")] | None = Field(
         default=None, description='The key that it takes, as "${OPENROUTER_KEY}": from the environment.'

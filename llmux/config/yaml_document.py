@@ -20,7 +20,7 @@ LONG_TEXT = 1000
 """Characters for which a text counts as one value more."""
 
 
-def parse(text: str) -> Document:
+def parse(text: str, *, last_wins: bool = False) -> Document:
     """Read YAML text; a syntax error is a problem of the document, never an exception."""
     document = Document()
     try:
@@ -36,7 +36,7 @@ def parse(text: str) -> Document:
     if root is None:
         return failed(EMPTY)
     try:
-        document.data = _Builder(document).build(root, ())
+        document.data = _Builder(document, last_wins=last_wins).build(root, ())
     except _TooMuchError as error:
         return failed(str(error), line=error.line)
     document.lines.setdefault((), root.start_mark.line + 1)
@@ -109,8 +109,9 @@ class _Builder:
     values built are counted. Raises _TooMuchError.
     """
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, *, last_wins: bool) -> None:
         self.document = document
+        self.last_wins = last_wins
         self.open: list[yaml.Node] = []  # the nodes around the one being built
         self.built = 0
 
@@ -142,7 +143,9 @@ class _Builder:
             if key.value in entries and entries[key.value][0] in [own for own, _ in node.value]:
                 first = entries[key.value][0].start_mark.line + 1
                 self.wrong((*path, key.value), f"is there twice, first on line {first}; keep one of them", key)
-                continue
+                self.document.repeated.append(self.document.problems[-1])
+                if not self.last_wins:
+                    continue
             entries[key.value] = (key, value)
         data = {}
         for name, (key, value) in entries.items():

@@ -48,7 +48,7 @@ _OWN = b"x-llmux-"
 _NOT_PASSED_ON = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})  # of a remote's answers
 _VERSION = b"2023-06-01"  # of Anthropic's API, for clients of another dialect
 _MESSAGES = "/v1/messages"
-_ENDS_IN_VERSION = re.compile(r"/v\d+[a-z0-9]*\Z")
+_ENDS_IN_VERSION = re.compile(r"/v\d+[a-z0-9]*(?:/openai)?\Z")  # Gemini's and others' begin with it
 _BARE = frozenset({"/chat/completions", "/completions", "/embeddings"})  # llama.cpp's, which others have under /v1
 _PATHS: Mapping[str, tuple[str, ...]] = {
     "chat": ("/v1/chat/completions",),

@@ -168,7 +168,7 @@ def test_what_is_lost_is_named_with_its_line(load):
         "general_settings.database_url",
         "environment_variables",
     }
-    assert set(got.notes(lost=False)) == {"model_list[2]", "model_list[5].litellm_params.api_base"}
+    assert set(got.notes(lost=False)) == {"model_list", "model_list[2]", "model_list[5].litellm_params.api_base"}
     lines = {str(note).partition(": ")[0]: note.line for note in got.translation.notes}
     assert lines["model_list[0].litellm_params.rpm"] == 7
     assert not got.translation.complete
@@ -249,6 +249,115 @@ def test_endpoints_are_one_remote_only_where_all_is_the_same(load):
     assert got.config.virtual["d"].first == ("openai-2/x",)
 
 
+def here(*each: str, port: int = 8001) -> str:
+    """Return a list of deployments at one engine: NAME MODEL, and other parameters."""
+    deployments = (one.split(None, 2) for one in each)
+    return "model_list:\n" + "".join(
+        f"  - {{model_name: {name}, litellm_params: {{model: {model}, api_base: 'http://localhost:{port}/v1'}}"
+        f"{''.join(more)}}}\n"
+        for name, model, *more in deployments
+    )
+
+
+def test_one_engine_with_several_names_is_one_model(load):
+    got = load(here("gpt-4o openai/served", "claude openai/served", "small hosted_vllm/served"), {})
+    model = got.config.models["gpt-4o"]
+    assert (list(got.config.models), model.upstream_model) == (["gpt-4o"], "served")
+    assert {name: each.first for name, each in got.config.virtual.items()} == {
+        "claude": ("gpt-4o",),
+        "small": ("gpt-4o",),
+    }
+    assert got.translation.complete
+    assert list(got.notes(lost=False)) == ["model_list[0]"]
+
+
+def test_what_its_names_say_of_one_engine_is_said_once(load):
+    got = load(
+        here(
+            "a openai/x , model_info: {max_tokens: 4096}",
+            "b openai/x , model_info: {max_tokens: 8192}",
+            "c openai/x",
+            "d openai/x , model_info: {max_tokens: 4096}",
+        )
+    )
+    assert got.config.models["a"].info.context == 4096
+    assert got.notes(lost=True) == {
+        "model_list[1].model_info": "the same engine is there as 'a', which says otherwise"
+    }
+
+
+def test_an_engine_with_several_models_serves_each(load):
+    """As llama-swap, LM Studio or Ollama do, each behind one address."""
+    got = load(here("coding openai/coding", "chat openai/chat", "big openai/a-big-one", port=9090))
+    assert {name: each.upstream_model for name, each in got.config.models.items()} == {
+        "coding": "coding",
+        "chat": "chat",
+        "big": "a-big-one",
+    }
+
+
+def test_engines_that_all_run_do_not_take_turns(load):
+    other = here("embedder openai/e", port=8002).partition("\n")[2]
+    got = load(here("chat openai/c") + other + HERE)
+    group = got.config.groups["here"]
+    assert (group.models, group.together) == (("chat", "embedder", "here"), True)
+    assert not load(here("chat openai/c")).config.groups
+
+
+def test_settings_of_a_wrong_type_are_named_and_the_rest_is_carried_over(load):
+    got = load("""
+model_list:
+  - model_name: m
+    litellm_params: {model: openai/x, api_key: k, drop_params: [tools], timeout: 9, max_parallel_requests: 0}
+    model_info: quick
+router_settings: [a]
+litellm_settings: {fallbacks: [{m: [{model: y}]}], set_verbose: true}
+general_settings: {master_key: [k]}
+""")
+    assert got.config.remotes["openai"].timeouts.total == 9
+    assert got.config.log_level == "debug"
+    lost = got.notes(lost=True)
+    assert lost["model_list[0].litellm_params.drop_params"] == "must be true or false, not a list"
+    assert set(lost) == {
+        "model_list[0].litellm_params.drop_params",
+        "model_list[0].litellm_params.max_parallel_requests",
+        "model_list[0].model_info",
+        "router_settings",
+        "litellm_settings.fallbacks",
+        "general_settings.master_key",
+    }
+    assert {note.line for note in got.translation.notes} == {4, 5, 6, 7, 8}
+
+
+def test_of_a_section_that_is_there_twice_the_last_counts(load):
+    """To LiteLLM as to most programs; people add to a file at its end."""
+    sections = "litellm_settings: {set_verbose: true}\nlitellm_settings:\n  request_timeout: 7\n"
+    got = load(one("{model: openai/x, api_key: k}", sections))
+    assert got.config.log_level == "info"
+    assert got.config.remotes["openai"].timeouts.total == 7
+    (note,) = [note for note in got.translation.notes if note.lost]
+    assert (note.line, str(note)) == (
+        5, "litellm_settings: not carried over: is there twice, first on line 4; keep one of them"
+    )  # fmt: skip
+
+
+def test_only_what_is_wrong_is_said_of_a_list(load):
+    with pytest.raises(ConfigErrors) as refused:
+        load("model_list:\n  - {model_name: a}\n")
+    assert "at least one entry" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("{model: gemini/x, api_base: 'https://h.example'}", "'gemini' has an API"),
+        ("{model: brand_new/x}", "'brand_new' is not known here; if it speaks OpenAI's API"),
+    ],
+)
+def test_why_a_provider_is_not_carried_over(load, params, said):
+    assert said in load(one(params)).text.replace("\n# ", " ")
+
+
 def test_fallbacks_of_each_other_are_no_circle(load):
     text = """
 model_list:
@@ -283,7 +392,10 @@ def test_an_address_in_the_environment(load):
         (one("{model: openai/x, api_key: k, timeout: soon}"), "not a number of seconds"),
         (one("{model: azure/x}", ""), "'azure' has an API, or a way to sign requests, of its own"),
         (one("{model: hosted_vllm/x}", ""), "where its endpoint is, is not known"),
-        (one("{model: openai/x, max_parallel_requests: 0}"), "max_parallel_requests"),
+        (
+            "model_list: [{model_name: a, litellm_params: {model: [x], timeout: {}}}]",
+            r"litellm_params\.model: must",
+        ),
         ("model_list: [", "litellm.yaml"),
     ],
 )

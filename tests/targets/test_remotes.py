@@ -104,6 +104,7 @@ async def test_a_remotes_model_serves_over_tls_and_its_connection_is_kept(house,
         ("", "/v1/chat/completions?x=1", "/v1/chat/completions?x=1"),
         ("/api", "/v1/chat/completions", "/api/v1/chat/completions"),
         ("/api/v4", "/v1/chat/completions", "/api/v4/chat/completions"),
+        ("/v1beta/openai", "/v1/chat/completions", "/v1beta/openai/chat/completions"),
         ("/v1/", "/chat/completions", "/v1/chat/completions"),
     ],
 )
