@@ -41,9 +41,10 @@ _STATUSES: dict[str, type[RequestError]] = {
 class Trip:
     """One request, as the placement sees it. Made by ``Dispatcher.enter``, ended by ``Dispatcher.leave``."""
 
-    __slots__ = ("_orders", "_waiter", "host", "id", "model", "over", "request_id", "withdrawing")
+    __slots__ = ("_dispatcher", "_orders", "_waiter", "host", "id", "model", "over", "request_id", "withdrawing")
 
-    def __init__(self, number: int, model: str) -> None:
+    def __init__(self, dispatcher: Dispatcher, number: int, model: str) -> None:
+        self._dispatcher = dispatcher
         self.id = number
         self.model = model
         self.host: str | None = None  # where it was sent
@@ -64,6 +65,24 @@ class Trip:
         self.over = True
         self.give(error)
 
+    def leave(self) -> None:
+        """End it, wherever it stands."""
+        self._dispatcher.leave(self)
+
+    @property
+    def next_host(self) -> str | None:
+        """The host to which it may be sent at once."""
+        order = self._orders[0] if self._orders else None
+        return order.host if isinstance(order, ev.Send) else None
+
+    def go(self) -> ev.Send:
+        """Take the next order, which is there. Raises the RequestError with which the request is rejected."""
+        order = self._orders.popleft()
+        if isinstance(order, RequestError):
+            raise order
+        self.host = order.host
+        return order
+
     async def order(self) -> ev.Send:
         """Wait until the request has a host. Raises the RequestError with which it is rejected."""
         if not self._orders:
@@ -72,11 +91,7 @@ class Trip:
                 await self._waiter
             finally:
                 self._waiter = None
-        order = self._orders.popleft()
-        if isinstance(order, RequestError):
-            raise order
-        self.host = order.host
-        return order
+        return self.go()
 
 
 def _stopping() -> UnavailableError:
@@ -130,7 +145,7 @@ class Dispatcher:
     def enter(self, model: str) -> Trip:
         """Tell the placement of a request for ``model``. The trip must be given to ``leave``."""
         self._serial += 1
-        trip = self._trips[self._serial] = Trip(self._serial, model)
+        trip = self._trips[self._serial] = Trip(self, self._serial, model)
         if self._closed:
             trip.end(_stopping())
         else:

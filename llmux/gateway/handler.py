@@ -31,9 +31,9 @@ from llmux.fleet import events as ev
 from llmux.gateway.dispatcher import Dispatcher, Trip
 from llmux.gateway.hosts import Host, Hosts, words_of
 from llmux.middleware.authentication import KEY_NAME
-from llmux.middleware.context import QUEUE_SECONDS, RequestContext
+from llmux.middleware.context import QUEUE_SECONDS, Reporting, RequestContext
 from llmux.middleware.model_handler import serve_with_body, unknown_model
-from llmux.middleware.paths import Kind
+from llmux.middleware.paths import Kind, Route
 from llmux.middleware.progress import HEADER, INTERIM, InBody, Interim, dialect_of, wanted
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.aiohttp_client import AiohttpClient
@@ -113,7 +113,7 @@ class Ear:
         return RefusedByHostError(self._status, self._code, self._retry_after, self._said)
 
 
-class _FromHost(Relay):
+class FromHost(Relay):
     """A relay that listens to what its host says besides the answer."""
 
     __slots__ = ()
@@ -138,7 +138,7 @@ class _FromHost(Relay):
             if head.framing is Framing.CHUNKED and self._connection is not None:
                 self._connection.unchunk()
             return
-        self.exchange.extra_headers = _with_wait(self.exchange.extra_headers, head)
+        self.exchange.extra_headers = _with_wait(self.exchange.extra_headers, self.ear.queued)
         self.begin(head)
 
     def begin(self, head: ResponseHead) -> None:
@@ -167,13 +167,13 @@ class _FromHost(Relay):
             super().response_lost(error)
 
 
-class HostRelay(_FromHost):
+class HostRelay(FromHost):
     """The sink of an exchange with a host."""
 
     __slots__ = ("ear",)
 
 
-class ResumedHostRelay(_FromHost, ResumedRelay):
+class ResumedHostRelay(FromHost, ResumedRelay):
     """The same for a client whose answer may begin with progress messages, before the host's."""
 
     __slots__ = ("ear",)
@@ -184,10 +184,15 @@ class ResumedHostRelay(_FromHost, ResumedRelay):
         begin(self, head)
 
 
-def _with_wait(fields: Sequence[tuple[str, str]] | ExtraFields, head: ResponseHead) -> list[tuple[str, str]]:
+def _with_wait(
+    fields: Sequence[tuple[str, str]] | ExtraFields, there: float
+) -> Sequence[tuple[str, str]] | ExtraFields:
     """Return the fields with the time in the host's queue added to that in the gateway's."""
-    assert not isinstance(fields, ExtraFields)
-    there = next((_number(value) for lower, _, value in head.fields if lower == _WAITED), 0.0)
+    if not there:
+        return fields
+    if isinstance(fields, ExtraFields):
+        lines, _, here = fields.lines.rpartition(b" ")
+        return fields._replace(lines=b"%b %.3f" % (lines, float(here) + there))
     return [(name, f"{float(value) + there:.3f}" if name == QUEUE_SECONDS else value) for name, value in fields]
 
 
@@ -196,6 +201,22 @@ def _number(value: bytes) -> float:
         return float(value)
     except ValueError:
         return 0.0
+
+
+class PlacedContext(RequestContext):
+    """A request that the fast path has given to the placement."""
+
+    __slots__ = ("trip",)
+
+    def __init__(self, reporting: Reporting, request_id: str, route: Route, began: float) -> None:
+        super().__init__(reporting, request_id, route, began)
+        self.trip: Trip | None = None  # once the key's limits have let it pass
+
+    def finish(self, status: int, failure: str | None = None) -> None:
+        """Leave the placement, too."""
+        if self.trip is not None:
+            self.trip.leave()
+        super().finish(status, failure)
 
 
 class GatewayHandler:
@@ -213,8 +234,8 @@ class GatewayHandler:
         forwarder: Forwarder,
         now: Callable[[], float],
     ) -> None:
-        self._hosts = hosts
-        self._dispatcher = dispatcher
+        self.hosts = hosts
+        self.dispatcher = dispatcher
         self._forwarder = forwarder
         self._now = now
         self.budget = BodyBudget(config.max_buffered)
@@ -227,7 +248,7 @@ class GatewayHandler:
         """Apply the limits of a configuration."""
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
         self.budget.max_buffered = config.max_buffered
-        self._progress = config.progress
+        self.progress = config.progress
 
     async def serve(self, request: web.Request, context: RequestContext) -> web.StreamResponse:
         """Read the request, find a host for it, relay the answer.
@@ -244,38 +265,41 @@ class GatewayHandler:
         gate = self.gate
         grant = None if gate is None else gate.grants.get(context.key)
         model = self._known(name, grant)
-        if gate is not None and grant is not None:
+        if gate is not None and grant is not None and context.passed is None:
             context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
         context.asked, context.model = name, model
         teller = Teller(request, context, self._now)
-        await teller.prepare(body, default=self._progress)
-        trip = self._dispatcher.enter(model)
-        trip.request_id = context.request_id
+        await teller.prepare(body, default=self.progress)
+        trip = context.trip if isinstance(context, PlacedContext) else None
+        if trip is None:
+            trip = self.dispatcher.enter(model)
+            trip.request_id = context.request_id
         try:
             while True:
-                order = await trip.order()
-                self._take_name(context, trip.model)
-                context.rode = order.waited
+                if context.first_error is None:
+                    order = await trip.order()
+                    self._take_name(context, trip.model)
+                    context.rode = order.waited
                 try:
                     return await self._attempt(request, context, trip, teller, body)
                 except EngineRefusedError as error:
-                    self._dispatcher.post(ev.ConnectFailed(trip.id, words_of(error)))
+                    self.dispatcher.post(ev.ConnectFailed(trip.id, words_of(error)))
                 except RefusedByHostError as error:
                     self._refused(trip, error)
                 except EngineError as error:
                     if context.exchange is not None and context.exchange.cut_off is not None:
                         raise
-                    self._dispatcher.broken(trip, error)
+                    self.dispatcher.broken(trip, error)
         finally:
-            self._dispatcher.leave(trip)
+            self.dispatcher.leave(trip)
 
     def _known(self, name: str, grant: Grant | None) -> str:
         """Return the model that a name stands for. Raises UnknownModelError and UnavailableError."""
-        model = self._hosts.model_of(name)
+        model = self.hosts.model_of(name)
         if model is not None:
             return model
-        silent = [host for host in self._hosts.all() if host.heard is None]
-        complete = self._dispatcher.placement.complete
+        silent = [host for host in self.hosts.all() if host.heard is None]
+        complete = self.dispatcher.placement.complete
         if not complete and (trouble := self.store_trouble()):
             raise UnavailableError(
                 f"No host that is known has a model {name[:100]!r}; the store, which knows more, cannot be used:"
@@ -284,7 +308,7 @@ class GatewayHandler:
                 retry_after=LOOK_AGAIN,
             )
         if not silent and complete:
-            names = self._hosts.names()
+            names = self.hosts.names()
             raise unknown_model(name, sorted(filter(grant.allows, names) if grant is not None else names))
         if complete and all(host.lost for host in silent):
             shown = ", ".join(host.name for host in silent)
@@ -306,24 +330,29 @@ class GatewayHandler:
     def _refused(self, trip: Trip, error: RefusedByHostError) -> None:
         if trip.withdrawing and error.code == WITHDRAWN:
             trip.withdrawing = False
-            self._dispatcher.post(ev.RequestWithdrawn(trip.id))
+            self.dispatcher.post(ev.RequestWithdrawn(trip.id))
         else:
-            self._dispatcher.refused(trip, error.code, error.retry_after, error.message)
+            self.dispatcher.refused(trip, error.code, error.retry_after, error.message)
 
     async def _attempt(
         self, request: web.Request, context: RequestContext, trip: Trip, teller: Teller, body: Body | None
     ) -> web.StreamResponse:
         assert trip.host is not None
-        if trip.host not in self._hosts:  # a reload removed it meanwhile
+        if (error := context.first_error) is not None:  # it has been sent on the fast path
+            context.first_error = None
+            if isinstance(error, RequestError) and not isinstance(error, EngineError):
+                self.dispatcher.ended(trip)
+            raise error
+        if trip.host not in self.hosts:  # a reload removed it meanwhile
             raise EngineRefusedError(f"{trip.host} is no longer configured.")
-        host, channel = self._hosts[trip.host], context.channel
+        host, channel = self.hosts[trip.host], context.channel
         teller.host = host.name
         exchange = context.exchange = _exchange(request, context, host, body)
         metered = cast("Metered | None", context.passed)
 
         def waiting(position: int, seconds: int) -> None:
             teller.tell(position, seconds)
-            self._dispatcher.waiting(trip, position, float(seconds))
+            self.dispatcher.waiting(trip, position, float(seconds))
 
         def relay(client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Relay:
             made: HostRelay | ResumedHostRelay
@@ -331,27 +360,35 @@ class GatewayHandler:
                 made = ResumedHostRelay(client, exchange, channel.early, loop)
             else:
                 made = HostRelay(client, exchange, loop)
-            made.ear = Ear(waiting, lambda: self._dispatcher.began(trip))
+            made.ear = Ear(waiting, lambda: self.dispatcher.began(trip))
             if metered is not None:
                 metered.sent_at, metered.ear = self._now(), made.ear
                 host.activity.counting = True  # a stream that reports no tokens is estimated by its events
             return made
 
-        self.under_way.add(exchange)
-        self.idle.clear()
+        self.begin(exchange)
         try:
             response = await self._forwarder.forward(request, exchange, relay)
         except EngineError:
             raise
         except RequestError:
-            self._dispatcher.ended(trip)
+            self.dispatcher.ended(trip)
             raise
         finally:
-            self.under_way.discard(exchange)
-            if not self.under_way:
-                self.idle.set()
-        self._dispatcher.ended(trip)
+            self.end(exchange)
+        self.dispatcher.ended(trip)
         return response
+
+    def begin(self, exchange: Exchange) -> None:
+        """Record that an exchange is under way."""
+        self.under_way.add(exchange)
+        self.idle.clear()
+
+    def end(self, exchange: Exchange) -> None:
+        """Record that it has ended."""
+        self.under_way.discard(exchange)
+        if not self.under_way:
+            self.idle.set()
 
     def cut(self) -> None:
         """End what is still in progress."""
@@ -364,9 +401,8 @@ LOOK_AGAIN = 5.0  # seconds
 
 def _exchange(request: web.Request, context: RequestContext, host: Host, body: Body | None) -> Exchange:
     """Return a request as it goes to a host."""
-    drop = context.drop_headers | _OURS
-    if host.key is not None:
-        drop |= _CREDENTIALS
+    drop, added = changes_for(host, context.key)
+    drop |= context.drop_headers
     if isinstance(context.channel, InBody):  # an answer that has begun goes on uncompressed
         drop |= {b"accept-encoding"}
     return Exchange(
@@ -378,22 +414,24 @@ def _exchange(request: web.Request, context: RequestContext, host: Host, body: B
         request_id=context.request_id,
         activity=host.activity,
         drop_headers=drop,
-        added_headers=_added(host, context),
+        added_headers=added,
         extra_headers=[*context.headers, (HOST, host.name), (QUEUE_SECONDS, f"{context.waited:.3f}")],
         anthropic=context.route.anthropic(request.raw_path),
         once=True,
     )
 
 
-def _added(host: Host, context: RequestContext) -> list[tuple[bytes, bytes]]:
-    """Return the gateway's headers of a request: its own key, and the name of the client's key, never that key."""
-    added = [_PROGRESS]
-    if host.key is not None:
-        added.append((b"Authorization", b"Bearer " + host.key))
-        name = context.key
-        if name and name.isprintable():
-            added.append((KEY_NAME.encode(), name.encode("utf-8", "surrogateescape")))
-    return added
+def changes_for(host: Host, key: str) -> tuple[frozenset[bytes], list[tuple[bytes, bytes]]]:
+    """Return the headers, in lower case, that a host does not get, and those that the gateway adds for it.
+
+    These are the gateway's own key, and the name of the client's ``key``, never that key.
+    """
+    if host.key is None:
+        return _OURS, [_PROGRESS]
+    added = [_PROGRESS, (b"Authorization", b"Bearer " + host.key)]
+    if key and key.isprintable():
+        added.append((KEY_NAME.encode(), key.encode("utf-8", "surrogateescape")))
+    return _OURS | _CREDENTIALS, added
 
 
 class Teller:

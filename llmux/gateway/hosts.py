@@ -162,9 +162,8 @@ class Hosts:
         self._log = log
         self._pool = ConnectionPool(connect_timeout=PATIENCE)
         self._hosts: dict[str, Host] = {}
-        self._names: dict[
-            str, str
-        ] = {}  # all that clients may ask for, by the model; the first host's word counts
+        self.known: dict[str, str] = {}
+        """All names that clients may ask for, and their models; the first host's word counts."""
         self._wakes: dict[str, dict[str, float]] = {}  # model → host → seconds of a wake, as measured there
         self._following: dict[str, asyncio.Task[None]] = {}
         self._probes: set[asyncio.Task[None]] = set()
@@ -177,6 +176,10 @@ class Hosts:
 
     def __contains__(self, name: str) -> bool:
         return name in self._hosts
+
+    def get(self, name: str) -> Host | None:
+        """Return a host by its name."""
+        return self._hosts.get(name)
 
     def all(self) -> list[Host]:
         """Return them in the order of the configuration."""
@@ -212,14 +215,16 @@ class Hosts:
 
     def names(self) -> dict[str, str]:
         """Return the names that clients may use, by the model which serves them."""
-        return dict(self._names)
+        return dict(self.known)
 
     def _index(self) -> None:
-        self._names = {name: model for host in reversed(self.all()) for name, model in host.names.items()}
+        self.known.clear()
+        for host in reversed(self.all()):
+            self.known.update(host.names)
 
     def model_of(self, name: str) -> str | None:
         """Return the model that serves a name; None if no host has reported that it knows it."""
-        return self._names.get(name)
+        return self.known.get(name)
 
     # ---- following
 
@@ -314,7 +319,7 @@ class Hosts:
             self._start(self._list(host), f"llmux: models of {host.name}")
             host.names = names
             self._index()
-            self._dispatcher.rename(self._names)
+            self._dispatcher.rename(self.known)
         host.version = str(document.get("version", ""))
         host.reported(report, self._dispatcher.now())
         self.on_names(report.models)

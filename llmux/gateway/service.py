@@ -20,10 +20,13 @@ from llmux.fleet.loading import load_route
 from llmux.fleet.placement import Rules
 from llmux.gateway.dispatcher import Dispatcher
 from llmux.gateway.handler import GatewayHandler
+from llmux.gateway.host_path import HostPath
 from llmux.gateway.hosts import Host, Hosts
 from llmux.gateway.store_sync import Sharing
 from llmux.gateway.views import FleetMetrics, Views
 from llmux.middleware import Front
+from llmux.middleware.context import Reporting
+from llmux.middleware.fast_path import FastPath
 from llmux.middleware.paths import ForwardedPaths
 from llmux.observability import open_audit, put_audit
 from llmux.observability.metrics import Metrics
@@ -210,12 +213,26 @@ class GatewayFront(Front):
 
     def __init__(self, gateway: Gateway) -> None:
         # Of a switcher the front uses what a gateway has, too: its clock, log, metrics and list of requests.
+        self._gateway = gateway
         super().__init__(cast("Switcher", gateway), gateway.forwarder, own=True, handler=gateway.handler)
+
+    def _make_fast_path(self, reporting: Reporting, forwarder: Forwarder) -> FastPath:
+        return HostPath(reporting, forwarder, self._gateway.handler)
 
     def configure(self, config: Any) -> None:
         """Take over a configuration."""
         assert isinstance(config, GatewayConfig)
-        self.let_in(config, ForwardedPaths(config.forward))
+        paths, gateway = ForwardedPaths(config.forward), self._gateway
+        hosts = self.let_in(config, paths)
+        self.fast_path.configure(
+            paths,
+            lambda _key, _path: gateway.hosts.known,
+            most=config.max_body,
+            keys=self._keys,
+            hosts=hosts,
+            alone=True,
+            gate=gateway.handler.gate,
+        )
 
 
 def build_gateway(config: GatewayConfig, log: EventLog) -> tuple[web.Application, Gateway]:

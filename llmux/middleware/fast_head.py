@@ -6,7 +6,7 @@ It is stricter than aiohttp: it leaves every head that it does not fully underst
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmux.middleware.authentication import Holder
@@ -153,6 +153,10 @@ def read(data: bytes) -> Seen:  # noqa: C901, PLR0912, PLR0915, one loop, no cal
     return head, size, size + int(digits or b"0"), digits
 
 
+_Around = tuple[bytes, bytes, bytes]  # what stands before and after a length's digits, and after the ID
+_PLACES = 64  # whose heads are remembered with one of a client's
+
+
 class KnownHead:
     """What is known of requests with one head, and of those that differ from it only in the body's length.
 
@@ -197,20 +201,43 @@ class KnownHead:
         self._lines = [b"" if at in dropped else line + b"\r\n" for at, line in enumerate(head.lines)]
         self._host = head.host
         self._length = head.length
-        self._ends: dict[bytes, tuple[bytes, bytes]] = {}  # before and after the digits, by the engine's Host
+        self._ends: dict[object, _Around] = {}  # by the engine's Host, or by what else it is for
 
     def engine_head(self, host: bytes, digits: bytes, request_id: bytes) -> bytes:
         """Return the head for the engine; ``digits`` are the body's length."""
-        before, after = self._ends.get(host) or self._make(host)
+        before, after, end = self._ends.get(host) or self._make(host, host, frozenset(), ())
         if self.given_id is None:
-            return b"%b%b%b%b\r\n\r\n" % (before, digits, after, request_id)
+            return b"%b%b%b%b%b" % (before, digits, after, request_id, end)
         return before + digits + after
 
-    def _make(self, host: bytes) -> tuple[bytes, bytes]:
-        lines = self._lines[:]
+    def changed_head(
+        self,
+        place: object,
+        host: bytes,
+        digits: bytes,
+        request_id: bytes,
+        changes: Callable[[], tuple[frozenset[bytes], Sequence[tuple[bytes, bytes]]]],
+    ) -> bytes:
+        """Return the head for a ``place``; its ``changes`` are fields that it does not get, and those added."""
+        before, after, end = self._ends.get(place) or self._make(place, host, *changes())
+        if self.given_id is None:
+            return b"%b%b%b%b%b" % (before, digits, after, request_id, end)
+        return before + digits + after
+
+    def _make(
+        self, place: object, host: bytes, without: frozenset[bytes], added: Sequence[tuple[bytes, bytes]]
+    ) -> _Around:
+        lines = [b"" if line.partition(b":")[0].lower() in without else line for line in self._lines]
         lines[self._host] = lines[self._host][:-2] + b": " + host + b"\r\n"
         at = self._length
         before = b"".join([*lines[:at], lines[at][:-2], b": "])
-        after = b"".join([b"\r\n", *lines[at + 1 :], b"\r\n" if self.given_id else b"X-Request-ID: "])
-        made = self._ends[host] = before, after
+        after = b"".join([b"\r\n", *lines[at + 1 :]])
+        end = b"".join([*(b"%b: %b\r\n" % field for field in added), b"\r\n"])
+        if self.given_id is None:
+            made = before, after + b"X-Request-ID: ", b"\r\n" + end
+        else:
+            made = before, after + end, b""
+        if len(self._ends) >= _PLACES:
+            self._ends.clear()
+        self._ends[place] = made
         return made

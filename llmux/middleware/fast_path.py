@@ -13,12 +13,12 @@ connection offers received bytes here before aiohttp sees them. ``match`` finds 
 ``refusal`` answers a request without a valid key: a flood of these must cost less than the requests that they ask
 for.
 
-``start`` admits such a request and sends it to its engine. When its engine has no idle connection for it, a task
-opens one; nothing else needs a task. All other requests go through aiohttp, untouched, to ``model_handler``; both
-use the same ``RequestContext``, ``Exchange`` and ``Relay``, and give the same bytes. A request that cannot end
-well here (its engine is gone or broke off before its answer, or it was cut before the head) is *handed over*:
-aiohttp is given the request after all, and the handler continues with its context: with the ticket, with the
-error, or with a fresh connection.
+``start`` checks the limits of the request's key and sends it: to its engine (``engine_path``), or from a gateway
+to a host. When there is no idle connection, a task opens one; nothing else needs a task. All other requests go
+through aiohttp, untouched, to the model handler; both use the same ``RequestContext``, ``Exchange`` and ``Relay``,
+and give the same bytes. A request that cannot end well here (its engine is gone or broke off before its answer, or
+it was cut before the head) is *handed over*: aiohttp is given the request after all, and the handler continues
+with its context: with the ticket, with the error, or with a fresh connection.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmux.config import EngineDefinition
 from llmux.errors import RequestError
 from llmux.extract import BodyBudget
-from llmux.extract.json_object import MOST, members_of, with_model
+from llmux.extract.json_object import MOST, members_of
 from llmux.middleware.authentication import Keys
-from llmux.middleware.classes import Classes
+from llmux.middleware.classes import Names
 from llmux.middleware.context import Reporting, RequestContext, new_id, request_id
 from llmux.middleware.fast_head import LENGTH, MOST_KNOWN, FastHead, KnownHead, Seen
-from llmux.middleware.model_handler import engine_address
 from llmux.middleware.origin import Hosts
 from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
@@ -45,7 +43,6 @@ from llmux.proxy.relay import Flow, Relay, Tunnel
 from llmux.upstream import (
     EngineActivity,
     EngineConnection,
-    EngineLostError,
     EngineRefusedError,
     Framing,
     ResponseHead,
@@ -60,6 +57,7 @@ COPIED = 64 * 1024  # bytes of a body that goes out in one piece with its head; 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 _LENGTH = Framing.LENGTH
+_FIELDS = b"X-Request-ID: %b%b\r\nX-LLMux-Queue-Seconds: %.3f"
 _new = tuple.__new__  # ExtraFields(…) would be a call of Python's own
 
 
@@ -90,7 +88,8 @@ class Connection(Flow, Protocol):
 
 
 # A request that the fast path can serve: the model as its client named it, the model, the head, the id, its
-# arrival, its engine's activity, its body, the size of all of it in bytes, and the digits of the body's length.
+# arrival, the activity of the engine that takes it, its body, the size of all of it in bytes, and the digits of
+# the body's length.
 Match = tuple[str, str, KnownHead, str, float, EngineActivity, bytes, int, bytes]
 
 Pieces = tuple[bytes | memoryview, ...]  # of a request, for its engine
@@ -98,6 +97,10 @@ Pieces = tuple[bytes | memoryview, ...]  # of a request, for its engine
 # A known head: the bytes before and after the digits of the body's length, and what is known. Valid as long as the
 # first is the path's ``known``.
 LastHead = tuple[dict[bytes, KnownHead], bytes, bytes, KnownHead]
+
+
+NamesOf = Callable[[str | None, str], Names]
+"""Which names the requests of a key (None: all are allowed) may use here on a path, and their models."""
 
 
 class FastPath:
@@ -117,7 +120,7 @@ class FastPath:
     def configure(
         self,
         paths: ForwardedPaths,
-        classes: Classes,
+        names: NamesOf,
         *,
         most: int,
         keys: Keys,
@@ -128,13 +131,13 @@ class FastPath:
     ) -> None:
         """Apply a configuration. Not ``alone``: requests are traced, and none is served here.
 
-        ``classes`` say for which names a key's requests may be served here; ``gate`` checks what is limited.
+        ``gate`` checks what is limited.
         ``is_silent`` says of a path and a request whether it is for a stream that has to be asked for its usage;
         these are not served here, either.
         """
         self._is_silent = is_silent
         self._paths = paths
-        self._classes = classes
+        self._names = names
         self._gate = gate
         self.most = min(most, MOST)
         self._keys = keys if keys.ring.any else None
@@ -187,14 +190,20 @@ class FastPath:
                 return None
             dropped, holder = let
         name = None if holder is None or holder.operator else holder.name
-        names = self._classes.names(name, route.path)
-        grant = None if self._gate is None or name is None else self._gate.counted(name)
-        return KnownHead(head, route, dropped, holder, names, grant)
+        grant = None if self._gate is None or name is None else self._grant(self._gate, name)
+        return KnownHead(head, route, dropped, holder, self._names(name, route.path), grant)
+
+    def _grant(self, gate: Gate, key: str) -> Grant | None:
+        """Return a key's grant if its requests have to pass the gate."""
+        return gate.counted(key)
+
+    def _open(self, model: str) -> EngineActivity | None:
+        """Return the activity of the engine that admits a request for a model at once; None: it has to wait."""
+        raise NotImplementedError
 
     def match_known(self, data: bytes, head: KnownHead, size: int, total: int, digits: bytes) -> Match | None:
         """Return a request that can be served here, by its known head and its body."""
-        switcher = self._switcher
-        began = switcher.now()
+        began = self._switcher.now()
         if not head.names:
             return None
         body = data[size:total]
@@ -205,7 +214,7 @@ class FastPath:
         model = head.names.get(asked)
         if model is None:
             return None
-        activity = switcher.open_activity(model)
+        activity = self._open(model)
         if activity is None or self.budget.held + total - size > self.budget.max_buffered:
             return None
         given = head.given_id
@@ -245,76 +254,13 @@ class FastPath:
         return refusal(error, given, anthropic=route.anthropic(""), close=last), not last
 
     def start(self, client: Connection, match: Match, data: bytes) -> None:
-        """Admit the request and send it to its engine, or hand it over."""
-        asked, model, head, request_id, began, activity, body, total, digits = match
-        switcher = self._switcher
-        if total < len(data):
-            client.keep(data[total:])
-            data = data[:total]
-        context = RequestContext(self.reporting, request_id, head.route, began)
-        context.asked, context.model, context.holder = asked, model, head.holder
-        size = context.sent = len(body)
-        told, replaced = b"", _REPLACED
-        if head.grant is not None:
-            passed = self._pass_gate(head.grant, context)
-            if passed is None:
-                client.hand_over(context, data)
-                return
-            told, replaced = passed
-        connection = self.forwarder.pool.take(activity)
-        ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
-        admission = ticket.admission
-        definition = None if admission is None else admission.definition
-        sent: bytes | None = body
-        if isinstance(definition, EngineDefinition) and definition.upstream_model is not None:
-            sent = with_model(body, definition.upstream_model)
-            digits = b"" if sent is None else b"%d" % len(sent)
-        if (
-            admission is None
-            or sent is None
-            or not isinstance(definition, EngineDefinition)
-            or definition.base_path
-            or switcher.activities.get(model) != (admission.epoch, activity)
-        ):
-            if connection is not None:
-                self.forwarder.pool.release(connection, activity)
-            client.hand_over(context, data)
-            return
-        self.budget.held += size  # there is room for it, see ``match_known``
-        ident = request_id.encode()
-        address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
-        exchange = context.exchange = Exchange(
-            address=address,
-            request_id=request_id,
-            activity=activity,
-            extra_headers=_new(
-                ExtraFields, (b"X-Request-ID: %b%b\r\nX-LLMux-Queue-Seconds: 0.000" % (ident, told), replaced)
-            ),
-            anthropic=head.anthropic,
-            counted=context.counted,
-        )
-        request = client.fast_request = FastRequest(self, client, context, exchange, data, size)
-        request.keep_alive = not head.last
-        ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
-        exchange.on_cut = request.cut
-        first = head.engine_head(address.host_header, digits, ident)
-        pieces: Pieces
-        if len(sent) <= COPIED:
-            pieces = (first + sent,)
-        else:
-            pieces = first, memoryview(data)[-size:] if sent is body else sent
-        if connection is None:
-            task = client.loop.create_task(self._connect(request, pieces), name="llmux: connect on the fast path")
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
-        else:
-            request.send(connection, pieces)
+        """Admit the request and send it, or hand it over."""
+        raise NotImplementedError
 
-    def _pass_gate(self, grant: Grant, context: RequestContext) -> tuple[bytes, frozenset[bytes]] | None:
-        """Check a key's limits; return what its client is told of them, and the fields which that replaces.
-
-        None: the request is refused, and the model handler says why.
-        """
+    def _passes(self, grant: Grant | None, context: RequestContext) -> bool:
+        """Check the limits of a request's key. If they refuse it, the model handler says why."""
+        if grant is None:
+            return True
         assert self._gate is not None
         assert context.asked is not None
         headers = context.headers
@@ -324,9 +270,26 @@ class FastPath:
             )
         except RequestError:
             headers.clear()
-            return None
-        told = "".join([f"\r\n{name}: {value}" for name, value in headers])
-        return told.encode(), _replaced(tuple([name for name, _ in headers]))
+            return False
+        return True
+
+    def _send(
+        self,
+        request: FastRequest,
+        connection: EngineConnection | None,
+        first: bytes,
+        sent: bytes | memoryview,
+    ) -> None:
+        """Send a request by its head and its body, on a fresh connection if there is none."""
+        pieces = (first + sent,) if len(sent) <= COPIED else (first, sent)
+        if connection is None:
+            task = request.client.loop.create_task(
+                self._connect(request, pieces), name="llmux: connect on the fast path"
+            )
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+        else:
+            request.send(connection, pieces)
 
     async def _connect(self, request: FastRequest, pieces: Pieces) -> None:
         exchange = request.exchange
@@ -365,13 +328,22 @@ class FastPath:
                 loop.call_soon(self._finish, loop)
 
 
+def extra_fields(request_id: bytes, told: Sequence[tuple[str, str]], waited: float = 0.0) -> ExtraFields:
+    """Return llmux's own fields for a client's answer; ``told`` are those beside the usual."""
+    if not told:
+        return _new(ExtraFields, (_FIELDS % (request_id, b"", waited), _REPLACED))
+    lines = "".join([f"\r\n{name}: {value}" for name, value in told]).encode("latin-1")
+    replaced = _replaced(tuple([name for name, _ in told]))
+    return ExtraFields(_FIELDS % (request_id, lines, waited), replaced)
+
+
 @functools.cache
 def _replaced(names: tuple[str, ...]) -> frozenset[bytes]:
-    return _REPLACED.union(name.encode() for name in names)
+    return _REPLACED.union(name.lower().encode() for name in names)
 
 
 class FastRequest(Relay):
-    """One request on the fast path: the relay of its answer, its client's side, and its end."""
+    """One request on the fast path: the relay of its answer, and its client's side."""
 
     __slots__ = ("_path", "_raw", "_size", "client", "context", "flow", "keep_alive")
 
@@ -401,7 +373,7 @@ class FastRequest(Relay):
             connection.abort()
             return
         self._connection = connection
-        connection.begin(self, whole=pieces)
+        connection.begin(self, whole=pieces, told=self.exchange.request_id.encode())
 
     # ---- the relay
 
@@ -452,29 +424,29 @@ class FastRequest(Relay):
 
     def _ended(self, error: Exception | None) -> None:
         path, context, exchange, connection = self._path, self.context, self.exchange, self._connection
-        switcher = path.reporting.switcher
         self.detach()
         exchange.on_cut = None
-        exchange.ended_at = switcher.now()
+        exchange.ended_at = path.reporting.switcher.now()
         path.budget.held -= self._size
         if error is None:
             assert connection is not None
-            assert context.model is not None
             assert exchange.status is not None
             path.forwarder.pool.release(connection, exchange.activity)
-            if exchange.broken is not None and exchange.blames_engine(None):
-                switcher.suspect(context.model, refused=False)
+            self._answered()
             path.finish_soon(self.client.loop, context, exchange.status)
             self.client.go_on(keep_alive=self.keep_alive)
             return
         if connection is not None:
             connection.abort()
+        self._failed(error, connection)
         if isinstance(error, ClientGoneError):
             context.client_left()
             self.client.go_on(keep_alive=False)
-            return
-        context.fresh_only = connection is not None and connection.was_stale(error)
-        context.first_error = None if context.fresh_only else error
-        if connection is not None and connection.taken and isinstance(error, EngineLostError):
-            context.lost = error
-        self.client.hand_over(context, self._raw)
+        else:
+            self.client.hand_over(context, self._raw)
+
+    def _answered(self) -> None:
+        """Record that the answer is complete, or broken off."""
+
+    def _failed(self, error: Exception, connection: EngineConnection | None) -> None:
+        """Record an error before the answer, for the model handler, or that the client has gone."""

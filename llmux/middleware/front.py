@@ -33,6 +33,7 @@ from llmux.extract import BodyBudget
 from llmux.middleware.authentication import Keys, is_control
 from llmux.middleware.classes import Classes
 from llmux.middleware.context import QUEUE_SECONDS, REFUSED, Reporting, RequestContext, request_id
+from llmux.middleware.engine_path import EnginePath
 from llmux.middleware.fast_path import FastPath
 from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
@@ -127,7 +128,7 @@ class Front:
         self._reporting = Reporting(switcher)
         self._models = ModelHandler(switcher, forwarder) if handler is None else None
         self._handler: RequestHandler = self._models or handler  # type: ignore[assignment]
-        self.fast_path = FastPath(self._reporting, forwarder, self._handler.budget)
+        self.fast_path = self._make_fast_path(self._reporting, forwarder)
         self.port = switcher.config.port
         self._host = switcher.config.host  # changing it needs a restart
         self._keys = Keys()
@@ -144,7 +145,7 @@ class Front:
         exact = self._models.exact_usage
         self.fast_path.configure(
             counted,
-            Classes(config),
+            Classes(config).names,
             most=config.max_body,
             keys=self._keys,
             hosts=hosts,
@@ -152,6 +153,9 @@ class Front:
             gate=self._models.gate,
             is_silent=None if exact is None else exact.is_silent,
         )
+
+    def _make_fast_path(self, reporting: Reporting, forwarder: Forwarder) -> FastPath:
+        return EnginePath(reporting, forwarder, self._handler.budget)
 
     def let_in(self, config: AccessSettings, paths: ForwardedPaths) -> Hosts:
         """Apply the checks of requests: by their paths, origins, keys and the name that they call llmux by."""

@@ -54,6 +54,7 @@ from llmux.upstream.head import (
     are_chunks,
     around_length,
     parse_head,
+    without_id,
 )
 from llmux.upstream.native import WORTHWHILE, Back, NativeRelay, Passed
 
@@ -152,8 +153,10 @@ class EngineConnection(asyncio.Protocol):
         "_passed",
         "_payload",
         "_reading_paused",
+        "_repeats",
         "_request_sent",
         "_sink",
+        "_told",
         "_until_lent",
         "_upgrade",
         "_watcher",
@@ -186,6 +189,8 @@ class EngineConnection(asyncio.Protocol):
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
         self.on_interim: Callable[[bytes], None] | None = None  # is given the heads of interim responses
         self._sink: ResponseSink | None = None
+        self._told = b""  # the ID of the request
+        self._repeats = False  # the engine repeats it in each head, which would be alike without it
         self._between = False  # the body stands between two chunks, and whole ones go past the sink
         self._client: asyncio.Transport | None = None  # that they are written to
         self._write_chunk: Callable[[bytes], None] = _nowhere
@@ -220,8 +225,12 @@ class EngineConnection(asyncio.Protocol):
         head_request: bool = False,
         upgrade: bool = False,
         whole: Iterable[bytes | memoryview] = (),
+        told: bytes = b"",
     ) -> None:
-        """Start an exchange: what comes in from now on is for ``sink``. ``whole``: all of a request, in pieces."""
+        """Start an exchange: what comes in from now on is for ``sink``. ``whole``: all of a request, in pieces.
+
+        If the engine repeats ``told``, the request's ID, in an `X-Request-ID`, the sink does not get that field.
+        """
         assert self._sink is None, "a connection carries one exchange at a time"
         self._sink = sink
         self._framing = None
@@ -230,6 +239,7 @@ class EngineConnection(asyncio.Protocol):
         if head_request or upgrade:
             self._last_head = None  # the same head would mean something else
         self._interim = 0
+        self._told = told
         self._request_sent = False
         self._begun = self.loop.time()
         self.taken = False
@@ -340,7 +350,7 @@ class EngineConnection(asyncio.Protocol):
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def data_received(self, data: bytes) -> None:  # noqa: C901, the innermost loop
+    def data_received(self, data: bytes) -> None:  # noqa: C901, PLR0912, the innermost loop
         """Pass the bytes on, and follow the framing to know where the response ends."""
         if self._between:
             size = len(data)
@@ -369,6 +379,8 @@ class EngineConnection(asyncio.Protocol):
         if framing is _CHUNKED:
             self._chunked_data(sink, data)
         elif framing is None:
+            if self._repeats:
+                data = without_id(data, self._told)
             if self._last_head is None or self._buffer or not self._same_head(sink, self._last_head, data):
                 self._head_data(sink, data)
         elif framing is _LENGTH:
@@ -526,6 +538,10 @@ class EngineConnection(asyncio.Protocol):
 
     def _parse_head(self, data: bytes) -> ResponseHead | None:
         """Parse a head; None for an interim response, which counts. Raises EngineProtocolError."""
+        if self._told:
+            without = without_id(data, self._told)
+            self._repeats = without is not data
+            data = without
         head, self.length = parse_head(data, to_head_request=self._head_request, upgrade=self._upgrade)
         if head is None:
             self._count_interim(len(data))

@@ -188,6 +188,7 @@ SWITCHING_PROTOCOLS = 101
 MOST_KNOWN = 2048  # bytes of a head that is remembered
 MOST_DIGITS = 15  # of a length
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?(\d{1,15})\r\n")
+_REQUEST_ID = b"\r\nx-request-id: "
 _FIRST_FINAL = 200
 _WITHOUT_BODY = frozenset({204, 304})
 
@@ -273,6 +274,20 @@ def around_length(data: bytes) -> tuple[bytes, bytes]:
         return data, b""
     start, end = found.span(1)
     return data[:start], data[end:]
+
+
+def without_id(data: bytes, told: bytes) -> bytes:
+    """Return a head and what follows without the `X-Request-ID` that repeats ``told``; the same if it has none."""
+    at = data.find(told, 0, MOST_KNOWN)
+    start = at - len(_REQUEST_ID)
+    if (
+        start < 0
+        or data[start:at].lower() != _REQUEST_ID
+        or not data.startswith(_CRLF, at + len(told))
+        or data.find(b"\r\n\r\n", 0, start + len(_CRLF)) >= 0  # it stands in the body
+    ):
+        return data
+    return data[:start] + data[at + len(told) :]
 
 
 def _parse(data: bytes, to_head_request: bool, upgrade: bool) -> tuple[ResponseHead | None, bytes]:

@@ -1,0 +1,88 @@
+"""The fast path of a host: requests go to the engines of models that are awake."""
+
+from __future__ import annotations
+
+from llmux.config import EngineDefinition
+from llmux.extract.json_object import with_model
+from llmux.middleware.context import RequestContext
+from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, extra_fields
+from llmux.middleware.model_handler import engine_address
+from llmux.proxy import Exchange
+from llmux.upstream import EngineActivity, EngineConnection, EngineLostError
+
+
+class EnginePath(FastPath):
+    """Serves requests that their models' engines take at once."""
+
+    def _open(self, model: str) -> EngineActivity | None:
+        return self._switcher.open_activity(model)
+
+    def start(self, client: Connection, match: Match, data: bytes) -> None:
+        """Admit the request and send it to its engine, or hand it over."""
+        asked, model, head, request_id, began, activity, body, total, digits = match
+        switcher = self._switcher
+        if total < len(data):
+            client.keep(data[total:])
+            data = data[:total]
+        context = RequestContext(self.reporting, request_id, head.route, began)
+        context.asked, context.model, context.holder = asked, model, head.holder
+        size = context.sent = len(body)
+        if head.grant is not None and not self._passes(head.grant, context):
+            client.hand_over(context, data)
+            return
+        connection = self.forwarder.pool.take(activity)
+        ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
+        admission = ticket.admission
+        definition = None if admission is None else admission.definition
+        sent: bytes | None = body
+        if isinstance(definition, EngineDefinition) and definition.upstream_model is not None:
+            sent = with_model(body, definition.upstream_model)
+            digits = b"" if sent is None else b"%d" % len(sent)
+        if (
+            admission is None
+            or sent is None
+            or not isinstance(definition, EngineDefinition)
+            or definition.base_path
+            or switcher.activities.get(model) != (admission.epoch, activity)
+        ):
+            if connection is not None:
+                self.forwarder.pool.release(connection, activity)
+            client.hand_over(context, data)
+            return
+        self.budget.held += size  # there is room for it, see ``match_known``
+        ident = request_id.encode()
+        address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
+        exchange = context.exchange = Exchange(
+            address=address,
+            request_id=request_id,
+            activity=activity,
+            extra_headers=extra_fields(ident, context.headers),
+            anthropic=head.anthropic,
+            counted=context.counted,
+        )
+        request = client.fast_request = EngineRequest(self, client, context, exchange, data, size)
+        request.keep_alive = not head.last
+        ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
+        exchange.on_cut = request.cut
+        first = head.engine_head(address.host_header, digits, ident)
+        held = sent is body and size > COPIED
+        self._send(request, connection, first, memoryview(data)[-size:] if held else sent)
+
+
+class EngineRequest(FastRequest):
+    """One request on the way to its engine."""
+
+    __slots__ = ()
+
+    def _answered(self) -> None:
+        context, exchange = self.context, self.exchange
+        if exchange.broken is not None and exchange.blames_engine(None):
+            assert context.model is not None
+            self._path.reporting.switcher.suspect(context.model, refused=False)
+
+    def _failed(self, error: Exception, connection: EngineConnection | None) -> None:
+        context = self.context
+        context.fresh_only = connection is not None and connection.was_stale(error)
+        context.first_error = None if context.fresh_only else error
+        if connection is not None and connection.taken and isinstance(error, EngineLostError):
+            context.lost = error
