@@ -252,8 +252,8 @@ class Runner(ServerRunner):
         # native relay needs two more. It gets no others: where hooks cannot be started, models count as lost.
         self._switcher = app[SWITCHER]
         config = self._switcher.config
-        is_host = isinstance(config, Config)  # gateways lend no streams, and have no engines to lock
-        lent, locks = (native.most_streams(), len(config.models)) if is_host else (0, 0)
+        locks = len(config.models) if isinstance(config, Config) else 0  # a gateway has no engines to lock
+        lent = native.most_streams()
         self._limit = config.max_connections or max(64, (open_files() - RESERVED - locks) // 2 - lent)
         native.NativeRelay.left = RESERVED + 2 * self._limit
         self._fast_path = app[FRONT].fast_path

@@ -7,6 +7,7 @@ One owner: every event goes through ``post``, in the event loop's thread. Listen
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter, deque
@@ -113,6 +114,7 @@ class Dispatcher:
         self._trips: dict[int, Trip] = {}
         self._serial = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._armed = math.inf  # when it is due
         self._closed = False
         self._tellers: dict[type, Callable[[Any], None]] = {
             ev.Send: self._send,
@@ -235,15 +237,16 @@ class Dispatcher:
         self._arm()
 
     def _arm(self) -> None:
+        due = self.placement.next_deadline()
+        if due is None or self._closed or due >= self._armed:  # a timer that comes too early is set anew
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        due = self.placement.next_deadline()
-        if due is not None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_at(due, self._due)
+        self._armed = due
+        self._timer = asyncio.get_running_loop().call_at(due, self._due)
 
     def _due(self) -> None:
-        self._timer = None
+        self._timer, self._armed = None, math.inf
         self.post(ev.DeadlineReached())
 
     # ---- effects

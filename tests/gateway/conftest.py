@@ -30,6 +30,7 @@ class Door(House):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.fast = True  # requests take the fast path
         self.hosts: dict[str, House] = {}
         self.houses: list[House] = []
 
@@ -56,9 +57,15 @@ class Door(House):
         app, self.gateway = build_gateway(self.gateway_config(hosts, **more), self.log)
         await self.serve(app)
         app[FRONT].port = self.port
+        self._fast_path = app[FRONT].fast_path
+        self.open_fast_path(self.fast)
         if wait:
             await until(lambda: all(self.gateway.state(host) == "ready" for host in self.gateway.hosts.all()))
         return self.gateway
+
+    def open_fast_path(self, opened: bool) -> None:
+        """Have requests take the fast path, or none."""
+        self._fast_path.open = opened
 
     async def open_all(self, names: str = "one two", models: Any = "a b", **more: Any) -> Gateway:
         for name in names.split():
@@ -88,6 +95,12 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
             await door.close()
         for house in door.houses:
             await house.__aexit__(None, None, None)
+
+
+@pytest.fixture(params=[True, False], ids=["fast path", "long way"])
+def both_ways(request: pytest.FixtureRequest, door: Door) -> None:
+    """Have the test's requests take the fast path, and then the long way."""
+    door.fast = request.param
 
 
 class Puppet:

@@ -24,6 +24,7 @@ async def ask(door, model="a", path=CHAT, **headers):
     return await door.ask("POST", path, {"model": model}, **headers)
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_request_reaches_an_engine_and_the_answer_its_client_as_they_were(door):
     gateway = await door.open_all("one")
     door.hosts["one"].engine.says = b"HTTP/1.1 201 Made\r\nX-Odd: 1\r\nContent-Length: 3\r\n\r\n\x00\xff\n"
@@ -82,6 +83,7 @@ async def test_all_ways_to_name_a_model_and_all_kinds_of_requests(door):
     assert (await door.ask("POST", "/upstream/a/x", {})).error["code"] == "path_not_forwarded"
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_streams_and_large_bodies(door):
     await door.open_all("one")
     line = await door.begin("POST", "/v1/stream", {"model": "a", "padding": "x" * 3_000_000})
@@ -103,6 +105,7 @@ async def test_websockets(door):
     assert await line.closed() == b""
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_client_that_leaves_is_noticed_by_the_host(door):
     gateway = await door.open_all("one")
     line = await door.begin("POST", "/v1/hold", {"model": "a"})
@@ -133,6 +136,7 @@ async def test_a_host_that_never_woke_a_model_is_believed_to_take_as_long_as_oth
 # ---- the next host
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_what_a_host_refuses_goes_to_the_next_one(door):
     await door.host("one", {"a": {"wake": "exit 3", "cost": {"wake": 1}}})
     await door.host("two", {"a": {"cost": {"wake": 60}}})
@@ -144,6 +148,7 @@ async def test_what_a_host_refuses_goes_to_the_next_one(door):
     assert gateway.dispatcher.counts["refused", "one", "wake_failed"] == 1
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("padding", [0, 3_000_000])
 async def test_the_body_is_sent_whole_to_the_next_one(door, puppet, other, padding):
     puppet.does = [answer(b"{}", "X-LLMux-Refused: leased", status="503 No")]
@@ -155,6 +160,7 @@ async def test_the_body_is_sent_whole_to_the_next_one(door, puppet, other, paddi
     assert bodies[0] == bodies[1]
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_when_all_refuse_the_client_is_told_the_last_ones_words(door, puppet, other):
     words = json.dumps({"error": {"message": "no more room", "type": "x", "code": "queue_full"}}).encode()
     for each in (puppet, other):
@@ -166,6 +172,7 @@ async def test_when_all_refuse_the_client_is_told_the_last_ones_words(door, pupp
     assert [len(puppet.requests), len(other.requests)] == [1, 1]
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_errors_of_engines_are_answers(door, puppet, other):
     puppet.does = [answer(b"broken", status="503 Busy"), answer(b"worse", status="500 No")]
     await door.open_gateway({"one": puppet.url, "two": other.url})
@@ -173,6 +180,7 @@ async def test_errors_of_engines_are_answers(door, puppet, other):
     assert not other.requests
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_host_that_cannot_be_reached_is_passed_over(door, puppet, other):
     other.does = [answer(b"fine")] * 2
     gateway = await door.open_gateway({"one": puppet.url, "two": other.url})
@@ -217,6 +225,7 @@ async def test_it_is_said_why_a_host_is_lost_that_falls_silent_or_takes_no_conne
 # ---- never twice
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_after_bytes_were_sent_an_end_is_final(door, puppet, other):
     puppet.does = [None]
     gateway = await door.open_gateway({"one": puppet.url, "two": other.url})
@@ -226,6 +235,7 @@ async def test_after_bytes_were_sent_an_end_is_final(door, puppet, other):
     assert gateway.dispatcher.counts["broken", "one"] == 1
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_so_is_the_end_of_a_connection_that_was_kept(door, puppet, other):
     """The host may have passed the request on before it ended."""
     puppet.does = [answer(b"fine"), None]
@@ -235,6 +245,7 @@ async def test_so_is_the_end_of_a_connection_that_was_kept(door, puppet, other):
     assert [len(puppet.requests), len(other.requests)] == [2, 0]
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_an_answer_that_breaks_off_is_left_without_its_end(door, puppet, other):
     events = b"9\r\ndata: 1\n\n\r\n"
     puppet.does = [
@@ -253,6 +264,7 @@ async def test_an_answer_that_breaks_off_is_left_without_its_end(door, puppet, o
     await until(lambda: not gateway.dispatcher.placement.requests)
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_what_is_no_http_is_final(door, puppet, other):
     puppet.does = [b"hello\r\n\r\n"]
     await door.open_gateway({"one": puppet.url, "two": other.url})
@@ -278,6 +290,7 @@ def waiting(puppet, last):
     return write
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_request_that_would_be_served_sooner_elsewhere_moves(door, puppet, other):
     puppet.does = [waiting(puppet, answer(b"{}", "X-LLMux-Refused: withdrawn", status="503 No"))]
     other.does = [answer(b"fine")]
@@ -310,6 +323,7 @@ async def test_a_request_joins_the_host_that_wakes_its_model(door, puppet, other
     assert (reply.status, reply.body, reply.headers["x-llmux-host"]) == (200, b"fine", "two")
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_one_that_was_admitted_in_the_meantime_stays(door, puppet, other):
     puppet.does = [waiting(puppet, answer(b"mine after all"))]
     await door.open_gateway({"one": puppet.url, "two": other.url})
@@ -321,6 +335,7 @@ async def test_one_that_was_admitted_in_the_meantime_stays(door, puppet, other):
 # ---- keys
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_host_is_shown_the_gateways_key_and_the_name_of_the_clients(door):
     keys = [{"name": "gateway", "key": "gate", "gateway": True}]
     host = await door.host("one", api_keys=keys)
@@ -544,6 +559,7 @@ async def test_what_is_reserved_is_in_the_file_as_soon_as_it_is(door, puppet, mo
     assert list(json.loads(file.read_text())["spent"].values()) == [3]
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_what_loses_its_host_while_the_gateway_stops_is_told_so(door, puppet):
     refused = asyncio.Event()
 
