@@ -177,7 +177,7 @@ class GatewayConfig(Section):
     max_body: PositiveSize = Field(default=256 * MIB, description="Largest request body; beyond: 413.")
     max_buffered: PositiveSize = Field(default=GIB, description="All request bodies held at once; beyond: 503.")
     max_connections: PositiveCount | None = Field(
-        default=None, description="Open client connections. null: half of the files that it may open."
+        default=None, description="Open client connections. null: nearly half of the files that it may open."
     )
     header_timeout: PositiveDuration = Field(default=20.0, description="How long a request's head may take.")
     keepalive_timeout: PositiveDuration = Field(default=75.0, description="How long a connection may be idle.")
