@@ -39,6 +39,7 @@ from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 GIVEN = (HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.VERIFY, HookKind.STOP)
 """The hooks that a script named in ``hooks:`` has to know, as its first argument."""
 LONGEST_DESCRIPTION = 1024  # characters
+LONGEST_TITLE = 200  # characters
 PROCESS = "process"  # the script that runs ``cmd``
 FIRST_PORT, PORTS = 20_000, 10_000  # below what systems give to outgoing connections
 _SINGLE = frozenset({"gpu-free", "prefetch"})  # these are one hook, not five
@@ -187,6 +188,9 @@ Capability = Literal[
 class InfoConfig(Section):
     """What clients are told about the model, in `/v1/models`."""
 
+    name: Annotated[str, Field(max_length=LONGEST_TITLE)] | None = Field(
+        default=None, description="What clients show in place of the name that requests have."
+    )
     description: Annotated[str, Field(max_length=LONGEST_DESCRIPTION)] | None = Field(
         default=None, description="What the model is for, in a few words."
     )

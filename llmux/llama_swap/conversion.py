@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from llmux.config.load import literal
-from llmux.config.model_settings import LONGEST_DESCRIPTION
+from llmux.config.model_settings import LONGEST_DESCRIPTION, LONGEST_TITLE
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
 from llmux.config.setting_types import Address, covers, format_duration, parse_address
 from llmux.config.targets import FIELD
@@ -357,6 +357,7 @@ def _info(model: Model) -> Settings:
     found = [ability for ability, takes, out in _ABILITIES if takes in can.takes and out in gives]
     found = (["tools"] if can.tools else []) + found + (["rerank"] if can.reranker else [])
     info = {
+        "name": literal(model.name.strip()[:LONGEST_TITLE]),
         "description": literal(model.description.strip()[:LONGEST_DESCRIPTION]),
         "context": can.context,
         "capabilities": found,
@@ -412,7 +413,6 @@ _PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLM
 # Values without effect: no note is needed.
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", {}, [])
 _MODEL = {
-    "name": _LIST,
     "metadata": _LIST,
     "timeouts": _TIMEOUTS,
     "compat": "a WebSocket wakes its model, and keeps it awake while it is open",

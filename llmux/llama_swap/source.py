@@ -99,6 +99,7 @@ class Model(Part):
     concurrencyLimit: Number = 0
     filters: Filters = Field(default_factory=Filters)
     unlisted: bool = False
+    name: str = ""
     description: str = ""
     capabilities: Capabilities = Field(default_factory=Capabilities)
 

@@ -1,8 +1,9 @@
 """What clients see of the models: the entries of ``/v1/models``.
 
-Each is OpenAI's model object, with the fields beside them that chat front ends look for: ``description``,
-``context_length``, ``capabilities``, ``architecture`` and ``supported_parameters`` as llama-swap and OpenRouter
-write them, ``status``, ``aliases`` and ``meta`` as llama.cpp's router does; and ``llmux``, which is llmux's own.
+Each is OpenAI's model object, with the fields beside them that chat front ends look for: ``name``,
+``description``, ``context_length``, ``capabilities``, ``architecture`` and ``supported_parameters`` as llama-swap
+and OpenRouter write them, ``status``, ``aliases`` and ``meta`` as llama.cpp's router does; and ``llmux``, which is
+llmux's own.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def _alias(alias: str, entry: Entry) -> Entry:
 
 def _variant(variant: str, entry: Entry) -> Entry:
     more = {**entry["llmux"], "aliases": [], "variant_of": entry["id"]}
-    return {**_own(entry), "id": variant, "llmux": more}
+    # All variants under the model's own title could not be told apart.
+    own = {field: value for field, value in _own(entry).items() if field != "name"}
+    return {**own, "id": variant, "llmux": more}
 
 
 def _own(entry: Entry) -> Entry:
@@ -187,6 +190,8 @@ def _status(model: Model) -> Entry:
 def _info(info: InfoConfig) -> Entry:
     """Return the known fields; unknown ones are left out."""
     found: Entry = {}
+    if info.name:
+        found["name"] = info.name
     if info.description:
         found["description"] = info.description
     if info.context is not None:

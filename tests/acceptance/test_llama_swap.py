@@ -40,7 +40,8 @@ macros:
   small: "--ctx-size 512 ${{name}}"
 models:
   "quick one":
-    name: Shown nowhere
+    name: A quick one
+    metadata: {{shown: nowhere}}
     cmd: |
       # ${{server}} is above
       ${{server}} \\
@@ -115,7 +116,7 @@ def check(code: int, said: str, config: Path) -> None:
     """See that what was written is right, and that all else was named."""
     assert code == 1, said  # something was not carried over, and is named
     lost = [line.split(": ")[1] for line in said.splitlines() if "not carried over" in line]
-    assert sorted(lost) == ["1 setting, named above and in the file", "models.quick one.name"]
+    assert sorted(lost) == ["1 setting, named above and in the file", "models.quick one.metadata"]
     code, said = launcher.run(["check", str(config)], env=os.environ)
     assert code == 0, said
     hook = config.parent / "hooks" / "process.sh"

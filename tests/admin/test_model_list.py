@@ -50,6 +50,18 @@ async def test_what_is_told_has_the_names_that_front_ends_read(house):
     assert entry["aliases"] == entry["llmux"]["aliases"] == ["gpt"]
 
 
+async def test_a_title_is_that_of_the_model_and_its_aliases_not_of_its_variants(house):
+    variants = {"a:short": {"set": {"max_tokens": 9}}}
+    await house.open(
+        {"a": {"info": {"name": "The Big One"}, "aliases": ["gpt"], "variants": variants}, "b": {}},
+        list_aliases=True,
+        virtual={"any": {"first": ["a", "b"]}},
+    )
+    titles = {name: entry.get("name") for name, entry in (await listed(house)).items()}
+    assert titles == {"a": "The Big One", "gpt": "The Big One", "a:short": None, "any": None, "b": None}
+    assert (await one(house, "a"))["name"] == "The Big One"
+
+
 async def test_every_capability_of_the_configuration_is_told(house):
     known = InfoConfig.model_json_schema()["properties"]["capabilities"]["items"]["enum"]
     assert set(known) == set(ABILITIES)
@@ -142,6 +154,7 @@ async def test_openais_sdk_reads_all_of_it(house):
     [
         ({"capabilities": ["tool"]}, "models.a.info.capabilities[0]: must be tools, vision, reasoning, audio"),
         ({"context": 0}, "models.a.info.context: must be at least 1, not 0"),
+        ({"name": "x" * 201}, "models.a.info.name: must have at most 200 characters, not"),
         ({"description": "x" * 1025}, "models.a.info.description: must have at most 1024 characters, not"),
         ({"unlisted": "perhaps"}, "models.a.info.unlisted: must be true or false, not 'perhaps'"),
         ({"ctx": 1}, "models.a.info.ctx: unknown setting; here it is `context`"),

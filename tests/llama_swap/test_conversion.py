@@ -56,7 +56,8 @@ class TestEverything:
 
     def test_what_clients_are_told(self, everything):
         big, small = (everything.config.models[name].info for name in ("big", "small"))
-        assert (big.description, big.context, big.capabilities) == ("Thinks.", 16384, ("tools",))
+        assert (big.name, big.description) == ("The big one", "Thinks.")
+        assert (big.context, big.capabilities) == (16384, ("tools",))
         assert (big.unlisted, small.unlisted, everything.config.list_aliases) == (False, True, True)
 
     def test_a_container(self, everything):
@@ -105,7 +106,7 @@ class TestEverything:
     def test_all_else_is_named_on_its_line(self, everything):
         assert set(everything.lost()) == {
             "logTimeFormat", "logToStdout", "metricsMaxInMemory", "captureBuffer", "store", "ui", "performance",
-            "upstream", "profiles", "models.big.name",
+            "upstream", "profiles",
             "models.big.compat", "models.big.metadata",
             "models.big.sendLoadingState",
             "models.big.timeouts", "models.nowhere", "hooks.on_startup.preload[2]",

@@ -145,5 +145,5 @@ def test_what_is_of_no_use_need_not_be_right(load):
     load("""
         x-defs: {a: "${nobody}"}
         peers: {p: {proxy: "http://x", models: [y], apiKey: "${env.NOBODY}"}}
-        models: {m: {cmd: "x ${PORT}", metadata: {a: "${nobody}"}, name: "${env.NOBODY}"}}
+        models: {m: {cmd: "x ${PORT}", metadata: {a: "${nobody}", b: "${env.NOBODY}"}}}
     """)
