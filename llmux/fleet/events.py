@@ -87,10 +87,9 @@ class RequestAbandoned(Event):
 
 @dataclass(slots=True)
 class RequestWaiting(Event):
-    """The host reports that the request is queued: at ``position`` (from 1 on), for about ``expected`` seconds."""
+    """The host reports that the request is queued: for about ``expected`` seconds, if it knows."""
 
     request: int
-    position: int = 1
     expected: float | None = None
 
 
@@ -163,11 +162,10 @@ class ClaimSeen(Event):
 
 @dataclass(slots=True)
 class LoadSeen(Event):
-    """The store says how many requests the other gateways have on ``host``, by model; ``age`` is in seconds."""
+    """The store says how many requests the other gateways have on ``host``, by model."""
 
     host: str
     requests: dict[str, int]
-    age: float = 0.0
 
 
 @dataclass(slots=True)

@@ -69,7 +69,6 @@ class HostReport:
     host: str
     instance: str = ""
     seq: int = 0
-    url: str = ""
     models: Mapping[str, ModelReport] = field(default_factory=dict)
     ready: bool = True  # False: it starts or stops
     leased: bool = False  # its GPU is lent to another job, which is also how a host is drained
@@ -374,10 +373,10 @@ class Fleet:
         evicts = host.of(model).evicts
         return host.leaving if evicts is None else sum(self.missed(host, each) for each in evicts)
 
-    def shortest(self, model: str, most: int = LOOKED_AT) -> tuple[Host | None, float]:
+    def shortest(self, model: str) -> tuple[Host | None, float]:
         """Return the holder with the least wait, and that wait."""
         now, best, least_wait, least_load = self.time, None, NEVER, NEVER
-        for host in self.holders(model, most):
+        for host in self.holders(model, LOOKED_AT):
             wait = self.wait(host, model)
             if wait < least_wait or (wait == least_wait < NEVER and host.load(now) < least_load):
                 best, least_wait, least_load = host, wait, host.load(now)
@@ -392,14 +391,14 @@ class Fleet:
         gains = min(each.queued, each.slots or UNLIMITED) + each.arrival_rate * min(MEMORY, way)
         return 1.0 + gains
 
-    def cheapest(self, model: str, weight: float = 1.0, most: int = LOOKED_AT) -> tuple[Host | None, float, float]:
+    def cheapest(self, model: str, weight: float) -> tuple[Host | None, float, float]:
         """Return the host where a wake is cheapest in total, the wait there, and its cost to the others.
 
         The cost to the others is divided by ``weight``, the number of requests that gain.
         """
         best, least_sum, best_rank = None, NEVER, 0
         found = (NEVER, NEVER)
-        for host in self.roomiest(model, most):
+        for host in self.roomiest(model, LOOKED_AT):
             if host.holds(model):
                 continue
             wait, burden = self.wait(host, model), self.burden(host, model) / weight

@@ -334,10 +334,8 @@ class Placement:
         if cold is not None and cost + burden < wait and fleet.claimed(model) is None:
             there, wait = cold, cost + burden
         placed = host.waiting.get(model, {}).get(request.id)
-        if (
-            placed is not None and host.of(model).phase is not Phase.AWAKE
-        ):  # a request that has waited for long is likely to wait as long again
-            expected = max(expected, fleet.time - placed)
+        if placed is not None and host.of(model).phase is not Phase.AWAKE:
+            expected = max(expected, fleet.time - placed)  # after a long wait as long a one is likely
         if there is None or expected - wait <= max(PATIENCE, host.of(model).switch_cost):
             request.better_since = None
         elif request.better_since is None:
@@ -504,22 +502,13 @@ class Placement:
         host = self.fleet.hosts.get(event.host)
         if host is not None:
             host.others = event.requests
-            host.others_until = self.fleet.time - event.age + ev.FLIGHT
+            host.others_until = self.fleet.time + ev.FLIGHT
 
     def _deadline(self, _event: ev.DeadlineReached) -> None:
         while (key := self.timers.pop_due(self.fleet.time)) is not None:
             assert isinstance(key, tuple)
             timer, name = key
             self._timers[timer](self, name)
-
-    def _lease_over(self, name: str) -> None:
-        self.fleet.unlist(self.fleet.hosts[name])
-
-    def _probe(self, name: str) -> None:
-        self.out.append(ev.Probe(name))
-
-    def _block_over(self, _name: str) -> None:
-        self._dispatch_all()
 
     def _queue_over(self, model: str) -> None:
         """Reject the queued requests whose time is up."""
@@ -556,8 +545,8 @@ class Placement:
         ev.DeadlineReached: _deadline,
     }
     _timers: ClassVar[Mapping[Timer, Callable[..., None]]] = {
-        Timer.LEASE: _lease_over,
-        Timer.PROBE: _probe,
-        Timer.BLOCK: _block_over,
+        Timer.LEASE: lambda self, name: self.fleet.unlist(self.fleet.hosts[name]),
+        Timer.PROBE: lambda self, name: self.out.append(ev.Probe(name)),
+        Timer.BLOCK: lambda self, _name: self._dispatch_all(),
         Timer.QUEUE: _queue_over,
     }

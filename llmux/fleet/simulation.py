@@ -192,7 +192,7 @@ class HostRun(Run):
             self.last = self.events, models
         stale = self.fleet.setting.stale
         lease = NEVER if self.fleet.live else LEASE * max(1.0, stale)
-        return HostReport(self.name, self.instance, self.seq, "", self.last[1], lease=lease)
+        return HostReport(self.name, self.instance, self.seq, self.last[1], lease=lease)
 
     def _true(self, name: str, each: ModelReport) -> ModelReport:
         """Put in the true end of the answers in flight, and how many requests really arrive."""
@@ -411,8 +411,8 @@ class FleetRun:
             heapq.heappop(due)
 
     def _next(self, report_at: float) -> tuple[float, Callable[[], None] | None]:
-        time, act = report_at, None
-        best: Callable[[], None] | None = act
+        time = report_at
+        best: Callable[[], None] | None = None
         if self.arrivals[-1][0] < time:
             time, best = self.arrivals[-1][0], self._arrive
         if self.due and self.due[0][0] < time:
@@ -482,7 +482,7 @@ class FleetRun:
             awake = wait_estimate.until_awake(s, model, self.time)
             for position, request in enumerate(model.queue, 1):
                 expected = awake + wait_estimate.in_queue(model, position)
-                self.told.append(ev.RequestWaiting(request + 1, position, expected))
+                self.told.append(ev.RequestWaiting(request + 1, expected))
 
     def _deliver(self) -> None:
         _, report, taken = self.deliveries.popleft()
@@ -618,14 +618,3 @@ def simulate_fleet(
     setting.costs.check(setting.trace.models)
     with undisturbed():
         return FleetRun(setting, route).go(progress)
-
-
-__all__ = [
-    "CLAIRVOYANT",
-    "Deaths",
-    "FleetOutcome",
-    "FleetStatistics",
-    "Setting",
-    "simulate_fleet",
-    "statistics_of_fleet",
-]

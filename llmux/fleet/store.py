@@ -54,6 +54,7 @@ SOON = 0.5  # seconds after a renewal that failed
 FLIGHT = 3.0  # seconds
 LONGEST = 3.0  # seconds that one call may take, as of sentinels that do not answer
 _HOSTS, _GATEWAYS, _WAKES = "{llmux}:hosts", "{llmux}:gateways", "{llmux}:wakes"
+_HOST, _FLIGHT, _WAKE = "{llmux}:host:", "{llmux}:flight:", "{llmux}:wake:"  # before a name
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000);"
 # KEYS: the host, all hosts. ARGV: instance, seq, milliseconds, document, name.
@@ -223,26 +224,26 @@ class Store:
 
     async def register(self, name: str, instance: str, seq: int, document: Mapping[str, Any]) -> str:
         """Renew a host's lease; return ``ok``, ``held`` (another instance has the name) or ``overtaken``."""
-        keys = (_host(name), _HOSTS)
+        keys = (_HOST + name, _HOSTS)
         return str(await self._run(_REGISTER, keys, instance, seq, int(LEASE * 1000), json.dumps(document), name))
 
     async def deregister(self, name: str, instance: str) -> None:
         """End a host's lease, if it is this instance's."""
-        await self._run(_DEREGISTER, (_host(name), _HOSTS), instance, name)
+        await self._run(_DEREGISTER, (_HOST + name, _HOSTS), instance, name)
 
     async def hosts(self) -> dict[str, dict[str, Any]]:
         """Return the documents of the hosts whose leases are not over."""
-        return {name: _read(text) for name, text in await self._living(_HOSTS, _host(""))}
+        return {name: _read(text) for name, text in await self._living(_HOSTS, _HOST)}
 
     async def fly(self, gateway: str, flight: Mapping[str, Mapping[str, int]]) -> None:
         """Write a gateway's requests, by host and model."""
-        keys = (_flight(gateway), _GATEWAYS)
+        keys = (_FLIGHT + gateway, _GATEWAYS)
         await self._run(_FLY, keys, json.dumps(flight), int(FLIGHT * 1000), gateway)
 
     async def flights(self, but: str) -> dict[str, dict[str, int]]:
         """Return the requests of all gateways but one, by host and model."""
         total: dict[str, dict[str, int]] = {}
-        for gateway, text in await self._living(_GATEWAYS, _flight("")):
+        for gateway, text in await self._living(_GATEWAYS, _FLIGHT):
             for host, models in ({} if gateway == but else _read(text)).items():
                 counts = total.setdefault(host, {})
                 for model, count in models.items() if isinstance(models, dict) else ():
@@ -254,13 +255,13 @@ class Store:
 
         A claim of the host ``over`` is replaced.
         """
-        keys = (_wake(model), _WAKES)
+        keys = (_WAKE + model, _WAKES)
         holder, left = await self._run(_CLAIM, keys, host, max(1, int(term * 1000)), over, model)
         return Claim(str(holder), max(0.0, left / 1000))
 
     async def claims(self) -> dict[str, Claim]:
         """Return the claims that hold, by model."""
-        flat = await self._run(_CLAIMS, (_WAKES,), _wake(""))
+        flat = await self._run(_CLAIMS, (_WAKES,), _WAKE)
         each = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         return {str(model): Claim(str(holder), left / 1000) for model, holder, left in each if left > 0}
 
@@ -303,15 +304,12 @@ class Store:
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     async def _run(self, script: str, keys: tuple[str, ...], *values: Any) -> Any:
-        return await self._call("eval", script, len(keys), *keys, *values)
-
-    async def _call(self, name: str, *values: Any) -> Any:
         task = asyncio.current_task()
         assert task is not None
         before, failed, answer = task.cancelling(), None, None
         try:
             async with asyncio.timeout(LONGEST):
-                answer = await getattr(self._redis, name)(*values)
+                answer = await self._redis.eval(script, len(keys), *keys, *values)
         except Exception as error:  # noqa: BLE001 - whatever the library raises, the store cannot be used
             failed = error
         if task.cancelling() > before:  # the library may have swallowed it, as it does in the middle of connecting
@@ -338,18 +336,6 @@ def _held(text: str) -> dict[str, tuple[int, int]]:
             case [int(running), int(reserved)]:
                 found[key] = running, reserved
     return found
-
-
-def _wake(model: str) -> str:
-    return f"{{llmux}}:wake:{model}"
-
-
-def _host(name: str) -> str:
-    return f"{{llmux}}:host:{name}"
-
-
-def _flight(gateway: str) -> str:
-    return f"{{llmux}}:flight:{gateway}"
 
 
 def require_store(address: str) -> None:

@@ -182,10 +182,10 @@ class Dispatcher:
         if request is not None and request.stage is not Stage.BEGUN:
             self.post(ev.AnswerBegan(trip.id))
 
-    def waiting(self, trip: Trip, position: int, expected: float) -> None:
+    def waiting(self, trip: Trip, expected: float) -> None:
         """Record what the host reports of its queue."""
         if trip.id in self.placement.requests:
-            self.post(ev.RequestWaiting(trip.id, position, expected))
+            self.post(ev.RequestWaiting(trip.id, expected))
 
     def refused(self, trip: Trip, code: str, retry_after: float | None, message: str) -> None:
         """Record that the host refused it before its admission."""

@@ -352,7 +352,7 @@ class GatewayHandler:
 
         def waiting(position: int, seconds: int) -> None:
             teller.tell(position, seconds)
-            self.dispatcher.waiting(trip, position, float(seconds))
+            self.dispatcher.waiting(trip, float(seconds))
 
         def relay(client: AiohttpClient, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Relay:
             made: HostRelay | ResumedHostRelay

@@ -83,7 +83,10 @@ class HostPath(FastPath):
         handler.begin(exchange)
         request = client.fast_request = HostRequest(self, client, context, exchange, data, size)
         request.keep_alive = not head.last
-        request.ear = Ear(partial(handler.dispatcher.waiting, trip), partial(handler.dispatcher.began, trip))
+        request.ear = Ear(
+            lambda _position, seconds: handler.dispatcher.waiting(trip, seconds),
+            partial(handler.dispatcher.began, trip),
+        )
         if context.passed is not None:
             passed = cast("Metered", context.passed)
             passed.sent_at, passed.ear = self._switcher.now(), request.ear

@@ -48,7 +48,7 @@ def report(dice: random.Random, host: str, seq: int, models: list[str], weights:
     warm = ModelReport(Phase.AWAKE, 0, dice.randrange(9), 0.0, 0.0, 1.0, 5.0, dice.random(), 3.0, 8, 60.0)
     known = dict.fromkeys(models, cold)
     known[awake] = warm
-    return HostReport(host, "1", seq, "", known, lease=1e9)
+    return HostReport(host, "1", seq, known, lease=1e9)
 
 
 def one_round(route: str, hosts: int, count: int, requests: int, seed: int) -> dict[str, float]:

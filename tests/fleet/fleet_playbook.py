@@ -203,7 +203,7 @@ def asleep(*names: str, **fields: object) -> Models:
 
 def report(host: str, *models: Models, seq: int, instance: str = "1", age: float = 0.0, **fields: object):
     known = {name: each for part in models for name, each in part.items()}
-    return ev.HostReported(HostReport(host, instance, seq, f"http://{host}", known, **fields), age)
+    return ev.HostReported(HostReport(host, instance, seq, known, **fields), age)
 
 
 def asks(request: int, model: str) -> ev.RequestArrived:

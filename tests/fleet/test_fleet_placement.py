@@ -483,16 +483,16 @@ def test_a_request_is_taken_back_once_for_a_host_that_has_long_been_better():
     play = given(h1=[awake("a", slots=1, in_flight=9, service=10.0)], h2=[asleep("b")])
     play(
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
-        at(1.5, ev.RequestWaiting(1, 9, None)),
-        at(2.0, ev.RequestWaiting(1, 9, 90.0)),  # there is no other
+        at(1.5, ev.RequestWaiting(1, None)),
+        at(2.0, ev.RequestWaiting(1, 90.0)),  # there is no other
         at(2.5, report("h2", awake("a"), asleep("b"), seq=2)),
-        at(3.0, ev.RequestWaiting(1, 8, 80.0)),
-        at(4.0, ev.RequestWaiting(1, 8, 80.0)),
-        at(5.0, ev.RequestWaiting(1, 7, 70.0), ev.Withdraw(1, "h1", "h2")),
-        at(5.0, ev.RequestWaiting(1, 7, 70.0)),
+        at(3.0, ev.RequestWaiting(1, 80.0)),
+        at(4.0, ev.RequestWaiting(1, 80.0)),
+        at(5.0, ev.RequestWaiting(1, 70.0), ev.Withdraw(1, "h1", "h2")),
+        at(5.0, ev.RequestWaiting(1, 70.0)),
         at(5.1, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 4.1)),
-        at(6.0, ev.RequestWaiting(1, 7, 700.0)),
-        at(9.0, ev.RequestWaiting(1, 7, 700.0)),
+        at(6.0, ev.RequestWaiting(1, 700.0)),
+        at(9.0, ev.RequestWaiting(1, 700.0)),
     )
 
 
@@ -503,10 +503,10 @@ def test_what_the_host_has_admitted_meanwhile_stays():
     play(
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
         at(1.0, ev.HostReachable("h2"), ev.HostRestored("h2")),
-        at(1.0, ev.RequestWaiting(1, 7, 70.0)),
-        at(3.0, ev.RequestWaiting(1, 7, 70.0), ev.Withdraw(1, "h1", "h2")),
+        at(1.0, ev.RequestWaiting(1, 70.0)),
+        at(3.0, ev.RequestWaiting(1, 70.0), ev.Withdraw(1, "h1", "h2")),
         at(3.1, ev.AnswerBegan(1)),
-        at(4.0, ev.RequestWaiting(1, 7, 70.0)),
+        at(4.0, ev.RequestWaiting(1, 70.0)),
         at(4.0, ev.RequestEnded(1)),
     )
 
@@ -517,10 +517,10 @@ def test_a_better_host_that_is_gone_when_it_comes_to_it():
     play(
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
         at(1.0, ev.HostReachable("h2"), ev.HostRestored("h2")),
-        at(1.0, ev.RequestWaiting(1, 7, 70.0)),
-        at(2.0, ev.RequestWaiting(1, 7, 1.0)),  # no longer so
-        at(3.0, ev.RequestWaiting(1, 7, 70.0)),
-        at(5.0, ev.RequestWaiting(1, 7, 70.0), ev.Withdraw(1, "h1", "h2")),
+        at(1.0, ev.RequestWaiting(1, 70.0)),
+        at(2.0, ev.RequestWaiting(1, 1.0)),  # no longer so
+        at(3.0, ev.RequestWaiting(1, 70.0)),
+        at(5.0, ev.RequestWaiting(1, 70.0), ev.Withdraw(1, "h1", "h2")),
         at(5.0, ev.HostUnreachable("h2", "x"), ejected("h2", reason="x")),
         at(5.1, ev.RequestWithdrawn(1), sent(1, "a", "h1", 2, 4.1)),  # back to where it was
     )
@@ -531,8 +531,8 @@ def test_a_cold_host_may_be_the_better_one():
     play(
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
         at(1.5, report("h2", asleep("a"), seq=1)),
-        at(2.0, ev.RequestWaiting(1, 9, 90.0)),
-        at(4.0, ev.RequestWaiting(1, 9, 90.0), ev.Withdraw(1, "h1", "h2")),
+        at(2.0, ev.RequestWaiting(1, 90.0)),
+        at(4.0, ev.RequestWaiting(1, 90.0), ev.Withdraw(1, "h1", "h2")),
         at(4.1, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 3.1), claims("a", "h2")),
     )
 
@@ -558,8 +558,8 @@ def test_nothing_is_asked_back_from_a_host_that_was_removed():
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
         at(1.1, ev.HostRemoved("h1")),
         at(1.2, report("h2", awake("a"), asleep("b"), seq=3)),
-        at(2.0, ev.RequestWaiting(1, 9, 90.0)),
-        at(5.0, ev.RequestWaiting(1, 9, 90.0)),
+        at(2.0, ev.RequestWaiting(1, 90.0)),
+        at(5.0, ev.RequestWaiting(1, 90.0)),
         at(9.0, ev.AnswerBegan(1)),
     )
 
@@ -617,13 +617,13 @@ def test_a_request_joins_the_host_that_wakes_its_model_at_once_and_once():
     waking = {"a": ModelReport(Phase.WAKING, expected_wait=8.0, sleep=1.0, wake=5.0)}
     play = waits_behind_another()
     play(
-        at(13.0, ev.RequestWaiting(1, 1, 60.0)),
+        at(13.0, ev.RequestWaiting(1, 60.0)),
         at(13.1, report("h2", waking, seq=2)),
-        at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
+        at(13.2, ev.RequestWaiting(1, 60.0), ev.Withdraw(1, "h1", "h2")),
         at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
         at(14.0, report("h2", awake("c"), asleep("a", queued=1, expected_wait=90.0), seq=3)),  # it has failed
         at(14.0, report("h1", waking, seq=4)),
-        at(14.1, ev.RequestWaiting(1, 1, 90.0)),
+        at(14.1, ev.RequestWaiting(1, 90.0)),
     )
 
 
@@ -632,25 +632,25 @@ def test_a_request_stays_where_the_switch_to_its_model_has_begun():
     play = waits_behind_another()
     play(
         at(13.0, report("h2", waking, seq=2)),
-        at(13.1, ev.RequestWaiting(1, 1, COST - 0.1)),  # says the host; its report is on its way
+        at(13.1, ev.RequestWaiting(1, COST - 0.1)),  # says the host; its report is on its way
         at(13.2, report("h1", waking, seq=4)),
-        at(13.3, ev.RequestWaiting(1, 9, 60.0)),
+        at(13.3, ev.RequestWaiting(1, 60.0)),
     )
 
 
 def test_a_host_without_room_is_not_joined():
     full = {"a": ModelReport(Phase.WAKING, 2, 0, 5.0, sleep=1.0, wake=5.0, slots=2, service=30.0)}
     play = waits_behind_another()
-    play(at(13.0, report("h2", full, seq=2)), at(13.1, ev.RequestWaiting(1, 1, 60.0)))
+    play(at(13.0, report("h2", full, seq=2)), at(13.1, ev.RequestWaiting(1, 60.0)))
 
 
 def test_a_request_joins_the_host_that_another_gateway_has_claimed_if_that_is_sooner():
     play = waits_behind_another()
     play(
         at(13.0, ev.ClaimSeen("a", "h2", 9.0)),
-        at(13.0, ev.RequestWaiting(1, 1, 60.0)),  # later there
+        at(13.0, ev.RequestWaiting(1, 60.0)),  # later there
         at(13.1, report("h2", awake("c"), asleep("a"), seq=2)),
-        at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
+        at(13.2, ev.RequestWaiting(1, 60.0), ev.Withdraw(1, "h1", "h2")),
         at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
     )
 
@@ -661,7 +661,7 @@ def test_a_claim_of_the_host_that_it_is_taken_from_does_not_hold_it():
     play(
         at(13.0, ev.ClaimSeen("a", "h1", 9.0)),
         at(13.1, report("h2", {**waking, "a": waking["a"]._replace(expected_wait=1.0)}, seq=2)),
-        at(13.2, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h1", "h2")),
+        at(13.2, ev.RequestWaiting(1, 60.0), ev.Withdraw(1, "h1", "h2")),
         at(13.3, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 12.3)),
     )
 
@@ -671,14 +671,14 @@ def test_a_request_may_return_to_the_host_that_it_was_taken_from():
     play(
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
         at(1.5, report("h2", asleep("a"), seq=1)),
-        at(2.0, ev.RequestWaiting(1, 9, 90.0)),
-        at(4.0, ev.RequestWaiting(1, 9, 90.0), ev.Withdraw(1, "h1", "h2")),
+        at(2.0, ev.RequestWaiting(1, 90.0)),
+        at(4.0, ev.RequestWaiting(1, 90.0), ev.Withdraw(1, "h1", "h2")),
         at(4.1, ev.RequestWithdrawn(1), sent(1, "a", "h2", 2, 3.1), claims("a", "h2")),
         at(5.0, report("h1", awake("a", slots=1, service=10.0), seq=2)),  # all have left
         at(5.0, report("h2", awake("c"), asleep("a", queued=1), seq=2)),
-        at(5.1, ev.RequestWaiting(1, 1, 60.0), ev.Withdraw(1, "h2", "h1")),
+        at(5.1, ev.RequestWaiting(1, 60.0), ev.Withdraw(1, "h2", "h1")),
         at(5.2, ev.RequestWithdrawn(1), sent(1, "a", "h1", 3, 4.2)),
-        at(6.0, ev.RequestWaiting(1, 9, 90.0)),
+        at(6.0, ev.RequestWaiting(1, 90.0)),
     )
 
 
@@ -691,8 +691,9 @@ def test_requests_of_other_gateways_count_as_long_as_they_are_known():
         at(1.0, ev.LoadSeen("h9", {"a": 9})),
         at(1.0, ev.LoadSeen("h1", {"a": 3})),
         at(1.0, asks(1, "a"), sent(1, "a", "h2")),
-        at(1.0, ev.LoadSeen("h1", {"a": 3}, age=20.0)),
-        at(1.0, asks(2, "a"), sent(2, "a", "h1")),
+        at(17.0, report("h1", awake("a", slots=1, service=10.0), seq=2)),
+        at(17.0, report("h2", awake("a", slots=1, in_flight=1, service=10.0), seq=2)),
+        at(17.0, asks(2, "a"), sent(2, "a", "h1")),
     )
 
 
@@ -772,7 +773,7 @@ def document(**models: object) -> dict[str, object]:
 def test_a_report_is_read_from_what_a_host_says():
     never = {"expected_wait": None, "slots": None, "idle_for": None, "evicts": None, "phase": "of a newer host"}
     found = read_report("h1", document(a={}, b={**never, "slots": None}, c={"slots": 0}))
-    assert found == HostReport("h1", "x", 7, "", found.models, lease=6.0, free_in=0.5)
+    assert found == HostReport("h1", "x", 7, found.models, lease=6.0, free_in=0.5)
     one = ModelReport(Phase.ASLEEP, 1, 0, 3.0, 3.0, 1.0, 2.0, 0.5, 0.1, 4, 0.0, 1.0, ("b",))
     other = one._replace(phase=Phase.UNKNOWN, expected_wait=None, slots=None, idle_for=math.inf, evicts=None)
     assert found.models == {"a": one, "b": other, "c": one._replace(slots=1)}

@@ -102,7 +102,7 @@ class World:
 
     def forecast(self) -> None:
         if (request := self._any(Stage.PLACED, Stage.WITHDRAWING, Stage.BEGUN)) is not None:
-            self.feed(ev.RequestWaiting(request, 1, self.rng.choice([None, 0.0, 10.0, 1000.0])))
+            self.feed(ev.RequestWaiting(request, self.rng.choice([None, 0.0, 10.0, 1000.0])))
 
     def withdrawn(self) -> None:
         if (request := self._any(Stage.WITHDRAWING)) is not None:
@@ -127,7 +127,7 @@ class World:
             self.seqs[host] = 1
         models = {name: self._model() for name in self.models if rng.random() < 0.8}
         found = HostReport(
-            host, str(self.instances[host]), self.seqs[host], "", models, rng.random() < 0.95, rng.random() < 0.03,
+            host, str(self.instances[host]), self.seqs[host], models, rng.random() < 0.95, rng.random() < 0.03,
             rng.choice([6.0, 6.0, 1.0]),
         )  # fmt: skip
         self.feed(ev.HostReported(found, rng.choice([0.0, 0.0, 0.5, 9.0])))
@@ -159,7 +159,7 @@ class World:
 
     def load(self) -> None:
         counts = {name: self.rng.randint(0, 9) for name in self.models}
-        self.feed(ev.LoadSeen(self.rng.choice(self.hosts), counts, self.rng.choice([0.0, 20.0])))
+        self.feed(ev.LoadSeen(self.rng.choice(self.hosts), counts))
 
     def settle(self) -> None:
         """With hosts that answer and time that passes, every request ends."""
