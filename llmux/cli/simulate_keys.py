@@ -32,6 +32,7 @@ from llmux.estimates.fair_order import FairOrder
 from llmux.estimates.fairness import Fairness
 from llmux.estimates.fairness import Prices as Counted
 from llmux.simulator.run import Outcome, Run
+from llmux.simulator.statistics import wait_of
 from llmux.simulator.trace import Job, Trace, TraceError
 
 CONFIGURED = "config"
@@ -203,7 +204,7 @@ class Books:
         grant = None if self.gate is None else self.gate.grants.get(job.key)
         if self.gate is None or grant is None:
             return True
-        size = round(_read_and_made(job)[0] * BYTES_PER_TOKEN)
+        size = round(job.size[0] * BYTES_PER_TOKEN)
         try:
             passed = self.gate.enter(grant, job.model, job.model, size, "", [])
         except (LimitError, QuotaError):
@@ -240,7 +241,7 @@ class Books:
         own, switch = self.shares.ended(now, index, job.key)
         self.own[job.key] += own
         self.switch[job.key] += switch
-        read, made = _read_and_made(job)
+        read, made = job.size
         if self.prices is not None and (price := self.prices.models.get(job.model)) is not None:
             self.cost[job.key] += of_tokens(price, (read, 0, made), 0)[0]
         else:
@@ -263,10 +264,6 @@ class Books:
             self._owe(key, seconds)
 
 
-def _read_and_made(job: Job) -> tuple[int, int]:
-    return (job.prompt_tokens, job.output_tokens) if job.tokens is None else job.tokens
-
-
 def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
     """Keep the accounts of a run. Without ``keyed`` every request is admitted."""
     state, jobs = run.core.state, run.jobs
@@ -284,7 +281,7 @@ def _attach(run: Run, keyed: Keyed | None, prices: Prices | None) -> Books:
     handle: Callable[[Event, float], list[Effect]] = run.handle
     if keyed is not None and keyed.fair is not None:
         order = FairOrder(Fairness(keyed.fair.prices, keyed.fair.weights))
-        handle = order.attach(run.core, shares.key_of, lambda index: _read_and_made(jobs[index]))
+        handle = order.attach(run.core, shares.key_of, lambda index: jobs[index].size)
 
     def observed(event: Event, now: float) -> list[Effect]:
         effects = handle(event, now)
@@ -321,9 +318,8 @@ def _figures(outcome: Outcome, books: Books) -> dict[str, KeyFigures]:
         mine = figures[job.key]
         mine.requests += 1
         mine.refused += index in books.refused
-        arrived, admitted = outcome.arrived[index], outcome.admitted[index]
-        if arrived is not None:
-            waits[job.key].append((outcome.end if admitted is None else admitted) - arrived)
+        if (wait := wait_of(outcome, index)) is not None:
+            waits[job.key].append(wait)
     for key in {*figures, *books.own, *books.switch}:
         mine, mine_waits = figures[key], sorted(waits[key])
         if mine_waits:

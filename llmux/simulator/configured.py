@@ -21,7 +21,7 @@ from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines
-from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, undisturbed
+from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, carry_out
 from llmux.simulator.spilling import Spill
 from llmux.simulator.trace import Trace, TraceError
 
@@ -132,23 +132,15 @@ def simulate_specs(
         raise TraceError(f"{trace.name}: asks for {stray!r}, which is not one of the configuration's models")
     scene = Scene([replace(spec, max_queued=UNBOUNDED) for spec in specs], frozenset())
     rules = replace(rules, request_timeout=None, alive_every=0.0, manual=False)
+
+    def again(
+        traffic: Trace, candidate: Policy, costs: CostMatrix, fitted: Engines, _awake: frozenset[str]
+    ) -> Outcome:
+        told = HookSeconds(costs, times.guesses)
+        return _ConfiguredRun(traffic, candidate, told, fitted, rules, None, scene).go(None)
+
     run = _ConfiguredRun(trace, policy, times, engines, rules, horizon, scene)
-    run.spill(spill)
-    if prepare is not None:
-        prepare(run)
-    if hasattr(policy, "makers"):
-
-        def again(
-            traffic: Trace, candidate: Policy, costs: CostMatrix, fitted: Engines, _awake: frozenset[str]
-        ) -> Outcome:
-            told = HookSeconds(costs, times.guesses)
-            return _ConfiguredRun(traffic, candidate, told, fitted, rules, None, scene).go(None)
-
-        from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
-
-        look_back(run, policy, again)
-    with undisturbed():
-        return run.go(progress)
+    return carry_out(run, policy, again, progress, spill, prepare)
 
 
 def _times(seconds: float | None, factor: float) -> float | None:

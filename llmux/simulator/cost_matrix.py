@@ -20,12 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from llmux.config.setting_types import parse_duration
 from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import load_costs
-from llmux.simulator.trace import TraceError
+from llmux.simulator.trace import TraceError, read_yaml
 
 Pairs = Mapping[tuple[str, str], float]
 Key = TypeVar("Key")
@@ -102,12 +100,7 @@ def parse_costs(text: str) -> CostMatrix:
 
 def read_costs(path: Path) -> CostMatrix:
     """Read a file of costs; its formats are described at the top of this module."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise TraceError(f"{path}: {error}") from None
+    data = read_yaml(path)
     if isinstance(data, list):
         return CostMatrix(pairs=dict(_row(path, row) for row in data if _has_source(row)))
     if not isinstance(data, Mapping):

@@ -22,9 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llmux.simulator.trace import Job, TraceError
+from llmux.simulator.trace import Job, TraceError, read_yaml
 
 UNITS = ("slots", "decode", "prefill", "slowdown", "speed")
 TOKENS = ("decode", "prefill")  # have no meaning for answers that are known by their seconds
@@ -143,12 +141,7 @@ def _words(text: str, words: str) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise TraceError(f"{path}: {error}") from None
+    data = read_yaml(path)
     if not isinstance(data, Mapping) or not all(isinstance(values, Mapping) for values in data.values()):
         raise TraceError(f"{path}: has no engines; write {{MODEL: {{slots: 4, decode: 40}}}}")
     return {str(model): dict(values) for model, values in data.items()}

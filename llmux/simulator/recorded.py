@@ -322,15 +322,10 @@ class Comparison:
         return max((abs(one.time - other.time) for one, other in pairs), default=0.0)
 
 
-def replay(recorded: Recorded, policy: Policy | None = None, folder: Path | None = None) -> Comparison:
-    """Replay a record and compare; ``policy`` replaces the recorded one. Its files are relative to ``folder``.
-
-    Raises PolicyLoadError.
-    """
-    if policy is None:
-        used = recorded.start["policy"]
-        policy = load_policy(used["use"], used["options"], folder or Path())
-    run = _Replay(recorded, policy)
+def replay(recorded: Recorded, folder: Path | None = None) -> Comparison:
+    """Replay a record and compare; files of its policy are relative to ``folder``. Raises PolicyLoadError."""
+    used = recorded.start["policy"]
+    run = _Replay(recorded, load_policy(used["use"], used["options"], folder or Path()))
     run.go(None)
     told = [Begun(line["decided_s"], tuple(line["from"]), line["to"]) for line in recorded.switches]
     return Comparison(told, run.begun, _limits(recorded))

@@ -41,6 +41,7 @@ from llmux.simulator.engine_model import EngineModel, Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
 
 if TYPE_CHECKING:
+    from llmux.simulator.look_back import Again
     from llmux.simulator.spilling import Spill, Spilling
 
 
@@ -106,16 +107,32 @@ def simulate(
     scene = scene or Scene.of(trace, engines)
     costs.check(trace.models)
     rules, specs = _without_probes(rules or Rules()), scene.specs
-    run = Run(trace, policy, costs, engines, rules, horizon, scene)
+    return carry_out(
+        Run(trace, policy, costs, engines, rules, horizon, scene),
+        policy,
+        lambda t, p, c, e, awake: Run(t, p, c, e, rules, None, Scene(specs, awake)).go(None),
+        progress,
+        spill,
+        prepare,
+    )
+
+
+def carry_out(
+    run: Run,
+    policy: Policy,
+    again: Again,
+    progress: Callable[[float], None] | None,
+    spill: Spill | None,
+    prepare: Callable[[Run], None] | None,
+) -> Outcome:
+    """Run to the end; ``again`` is for a policy that chooses among others, and looks back for that."""
     run.spill(spill)
     if prepare is not None:
         prepare(run)
     if hasattr(policy, "makers"):
         from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
 
-        look_back(
-            run, policy, lambda t, p, c, e, awake: Run(t, p, c, e, rules, None, Scene(specs, awake)).go(None)
-        )
+        look_back(run, policy, again)
     with undisturbed():
         return run.go(progress)
 
@@ -431,17 +448,13 @@ def _without_probes(rules: Rules) -> Rules:
 class Misjudged:
     """Calls ``policy``, but every cost, arrival rate and service time it sees is multiplied by a factor."""
 
-    def __init__(
-        self, policy: Policy, factor: float = 1.0, *, rates: float | None = None, services: float | None = None
-    ) -> None:
+    def __init__(self, policy: Policy, factor: float) -> None:
         self._policy = policy
-        self._costs = factor
-        self._rates = factor if rates is None else rates
-        self._services = factor if services is None else services
+        self._factor = factor
 
     def decide(self, now: Snapshot) -> Decision:
         """Ask the policy."""
-        return self._policy.decide(_Shown(now, self._costs, self._rates, self._services))
+        return self._policy.decide(_Shown(now, self._factor))
 
     def on_switch_completed(self, record: SwitchRecord) -> None:
         """Pass a switch to the policy: its cost is measured, and right."""
@@ -453,21 +466,21 @@ class Misjudged:
 class _Shown:
     """A snapshot with wrong models."""
 
-    def __init__(self, now: Snapshot, costs: float, rates: float, services: float) -> None:
+    def __init__(self, now: Snapshot, factor: float) -> None:
         self.time = now.time
         self.awake = now.awake
         self.waiting = now.waiting
         self.models: Mapping[str, ModelView] = {
-            name: _ShownModel(model, costs, rates, services) for name, model in now.models.items()
+            name: _ShownModel(model, factor) for name, model in now.models.items()
         }
 
 
 class _ShownModel:
     """A model with wrong averages."""
 
-    def __init__(self, model: ModelView, costs: float, rates: float, services: float) -> None:
+    def __init__(self, model: ModelView, factor: float) -> None:
         self._model = model
-        self._factors = costs, rates, services
+        self._factor = factor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -475,26 +488,22 @@ class _ShownModel:
     @property
     def switch_cost(self) -> float:
         """Seconds, wrong."""
-        return self._model.switch_cost * self._factors[0]
+        return self._model.switch_cost * self._factor
 
     @property
     def arrival_rate(self) -> float:
         """Arrivals per second, wrong."""
-        return self._model.arrival_rate * self._factors[1]
+        return self._model.arrival_rate * self._factor
 
     @property
     def service_time(self) -> float:
         """Seconds, wrong."""
-        return self._model.service_time * self._factors[2]
+        return self._model.service_time * self._factor
 
     @property
     def engine(self) -> EngineView:
         """An engine of the wrong speed."""
-        return _ShownEngine(self._model.engine, self._factors[2])
-
-    def arrivals(self) -> Iterator[float]:
-        """Arrival times, right."""
-        return self._model.arrivals()
+        return _ShownEngine(self._model.engine, self._factor)
 
 
 class _ShownEngine:

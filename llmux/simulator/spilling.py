@@ -38,9 +38,8 @@ class Spill:
         """Return what the remote charges for these, in the currency of the price; None without one."""
         if self.price is None:
             return None
-        tokens = [job.tokens or (job.prompt_tokens, job.output_tokens) for job in jobs]
         given, made = self.price
-        return sum(read * given + written * made for read, written in tokens) / _MILLION
+        return sum(read * given + written * made for read, written in (job.size for job in jobs)) / _MILLION
 
 
 def parse_price(text: str) -> tuple[float, float]:

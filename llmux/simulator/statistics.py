@@ -56,11 +56,8 @@ class Statistics:
 
 def waits_of(outcome: Outcome) -> list[float]:
     """Return how long each request waited, up to the end of the run, in seconds."""
-    return [
-        (outcome.end if admitted is None else admitted) - arrived
-        for arrived, admitted in zip(outcome.arrived, outcome.admitted, strict=True)
-        if arrived is not None
-    ]
+    waits = (wait_of(outcome, index) for index in range(len(outcome.arrived)))
+    return [wait for wait in waits if wait is not None]
 
 
 def _awake(outcome: Outcome) -> float:

@@ -19,10 +19,12 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from llmux.errors import LLMuxError
 from llmux.observability.record import looks_like_record
@@ -53,6 +55,11 @@ class Job:
     tokens: tuple[int, int] | None = None  # read and written, if the above has only its times
     key: str = ""  # the name of its key
     keep: float | None = None  # idle seconds that its model stays awake for; see ``RequestFinished``
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The tokens that it reads and writes."""
+        return self.tokens or (self.prompt_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +228,11 @@ def _number(path: Path, line: int, name: str, values: Mapping[str, Any]) -> floa
     return number
 
 
-def lines(jobs: Iterable[Job]) -> Iterator[str]:
-    """Yield open-loop jobs as CSV lines, the header first; ``read_trace`` can read them."""
-    yield ",".join(NEEDED)
-    for job in jobs:
-        yield f"{job.arrival:.3f},{job.model},{job.prompt_tokens},{job.output_tokens}"
+def read_yaml(path: Path) -> Any:
+    """Return the contents of a YAML or JSON file. Raises TraceError."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise TraceError(f"{path}: {error}") from None

@@ -12,7 +12,7 @@ from llmux.simulator import CostMatrix, EngineModel, Job, Trace, TraceError, sim
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.statistics import statistics_of
 from llmux.simulator.synthetic import Closed, Poisson, generate, parse_closed, with_closed
-from llmux.simulator.trace import lines
+from tests.simulator.traces import lines
 
 HORIZON = 2000.0
 ENGINES = Engines()

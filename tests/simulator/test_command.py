@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from llmux.cli import app
 from llmux.simulator import Job
 from llmux.simulator.synthetic import Poisson, generate
-from llmux.simulator.trace import lines
+from tests.simulator.traces import lines
 
 KEYS = {
     "mean_wait", "p50_wait", "p95_wait", "p99_wait", "max_wait", "mean_ttft", "p99_ttft", "switching", "draining",

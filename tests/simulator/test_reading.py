@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from llmux.simulator import Job, TraceError
-from llmux.simulator.trace import lines, read_trace
+from llmux.simulator.trace import read_trace
+from tests.simulator.traces import lines
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 JOBS = [Job(0.5, "a", 10, 20), Job(1.25, "b", 0, 1)]

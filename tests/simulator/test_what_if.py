@@ -9,7 +9,7 @@ from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.simulator import Job, TraceError
 from llmux.simulator.synthetic import Poisson, generate
-from llmux.simulator.trace import lines
+from tests.simulator.traces import lines
 
 CONFIG = """
 state: state.json
