@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, NamedTuple
@@ -432,15 +432,19 @@ class _Translator:
     def names(self) -> None:
         virtual: dict[str, Settings] = {}
         fallbacks = self.fallbacks()
-        for name, targets in self.groups.items():
+        declared = {deployment.model_name for deployment in self.config.model_list}
+        for name in dict.fromkeys([*self.groups, *fallbacks]):
+            targets = self.groups.get(name, [])
             after = [target for other in fallbacks.get(name, ()) for target in self.in_order(other)]
             first = list(dict.fromkeys([*self.in_order(name), *after]))
-            if first == [name]:
+            if first in ([name], []) or name not in declared:
                 continue
+            if not targets:
+                self.notes.append(Note(self.place(name), f"{name!r} is served by its fallbacks alone", lost=False))
             if len(targets) > 1:
                 self.notes.append(Note(self.place(name), _SPREAD, lost=False))
             virtual[name] = {"first": [literal(target) for target in first]}
-        for place, name, others in self.missing():
+        for place, name, others in self.missing({*self.groups, *virtual}):
             self.notes.append(Note(place, f"{name!r} or {others} is not one of the names that were carried over"))
         for alias, meant in self.config.router_settings.model_group_alias.items():
             self.alias(alias, meant if isinstance(meant, Alias) else Alias(model=meant), virtual)
@@ -460,7 +464,7 @@ class _Translator:
         at, name = ("router_settings", "model_group_alias", alias), meant.model
         if alias in self.groups or alias in self.models:
             self.notes.append(Note(at, f"{alias!r} is a model's name already, which goes first"))
-        elif name not in self.groups:
+        elif name not in self.groups and name not in virtual:
             self.notes.append(Note(at, f"{name!r} is not one of the names that were carried over"))
         elif name in self.models:  # its aliases are not listed, hidden or not
             self.models[name].setdefault("aliases", []).append(literal(alias))
@@ -469,12 +473,12 @@ class _Translator:
             if meant.hidden:
                 self.notes.append(Note((*at, "hidden"), "`/v1/models` lists all virtual models"))
 
-    def missing(self) -> Iterator[tuple[Path, str, str]]:
+    def missing(self, served: Collection[str]) -> Iterator[tuple[Path, str, str]]:
         for section in ("router_settings", "litellm_settings"):
             for index, each in enumerate(getattr(self.config, section).fallbacks):
                 for name, others in each.items():
                     unknown = [other for other in others if other not in self.groups]
-                    if name not in self.groups or unknown:
+                    if name not in served or unknown:
                         yield (section, "fallbacks", index, name), name, ", ".join(map(repr, unknown or others))
 
     def place(self, name: str) -> Path:

@@ -371,6 +371,26 @@ litellm_settings: {fallbacks: [{a: [b]}, {b: [a]}], default_fallbacks: [a]}
     assert got.config.virtual["b"].first == ("groq/y", "openai/x")
 
 
+def test_a_name_whose_own_deployments_are_lost_is_served_by_its_fallbacks(load):
+    text = """
+model_list:
+  - {model_name: big, litellm_params: {model: azure/gpt}}
+  - {model_name: other, litellm_params: {model: bedrock/x}}
+  - {model_name: small, litellm_params: {model: openai/x, api_key: k}}
+litellm_settings: {fallbacks: [{big: [small]}, {nowhere: [small]}]}
+router_settings: {model_group_alias: {gpt: big}}
+"""
+    got = load(text)
+    assert {name: each.first for name, each in got.config.virtual.items()} == {
+        "big": ("openai/x",),
+        "small": ("openai/x",),
+        "gpt": ("big",),
+    }
+    assert got.notes(lost=False) == {"model_list[0]": "'big' is served by its fallbacks alone"}
+    assert "litellm_settings.fallbacks[0].big" not in got.notes(lost=True)
+    assert "litellm_settings.fallbacks[1].nowhere" in got.notes(lost=True)
+
+
 def test_an_address_in_the_environment(load):
     got = load(one("{model: openai/x, api_base: os.environ/BASE, api_key: k}"), {"BASE": "https://h.example/v1"})
     assert got.config.remotes["h.example"].url == "https://h.example:443/v1"
