@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_key, check_keys, expand, is_hash
 from llmux.config.accounts import PricesConfig, RoleConfig, check_budget, check_role
 from llmux.config.checks import open_to_all
-from llmux.config.load import load, read_document
+from llmux.config.load import Whole, load, read_document
 from llmux.config.problems import Problem, raise_problems
 from llmux.config.schema import GIB, MIB, default_state
 from llmux.config.setting_types import (
@@ -36,7 +36,6 @@ from llmux.config.setting_types import (
     StoreSetting,
     Word,
     parse_address,
-    working_folder,
 )
 from llmux.errors import ConfigError
 
@@ -131,7 +130,7 @@ class RouteConfig(Section):
     )
 
 
-class GatewayConfig(Section):
+class GatewayConfig(Whole):
     """Everything that a gateway is told. ``folder`` is what paths are relative to."""
 
     host: Host = Field(
@@ -210,9 +209,6 @@ class GatewayConfig(Section):
         default="auto", description="auto: console on a terminal, else json."
     )
 
-    _file: Path | None = PrivateAttr(default=None)
-    _folder: Path = PrivateAttr(default_factory=working_folder)
-
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
         """Read a YAML or JSON file; ``environ`` (default: the process's) fills in ``${VAR}``.
@@ -221,20 +217,7 @@ class GatewayConfig(Section):
             ConfigErrors: all of its errors.
 
         """
-        file = Path(path)
-        config = load(cls, file, os.environ if environ is None else environ)
-        config._from(file)  # noqa: SLF001
-        return config
-
-    def _from(self, file: Path) -> None:
-        self._file, self._folder = file.absolute(), file.absolute().parent
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_anchors(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        return {key: value for key, value in data.items() if not str(key).startswith("x-")}
+        return load(cls, Path(path), os.environ if environ is None else environ)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -247,16 +230,6 @@ class GatewayConfig(Section):
     def with_port(self, port: int) -> Self:
         """Return the same configuration with another port to listen on."""
         return self.model_copy(update={"port": port})
-
-    @property
-    def file(self) -> Path | None:
-        """The file it came from, absolute; None if made in Python."""
-        return self._file
-
-    @property
-    def folder(self) -> Path:
-        """The folder for relative paths, absolute."""
-        return self._folder
 
     @property
     def audit_path(self) -> Path | None:
@@ -273,7 +246,7 @@ class GatewayConfig(Section):
         """
         if self.state is not None:
             return self.folder / Path(self.state).expanduser()
-        file = self._file or self.folder / f"{self.host}.yaml"
+        file = self.file or self.folder / f"{self.host}.yaml"
         return default_state(file.with_name(f"{file.stem}_{self.port}"))
 
     @property

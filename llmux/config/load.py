@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from llmux.config.problems import ConfigErrors, Lines, Path, Problem, checked_as_whole, explain, raise_all
+from llmux.config.setting_types import Section, working_folder
 from llmux.core.spec import HookKind
 
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
@@ -200,7 +201,36 @@ def fill(text: str, environ: Mapping[str, str]) -> str:
     return _TOKEN.sub(replace, text)
 
 
-M = TypeVar("M", bound=BaseModel)
+class Whole(Section):
+    """A whole configuration, perhaps from a file."""
+
+    _file: FilePath | None = PrivateAttr(default=None)
+    _folder: FilePath = PrivateAttr(default_factory=working_folder)
+
+    def came_from(self, file: FilePath) -> None:
+        """Take note of the file that it was read from."""
+        self._file, self._folder = file.absolute(), file.absolute().parent
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_anchors(cls, data: Any) -> Any:
+        """Ignore the top-level keys that only hold YAML anchors."""
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if not str(key).startswith("x-")}
+
+    @property
+    def file(self) -> FilePath | None:
+        """The file it came from, absolute; None if made in Python."""
+        return self._file
+
+    @property
+    def folder(self) -> FilePath:
+        """The folder for relative paths, in which hooks run, absolute."""
+        return self._folder
+
+
+M = TypeVar("M", bound=Whole)
 
 
 def load(
@@ -233,12 +263,15 @@ def load(
         rest, between = _look_further(schema, data, [problem.path for problem in problems], file)
         problems += [] if checked_as_whole(error) else between
     if config is not None and not problems:
+        config.came_from(file)
         return config
     problems = [_as_written(problem, document.lines) for problem in problems]
     try:
         raise_all(problems, file=str(file), lines=document.lines)
     except ConfigErrors as errors:
         errors.rest = rest
+        if rest is not None:
+            rest.came_from(file)
         raise
     raise AssertionError("what is wrong was not said")
 

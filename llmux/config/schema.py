@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_globs, expand
@@ -21,9 +21,9 @@ from llmux.config.accounts import (
     RoleConfig,
 )
 from llmux.config.checks import check, find_warnings
-from llmux.config.load import SECS, load
+from llmux.config.load import SECS, Whole, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, with_ports
-from llmux.config.problems import ConfigErrors, raise_problems
+from llmux.config.problems import raise_problems
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.setting_types import (
     Default,
@@ -40,7 +40,6 @@ from llmux.config.setting_types import (
     StoreSetting,
     Word,
     parse_address,
-    working_folder,
 )
 from llmux.config.targets import (
     RemoteConfig,
@@ -226,7 +225,7 @@ class JoinConfig(Section):
     )
 
 
-class Config(Section):
+class Config(Whole):
     """Everything that llmux is told: made from a file, or in Python.
 
     ``folder`` is where hooks run and what paths are relative to: the file's, or without a file the current
@@ -419,9 +418,6 @@ class Config(Section):
         default="auto", description="auto: console on a terminal, else json."
     )
 
-    _file: Path | None = PrivateAttr(default=None)
-    _folder: Path = PrivateAttr(default_factory=working_folder)
-
     @classmethod
     def from_file(
         cls,
@@ -438,29 +434,15 @@ class Config(Section):
             ConfigErrors: all of its errors.
 
         """
-        file = Path(path)
-        try:
-            config = load(cls, file, os.environ if environ is None else environ, changed)
-        except ConfigErrors as errors:
-            if isinstance(errors.rest, cls):
-                errors.rest._from(file)  # noqa: SLF001
-            raise
-        config._from(file)  # noqa: SLF001
-        return config
-
-    def _from(self, file: Path) -> None:
-        self._file, self._folder = file.absolute(), file.absolute().parent
+        return load(cls, Path(path), os.environ if environ is None else environ, changed)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_anchors(cls, data: Any) -> Any:
-        """Ignore the top-level keys that only hold YAML anchors; give a port to models that need one."""
-        if not isinstance(data, Mapping):
+    def _give_ports(cls, data: Any) -> Any:
+        """Give a port to models that need one."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("models"), Mapping):
             return data
-        found = {key: value for key, value in data.items() if not str(key).startswith("x-")}
-        if isinstance(found.get("models"), Mapping):
-            found["models"] = with_ports(found["models"], found.get("port", 3000))
-        return found
+        return {**data, "models": with_ports(data["models"], data.get("port", 3000))}
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -480,11 +462,6 @@ class Config(Section):
         return copy
 
     @property
-    def file(self) -> Path | None:
-        """The file it came from, absolute; None if made in Python."""
-        return self._file
-
-    @property
     def captured(self) -> tuple[str, ...]:
         """The names of the keys whose requests are captured."""
         return () if self.captures is None else tuple(self.captures.keys)
@@ -495,11 +472,6 @@ class Config(Section):
         return self.hosts
 
     @property
-    def folder(self) -> Path:
-        """The folder in which hooks run, absolute."""
-        return self._folder
-
-    @property
     def state_path(self) -> Path | None:
         """The state file, absolute; None for no state file.
 
@@ -508,8 +480,8 @@ class Config(Section):
 
         """
         if "state" not in self.model_fields_set:
-            return default_state(self._file or self._folder / f"{self.host}_{self.port}")
-        return None if self.state is None else self._folder / Path(self.state).expanduser()
+            return default_state(self.file or self.folder / f"{self.host}_{self.port}")
+        return None if self.state is None else self.folder / Path(self.state).expanduser()
 
     @property
     def record_path(self) -> Path | None:
