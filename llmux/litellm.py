@@ -19,9 +19,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from llmux.config.load import literal, read_document
 from llmux.config.model_settings import LONGEST_DESCRIPTION
-from llmux.config.problems import Path, Problem, explain, line_of, raise_all
+from llmux.config.problems import Path, Problem, explain, raise_all
 from llmux.config.setting_types import Address, format_duration, is_loopback, parse_address
-from llmux.llama_swap.conversion import Settings, Translation, as_yaml, comments, own_port
+from llmux.llama_swap.conversion import Settings, Translation, as_yaml, comments, in_order, own_port
 from llmux.llama_swap.source import Note, Part
 
 _ENV = "os.environ/"
@@ -203,8 +203,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
     raise_all(translator.problems, file=str(file), lines=document.lines)
     result = translator.result
     result.settings = {"port": own_port(port, translator.addresses), **result.settings}
-    notes = [replace(note, line=note.line or line_of(note.path, document.lines)) for note in translator.notes]
-    result.notes = sorted(notes, key=lambda note: note.line or 0)
+    result.notes = in_order(translator.notes, document.lines)
     result.variables = list(dict.fromkeys(translator.variables))
     return result
 

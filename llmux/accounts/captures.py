@@ -369,10 +369,6 @@ class Captures(Collector):
         """The same, without waiting."""
         threading.Thread(target=self.close, name="llmux-captures-close", daemon=True).start()
 
-    def describe(self) -> Iterator[CounterMetricFamily]:
-        """Yield nothing: the registry need not ask."""
-        yield from ()
-
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield how many captures were written, and how many were lost."""
         for name, value in (("llmux_captures_total", self._written), ("llmux_captures_lost_total", self.lost)):

@@ -45,10 +45,6 @@ class KeyMetrics(Collector):
             for at, column in enumerate(_SUMMED):
                 counts[at] += each[column]
 
-    def describe(self) -> Iterator[Metric]:
-        """Yield nothing: the registry need not ask before there is a ledger."""
-        yield from ()
-
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; called by the registry."""
         rows = sorted(self._counts.items())

@@ -97,11 +97,12 @@ def run(
         table = Table()
         for title in ("when", "#", "why", "took"):
             table.add_column(title, no_wrap=title in ("when", "#"))
-        days = {datetime.fromtimestamp(each.time).astimezone().date() for each in switches}
-        today = days == {datetime.now().astimezone().date()}
-        for each in switches:
+        times = [datetime.fromtimestamp(each.time).astimezone() for each in switches]
+        today = {time.date() for time in times} == {datetime.now().astimezone().date()}
+        for each, time in zip(switches, times, strict=True):
             why = "\n".join([each.reason, *(f"· {line}" for line in each.details if verbose)])
-            table.add_row(_when(each.time, today=today), str(each.id), why, each.took)
+            when = time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+            table.add_row(when, str(each.id), why, each.took)
         console.print(table)
     else:
         console.print("no switch yet")
@@ -111,10 +112,6 @@ def run(
             console.print(f"  · {line}")
     for line in riding:
         console.print(line)
-
-
-def _when(time: float, *, today: bool) -> str:
-    return datetime.fromtimestamp(time).astimezone().strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
 def _details(decision: Mapping[str, Any]) -> Iterator[str]:

@@ -64,7 +64,8 @@ def run(
     """
     console = terminal(stderr=True, soft_wrap=True)
     try:
-        recipes = _recipes()
+        read = {name: Recipe.of(script.example) for name, script in shipped().items()}
+        recipes = {name: recipe for name, recipe in read.items() if recipe is not None}
         given = [_given(text, engine, recipes) for text in model or ()]
         if engine is not None and not given:
             raise InitError("--engine says what --model is for; give --model NAME=PATH, too")
@@ -197,11 +198,6 @@ def _here() -> Path | None:
         return Path.cwd()
     except OSError:  # it was deleted
         return None
-
-
-def _recipes() -> dict[str, Recipe]:
-    read = {name: Recipe.of(script.example) for name, script in shipped().items()}
-    return {name: recipe for name, recipe in read.items() if recipe is not None}
 
 
 def _given(text: str, engine: str | None, recipes: dict[str, Recipe]) -> Candidate:

@@ -429,8 +429,8 @@ def _policies(
     if not texts and plan is not None:
         makers[labelled(plan.policy.use, plan.policy.options)] = _configured_policy
     elif not texts and recorded is not None:
-        name, make = recorded_policy(recorded)
-        makers[name] = lambda _config: make()
+        used = recorded.start["policy"]
+        makers[labelled(used["use"], used["options"])] = partial(_load, used["use"], used["options"])
     if texts:
         wanted = texts
     elif one:
@@ -449,13 +449,6 @@ def _policies(
 def labelled(use: str, options: Mapping[str, Any]) -> str:
     """Return the name of a policy with its options in a table."""
     return f"{use}:{','.join(f'{key}={value}' for key, value in options.items())}" if options else use
-
-
-def recorded_policy(recorded: Recorded) -> tuple[str, Callable[[], Policy]]:
-    """Return a loader of the policy that was in force when the record was written, and its name."""
-    used = recorded.start["policy"]
-    use, options = used["use"], used["options"]
-    return labelled(use, options), lambda: load_policy(use, options, Path())
 
 
 def _load(name: str, options: Mapping[str, Any], _config: Config | None) -> Policy:

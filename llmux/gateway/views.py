@@ -57,10 +57,6 @@ class FleetMetrics(Collector):
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def describe(self) -> Iterator[Metric]:
-        """Yield nothing: the registry need not ask before there are hosts."""
-        yield from ()
-
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; called by the registry."""
         gateway, now = self._gateway, self._gateway.now()

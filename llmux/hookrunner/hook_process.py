@@ -121,12 +121,8 @@ def _living_groups() -> frozenset[int]:
     found = set()
     with contextlib.suppress(OSError):
         for entry in os.scandir("/proc"):
-            if entry.name.isdecimal():
-                with contextlib.suppress(OSError), open(f"/proc/{entry.name}/stat", "rb") as file:  # noqa: PTH123
-                    # PID (NAME) STATE PPID PGRP …; the name may hold spaces and parentheses.
-                    fields = file.read().rpartition(b")")[2].split(None, 3)
-                    if fields[0] not in b"ZX":
-                        found.add(int(fields[2]))
+            if entry.name.isdecimal() and (seen := _look(entry.name)) is not None:
+                found.add(seen.group)
     return frozenset(found)
 
 
@@ -186,13 +182,13 @@ class _Stat(NamedTuple):
     started: int
 
 
-def _look(process: int | Path) -> _Stat | None:
-    path = process if isinstance(process, Path) else Path(f"/proc/{process}")
+def _look(pid: int | str) -> _Stat | None:
     try:
-        stat = (path / "stat").read_bytes()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = stat.rpartition(b")")[2].split()  # PID (NAME) STATE PPID PGRP …: the start is the 22nd of all
+    # PID (NAME) STATE PPID PGRP …: the start is the 22nd of all. The name may hold spaces and parentheses.
+    fields = stat.rpartition(b")")[2].split()
     return None if fields[0] in b"ZX" else _Stat(int(fields[2]), int(fields[19]))
 
 
@@ -218,7 +214,7 @@ def _members(trace: Trace) -> list[Path]:
         path
         for path in Path("/proc").iterdir()
         if path.name.isdecimal()
-        and (seen := _look(path)) is not None
+        and (seen := _look(path.name)) is not None
         and seen.group == trace.pid
         and seen.started >= trace.started
     ]

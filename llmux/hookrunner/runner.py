@@ -58,10 +58,6 @@ class _Waiting:
     timeout: float | None = None  # seconds, once ``kill`` was called for it
 
 
-def _never_started(job: HookJob, reason: str) -> HookResult:
-    return replace(not_started(job, "llmux is stopping" if reason == "stopping" else reason), killed=reason)
-
-
 class HookRunner:
     """Runs hooks. All methods are called from the thread of the loop that runs.
 
@@ -213,7 +209,9 @@ class HookRunner:
         if late is not None and reason == TIMEOUT and late.timeout is None and self._has_time_left(late):
             return False
         if self._waiting.pop(hook_id, None) is not None and late is not None:
-            asyncio.get_running_loop().call_soon(self._finish, _never_started(late.job, reason), late.on_finished)
+            words = "llmux is stopping" if reason == "stopping" else reason
+            never = replace(not_started(late.job, words), killed=reason)
+            asyncio.get_running_loop().call_soon(self._finish, never, late.on_finished)
             return True
         process = self._processes.get(hook_id)
         return process is not None and process.kill(reason)

@@ -51,11 +51,6 @@ class Translation:
     notes: list[Note] = field(default_factory=list)
     variables: list[str] = field(default_factory=list)
 
-    @property
-    def complete(self) -> bool:
-        """Whether everything was carried over."""
-        return not any(note.lost for note in self.notes)
-
 
 def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = None) -> Translation:
     """Convert llama-swap's ``file``. llmux will listen on ``port``; None: 3000, or the next that no engine has.
@@ -70,7 +65,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
     result = translator.result
     result.settings = {"port": own_port(port, translator.addresses), **_whole(read.config), **result.settings}
     result.variables = list(dict.fromkeys(variables(_all_text(read.config))))
-    result.notes = _in_order([*leftovers(read.raw), *translator.notes], read.lines)
+    result.notes = in_order([*leftovers(read.raw), *translator.notes], read.lines)
     return result
 
 
@@ -401,8 +396,9 @@ def _all_text(config: LlamaSwap) -> str:
     return "\n".join([*used, *config.apiKeys, *(peer.apiKey for peer in config.peers.values())])
 
 
-def _in_order(notes: list[Note], lines: Lines) -> list[Note]:
-    located = [replace(note, line=line_of(note.path, lines)) for note in notes]
+def in_order(notes: list[Note], lines: Lines) -> list[Note]:
+    """Return notes with their lines in the file, in the order of these."""
+    located = [replace(note, line=note.line or line_of(note.path, lines)) for note in notes]
     return sorted(located, key=lambda note: note.line or 0)
 
 

@@ -354,7 +354,7 @@ def _fill_keys(model: dict[str, Any], macros: Macros) -> None:
     filters = model.get("filters")
     if isinstance(filters, dict) and isinstance(filters.get("setParamsByID"), dict):
         filters["setParamsByID"] = {
-            _fill_text(key, macros): value for key, value in filters["setParamsByID"].items()
+            _text(_fill(key, macros)): value for key, value in filters["setParamsByID"].items()
         }
 
 
@@ -387,12 +387,6 @@ def _fill(value: Any, macros: Macros) -> Any:
     for name in reversed(list(macros)):
         value = _replace(value, name, macros[name])
     return value
-
-
-def _fill_text(text: str, macros: Macros) -> str:
-    for name in reversed(list(macros)):
-        text = text.replace(f"${{{name}}}", _text(macros[name]))
-    return text
 
 
 def _replace(value: Any, name: str, new: Any) -> Any:

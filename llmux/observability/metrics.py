@@ -408,10 +408,6 @@ class Metrics(Collector):
         yield _counter("llmux_policy_look_cpu_seconds_total", (), [((), looks.cpu)])
         yield _gauge("llmux_build_info", ("version",), [((__version__,), 1)])
 
-    def describe(self) -> Iterator[Metric]:
-        """Yield nothing: the registry need not ask the core before there is one."""
-        yield from ()
-
     def _all(self) -> list[tuple[str, _Model]]:
         return [(str(name), model) for name, model in self._models.items()] + [(UNKNOWN, self._unknown)]
 

@@ -47,7 +47,7 @@ class Recipe:
         if not set(hooks) >= REQUIRED or not env:
             return None
         verify = hooks.pop("verify", "")
-        if not _is_foreign(verify, hooks["wake"]):
+        if not verify or _USED.findall(verify) == _USED.findall(hooks["wake"]):
             hooks |= {"verify": verify} if verify else {}
             verify = ""
         settings = {key: model[key] for key in _KEPT if key in model}
@@ -68,10 +68,6 @@ class Recipe:
     def stays(self) -> bool:
         """Whether it is for a server that runs all the time, on a port of its own."""
         return self.port is not None
-
-
-def _is_foreign(verify: str, wake: str) -> bool:
-    return bool(verify) and _USED.findall(verify) != _USED.findall(wake)
 
 
 class Draft:
@@ -105,7 +101,7 @@ class Draft:
     @cached_property
     def text(self) -> str:
         """The file."""
-        ports = _free_ports(self.taken)
+        ports = (port for port in range(FIRST_PORT, 65536) if port not in self.taken and is_free(port))
         models = [self._model(one, ports) for one in self.chosen]
         return "\n".join([self._head(), "models:\n" + "\n".join(models)])
 
@@ -181,10 +177,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_ports(taken: Collection[int]) -> Iterator[int]:
-    return (port for port in range(FIRST_PORT, 65536) if port not in taken and is_free(port))
 
 
 def _scalar(value: Any) -> str:

@@ -267,7 +267,7 @@ async def _object(body: Body, start: int, end: int, rules: Rules, above: str, sp
 
 async def _within(body: Body, member: Member, rules: Rules, name: str, splices: list[Splice]) -> None:
     """Apply the rules to a value that should be an object."""
-    if _begins(body, member) == b"{":
+    if b"".join(body.part(member.start, member.start + 1)) == b"{":
         await _object(body, member.start, member.end, rules, f"{name}.", splices)
     elif _is_null(body, member):
         if made := _made(rules):
@@ -330,10 +330,6 @@ def _without(removed: Sequence[Member]) -> Iterator[Splice]:
     if last_run:
         first = last_run[0]
         yield Splice(first.key if first.before is None else first.before, last_run[-1].end, b"")
-
-
-def _begins(body: Body, member: Member) -> bytes:
-    return b"".join(body.part(member.start, member.start + 1))
 
 
 def _is_null(body: Body, member: Member) -> bool:
