@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -137,6 +138,8 @@ async def _ticks(files: Callable[[], Iterable[Path]], look: float) -> AsyncItera
 
 
 LAST_WORDS = 1.0  # seconds that what is still connected has after the stop, as event streams
+KEPT = 16 << 20  # bytes of memory that stay with the process when they are free
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 GARBAGE_AT = 20_000  # more objects than at the last look: Python's 700 costs a twentieth of a stream's CPU
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_NEEDED = (
@@ -406,10 +409,18 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _settle_memory() -> None:
-    """Have the garbage collector look at new objects only, and less often."""
+    """Have the garbage collector look at new objects only, and less often; and keep memory that becomes free.
+
+    glibc would give it back after each piece of a large answer, only to ask for it again.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_AT, 20, 20)
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            change = ctypes.CDLL(None).mallopt
+            change(_TRIM_THRESHOLD, KEPT)
+            change(_MMAP_THRESHOLD, KEPT // 4)
 
 
 def _bracketed(host: str) -> str:

@@ -1,14 +1,14 @@
 """The cost of a request and an event in this llmux, next to that in another git revision, in one run.
 
     python tests/benchmarks/proxy_speed.py [--revision f51077b] [--rounds 6] [--model "apis: [chat]"] [--beside go]
-        [--bytes 100000]
+        [--bytes 100000] [--answer 1000000]
 
 Both run at once on one core, with the defaults of ``bench.py``, and get the same load in turns: as many requests
-as they can serve on 32 connections (of 1 KB, or ``--bytes`` of a conversation), then 60 event streams of 100
-events a second. Prints microseconds of CPU: the median and the least of the rounds, and the median ratio.
-``--model`` is a setting of the model here but not there. ``--beside`` lets peers of ``bench.py`` take turns, too,
-and prints the ratio to each; ``relay`` is the floor for any proxy: it only copies bytes between sockets. Needs
-gcc. ``LLMUX_NATIVE=0`` before it disables the native relay.
+as they can serve on 32 connections (of 1 KB, or ``--bytes`` of a conversation; answered with 1 KB, or with
+``--answer`` bytes), then 60 event streams of 100 events a second. Prints microseconds of CPU: the median and the
+least of the rounds, and the median ratio. ``--model`` is a setting of the model here but not there. ``--beside``
+lets peers of ``bench.py`` take turns, too, and prints the ratio to each; ``relay`` is the floor for any proxy: it
+only copies bytes between sockets. Needs gcc. ``LLMUX_NATIVE=0`` before it disables the native relay.
 
 With ``--late`` it prints instead how late the events of 20 streams are, here with and without the native relay,
 alone and beside a client that sends bodies of 9 MB.
@@ -59,10 +59,10 @@ def started(
     return port, pid
 
 
-def one_round(port: int, pid: int, size: int = 0) -> tuple[float, float]:
-    """Return the microseconds of a request, with so many bytes, and of an event."""
+def one_round(port: int, pid: int, size: int = 0, answer: int = 0) -> tuple[float, float]:
+    """Return the microseconds of a request, with so many bytes in it and in its answer, and of an event."""
     began = spent(pid)
-    seen = measure.client("full", port, PATH, 32, 1.5, size)
+    seen = measure.client("full", port, f"{PATH}?b={answer}", 32, 1.5, size)
     between = spent(pid)
     request = (between - began) / seen["complete"]
     seen = measure.client("stream", port, STREAM, 60, 2.6, 0.3)
@@ -133,6 +133,7 @@ def main() -> None:
         "--beside", nargs="*", default=[], metavar="PEER", choices=["go", "nginx", "haproxy", "relay", "rust"]
     )
     parser.add_argument("--bytes", type=int, default=0, metavar="N")
+    parser.add_argument("--answer", type=int, default=0, metavar="N")
     parser.add_argument("--late", action="store_true")
     options = parser.parse_args()
     measure.build()
@@ -153,7 +154,9 @@ def main() -> None:
             peer = stack.enter_context(rivals.running(name, place))
             assert peer.pid is not None
             running.append((peer.port, peer.pid))
-        rounds = [[one_round(*each, options.bytes) for each in running] for _ in range(options.rounds)]
+        rounds = [
+            [one_round(*each, options.bytes, options.answer) for each in running] for _ in range(options.rounds)
+        ]
     for what, at in (("request", 0), ("event", 1)):
         then, now = ([one[which][at] for one in rounds] for which in (0, 1))
         ratio = statistics.median(new / old for old, new in zip(then, now, strict=True))

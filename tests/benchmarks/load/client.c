@@ -197,6 +197,10 @@ static void take(connection *c, int again) {
     if (streaming) {
         whole = take_events(c, t);
     } else {
+        if (c->length > BUFFER / 2 && (long)c->length < c->left) {  // a large answer is not kept
+            c->left -= (long)c->length;
+            c->length = 0;
+        }
         whole = c->left >= 0 ? (long)c->length >= c->left
                              : c->length >= 5 && !memcmp(c->bytes + c->length - 5, "0\r\n\r\n", 5);
         if (whole) sample(&latency, t - c->since);

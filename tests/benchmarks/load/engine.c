@@ -3,7 +3,7 @@
 //     engine PORT
 //
 // A request whose body has "stream": true is answered with n server-sent events of s bytes, r a second;
-// any other with about 1 KB of JSON. The query sets the numbers: ?n=100&r=10&s=200.
+// any other with b bytes of JSON, 1000 at least. The query sets the numbers: ?n=100&r=10&s=200, ?b=1000000.
 // Every event carries the CLOCK_MONOTONIC time at which it was made as @nanoseconds@, every JSON answer the time
 // at which its request was complete. The last event, [DONE] and the end of the body are written at once.
 #define _GNU_SOURCE
@@ -134,18 +134,22 @@ static double number(const char *query, const char *name, double otherwise) {
 
 static void answer(connection *c, const char *query, int stream) {
     if (!stream) {
-        char head[160], body[JSON_BYTES + 256];
+        int size = (int)number(query, "b=", JSON_BYTES);
+        if (size < JSON_BYTES) size = JSON_BYTES;
+        char head[160], *body = malloc((size_t)size + 256);
         int n = sprintf(body,
                         "{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion\",\"created\":1700000000,"
                         "\"received\":\"@%llu@\",\"model\":\"m\",\"choices\":[{\"index\":0,\"message\":"
                         "{\"role\":\"assistant\",\"content\":\"",
                         (unsigned long long)nanoseconds());
-        while (n < JSON_BYTES - 104) body[n++] = 'x';
+        memset(body + n, 'x', (size_t)(size - 104 - n));
+        n = size - 104;
         n += sprintf(body + n, "\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":9,"
                                "\"completion_tokens\":12,\"total_tokens\":21}}");
         put(c, head, (size_t)sprintf(head, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nServer: fake\r\n"
                                            "Content-Length: %d\r\n\r\n", n));
         put(c, body, (size_t)n);
+        free(body);
         flush(c);
         return;
     }
