@@ -181,7 +181,8 @@ class _Translator:
     def variants(self, name: str, model: Model, aliases: Iterable[str]) -> Settings:
         """Return the aliases that change requests, each with its rules."""
         found = {alias: self.rules(name, model, alias) for alias in aliases}
-        return {alias: rules for alias, rules in found.items() if rules}
+        listed = self.config.includeAliasesInList and not model.unlisted
+        return {alias: rules if listed else {**rules, "unlisted": True} for alias, rules in found.items() if rules}
 
     def rules(self, name: str, model: Model, asked: str) -> Settings:
         """Return the changes to requests for one name of a model."""

@@ -177,10 +177,19 @@ def test_filters_are_variants(load, filters, rules, own, lost):
     model = result.config.models["m"]
     assert set(model.aliases) == ({"x"} if rules is None else set())
     found = {name: it.model_dump(mode="json", exclude_defaults=True) for name, it in model.variants.items()}
-    wanted = {"x": rules, "m:filtered": own and {**own, "unlisted": True}}
-    assert found == {name: each for name, each in wanted.items() if each is not None}
+    wanted = {"x": rules, "m:filtered": own}
+    assert found == {name: {**each, "unlisted": True} for name, each in wanted.items() if each is not None}
     assert [(it.when.model, it.to) for it in result.config.routes] == [(("m",), "m:filtered")] * (own is not None)
     assert list(result.lost()) == [f"models.m.{place}" for place in lost]
+
+
+@pytest.mark.parametrize(("aliases", "unlisted"), [(False, False), (False, True), (True, True), (True, False)])
+def test_aliases_that_change_requests_are_listed_where_aliases_are(load, aliases, unlisted):
+    result = load(f"""
+includeAliasesInList: {str(aliases).lower()}
+models: {{m: {{cmd: "x ${{PORT}}", aliases: [a], unlisted: {str(unlisted).lower()}, filters: {{stripParams: n}}}}}}
+""")
+    assert result.config.models["m"].variants["a"].unlisted is not (aliases and not unlisted)
 
 
 @pytest.mark.parametrize(
