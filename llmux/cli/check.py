@@ -20,7 +20,7 @@ import typer
 
 from llmux.cli.command_tree import DEFAULT_CONFIG
 from llmux.cli.terminal import CommandError, Exit, fail, print_error, say
-from llmux.config import Config, ConfigErrors, ModelConfig
+from llmux.config import Config, ConfigErrors, ModelConfig, to_specs
 from llmux.config.checks import operators
 from llmux.config.setting_types import is_loopback
 from llmux.config.targets import lacks_a_dialect
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from llmux.config.gateway import GatewayConfig
-    from llmux.hookrunner import HookRunner
 
 
 def check(
@@ -336,13 +335,17 @@ class _Probe:
         self._true = True
 
     async def run(self) -> bool:
+        from llmux.core.effects import RunHook
         from llmux.hookrunner import HookRunner
+        from llmux.runtime.switcher import job_for
 
-        runner = HookRunner()
+        runner, alive = HookRunner(), HookKind.ALIVE
+        specs = to_specs(self._config)[0]
         try:
-            for name, model in self._config.models.items():
+            for spec, (name, model) in zip(specs, self._config.models.items(), strict=True):
                 error = ""
-                if not await self._is_awake(runner, name, model):
+                job = job_for(RunHook(1, name, alive, spec.definition))
+                if not (await runner.run(job, spec.timeouts[alive])).ok:
                     error = await self._woken(name) if self._wake else "asleep, and not asked; --wake wakes it"
                 if error:
                     say(f"model {name}: {error}", "yellow")
@@ -357,22 +360,6 @@ class _Probe:
         if url not in self._asked or model.shared_address:  # another engine may be at that address now
             self._asked[url] = await spoken(url)
         return self._asked[url]
-
-    async def _is_awake(self, runner: HookRunner, name: str, model: ModelConfig) -> bool:
-        from llmux.hookrunner import HookJob
-
-        address, kind = model.address, HookKind.ALIVE
-        job = HookJob(
-            id=1,  # one at a time
-            model=name,
-            kind=kind,
-            script=model.scripts[kind],
-            cwd=self._config.folder or Path(),
-            env=model.env,
-            url=address.url,
-            port=address.port,
-        )
-        return (await runner.run(job, model.timeouts.alive)).ok
 
     async def _woken(self, name: str) -> str:
         """Let llmux wake a model; return why it failed."""

@@ -28,12 +28,14 @@ from llmux.cli.hook_probes import (
     still_run,
     used_gpu_memory,
 )
-from llmux.config import Config, ModelConfig
+from llmux.config import Config, ModelConfig, to_specs
 from llmux.config.setting_types import is_loopback
+from llmux.core.effects import RunHook
 from llmux.core.spec import HookKind
 from llmux.hookrunner import HookJob, HookResult, HookRunner
 from llmux.hookrunner.hook_process import group_is_empty
 from llmux.hookrunner.runner import ORPHAN_AFTER
+from llmux.runtime.switcher import job_for
 
 
 class Wrong(enum.StrEnum):
@@ -184,6 +186,7 @@ class HookCheck:
             adopts_orphans=self.adopts_orphans,
         )
         self._levels = [*self._settings.levels] or [""]
+        self._definitions = {spec.name: spec.definition for spec in to_specs(self.config)[0]}
         self._ids = itertools.count(1)
         self._group = 0  # of the hook that was started last
         self._may_be_awake = False
@@ -452,23 +455,17 @@ class HookCheck:
         return result
 
     async def _run(self, kind: HookKind, name: str, timeout: float, level: str = "") -> HookResult:  # noqa: ASYNC109
-        settings = self.config.models[name]
-        address = settings.address
-        job = HookJob(
-            id=next(self._ids),
-            model=name,
-            kind=kind,
-            script=settings.scripts[kind],
-            cwd=self.config.folder,
-            env=settings.env,
-            url=address.url,
-            port=address.port,
+        hook = RunHook(
+            next(self._ids),
+            name,
+            kind,
+            self._definitions[name],
             switch=1 if kind in (HookKind.WAKE, HookKind.SLEEP) else 0,
             sources=(name,) if kind is HookKind.SLEEP else (),
             target=name if kind is HookKind.WAKE else "",
             level=level,
         )
-        running = asyncio.ensure_future(self._runner.run(job, timeout))
+        running = asyncio.ensure_future(self._runner.run(job_for(hook), timeout))
         await asyncio.sleep(0)
         self._group = next((trace.pid for trace in self._runner.traces()), self._group)
         return await running

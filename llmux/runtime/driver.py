@@ -74,13 +74,14 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
 
-    def subscribe(self, observer: Act) -> None:
-        """Call ``observer`` with every effect, too."""
-        self.subscribers = (*self.subscribers, observer)
+    def subscribe(self, observer: Act) -> Callable[[], None]:
+        """Call ``observer`` with every effect, too; returns how to end that."""
 
-    def unsubscribe(self, observer: Act) -> None:
-        """Stop calling ``observer``."""
-        self.subscribers = tuple(one for one in self.subscribers if one != observer)
+        def end() -> None:
+            self.subscribers = tuple(one for one in self.subscribers if one != observer)
+
+        self.subscribers = (*self.subscribers, observer)
+        return end
 
     def watch(self, watcher: Callable[[Step], None]) -> Callable[[], None]:
         """Call ``watcher`` with every step from here on; returns how to end that."""

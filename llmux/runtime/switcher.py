@@ -367,8 +367,7 @@ class Switcher:
 
     def subscribe(self, listener: Callable[[fx.Effect], None]) -> Callable[[], None]:
         """Call ``listener`` with every effect, at once; it must be quick. Returns how to end it."""
-        self._driver.subscribe(listener)
-        return lambda: self._driver.unsubscribe(listener)
+        return self._driver.subscribe(listener)
 
     def is_awake(self, model: str) -> bool:
         """Whether a model is awake."""
