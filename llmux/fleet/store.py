@@ -359,6 +359,14 @@ def open_store(address: str, log: EventLog) -> tuple[Store, EmbeddedStore | None
     return Store(own.address), own
 
 
+def tell_trouble(log: EventLog, before: str, now: str) -> None:
+    """Log what is wrong with the store, or that nothing is any more, if it was something else before."""
+    if now and now != before:
+        log.emit("store_lost", error=now)
+    elif before and not now:
+        log.emit("store_restored")
+
+
 class Registration:
     """One host's entry. Raises ConfigError where the store's client library is missing."""
 
@@ -378,7 +386,8 @@ class Registration:
                 await self._server.ready()
             while True:
                 trouble = await self._renew()
-                self._tell(trouble)
+                tell_trouble(self._log, self._trouble, trouble)
+                self._trouble = trouble
                 await asyncio.sleep(SOON if trouble else EVERY)
         finally:
             with contextlib.suppress(StoreError, asyncio.CancelledError):
@@ -400,14 +409,6 @@ class Registration:
         if answer == "held":
             return f"another llmux is called {name!r} there: give this one another `fleet.name`, or stop that one"
         return ""
-
-    def _tell(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            if trouble:
-                self._log.emit("store_lost", error=trouble)
-            else:
-                self._log.emit("store_restored")
-        self._trouble = trouble
 
 
 # ---- the client for each form of the store, and error messages

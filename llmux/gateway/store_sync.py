@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from llmux.config.gateway import HostConfig
 from llmux.fleet import events as ev
-from llmux.fleet.store import StoreError, open_store
+from llmux.fleet.store import StoreError, open_store, tell_trouble
 
 if TYPE_CHECKING:
     from llmux.gateway.service import Gateway
@@ -108,9 +108,11 @@ class Sharing:
         """Send this gateway's requests by host, and fetch those of the others; return whether it has any."""
         own = self._own()
         await self._store.fly(self._name, own)
-        self._loads(await self._store.flights(self._name))
+        others, dispatcher = await self._store.flights(self._name), self._gateway.dispatcher
+        for name in list(dispatcher.placement.fleet.hosts):
+            dispatcher.post(ev.LoadSeen(name, others.get(name, {})))
         for model, claim in (await self._store.claims()).items():
-            self._gateway.dispatcher.post(ev.ClaimSeen(model, claim.host, claim.remaining))
+            dispatcher.post(ev.ClaimSeen(model, claim.host, claim.remaining))
         return bool(own)
 
     def _claimed(self, effect: ev.ClaimWake) -> None:
@@ -191,14 +193,6 @@ class Sharing:
                 counts[model] = counts.get(model, 0) + 1
         return flight
 
-    def _loads(self, others: dict[str, dict[str, int]]) -> None:
-        for name in list(self._gateway.dispatcher.placement.fleet.hosts):
-            self._gateway.dispatcher.post(ev.LoadSeen(name, others.get(name, {})))
-
     def _tell(self, trouble: str) -> None:
-        if bool(trouble) != bool(self.trouble) or (trouble and trouble != self.trouble):
-            if trouble:
-                self._gateway.log.emit("store_lost", error=trouble)
-            else:
-                self._gateway.log.emit("store_restored")
+        tell_trouble(self._gateway.log, self.trouble, trouble)
         self.trouble, self.asked = trouble, True

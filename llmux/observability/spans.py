@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -34,27 +34,10 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from llmux.core import effects as fx
 from llmux.version import __version__
 
+if TYPE_CHECKING:
+    from llmux.hookrunner import HookResult
+
 _LONGEST = 500  # characters of a hook's last words
-
-
-class Ended(Protocol):
-    """How a hook ended."""
-
-    @property
-    def id(self) -> int:
-        """Its number."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether it succeeded."""
-
-    @property
-    def exit_code(self) -> int | None:
-        """Its exit code, if there is one."""
-
-    @property
-    def detail(self) -> str:
-        """How it ended, for people."""
 
 
 class TracedSwitch(NamedTuple):
@@ -102,7 +85,7 @@ class SwitchTraces:
         if handler is not None:
             handler(effect)
 
-    def hook_ended(self, result: Ended) -> None:
+    def hook_ended(self, result: HookResult) -> None:
         """Take in how a hook ended."""
         for switch in self._open.values():
             span = switch.hooks.pop(result.id, None)
@@ -286,7 +269,7 @@ class Tracing:
         self._switches = SwitchTraces(self._tracer, now)
         return self._switches.effect
 
-    def hook_ended(self, result: Ended) -> None:
+    def hook_ended(self, result: HookResult) -> None:
         """Take in how a hook ended."""
         if self._switches is not None:
             self._switches.hook_ended(result)
