@@ -24,7 +24,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,13 +89,6 @@ def _average(seconds: Any, samples: Any) -> Average:
     return average
 
 
-class Warn(Protocol):
-    """Called with the name of a log event and its fields."""
-
-    def __call__(self, event: str, /, **fields: object) -> object:
-        """Report one thing that went wrong and was survived."""
-
-
 class StateStore(Protocol):
     """Where the state is kept."""
 
@@ -134,14 +127,15 @@ class NoState:
         """Do nothing."""
 
 
-def _quiet(event: str, /, **fields: object) -> None:
-    """Drop a warning."""
-
-
 class StateFile:
-    """The state in a file of its own, locked against a second llmux."""
+    """The state in a file of its own, locked against a second llmux.
 
-    def __init__(self, path: str | os.PathLike[str], warn: Warn = _quiet) -> None:
+    ``warn(event, **fields)`` is called with what went wrong and was survived.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], warn: Callable[..., object] = lambda _event, **_fields: None
+    ) -> None:
         # The file itself, whatever links lead to it: by another name, or through another folder, a second llmux
         # must meet the same lock; and what is written by rename would replace a link.
         self.path = Path(os.path.realpath(path))

@@ -34,6 +34,7 @@ from llmux.targets.codecs.request import (
     read_choice,
     read_format,
     read_image,
+    take,
     text,
     told,
     whole,
@@ -61,10 +62,8 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
         _tool(mapping(value, at), at, request, losses)
     if (value := left.pop("tool_choice", None)) is not None:
         request.choice = read_choice(value, losses, _HERE, "function")
-    if (value := left.pop("parallel_tool_calls", None)) is not None:
-        request.parallel = flag(value, "parallel_tool_calls")
-    if (value := left.pop("stream", None)) is not None:
-        request.stream = flag(value, "stream")
+    request.parallel = take(left, "parallel_tool_calls", flag)
+    request.stream = take(left, "stream", flag)
     options = mapping(left.pop("stream_options", {}), "stream_options")
     request.usage_in_stream = bool(options.pop("include_usage", False))
     options.pop("include_obfuscation", None)
@@ -72,25 +71,17 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     most = left.pop("max_tokens", None)
     most = left.pop("max_completion_tokens", most)
     request.max_tokens = None if most is None else number(most, "max_tokens")
-    _sampling(left, request)
+    request.temperature = take(left, "temperature", number)
+    request.top_p = take(left, "top_p", number)
     if (value := left.pop("stop", None)) is not None:
         request.stop = [value] if isinstance(value, str) else [text(item, at) for item, at in items(value, "stop")]
-    if (value := left.pop("reasoning_effort", None)) is not None:
-        request.effort = text(value, "reasoning_effort")
+    request.effort = take(left, "reasoning_effort", text)
     if (value := left.pop("response_format", None)) is not None:
         wanted = mapping(value, "response_format")
         request.format = read_format(wanted, losses, "response_format", _HERE, "json_schema")
-    if (value := left.pop("user", None)) is not None:
-        request.user = text(value, "user")
+    request.user = take(left, "user", text)
     request.options = left
     return request
-
-
-def _sampling(left: dict[str, Any], request: Request) -> None:
-    if (value := left.pop("temperature", None)) is not None:
-        request.temperature = number(value, "temperature")
-    if (value := left.pop("top_p", None)) is not None:
-        request.top_p = number(value, "top_p")
 
 
 def _turn(left: dict[str, Any], at: str, losses: Losses) -> Turn:

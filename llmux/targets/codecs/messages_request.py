@@ -30,6 +30,7 @@ from llmux.targets.codecs.request import (
     mapping,
     nothing_else,
     number,
+    take,
     text,
     whole,
 )
@@ -59,16 +60,14 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
         _tool(mapping(value, at), at, request, losses)
     if (value := left.pop("tool_choice", None)) is not None:
         _choice(mapping(value, "tool_choice"), request, losses)
-    if (value := left.pop("stream", None)) is not None:
-        request.stream = flag(value, "stream")
-    for name in ("max_tokens", "temperature", "top_p"):
-        if (value := left.pop(name, None)) is not None:
-            setattr(request, name, number(value, name))
+    request.stream = take(left, "stream", flag)
+    request.max_tokens = take(left, "max_tokens", number)
+    request.temperature = take(left, "temperature", number)
+    request.top_p = take(left, "top_p", number)
     if (value := left.pop("stop_sequences", None)) is not None:
         request.stop = [text(item, at) for item, at in items(value, "stop_sequences")]
     metadata = mapping(left.pop("metadata", {}), "metadata")
-    if (user := metadata.pop("user_id", None)) is not None:
-        request.user = text(user, "metadata.user_id")
+    request.user = take(metadata, "user_id", text, "metadata.")
     for name in metadata:
         losses.hint(f"metadata.{name}")
     if (value := left.pop("thinking", None)) is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from llmux.errors import BadRequestError
 
+V = TypeVar("V")
 CODE = "cannot_translate"
 
 
@@ -275,6 +276,12 @@ def number(value: Any, at: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(at, "a number")
     return value
+
+
+def take(left: dict[str, Any], name: str, read: Callable[[Any, str], V], within: str = "") -> V | None:
+    """Take a member out of an object, as ``read`` returns it; None if it is not there."""
+    value = left.pop(name, None)
+    return None if value is None else read(value, f"{within}{name}")
 
 
 def nothing_else(left: dict[str, Any], at: str, losses: Losses) -> None:

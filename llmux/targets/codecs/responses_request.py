@@ -34,6 +34,7 @@ from llmux.targets.codecs.request import (
     read_choice,
     read_format,
     read_image,
+    take,
     text,
     told,
     whole,
@@ -62,17 +63,14 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
         _tool(mapping(value, at), at, request, losses)
     if (value := left.pop("tool_choice", None)) is not None:
         request.choice = read_choice(value, losses, "responses")
-    if (value := left.pop("parallel_tool_calls", None)) is not None:
-        request.parallel = flag(value, "parallel_tool_calls")
-    if (value := left.pop("stream", None)) is not None:
-        request.stream = flag(value, "stream")
+    request.parallel = take(left, "parallel_tool_calls", flag)
+    request.stream = take(left, "stream", flag)
     left.pop("stream_options", None)
-    for name, own in (("temperature", "temperature"), ("top_p", "top_p"), ("max_tokens", "max_output_tokens")):
-        if (value := left.pop(own, None)) is not None:
-            setattr(request, name, number(value, own))
+    request.temperature = take(left, "temperature", number)
+    request.top_p = take(left, "top_p", number)
+    request.max_tokens = take(left, "max_output_tokens", number)
     reasoning = mapping(left.pop("reasoning", {}), "reasoning")
-    if (effort := reasoning.pop("effort", None)) is not None:
-        request.effort = text(effort, "reasoning.effort")
+    request.effort = take(reasoning, "effort", text, "reasoning.")
     for name in ("summary", "generate_summary", "context"):
         if reasoning.pop(name, None) is not None:
             losses.hint(f"reasoning.{name}")
@@ -83,8 +81,7 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     if (verbosity := wanted.pop("verbosity", None)) is not None:
         left["verbosity"] = verbosity
     nothing_else(wanted, "text", losses)
-    if (user := left.pop("user", None)) is not None:
-        request.user = text(user, "user")
+    request.user = take(left, "user", text)
     if left.pop("store", False) is not False:
         losses.loss("store", "answers are not kept here")
     include = left.get("include")
