@@ -70,14 +70,14 @@ def with_lines(texts: Iterable[str], lines: Lines) -> Iterator[tuple[str, int | 
         yield text, next((known[where[:end]] for end in sorted(ends, reverse=True) if where[:end] in known), None)
 
 
-def raise_all(problems: Iterable[Problem], *, file: str = "", lines: Lines | None = None) -> None:
+def raise_all(problems: Iterable[Problem], *, file: str, lines: Lines) -> None:
     """Raise ConfigErrors for ``problems``, sorted by line; do nothing without any."""
     located = [
         ConfigError(
             problem.message,
             path=dotted(problem.path),
             file=file,
-            line=problem.line if problem.line is not None else line_of(problem.path, lines or {}),
+            line=problem.line if problem.line is not None else line_of(problem.path, lines),
         )
         for problem in problems
     ]

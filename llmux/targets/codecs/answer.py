@@ -91,6 +91,18 @@ class Usage(NamedTuple):
         return Usage(*(old if new is None else new for old, new in zip(self, later, strict=True)))
 
 
+def usage_of(usage: dict[str, Any], given: str, made: str, written: str) -> Usage:
+    """Return what a chat completion or a response reports, by its words for tokens read, made, and cached."""
+    read, spoken = (usage.get(f"{word}_tokens_details") or {} for word in (given, made))
+    return Usage(
+        usage.get(f"{given}_tokens"),
+        usage.get(f"{made}_tokens"),
+        read.get("cached_tokens"),
+        read.get(written),
+        spoken.get("reasoning_tokens"),
+    )
+
+
 class Finished(NamedTuple):
     """The model has ended, and why."""
 

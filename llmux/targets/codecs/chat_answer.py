@@ -20,6 +20,7 @@ from llmux.targets.codecs.answer import (
     Started,
     Stop,
     Usage,
+    usage_of,
 )
 
 _STOPS = {
@@ -93,7 +94,7 @@ class AnswerDecoder(Decoder):
                 )
             )
         if usage := document.get("usage"):
-            self._usage = usage_of(usage)
+            self._usage = usage_of(usage, "prompt", "completion", "cache_creation_tokens")
         for choice in document.get("choices") or ():
             if not choice.get("index"):
                 if delta := choice.get(part):
@@ -212,19 +213,6 @@ class AnswerDecoder(Decoder):
         elif stop is Stop.END and self._sequence is not None:
             stop = Stop.SEQUENCE
         return [*found, Finished(stop, self._sequence if stop is Stop.SEQUENCE else None), ENDED]
-
-
-def usage_of(usage: dict[str, Any]) -> Usage:
-    """Return the reported tokens."""
-    given = usage.get("prompt_tokens_details") or {}
-    made = usage.get("completion_tokens_details") or {}
-    return Usage(
-        usage.get("prompt_tokens"),
-        usage.get("completion_tokens"),
-        given.get("cached_tokens"),
-        given.get("cache_creation_tokens"),
-        made.get("reasoning_tokens"),
-    )
 
 
 def usage_document(usage: Usage) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llmux.targets.codecs.answer import (
     Started,
     Stop,
     Usage,
+    usage_of,
 )
 
 _PARTS = {"output_text": (Kind.TEXT, "text"), "refusal": (Kind.REFUSAL, "refusal")}
@@ -188,24 +189,12 @@ class AnswerDecoder(Decoder):
         self._over = True
         found = [*self._start(response), *self._blocks.finish()]
         if usage := response.get("usage"):
-            found.append(_usage_of(usage))
+            found.append(usage_of(usage, "input", "output", "cache_write_tokens"))
         details = response.get("incomplete_details") or {}
         stop = Stop.CALLS if self._blocks.calls else Stop.END
         if response.get("status") == "incomplete":
             stop = _REASONS.get(details.get("reason") or "", Stop.LENGTH)
         return [*found, Finished(stop), ENDED]
-
-
-def _usage_of(usage: dict[str, Any]) -> Usage:
-    given = usage.get("input_tokens_details") or {}
-    made = usage.get("output_tokens_details") or {}
-    return Usage(
-        usage.get("input_tokens"),
-        usage.get("output_tokens"),
-        given.get("cached_tokens"),
-        given.get("cache_write_tokens"),
-        made.get("reasoning_tokens"),
-    )
 
 
 def _usage_document(usage: Usage) -> dict[str, Any]:
