@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from llmux.config import Config
+from llmux.config import Config, to_specs
 from llmux.config.setting_types import format_size
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import ConfigError
-from llmux.simulator.configured import simulate_configured
+from llmux.simulator.configured import HookSeconds, simulate_specs
 from llmux.simulator.cost_matrix import CostMatrix, read_costs
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.run import Misjudged, Outcome, Run, Scene, simulate
@@ -140,13 +140,12 @@ class Bench:
         if self.misjudge != 1.0:
             policy = Misjudged(policy, self.misjudge)
         if config is not None:
-            return simulate_configured(
+            return simulate_specs(
                 self.traffic,
-                config,
+                *to_specs(config),
                 policy,
-                self.costs,
+                HookSeconds.of(config, self.costs, change.factor),
                 self.engines,
-                factor=change.factor,
                 horizon=self.horizon,
                 progress=progress,
                 spill=change.spill,

@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmux.config import Config, first_costs, to_specs
+from llmux.config import Config, first_costs
 from llmux.core.effects import CancelRequests, Effect, KillHook, ModelActivated, ModelDeactivated, RunHook
 from llmux.core.events import Event, HookFinished, RequestFinished
 from llmux.core.policy import Policy
@@ -38,6 +38,15 @@ class HookSeconds:
 
     costs: CostMatrix
     guesses: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config, costs: CostMatrix, factor: float = 1.0) -> HookSeconds:
+        """Return ``factor`` times what ``costs`` and the configuration's first guesses say."""
+        guesses = {
+            name: (None if wake is None else wake * factor, None if sleep is None else sleep * factor)
+            for name, (wake, sleep) in first_costs(config).items()
+        }
+        return cls(costs.scaled(factor), guesses)
 
     def sleep(self, model: str, level: str) -> float:
         """Return the seconds of a sleep hook, its verify included."""
@@ -65,46 +74,6 @@ class HookSeconds:
     def prefetch(self, model: str) -> float:
         """Return the seconds that a prefetch hook takes; a wake after it is shorter by as much."""
         return self.costs.prefetches.get(model, 0.0)
-
-
-def simulate_configured(
-    trace: Trace,
-    config: Config,
-    policy: Policy,
-    costs: CostMatrix,
-    engines: Engines,
-    *,
-    factor: float = 1.0,
-    horizon: float | None = None,
-    progress: Callable[[float], None] | None = None,
-    spill: Spill | None = None,
-    prepare: Callable[[Run], None] | None = None,
-) -> Outcome:
-    """Run ``trace``, whose models are the configuration's, under its rules and ``policy``.
-
-    All hooks take ``factor`` times as long as ``costs`` and the configuration's first guesses say.
-
-    Raises:
-        TraceError: it has a model that the configuration does not have, or a cost is missing.
-
-    """
-    specs, rules = to_specs(config)
-    guesses = {
-        name: (_times(wake, factor), _times(sleep, factor)) for name, (wake, sleep) in first_costs(config).items()
-    }
-    times = HookSeconds(costs.scaled(factor), guesses)
-    return simulate_specs(
-        trace,
-        specs,
-        rules,
-        policy,
-        times,
-        engines,
-        horizon=horizon,
-        progress=progress,
-        spill=spill,
-        prepare=prepare,
-    )
 
 
 def simulate_specs(
@@ -141,10 +110,6 @@ def simulate_specs(
 
     run = _ConfiguredRun(trace, policy, times, engines, rules, horizon, scene)
     return carry_out(run, policy, again, progress, spill, prepare)
-
-
-def _times(seconds: float | None, factor: float) -> float | None:
-    return None if seconds is None else seconds * factor
 
 
 class _ConfiguredRun(Run):

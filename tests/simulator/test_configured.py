@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from llmux.config import Config
+from llmux.config import Config, to_specs
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, Job, Trace, TraceError
-from llmux.simulator.configured import HookSeconds, simulate_configured
+from llmux.simulator.configured import HookSeconds, simulate_specs
 from llmux.simulator.cost_matrix import read_costs
 from llmux.simulator.engine_model import EngineModel, Engines
 from llmux.simulator.statistics import statistics_of
@@ -23,9 +23,10 @@ def config(*, models=None, **settings):
     return Config.model_validate({"models": made, **settings})
 
 
-def run(jobs, configured, costs=HALVES, policy="fifo", **more):
+def run(jobs, configured, costs=HALVES, policy="fifo", factor=1.0, **more):
     trace = Trace("test", [Job(float(at), model, 0, seconds) for at, model, seconds in jobs])
-    return simulate_configured(trace, configured, load_policy(policy, {}, Path()), costs, ENGINES, **more)
+    times = HookSeconds.of(configured, costs, factor)
+    return simulate_specs(trace, *to_specs(configured), load_policy(policy, {}, Path()), times, ENGINES, **more)
 
 
 def spans(outcome, what="awake"):
@@ -121,13 +122,9 @@ def test_what_waits_in_an_engine_is_cut_too_and_what_follows_comes():
     jobs.append(Job(12.0, "b", 0, 4))
     jobs[0] = Job(0.0, "a", 0, 100, successor=6, think=1.0)
     jobs.append(Job(None, "a", 0, 1))
-    outcome = simulate_configured(
-        Trace("t", jobs),
-        config(policy={"drain_before_switch": False}),
-        load_policy("fifo", {}, Path()),
-        HALVES,
-        ENGINES,
-    )
+    specs, rules = to_specs(config(policy={"drain_before_switch": False}))
+    fifo = load_policy("fifo", {}, Path())
+    outcome = simulate_specs(Trace("t", jobs), specs, rules, fifo, HookSeconds(HALVES), ENGINES)
     assert outcome.cut == 6  # the user that was cut asks again, for which b's answer is cut in turn
     assert outcome.arrived[6] == 13.0
     assert outcome.finished[6] is not None

@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from llmux.cli import app
-from llmux.config import Config
+from llmux.config import Config, to_specs
 from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, simulate
-from llmux.simulator.configured import simulate_configured
+from llmux.simulator.configured import HookSeconds, simulate_specs
 from llmux.simulator.engine_model import Engines
 from llmux.simulator.look_back import KEPT, PIECES, Memory, answer, choose, measure_of
 from llmux.simulator.run import Outcome
@@ -266,7 +266,8 @@ def test_it_works_under_the_rules_of_a_configuration_and_on_records():
     models = {f"m{n}": {**hooks, "port": 8001 + n, "memory": "8GiB"} for n in range(3)}
     config = Config.model_validate({"models": models, "capacity": "16GiB"})
     trace = generate(Poisson(3, 0.6), 2.0 * SOME, 1)
-    outcome = simulate_configured(trace, config, auto(among=["fifo", "adaptive"]), COST, Engines())
+    policy = auto(among=["fifo", "adaptive"])
+    outcome = simulate_specs(trace, *to_specs(config), policy, HookSeconds(COST), Engines())
     assert outcome.adopted[0][1] == "adaptive"
     record = Trace(
         "", [replace(job, prompt_tokens=0, output_tokens=0, alone=2.0, first=0.5) for job in trace.jobs]
