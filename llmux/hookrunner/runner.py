@@ -3,8 +3,9 @@
 ``alive`` is asked of all models at once, at the start and now and then. Thousands of shells at once would take the
 CPU from the event loop for seconds, and starting one takes the loop itself about a millisecond. So only some of
 these hooks run at a time, and few are started in one turn of the loop; further ones wait. Hooks that hang keep the
-others waiting only for a moment: when none has ended for that long, those that run count no longer. A timeout
-counts from the moment when the hook's process was started, whenever its caller calls ``kill``.
+others waiting only for a moment: when none has ended for that long, those that run count no longer. Other hooks
+all run at once, also thousands of ``sleep``, but of them, too, few are started in one turn. A timeout counts from
+the moment when the hook's process was started, whenever its caller calls ``kill``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import functools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from llmux.core.spec import HookKind
 from llmux.hookrunner.hook_process import HookProcess, Trace, reap_orphans, spawn
@@ -33,7 +35,7 @@ AT_ONCE = 64
 """``alive`` hooks that run at once, beside those that hang."""
 
 A_TURN = 8
-"""``alive`` hooks that are started in one turn of the loop."""
+"""``alive`` hooks, and others, that are started in one turn of the loop."""
 
 HANGING = 0.25
 """Seconds without the end of any ``alive`` hook after which those that run count as hanging."""
@@ -49,7 +51,7 @@ REAP_EVERY = 0.1
 
 @dataclass(slots=True)
 class _Waiting:
-    """A hook whose turn has not come, or came late."""
+    """A hook whose turn to be started has not come yet, or had not."""
 
     job: HookJob
     on_finished: Callable[[HookResult], None]
@@ -64,7 +66,7 @@ class HookRunner:
     ``on_line(job, line)`` gets what hooks print, escaped and bounded (see ``Output``); the lines of a
     ``job.quiet`` are worth a debug message only. ``on_orphan_pipe(job)`` tells that something which the hook
     has left behind holds its output: it is read on, but what writes there does not survive llmux's own death.
-    ``on_started(job)`` tells that a hook has a process (see ``traces``), whose script begins when it returns.
+    ``on_started(jobs)`` tells that hooks have a process (see ``traces``), whose scripts begin when it returns.
     ``on_ending(job)`` tells that a hook has failed or is being ended, which may take a while: TERM is sent when it
     returns.
     ``kill_grace`` is the time between TERM and KILL in seconds. ``inherited`` replaces llmux's environment.
@@ -77,7 +79,7 @@ class HookRunner:
         *,
         on_line: Callable[[HookJob, str], None] | None = None,
         on_orphan_pipe: Callable[[HookJob], None] | None = None,
-        on_started: Callable[[HookJob], None] | None = None,
+        on_started: Callable[[Sequence[HookJob]], None] | None = None,
         on_ending: Callable[[HookJob], None] | None = None,
         kill_grace: float = KILL_GRACE,
         inherited: Mapping[str, str] | None = None,
@@ -96,7 +98,9 @@ class HookRunner:
         self._tasks: set[asyncio.Task[HookResult]] = set()
         self._orphans: dict[PipeReader, asyncio.TimerHandle] = {}
         self._waiting: OrderedDict[int, _Waiting] = OrderedDict()  # alive hooks, as they were asked for
-        self._late: dict[int, _Waiting] = {}  # those that run and have waited before
+        self._others: OrderedDict[int, _Waiting] = OrderedDict()  # that wait for the next turn, likewise
+        self._at_once = 0  # other hooks that were started in this turn
+        self._late: OrderedDict[int, _Waiting] = OrderedDict()  # those that run and have waited before
         self._counted: set[int] = set()  # those that run, but for the hanging ones
         self._turn: asyncio.Handle | None = None  # of the loop, in which more are started
         self._is_next = False  # it is the next one
@@ -124,26 +128,55 @@ class HookRunner:
             self._waiting[job.id] = _Waiting(job, on_finished, time.monotonic())
             self._start_waiting_soon()
         else:
-            self._start(job, on_finished)
+            if not self._at_once:
+                asyncio.get_running_loop().call_soon(self._next_turn)
+            self._others[job.id] = _Waiting(job, on_finished, time.monotonic())
+            if self._at_once < A_TURN:
+                self._at_once += 1
+                self._start([self._others.popitem(last=False)[1]])
 
-    def _start(self, job: HookJob, on_finished: Callable[[HookResult], None]) -> None:
-        loop = asyncio.get_running_loop()
+    def _next_turn(self) -> None:
+        """Start some of the other hooks that wait; the rest in the turns that follow."""
+        self._at_once = min(A_TURN, len(self._others))
+        if self._at_once and not self._closed:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+            self._start([self._others.popitem(last=False)[1] for _ in range(self._at_once)])
+
+    def _start(self, hooks: Iterable[_Waiting]) -> None:
         self._reap_orphans()
+        started = [hook for hook in hooks if self._spawn(hook)]
+        if started:
+            self._tell(
+                "on_started", self._on_started, [hook.job for hook in started]
+            )  # all at once: it takes long
+        for hook in started:
+            self._follow(hook)
+
+    def _spawn(self, hook: _Waiting) -> bool:
+        job = hook.job
+        hook.late = time.monotonic() - hook.since
         try:
             spawned = spawn(job.script, job.cwd, environment(job, self._inherited, self.secrets))
             tell_line = functools.partial(self._line, job)
             tell_ending = functools.partial(self._tell, "on_ending", self._on_ending)
             process = HookProcess(job, spawned, tell_line, self._kill_grace, tell_ending)
         except (OSError, ValueError, RuntimeError) as error:
-            loop.call_soon(self._finish, not_started(job, error), on_finished)
-            return
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._finish, not_started(job, error), hook.on_finished)
+            return False
         self._processes[job.id] = process
-        self._tell("on_started", self._on_started, job)
+        return True
+
+    def _follow(self, hook: _Waiting) -> None:
+        loop, job, process = asyncio.get_running_loop(), hook.job, self._processes[hook.job.id]
         process.begin()
-        name = f"hook {job.id}: {job.kind} of {job.model}"
-        task = loop.create_task(process.follow(), name=name)
+        if hook.late > SLIGHTLY:
+            self._late[job.id] = hook
+        if hook.timeout is not None:
+            loop.call_later(hook.timeout, self.kill, job.id, TIMEOUT)
+        task = loop.create_task(process.follow(), name=f"hook {job.id}: {job.kind} of {job.model}")
         self._tasks.add(task)
-        task.add_done_callback(lambda task: self._followed(process, task, on_finished))
+        task.add_done_callback(lambda task: self._followed(process, task, hook.on_finished))
 
     def _start_waiting_soon(self, pause: float = 0.0) -> None:
         if self._is_next:
@@ -157,16 +190,11 @@ class HookRunner:
     def _start_waiting(self) -> None:
         """Start some of the ``alive`` hooks that wait; the rest when others have ended, or hang."""
         self._turn, self._is_next = None, False
-        for _ in range(A_TURN):
-            if not self._waiting or len(self._counted) >= AT_ONCE:
-                break
-            hook, waiting = self._waiting.popitem(last=False)
-            waiting.late = time.monotonic() - waiting.since
-            self._late[hook] = waiting
-            self._counted.add(hook)
-            self._start(waiting.job, waiting.on_finished)
-            if waiting.timeout is not None:
-                asyncio.get_running_loop().call_later(waiting.timeout, self.kill, hook, TIMEOUT)
+        count = max(0, min(A_TURN, len(self._waiting), AT_ONCE - len(self._counted)))
+        hooks = [self._waiting.popitem(last=False)[1] for _ in range(count)]
+        self._counted.update(hook.job.id for hook in hooks)
+        if hooks:
+            self._start(hooks)
         if self._waiting:
             self._start_waiting_soon(HANGING if len(self._counted) >= AT_ONCE else 0.0)
 
@@ -205,10 +233,12 @@ class HookRunner:
         Returns whether it is being ended for this reason: there is no effect on a hook that is unknown, has
         exited, or is being ended already. ``reason`` is ``timeout``, ``stopping`` or words for people.
         """
-        late = self._waiting.get(hook_id) or self._late.get(hook_id)
+        queue = next((each for each in (self._waiting, self._others) if hook_id in each), self._late)
+        late = queue.get(hook_id)
         if late is not None and reason == TIMEOUT and late.timeout is None and self._has_time_left(late):
             return False
-        if self._waiting.pop(hook_id, None) is not None and late is not None:
+        if late is not None and queue is not self._late:
+            del queue[hook_id]
             words = "llmux is stopping" if reason == "stopping" else reason
             never = replace(not_started(late.job, words), killed=reason)
             asyncio.get_running_loop().call_soon(self._finish, never, late.on_finished)
@@ -219,7 +249,7 @@ class HookRunner:
     def _has_time_left(self, late: _Waiting) -> bool:
         """Whether it was started so late that it has time left; then it is ended later."""
         timeout = time.monotonic() - late.since
-        if late.job.id in self._waiting:
+        if late.job.id in self._waiting or late.job.id in self._others:
             late.timeout = timeout
         elif late.late > SLIGHTLY:
             late.timeout = timeout
@@ -228,7 +258,7 @@ class HookRunner:
 
     def kill_all_now(self, reason: str = "stopping") -> None:
         """End every hook under way with KILL. Their results are still owed, if the loop goes on."""
-        for hook in list(self._waiting):
+        for hook in [*self._waiting, *self._others]:
             self.kill(hook, reason)
         for process in self._processes.values():
             process.kill_now(reason)
@@ -303,10 +333,10 @@ class HookRunner:
         if pipe.open and self._on_orphan_pipe is not None:
             self._on_orphan_pipe(job)
 
-    def _tell(self, name: str, callback: Callable[[HookJob], None] | None, job: HookJob) -> None:
+    def _tell(self, name: str, callback: Callable[[Any], None] | None, about: object) -> None:
         if callback is not None:
             try:
-                callback(job)
+                callback(about)
             except Exception as error:  # noqa: BLE001  (its bug must stop neither the hook nor its ending)
                 self._report(name, error)
 

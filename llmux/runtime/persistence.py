@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmux.config.specs import recall, remember
-from llmux.core.effects import RecordHolders
 from llmux.core.events import Started
 from llmux.core.model import Lease, Pin
 from llmux.core.spec import HookKind, ModelSpec
@@ -135,8 +134,10 @@ class Persistence:
         self._found = State()
         self.gone: tuple[ModelSpec, ...] = ()
         """The holders that are configured no more, from ``open`` until ``begin``."""
+        self._remembered: dict[str, tuple[ModelSpec, object]] = {}  # the definitions of the holders
         self._begun = False
-        self._soon: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None  # the next save
+        self._is_next = False  # it is in the next turn of the loop
 
     def open(self) -> None:
         """Read the state. StateLockedError when another llmux uses the same file."""
@@ -190,35 +191,51 @@ class Persistence:
         """Forget a model that was removed."""
         self._last_use.pop(model, None)
 
-    def save(self, effect: RecordHolders | None = None) -> None:
-        """Save the present state, or that with the holders that the core wants recorded."""
+    def save(self) -> None:
+        """Save the present state."""
+        if self._soon is not None:
+            self._soon.cancel()
+        self._soon, self._is_next = None, False
         if not self._begun:  # the state that was loaded still holds
             return
         core = self._core
-        holders = core.recorded if effect is None else effect.holders
-        definitions = {name: remember(core.models[name].running) for name in holders if name in core.models}
+        holders = core.recorded
+        self._remember(holders)
+        definitions = {name: kept for name, (_, kept) in self._remembered.items()}
         # While it goes deeper the lighter level is kept: it takes more.
         levels = {name: m.level.name for name, m in core.models.items() if m.level and name not in holders}
         last_use, costs, wish = dict(self._last_use), dump_costs(costs_of(core)), dump_operators(core, self._now())
         self._store.save(State(holders, last_use, costs, definitions, levels, self._hooks(), wish))
 
-    def hook_changed(self, kind: HookKind) -> None:
+    def _remember(self, holders: Iterable[str]) -> None:
+        before, models = self._remembered, self._core.models
+        self._remembered = {}
+        for name in holders:
+            if name in models:
+                spec, kept = models[name].running, before.get(name)
+                self._remembered[name] = kept if kept and kept[0] is spec else (spec, remember(spec))
+
+    def save_soon(self) -> None:
+        """Save in the next turn of the loop, with all that comes in this one, and before any hook begins.
+
+        Thousands of hooks may end in a few turns; the file is as long as there are models.
+        """
+        if not self._is_next:
+            if self._soon is not None:
+                self._soon.cancel()
+            self._soon, self._is_next = asyncio.get_running_loop().call_soon(self.save), True
+
+    def hooks_changed(self, kinds: Collection[HookKind]) -> None:
         """Keep which hooks run: at once, or of ``alive``, which changes nothing, soon.
 
         At the start it runs for every model: with n of them, n times the file with n hooks in it.
         """
-        if kind is not HookKind.ALIVE:
+        if any(kind is not HookKind.ALIVE for kind in kinds):
             self.save()
         elif self._soon is None:
-            self._soon = asyncio.get_running_loop().call_later(SOON, self._save_soon)
-
-    def _save_soon(self) -> None:
-        self._soon = None
-        self.save()
+            self._soon = asyncio.get_running_loop().call_later(SOON, self.save)
 
     def close(self) -> None:
         """Save a last time, and let go of the file."""
-        if self._soon is not None:
-            self._soon.cancel()
         self.save()
         self._store.close()

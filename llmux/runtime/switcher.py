@@ -127,8 +127,8 @@ class Switcher:
         self.hooks = HookRunner(
             on_line=self.history.line,
             on_orphan_pipe=orphan_to(self.log),
-            on_started=self._hook_changed,  # with what tells its process from others
-            on_ending=self._hook_changed,
+            on_started=self._hooks_changed,  # with what tells their processes from others
+            on_ending=lambda job: self._hooks_changed([job]),
         )
         self.on_sleep = on_sleep
         self.on_close = on_close
@@ -394,7 +394,7 @@ class Switcher:
             **self.inside.acts(),
             fx.RunHook: self._run_hook,
             fx.KillHook: self._kill_hook,
-            fx.RecordHolders: self._persistence.save,
+            fx.RecordHolders: lambda _effect: self._persistence.save_soon(),
             fx.Answer: self._answer,
             fx.Stopped: lambda _effect: self.stopped.set(),
             fx.ModelActivated: lambda effect: self._persistence.used(effect.model),
@@ -446,8 +446,8 @@ class Switcher:
         last_byte = self.activities.last_byte(result.model)
         self.post(ev.HookFinished(result.id, result.ok, result.detail, last_byte))
 
-    def _hook_changed(self, job: HookJob) -> None:
-        self._persistence.hook_changed(job.kind)
+    def _hooks_changed(self, jobs: Iterable[HookJob]) -> None:
+        self._persistence.hooks_changed([job.kind for job in jobs])
 
     def _save(self, _effect: fx.Effect) -> None:
         self._persistence.save()

@@ -51,6 +51,20 @@ def test_what_was_saved_is_loaded(make, warnings):
     assert warnings == []
 
 
+def test_definitions_are_written_as_they_are_now(make):
+    """Those that are the same as before are not made again."""
+    file, one, two = make(), {"port": 1, "wake": 'say "hi" \u2028'}, {"port": 2}
+    file.open()
+    for definitions in ({"a": one, "b": two}, {"b": one, "ä": two}, {"b": dict(two)}, {}, {"b": two}):
+        assert file.save(State(definitions=definitions))
+        assert file.load().definitions == definitions
+    nan = {"port": float("nan")}
+    assert not file.save(State(definitions={"b": two, "c": nan}))
+    assert file.load().definitions == {"b": two}
+    assert file.save(State(definitions={"b": one}))
+    assert file.load().definitions == {"b": one}
+
+
 def test_a_second_llmux_is_kept_off(make):
     first, second = make(), make()
     first.open()

@@ -1,5 +1,6 @@
 """What is kept for the next llmux: what operators have asked for, and which hooks are being ended."""
 
+import asyncio
 import dataclasses
 import json
 import subprocess
@@ -15,7 +16,7 @@ from llmux.hookrunner.hook_process import trace_of
 from llmux.observability import metrics
 from llmux.observability.state_file import NoState, State
 from llmux.runtime import persistence
-from tests.server.house import until
+from tests.server.house import SLEEP, held, until
 
 
 class NoOperator:
@@ -140,3 +141,62 @@ async def test_of_the_directions_that_are_kept_the_last_have_series_of_their_own
     text = switcher.metrics.render()[0].decode()
     shown = [line.split("{")[1].split("}")[0] for line in text.splitlines() if "cost_ema_seconds{" in line]
     assert sorted(shown) == ['from="b",to="c"', 'from="idle",to="a"']
+
+
+class Kept(NoState):
+    """Keeps all that was saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[State] = []
+
+    def save(self, state: State) -> bool:
+        self.saved.append(state)
+        return super().save(state)
+
+
+async def test_many_models_that_are_put_to_sleep_are_not_written_down_one_by_one(house, monkeypatch):
+    """The file is as long as there are models: 2,000 that ran at a start took minutes."""
+    made = []
+    remember = persistence.remember
+    monkeypatch.setattr(persistence, "remember", lambda spec: made.append(spec) or remember(spec))
+    names = [f"m{number}" for number in range(60)]
+    for name in names:
+        house.up(name)
+    config = house.config({name: {"sleep": f"{held('all')}; {SLEEP}"} for name in names})
+    store = Kept()
+    _, switcher = build_app(config, store=store, log=house.log)
+    switcher.start()
+    await until(lambda: store.saved and len(store.saved[-1].hooks) == 59)
+    running = [state for state in store.saved if len(state.holders) == 60 and state.hooks]
+    assert len(running) < 25  # a few of ``alive``, eight at once, and the rest eight by eight
+    house.release("all")
+    await until(lambda: len(store.saved[-1].holders) == 1 and not store.saved[-1].hooks)
+    assert len(made) == 60
+    await switcher.stop()
+
+
+async def test_what_comes_in_one_turn_of_the_loop_is_saved_once(house):
+    """It waits for no later turn, whatever comes in those."""
+    store = Kept()
+    _, switcher = build_app(house.config(), store=store, log=house.log)
+    switcher.start()
+    await until(lambda: switcher.core.state.ready)
+    keeper = switcher._persistence
+    keeper.save()
+    store.saved.clear()
+    for _ in range(3):
+        keeper.save_soon()
+    assert not store.saved
+    await asyncio.sleep(0)
+    assert len(store.saved) == 1
+    keeper.save_soon()
+    keeper.save()
+    await asyncio.sleep(0)
+    assert len(store.saved) == 2
+    for _ in range(6):
+        keeper.save_soon()
+        await asyncio.sleep(0)
+        keeper.save_soon()
+    assert len(store.saved) >= 5
+    await switcher.stop()

@@ -310,7 +310,7 @@ async def test_few_alive_hooks_run_at_once_and_fewer_begin_in_one_turn_of_the_lo
             loop.call_soon(count)
 
     count()
-    bench.runner._on_started = lambda _job: begun.append((turn, len(bench.runner.traces())))
+    bench.runner._on_started = lambda jobs: begun.extend((turn, len(bench.runner.traces())) for _ in jobs)
     futures = [bench.start(UNTIL_TOLD, kind=HookKind.ALIVE)[1] for _ in range(11)]
     assert len(bench.runner.running) == 11
     await bench.until(lambda: bench.lines.count("begun") == 4)
@@ -322,6 +322,51 @@ async def test_few_alive_hooks_run_at_once_and_fewer_begin_in_one_turn_of_the_lo
     turns = [turn for turn, _ in begun]
     assert max(map(turns.count, turns)) <= 3  # two of these, and the wake
     assert max(running for _, running in begun) <= 5
+
+
+@pytest.mark.usefixtures("few")
+async def test_of_other_hooks_few_are_started_in_one_turn_and_told_together_before_their_scripts_begin(bench):
+    """Of thousands, none waits for the end of another."""
+    turn, told, loop = 0, [], asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if len(told) < 8:
+            loop.call_soon(count)
+
+    def written_down(jobs) -> None:
+        assert not any((bench.folder / str(job.id)).exists() for job in jobs)
+        assert len(bench.runner.traces()) == sum(len(before) for _, before in told) + len(jobs)
+        told.append((turn, [job.id for job in jobs]))
+
+    bench.runner._on_started = written_down
+    script = f">$LLMUX_LEVEL; {UNTIL_TOLD}"
+    jobs = [bench.start(script, kind=HookKind.SLEEP, env={"LLMUX_LEVEL": str(number)}) for number in range(1, 12)]
+    assert [each for _, each in told] == [[1], [2]]  # at once, as one alone
+    loop.call_soon(count)
+    await bench.until(lambda: bench.lines.count("begun") == 11)
+    assert [each for _, each in told] == [[1], [2], [3, 4], [5, 6], [7, 8], [9, 10], [11]]
+    turns = [turn for turn, _ in told[2:]]
+    assert len(set(turns)) == len(turns)
+    (bench.folder / "go").touch()
+    async with asyncio.timeout(PATIENCE):
+        assert all(result.ok for result in await asyncio.gather(*(future for _, future in jobs)))
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("how", ["kill", "close"])
+async def test_other_hooks_that_wait_for_their_turn_are_ended_with_those_that_run(bench, how):
+    jobs = [bench.start("exec sleep 600", kind=HookKind.SLEEP) for _ in range(5)]
+    if how == "kill":
+        assert all(bench.runner.kill(job.id, "stopping") for job, _ in jobs)
+    else:
+        await bench.runner.close()
+        assert len(bench.results) == 5
+    async with asyncio.timeout(PATIENCE):
+        results = await asyncio.gather(*(future for _, future in jobs))
+    assert {result.killed for result in results} == {"stopping"}
+    assert sum(result.detail == "could not be started: llmux is stopping" for result in results) == 3
 
 
 @pytest.mark.usefixtures("few")
