@@ -38,7 +38,7 @@ from llmux.observability.notices import EventLog
 from llmux.observability.state_file import NoState, StateFile
 from llmux.plugins import file_of
 from llmux.runtime import Switcher
-from llmux.runtime.engine_locks import EngineLocks
+from llmux.runtime.engine_locks import EngineLocks, most_locks
 from llmux.server import BACKLOG, Runner
 from llmux.upstream import native
 
@@ -220,7 +220,8 @@ class Process:
         path = config.state_path
         store = NoState() if path is None else StateFile(path, self._log.emit)
         app, switcher = build_app(config, store=store, log=self._log)
-        switcher.engine_locks = EngineLocks(self._log, str(config.file or ""))
+        most = most_locks(len(config.models))
+        switcher.engine_locks = EngineLocks(self._log, str(config.file or ""), most)
         return app, switcher
 
     def _joining(self, config: Config, switcher: Switcher) -> Iterable[Coroutine[Any, Any, None]]:

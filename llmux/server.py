@@ -23,6 +23,7 @@ from llmux.middleware.context import REFUSED, request_id
 from llmux.observability.notices import EventLog
 from llmux.proxy import error_response
 from llmux.proxy.envelope import error_body
+from llmux.runtime.engine_locks import most_locks
 from llmux.upstream import native
 
 HEADER_LIMIT = 32 * 1024  # bytes of one header field, and of the request line
@@ -249,10 +250,12 @@ class Runner(ServerRunner):
         super().__init__(app)
         self._event_log = log
         # A request in flight needs a file for its client and one for its engine; a stream that is lent to the
-        # native relay needs two more. It gets no others: where hooks cannot be started, models count as lost.
+        # native relay needs two more, and the lock of an engine one. They get no others: where hooks cannot be
+        # started, models count as lost.
         self._switcher = app[SWITCHER]
         config = self._switcher.config
-        locks = len(config.models) if isinstance(config, Config) else 0  # a gateway has no engines to lock
+        # A gateway has no engines to lock.
+        locks = most_locks(len(config.models)) if isinstance(config, Config) else 0
         lent = native.most_streams()
         self._limit = config.max_connections or max(64, (open_files() - RESERVED - locks) // 2 - lent)
         native.NativeRelay.left = RESERVED + 2 * self._limit

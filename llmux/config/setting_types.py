@@ -3,6 +3,7 @@
 The address of the store which hosts and gateways share is one server, sentinels, a cluster, or ``embedded``.
 """
 
+import contextlib
 import ipaddress
 import math
 import re
@@ -348,7 +349,13 @@ class Address:
 
 def same_host(host: str) -> str:
     """Return one spelling for all names of this machine's loopback, else the host in lower case."""
-    return "127.0.0.1" if host.lower() in _LOOPBACK else host.lower()
+    name = host.lower().rstrip(".")
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(name)
+        mapped = address.ipv4_mapped if address.version == 6 else None  # noqa: PLR2004
+        name = str(mapped or address)
+    # To connect to "any address" is to connect to this machine.
+    return "127.0.0.1" if name in _LOOPBACK or name in _ANY_HOST else name
 
 
 def is_loopback(host: str) -> bool:

@@ -13,6 +13,8 @@ several machines that control an engine on yet another one are not noticed.
 The holder of a lock answers a datagram with its pid and the file of its configuration, and learns in the same way
 which llmux asks. A lock that another llmux has is tried again every ``RETRY`` seconds.
 
+A lock takes an open file. Where few may be open, the engines that come last have none.
+
 It is told, and not refused: an engine that takes no GPU, as one for embeddings on the CPU, may well serve several.
 """
 
@@ -24,6 +26,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -35,6 +38,8 @@ from llmux.observability.notices import EventLog
 RETRY = 10.0  # seconds between two tries to get the locks that another llmux has
 PATIENCE = 0.2  # seconds for its answer
 ASKED = 8  # locks whose holder is asked at once; it is most likely the same
+NAMED = 64  # llmuxes that asked and are named in the log; any user may send questions
+_SHARE, _LEAST = 4, 64  # locks take up to a quarter of the open files; fewer models have room for so many
 _LONGEST = 80  # bytes of an address in a name, which may have 107
 _ANSWER = 4096  # bytes
 
@@ -61,6 +66,13 @@ def engines_of(config: Config) -> list[str]:
     return [engine_of(model.address) for model in config.models.values()]
 
 
+def most_locks(models: int) -> int:
+    """Return how many locks an llmux that starts with so many models may have; other files stay free."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    wanted = max(_LEAST, 2 * models)  # a reload may bring more
+    return wanted if files == resource.RLIM_INFINITY else min(wanted, files // _SHARE)
+
+
 def controlled(engine: str) -> Other | None:
     """Return the llmux that controls an engine; None if there is none, or where that cannot be known."""
     found = _take(engine)
@@ -72,10 +84,11 @@ def controlled(engine: str) -> Other | None:
 class EngineLocks:
     """The locks of the engines that this llmux controls. All is called from the thread of the running loop."""
 
-    def __init__(self, log: EventLog, config: str) -> None:
+    def __init__(self, log: EventLog, config: str, most: int) -> None:
         self.taken: dict[str, Other] = {}
         """The engines that another llmux controls, too."""
         self._me = Other(os.getpid(), config)
+        self._most = most
         self._log = log
         self._held: dict[str, socket.socket] = {}
         self._askers: set[Other] = set()  # that the log has named
@@ -104,7 +117,7 @@ class EngineLocks:
         taken, self.taken = self.taken, {}
         asked, other = 0, Other()
         for engine in wanted:
-            if engine in self._held or self._take(engine):
+            if engine in self._held or len(self._held) >= self._most or self._take(engine):
                 continue
             if engine in taken:
                 self.taken[engine] = taken[engine]
@@ -147,12 +160,13 @@ class EngineLocks:
         """Answer the question which llmux holds a lock."""
         with contextlib.suppress(OSError):
             question, sender = lock.recvfrom(_ANSWER)
-            if sender:
-                lock.sendto(json.dumps(self._me).encode(), sender)
             asker = _other(question)
-            if asker.pid and asker not in self._askers:  # one that says nothing only wants to know
+            # One that says nothing only wants to know.
+            if asker.pid and asker not in self._askers and len(self._askers) < NAMED:
                 self._askers.add(asker)
                 self._tell(asker, [engine])
+            if sender:
+                lock.sendto(json.dumps(self._me).encode(), sender)
 
     def _tell(self, other: Other, engines: list[str]) -> None:
         self._log.emit("engine_controlled_twice", engines=engines, by=str(other))

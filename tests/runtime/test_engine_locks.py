@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import resource
 import socket
 
 import pytest
@@ -16,7 +18,7 @@ from tests.server.house import Log, until
 @pytest.fixture
 async def two(free_name):  # noqa: ARG001 - for its sake
     logs = Log(), Log()
-    made = [EngineLocks(log, file) for log, file in zip(logs, ("/one.yaml", "/other.yaml"), strict=True)]
+    made = [EngineLocks(log, file, 100) for log, file in zip(logs, ("/one.yaml", "/other.yaml"), strict=True)]
     yield made, logs
     for each in made:
         each.close()
@@ -58,6 +60,46 @@ async def test_each_side_names_the_other_once(two):
     assert (len(told["engines"]), told["by"]) == (30, "another llmux")
 
 
+async def test_one_that_waited_no_longer_for_the_answer_is_named_all_the_same(two):
+    """The holder may be busy, or stopped."""
+    (one, other), (log, _) = two
+    other._me = Other(22, "/other.yaml")
+    one.follow(lambda: ["a:1"])
+    other.follow(lambda: ["a:1"])  # on the thread of the holder, which cannot answer
+    await until(lambda: log.events)
+    by = "the llmux with pid 22 (/other.yaml)"
+    assert log.named("engine_controlled_twice") == [{"engines": ["a:1"], "by": by}]
+
+
+async def test_a_flood_of_questions_from_whomever_names_few_in_the_log(two):
+    """Any user of the machine can send them: 20,000 made 80 MB of log, and as much memory."""
+    (one, _), (log, _) = two
+    one.follow(lambda: ["a:1"])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        for pid in range(1, 2 * engine_locks.NAMED):
+            client.sendto(json.dumps([pid, "y" * 3900]).encode(), engine_locks._name("a:1"))
+            await asyncio.sleep(0)
+        await until(lambda: len(log.events) == engine_locks.NAMED)
+    assert (await asyncio.to_thread(engine_locks._ask, "a:1", Other(7, "/late.yaml"))) == one._me
+    assert len(log.events) == len(one._askers) == engine_locks.NAMED
+
+
+async def test_where_few_files_may_be_open_the_last_engines_have_no_locks(two, monkeypatch):
+    """They would take those with which hooks are started, and clients accepted."""
+    (one, other), (_, log) = two
+    one._most = 3
+    engines = [f"a:{n}" for n in range(6)]
+    one.follow(lambda: engines)
+    assert list(one._held) == engines[:3]
+    one.follow(lambda: engines[2:])
+    assert list(one._held) == engines[2:5]
+    other.follow(lambda: engines[5:])
+    assert not other.taken
+    assert log.events == []
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
+    assert [engine_locks.most_locks(models) for models in (1, 100, 2000)] == [64, 200, 256]
+
+
 async def test_nonsense_is_survived(two):
     (one, _), (log, _) = two
     one.follow(lambda: ["a:1"])
@@ -80,16 +122,11 @@ async def test_where_there_are_no_locks_nothing_is_said(two, monkeypatch):
 
 def test_an_engine_has_one_name():
     hooks = {"wake": ":", "sleep": ":", "alive": ":"}
-    urls = [
-        "http://localhost:8001",
-        "http://[::1]:8001",
-        "http://127.0.0.1:8001/",
-        "http://GPU:1/x",
-        "https://gpu:1",
-    ]
+    own = ["localhost", "LocalHost.", "127.0.0.1", "[::1]", "[0:0::0:1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]"]
+    urls = [*(f"http://{name}:8001/" for name in own), "http://GPU:1/x", "https://gpu:1", "http://127.0.0.2:1"]
     models = {f"m{n}": {"url": url, "shared_address": True, **hooks} for n, url in enumerate(urls)}
     engines = engines_of(Config.model_validate({"models": models}))
-    assert engines == ["127.0.0.1:8001"] * 3 + ["gpu:1/x", "gpu:1"]
+    assert engines == ["127.0.0.1:8001"] * len(own) + ["gpu:1/x", "gpu:1", "127.0.0.2:1"]
     assert len(engine_locks._name("x" * 500)) < 107
 
 
