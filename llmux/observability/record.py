@@ -2,8 +2,9 @@
 
 The event loop never waits for the disk: lines wait in a bounded queue, and further ones are counted, dropped, and
 reported in the file (a line of type ``lost``) and in the log. At its bound the file becomes FILE.1, replacing an
-older one, so that the two together take at most about twice the bound. A file that was moved away or removed is
-noticed, at the next line or within ``LOOK`` seconds, and a new one begun. The next llmux ends a line that a crash
+older one, so that the two together take at most about twice the bound. A file that was moved away, removed or cut
+is noticed, at the next line or within ``LOOK`` seconds, and a new one begun; what would go with a removed one is
+kept for that. So is what follows a first line that could not be written. The next llmux ends a line that a crash
 has torn; readers skip it (``read_record``).
 """
 
@@ -14,6 +15,7 @@ import gzip
 import json
 import os
 import queue
+import stat
 import sys
 import threading
 import time
@@ -65,6 +67,8 @@ class RecordFile:
         self._next: int | None = None  # in the place of a file that is gone
         self._asked_at = 0.0  # when its owner was told, on the monotonic clock
         self._nowhere = False  # it is gone, and no other can be written
+        self._holds = False  # until it is begun anew: it is removed, or lacks a `start` line
+        self._kept: list[Line] = []  # for the file that is begun then
         self._thread = threading.Thread(target=self._run, name="llmux-record", daemon=True)
         self._thread.start()
 
@@ -113,31 +117,46 @@ class RecordFile:
             with contextlib.suppress(queue.Empty):
                 while len(batch) < BATCH:
                     batch.append(self._lines.get_nowait())
-            lines: list[Line] = []
-            for each in batch:
-                if isinstance(each, Mapping):
-                    lines.append(each)
-                    continue
-                self._write(lines)
-                lines = []
-                if each is None:
-                    ended = True
-                    break
-                if self._next is not None or not each.gone:
-                    self._rotate()
-            self._write(lines)
+            ended = self._take(batch)
         self._write([])
         for file in (self._file, self._next):
             if file is not None:
                 with contextlib.suppress(OSError):
                     os.close(file)
 
+    def _take(self, batch: list[Line | _NewFile | None]) -> bool:
+        """Write what was queued, each line into its file; return whether it is the end."""
+        lines: list[Line] = []
+        for each in batch:
+            if isinstance(each, Mapping):
+                lines.append(each)
+                if not self._holds:  # behind the first line of a new file
+                    lines += self._kept
+                    self._kept = []
+                continue
+            self._write(lines)
+            lines = []
+            if each is None:
+                return True
+            if self._next is not None or not each.gone:
+                self._rotate()
+        self._write(lines)
+        return False
+
     def _write(self, lines: list[Line]) -> None:
+        if self._holds:
+            lines = [line for line in lines if line.get("type") != "start"]  # it gets another
+            room = WAITING - len(self._kept)
+            self._kept += lines[:room]
+            self._unwritten += len(lines[room:])
+        elif lines or self.lost:
+            self._append(lines)
+
+    def _append(self, lines: list[Line]) -> None:
         lost = self.lost
+        place = int(bool(lines) and lines[0].get("type") == "start")  # with which a file has to begin
         if lost:
-            lines = [{"type": "lost", "lines": lost}, *lines]
-        if not lines:
-            return
+            lines = [*lines[:place], {"type": "lost", "lines": lost}, *lines[place:]]
         data = b"".join(_encoded(line) for line in lines)
         written = 0
         try:
@@ -148,9 +167,11 @@ class RecordFile:
         except OSError as error:
             self._torn = data[:written][-1:] != b"\n" if written else self._torn
             missing = lines[len(lines) - min(data.count(b"\n", written), len(lines)) :]
-            told_of_loss = bool(lost) and len(missing) < len(lines)
+            told_of_loss = bool(lost) and len(missing) < len(lines) - place
             self._unwritten += len(missing) - (bool(lost) and not told_of_loss)
             self._trouble(error)
+            if place and len(missing) == len(lines) and self._next is None:
+                self._begin_again()
         else:
             self._torn = self._failed = False
             told_of_loss = bool(lost)
@@ -161,14 +182,24 @@ class RecordFile:
         if self._size >= self._bound:
             self.full = True
 
+    def _begin_again(self) -> None:
+        """Have the same file begun once more, with a ``start`` line, after ``LOOK`` seconds."""
+        with contextlib.suppress(OSError):  # no files are left
+            self._next = os.dup(self._file)
+            self._holds, self._asked_at = True, time.monotonic()
+
     def _look(self) -> None:
-        """Notice that the file was moved or removed; once another can be written, have it begun."""
+        """Notice that the file was moved, removed or cut; once another can be written, have it begun."""
         if self._next is None:
-            if self._is_there():
+            mine = os.fstat(self._file)
+            there = self._is_there(mine)
+            cut = there and stat.S_ISREG(mine.st_mode) and mine.st_size < self._size
+            self._holds = cut or not (there or mine.st_nlink)
+            if there and not cut:
                 self._nowhere = False
                 return
             try:
-                self._next = _open(self.path)
+                self._next = os.dup(self._file) if cut else _open(self.path)
             except OSError as error:
                 if not self._nowhere:
                     self._nowhere = True
@@ -179,10 +210,10 @@ class RecordFile:
         self._asked_at = time.monotonic()
         self.on_gone()
 
-    def _is_there(self) -> bool:
+    def _is_there(self, mine: os.stat_result) -> bool:
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self._file))  # noqa: PTH116 - may be text
-        except FileNotFoundError:
+            return os.path.samestat(os.stat(self.path), mine)  # noqa: PTH116 - may be text
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:  # nothing is known
             return True
@@ -197,7 +228,7 @@ class RecordFile:
                 self._trouble(error)
                 return
         os.close(self._file)
-        self._file, self._nowhere = fresh, False
+        self._file, self._nowhere, self._holds = fresh, False, False
         self._size, self._torn = _end_of(fresh, self.path)
 
     def _trouble(self, error: OSError) -> None:

@@ -211,6 +211,8 @@ def _skip(head: bytes, at: int, kind: int) -> int:
         return at + _SIZES[kind]
     inner, count = struct.unpack_from("<IQ", head, at)
     at += 12
+    if count > len(head):  # it would be an offset that is none
+        raise struct.error
     if inner != _STRING:
         return at + _SIZES[inner] * int(count)
     for _ in range(count):

@@ -1,7 +1,9 @@
 """The record's file: its lines, its bound, and what a crash, a slow disk and a full one do to it."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 
 import pytest
 
+from llmux.observability import record
 from llmux.observability.record import RecordError, RecordFile, read_record
 from tests.harness.waiting import PATIENCE
 
@@ -98,6 +101,80 @@ def test_a_full_disk_is_told_once():
         wait_for(lambda number=number: file.lost > number)
     file.close()
     assert told == [("record_unwritable", {"path": "/dev/full", "error": "No space left on device"})]
+
+
+def begins_anew(file):
+    def gone():
+        file.begin_new(gone=True)
+        file.put(START)
+
+    file.on_gone = gone
+
+
+def test_a_loss_is_told_after_the_line_with_which_a_file_begins(tmp_path):
+    """The disk was full, and the file is moved away: the new one can be read."""
+    path = tmp_path / "record"
+    file = RecordFile(path, 1 << 20, Told())
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, file._file)  # no longer what is at the path
+    os.close(full)
+    for number in range(3):
+        file.put({"type": "request", "id": number})
+    wait_for(lambda: file.lost == 3)
+    begins_anew(file)
+    file.on_gone()
+    file.put({"type": "request", "id": 3})
+    file.close()
+    (run,) = read_record(path)
+    assert ([line["id"] for line in run.requests], run.lost) == ([3], 3)
+
+
+def test_a_first_line_that_could_not_be_written_is_written_once_more(tmp_path, monkeypatch):
+    """Else nobody could read what follows, or would take it for what an earlier llmux has done."""
+    monkeypatch.setattr(record, "LOOK", 0.01)
+    path = tmp_path / "record"
+    write(path, START, {"type": "request", "id": 1})
+    write_some, allowed = os.write, [5, 0]  # bytes, until there is room again
+
+    def scarce(file, data):
+        most = allowed.pop(0) if allowed else len(data)
+        if not most:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_some(file, data[:most])
+
+    monkeypatch.setattr(os, "write", scarce)
+    file = RecordFile(path, 1 << 20, Told())
+    begins_anew(file)
+    file.put(START)
+    wait_for(lambda: file.lost == 1)
+    file.put({"type": "request", "id": 2})
+    wait_for(lambda: not file.lost)
+    file.close()
+    first, second = read_record(path)
+    assert [line["id"] for line in first.requests] == [1]
+    assert [line["id"] for line in second.requests] == [2]
+    assert second.lost == 1
+
+
+def test_what_would_go_with_a_removed_file_is_kept_for_the_next_but_not_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "WAITING", 5)
+    folder = tmp_path / "records"
+    folder.mkdir()
+    file = RecordFile(folder / "record", 1 << 20, Told())
+    begins_anew(file)
+    shutil.rmtree(folder)
+    file.put(START)  # it had not been written yet
+    for number in range(8):
+        file.put({"type": "request", "id": number})
+    wait_for(lambda: file.lost == 3)
+    folder.mkdir()
+    file.put({"type": "request", "id": 8})
+    wait_for((folder / "record").exists)
+    wait_for(lambda: not file.lost)
+    file.close()
+    (run,) = read_record(folder / "record")
+    assert [line["id"] for line in run.requests] == [0, 1, 2, 3, 4]
+    assert run.lost == 4
 
 
 def test_kill_9_leaves_what_was_written(tmp_path):
