@@ -23,6 +23,8 @@ _HEAD = 65_536  # bytes; general metadata comes first
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\Z")
 _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+Kinds = dict[Path, dict[str, str] | None]  # the general metadata of the files in a folder
+
 _EMBEDDERS = re.compile(r"bert|embed|t5encoder|bge|gte-|e5-", re.IGNORECASE)
 _RERANKERS = re.compile(r"rerank", re.IGNORECASE)
 
@@ -91,32 +93,39 @@ def find(environ: Mapping[str, str], home: Path, here: Path | None = None) -> Fo
         if not os.path.isdir(place):  # noqa: PTH112 (Path's own raises where nothing may be read)
             continue
         found.places.append(place)
-        kinds = {path: _kind(path) for path in sorted(_files(place, found, deepest))}
-        for path in kinds:
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                near = {other: kind for other, kind in kinds.items() if other.parent == path.parent}
-                model = _model(path, near)
-                if model is not None:
-                    found.models.append(model)
-                elif _is_broken(path, near):
-                    found.broken.append(path)
+        folders: dict[Path, Kinds] = {}
+        for path in sorted(_files(place, found, deepest)):
+            folders.setdefault(path.parent, {})[path] = _kind(path)
+        for near in folders.values():
+            projectors = _projectors(near)
+            for path in near:
+                real = os.path.realpath(path)
+                if real not in seen:
+                    seen.add(real)
+                    model = _model(path, near, projectors)
+                    if model is not None:
+                        found.models.append(model)
+                    elif _is_broken(path, near):
+                        found.broken.append(path)
     return found
 
 
 def read(path: Path) -> Gguf | None:
     """Read one file, and those that belong to it. None if it is no model by itself."""
-    return _model(path, {other: _kind(other) for other in {path, *path.parent.glob("*.[gG][gG][uU][fF]")}})
+    near = {other: _kind(other) for other in {path, *path.parent.glob("*.[gG][gG][uU][fF]")}}
+    return _model(path, near, _projectors(near))
 
 
-def _model(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> Gguf | None:
+def _projectors(near: Kinds) -> list[Path]:
+    return [path for path, said in near.items() if said is not None and _is_projector(said)]
+
+
+def _model(path: Path, kinds: Kinds, projectors: list[Path]) -> Gguf | None:
     part, kind = _PART.search(path.stem), kinds[path]
     if kind is None or (part and part[1] != "00001") or not _is_model(kind):
         return None
     if not _is_whole(path, kinds):
         return None
-    projectors = [other for other, said in kinds.items() if said is not None and _is_projector(said)]
     return Gguf(
         path,
         sum(os.path.getsize(one) for one in _parts(path)),  # noqa: PTH202 (as above)
@@ -134,11 +143,11 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(name + path.suffix) for name in names]
 
 
-def _is_whole(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> bool:
+def _is_whole(path: Path, kinds: Kinds) -> bool:
     return all(kinds.get(one) is not None for one in _parts(path))
 
 
-def _is_broken(path: Path, kinds: Mapping[Path, dict[str, str] | None]) -> bool:
+def _is_broken(path: Path, kinds: Kinds) -> bool:
     """Return whether it is not whole; of a model in parts, this is said of the first that is there."""
     first = next((one for one in _parts(path) if one in kinds), path)
     return path == first and not _is_whole(path, kinds) and os.path.isfile(path)  # noqa: PTH113 (as above)

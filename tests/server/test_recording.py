@@ -125,7 +125,7 @@ async def test_the_record_is_bounded(house):
 async def test_a_record_that_is_taken_away_is_begun_anew(house, how, monkeypatch):
     """As logrotate and people do; what was moved away is whole, and the new one can be understood without it."""
     if how == "removed while idle":
-        monkeypatch.setattr(record, "LOOK", 0.01)
+        monkeypatch.setattr(record, "LOOK", 0.2)
     await house.open(record="record.jsonl")
     file, moved = house.folder / "record.jsonl", house.folder / "record.0"
     assert (await house.chat("a")).status == 200

@@ -1,6 +1,8 @@
 """GGUF files: where they are looked for, and what they say of themselves."""
 
 import os
+import struct
+import time
 
 import pytest
 
@@ -114,6 +116,19 @@ def test_a_file_that_ends_within_its_own_description_is_no_model(tmp_path):
     assert names(gguf.find({}, tmp_path)) == ["x"]
 
 
+@pytest.mark.parametrize("inner", [4, 8, 9])  # numbers, texts, arrays
+@pytest.mark.parametrize("count", [2**40, 2**62, 2**64 - 1])
+def test_an_array_that_claims_to_be_endless(tmp_path, inner, count):
+    def text(said):
+        return struct.pack("<Q", len(said)) + said
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + text(b"general.tags") + struct.pack("<IIQ", 9, inner, count)
+    file = tmp_path / "models" / "x.gguf"
+    file.parent.mkdir()
+    file.write_bytes(head + b"\0" * 70_000)
+    assert names(gguf.find({}, tmp_path)) == ["x"]
+
+
 def test_a_key_that_claims_to_be_endless(tmp_path):
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF" + b"\3\0\0\0" + b"\xff" * 100)
@@ -175,3 +190,19 @@ def test_the_folder_one_is_in_comes_first_and_is_found_once(tmp_path):
     assert sorted(names(gguf.find({}, tmp_path, models))) == ["a", "b"]
     assert sorted(names(gguf.find({}, tmp_path, other))) == ["a", "b", "c"]
     assert names(gguf.find({}, tmp_path, other))[0] == "c"
+
+
+def test_thousands_in_one_folder_take_no_longer_each_than_a_few(tmp_path, monkeypatch):
+    """Each was compared with each: 10,000 took minutes."""
+    first = write_gguf(tmp_path / "models" / "m.gguf", MODEL)
+    for number in range(2000):
+        (tmp_path / "models" / f"m{number}.gguf").hardlink_to(first)
+    said = {"general.architecture": "qwen3"}
+    monkeypatch.setattr(gguf, "_kind", lambda _path: said)
+    asked = []
+    monkeypatch.setattr(gguf, "_is_projector", asked.append)
+    before = time.thread_time()
+    found = gguf.find({}, tmp_path)
+    assert time.thread_time() - before < 1
+    assert len(found.models) == 2001
+    assert len(asked) <= 2 * 2001
