@@ -199,7 +199,7 @@ async def test_it_refuses_while_another_llmux_controls_the_engine(configure, fol
     """One that has another port and state file; an llmux that does not answer counts, too."""
     port = configure()["port"]
     log = Log()
-    locks = EngineLocks(log, "/etc/other.yaml")
+    locks = EngineLocks(log, "/etc/other.yaml", 100)
     locks.follow(lambda: [f"127.0.0.1:{port}"])
     done = await asyncio.to_thread(try_hooks, "m")
     assert done.exit_code == 2
