@@ -350,7 +350,7 @@ class EngineConnection(asyncio.Protocol):
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def data_received(self, data: bytes) -> None:  # noqa: C901, PLR0912, the innermost loop
+    def data_received(self, data: bytes) -> None:  # noqa: C901, the innermost loop
         """Pass the bytes on, and follow the framing to know where the response ends."""
         if self._between:
             size = len(data)
@@ -379,9 +379,10 @@ class EngineConnection(asyncio.Protocol):
         if framing is _CHUNKED:
             self._chunked_data(sink, data)
         elif framing is None:
-            if self._repeats:
-                data = without_id(data, self._told)
-            if self._last_head is None or self._buffer or not self._same_head(sink, self._last_head, data):
+            last = None if self._buffer else self._last_head
+            # Without the ID only to compare them: of what comes in pieces no one knows yet where its body begins.
+            known = without_id(data, self._told) if self._repeats and last is not None else data
+            if last is None or not self._same_head(sink, last, known):
                 self._head_data(sink, data)
         elif framing is _LENGTH:
             left = self._left - len(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -263,11 +264,11 @@ class Wire:
 
 
 def answered(
-    connection: EngineConnection, pieces: list[bytes], *, to_head_request: bool = False
+    connection: EngineConnection, pieces: list[bytes], *, to_head_request: bool = False, told: bytes = b""
 ) -> tuple[Any, ...]:
     """Return what a connection makes of one more answer."""
     sink = Sink()
-    connection.begin(sink, head_request=to_head_request)
+    connection.begin(sink, head_request=to_head_request, told=told)
     connection.write_whole(b"request")
     for piece in pieces:
         connection.data_received(piece)
@@ -310,6 +311,41 @@ def test_a_head_means_the_same_to_a_connection_that_has_seen_one_like_it(head, b
             assert found == answered(connected(loop), pieces, to_head_request=to_head_request)
             if not used.reusable or found[-1]:  # it would not be used again
                 break
+    finally:
+        loop.close()
+
+
+ECHO = b"POST / HTTP/1.1\r\nX-Request-ID: mine\r\n\r\n"
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "X-Request-ID: mine\r\n", "x-request-id: mine\r\n", "X-A: mine\r\n"]),
+            st.sampled_from(["Content-Length: {}\r\n", "Content-Length: {}\r\nX-Request-ID: mine\r\n"]),
+            st.sampled_from([b"ok", b"mine", ECHO, b"\r\n" + ECHO, ECHO[17:], b"\n" + ECHO[17:]]),
+            st.lists(st.integers(1, 120), max_size=2),
+        ),
+        min_size=2,
+        max_size=3,
+    )
+)
+@example(
+    [("X-Request-ID: mine\r\n", "Content-Length: {}\r\n", b"ok", []), ("", "Content-Length: {}\r\n", ECHO, [17])]
+)
+def test_an_answer_loses_the_id_in_its_head_and_nothing_else(answers):
+    """However it is split, and whatever the answers before it on the connection were."""
+    loop = asyncio.new_event_loop()
+    try:
+        used = connected(loop)
+        for before, after, body, cuts in answers:
+            head = f"HTTP/1.1 200 OK\r\n{before}{after.format(len(body))}\r\n".encode()
+            whole = head + body
+            at = [0, *sorted(cuts), len(whole)]
+            pieces = [piece for start, end in itertools.pairwise(at) if (piece := whole[start:end])]
+            told, read, *_ = answered(used, pieces, told=b"mine")
+            assert (told[-1], read) == ("ended", body)
     finally:
         loop.close()
 
