@@ -262,17 +262,14 @@ class GatewayHandler:
     async def _placed(
         self, request: web.Request, context: RequestContext, body: Body | None, name: str
     ) -> web.StreamResponse:
-        gate = self.gate
-        grant = None if gate is None else gate.grants.get(context.key)
-        model = self._known(name, grant)
-        if gate is not None and grant is not None and context.passed is None:
-            context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
-        context.asked, context.model = name, model
-        teller = Teller(request, context, self._now)
-        await teller.prepare(body, default=self.progress)
         trip = context.trip if isinstance(context, PlacedContext) else None
         if trip is None:
-            trip = self.dispatcher.enter(model)
+            self._let_in(context, name)
+        teller = Teller(request, context, self._now)
+        await teller.prepare(body, default=self.progress)
+        if trip is None:
+            assert context.model is not None
+            trip = self.dispatcher.enter(context.model)
             trip.request_id = context.request_id
         try:
             while True:
@@ -292,6 +289,15 @@ class GatewayHandler:
                     self.dispatcher.broken(trip, error)
         finally:
             self.dispatcher.leave(trip)
+
+    def _let_in(self, context: RequestContext, name: str) -> None:
+        """Find out which model a request is for, and whether its key may send it now. Raises RequestError."""
+        gate = self.gate
+        grant = None if gate is None else gate.grants.get(context.key)
+        model = self._known(name, grant)
+        context.asked, context.model = name, model
+        if gate is not None and grant is not None:
+            context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
 
     def _known(self, name: str, grant: Grant | None) -> str:
         """Return the model that a name stands for. Raises UnknownModelError and UnavailableError."""

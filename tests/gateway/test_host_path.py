@@ -133,6 +133,9 @@ async def test_limits_are_told_and_counted_alike_both_ways(door, puppet, fast):
         assert [reply.status for reply in replies] == [200, 403, 404, 200, 200, 429]
         assert replies[0].headers["x-ratelimit-remaining-requests"] == "2"
         told.append([timeless(reply)[:2] for reply in replies[:5]])
+        rows = door.gateway.requests.rows(6)[::-1]
+        told[-1] += [(row["model"], row["asked"], row["status"]) for row in rows]
+        assert [row["model"] for row in rows] == ["a", "b", None, "a", "a", "a"]
     assert told[0] == told[1]
     assert fast == [True, True, False, True, True, True]
     assert len(puppet.requests) == 6
@@ -160,6 +163,28 @@ async def test_clients_that_want_progress_take_the_long_way(door, puppet, fast):
     assert fast == [True, False, False, False]
     assert (await door.raw(request(Authorization="Bearer one-key"))).status == 200
     assert fast[4:] == [False]
+
+
+@pytest.mark.usefixtures("both_ways")
+async def test_what_was_sent_is_not_sent_again_though_a_reload_takes_its_host(door, puppet):
+    """Nor is it refused as if no host had seen it."""
+    gone = asyncio.Event()
+    puppet.does = [lambda _writer: hang_up(gone)]
+    gateway = await door.open_gateway({"one": puppet.url})
+    line = await door.line()
+    line.send(request())
+    await until(lambda: puppet.requests)
+    gateway.replace(door.gateway_config({"two": {"url": "http://127.0.0.1:1"}}))
+    gone.set()
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (502, "host_lost")
+    assert gateway.dispatcher.counts["broken", "one"] == 1
+    assert not gateway.dispatcher.placement.requests
+
+
+async def hang_up(when):
+    await when.wait()
+    raise ConnectionResetError
 
 
 async def test_names_that_come_and_go_with_hosts(door, puppet, fast):
