@@ -189,6 +189,8 @@ class FastPath:
             if let is None:
                 return None
             dropped, holder = let
+            if holder is not None and holder.captured:  # a gateway's, too, whosever key it names
+                return None
         name = None if holder is None or holder.operator else holder.name
         grant = None if self._gate is None or name is None else self._grant(self._gate, name)
         return KnownHead(head, route, dropped, holder, self._names(name, route.path), grant)

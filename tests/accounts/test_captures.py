@@ -66,6 +66,18 @@ async def test_a_request_and_its_answer(house):
     assert "llmux_captures_lost_total 0.0" in metrics
 
 
+async def test_what_a_captured_gateway_sends_for_its_clients_is_captured_too(house):
+    keys = [*KEYS, {"name": "gate", "key": "key-of-gate", "gateway": True}]
+    house.up("a")
+    await house.open(captures={"keys": ["gate"], "folder": "kept"}, api_keys=keys)
+    assert (await house.ask("POST", CHAT, {"model": "a"}, **BOB)).status == 200  # the model is known to be awake
+    for name in ("bob", "nobodys"):
+        gateway = {"Authorization": "Bearer key-of-gate", "X_LLMux_Key": name, "X_Request_ID": f"of-{name}"}
+        assert (await house.ask("POST", CHAT, {"model": "a"}, **gateway)).status == 200
+    found = await documents(house, 2)
+    assert {ident: kept["key"] for ident, kept in found.items()} == {"of-bob": "bob", "of-nobodys": "nobodys"}
+
+
 async def test_no_credential_and_nothing_that_was_configured(house):
     """Not in a header, a field or the query, nor where an engine says it again."""
     await open_with(house, remove=["content", "X-Project"])
