@@ -119,6 +119,7 @@ class Gate:
         self._awake = awake
         self._prices: Prices | None = None
         self._balances: dict[str, _Balance] = {}
+        self._former: dict[str, _Balance] = {}  # of keys that were removed while their requests were under way
         self._models: dict[str, _Model] = {}
         self._wall = wall  # a Unix time: the periods of budgets are days and months
         self._keeper: Keeper | None = None
@@ -133,7 +134,7 @@ class Gate:
         """Set the grants, by the keys' names, and the prices."""
         self._prices = prices
         self.grants = grants
-        balances = {}
+        balances, before = {}, self._former | self._balances
         for key, grant in self.grants.items():
             balances[key] = balance = _Balance(
                 grant,
@@ -141,12 +142,16 @@ class Gate:
                 [Allowance(rate) for rate in grant.tokens],
                 _budget(grant.budget),
             )
-            before = self._balances.get(key)
-            if before is not None:
-                _carry_over(before, balance)
+            if key in before:
+                _carry_over(before.pop(key), balance)
             if balance.budget is not None and self._keeper is not None:
                 balance.budget.known = partial(self._keeper.spent, key)
         self._balances = balances
+        self._former = {key: balance for key, balance in before.items() if balance.running}
+
+    def _balance(self, key: str) -> _Balance | None:
+        """Return what a key has left, or had when it was removed: with its return its requests count again."""
+        return self._balances.get(key) or self._former.get(key)
 
     def counted(self, key: str) -> Grant | None:
         """Return a key's grant if its use is counted."""
@@ -203,7 +208,7 @@ class Gate:
         now, name = self._now(), model or asked
         known = self._models.get(name) or _Model()
         tokens = size / BYTES_PER_TOKEN + (UNKNOWN_TOKENS if known.output is None else known.output)
-        reserved = self._estimate(name, known, tokens, size)
+        reserved = 0 if balance.budget is None else self._estimate(name, known, tokens, size)
         try:
             self._check(balance, name, tokens, now)
         except RequestError as error:
@@ -268,15 +273,16 @@ class Gate:
             known.output = _mean(known.output, float(tokens.output))
         if passed.ident and self._keeper is not None:
             self._keeper.release(passed.ident)
-        balance = self._balances.get(passed.key)
-        if balance is None:  # a reload has removed the key
+        balance = self._balance(passed.key)
+        if balance is None:
             return
         balance.running -= 1
         for allowance in balance.tokens:
             allowance.correct(total - passed.tokens)
         if balance.budget is not None:
             balance.budget.turn(self._wall())
-            balance.budget.reserved -= passed.reserved
+            # A reload may have taken the budget, with what was reserved of it, and another brought it back.
+            balance.budget.reserved = max(0, balance.budget.reserved - passed.reserved)
             balance.budget.spent += self._cost(passed.served or passed.model, tokens, seconds)
 
     def _estimate(self, name: str, known: _Model, tokens: float, size: int) -> int:

@@ -251,11 +251,11 @@ class SharedGate(Gate):
         self._pending[name] = self._pending.get(name, 0.0) + amount
 
     def _others_hold(self, key: str, running: int, reserved: int) -> None:
-        balance, held = self._balances.get(key), self._held.setdefault(key, _Held())
+        balance, held = self._balance(key), self._held.setdefault(key, _Held())
         if balance is not None:
             balance.running += running - held.others[0]
             if balance.budget is not None:
-                balance.budget.reserved += reserved - held.others[1]
+                balance.budget.reserved = max(0, balance.budget.reserved + reserved - held.others[1])
         held.others = running, reserved
 
     # ---- the store

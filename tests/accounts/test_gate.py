@@ -223,6 +223,38 @@ async def test_a_reload_keeps_what_was_used(house):
     assert [(await send(house)).status for _ in range(6)] == [200] * 6
 
 
+TWO_AT_ONCE = {"limits": {"concurrent": 2}, "budget": {"usd": 10, "per": "day"}}
+
+
+@pytest.mark.parametrize("before", [TWO_AT_ONCE, {"limits": {"concurrent": 2}}])
+@pytest.mark.parametrize("between", [{}, {"limits": {"concurrent": 1}}])
+async def test_what_is_under_way_counts_though_reloads_take_a_keys_limits_and_bring_them_back(
+    house, before, between
+):
+    await house.open(models=MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys(**before))
+    alice = {"Authorization": "Bearer key-of-alice"}
+    lines = [await house.begin("POST", "/v1/hold", {"model": "small-1"}, **alice) for _ in range(2)]
+    await until(lambda: house.in_flight("small-1") == 2)
+    for given in (between, TWO_AT_ONCE):
+        house.front.configure(house.config(MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys(**given)))
+    assert (await send(house)).status == 429
+    house.engine.go.set()
+    assert [(await line.reply()).status for line in lines] == [200, 200]
+    assert house.front.gate.budgets()["alice"].reserved == 0
+    house.engine.go.clear()
+    lines = [await house.begin("POST", "/v1/hold", {"model": "small-1"}, **alice) for _ in range(2)]
+    await until(lambda: house.in_flight("small-1") == 2)
+    assert (await send(house)).status == 429
+    lines[0].abort()
+    await until(lambda: house.in_flight("small-1") == 1)
+    house.front.configure(house.config(MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys()))
+    house.engine.go.set()
+    assert (await lines[1].reply()).status == 200  # and nothing is left of it
+    house.front.configure(house.config(MODELS, ledger="ledger.db", prices=PRICES, api_keys=keys(**TWO_AT_ONCE)))
+    assert (await send(house)).status == 200
+    assert house.front.gate.budgets()["alice"].reserved == 0
+
+
 async def test_a_first_budget_may_come_with_a_reload(house):
     """What was spent before it counts."""
     house.engine.says = WHOLE
