@@ -76,7 +76,7 @@ class HostPath(FastPath):
             address=host.address,
             request_id=request_id,
             activity=host.activity,
-            extra_headers=extra_fields(ident, told, context.rode),
+            extra_headers=extra_fields(ident, told, b"%.3f" % context.rode),
             anthropic=head.anthropic,
             once=True,
         )

@@ -57,7 +57,7 @@ COPIED = 64 * 1024  # bytes of a body that goes out in one piece with its head; 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 _LENGTH = Framing.LENGTH
-_FIELDS = b"X-Request-ID: %b%b\r\nX-LLMux-Queue-Seconds: %.3f"
+_FIELDS = b"X-Request-ID: %b%b\r\nX-LLMux-Queue-Seconds: %b"
 _new = tuple.__new__  # ExtraFields(…) would be a call of Python's own
 
 
@@ -97,7 +97,6 @@ Pieces = tuple[bytes | memoryview, ...]  # of a request, for its engine
 # A known head: the bytes before and after the digits of the body's length, and what is known. Valid as long as the
 # first is the path's ``known``.
 LastHead = tuple[dict[bytes, KnownHead], bytes, bytes, KnownHead]
-
 
 NamesOf = Callable[[str | None, str], Names]
 """Which names the requests of a key (None: all are allowed) may use here on a path, and their models."""
@@ -259,10 +258,8 @@ class FastPath:
         """Admit the request and send it, or hand it over."""
         raise NotImplementedError
 
-    def _passes(self, grant: Grant | None, context: RequestContext) -> bool:
+    def _passes(self, grant: Grant, context: RequestContext) -> bool:
         """Check the limits of a request's key. If they refuse it, the model handler says why."""
-        if grant is None:
-            return True
         assert self._gate is not None
         assert context.asked is not None
         headers = context.headers
@@ -330,7 +327,7 @@ class FastPath:
                 loop.call_soon(self._finish, loop)
 
 
-def extra_fields(request_id: bytes, told: Sequence[tuple[str, str]], waited: float = 0.0) -> ExtraFields:
+def extra_fields(request_id: bytes, told: Sequence[tuple[str, str]], waited: bytes = b"0.000") -> ExtraFields:
     """Return llmux's own fields for a client's answer; ``told`` are those beside the usual."""
     if not told:
         return _new(ExtraFields, (_FIELDS % (request_id, b"", waited), _REPLACED))
