@@ -18,9 +18,11 @@ the host's queue together. Each run begins with new hosts, where every model is 
 ``limits``: two gateways, and requests at a steady rate, alternating between them, of a key that may have half of
 them in an hour: how many more are admitted, and how many when all come within a moment.
 
-``carry``: the CPU of a request and of an event at one gateway, and at each of two that share a store and a host,
-each with the same load: 32 connections with one request after the other, then 60 streams of 100 events a second.
-Two gateways on cores of their own carry twice the first over the second. Needs gcc, for the load and the engine.
+``carry``: the CPU of a request and of an event at two gateways which know nothing of each other, and at two that
+share a store and their hosts, each with the same load: 32 connections with one request after the other, then 60
+streams of 100 events a second. All share the machine's cores in either case, so the difference is what sharing
+costs; two gateways on cores of their own carry twice the first over the second. Needs gcc, for the load and the
+engine.
 """
 
 from __future__ import annotations
@@ -280,26 +282,31 @@ def loaded(doors: Sequence[Door], mode: str, path: str, count: int, *last: float
 
 
 async def carry(given: argparse.Namespace) -> None:
-    """Compare what a request and an event cost a gateway alone, and each of two."""
+    """Compare what a request and an event cost gateways that are alone, and those that share a store."""
     measure.build()
     path = "/v1/chat/completions"
     costs: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, rivals.engine(Path(folder)) as port:
         served = {"port": port, "wake": ":", "sleep": ":", "alive": ":"}
         for number in range(given.rounds):
-            for gateways in (1, 2) if number % 2 == 0 else (2, 1):
-                with fleet(1, gateways, "a", None, **served) as (_, found):
-                    await found.ready()
-                    loaded(found.gateways, "full", path, 32, 0.5)  # warm
-                    request = loaded(found.gateways, "full", path, 32, given.seconds)
+            for fleets_of in (1, 2) if number % 2 == 0 else (2, 1):
+                with contextlib.ExitStack() as stack:
+                    doors = []
+                    for _ in range(2 // fleets_of):
+                        _, found = stack.enter_context(fleet(fleets_of, fleets_of, "a", None, **served))
+                        await found.ready()
+                        doors += found.gateways
+                    loaded(doors, "full", path, 32, 0.5)  # warm
+                    request = loaded(doors, "full", path, 32, given.seconds)
                     stream = f"{path}?n=200&r=100&s=200"
-                    event = loaded(found.gateways, "stream", stream, 60, given.seconds, 0.3)
+                    event = loaded(doors, "stream", stream, 60, given.seconds, 0.3)
                 for what, (cpu, count) in (("request", request), ("event", event)):
-                    costs.setdefault((what, gateways), []).append(1e6 * cpu / count)
+                    costs.setdefault((what, fleets_of), []).append(1e6 * cpu / count)
     for what in ("request", "event"):
-        one, both = (statistics.median(costs[what, gateways]) for gateways in (1, 2))
+        alone, sharing = (statistics.median(costs[what, fleets_of]) for fleets_of in (1, 2))
         print(
-            f"{what}: {one:.1f} µs at one gateway, {both:.1f} at each of two: {2 * one / both:.2f} times; {load()}"
+            f"{what}: {alone:.1f} µs at a gateway that is alone, {sharing:.1f} at each of two:"
+            f" {2 * alone / sharing:.2f} times; {load()}"
         )
 
 
