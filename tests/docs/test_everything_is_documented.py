@@ -23,8 +23,6 @@ from tests.docs.pages import ROOT, code_words, text_of, undocumented
 SOURCES = sorted((ROOT / "llmux").rglob("*.py"))
 HOOK_VARIABLE = re.compile(r"""["'](LLMUX_(?:MODEL|HOOK|PORT|URL|SWITCH_ID|FROM|TO|[A-Z_]+))["']""")
 
-LOGGED = re.compile(r"""\blog(?:ger)?\.(?:event|debug|info|warning|error|exception)\(\s*["']([a-z_]+)["']""")
-
 
 def error_classes() -> list[type[errors.LLMuxError]]:
     return [

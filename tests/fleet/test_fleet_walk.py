@@ -25,7 +25,6 @@ HABITS = {
 }  # fmt: skip
 DEEDS, WEIGHTS = list(HABITS), list(HABITS.values())
 CODES = ["pinned", "leased", "stopping", "backing_off", "queue_full", "of_a_later_version"]
-STALE = "a later one is known"
 
 
 class Wild:

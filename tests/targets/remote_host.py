@@ -22,7 +22,6 @@ CHAT = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "from afar"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500},
 }
-EXTENSIONS = "[e]\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n"
 AUTHORITY = """
 [ca]
 default_ca=d

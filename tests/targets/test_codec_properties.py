@@ -216,7 +216,6 @@ def test_no_whole_answer_of_an_engine_raises_anything_but_that_it_is_none(engine
 # ---- requests
 
 
-TEXT_TURN = PLAIN
 PICTURES = st.sampled_from(["data:image/png;base64,AAAA", "https://x/y.png"])
 
 
