@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
@@ -198,9 +199,10 @@ def _with_wait(
 
 def _number(value: bytes) -> float:
     try:
-        return float(value)
+        seconds = float(value)
     except ValueError:
         return 0.0
+    return seconds if 0.0 <= seconds < math.inf else 0.0
 
 
 class PlacedContext(RequestContext):
@@ -280,8 +282,10 @@ class GatewayHandler:
                 try:
                     return await self._attempt(request, context, trip, teller, body)
                 except EngineRefusedError as error:
+                    _charge_nothing(context)
                     self.dispatcher.post(ev.ConnectFailed(trip.id, words_of(error)))
                 except RefusedByHostError as error:
+                    _charge_nothing(context)
                     self._refused(trip, error)
                 except EngineError as error:
                     if context.exchange is not None and context.exchange.cut_off is not None:
@@ -403,6 +407,12 @@ class GatewayHandler:
 
 
 LOOK_AGAIN = 5.0  # seconds
+
+
+def _charge_nothing(context: RequestContext) -> None:
+    """Have its key not pay for a host that has not taken the request, nor for the wait for another one."""
+    if context.passed is not None:
+        cast("Metered", context.passed).sent_at = None
 
 
 def _exchange(request: web.Request, context: RequestContext, host: Host, body: Body | None) -> Exchange:

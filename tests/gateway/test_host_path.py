@@ -8,6 +8,7 @@ import re
 import pytest
 
 from llmux.proxy.relay import Relay
+from llmux.upstream import EngineRefusedError
 from llmux.upstream.native import which
 from tests.gateway.conftest import AWAKE, answer
 from tests.middleware.conftest import fast
@@ -140,6 +141,45 @@ async def test_limits_are_told_and_counted_alike_both_ways(door, puppet, fast):
     assert fast == [True, True, False, True, True, True]
     assert len(puppet.requests) == 6
     assert {balance.running for balance in door.gateway.handler.gate._balances.values()} == {0}
+
+
+PAID = {
+    "api_keys": [{"name": "alice", "key": "key", "budget": {"usd": 1000, "per": "month"}}],
+    "prices": {"currency": "usd", "gpu_hour": 3600},
+    "fleet": {"report_every": "200ms", "max_wait": "100ms"},
+}
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_nothing_is_paid_for_what_no_host_took(door, puppet, tmp_path, refuses):
+    """However long it waited here, and was known to no host."""
+    puppet.does = [answer(b"{}", "X-LLMux-Refused: queue_full", "Retry-After: 1", status="429 No")] * 99
+    gateway = await door.open_gateway({"one": puppet.url}, state=str(tmp_path / "state.json"), **PAID)
+    if not refuses:
+        puppet.silent = True
+        gateway.forwarder.pool.connect = unreachable
+    reply = await door.raw(request(Authorization="Bearer key"))
+    assert reply.status in {429, 503}
+    budget = gateway.handler.gate.budgets()["alice"]
+    assert (budget.spent, budget.reserved) == (0, 0)
+
+
+async def unreachable(address):
+    await asyncio.sleep(0.01)
+    raise EngineRefusedError(f"No connection to the engine at {address}.")
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("queued", ["-inf", "nan", "-5", "1e400"])
+async def test_a_wait_that_cannot_be_is_none(door, puppet, tmp_path, queued):
+    puppet.does = [answer(b"ok", f"X-LLMux-Queue-Seconds: {queued}")]
+    gateway = await door.open_gateway({"one": puppet.url}, state=str(tmp_path / "state.json"), **PAID)
+    reply = await door.raw(request(Authorization="Bearer key"))
+    assert (reply.status, reply.headers["x-llmux-queue-seconds"]) == (200, "0.000")
+    budget = gateway.handler.gate.budgets()["alice"]
+    assert budget.spent < 5_000_000  # of these five seconds nothing
+    assert budget.reserved == gateway.handler.gate._balances["alice"].running == 0
 
 
 async def test_one_that_goes_to_another_host_passes_its_limits_once(door, puppet, other, fast):
