@@ -172,9 +172,10 @@ async def test_a_record_whose_folder_is_gone_is_told_once_until_it_is_back(house
     (house.folder / "records").unlink()
     (house.folder / "records").mkdir()
     assert (await house.chat("a")).status == 200
-    await until((house.folder / "records/record.jsonl").exists)
+    file = house.folder / "records/record.jsonl"
+    await until(lambda: file.exists() and b'"rotated"' in file.read_bytes())
     await house.switcher.stop()
-    (run,) = read_record(house.folder / "records/record.jsonl")
+    (run,) = read_record(file)
     assert (len(run.requests), run.lost) == (23, 0)
 
 
