@@ -354,7 +354,7 @@ def grants_of(config: Config) -> dict[str, Grant]:
         models = entry.models if entry.models is not None else None if role is None else role.models
         budget = entry.budget if entry.budget is not None else None if role is None else role.budget
         limits = [each for each in (entry.limits, None if role is None else role.limits) if each is not None]
-        if entry.name is None or not (models or budget or limits):
+        if entry.name is None or (models is None and budget is None and not limits):
             continue
         if models is not None and models not in seen:
             seen[models] = frozenset(_allowed(models, names))

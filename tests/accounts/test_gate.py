@@ -54,6 +54,13 @@ async def test_a_key_may_use_the_models_of_its_role(house):
     assert "small-2" in unknown.error["message"]
 
 
+async def test_a_key_may_be_allowed_no_model(house):
+    await house.open(models=MODELS, api_keys=keys(models=[]))
+    assert (await send(house, "big")).error["code"] == "model_not_allowed"
+    assert (await send(house, "big", "bob")).status == 200
+    assert await listed(house, "alice") == []
+
+
 async def test_its_own_settings_go_before_its_roles(house):
     roles = {"free": {"models": ["small-*"], "limits": {"requests": "1/d", "concurrent": 9}}}
     own = {"role": "free", "models": ["big"], "limits": {"requests": "2/d"}}
