@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from unittest.mock import ANY
 
@@ -27,9 +27,14 @@ from llmux.core import events as ev
 from llmux.core.policy import SwitchTo, WaitUntil
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind, ModelSpec, Rules
 from llmux.estimates import Estimates
-from llmux.observability.timeline import as_python, unexplained
+from llmux.observability.timeline import EXPLAIN, as_python
 
 THREE = frozenset({HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE})
+
+
+def unexplained(made: Sequence[fx.Effect]) -> list[fx.Effect]:
+    """Return the effects that a playbook tells: those that only explain others are left out."""
+    return [effect for effect in made if effect.__class__ not in EXPLAIN]
 
 
 class Oldest:
