@@ -379,10 +379,12 @@ class EngineConnection(asyncio.Protocol):
         if framing is _CHUNKED:
             self._chunked_data(sink, data)
         elif framing is None:
-            last = None if self._buffer else self._last_head
             # Without the ID only to compare them: of what comes in pieces no one knows yet where its body begins.
-            known = without_id(data, self._told) if self._repeats and last is not None else data
-            if last is None or not self._same_head(sink, last, known):
+            if (
+                (last := self._last_head) is None
+                or self._buffer
+                or not self._same_head(sink, last, without_id(data, self._told) if self._repeats else data)
+            ):
                 self._head_data(sink, data)
         elif framing is _LENGTH:
             left = self._left - len(data)
