@@ -184,7 +184,7 @@ class KnownHead:
         dropped: Sequence[int],
         holder: Holder | None,
         names: Mapping[str, str],
-        grant: Grant | None,
+        grant: Grant | None = None,
     ) -> None:
         """``dropped``: the lines of the head that must not go on; ``holder``: that of its key.
 
