@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmux.config import EngineDefinition
 from llmux.extract.json_object import with_model
 from llmux.middleware.context import RequestContext
-from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, extra_fields
+from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, extra_fields, usual_fields
 from llmux.middleware.model_handler import engine_address
 from llmux.proxy import Exchange
 from llmux.upstream import EngineActivity, EngineConnection, EngineLostError
@@ -56,9 +56,9 @@ class EnginePath(FastPath):
             address=address,
             request_id=request_id,
             activity=activity,
-            extra_headers=extra_fields(ident, context.headers),
+            extra_headers=extra_fields(ident, context.headers) if context.headers else usual_fields(ident),
             anthropic=head.anthropic,
-            counted=context.counted,
+            counted=switcher.accounts is not None or context.passed is not None,
         )
         request = client.fast_request = EngineRequest(self, client, context, exchange, data, size)
         request.keep_alive = not head.last

@@ -57,6 +57,7 @@ COPIED = 64 * 1024  # bytes of a body that goes out in one piece with its head; 
 _ANSWERED = frozenset({b"GET", b"POST"})
 _REPLACED = frozenset({b"x-request-id", b"x-llmux-queue-seconds"})
 _LENGTH = Framing.LENGTH
+_USUAL = b"X-Request-ID: %b\r\nX-LLMux-Queue-Seconds: 0.000"
 _FIELDS = b"X-Request-ID: %b%b\r\nX-LLMux-Queue-Seconds: %b"
 _new = tuple.__new__  # ExtraFields(…) would be a call of Python's own
 
@@ -327,10 +328,13 @@ class FastPath:
                 loop.call_soon(self._finish, loop)
 
 
+def usual_fields(request_id: bytes) -> ExtraFields:
+    """Return llmux's own fields for a client's answer."""
+    return _new(ExtraFields, (_USUAL % request_id, _REPLACED))
+
+
 def extra_fields(request_id: bytes, told: Sequence[tuple[str, str]], waited: bytes = b"0.000") -> ExtraFields:
-    """Return llmux's own fields for a client's answer; ``told`` are those beside the usual."""
-    if not told:
-        return _new(ExtraFields, (_FIELDS % (request_id, b"", waited), _REPLACED))
+    """Return the same with those beside the usual."""
     lines = "".join([f"\r\n{name}: {value}" for name, value in told]).encode("latin-1")
     replaced = _replaced(tuple([name for name, _ in told]))
     return ExtraFields(_FIELDS % (request_id, lines, waited), replaced)
