@@ -29,7 +29,7 @@ class HostPath(FastPath):
     """Serves requests that a host gets at once."""
 
     def __init__(self, reporting: Reporting, forwarder: Forwarder, handler: GatewayHandler) -> None:
-        super().__init__(reporting, forwarder, handler.budget)
+        super().__init__(reporting, forwarder, handler.budget, lambda _model: _ANYWHERE)
         self.handler = handler
 
     def judge(self, head: FastHead) -> KnownHead | None:
@@ -45,9 +45,6 @@ class HostPath(FastPath):
 
     def _grant(self, gate: Gate, key: str) -> Grant | None:
         return gate.grants.get(key)  # names come and go with the hosts: the gate knows which of them it may use
-
-    def _open(self, model: str) -> EngineActivity | None:  # noqa: ARG002
-        return _ANYWHERE
 
     def start(self, client: Connection, match: Match, data: bytes) -> None:
         """Send the request to the host that the placement chooses, or hand it over."""

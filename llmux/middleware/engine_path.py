@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from llmux.config import EngineDefinition
+from llmux.extract import BodyBudget
 from llmux.extract.json_object import with_model
-from llmux.middleware.context import RequestContext
+from llmux.middleware.context import Reporting, RequestContext
 from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, extra_fields, usual_fields
 from llmux.middleware.model_handler import engine_address
-from llmux.proxy import Exchange
-from llmux.upstream import EngineActivity, EngineConnection, EngineLostError
+from llmux.proxy import Exchange, Forwarder
+from llmux.upstream import EngineConnection, EngineLostError
 
 
 class EnginePath(FastPath):
     """Serves requests that their models' engines take at once."""
 
-    def _open(self, model: str) -> EngineActivity | None:
-        return self._switcher.open_activity(model)
+    def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget) -> None:
+        super().__init__(reporting, forwarder, budget, reporting.switcher.open_activity)
 
     def start(self, client: Connection, match: Match, data: bytes) -> None:
         """Admit the request and send it to its engine, or hand it over."""

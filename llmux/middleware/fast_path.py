@@ -102,15 +102,19 @@ LastHead = tuple[dict[bytes, KnownHead], bytes, bytes, KnownHead]
 NamesOf = Callable[[str | None, str], Names]
 """Which names the requests of a key (None: all are allowed) may use here on a path, and their models."""
 
+Opening = Callable[[str], EngineActivity | None]
+"""Returns the activity of the engine that admits a request for a model at once; None: it has to wait."""
+
 
 class FastPath:
     """Serves requests that need not wait. One for the whole application."""
 
-    def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget) -> None:
+    def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget, opening: Opening) -> None:
         self.reporting = reporting
         self.forwarder = forwarder
         self.budget = budget
         self._switcher = reporting.switcher
+        self._opening = opening
         self._connecting: set[asyncio.Task[None]] = set()
         self.known: dict[bytes, KnownHead] = {}
         self._answered: list[tuple[RequestContext, int]] = []  # requests that are still to be finished
@@ -199,10 +203,6 @@ class FastPath:
         """Return a key's grant if its requests have to pass the gate."""
         return gate.counted(key)
 
-    def _open(self, model: str) -> EngineActivity | None:
-        """Return the activity of the engine that admits a request for a model at once; None: it has to wait."""
-        raise NotImplementedError
-
     def match_known(self, data: bytes, head: KnownHead, size: int, total: int, digits: bytes) -> Match | None:
         """Return a request that can be served here, by its known head and its body."""
         began = self._switcher.now()
@@ -216,7 +216,7 @@ class FastPath:
         model = head.names.get(asked)
         if model is None:
             return None
-        activity = self._open(model)
+        activity = self._opening(model)
         if activity is None or self.budget.held + total - size > self.budget.max_buffered:
             return None
         given = head.given_id
@@ -376,7 +376,7 @@ class FastRequest(Relay):
             connection.abort()
             return
         self._connection = connection
-        connection.begin(self, whole=pieces, told=self.exchange.request_id.encode())
+        connection.begin(self, whole=pieces, told=self.exchange.request_id)
 
     # ---- the relay
 
@@ -385,7 +385,7 @@ class FastRequest(Relay):
         usual = head.framing is _LENGTH and not head.event_stream and self.keep_alive
         added: ExtraFields = self.exchange.extra_headers  # type: ignore[assignment]
         # The usual answers: with a length, and no further fields.
-        written = head.written.get((added.names, False, None)) if usual else None
+        written = head.written.get(added.names) if usual else None
         if written is None:
             super().response_started(head)
             return

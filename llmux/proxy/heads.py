@@ -132,7 +132,8 @@ def response_head(
     ``chunked``: the body that follows is. ``connection``: what to say of its connection, if anything.
     """
     added = extra if isinstance(extra, ExtraFields) else ExtraFields.of(extra)
-    key = (added.names, chunked, connection)
+    # The usual way has the shortest key: the fast path looks for it.
+    key: object = (added.names, chunked, connection) if chunked or connection is not None else added.names
     written = head.written.get(key)
     if written is None:
         if len(head.written) >= _MOST_WRITTEN:

@@ -189,7 +189,7 @@ class EngineConnection(asyncio.Protocol):
         self.on_idle_end: Callable[[EngineConnection], None] | None = None  # set while it is pooled
         self.on_interim: Callable[[bytes], None] | None = None  # is given the heads of interim responses
         self._sink: ResponseSink | None = None
-        self._told = b""  # the ID of the request
+        self._told = ""  # the ID of the request
         self._repeats = False  # the engine repeats it in each head, which would be alike without it
         self._between = False  # the body stands between two chunks, and whole ones go past the sink
         self._client: asyncio.Transport | None = None  # that they are written to
@@ -225,7 +225,7 @@ class EngineConnection(asyncio.Protocol):
         head_request: bool = False,
         upgrade: bool = False,
         whole: Iterable[bytes | memoryview] = (),
-        told: bytes = b"",
+        told: str = "",
     ) -> None:
         """Start an exchange: what comes in from now on is for ``sink``. ``whole``: all of a request, in pieces.
 
@@ -383,7 +383,9 @@ class EngineConnection(asyncio.Protocol):
             if (
                 (last := self._last_head) is None
                 or self._buffer
-                or not self._same_head(sink, last, without_id(data, self._told) if self._repeats else data)
+                or not self._same_head(
+                    sink, last, without_id(data, self._told.encode()) if self._repeats else data
+                )
             ):
                 self._head_data(sink, data)
         elif framing is _LENGTH:
@@ -542,7 +544,7 @@ class EngineConnection(asyncio.Protocol):
     def _parse_head(self, data: bytes) -> ResponseHead | None:
         """Parse a head; None for an interim response, which counts. Raises EngineProtocolError."""
         if self._told:
-            without = without_id(data, self._told)
+            without = without_id(data, self._told.encode())
             self._repeats = without is not data
             data = without
         head, self.length = parse_head(data, to_head_request=self._head_request, upgrade=self._upgrade)

@@ -344,7 +344,7 @@ def test_an_answer_loses_the_id_in_its_head_and_nothing_else(answers):
             whole = head + body
             at = [0, *sorted(cuts), len(whole)]
             pieces = [piece for start, end in itertools.pairwise(at) if (piece := whole[start:end])]
-            told, read, *_ = answered(used, pieces, told=b"mine")
+            told, read, *_ = answered(used, pieces, told="mine")
             assert (told[-1], read) == ("ended", body)
     finally:
         loop.close()
