@@ -17,6 +17,8 @@ from llmux.config.problems import Problem
 from llmux.config.setting_types import Name, Section, Word
 
 BEGINNING = "sk-llmux-"
+OPERATORS = "admin_key"
+"""The name of the operators' key, in logs and accounts."""
 # OWASP's choice for the smallest memory: 19 MiB, two passes, one thread. A key that was made here has 256 bits of
 # entropy, so it cannot be guessed from its hash; this is for keys that people invent.
 MEMORY, PASSES, THREADS = 19 * 1024, 2, 1
@@ -181,6 +183,8 @@ def check_keys(config: Access) -> Iterator[Problem]:
         if entry.name is not None and names.setdefault(entry.name, index) != index:
             path = ("api_keys", index, "name")
             yield Problem(path, f"{entry.name!r} is the name of another key already; choose another")
+        if entry.name == OPERATORS and config.admin_key is not None:  # what it may is no limit for them
+            yield Problem(("api_keys", index, "name"), f"{OPERATORS!r} is the name of `admin_key`; choose another")
 
 
 DEFAULT = "default"

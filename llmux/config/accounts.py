@@ -345,6 +345,12 @@ def check_budget(budget: BudgetConfig | None, prices: PricesConfig | None, at: P
 
 def accounts_warnings(config: "Config") -> Iterator[str]:
     """Yield what is allowed there but probably a mistake."""
+    for index, entry in enumerate(config.api_keys):
+        if entry.gateway and entry.managed:
+            yield (
+                f"api_keys[{index}]: is a gateway's: its role, `models`, `limits` and `budget` do not hold for"
+                " requests of keys that the gateway names; set them there, or for keys of these names here"
+            )
     if config.usage == "exact" and config.ledger is None:
         yield "usage: exact is of no use without `ledger`, where the tokens are kept"
     if config.prices is None:

@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from llmux.config.access import Access, fits, is_hash
+from llmux.config.access import OPERATORS, Access, fits, is_hash
 from llmux.config.setting_types import LONGEST_NAME
 from llmux.errors import ForbiddenError, RequestError, TooManyAttemptsError, UnauthorizedError
 
@@ -87,6 +87,7 @@ class Keyring:
         self._secret = blake2b(key=os.urandom(32), digest_size=16)
         self._known: dict[bytes, Holder] = {}
         self._wrong: OrderedDict[bytes, None] = OrderedDict()  # digests of keys that fit nothing
+        self._named: dict[str, Holder] = {}  # the clients', by their keys' names
         self._entries: list[_Entry] = []
         self._open: list[_Entry] = []
         self._generation = 0
@@ -103,8 +104,9 @@ class Keyring:
             captured = entry.name in captures
             more = (entry.progress, entry.rides, entry.gateway, captured, config.may_leave(entry))
             given.append((entry.key, Holder(entry.name, False, *more)))
+        self._named = {holder.name: holder for _, holder in given if holder.name is not None}
         if config.admin_key is not None:  # last: a key that is both permits both
-            given.append((config.admin_key, Holder("admin_key", operator=True)))
+            given.append((config.admin_key, Holder(OPERATORS, operator=True)))
         known: dict[bytes, Holder] = {}
         entries: list[_Entry] = []
         for secret, holder in given:
@@ -126,6 +128,17 @@ class Keyring:
     def recognize(self, key: bytes) -> Holder | None:
         """Return the holder of a key that is in plain text in the configuration, or was seen before."""
         return self._known.get(self.digest(key))
+
+    def named(self, gateway: Holder, name: str) -> Holder:
+        """Return the holder of the key that a gateway names; the gateway's own if that can be no key's name.
+
+        What a key of this name may here applies to it; to a name without a key, what the gateway's key may.
+        """
+        if not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
+            return gateway
+        own = self._named.get(name, gateway)
+        captured = own.captured or gateway.captured
+        return gateway._replace(name=name, rides=own.rides, remote=own.remote, captured=captured)
 
     async def ask(self, keys: Iterable[bytes], address: str) -> Holder | None:
         """Return the holder of one of these unknown keys, None if all are wrong.
@@ -347,15 +360,9 @@ class Authenticated(NamedTuple):
     drop: frozenset[bytes] = frozenset()
 
     @property
-    def of_gateway(self) -> bool:
-        """Whether it is a gateway's key."""
-        return self.holder is not None and self.holder.gateway
-
-    def for_client(self, request: web.BaseRequest) -> Authenticated:
-        """Return the same for the key of the gateway's client, if the gateway names it."""
-        assert self.holder is not None
-        name = request.headers.get(KEY_NAME, "")
-        return Authenticated(_named(self.holder, name), self.drop | _OF_GATEWAYS)
+    def may_withdraw(self) -> bool:
+        """Whether it is a key that takes requests back: a gateway's, or an operator's."""
+        return self.holder is not None and (self.holder.gateway or self.holder.operator)
 
 
 class FastAuthenticated(NamedTuple):
@@ -393,6 +400,13 @@ class Keys:
         if await ring.ask(shown.values(), address_of(request)) is None:
             raise no_valid_key()
         return self._recognized(shown)
+
+    def of_client(self, let: Authenticated, request: web.BaseRequest) -> Authenticated:
+        """Return what was authenticated; for a gateway's key, that of its client, if it names one."""
+        if let.holder is None or not let.holder.gateway:
+            return let
+        name = request.headers.get(KEY_NAME, "")
+        return Authenticated(self.ring.named(let.holder, name), let.drop | _OF_GATEWAYS)
 
     async def operator(self, request: web.BaseRequest) -> Authenticated:
         """Authenticate an operator. Raises UnauthorizedError, ForbiddenError or TooManyAttemptsError."""
@@ -447,7 +461,7 @@ class Keys:
                 if best is None or holder.operator or (name == _AUTHORIZATION and not best.operator):
                     best = holder
         if best is not None and best.gateway:
-            return _for_client(lines, found, best)
+            return self._for_client(lines, found, best)
         return FastAuthenticated(found, best) if found or not self.ring.wanted else None
 
     def refusal(self, lines: list[bytes], shown: Sequence[int], address: str) -> RequestError | None:
@@ -466,6 +480,17 @@ class Keys:
         if any(ring.recognize(key) is not None for key in found):
             return None
         return ring.refusal(found, address)
+
+    def _for_client(self, lines: list[bytes], found: list[int], gateway: Holder) -> FastAuthenticated:
+        """Return the same for the key of the gateway's client, if the gateway names it."""
+        name = None
+        for at, line in enumerate(lines):
+            field, _, value = line.partition(b": ")
+            if field.lower() in _OF_GATEWAYS:
+                found.append(at)
+                if name is None and field.lower() == _KEY_NAME:
+                    name = value.decode("ascii")
+        return FastAuthenticated(found, self.ring.named(gateway, name or ""))
 
     def _recognized(self, shown: dict[bytes, bytes]) -> Authenticated:
         best: Holder | None = None
@@ -508,23 +533,6 @@ def _shown(request: web.BaseRequest) -> dict[bytes, bytes]:
     if value is not None:
         shown[_API_KEY] = value.encode("utf-8", "surrogateescape")
     return shown
-
-
-def _named(gateway: Holder, name: str) -> Holder:
-    """Return the holder of the key that a gateway names; its own if that can be no key's name."""
-    return gateway._replace(name=name) if 0 < len(name) <= LONGEST_NAME and name.isprintable() else gateway
-
-
-def _for_client(lines: list[bytes], found: list[int], gateway: Holder) -> FastAuthenticated:
-    """Return the same for the key of the gateway's client, if the gateway names it."""
-    name = None
-    for at, line in enumerate(lines):
-        field, _, value = line.partition(b": ")
-        if field.lower() in _OF_GATEWAYS:
-            found.append(at)
-            if name is None and field.lower() == _KEY_NAME:
-                name = value.decode("ascii")
-    return FastAuthenticated(found, _named(gateway, name or ""))
 
 
 def _bearer(value: bytes) -> bytes | None:

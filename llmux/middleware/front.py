@@ -277,8 +277,8 @@ class Front:
                 context.holder, context.drop_headers = await self._keys.operator(request)
                 request[OPTIONS] = {}
             case Kind.FORWARD:
-                let = await self._keys.client(request)
-                context.holder, context.drop_headers = let if not let.of_gateway else let.for_client(request)
+                let = self._keys.of_client(await self._keys.client(request), request)
+                context.holder, context.drop_headers = let
         return await self._handler.serve(request, context)
 
     async def _judge_page(self, request: web.Request, route: Route, verdict: Verdict) -> None:
@@ -346,7 +346,7 @@ class Front:
             request[OPTIONS] = {}
         elif route.path not in OPEN_PATHS and not _is_page(request, route):
             let = await self._keys.client(request)
-            if route.path.startswith(WITHDRAW) and let.holder is not None and not let.of_gateway:
+            if route.path.startswith(WITHDRAW) and let.holder is not None and not let.may_withdraw:
                 raise ForbiddenError("This takes the key of a gateway: one with `gateway: true`.")
             if self.gate is not None and let.holder is not None and let.holder.name is not None:
                 request[GRANT] = self.gate.grants.get(let.holder.name)

@@ -78,6 +78,15 @@ async def test_what_a_captured_gateway_sends_for_its_clients_is_captured_too(hou
     assert {ident: kept["key"] for ident, kept in found.items()} == {"of-bob": "bob", "of-nobodys": "nobodys"}
 
 
+async def test_what_a_gateway_sends_for_a_captured_key_is_captured(house):
+    keys = [*KEYS, {"name": "gate", "key": "key-of-gate", "gateway": True}]
+    await house.open(captures={"keys": ["alice"], "folder": "kept"}, api_keys=keys)
+    for name in ("alice", "bob"):
+        gateway = {"Authorization": "Bearer key-of-gate", "X_LLMux_Key": name, "X_Request_ID": f"of-{name}"}
+        assert (await house.ask("POST", CHAT, {"model": "a"}, **gateway)).status == 200
+    assert set(await documents(house, 1)) == {"of-alice"}
+
+
 async def test_no_credential_and_nothing_that_was_configured(house):
     """Not in a header, a field or the query, nor where an engine says it again."""
     await open_with(house, remove=["content", "X-Project"])

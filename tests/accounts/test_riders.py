@@ -55,6 +55,16 @@ async def test_it_is_served_when_its_model_is_awake_anyway(house, padding):
     assert max(one["waited"] for one in ended if one["key"] == "nightly") >= 0.5
 
 
+async def test_through_a_gateway_it_rides_too(house):
+    await house.open(api_keys=[*KEYS, {"name": "gateway", "key": "key-of-gateway", "gateway": True}])
+    gateway = {"Authorization": "Bearer key-of-gateway"}
+    line = await house.begin("POST", CHAT, {"model": "a"}, X_LLMux_Key="nightly", **gateway)
+    await until(lambda: riding(house) == {"a": 1} or house.engine.heads)
+    assert not house.engine.heads
+    assert (await house.ask("POST", CHAT, {"model": "a"}, X_LLMux_Key="alice", **gateway)).status == 200
+    assert (await line.reply()).status == 200
+
+
 async def test_it_does_not_bring_a_model_back_that_leaves(house):
     await house.open(models={"a": {"max_in_flight": 1}, "b": {}}, api_keys=KEYS, policy={"use": "fifo"})
     held = await begin(house, "a", "alice", path="/v1/hold")

@@ -243,6 +243,12 @@ async def test_only_gateways_take_requests_back(house):
     assert (await house.ask("POST", "/llmux/withdraw/abc")).status == 401
 
 
+@pytest.mark.parametrize("keys", [(), ({"name": "client", "key": "key-of-client"},)])
+async def test_and_operators_who_may_do_everything(house, keys):
+    await house.open(api_keys=keys, admin_key="key-of-root")
+    assert (await house.ask("POST", "/llmux/withdraw/abc", X_API_Key="key-of-root")).status == 202
+
+
 async def test_a_preflight_says_what_varies(house):
     await house.open(cors=["http://page.test"])
     headers = {"Origin": "http://page.test", "Access_Control_Request_Method": "POST"}

@@ -83,6 +83,10 @@ def test_its_path(read, tmp_path):
 
 
 def test_what_is_probably_not_meant(read):
+    gateway = "ledger: l.db\napi_keys: [{name: g, key: k, gateway: true, %s}]"
+    assert read(HEAD + gateway % "remote: true").warnings == ()
+    (said,) = read(HEAD + gateway % "models: [q]").warnings
+    assert said.startswith("api_keys[0]: is a gateway's: its role, `models`")
     assert read(HEAD + "ledger: l.db\nprices: {models: {q: {input: 1}}}").warnings == ()
     assert read(HEAD + "prices: {models: {r: {input: 1}}}").warnings == (
         "prices: nothing is written down without `ledger`",

@@ -44,6 +44,10 @@ MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks
         ("cors: [x]", "config.yaml:1: cors[0]: 'x' is not an origin; write scheme and host"),
         ("forward: [v1]", "config.yaml:1: forward: 'v1' is not a path; write one as /v1/**"),
         ("admin_key: ''", "config.yaml:1: admin_key: must be printable ASCII without spaces"),
+        (
+            "admin_key: k\napi_keys: [{name: admin_key, key: b}]",
+            "config.yaml:2: api_keys[0].name: 'admin_key' is the name of `admin_key`; choose another",
+        ),
         ("api_keys: [a, 'b c']", "config.yaml:1: api_keys[1]: must be printable ASCII without spaces"),
         ("api_keys: ['$argon2id$…']", "config.yaml:1: api_keys[0]: is not a whole hash; copy all of it"),
         ("capacity: 18G", "config.yaml:1: capacity: '18G' has an unknown unit 'G'; write GiB or GB"),

@@ -187,6 +187,31 @@ async def test_a_keys_own_word_goes_before_its_roles(house, host, certificates):
 # ---- certificates
 
 
+async def test_through_a_gateway_the_word_of_the_key_that_it_names_counts(house, host, certificates):
+    keys = [
+        {"name": "out", "key": "k-out", "remote": True},
+        {"name": "in", "key": "k-in"},
+        {"name": "far", "key": "k-far", "gateway": True, "remote": True},
+        {"name": "near", "key": "k-near", "gateway": True},
+    ]
+    await opened(house, host, certificates, api_keys=keys)
+    told = {}
+    for gateway in ("far", "near"):
+        for name in ("out", "in", "nobodys"):
+            headers = {"X_API_Key": f"k-{gateway}", "X_LLMux_Key": name}
+            reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m"}, **headers)
+            told[gateway, name] = reply.status
+    assert told == {
+        ("far", "out"): 200,
+        ("far", "in"): 403,
+        ("far", "nobodys"): 200,
+        ("near", "out"): 200,
+        ("near", "in"): 403,
+        ("near", "nobodys"): 403,
+    }
+    assert len(host.asked) == 3
+
+
 @pytest.mark.parametrize("name", ["other", "expired", "self"])
 async def test_a_certificate_that_does_not_hold_means_that_nothing_is_sent(house, certificates, name):
     async with RemoteHost(tls=certificates.context(name)) as host:
