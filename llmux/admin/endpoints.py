@@ -179,10 +179,9 @@ class Admin:
 
     async def model(self, request: web.Request) -> web.Response:
         """Show one model, by any of its names, listed or not."""
-        name, grant = request.match_info["model"], request.get(GRANT)
+        name, grant, config = request.match_info["model"], request.get(GRANT), self._switcher.config
         if grant is not None and not grant.allows(name):
-            raise unknown_model(name, sorted(grant.models))
-        config = self._switcher.config
+            raise unknown_model(name, config.listed_among(grant.models))
         if name not in config.virtual and name not in config.remote_models:
             self._known(name)
         return web.json_response(model_entry(self._switcher, name))

@@ -318,7 +318,7 @@ class GatewayHandler:
                 retry_after=LOOK_AGAIN,
             )
         if not silent and complete:
-            names = self.hosts.names()
+            names = self.hosts.listed()
             raise unknown_model(name, sorted(filter(grant.allows, names) if grant is not None else names))
         if complete and all(host.lost for host in silent):
             shown = ", ".join(host.name for host in silent)

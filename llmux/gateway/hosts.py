@@ -25,6 +25,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -104,6 +105,7 @@ class Host:
             self.address = EngineAddress(where.host, where.port, where.tls, where.base_path)
         self.activity = EngineActivity()
         self.names: Mapping[str, str] = {}
+        self.virtual: frozenset[str] = frozenset()  # those of them that stand for a choice between models
         self.version: str | None = None
         self.heard: float | None = None  # when it reported last, on the loop's clock
         self.trouble = "has not answered yet"  # empty: it is being followed
@@ -111,6 +113,7 @@ class Host:
         self.instance = ""  # of the llmux that reports
         self.mistaken = ""  # what was wrong with its last report, logged once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
+        self.listed: frozenset[str] = frozenset()  # their ids and aliases
         self.measured: frozenset[str] = frozenset()  # the models whose wake was measured there
         self.wakes = 0  # models that woke, as far as reports told
         self._woke: deque[float] = deque(maxlen=1000)
@@ -164,6 +167,7 @@ class Hosts:
         self._hosts: dict[str, Host] = {}
         self.known: dict[str, str] = {}
         """All names that clients may ask for, and their models; the first host's word counts."""
+        self._virtual: frozenset[str] = frozenset()
         self._wakes: dict[str, dict[str, float]] = {}  # model → host → seconds of a wake, as measured there
         self._following: dict[str, asyncio.Task[None]] = {}
         self._probes: set[asyncio.Task[None]] = set()
@@ -213,18 +217,26 @@ class Hosts:
 
     # ---- names
 
-    def names(self) -> dict[str, str]:
-        """Return the names that clients may use, by the model which serves them."""
-        return dict(self.known)
+    def listed(self) -> set[str]:
+        """Return the names that clients may use, and hosts list."""
+        return {name for host in self.all() for name in host.listed if name in self.known}
 
     def _index(self) -> None:
         self.known.clear()
         for host in reversed(self.all()):
             self.known.update(host.names)
+        self._virtual = frozenset[str]().union(*(host.virtual for host in self.all()))
 
     def model_of(self, name: str) -> str | None:
         """Return the model that serves a name; None if no host has reported that it knows it."""
         return self.known.get(name)
+
+    def stands_for(self, name: str) -> str | None:
+        """Return the model that a key has to be allowed for a name; None for a virtual model, or an unknown name.
+
+        A virtual model stands for a choice, which its host makes: whatever would serve it now, another may.
+        """
+        return None if name in self._virtual else self.known.get(name)
 
     # ---- following
 
@@ -301,6 +313,7 @@ class Hosts:
             report = read_report(host.name, document)
             measured = {name for name, each in document["models"].items() if each.get("measured", True)}
             names = {str(name): str(model) for name, model in document["names"].items()}
+            virtual = frozenset(map(str, document.get("virtual", ())))
             self._refuse_twin(host, report.instance)
         except _SameHostError as error:
             host.trouble = str(error)
@@ -315,9 +328,9 @@ class Hosts:
                 self._log.emit("report_refused", host=host.name, instance="", reason=wrong)
             return
         host.mistaken = ""
-        if names != host.names or not host.entries:
+        if names != host.names or virtual != host.virtual or not host.entries:
             self._start(self._list(host), f"llmux: models of {host.name}")
-            host.names = names
+            host.names, host.virtual = names, virtual
             self._index()
             self._dispatcher.rename(self.known)
         host.version = str(document.get("version", ""))
@@ -398,7 +411,11 @@ class Hosts:
         """Request the entries of a host's models."""
         with contextlib.suppress(EngineError, OSError, *NONSENSE):
             answer = await self.ask(host, "GET", "/v1/models")
-            host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
+            entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
+            host.listed = frozenset(
+                map(str, chain(entries, *(each.get("aliases", ()) for each in entries.values())))
+            )
+            host.entries = entries
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -110,7 +110,7 @@ class Gateway:
             from llmux.gateway.shared_limits import SharedGate  # noqa: PLC0415 - most gateways have no use for it
 
             gate = SharedGate(self.now, self._is_awake)
-        gate.configure_gateway(config, self.hosts.model_of)
+        gate.configure_gateway(config, self.hosts.stands_for)
         if gate.unreadable:
             self.log.emit("state_file_unreadable", path=str(config.state_path), error=gate.unreadable)
             gate.unreadable = ""

@@ -221,7 +221,7 @@ class Views:
             told = None if served is None else host.entries.get(name) or host.entries.get(served)
             if told is not None:
                 return web.json_response(_entry(self._gateway, name, {**told, "id": name}))
-        raise unknown_model(name, sorted(filter(allowed, self._gateway.hosts.names())))
+        raise unknown_model(name, sorted(filter(allowed, self._gateway.hosts.listed())))
 
     async def health(self, _request: web.Request) -> web.Response:
         """Say that the gateway works, and what is wrong with hosts."""

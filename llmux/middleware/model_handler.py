@@ -209,7 +209,8 @@ class ModelHandler:
         if grant is None:
             return
         if model is None and not self._is_other_name(name, context):
-            raise unknown_model(name, self._listed if grant.models is None else sorted(grant.models))
+            config = self._switcher.config
+            raise unknown_model(name, config.listed if grant.models is None else config.listed_among(grant.models))
         try:
             context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
         except RequestError:

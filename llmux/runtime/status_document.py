@@ -322,7 +322,8 @@ def host_report(switcher: Switcher) -> dict[str, Any]:
             name: {**each._asdict(), "phase": each.phase.value, "evicts": list(each.evicts)}
             for name, each in figures(s, now).items()
         },
-        "names": _names(switcher.config, s),
+        "names": (names := _names(switcher.config, s)),
+        "virtual": [name for name in switcher.config.virtual if name in names],
     }
 
 

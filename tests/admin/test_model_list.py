@@ -90,6 +90,19 @@ async def test_an_unlisted_model_is_served_and_not_shown(house):
     assert reply.status == 202
 
 
+async def test_nor_is_a_key_with_models_told_of_an_unlisted_one(house):
+    models = {"a": {"aliases": ["gpt"]}, "b": {"info": {"unlisted": True}, "aliases": ["hush"]}}
+    await house.open(models, api_keys=[{"name": "alice", "key": "key-of-alice", "models": ["*"]}])
+    key = {"X_API_Key": "key-of-alice"}
+    for name in ("b", "hush"):
+        assert (await house.ask("POST", "/v1/chat/completions", {"model": name}, **key)).status == 200
+    for refused in (
+        await house.ask("POST", "/v1/chat/completions", {"model": "c"}, **key),
+        await house.ask("GET", "/v1/models/c", **key),
+    ):
+        assert refused.error["message"] == "model 'c' not found; configured are: a, gpt"
+
+
 @pytest.mark.parametrize("wanted", [False, True])
 async def test_aliases_are_listed_where_that_is_wanted(house, wanted):
     await house.open({"a": {"info": INFO, "aliases": ["gpt", "o1"]}}, list_aliases=wanted)

@@ -6,6 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from llmux.cli.fleet import view
 from llmux.cli.terminal import terminal
 from llmux.config.gateway import HostConfig
@@ -49,6 +51,40 @@ async def test_the_list_of_models_is_the_union(door):
     assert (await door.ask("GET", "/v1/models/a")).json()["id"] == "a"
     assert (await door.ask("GET", "/v1/models/nothing")).error["code"] == "model_not_found"
     assert (await door.ask("GET", "/models")).status == 200
+
+
+async def test_an_unlisted_model_is_served_and_not_named(door):
+    models = {"a": {"aliases": ["gpt"]}, "b": {"info": {"unlisted": True}, "aliases": ["hush"]}}
+    await door.open_all("one", models, api_keys=["free", {"name": "alice", "key": "some", "models": ["*"]}])
+    await until(lambda: door.gateway.hosts["one"].entries)
+    for key in ("free", "some"):
+        assert (await door.ask("POST", "/v1/x", {"model": "hush"}, X_API_Key=key)).status == 200
+        for refused in (
+            await door.ask("POST", "/v1/x", {"model": "c"}, X_API_Key=key),
+            await door.ask("GET", "/v1/models/c", X_API_Key=key),
+        ):
+            assert refused.error["message"] == "model 'c' not found; configured are: a, gpt"
+
+
+@pytest.mark.usefixtures("both_ways")
+async def test_a_virtual_model_is_allowed_by_its_own_name_as_on_a_host(door):
+    """Its host chooses: what would serve it now is no reason, as something else may."""
+    host = await door.host("one", virtual={"any": {"first": ["a", "b"]}})
+    names = ("key-of-a", ["a"]), ("key-of-any", ["any"])
+    keys = [{"name": key, "key": key, "models": models} for key, models in names]
+    await door.open_gateway(api_keys=keys)
+    statuses = {}
+    for key, _ in names:
+        for name in ("a", "any"):
+            reply = await door.ask("POST", "/v1/x", {"model": name}, X_API_Key=key)
+            statuses[key, name] = reply.status
+    assert statuses == {
+        ("key-of-a", "a"): 200,
+        ("key-of-a", "any"): 403,
+        ("key-of-any", "a"): 403,
+        ("key-of-any", "any"): 200,
+    }
+    assert len(host.engine.heads) == 2
 
 
 async def test_the_fleet_is_told_with_what_is_awake_and_what_waits(door):
