@@ -55,6 +55,13 @@ class Grant:
         """Whether it may request a name."""
         return self.models is None or name in self.models
 
+    def refusal(self, name: str) -> ForbiddenError:
+        """Return the error for a name that it may not request."""
+        shown = name if len(name) <= 100 else name[:100] + "…"  # noqa: PLR2004 - it may be any, with `routes`
+        return ForbiddenError(
+            f"The key {self.key!r} may not use the model {shown!r}.", code="model_not_allowed", param="model"
+        )
+
 
 @dataclass(slots=True)
 class _Balance:
@@ -199,9 +206,7 @@ class Gate:
         ForbiddenError, LimitError and QuotaError.
         """
         if not grant.allows(asked):
-            raise ForbiddenError(
-                f"The key {grant.key!r} may not use the model {asked!r}.", code="model_not_allowed", param="model"
-            )
+            raise grant.refusal(asked)
         balance = self._balances.get(grant.key)
         if balance is None:
             return None

@@ -582,10 +582,14 @@ class Config(Whole):
         found = [f"{name} ({', '.join(it.aliases)})" if it.aliases else name for name, it in shown]
         return tuple(sorted([*found, *self.variants, *self.virtual, *self.remote_models]))
 
+    @cached_property
+    def unlisted(self) -> frozenset[str]:
+        """The models that are served and not shown, and their aliases."""
+        return frozenset(name for name, model in self.names.items() if self.models[model].info.unlisted)
+
     def listed_among(self, names: frozenset[str]) -> tuple[str, ...]:
         """Return those of these names that an error shows."""
-        unlisted = {name for name, model in self.names.items() if self.models[model].info.unlisted}
-        return tuple(sorted(names - unlisted))
+        return tuple(sorted(names - self.unlisted))
 
     def idle_sleep_of(self, name: str) -> float | None:
         """Seconds without a request after which the model ``name`` sleeps; None for never."""

@@ -25,7 +25,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -106,6 +105,7 @@ class Host:
         self.activity = EngineActivity()
         self.names: Mapping[str, str] = {}
         self.virtual: frozenset[str] = frozenset()  # those of them that stand for a choice between models
+        self.unlisted: frozenset[str] = frozenset()  # those of them that no error names
         self.version: str | None = None
         self.heard: float | None = None  # when it reported last, on the loop's clock
         self.trouble = "has not answered yet"  # empty: it is being followed
@@ -113,7 +113,6 @@ class Host:
         self.instance = ""  # of the llmux that reports
         self.mistaken = ""  # what was wrong with its last report, logged once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
-        self.listed: frozenset[str] = frozenset()  # their ids and aliases
         self.measured: frozenset[str] = frozenset()  # the models whose wake was measured there
         self.wakes = 0  # models that woke, as far as reports told
         self._woke: deque[float] = deque(maxlen=1000)
@@ -219,7 +218,7 @@ class Hosts:
 
     def listed(self) -> set[str]:
         """Return the names that clients may use, and hosts list."""
-        return {name for host in self.all() for name in host.listed if name in self.known}
+        return {name for host in self.all() for name in host.names.keys() - host.unlisted}
 
     def _index(self) -> None:
         self.known.clear()
@@ -313,7 +312,7 @@ class Hosts:
             report = read_report(host.name, document)
             measured = {name for name, each in document["models"].items() if each.get("measured", True)}
             names = {str(name): str(model) for name, model in document["names"].items()}
-            virtual = frozenset(map(str, document.get("virtual", ())))
+            virtual, unlisted = (frozenset(map(str, document.get(kind, ()))) for kind in ("virtual", "unlisted"))
             self._refuse_twin(host, report.instance)
         except _SameHostError as error:
             host.trouble = str(error)
@@ -328,9 +327,9 @@ class Hosts:
                 self._log.emit("report_refused", host=host.name, instance="", reason=wrong)
             return
         host.mistaken = ""
-        if names != host.names or virtual != host.virtual or not host.entries:
+        if (names, virtual, unlisted) != (host.names, host.virtual, host.unlisted) or not host.entries:
             self._start(self._list(host), f"llmux: models of {host.name}")
-            host.names, host.virtual = names, virtual
+            host.names, host.virtual, host.unlisted = names, virtual, unlisted
             self._index()
             self._dispatcher.rename(self.known)
         host.version = str(document.get("version", ""))
@@ -411,11 +410,7 @@ class Hosts:
         """Request the entries of a host's models."""
         with contextlib.suppress(EngineError, OSError, *NONSENSE):
             answer = await self.ask(host, "GET", "/v1/models")
-            entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
-            host.listed = frozenset(
-                map(str, chain(entries, *(each.get("aliases", ()) for each in entries.values())))
-            )
-            host.entries = entries
+            host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

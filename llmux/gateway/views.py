@@ -139,7 +139,8 @@ def model_entries(gateway: Gateway) -> list[dict[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for host in gateway.hosts.all():
         for name, entry in host.entries.items():
-            found.setdefault(name, entry)
+            if name in host.names:  # the others are of remotes alone
+                found.setdefault(name, entry)
     return [_entry(gateway, name, found[name]) for name in sorted(found)]
 
 

@@ -189,7 +189,7 @@ class ModelHandler:
         if self.gate is not None and context.holder is not None and context.passed is None:
             # A name that only `routes` know cannot be among a key's models.
             known = through is None or asked in self._names or self._is_other_name(asked, context)
-            self._let_in(self.gate, context, asked if known else name, model)
+            self._let_in(self.gate, context, asked, asked if known else name, model)
         if model is not None and through is None:
             context.asked, context.model = name, model
             return await self._with_model(request, context, body)
@@ -203,14 +203,20 @@ class ModelHandler:
         """Whether it is another known name: neither a model's nor an alias."""
         return self._targeting is not None and self._targeting.knows(name, context)
 
-    def _let_in(self, gate: Gate, context: RequestContext, name: str, model: str | None) -> None:
-        """Check that the key may send this request now. Raises ForbiddenError, LimitError and QuotaError."""
+    def _let_in(self, gate: Gate, context: RequestContext, asked: str, name: str, model: str | None) -> None:
+        """Check that the key may send this request now. Raises ForbiddenError, LimitError and QuotaError.
+
+        ``name`` is what the key has to be allowed for the one that was ``asked`` for.
+        """
         grant = gate.grants.get(context.key)
         if grant is None:
             return
         if model is None and not self._is_other_name(name, context):
             config = self._switcher.config
             raise unknown_model(name, config.listed if grant.models is None else config.listed_among(grant.models))
+        if not grant.allows(name):  # which is not told: a rule may have led there
+            context.asked, context.model = name, model
+            raise grant.refusal(asked)
         try:
             context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
         except RequestError:

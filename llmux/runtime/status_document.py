@@ -324,6 +324,7 @@ def host_report(switcher: Switcher) -> dict[str, Any]:
         },
         "names": (names := _names(switcher.config, s)),
         "virtual": [name for name in switcher.config.virtual if name in names],
+        "unlisted": sorted(switcher.config.unlisted),
     }
 
 

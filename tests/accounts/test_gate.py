@@ -61,6 +61,15 @@ async def test_a_key_may_be_allowed_no_model(house):
     assert await listed(house, "alice") == []
 
 
+async def test_a_key_is_not_told_where_a_rule_leads(house):
+    routes = [{"when": {"model": "gpt-*"}, "to": "big"}]
+    await house.open(models=MODELS, routes=routes, api_keys=keys(models=["small-1"]))
+    refused = await send(house, "gpt-4")
+    assert refused.error["message"] == "The key 'alice' may not use the model 'gpt-4'."
+    assert refused.error["code"] == "model_not_allowed"
+    assert (await send(house, "gpt-4", "bob")).status == 200
+
+
 async def test_its_own_settings_go_before_its_roles(house):
     roles = {"free": {"models": ["small-*"], "limits": {"requests": "1/d", "concurrent": 9}}}
     own = {"role": "free", "models": ["big"], "limits": {"requests": "2/d"}}

@@ -53,10 +53,22 @@ async def test_the_list_of_models_is_the_union(door):
     assert (await door.ask("GET", "/models")).status == 200
 
 
+async def test_what_the_gateway_does_not_serve_is_not_listed(door):
+    remotes = {"r": {"url": "http://127.0.0.1:1", "models": {"m": "theirs"}}}
+    virtual = {"far": {"first": ["r/m"]}, "safe": {"first": ["a", "r/m"]}}
+    host = await door.host("one", "a", remotes=remotes, virtual=virtual)
+    await door.open_gateway()
+    await until(lambda: door.gateway.hosts["one"].entries)
+    for place, names in ((host, {"a", "far", "safe", "r/m"}), (door, {"a", "safe"})):
+        listed = (await place.ask("GET", "/v1/models")).json()["data"]
+        assert {entry["id"] for entry in listed} == names
+    for name, status in (("a", 200), ("safe", 200), ("far", 404), ("r/m", 404)):
+        assert (await door.ask("POST", CHAT, {"model": name})).status == status
+
+
 async def test_an_unlisted_model_is_served_and_not_named(door):
     models = {"a": {"aliases": ["gpt"]}, "b": {"info": {"unlisted": True}, "aliases": ["hush"]}}
     await door.open_all("one", models, api_keys=["free", {"name": "alice", "key": "some", "models": ["*"]}])
-    await until(lambda: door.gateway.hosts["one"].entries)
     for key in ("free", "some"):
         assert (await door.ask("POST", "/v1/x", {"model": "hush"}, X_API_Key=key)).status == 200
         for refused in (
