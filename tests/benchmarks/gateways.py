@@ -293,7 +293,7 @@ async def carry(given: argparse.Namespace) -> None:
                 with contextlib.ExitStack() as stack:
                     doors = []
                     for _ in range(2 // fleets_of):
-                        _, found = stack.enter_context(fleet(fleets_of, fleets_of, "a", None, **served))
+                        _, found = stack.enter_context(fleet(2, fleets_of, "a", None, **served))
                         await found.ready()
                         doors += found.gateways
                     loaded(doors, "full", path, 32, 0.5)  # warm
