@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from llmux.gateway.handler import HOST, Ear, FromHost, GatewayHandler, PlacedContext, changes_for
-from llmux.middleware.context import Reporting
+from llmux.middleware.context import Reporting, RequestContext
 from llmux.middleware.fast_head import FastHead, KnownHead
 from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, Pieces, extra_fields
 from llmux.middleware.progress import HEADER
@@ -27,6 +27,8 @@ _ANYWHERE = EngineActivity()  # the placement says which host it is, when the re
 
 class HostPath(FastPath):
     """Serves requests that a host gets at once."""
+
+    _context = PlacedContext
 
     def __init__(self, reporting: Reporting, forwarder: Forwarder, handler: GatewayHandler) -> None:
         super().__init__(reporting, forwarder, handler.budget, lambda _model: _ANYWHERE)
@@ -46,19 +48,10 @@ class HostPath(FastPath):
     def _grant(self, gate: Gate, key: str) -> Grant | None:
         return gate.grants.get(key)  # names come and go with the hosts: the gate knows which of them it may use
 
-    def start(self, client: Connection, match: Match, data: bytes) -> None:
-        """Send the request to the host that the placement chooses, or hand it over."""
-        asked, model, head, request_id, began, _, body, total, digits = match
-        handler = self.handler
-        if total < len(data):
-            client.keep(data[total:])
-            data = data[:total]
-        context = PlacedContext(self.reporting, request_id, head.route, began)
-        context.asked, context.model, context.holder = asked, model, head.holder
-        size = context.sent = len(body)
-        if head.grant is not None and not self._passes(head.grant, context):
-            client.hand_over(context, data)
-            return
+    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
+        assert isinstance(context, PlacedContext)
+        _, model, head, request_id, _, _, body, _, digits = match
+        handler, size = self.handler, len(body)
         trip = context.trip = handler.dispatcher.enter(model)
         trip.request_id = request_id
         host = None if trip.next_host is None else handler.hosts.get(trip.next_host)

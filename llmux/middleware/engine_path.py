@@ -18,19 +18,9 @@ class EnginePath(FastPath):
     def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget) -> None:
         super().__init__(reporting, forwarder, budget, reporting.switcher.open_activity)
 
-    def start(self, client: Connection, match: Match, data: bytes) -> None:
-        """Admit the request and send it to its engine, or hand it over."""
-        asked, model, head, request_id, began, activity, body, total, digits = match
-        switcher = self._switcher
-        if total < len(data):
-            client.keep(data[total:])
-            data = data[:total]
-        context = RequestContext(self.reporting, request_id, head.route, began)
-        context.asked, context.model, context.holder = asked, model, head.holder
-        size = context.sent = len(body)
-        if head.grant is not None and not self._passes(head.grant, context):
-            client.hand_over(context, data)
-            return
+    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
+        _, model, head, request_id, _, activity, body, _, digits = match
+        switcher, size = self._switcher, len(body)
         connection = self.forwarder.pool.take(activity)
         ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
         admission = ticket.admission

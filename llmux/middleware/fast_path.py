@@ -109,6 +109,8 @@ Opening = Callable[[str], EngineActivity | None]
 class FastPath:
     """Serves requests that need not wait. One for the whole application."""
 
+    _context: type[RequestContext] = RequestContext
+
     def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget, opening: Opening) -> None:
         self.reporting = reporting
         self.forwarder = forwarder
@@ -256,7 +258,21 @@ class FastPath:
         return refusal(error, given, anthropic=route.anthropic(""), close=last), not last
 
     def start(self, client: Connection, match: Match, data: bytes) -> None:
-        """Admit the request and send it, or hand it over."""
+        """Check the limits of the request's key, admit it and send it; or hand it over."""
+        head, total = match[2], match[7]
+        if total < len(data):
+            client.keep(data[total:])
+            data = data[:total]
+        context = self._context(self.reporting, match[3], head.route, match[4])
+        context.asked, context.model, context.holder = match[0], match[1], head.holder
+        context.sent = len(match[6])
+        if head.grant is not None and not self._passes(head.grant, context):
+            client.hand_over(context, data)
+        else:
+            self._admit(client, match, context, data)
+
+    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
+        """Admit a request and send it, or hand it over. ``data`` is all of it, and nothing else."""
         raise NotImplementedError
 
     def _passes(self, grant: Grant, context: RequestContext) -> bool:
