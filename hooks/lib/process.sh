@@ -15,7 +15,13 @@ born() { # print when a process was started: with its number, that tells it from
 
 signal_group() { kill "-$1" "-$pid" 2>/dev/null; } # this way dash, bash and busybox understand it
 
-engine_runs() { # is the process of the pid file left, or one that it started? Zombies do not count.
+has_ended() { # is the process with this line of /proc a zombie of which no thread is left? Threads hold memory.
+	# shellcheck disable=SC2086 # fields: state, parent, group, …, the 18th is the number of threads
+	set -- $stat
+	[ "$1" = Z ] && [ "${18}" -le 1 ]
+}
+
+engine_runs() { # is the process of the pid file left, or one that it started?
 	signal_group 0 || return 1
 	leader=$(born "$pid")
 	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
@@ -25,7 +31,7 @@ engine_runs() { # is the process of the pid file left, or one that it started? Z
 		{ read -r stat <"$file"; } 2>/dev/null || continue
 		stat=${stat##*) }
 		group=${stat#* * }
-		[ "${group%% *}" != "$pid" ] || [ "${stat%% *}" = Z ] || return 0
+		[ "${group%% *}" != "$pid" ] || has_ended || return 0
 	done
 	return 1
 }

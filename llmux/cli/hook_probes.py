@@ -23,6 +23,8 @@ from typing import Any
 
 import aiohttp
 
+from llmux.hookrunner.hook_process import trace_of
+
 ANSWER_TIMEOUT = 120.0  # seconds for one answer
 _NOT_SPOKEN = (*range(400, 500), HTTPStatus.NOT_IMPLEMENTED)
 
@@ -132,13 +134,8 @@ def holders_of(inodes: frozenset[str]) -> frozenset[int]:
 
 
 def still_run(pids: frozenset[int]) -> frozenset[int]:
-    """Return the processes that have not ended; a zombie has."""
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX":
-                found.add(pid)
-    return frozenset(found)
+    """Return the processes that have not ended; a zombie has, once none of its threads is left."""
+    return frozenset(pid for pid in pids if trace_of(pid) is not None)
 
 
 def is_open(host: str, port: int, patience: float = 2.0) -> bool:

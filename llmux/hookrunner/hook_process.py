@@ -189,7 +189,9 @@ def _look(pid: int | str) -> _Stat | None:
         return None
     # PID (NAME) STATE PPID PGRP …: the start is the 22nd of all. The name may hold spaces and parentheses.
     fields = stat.rpartition(b")")[2].split()
-    return None if fields[0] in b"ZX" else _Stat(int(fields[2]), int(fields[19]))
+    # A zombie of which threads are left, the 20th field, still holds memory and ports.
+    ended = fields[0] in b"ZX" and int(fields[17]) <= 1
+    return None if ended else _Stat(int(fields[2]), int(fields[19]))
 
 
 def _boot() -> str | None:

@@ -33,6 +33,14 @@ class Ok(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
 """
 
+LEADERLESS = """
+import ctypes, http.server, signal, sys, threading
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
 
 def ask(hook: Hook, **fields) -> dict:
     body = {"model": "any", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4} | fields
@@ -135,6 +143,21 @@ def test_an_engine_that_ignores_term_and_has_children_is_killed_with_them(make_h
     hook.ok("sleep")
     assert time.monotonic() - started > 1  # it had to be killed
     assert not any(runs(child) for child in children)
+
+
+def test_a_process_of_which_only_threads_are_left_has_not_ended(make_hook, tmp_path):
+    (tmp_path / "leaderless.py").write_text(LEADERLESS)
+    hook = make_hook(
+        "process.sh", COMMAND=f"'{sys.executable}' leaderless.py $LLMUX_PORT", HEALTH_PATH="/", GRACE="1"
+    )
+    hook.ok("wake")
+    pid = hook.pid
+    wait_until(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text(), what="that the leader has ended")
+    hook.ok("alive")
+    hook.fails("verify")
+    hook.ok("sleep")
+    assert not runs(pid)
+    hook.ok("verify")
 
 
 @pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all

@@ -166,3 +166,20 @@ async def test_the_script_of_a_llmux_that_was_killed_before_it_had_written_it_do
         while trace_of(int(output)) is not None:  # noqa: ASYNC110 - not our child
             await asyncio.sleep(0.01)
     assert not (tmp_path / "begun").exists()
+
+
+ONLY_THREADS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+async def test_one_of_which_only_threads_are_left_is_ended():
+    with hook(f"exec {sys.executable} -c '{ONLY_THREADS}'") as process:
+        trace = trace_of(process.pid)
+        while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text():  # noqa: ASYNC110, ASYNC240 - no event says it
+            await asyncio.sleep(0.01)
+        assert await end_leftovers([trace], grace=5) == [trace._replace(ending=True)]
+        assert process.wait() == -15
