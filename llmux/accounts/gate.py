@@ -93,6 +93,7 @@ class Passed:
     reserved: int
     ident: str = ""  # of its reservation in the ledger
     served: str | None = None  # the model that served it, if it is another one
+    awake_only: bool = False  # of its key's budget so much is spent that only what is awake serves it
 
     def ended(self, answer: tuple[Any, ...], seconds: float) -> None:
         """Settle it with the fields of an ``Answer``, and the seconds of the GPU that it took."""
@@ -230,6 +231,7 @@ class Gate:
             balance.budget.reserved += reserved
         headers += _told(balance, now)
         passed = Passed(self, grant.key, name, tokens, reserved)
+        passed.awake_only = balance.budget is not None and balance.budget.is_soft
         if balance.budget is not None and self._keeper is not None:
             self._serial += 1
             passed.ident = f"{_LIFE}-{self._serial}"
@@ -244,10 +246,7 @@ class Gate:
             if budget.is_spent or (budget.is_soft and not budget.awake_only):
                 raise QuotaError(f"The budget of the key {grant.key!r} is spent; it begins anew in {spell(left)}.")
             if budget.is_soft and not self._awake(model):
-                raise QuotaError(
-                    f"The budget of the key {grant.key!r} is nearly spent: only what is awake serves it, and"
-                    f" {model!r} is not. It begins anew in {spell(left)}."
-                )
+                raise self.not_awake(grant.key, model)
             if budget.is_full:
                 raise LimitError(
                     f"What the key {grant.key!r} has left of its budget is reserved by its requests under way.",
@@ -268,6 +267,16 @@ class Gate:
                         f" there is room in {spell(wait)}.",
                         retry_after=wait,
                     )
+
+    def not_awake(self, key: str, model: str) -> QuotaError:
+        """Return the error for a request of which the budget lets only what is awake serve it."""
+        balance = self._balance(key)
+        budget = None if balance is None else balance.budget
+        again = "" if budget is None else f" It begins anew in {spell(budget.period[1] - self._wall())}."
+        return QuotaError(
+            f"The budget of the key {key!r} is nearly spent: only what is awake serves it, and {model!r} is not."
+            f"{again}"
+        )
 
     def settle(self, passed: Passed, tokens: Tokens, seconds: float) -> None:
         """Replace the estimate of a request by what it took."""

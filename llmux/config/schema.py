@@ -1,6 +1,7 @@
 """The whole configuration, with the settings of the policy and of its guard rails."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -548,9 +549,10 @@ class Config(Whole):
 
     @property
     def ruled(self) -> frozenset[str]:
-        """The names of models to which `routes` may apply."""
+        """The names on this host to which `routes` may apply."""
         ruled = [route.when.model or ("*",) for route in self.routes]
-        return frozenset(name for name in self.names if any(matches(globs, name) for globs in ruled))
+        names = itertools.chain(self.names, self.variants, self.virtual)
+        return frozenset(name for name in names if any(matches(globs, name) for globs in ruled))
 
     @cached_property  # used for each model
     def variants(self) -> Mapping[str, str]:

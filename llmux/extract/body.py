@@ -346,6 +346,16 @@ class Body:
             yield self._store.read(pos, min(pos + SLICE, end))
 
 
+def body_of(data: bytes, model: str, budget: BodyBudget) -> Body:
+    """Return a JSON object that was received whole, at most ``MEMORY`` bytes, and names this model.
+
+    UnavailableError if the budget is full.
+    """
+    store = Store(budget)
+    store.add(data)
+    return Body(store, None, members={"model": model})
+
+
 def refuse_announced(request: web.Request, limits: BodyLimits) -> None:
     """Raise BodyTooLargeError if the client announces more than is allowed, before any of it has come."""
     length = request.content_length

@@ -2,21 +2,22 @@
 
 A *plain* request takes the fast path; a *metered* one, too, and its answer's usage goes to the ledger when it has
 ended. A *managed* one takes the slower path: it may have to be refused, sent elsewhere, translated or captured.
-(Three cases are found on the fast path, and handed over: a request that has to wait, one that its key's limits or
-budget refuse, and with `usage: exact` a stream that does not report its usage.)
+(Some cases are found on the fast path, and handed over: a request that has to wait, one that its key's limits or
+budget refuse, one for a virtual model that leaves this host, and with `usage: exact` a stream that does not report
+its usage.)
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from llmux.config import Config
 from llmux.middleware.model_handler import COUNT
 from llmux.middleware.paths import DIALECTS
 
 Names = Mapping[str, str]
-"""Names that clients may use, and their models."""
+"""Names that clients may use, and their models; "" for a virtual model."""
 
 
 class RequestClass(enum.StrEnum):
@@ -58,19 +59,41 @@ class Classes:
 
 def _on_fast_path(config: Config) -> Names:
     # Requests with a deadline may have to be refused, and those that `routes` concern may have to go elsewhere.
-    ruled = config.ruled
+    apart = config.ruled
+    if config.usage == "exact":  # which looks at what the client wrote
+        apart |= _asked_otherwise(config)
+    names = {**config.names, **config.variants, **dict.fromkeys(config.virtual, "")}
     return {
         name: model
-        for name, model in config.names.items()
-        if config.models[model].deadline is None and name not in ruled
+        for name, model in names.items()
+        if name not in apart and all(config.models[each].deadline is None for each in _models_of(config, name))
     }
+
+
+def _models_of(config: Config, name: str) -> Iterable[str]:
+    """Return the models on this host to which a name may lead."""
+    return (model for model in config.leaves(name) if model in config.models)
+
+
+def _asked_otherwise(config: Config) -> frozenset[str]:
+    """Return the names which may change whether a request is for a stream, or for its usage."""
+    found = set()
+    for name, model in config.variants.items():
+        rules = config.models[model].variants[name]
+        fields = {field.partition(".")[0] for field in (*rules.set, *rules.default, *rules.strip, *rules.cap)}
+        if not fields.isdisjoint({"stream", "stream_options"}):
+            found.add(name)
+    return frozenset(found.union(config.virtual)) if found else frozenset()
 
 
 def _spoken(config: Config, names: Names, dialect: str) -> Names:
     return {
         name: model
         for name, model in names.items()
-        if model not in config.translated or dialect in (config.models[model].apis or ())
+        if all(
+            each not in config.translated or dialect in (config.models[each].apis or ())
+            for each in _models_of(config, name)
+        )
     }
 
 

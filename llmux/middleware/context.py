@@ -27,6 +27,7 @@ from llmux.runtime.requests import WITHDRAWN
 if TYPE_CHECKING:
     from llmux.accounts.gate import Passed
     from llmux.middleware.rerouting import Spillable
+    from llmux.middleware.targeting import Choice
     from llmux.observability.spans import RequestTrace
 
 GONE = 499  # nginx's status for a client that closed its connection; only ever seen in metrics and logs
@@ -79,6 +80,7 @@ class RequestContext:
         "asked",
         "began",
         "channel",
+        "choice",
         "drop_headers",
         "exchange",
         "first_error",
@@ -126,6 +128,7 @@ class RequestContext:
         # What the fast path passes to the model handler when it hands the request over:
         self.first_error: Exception | None = None  # the error that ended the first exchange
         self.fresh_only = False  # that exchange got a connection which had died while it was idle
+        self.choice: Choice | None = None  # if the client named neither a model nor an alias: its target
         self.lost: EngineError | None = None  # that error, if the engine may have read the request
 
     @property

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 from llmux.config import EngineDefinition
-from llmux.extract import BodyBudget
 from llmux.extract.json_object import with_model
 from llmux.middleware.context import Reporting, RequestContext
 from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, extra_fields, usual_fields
-from llmux.middleware.model_handler import engine_address
+from llmux.middleware.model_handler import ModelHandler, engine_address
 from llmux.proxy import Exchange, Forwarder
 from llmux.upstream import EngineConnection, EngineLostError
+
+_CONVERSATION = b"x-llmux-conversation"
 
 
 class EnginePath(FastPath):
     """Serves requests that their models' engines take at once."""
 
-    def __init__(self, reporting: Reporting, forwarder: Forwarder, budget: BodyBudget) -> None:
-        super().__init__(reporting, forwarder, budget, reporting.switcher.open_activity)
+    def __init__(self, reporting: Reporting, forwarder: Forwarder, models: ModelHandler) -> None:
+        super().__init__(reporting, forwarder, models.budget, reporting.switcher.open_activity)
+        self._models = models
 
     def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
-        _, model, head, request_id, _, activity, body, _, digits = match
+        asked, model, head, request_id, _, activity, body, _, digits = match
         switcher, size = self._switcher, len(body)
+        fitted = body
+        targeting = self._models.targeting
+        if targeting is not None and asked in targeting.others:
+            context.model = None
+            found = targeting.at_once(asked, head.value(_CONVERSATION), context, body)
+            if found is None:
+                client.hand_over(context, data)
+                return
+            model, fitted = found
+            digits, activity = b"%d" % len(fitted), switcher.open_activity(model)
+        if activity is None:
+            client.hand_over(context, data)
+            return
         connection = self.forwarder.pool.take(activity)
         ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
         admission = ticket.admission
         definition = None if admission is None else admission.definition
-        sent: bytes | None = body
+        sent: bytes | None = fitted
         if isinstance(definition, EngineDefinition) and definition.upstream_model is not None:
-            sent = with_model(body, definition.upstream_model)
+            sent = with_model(fitted, definition.upstream_model)
             digits = b"" if sent is None else b"%d" % len(sent)
         if (
             admission is None

@@ -203,6 +203,14 @@ class KnownHead:
         self._length = head.length
         self._ends: dict[object, _Around] = {}  # by the engine's Host, or by what else it is for
 
+    def value(self, name: bytes) -> str | None:
+        """Return the value of the first field with this name, in lower case; None if there is none."""
+        for line in self._lines:
+            field, _, value = line.partition(b": ")
+            if field.lower() == name:
+                return value[:-2].decode("ascii")
+        return None
+
     def engine_head(self, host: bytes, digits: bytes, request_id: bytes) -> bytes:
         """Return the head for the engine; ``digits`` are the body's length."""
         before, after, end = self._ends.get(host) or self._make(host, host, frozenset(), ())

@@ -90,8 +90,8 @@ class Connection(Flow, Protocol):
 
 # A request that the fast path can serve: the model as its client named it, the model, the head, the id, its
 # arrival, the activity of the engine that takes it, its body, the size of all of it in bytes, and the digits of
-# the body's length.
-Match = tuple[str, str, KnownHead, str, float, EngineActivity, bytes, int, bytes]
+# the body's length. The model is "" and there is no activity where one is chosen for each request.
+Match = tuple[str, str, KnownHead, str, float, EngineActivity | None, bytes, int, bytes]
 
 Pieces = tuple[bytes | memoryview, ...]  # of a request, for its engine
 
@@ -219,7 +219,7 @@ class FastPath:
         if model is None:
             return None
         activity = self._opening(model)
-        if activity is None or self.budget.held + total - size > self.budget.max_buffered:
+        if (activity is None and model) or self.budget.held + total - size > self.budget.max_buffered:
             return None
         given = head.given_id
         if given is None:
@@ -264,7 +264,7 @@ class FastPath:
             client.keep(data[total:])
             data = data[:total]
         context = self._context(self.reporting, match[3], head.route, match[4])
-        context.asked, context.model, context.holder = match[0], match[1], head.holder
+        context.asked, context.model, context.holder = match[0], match[1] or None, head.holder
         context.sent = len(match[6])
         if head.grant is not None and not self._passes(head.grant, context):
             client.hand_over(context, data)
@@ -351,7 +351,7 @@ def usual_fields(request_id: bytes) -> ExtraFields:
 
 def extra_fields(request_id: bytes, told: Sequence[tuple[str, str]], waited: bytes = b"0.000") -> ExtraFields:
     """Return the same with those beside the usual."""
-    lines = "".join([f"\r\n{name}: {value}" for name, value in told]).encode("latin-1")
+    lines = "".join([f"\r\n{name}: {value}" for name, value in told]).encode()
     replaced = _replaced(tuple([name for name, _ in told]))
     return ExtraFields(_FIELDS % (request_id, lines, waited), replaced)
 

@@ -155,7 +155,8 @@ class Front:
         )
 
     def _make_fast_path(self, reporting: Reporting, forwarder: Forwarder) -> FastPath:
-        return EnginePath(reporting, forwarder, self._handler.budget)
+        assert self._models is not None
+        return EnginePath(reporting, forwarder, self._models)
 
     def let_in(self, config: AccessSettings, paths: ForwardedPaths) -> Hosts:
         """Apply the checks of requests: by their paths, origins, keys and the name that they call llmux by."""

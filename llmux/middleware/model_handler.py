@@ -14,7 +14,7 @@ from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.config.problems import in_short
 from llmux.core.effects import Admit
-from llmux.errors import BadRequestError, RequestError, UnknownModelError
+from llmux.errors import BadRequestError, RequestError, UnavailableError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import QUEUE_SECONDS, RequestContext, deadline_of, keep_alive_of
 from llmux.middleware.paths import Kind, Route
@@ -92,7 +92,7 @@ class ModelHandler:
         self._forwarder = forwarder
         self.budget = BodyBudget(switcher.config.max_buffered)
         self._notifier = ProgressNotifier(switcher)
-        self._targeting: Targeting | None = None
+        self.targeting: Targeting | None = None
         self._remotes: Remotes | None = None
         self._routing: Routing | None = None
         self._passive: Passive | None = None
@@ -103,13 +103,14 @@ class ModelHandler:
     def configure(self, config: Config) -> None:
         """Apply a configuration's names and limits."""
         self._names = config.names
-        self.gate = _gate(config, self._switcher, self.gate)
+        self._variants = config.variants
+        self.gate = self._with_gate(config, self.gate)
         self.exact_usage = _exact_usage(config, self.budget)
         self.captures = _captures(config, self._switcher, self.captures)
         self._listed = config.listed
         self._translating = _translating(config, self.budget)
         self._remotes = self._with_remotes(config, self._remotes)
-        self._targeting = _targeting(config, self._switcher, self._remotes, self._targeting)
+        self.targeting = _targeting(config, self._switcher, self._remotes, self.budget, self.targeting)
         self._routing = self._with_routing(config, self._routing)
         self._passive = self._with_passive(config.passive, self._passive)
         self._limits = BodyLimits(config.max_body, config.max_buffered, config.body_idle_timeout)
@@ -147,8 +148,26 @@ class ModelHandler:
             return None
         from llmux.middleware.rerouting import Routing  # noqa: PLC0415 - most configurations have no use for it
 
-        assert self._targeting is not None
-        return Routing(config, self._switcher, self._targeting, self.gate, before)
+        assert self.targeting is not None
+        return Routing(config, self._switcher, self.targeting, self.gate, before)
+
+    def _with_gate(self, config: Config, before: Gate | None) -> Gate | None:
+        """Return what checks the keys' limits, if any key is limited."""
+        gate = before
+        if gate is None:
+            if not any(entry.managed for entry in config.api_keys):
+                return None
+            from llmux.accounts.gate import Gate  # noqa: PLC0415 - most configurations have no use for it
+
+            gate = Gate(self._switcher.now, self._is_awake)
+        gate.configure(config)
+        if before is None and self._switcher.accounts is not None:  # after a reload: they started without it
+            gate.kept_by(self._switcher.accounts)
+        return gate
+
+    def _is_awake(self, name: str) -> bool:
+        """Whether a model is awake, or one of those to which another name may lead."""
+        return self._switcher.is_awake(name) or (self.targeting is not None and self.targeting.any_awake(name))
 
     def _with_passive(self, globs: tuple[str, ...], before: Passive | None) -> Passive | None:
         """Return the handler of passive paths, if there are any."""
@@ -181,6 +200,8 @@ class ModelHandler:
     ) -> web.StreamResponse:
         if self.captures is not None and context.holder is not None and context.holder.captured:
             _capture(self.captures, request, body)
+        if context.choice is not None and context.choice.made_by is not self.targeting:
+            self._start_again(context)
         asked, through = name, None
         if self._routing is not None:
             name, context.regions, reason = await self._routing.lead(name, context, body)
@@ -193,15 +214,21 @@ class ModelHandler:
         if model is not None and through is None:
             context.asked, context.model = name, model
             return await self._with_model(request, context, body)
-        targeting = self._targeting
+        targeting = self.targeting
         if targeting is None or not targeting.knows(name, context):
             raise unknown_model(name, self._listed)
         context.asked = asked
         return await targeting.serve(name, request, context, body, self._with_model, through=through)
 
+    def _start_again(self, context: RequestContext) -> None:
+        """Give up what the fast path began with names that a reload has replaced since."""
+        ticket, context.ticket, context.choice = context.ticket, None, None
+        if ticket is not None:
+            self._switcher.leave(ticket, UnavailableError.status)
+
     def _is_other_name(self, name: str, context: RequestContext) -> bool:
         """Whether it is another known name: neither a model's nor an alias."""
-        return self._targeting is not None and self._targeting.knows(name, context)
+        return self.targeting is not None and self.targeting.knows(name, context)
 
     def _let_in(self, gate: Gate, context: RequestContext, asked: str, name: str, model: str | None) -> None:
         """Check that the key may send this request now. Raises ForbiddenError, LimitError and QuotaError.
@@ -218,6 +245,7 @@ class ModelHandler:
             context.asked, context.model = name, model
             raise grant.refusal(asked)
         try:
+            model = model or self._variants.get(name)
             context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
         except RequestError:
             context.asked, context.model = name, model
@@ -440,30 +468,15 @@ def _capture(captures: Captures, request: web.Request, body: Body | None) -> Non
         request[TAP] = capture
 
 
-def _gate(config: Config, switcher: Switcher, before: Gate | None) -> Gate | None:
-    """Return what checks the keys' limits, if any key is limited."""
-    gate = before
-    if gate is None:
-        if not any(entry.managed for entry in config.api_keys):
-            return None
-        from llmux.accounts.gate import Gate  # noqa: PLC0415 - most configurations have no use for it
-
-        gate = Gate(switcher.now, switcher.is_awake)
-    gate.configure(config)
-    if before is None and switcher.accounts is not None:  # after a reload: the accounts started without it
-        gate.kept_by(switcher.accounts)
-    return gate
-
-
 def _targeting(
-    config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None
+    config: Config, switcher: Switcher, remotes: Remotes | None, budget: BodyBudget, before: Targeting | None
 ) -> Targeting | None:
     """Return the handler of names that are not models', if there are any."""
     if not (config.variants or config.virtual or config.remotes or config.routes):
         return None
     from llmux.middleware.targeting import Targeting  # noqa: PLC0415 - most configurations have no use for it
 
-    return Targeting(config, switcher, remotes, before)
+    return Targeting(config, switcher, remotes, budget, before)
 
 
 def _translating(config: Config, budget: BodyBudget) -> Translating | None:

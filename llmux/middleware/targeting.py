@@ -10,9 +10,9 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import web
 
@@ -22,13 +22,13 @@ from llmux.config.targets import VariantConfig
 from llmux.core import admission, residency
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError
-from llmux.extract import Body
+from llmux.extract import Body, BodyBudget, body_of
 from llmux.middleware.context import RequestContext
 from llmux.middleware.model_handler import rename_in_query
 from llmux.middleware.paths import Kind
 from llmux.runtime import Switcher, wait_estimate
 from llmux.targets.conversation import HEADER, Conversations, conversation_of
-from llmux.targets.field_scanner import Rule, Rules, changes, tree
+from llmux.targets.field_scanner import AT_ONCE, Rule, Rules, changes, tree
 from llmux.targets.resolution import Ask, Names, Reason, Resolution, Target
 
 if TYPE_CHECKING:
@@ -43,7 +43,21 @@ _WORTH_ANOTHER = frozenset({408, 429})
 _SERVER_ERROR = 500
 
 Through = tuple[Reason, str]  # why, and from which name
+Result = TypeVar("Result")
 Serve = Callable[[web.Request, RequestContext, Body | None], Awaitable[web.StreamResponse]]
+
+
+class Choice(NamedTuple):
+    """What a name stands for at this moment; ``remember`` records where the request is served."""
+
+    found: Resolution
+    remember: Callable[[Target], None]
+    made_by: Targeting
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether the request may go to another host."""
+        return self.found.target.remote or any(target.remote for target in self.found.others)
 
 
 class Now:
@@ -54,6 +68,7 @@ class Now:
         self._now = switcher.now()
         self._remotes = remotes
         self._context = context
+        self._awake_only = context.passed is not None and context.passed.awake_only
 
     def awake(self, model: str) -> bool:
         """Whether it serves requests now."""
@@ -67,10 +82,14 @@ class Now:
 
     def allowed(self, model: str) -> bool:
         """Whether the request may go to a model on another host."""
-        return self._remotes is not None and self._remotes.allows(model, self._context)
+        if self._remotes is None or self._awake_only:
+            return False
+        return self._remotes.allows(model, self._context)
 
     def wait(self, model: str) -> float | None:
         """Return the expected wait of a new request; None if it would be refused."""
+        if not self.serves(model):
+            return None
         if self._remotes is not None and model in self._remotes:
             return self._remotes.wait(model, self._context)
         found = self._state.models.get(model)
@@ -84,6 +103,11 @@ class Now:
         leaving = residency.who_leaves(self._state, found) or ()
         return 0.0 if found.phase is Phase.AWAKE else residency.switch_cost(self._state, leaving, found)
 
+    def serves(self, model: str) -> bool:
+        """Whether what is left of the key's budget lets this model serve it."""
+        found = self._state.models.get(model)
+        return not self._awake_only or (found is not None and found.phase is Phase.AWAKE)
+
     def _taken(self, name: str) -> bool:
         model = self._state.models[name]
         room = len(model.queue) < model.spec.max_queued
@@ -94,7 +118,12 @@ class Targeting:
     """Knows the names of one configuration, and where conversations were served."""
 
     def __init__(
-        self, config: Config, switcher: Switcher, remotes: Remotes | None, before: Targeting | None = None
+        self,
+        config: Config,
+        switcher: Switcher,
+        remotes: Remotes | None,
+        budget: BodyBudget,
+        before: Targeting | None = None,
     ) -> None:
         """``before`` is that of the configuration which this one replaces."""
         self._remotes = remotes
@@ -103,11 +132,20 @@ class Targeting:
         self._virtual = config.virtual
         self._roles = {entry.name: entry.role for entry in config.api_keys}
         self._switcher = switcher
+        self._budget = budget
+        self.others = frozenset({*config.variants, *config.virtual})
+        """The names that are neither models nor aliases, without those of remotes."""
         self.conversations: Conversations = Conversations() if before is None else before.conversations
 
     def knows(self, name: str, context: RequestContext) -> bool:
         """Whether a request may name it."""
         return name in self._names and context.route.kind is Kind.FORWARD
+
+    def any_awake(self, name: str) -> bool:
+        """Whether one of the models is awake to which a name may lead."""
+        return name in self._names and any(
+            self._switcher.is_awake(target.model) for target in self._names.targets(name)
+        )
 
     def may(self, name: str, context: RequestContext) -> bool:
         """Whether a request may go to one of the remotes that a name stands for."""
@@ -140,12 +178,14 @@ class Targeting:
 
         Raises BadRequestError if the body does not take the variant's parameters, and what ``serve`` raises.
         """
-        found, remember = await self._resolve(name, request, context, body, through)
-        pending = [found.target, *found.others]
-        context.may_leave = context.may_leave or any(target.remote for target in pending)
+        choice, context.choice = context.choice, None
+        if choice is None:
+            choice = await self._resolve(name, request.headers.get(HEADER), context, body, through)
+        pending = [choice.found.target, *choice.found.others]
+        context.may_leave = context.may_leave or choice.may_leave
         while True:
             target = pending.pop(0)
-            remember(target)
+            choice.remember(target)
             sent = await self._fit(target, context, body)
             context.model = target.model
             try:
@@ -159,21 +199,49 @@ class Targeting:
                     raise
                 self.leave(context, error)
 
+    def at_once(
+        self, name: str, given: str | None, context: RequestContext, data: bytes
+    ) -> tuple[str, bytes] | None:
+        """Return the model for a request on the fast path, and its body.
+
+        ``given`` is the value of ``HEADER``. None if that would take long, or the request leaves this host:
+        ``serve`` goes on with what was chosen.
+        """
+        if len(data) > AT_ONCE:
+            return None
+        told = len(context.headers)
+        try:
+            with body_of(data, name, self._budget) as body:
+                choice = context.choice = _now(self._resolve(name, given, context, body, None))
+                if choice is None or choice.found.target.remote:
+                    return None
+                target = choice.found.target
+                fitted = _now(self._fit(target, context, body))
+                if fitted is None:
+                    return None
+                sent = b"".join(fitted)
+        except RequestError:  # it is raised again where it can be answered
+            del context.headers[told:]
+            return None
+        choice.remember(target)
+        context.model, context.may_leave = target.model, choice.may_leave
+        return target.model, sent
+
     async def _resolve(
-        self, name: str, request: web.Request, context: RequestContext, body: Body | None, through: Through | None
-    ) -> tuple[Resolution, Callable[[Target], None]]:
-        """Return the target of the request now, and the function that records where it is served."""
+        self, name: str, given: str | None, context: RequestContext, body: Body | None, through: Through | None
+    ) -> Choice:
+        """Return the target of the request now."""
         if name not in self._virtual:
             found = self._names.resolve(name, Ask(), Now(self._switcher, self._remotes, context))
             if found.target.remote or through is not None:
                 self._tell(name, found, context, through)
             else:
                 self._switcher.metrics.target_chosen(name, found.target.model, found.reason)
-            return found, lambda _target: None
+            return Choice(found, lambda _target: None, self)
         await self._looked_at()
         holder = context.holder
         key = None if holder is None else holder.name
-        conversation = await conversation_of(request.headers.get(HEADER), body)
+        conversation = await conversation_of(given, body)
         ask = Ask(
             key=key,
             role=None if key is None else self._roles.get(key),
@@ -181,9 +249,15 @@ class Targeting:
             kept=self.conversations.get(name, key, conversation),
             draw=random.random(),  # noqa: S311 - a share of requests, no secret
         )
-        found = self._names.resolve(name, ask, Now(self._switcher, self._remotes, context))
+        now = Now(self._switcher, self._remotes, context)
+        found = self._names.resolve(name, ask, now)
+        if not now.serves(found.target.model):
+            assert context.passed is not None
+            context.headers.append(("x-should-retry", "false"))
+            raise context.passed.gate.not_awake(context.passed.key, name)
+        found = found._replace(others=tuple(other for other in found.others if now.serves(other.model)))
         self._tell(name, found, context, through)
-        return found, functools.partial(self.conversations.keep, name, key, conversation)
+        return Choice(found, functools.partial(self.conversations.keep, name, key, conversation), self)
 
     async def _looked_at(self) -> None:
         """Wait until it is known what runs: the first choice after a start must not displace an awake model."""
@@ -242,6 +316,17 @@ class Targeting:
         if ticket is not None:
             self._switcher.leave(ticket, error.status)
             context.rode += ticket.rode + ticket.waited
+
+
+def _now(work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Return the result of work that does not wait; None, and the work is broken off, when it would."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    work.close()
+    return None
 
 
 def may_fail_over(request: web.Request, context: RequestContext, error: RequestError) -> bool:

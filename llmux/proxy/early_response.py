@@ -84,7 +84,7 @@ class EarlyResponse:
         ]
         if not self._request.keep_alive:
             lines.append("Connection: close")
-        self._write("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
+        self._write("\r\n".join([*lines, "\r\n"]).encode())
 
     def say(self, text: str) -> None:
         """Send a progress message; ``text`` is for people, on one line."""

@@ -40,8 +40,8 @@ class ExtraFields(NamedTuple):
     def of(cls, fields: Sequence[tuple[str, str]]) -> ExtraFields:
         """Make them from names and values."""
         added = dict(fields)
-        lines = b"\r\n".join(f"{name}: {value}".encode("latin-1") for name, value in added.items())
-        names = {name.lower().encode("latin-1") for name in added}
+        lines = b"\r\n".join(f"{name}: {value}".encode() for name, value in added.items())
+        names = {name.lower().encode() for name in added}
         names.discard(b"vary")  # a list that both may add to
         return cls(lines, frozenset(names))
 

@@ -24,6 +24,7 @@ WINDOW = 64 * 1024  # bytes of the messages in which the first turn is looked fo
 _SYSTEM = ("system", "instructions")
 _TURNS = ("messages", "input", "prompt")
 _decoder = json.JSONDecoder()
+_encoder = json.JSONEncoder(sort_keys=True)
 
 
 async def conversation_of(given: str | None, body: Body | None) -> str | None:
@@ -89,7 +90,7 @@ def _canonical(text: bytes) -> bytes:
 
 
 def _text(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()
+    return _encoder.encode(value).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -58,6 +58,7 @@ _decoder = json.JSONDecoder(strict=False)
 _BRACE = re.compile(r"[ \t\r\n]*\{")
 _KEY = re.compile(r'[ \t\r\n]*"([^"\\]*(?:\\.[^"\\]*)*)"[ \t\r\n]*:[ \t\r\n]*')
 _BEHIND = re.compile(r"[ \t\r\n]*([,}])")
+_ESCAPED = re.compile(rb"\\u00[2-7]")  # a character of ASCII
 _BLANKS = re.compile(r"[ \t\r\n]*\Z")
 
 
@@ -100,6 +101,18 @@ def members_at_once(data: bytes, names: Iterable[str], offset: int = 0) -> Found
     except (ValueError, RecursionError):
         pass
     return None
+
+
+def _none(data: bytes, names: Iterable[str]) -> Found | None:
+    """Return what is found of an object with other members if it clearly has none with these names.
+
+    So it is if they stand nowhere in it, and no escape can stand for one of their letters.
+    """
+    if any(data.rfind(b'"%b"' % name.encode()) >= 0 for name in names):  # backwards it is faster
+        return None
+    if data.rfind(b"\\u00") >= 0 and _ESCAPED.search(data):
+        return None
+    return Found(True, [], data.index(b"{") + 1, True)
 
 
 def _unescaped(key: bytes) -> bytes:
@@ -228,7 +241,10 @@ def last_of_each(found: Iterable[Member]) -> dict[str, Member]:
 async def scan(body: Body, start: int, end: int, names: Iterable[str]) -> Found:
     """Scan the object from ``start`` to ``end``. BadRequestError if it is malformed."""
     if end - start <= AT_ONCE:
-        found = members_at_once(b"".join(body.part(start, end)), names, start)
+        data = b"".join(body.part(start, end))
+        whole = end - start == body.received and body.members is not None  # then it is an object, with a model
+        found = _none(data, names) if whole else None
+        found = found or members_at_once(data, names, start)
         if found is not None:
             return found
     scanner = FieldScanner(names, start)

@@ -125,10 +125,10 @@ PRICES = {"currency": "usd", "models": {name: {"input": 1000, "output": 1000} fo
 EACH = 0.015  # of a request with that usage
 
 
-async def priced(house, budget, **more):
+async def priced(house, budget, models=MODELS, **more):
     house.engine.says = WHOLE
     await house.open(
-        models=MODELS,
+        models=models,
         ledger="ledger.db",
         prices=PRICES,
         api_keys=keys(budget=budget),
@@ -206,6 +206,31 @@ async def test_nearly_spent_only_what_is_awake(house):
     assert house.switcher.core.state.models["small-2"].phase is Phase.ASLEEP
     replies = [await send(house) for _ in range(3)]
     assert [reply.status for reply in replies] == [200, 200, 429], [reply.body for reply in replies]
+
+
+async def test_nearly_spent_other_names_lead_to_what_is_awake(house):
+    """The answer is the same whichever way the request takes."""
+    models = {**MODELS, "small-1": {"variants": {"v1": {}}}, "small-2": {"variants": {"v2": {}}}}
+    virtual = {
+        "first": {"first": ["small-2", "v1"]}, "split": {"split": {"v1": 1, "small-1": 1}},
+        "rungs": {"ladder": ["small-2", "v1"], "floor": {"*": "small-2"}}, "other": {"awake": ["small-2", "v2"]},
+    }  # fmt: skip
+    budget = {"usd": EACH * 40, "per": "day", "soft": 0.01, "then": "awake_only"}
+    await priced(house, budget, models=models, virtual=virtual)
+    assert (await send(house)).status == 200
+    for opened in (True, False):
+        house.front.fast_path.open = opened
+        for name in ("v1", "first", "split"):
+            reply = await send(house, name)
+            assert (reply.status, reply.headers["x-llmux-served-by"]) == (200, "small-1")
+        for name in ("v2", "rungs", "other"):
+            reply = await send(house, name)
+            assert (reply.status, reply.error["code"]) == (429, "insufficient_quota")
+            assert [value for key, value in reply.fields if key == "x-should-retry"] == ["false"]
+            assert "awake" in reply.error["message"]
+    assert house.switcher.core.state.models["small-2"].phase is Phase.ASLEEP
+    budget = house.front.gate.budgets()["alice"]
+    assert (budget.reserved, budget.spent) == (0, round(EACH * 7 * 1e6))
 
 
 async def test_the_gpus_time_is_spent(house):

@@ -11,7 +11,9 @@ MODELS = {
     "small": MODEL | {"aliases": ["mini"]},
     "big": MODEL,
     "slow": MODEL | {"deadline": "10s"},
-    "narrow": MODEL | {"apis": ["messages"]},
+    "narrow": MODEL | {"apis": ["messages"], "variants": {"narrow:v": {}}},
+    "ruled": MODEL | {"variants": {"ruled:v": {}}},
+    "many": MODEL | {"variants": {"many:v": {"set": {"n": 1}}}},
 }
 KEYS = [
     {"name": "free", "key": "k1"},
@@ -30,7 +32,13 @@ def classes(tmp_path):
         config = Config(
             models=MODELS,
             api_keys=KEYS,
-            virtual={"any": {"first": ["small", "big"]}},
+            virtual={
+                "any": {"first": ["small", "big"]},
+                "late": {"awake": ["any", "slow"]},
+                "ruled-any": {"awake": ["small"]},
+                "odd": {"awake": ["any", "narrow:v"]},
+            },
+            routes=[{"when": {"model": ["ruled*"]}, "to": "small"}],
             captures={"keys": ["captured"], "folder": str(tmp_path)},
             **more,
         )
@@ -47,7 +55,20 @@ def classes(tmp_path):
         (None, "slow", CHAT, True),  # it may have to be refused
         (None, "narrow", CHAT, True),  # and this be translated
         (None, "narrow", MESSAGES, False),
-        (None, "any", CHAT, True),
+        (None, "any", CHAT, False),
+        (None, "late", CHAT, True),
+        (None, "odd", CHAT, True),
+        (None, "odd", MESSAGES, False),
+        (None, "many:v", CHAT, False),
+        (None, "narrow:v", CHAT, True),
+        (None, "narrow:v", MESSAGES, False),
+        (None, "many:v", COUNT, True),
+        (None, "any", COUNT, True),
+        (None, "ruled", CHAT, True),
+        (None, "ruled-any", CHAT, True),
+        (None, "ruled:v", CHAT, True),
+        ("held", "any", CHAT, True),
+        ("limited", "many:v", CHAT, True),
         (None, "small", COUNT, True),
         ("free", "small", CHAT, False),
         ("rider", "big", CHAT, False),  # whose model is awake

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
+from llmux.extract import body_of as whole_body
 from llmux.extract.body import Store
 from llmux.targets.field_scanner import (
     AT_ONCE,
@@ -102,6 +103,25 @@ STRIP = Rule(strip=True)
 )
 def test_what_the_rules_say_is_changed_and_no_other_byte(given, rules, sent):
     assert changed_by(given, rules) == sent
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b"", b',"temperature":1', b',"a":"temperature"', b',"a":{"temperature":1}', b',"\\u0074emperature":1',
+        b',"a":"\\u00e9\\n"', b',"a":"\\u0041"', b',"n":{"x":{"y":1}},"n":{}', b',"a":"\\"temperature\\""',
+        b' , "n" : null',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("blanks", [b"", b" \n"])
+def test_what_was_read_at_once_is_changed_alike(members, blanks):
+    data = b'%b{%b"model":"m"%b}' % (blanks, blanks, members)
+    rules = {"temperature": Rule(default=0.5, cap=0.7), "n.x.y": always(2), "top_k": STRIP}
+    with whole_body(data, "m", BodyBudget(10**9)) as body:
+        assert body.members is not None
+        edited = b"".join(body.edit(asyncio.run(changes(body, tree(rules)))))
+    assert edited == changed_by(data, rules)
+    assert json.loads(edited)["n"] == {"x": {"y": 2}}
 
 
 @pytest.mark.parametrize(
