@@ -1,10 +1,4 @@
-"""Converts a configuration of LiteLLM's proxy to one of llmux.
-
-A deployment on this machine becomes a model, whose engine LiteLLM neither starts nor stops; any other becomes a
-model of a remote. A name with one deployment, which is on this machine, is that model's own name. Any other name
-becomes a virtual model, which uses the ``first`` available one of its deployments, and after them those of its
-fallbacks. Settings without an equivalent in llmux are listed in notes, with their lines.
-"""
+"""Converts LiteLLM's settings to llmux's: the deployments, then the names, then the general settings."""
 
 from __future__ import annotations
 
@@ -13,169 +7,23 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import BeforeValidator, Field, ValidationError
+from typing import Any
 
 from llmux.config.load import literal, read_document
 from llmux.config.model_settings import LONGEST_DESCRIPTION
-from llmux.config.problems import Path, Problem, explain, raise_all
+from llmux.config.problems import Path, Problem, raise_all
 from llmux.config.setting_types import Address, format_duration, is_loopback, parse_address
+from llmux.litellm.leftovers import DEPLOYMENT, INFO, OF_PARAMS, OF_TOP, PARAMS, SECTIONS, SPREAD, TOP, leftovers
+from llmux.litellm.providers import BESIDE, FOREIGN, OLLAMA, PROVIDERS, Provider, provider_of
+from llmux.litellm.source import Alias, Deployment, Info, LiteLLM, Params, validate
 from llmux.llama_swap.conversion import Settings, Translation, as_yaml, comments, in_order, own_port
-from llmux.llama_swap.source import Note, Part
+from llmux.llama_swap.source import Note
 
 _ENV = "os.environ/"
 _VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)\Z")
 _MILLION = 1_000_000
 _VERSION = re.compile(r"/v\d+[a-z0-9]*(?:/openai)?/?\Z")
 _LOCAL = frozenset({"localhost", "0.0.0.0", "host.docker.internal"})  # noqa: S104 - recognised, not bound
-
-_OPENAI = ("chat", "completions", "responses", "embeddings")
-_CHAT = ("chat",)
-_EMBEDS = ("chat", "embeddings")
-_MOST = ("chat", "completions", "embeddings")
-
-
-class Provider(NamedTuple):
-    """An endpoint that LiteLLM knows: its address, its APIs, and the variable with its key."""
-
-    url: str | None = None
-    apis: tuple[str, ...] | None = None  # None: any
-    variable: str | None = None
-
-
-PROVIDERS: Mapping[str, Provider] = {
-    "openai": Provider("https://api.openai.com/v1", _OPENAI, "OPENAI_API_KEY"),
-    "text-completion-openai": Provider("https://api.openai.com/v1", _OPENAI, "OPENAI_API_KEY"),
-    "anthropic": Provider("https://api.anthropic.com", ("messages", "count_tokens"), "ANTHROPIC_API_KEY"),
-    "openrouter": Provider("https://openrouter.ai/api/v1", ("chat", "completions"), "OPENROUTER_API_KEY"),
-    "groq": Provider("https://api.groq.com/openai/v1", _CHAT, "GROQ_API_KEY"),
-    "mistral": Provider("https://api.mistral.ai/v1", ("chat", "embeddings"), "MISTRAL_API_KEY"),
-    "deepseek": Provider("https://api.deepseek.com/v1", _CHAT, "DEEPSEEK_API_KEY"),
-    "xai": Provider("https://api.x.ai/v1", _CHAT, "XAI_API_KEY"),
-    "cerebras": Provider("https://api.cerebras.ai/v1", ("chat", "completions"), "CEREBRAS_API_KEY"),
-    "together_ai": Provider("https://api.together.xyz/v1", _MOST, "TOGETHERAI_API_KEY"),
-    "fireworks_ai": Provider("https://api.fireworks.ai/inference/v1", _MOST, "FIREWORKS_AI_API_KEY"),
-    "nvidia_nim": Provider("https://integrate.api.nvidia.com/v1", _MOST, "NVIDIA_NIM_API_KEY"),
-    "ollama": Provider("http://localhost:11434", None),
-    "ollama_chat": Provider("http://localhost:11434", None),
-    "hosted_vllm": Provider(None, None, "HOSTED_VLLM_API_KEY"),
-    "lm_studio": Provider(None, None, "LM_STUDIO_API_KEY"),
-    "llamafile": Provider("http://127.0.0.1:8080", None),
-    "litellm_proxy": Provider(None, None, "LITELLM_PROXY_API_KEY"),
-    "gemini": Provider("https://generativelanguage.googleapis.com/v1beta/openai", _EMBEDS, "GEMINI_API_KEY"),
-    "cohere": Provider("https://api.cohere.ai/compatibility/v1", _EMBEDS, "COHERE_API_KEY"),
-    "cohere_chat": Provider("https://api.cohere.ai/compatibility/v1", _EMBEDS, "COHERE_API_KEY"),
-    "deepinfra": Provider("https://api.deepinfra.com/v1/openai", _EMBEDS, "DEEPINFRA_API_KEY"),
-    "dashscope": Provider("https://dashscope.aliyuncs.com/compatible-mode/v1", _EMBEDS, "DASHSCOPE_API_KEY"),
-    "featherless_ai": Provider("https://api.featherless.ai/v1", _CHAT, "FEATHERLESS_AI_API_KEY"),
-    "hyperbolic": Provider("https://api.hyperbolic.xyz/v1", _CHAT, "HYPERBOLIC_API_KEY"),
-    "moonshot": Provider("https://api.moonshot.ai/v1", _CHAT, "MOONSHOT_API_KEY"),
-    "nebius": Provider("https://api.studio.nebius.ai/v1", _EMBEDS, "NEBIUS_API_KEY"),
-    "novita": Provider("https://api.novita.ai/v3/openai", _CHAT, "NOVITA_API_KEY"),
-    "sambanova": Provider("https://api.sambanova.ai/v1", _CHAT, "SAMBANOVA_API_KEY"),
-    "vercel_ai_gateway": Provider("https://ai-gateway.vercel.sh/v1", _CHAT, "VERCEL_AI_GATEWAY_API_KEY"),
-    "volcengine": Provider("https://ark.cn-beijing.volces.com/api/v3", _CHAT, "VOLCENGINE_API_KEY"),
-    "zai": Provider("https://api.z.ai/api/paas/v4", _CHAT, "ZAI_API_KEY"),
-    "custom_openai": Provider(None, _MOST),
-    "openai_like": Provider(None, _MOST),
-    "xinference": Provider(None, _MOST),
-    "infinity": Provider(None, ("embeddings",)),
-}
-"""Those whose endpoints speak OpenAI's or Anthropic's API as it is."""
-_BESIDE = frozenset({"gemini", "cohere", "cohere_chat"})
-"""Those which speak OpenAI's API beside one of their own; LiteLLM speaks that, so their `api_base` leads to it."""
-_OLLAMA = frozenset({"ollama", "ollama_chat"})
-_BY_NAME = (("claude", "anthropic"), ("gpt", "openai"), ("o1", "openai"), ("o3", "openai"), ("o4", "openai"),
-            ("chatgpt", "openai"), ("text-embedding", "openai"), ("deepseek", "deepseek"))  # fmt: skip
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-Seconds = Annotated[float, Field(ge=0)]
-Fallbacks = tuple[Mapping[str, tuple[str, ...]], ...]
-
-
-class Params(Part):
-    """How a deployment is reached."""
-
-    model: Text
-    api_base: Text = ""
-    base_url: Text = ""
-    api_key: Text = ""
-    custom_llm_provider: Text = ""
-    max_parallel_requests: int | None = Field(default=None, ge=1)
-    timeout: Seconds | Text | None = None
-    stream_timeout: Seconds | Text | None = None
-    order: int | None = None
-    input_cost_per_token: float | None = Field(default=None, ge=0)
-    output_cost_per_token: float | None = Field(default=None, ge=0)
-    cache_read_input_token_cost: float | None = Field(default=None, ge=0)
-    drop_params: bool = False
-
-
-class Info(Part):
-    """Information about a model."""
-
-    description: Text = ""
-    max_input_tokens: int | None = None
-    max_tokens: int | None = None
-    supports_vision: bool = False
-    supports_function_calling: bool = False
-    supports_reasoning: bool = False
-
-
-class Deployment(Part):
-    """One way to reach a model."""
-
-    model_name: Text
-    litellm_params: Params
-    model_info: Info = Field(default_factory=Info)
-
-
-class Alias(Part):
-    """Another name for a model, in the long form."""
-
-    model: Text
-    hidden: bool = False
-
-
-class RouterSettings(Part):
-    """How a deployment is chosen for a request."""
-
-    model_group_alias: Mapping[str, Text | Alias] = Field(default_factory=dict)
-    fallbacks: Fallbacks = ()
-    default_fallbacks: tuple[str, ...] = ()
-    timeout: Seconds | None = None
-
-
-class LiteLLMSettings(Part):
-    """Settings of the library."""
-
-    fallbacks: Fallbacks = ()
-    default_fallbacks: tuple[str, ...] = ()
-    drop_params: bool = False
-    request_timeout: Seconds | None = None
-    set_verbose: bool = False
-    master_key: Text = ""
-
-
-class GeneralSettings(Part):
-    """Settings of the proxy."""
-
-    master_key: Text = ""
-
-
-class LiteLLM(Part):
-    """The whole file."""
-
-    model_list: tuple[Deployment, ...] = Field(min_length=1)
-    router_settings: RouterSettings = Field(default_factory=RouterSettings)
-    litellm_settings: LiteLLMSettings = Field(default_factory=LiteLLMSettings)
-    general_settings: GeneralSettings = Field(default_factory=GeneralSettings)
 
 
 def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = None) -> Translation:
@@ -192,7 +40,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
     notes: list[Note] = []
     if isinstance(document.data, Mapping):
         data = {key: value for key, value in document.data.items() if value is not None}
-        config, notes, more = _validate(data)
+        config, notes, more = validate(data)
         problems += more
     elif not problems:
         problems = [Problem((), "must be a mapping: `model_list:` and other settings at the top level")]
@@ -206,36 +54,6 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
     result.notes = in_order(translator.notes, document.lines)
     result.variables = list(dict.fromkeys(translator.variables))
     return result
-
-
-def _validate(data: dict[str, Any]) -> tuple[LiteLLM | None, list[Note], list[Problem]]:
-    """Validate ``data``. LiteLLM takes a file with settings of a wrong type: they are removed, and named."""
-    notes: list[Note] = []
-    while True:
-        try:
-            return LiteLLM.model_validate(data), notes, []
-        except ValidationError as error:
-            problems = explain(error, LiteLLM)
-        # Of a list with an invalid entry pydantic also says that it has too few.
-        inner = {problem.path[:1] for problem in problems if len(problem.path) > 1}
-        problems = [problem for problem in problems if problem.path not in inner]
-        settings = {_setting(problem.path): problem for problem in reversed(problems)}
-        if () in settings:
-            return None, [], problems
-        for path, problem in reversed(settings.items()):
-            around: Any = data
-            for part in path[:-1]:
-                around = around[part]
-            del around[path[-1]]
-            notes.append(Note(path, problem.message))
-
-
-def _setting(path: Path) -> Path:
-    """Return which optional setting ``path`` is or is in; empty: none, LiteLLM does not do without."""
-    if path[0] != "model_list":
-        return path[:2]
-    here = path[2:4]
-    return () if not here or here[-1] in ("model_name", "litellm_params", "model") else path[:4]
 
 
 class _Translator:
@@ -275,17 +93,17 @@ class _Translator:
 
     def deployment(self, at: Path, deployment: Deployment, raw: Mapping[str, Any]) -> None:
         params, name = deployment.litellm_params, deployment.model_name
-        self.notes += _leftovers(at, raw, known=_DEPLOYMENT)
-        self.notes += _leftovers((*at, "litellm_params"), raw["litellm_params"], known=_PARAMS, reasons=_OF_PARAMS)
-        self.notes += _leftovers((*at, "model_info"), raw.get("model_info") or {}, known=_INFO)
+        self.notes += leftovers(at, raw, known=DEPLOYMENT)
+        self.notes += leftovers((*at, "litellm_params"), raw["litellm_params"], known=PARAMS, reasons=OF_PARAMS)
+        self.notes += leftovers((*at, "model_info"), raw.get("model_info") or {}, known=INFO)
         if "*" in name or "*" in params.model:
             self.notes.append(Note((*at, "model_name"), "a pattern; here, each model has a name of its own"))
             return
-        provider, model = _provider(params)
+        provider, model = provider_of(params)
         known = PROVIDERS.get(provider)
-        if known is None or (provider in _BESIDE and (params.api_base or params.base_url)):
+        if known is None or (provider in BESIDE and (params.api_base or params.base_url)):
             place = (*at, "litellm_params", "model")
-            said = _OWN_API if provider in {*_FOREIGN, *_BESIDE} else _UNKNOWN
+            said = _OWN_API if provider in {*FOREIGN, *BESIDE} else _UNKNOWN
             self.notes.append(Note(place, f"{provider!r} {said}"))
             return
         address = self.address((*at, "litellm_params"), params, known)
@@ -323,7 +141,7 @@ class _Translator:
             self.engines[url, model] = own
             self.addresses[own] = address
             self.models[own] = {"url": url}
-            if provider in _OLLAMA:
+            if provider in OLLAMA:
                 self.models[own] |= {"hooks": "ollama", "env": {"NAME": literal(model)}}
             else:
                 self.models[own] |= _HOOKS
@@ -368,7 +186,7 @@ class _Translator:
             settings["timeouts"] = timeouts
         if params.max_parallel_requests:
             settings["max_in_flight"] = params.max_parallel_requests
-        if provider not in ("anthropic", *_OLLAMA) and not _VERSION.search(address.base_path):
+        if provider not in ("anthropic", *OLLAMA) and not _VERSION.search(address.base_path):
             self.notes.append(Note((*at, "litellm_params", "api_base"), _VERSIONED, lost=False))
         for word in deployment.model_info.model_fields_set:
             self.notes.append(Note((*at, "model_info", word), _REMOTE_INFO))
@@ -441,7 +259,7 @@ class _Translator:
             if not targets:
                 self.notes.append(Note(self.place(name), f"{name!r} is served by its fallbacks alone", lost=False))
             if len(targets) > 1:
-                self.notes.append(Note(self.place(name), _SPREAD, lost=False))
+                self.notes.append(Note(self.place(name), SPREAD, lost=False))
             virtual[name] = {"first": [literal(target) for target in first]}
         for place, name, others in self.missing({*self.groups, *virtual}):
             self.notes.append(Note(place, f"{name!r} or {others} is not one of the names that were carried over"))
@@ -503,11 +321,11 @@ class _Translator:
             settings["log_level"] = "debug"
         if self.prices:
             settings["prices"] = {"models": self.prices}
-        for section, (known, reasons) in _SECTIONS.items():
+        for section, (known, reasons) in SECTIONS.items():
             given = self.raw.get(section)
             if isinstance(given, Mapping):
-                self.notes += _leftovers((section,), given, known=known, reasons=reasons)
-        self.notes += _leftovers((), self.raw, known=_TOP, reasons=_OF_TOP)
+                self.notes += leftovers((section,), given, known=known, reasons=reasons)
+        self.notes += leftovers((), self.raw, known=TOP, reasons=OF_TOP)
 
     # ---- texts
 
@@ -529,19 +347,6 @@ class _Translator:
             said = f"is {text}, and the variable {found[1]} is not set; set it for the import"
             self.problems.append(Problem(at, said))
         return value
-
-
-def _provider(params: Params) -> tuple[str, str]:
-    """Return the provider of a deployment, and the model's name there."""
-    first, slash, rest = params.model.partition("/")
-    if params.custom_llm_provider:
-        own = params.custom_llm_provider
-        return own, rest if slash and first == own else params.model
-    if slash and (first in PROVIDERS or not (params.api_base or params.base_url)):
-        return first, rest
-    if params.api_base or params.base_url:
-        return ("openai_like", params.model) if first not in _FOREIGN else (first, rest)
-    return next((name for prefix, name in _BY_NAME if params.model.startswith(prefix)), params.model), params.model
 
 
 def _host(host: str) -> str:
@@ -597,89 +402,6 @@ _REMOTE_INFO = "`/v1/models` says nothing of what a remote's model can do"
 _ENGINE_KEY = "here, an engine gets the client's own key, or none; let it listen on loopback without one"
 _NO_TIMEOUT = "llmux does not limit how long an engine takes to answer; a client may say `X-LLMux-Deadline`"
 _VERSIONED = "there, the path goes on without a version; here, /v1 is put between"
-_SPREAD = "there, requests are spread over the deployments; here, the first that can be had takes them"
-_LIMITS = "a deployment has no limit of its own here; keys have, see `limits` of `api_keys` and `roles`"
-_DEFAULT = "a default for a parameter; write it as a variant's `default` (see `variants`)"
-_RETRIES = "each target is tried once, and clients' SDKs try again; see `first`"
-_COOLDOWN = "a breaker per remote does so by itself"
-_DATABASE = "keys are in the configuration here (`api_keys`, `llmux key`), and what they used in `ledger`"
-_CALLBACKS = "see `ledger`, `captures`, `otlp` and `/metrics`"
-_CACHE = "llmux keeps no answers"
-
-_DEPLOYMENT = frozenset({*Deployment.model_fields})
-_INFO = frozenset({*Info.model_fields, "id", "db_model", "mode", "base_model", "max_output_tokens"})
-_PARAMS = frozenset({*Params.model_fields})
-_OF_PARAMS = {
-    **dict.fromkeys(("rpm", "tpm"), _LIMITS),
-    **dict.fromkeys(("weight",), _SPREAD),
-    **dict.fromkeys(("max_retries", "num_retries"), _RETRIES),
-    **dict.fromkeys(("cooldown_time", "allowed_fails"), _COOLDOWN),
-    **dict.fromkeys(
-        ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "frequency_penalty",
-         "presence_penalty", "reasoning_effort", "thinking", "extra_body", "user", "response_format", "tools"),
-        _DEFAULT,
-    ),
-    **dict.fromkeys(
-        ("extra_headers", "headers", "organization", "api_version"), "a remote gets its key, and what clients send"
-    ),
-}  # fmt: skip
-_FOREIGN = frozenset(
-    {
-        "azure", "azure_ai", "bedrock", "vertex_ai", "vertex_ai_beta", "gemini", "sagemaker", "cohere",
-        "cohere_chat", "huggingface", "replicate", "watsonx", "databricks", "predibase", "vllm", "petals", "ai21",
-        "nlp_cloud", "aleph_alpha", "palm", "perplexity", "deepinfra", "cloudflare", "oci", "snowflake", "github",
-        "github_copilot",
-    }
-)  # fmt: skip
-_ROUTER = frozenset({*RouterSettings.model_fields})
-_OF_ROUTER = {
-    "routing_strategy": _SPREAD,
-    **dict.fromkeys(("num_retries", "retry_after", "retry_policy", "max_fallbacks"), _RETRIES),
-    **dict.fromkeys(("allowed_fails", "cooldown_time", "disable_cooldowns", "allowed_fails_policy"), _COOLDOWN),
-    **dict.fromkeys(
-        ("redis_host", "redis_port", "redis_password", "redis_url"),
-        "one llmux counts by itself; for several see `fleet`",
-    ),
-    **dict.fromkeys(
-        ("context_window_fallbacks", "enable_pre_call_checks"), "see `routes`: `{when: {tokens_over: …}, to: …}`"
-    ),
-    **dict.fromkeys(("cache_responses", "cache_kwargs"), _CACHE),
-}
-_WHOLE = frozenset({*LiteLLMSettings.model_fields, "json_logs", "telemetry"})
-_OF_WHOLE = {
-    **dict.fromkeys(("num_retries",), _RETRIES),
-    **dict.fromkeys(("callbacks", "success_callback", "failure_callback", "service_callback"), _CALLBACKS),
-    **dict.fromkeys(("cache", "cache_params"), _CACHE),
-    **dict.fromkeys(("max_budget", "budget_duration"), "see `budget` of `roles` and `api_keys`"),
-    "context_window_fallbacks": _OF_ROUTER["context_window_fallbacks"],
-}
-_OF_GENERAL = {
-    **dict.fromkeys(
-        ("database_url", "store_model_in_db", "database_connection_pool_limit", "disable_spend_logs", "alerting"),
-        _DATABASE,
-    ),
-}
-_SECTIONS: Mapping[str, tuple[frozenset[str], Mapping[str, str]]] = {
-    "router_settings": (_ROUTER, _OF_ROUTER),
-    "litellm_settings": (_WHOLE, _OF_WHOLE),
-    "general_settings": (frozenset(GeneralSettings.model_fields), _OF_GENERAL),
-}
-_TOP = frozenset({*LiteLLM.model_fields})
-_OF_TOP = {
-    "environment_variables": "set them in llmux's environment",
-    "include": "import these files by themselves",
-    "callback_settings": _CALLBACKS,
-}
-_NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
-
-
-def _leftovers(
-    at: Path, given: Mapping[str, Any], *, known: frozenset[str], reasons: Mapping[str, str] | None = None
-) -> Iterator[Note]:
-    """Yield the settings that are not carried over."""
-    for key, value in given.items():
-        if key not in known and value not in _NOTHING:
-            yield Note((*at, key), (reasons or {}).get(key, "llmux has no such setting"))
 
 
 def page(translation: Translation) -> str:
