@@ -87,6 +87,17 @@ def test_imports_point_downwards(path):
     assert not {used for used in packages_used(path) if HEIGHT[used] > HEIGHT[package]}
 
 
+def test_all_packages_are_installed():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in modules() if path.name == "__init__.py"}
+    assert set(told["packages"]) == {name for name in found if name != "policies"} | {*told["package-dir"]}
+    assert {path.parent for path in modules()} == {
+        ROOT / told["package-dir"].get(name, name.replace(".", "/"))
+        for name in told["packages"]
+        if name != "llmux.hooks"
+    }
+
+
 def test_no_two_packages_import_each_other():
     arrows = {
         (package_of(path), used)
