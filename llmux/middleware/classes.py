@@ -58,16 +58,11 @@ class Classes:
 
 
 def _on_fast_path(config: Config) -> Names:
-    # Requests with a deadline may have to be refused, and those that `routes` concern may have to go elsewhere.
-    apart = config.ruled
+    apart = config.ruled  # they may have to go elsewhere
     if config.usage == "exact":  # which looks at what the client wrote
         apart |= _asked_otherwise(config)
     names = {**config.names, **config.variants, **dict.fromkeys(config.virtual, "")}
-    return {
-        name: model
-        for name, model in names.items()
-        if name not in apart and all(config.models[each].deadline is None for each in _models_of(config, name))
-    }
+    return {name: model for name, model in names.items() if name not in apart}
 
 
 def _models_of(config: Config, name: str) -> Iterable[str]:

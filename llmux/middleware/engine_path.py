@@ -37,7 +37,8 @@ class EnginePath(FastPath):
             client.hand_over(context, data)
             return
         connection = self.forwarder.pool.take(activity)
-        ticket = context.ticket = switcher.enter(model, "" if head.holder is None else head.holder.name or "")
+        key = "" if head.holder is None else head.holder.name or ""
+        ticket = context.ticket = switcher.enter(model, key, deadline=self._models.deadlines.get(model))
         admission = ticket.admission
         definition = None if admission is None else admission.definition
         sent: bytes | None = fitted

@@ -118,7 +118,7 @@ class ModelHandler:
         riding = config.policy.ride_along
         self._switcher.riders.configure(riding.minutes, riding.max_wait)
         self._progress = config.progress
-        self._deadlines = {name: model.deadline for name, model in config.models.items()}
+        self.deadlines = {name: it.deadline for name, it in config.models.items() if it.deadline is not None}
         self._notifier.every = config.progress_every
 
     @functools.cached_property
@@ -284,7 +284,7 @@ class ModelHandler:
         model, switcher = context.model, self._switcher
         assert model is not None
         if context.ticket is None:  # else it was on the fast path
-            deadline, keep = deadline_of(request, self._deadlines.get(model)), keep_alive_of(request)
+            deadline, keep = deadline_of(request, self.deadlines.get(model)), keep_alive_of(request)
             rides = context.holder is not None and context.holder.rides
             context.ticket = switcher.enter(model, context.key, rides=rides, deadline=deadline)
             context.ticket.keep = keep

@@ -52,11 +52,11 @@ def classes(tmp_path):
     [
         (None, "small", CHAT, False),
         (None, "mini", CHAT, False),
-        (None, "slow", CHAT, True),  # it may have to be refused
+        (None, "slow", CHAT, False),
         (None, "narrow", CHAT, True),  # and this be translated
         (None, "narrow", MESSAGES, False),
         (None, "any", CHAT, False),
-        (None, "late", CHAT, True),
+        (None, "late", CHAT, False),
         (None, "odd", CHAT, True),
         (None, "odd", MESSAGES, False),
         (None, "many:v", CHAT, False),

@@ -59,6 +59,24 @@ async def test_those_that_wait_before_it_count(house):
     assert (await line.reply()).status == 200
 
 
+async def test_a_models_deadline_is_kept_on_both_ways(house, fast):
+    await house.open(models={"a": {"deadline": "30s", "variants": {"v": {}}}}, virtual={"any": {"awake": ["a"]}})
+    await send(house, "a", "1m")
+    fast.clear()
+    for service, status in ((10.0, 200), (40.0, 503)):
+        house.switcher.core.state.models["a"].meter.service = service
+        for name in ("a", "v", "any"):
+            replies = []
+            for opened in (True, False):
+                house.front.fast_path.open = opened
+                replies.append(await send(house, name))
+            assert [reply.status for reply in replies] == [status, status]
+            assert replies[0].body == replies[1].body
+            house.switcher.core.state.models["a"].meter.service = service
+    assert fast == [True] * 6
+    assert not house.switcher.inside.tickets
+
+
 @pytest.mark.parametrize("given", ["soon", "-1", "", "1 year"])
 async def test_what_is_no_duration(house, given):
     await house.open()
