@@ -110,7 +110,11 @@ own_pids() { # the engine's processes, a line each
 	folder=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
 	leader=''
 	for name in "${ALIAS:-}" "${LLMUX_MODEL:-}"; do
-		file=$folder/$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)-${PORT:-${LLMUX_PORT:-}}.pid
+		file=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)
+		if [ "$file" != "$name" ] || [ "${#name}" -gt 128 ]; then # as lib/process.sh calls it
+			file=$(printf '%.100s@%s' "$file" "$(printf %s "$name" | cksum | tr ' ' -)")
+		fi
+		file=$folder/$file-${PORT:-${LLMUX_PORT:-}}.pid
 		[ -n "$leader" ] || [ ! -r "$file" ] || read -r leader _ <"$file"
 	done
 	[ -n "$leader" ] || return 0

@@ -152,14 +152,27 @@ stop_engine() {
 	fi
 }
 
+is_odd() { case $name in *[!A-Za-z0-9._-]*) ;; *) false ;; esac }
+
+take_over() { # files as the scripts named them before, where names could share one: whose it is, the engine was told
+	if read -r pid _ <"$1.pid" && [ -r "/proc/$pid/environ" ]; then
+		tr '\0' '\n' <"/proc/$pid/environ" | grep -qxF "LLMUX_MODEL=${LLMUX_MODEL:-}" || return 0
+		mv -f "$1.pid" "$pid_dir/$file_name.pid"
+		[ ! -f "$1.sleep" ] || mv -f "$1.sleep" "$pid_dir/$file_name.sleep"
+	fi
+}
+
 set_up() { # with the script's arguments: from here on, the process can be looked for
 	boot=''
 	[ ! -r /proc/sys/kernel/random/boot_id ] || read -r boot </proc/sys/kernel/random/boot_id
 	pid_dir=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
 	log_dir=${LOG_DIR:-$pid_dir}
-	file_name=$name
-	case $name in *[!A-Za-z0-9._-]*) file_name=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _) ;; esac
-	file_name=$file_name-$port
+	file_name=$name-$port
+	if [ "${#name}" -gt 128 ] || is_odd; then
+		plain=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)
+		file_name=$(printf '%.100s@%s' "$plain" "$(printf %s "$name" | cksum | tr ' ' -)")-$port # for each name another
+		[ ! -f "$pid_dir/$plain-$port.pid" ] || take_over "$pid_dir/$plain-$port"
+	fi
 	pid_file=$pid_dir/$file_name.pid
 	log=$log_dir/$file_name.log
 	action=${1:-${LLMUX_HOOK:-}}

@@ -46,6 +46,7 @@ def shell(request, tmp_path) -> str:
         "ash",
         "awk",
         "cat",
+        "cksum",
         "cut",
         "grep",
         "mkdir",

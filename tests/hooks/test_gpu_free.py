@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.engine.real import ROOT
+from tests.engine.real import ROOT, wait_until
 from tests.harness.waiting import PATIENCE
 
 SCRIPT = ROOT / "hooks" / "gpu-free.sh"
@@ -17,7 +17,7 @@ def check(request, tmp_path):
     """Return a function that runs the script with an nvidia-smi made of these lines, or with none."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("timeout", "sleep", "cat", "rm", "awk", "tr", request.param):
+    for tool in ("timeout", "sleep", "cat", "rm", "awk", "cksum", "tr", request.param):
         (tools / tool).symlink_to(shutil.which(tool))
 
     def run(nvidia_smi: str | None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -137,11 +137,12 @@ def test_its_own_processes_have_to_be_small_or_gone(check):
 
 
 def test_the_engines_processes_are_those_of_its_pid_file(check, tmp_path):
-    with subprocess.Popen(["sleep", "600"], start_new_session=True) as engine:
+    known = {"PID_DIR": str(tmp_path), "LLMUX_MODEL": "org/m", "LLMUX_PORT": "8001", "MAX_USED": "30000"}
+    become = ["sh", ROOT / "hooks" / "process.sh", "become-engine", "sleep", "600"]
+    with subprocess.Popen(become, env=os.environ | known, start_new_session=True) as engine:
         try:
-            (tmp_path / "org_m-8001.pid").write_text(f"{engine.pid} 1-boot ready\n")
+            wait_until(lambda: any(tmp_path.glob("*.pid")), what="the pid file")
             gpu = figures((60_000, 20_000), apps=f"{engine.pid}, 5000")
-            known = {"PID_DIR": str(tmp_path), "LLMUX_MODEL": "org/m", "LLMUX_PORT": "8001", "MAX_USED": "30000"}
             done = check(gpu, **known)
             assert f"process {engine.pid} of the engine holds 5000 MiB" in done.stderr
             assert done.returncode == 1

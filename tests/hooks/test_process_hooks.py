@@ -277,6 +277,29 @@ def test_names_with_slashes_and_spaces_and_options_with_quotes(make_hook):
     hook.ok("sleep")
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["now", "started by the script of before"])
+def test_names_that_take_turns_on_a_port_have_files_of_their_own(make_hook, before):
+    one, other = make_hook("process.sh", model="模型"), make_hook("process.sh", model="通义")
+    other.env = {**other.env, "LLMUX_PORT": str(one.port), "LLMUX_URL": one.url}
+    one.ok("wake")
+    pid = engine_of(one)
+    if before:  # which called the files of both alike
+        next(one.pid_dir.glob("*.pid")).rename(one.pid_dir / f"______-{one.port}.pid")
+    assert "does not run" in other.ok("sleep")
+    other.ok("verify")
+    one.ok("alive")
+    one.ok("sleep")
+    assert not runs(pid)
+
+
+@pytest.mark.parametrize("model", ["x" * 256, "模" * 256])
+def test_the_longest_names_make_no_longer_file_names_than_there_can_be(make_hook, model):
+    hook = make_hook("process.sh", model=model)
+    hook.ok("wake")
+    hook.ok("alive")
+    hook.ok("sleep")
+
+
 def engine_of(hook: Hook) -> int:
     (file,) = hook.pid_dir.glob("*.pid")
     return int(file.read_text().split()[0])
