@@ -120,8 +120,11 @@ class Remote:
 
     async def command(self, model: str, verb: str, body: Mapping[str, Any] | None = None) -> Commanded:
         """Send an operator's command about a model."""
-        if {"", ".", ".."} & set(model.split("/")):  # not possible in a path
+        if not model:
             raise CommandError(Exit.NO_SUCH_MODEL, f"model {model!r} not found")
+        if {".", ".."} & set(model.split("/")) or "\\" in model or ";" in model:
+            why = f"model {model!r} not found by that name, which can stand in no path; use an alias of it"
+            raise CommandError(Exit.NO_SUCH_MODEL, why)
         answer = await self.post(f"/llmux/models/{quote(model, safe='', errors='replace')}/{verb}", body)
         return self.read(Commanded, answer)
 

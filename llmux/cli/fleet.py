@@ -56,7 +56,7 @@ def drain(
     async def act(remote: Remote) -> None:
         asked = {"for": duration, "reason": reason}
         body = {name: value for name, value in asked.items() if value is not None}
-        answer = await remote.post(f"/llmux/fleet/{quote(host, safe='')}/drain", body)
+        answer = await remote.post(f"/llmux/fleet/{quote(host, safe='', errors='replace')}/drain", body)
         typer.echo(json.dumps(answer) if as_json else f"{host} drains: it takes nothing new")
 
     speak(url, key_file, act)
@@ -72,7 +72,7 @@ def undrain(
     """End what `drain` began, and nothing else: a lease for another job stays."""
 
     async def act(remote: Remote) -> None:
-        answer = await remote.post(f"/llmux/fleet/{quote(host, safe='')}/undrain")
+        answer = await remote.post(f"/llmux/fleet/{quote(host, safe='', errors='replace')}/undrain")
         typer.echo(json.dumps(answer) if as_json else f"{host} takes requests again")
 
     speak(url, key_file, act)

@@ -91,7 +91,7 @@ def usage(
     wanted: Mapping[str, str | None] = {"by": by, "since": since, "key": key, "model": model}
 
     async def act(remote: Remote) -> None:
-        query = urlencode({name: value for name, value in wanted.items() if value is not None})
+        query = _query({name: value for name, value in wanted.items() if value is not None})
         answer = _of_known_key(await remote.get(f"/llmux/usage?{query}"))
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
@@ -106,6 +106,10 @@ def usage(
         _show(remote.read(Usage, answer), answer["usage"])
 
     speak(url, key_file, act)
+
+
+def _query(given: Mapping[str, str | int]) -> str:
+    return urlencode(given, errors="replace")  # an argument that is not UTF-8 names nothing
 
 
 def _of_known_key(answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,7 +177,7 @@ def activity(
     wanted = {name: value for name, value in (("model", model), ("key", key)) if value is not None}
 
     async def act(remote: Remote) -> None:
-        answer = _of_known_key(await remote.get(f"/llmux/activity?{urlencode({'limit': count, **wanted})}"))
+        answer = _of_known_key(await remote.get(f"/llmux/activity?{_query({'limit': count, **wanted})}"))
         found = remote.read(FinishedRequests, answer).requests
         if not follow:
             if as_json:
@@ -192,7 +196,7 @@ def activity(
                 )
             last = max([last, *(one["id"] for one in new)])
             await asyncio.sleep(EVERY)
-            answer = await remote.get(f"/llmux/activity?{urlencode({'limit': 1000, **wanted})}")
+            answer = await remote.get(f"/llmux/activity?{_query({'limit': 1000, **wanted})}")
             if answer["requests"] and answer["requests"][0]["id"] < last:
                 last = 0  # another llmux has taken its place, and counts from 0
 

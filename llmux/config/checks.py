@@ -109,6 +109,9 @@ def operators(config: Access) -> str:
     return "this machine only, no key; set `api_keys` before a proxy on this machine passes requests on"
 
 
+_NO_PATH = re.compile(r"[\\;]|(?:\A|/)\.\.?(?:/|\Z)")  # paths with these are refused: see middleware/paths.py
+
+
 def find_warnings(config: Config) -> Iterator[str]:
     """Yield what is allowed but probably a mistake."""
     if config.policy.request_timeout == 0:
@@ -116,6 +119,12 @@ def find_warnings(config: Config) -> Iterator[str]:
             "policy.request_timeout: is 0: a request whose model is not awake is refused at once;"
             " null means no limit"
         )
+    for name, model in config.models.items():
+        if all(_NO_PATH.search(each) for each in (name, *model.aliases)):
+            yield (
+                f"models.{name}: its name can stand in no path, with \\, ; or a segment of dots: without an alias"
+                " no operator can wake it or put it to sleep, and /upstream does not lead to it"
+            )
     yield from _sizes(config)
     yield from levels_warnings(config)
     yield from accounts_warnings(config)

@@ -151,8 +151,10 @@ def _script(value: Any) -> Any:
 
 
 def _name(value: str) -> str:
-    if not value:
+    if not value.strip():
         raise ValueError("is empty; a model needs a name")
+    if value != value.strip():  # which a header cannot carry, nor people see
+        raise ValueError(f"{value!r} begins or ends with a blank; remove it")
     if len(value) > LONGEST_NAME:
         raise ValueError(f"is longer than {LONGEST_NAME} characters")
     if not value.isprintable():

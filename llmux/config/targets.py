@@ -22,6 +22,7 @@ from llmux.config.access import check_globs, check_key
 from llmux.config.accounts import Amount
 from llmux.config.problems import Path, Problem, in_short
 from llmux.config.setting_types import (
+    LONGEST_NAME,
     Address,
     Count,
     Duration,
@@ -178,11 +179,7 @@ def check_targets(config: "Config") -> Iterator[Problem]:
                 yield Problem(path, f"{variant!r} is already {taken[variant]}; choose another")
             taken.setdefault(variant, f"a variant of {name}")
             yield from _check_rules(path, rules)
-    for name, (remote, _) in config.remote_models.items():
-        if name in taken:
-            path = ("remotes", remote, "models", name.removeprefix(f"{remote}/"))
-            yield Problem(path, f"{name!r} is already {taken[name]}; choose another")
-        taken.setdefault(name, f"a model of the remote {remote}")
+    yield from _check_remote_names(config, taken)
     for name, virtual in config.virtual.items():
         if name in taken:
             yield Problem(("virtual", name), f"{name!r} is already {taken[name]}; choose another")
@@ -192,6 +189,16 @@ def check_targets(config: "Config") -> Iterator[Problem]:
                 known = ", ".join(config.roles)
                 yield Problem(("virtual", name, "floor", role), f"{role!r} is not one of `roles`: {known}")
     yield from _check_cycles(config)
+
+
+def _check_remote_names(config: "Config", taken: dict[str, str]) -> Iterator[Problem]:
+    for name, (remote, _) in config.remote_models.items():
+        path: Path = ("remotes", remote, "models", name.removeprefix(f"{remote}/"))
+        if len(name) > LONGEST_NAME:
+            yield Problem(path, f"is longer than {LONGEST_NAME} characters with {remote}/ in front; shorten it")
+        if name in taken:
+            yield Problem(path, f"{name!r} is already {taken[name]}; choose another")
+        taken.setdefault(name, f"a model of the remote {remote}")
 
 
 def _check_virtual(name: str, virtual: VirtualConfig, known: set[str]) -> Iterator[Problem]:

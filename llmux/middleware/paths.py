@@ -335,9 +335,8 @@ class ForwardedPaths:
         path = normalize(raw_path)
         if path.startswith(_UPSTREAM):
             return self._upstream(raw_path, path, reading=reading)
-        # A model may be called as a control path is: its entry can be read all the same.
-        entry_of_model = reading and path.removeprefix("/v1/models/") in self._names
-        mine = path == "/v1/models" or path.startswith("/llmux/") or entry_of_model
+        # A name may end as a control path does: its entry, which goes to no engine, can be read all the same.
+        mine = path == "/v1/models" or path.startswith(("/llmux/", "/v1/models/") if reading else "/llmux/")
         entry = None if mine else denied(path, reading=reading)
         if entry is not None:
             return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")

@@ -12,7 +12,7 @@ from tests.cli.invoking import answered, llmux, said
 from tests.harness.ports import free_port
 from tests.server.house import ALIVE, HOST, SLEEP, WAKE, until
 
-NAMES = ["a", "org/model 1", "[bold]x", "100%"]
+NAMES = ["a", "org/model 1", "[bold]x", "100%", "a//b%2F模"]
 
 
 async def quiet(house):
@@ -71,7 +71,7 @@ async def test_names_are_not_cut_off(house):
 @pytest.mark.parametrize("name", ["", ".", "a/../b", "/", "\udcff", "é", "a?b#c", "x" * 5000])
 async def test_names_of_nobody(house, name):
     await house.open()
-    for command in ("switch", "pin", "logs"):
+    for command in ("switch", "pin", "logs", "activity"):
         assert "not found" in await said(house, command, "--", name, exit_code=Exit.NO_SUCH_MODEL)
 
 

@@ -143,6 +143,8 @@ def test_a_missing_hook(refused, hook):
     ("name", "words"),
     [
         ('""', "is empty"),
+        ('"  "', "is empty"),
+        ('"a "', "'a ' begins or ends with a blank; remove it"),
         ('"a\\nb"', "cannot be printed"),
         ("x" * 257, "longer than 256"),
         ('"\\u200b"', "printed"),
@@ -269,6 +271,13 @@ def test_warnings(read, model, settings, more, words):
         assert warnings == ()
     else:
         assert warnings[0].startswith(words)
+
+
+@pytest.mark.parametrize("name", ["a;b", "a\\b", "..", "a/./b"])
+def test_a_name_that_can_stand_in_no_path(read, model, name):
+    [warning] = read(f"models:\n  '{name}': {model()}\n").warnings
+    assert warning.startswith(f"models.{name}: its name can stand in no path")
+    assert read(f"models:\n  '{name}': {model('port: 1, aliases: [a.b]')}\n").warnings == ()
 
 
 class Counted(dict):

@@ -119,6 +119,11 @@ def test_what_a_model_spills_to(refused, spill, said):
     assert any(said in line for line in lines), lines
 
 
+def test_a_remotes_model_has_no_longer_name_than_others(refused):
+    [line] = refused(remote(WHOLE).replace("{m: theirs}", f"{{{'模' * 255}: m}}"))
+    assert line.endswith("is longer than 256 characters with r/ in front; shorten it")
+
+
 def test_a_model_is_not_called_as_a_remotes_is(refused):
     [line] = refused(remote(WHOLE).replace("          a: ", "          r/m: "))
     assert line == "config.yaml:6: remotes.r.models.m: 'r/m' is already the name of a model; choose another"

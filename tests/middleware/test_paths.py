@@ -72,6 +72,7 @@ def test_reading_is_left_to_the_allowlist(path):
         ("/v1/models?x=1", "/v1/models"),
         ("/v1/models/facebook/opt-125m", "/v1/models/facebook/opt-125m"),
         ("/v1/models/facebook%2Fopt-125m", "/v1/models/facebook/opt-125m"),
+        ("/v1/models/router/v1/sleep", "/v1/models/router/v1/sleep"),
         ("//v1//models", "/v1/models"),
         ("/health/", "/health"),
         ("/ready", "/ready"),
