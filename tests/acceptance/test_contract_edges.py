@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.harness.lease.lab import Lab
-from tests.harness.lease.raw import request, uid
+from tests.harness.lease.raw import Gone, request, uid
 from tests.harness.waiting import PATIENCE
 
 
@@ -81,7 +81,7 @@ async def test_strange_model_names(shared, path, model):
 )
 async def test_json_that_breaks_parsers(shared, body):
     """It is JSON (or too deep to say): served byte for byte or refused in the envelope, never an accident."""
-    answer = await asyncio.wait_for(shared.raw(request("POST", "/v1/x", body=body)), 5)
+    answer = await asyncio.wait_for(shared.raw(request("POST", "/v1/x", body=body)), PATIENCE)
     assert answer.status in (200, 400), answer.body[:200]
     if answer.status == 200:
         assert answer.json()["body_sha256"] == hashlib.sha256(body).hexdigest()
@@ -322,8 +322,8 @@ async def test_after_term_a_kept_connection_is_told(lab):
         data = request("POST", "/v1/x", body={"model": "a"})
         try:
             answer = await kept.ask(data)
-        except Exception as error:  # noqa: BLE001 (closed is an answer, too)
-            assert type(error).__name__ in ("Gone", "ConnectionResetError", "BrokenPipeError")  # noqa: PT017
+        except (Gone, ConnectionResetError, BrokenPipeError):
+            pass  # closed is an answer, too
         else:
             assert answer.status == 503
             assert answer.get("X-Request-ID")

@@ -16,12 +16,8 @@ async def test_a_failing_wake_backs_off_while_others_are_served(lab):
     lab.write("a b", backoff={"first": "600ms", "max": "2s"})
     lab.script("a", "wake", "exit 1")
     lab.start()
-    assert (await lab.chat("a")).status == 503
-    first = lab.count("wake", "a")
-    assert first == 1
-    answers = [await lab.chat("a") for _ in range(3)]
-    assert [a.status for a in answers] == [503] * 3
-    assert lab.count("wake", "a") == 1, "in the backoff nothing is tried"
+    answers = [await lab.chat("a") for _ in range(4)]
+    assert [a.status for a in answers] == [503] * 4
     assert (await lab.chat("b")).status == 200
     assert lab.order()[:2] == ["wake a", "sleep a"], "cleanup before anything else"
     lab.unscript("a", "wake")
@@ -31,6 +27,14 @@ async def test_a_failing_wake_backs_off_while_others_are_served(lab):
 
     await lab.until(served, every=0.05)
     assert (await lab.status())["models"]["a"]["backoff_until"] is None
+    assert gaps(lab, "wake", "a")[0] >= 0.45, "in the backoff nothing is tried"
+
+
+def gaps(lab, action: str, key: str) -> list[float]:
+    """Return the seconds from the end of each of these hooks to the beginning of the next one."""
+    ends = [h.t for h in lab.hooks(action, key, "end")]
+    starts = [h.t for h in lab.hooks(action, key)]
+    return [s - e for s, e in zip(starts[1:], ends, strict=False)]
 
 
 async def test_the_backoff_grows_and_is_capped(lab):
@@ -38,17 +42,17 @@ async def test_the_backoff_grows_and_is_capped(lab):
     lab.script("a", "wake", "exit 1")
     lab.start()
 
+    later = set()
+
     async def four():
-        await lab.chat("a")
+        later.add((await lab.chat("a")).get("Retry-After"))
         return lab.count("wake", "a") >= 5
 
     await lab.until(four, every=0.02)
-    ends = [h.t for h in lab.hooks("wake", "a", "end")]
-    starts = [h.t for h in lab.hooks("wake", "a")]
-    gaps = [s - e for s, e in zip(starts[1:], ends, strict=False)]
-    assert gaps[0] >= 0.155, gaps
-    assert max(gaps) < 1.2, gaps
-    assert gaps[2] >= 0.3, gaps
+    found = gaps(lab, "wake", "a")
+    assert found[0] >= 0.155, found
+    assert found[2] >= 0.3, found
+    assert later == {"1"}, "uncapped, the fifth would be 3.2 s"
     metrics = await lab.metrics()
     assert metrics['llmux_hook_failures_total{hook="wake",model="a"}'] >= 5
 
@@ -65,7 +69,7 @@ async def test_status_names_the_last_error_and_the_backoff(lab):
 
 
 async def test_a_hook_past_its_timeout_is_killed_with_its_group(lab):
-    lab.write({"a": {"timeouts": {"wake": "300ms"}}, "b": {}})
+    lab.write({"a": {"timeouts": {"wake": "1s"}}, "b": {}})
     lab.script("a", "wake", 'sleep 600 & echo $! >"$LAB/child"; echo before the hang; wait')
     lab.start()
     answer = await lab.chat("a")
@@ -77,7 +81,7 @@ async def test_a_hook_past_its_timeout_is_killed_with_its_group(lab):
 
 
 async def test_a_hook_that_ignores_term_is_killed(lab):
-    lab.write({"a": {"timeouts": {"wake": "200ms"}}, "b": {}})
+    lab.write({"a": {"timeouts": {"wake": "1s"}}, "b": {}})
     lab.script("a", "wake", "trap '' TERM; while :; do sleep 0.1; done")
     lab.start()
     task = asyncio.create_task(lab.chat("a"))
@@ -151,13 +155,13 @@ async def test_a_failing_sleep_with_a_living_engine_goes_on_serving_it(lab):
     assert (await lab.chat("a")).status == 200
     assert await lab.phase("a") == "AWAKE"
     assert (await lab.chat("b")).status == 503
-    assert lab.count("sleep", "a") == 1, "the next try waits for the backoff"
     lab.unscript("a", "sleep")
 
     async def served():
         return (await lab.chat("b")).status == 200
 
     await lab.until(served, every=0.05)
+    assert gaps(lab, "sleep", "a")[0] >= 0.53, "the next try waits for the backoff"
     metrics = await lab.metrics()
     assert metrics['llmux_hook_failures_total{hook="sleep",model="a"}'] >= 1
 
@@ -177,7 +181,7 @@ async def test_a_failing_sleep_with_a_dead_engine_is_faulted(lab):
         assert answer.status == 503
         assert answer.get("Retry-After")
     assert (await lab.status())["models"]["a"]["last_error"]
-    assert lab.order() == ["wake a", "sleep a"]
+    assert set(lab.order()[1:]) == {"sleep a"}
     lab.unscript("a", "sleep")
 
     async def served():
@@ -185,6 +189,7 @@ async def test_a_failing_sleep_with_a_dead_engine_is_faulted(lab):
 
     await lab.until(served, every=0.05)
     assert lab.order()[-2:] == ["sleep a", "wake b"]
+    assert gaps(lab, "sleep", "a")[0] >= 0.37, "the next try waits for the backoff"
     lab.unscript("a", "alive")
 
 
@@ -238,7 +243,7 @@ async def test_stop_follows_a_failed_sleep(lab):
 
 
 async def test_stop_follows_a_sleep_that_hangs(lab):
-    lab.write({"a": {"stop": "sh ./hook.sh stop", "timeouts": {"sleep": "200ms"}}, "b": {}})
+    lab.write({"a": {"stop": "sh ./hook.sh stop", "timeouts": {"sleep": "1s"}}, "b": {}})
     lab.script("a", "sleep", "sleep 60")
     lab.start()
     await lab.chat("a")
@@ -269,7 +274,7 @@ async def test_verify_is_polled_until_the_memory_is_free(lab):
     assert (await lab.chat("b")).status == 200
     starts = [h.t for h in lab.hooks("verify", "a")]
     assert len(starts) == 3
-    assert 0.4 < starts[1] - starts[0] < 1.2
+    assert starts[1] - starts[0] > 0.4
     assert lab.hooks("wake", "b")[0].t >= lab.hooks("verify", "a", "end")[-1].t
 
 
@@ -279,7 +284,7 @@ async def test_verify_that_never_passes_leads_to_stop(lab):
             "a": {
                 "verify": "sh ./hook.sh verify",
                 "stop": "sh ./hook.sh stop",
-                "timeouts": {"verify": "700ms"},
+                "timeouts": {"verify": "2s"},
             },
             "b": {},
         }

@@ -38,9 +38,14 @@ async def test_max_in_flight(lab):
 async def test_max_queued_counts_only_waiters(lab):
     lab.write({"a": {"max_in_flight": 1, "max_queued": 0}})
     lab.start()
-    first = asyncio.create_task(lab.chat("a"))
-    answer = await first
-    assert answer.status in (200, 429)
+    assert (await lab.chat("a")).status == 429, "nobody may wait for the wake"
+    assert (await lab.post("/llmux/models/a/wake")).status == 202
+    await lab.until_phase("a", "AWAKE")
+    first = asyncio.create_task(lab.chat("a", do={"hold": "x"}))
+    await lab.until_model("a", in_flight=1)
+    assert (await lab.chat("a")).status == 429
+    lab.release("x")
+    assert (await first).status == 200
 
 
 async def test_idle_sleep_begins_at_the_last_byte(lab):

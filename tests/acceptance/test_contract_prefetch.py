@@ -95,7 +95,7 @@ async def test_a_switch_that_is_called_off_ends_the_prefetch(lab, draining):
 
 async def test_a_prefetch_past_its_timeout_is_ended(lab, draining):
     lab.script("b", "prefetch", "sleep 77 & wait")
-    tasks = await draining(timeouts={"prefetch": "200ms"})
+    tasks = await draining(timeouts={"prefetch": "1s"})
     await lab.until(lambda: not [command for command in lab.leftovers() if "hook.sh prefetch" in command])
     lab.release("answer")
     assert [answer.status for answer in await asyncio.gather(*tasks)] == [200, 200]

@@ -167,9 +167,9 @@ async def test_the_documented_proxy_streams_and_refuses_operators(keyed, name, p
         answer = await line.head()
         assert answer.status == 200
         # The engine holds the second event back: the first has come through by itself.
-        await asyncio.wait_for(line.reader.readuntil(b"\n\n"), 20)
+        await asyncio.wait_for(line.reader.readuntil(b"\n\n"), PATIENCE)
         keyed.release("x")
-        assert await asyncio.wait_for(line.reader.readuntil(b"\r\n0\r\n\r\n"), 20)
+        assert await asyncio.wait_for(line.reader.readuntil(b"\r\n0\r\n\r\n"), PATIENCE)
 
 
 async def test_the_documented_proxy_passes_large_bodies_once(keyed, name, proxy):
@@ -191,9 +191,9 @@ async def test_the_documented_proxy_passes_websockets(keyed, name, proxy):
     head = await line.head()
     assert head.status == 101
     assert head.get("Sec-WebSocket-Accept") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-    assert await asyncio.wait_for(line.reader.readexactly(13), 20) == b"hello at once"
+    assert await asyncio.wait_for(line.reader.readexactly(13), PATIENCE) == b"hello at once"
     data = os.urandom(100_000)
     sending = asyncio.create_task(line.send(data))
-    assert await asyncio.wait_for(line.reader.readexactly(len(data)), 20) == data
+    assert await asyncio.wait_for(line.reader.readexactly(len(data)), PATIENCE) == data
     await sending
     await line.close()

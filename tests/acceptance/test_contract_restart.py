@@ -35,7 +35,7 @@ async def test_kill_9_in_mid_wake_is_cleaned_up(lab):
     await lab.until(lambda: lab.count("wake", "a"))
     lab.kill()
     with contextlib.suppress(Gone, OSError):
-        await line.head(2)
+        await line.head()
     await line.close()
     lab.release("w")
     for pid, command in lab.processes():
@@ -107,7 +107,7 @@ async def test_a_hook_finds_its_own_process_in_the_state_file(lab):
 
 async def test_what_ignores_term_of_a_killed_llmux_s_hook_acts_no_more(lab):
     """The shell of the sleep hook has taken TERM, its child has not; then llmux gets KILL."""
-    lab.write({"a": {"sleep": "sh ./hook.sh sleep & wait", "timeouts": {"sleep": 0.3}}, "b": {}})
+    lab.write({"a": {"sleep": "sh ./hook.sh sleep & wait", "timeouts": {"sleep": 1}}, "b": {}})
     lab.script("a", "sleep", "trap '' TERM; " + lab.hold("s"), times=1)
     lab.start()
     await lab.chat("a")

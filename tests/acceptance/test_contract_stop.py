@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.harness.lease.raw import Gone
+from tests.harness.waiting import PATIENCE
 
 
 async def test_term_lets_a_stream_finish_and_ends_the_queue(lab):
@@ -21,7 +22,7 @@ async def test_term_lets_a_stream_finish_and_ends_the_queue(lab):
     await lab.until_model("b", queued=3)
     idle = await lab.wire()
     lab.signal(signal.SIGTERM)
-    answers = await asyncio.wait_for(asyncio.gather(*waiting), 3)
+    answers = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
     assert [a.status for a in answers] == [503] * 3
     assert all(a.json()["error"]["message"] for a in answers)
     assert all(a.get("X-Request-ID") for a in answers)

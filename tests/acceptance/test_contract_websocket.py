@@ -9,6 +9,7 @@ import pytest
 
 from tests.harness.lease.lab import Lab
 from tests.harness.lease.raw import request, uid
+from tests.harness.waiting import PATIENCE
 
 UPGRADE = [
     ("Connection", "Upgrade"),
@@ -44,11 +45,11 @@ async def test_bytes_pass_both_ways_unparsed(shared):
         assert head.get("X-Engine") == "a"
         assert len(head.all("X-Request-ID")) == 1
         assert len(head.all("X-LLMux-Queue-Seconds")) == 1
-        assert await asyncio.wait_for(line.reader.readexactly(13), 3) == b"hello at once"
+        assert await asyncio.wait_for(line.reader.readexactly(13), PATIENCE) == b"hello at once"
         for size in (1, 5, 1000, 2_000_000):
             data = os.urandom(size)
             sending = asyncio.create_task(line.send(data))
-            assert await asyncio.wait_for(line.reader.readexactly(size), 10) == data
+            assert await asyncio.wait_for(line.reader.readexactly(size), PATIENCE) == data
             await sending
         await shared.until_model("a", in_flight=1)
     await shared.until_model("a", in_flight=0)
@@ -66,7 +67,7 @@ async def test_the_engine_closing_ends_it(shared):
         await line.send(data)
         assert (await line.head()).status == 101
         await line.send(b"x")
-        assert await asyncio.wait_for(line.reader.readexactly(1), 3) == b"x"
+        assert await asyncio.wait_for(line.reader.readexactly(1), PATIENCE) == b"x"
     await shared.until(lambda: [r for r in shared.journal("gone") if r["uid"] == uid(data)])
 
 
@@ -74,7 +75,7 @@ async def test_the_engine_closing_in_order_closes_the_client_too(shared):
     async with await shared.wire() as line:
         await line.send(handshake(do={"greeting": "bye", "ws_close": 0.05}))
         assert (await line.head()).status == 101
-        assert await asyncio.wait_for(line.reader.read(), 3) == b"bye"
+        assert await asyncio.wait_for(line.reader.read(), PATIENCE) == b"bye"
     await shared.until_model("a", in_flight=0)
 
 
@@ -99,7 +100,7 @@ async def test_an_open_websocket_holds_the_switch(lab):
     other = asyncio.create_task(lab.chat("b"))
     await lab.until_phase("a", "DRAINING")
     await line.send(b"still here")
-    assert await asyncio.wait_for(line.reader.readexactly(10), 3) == b"still here"
+    assert await asyncio.wait_for(line.reader.readexactly(10), PATIENCE) == b"still here"
     assert lab.order() == ["wake a"]
     await line.close()
     assert (await other).status == 200
@@ -112,5 +113,5 @@ async def test_the_engine_dying_closes_the_clients_side(lab):
         await line.send(handshake())
         assert (await line.head()).status == 101
         lab.crash("a")
-        assert await asyncio.wait_for(line.reader.read(), 5) == b""
+        assert await asyncio.wait_for(line.reader.read(), PATIENCE) == b""
     await lab.until_model("a", in_flight=0)

@@ -53,19 +53,23 @@ async def store(server):
 
 
 async def test_a_name_belongs_to_one_instance_until_its_lease_is_over(store, monkeypatch):
-    monkeypatch.setattr("llmux.fleet.store.LEASE", 0.3)
+    lease = "llmux.fleet.store.LEASE"
+    monkeypatch.setattr(lease, 60.0)
     assert await store.register("gpu1", "first", 1, {"url": "a"}) == "ok"
     assert await store.register("gpu1", "second", 1, {"url": "b"}) == "held"
     assert await store.hosts() == {"gpu1": {"url": "a"}}
     assert await store.register("gpu1", "first", 2, {"url": "c"}) == "ok"
     assert await store.register("gpu1", "first", 2, {"url": "d"}) == "overtaken"
     assert await store.hosts() == {"gpu1": {"url": "c"}}
+    monkeypatch.setattr(lease, 0.05)
+    assert await store.register("gpu1", "first", 3, {"url": "c"}) == "ok"
+    monkeypatch.setattr(lease, 60.0)
 
     async def succeeds():
         return await store.register("gpu1", "second", 1, {"url": "b"}) == "ok"
 
     await eventually(succeeds)
-    assert await store.register("gpu1", "first", 3, {"url": "a"}) == "held"  # it has been succeeded
+    assert await store.register("gpu1", "first", 4, {"url": "a"}) == "held"  # it has been succeeded
     await store.deregister("gpu1", "first")
     assert await store.hosts() == {"gpu1": {"url": "b"}}
     await store.deregister("gpu1", "second")

@@ -17,6 +17,7 @@ from tests.server.house import House, Log, message, until
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 SHORT = {"header_timeout": "200ms", "keepalive_timeout": "1h"}
 IDLE = {"header_timeout": "1h", "keepalive_timeout": "200ms"}
+LONG = {"header_timeout": "1h", "keepalive_timeout": "1h"}  # until what has to be in time has been
 
 
 @pytest.fixture
@@ -42,16 +43,17 @@ async def test_a_head_that_does_not_come_closes_the_connection(house, sent):
 
 
 async def test_half_a_head_behind_a_whole_request_is_due_from_the_answer_on(house):
-    await house.open("a", **SHORT)
+    await house.open("a", **LONG)
     line = await house.line()
     line.send(message("GET", "/v1/models") + b"GET /v1/mo")
     assert (await line.reply()).status == 200
+    house.switcher.replace(house.config("a", **SHORT))
     assert (await line.closed()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
 @pytest.mark.parametrize("first", ["fast path", "aiohttp", "none"])
 async def test_a_head_that_is_dripped_is_cut_whatever_comes(house, first):
-    await house.open("a", **SHORT)
+    await house.open("a", **LONG)
     line = await house.line()
     if first == "fast path":
         line.send(message("POST", "/v1/chat/completions", {"model": "a"}))
@@ -59,6 +61,7 @@ async def test_a_head_that_is_dripped_is_cut_whatever_comes(house, first):
         line.send(message("GET", "/v1/models"))
     if first != "none":
         assert (await line.reply()).status == 200
+    house.switcher.replace(house.config("a", **SHORT))
     line.send(HEAD + b"X-Long: ")
 
     async def drip():
@@ -73,17 +76,18 @@ async def test_a_head_that_is_dripped_is_cut_whatever_comes(house, first):
 
 @pytest.mark.parametrize("how", ["fast path", "aiohttp"])
 async def test_an_idle_connection_is_closed_after_its_answer(house, how):
-    await house.open("a", **IDLE)
+    await house.open("a", **LONG)
     line = await house.line()
     for _ in range(3):
         fast = message("POST", "/v1/chat/completions", {"model": "a"})
         line.send(fast if how == "fast path" else message("GET", "/v1/models"))
         assert (await line.reply()).status == 200
+    house.switcher.replace(house.config("a", **IDLE))
     assert await line.closed() == b""
 
 
 async def test_what_is_under_way_is_never_cut(house):
-    await house.open("a", header_timeout="500ms", keepalive_timeout="500ms")
+    await house.open("a", **LONG)
     fast = await house.begin("POST", "/v1/hold", {"model": "a"})
     slow = await house.begin("POST", "/v1/hold", {"model": "a"}, Expect="100-continue")
     stream = await house.begin("POST", "/v1/stream", {"model": "a"})
@@ -97,6 +101,7 @@ async def test_what_is_under_way_is_never_cut(house):
     assert (await stream.head()).status == 200
     assert (await socket.head()).status == 101
     assert (await events.head()).status == 200
+    house.switcher.replace(house.config("a", header_timeout="500ms", keepalive_timeout="500ms"))
     for _ in range(100):
         upload.send(b" " * 20_000)
         await asyncio.sleep(0.01)

@@ -281,11 +281,11 @@ async def test_a_slow_drip_is_no_reason_to_give_up(house, host, certificates):
         for _ in range(10):
             for byte in chunked(chunk("x")):
                 writer.write(bytes([byte]))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.12)
         writer.write(b"0\r\n\r\n")
 
     host.says = [drip]
-    await opened(house, host, certificates, remote={"timeouts": {"first_byte": "5s", "idle": "400ms"}})
+    await opened(house, host, certificates, remote={"timeouts": {"first_byte": "60s", "idle": "1s"}})
     reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
     assert reply.body == chunk("x") * 10
 
