@@ -80,9 +80,9 @@ async def test_names_of_nobody_are_404_and_aliases_work(shared):
         answer = await shared.post(f"/llmux/models/zz/{verb}")
         assert answer.status == 404, verb
         assert answer.json()["error"]["message"]
-    assert (await shared.post("/llmux/models/a/explode")).status in (404, 405)
-    assert (await shared.get("/llmux/models/a/sleep")).status in (404, 405)
-    assert (await shared.get("/llmux/models/a/wake")).status in (404, 405)
+    assert (await shared.post("/llmux/models/a/explode")).status == 404
+    assert (await shared.get("/llmux/models/a/sleep")).status == 405
+    assert (await shared.get("/llmux/models/a/wake")).status == 405
 
 
 async def test_pin_and_unpin(lab):
@@ -137,9 +137,9 @@ async def test_an_admin_key(lab):
     lab.start()
     for headers in ([], [("Authorization", "Bearer nope")]):
         answer = await lab.post("/llmux/models/a/wake", headers=headers)
-        assert answer.status in (401, 403)
+        assert answer.status == 401
         assert answer.json()["error"]["message"]
-        assert (await lab.get("/upstream/a/props", headers=headers)).status in (401, 403)
+        assert (await lab.get("/upstream/a/props", headers=headers)).status == 401
     assert lab.order() == []
     answer = await lab.post("/llmux/models/a/wake", headers=[("Authorization", "Bearer sekrit")])
     assert answer.status == 202
@@ -219,13 +219,13 @@ async def test_options_are_answered_here(shared):
         ("Access-Control-Request-Headers", "authorization, content-type, x-stainless-os"),
     ]
     answer = await shared.ask("OPTIONS", "/v1/chat/completions", headers=headers)
-    assert answer.status in (200, 204)
-    assert answer.get("Access-Control-Allow-Origin") in ("https://good.example", "*")
-    assert "POST" in (answer.get("Access-Control-Allow-Methods") or "POST")
-    allowed = (answer.get("Access-Control-Allow-Headers") or "").lower()
-    assert allowed == "*" or {"authorization", "content-type", "x-stainless-os"} <= set(re.split(r",\s*", allowed))
+    assert answer.status == 204
+    assert answer.get("Access-Control-Allow-Origin") == "https://good.example"
+    assert "POST" in answer.get("Access-Control-Allow-Methods")
+    allowed = answer.get("Access-Control-Allow-Headers").lower()
+    assert {"authorization", "content-type", "x-stainless-os"} <= set(re.split(r",\s*", allowed))
     assert (await shared.ask("OPTIONS", "/v1/x", headers=[("Origin", "https://evil.example")])).status == 403
-    assert (await shared.ask("OPTIONS", "/v1/x?model=a")).status in (200, 204)
+    assert (await shared.ask("OPTIONS", "/v1/x?model=a")).status == 204
     assert len(shared.journal("request")) == before
 
 

@@ -60,7 +60,7 @@ def files(lab) -> int:
 async def test_strange_model_names(shared, path, model):
     before = len(shared.log)
     answer = await shared.raw(request("POST", path, body=f'{{"model":"{model}"}}'.encode()))
-    assert answer.status in (400, 404), answer.status
+    assert answer.status == (400 if model.startswith(("\\ud", "xx")) else 404)  # as no name can be
     assert answer.json()["error"]["message"]
     assert len(answer.body) < 5000
     assert answer.get("X-Evil") is None
@@ -202,8 +202,7 @@ async def test_a_smuggled_answer_is_no_answer(shared):
     assert answer.status == 502
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
     answer = await shared.chat("a", do={"raw": [base64.b64encode(raw).decode()], "raw_close": True})
-    assert answer.status in (200, 502)
-    assert answer.body in (b"ok", answer.body if answer.status == 502 else b"ok")
+    assert answer.status == 502
     assert not (answer.get("Content-Length") and answer.get("Transfer-Encoding"))
 
 

@@ -62,10 +62,11 @@ def shared(tmp_path_factory):
     ],
 )  # fmt: skip
 async def test_400_without_a_model_or_not_json(shared, path, body):
+    before = shared.order()
     answer = await shared.raw(request("POST", path, body=body, headers=[("Content-Type", "application/json")]))
     assert answer.status == 400, (answer.status, answer.body)
     envelope(answer, path)
-    assert shared.order() == [] or "nothing woke for it"
+    assert shared.order() == before, "nothing woke for it"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -192,10 +193,10 @@ async def test_408_when_the_client_falls_silent(lab):
     envelope(answer)
     async with await lab.wire() as line:
         await line.send(request("POST", "/v1/x", headers=[("Content-Length", "25")]))
-        for byte in b'{"model":"a",  "x":"1234"}'[:25]:
+        for byte in b'{"model":"a",  "x":"123"}':
             await line.send(bytes([byte]))
             await asyncio.sleep(0.06)
-        assert (await line.head()).status in (200, 400), "slow is not silent"
+        assert (await line.head()).status == 200, "slow is not silent"
 
 
 async def test_api_keys(lab):

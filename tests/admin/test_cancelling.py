@@ -65,5 +65,5 @@ async def test_one_that_does_not_exist(house):
 
 async def test_only_operators_may(house):
     await house.open("a", admin_key="secret", api_keys=["client"])
-    assert (await cancel(house, "x", Authorization="Bearer client")).status in {401, 403}
+    assert (await cancel(house, "x", Authorization="Bearer client")).status == 401
     assert (await cancel(house, "x", Authorization="Bearer secret")).status == 404

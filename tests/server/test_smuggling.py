@@ -94,5 +94,5 @@ async def test_a_name_cannot_add_a_field_to_the_engine_s_head(house: House):
     reply = await house.raw(
         POST.replace(b"completions", b"completions?model=a%0d%0aX-Evil:1") + LENGTH + b"\r\n" + BODY
     )
-    assert reply.status in {200, 400, 404}
+    assert reply.status == 200  # the body says which model; what the path says is passed as it came
     assert all(b"\r\nX-Evil" not in head for head in house.engine.heads)

@@ -626,6 +626,7 @@ async def test_images_of_openais_reach_an_engine_of_messages(serve, gpt):
     await sdk.chat.completions.create(model="m", messages=[{"role": "user", "content": shown}])
     shown = [{"type": "input_image", "image_url": url, "detail": "auto"}, {"type": "input_text", "text": "q"}]
     await sdk.responses.create(model="m", input=[{"role": "user", "content": shown}])
+    assert len(engine.asked) == 2
     for asked in engine.asked:
         assert asked["messages"][0]["content"] == [
             {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
