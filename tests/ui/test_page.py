@@ -536,6 +536,7 @@ def test_what_models_take_is_drawn_and_what_a_pin_excludes_is_told_until_when(ma
     refused = row(page, "flux").locator(".refused")
     expect(refused).to_have_text(re.compile(r"^refused until \d\d:\d\d:\d\d: llama pinned$"))
     expect(row(page, "qwen").locator(".refused")).to_be_empty()
+    expect(phase(page, "llama")).to_contain_text("awake")  # a switch that is under way lets no other begin
     page.get_by_role("button", name="Wake qwen").click()
     expect(bar).to_have_attribute("aria-valuetext", "22.0 of 24.0 GiB")
 
