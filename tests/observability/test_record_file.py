@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -134,9 +135,11 @@ def test_a_first_line_that_could_not_be_written_is_written_once_more(tmp_path, m
     monkeypatch.setattr(record, "LOOK", 0.01)
     path = tmp_path / "record"
     write(path, START, {"type": "request", "id": 1})
-    write_some, allowed = os.write, [5, 0]  # bytes, until there is room again
+    write_some, allowed, room = os.write, [5, 0], threading.Event()  # bytes, until there is room again
 
     def scarce(file, data):
+        if not allowed:
+            room.wait(PATIENCE)
         most = allowed.pop(0) if allowed else len(data)
         if not most:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -147,6 +150,7 @@ def test_a_first_line_that_could_not_be_written_is_written_once_more(tmp_path, m
     begins_anew(file)
     file.put(START)
     wait_for(lambda: file.lost == 1)
+    room.set()
     file.put({"type": "request", "id": 2})
     wait_for(lambda: not file.lost)
     file.close()
