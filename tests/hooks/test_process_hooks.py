@@ -260,17 +260,19 @@ def test_a_wake_that_was_interrupted_goes_on_with_the_engine_that_it_started(mak
     hook.ok("sleep")
 
 
-def test_names_with_slashes_and_spaces_and_options_with_quotes(make_hook):
+@pytest.mark.parametrize("alias", ["org/tiny model:q4", r'模 "q4" \é'])
+def test_names_with_slashes_and_spaces_and_options_with_quotes(make_hook, alias):
     hook = make_hook(
         "llama-cpp.sh",
         model="org/tiny",
-        ALIAS="org/tiny model:q4",
+        ALIAS=alias,
         ARGS='--threads "1" --parallel 1',
         CTX="512",
     )
     hook.ok("wake")
     hook.ok("alive")
-    assert ask(hook)["model"] == "org/tiny model:q4"
+    assert ask(hook)["model"] == alias
+    hook.fails("alive", ALIAS=alias.replace(" ", ""))  # another model
     assert " --ctx-size 512 --threads 1 --parallel 1" in Path(
         f"/proc/{engine_of(hook)}/cmdline"
     ).read_text().replace("\0", " ")
