@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from llmux.config.setting_types import is_file
 from llmux.core.policy import Policy
 from llmux.errors import PolicyLoadError
 
@@ -142,7 +143,7 @@ def _import_shipped(use: str) -> ModuleType:
 
 
 def _import_file(use: str, file: Path) -> ModuleType:
-    if not file.is_file():
+    if not is_file(file):
         raise _wrong(use, f"there is no file {file}; a path is relative to the configuration's folder")
     _append_to_path(file.parent)
     digest = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:8]

@@ -79,7 +79,7 @@ def litellm(
 
 
 def _exists(file: Path) -> None:
-    if not file.exists():
+    if not os.path.exists(file):  # noqa: PTH110 - of a longer name than there can be, pathlib raises an error
         raise ConfigError("there is no such file", file=str(file))
 
 

@@ -271,13 +271,15 @@ def write(
         HookScriptError: a different script is there already, or one cannot be written.
 
     """
-    target = folder / CONFIG
-    if spare is not None and target.exists() and target.samefile(spare):
-        raise UnwrittenError(f"{target} is the file that is read; name another folder")
-    if target.exists() and not force:
-        raise UnwrittenError(f"{target} is there already; name another folder, or overwrite it with --force")
-    scripts = list(scripts)
-    own = [path for name in scripts if _differs(path := folder / HOOKS / f"{name}.sh", find(name))]
+    target, scripts = folder / CONFIG, list(scripts)
+    try:
+        if spare is not None and target.exists() and target.samefile(spare):
+            raise UnwrittenError(f"{target} is the file that is read; name another folder")
+        if target.exists() and not force:
+            raise UnwrittenError(f"{target} is there already; name another folder, or overwrite it with --force")
+        own = [path for name in scripts if _differs(path := folder / HOOKS / f"{name}.sh", find(name))]
+    except OSError as error:  # its name is longer than there can be, or it may not be looked at
+        raise UnwrittenError(f"{target} cannot be written: {error.strerror}") from None
     if own and not force:
         names = " and ".join(map(str, own))
         raise UnwrittenError(f"{names}: there already, and not as it comes with llmux; keep it, or use --force")

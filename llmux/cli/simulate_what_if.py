@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from llmux.config import Config, to_specs
-from llmux.config.setting_types import format_size
+from llmux.config.setting_types import format_size, is_file
 from llmux.core.policy import Policy
 from llmux.core.spec import Rules
 from llmux.errors import ConfigError
@@ -256,7 +256,7 @@ def known_costs(config: Config) -> CostMatrix | None:
         path = config.state_path
     except ConfigError:
         return None
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return None
     costs = read_costs(path)
     return costs if costs.pairs or costs.wakes else None

@@ -6,6 +6,7 @@ The address of the store which hosts and gateways share is one server, sentinels
 import contextlib
 import ipaddress
 import math
+import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -125,6 +126,11 @@ class Section(BaseModel):
     def of_defaults(cls) -> Self:
         """Return a section with defaults only, without a validator, which would be built for this alone."""
         return cls.model_construct()
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether a file is there. Of a longer name than there can be, pathlib would raise an error."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def _number(value: Any) -> Any:
@@ -510,7 +516,7 @@ def _query(query: str) -> dict[str, str]:
         if name in _FILES:
             if not value.startswith("/"):
                 raise ValueError(f"must say `{name}` as a whole path")
-            if not Path(value).is_file():
+            if not is_file(value):
                 raise ValueError(f"names no file with `{name}`: there is no {value}, for its {_FILES[name]}")
     if ("cert" in given) != ("cert_key" in given):
         raise ValueError("needs both of `cert` and `cert_key`, or neither")

@@ -31,6 +31,7 @@ from llmux.config.setting_types import (
     PositiveDuration,
     Section,
     Word,
+    is_file,
     is_loopback,
     parse_address,
 )
@@ -316,7 +317,7 @@ def _folder(info: ValidationInfo) -> FilePath:
 
 def _file(value: str, info: ValidationInfo) -> FilePath:
     path = _folder(info) / FilePath(value).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"there is no file {path}")
     return path
 

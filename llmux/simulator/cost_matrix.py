@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmux.config.setting_types import parse_duration
+from llmux.config.setting_types import is_file, parse_duration
 from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import load_costs
 from llmux.simulator.trace import TraceError, read_yaml
@@ -93,7 +93,7 @@ def parse_costs(text: str) -> CostMatrix:
 
     """
     path = Path(text)
-    if path.suffix.lower() in (".yaml", ".yml", ".json") or path.is_file():
+    if path.suffix.lower() in (".yaml", ".yml", ".json") or is_file(path):
         return read_costs(path)
     return CostMatrix(default=_seconds(text, "--cost"))
 

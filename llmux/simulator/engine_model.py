@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from llmux.config.setting_types import is_file
 from llmux.simulator.trace import Job, TraceError, read_yaml
 
 UNITS = ("slots", "decode", "prefill", "slowdown", "speed")
@@ -110,7 +111,7 @@ def parse_engines(
     own, known = dict(fitted or {}), sorted(models)
     for text in texts:
         path = Path(text)
-        if path.suffix.lower() in (".yaml", ".yml", ".json") or path.is_file():
+        if path.suffix.lower() in (".yaml", ".yml", ".json") or is_file(path):
             sections = _file(path)
         else:
             model, colon, words = text.rpartition(":")
@@ -118,7 +119,7 @@ def parse_engines(
                 raise TraceError(f"--engine {text}: write MODEL:KEY=NUMBER,… with {', '.join(UNITS)}, or a file")
             sections = {model: _words(text, words)}
         for model, values in sections.items():
-            where = f"{path}: {model}" if path.is_file() else f"--engine {text}"
+            where = f"{path}: {model}" if is_file(path) else f"--engine {text}"
             if model not in known:
                 raise TraceError(f"{where}: the traffic has no model {model!r}, only {', '.join(known)}")
             if fitted is not None and (useless := [key for key in values if key in TOKENS]):

@@ -94,6 +94,13 @@ def test_nothing_is_written_for_a_file_that_cannot_be_used(run, tmp_path, text, 
     assert not list((tmp_path / "out").rglob("*"))
 
 
+def test_longer_names_of_files_than_there_can_be(run):
+    done = run(WHOLE, "-o", "x" * 256)
+    assert (done.exit_code, done.stderr.endswith("cannot be written: File name too long\n")) == (2, True)
+    done = run(None, file=f"{'x' * 256}.yaml")
+    assert (done.exit_code, done.stderr.endswith("there is no such file\n")) == (2, True)
+
+
 def test_a_port_that_an_engine_has(run):
     done = run(WHOLE, "-p", "5800")
     assert done.exit_code == 2

@@ -40,6 +40,7 @@ WHOLE = "url: https://r.example/api, models: {m: theirs}, region: eu"
         ("url: https://x, models: {m: m}, key: [s3cret]", "r.key: must be text (in quotes where YAML"),
         ("url: https://x, models: {m: m}, key_file: gone", "r.key_file: there is no file "),
         ("url: https://x, models: {m: m}, ca: gone", "r.ca: there is no file "),
+        (f"url: https://x, models: {{m: m}}, ca: {'x' * 256}", "r.ca: there is no file "),
         ("url: https://x, models: {m: m}, apis: [chats]", "r.apis[0]: must be chat, completions, messages"),
         ("url: https://x, models: {m: m}, region: '?'", "r.region: '?' is not a region; write a short word"),
         ("url: https://x, models: {m: m}, timeouts: {connect: 0}", "r.timeouts.connect: must be longer than 0"),

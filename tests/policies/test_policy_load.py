@@ -90,6 +90,7 @@ def test_an_imported_class_is_not_taken_for_the_files_own(tmp_path):
         ("", None, ["write a shipped NAME"]),
         ("a b", None, ["write a shipped NAME"]),
         ("./gone.py:X", None, ["there is no file", "gone.py"]),
+        (f"./{'x' * 256}.py:X", None, ["there is no file"]),
         ("gone.module:X", None, ["there is no module gone"]),
         ("mine.gone:X", GOOD, ["there is no module mine.gone"]),
         ("mine: X", GOOD, ["not a name of a class"]),

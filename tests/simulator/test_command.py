@@ -173,6 +173,8 @@ def test_the_name_of_a_policy_is_shown_as_it_is(trace, tmp_path, monkeypatch):
         (["--poisson", "", "-p", "exhaustive:route=sideways"], "policy.options.route"),
         (["--poisson", "", "-p", "exhaustive:=3"], "is not KEY=VALUE"),
         (["--poisson", "", "--cost", "cheap"], "--cost"),
+        (["--poisson", "", "--cost", "x" * 256], "is not a duration"),
+        (["--poisson", "", "--engine", f"{'x' * 256}:slots=2"], "the traffic has no model"),
         (["--poisson", "", "--horizon", "later"], "is not a duration"),
         (["--poisson", "", "--stretch", "0"], "greater than 0"),
         (["--poisson", "", "--slowdown", "inf"], "0 or greater"),
