@@ -257,9 +257,10 @@ class Remote:
 
 def _request(where: Connection, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
     parts = urlsplit("http://localhost" if where.url.startswith(UNIX) else where.url)
+    called = [part.encode("idna").decode() for part in parts.netloc.rpartition("@")[2].split(":")]
     lines = [
         f"{method} {quote(parts.path, safe='/%:@!$&()*+,;=~')}{path} HTTP/1.1",
-        f"Host: {parts.netloc.rpartition('@')[2].encode('idna').decode()}",
+        f"Host: {':'.join(called)}",
         "Accept: */*",
         "Connection: close",
     ]

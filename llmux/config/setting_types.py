@@ -191,7 +191,8 @@ def _env_value(value: Any) -> Any:
 def _origin(value: str) -> str:
     if value not in {"*", "null"} and not (_ORIGIN.match(value) and _has_port_or_none(value)):
         raise ValueError(f"{value!r} is not an origin; write scheme and host as http://localhost:5173, or *")
-    return value.lower()
+    host = urlsplit(value).hostname or ""
+    return value.lower().replace(host, ascii_host(host))
 
 
 def _has_port_or_none(origin: str) -> bool:
@@ -214,7 +215,15 @@ def _called(value: str) -> str:
     is_name = ":" not in name and not any(character.isspace() or character in "/@?#,[]\\*" for character in name)
     if name != "*" and not (name and (is_name or _is_address(name))):
         raise ValueError(f"{value!r} is not a host name; write it without scheme and port as gpu.example, or *")
-    return name
+    return ascii_host(name)
+
+
+def ascii_host(name: str) -> str:
+    """Return the form in which a host's name is looked up and sent. ValueError for what can be none."""
+    try:
+        return name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"{name!r} is not a host name") from None
 
 
 def _is_address(value: str) -> bool:
@@ -396,8 +405,10 @@ def parse_address(url: str, how: str = "write it as http://127.0.0.1:8001") -> A
         raise ValueError(f"{url!r} has a query or fragment; remove it")
     if port == 0 or any(character.isspace() or ord(character) < ord("!") for character in url.strip()):
         raise ValueError(f"{url!r} is not a URL; {how}")
+    if not parts.path.isascii():
+        raise ValueError(f"{url!r} has other characters than ASCII in its path; percent-encode them")
     return Address(
-        host=parts.hostname,
+        host=ascii_host(parts.hostname),
         port=port or _DEFAULT_PORTS[parts.scheme],
         tls=parts.scheme == "https",
         base_path=parts.path.rstrip("/"),

@@ -51,9 +51,11 @@ class EngineAddress:
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
         if self.port != _DEFAULT_PORTS["https" if self.tls else "http"]:
             host = f"{host}:{self.port}"
-        object.__setattr__(self, "host_header", host.encode("idna" if not host.isascii() else "ascii"))
+        object.__setattr__(self, "host_header", host.encode("ascii"))
 
     @classmethod
     def from_url(cls, url: str) -> EngineAddress:

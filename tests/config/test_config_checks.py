@@ -96,6 +96,11 @@ def test_a_setting(refused, model, settings, line):
         ("url: 'http://x/?a=b'", "m.url: 'http://x/?a=b' has a query or fragment"),
         ("url: 'http://x/a b'", "m.url: 'http://x/a b' is not a URL"),
         (
+            "url: 'http://x/é'",
+            "m.url: 'http://x/é' has other characters than ASCII in its path; percent-encode them",
+        ),
+        ("url: 'http://é..x'", "m.url: 'é..x' is not a host name"),
+        (
             "port: 1, verify: true",
             'm.verify: is read as the truth value true; write the command in quotes: "true"',
         ),
