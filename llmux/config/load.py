@@ -135,6 +135,8 @@ def failed(message: str, *, line: int | None = None) -> Document:
 
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
+_HALF = re.compile("[\ud800-\udfff]")
+_HALVES = "holds half of a character that takes two escapes, as \\ud83d\\ude00; write the character itself"
 SECS = "_secs"  # ends the names of llmux 2.x's settings, as ``request_timeout_secs``
 _MODEL_SETTING = 3  # models.NAME.setting
 _ROUNDS = 5  # of removing errors: a setting, what then lacks it, and so on
@@ -156,16 +158,23 @@ def interpolate(data: Any, environ: Mapping[str, str]) -> tuple[Any, list[Proble
 
     def walk(value: Any, path: Path) -> Any:
         if isinstance(value, dict):
-            return {key: walk(item, (*path, key)) for key, item in value.items()}
+            return {walk_key(key, path): walk(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
             return [walk(item, (*path, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str) or is_script(path) or str(path[0] if path else "").startswith("x-"):
+        if not isinstance(value, str) or str(path[0] if path else "").startswith("x-"):
             return value
         try:
-            return fill(value, environ)
+            if _HALF.search(value):
+                raise ValueError(_HALVES)  # noqa: TRY301
+            return value if is_script(path) else fill(value, environ)
         except ValueError as error:
             problems.append(Problem(path, str(error)))
             return value
+
+    def walk_key(key: str, path: Path) -> str:
+        if _HALF.search(key):
+            problems.append(Problem(path, f"has a key that {_HALVES}"))
+        return key
 
     return walk(data, ()), problems
 

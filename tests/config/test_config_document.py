@@ -37,6 +37,25 @@ def test_keys_are_text():
     assert parse_yaml("{7: a, true: b, on: c, 1.50: d}").data == {"7": "a", "true": "b", "on": "c", "1.50": "d"}
 
 
+@pytest.mark.parametrize("name", ["config.json", "config.yaml"])
+@pytest.mark.parametrize(
+    ("more", "at"),
+    [
+        ({"wake": "echo \ud83d"}, "models.m.wake: holds half of a character"),
+        ({"env": {"X": "\udcff"}}, "models.m.env.X: holds half"),
+        ({"variants": {"v": {"set": {"a": ["\ud83d"]}}}}, "models.m.variants.v.set.a[0]: holds half"),
+        (
+            {"variants": {"v": {"set": {"a": {"\ud83d": 1}}}}},
+            "models.m.variants.v.set.a: has a key that holds",
+        ),
+    ],
+)
+def test_half_a_character_is_refused_where_it_stands(refused, name, more, at):
+    model = {"port": 1, "wake": "w", "sleep": "s", "alive": "a"} | more
+    [line] = refused(json.dumps({"models": {"m": model}}), name=name)
+    assert line.startswith(f"{name}:1: {at}")
+
+
 def test_environment_values_keep_their_spelling():
     document = parse_yaml("models: {m: {env: {A: 1.10, B: 0755, C: yes, D: true, E: 0x10, F: '', G: }}}")
     assert document.data["models"]["m"]["env"] == {
