@@ -112,7 +112,8 @@ own_pids() { # the engine's processes, a line each
 	for name in "${ALIAS:-}" "${LLMUX_MODEL:-}"; do
 		file=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)
 		if [ "$file" != "$name" ] || [ "${#name}" -gt 128 ]; then # as lib/process.sh calls it
-			file=$(printf '%.100s@%s' "$file" "$(printf %s "$name" | cksum | tr ' ' -)")
+			sum=$(printf %s "$name" | cksum 2>/dev/null) || sum=$(printf %s "$name" | md5sum)
+			file=$(printf '%.100s@%s' "$file" "${sum%% *}")
 		fi
 		file=$folder/$file-${PORT:-${LLMUX_PORT:-}}.pid
 		[ -n "$leader" ] || [ ! -r "$file" ] || read -r leader _ <"$file"

@@ -170,7 +170,8 @@ set_up() { # with the script's arguments: from here on, the process can be looke
 	file_name=$name-$port
 	if [ "${#name}" -gt 128 ] || is_odd; then
 		plain=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)
-		file_name=$(printf '%.100s@%s' "$plain" "$(printf %s "$name" | cksum | tr ' ' -)")-$port # for each name another
+		sum=$(printf %s "$name" | cksum 2>/dev/null) || sum=$(printf %s "$name" | md5sum) # as some busybox
+		file_name=$(printf '%.100s@%s' "$plain" "${sum%% *}")-$port # for each name another
 		[ ! -f "$pid_dir/$plain-$port.pid" ] || take_over "$pid_dir/$plain-$port"
 	fi
 	pid_file=$pid_dir/$file_name.pid

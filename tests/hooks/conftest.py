@@ -49,6 +49,7 @@ def shell(request, tmp_path) -> str:
         "cksum",
         "cut",
         "grep",
+        "md5sum",
         "mkdir",
         "mv",
         "rm",

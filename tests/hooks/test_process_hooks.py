@@ -279,9 +279,15 @@ def test_names_with_slashes_and_spaces_and_options_with_quotes(make_hook, alias)
     hook.ok("sleep")
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["now", "started by the script of before"])
-def test_names_that_take_turns_on_a_port_have_files_of_their_own(make_hook, before):
+@pytest.mark.parametrize(
+    ("shell", "before"),
+    [("sh", False), ("busybox", False), ("sh", True)],
+    ids=["sh", "busybox", "started by the script of before"],
+    indirect=["shell"],
+)
+def test_names_that_take_turns_on_a_port_have_files_of_their_own(make_hook, shell, before):
     one, other = make_hook("process.sh", model="模型"), make_hook("process.sh", model="通义")
+    one.shell = other.shell = shell
     other.env = {**other.env, "LLMUX_PORT": str(one.port), "LLMUX_URL": one.url}
     one.ok("wake")
     pid = engine_of(one)
