@@ -72,7 +72,7 @@ start_engine() { # in a session of its own: no signal that is meant for the hook
 	tries=0
 	until [ -f "$pid_file" ]; do
 		tries=$((tries + 1))
-		[ "$tries" -lt 100 ] || fail "could not be started: see $log"
+		[ "$tries" -lt 1500 ] && kill -0 "$!" 2>/dev/null || [ -f "$pid_file" ] || fail "could not be started: see $log"
 		sleep 0.02
 	done
 	read -r pid started state <"$pid_file"

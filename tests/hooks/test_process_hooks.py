@@ -211,6 +211,23 @@ def test_our_engine_without_its_pid_file_is_found_but_not_claimed_to_sleep(make_
         assert engine.poll() is None
 
 
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
+@pytest.mark.parametrize(("detach", "starts"), [("sleep 2.5", True), ("exit 3", False)])
+def test_a_slow_machine_has_the_time_to_detach_the_engine(hook, tmp_path, detach, starts):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "setsid").write_text(f'#!/bin/sh\n{detach}\nexec {shutil.which("setsid")} "$@"\n')
+    (tools / "setsid").chmod(0o755)
+    path = f"{tools}:{with_tools()['PATH']}"
+    if starts:
+        hook.ok("wake", PATH=path)
+        hook.ok("sleep")
+    else:
+        began = time.monotonic()
+        assert "could not be started" in hook.fails("wake", PATH=path)
+        assert time.monotonic() - began < 25  # nobody waits for what has ended
+
+
 def test_an_engine_that_ends_while_it_starts_is_reported_with_its_log(make_hook, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_text("no model")
