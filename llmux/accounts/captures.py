@@ -254,6 +254,8 @@ def _shown(
         return {"size": size, "body": remover.json(_json(text))}
     except (ValueError, zlib.error) as error:
         return {"size": size, "left_out": str(error)}
+    except RecursionError:
+        return {"size": size, "left_out": "nested too deeply"}
 
 
 def _text(data: bytes, *, whole: bool) -> str:

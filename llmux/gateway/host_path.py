@@ -48,7 +48,13 @@ class HostPath(FastPath):
     def _grant(self, gate: Gate, key: str) -> Grant | None:
         return gate.grants.get(key)  # names come and go with the hosts: the gate knows which of them it may use
 
-    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
+    def _give_up(self, client: Connection, context: RequestContext, error: Exception) -> bool:
+        assert isinstance(context, PlacedContext)
+        if context.trip is not None and context.trip.host is not None:
+            context.first_error = error  # it has taken its order, and gets no other
+        return super()._give_up(client, context, error)
+
+    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> bool:
         assert isinstance(context, PlacedContext)
         _, model, head, request_id, _, _, body, _, digits = match
         handler, size = self.handler, len(body)
@@ -56,10 +62,8 @@ class HostPath(FastPath):
         trip.request_id = request_id
         host = None if trip.next_host is None else handler.hosts.get(trip.next_host)
         if host is None or host.address.base_path:
-            client.hand_over(context, data)
-            return
+            return False
         context.rode = trip.go().waited
-        self.budget.held += size  # there is room for it, see ``match_known``
         ident = request_id.encode()
         told = [*context.headers, (HOST, host.name)]
         exchange = context.exchange = Exchange(
@@ -70,8 +74,10 @@ class HostPath(FastPath):
             anthropic=head.anthropic,
             once=True,
         )
+        request = HostRequest(self, client, context, exchange, data, size)
+        client.fast_request = request  # from here on it ends what is held for it
+        self.budget.held += size  # there is room for it, see ``match_known``
         handler.begin(exchange)
-        request = client.fast_request = HostRequest(self, client, context, exchange, data, size)
         request.keep_alive = not head.last
         request.ear = Ear(
             lambda _position, seconds: handler.dispatcher.waiting(trip, seconds),
@@ -86,6 +92,7 @@ class HostPath(FastPath):
         first = head.changed_head(host, host.address.host_header, digits, ident, changes)
         connection = self.forwarder.pool.take(host.activity)
         self._send(request, connection, first, memoryview(data)[-size:] if size > COPIED else body)
+        return True
 
 
 class HostRequest(FromHost, FastRequest):

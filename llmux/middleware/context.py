@@ -196,6 +196,14 @@ class RequestContext:
         finally:
             trace.sent(now(), exchange.status, exchange.first_byte_at, failure or exchange.broken)
 
+    def leave(self, status: int) -> None:
+        """End the request where it is, so that it can start elsewhere: this attempt does not concern the next."""
+        ticket, self.ticket, self.exchange = self.ticket, None, None
+        self.fresh_only, self.lost = False, None
+        if ticket is not None:
+            self._reporting.switcher.leave(ticket, status)
+            self.rode += ticket.rode + ticket.waited
+
     def client_left(self) -> None:
         """Finish a request whose client has left before the end of its answer."""
         self._reporting.switcher.log.emit("client_left", model=self.model, request_id=self.request_id)

@@ -20,7 +20,7 @@ class EnginePath(FastPath):
         super().__init__(reporting, forwarder, models.budget, reporting.switcher.open_activity)
         self._models = models
 
-    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
+    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> bool:
         asked, model, head, request_id, _, activity, body, _, digits = match
         switcher, size = self._switcher, len(body)
         fitted = body
@@ -29,14 +29,11 @@ class EnginePath(FastPath):
             context.model = None
             found = targeting.at_once(asked, head.value(_CONVERSATION), context, body)
             if found is None:
-                client.hand_over(context, data)
-                return
+                return False
             model, fitted = found
             digits, activity = b"%d" % len(fitted), switcher.open_activity(model)
         if activity is None:
-            client.hand_over(context, data)
-            return
-        connection = self.forwarder.pool.take(activity)
+            return False
         key = "" if head.holder is None else head.holder.name or ""
         ticket = context.ticket = switcher.enter(model, key, deadline=self._models.deadlines.get(model))
         admission = ticket.admission
@@ -52,11 +49,7 @@ class EnginePath(FastPath):
             or definition.base_path
             or switcher.activities.get(model) != (admission.epoch, activity)
         ):
-            if connection is not None:
-                self.forwarder.pool.release(connection, activity)
-            client.hand_over(context, data)
-            return
-        self.budget.held += size  # there is room for it, see ``match_known``
+            return False
         ident = request_id.encode()
         address = engine_address(definition.host, definition.port, definition.tls, definition.base_path)
         exchange = context.exchange = Exchange(
@@ -67,13 +60,17 @@ class EnginePath(FastPath):
             anthropic=head.anthropic,
             counted=switcher.accounts is not None or context.passed is not None,
         )
-        request = client.fast_request = EngineRequest(self, client, context, exchange, data, size)
+        request = EngineRequest(self, client, context, exchange, data, size)
+        client.fast_request = request  # from here on it ends what is held for it
+        self.budget.held += size  # there is room for it, see ``match_known``
         request.keep_alive = not head.last
         ticket.on_cut = exchange.cut  # it was admitted in this very call, so it was not cut before
         exchange.on_cut = request.cut
         first = head.engine_head(address.host_header, digits, ident)
         held = sent is body and size > COPIED
+        connection = self.forwarder.pool.take(activity)
         self._send(request, connection, first, memoryview(data)[-size:] if held else sent)
+        return True
 
 
 class EngineRequest(FastRequest):

@@ -266,14 +266,32 @@ class FastPath:
         context = self._context(self.reporting, match[3], head.route, match[4])
         context.asked, context.model, context.holder = match[0], match[1] or None, head.holder
         context.sent = len(match[6])
-        if head.grant is not None and not self._passes(head.grant, context):
+        try:
+            passes = head.grant is None or self._passes(head.grant, context)
+            sent = passes and self._admit(client, match, context, data)
+        except Exception as error:  # noqa: BLE001 - nothing else would end the request, nor what is held for it
+            sent = self._give_up(client, context, error)
+        if not sent:
             client.hand_over(context, data)
-        else:
-            self._admit(client, match, context, data)
 
-    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> None:
-        """Admit a request and send it, or hand it over. ``data`` is all of it, and nothing else."""
+    def _admit(self, client: Connection, match: Match, context: RequestContext, data: bytes) -> bool:
+        """Admit a request and send it; return False if it has to be handed over.
+
+        ``data`` is all of it, and nothing else.
+        """
         raise NotImplementedError
+
+    def _give_up(self, client: Connection, context: RequestContext, error: Exception) -> bool:
+        """Take note of an error in llmux itself. Returns False if the model handler may serve the request.
+
+        It may not if some of it may have been sent: then that error is its answer.
+        """
+        self._switcher.log.emit("internal_error", error=repr(error), exc_info=error, request_id=context.request_id)
+        request = client.fast_request
+        if request is None:
+            return False
+        request.give_up(error)
+        return True
 
     def _passes(self, grant: Grant, context: RequestContext) -> bool:
         """Check the limits of a request's key. If they refuse it, the model handler says why."""
@@ -320,7 +338,10 @@ class FastPath:
             )
             return
         exchange.activity.connected = True
-        request.send(connection, pieces)
+        try:
+            request.send(connection, pieces)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up(request.client, request.context, error)
 
     def finish_soon(self, loop: asyncio.AbstractEventLoop, context: RequestContext, status: int) -> None:
         """Finish a request whose answer is complete, with all others that end in this turn of the loop.
@@ -393,6 +414,10 @@ class FastRequest(Relay):
             return
         self._connection = connection
         connection.begin(self, whole=pieces, told=self.exchange.request_id)
+
+    def give_up(self, error: Exception) -> None:
+        """End the request with an error in llmux itself, if it is not over."""
+        self._settle(error)
 
     # ---- the relay
 

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 
 Serve = Callable[[web.Request, RequestContext, Body | None, str], Awaitable[web.StreamResponse]]
 COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
+SERVED_BY = "X-LLMux-Served-By"
+VARIANT = "X-LLMux-Variant"
+MARKS = frozenset({SERVED_BY, VARIANT})
+"""The headers that say what served a request for a name which is neither a model nor an alias."""
 RELAY: web.RequestKey[RelayFactory] = web.RequestKey("RELAY", cast("type[RelayFactory]", Callable))
 """What relays its answer, if that is not passed unchanged."""
 GONE_POLL = 0.5  # seconds; only if aiohttp does not report that a client has left
@@ -200,13 +204,15 @@ class ModelHandler:
     ) -> web.StreamResponse:
         if self.captures is not None and context.holder is not None and context.holder.captured:
             _capture(self.captures, request, body)
-        if context.choice is not None and context.choice.made_by is not self.targeting:
-            self._start_again(context)
         asked, through = name, None
         if self._routing is not None:
             name, context.regions, reason = await self._routing.lead(name, context, body)
             through = None if reason is None else (reason, asked)
         model = self._names.get(name)
+        if (context.ticket is not None or context.choice is not None) and (
+            through is not None or not self._still_holds(model, context)
+        ):
+            self._start_again(context)
         if self.gate is not None and context.holder is not None and context.passed is None:
             # A name that only `routes` know cannot be among a key's models.
             known = through is None or asked in self._names or self._is_other_name(asked, context)
@@ -220,11 +226,29 @@ class ModelHandler:
         context.asked = asked
         return await targeting.serve(name, request, context, body, self._with_model, through=through)
 
+    def _still_holds(self, model: str | None, context: RequestContext) -> bool:
+        """Whether what the fast path began is what the request asks for: a reload may have changed that since.
+
+        ``model`` is the one that it names now.
+        """
+        if context.choice is not None:
+            return context.choice.made_by is self.targeting
+        passive = self._passive is not None and self._passive.matches(context.route.path)
+        return not passive and context.ticket is not None and context.ticket.model == model
+
     def _start_again(self, context: RequestContext) -> None:
-        """Give up what the fast path began with names that a reload has replaced since."""
-        ticket, context.ticket, context.choice = context.ticket, None, None
-        if ticket is not None:
-            self._switcher.leave(ticket, UnavailableError.status)
+        """Give up what the fast path began. Raises what has ended it, unless no engine can have read it."""
+        error, ticket, context.first_error = context.first_error, context.ticket, None
+        if error is not None and ticket is not None and context.exchange is not None:
+            refused = isinstance(error, EngineRefusedError)
+            if refused or context.exchange.blames_engine(error):
+                self._switcher.suspect(ticket.model, refused=refused)
+            if not refused:
+                raise error
+        context.leave(UnavailableError.status)
+        context.asked = context.model = context.choice = None
+        context.may_leave = False
+        context.headers = [field for field in context.headers if field[0] not in MARKS]
 
     def _is_other_name(self, name: str, context: RequestContext) -> bool:
         """Whether it is another known name: neither a model's nor an alias."""
@@ -244,6 +268,8 @@ class ModelHandler:
         if not grant.allows(name):  # which is not told: a rule may have led there
             context.asked, context.model = name, model
             raise grant.refusal(asked)
+        if not grant.counts:
+            return
         try:
             model = model or self._variants.get(name)
             context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)

@@ -235,11 +235,11 @@ class Routing:
             try:
                 return await locally(request, context, body)
             except SpilledError as error:
-                self._targeting.leave(context, error)
+                context.leave(error.status)
             except RequestError as error:
                 if not may_fail_over(request, context, error) or not self._spills_rejected(one, error):
                     raise
-                self._targeting.leave(context, error)
+                context.leave(error.status)
             context.headers = list(headers)
         context.spillable = None
         through = (Reason.SPILL, model)
@@ -250,7 +250,7 @@ class Routing:
         except RequestError as error:
             if not may_fail_over(request, context, error):
                 raise
-            self._targeting.leave(context, error)
+            context.leave(error.status)
         context.model, context.headers = model, headers
         return await locally(request, context, body)
 

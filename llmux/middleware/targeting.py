@@ -24,7 +24,7 @@ from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError
 from llmux.extract import Body, BodyBudget, body_of
 from llmux.middleware.context import RequestContext
-from llmux.middleware.model_handler import rename_in_query
+from llmux.middleware.model_handler import MARKS, SERVED_BY, VARIANT, rename_in_query
 from llmux.middleware.paths import Kind
 from llmux.runtime import Switcher, wait_estimate
 from llmux.targets.conversation import HEADER, Conversations, conversation_of
@@ -34,10 +34,6 @@ from llmux.targets.resolution import Ask, Names, Reason, Resolution, Target
 if TYPE_CHECKING:
     from llmux.middleware.remotes import Remotes
 
-SERVED_BY = "X-LLMux-Served-By"
-VARIANT = "X-LLMux-Variant"
-
-_MARKS = frozenset({SERVED_BY, VARIANT})
 _FINAL = frozenset({"stopping"})  # no other target would do better
 _WORTH_ANOTHER = frozenset({408, 429})
 _SERVER_ERROR = 500
@@ -197,7 +193,7 @@ class Targeting:
             except RequestError as error:
                 if not pending or not may_fail_over(request, context, error):
                     raise
-                self.leave(context, error)
+                context.leave(error.status)
 
     def at_once(
         self, name: str, given: str | None, context: RequestContext, data: bytes
@@ -303,19 +299,11 @@ class Targeting:
         if not target.remote and (body is None or body.model is None):
             route = context.route
             context.route = route._replace(target=rename_in_query(route.target, target.model))
-        context.headers = [field for field in context.headers if field[0] not in _MARKS]
+        context.headers = [field for field in context.headers if field[0] not in MARKS]
         context.headers.append((SERVED_BY, target.model))
         if target.variant is not None:
             context.headers.append((VARIANT, target.variant))
         return body
-
-    def leave(self, context: RequestContext, error: RequestError) -> None:
-        """End the request where it has failed, so that it can start elsewhere."""
-        ticket, context.ticket = context.ticket, None
-        context.exchange = None
-        if ticket is not None:
-            self._switcher.leave(ticket, error.status)
-            context.rode += ticket.rode + ticket.waited
 
 
 def _now(work: Coroutine[Any, Any, Result]) -> Result | None:

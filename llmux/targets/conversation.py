@@ -66,14 +66,22 @@ def _first_turn(text: bytes) -> bytes:
             turn, pos = _decoder.raw_decode(shown, pos)
         except (ValueError, RecursionError):  # its end is beyond the window, or there are no more messages
             break
-        turns.append(_plain(turn))
+        turns.append(turn)
         if not isinstance(turn, dict) or turn.get("role") == "user":
-            return _text(turns)
+            return _of_turns(turns, text)
         pos = _after_blanks(shown, pos)
         if shown[pos : pos + 1] != ",":
-            return _text(turns)
+            return _of_turns(turns, text)
         pos += 1
     return text
+
+
+def _of_turns(turns: list[Any], text: bytes) -> bytes:
+    """Return what these have in common in all requests; ``text``, as it was sent, if it is nested too deeply."""
+    try:
+        return _text(_plain(turns))
+    except RecursionError:
+        return text
 
 
 def _after_blanks(text: str, pos: int) -> int:

@@ -165,7 +165,12 @@ async def test_what_cannot_be_read_field_by_field_is_left_out(house):
     await house.ask("GET", "/v1/x?model=a", X_Request_ID="bomb", **ALICE)
     house.engine.says = answer(b'{"a":"%b"}' % (b"x" * MOST))
     await house.ask("POST", CHAT, {"model": "a", "b": "x" * MOST}, X_Request_ID="large", **ALICE)
-    found = await documents(house, 5)
+    house.engine.says = None
+    for depth in (480, 700, 960, 5000):  # which of them is too deep, and for what, depends on the Python
+        deep = b'{"model":"a","messages":%b}' % (b"[" * depth + b"]" * depth)
+        assert (await house.ask("POST", CHAT, deep, X_Request_ID=f"deep-{depth}", **ALICE)).status == 200
+    found = await documents(house, 9)
+    assert found["deep-5000"]["request"]["left_out"]
     assert found["form"]["request"]["left_out"] == "not JSON"
     assert (found["form"]["answer"]["left_out"], found["form"]["answer"]["size"]) == ("not text", 100)
     assert found["gzip"]["answer"]["body"] == {"a": 1}

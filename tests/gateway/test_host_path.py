@@ -7,8 +7,10 @@ import re
 
 import pytest
 
+from llmux.gateway import host_path
+from llmux.middleware.fast_path import FastRequest
 from llmux.proxy.relay import Relay
-from llmux.upstream import EngineRefusedError
+from llmux.upstream import ConnectionPool, EngineConnection, EngineRefusedError
 from llmux.upstream.native import which
 from tests.gateway.conftest import AWAKE, answer
 from tests.middleware.conftest import fast
@@ -258,6 +260,43 @@ async def test_what_is_cut_on_the_fast_path_is_told_so(door, puppet, fast):
 
 
 @pytest.mark.skipif(which() != "native", reason="there was no C compiler")
+@pytest.mark.parametrize(
+    ("owner", "what", "status"),
+    [
+        ("dispatcher", "enter", 200),
+        (host_path, "extra_fields", 500),  # from here on it has a host
+        (host_path, "Exchange", 500),
+        (host_path, "HostRequest", 500),
+        (host_path, "changes_for", 500),
+        (ConnectionPool, "take", 500),
+        (EngineConnection, "begin", 500),
+    ],
+)
+async def test_a_mistake_of_the_gateway_leaves_no_request_without_an_answer(
+    door, puppet, fast, monkeypatch, owner, what, status
+):
+    puppet.does = [answer(b"ok")] * 2
+    await door.open_gateway({"one": puppet.url})
+    owner = getattr(door.gateway, owner) if isinstance(owner, str) else owner
+    mistakes = [LookupError("odd")]
+    done = getattr(owner, what)
+
+    def once(*given, **more):
+        # A report of the host has begun on a connection, too.
+        if mistakes and (what != "begin" or isinstance(given[1], FastRequest)):
+            raise mistakes.pop()
+        return done(*given, **more)
+
+    monkeypatch.setattr(owner, what, once)
+    for expected in (status, 200):
+        assert (await door.raw(request())).status == expected
+        await until(lambda: not door.gateway.dispatcher.placement.requests)
+        assert not door.gateway.handler.under_way
+        assert not door.gateway.handler.budget.held
+    assert fast == [True, True]
+    assert not mistakes
+
+
 async def test_streams_of_hosts_are_lent_to_the_native_relay(door, fast, monkeypatch):
     """And their events are counted all the same."""
     passed = []

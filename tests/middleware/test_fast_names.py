@@ -8,9 +8,13 @@ import json
 
 import pytest
 
+from llmux.accounts.gate import Gate
 from llmux.core.phases import Phase
+from llmux.middleware import engine_path
 from llmux.middleware.client_connection import ClientConnection
+from llmux.middleware.targeting import Targeting
 from llmux.targets.conversation import Conversations
+from llmux.upstream import ConnectionPool, EngineConnection, EngineRefusedError
 from tests.harness.waiting import PATIENCE
 from tests.server.house import HOST, House, message, until
 
@@ -46,7 +50,9 @@ KEYS = [
     {"name": "rich", "key": "key-of-rich"},
     {"name": "limited", "key": "key-of-limited", "models": ["a", "warm"], "limits": {"requests": "999/h"}},
     {"name": "poor", "key": "key-of-poor", "role": "poor"},
+    {"name": "held", "key": "key-of-held", "models": ["a"]},
 ]
+USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3}}'
 
 
 @pytest.fixture
@@ -168,6 +174,16 @@ async def test_keys_may_use_what_their_models_stand_for(house, fast, handed):
     assert house.front.gate._balances["limited"].running == 0
 
 
+async def test_a_key_without_limits_is_not_counted(house, fast, handed):
+    await opened(house, fast, handed, api_keys=KEYS, roles={"poor": {}})
+    house.engine.says = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
+    for name in ("a", "a:low"):
+        short, long = await both_ways(house, {"model": name}, Authorization="Bearer key-of-held")
+        assert short == long
+        assert not house.front.gate._models  # nothing is learned for estimates
+    assert fast == [True] * 2
+
+
 async def test_what_the_rules_cannot_work_on_is_refused_alike(house, fast, handed):
     await opened(house, fast, handed)
     short, long = await both_ways(house, BROKEN)
@@ -220,6 +236,29 @@ async def test_where_the_engine_breaks_off_the_next_target_serves(house, fast, h
     assert not house.switcher.inside.tickets
 
 
+async def test_how_one_target_failed_does_not_concern_the_next(house, fast, handed, monkeypatch):
+    """The first one has taken the request when it goes; the next one's engine has to be looked for."""
+    await opened(house, fast, handed)
+    line = await house.begin("POST", "/v1/hold", {"model": "safe"})
+    await until(lambda: house.in_flight("a"))
+    lost, refused = house.models["a"]["port"], [house.models["b"]["port"]]  # for good, and once
+    connect = ConnectionPool.connect
+
+    async def connecting(pool, address):
+        if address.port in [lost, *refused]:
+            refused[:] = [port for port in refused if port != address.port]
+            raise EngineRefusedError("nobody there")
+        return await connect(pool, address)
+
+    monkeypatch.setattr(ConnectionPool, "connect", connecting)
+    house.switcher.on_sleep(house.switcher.open_activity("b"))
+    await lose(house)
+    reply = await line.reply()
+    assert (reply.status, reply.headers["x-llmux-served-by"]) == (200, "b")
+    assert handed == ["safe"]
+    await until(lambda: nothing_is_kept(house))
+
+
 @pytest.mark.parametrize("left", [{}, {"safe": {"first": ["b"]}}])
 async def test_one_that_is_under_way_when_its_name_gets_another_meaning(house, fast, handed, left):
     await opened(house, fast, handed)
@@ -239,6 +278,146 @@ async def test_one_that_is_under_way_when_its_name_gets_another_meaning(house, f
     assert handed == ["safe"]
     assert not house.switcher.inside.tickets
     assert not house.in_flight("a")
+
+
+FORMER = {"aliases": ["name"], "variants": {"name:v": {"cap": {"max_tokens": 10}}}}
+REMOTE = {"url": "http://127.0.0.1:{port}", "models": {"q": "theirs"}}
+LATER = [
+    ({}, {"virtual": {"NAME": {"first": ["b"]}}}, (200, "b", "b")),
+    ({"b": {"aliases": ["NAME"]}}, {}, (200, "NAME", None)),
+    ({"b": {"variants": {"NAME": {"set": {"n": 2}}}}}, {}, (200, "b", "b")),
+    (
+        {},
+        {"virtual": {"NAME": {"first": ["far/q"]}}, "remotes": {"far": REMOTE}, "remotes_for_all": True},
+        (200, "theirs", "far/q"),
+    ),
+    ({}, {"routes": [{"when": {"model": "NAME"}, "to": "b"}]}, (200, "b", "b")),
+    ({"a": {"aliases": ["NAME"]}}, {"passive": ["/v1/hold"]}, (200, "served", None)),
+    ({}, {}, (404, None, None)),
+]
+
+
+async def under_way(house, name, *, pooled=True):
+    """Begin a request on the fast path, of which its engine has all."""
+    for model in ("a", "b"):
+        house.up(model)
+    house.models = {model: house.models[model] | {"variants": {}} for model in ("a", "b")}
+    models = house.models | {"a": house.models["a"] | FORMER}
+    await house.open(models, capacity="4GiB", shutdown_grace=0)
+    assert (await house.chat("a")).status == 200
+    if not pooled:
+        house.switcher.on_sleep(house.switcher.open_activity("a"))
+    line = await house.begin("POST", "/v1/hold", {"model": name})
+    await until(lambda: house.in_flight("a") and len(house.engine.bodies) == 2)
+    return line
+
+
+def reload(house, name, models, more):
+    """Apply a configuration in which the name stands for something else."""
+    text = json.dumps([models, more]).replace("NAME", name).replace("{port}", str(house.engine.port))
+    models, more = json.loads(text)
+    models = {model: settings | models.get(model, {}) for model, settings in house.models.items()}
+    config = house.config(models, capacity="4GiB", **more)
+    house.switcher.replace(config)
+    house.front.configure(config)
+
+
+async def lose(house):
+    """Have the engine close its connections; from now on it answers."""
+    house.engine.go.set()
+    for task in list(house.engine._tasks):
+        task.cancel()
+    await until(lambda: not house.engine._tasks or house.engine.open)
+
+
+def nothing_is_kept(house):
+    handler = house.front._handler
+    running = [] if handler.gate is None else [one.running for one in handler.gate._balances.values()]
+    models = house.switcher.core.state.models
+    left = [house.switcher.inside.tickets, handler.budget.held, sum(running), len(house.switcher.elsewhere)]
+    return not any(left) and not any(model.in_flight or model.queue for model in models.values())
+
+
+@pytest.mark.parametrize("name", ["name", "name:v"])
+@pytest.mark.parametrize(("models", "more", "served"), LATER)
+async def test_a_name_that_a_reload_has_changed_is_served_as_what_it_is_now(
+    house, fast, handed, name, models, more, served
+):
+    line = await under_way(house, name)
+    reload(house, name, models, more)
+    await lose(house)
+    reply = await line.reply()
+    status, sent, by = served
+    assert fast[-1]
+    assert handed == [name]
+    assert (reply.status, reply.headers.get("x-llmux-served-by")) == (status, by)
+    assert "x-llmux-variant" not in reply.headers or models.get("b", {}).get("variants")
+    if sent is not None:
+        assert json.loads(house.engine.bodies[-1])["model"] == sent.replace("NAME", name)
+    await until(lambda: nothing_is_kept(house))
+
+
+@pytest.mark.parametrize("name", ["name", "name:v"])
+@pytest.mark.parametrize(("models", "more"), [later[:2] for later in LATER])
+async def test_what_an_engine_may_have_read_is_not_sent_again_after_a_reload(
+    house, handed, monkeypatch, name, models, more
+):
+    line = await under_way(house, name, pooled=False)
+    suspected = []
+    monkeypatch.setattr(house.switcher, "suspect", lambda model, **_more: suspected.append(model))
+    reload(house, name, models, more)
+    await lose(house)
+    reply = await line.reply()
+    assert (reply.status, reply.error["code"]) == (502, "engine_lost")
+    assert suspected == ["a"]
+    assert handed == [name]
+    assert len(house.engine.bodies) == 2
+    await until(lambda: nothing_is_kept(house))
+
+
+MISTAKES = [
+    (Targeting, "at_once", 200),
+    (Gate, "enter", 200),
+    ("switcher", "enter", 200),
+    (engine_path, "with_model", 200),
+    (engine_path, "engine_address", 200),
+    (engine_path, "Exchange", 200),
+    (engine_path, "extra_fields", 200),
+    (engine_path, "EngineRequest", 200),
+    (ConnectionPool, "take", 500),
+    (EngineConnection, "begin", 500),
+]
+
+
+PASSED_BY = {("a", "at_once"), ("warm", "with_model")}
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "what", "status"),
+    [(name, *one) for one in MISTAKES for name in ("a:low", "warm", "a") if (name, one[1]) not in PASSED_BY],
+)
+async def test_a_mistake_of_llmux_leaves_no_request_without_an_answer(
+    house, handed, monkeypatch, name, owner, what, status
+):
+    await opened(house, [], handed, api_keys=KEYS, roles={"poor": {}})
+    owner = getattr(house, owner) if isinstance(owner, str) else owner
+    mistakes = [LookupError("odd")]
+    done = getattr(owner, what)
+
+    def once(*given, **more):
+        if mistakes:
+            raise mistakes.pop()
+        return done(*given, **more)
+
+    monkeypatch.setattr(owner, what, once)
+    line = await house.line()
+    for expected in (status, 200):
+        line.send(message("POST", CHAT, {"model": name}, Authorization="Bearer key-of-limited"))
+        assert (await line.reply()).status == expected
+        await until(lambda: nothing_is_kept(house))
+    assert handed == [name]
+    errors = [error["error"] for error in house.log.named("internal_error")]
+    assert errors == ["LookupError('odd')"] * (1 if status == 200 else 2)
 
 
 async def test_exact_usage_keeps_what_decides_about_streams_on_the_long_way(house, fast):

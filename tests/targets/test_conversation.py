@@ -54,6 +54,18 @@ async def test_it_is_known_by_how_it_began(first, later):
     assert name == await of(later, indent=1) or len(json.dumps(first)) > conversation.WINDOW
 
 
+@pytest.mark.parametrize("depth", [100, 480, 900, 5000])
+@pytest.mark.parametrize(
+    "turn", ["%s", '{"role":"user","content":%s}', '{"role":"system","content":%s},{"role":"user"}']
+)
+async def test_one_that_is_nested_deeply_is_known_as_it_is_sent(turn, depth):
+    messages = turn % ("[" * depth + "]" * depth)
+    with body_of(b'{"model":"m","messages":[%b]}' % messages.encode()) as body:
+        name = await conversation_of(None, body)
+        assert name is not None
+        assert name == await conversation_of(None, body)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
