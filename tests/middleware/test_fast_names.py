@@ -56,8 +56,9 @@ USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3}}'
 
 
 @pytest.fixture
-async def house(tmp_path):
+async def house(tmp_path, monkeypatch):
     """A house in which the engine has an address for each model, so that several can be awake."""
+    monkeypatch.setattr("llmux.extract.body._WORK", PATIENCE)  # what is interrupted takes long, and is handed over
     async with asyncio.timeout(PATIENCE), contextlib.AsyncExitStack() as stack:
         found = await stack.enter_async_context(House(tmp_path))
         found.models = {}
