@@ -136,6 +136,7 @@ def failed(message: str, *, line: int | None = None) -> Document:
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")
 _HALF = re.compile("[\ud800-\udfff]")
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes, of a file's name for example
 _HALVES = "holds half of a character that takes two escapes, as \\ud83d\\ude00; write the character itself"
 SECS = "_secs"  # ends the names of llmux 2.x's settings, as ``request_timeout_secs``
 _MODEL_SETTING = 3  # models.NAME.setting
@@ -164,7 +165,7 @@ def interpolate(data: Any, environ: Mapping[str, str]) -> tuple[Any, list[Proble
         if not isinstance(value, str) or str(path[0] if path else "").startswith("x-"):
             return value
         try:
-            if _HALF.search(value):
+            if (_NO_BYTE if is_script(path) or path[2:3] == ("env",) else _HALF).search(value):
                 raise ValueError(_HALVES)  # noqa: TRY301
             return value if is_script(path) else fill(value, environ)
         except ValueError as error:

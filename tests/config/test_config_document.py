@@ -42,7 +42,8 @@ def test_keys_are_text():
     ("more", "at"),
     [
         ({"wake": "echo \ud83d"}, "models.m.wake: holds half of a character"),
-        ({"env": {"X": "\udcff"}}, "models.m.env.X: holds half"),
+        ({"env": {"X": "\udd00"}}, "models.m.env.X: holds half"),
+        ({"info": {"description": "\udcff"}}, "models.m.info.description: holds half"),
         ({"variants": {"v": {"set": {"a": ["\ud83d"]}}}}, "models.m.variants.v.set.a[0]: holds half"),
         (
             {"variants": {"v": {"set": {"a": {"\ud83d": 1}}}}},
