@@ -15,7 +15,6 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -282,7 +281,8 @@ class Body:
         return self._with([*self._splices, *splices], self.model)
 
     def _with(self, splices: Iterable[Splice], model: str | None) -> Body:
-        body: Body = copy(self)
+        body = object.__new__(type(self))
+        body.__dict__.update(self.__dict__)  # copy.copy() takes ten times as long
         body._splices = tuple(sorted(splices))
         body.size = self._store.size + sum(splice.grows_by for splice in body._splices)
         body.model = model
