@@ -85,11 +85,11 @@ checkpoint() { # run cuda-checkpoint, for $1 seconds at most
 	timeout -k 5 "$limit" "$@"
 }
 
-members() { # the processes of the engine's group, without zombies of which no thread is left
+members() { # the processes of the engine's session, without zombies of which no thread is left
 	cat /proc/[0-9]*/stat 2>/dev/null | LEADER=$pid awk '{
 		number = $1
-		sub(/^.*\) /, "") # the name, which may hold spaces: what follows is state, parent, group
-		if ($3 == ENVIRON["LEADER"] && ($1 != "Z" || $18 > 1)) print number
+		sub(/^.*\) /, "") # the name, which may hold spaces: what follows is state, parent, group, session
+		if ($4 == ENVIRON["LEADER"] && ($1 != "Z" || $18 > 1)) print number
 	}'
 }
 

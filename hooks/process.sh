@@ -13,11 +13,13 @@
 #
 # Actions; without one, $LLMUX_HOOK says which.
 #   wake    start the command, detached, and return when it is ready; if it is already, nothing
-#   sleep   TERM to it and its children, after $GRACE seconds a second TERM, 2 s later KILL; return when all are gone.
+#   sleep   TERM to it and what it started, $GRACE seconds later a second TERM, 2 s later KILL; return when all are gone.
 #           With STOP_COMMAND, that first, and TERM when it has not helped within $GRACE seconds
 #   alive   succeed if it is ready
 #   stop    KILL; return when all are gone
 #   verify  succeed if all are gone
+#
+# What it started is all that is in its session, in whatever process group; what begins a session is not found.
 #
 # Ready means: HEALTH_PATH answers 2xx, and EXPECT is found; without EXPECT, that our own process still runs.
 #

@@ -2,36 +2,48 @@
 # An engine that is a process: started, found again by its pid file, ended. Uses $name, $port, $url, $health_path, and
 # of the script's own functions command_line, is_ready and is_ours.
 
-born() { # print when a process was started: with its number, that tells it from any other, even after a reboot
-	if [ -r /proc/self/stat ]; then
-		{ read -r stat <"/proc/$1/stat"; } || return 1
-		# shellcheck disable=SC2086 # fields: state, parent, group, …, the 20th is the time
-		set -- ${stat##*) }
-		echo "${20}-$boot"
-	else
-		ps -o lstart= -p "$1" | tr -s ' ' '-'
-	fi 2>/dev/null
+look_at() { # set $stat to what /proc has after the name of process $1: state, parent, group, session, …
+	stat=''
+	while read -r part; do stat=$part; done 2>/dev/null <"/proc/$1/stat" # a name may hold line ends
+	stat=${stat##*) }
+	[ -n "$stat" ]
 }
 
-signal_group() { kill "-$1" "-$pid" 2>/dev/null; } # this way dash, bash and busybox understand it
+born() { # print when a process was started: with its number, that tells it from any other, even after a reboot
+	if [ -r /proc/self/stat ]; then
+		look_at "$1" || return
+		# shellcheck disable=SC2086 # fields: the 20th is the time
+		set -- $stat
+		echo "${20}-$boot"
+	else
+		ps -o lstart= -p "$1" 2>/dev/null | tr -s ' ' '-'
+	fi
+}
 
-has_ended() { # is the process with this line of /proc a zombie of which no thread is left? Threads hold memory.
-	# shellcheck disable=SC2086 # fields: state, parent, group, …, the 18th is the number of threads
+signal_group() { kill "-$1" "-$group" 2>/dev/null; } # this way dash, bash and busybox understand it
+
+has_ended() { # is what was looked at a zombie of which no thread is left? Threads hold memory.
+	# shellcheck disable=SC2086 # fields: the 18th is the number of threads
 	set -- $stat
 	[ "$1" = Z ] && [ "${18}" -le 1 ]
 }
 
-engine_runs() { # is the process of the pid file left, or one that it started?
-	signal_group 0 || return 1
+engine_runs() { # is the process of the pid file left, or one of its session? Sets $group: there may be several
+	group=$pid
 	leader=$(born "$pid")
 	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
-	[ -r /proc/self/stat ] || return 0
+	if [ ! -r /proc/self/stat ]; then
+		signal_group 0
+		return
+	fi
 	[ "${started#*-}" = "$boot" ] || return 1
-	for file in "/proc/$pid/stat" /proc/[0-9]*/stat; do # the shell reads byte by byte: as few as it takes
-		{ read -r stat <"$file"; } 2>/dev/null || continue
-		stat=${stat##*) }
+	for process in "/proc/$pid" /proc/[0-9]*; do # the shell reads byte by byte: as few as it takes
+		look_at "${process#/proc/}" || continue
+		session=${stat#* * * }
+		[ "${session%% *}" = "$pid" ] || continue # a job of a shell may have the number for its group, but not this
 		group=${stat#* * }
-		[ "${group%% *}" != "$pid" ] || has_ended || return 0
+		group=${group%% *}
+		has_ended || return 0
 	done
 	return 1
 }
@@ -47,25 +59,45 @@ find_engine() { # read the pid file; fail if no process of that engine is left
 }
 
 end_engine() { # send $1 to it and what it started, and wait up to $2 seconds for all to be gone
-	signal_group "$1"
-	wait_for "$(($2 * 10))" engine_is_gone && rm -f "$pid_file"
+	signal=$1 told=''
+	has_been_ended || wait_for "$(($2 * 10))" has_been_ended || return
+	rm -f "$pid_file" || : # one that is left leads to no process
+}
+
+has_been_ended() { # as long as it is not, send $signal to the group that is left, once
+	engine_runs || return 0
+	case "$told " in
+	*" $group "*) ;;
+	*)
+		told="$told $group"
+		signal_group "$signal"
+		signal_group CONT # a stopped one hears nothing else
+		;;
+	esac
+	return 1
 }
 
 kill_engine() { end_engine KILL 10 || fail "process $pid does not end, even after KILL"; }
 
-start_engine() { # in a session of its own: no signal that is meant for the hook reaches it
+start_engine() { # in a session of its own: no signal that is meant for the hook reaches it, and all in it is the engine
 	line=$(command_line) || exit
 	eval "set -- $line"
 	has "$1" || not_set_up "no such program: $1; ${0##*/} says in its first lines which variable names another"
 	mkdir -p "$pid_dir" "$log_dir" || exit 2
+	! has flock || { exec 9<"$pid_dir" && flock 9; } # of two wakes, one starts it
+	find_engine || spawn_engine "$@"
+	exec 9<&-
+}
+
+spawn_engine() { # $@, and wait for its pid file
 	rm -f "$pid_file"
 	[ ! -f "$log" ] || mv -f "$log" "$log.1"
 	# This script itself writes the pid file and then becomes the engine: a hook that is killed leaves no orphan.
 	if has setsid; then
-		setsid sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 &
+		setsid sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 9<&- &
 	elif has python3; then
 		python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' \
-			sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 &
+			sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 9<&- &
 	else
 		not_set_up "needs setsid or python3, to detach the engine"
 	fi
@@ -79,7 +111,9 @@ start_engine() { # in a session of its own: no signal that is meant for the hook
 }
 
 become_engine() {
-	echo "$$ $(born $$)" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
+	birth=$(born $$)
+	[ -n "$birth" ] || not_set_up "needs /proc or ps, to tell the engine from others"
+	echo "$$ $birth" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
 	exec "$@"
 }
 

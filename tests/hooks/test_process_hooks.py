@@ -17,7 +17,8 @@ import pytest
 
 from examples.quickstart.tiny_gguf import cached
 from tests.engine.real import ROOT, SLOW, Hook, foreground, runs, status_of, wait_until, with_tools
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import PATIENCE, processes_with
+from tests.hooks.conftest import PROCESS_COMMAND
 
 FORKING = """
 import http.server, os, signal, sys
@@ -31,6 +32,13 @@ class Ok(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"hello")
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
+"""
+
+OK = FORKING.replace("os.fork() == 0", "False").replace("signal.SIG_IGN", "signal.SIG_DFL")
+
+GROUP_OF_ITS_OWN = """
+import subprocess, sys
+subprocess.Popen(sys.argv[1:], process_group=0).wait()
 """
 
 LEADERLESS = """
@@ -160,6 +168,35 @@ def test_a_process_of_which_only_threads_are_left_has_not_ended(make_hook, tmp_p
     hook.ok("verify")
 
 
+@pytest.mark.parametrize("end", ["sleep", "stop"])
+@pytest.mark.parametrize("shell", ["sh", "bash", "busybox"], indirect=True)
+def test_what_has_a_group_of_its_own_is_ended_with_its_session(make_hook, tmp_path, shell, end):
+    (tmp_path / "ok.py").write_text(OK)
+    (tmp_path / "mpirun.py").write_text(GROUP_OF_ITS_OWN)
+    command = f"'{sys.executable}' mpirun.py '{sys.executable}' ok.py $LLMUX_PORT"
+    hook = make_hook("process.sh", COMMAND=command, HEALTH_PATH="/", GRACE="1")
+    hook.shell = shell
+    hook.ok("wake")
+    session = hook.pid
+    (server,) = (int(word) for word in Path(f"/proc/{session}/task/{session}/children").read_text().split())
+    assert os.getpgid(server) != session
+    hook.ok(end)
+    assert not runs(server)
+    assert status_of(hook.url) == 0
+
+
+def test_a_stopped_engine_is_ended_by_term(make_hook, tmp_path):
+    (tmp_path / "ok.py").write_text(OK)
+    hook = make_hook("process.sh", COMMAND=f"'{sys.executable}' ok.py $LLMUX_PORT", HEALTH_PATH="/", GRACE="60")
+    hook.ok("wake")
+    pid = hook.pid
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    hook.ok("sleep")
+    assert time.monotonic() - started < 60
+    assert not runs(pid)
+
+
 @pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
 def test_a_stale_pid_file_whose_number_belongs_to_another_process(hook):
     with bystanding() as bystander:
@@ -173,6 +210,112 @@ def test_a_stale_pid_file_whose_number_belongs_to_another_process(hook):
         assert hook.pid != bystander.pid
         hook.ok("sleep")
         assert bystander.poll() is None
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
+def test_a_stale_pid_file_whose_number_belongs_to_a_job_of_a_shell(hook):
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 600 >&2 & echo $!"],
+        process_group=0,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as job:
+        bystander = int(job.communicate()[0])
+    try:
+        hook.pid_dir.mkdir()
+        for action in ("sleep", "stop"):
+            hook.pid_file.write_text(f"{job.pid} 1-{boot()} ready\n")
+            hook.ok("verify")
+            hook.ok(action)
+            assert runs(bystander)
+    finally:
+        os.kill(bystander, signal.SIGKILL)
+
+
+def boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+NAMED = """
+import ctypes, sys, time
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode(), 0, 0, 0)
+print(flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
+def test_a_name_with_a_line_end_makes_no_process_the_engines(hook):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    name = f") S   {gone.pid}\n"  # the first line of its stat names the session
+    with subprocess.Popen([sys.executable, "-c", NAMED, name], stdout=subprocess.PIPE) as stranger:
+        try:
+            stranger.stdout.readline()
+            hook.pid_dir.mkdir()
+            hook.pid_file.write_text(f"{gone.pid} 1-{boot()} ready\n")
+            hook.ok("verify")
+        finally:
+            stranger.kill()
+
+
+def tool(folder: Path, name: str, script: str) -> str:
+    """Put a script in front of the program of that name; return the PATH."""
+    folder.mkdir()
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:{with_tools()['PATH']}"
+
+
+SETSID = shutil.which("setsid")
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="no flock here")
+def test_of_two_wakes_at_once_one_starts_the_engine(make_hook, tmp_path):
+    hook = make_hook("process.sh", COMMAND=f"sh -c '\"$@\"; sleep 600' sh {PROCESS_COMMAND}")  # what loads goes on
+    env = {**with_tools(), **hook.env, "PATH": tool(tmp_path / "bin", "setsid", f'sleep 1; exec {SETSID} "$@"')}
+    wakes = [
+        subprocess.Popen(["sh", hook.script, "wake"], env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [wake.wait(PATIENCE) for wake in wakes] == [0, 0]
+    hook.ok("sleep")
+    assert not [pid for pid in processes_with(f"PID_DIR={hook.pid_dir}") if runs(pid)]
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
+def test_an_engine_that_is_slow_to_be_started_is_waited_for(hook, tmp_path):
+    path = tool(tmp_path / "bin", "setsid", f'sleep 3; exec {SETSID} "$@"')  # as on a busy machine
+    hook.ok("wake", PATH=path)
+    hook.ok("sleep")
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
+def test_a_pid_file_that_cannot_be_removed_leads_to_nothing(hook, tmp_path):
+    hook.ok("wake")
+    pid = hook.pid
+    assert "has ended" in hook.ok("sleep", PATH=tool(tmp_path / "bin", "rm", "exit 1"))
+    assert hook.pid == pid
+    hook.ok("verify")
+    hook.ok("wake")
+    hook.ok("sleep")
+
+
+WITHOUT_PROC = """
+exec unshare -m sh -c 'mount -t tmpfs none /proc && exec sh "$@"' sh "$@"
+"""
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
+def test_without_proc_no_engine_is_started(hook, tmp_path):
+    tool(tmp_path / "bin", "without-proc", WITHOUT_PROC)
+    hook.shell = str(tmp_path / "bin" / "without-proc")
+    if subprocess.run([hook.shell, "-c", ":"], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("no mount namespace here")
+    assert "could not be started" in hook.fails("wake")
+    assert "needs /proc or ps" in hook.pid_file.with_suffix(".log").read_text()
+    assert not [pid for pid in processes_with(f"PID_DIR={hook.pid_dir}") if runs(pid)]
 
 
 @pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
