@@ -113,12 +113,12 @@ spawn_engine() { # $@, and wait for its pid file
 become_engine() {
 	birth=$(born $$)
 	[ -n "$birth" ] || not_set_up "needs /proc or ps, to tell the engine from others"
-	echo "$$ $birth" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 2
+	echo "$$ $birth" >"$pid_file.$$" && mv -f "$pid_file.$$" "$pid_file" || exit 2
 	exec "$@"
 }
 
 note() { # keep a word about the engine in its pid file
-	echo "$pid $started $1" >"$pid_file.new" && mv -f "$pid_file.new" "$pid_file" || exit 1
+	echo "$pid $started $1" >"$pid_file.$$" && mv -f "$pid_file.$$" "$pid_file" || exit 1
 	state=$1
 }
 
