@@ -259,7 +259,7 @@ def sglang(folder: Path) -> Iterator[Installed]:
             "SGLANG": f"'{server}'", "MODEL": str(model), "PID_DIR": str(folder / "pids"), "GRACE": "30",
             "SGLANG_USE_CPU_ENGINE": "1", "CANARY_SECONDS": "120", "ASK_SECONDS": "20",
             "ARGS": "--device cpu --attention-backend torch_native --disable-overlap-schedule"
-            " --max-total-tokens 4096 --mem-fraction-static 0.05",
+            " --max-total-tokens 4096 --mem-fraction-static 0.5",
         }  # fmt: skip
         models[name] = {"port": free_port(), "levels": ["stop"], "env": env, **hooks("sglang")}
         marks[name] = ("sglang.launch_server", f"--served-model-name\0{name}")
