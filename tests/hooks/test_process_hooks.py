@@ -285,13 +285,6 @@ def test_of_two_wakes_at_once_one_starts_the_engine(make_hook, tmp_path):
 
 
 @pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
-def test_an_engine_that_is_slow_to_be_started_is_waited_for(hook, tmp_path):
-    path = tool(tmp_path / "bin", "setsid", f'sleep 3; exec {SETSID} "$@"')  # as on a busy machine
-    hook.ok("wake", PATH=path)
-    hook.ok("sleep")
-
-
-@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
 def test_a_pid_file_that_cannot_be_removed_leads_to_nothing(hook, tmp_path):
     hook.ok("wake")
     pid = hook.pid
