@@ -66,14 +66,10 @@ end_engine() { # send $1 to it and what it started, and wait up to $2 seconds fo
 
 has_been_ended() { # as long as it is not, send $signal to the group that is left, once
 	engine_runs || return 0
-	case "$told " in
-	*" $group "*) ;;
-	*)
-		told="$told $group"
-		signal_group "$signal"
-		signal_group CONT # a stopped one hears nothing else
-		;;
-	esac
+	case $told in *" $group "*) return 1 ;; esac
+	told="$told $group "
+	signal_group "$signal"
+	signal_group CONT # a stopped one hears nothing else
 	return 1
 }
 
