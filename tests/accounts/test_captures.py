@@ -61,6 +61,7 @@ async def test_a_request_and_its_answer(house):
     file, *_ = files(house.folder)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == stat.S_IMODE(file.parent.parent.stat().st_mode) == 0o700
+    await until(lambda: house.front._handler.captures._written == 2)  # counted once the file is there
     metrics = (await house.ask("GET", "/metrics", **BOB)).body.decode()
     assert "llmux_captures_total 2.0" in metrics
     assert "llmux_captures_lost_total 0.0" in metrics
