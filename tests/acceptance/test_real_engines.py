@@ -12,8 +12,9 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import anthropic
@@ -93,22 +94,40 @@ async def test_each_name_reaches_its_engine_and_only_one_runs_at_a_time(mux, cli
 
 
 async def test_a_stream_arrives_piece_by_piece_and_a_switch_waits_for_its_end(mux, client):
-    stream = await client.chat.completions.create(
-        model="slow", messages=MESSAGES, max_tokens=400, stream=True, stream_options={"include_usage": True}
-    )
-    chunks = aiter(stream)
-    models = {(await anext(chunks)).model}
-    with stopped(mux):  # it can say nothing more: what has arrived was passed on before the end
+    async with held_answer(mux, client) as (
+        tokens,
+        first,
+        chunks,
+    ):  # what has arrived was passed on before the end
         other = asyncio.create_task(ask(client, "quick"))
         await asyncio.to_thread(wait_until, lambda: mux.phase("slow") == "draining", what="the drain")
         assert not other.done()
-    used = None
+    used, models = None, {first.model}
     async for chunk in chunks:
         models.add(chunk.model)
         used = chunk.usage or used
     assert models == {"slow"}
-    assert used.completion_tokens == 400
+    assert used.completion_tokens == tokens
     assert await other == "quick"
+
+
+@contextlib.asynccontextmanager
+async def held_answer(mux: Mux, client: openai.AsyncOpenAI) -> AsyncIterator[tuple[int, Any, AsyncIterator[Any]]]:
+    """Have the engine of "slow" do nothing in the middle of an answer: its tokens, its first chunk, the others."""
+    for tokens in (400, 1600, 6400):
+        stream = await client.chat.completions.create(
+            model="slow", messages=MESSAGES, max_tokens=tokens, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = aiter(stream)
+        first = await anext(chunks)
+        with stopped(mux):
+            mux.status()  # once this is answered, llmux has all that the engine had sent
+            if mux.status()["models"]["slow"]["in_flight"]:
+                yield tokens, first, chunks
+                return
+        async for _ in chunks:  # this machine is so busy that the answer was over before
+            pass
+    raise AssertionError("the engine answers sooner than it can be stopped")
 
 
 @contextlib.contextmanager
@@ -177,10 +196,7 @@ def busy_slots(engine: str) -> list[dict]:
 
 
 async def test_a_client_that_leaves_the_queue_wakes_nobody(mux, client):
-    stream = await client.chat.completions.create(model="slow", messages=MESSAGES, max_tokens=400, stream=True)
-    chunks = aiter(stream)
-    await anext(chunks)
-    with stopped(mux):
+    async with held_answer(mux, client) as (_, _, chunks):
         waiter = asyncio.create_task(ask(client, "quick"))
         await asyncio.to_thread(wait_until, lambda: mux.status()["models"]["quick"]["queued"] == 1)
         waiter.cancel()
