@@ -94,11 +94,8 @@ async def test_each_name_reaches_its_engine_and_only_one_runs_at_a_time(mux, cli
 
 
 async def test_a_stream_arrives_piece_by_piece_and_a_switch_waits_for_its_end(mux, client):
-    async with held_answer(mux, client) as (
-        tokens,
-        first,
-        chunks,
-    ):  # what has arrived was passed on before the end
+    async with held_answer(mux, client) as (tokens, first, chunks):
+        # What has arrived was passed on before the end.
         other = asyncio.create_task(ask(client, "quick"))
         await asyncio.to_thread(wait_until, lambda: mux.phase("slow") == "draining", what="the drain")
         assert not other.done()
