@@ -121,8 +121,8 @@ own_pids() { # the engine's processes, a line each
 	[ -n "$leader" ] || return 0
 	cat /proc/[0-9]*/stat 2>/dev/null | LEADER=$leader awk '{
 		number = $1
-		sub(/^.*\) /, "") # the name, which may hold spaces: what follows is state, parent, group
-		if ($3 == ENVIRON["LEADER"]) print number
+		sub(/^.*\) /, "") # the name, which may hold spaces: what follows is state, parent, group, session
+		if ($4 == ENVIRON["LEADER"]) print number
 	}'
 }
 

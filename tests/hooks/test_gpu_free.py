@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +155,22 @@ def test_the_engines_processes_are_those_of_its_pid_file(check, tmp_path):
             assert check(gpu, **{**known, "LLMUX_PORT": "8002"}).returncode == 0
         finally:
             engine.kill()
+
+
+def test_a_worker_of_the_engine_with_a_group_of_its_own_is_the_engines(check, tmp_path):
+    known = {"PID_DIR": str(tmp_path), "LLMUX_MODEL": "m", "LLMUX_PORT": "8001", "MAX_USED": "30000"}
+    with subprocess.Popen(["sh", "-c", "timeout 600 sleep 600 & wait"], start_new_session=True) as engine:
+        children = Path(f"/proc/{engine.pid}/task/{engine.pid}/children")
+        wait_until(children.read_text, what="the worker")
+        worker = int(children.read_text())
+        try:
+            wait_until(lambda: os.getpgid(worker) == worker, what="the worker's group")
+            (tmp_path / "m-8001.pid").write_text(f"{engine.pid} 1-boot ready\n")
+            done = check(figures((60_000, 20_000), apps=f"{worker}, 5000"), **known)
+            assert f"process {worker} of the engine holds 5000 MiB" in done.stderr
+            assert done.returncode == 1
+        finally:
+            os.killpg(worker, signal.SIGTERM)  # and so the engine ends
 
 
 def test_processes_without_figures_are_left_to_the_gpus_own(check):
