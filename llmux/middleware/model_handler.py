@@ -216,7 +216,7 @@ class ModelHandler:
         if self.gate is not None and context.holder is not None and context.passed is None:
             # A name that only `routes` know cannot be among a key's models.
             known = through is None or asked in self._names or self._is_other_name(asked, context)
-            self._let_in(self.gate, context, asked, asked if known else name, model)
+            self._let_in(self.gate, context, asked, asked if known else name, name)
         if model is not None and through is None:
             context.asked, context.model = name, model
             return await self._with_model(request, context, body)
@@ -254,11 +254,12 @@ class ModelHandler:
         """Whether it is another known name: neither a model's nor an alias."""
         return self.targeting is not None and self.targeting.knows(name, context)
 
-    def _let_in(self, gate: Gate, context: RequestContext, asked: str, name: str, model: str | None) -> None:
+    def _let_in(self, gate: Gate, context: RequestContext, asked: str, name: str, led: str) -> None:
         """Check that the key may send this request now. Raises ForbiddenError, LimitError and QuotaError.
 
-        ``name`` is what the key has to be allowed for the one that was ``asked`` for.
+        ``name`` is what the key has to be allowed for the one that was ``asked`` for, ``led`` where `routes` lead.
         """
+        model = self._names.get(led)
         grant = gate.grants.get(context.key)
         if grant is None:
             return
@@ -271,8 +272,8 @@ class ModelHandler:
         if not grant.counts:
             return
         try:
-            model = model or self._variants.get(name)
-            context.passed = gate.enter(grant, name, model, context.sent, context.request_id, context.headers)
+            ends = model or self._variants.get(led, led)
+            context.passed = gate.enter(grant, name, ends, context.sent, context.request_id, context.headers)
         except RequestError:
             context.asked, context.model = name, model
             raise

@@ -64,7 +64,7 @@ class Now:
         self._now = switcher.now()
         self._remotes = remotes
         self._context = context
-        self._awake_only = context.passed is not None and context.passed.awake_only
+        self.awake_only = context.passed is not None and context.passed.awake_only
 
     def awake(self, model: str) -> bool:
         """Whether it serves requests now."""
@@ -74,22 +74,24 @@ class Now:
     def waking(self, model: str) -> bool:
         """Whether the switch under way wakes it."""
         switch = self._state.switch
-        return switch is not None and switch.target is self._state.models.get(model) and self._taken(model)
+        comes = switch is not None and switch.target is self._state.models.get(model)
+        return comes and self.allowed(model) and self._taken(model)
 
     def allowed(self, model: str) -> bool:
-        """Whether the request may go to a model on another host."""
-        if self._remotes is None or self._awake_only:
-            return False
-        return self._remotes.allows(model, self._context)
+        """Whether the request may go to a model, by its key and by what is left of its budget."""
+        found = self._state.models.get(model)
+        if self.awake_only:
+            return found is not None and found.phase is Phase.AWAKE
+        return found is not None or (self._remotes is not None and self._remotes.allows(model, self._context))
 
     def wait(self, model: str) -> float | None:
         """Return the expected wait of a new request; None if it would be refused."""
-        if not self.serves(model):
+        if not self.allowed(model):
             return None
-        if self._remotes is not None and model in self._remotes:
-            return self._remotes.wait(model, self._context)
         found = self._state.models.get(model)
-        return None if found is None else wait_estimate.for_a_newcomer(self._state, found, self._now)
+        if found is not None:
+            return wait_estimate.for_a_newcomer(self._state, found, self._now)
+        return None if self._remotes is None else self._remotes.wait(model, self._context)
 
     def switch_cost(self, model: str) -> float:
         """Return the cost of a switch to it, in seconds."""
@@ -98,11 +100,6 @@ class Now:
             return 0.0
         leaving = residency.who_leaves(self._state, found) or ()
         return 0.0 if found.phase is Phase.AWAKE else residency.switch_cost(self._state, leaving, found)
-
-    def serves(self, model: str) -> bool:
-        """Whether what is left of the key's budget lets this model serve it."""
-        found = self._state.models.get(model)
-        return not self._awake_only or (found is not None and found.phase is Phase.AWAKE)
 
     def _taken(self, name: str) -> bool:
         model = self._state.models[name]
@@ -247,11 +244,10 @@ class Targeting:
         )
         now = Now(self._switcher, self._remotes, context)
         found = self._names.resolve(name, ask, now)
-        if not now.serves(found.target.model):
+        if now.awake_only and not now.allowed(found.target.model):
             assert context.passed is not None
             context.headers.append(("x-should-retry", "false"))
             raise context.passed.gate.not_awake(context.passed.key, name)
-        found = found._replace(others=tuple(other for other in found.others if now.serves(other.model)))
         self._tell(name, found, context, through)
         return Choice(found, functools.partial(self.conversations.keep, name, key, conversation), self)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -65,7 +65,7 @@ class View(Protocol):
         """Whether the switch under way wakes it."""
 
     def allowed(self, model: str) -> bool:
-        """Whether the request may go to a model on another host."""
+        """Whether the request may go to a model, by its key and by what is left of its budget."""
 
     def wait(self, model: str) -> float | None:
         """Return the expected wait of a new request, in seconds; None if it would be refused."""
@@ -141,7 +141,7 @@ class Names:
             case "ladder":
                 chosen, reason = self._ladder(_rungs(virtual, ask.role), ask, view)
             case _:
-                chosen, reason = self._choose(self._share(name, virtual, ask, view), ask, view), Reason.SPLIT
+                chosen, reason = self._choose(*self._share(name, virtual, ask, view), view), Reason.SPLIT
         others = self._after(name, chosen.target, ask, view)
         return Resolution(chosen.target, reason, (name, *chosen.way), others)
 
@@ -162,7 +162,8 @@ class Names:
             one = self._choose(name, ask, view)
             if view.wait(one.target.model) is not None:
                 return one, Reason.FIRST
-        return self._choose(names[0], ask, view), Reason.NONE_SERVES
+        name = next((name for name in names if self._leads(name, ask, view)), names[0])
+        return self._choose(name, ask, view), Reason.NONE_SERVES
 
     def _ladder(self, rungs: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
         each = [self._choose(name, ask, view) for name in rungs]
@@ -171,8 +172,7 @@ class Names:
                 return one, Reason.AWAKE
         costs = [_cost(one.target.model, view) for one in each]
         best = min(range(len(each)), key=lambda index: (*costs[index], index))
-        reason = Reason.NONE_SERVES if math.isinf(costs[best][0]) else Reason.SHORTEST_WAIT
-        return each[best], reason
+        return self._first(rungs, ask, view) if math.isinf(costs[best][0]) else (each[best], Reason.SHORTEST_WAIT)
 
     def _after(self, name: str, chosen: Target, ask: Ask, view: View) -> tuple[Target, ...]:
         virtual = self._virtual[name]
@@ -180,22 +180,31 @@ class Names:
             return ()
         each = [self._choose(target, ask, view).target for target in virtual.targets]
         place = each.index(chosen) + 1 if chosen in each else 0
-        after = [target for target in each[place:] if target != chosen and _may(target, view)]
+        after = [target for target in each[place:] if target != chosen and view.allowed(target.model)]
         return tuple(dict.fromkeys(after))
 
-    def _share(self, name: str, virtual: VirtualConfig, ask: Ask, view: View) -> str:
-        """Return the target of a share: always the same one for the same key or conversation."""
-        assert virtual.split is not None
-        weights = {
-            target: weight
-            for target, weight in virtual.split.items()
-            if any(_may(end, view) for end in self.targets(target, ask.role))
-        }
-        return _drawn(name, virtual, weights or virtual.split, ask)
+    def _leads(self, name: str, ask: Ask, view: View) -> bool:
+        """Whether the request may go to one of the targets of a name."""
+        return any(view.allowed(end.model) for end in self.targets(name, ask.role))
 
+    def _share(self, name: str, virtual: VirtualConfig, ask: Ask, view: View) -> tuple[str, Ask]:
+        """Return the target of a share: always the same one for the same key or conversation.
 
-def _may(target: Target, view: View) -> bool:
-    return not target.remote or view.allowed(target.model)
+        A share that the request may not have goes to the others, which keep their own requests. The ``Ask`` is for
+        a choice within the target.
+        """
+        weights = virtual.split
+        assert weights is not None
+        holder = ask.key if virtual.sticky == "key" and ask.key is not None else ask.conversation
+        draw = ask.draw
+        if holder is not None:
+            digest = blake2b(f"{name}\0{holder}".encode(errors="surrogatepass"), digest_size=8).digest()
+            draw = int.from_bytes(digest) / 2**64
+        target, draw = _drawn(weights, draw)
+        if not self._leads(target, ask, view):
+            others = {each: weight for each, weight in weights.items() if self._leads(each, ask, view)}
+            target, draw = _drawn(others or weights, draw)
+        return target, ask if holder is not None or target in self._targets else replace(ask, draw=draw)
 
 
 def _rungs(virtual: VirtualConfig, role: str | None) -> tuple[str, ...]:
@@ -216,15 +225,11 @@ def _cost(model: str, view: View) -> tuple[float, float]:
     return (math.inf, 0.0) if wait is None else (wait, view.switch_cost(model))
 
 
-def _drawn(name: str, virtual: VirtualConfig, weights: Mapping[str, float], ask: Ask) -> str:
-    holder = ask.key if virtual.sticky == "key" and ask.key is not None else ask.conversation
-    draw = ask.draw
-    if holder is not None:
-        digest = blake2b(f"{name}\0{holder}".encode(errors="surrogatepass"), digest_size=8).digest()
-        draw = int.from_bytes(digest) / 2**64
+def _drawn(weights: Mapping[str, float], draw: float) -> tuple[str, float]:
+    """Return the target in whose share a number from 0 to 1 falls, and its place in it: from 0 to 1 again."""
     left = draw * sum(weights.values())
     for target, weight in weights.items():
+        if left < weight:
+            return target, left / weight
         left -= weight
-        if left < 0:
-            return target
-    return list(weights)[-1]  # after rounding errors
+    return list(weights)[-1], 0.0  # after rounding errors

@@ -212,7 +212,8 @@ async def test_nearly_spent_other_names_lead_to_what_is_awake(house):
     """The answer is the same whichever way the request takes."""
     models = {**MODELS, "small-1": {"variants": {"v1": {}}}, "small-2": {"variants": {"v2": {}}}}
     virtual = {
-        "first": {"first": ["small-2", "v1"]}, "split": {"split": {"v1": 1, "small-1": 1}},
+        "first": {"first": ["small-2", "v1"]}, "split": {"split": {"small-2": 1e9, "v1": 1, "small-1": 1}},
+        "kept": {"split": {"small-2": 1e9, "small-1": 1}, "sticky": "key"},
         "rungs": {"ladder": ["small-2", "v1"], "floor": {"*": "small-2"}}, "other": {"awake": ["small-2", "v2"]},
     }  # fmt: skip
     budget = {"usd": EACH * 40, "per": "day", "soft": 0.01, "then": "awake_only"}
@@ -220,7 +221,7 @@ async def test_nearly_spent_other_names_lead_to_what_is_awake(house):
     assert (await send(house)).status == 200
     for opened in (True, False):
         house.front.fast_path.open = opened
-        for name in ("v1", "first", "split"):
+        for name in ("v1", "first", "split", "kept"):
             reply = await send(house, name)
             assert (reply.status, reply.headers["x-llmux-served-by"]) == (200, "small-1")
         for name in ("v2", "rungs", "other"):
@@ -230,7 +231,29 @@ async def test_nearly_spent_other_names_lead_to_what_is_awake(house):
             assert "awake" in reply.error["message"]
     assert house.switcher.core.state.models["small-2"].phase is Phase.ASLEEP
     budget = house.front.gate.budgets()["alice"]
-    assert (budget.reserved, budget.spent) == (0, round(EACH * 7 * 1e6))
+    assert (budget.reserved, budget.spent) == (0, round(EACH * 9 * 1e6))
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_nearly_spent_it_is_what_a_rule_leads_to_that_has_to_be_awake(house, opened):
+    models = {**MODELS, "small-2": {"variants": {"v2": {}}}}
+    virtual = {"warm": {"awake": ["big", "small-1"]}}
+    routes = [
+        {"when": {"path": "/v1/completions"}, "to": "v2"},
+        {"when": {"model": "big"}, "to": "warm"},
+        {"when": {"model": "small-2"}, "to": "small-1"},
+    ]
+    budget = {"usd": EACH * 40, "per": "day", "soft": 0.01, "then": "awake_only"}
+    await priced(house, budget, models=models, virtual=virtual, routes=routes)
+    assert (await send(house)).status == 200
+    house.front.fast_path.open = opened
+    refused = await send(house, path="/v1/completions")
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    for name in ("big", "small-2"):
+        reply = await send(house, name)
+        assert (reply.status, reply.headers["x-llmux-served-by"]) == (200, "small-1")
+    phases = [model.phase for model in house.switcher.core.state.models.values()]
+    assert phases == [Phase.AWAKE, Phase.ASLEEP, Phase.ASLEEP]
 
 
 async def test_the_gpus_time_is_spent(house):

@@ -23,19 +23,19 @@ class Seen:
     waits: dict[str, float | None] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     leaves: bool = True
+    only_up: bool = False
 
     def awake(self, model):
         return model in self.up
 
     def allowed(self, model):
-        assert model == FAR
-        return self.leaves
+        return model in self.up if self.only_up else model != FAR or self.leaves
 
     def waking(self, model):
         return model == self.coming
 
     def wait(self, model):
-        if model == FAR and not self.leaves:
+        if not self.allowed(model):
             return None
         return self.waits.get(model, 0.0 if model in self.up else 10.0)
 
@@ -244,7 +244,7 @@ def test_a_share_of_another_host_goes_to_the_others_where_a_request_may_not_leav
     what = names(v={"split": {FAR: 50, "mid": 25, "big": 25}})
     for draw in (0.0, 0.4, 0.6, 0.9):
         here = what.resolve("v", Ask(draw=draw), Seen(leaves=False)).target.name
-        assert here == ("mid" if draw < 0.5 else "big")
+        assert here == ("mid" if draw in {0.0, 0.6} else "big")  # one half of what is theirs, and of the rest
     assert what.resolve("v", Ask(draw=0.4), Seen()).target.name == FAR
 
 
@@ -252,3 +252,55 @@ def test_a_conversation_stays_on_another_host_as_long_as_that_can_be_had():
     what, ask = names(v={"awake": ["big", FAR]}), Ask(kept=Target(FAR, remote=True))
     assert chosen(what, ask=ask, up=("big",)) == (FAR, Reason.CONVERSATION)
     assert chosen(what, ask=ask, up=("big",), leaves=False) == ("big", Reason.AWAKE)
+
+
+SHARES = {"split": {"big": 60, "mid": 30, "small": 10}}
+
+
+def test_a_share_that_may_not_be_had_goes_to_the_others_by_their_weights_and_these_keep_theirs():
+    what = names(v=SHARES)
+    draws = Counter()
+    for n in range(1000):
+        ask = Ask(draw=n / 1000)
+        plain, limited = chosen(what, ask=ask), chosen(what, ask=ask, up=("big", "small"), only_up=True)
+        draws[limited[0]] += plain[0] == "mid"
+        assert limited == plain or plain[0] == "mid"
+    assert draws["big"] == pytest.approx(300 * 6 / 7, abs=1)
+    assert draws["small"] == pytest.approx(300 / 7, abs=1)
+
+
+def test_a_key_whose_share_may_be_had_stays_with_it_whatever_becomes_of_the_others():
+    what = names(v={**SHARES, "sticky": "key"})
+    for n in range(300):
+        ask = Ask(key=str(n))
+        own, _ = chosen(what, ask=ask)
+        for up in (("big",), ("mid",), ("big", "small"), ("mid", "small")):
+            found, _ = chosen(what, ask=ask, up=up, only_up=True)
+            assert found in up
+            assert found == own or own not in up
+            assert found == chosen(what, ask=ask, up=up, only_up=True)[0]
+
+
+@pytest.mark.parametrize("kind", ["awake", "first", "ladder", "split"])
+@pytest.mark.parametrize("outer", ["awake", "first", "ladder", "split"])
+def test_only_targets_that_may_be_had_take_part(kind, outer):
+    """The first of them is to blame if none of them can be had now; if there is none, the first of all."""
+
+    def of(kind, *targets):
+        return {kind: dict.fromkeys(targets, 1) if kind == "split" else list(targets)}
+
+    what = names(v=of(outer, "inner", "small"), inner=of(kind, "big", "mid"))
+    for draw in (0.0, 0.3, 0.6, 0.9):
+        ask = Ask(draw=draw, kept=Target("big"))
+        for waits in ({}, {"mid": None}):
+            assert chosen(what, ask=ask, up=("mid",), waits=waits, only_up=True)[0] == "mid"
+        assert chosen(what, ask=ask, up=("small",), only_up=True)[0] == "small"
+        assert chosen(what, ask=ask, only_up=True)[0] in {"big", "mid", "small"}
+    found = what.resolve("v", Ask(), Seen(up=("mid",), only_up=True))
+    assert not found.others
+
+
+def test_a_split_within_a_share_is_drawn_for_by_itself():
+    what = names(v={"split": {"inner": 1, "big": 1}}, inner={"split": {"mid": 1, "small": 1}})
+    draws = Counter(chosen(what, ask=Ask(draw=n / 1000))[0] for n in range(1000))
+    assert draws == {"big": 500, "mid": 250, "small": 250}
