@@ -6,10 +6,11 @@ does not answers 404, 405 or 501. A path that no engine knows goes first: if its
 a proxy that requires credentials, nothing can be concluded.
 """
 
+# ruff: noqa: PLC0415 - each part of a configuration brings along what only configurations with it have a use for
+
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,20 +19,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmux.cli.command_tree import DEFAULT_CONFIG
+from llmux.cli.configuration import is_gateway, load_gateway, located
+from llmux.cli.options import DEFAULT_CONFIG
 from llmux.cli.terminal import CommandError, Exit, fail, print_error, say
 from llmux.config import Config, ConfigErrors, ModelConfig, to_specs
-from llmux.config.checks import operators
+from llmux.config.checks import look, operators
+from llmux.config.load import read_document
+from llmux.config.problems import dotted, line_of, with_lines
 from llmux.config.setting_types import is_loopback
 from llmux.config.targets import lacks_a_dialect
 from llmux.core.spec import HookKind
-from llmux.errors import ConfigError, LLMuxError, PolicyLoadError
+from llmux.errors import LLMuxError
 
 if TYPE_CHECKING:
     import aiohttp
     from pydantic import SecretStr
-
-    from llmux.config.gateway import GatewayConfig
 
 
 def check(
@@ -54,7 +56,7 @@ def check(
     if wake and not probe:
         raise typer.BadParameter("--wake goes with --probe")
     file = file or given or context.obj[0] or DEFAULT_CONFIG
-    if _is_gateway(file):
+    if is_gateway(file):
         _check_gateway(file, context.obj[1])
         return
     config = _load_all(file, context.obj[1])
@@ -63,31 +65,6 @@ def check(
     warn(config)
     if probe and not probe_engines(config, wake=wake):
         raise typer.Exit(Exit.FAILED)
-
-
-_MODELS = re.compile(rb"(?m)^[\"']?models[\"']?[ \t]*:")  # of a host; a gateway's are deeper, in its `prices`
-
-
-def _is_gateway(file: Path) -> bool:
-    """Return whether a file configures a gateway. It is parsed only if it may be one."""
-    try:
-        text = file.read_bytes()
-        if _MODELS.search(text) or not (b"hosts" in text or b"fleet" in text):
-            return False
-    except OSError:
-        return False
-    from llmux.config.gateway import is_gateway
-
-    return is_gateway(file)
-
-
-def _is_host(file: Path) -> bool:
-    from llmux.config.load import read_document
-
-    try:
-        return "models" in read_document(file).data
-    except (LLMuxError, OSError, TypeError):
-        return False
 
 
 def _check_gateway(file: Path, port: int | None) -> None:
@@ -106,22 +83,8 @@ def _check_gateway(file: Path, port: int | None) -> None:
         say(f"host {name} at {host.url}{'' if host.key is None else ', with a key'}")
 
 
-def load_gateway(file: Path, port: int | None) -> GatewayConfig:
-    """Read a gateway's configuration; exit with a message if it is invalid."""
-    from llmux.config.gateway import GatewayConfig
-
-    try:
-        config = GatewayConfig.from_file(file)
-    except LLMuxError as error:
-        fail(f"{file} is the configuration of a host; run `llmux -c {file}`" if _is_host(file) else error)
-    return config if port is None else config.with_port(port)
-
-
 def warn(config: Config) -> None:
     """Print the warnings of a configuration from a file, and what is missing on this machine."""
-    from llmux.config.load import read_document
-    from llmux.config.problems import with_lines
-
     assert config.file is not None
     lines = read_document(config.file).lines if config.warnings else {}
     for warning, line in with_lines(config.warnings, lines):
@@ -131,10 +94,6 @@ def warn(config: Config) -> None:
 
 def warn_of_missing(config: Config) -> None:
     """Print what a configuration from a file names and this machine lacks, each with its line."""
-    from llmux.config.checks import look
-    from llmux.config.load import read_document
-    from llmux.config.problems import dotted, line_of
-
     assert config.file is not None
     problems = list(look(config))
     lines = read_document(config.file).lines if problems else {}
@@ -170,17 +129,6 @@ def _print_errors_of_parts(config: Config, file: Path) -> bool:
     return False
 
 
-def located(error: LLMuxError, file: Path) -> str:
-    """Return the message of an error, with the file, and the line if it names a setting of ``file`` alone."""
-    from llmux.config.load import read_document
-    from llmux.config.problems import with_lines
-
-    if not isinstance(error, ConfigError | PolicyLoadError) or (isinstance(error, ConfigError) and error.file):
-        return str(error)
-    said = with_lines(str(error).splitlines(), read_document(file).lines)
-    return "\n".join(text if line is None else f"{file}:{line}: {text}" for text, line in said)
-
-
 def schema(
     gateway: Annotated[bool, typer.Option("--gateway", help="That of a gateway's configuration.")] = False,
 ) -> None:
@@ -188,26 +136,6 @@ def schema(
     from llmux.config.reference import gateway_schema, json_schema
 
     typer.echo(json.dumps(gateway_schema() if gateway else json_schema(), indent=2))
-
-
-def load_config(file: Path, port: int | None) -> Config:
-    """Read a configuration, with another port if one is given; exit with a message if it is invalid."""
-    if _is_gateway(file):
-        fail(f"{file} is the configuration of a gateway; run `llmux gateway -c {file}`")
-    try:
-        config = Config.from_file(file)
-        return config if port is None else config.with_port(port)
-    except LLMuxError as error:
-        fail(error)
-
-
-def address_of(file: Path, port: int | None) -> str:
-    """Return the address of what runs with a configuration; exit with a message if it cannot be determined."""
-    config = load_gateway(file, port) if _is_gateway(file) else load_config(file, port)
-    if config.port == 0:
-        fail(f"{file}: llmux listens on any free port (`port: 0`); give its address with --url")
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "localhost"}.get(config.host, config.host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
 
 
 def summary(config: Config) -> str:
@@ -248,7 +176,6 @@ def _access(config: Config) -> str:
 
 def _load_parts(config: Config) -> None:
     """Load what a configuration names: policies, OpenTelemetry, the store's client. Nothing else is imported."""
-    # ruff: noqa: PLC0415
     from llmux.plugins import load_policy
 
     load_policy(config.policy.use, config.policy.options, config.folder)

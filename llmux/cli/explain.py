@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from llmux.cli.client import Remote, check_key, connection
-from llmux.cli.command_tree import DEFAULT_URL, UrlOption
+from llmux.cli.options import DEFAULT_URL, UrlOption
 from llmux.cli.terminal import CommandError, Exit, print_error, terminal
 from llmux.errors import LLMuxError
 from llmux.observability.decision_log import duration, measured

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.client import Remote, speak
-from llmux.cli.command_tree import ForOption, JsonOption, KeyFileOption, ReasonOption, address
+from llmux.cli.options import ForOption, JsonOption, KeyFileOption, ReasonOption, address
 from llmux.cli.terminal import Column, FittingTable, terminal
 
 LATE = 5.0  # seconds: a report older than this is marked

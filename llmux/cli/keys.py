@@ -14,7 +14,7 @@ from rich.text import Text
 
 from llmux.cli.api_models import FinishedRequest, FinishedRequests, Usage, UsageRow
 from llmux.cli.client import Remote, speak
-from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
 from llmux.cli.status import COLUMNS, row, spell
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, print_error, terminal
 from llmux.config.access import ApiKeyConfig, hash_of, new_key

@@ -19,7 +19,7 @@ import typer
 
 from llmux.cli.api_models import Commanded, Leased, Status
 from llmux.cli.client import Event, Remote, speak
-from llmux.cli.command_tree import (
+from llmux.cli.options import (
     DEFAULT_URL,
     ForOption,
     JsonOption,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmux.cli.check import load_config, load_gateway, located, summary
-from llmux.cli.command_tree import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
+from llmux.cli.check import summary
+from llmux.cli.configuration import load_config, load_gateway, located
+from llmux.cli.options import DEFAULT_CONFIG, ConfigOption, PortOption, VerboseOption
 from llmux.cli.terminal import fail, terminal
 from llmux.config import Config
 from llmux.errors import LLMuxError

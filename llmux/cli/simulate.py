@@ -15,7 +15,7 @@ from rich.progress import Progress, TextColumn
 
 from llmux.cli import simulate_fleet, simulate_keys, simulate_tables
 from llmux.cli import simulate_what_if as what_ifs
-from llmux.cli.command_tree import duration
+from llmux.cli.options import duration
 from llmux.cli.simulate_tables import Given, Shown, show, tell_overruled
 from llmux.cli.terminal import fail, terminal
 from llmux.config import Config

@@ -18,7 +18,8 @@ from llmux.errors import ConfigError
 from llmux.simulator.configured import HookSeconds, simulate_specs
 from llmux.simulator.cost_matrix import CostMatrix, read_costs
 from llmux.simulator.engine_model import Engines
-from llmux.simulator.run import Misjudged, Outcome, Run, Scene, simulate
+from llmux.simulator.run import Misjudged, Outcome, Run, Scene
+from llmux.simulator.simulation import simulate
 from llmux.simulator.spilling import Spill
 from llmux.simulator.statistics import Statistics, compare, paired_waits
 from llmux.simulator.trace import Trace, TraceError

@@ -35,7 +35,7 @@ from llmux.cli.api_models import (
     SwitchStatus,
 )
 from llmux.cli.client import Remote, speak
-from llmux.cli.command_tree import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
+from llmux.cli.options import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, complete
 from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, print_error, terminal
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")]

@@ -16,43 +16,12 @@ from typing import Any, TypeVar
 
 from pydantic import PrivateAttr, ValidationError, model_validator
 
+from llmux.config.document import EMPTY, Document, failed
 from llmux.config.problems import ConfigErrors, Lines, Path, Problem, checked_as_whole, explain, raise_all
 from llmux.config.setting_types import Section, working_folder
 from llmux.core.spec import HookKind
 
 YAML_SUFFIXES = frozenset({".yaml", ".yml"})
-MAX_VALUES = 100_000
-"""Keys and values of a document, counting what its aliases stand for as often as they do."""
-MAX_DEPTH = 100
-EMPTY = "is empty; it needs at least `models:`"
-
-
-class Document:
-    """The contents of a file. ``problems`` are those found while reading; ``data`` is then incomplete.
-
-    ``repeated`` are those of ``problems`` that are about a key which is there twice.
-    ``lines`` may be a function that finds them: it is called when they are first needed.
-    """
-
-    __slots__ = ("_lines", "data", "problems", "repeated")
-
-    def __init__(
-        self,
-        data: Any = None,
-        problems: Iterable[Problem] = (),
-        lines: Callable[[], dict[Path, int]] | dict[Path, int] | None = None,
-    ) -> None:
-        self.data = data
-        self.problems = list(problems)
-        self.repeated: list[Problem] = []
-        self._lines = {} if lines is None else lines
-
-    @property
-    def lines(self) -> dict[Path, int]:
-        """The line of each value, from 1, by its path."""
-        if not isinstance(self._lines, dict):
-            self._lines = self._lines()
-        return self._lines
 
 
 def read_document(file: FilePath, *, prepare: Callable[[str], str] = str, last_wins: bool = False) -> Document:
@@ -127,11 +96,6 @@ def parse_yaml(text: str, *, last_wins: bool = False) -> Document:
     from llmux.config.yaml_document import parse  # noqa: PLC0415 - JSON does without
 
     return parse(text, last_wins=last_wins)
-
-
-def failed(message: str, *, line: int | None = None) -> Document:
-    """Return the document of a file that cannot be read."""
-    return Document(problems=[Problem((), message, line)])
 
 
 _TOKEN = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from yaml.reader import ReaderError
 
-from llmux.config.load import EMPTY, MAX_DEPTH, MAX_VALUES, Document, failed
+from llmux.config.document import EMPTY, MAX_DEPTH, MAX_VALUES, Document, failed
 from llmux.config.problems import Path, Problem
 
 LONG_TEXT = 1000

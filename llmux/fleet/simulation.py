@@ -34,7 +34,8 @@ from llmux.runtime import wait_estimate
 from llmux.runtime.status_document import ModelFigures, figures, sets_may_be_awake
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines, Serving
-from llmux.simulator.run import NEVER, UNBOUNDED, Outcome, Run, Scene, undisturbed
+from llmux.simulator.run import NEVER, UNBOUNDED, Outcome, Run, Scene
+from llmux.simulator.simulation import undisturbed
 from llmux.simulator.statistics import percentile, waits_of
 from llmux.simulator.trace import Trace
 

@@ -13,8 +13,7 @@ import enum
 from collections.abc import Iterable, Mapping
 
 from llmux.config import Config
-from llmux.middleware.model_handler import COUNT
-from llmux.middleware.paths import DIALECTS
+from llmux.middleware.paths import COUNT, DIALECTS
 
 Names = Mapping[str, str]
 """Names that clients may use, and their models; "" for a virtual model."""

@@ -25,11 +25,11 @@ from llmux.core.spec import HookKind
 from llmux.errors import BadRequestError, EngineError, RequestError
 from llmux.extract import SLICE, Body
 from llmux.middleware.context import QUEUE_SECONDS, RequestContext
-from llmux.middleware.model_handler import COUNT, engine_address
+from llmux.middleware.paths import COUNT
 from llmux.proxy import Exchange, Forwarder
 from llmux.proxy.heads import request_head
 from llmux.runtime import Switcher
-from llmux.upstream import EngineConnection, Framing, ResponseHead
+from llmux.upstream import EngineConnection, Framing, ResponseHead, engine_address
 
 ESTIMATED = "X-LLMux-Estimated"
 PATIENCE = 10.0  # seconds for an engine's answer

@@ -6,9 +6,9 @@ from llmux.config import EngineDefinition
 from llmux.extract.json_object import with_model
 from llmux.middleware.context import Reporting, RequestContext
 from llmux.middleware.fast_path import COPIED, Connection, FastPath, FastRequest, Match, extra_fields, usual_fields
-from llmux.middleware.model_handler import ModelHandler, engine_address
+from llmux.middleware.model_handler import ModelHandler
 from llmux.proxy import Exchange, Forwarder
-from llmux.upstream import EngineConnection, EngineLostError
+from llmux.upstream import EngineConnection, EngineLostError, engine_address
 
 _CONVERSATION = b"x-llmux-conversation"
 

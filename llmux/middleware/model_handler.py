@@ -6,7 +6,6 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote_plus, unquote_plus
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -17,7 +16,7 @@ from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnavailableError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import QUEUE_SECONDS, RequestContext, deadline_of, keep_alive_of
-from llmux.middleware.paths import Kind, Route
+from llmux.middleware.paths import COUNT, Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
     INTERIM,
@@ -28,11 +27,12 @@ from llmux.middleware.progress import (
     dialect_of,
     wanted,
 )
+from llmux.middleware.rewriting import MARKS, Rewritten, rename_in_query
 from llmux.proxy import ClientGoneError, Exchange, Forwarder, RelayFactory
 from llmux.proxy.aiohttp_client import TAP
 from llmux.proxy.early_response import EarlyResponse
 from llmux.runtime import Switcher
-from llmux.upstream import EngineAddress, EngineRefusedError
+from llmux.upstream import EngineRefusedError, engine_address
 
 if TYPE_CHECKING:
     from llmux.accounts.captures import Captures
@@ -44,14 +44,8 @@ if TYPE_CHECKING:
     from llmux.middleware.rerouting import Routing
     from llmux.middleware.targeting import Targeting
     from llmux.middleware.translating import Translating
-    from llmux.targets.codecs import Translation
 
 Serve = Callable[[web.Request, RequestContext, Body | None, str], Awaitable[web.StreamResponse]]
-COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
-SERVED_BY = "X-LLMux-Served-By"
-VARIANT = "X-LLMux-Variant"
-MARKS = frozenset({SERVED_BY, VARIANT})
-"""The headers that say what served a request for a name which is neither a model nor an alias."""
 RELAY: web.RequestKey[RelayFactory] = web.RequestKey("RELAY", cast("type[RelayFactory]", Callable))
 """What relays its answer, if that is not passed unchanged."""
 GONE_POLL = 0.5  # seconds; only if aiohttp does not report that a client has left
@@ -78,14 +72,6 @@ class Watch:
             self.__enter__()
         elif self._task is not None:
             self._task.cancel()
-
-
-class Rewritten(Body):
-    """A request in another dialect than its client's: its target, and the relay of its answer."""
-
-    target: str
-    relay: RelayFactory
-    translation: Translation
 
 
 class ModelHandler:
@@ -522,23 +508,6 @@ def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:
     return UnknownModelError(f"model {shown!r} not found; configured are: {known}", param="model")
 
 
-def rename_in_query(target: str, model: str) -> str:
-    """Replace the value of every ``model`` in a target's query; nothing else changes."""
-    path, question, query = target.partition("?")
-    pairs = query.split("&")
-    for index, pair in enumerate(pairs):
-        key, equals, _ = pair.partition("=")
-        if equals and unquote_plus(key) == "model":
-            pairs[index] = f"{key}={quote_plus(model)}"
-    return f"{path}{question}{'&'.join(pairs)}"
-
-
 def named_model(route: Route, body: Body | None) -> str:
     """Return the model that a request names. Raises BadRequestError."""
     return route.model if route.kind is Kind.UPSTREAM else model_of(body, route.target.partition("?")[2])
-
-
-@functools.lru_cache(maxsize=256)
-def engine_address(host: str, port: int, tls: bool, base_path: str) -> EngineAddress:
-    """Return an engine's address, the same object every time."""
-    return EngineAddress(host, port, tls, base_path)

@@ -152,6 +152,7 @@ _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re
 _BARE_MODELS = "/models"  # as /v1/models, for clients whose base address ends without /v1
 _UPSTREAM = "/upstream/"
 MESSAGES = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
 DIALECTS = {
     "/v1/chat/completions": "chat",
     "/chat/completions": "chat",

@@ -20,7 +20,8 @@ from llmux.errors import BadRequestError, EngineError, ForbiddenError, RemoteErr
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext
 from llmux.middleware.exact_usage import ExactUsage, FilteringRelay
-from llmux.middleware.model_handler import COUNT, Rewritten, rename_in_query
+from llmux.middleware.paths import COUNT
+from llmux.middleware.rewriting import Rewritten, rename_in_query
 from llmux.middleware.translating import Translating
 from llmux.observability.metrics import RemoteRow
 from llmux.proxy import Exchange, ExtraFields

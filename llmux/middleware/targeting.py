@@ -24,8 +24,8 @@ from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, RequestError
 from llmux.extract import Body, BodyBudget, body_of
 from llmux.middleware.context import RequestContext
-from llmux.middleware.model_handler import MARKS, SERVED_BY, VARIANT, rename_in_query
 from llmux.middleware.paths import Kind
+from llmux.middleware.rewriting import MARKS, SERVED_BY, VARIANT, rename_in_query
 from llmux.runtime import Switcher, wait_estimate
 from llmux.targets.conversation import HEADER, Conversations, conversation_of
 from llmux.targets.field_scanner import AT_ONCE, Rule, Rules, changes, tree

@@ -11,8 +11,8 @@ from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelField, ModelScanner
 from llmux.extract.body import Store
 from llmux.middleware.context import RequestContext
-from llmux.middleware.model_handler import Rewritten
 from llmux.middleware.paths import DIALECTS
+from llmux.middleware.rewriting import Rewritten
 from llmux.proxy.translated import TranslatingRelay
 from llmux.targets.codecs import Dialect, Translation
 

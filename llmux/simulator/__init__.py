@@ -15,14 +15,17 @@ code that runs in production, and policies are called exactly as there.
 - ``cost_matrix``   what a switch costs in each direction;
 - ``run``           one run: events in, effects out, a clock that jumps;
 - ``configured``    runs under a configuration's rules, with several models awake and sleep levels;
-- ``look_back``     which policy would have served the last hour best, for ``use: auto``;
+- ``simulation``    whole runs, of one trace under one policy;
+- ``choosing``      which policy would have served the last hour best, for ``use: auto``; ``look_back`` is the
+                    process in which a running llmux finds it;
 - ``statistics``    results: waits, times to the first token, shares of time; whether another run is better by
                     more than chance; which policy to use, in words; and a picture.
 """
 
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import EngineModel
-from llmux.simulator.run import Outcome, simulate
+from llmux.simulator.run import Outcome
+from llmux.simulator.simulation import simulate
 from llmux.simulator.statistics import Statistics, statistics_of
 from llmux.simulator.trace import Job, Trace, TraceError
 

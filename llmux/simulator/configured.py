@@ -21,7 +21,8 @@ from llmux.core.policy import Policy
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.simulator.cost_matrix import CostMatrix
 from llmux.simulator.engine_model import Engines
-from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit, carry_out
+from llmux.simulator.run import ACT, NOTED, UNBOUNDED, Outcome, Run, Scene, Visit
+from llmux.simulator.simulation import carry_out
 from llmux.simulator.spilling import Spill
 from llmux.simulator.trace import Trace, TraceError
 

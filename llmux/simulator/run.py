@@ -6,10 +6,8 @@ passes only for the model of the first request.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +35,10 @@ from llmux.core.policy import Decision, EngineView, ModelView, Policy, Snapshot,
 from llmux.core.spec import HookKind, ModelSpec, Rules
 from llmux.estimates import Estimates
 from llmux.simulator.cost_matrix import CostMatrix
-from llmux.simulator.engine_model import EngineModel, Engines, Serving
+from llmux.simulator.engine_model import Engines, Serving
 from llmux.simulator.trace import Trace, TraceError
 
 if TYPE_CHECKING:
-    from llmux.simulator.look_back import Again
     from llmux.simulator.spilling import Spill, Spilling
 
 
@@ -82,71 +79,6 @@ class Outcome:
     cut: int = 0  # answers that were cut off by ``drain_timeout``
     spilled: list[int] = field(default_factory=list)  # jobs that a remote served instead
     spill_cost: float | None = None  # what it charged, if its price is known
-
-
-def simulate(
-    trace: Trace,
-    policy: Policy,
-    costs: CostMatrix,
-    *,
-    engine: EngineModel | Engines | None = None,
-    rules: Rules | None = None,
-    horizon: float | None = None,
-    progress: Callable[[float], None] | None = None,
-    scene: Scene | None = None,
-    spill: Spill | None = None,
-    prepare: Callable[[Run], None] | None = None,
-) -> Outcome:
-    """Run ``trace`` under ``policy`` until ``horizon`` (seconds), or until everything is answered.
-
-    ``progress`` is called now and then with the virtual time. ``spill`` says when a remote serves instead. Without
-    a ``scene`` the models are those of the trace, each admits as many requests as its engine has slots, and the
-    model of the first request is awake. ``prepare`` is called with the run before it begins.
-    """
-    engines = engine if isinstance(engine, Engines) else Engines(engine or EngineModel())
-    scene = scene or Scene.of(trace, engines)
-    costs.check(trace.models)
-    rules, specs = _without_probes(rules or Rules()), scene.specs
-    return carry_out(
-        Run(trace, policy, costs, engines, rules, horizon, scene),
-        policy,
-        lambda t, p, c, e, awake: Run(t, p, c, e, rules, None, Scene(specs, awake)).go(None),
-        progress,
-        spill,
-        prepare,
-    )
-
-
-def carry_out(
-    run: Run,
-    policy: Policy,
-    again: Again,
-    progress: Callable[[float], None] | None,
-    spill: Spill | None,
-    prepare: Callable[[Run], None] | None,
-) -> Outcome:
-    """Run to the end; ``again`` is for a policy that chooses among others, and looks back for that."""
-    run.spill(spill)
-    if prepare is not None:
-        prepare(run)
-    if hasattr(policy, "makers"):
-        from llmux.simulator.look_back import look_back  # noqa: PLC0415 - it runs such as this
-
-        look_back(run, policy, again)
-    with undisturbed():
-        return run.go(progress)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Disable the garbage collector: a run makes no cycles, but many lasting objects, which slow it down."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +152,7 @@ class Run:
     def spill(self, spill: Spill | None) -> None:
         """Send requests to a remote when they would wait too long."""
         if spill is not None:
-            from llmux.simulator.spilling import Spilling  # noqa: PLC0415 - it asks such as this
+            from llmux.simulator.spilling import Spilling  # noqa: PLC0415 - few runs have a use for it
 
             self.spilling, self.price = Spilling(self, spill), spill
             self.heaps = (*self.heaps, (SPILL, self.spilling.due))
@@ -430,19 +362,6 @@ class Run:
                 first = outcome.first_token[job]
                 outcome.first_token[job] = None if first is None or first > end else first
         return outcome
-
-
-def _without_probes(rules: Rules) -> Rules:
-    # Engines do not die in here: probes would only cost time.
-    return Rules(
-        request_timeout=None,
-        max_wait=rules.max_wait,
-        min_active=rules.min_active,
-        anticipate=rules.anticipate,
-        capacity=rules.capacity,
-        drain_timeout=None,
-        alive_every=0.0,
-    )
 
 
 class Misjudged:

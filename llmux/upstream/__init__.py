@@ -7,6 +7,7 @@ from llmux.upstream.engine import (
     EngineLostError,
     EngineProtocolError,
     EngineRefusedError,
+    engine_address,
 )
 from llmux.upstream.head import Framing, ResponseHead
 from llmux.upstream.pool import ConnectionPool
@@ -22,4 +23,5 @@ __all__ = [
     "Framing",
     "ResponseHead",
     "ResponseSink",
+    "engine_address",
 ]

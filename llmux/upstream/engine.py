@@ -8,6 +8,7 @@ EngineError (502)
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -84,6 +85,12 @@ class EngineAddress:
             return f"unix:{self.socket}"
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{self.host_header.decode('ascii')}{self.base_path}"
+
+
+@functools.lru_cache(maxsize=256)
+def engine_address(host: str, port: int, tls: bool, base_path: str) -> EngineAddress:
+    """Return an engine's address, the same object every time."""
+    return EngineAddress(host, port, tls, base_path)
 
 
 class Untold(Protocol):

@@ -28,7 +28,7 @@ try:
     from llmux.simulator.cost_matrix import CostMatrix
 except ImportError:  # an older revision
     from llmux.simulator.costs import CostMatrix
-from llmux.simulator.run import simulate
+from llmux.simulator import simulate
 from llmux.simulator.synthetic import Poisson, generate
 ARRIVALS = {arrivals}
 load = Poisson(models=4, rate={rate})

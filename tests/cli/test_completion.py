@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.cli import command_tree
+from llmux.cli import options
 from tests.cli.invoking import llmux
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE
@@ -11,7 +11,7 @@ from tests.server.house import HOST
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    monkeypatch.setattr(command_tree, "COMPLETION_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(options, "COMPLETION_TIMEOUT", PATIENCE)
 
 
 async def complete(house, words, *, shell="bash", **environ):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -60,11 +62,19 @@ def package_of(path: Path) -> str:
     return first if rest else first.removesuffix(".py").removesuffix("__init__")
 
 
+def parts_of(node: ast.AST, *, for_types: bool) -> Iterator[ast.AST]:
+    """Return all nodes below one; not ``for_types``: without what is there for type checking only."""
+    for part in ast.iter_child_nodes(node):
+        if for_types or not (isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING"):
+            yield part
+            yield from parts_of(part, for_types=for_types)
+
+
 @cache
-def imports_of(path: Path) -> frozenset[str]:
+def imports_of(path: Path, *, for_types: bool = True) -> frozenset[str]:
     """Return the full names of all that a file imports, wherever in the file it does so."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in parts_of(ast.parse(path.read_text()), for_types=for_types):
         if isinstance(node, ast.Import):
             found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -85,6 +95,20 @@ def test_imports_point_downwards(path):
         return
     assert package in HEIGHT, f"{package} has no place among the layers"
     assert not {used for used in packages_used(path) if HEIGHT[used] > HEIGHT[package]}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """They can be put into an order in which each needs only earlier ones when it runs."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in modules()
+    }
+    graph = {}
+    for name, path in names.items():
+        used = {one if one in names else one.rpartition(".")[0] for one in imports_of(path, for_types=False)}
+        graph[name] = used & (names.keys() - {name})
+    assert sum(map(len, graph.values())) > len(names)
+    list(TopologicalSorter(graph).static_order())  # CycleError names the circle
 
 
 def test_all_packages_are_installed():

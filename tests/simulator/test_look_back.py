@@ -17,9 +17,10 @@ from llmux.estimates.costs import SwitchCosts
 from llmux.observability.state_file import dump_costs
 from llmux.plugins import load_policy
 from llmux.simulator import CostMatrix, EngineModel, Job, Trace, simulate
+from llmux.simulator.choosing import KEPT, PIECES, Memory, choose, measure_of
 from llmux.simulator.configured import HookSeconds, simulate_specs
 from llmux.simulator.engine_model import Engines
-from llmux.simulator.look_back import KEPT, PIECES, Memory, answer, choose, measure_of
+from llmux.simulator.look_back import answer
 from llmux.simulator.run import Outcome
 from llmux.simulator.synthetic import OnOff, Poisson, generate
 
