@@ -44,8 +44,6 @@ by ``set_parser``.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -57,6 +55,7 @@ from llmux.proxy.heads import response_head
 from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 from llmux.upstream.native import Passed
+from llmux.upstream.sockets import reset
 
 
 class Tunnel:
@@ -108,7 +107,6 @@ _FLUSH_TIMEOUT = 10.0
 # How often to look whether a client that does not read is still there. A transport that closes with bytes
 # in its buffer, as after a half-close, reports nothing before they are gone.
 _LOOK_EVERY = 1.0
-_RESET = struct.pack("ii", 1, 0)
 # Module constants: reading a member off its enum costs more.
 _CHUNKED = Framing.CHUNKED
 _UNTIL_CLOSE = Framing.UNTIL_CLOSE
@@ -437,10 +435,7 @@ class Relay:
                 exchange.bytes_out += len(chunk)
             if self._close_delimited:
                 # To this client a proper close would mean the proper end: reset the connection instead.
-                sock = transport.get_extra_info("socket")
-                if sock is not None:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                transport.abort()
+                reset(transport)
             elif transport.get_write_buffer_size():
                 # The client's protocol closes the connection, which waits until all has been read. Not for ever.
                 self._loop.call_later(_FLUSH_TIMEOUT, transport.abort)

@@ -34,10 +34,6 @@ it would be taken for the answer to the next request.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
-import struct
 from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
@@ -57,6 +53,7 @@ from llmux.upstream.head import (
     without_id,
 )
 from llmux.upstream.native import WORTHWHILE, Back, NativeRelay, Passed
+from llmux.upstream.sockets import hang_up, has_all
 
 # Written without a pause at most this much, then the loop gets a turn: an engine on the same machine can
 # take bytes as fast as they are written, and the others wait meanwhile.
@@ -69,7 +66,6 @@ INTERIM_RATE = 16 * 1024
 INTERIM_LEAST = 256
 
 STALE_WITHIN = 1.0  # seconds: what a pooled connection was given counts as not sent if it ends so soon
-_TCP_INFO = 256  # bytes of what Linux tells of a connection
 
 _END_OF_HEAD = b"\r\n\r\n"
 _START_OF_HEAD = b"HTTP/1."
@@ -636,7 +632,7 @@ class EngineConnection(asyncio.Protocol):
         self._watcher = None
         self._wake_sender()
         if self.pooled and not self.received:
-            self.taken = self._all_sent and _has_all(self.transport)
+            self.taken = self._all_sent and has_all(self.transport)
         if exc is None and self._framing in {_UNTIL_CLOSE, _TUNNEL}:
             # Nothing but the end of the connection delimits these.
             sink.response_ended()
@@ -659,39 +655,9 @@ class EngineConnection(asyncio.Protocol):
         self.reusable = False
         self._wake_sender()
         if not self.transport.is_closing():
-            _hang_up(self.transport)
+            hang_up(self.transport)
         self.transport.abort()
 
 
 def _nowhere(_data: bytes) -> None:
     """Take a chunk before there is anything to take it."""
-
-
-def _hang_up(transport: asyncio.Transport) -> None:
-    """End both directions of a transport that is open. uvloop's sockets can be asked for their number only."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
-            same.shutdown(socket.SHUT_RDWR)
-
-
-def _has_all(transport: asyncio.Transport) -> bool:
-    """Whether the other side's kernel has acknowledged all that was written to a transport; True if unknown.
-
-    A process that dies with bytes unread has its kernel answer with a reset, which acknowledges nothing; bytes
-    that come after its end are answered so, too.
-    """
-    sock = transport.get_extra_info("socket")
-    option = getattr(socket, "TCP_INFO", None)
-    if sock is None or option is None or transport.get_extra_info("ssl_object") is not None:
-        return True
-    if transport.get_write_buffer_size():
-        return False
-    try:
-        with socket.socket(fileno=os.dup(sock.fileno())) as same:
-            told = same.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO)
-        (acknowledged,) = struct.unpack_from("Q", told, 120)
-        sent, again = struct.unpack_from("QQ", told, 200)
-    except (OSError, ValueError, struct.error):  # no TCP, another system's, an old one, or it is closed already
-        return True
-    return bool(acknowledged > sent - again)  # the handshake counts as one byte

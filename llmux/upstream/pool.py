@@ -9,26 +9,17 @@ replaced by another one on the same port.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import ssl
 
 from llmux.upstream import native
 from llmux.upstream.connection import EngineConnection
 from llmux.upstream.engine import EngineAddress, EngineRefusedError
 from llmux.upstream.names import Names, connect, is_name
+from llmux.upstream.sockets import tune
 
 # llama.cpp closes idle connections after 5 s; a request must not meet that moment.
 IDLE_TIMEOUT = 3.5
 CONNECT_TIMEOUT = 10.0
-# On a fresh connection Linux acknowledges each event by itself as it is read, an eighth of what an event costs.
-# Off, they go two at a time, as on a connection that is used again. Linux turns it on itself once one has waited
-# for 40 ms, so an engine that waits for them (with Nagle's algorithm) does so once.
-_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
-# A machine that is gone, and no process that is frozen, answers no probes; the system's own first one is after two
-# hours. What is on this machine cannot go by itself.
-_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))  # seconds, seconds, probes
-_KEPT_ALIVE = [(getattr(socket, name), value) for name, value in _KEEPALIVE if hasattr(socket, name)]
 _HERE = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -99,15 +90,7 @@ class ConnectionPool:
                 _, connection = await loop.create_connection(made, *place, ssl=tls, server_hostname=name)
         except OSError as error:
             raise EngineRefusedError(f"No connection to the engine at {address}: {error}.") from error
-        sock = connection.transport.get_extra_info("socket")
-        if sock is not None and sock.family != getattr(socket, "AF_UNIX", None):
-            with contextlib.suppress(OSError):
-                # There is no total timeout: this is how the death of an engine's whole machine is noticed.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in () if address.host in _HERE else _KEPT_ALIVE:
-                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
-                if _QUICKACK is not None:
-                    sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 0)
+        tune(connection.transport, far=address.host not in _HERE)
         return connection
 
     def _tls(self) -> ssl.SSLContext:
