@@ -59,7 +59,6 @@ RENAMED: Mapping[str, str] = {
     "llmux.config.one_line": "llmux.config.model_settings",
     "llmux.config.policy": "llmux.config.schema",
     "llmux.config.remembered": "llmux.config.specs",
-    "llmux.config.remotes": "llmux.config.targets",
     "llmux.config.section": "llmux.config.setting_types",
     "llmux.config.settings": "llmux.config.reference",
     "llmux.config.sizes": "llmux.config.setting_types",

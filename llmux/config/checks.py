@@ -24,9 +24,10 @@ from llmux.config.accounts import accounts_warnings, check_accounts
 from llmux.config.model_settings import expand, hook_folder
 from llmux.config.problems import Path as Place
 from llmux.config.problems import Problem
+from llmux.config.remotes import check_remotes, remotes_warnings
 from llmux.config.residency import check_levels, check_residency, levels_warnings
 from llmux.config.setting_types import covers, is_loopback
-from llmux.config.targets import check_remotes, check_targets, remotes_warnings
+from llmux.config.targets import check_targets
 from llmux.errors import ConfigError
 
 if TYPE_CHECKING:

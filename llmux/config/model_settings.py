@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from llmux.config.remotes import SpillConfig
 from llmux.config.residency import Gpus, Levels, ModelMemory
 from llmux.config.setting_types import (
     Address,
@@ -33,7 +34,7 @@ from llmux.config.setting_types import (
     Word,
     parse_address,
 )
-from llmux.config.targets import Apis, SpillConfig, VariantConfig
+from llmux.config.targets import Apis, VariantConfig
 from llmux.core.spec import DEFAULT_TIMEOUTS, HookKind
 
 GIVEN = (HookKind.WAKE, HookKind.SLEEP, HookKind.ALIVE, HookKind.VERIFY, HookKind.STOP)

@@ -25,6 +25,7 @@ from llmux.config.checks import check, find_warnings
 from llmux.config.load import SECS, Whole, load
 from llmux.config.model_settings import CostConfig, ModelConfig, TimeoutsConfig, with_ports
 from llmux.config.problems import raise_problems
+from llmux.config.remotes import RemoteConfig, RemoteName, RouteConfig, matches
 from llmux.config.residency import GpuSizes, GroupConfig
 from llmux.config.setting_types import (
     Default,
@@ -42,15 +43,7 @@ from llmux.config.setting_types import (
     Word,
     parse_address,
 )
-from llmux.config.targets import (
-    RemoteConfig,
-    RemoteName,
-    RouteConfig,
-    VirtualConfig,
-    lacks_a_dialect,
-    leaves,
-    matches,
-)
+from llmux.config.targets import VirtualConfig, lacks_a_dialect, leaves
 from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")

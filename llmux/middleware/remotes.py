@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from llmux.config import Config
-from llmux.config.targets import RemoteConfig
+from llmux.config.remotes import RemoteConfig
 from llmux.errors import BadRequestError, EngineError, ForbiddenError, RemoteError, UnavailableError
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from llmux.accounts.pricing import TokenPrice, of_tokens
 from llmux.config.access import glob_expression
-from llmux.config.targets import RouteConfig, matches
+from llmux.config.remotes import RouteConfig, matches
 from llmux.errors import BadRequestError
 from llmux.extract import Body, Pace
 from llmux.targets.field_scanner import Member, last_of_each, scan

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.accounts.pricing import price_of
-from llmux.config.targets import RouteConfig
+from llmux.config.remotes import RouteConfig
 from llmux.extract import Body, BodyBudget, ModelScanner
 from llmux.extract.body import Store
 from llmux.targets.route_rules import ASSUMED_OUTPUT, Content, Facts, Offer, content_of, follow, spills, worst_cost
