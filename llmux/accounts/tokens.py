@@ -118,6 +118,7 @@ def _reported(usage: Mapping[str, Any], prompt: float | None = None, decode: flo
         read, made = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
         reading, writing = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
         cached = _number(reading, "cached_tokens") or _number(usage, "prompt_cache_hit_tokens")
+        cached = cached or _number(usage, "cached_tokens")
     else:
         read, made = _number(usage, "input_tokens"), _number(usage, "output_tokens")
         reading, writing = usage.get("input_tokens_details"), usage.get("output_tokens_details")

@@ -127,6 +127,10 @@ def test_tokens(given, expected):
         ({"prompt_tokens": 12, "total_tokens": 15, "completion_tokens": 3}, Tokens(12, 0, 3)),
         ({"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": None}, Tokens(12, 0, 3)),
         ({"prompt_tokens": 12, "completion_tokens": 3, "prompt_cache_hit_tokens": 10}, Tokens(12, 10, 3)),
+        (
+            {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15, "cached_tokens": 10},
+            Tokens(12, 10, 3),
+        ),
         ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15, "more": {}}, Tokens(12, 0, 3)),
         ({"prompt_tokens": 10**12, "completion_tokens": 3}, Tokens(0, 0, 3)),
     ],
