@@ -1,16 +1,26 @@
 """Requests, translated: what each field becomes, and what has no place."""
 
+import hashlib
+import re
+
 import pytest
 
 from llmux.errors import BadRequestError
 from llmux.targets.codecs import Dialect, Translation
-from tests.targets.dialects import CHAT, MESSAGES, RESPONSES, requested
+from tests.targets.dialects import CHAT, MESSAGES, RESPONSES, chunk, read, requested, told, wire
 
 USER = {"role": "user", "content": "q"}
 PNG = "iVBORw0KGgo="
 PNG_URL = f"data:image/png;base64,{PNG}"
 PNG_SOURCE = {"type": "base64", "media_type": "image/png", "data": PNG}
 PDF_URL = "data:application/pdf;base64,JVBERi0="
+
+
+def whole_of(client, events):
+    """Return an answer as a client has it when its stream has ended."""
+    if client is MESSAGES:
+        return {"content": told(events)}
+    return next(event["response"] for event in events if event["type"] == "response.completed")
 
 
 def got(client, engine, lossy=False, **fields):
@@ -217,10 +227,7 @@ def test_the_system_speaks_first_in_messages(system, messages):
 def test_a_system_of_blocks():
     blocks = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}]
     translated, translation = requested(MESSAGES, CHAT, system=blocks)
-    assert translated["messages"][0] == {
-        "role": "system",
-        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-    }
+    assert translated["messages"][0] == {"role": "system", "content": "a\nb"}
     assert translation.dropped == ("system[].cache_control",)
     assert got(MESSAGES, RESPONSES, system=blocks)["instructions"] == "a\nb"
 
@@ -228,6 +235,58 @@ def test_a_system_of_blocks():
 def test_a_system_in_the_midst_stays_there_in_responses():
     items = got(CHAT, RESPONSES, messages=[USER, {"role": "developer", "content": "b"}])["input"]
     assert [item["role"] for item in items] == ["user", "developer"]
+
+
+@pytest.mark.parametrize(
+    ("client", "fields"),
+    [
+        (RESPONSES, {"instructions": "a", "input": [{"role": "developer", "content": "b"}, USER]}),
+        (MESSAGES, {"system": "a", "messages": [{"role": "system", "content": "b"}, USER]}),
+    ],
+)
+def test_templates_of_chat_know_one_system_and_no_developer(client, fields):
+    assert got(client, CHAT, **fields)["messages"] == [{"role": "system", "content": "a\nb"}, USER]
+
+
+@pytest.mark.parametrize(
+    ("client", "fields"),
+    [
+        (RESPONSES, {"input": [USER, {"role": "developer", "content": "b"}, USER]}),
+        (MESSAGES, {"messages": [USER, {"role": "system", "content": "b"}, USER]}),
+    ],
+)
+def test_a_system_in_the_midst_stays_there_in_chat_too_for_the_caches_sake(client, fields):
+    assert got(client, CHAT, **fields)["messages"] == [USER, {"role": "system", "content": "b"}, USER]
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_several_texts_are_one_for_chat_whose_engines_often_take_no_list(role):
+    texts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert got(MESSAGES, CHAT, messages=[USER, {"role": role, "content": texts}])["messages"][1] == {
+        "role": role,
+        "content": "a\nb",
+    }
+
+
+@pytest.mark.parametrize("blank", ["", " \n", [{"type": "text", "text": " "}], []])
+def test_messages_take_no_blank_text_and_no_empty_turn(blank):
+    turns = [{"role": "system", "content": blank}, USER, {"role": "assistant", "content": blank}, USER]
+    translated = got(CHAT, MESSAGES, messages=turns)
+    both = [{"type": "text", "text": "q"}, {"type": "text", "text": "q"}]
+    assert "system" not in translated
+    assert translated["messages"] == [{"role": "user", "content": both}]
+
+
+def test_a_blank_text_beside_others_is_left_out():
+    picture = {"type": "image_url", "image_url": {"url": PNG_URL}}
+    content = [{"type": "text", "text": "\n"}, picture]
+    translated = got(CHAT, MESSAGES, messages=[{"role": "user", "content": content}])
+    assert [part["type"] for part in translated["messages"][0]["content"]] == ["image"]
+
+
+def test_reasoning_that_says_nothing_makes_no_turn():
+    items = [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}, USER]
+    assert got(RESPONSES, CHAT, input=items)["messages"] == [USER]
 
 
 # ---- 10. marks for caches
@@ -248,7 +307,9 @@ def test_marks_for_caches_are_dropped_and_listed(mark):
 # ---- 12. tools
 
 
-TOOL = {"name": "f", "description": "d", "parameters": {"type": "object", "x-own": None}, "strict": True}
+OWN = {"type": "object", "properties": {}, "x-own": None}
+TOOL = {"name": "f", "description": "d", "parameters": OWN, "strict": True}
+NOTHING = {"type": "object", "properties": {}}
 
 
 def test_tools_and_strict_schemas():
@@ -261,9 +322,33 @@ def test_tools_and_strict_schemas():
     assert got(RESPONSES, MESSAGES, tools=responses)["tools"] == messages
     loose = [{"type": "function", "function": {"name": "f"}}]
     assert got(CHAT, RESPONSES, tools=loose)["tools"] == [
-        {"type": "function", "name": "f", "parameters": {}, "strict": False}
+        {"type": "function", "name": "f", "parameters": NOTHING, "strict": False}
     ]
-    assert got(CHAT, MESSAGES, tools=loose)["tools"] == [{"name": "f", "input_schema": {"type": "object"}}]
+    assert got(CHAT, MESSAGES, tools=loose)["tools"] == [{"name": "f", "input_schema": NOTHING}]
+
+
+A_TOOL = {
+    CHAT: [{"type": "function", "function": {"name": "f", "parameters": NOTHING}}],
+    MESSAGES: [{"name": "f", "input_schema": NOTHING}],
+    RESPONSES: [{"type": "function", "name": "f", "parameters": NOTHING}],
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "wanted"),
+    [
+        ({"type": "object"}, NOTHING),
+        ({"properties": {"a": {}}}, {"type": "object", "properties": {"a": {}}}),
+        ({"type": ["object", "null"]}, {"type": ["object", "null"]}),
+        ({"anyOf": [{}]}, {"type": "object", "anyOf": [{}], "properties": {}}),
+    ],
+)
+def test_schemas_have_what_some_providers_demand_of_them(schema, wanted):
+    tools = [{"name": "f", "input_schema": schema}]
+    assert got(MESSAGES, CHAT, tools=tools)["tools"][0]["function"]["parameters"] == wanted
+    assert got(MESSAGES, RESPONSES, tools=tools)["tools"][0]["parameters"] == wanted
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    assert got(CHAT, MESSAGES, tools=tools)["tools"][0]["input_schema"] == wanted
 
 
 @pytest.mark.parametrize(
@@ -283,7 +368,44 @@ def test_choices(chat, messages, responses):
     forms = {CHAT: chat, MESSAGES: messages, RESPONSES: responses}
     for client, given in forms.items():
         for engine, wanted in forms.items():
-            assert got(client, engine, tool_choice=given)["tool_choice"] == wanted
+            translated = got(client, engine, tool_choice=given, tools=A_TOOL[client])
+            assert translated["tool_choice"] == wanted
+
+
+@pytest.mark.parametrize("engine", [CHAT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_choice_of_no_tools_is_none_and_engines_refuse_it(engine, choice):
+    for client, given in ((CHAT, choice), (RESPONSES, choice), (MESSAGES, {"type": choice})):
+        more = {} if client is MESSAGES else {"parallel_tool_calls": True}
+        translated = got(client, engine, tool_choice=given, tools=[], **more)
+        assert not {"tool_choice", "parallel_tool_calls"} & translated.keys()
+
+
+LONG_ID = "call_" + "x" * 90
+
+
+@pytest.mark.parametrize("given", ["functions.Bash:0", LONG_ID, "c1"])
+def test_ids_of_calls_are_such_as_the_provider_takes_and_still_pairs(given):
+    made = {"id": given, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    chat = [USER, {"role": "assistant", "tool_calls": [made]}, {"role": "tool", "tool_call_id": given}]
+    turns = got(CHAT, MESSAGES, messages=chat)["messages"]
+    ids = {turns[1]["content"][0]["id"], turns[2]["content"][0]["tool_use_id"]}
+    items = got(CHAT, RESPONSES, messages=chat)["input"]
+    others = {item["call_id"] for item in items if "call_id" in item}
+    assert len(ids) == len(others) == 1
+    assert all(re.fullmatch("[a-zA-Z0-9_-]{1,64}", id_) for id_ in ids)
+    assert all(len(id_) <= 64 for id_ in others)
+    if len(given) <= 64:  # an engine may know it only as it is
+        assert others == {given}
+
+
+def test_ids_that_differ_stay_different():
+    calls = [
+        {"id": id_, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        for id_ in ("a.b", "a:b", "a_b")
+    ]
+    turns = got(CHAT, MESSAGES, messages=[USER, {"role": "assistant", "tool_calls": calls}])["messages"]
+    assert len({part["id"] for part in turns[1]["content"]}) == 3
 
 
 def test_calls_at_once():
@@ -418,6 +540,42 @@ def test_thoughts_without_a_signature_have_no_place_in_messages():
     assert got(CHAT, MESSAGES, lossy=True, messages=history)["messages"][1]["content"] == "a"
 
 
+SIGNED = {"type": "reasoning.text", "signature": "sig", "format": "x-v1", "index": 0}
+HIDDEN = {"type": "reasoning.encrypted", "data": "xyz", "id": "t1", "format": "x-v1", "index": 1}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("client", [MESSAGES, RESPONSES])
+def test_an_engine_of_chat_gets_its_own_signed_thoughts_back_as_it_told_them(client, streamed):
+    _, translation = requested(client, CHAT)
+    if streamed:
+        said = wire(
+            chunk({"reasoning": "hm", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}),
+            chunk({"reasoning_details": [SIGNED]}),
+            chunk({"reasoning_details": [HIDDEN]}),
+            chunk({"content": "a"}, "stop"),
+            done=True,
+        )
+        answer = whole_of(client, read(translation.stream().feed(said)))
+    else:
+        message = {"content": "a", "reasoning": "hm", "reasoning_details": [{**SIGNED, "text": "hm"}, HIDDEN]}
+        answer = translation.answer({"id": "c", "choices": [{"message": message, "finish_reason": "stop"}]})
+    if client is MESSAGES:
+        fields = {"messages": [USER, {"role": "assistant", "content": answer["content"]}, USER]}
+    else:
+        fields = {"input": [USER, *answer["output"], USER]}
+    said = got(client, CHAT, **fields)["messages"][1]
+    assert said["content"] == "a"
+    assert said["reasoning_content"] == "hm"
+    assert said["reasoning_details"] == [{**SIGNED, "text": "hm"}, HIDDEN]
+
+
+@pytest.mark.parametrize("sealed", ["llmux-chat.", "llmux-chat.!", "llmux-chat.W10="])
+def test_what_only_looks_like_an_engines_own_is_another_providers(sealed):
+    part = {"type": "redacted_thinking", "data": sealed}
+    assert refused(MESSAGES, CHAT, messages=[{"role": "assistant", "content": [part]}])
+
+
 # ---- 14. what responses keep
 
 
@@ -545,6 +703,8 @@ def test_hints_are_dropped_and_listed(client, engine, fields, hint):
             },
         ),
         (CHAT, {"tools": None, "tool_choice": None, "response_format": {"type": "text"}, "user": None}),
+        (MESSAGES, {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}}),
+        (MESSAGES, {"context_management": {"edits": []}}),
         (RESPONSES, {"background": False, "truncation": "disabled", "include": [], "previous_response_id": None}),
         (RESPONSES, {"include": ["reasoning.encrypted_content"], "text": {"format": {"type": "text"}}}),
     ],
@@ -603,6 +763,24 @@ def test_messages_have_a_limit_and_a_user():
     assert got(MESSAGES, RESPONSES, metadata={"user_id": "u"}, max_tokens=5)["user"] == "u"
     assert got(MESSAGES, RESPONSES, max_tokens=5)["max_output_tokens"] == 5
     assert got(CHAT, MESSAGES, stop="x", temperature=0, top_p=1.0)["stop_sequences"] == ["x"]
+
+
+@pytest.mark.parametrize("user", ["user_" + "a" * 150, "bob@example.com", "+49 30 1234567"])
+def test_users_whom_providers_would_refuse_are_told_apart_by_a_digest(user):
+    """Claude Code's are longer than 64 characters, and Anthropic's takes neither addresses nor numbers."""
+    made = {
+        got(CHAT, MESSAGES, user=user)["metadata"]["user_id"],
+        got(MESSAGES, CHAT, metadata={"user_id": user})["user"],
+        got(MESSAGES, RESPONSES, metadata={"user_id": user})["user"],
+    }
+    assert made == {hashlib.sha256(user.encode()).hexdigest()}
+    assert got(CHAT, MESSAGES, user=user + "x")["metadata"]["user_id"] not in made
+
+
+def test_the_type_of_a_jpeg_is_what_anthropics_takes():
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/jpg;base64,{PNG}"}}
+    turn = got(CHAT, MESSAGES, messages=[{"role": "user", "content": [picture]}])["messages"][0]
+    assert turn["content"][0]["source"]["media_type"] == "image/jpeg"
 
 
 def test_a_stream_is_asked_to_tell_its_usage():

@@ -17,6 +17,7 @@ import abc
 import enum
 import json
 import re
+import secrets
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,6 +43,11 @@ class Stop(enum.StrEnum):
     REFUSAL = "refusal"
     PAUSE = "pause_turn"
     WINDOW = "model_context_window_exceeded"
+
+
+def identity() -> str:
+    """Return a name that nothing else has: clients count and pair what engines name by it."""
+    return secrets.token_hex(12)
 
 
 class Started(NamedTuple):
@@ -94,10 +100,11 @@ class Usage(NamedTuple):
 def usage_of(usage: dict[str, Any], given: str, made: str, written: str) -> Usage:
     """Return what a chat completion or a response reports, by its words for tokens read, made, and cached."""
     read, spoken = (usage.get(f"{word}_tokens_details") or {} for word in (given, made))
+    places = (read.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
     return Usage(
         usage.get(f"{given}_tokens"),
         usage.get(f"{made}_tokens"),
-        read.get("cached_tokens"),
+        next((cached for cached in places if cached is not None), None),
         read.get(written),
         spoken.get("reasoning_tokens"),
     )
@@ -173,6 +180,11 @@ class Blocks:
     def has(self, key: Hashable) -> bool:
         """Whether this block is open, or waits."""
         return key in self._waiting or (self._open is not None and key == self._key)
+
+    def is_whole(self, key: Hashable) -> bool:
+        """Whether a block that has begun may be complete."""
+        block = self._open if key == self._key else self._waiting.get(key)
+        return block is None or _may_end(block)
 
     def start(self, key: Hashable, start: BlockStarted) -> list[Event]:
         """Begin a block."""

@@ -20,8 +20,10 @@ from llmux.targets.codecs.answer import (
     Started,
     Stop,
     Usage,
+    identity,
     usage_of,
 )
+from llmux.targets.codecs.request import seal
 
 _STOPS = {
     "stop": Stop.END,
@@ -39,6 +41,7 @@ _REASONS = {
     Stop.CALLS: "tool_calls",
     Stop.REFUSAL: "content_filter",
 }
+_FAILED = frozenset({"error", "abort"})  # of what is said when the engine, not the model, has ended an answer
 _PARTS = {
     "text": (Kind.TEXT, "text"),
     "refusal": (Kind.REFUSAL, "refusal"),
@@ -58,6 +61,7 @@ class AnswerDecoder(Decoder):
         self._call = -1  # the last call
         self._places: dict[Any, int] = {}  # the engine's index → ours
         self._ids: dict[int, str] = {}
+        self._unnamed: dict[Any, dict[str, Any]] = {}  # calls whose names have not come, by the engine's index
         self._finish: str | None = None
         self._sequence: str | None = None
         self._usage: Usage | None = None
@@ -86,16 +90,16 @@ class AnswerDecoder(Decoder):
         if error := document.get("error") or (document if document.get("object") == "error" else None):
             return self._fail(*error_of(error))
         found: list[Event] = []
-        if not self._started:
+        choices = document.get("choices") or ()
+        # Before the answer itself, Azure's say what they think of the question, under no name.
+        if not self._started and (choices or document.get("id")):
             self._started = True
-            found.append(
-                Started(
-                    str(document.get("id") or ""), str(document.get("model") or ""), document.get("created") or 0
-                )
-            )
-        if usage := document.get("usage"):
+            named = str(document.get("id") or identity())
+            found.append(Started(named, str(document.get("model") or ""), document.get("created") or 0))
+        # Moonshot's have it in the choice.
+        if usage := document.get("usage") or (choices and choices[0].get("usage")):
             self._usage = usage_of(usage, "prompt", "completion", "cache_creation_tokens")
-        for choice in document.get("choices") or ():
+        for choice in choices:
             if not choice.get("index"):
                 if delta := choice.get(part):
                     found += self._delta(delta)
@@ -103,6 +107,8 @@ class AnswerDecoder(Decoder):
                     self._finish = str(reason)
                     stop = choice.get("stop_reason")
                     self._sequence = stop if isinstance(stop, str) else None
+                if error := choice.get("error"):
+                    return found + self._fail(*error_of(error))
         return found
 
     def _delta(self, delta: dict[str, Any]) -> list[Event]:
@@ -143,15 +149,16 @@ class AnswerDecoder(Decoder):
     def _detail(self, detail: dict[str, Any]) -> list[Event]:
         """Handle a thought with its provider's mark."""
         blocks, text, signature = self._blocks, detail.get("text") or "", detail.get("signature")
-        if data := detail.get("data"):
+        if detail.get("data"):
             key = self._prose = ("", self._prose[1] + 1)
-            return [*blocks.start(key, BlockStarted(Kind.REDACTED, data=data)), *blocks.end(key)]
+            return [*blocks.start(key, BlockStarted(Kind.REDACTED, data=seal(detail))), *blocks.end(key)]
         if not signature:
             return self._say(Kind.THINKING, text) if text else []
         found: list[Event] = []
         if self._prose[0] != Kind.THINKING.value or (text and text != self._thought):
             found = [*self._begin(Kind.THINKING), *(blocks.delta(self._prose, text) if text else ())]
-        found += blocks.sign(self._prose, signature)
+        said = {name: value for name, value in detail.items() if name != "text"}
+        found += blocks.sign(self._prose, seal(said))
         self._prose = ("", self._prose[1])  # a further thought is another one
         return found
 
@@ -167,41 +174,49 @@ class AnswerDecoder(Decoder):
         return [*found, *self._blocks.delta(self._prose, text)]
 
     def _tool_call(self, call: dict[str, Any]) -> list[Event]:
-        function = call.get("function") or {}
-        name = function.get("name") or ""
-        given = call.get("id") or ""
-        place = self._place(call.get("index"), given, name)
+        function, index = call.get("function") or {}, call.get("index")
+        name, given = function.get("name") or "", call.get("id") or ""
+        arguments = function.get("arguments") or ""
+        told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        place = self._place(index, given, name, told)
         found: list[Event] = []
         if place is None:
+            if early := self._unnamed.pop(index, None):
+                given, told = given or early["id"], early["function"]["arguments"] + told
+            if not name and not (self._whole or self._over):  # it comes with a later piece
+                self._unnamed[index] = {"id": given, "index": index, "function": {"arguments": told}}
+                return []
             place = self._call = self._call + 1
-            self._places[call.get("index")] = place
+            self._places[index] = place
             taken = self._ids.values()
-            self._ids[place] = f"{given}_{place}" if given in taken else given or f"call_{place}"
+            self._ids[place] = f"{given}_{place}" if given in taken else given or f"call_{identity()}"
             self._prose = ("", self._prose[1])
             found = self._blocks.start(place, BlockStarted(Kind.CALL, self._ids[place], name))
-        arguments = function.get("arguments")
-        if arguments:
-            told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            found += self._blocks.delta(place, told)
-        return found
+        return found + self._blocks.delta(place, told) if told else found
 
-    def _place(self, index: Any, given: str, name: str) -> int | None:
+    def _place(self, index: Any, given: str, name: str, told: str) -> int | None:
         """Return which call this continues; None for a new one.
 
-        Some engines number all calls alike, or not at all: then another name and ID begin a new one.
+        Some engines number all calls alike, or not at all: then another name and ID begin a new one, and so does a
+        name with arguments after a call that is whole.
         """
         place = self._places.get(index)
         if place is None:
             return None
         if given and name and given != self._ids[place] and f"{given}_{place}" != self._ids[place]:
             return next((known for known, id_ in self._ids.items() if id_ == given), None)
-        if index is None and name and not given:
+        if name and not given and (index is None or (told and self._blocks.is_whole(place))):
             return None
         return place
 
     def _end(self) -> list[Event]:
+        if self._finish in _FAILED:
+            return self._fail(f"the engine ended its answer: {self._finish}")
         self._over = True
-        found: list[Event] = [] if self._started else [Started("", "")]
+        found: list[Event] = [] if self._started else [Started(identity(), "")]
+        unnamed, self._unnamed = self._unnamed, {}
+        for call in unnamed.values():
+            found += self._tool_call(call)
         found += self._blocks.finish()
         if self._usage is not None:
             found.append(self._usage)

@@ -25,18 +25,23 @@ from llmux.targets.codecs.request import (
     data_url,
     flag,
     items,
+    join,
     keep_options,
     mapping,
     named_schema,
     nothing_else,
     number,
+    object_schema,
+    opaque_user,
     parse_data_url,
     read_choice,
     read_format,
     read_image,
+    short_id,
     take,
     text,
     told,
+    unseal,
     whole,
 )
 
@@ -49,6 +54,7 @@ OWN = frozenset(
     }
 )  # fmt: skip
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_SYSTEM = frozenset({"system", "developer"})
 _HERE = "chat completions"
 
 
@@ -201,14 +207,14 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
     document: dict[str, Any] = {"model": request.model, "messages": _messages(request, losses, names)}
     if request.tools:
         document["tools"] = [_tool_document(tool, names) for tool in request.tools]
-    if request.choice is not None:
-        choice = request.choice
+    choice = request.choice
+    if choice is not None and (request.tools or choice.kind in {"any", "tool"}):
         document["tool_choice"] = (
             {"type": "function", "function": {"name": names.fit(choice.name or "")}}
             if choice.kind == "tool"
             else CHOSEN[choice.kind]
         )
-    if request.parallel is not None:
+    if request.parallel is not None and request.tools:
         document["parallel_tool_calls"] = request.parallel
     if request.stream is not None:
         document["stream"] = request.stream
@@ -219,7 +225,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
         ("temperature", request.temperature),
         ("top_p", request.top_p),
         ("reasoning_effort", request.effort),
-        ("user", request.user),
+        ("user", None if request.user is None else opaque_user(request.user)),
     ):
         if value is not None:
             document[name] = value
@@ -232,36 +238,47 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
 
 def _messages(request: Request, losses: Losses, names: ToolNames) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for turn in request.turns:
+    turns = request.turns
+    # Most templates take one system, first of all, and know no developer. Later ones stay where they are.
+    first = next((at for at, turn in enumerate(turns) if turn.role not in _SYSTEM), len(turns))
+    if first > 1:
+        said: list[Part] = [part for turn in turns[:first] for part in turn.parts]
+        turns = [Turn("system", said, turns[0].at), *turns[first:]]
+    for turn in turns:
         if turn.role == "assistant":
             found.append(_assistant(turn, losses, names))
             continue
         shown: list[Any] = []
         for part in turn.parts:
             if isinstance(part, Result):
-                found.append({"role": "tool", "tool_call_id": part.id, "content": told(part)})
+                found.append({"role": "tool", "tool_call_id": short_id(part.id), "content": told(part)})
                 shown += [inner for inner in part.parts if not isinstance(inner, Text)]
         shown += [part for part in turn.parts if not isinstance(part, Result)]
         if shown or not turn.parts:
-            role = "user" if turn.role == "tool" else turn.role
+            role = "user" if turn.role == "tool" else "system" if turn.role in _SYSTEM else turn.role
             found.append({"role": role, "content": _content_document(shown, turn.at, losses)})
     return found
 
 
 def _assistant(turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant"}
-    calls, thoughts, refusals, said = [], [], [], []
+    calls, thoughts, refusals, said, details = [], [], [], [], []
     for index, part in enumerate(turn.parts):
         match part:
             case Call():
                 function = {"name": names.fit(part.name), "arguments": part.arguments}
-                calls.append({"id": part.id, "type": "function", "function": function})
+                calls.append({"id": short_id(part.id), "type": "function", "function": function})
             case Thinking():
                 thoughts.append(part.text)
-                if part.signature:
+                if (detail := unseal(part.signature)) is not None:
+                    details.append({**detail, "text": part.text} if part.text else detail)
+                elif part.signature:
                     losses.loss(f"{turn.at}.content[{index}].signature", "only its own provider understands it")
             case Redacted():
-                losses.loss(f"{turn.at}.content[{index}]", "only its own provider understands it")
+                if (detail := unseal(part.data)) is not None:
+                    details.append(detail)
+                else:
+                    losses.loss(f"{turn.at}.content[{index}]", "only its own provider understands it")
             case Refusal():
                 refusals.append(part.text)
             case _:
@@ -269,6 +286,8 @@ def _assistant(turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any]:
     message["content"] = _content_document(said, turn.at, losses) if said else None
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
+    if details:
+        message["reasoning_details"] = details
     if refusals:
         message["refusal"] = "\n".join(refusals)
     if calls:
@@ -277,8 +296,8 @@ def _assistant(turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any]:
 
 
 def _content_document(parts: list[Any], at: str, losses: Losses) -> Any:
-    if len(parts) == 1 and isinstance(parts[0], Text):
-        return parts[0].text
+    if all(isinstance(part, Text) for part in parts):  # many engines take a text only
+        return join(parts)
     found: list[dict[str, Any]] = []
     for part in parts:
         match part:
@@ -303,7 +322,8 @@ def _content_document(parts: list[Any], at: str, losses: Losses) -> Any:
 
 def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
     function: dict[str, Any] = {"name": names.fit(tool.name)}
-    for name, value in (("description", tool.description), ("parameters", tool.schema), ("strict", tool.strict)):
+    schema = object_schema(tool.schema) if tool.schema else None
+    for name, value in (("description", tool.description), ("parameters", schema), ("strict", tool.strict)):
         if value is not None:
             function[name] = value
     return {"type": "function", "function": function}

@@ -21,6 +21,7 @@ from llmux.targets.codecs.answer import (
     Started,
     Stop,
     Usage,
+    identity,
 )
 
 _KINDS = {
@@ -56,7 +57,7 @@ class AnswerDecoder(Decoder):
         return [*found, *self._end()]
 
     def _event(self, document: dict[str, Any], name: str) -> list[Event]:
-        match document.get("type") or name:
+        match document.get("type") or name or ("error" if document.get("error") else ""):
             case "content_block_delta":
                 return self._delta(document["index"], document["delta"])
             case "content_block_start":
@@ -74,6 +75,8 @@ class AnswerDecoder(Decoder):
                 return self._end()
             case "error":
                 error = document.get("error") or {}
+                if not isinstance(error, dict):
+                    error = {"message": error}
                 return self._fail(str(error.get("message") or "the engine failed"), str(error.get("type") or ""))
         return []
 
@@ -81,7 +84,7 @@ class AnswerDecoder(Decoder):
         if self._started:
             return []
         self._started = True
-        return [Started(str(message.get("id") or ""), str(message.get("model") or ""))]
+        return [Started(str(message.get("id") or identity()), str(message.get("model") or ""))]
 
     def _block_started(self, index: int, block: dict[str, Any]) -> list[Event]:
         kind = _KINDS.get(block.get("type") or "")
@@ -129,7 +132,7 @@ class AnswerDecoder(Decoder):
 
     def _end(self) -> list[Event]:
         self._over = True
-        found: list[Event] = [] if self._started else [Started("", "")]
+        found: list[Event] = [] if self._started else [Started(identity(), "")]
         found += self._blocks.finish()
         if self._usage != Usage():
             found.append(self._usage)

@@ -24,12 +24,15 @@ from llmux.targets.codecs.request import (
     Turn,
     arguments_object,
     cannot,
+    fitted,
     flag,
     items,
     keep_options,
     mapping,
     nothing_else,
     number,
+    object_schema,
+    opaque_user,
     take,
     text,
     whole,
@@ -46,6 +49,9 @@ _TOOL_HINTS = frozenset({"cache_control", "eager_input_streaming", "defer_loadin
 BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
 _EFFORTS = ((16384, "high"), (4096, "medium"), (0, "low"))
 _LEAST_BUDGET = 1024
+# Values that leave the history as it is.
+_ALL_OF_IT: tuple[Any, ...] = ({}, {"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]})
+_JPEG = {"image/jpg": "image/jpeg"}  # as it is called by mistake
 
 
 def decode(document: dict[str, Any], losses: Losses) -> Request:
@@ -78,6 +84,8 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     _output(output, request, losses)
     if left.pop("cache_control", None) is not None:
         losses.hint("cache_control")
+    if left.get("context_management") in _ALL_OF_IT:
+        left.pop("context_management")
     request.options = left
     return request
 
@@ -259,7 +267,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
     if request.stop:
         document["stop_sequences"] = request.stop
     if request.user is not None:
-        document["metadata"] = {"user_id": request.user}
+        document["metadata"] = {"user_id": opaque_user(request.user)}
     if request.effort is not None:
         _think(request, document, losses)
     if request.format is not None:
@@ -283,6 +291,7 @@ def _messages(request: Request, losses: Losses, names: ToolNames) -> tuple[list[
     system: list[Text] = []
     found: list[dict[str, Any]] = []
     results: list[Any] | None = None  # the content of a turn that goes on while there are results
+    left_out = False  # a turn that says nothing was between this and the one before
     for turn in request.turns:
         if turn.role in {"system", "developer"}:
             system += _said(turn, losses)
@@ -297,7 +306,15 @@ def _messages(request: Request, losses: Losses, names: ToolNames) -> tuple[list[
             results += blocks
             results = None
             continue
-        found.append({"role": "assistant" if turn.role == "assistant" else "user", "content": blocks})
+        role = "assistant" if turn.role == "assistant" else "user"
+        if not blocks:
+            left_out = True
+            continue
+        if left_out and found and found[-1]["role"] == role:
+            found[-1]["content"] += blocks
+        else:
+            found.append({"role": role, "content": blocks})
+        left_out = False
         results = blocks if turn.role == "tool" else None
     for message in found:
         message["content"] = _plain(message["content"])
@@ -308,7 +325,7 @@ def _said(turn: Turn, losses: Losses) -> list[Text]:
     for part in turn.parts:
         if not isinstance(part, Text):
             losses.loss(f"{turn.at}.content", "the system can only say texts in messages")
-    return [part for part in turn.parts if isinstance(part, Text)]
+    return [part for part in turn.parts if isinstance(part, Text) and part.text.strip()]
 
 
 def _joined(system: list[Text]) -> Any:
@@ -322,19 +339,20 @@ def _plain(blocks: list[dict[str, Any]]) -> Any:
 def _block_document(part: Part, turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any] | None:
     match part:
         case Text() | Refusal():
-            return {"type": "text", "text": part.text} if part.text else None
+            return {"type": "text", "text": part.text} if part.text.strip() else None
         case Image():
             return _image_document(part, turn, losses)
         case Document():
             return _document_document(part)
         case Call():
             arguments = arguments_object(part, f"{turn.at}.tool_calls", losses)
-            return {"type": "tool_use", "id": part.id, "name": names.fit(part.name), "input": arguments}
+            return {"type": "tool_use", "id": fitted(part.id), "name": names.fit(part.name), "input": arguments}
         case Result():
             inner = [
                 block for each in part.parts if (block := _block_document(each, turn, losses, names)) is not None
             ]
-            block = {"type": "tool_result", "tool_use_id": part.id, "content": _plain(inner) if inner else ""}
+            said = _plain(inner) if inner else ""
+            block = {"type": "tool_result", "tool_use_id": fitted(part.id), "content": said}
             return {**block, "is_error": True} if part.failed else block
         case Thinking(signature=""):
             losses.loss(f"{turn.at}.reasoning_content", "messages take no thinking without its signature")
@@ -350,7 +368,8 @@ def _image_document(image: Image, turn: Turn, losses: Losses) -> dict[str, Any]:
         losses.hint(f"{turn.at}.content[].image_url.detail")
     if image.data is None:
         return {"type": "image", "source": {"type": "url", "url": image.url}}
-    source = {"type": "base64", "media_type": image.media_type or "image/png", "data": image.data}
+    media_type = image.media_type or "image/png"
+    source = {"type": "base64", "media_type": _JPEG.get(media_type, media_type), "data": image.data}
     return {"type": "image", "source": source}
 
 
@@ -369,7 +388,7 @@ def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
     document: dict[str, Any] = {"name": names.fit(tool.name)}
     if tool.description is not None:
         document["description"] = tool.description
-    document["input_schema"] = tool.schema or {"type": "object"}
+    document["input_schema"] = object_schema(tool.schema)
     if tool.strict is not None:
         document["strict"] = tool.strict
     return document
@@ -377,7 +396,9 @@ def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
 
 def _choice_document(request: Request, names: ToolNames) -> dict[str, Any] | None:
     choice = request.choice
-    if choice is None and (request.parallel is None or not request.tools):
+    if not request.tools and (choice is None or choice.kind in {"auto", "none"}):
+        return None
+    if choice is None and request.parallel is None:
         return None
     document: dict[str, Any] = {"type": "auto" if choice is None else choice.kind}
     if choice is not None and choice.name is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -360,6 +361,25 @@ def read_image(url: str, detail: str | None) -> Image:
     return Image(url=url, detail=detail) if inline is None else Image(*inline, detail=detail)
 
 
+_SEAL = "llmux-chat."
+
+
+def seal(detail: dict[str, Any]) -> str:
+    """Return what an engine of chat says of a thought, as other dialects keep it: as a signature, or as data."""
+    return _SEAL + base64.urlsafe_b64encode(json.dumps(detail).encode()).decode()
+
+
+def unseal(kept: str) -> dict[str, Any] | None:
+    """Return what an engine of chat said of a thought; None if this is another provider's."""
+    if not kept.startswith(_SEAL):
+        return None
+    try:
+        detail = json.loads(base64.urlsafe_b64decode(kept[len(_SEAL) :]))
+    except (ValueError, RecursionError):
+        return None
+    return detail if isinstance(detail, dict) else None
+
+
 def told(result: Result) -> str:
     """Return the text of a result, for dialects that have no mark for one that failed."""
     said = join(list(result.parts))
@@ -368,8 +388,39 @@ def told(result: Result) -> str:
     return f"Error: {said}" if said else "Error"
 
 
-_LONGEST_NAME = 64
+LONGEST_NAME = 64
+"""Characters of a tool's name, of the id of a call, and of a user: the least that a provider takes."""
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def fitted(name: str) -> str:
+    """Return a name, or the id of a call, as every engine takes it: letters, digits, ``_`` and ``-``."""
+    if len(name) <= LONGEST_NAME and not _ODD.search(name):
+        return name
+    return f"{_ODD.sub('_', name)[: LONGEST_NAME - 9]}_{_digest(name)[:8]}"
+
+
+def short_id(given: str) -> str:
+    """Return the id of a call, shortened if it is too long; engines that made an odd one want it back."""
+    return given if len(given) <= LONGEST_NAME else fitted(given)
+
+
+_PERSONAL = re.compile(r"@|^\+?[\d\s().-]{7,}$")  # an address, or a telephone number
+
+
+def opaque_user(user: str) -> str:
+    """Return a user's name as every provider takes it; the digest of a long one, an address or a number."""
+    return _digest(user) if len(user) > LONGEST_NAME or _PERSONAL.search(user) else user
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def object_schema(schema: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the schema of a tool's arguments with its type and its properties, which some providers demand."""
+    whole: dict[str, Any] = schema if schema and schema.get("type") else {"type": "object", **(schema or {})}
+    return {**whole, "properties": {}} if whole["type"] == "object" and "properties" not in whole else whole
 
 
 class ToolNames:
@@ -380,11 +431,9 @@ class ToolNames:
 
     def fit(self, name: str) -> str:
         """Return the name for the engine."""
-        if len(name) <= _LONGEST_NAME and not _ODD.search(name):
-            return name
-        mark = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
-        short = f"{_ODD.sub('_', name)[: _LONGEST_NAME - 9]}_{mark}"
-        self._own[short] = name
+        short = fitted(name)
+        if short != name:
+            self._own[short] = name
         return short
 
     def back(self, name: str) -> str:

@@ -21,6 +21,7 @@ from llmux.targets.codecs.answer import (
     Started,
     Stop,
     Usage,
+    identity,
     usage_of,
 )
 
@@ -113,7 +114,7 @@ class AnswerDecoder(Decoder):
             return []
         self._started = True
         created = response.get("created_at") or 0
-        return [Started(str(response.get("id") or ""), str(response.get("model") or ""), int(created))]
+        return [Started(str(response.get("id") or identity()), str(response.get("model") or ""), int(created))]
 
     def _begin(self, key: Any, start: BlockStarted) -> list[Event]:
         if key in self._seen:

@@ -30,10 +30,13 @@ from llmux.targets.codecs.request import (
     named_schema,
     nothing_else,
     number,
+    object_schema,
+    opaque_user,
     parse_data_url,
     read_choice,
     read_format,
     read_image,
+    short_id,
     take,
     text,
     told,
@@ -127,7 +130,8 @@ def _item(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
             ]
             _add(request, "tool", [Result(text(left.pop("call_id", None), f"{at}.call_id"), kept)], at)
         case "reasoning":
-            _add(request, "assistant", _thought(left, at), at)
+            if thought := _thought(left, at):
+                _add(request, "assistant", thought, at)
         case "item_reference":
             raise cannot(at, "what it refers to is not kept here")
         case _:
@@ -240,21 +244,21 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
     document["input"] = [item for turn in turns for item in _items(turn, losses, names)]
     if request.tools:
         document["tools"] = [_tool_document(tool, names) for tool in request.tools]
-    if request.choice is not None:
-        choice = request.choice
+    choice = request.choice
+    if choice is not None and (request.tools or choice.kind in {"any", "tool"}):
         document["tool_choice"] = (
             {"type": "function", "name": names.fit(choice.name or "")}
             if choice.kind == "tool"
             else CHOSEN[choice.kind]
         )
-    if request.parallel is not None:
+    if request.parallel is not None and request.tools:
         document["parallel_tool_calls"] = request.parallel
     for name, value in (
         ("stream", request.stream),
         ("max_output_tokens", request.max_tokens),
         ("temperature", request.temperature),
         ("top_p", request.top_p),
-        ("user", request.user),
+        ("user", None if request.user is None else opaque_user(request.user)),
     ):
         if value is not None:
             document[name] = value
@@ -290,10 +294,10 @@ def _items(turn: Turn, losses: Losses, names: ToolNames) -> list[dict[str, Any]]
                 item = {"type": "reasoning", "id": f"rs_{len(found)}_{index}", "summary": []}
                 found.append({**item, "encrypted_content": part.data})
             case Call():
-                call = {"type": "function_call", "call_id": part.id, "name": names.fit(part.name)}
+                call = {"type": "function_call", "call_id": short_id(part.id), "name": names.fit(part.name)}
                 calls.append({**call, "arguments": part.arguments})
             case Result():
-                item = {"type": "function_call_output", "call_id": part.id}
+                item = {"type": "function_call_output", "call_id": short_id(part.id)}
                 found.append({**item, "output": _output(part, turn, losses)})
             case _:
                 said.append(part)
@@ -342,7 +346,7 @@ def _tool_document(tool: Tool, names: ToolNames) -> dict[str, Any]:
     document: dict[str, Any] = {"type": "function", "name": names.fit(tool.name)}
     if tool.description is not None:
         document["description"] = tool.description
-    document["parameters"] = tool.schema or {}
+    document["parameters"] = object_schema(tool.schema)
     document["strict"] = bool(tool.strict)  # which is true by default only here
     return document
 

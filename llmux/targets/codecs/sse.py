@@ -59,9 +59,9 @@ class EventParser:
         found: list[tuple[str, str]] = []
         for line in lines:
             if not line:
-                if self._data:
+                if any(self._data):  # one without data is none: some servers keep a connection open with them
                     found.append((self._name, "\n".join(self._data)))
-                    self._data, self._held = [], 0
+                self._data, self._held = [], 0
                 self._name = ""
                 continue
             field, _, value = line.partition(b":")
