@@ -28,6 +28,7 @@ MOST = 64 * 2**20
 _SUCCESS = range(200, 300)
 _ERROR = 400
 _MADE_HERE = frozenset({b"content-length", b"content-type"})
+_OF_STREAMS = (b"data:", b"event:", b"id:", b":")
 _BROKEN_OFF = "The engine's answer broke off."
 
 
@@ -62,7 +63,7 @@ class TranslatingRelay(Relay):
             self._connection.unchunk()
         if head.encoded:
             self._unusable = "The engine compressed its answer, which it was not asked to do."
-        elif head.event_stream and head.status in _SUCCESS:
+        elif head.event_stream and head.status in _SUCCESS and self._translation.streams:
             self._begin(head, b"text/event-stream; charset=utf-8")
             self._stream = self._translation.stream()
 
@@ -165,6 +166,8 @@ class TranslatingRelay(Relay):
         super().response_data(body)
         self.exchange.tail.clear()
         self.exchange.tail.append(said[-BLOCK:])
+        if said.startswith(_OF_STREAMS):
+            self.exchange.opening = said[:BLOCK]
         super().response_ended()
 
     def _translated(self, status: int, said: bytes) -> tuple[bytes, bytes]:
@@ -173,8 +176,10 @@ class TranslatingRelay(Relay):
             told = said.decode(errors="replace").strip()[:1000] or f"The engine answered with status {status}."
             shown = self._translation.error(status, told if document is None else document)
             return b"application/json", _json(shown)
-        if not isinstance(document, dict):
-            raise ValueError("it is not a JSON object")  # noqa: TRY004
+        if document is None and said.startswith(_OF_STREAMS):
+            document = said  # some stream although they were not asked to, or do not say that they do
+        elif not isinstance(document, dict):
+            raise ValueError("it is not a JSON object")
         if self._translation.streams:
             return b"text/event-stream; charset=utf-8", self._translation.stream_of(document)
         return b"application/json", _json(self._translation.answer(document))

@@ -6,6 +6,7 @@ import pytest
 
 from llmux.targets.codecs import Translation
 from tests.targets.dialects import (
+    ASKED,
     CHAT,
     MESSAGES,
     RESPONSES,
@@ -117,6 +118,75 @@ def test_calls_without_index_and_id_are_told_apart_by_their_names():
     )
     assert [(each["name"], each["input"]) for each in got] == [("f", {"a": 1}), ("g", {})]
     assert len({each["id"] for each in got}) == 2
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [call(0, "c1"), call(0, None, "f", '{"a"'), call(0, arguments=":1}")],
+        [call(0, "c1", "", ""), call(0, "c1", "f", '{"a":1}')],
+        [call(0, "c1", arguments='{"a"'), call(0, None, "f", ":1}")],
+        [call(0, "c1", "f", '{"a"'), call(0, "", "", ":1}")],
+    ],
+)
+def test_a_name_may_come_after_the_id(chunks):
+    sent = wire(*(chunk(one) for one in chunks), chunk({}, "tool_calls"), done=True)
+    [got] = told(translate(MESSAGES, CHAT, sent))
+    assert (got["id"], got["name"], got["input"]) == ("c1", "f", {"a": 1})
+
+
+def test_a_name_that_never_comes_is_none():
+    sent = wire(chunk(call(0, "c1", arguments="{}")), chunk({}, "tool_calls"), done=True)
+    [got] = told(translate(MESSAGES, CHAT, sent))
+    assert (got["id"], got["name"]) == ("c1", "")
+
+
+@pytest.mark.parametrize("names", ["fg", "ff"])
+def test_calls_with_one_index_and_no_ids_are_told_apart_when_one_is_whole(names):
+    first, second = (chunk(call(0, "", name, f'{{"a":{n}}}')) for n, name in enumerate(names))
+    again = chunk(call(0, "", names[1], ""))  # says nothing new
+    got = told(translate(MESSAGES, CHAT, wire(first, second, again, chunk({}, "stop"), done=True)))
+    assert [(one["name"], one["input"]) for one in got] == [(names[0], {"a": 0}), (names[1], {"a": 1})]
+    assert len({one["id"] for one in got}) == 2
+
+
+def test_a_name_that_comes_with_each_piece_begins_no_further_call():
+    sent = wire(chunk(call(0, "", "f", '{"a"')), chunk(call(0, "", "f", ":1}")), chunk({}, "stop"), done=True)
+    [got] = told(translate(MESSAGES, CHAT, sent))
+    assert got["input"] == {"a": 1}
+
+
+def test_what_an_engine_leaves_unnamed_gets_a_name_that_no_other_answer_has():
+    sent = wire(
+        {"choices": [{"delta": call(0, "", "f", "{}")}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        done=True,
+    )
+    answers = [translate(MESSAGES, CHAT, sent) for _ in range(2)]
+    starts = [answer[0]["message"] for answer in answers]
+    assert len({start["id"] for start in starts}) == 2
+    assert len({told(answer)[0]["id"] for answer in answers}) == 2
+    for engine in (MESSAGES, RESPONSES):
+        [first, second] = [Translation(CHAT, engine) for _ in range(2)]
+        empty = {"content": [], "output": []}
+        assert first.answer(empty)["id"] != second.answer(empty)["id"]
+
+
+def test_what_comes_before_the_answer_does_not_name_it():
+    """As Azure's, which say first what they think of the question."""
+    filtered = {"id": "", "model": "", "object": "", "created": 0, "choices": [], "prompt_filter_results": []}
+    sent = wire(filtered, chunk({"content": "a"}), chunk({}, "stop"), done=True)
+    translation = Translation(MESSAGES, CHAT)
+    translation.request(ASKED[MESSAGES])
+    start = read(translation.stream().feed(sent))[0]["message"]
+    assert (start["id"], start["model"]) == ("msg_chatcmpl-7", "e")
+
+
+def test_an_engine_that_does_not_tell_its_model_is_the_one_that_was_asked():
+    translation = Translation(MESSAGES, CHAT)
+    translation.request(ASKED[MESSAGES])
+    answer = translation.answer({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]})
+    assert answer["model"] == "m"
 
 
 def test_text_while_calls_are_open_comes_after_them():
@@ -306,6 +376,12 @@ def test_what_caches_held_is_inside_for_one_and_outside_for_the_other():
     assert got[0]["message"]["usage"] == {"input_tokens": 0, "output_tokens": 0}
     told_usage = next(one["usage"] for one in got if one["type"] == "message_delta")
     assert told_usage == {"input_tokens": 4, "output_tokens": 4, "cache_read_input_tokens": 6}
+    for cached in ({"prompt_cache_hit_tokens": 6, "prompt_cache_miss_tokens": 4}, {"cached_tokens": 6}):
+        others = {**USAGE, **cached}  # as DeepSeek's, and Moonshot's, which are in the choice too
+        got = from_chat(chunk({"content": "a"}), chunk({}, "stop"), chunk(None, usage=others))
+        assert next(one["usage"] for one in got if one["type"] == "message_delta") == told_usage
+        got = from_chat({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop", "usage": others}]})
+        assert next(one["usage"] for one in got if one["type"] == "message_delta") == told_usage
     last = from_chat(chunk({"content": "a"}), chunk({}, "stop"), chunk(None, usage=usage), to=RESPONSES)[-1]
     assert last["response"]["usage"] == {
         "input_tokens": 10,
@@ -378,6 +454,7 @@ def test_an_error_in_a_stream_is_an_error_and_no_end(begun):
     [
         {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}},
         {"type": "error", "error": {"message": "busy"}},
+        {"type": "error", "error": "busy"},
     ],
 )
 def test_an_error_of_messages_reaches_a_client_of_chat(error):
@@ -392,6 +469,28 @@ def test_a_cut_is_an_error(to, chunks):
     got = from_chat(*chunks, done=False, to=to)
     assert got[-1]["type"] == "error"
     assert "broke off" in got[-1]["error"]["message"]
+
+
+def test_an_error_of_messages_that_does_not_say_that_it_is_one():
+    assert translate(CHAT, MESSAGES, wire({"error": {"message": "busy"}}))[-1]["error"]["message"] == "busy"
+
+
+@pytest.mark.parametrize("to", [MESSAGES, RESPONSES])
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (chunk({}, "error"), "error"),
+        (chunk({}, "abort"), "abort"),
+        ({"choices": [{"delta": {}, "finish_reason": "error", "error": {"message": "gone"}}]}, "gone"),
+    ],
+)
+def test_an_answer_that_the_engine_ended_is_none(to, last, said):
+    got = translate(to, CHAT, wire(chunk({"content": "a"}), last, done=True))
+    assert got[-1]["type"] == "error"
+    assert said in got[-1]["error"]["message"]
+    [choice] = last["choices"]
+    with pytest.raises(ValueError, match=said):
+        Translation(to, CHAT).answer({"choices": [{**choice, "message": {"content": "a"}}]})
 
 
 def test_a_stream_that_only_lacks_its_done_is_complete():
@@ -607,6 +706,19 @@ def test_half_a_surrogate_pair_does_no_harm():
     )
     got = translate(MESSAGES, CHAT, sent)
     assert told(got) == [{"type": "text", "text": "\ud83d"}]
+
+
+@pytest.mark.parametrize("beat", [b"data:\n\n", b"data: \n\n", b"event: ping\ndata:\n\n", b": ping\n\n"])
+@pytest.mark.parametrize("engine", [CHAT, MESSAGES])
+def test_an_event_without_data_is_none(engine, beat):
+    if engine is CHAT:
+        events = [wire(chunk({"content": "a"})), wire(chunk({}, "stop"), done=True)]
+    else:
+        text = block(0, {"type": "text", "text": ""}, {"type": "text_delta", "text": "a"})
+        events = [wire(message_start(), *text, named=True), wire(*message_end(), named=True)]
+    got = translate(RESPONSES, engine, beat + beat.join(events))
+    assert got[-1]["type"] == "response.completed"
+    assert got[-1]["response"]["output"][0]["content"][0]["text"] == "a"
 
 
 def test_pings_are_not_passed_on():

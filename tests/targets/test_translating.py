@@ -472,6 +472,34 @@ async def test_an_engine_that_does_not_stream_is_streamed(serve, house):
     assert reply.body.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
 
 
+@pytest.mark.parametrize(
+    ("stream", "kind"),
+    [(False, "text/event-stream"), (False, "application/json"), (True, "application/json")],
+)
+@pytest.mark.parametrize(("client", "engine"), list(permutations([CHAT, MESSAGES, RESPONSES], 2)))
+async def test_a_stream_that_was_not_asked_for_or_is_not_called_one(
+    serve, gpt, claude, house, client, engine, stream, kind
+):
+    running = await serve(engine)
+    running.whole, running.headers = running.stream, {"Content-Type": kind}
+    running.status = 201  # whatever was asked for
+    sdk = await (claude if client is MESSAGES else gpt)()
+    answer = await ASK[client](sdk, stream=stream)
+    assert answer == ("hm", "yes", ("c1", "f", {"a": 1}), (10, 4))
+    [row] = (await house.ask("GET", "/llmux/activity")).json()["requests"]
+    assert (row["input_tokens"], row["output_tokens"]) == (4 if engine is MESSAGES else 10, 4)
+    await sdk.close()
+
+
+async def test_a_stream_that_was_not_asked_for_and_fails_is_no_answer(serve, house):
+    running = await serve(CHAT)
+    running.whole = wire(chunk({"content": "a"}), {"error": {"message": "out of memory"}})
+    body = {"model": "m", "max_tokens": 1, "messages": QUESTION}
+    reply = await house.ask("POST", "/v1/messages", body)
+    assert reply.status == 502
+    assert "out of memory" in reply.error["message"]
+
+
 async def test_a_client_of_http_1_0(serve, house):
     await serve(CHAT)
     body = json.dumps({"model": "m", "max_tokens": 1, "messages": [], "stream": True}).encode()

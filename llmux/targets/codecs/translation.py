@@ -95,7 +95,10 @@ class Translation:
         return translated
 
     def answer(self, document: Any, model: str | None = None) -> dict[str, Any]:
-        """Return the client's answer. ValueError if the engine's is invalid, or reports an error."""
+        """Return the client's answer; ``document`` may be the bytes of a stream.
+
+        ValueError if the engine's is invalid, or reports an error.
+        """
         events = self._events(document)
         with self._checked():
             whole: dict[str, Any] = self._encoder(events, model).whole(events)
@@ -117,11 +120,18 @@ class Translation:
 
     def _events(self, document: Any) -> list[Event]:
         with self._checked():
-            events = [self._own(event) for event in self._decoder().whole(document)]
+            events = [self._own(event) for event in self._decoded(document)]
         failed = next((event for event in events if isinstance(event, Failed)), None)
         if failed is not None:
             raise ValueError(failed.message)
         return events
+
+    def _decoded(self, document: Any) -> list[Event]:
+        decoder = self._decoder()
+        if not isinstance(document, bytes):
+            return decoder.whole(document)
+        told = [decoder.feed(name, data) for name, data in EventParser().feed(document + b"\n\n")]
+        return [event for events in (*told, decoder.cut()) for event in events]
 
     def error(self, status: int, document: Any) -> dict[str, Any]:
         """Return an error of the engine in the client's envelope."""
@@ -146,7 +156,7 @@ class Translation:
         started = next((event for event in events if isinstance(event, Started)), Started("", ""))
         more = {"asked": self._asked} if self.client is Dialect.RESPONSES else {}
         usage = self._request.usage_in_stream
-        name = started.model if model is None else model
+        name = (started.model or self._request.model) if model is None else model
         return _ANSWERS[self.client].AnswerEncoder(name, usage_in_stream=usage, **more)
 
     def _own(self, event: Event) -> Event:
