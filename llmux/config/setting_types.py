@@ -113,7 +113,8 @@ LONGEST_NAME = 256
 LONGEST_SCRIPT = 131_071  # bytes: Linux refuses a longer argument to sh -c
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_ORIGIN = re.compile(r"https?://[^/\s?#@]+\Z", re.IGNORECASE)
+# Browser extensions and desktop programs have schemes of their own: chrome-extension://ID, app://obsidian.md.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+\Z", re.IGNORECASE)
 
 
 class Section(BaseModel):
@@ -190,7 +191,9 @@ def _env_value(value: Any) -> Any:
 
 def _origin(value: str) -> str:
     if value not in {"*", "null"} and not (_ORIGIN.match(value) and _has_port_or_none(value)):
-        raise ValueError(f"{value!r} is not an origin; write scheme and host as http://localhost:5173, or *")
+        raise ValueError(
+            f"{value!r} is not an origin; write scheme and host as http://localhost:5173, null for files, or *"
+        )
     host = urlsplit(value).hostname or ""
     return value.lower().replace(host, ascii_host(host))
 

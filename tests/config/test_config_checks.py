@@ -41,6 +41,7 @@ MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks
         ("access_log: maybe", "config.yaml:1: access_log: must be true or false, not 'maybe'"),
         ("policy: fifo", "config.yaml:1: policy: must be a mapping of settings, not 'fifo'"),
         ("cors: x", "config.yaml:1: cors: must be a list, not 'x'"),
+        ("cors: ['file://']", "config.yaml:1: cors[0]: 'file://' is not an origin; write scheme and host as"),
         ("cors: [x]", "config.yaml:1: cors[0]: 'x' is not an origin; write scheme and host"),
         ("forward: [v1]", "config.yaml:1: forward: 'v1' is not a path; write one as /v1/**"),
         ("admin_key: ''", "config.yaml:1: admin_key: must be printable ASCII without spaces"),

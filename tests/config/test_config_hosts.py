@@ -8,6 +8,7 @@ import pytest
 
 from llmux.config import Config
 from llmux.errors import ConfigError
+from llmux.middleware.origin import Origins
 from llmux.upstream.engine import EngineAddress
 
 MODEL = {"port": 9, "wake": "true", "sleep": "true", "alive": "true"}
@@ -33,3 +34,16 @@ def test_international_names_are_as_browsers_send_them(tmp_path):
     assert config.cors == ("https://xn--bcher-kva.example:8443", "*")
     assert EngineAddress.from_url("http://gpü:8001").host_header == b"xn--gp-yka:8001"
     assert config.models["m"].address.authority == "xn--gp-yka:8001"
+
+
+@pytest.mark.parametrize(
+    "origin", ["app://obsidian.md", "chrome-extension://mlpkjgfoibnhfbfjaeogkgdhkjplgaof", "tauri://localhost"]
+)
+def test_programs_that_are_pages_may_be_listed_under_schemes_of_their_own(tmp_path, origin):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"models": {"m": MODEL}, "cors": [origin.upper()]}))
+    config = Config.from_file(file, environ={})
+    assert config.cors == (origin,)
+    origins = Origins(config.cors)
+    assert origins.check(origin, "127.0.0.1:3000").headers["Access-Control-Allow-Origin"] == origin
+    assert not origins.check("app://other.example", "127.0.0.1:3000").allowed
