@@ -202,6 +202,7 @@ _WRITTEN = ("audit", "captures", "ledger", "record", "state")
 _MADE = frozenset({"captures", "state"})  # their folders are created
 _PRIVATE = frozenset({"audit", "captures"})
 _OTHERS = 0o077  # everyone but the owner
+_LONGEST_FIRST_LINE = 256  # bytes: Linux looks at no more
 
 
 def _unwritable(file: Path, *, folder: bool, made: bool) -> str | None:
@@ -258,6 +259,27 @@ def _script(at: Place, script: str, folder: Path, path: str | None) -> Iterator[
         yield Problem(at, f"there is no {word}{hint}")
     elif not file.is_file() or not os.access(file, os.X_OK):
         yield Problem(at, f"{word} is not executable: chmod +x {shlex.quote(str(file))}")
+    elif (unfit := _first_line(file, path)) is not None:
+        yield Problem(at, f"{word} cannot be run: {unfit}")
+
+
+def _first_line(file: Path, path: str | None) -> str | None:
+    """Return why a script cannot be run: the shell only says that it is not found, though it is there."""
+    try:
+        with file.open("rb") as script:
+            first = script.readline(_LONGEST_FIRST_LINE)
+    except OSError:
+        return None  # it may be executable all the same
+    if first.endswith(b"\r\n") and b"\0" not in first:
+        return f"its lines end as on Windows: sed -i 's/\\r$//' {shlex.quote(str(file))}"
+    if not first.startswith(b"#!"):
+        return None
+    words = first[2:].decode(errors="replace").split()
+    if words and words[0].startswith("/") and not Path(words[0]).exists():
+        return f"there is no {words[0]}, which its first line names"
+    if len(words) > 1 and words[0].endswith("/env") and re.fullmatch(r"[\w.+][\w.+-]*", words[1]):
+        return None if shutil.which(words[1], path=path) else f"there is no program {words[1]} on the PATH"
+    return None
 
 
 def _path(folder: Path, text: str) -> Path:

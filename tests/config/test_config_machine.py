@@ -104,6 +104,30 @@ def test_what_this_machine_lacks_is_a_warning_with_its_line(check, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("#!/bin/sh\r", "its lines end as on Windows: sed -i 's/\\r$//' {file}"),
+        ("echo\r", "its lines end as on Windows: sed -i 's/\\r$//' {file}"),
+        ("#!/opt/nothing/bash -e", "there is no /opt/nothing/bash, which its first line names"),
+        ("#!/usr/bin/env no-such-program", "there is no program no-such-program on the PATH"),
+        ("#!/usr/bin/env sh", None),
+        ("#!/usr/bin/env -S sh -e", None),
+        ("#! /bin/sh -e", None),
+        ("#!", None),
+        ("echo", None),
+        ("", None),
+    ],
+)
+def test_a_script_that_cannot_be_run_is_told_from_one_that_is_not_there(check, tmp_path, first, says):
+    (tmp_path / "h.sh").write_text(f"{first}\n", newline="")
+    (tmp_path / "h.sh").chmod(0o755)
+    done = check("models: {a: {port: 1, wake: ./h.sh wake, sleep: 'true', alive: 'true'}}")
+    said = [line for line in done.output.splitlines() if line.startswith("warning")]
+    whole = f"warning: line 1: models.a.wake: ./h.sh cannot be run: {says}"
+    assert said == ([] if says is None else [whole.format(file=tmp_path / "h.sh")])
+
+
 def test_what_is_there_is_not_warned_of(check, tmp_path):
     (tmp_path / "x.gguf").touch()
     done = check("models: {a: {cmd: 'sleep ${PORT}', env: {MODEL: x.gguf}}, b: {port: 1, hooks: process}}")
