@@ -198,6 +198,7 @@ DEFAULT_FORWARD: tuple[str, ...] = (
     "/embeddings",
     "/rerank",
     "/reranking",
+    "/v2/rerank",
     "/score",
     "/pooling",
     "/classify",

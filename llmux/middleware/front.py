@@ -37,7 +37,7 @@ from llmux.middleware.engine_path import EnginePath
 from llmux.middleware.fast_path import FastPath
 from llmux.middleware.model_handler import ModelHandler
 from llmux.middleware.origin import ANY, METHODS, Hosts, Origins, Verdict
-from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route
+from llmux.middleware.paths import ADMIN_PREFIXES, OPEN_PATHS, PAGE, ForwardedPaths, Kind, Route, with_slash
 from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
@@ -277,6 +277,9 @@ class Front:
             case Kind.UPSTREAM:
                 context.holder, context.drop_headers = await self._keys.operator(request)
                 request[OPTIONS] = {}
+                place = with_slash(request.raw_path, route)
+                if place is not None and request.method in _READING and hdrs.UPGRADE not in request.headers:
+                    return _with_headers(web.Response(status=308, headers={hdrs.LOCATION: place}), context)
             case Kind.FORWARD:
                 let = self._keys.of_client(await self._keys.client(request), request)
                 context.holder, context.drop_headers = let

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -16,7 +17,7 @@ from llmux.core.effects import Admit
 from llmux.errors import BadRequestError, RequestError, UnavailableError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import QUEUE_SECONDS, RequestContext, deadline_of, keep_alive_of
-from llmux.middleware.paths import COUNT, Kind, Route
+from llmux.middleware.paths import COUNT, UPSTREAM, Kind, Route
 from llmux.middleware.progress import (
     EXPECTED,
     INTERIM,
@@ -393,6 +394,7 @@ class ModelHandler:
             request_id=context.request_id,
             activity=activity,
             drop_headers=drop,
+            below=_below(context.route),
             early=early,
             extra_headers=context.fields,
             anthropic=context.route.anthropic(request.raw_path),
@@ -511,3 +513,10 @@ def unknown_model(name: str, listed: Iterable[str]) -> UnknownModelError:
 def named_model(route: Route, body: Body | None) -> str:
     """Return the model that a request names. Raises BadRequestError."""
     return route.model if route.kind is Kind.UPSTREAM else model_of(body, route.target.partition("?")[2])
+
+
+def _below(route: Route) -> bytes:
+    """Return what a client's path has before the engine's."""
+    if route.kind is not Kind.UPSTREAM:
+        return b""
+    return UPSTREAM.encode() + quote(route.model, safe="/:").encode()

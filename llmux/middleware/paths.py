@@ -150,7 +150,7 @@ def denied(path: str, *, reading: bool = False) -> Denied | None:
 
 _OWN = re.compile(r"/|/v1/models(/.*)?|/health|/ready|/metrics|/llmux(/.*)?", re.DOTALL)
 _BARE_MODELS = "/models"  # as /v1/models, for clients whose base address ends without /v1
-_UPSTREAM = "/upstream/"
+UPSTREAM = "/upstream/"
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"  # is answered without waking a model: not on the fast path
 DIALECTS = {
@@ -218,6 +218,17 @@ class Route(NamedTuple):
         if path:
             return path == MESSAGES or path.startswith(f"{MESSAGES}/")
         return _RAW_MESSAGES.match(raw_target) is not None
+
+
+def with_slash(raw_target: str, route: Route) -> str | None:
+    """Return where ``/upstream/MODEL`` without a last slash leads: there the engine's relative links work.
+
+    None: it is another path, or has its slash.
+    """
+    path, question, query = raw_target.partition("?")
+    if route.kind is not Kind.UPSTREAM or route.path != "/" or path.endswith("/"):
+        return None
+    return f"./{path.rpartition('/')[2]}/{question}{query}"
 
 
 class _MalformedError(ValueError):
@@ -334,7 +345,7 @@ class ForwardedPaths:
 
     def _route(self, raw_path: str, *, reading: bool) -> Route:
         path = normalize(raw_path)
-        if path.startswith(_UPSTREAM):
+        if path.startswith(UPSTREAM):
             return self._upstream(raw_path, path, reading=reading)
         # A name may end as a control path does: its entry, which goes to no engine, can be read all the same.
         mine = path == "/v1/models" or path.startswith(("/llmux/", "/v1/models/") if reading else "/llmux/")
@@ -352,9 +363,9 @@ class ForwardedPaths:
     def _upstream(self, raw_path: str, path: str, *, reading: bool) -> Route:
         """``/upstream/MODEL/rest``: the longest known name wins; the rest goes on raw."""
         merged = raw_path.lstrip("/")
-        if not merged.startswith(_UPSTREAM[1:]):
+        if not merged.startswith(UPSTREAM[1:]):
             return Route(Kind.REFUSED, path, reason="/upstream/ is written plainly")
-        segments = merged[len(_UPSTREAM) - 1 :].lstrip("/").split("/")
+        segments = merged[len(UPSTREAM) - 1 :].lstrip("/").split("/")
         model, used = _decode_once(segments[0]), 1
         for count in range(min(self._name_segments, len(segments)), 0, -1):
             name = _decode_once("/".join(segments[:count]))

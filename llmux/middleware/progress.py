@@ -38,7 +38,7 @@ _STREAMED = frozenset(
 )  # fmt: skip
 _JSON = _STREAMED | {
     "/v1/embeddings", "/embeddings", "/embedding", "/v1/rerank", "/rerank", "/v1/reranking", "/reranking",
-    "/v1/score", "/score", "/v1/pooling", "/pooling", "/v1/classify", "/classify", "/v1/moderations",
+    "/v2/rerank", "/v1/score", "/score", "/v1/pooling", "/pooling", "/v1/classify", "/classify", "/v1/moderations",
     "/v1/images/generations", "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template",
 }  # fmt: skip
 

@@ -67,6 +67,7 @@ class Exchange:
     drop_headers: frozenset[bytes] = frozenset()  # in lower case: credentials that were meant for llmux
     extra_headers: Sequence[tuple[str, str]] | ExtraFields = ()  # for the response
     added_headers: Sequence[tuple[bytes, bytes]] = field(default=(), repr=False)  # for the engine; a key, too
+    below: bytes = b""  # the client's path before the engine's: /upstream/MODEL
     early: EarlyResponse | None = None  # the client's answer, if it has begun
     anthropic: bool = False  # the client expects Anthropic's events
     fresh_only: bool = False  # do not use a pooled connection: it was returned once before

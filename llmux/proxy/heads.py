@@ -6,6 +6,7 @@ directions; what replaces a field stands where the field stood.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,42 @@ def response_head(
     end = b"X-Accel-Buffering: no\r\n\r\n" if head.event_stream else b"\r\n"
     separator = b"\r\n" if added.lines else b""
     return b"%b%b%b%b%b%b" % (before, length if has_length else b"", after, added.lines, separator, end)
+
+
+_ABSOLUTE = re.compile(rb"(?:https?:)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+_LOCATION = b"location"
+
+
+def fields_of_redirect(head: ResponseHead, exchange: Exchange) -> Sequence[tuple[str, str]] | ExtraFields:
+    """Return the fields to add to a redirect: its Location too, where it names the engine's own address.
+
+    Engines make it of the ``Host`` that they were sent. A client that followed it would reach nothing, or the
+    engine past the queue.
+    """
+    extra = exchange.extra_headers
+    given = [value for lower, _, value in head.fields if lower == _LOCATION]
+    if len(given) != 1 or (location := _for_client(given[0], exchange)) == given[0]:
+        return extra
+    added = extra if isinstance(extra, ExtraFields) else ExtraFields.of(extra)
+    lines = [added.lines] if added.lines else []
+    return ExtraFields(b"\r\n".join([*lines, b"Location: " + location]), added.names | {_LOCATION})
+
+
+def _for_client(location: bytes, exchange: Exchange) -> bytes:
+    """Return where the client finds what the engine calls ``location``."""
+    address, path = exchange.address, location
+    if (found := _ABSOLUTE.match(location)) is not None:
+        if found[1].lower() != address.host_header.lower():
+            return location
+        path = found[2]
+    elif not location.startswith(b"/"):
+        return location  # it goes by the client's own path, which ends as the engine's
+    base = address.base_path.encode("ascii")
+    rest = path.removeprefix(base)
+    if base and (rest == path or rest[:1] not in {b"", b"/", b"?", b"#"}):
+        return location
+    # One slash: two would begin the name of a host.
+    return exchange.below + b"/" + rest.lstrip(b"/")
 
 
 def _around_length(

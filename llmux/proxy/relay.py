@@ -51,7 +51,7 @@ from llmux.core.effects import CutReason
 from llmux.errors import CancelledRequestError, EngineError, RequestError, UnavailableError
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import ERROR, Exchange
-from llmux.proxy.heads import response_head
+from llmux.proxy.heads import fields_of_redirect, response_head
 from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 from llmux.upstream.native import Passed
@@ -111,6 +111,7 @@ _LOOK_EVERY = 1.0
 _CHUNKED = Framing.CHUNKED
 _UNTIL_CLOSE = Framing.UNTIL_CLOSE
 _TUNNEL = Framing.TUNNEL
+_REDIRECTION = 3  # hundred
 _OPENING = 64  # bytes of an event stream's beginning within which no event is whole
 
 _CUT_MESSAGES = {
@@ -247,10 +248,13 @@ class Relay:
             connection = b"keep-alive" if keep_alive else b"close"
         if self._chunked and head.event_stream and not head.encoded:
             self._begin_body(stream=True)
+        extra = self.exchange.extra_headers
+        if head.status // 100 == _REDIRECTION:
+            extra = fields_of_redirect(head, self.exchange)
         self._head = response_head(
             head,
             self._connection.length,
-            extra=self.exchange.extra_headers,
+            extra=extra,
             chunked=self._chunked,
             connection=connection,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -143,13 +144,33 @@ async def test_control_characters_and_broken_escapes_are_400(lab, target):
     "path",
     [
         "/v1/anything/at/all", "/completion", "/completions", "/chat/completions", "/infill", "/embedding",
-        "/embeddings", "/rerank", "/reranking", "/score", "/pooling", "/classify", "/tokenize", "/detokenize",
-        "/apply-template", "/sdapi/v1/txt2img",
+        "/embeddings", "/rerank", "/reranking", "/v2/rerank", "/score", "/pooling", "/classify", "/tokenize",
+        "/detokenize", "/apply-template", "/sdapi/v1/txt2img",
     ],
 )  # fmt: skip
 async def test_the_usual_paths_are_forwarded(lab, path):
     answer = await lab.post(path, body={"model": "a"})
     assert (answer.status, answer.json()["target"]) == (200, path)
+
+
+@pytest.mark.parametrize("length", [0, 1 << 20])  # on the fast path, and not
+async def test_a_redirect_of_an_engine_leads_to_llmux(lab, length):
+    there = f"http://127.0.0.1:{lab.ports['a']}/v1/x"
+    do = {"X-Do": json.dumps({"status": 307, "headers": [["Location", there]]})}
+    for path, leads in (("/v1/x/", "/v1/x"), ("/upstream/a/v1/x/", "/upstream/a/v1/x")):
+        for _ in range(2):
+            answer = await lab.post(path, body={"model": "a", "x": "x" * length}, headers=[*do.items()])
+            assert (answer.status, answer.all("Location")) == (307, [leads])
+
+
+async def test_the_page_of_an_engine_is_below_the_name_of_its_model(lab):
+    before = reached(lab)
+    for method in ("GET", "HEAD"):
+        answer = await lab.ask(method, "/upstream/a?b=c")
+        assert (answer.status, answer.get("Location")) == (308, "./a/?b=c")
+    assert reached(lab) == before
+    assert (await lab.get("/upstream/a/?b=c")).json()["target"] == "/?b=c"
+    assert (await lab.post("/upstream/a")).json()["target"] == "/"
 
 
 @pytest.mark.parametrize("path", ["/v1/models/a", "/v1/models", "/health", "/ready", "/metrics", "/llmux/status"])

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmux.middleware.paths import DEFAULT_FORWARD, DENIED, ForwardedPaths, Kind, denied, glob_expression
+from llmux.middleware.paths import (
+    DEFAULT_FORWARD,
+    DENIED,
+    ForwardedPaths,
+    Kind,
+    denied,
+    glob_expression,
+    with_slash,
+)
 
 NAMES = ("llama", "facebook/opt-125m", "facebook", "é/ü")
 PATHS = ForwardedPaths(DEFAULT_FORWARD, NAMES)
@@ -37,8 +45,8 @@ ALLOWED = [
     "/v1/messages", "/v1/messages/count_tokens", "/v1/audio/transcriptions", "/v1/audio/speech",
     "/v1/images/generations", "/v1/images/edits", "/v1/rerank", "/v1/score", "/v1/realtime",
     "/v1/files/file-1/content", "/v1/batches", "/completion", "/completions", "/chat/completions",
-    "/infill", "/embedding", "/embeddings", "/rerank", "/reranking", "/score", "/pooling", "/classify",
-    "/tokenize", "/detokenize", "/apply-template", "/sdapi/v1/txt2img", "/sdapi/v1/img2img",
+    "/infill", "/embedding", "/embeddings", "/rerank", "/reranking", "/v2/rerank", "/score", "/pooling",
+    "/classify", "/tokenize", "/detokenize", "/apply-template", "/sdapi/v1/txt2img", "/sdapi/v1/img2img",
     "/v1/token/encode", "/v1/chat/completions/render",
 ]  # fmt: skip
 
@@ -161,6 +169,25 @@ def test_upstream(target, model, sent):
     for _ in range(2):
         route = PATHS.decide(target, "GET")
         assert (route.kind, route.model, route.target) == (Kind.UPSTREAM, model, sent)
+
+
+@pytest.mark.parametrize(
+    ("target", "place"),
+    [
+        ("/upstream/llama", "./llama/"),
+        ("/upstream/llama?a=b/", "./llama/?a=b/"),
+        ("/upstream/facebook/opt-125m", "./opt-125m/"),
+        ("/upstream/facebook%2Fopt-125m", "./facebook%2Fopt-125m/"),
+        ("/upstream/llama/", None),
+        ("/upstream/llama/?x", None),
+        ("/upstream/llama/health", None),
+        ("/upstream/", None),
+        ("/", None),
+        ("/v1/models", None),
+    ],
+)
+def test_where_the_page_of_an_engine_is(target, place):
+    assert with_slash(target, PATHS.decide(target, "GET")) == place
 
 
 @pytest.mark.parametrize(

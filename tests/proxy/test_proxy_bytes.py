@@ -81,6 +81,65 @@ async def test_the_base_path_goes_before_the_target(proxy: Proxy) -> None:
     assert b"Content-Length" not in engine.heads[0]
 
 
+@pytest.mark.parametrize(
+    ("base", "below", "engines", "clients"),
+    [
+        (b"", b"", b"http://%(host)s/v1/x/?a=b#c", b"/v1/x/?a=b#c"),
+        (b"", b"", b"HTTPS://%(host)s", b"/"),
+        (b"", b"", b"//%(host)s?q", b"/?q"),
+        (b"", b"", b"http://%(host)s//evil.example/", b"/evil.example/"),
+        (b"", b"", b"http://elsewhere.example/v1", None),
+        (b"", b"", b"http://127.0.0.1:1/v1", None),
+        (b"", b"", b"//elsewhere.example/v1", None),
+        (b"", b"", b"/v1/x/", None),
+        (b"", b"", b"x/", None),
+        (b"", b"/upstream/a", b"http://%(host)s/login", b"/upstream/a/login"),
+        (b"", b"/upstream/a", b"/login?next=/", b"/upstream/a/login?next=/"),
+        (b"", b"/upstream/a", b"login", None),
+        (b"", b"/upstream/a", b"https://elsewhere.example/login", None),
+        (b"/base", b"", b"http://%(host)s/base/v1/x/", b"/v1/x/"),
+        (b"/base", b"", b"/base", b"/"),
+        (b"/base", b"/upstream/a", b"/base/login", b"/upstream/a/login"),
+        (b"/base", b"", b"/basement", None),
+        (b"/base", b"", b"http://%(host)s/other", None),
+    ],
+)
+async def test_a_redirect_leads_back_to_the_proxy(
+    proxy: Proxy, base: bytes, below: bytes, engines: bytes, clients: bytes | None
+) -> None:
+    async def redirect(side: EngineSide) -> None:
+        for _ in range(2):
+            host = b"127.0.0.1:%d" % side.engine.port
+            await side.request()
+            location = engines.replace(b"%(host)s", host)
+            await side.send(b"HTTP/1.1 307 T\r\nlocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
+
+    engine = await proxy.engine(redirect)
+    proxy.address = EngineAddress.from_url(f"http://127.0.0.1:{engine.port}{base.decode()}")
+    proxy.options["below"] = below
+    client = await proxy.client()
+    for _ in range(2):
+        await client.get()
+        if clients is None:
+            location = engines.replace(b"%(host)s", b"127.0.0.1:%d" % engine.port)
+            fields = b"location: " + location + b"\r\nContent-Length: 0\r\n" + EXTRA_BYTES
+        else:
+            fields = b"Content-Length: 0\r\n" + EXTRA_BYTES + b"Location: " + clients + b"\r\n"
+        await client.expect(b"HTTP/1.1 307 T\r\n" + fields + b"\r\n")
+
+
+async def test_a_location_of_what_is_no_redirect_stays(proxy: Proxy) -> None:
+    async def created(side: EngineSide) -> None:
+        await side.request()
+        host = b"127.0.0.1:%d" % side.engine.port
+        await side.send(b"HTTP/1.1 201 C\r\nLocation: http://" + host + b"/x\r\nContent-Length: 0\r\n\r\n")
+
+    engine = await proxy.engine(created)
+    client = await proxy.client()
+    await client.get()
+    assert b"Location: http://127.0.0.1:%d/x\r\n" % engine.port in await client.until(b"\r\n\r\n")
+
+
 BODIES = [
     pytest.param([b"3\r\nabc\r\n0\r\n\r\n"], id="at once"),
     pytest.param([bytes([byte]) for byte in b"1a;x=y\r\n" + b"z" * 26 + b"\r\n0\r\nA: b\r\n\r\n"], id="bytewise"),
