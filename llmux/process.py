@@ -41,6 +41,7 @@ from llmux.runtime import Switcher
 from llmux.runtime.engine_locks import EngineLocks, most_locks
 from llmux.server import BACKLOG, Runner
 from llmux.upstream import native
+from llmux.upstream.sockets import probe_when_silent
 
 
 class Notifier:
@@ -400,6 +401,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client whose machine has gone says nothing, and while one waits, what forgets silent connections on
+        # the way (NAT, a load balancer) would forget its own.
+        probe_when_silent(listener)
         listener.bind((host, port))
         listener.listen(BACKLOG)
         listener.setblocking(False)

@@ -27,11 +27,19 @@ def tune(transport: asyncio.Transport, *, far: bool) -> None:
         return
     with contextlib.suppress(OSError):
         # There is no total timeout: this is how the death of an engine's whole machine is noticed.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEPT_ALIVE if far else ():
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if far:
+            probe_when_silent(sock)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if _QUICKACK is not None:
             sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 0)
+
+
+def probe_when_silent(sock: socket.socket) -> None:
+    """Have the system find out whether the other machine is still there; of a listener: those that connect."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEPT_ALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 
 import pytest
 
-from llmux import server
+from llmux import process, server
 from llmux.app import build_app
 from llmux.config.gateway import GatewayConfig
 from llmux.gateway.service import build_gateway
@@ -113,6 +114,18 @@ async def test_what_is_under_way_is_never_cut(house):
     house.engine.go.set()
     assert (await fast.reply()).status == 200
     assert (await slow.reply()).status in {100, 200}
+
+
+def test_a_client_whose_machine_is_gone_is_noticed_within_minutes():
+    with process._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        with listener.accept()[0] as ours:
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, every, probes = (
+                ours.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + every * probes <= 120
 
 
 async def test_an_answer_that_is_not_taken_counts_as_idle(house):
