@@ -37,6 +37,15 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """A request in flight."""
+
+    request_id: str
+    seconds: float = field(metadata={"name": "for"})
+    answering: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One model. Durations are seconds, ``backoff_until`` is a Unix time."""
 
@@ -54,6 +63,7 @@ class ModelStatus:
     level: str | None = None
     streamed: int | None = None  # events, counted while a client listens
     riding: int = 0  # requests that cause no switch
+    serving: list[Served] = field(default_factory=list)  # the longest in flight
     aliases: list[str] = field(default_factory=list)
 
 

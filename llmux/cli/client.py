@@ -238,6 +238,7 @@ class Remote:
             (400, code): Exit.USAGE,
             (404, "model_not_found"): Exit.NO_SUCH_MODEL,
             (404, "host_not_found"): Exit.NO_SUCH_MODEL,
+            (404, "request_not_found"): Exit.NO_SUCH_MODEL,
             (404, "no_ledger"): Exit.USAGE,
             (409, "conflict"): Exit.REFUSED,
         }

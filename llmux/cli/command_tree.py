@@ -74,6 +74,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "operate:reset",
         "Report a model as repaired: its failures are forgotten; faulted or lost, it counts as asleep.",
     ),
+    "cancel": ("operate:cancel", "End one request, whether it waits or is being answered."),
     "lease": ("operate:lease", "Put all models to sleep, and keep them asleep: the GPU is for another job."),
     "release": ("operate:release", "Give the leased GPU back."),
     "manual": ("operate:manual", "Leave all switching to operators, or to the policy again."),

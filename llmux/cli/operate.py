@@ -1,4 +1,4 @@
-"""The commands that operate a running llmux: switch, wake, sleep, pin, unpin, reset, manual, lease, release."""
+"""The commands that operate a running llmux: switch, wake, sleep, pin, reset, cancel, manual, lease and others."""
 
 from __future__ import annotations
 
@@ -151,6 +151,22 @@ def reset(
     async def act(remote: Remote) -> None:
         answer = await remote.command(model, "reset")
         typer.echo(json.dumps(asdict(answer)) if as_json else f"{answer.model}: its failures are forgotten")
+
+    speak(url, key_file, act)
+
+
+def cancel(
+    request: Annotated[str, typer.Argument(metavar="ID", help="What its client calls it: X-Request-ID.")],
+    url: UrlOption = DEFAULT_URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End one request, whether it waits or is being answered."""
+
+    async def act(remote: Remote) -> None:
+        answer = await remote.post(f"/llmux/requests/{quote(request, safe='', errors='replace')}/cancel")
+        words = f"cancelled {request}: {', '.join(answer['models'])}"
+        typer.echo(json.dumps(answer) if as_json else words)
 
     speak(url, key_file, act)
 

@@ -240,6 +240,10 @@ def _remarks(model: ModelStatus) -> Iterator[str]:
         yield f"{model.riding} ride along"
     if model.level is not None:
         yield f"level {model.level}"
+    if model.phase == "draining" and model.serving:
+        longest = model.serving[0]
+        state = "being answered" if longest.answering else "without an answer"
+        yield f"waits for {longest.request_id}, {state} for {spell(longest.seconds)}"
     if model.backoff_until is not None:
         yield f"not tried again for {spell(max(0.0, model.backoff_until - time.time()))}"
     if model.last_error is not None:

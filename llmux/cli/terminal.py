@@ -45,7 +45,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.UNREACHABLE: "no llmux of this version answers there",
     Exit.USAGE: "the command line, or a value in it, is invalid",
     Exit.NOT_ALLOWED: "the key is missing or wrong, or llmux has no `admin_key` and lets in no command from here",
-    Exit.NO_SUCH_MODEL: "no model, host or key of that name",
+    Exit.NO_SUCH_MODEL: "no model, host, key or request of that name",
     Exit.REFUSED: "cannot be now: another switch is under way, another model pinned, or the GPU leased",
     Exit.FAILED: "it was tried and failed: the model did not wake, or would not sleep",
     Exit.TIMED_OUT: "not within `--timeout`; a switch goes on by itself, a lease is given back",

@@ -145,8 +145,21 @@ class Ticket:
 
     def is_called(self, request_id: str) -> bool:
         """Whether its client calls it by that ID."""
-        exchange = getattr(self.on_cut, "__self__", None)  # an exchange under way knows its ID
-        return request_id in {self.request_id, getattr(exchange, "request_id", None)}
+        return request_id in {self.request_id, getattr(self._exchange, "request_id", None)}
+
+    @property
+    def client_id(self) -> str:
+        """Its client's ID for it, "" if it is not known."""
+        return self.request_id or getattr(self._exchange, "request_id", "")
+
+    @property
+    def answering(self) -> bool:
+        """Whether its answer has begun."""
+        return getattr(self._exchange, "first_byte_at", None) is not None
+
+    @property
+    def _exchange(self) -> object:
+        return getattr(self.on_cut, "__self__", None)  # under way, it knows these
 
     def attach(self, cut: Cut) -> None:
         """Set how its exchange is ended."""

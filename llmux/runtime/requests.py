@@ -294,9 +294,14 @@ class Requests:
         return "" if ticket is None else ticket.key
 
     def request_id(self, request: int) -> str:
-        """Return the client's ID of a queued request; "" if it is not known."""
+        """Return the client's ID of a request that has not left; "" if it is not known."""
         ticket = self.tickets.get(request)
-        return "" if ticket is None else ticket.request_id
+        return "" if ticket is None else ticket.client_id
+
+    def answering(self, request: int) -> bool:
+        """Whether the answer of a request has begun."""
+        ticket = self.tickets.get(request)
+        return ticket is not None and ticket.answering
 
     def _admit(self, effect: fx.Admit) -> None:
         # If a request has left already, the core learns it from an event that is still to come.

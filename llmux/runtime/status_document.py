@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from llmux.config import Config
 from llmux.config.targets import leaves
 from llmux.core import admission, commands, levels, residency
-from llmux.core.model import Lease, Model
+from llmux.core.model import Lease, Model, Request
 from llmux.core.phases import Phase
 from llmux.core.spec import Memory
 from llmux.core.state import State
@@ -31,6 +31,7 @@ from llmux.runtime.switcher import Switcher
 from llmux.version import __version__
 
 SHOWN = 100  # of the requests which wait for a model, the first
+SERVED = 10  # of those in flight, the ones that have been longest
 STALL = 5.0  # seconds without a turn of the event loop that are too many
 
 
@@ -171,7 +172,7 @@ def _model(model: Model, now: float, streamed: int, evicted: Evicted | None) -> 
 
 
 def _expectation(switcher: Switcher, model: Model, now: float, turns: wait_estimate.Turns) -> dict[str, Any]:
-    """Return how long a new request would wait (null: it would be rejected), and which ones wait, in order."""
+    """Return how long a new request would wait (null: it would be rejected), and which are inside, in order."""
     s = switcher.core.state
     awake = wait_estimate.until_awake(s, model, now, turns) if model.queue else 0.0
     return {
@@ -186,7 +187,20 @@ def _expectation(switcher: Switcher, model: Model, now: float, turns: wait_estim
             }
             for position, request in enumerate(islice(model.queue.values(), SHOWN), 1)
         ],
+        "serving": [
+            {
+                "request_id": switcher.request_id(request.id),
+                "key": switcher.key_of(request.id) or None,
+                "for": _served_for(request, now),
+                "answering": switcher.inside.answering(request.id),
+            }
+            for request in islice(model.in_flight.values(), SERVED)
+        ],
     }
+
+
+def _served_for(request: Request, now: float) -> float:
+    return 0.0 if request.admitted is None else now - request.admitted
 
 
 def place(model: Model) -> dict[str, Any]:
@@ -256,6 +270,9 @@ def _model_notes(model: Model, now: float) -> list[str]:
     name, found = model.name, []
     if model.queue:
         found.append(f"{len(model.queue)} wait for {name!r}")
+    if model.phase is Phase.DRAINING and model.in_flight:
+        longest = max(_served_for(request, now) for request in model.in_flight.values())
+        found.append(f"{len(model.in_flight)} in flight at {name!r}, the longest for {longest:.0f} s")
     if model.pin is not None:
         found.append(admission.because(f"{name!r} is pinned", model.pin.reason))
     pause = max(model.wake_backoff.remaining(now), model.sleep_backoff.remaining(now))

@@ -56,6 +56,31 @@ async def test_a_request_that_waits(house):
     assert not house.switcher.inside.tickets
 
 
+@pytest.mark.parametrize("path", ["/v1/hold", "/v1/hold?model=a"])
+async def test_what_a_drain_waits_for_has_a_name(house, path):
+    await house.open("a b")
+    body = {} if "?" in path else {"model": "a"}  # on the fast path, and beside it
+    await house.chat("a")
+    stream = await house.begin("POST", "/v1/stream", {"model": "a"}, X_Request_ID="stream")
+    await stream.reader.readuntil(b"data: 1\n\n")
+    line = await house.begin("POST", path, body, X_Request_ID="mine")
+    await until(lambda: house.in_flight("a") == 2)
+    waits = await house.begin("POST", "/v1/x", {"model": "b"}, X_Request_ID="other")
+    await until(lambda: house.queued("b") == 1)
+    status = (await house.ask("GET", "/llmux/status")).json()["models"]
+    serving = status["a"]["serving"]
+    assert [(one["request_id"], one["key"], one["answering"]) for one in serving] == [
+        ("stream", None, True),
+        ("mine", None, False),
+    ]
+    assert serving[0]["for"] >= serving[1]["for"] >= 0
+    assert status["b"]["serving"] == []
+    for one in serving:
+        assert (await cancel(house, one["request_id"])).status == 202
+    assert (await line.reply()).status == 410
+    assert (await waits.reply()).status == 200
+
+
 async def test_one_that_does_not_exist(house):
     await house.open("a")
     reply = await cancel(house, "nobody-knows")

@@ -127,6 +127,21 @@ async def test_a_model_that_was_mended(house):
     assert (await answered(house, "reset", "a"))["model"] == "a"
 
 
+async def test_the_request_that_a_drain_waits_for_is_named_and_cancelled(house):
+    await house.open()
+    await said(house, "switch", "a")
+    line = await house.begin("POST", "/v1/hold", {"model": "a"}, X_Request_ID="it/hangs")
+    await until(lambda: house.in_flight("a") == 1)
+    assert "it/hangs" not in await said(house, "status")
+    waits = await house.begin("POST", "/v1/x", {"model": "b"})
+    await until(lambda: house.switcher.core.state.switch is not None)
+    assert "waits for it/hangs, without an answer for" in await said(house, "status")
+    assert await said(house, "cancel", "it/hangs") == "cancelled it/hangs: a"
+    assert (await line.reply()).status == 410
+    assert (await waits.reply()).status == 200
+    assert "No request is called" in await said(house, "cancel", "it/hangs", exit_code=Exit.NO_SUCH_MODEL)
+
+
 async def test_leases(house):
     await house.open()
     await said(house, "switch", "a")

@@ -20,7 +20,11 @@ def test_long_drains_backoffs_and_queues_are_no_problems() -> None:
     play.feed(1.0, ev.RequestArrived(1, "a"))
     play.feed(2.0, ev.RequestArrived(2, "b"))
     assert problems(s, 500.0) == []
-    assert notes(s, 500.0) == ["switch 1 to b: draining for 498 s", "1 wait for 'b'"]
+    assert notes(s, 500.0) == [
+        "switch 1 to b: draining for 498 s",
+        "1 in flight at 'a', the longest for 499 s",
+        "1 wait for 'b'",
+    ]
 
 
 def test_hook_past_its_timeout() -> None:
