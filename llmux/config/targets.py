@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from llmux.config.problems import Path, Problem
-from llmux.config.setting_types import (
-    LONGEST_NAME,
-    Name,
-    Section,
-    Word,
-)
+from llmux.config.setting_types import LONGEST_NAME, Name, Section, Word
 
 if TYPE_CHECKING:
     from llmux.config.schema import Config
