@@ -278,7 +278,7 @@ class Front:
                 context.holder, context.drop_headers = await self._keys.operator(request)
                 request[OPTIONS] = {}
                 place = with_slash(request.raw_path, route)
-                if place is not None and request.method in _READING and hdrs.UPGRADE not in request.headers:
+                if place is not None and request.method in _READING and _shows_pages(request):
                     return _with_headers(web.Response(status=308, headers={hdrs.LOCATION: place}), context)
             case Kind.FORWARD:
                 let = self._keys.of_client(await self._keys.client(request), request)
@@ -436,8 +436,13 @@ def _is_page(request: web.Request, route: Route) -> bool:
     """Whether this requests a file of the page. Browsers send the page's origin with each of them."""
     ours = route.path == PAGE or route.path.startswith(f"{PAGE}/")
     # A browser that requests the bare address is redirected to the page.
-    ours = ours or (route.path == "/" and "text/html" in request.headers.get(hdrs.ACCEPT, ""))
+    ours = ours or (route.path == "/" and _shows_pages(request))
     return ours and route.kind is Kind.OWN and request.method in {hdrs.METH_GET, hdrs.METH_HEAD}
+
+
+def _shows_pages(request: web.Request) -> bool:
+    """Whether a browser sends it, for its user to see."""
+    return "text/html" in request.headers.get(hdrs.ACCEPT, "")
 
 
 def _is_visit(request: web.Request, route: Route) -> bool:

@@ -165,11 +165,14 @@ async def test_a_redirect_of_an_engine_leads_to_llmux(lab, length):
 
 async def test_the_page_of_an_engine_is_below_the_name_of_its_model(lab):
     before = reached(lab)
+    browser = [("Accept", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8")]
     for method in ("GET", "HEAD"):
-        answer = await lab.ask(method, "/upstream/a?b=c")
+        answer = await lab.ask(method, "/upstream/a?b=c", headers=browser)
         assert (answer.status, answer.get("Location")) == (308, "./a/?b=c")
     assert reached(lab) == before
-    assert (await lab.get("/upstream/a/?b=c")).json()["target"] == "/?b=c"
+    for path in ("/upstream/a?b=c", "/upstream/a/?b=c"):
+        assert (await lab.get(path, headers=[("Accept", "*/*")])).json()["target"] == "/?b=c"
+    assert (await lab.get("/upstream/a/", headers=browser)).json()["target"] == "/"
     assert (await lab.post("/upstream/a")).json()["target"] == "/"
 
 
