@@ -301,7 +301,7 @@ def run(
         ):
             _by_key(keyed, bench, _policies(policy, recorded, plan, one=True), as_json=as_json)
             return
-        changes = [*map(what_ifs.parse_change, what_if or ()), *_spills(spill or (), spill_price)]
+        changes = list(_changes(what_if or (), plan, spill or (), spill_price))
         policies = _policies(policy, recorded, plan, one=bool(changes))
         with _Bar(traffic, until, show=not as_json) as bar:
             columns = bench.columns(policies, changes, bar.begin)
@@ -320,11 +320,15 @@ def run(
         )
 
 
-def _spills(texts: Sequence[str], price: str | None) -> Iterator[what_ifs.Change]:
-    """Yield a change for each --spill."""
-    if price is not None and not texts:
+def _changes(
+    what_if: Sequence[str], plan: Config | None, spills: Sequence[str], price: str | None
+) -> Iterator[what_ifs.Change]:
+    """Yield a change for each --what-if, and for each --spill."""
+    for text in what_if:
+        yield what_ifs.parse_change(text, () if plan is None else plan.models)
+    if price is not None and not spills:
         raise TraceError("--spill-price goes with --spill")
-    for text in texts:
+    for text in spills:
         spill = Spill(duration(text), None if price is None else parse_price(price))
         yield what_ifs.Change(f"spill {text}", spill=spill)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from llmux.simulator.trace import Trace, TraceError
 
 COST = "cost"
 FACTOR = re.compile(r"\s*([÷/*\u00d7])\s*(\d+(?:\.\d+)?)\s*\Z")
-NEXT = re.compile(r",(?=[\w.\- ]+=)")
 HOW = "write capacity=32GiB, or any other setting as policy.min_active=30s, or cost=÷3 (cost=/3, cost=*3)"
 SURE = 0.95
 MakePolicy = Callable[[Config | None], Policy]
@@ -47,8 +46,8 @@ class Change:
 NONE = Change("")
 
 
-def parse_change(text: str) -> Change:
-    """Parse ``capacity=32GiB,cost=÷3``.
+def parse_change(text: str, models: Iterable[str] = ()) -> Change:
+    """Parse ``capacity=32GiB,cost=÷3``. Names of ``models`` may have ``=`` and ``,`` in them.
 
     Raises:
         TraceError: it is invalid; the message says what to write.
@@ -56,11 +55,7 @@ def parse_change(text: str) -> Change:
     """
     settings: dict[str, Any] = {}
     factor = 1.0
-    for word in NEXT.split(text):
-        key, sign, value = word.partition("=")
-        key = key.strip()
-        if not sign or not key or not value.strip():
-            raise TraceError(f"--what-if {text}: {word!r} is not KEY=VALUE; {HOW}")
+    for key, value in _pairs(text, models):
         if key != COST:
             settings[key] = parse_value(value)
             continue
@@ -72,6 +67,19 @@ def parse_change(text: str) -> Change:
             )
         factor *= 1.0 / number if found[1] in "÷/" else number
     return Change(text, settings, factor)
+
+
+def _pairs(text: str, models: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the settings and their values. A comma ends a value if a setting follows: lists have commas, too."""
+    known = "|".join(rf"models\.{re.escape(name)}\." for name in sorted(models, key=len, reverse=True))
+    pair = re.compile(rf"((?:{known})?[^=]*)=(.*?)(?:\Z|,(?=(?:{known})?[\w.\- ]+=))", re.DOTALL)
+    at = 0
+    while at < len(text) or not at:
+        found = pair.match(text, at)
+        if found is None or not found[1].strip() or not found[2].strip():
+            raise TraceError(f"--what-if {text}: {text[at:]!r} is not KEY=VALUE; {HOW}")
+        at = found.end()
+        yield found[1].strip(), found[2]
 
 
 def parse_value(text: str) -> Any:

@@ -168,6 +168,18 @@ def test_changes(text, change):
     assert parse_change(text) == change
 
 
+@pytest.mark.parametrize(
+    "name", ["a=b", "a,b=c", "a=1,b.c=2", "a.b", 'a["(', "org/a:8b", "größe, =", "a=b.memory=c"]
+)
+def test_a_model_s_name_is_whatever_it_is(folder, name):
+    for text in (f"models.{name}.memory=5GiB,cost=/2", f"cost=/2,models.{name}.memory=5GiB"):
+        change = parse_change(text, ["a", "llama", name])
+        assert change == Change(text, {f"models.{name}.memory": "5GiB"}, 0.5)
+    (folder / "config.yaml").write_text(CONFIG.replace("qwen-2.5", json.dumps(name)))
+    done = simulate(*LOAD, "--what-if", f"models.{name}.memory=5GiB,models.llama.memory=6GiB", "--json")
+    assert json.loads(done.stdout)["what_if"][0]["awake"] > 1.9
+
+
 @pytest.mark.parametrize("text", ["capacity", "=3", "capacity=", "cost=3", "cost=/0", "cost=÷x", ""])
 def test_changes_that_are_none(text):
     with pytest.raises(TraceError, match="--what-if"):
