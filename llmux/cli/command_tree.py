@@ -229,8 +229,15 @@ def _root(
         serve.run(config, port, verbose=verbose)
 
 
+def _in_utf8() -> None:
+    """Start anew in UTF-8 mode if files' names, and hooks, have another encoding: a configuration's are UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - itself
+
+
 def main() -> None:
     """Run the command line."""
+    _in_utf8()
     if "LLMUX_HOOK" in os.environ:
         os.environ.pop("LLMUX_URL", None)  # in a hook, and in an engine that it has started, this is the engine's
     # A command that ends soon makes little garbage: collecting it, at the exit too, took a seventh of its time.

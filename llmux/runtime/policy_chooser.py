@@ -90,7 +90,7 @@ class Chooser:
     """Evaluates policies every few minutes while the configured policy chooses among others."""
 
     def __init__(self, switcher: Switcher) -> None:
-        self.command: Sequence[str] = (sys.executable, "-P", "-m", "llmux.simulator.look_back")
+        self.command: Sequence[str] = (sys.executable, "-P", "-X", "utf8", "-m", "llmux.simulator.look_back")
         self.limit = LIMIT
         self.traffic: Traffic | None = None
         self.counts = {"adopted": 0, "kept": 0, "failed": 0}  # evaluations, by result

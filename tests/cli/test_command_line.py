@@ -138,6 +138,41 @@ def test_names_are_shown_as_they_are(run, tmp_path):
     assert "model a:100:b[red] at" in done.stdout
 
 
+def test_a_locale_without_its_letters_changes_nothing(serve, tmp_path, monkeypatch):
+    """As `LC_ALL=C` where Python is told to take it at its word."""
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "bü中"
+    folder.mkdir()
+    hooks = {"wake": "printf ä$WERT > größe", "alive": "test -e größe", "sleep": "rm größe"}
+    (folder / "cönfig.json").write_text(
+        json.dumps(
+            {
+                "port": free_port(),
+                "state": "zuständ.json",
+                "ledger": "büch.db",
+                "audit": "prüf.jsonl",
+                "models": {"größe": {"port": 9, **hooks, "env": {"WERT": "ß"}}},
+            },
+            ensure_ascii=False,
+        ),
+        encoding="utf-8",
+    )
+    event(serve("-c", folder / "cönfig.json", cold=True), "ready")
+
+    def run(*words):
+        done = subprocess.run(
+            [*LLMUX, *words], check=False, env=environment(tmp_path), cwd=folder, capture_output=True
+        )
+        assert done.returncode == 0, done
+        return done.stdout.decode()
+
+    assert "größe" in run("check", "cönfig.json")
+    assert "größe" in run("-c", "cönfig.json", "switch", "größe")
+    assert (folder / "größe").read_bytes() == "äß".encode()
+    assert {"zuständ.json", "büch.db", "prüf.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
 def test_a_file_that_cannot_be_read(run, tmp_path):
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")

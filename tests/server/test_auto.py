@@ -157,11 +157,13 @@ async def test_a_real_look_back_finds_what_is_better(house):
     assert max(row[0] for row in switcher.auto.memory["seen"].values()) == 2.0
 
 
-async def test_a_policy_of_ones_own_that_hangs_there_changes_nothing(house):
+async def test_a_policy_of_ones_own_that_hangs_there_changes_nothing(house, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)  # it is found there whatever the locale
     slow = "import sys, time\nclass Mine:\n    def decide(self, now):\n"
     slow += "        while 'look_back' in sys.argv[0]: time.sleep(600)\n"
-    (house.folder / "mine.py").write_text(slow)
-    switcher = await house.open(policy=auto(among=["fifo", "./mine.py:Mine"], every="5m"))
+    (house.folder / "größe.py").write_text(slow)
+    switcher = await house.open(policy=auto(among=["fifo", "./größe.py:Mine"], every="5m"))
     switcher.core.state.costs.record(["a"], "b", 8.0)
     switcher.auto.traffic.requests.extend(half_an_hour(switcher.now()))
     switcher.auto.limit = 3.0
