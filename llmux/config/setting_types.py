@@ -169,6 +169,13 @@ def _name(value: str) -> str:
     return value
 
 
+def is_name(text: str) -> bool:
+    """Whether a model may have this name."""
+    with contextlib.suppress(ValueError):
+        return bool(_name(text))
+    return False
+
+
 def _env_name(value: str) -> str:
     if not _ENV_NAME.match(value):
         raise ValueError("is not a name for an environment variable; use letters, digits and _")

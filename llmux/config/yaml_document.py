@@ -76,6 +76,17 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 (the base class's own attribute, filled below)
 
 
+class Dumper(yaml.SafeDumper):
+    """Writes texts in quotes if they would be read as something else, here or where YAML 1.1's rules hold."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Some that cannot be printed end a line.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+
+Dumper.add_representer(str, _text)
+
 for _tag, _pattern, _first in (
     ("null", r"(?:~|null|Null|NULL|)\Z", [*"~nN", ""]),
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)\Z", [*"tTfF"]),
@@ -84,7 +95,8 @@ for _tag, _pattern, _first in (
     ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", [*"-+."]),
     ("merge", r"<<\Z", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    for _class in (_Loader, Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 _CONVERT: Mapping[str, Callable[[str], Any]] = {

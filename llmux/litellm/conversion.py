@@ -140,7 +140,7 @@ class _Translator:
             own = self.free(name if name in self.alone else f"{name} here")
             self.engines[url, model] = own
             self.addresses[own] = address
-            self.models[own] = {"url": url}
+            self.models[own] = {"url": literal(url)}
             if provider in OLLAMA:
                 self.models[own] |= {"hooks": "ollama", "env": {"NAME": literal(model)}}
             else:
@@ -171,7 +171,7 @@ class _Translator:
     def there(self, at: Path, deployment: Deployment, provider: str, model: str, address: Address) -> str:
         """Make a deployment a model of a remote, and return its name."""
         params = deployment.litellm_params
-        settings: Settings = {"url": address.url}
+        settings: Settings = {"url": literal(address.url)}
         key = params.api_key
         known = PROVIDERS[provider]
         if not key and known.variable is not None and (known.url is not None or known.variable in self.environ):

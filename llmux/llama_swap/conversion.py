@@ -21,6 +21,7 @@ from llmux.config.model_settings import LONGEST_DESCRIPTION, LONGEST_TITLE
 from llmux.config.problems import Lines, Path, Problem, line_of, raise_all
 from llmux.config.setting_types import Address, covers, format_duration, parse_address
 from llmux.config.targets import FIELD
+from llmux.config.yaml_document import Dumper
 from llmux.llama_swap import source
 from llmux.llama_swap.engine_command import Engine, text
 from llmux.llama_swap.groups import Groups, Residency
@@ -236,7 +237,7 @@ class _Translator:
             settings: Settings = {"url": literal(peer.proxy)}
             if peer.apiKey:
                 settings["key"] = text(peer.apiKey)
-            models = {literal(model): literal(model) for model in peer.models}
+            models = {model: literal(model) for model in peer.models}
             self.remotes[remote] = {**settings, "models": models, "timeouts": timeouts}
             for index, model in enumerate(peer.models):
                 self.elsewhere[f"{name}/{model}"] = target = f"{remote}/{model}"
@@ -493,7 +494,7 @@ policy: {use: idle}
 """
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Dumper):
     """Writes texts of several lines as blocks, and indents lists within mappings."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 (its signature)
@@ -501,7 +502,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
+    lines = "\n" in value and value.replace("\n", "").replace("\t", "").isprintable()
+    style = "|" if lines else None if value.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

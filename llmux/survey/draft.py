@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from llmux.config.load import literal, parse_yaml
+from llmux.config.yaml_document import Dumper
 from llmux.core.spec import HookKind
 from llmux.survey.host import HOST, Machine
 from llmux.survey.model_files import Candidate, gibibytes
@@ -181,9 +181,7 @@ def is_free(port: int) -> bool:
 
 def _scalar(value: Any) -> str:
     """Write one value on one line."""
-    if isinstance(value, str) and ("\n" in value or not value.isprintable()):
-        return json.dumps(value)
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    text: str = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -118,7 +118,7 @@ async def _ask(port: _Port) -> Engine | None:
     entries = [entry for entry in _list(listed, "data") if isinstance(entry.get("id"), str)]
     owner = next((str(entry.get("owned_by")).lower() for entry in entries if entry.get("owned_by")), "")
     kind = _OWNERS.get(owner, UNKNOWN)
-    models = tuple(Served(entry["id"], str(entry.get("root") or "")) for entry in entries)
+    models = tuple(Served(entry["id"], _source(entry.get("root"))) for entry in entries)
     if kind == "llama.cpp":
         return await _llama_cpp(port, entries, models)
     if kind in ("Ollama", UNKNOWN):
@@ -134,8 +134,8 @@ async def _llama_cpp(port: _Port, entries: list[Mapping[str, Any]], models: tupl
     said = props if isinstance(props, Mapping) else {}
     if said.get("role") == "router" or any("status" in entry for entry in entries):
         return Engine(port.number, "llama.cpp", models, router=True)
-    path = said.get("model_path")
-    if isinstance(path, str) and len(models) == 1:
+    path = _source(said.get("model_path"))
+    if path and len(models) == 1:
         models = (Served(models[0].name, path),)
     return Engine(port.number, "llama.cpp", models)
 
@@ -148,6 +148,14 @@ async def _ollama(port: _Port) -> Engine | None:
     _, tags = await port.get("/api/tags")
     names = [entry["name"] for entry in _list(tags, "models") if isinstance(entry.get("name"), str)]
     return Engine(port.number, "Ollama", tuple(map(Served, names)))
+
+
+def _source(said: Any) -> str:
+    """Return a file, or a name, that a hook script can be given; empty if it is none."""
+    try:
+        return said if isinstance(said, str) and b"\0" not in os.fsencode(said) else ""
+    except UnicodeEncodeError:
+        return ""
 
 
 def _list(answer: Any, key: str) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llmux.config.setting_types import LONGEST_NAME, is_name
 from llmux.survey.host import Container, Engine, Machine, Served
 
 MOST_ENTRIES = 50_000
@@ -245,6 +246,8 @@ _FOREIGN = (
     "it was not started by the hook, which can therefore not end it: end it once by hand before llmux starts"
 )
 
+_NO_NAMES = "no names for llmux; let the engine use others"
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -272,10 +275,18 @@ def candidates(
     found: list[Candidate] = []
     left: list[str] = []
     for engine in engines:
-        mine = [_running(engine, model, machine, scripts) for model in engine.models]
-        known = [one for one in mine if one is not None]
-        found += known
-        if not known:
+        mine = {model.name: _running(engine, model, machine, scripts) for model in engine.models}
+        known = [one for one in mine.values() if one is not None]
+        # What is no server for many models has one, and perhaps several names for it, or adapters.
+        taken = known if known and known[0].script in _STAYS else known[:1]
+        found += taken
+        where = f"{engine.kind} on port {engine.port}"
+        if more := known[len(taken) :]:
+            names = ", ".join(one.name for one in more)
+            left.append(f"{where} has other names, too: {names}; make them `aliases` of {taken[0].name}")
+        if unnamed := [name for name, one in mine.items() if one is None and not is_name(name)]:
+            left.append(f"{where}: {', '.join(map(repr, unnamed))}: {_NO_NAMES}")
+        elif not known:
             left.append(_why_not(engine))
     told = {one.source for one in found}
     if "llama-cpp" in scripts:
@@ -291,8 +302,9 @@ def of_file(model: Gguf, name: str = "") -> Candidate:
 
 
 def _printable(name: str) -> str:
-    """Return a name which llmux takes: a file's may hold anything."""
-    return "".join(character if character.isprintable() else "_" for character in name).strip() or "model"
+    """Return a name which llmux takes: a file's, or an engine's, may hold anything."""
+    name = "".join(character if character.isprintable() else "_" for character in name).strip()
+    return name[:LONGEST_NAME].strip() or "model"
 
 
 def unique(found: Iterable[Candidate]) -> list[Candidate]:
@@ -301,7 +313,8 @@ def unique(found: Iterable[Candidate]) -> list[Candidate]:
     for one in found:
         name, number = one.name, 2
         while name in named:
-            name, number = f"{one.name}-{number}", number + 1
+            end = f"-{number}"
+            name, number = one.name[: LONGEST_NAME - len(end)] + end, number + 1
         named[name] = one if name == one.name else replace(one, name=name)
     return list(named.values())
 
@@ -316,6 +329,8 @@ def _running(engine: Engine, model: Served, machine: Machine, scripts: Collectio
     script = _script(engine, container, scripts)
     if script is None or (script == "llama-cpp" and not model.source):
         return None
+    if script != "llama-cpp" and not is_name(model.name):  # llama-server answers to any
+        return None
     if container is not None and script == "docker":
         return _contained(engine, model, container)
     name, source, remark = model.name, model.source or model.name, _FOREIGN
@@ -323,8 +338,8 @@ def _running(engine: Engine, model: Served, machine: Machine, scripts: Collectio
         source, remark = name, ""
     elif engine.sleeps:  # the script does not start an engine without a source
         source, remark = "" if container else source, ""
-    elif script == "llama-cpp" and "/" in name:
-        name = Path(name).stem
+    elif script == "llama-cpp":
+        name = _printable(Path(name).stem if "/" in name else name)
     about = f"{engine.kind} on port {engine.port}, which runs now"
     return Candidate(name, script, source, about, port=engine.port, remark=remark)
 

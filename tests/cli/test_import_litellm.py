@@ -468,3 +468,8 @@ def test_json_and_nothing_lost(tmp_path):
     done = run("import", "litellm", file, "-o", tmp_path / "out")
     assert (done.exit_code, "not carried over" in done.output) == (0, False)
     assert (tmp_path / "out" / "config.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_address_is_written_as_it_is(load):
+    got = load(one("{model: openai/x, api_base: 'https://h.example/${X:-', api_key: k}"))
+    assert got.config.remotes["h.example"].url == "https://h.example:443/${X:-"

@@ -103,6 +103,14 @@ class TestWithFlags:
         assert f"llama.cpp on port {port}: mine" in done.stderr
         assert f"model mine at http://127.0.0.1:{port}" in checked()
 
+    def test_an_engine_whose_models_have_names_that_are_none(self, tmp_path):
+        names = ["a ", "\ud83d", "a\0b", "1e3", "", "x" * 257]
+        with answering({"/v1/models": listed("vllm", *names, root="/m/a\0b")}) as port:
+            done = run("--yes", "--probe", port)
+        assert done.exit_code == 0, done.stderr
+        assert re.findall("model (.*) at", checked()) == ["1e3", "nomic-embed", "qwen"]
+        assert "# - vLLM on port" in (tmp_path / "work" / "config.yaml").read_text()
+
     def test_only_the_models_that_are_named(self, home):
         done = run("--yes", "--model", "a=~/models/qwen.gguf", "-m", f"b b={home}/models/qwen.gguf", "-p", 4321)
         assert done.exit_code == 0, done.stderr

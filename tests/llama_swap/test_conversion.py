@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmux.cli.hooks import find
+from llmux.config.load import parse_yaml
+from llmux.llama_swap.conversion import as_yaml
 from llmux.plugins import load_policy
 
 EVERYTHING = (Path(__file__).parent / "everything.yaml").read_text()
@@ -572,3 +576,22 @@ def test_a_peer_without_models_is_named(load):
     got = load(f'models: {{m: {{{CMD}}}}}\npeers: {{p: {{proxy: "http://x"}}}}')
     assert set(got.lost()) == {"peers.p"}
     assert not got.config.remotes
+
+
+TEXTS = st.text(max_size=9) | st.from_regex(r"[-+0-9.eEox_:~<]{1,6}", fullmatch=True)
+
+
+@given(st.dictionaries(TEXTS.filter(bool), TEXTS, min_size=1, max_size=3))
+def test_what_is_written_is_read_as_it_was(settings):
+    written = as_yaml({"a": settings, "b": list(settings.values())})
+    read = parse_yaml(written)
+    assert not read.problems, written
+    assert read.data == {"a": settings, "b": list(settings.values())}
+    assert yaml.safe_load(written) == read.data
+
+
+@pytest.mark.parametrize("name", ["${X:-", "$${", "1e3"])
+def test_a_peer_s_model_is_called_whatever_it_is(load, name):
+    config = load(json.dumps({"peers": {"far": {"proxy": "http://h:1", "models": [name]}}})).config
+    assert config.remotes["far"].models == {name: name}
+    assert config.virtual[name].first == (f"far/{name}",)

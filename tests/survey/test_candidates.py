@@ -7,6 +7,7 @@ import yaml
 
 from llmux.cli.hooks import shipped
 from llmux.config import Config
+from llmux.config.setting_types import is_name
 from llmux.survey.draft import Draft, Recipe
 from llmux.survey.host import Container, Engine, Gpu, Machine, Served
 from llmux.survey.model_files import Candidate, Gguf, candidates, gibibytes, of_file, unique
@@ -98,6 +99,47 @@ def load(tmp_path, chosen, machine=None, **options) -> Config:
     draft = Draft(chosen, RECIPES, machine or Machine(), **{"port": 3000} | options)
     (tmp_path / "config.yaml").write_text(draft.text)
     return Config.from_file(tmp_path / "config.yaml", environ={})
+
+
+NAMES = [
+    "", "  ", "a ", "\u3000a", "a\tb", "a\n", "a\x85b", "a\u2028b", "\ud83d", "\ufeffa", "\0",
+    "x" * 256, "x" * 257, "1e3", "+.1", "0o17", "null", "<<", "~", "- a", "a: b", "#a", "a\"'b", "${HOME}",
+    "${X:-", "$${", "a;b", "..", "größe",
+]  # fmt: skip
+KINDS = [("llama.cpp", False), ("llama.cpp", True), ("vLLM", False), ("Ollama", False), ("TabbyAPI", False)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "router"), KINDS)
+def test_whatever_an_engine_s_models_are_called_the_configuration_is_taken(tmp_path, kind, router, name):
+    engine = Engine(8001, kind, (Served(name, "/m/x.gguf"), Served("b", "/m/x.gguf")), router=router)
+    chosen, left = candidates([], [engine], Machine(), ALL)
+    models = load(tmp_path, chosen, left=left).models
+    alone = kind in {"llama.cpp", "vLLM"} and not router
+    if is_name(name):
+        assert list(models) == [name, "b"][: 1 if alone else 2]
+        assert left == (
+            [f"{kind} on port 8001 has other names, too: b; make them `aliases` of {name}"] if alone else []
+        )
+    elif kind == "llama.cpp" and not router:  # which answers to any
+        assert len(models) == 1
+    else:
+        assert list(models) == ["b"]
+        assert left == [f"{kind} on port 8001: {name!r}: no names for llmux; let the engine use others"]
+    for known, model in models.items():
+        assert model.upstream_model == (None if alone else known)
+        assert ("/m/x.gguf" if alone else known) in model.env.values()
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "a\udcffb", " a ", "a\tb", "1e3", "${HOME}"])
+def test_whatever_a_file_is_called_the_configuration_is_taken(tmp_path, name):
+    found, _ = candidates(
+        [Gguf(Path(f"/m/{folder}/{name}.gguf"), 1000) for folder in range(12)], [], Machine(), ALL
+    )
+    models = load(tmp_path, found).models
+    assert [model.env["MODEL"] for model in models.values()] == [
+        f"/m/{folder}/{name}.gguf" for folder in range(12)
+    ]
 
 
 def test_every_script_for_an_engine_can_be_used(tmp_path):
