@@ -23,6 +23,7 @@ import typer
 from llmux import control
 from llmux.cli.api_models import Commanded, decode
 from llmux.cli.terminal import CommandError, Exit, print_error
+from llmux.normal_path import path_of
 
 UNIX = "unix:"  # the address of a socket
 KEYS = ("LLMUX_ADMIN_KEY", "LLMUX_API_KEY")
@@ -122,10 +123,11 @@ class Remote:
         """Send an operator's command about a model."""
         if not model:
             raise CommandError(Exit.NO_SUCH_MODEL, f"model {model!r} not found")
-        if {".", ".."} & set(model.split("/")) or "\\" in model or ";" in model:
+        path = path_of("/llmux/models", model, verb)
+        if path is None:
             why = f"model {model!r} not found by that name, which can stand in no path; use an alias of it"
             raise CommandError(Exit.NO_SUCH_MODEL, why)
-        answer = await self.post(f"/llmux/models/{quote(model, safe='', errors='replace')}/{verb}", body)
+        answer = await self.post(path, body)
         return self.read(Commanded, answer)
 
     def read(self, shape: type[T], document: Mapping[str, Any]) -> T:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,7 +11,8 @@ from rich.text import Text
 
 from llmux.cli.client import Remote, speak
 from llmux.cli.options import ForOption, JsonOption, KeyFileOption, ReasonOption, address
-from llmux.cli.terminal import Column, FittingTable, terminal
+from llmux.cli.terminal import Column, CommandError, Exit, FittingTable, terminal
+from llmux.normal_path import path_of
 
 LATE = 5.0  # seconds: a report older than this is marked
 GATEWAY_URL = "http://127.0.0.1:4000"
@@ -56,7 +56,7 @@ def drain(
     async def act(remote: Remote) -> None:
         asked = {"for": duration, "reason": reason}
         body = {name: value for name, value in asked.items() if value is not None}
-        answer = await remote.post(f"/llmux/fleet/{quote(host, safe='', errors='replace')}/drain", body)
+        answer = await remote.post(_path(host, "drain"), body)
         typer.echo(json.dumps(answer) if as_json else f"{host} drains: it takes nothing new")
 
     speak(url, key_file, act)
@@ -72,10 +72,17 @@ def undrain(
     """End what `drain` began, and nothing else: a lease for another job stays."""
 
     async def act(remote: Remote) -> None:
-        answer = await remote.post(f"/llmux/fleet/{quote(host, safe='', errors='replace')}/undrain")
+        answer = await remote.post(_path(host, "undrain"))
         typer.echo(json.dumps(answer) if as_json else f"{host} takes requests again")
 
     speak(url, key_file, act)
+
+
+def _path(host: str, verb: str) -> str:
+    path = path_of("/llmux/fleet", host, verb) if host else None
+    if path is None:
+        raise CommandError(Exit.NO_SUCH_MODEL, f"no host can be called {host!r}")
+    return path
 
 
 def view(url: str, document: dict[str, Any]) -> RenderableType:

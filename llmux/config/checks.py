@@ -29,6 +29,7 @@ from llmux.config.residency import check_levels, check_residency, levels_warning
 from llmux.config.setting_types import covers, is_loopback
 from llmux.config.targets import check_targets
 from llmux.errors import ConfigError
+from llmux.normal_path import can_be_in_path
 
 if TYPE_CHECKING:
     from llmux.config.model_settings import ModelConfig
@@ -110,9 +111,6 @@ def operators(config: Access) -> str:
     return "this machine only, no key; set `api_keys` before a proxy on this machine passes requests on"
 
 
-_NO_PATH = re.compile(r"[\\;]|(?:\A|/)\.\.?(?:/|\Z)")  # paths with these are refused: see middleware/paths.py
-
-
 def find_warnings(config: Config) -> Iterator[str]:
     """Yield what is allowed but probably a mistake."""
     if config.policy.request_timeout == 0:
@@ -121,7 +119,7 @@ def find_warnings(config: Config) -> Iterator[str]:
             " null means no limit"
         )
     for name, model in config.models.items():
-        if all(_NO_PATH.search(each) for each in (name, *model.aliases)):
+        if not any(can_be_in_path(each) for each in (name, *model.aliases)):
             yield (
                 f"models.{name}: its name can stand in no path, with \\, ; or a segment of dots: without an alias"
                 " no operator can wake it or put it to sleep, and /upstream does not lead to it"

@@ -27,6 +27,7 @@ from llmux.config.setting_types import (
     Host,
     HostName,
     Name,
+    NameInPaths,
     Origin,
     OwnPort,
     PositiveCount,
@@ -138,7 +139,7 @@ class GatewayConfig(Whole):
         description="Address to listen on. 0.0.0.0 opens it to the network, which takes `api_keys`.",
     )
     port: OwnPort = Field(default=4000, description="Port to listen on. 0: any free one.")
-    hosts: Mapping[Name, HostConfig] = Field(
+    hosts: Mapping[NameInPaths, HostConfig] = Field(
         default_factory=dict, description="The hosts by name; with `fleet.store` beside those that it knows."
     )
     fleet: FleetConfig = Field(default_factory=FleetConfig.of_defaults, description="How the hosts are followed.")

@@ -1,10 +1,7 @@
-r"""Which paths are forwarded to an engine: an allowlist, under a deny list that nothing overrides.
+"""Which paths are forwarded to an engine: an allowlist, under a deny list that nothing overrides.
 
-The decision is made on a form of the path, never on what is sent on: scheme and authority of an absolute target
-removed, fragment cut, percent-decoded until stable, ``\`` read as ``/``, ``;…`` dropped from each segment,
-slashes merged, dot segments resolved, case folded for the deny list. Control characters, invalid escapes and
-invalid UTF-8 are malformed (400). Where a dot segment, ``\`` or ``;`` changed the path it is refused (404), so
-these are found and never resolved: engines disagree on what such a path means. Slashes alone do not refuse.
+The decision is made on the normal form of the path (``normal_path``), never on what is sent on: scheme and
+authority of an absolute target removed, fragment cut, and the case folded for the deny list.
 
 What is allowed goes on as the raw target, byte for byte, query included. Of an absolute target the engine gets
 the origin form (path and query, as they stood); a fragment, which HTTP does not know, is not sent.
@@ -27,6 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmux.config.access import DEFAULT_FORWARD, glob_expression
+from llmux.normal_path import AmbiguousError, MalformedError, decode_once, normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +161,10 @@ DIALECTS = {
 _RAW_MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]@!$&'()*+,=-]*(?=[/?]|\Z)")
 _RAW_CONTROL = re.compile(r"[\x00-\x20\x7f]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_SEVERAL_SLASHES = re.compile("/{2,}")
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIXES = ("/llmux/models/", "/llmux/requests/", "/llmux/lease", "/llmux/manual", "/llmux/fleet/")
 PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it has no key to show yet
 _READS = frozenset({"GET", "HEAD"})
-_MAX_ROUNDS = 16  # of decoding; every round makes an escape shorter, no honest path needs three
-_MAX_SEGMENTS = 64  # the deny list looks at every one
 _MAX_CACHED = 1024
 _MAX_CACHED_LENGTH = 256
 
@@ -231,57 +223,16 @@ def with_slash(raw_target: str, route: Route) -> str | None:
     return f"./{path.rpartition('/')[2]}/{question}{query}"
 
 
-class _MalformedError(ValueError):
-    pass
-
-
-class _AmbiguousError(ValueError):
-    pass
-
-
-def _decode_once(path: str) -> str:
-    """Resolve the escapes of a path; those that are invalid stay."""
-    try:
-        raw = path.encode("utf-8", "surrogateescape")
-        return _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), raw).decode("utf-8")
-    except UnicodeError as error:
-        raise _MalformedError("the path is not UTF-8") from error
-
-
-def normalize(path: str) -> str:
-    """Return the form of a raw path on which everything is decided."""
-    if _BAD_ESCAPE.search(path):
-        raise _MalformedError("the path has an invalid percent-escape")
-    # A % that an escape stood for may be followed by anything: later rounds leave what is no escape.
-    for _ in range(_MAX_ROUNDS):
-        decoded = _decode_once(path)
-        if decoded == path:
-            break
-        path = decoded
-    else:
-        raise _MalformedError("the path is percent-encoded too many times")
-    if _CONTROL.search(path):
-        raise _MalformedError("the path has a control character")
-    if "\\" in path or ";" in path:
-        raise _AmbiguousError("the path has a backslash or a semicolon")
-    path = _SEVERAL_SLASHES.sub("/", path)
-    if path.count("/") > _MAX_SEGMENTS:
-        raise _AmbiguousError("the path has too many segments")
-    if "/." in path and any(segment in {".", ".."} for segment in path.split("/")):
-        raise _AmbiguousError("the path has a dot segment")
-    return path.rstrip("/") or "/"
-
-
 def origin_form(target: str) -> str:
     """Strip scheme, authority and fragment from a request target."""
     if _RAW_CONTROL.search(target):
-        raise _MalformedError("the target has a control character")
+        raise MalformedError("the target has a control character")
     target = target.partition("#")[0]
     if target.startswith("/"):
         return target
     found = _ABSOLUTE.match(target)
     if found is None:
-        raise _MalformedError("the target is not a path")
+        raise MalformedError("the target is not a path")
     rest = target[found.end() :]
     return rest if rest.startswith("/") else "/" + rest
 
@@ -331,9 +282,9 @@ class ForwardedPaths:
             origin = origin_form(target)
             raw_path, question, query = origin.partition("?")
             route = self._route(raw_path, reading=cache is self._reads)
-        except _MalformedError as error:
+        except MalformedError as error:
             return Route(Kind.MALFORMED, reason=str(error))
-        except _AmbiguousError as error:
+        except AmbiguousError as error:
             return Route(Kind.REFUSED, reason=str(error))
         if question:
             return route._replace(target=f"{route.target}?{query}") if route.target else route
@@ -366,9 +317,9 @@ class ForwardedPaths:
         if not merged.startswith(UPSTREAM[1:]):
             return Route(Kind.REFUSED, path, reason="/upstream/ is written plainly")
         segments = merged[len(UPSTREAM) - 1 :].lstrip("/").split("/")
-        model, used = _decode_once(segments[0]), 1
+        model, used = decode_once(segments[0]), 1
         for count in range(min(self._name_segments, len(segments)), 0, -1):
-            name = _decode_once("/".join(segments[:count]))
+            name = decode_once("/".join(segments[:count]))
             if name in self._names:
                 model, used = name, count
                 break

@@ -51,6 +51,17 @@ async def test_all_that_are_awake_are_put_to_sleep(house):
         assert "say which model, or --all" in await said(house, "sleep", *wrong, exit_code=2)
 
 
+@pytest.mark.parametrize("name", ["a;b", "..", "%2e%2e", "a%3Bb", "a%00b"])
+async def test_a_name_that_can_stand_in_no_path_is_told(house, name):
+    await house.open(models={name: {"aliases": ["gpt"]}})
+    told = await said(house, "wake", name, exit_code=Exit.NO_SUCH_MODEL)
+    assert "which can stand in no path; use an alias" in told
+    for command in ("drain", "undrain"):
+        told = await said(house, "fleet", command, name, exit_code=Exit.NO_SUCH_MODEL)
+        assert told == f"no host can be called {name!r}"
+    assert (await said(house, "switch", "gpt")).startswith(f"{name} is awake")
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_models_of_any_name(house, name):
     hooks = {"wake": "touch up", "sleep": "rm -f up", "alive": "test -e up"}

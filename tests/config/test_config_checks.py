@@ -2,7 +2,9 @@
 
 import pytest
 
+from llmux.config.gateway import GatewayConfig
 from llmux.config.problems import with_lines
+from llmux.errors import ConfigError
 
 MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks: NAME` gives all of them)"
 
@@ -279,11 +281,18 @@ def test_warnings(read, model, settings, more, words):
         assert warnings[0].startswith(words)
 
 
-@pytest.mark.parametrize("name", ["a;b", "a\\b", "..", "a/./b"])
-def test_a_name_that_can_stand_in_no_path(read, model, name):
+@pytest.mark.parametrize("name", ["a;b", "a\\b", "..", "a/./b", "%2e.", "a%3Bb", "a%00b"])
+def test_a_name_that_can_stand_in_no_path(read, model, name, tmp_path):
     [warning] = read(f"models:\n  '{name}': {model()}\n").warnings
     assert warning.startswith(f"models.{name}: its name can stand in no path")
     assert read(f"models:\n  '{name}': {model('port: 1, aliases: [a.b]')}\n").warnings == ()
+    # A host has no aliases.
+    fleet = f"fleet: {{store: embedded, url: http://h:1, name: '{name}'}}\n"
+    with pytest.raises(ConfigError, match=r"fleet\.name: .* can stand in no path"):
+        read(f"{fleet}models:\n  a: {model()}\n")
+    (tmp_path / "gateway.yaml").write_text(f"hosts:\n  '{name}': {{url: http://h:1}}\n")
+    with pytest.raises(ConfigError, match=r"gateway\.yaml:2: hosts.* can stand in no path"):
+        GatewayConfig.from_file(tmp_path / "gateway.yaml")
 
 
 class Counted(dict):

@@ -18,7 +18,7 @@ from tests.docs.pages import ROOT
 # Lowest first. A package may import from its own layer and from those below; two packages of one layer may not
 # import each other.
 LAYERS = (
-    {"aiohttp_internals", "errors", "renamed", "version"},
+    {"aiohttp_internals", "errors", "normal_path", "renamed", "version"},
     {"core"},
     {
         "config",

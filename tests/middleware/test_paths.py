@@ -18,6 +18,7 @@ from llmux.middleware.paths import (
     glob_expression,
     with_slash,
 )
+from llmux.normal_path import can_be_in_path, path_of
 
 NAMES = ("llama", "facebook/opt-125m", "facebook", "é/ü")
 PATHS = ForwardedPaths(DEFAULT_FORWARD, NAMES)
@@ -49,6 +50,33 @@ ALLOWED = [
     "/classify", "/tokenize", "/detokenize", "/apply-template", "/sdapi/v1/txt2img", "/sdapi/v1/img2img",
     "/v1/token/encode", "/v1/chat/completions/render",
 ]  # fmt: skip
+
+
+NO_PATH = ["a;b", "a\\b", "..", "a/./b", "%2e%2E", "a%3Bb", "a%255cb", "a%00b", "a%ffb", "a/" * 70 + "b"]
+SOME_PATH = [
+    "a",
+    "org/a:8b",
+    "...",
+    ".a",
+    "a/",
+    "a//b",
+    "100%",
+    "%zz",
+    "a%41",
+    "größe",
+    "a b",
+    "a?b#c",
+    "sleep",
+    "x" * 256,
+]
+
+
+@given(st.sampled_from([*NO_PATH, *SOME_PATH]) | st.text("a./\\;%2e3bB\xe9", min_size=1, max_size=9))
+def test_which_names_can_stand_in_a_path_is_decided_as_paths_are(name):
+    decided = PATHS.decide(f"/llmux/models/{quote(name, safe='')}/wake").kind is Kind.OWN
+    assert can_be_in_path(name) is decided
+    assert decided is (path_of("/llmux/fleet", name, "drain") is not None)
+    assert name not in (NO_PATH if decided else SOME_PATH)
 
 
 @pytest.mark.parametrize("path", NEVER)
