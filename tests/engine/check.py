@@ -228,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engines", nargs="*", choices=[*ENGINES, []], help="which ones; default: all")
     names = parser.parse_args().engines or list(ENGINES)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # of `timeout`, say: what it started ends, too
     if False in [check(name) for name in names]:
         sys.exit(1)
 

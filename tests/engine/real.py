@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from examples.quickstart.tiny_gguf import Shape, cached
@@ -89,10 +89,49 @@ def with_tools() -> dict[str, str]:
 
 
 def end_engines(pid_dir: Path) -> None:
-    """Kill whatever was started with this folder for pid files, and nothing else."""
-    for pid in processes_with(f"PID_DIR={pid_dir}"):
+    """Kill whatever was started with this folder for pid files, and nothing else.
+
+    Some engines write their names over their environment. What they began is in the session of one which still has
+    its own, or of which a hook has noted the process: that session is killed whole, and no other.
+    """
+    stats = _stats()
+    found = {*processes_with(f"PID_DIR={pid_dir}"), *_noted(pid_dir, stats)}
+    sessions = {pid for pid in found if pid in stats and int(stats[pid][3]) == pid} - {os.getsid(0)}
+    for pid in found:
+        _kill(pid)
+
+    def all_killed() -> bool:
+        left = [pid for pid, stat in _stats().items() if int(stat[3]) in sessions and runs(pid)]
+        for pid in left:
+            _kill(pid)
+        return not left
+
+    if sessions:
+        wait_until(all_killed, what=f"the end of what is in the sessions {sessions}")
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _stats() -> dict[int, list[str]]:
+    """What /proc has of each process after its name: the state, the parent, the group, the session, …"""
+    stats = {}
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+            stat = (process / "stat").read_text(errors="replace")
+            stats[int(process.name)] = stat.rpartition(") ")[2].split()
+    return stats
+
+
+def _noted(pid_dir: Path, stats: Mapping[int, list[str]]) -> Iterator[int]:
+    """The processes of the pid files, if their numbers have not gone to others."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    births = {f"{pid} {stat[19]}-{boot}": pid for pid, stat in stats.items()}
+    for file in pid_dir.glob("*.pid"):
+        with contextlib.suppress(OSError, KeyError):  # it was removed meanwhile, or its process has ended
+            yield births[" ".join(file.read_text(errors="replace").split()[:2])]
 
 
 class Hook:
