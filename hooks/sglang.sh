@@ -51,7 +51,7 @@
 # under dash, bash and busybox, on Debian 12. With SGLang 0.5.23 itself on the CPU, where it has no memory saver: started,
 # stopped and killed, not slept.
 
-# shellcheck disable=SC2119,SC2120 # functions set their arguments themselves
+# shellcheck disable=SC2034,SC2119,SC2120 # lib/ uses variables; functions set their arguments themselves
 set -u
 
 name=${LLMUX_MODEL:-}
@@ -61,6 +61,7 @@ url=${URL:-${LLMUX_URL:-http://127.0.0.1:$port}}
 health_path=/health
 auth=${API_KEY:+Authorization: Bearer $API_KEY}
 GRACE=${GRACE:-20}
+leader_ends_all=yes # TERM kills its schedulers before they have released their memory, and it waits for 5 s
 
 lib=$(readlink -f "$0" || echo "$0")
 lib=${lib%/*}/lib

@@ -20,8 +20,6 @@ born() { # print when a process was started: with its number, that tells it from
 	fi
 }
 
-signal_group() { kill "-$1" "-$group" 2>/dev/null; } # this way dash, bash and busybox understand it
-
 has_ended() { # is what was looked at a zombie of which no thread is left? Threads hold memory.
 	# shellcheck disable=SC2086 # fields: the 18th is the number of threads
 	set -- $stat
@@ -33,7 +31,7 @@ engine_runs() { # is the process of the pid file left, or one of its session? Se
 	leader=$(born "$pid")
 	[ "${leader:-$started}" = "$started" ] || return 1 # its number has gone to another process
 	if [ ! -r /proc/self/stat ]; then
-		signal_group 0
+		kill -0 "-$group" 2>/dev/null # this way dash, bash and busybox understand it
 		return
 	fi
 	[ "${started#*-}" = "$boot" ] || return 1
@@ -66,10 +64,12 @@ end_engine() { # send $1 to it and what it started, and wait up to $2 seconds fo
 
 has_been_ended() { # as long as it is not, send $signal to the group that is left, once
 	engine_runs || return 0
-	case $told in *" $group "*) return 1 ;; esac
-	told="$told $group "
-	signal_group "$signal"
-	signal_group CONT # a stopped one hears nothing else
+	told_now=-$group # or, where $leader_ends_all, TERM to it alone, while there is one
+	[ "${leader_ends_all:-}.$signal.${process:-}" != "yes.TERM./proc/$pid" ] || told_now=$pid
+	case $told in *" $told_now "*) return 1 ;; esac
+	told="$told $told_now "
+	kill "-$signal" "$told_now" 2>/dev/null
+	kill -CONT "-$group" 2>/dev/null # a stopped one hears nothing else
 	return 1
 }
 

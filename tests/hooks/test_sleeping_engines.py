@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -326,6 +327,27 @@ def test_sglang_half_way_is_started_anew_or_ended(engine):
     hook.fails("alive")
     hook.ok("sleep")
     assert not runs(pid)
+
+
+def test_sglang_ends_its_schedulers_itself(engine):
+    hook = engine("sglang")
+    log = hook.pid_file.with_suffix(".log")
+    hook.ok("wake")
+    hook.ok("sleep", LLMUX_SLEEP_LEVEL="stop")
+    assert "crashed" not in log.read_text()
+    assert "scheduler_0 has released its memory" in log.read_text()
+    hook.ok("wake")
+    hook.pid_file.write_text(hook.pid_file.read_text().replace("ready", "resuming"))
+    assert "started anew" in hook.ok("wake")
+    assert "scheduler_0 has released its memory" in log.with_suffix(".log.1").read_text()
+
+
+def test_sglang_in_a_script_that_dies_of_term_is_ended_with_it(engine):
+    hook = engine("sglang", SGLANG=f"sh -c '{fake_command('sglang')} \"$@\"; true' sh", GRACE="600")
+    hook.ok("wake")
+    (server,) = (int(word) for word in Path(f"/proc/{hook.pid}/task/{hook.pid}/children").read_text().split())
+    hook.ok("sleep", LLMUX_SLEEP_LEVEL="stop")
+    assert not runs(server)
 
 
 def test_sglang_with_keys(engine):

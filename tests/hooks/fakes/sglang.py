@@ -2,12 +2,16 @@
 
 Facts, from its scheduler_update_weights_mixin.py: it asserts that no request is under way when memory is released;
 it keeps what is released in a set, so that to resume what is not released ends it; and it wants a JSON body.
+From its tokenizer_manager.py: given TERM, it has its schedulers release what they hold and end; one that ends by
+itself, as of TERM, has crashed.
 From its utils/auth.py: with an admin's key, its orders take that one only; its models take the other one only.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 
 from tests.hooks.fakes import web
@@ -80,6 +84,20 @@ class Sglang(Fake):
         return request.content_type == "application/json" and isinstance(await request.json(), dict)
 
 
+def start_scheduler() -> int:
+    """Start one, which ends when the end of the pipe that is returned is closed."""
+    reading, writing = os.pipe()
+    scheduler = os.fork()
+    if scheduler:
+        os.close(reading)
+        signal.signal(signal.SIGCHLD, lambda *_: os.write(2, b"scheduler_0 crashed\n"))
+        return writing
+    os.close(writing)
+    os.read(reading, 1)
+    os.write(2, b"scheduler_0 has released its memory\n")
+    os._exit(0)
+
+
 def main() -> None:
     """Take SGLang's options, and run."""
     parser = argparse.ArgumentParser()
@@ -94,7 +112,11 @@ def main() -> None:
     if given.model_path == "broken":
         sys.exit("OSError: broken is no folder, and no model on the hub")
     keys = {"key": given.api_key, "admin_key": given.admin_api_key}
+    scheduler = start_scheduler()
     run(Sglang(given.served_model_name, saver=given.enable_memory_saver, **keys), given.port)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.close(scheduler)
+    os.wait()
 
 
 if __name__ == "__main__":
