@@ -23,16 +23,15 @@ from llmux.proxy.early_response import ResumedRelay
 from llmux.proxy.exchange import Exchange
 from llmux.proxy.relay import Relay
 from llmux.proxy.token_usage import BLOCK
-from llmux.targets.field_scanner import Rule, changes, last_of_each, scan, tree
+from llmux.targets.field_scanner import Member, Rule, changes, last_of_each, scan, tree
 from llmux.upstream import Framing, ResponseHead
 
 PATHS = frozenset({"/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"})
 """Streams on these paths report their usage only if asked."""
 
 MOST = 2**20  # bytes of one event; a longer one, and everything after it, passes unchanged
-_LONGEST = 4096  # bytes of `stream_options`
-
-_ASK = tree({"stream_options.include_usage": Rule(always=True, given=True)})
+_ASKS = "include_usage"
+_ASK = tree({f"stream_options.{_ASKS}": Rule(always=True, given=True)})
 _NAMES = ("stream", "stream_options")
 _END = re.compile(rb"\r?\n\r?\n")
 _LAST = re.compile(rb'"finish_reason" ?: ?"')
@@ -71,22 +70,24 @@ def _is_silent(document: Mapping[str, Any]) -> bool:
     if document.get("stream") is not True:
         return False
     options = document.get("stream_options")
-    return not (isinstance(options, dict) and options.get("include_usage") is True)
+    return not (isinstance(options, dict) and options.get(_ASKS) is True)
 
 
 async def _options(body: Body) -> Mapping[str, Any]:
-    """Return a request's stream options."""
+    """Return whether a request is for a stream, and asks for its usage."""
     if body.edited:
         document = json.loads(b"".join(body))
         return document if isinstance(document, dict) else {}
-    found = {}
-    for member in last_of_each((await scan(body, 0, body.received, _NAMES)).found).values():
-        text = b"".join(body.part(member.start, min(member.end, member.start + _LONGEST)))
-        try:
-            found[member.name] = json.loads(text)
-        except (ValueError, RecursionError):
-            found[member.name] = None
-    return found
+    found = last_of_each((await scan(body, 0, body.received, _NAMES)).found)
+    options, asks = found.get("stream_options"), False
+    if options is not None and b"".join(body.part(options.start, options.start + 1)) == b"{":
+        within = last_of_each((await scan(body, options.start, options.end, (_ASKS,))).found)
+        asks = _is_true(body, within.get(_ASKS))
+    return {"stream": _is_true(body, found.get("stream")), "stream_options": {_ASKS: asks}}
+
+
+def _is_true(body: Body, member: Member | None) -> bool:
+    return member is not None and b"".join(body.part(member.start, min(member.end, member.start + 5))) == b"true"
 
 
 def _flat(body: Body, budget: BodyBudget) -> Body:

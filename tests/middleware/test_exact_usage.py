@@ -6,9 +6,13 @@ import json
 import sqlite3
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llmux.extract import BodyBudget, body_of
+from llmux.extract.json_object import members_of
 from llmux.middleware import exact_usage
-from llmux.middleware.exact_usage import UsageFilter
+from llmux.middleware.exact_usage import ExactUsage, UsageFilter
 from tests.server.house import until
 
 CHAT = "/v1/chat/completions"
@@ -67,6 +71,47 @@ async def test_a_client_that_asks_sees_it(house):
     assert reply.body == SAID
     assert b"include_usage" in house.engine.bodies[-1]
     await until(lambda: tokens(house) == [(12, 7, 0)])
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_long_options_are_read_as_short_ones(house, asks):
+    """Whether the request takes the fast path or, as its model sleeps, the handler."""
+    await house.open(ledger="ledger.db", usage="exact")
+    house.engine.says = stream(SAID)
+    options = {"others": "x" * 70_000, "include_usage": asks}
+    for _ in range(2):
+        assert (await ask(house, {"stream": True, "stream_options": options})).body == (
+            SAID if asks else FOR_CLIENTS
+        )
+        assert json.loads(house.engine.bodies[-1])["stream_options"] == {**options, "include_usage": True}
+
+
+def written(pairs):
+    return " , ".join(f'"{key}" : {value}' for key, value in pairs).join(["{ ", " }"])
+
+
+VALUES = st.sampled_from(["true", "false", "null", " true ", '"true"', "1", "[true]", "{}"])
+OPTIONS = st.lists(
+    st.tuples(st.sampled_from(["include_usage", "include\\u005fusage", "others", "stream"]), VALUES), max_size=3
+).map(written)
+FIELDS = st.lists(
+    st.tuples(st.sampled_from(["stream", "str\\u0065am", "stream_options", "other"]), VALUES | OPTIONS), max_size=4
+)
+
+
+@given(FIELDS)
+async def test_both_ways_read_a_request_alike(fields):
+    body = written([("model", '"a"'), *fields])
+    members = members_of(body.encode())
+    assert members is not None
+    usage = ExactUsage(budget := BodyBudget(2**20))
+    with body_of(body.encode(), "a", budget) as held:
+        silent = exact_usage._is_silent(await exact_usage._options(held))
+        assert silent is usage.is_silent(CHAT, members)
+        asking = await usage.asking(CHAT, held)
+        assert silent or asking is None
+        if asking is not None:
+            assert json.loads(b"".join(asking))["stream_options"]["include_usage"] is True
 
 
 @pytest.mark.parametrize(
