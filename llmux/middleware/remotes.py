@@ -19,7 +19,7 @@ from llmux.config.remotes import RemoteConfig
 from llmux.errors import BadRequestError, EngineError, ForbiddenError, RemoteError, UnavailableError
 from llmux.extract import Body
 from llmux.middleware.context import RequestContext
-from llmux.middleware.exact_usage import ExactUsage, FilteringRelay
+from llmux.middleware.exact_usage import ExactUsage, FilteringRelay, UsageFilter
 from llmux.middleware.paths import COUNT
 from llmux.middleware.rewriting import Rewritten, rename_in_query
 from llmux.middleware.translating import Translating
@@ -342,6 +342,21 @@ class FilteringGuardedRelay(Guard, FilteringRelay):
     ) -> None:
         super().__init__(client, exchange, loop)
         self._watch = watch
+        self._early = b""  # what only announces the answer
+
+    def _pass(self, usage: UsageFilter, data: bytes) -> None:
+        data, self._early = self._early + data, b""
+        if not (self._watch.judged or (data and self._ready(data))):
+            if not self.over:
+                self._early = data
+                self.exchange.activity.last_byte = self._loop.time()
+            return
+        super()._pass(usage, data)
+
+    def response_ended(self) -> None:
+        """Tell the end."""
+        self._watch.judged = True
+        super().response_ended()
 
     def response_lost(self, error: EngineError) -> None:
         """Break off, without the incomplete event."""

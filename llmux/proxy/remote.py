@@ -6,7 +6,7 @@ the same forwarder and relay as one to an engine, with a time limit for each ste
 - An error, 400 or above, is read completely before any of it is passed on: so that another endpoint may be tried
   instead, and so that the key, if an error repeats it, does not reach the client.
 - Only whole events of a stream are passed on. If it breaks off, the error event follows the last whole one; and
-  until the first event, another endpoint may be tried.
+  until the first event, another endpoint may be tried: if that is an error, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import email.utils
+import json
 import math
 import ssl
 import time
@@ -31,6 +32,7 @@ from llmux.proxy.relay import Relay
 from llmux.proxy.translated import TranslatingRelay
 from llmux.targets.breaker import Breaker, State
 from llmux.targets.codecs import Translation
+from llmux.targets.codecs.sse import EventParser
 from llmux.upstream import (
     ConnectionPool,
     EngineAddress,
@@ -64,6 +66,9 @@ _REST = 1.0  # seconds, if an overloaded endpoint does not say for how long
 _SMOOTHING = 0.3  # weight of the latest time to a first byte in the mean
 # What marks a stream as complete if its connection's end may be a cut.
 _ENDS = (b"[DONE]", b"message_stop", b"response.completed", b"response.incomplete", b"response.failed")
+# Events that only announce an answer.
+_ANNOUNCING = frozenset({"ping", "message_start", "response.created", "response.queued", "response.in_progress"})
+_FAILING = frozenset({"error", "response.failed"})
 _REFRAMED = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -220,9 +225,12 @@ class Watch:
         self._began = loop.time()
         self._relay: Guard | None = None
         self.refusal: ResponseHead | None = None  # of an error, which is read completely
+        self.judged = False  # the first event of the stream has been looked at
+        self.failed = False  # it was an error
         self._kept: list[bytes] = []
         self._size = 0
         self._answered = False
+        self._pending = False  # a stream has been answered, but has said nothing yet
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
 
@@ -252,13 +260,15 @@ class Watch:
             error = f"{self.name} has not answered all within {limits.total:g} s."
             self._last = self._loop.call_at(self._began + limits.total, self._expire, error)
 
-    def answered(self, status: int, retry_after: float | None) -> None:
-        """Take note of an answer's head."""
+    def answered(self, status: int, retry_after: float | None, *, stream: bool) -> None:
+        """Take note of an answer's head. ``stream``: what counts is its first event."""
         endpoint, now = self._endpoint, self._loop.time()
         self._answered = True
         breaker = endpoint.breaker
         if status == _TOO_MANY or (status == _UNAVAILABLE and retry_after is not None):
             breaker.rests(self._number, now, _REST if retry_after is None else retry_after)
+        elif status < _REDIRECT and stream:
+            self._pending = True
         elif status < _SERVER_ERROR:
             breaker.succeeded(self._number)
         else:
@@ -268,13 +278,21 @@ class Watch:
             endpoint.latency += (_SMOOTHING if endpoint.latency else 1.0) * (took - endpoint.latency)
         self._arm(now + endpoint.timeouts.idle, self._look)
 
+    def begun(self) -> None:
+        """Take note that a stream has said something."""
+        if self._pending:
+            self._pending = False
+            self._endpoint.breaker.succeeded(self._number)
+
     def over(self, exchange: Exchange, error: RequestError | None) -> None:
         """Record the end of a request that was not ended here."""
         endpoint, status = self._endpoint, exchange.status
-        broken = exchange.broken is not None and exchange.cut_off is None
-        if broken or (error is not None and not self._answered):
+        broken = self.failed or (exchange.broken is not None and exchange.cut_off is None)
+        if broken or (error is not None and (self._pending or not self._answered)):
             said = "its answer broke off" if error is None else error.message
             endpoint.breaker.failed(self._number, self._loop.time(), said)
+        else:
+            self.begun()
         outcome = "refused" if status is not None and _ERROR <= status < _SERVER_ERROR else "failed"
         ok = error is None and not broken and status is not None and status < _ERROR
         endpoint._count("ok" if ok else outcome)  # noqa: SLF001 - its other half
@@ -338,7 +356,7 @@ class Guard(Relay):
     def response_started(self, head: ResponseHead) -> None:
         """Begin the client's answer, unless it is an error."""
         assert self._connection is not None
-        self._watch.answered(head.status, retry_after_of(head))
+        self._watch.answered(head.status, retry_after_of(head), stream=head.event_stream)
         if head.status < _REDIRECT or head.status == _NOT_MODIFIED:
             super().response_started(head)
             return
@@ -373,8 +391,31 @@ class Guard(Relay):
         else:
             super().response_lost(error)
 
+    def _ready(self, events: bytes) -> bool:
+        """Return whether the first whole events of a stream are passed on.
+
+        While they only announce an answer, and another endpoint could give one, they are not. If another is tried
+        because they report an error, this is over.
+        """
+        failing = begins_with_error(events)
+        if failing is None:
+            return not self._watch.others or len(events) > MOST_HELD
+        self._watch.judged = True
+        if failing:
+            return not self._began_badly()
+        self._watch.begun()
+        return True
+
+    def _began_badly(self) -> bool:
+        """Note that the stream began with an error; return whether another endpoint is tried instead."""
+        watch = self._watch
+        watch.failed = True
+        if watch.others and not self._started:
+            self.expire(RemoteError(f"{watch.name} answered with an error in its stream.", code="remote_failed"))
+        return self.over
+
     def expire(self, error: RequestError) -> None:
-        """End it: the endpoint takes too long."""
+        """End it, as when the endpoint takes too long."""
         if self.over:
             return
         between = self._between_chunks
@@ -420,7 +461,7 @@ class GuardedRelay(Guard):
     ) -> None:
         super().__init__(client, exchange, loop)
         self._watch = watch
-        self._held = b""  # the beginning of an event
+        self._held = b""  # the beginning of an event, or what only announces an answer
         self._whole_events = False
         self._until_close = False
 
@@ -444,6 +485,10 @@ class GuardedRelay(Guard):
         end = len(data) if data.endswith((b"\n\n", b"\n\r\n")) else end_of_events(data)
         if len(data) - end > MOST_HELD:
             end = len(data)
+        if end and not self._watch.judged and not self._ready(data[:end]):
+            if self.over:
+                return
+            end = 0
         self._held = data[end:]
         if end:
             super().response_data(data[:end])
@@ -485,6 +530,15 @@ class TranslatingGuardedRelay(Guard, TranslatingRelay):
         TranslatingRelay.__init__(self, client, exchange, loop, translation)
         self._watch = watch
 
+    def _send(self, data: bytes) -> None:
+        stream = self._stream
+        if data and stream is not None and not self._started:
+            if not stream.failed:
+                self._watch.begun()
+            elif self._began_badly():
+                return
+        super()._send(data)
+
 
 GuardFactory = Callable[[AiohttpClient, Exchange, asyncio.AbstractEventLoop, Watch], Guard]
 
@@ -501,6 +555,20 @@ def _with_length(head: ResponseHead) -> ResponseHead:
     fields = [field for field in head.fields if field[0] not in _REFRAMED]
     fields.append((b"content-length", b"Content-Length", b""))
     return dataclasses.replace(head, framing=Framing.LENGTH, fields=fields, event_stream=False, written={})
+
+
+def begins_with_error(events: bytes) -> bool | None:
+    """Return whether the first event that says something is an error; None if none does."""
+    for name, text in EventParser().feed(events):
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            document = None
+        document = document if isinstance(document, dict) else {}
+        kind = name or document.get("type")
+        if kind not in _ANNOUNCING:
+            return kind in _FAILING or bool(document.get("error")) or document.get("object") == "error"
+    return None
 
 
 def end_of_events(data: bytes) -> int:

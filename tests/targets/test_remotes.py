@@ -477,6 +477,97 @@ async def test_what_the_client_is_to_blame_for_is_not_tried_elsewhere(house, cer
         assert not second.asked
 
 
+BUSY = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
+STARTED = b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","content":[]}}\n\n'
+FAILED = b'data: {"error":{"message":"Provider returned error","code":502}}\n\n'
+WAIT = b": OPENROUTER PROCESSING\n\n"
+NOT_YET = b'data: {"type":"response.created","response":{"id":"r"}}\n\n'
+NOT_AT_ALL = b'data: {"type":"response.failed","response":{"status":"failed","error":{"message":"no"}}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "apis", "usage", "pieces"),
+    [
+        ("/v1/messages", None, "", [BUSY]),
+        ("/v1/messages", None, "", [STARTED, BUSY]),
+        ("/v1/messages", None, "", [STARTED + BUSY]),
+        ("/v1/chat/completions", None, "", [WAIT, WAIT, FAILED]),
+        ("/v1/chat/completions", None, "exact", [WAIT, WAIT, FAILED]),
+        ("/v1/chat/completions", None, "exact", [FAILED]),
+        ("/v1/chat/completions", None, "", [b'data: {"object":"error","message":"no"}\n\n']),
+        ("/v1/responses", None, "", [NOT_YET, NOT_AT_ALL]),
+        ("/v1/messages", ["chat"], "", [WAIT, FAILED]),
+        ("/v1/chat/completions", ["messages"], "", [STARTED, BUSY]),
+        ("/v1/responses", ["chat"], "", [FAILED]),
+    ],
+)
+async def test_a_stream_that_begins_with_an_error_is_a_failure_and_the_next_one_is_asked(
+    house, certificates, path, apis, usage, pieces
+):
+    says = STREAM_HEAD + b"".join(chunked(piece) for piece in pieces) + b"0\r\n\r\n"
+    async with (
+        RemoteHost(says, tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        second.says = [error("418 Teapot", "the other")]
+        spoken = {} if apis is None else {"apis": apis}
+        remotes = {
+            "r": first.settings(ca=certificates.authority, **spoken),
+            "s": second.settings(ca=certificates.authority),
+        }
+        more = {"usage": usage} if usage else {}
+        await house.open("a", remotes=remotes, virtual={"v": {"first": ["r/m", "s/m"]}}, **OPEN, **more)
+        body = {"stream": True, "max_tokens": 9, "messages": [], "input": "q"}
+        reply = await house.ask("POST", path, {"model": "v", **body})
+        assert (reply.status, reply.headers["x-llmux-served-by"]) == (418, "s/m")
+        remote = house.switcher.remotes.document()["r"]
+        assert (remote["failures"], remote["requests"]) == (1, {"failed": 1})
+        # Without another one, the client gets what there is, and it is a failure all the same.
+        reply = await house.ask("POST", path, {"model": "r/m", **body})
+        assert reply.status == 200
+        if apis is None:
+            assert reply.body == b"".join(pieces)
+        remote = house.switcher.remotes.document()["r"]
+        assert (remote["failures"], remote["requests"]) == (2, {"failed": 2})
+
+
+@pytest.mark.parametrize("more", [{}, {"usage": "exact"}])
+async def test_what_only_announces_an_answer_is_passed_on_with_it(house, certificates, more):
+    said = chunk("a")
+    end = b"data: [DONE]\n\n"
+    says = then(STREAM_HEAD + chunked(WAIT), chunked(WAIT + said[:9]) + chunked(said[9:] + end) + b"0\r\n\r\n")
+    async with (
+        RemoteHost(says, tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second, **more)
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
+        assert (reply.body, reply.headers["x-llmux-served-by"]) == (WAIT + WAIT + said + end, "r/m")
+        first.says = [STREAM_HEAD + chunked(WAIT) + b"0\r\n\r\n"]  # nothing else comes
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
+        assert (reply.body, reply.headers["x-llmux-served-by"]) == (WAIT, "r/m")
+        for half in (WAIT, said[:9], WAIT + said[:9]):
+            first.says = [then(STREAM_HEAD + chunked(half), cut)]
+            reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
+            assert reply.headers["x-llmux-served-by"] == "s/m"
+            house.switcher.remotes._remotes["r"].endpoint.breaker.succeeded(0)
+
+
+@pytest.mark.parametrize("says", [chunked(FAILED) + b"0\r\n\r\n", b""])
+async def test_streams_that_never_say_anything_make_a_remote_rest(house, certificates, says):
+    """Their heads are those of a success."""
+    async with (
+        RemoteHost(then(STREAM_HEAD + says, cut), tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second)
+        for _ in range(4):
+            reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
+            assert reply.headers["x-llmux-served-by"] == "s/m"
+        assert len(first.asked) == 3
+        assert house.switcher.remotes.document()["r"]["state"] == "open"
+
+
 async def test_after_the_first_byte_there_is_no_second_answer(house, certificates):
     async with (
         RemoteHost(then(STREAM_HEAD + chunked(chunk("a"))), tls=certificates.context()) as first,
