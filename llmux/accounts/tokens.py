@@ -99,7 +99,8 @@ def tokens_of(answer: Answer) -> Tokens:
     if usage is None or "output_tokens" in usage:
         first = _first(answer.opening, b'"usage"') if answer.opening else None
         if first is not None:  # Anthropic's: the input stands at the beginning, and the output at the end
-            usage = first if usage is None else {**first, **{k: v for k, v in usage.items() if v is not None}}
+            # What is told at the end has grown since; some tell 0 there for what they told before.
+            usage = first if usage is None else {**first, **{k: v for k, v in usage.items() if v}}
     timings = _last(tail, b'"timings"')
     prompt = decode = None
     if timings is not None:

@@ -52,12 +52,15 @@ def usage_of(opening: bytes, tail: Sequence[bytes]) -> Usage:
         return _new(Usage, (int(told), int(made)))
     if at >= 0 and (usual := _USUAL.match(text, at)) is not None:
         given, made, also_made, also_given = usual.groups()
-        return _new(Usage, (int(given or also_given), int(made or also_made)))
+        told = int(given or also_given)
+        if told or not opening:
+            return _new(Usage, (told, int(made or also_made)))
     last = _last_report(text, at)
-    if last.input is not None or not opening:
+    if last.input or not opening:  # some tell 0 at the end for what they told at the beginning
         return last
     first = _first_report(opening)  # a short stream is all there, its end as well
-    return Usage(first.input, first.output if last.output is None else last.output)
+    read = last.input if first.input is None else first.input
+    return Usage(read, first.output if last.output is None else last.output)
 
 
 def _last_report(text: bytes, at: int) -> Usage:

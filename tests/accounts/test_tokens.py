@@ -79,6 +79,13 @@ DONE = b"data: [DONE]\n\n"
         # A stream of Anthropic's: the input at its beginning, the output at its end.
         (answer(DELTA, b"event: message_stop\n\n", path=MESSAGES, opening=START, events=9), Tokens(25, 20, 42)),
         (answer(START + DELTA, path=MESSAGES, opening=START + DELTA, events=9), Tokens(25, 20, 42)),  # all at once
+        *(
+            (answer(zeros, path=MESSAGES, opening=START, events=9), Tokens(25, 20, 42))
+            for zeros in (
+                b'data: {"usage":{"input_tokens":0,"output_tokens":42}}\n\n',
+                b'data: {"usage":{"output_tokens":42,"cache_read_input_tokens":0,"input_tokens":null}}\n\n',
+            )
+        ),
         (
             answer(START + DELTA, path=MESSAGES, opening=b'{"usage":null}' + START + DELTA, events=9),
             Tokens(25, 20, 42),

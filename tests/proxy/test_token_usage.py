@@ -37,6 +37,15 @@ AT_ONCE = (
             Usage(20, 42),
         ),
         (b'{"usage":{"input_tokens":20,"output_tokens":1}}', [b"nothing"], Usage(20, 1)),
+        *(
+            (
+                b'data: {"message":{"usage":{"input_tokens":20,"output_tokens":1}}}\n\n',
+                [b'"usage":{%b}' % end],
+                Usage(20, 9),
+            )
+            for end in (b'"input_tokens":0,"output_tokens":9', b'"output_tokens":9,"input_tokens":0')
+        ),
+        (b'data: {"usage":null}\n\n', [b'"usage":{"input_tokens":0,"output_tokens":9}'], Usage(0, 9)),
         # All of it at once.
         *(
             (text, [text], Usage(20, 42))

@@ -570,6 +570,33 @@ def test_an_engine_of_chat_gets_its_own_signed_thoughts_back_as_it_told_them(cli
     assert said["reasoning_details"] == [{**SIGNED, "text": "hm"}, HIDDEN]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("client", [MESSAGES, RESPONSES])
+def test_an_engine_of_chat_gets_back_what_it_added_to_its_calls(client, streamed):
+    """Gemini's signs its calls there, and refuses them without that."""
+    calls = [
+        {"id": id_, "type": "function", "function": {"name": "f", "arguments": f'{{"a":"{id_}"}}'}}
+        for id_ in "abc"
+    ]
+    for call in calls[:2]:
+        call["extra_content"] = {"google": {"thought_signature": f"sig-{call['id']}"}}
+    _, translation = requested(client, CHAT)
+    if streamed:
+        sent = wire(*(chunk({"tool_calls": [call]}) for call in calls), chunk({}, "stop"), done=True)
+        answer = whole_of(client, read(translation.stream().feed(sent)))
+    else:
+        answer = translation.answer({"choices": [{"message": {"tool_calls": calls}, "finish_reason": "stop"}]})
+    if client is MESSAGES:
+        fields = {"messages": [USER, {"role": "assistant", "content": answer["content"]}]}
+    else:
+        fields = {"input": [USER, *answer["output"]]}
+    assert got(client, CHAT, **fields)["messages"][1] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": calls,
+    }
+
+
 @pytest.mark.parametrize("sealed", ["llmux-chat.", "llmux-chat.!", "llmux-chat.W10="])
 def test_what_only_looks_like_an_engines_own_is_another_providers(sealed):
     part = {"type": "redacted_thinking", "data": sealed}

@@ -29,6 +29,15 @@ def from_chat(*chunks, to=MESSAGES, done=True, **more):
     return translate(to, CHAT, wire(*chunks, done=done), **more)
 
 
+def translate_as_it_comes(*before):
+    """Return what translates a further event of chat for a client of messages."""
+    translation = Translation(MESSAGES, CHAT)
+    translation.request(ASKED[MESSAGES])
+    stream = translation.stream()
+    stream.feed(wire(*before))
+    return lambda event: read(stream.feed(wire(event)))
+
+
 def stop_of(documents):
     return next(one["delta"] for one in documents if one["type"] == "message_delta")
 
@@ -148,6 +157,27 @@ def test_calls_with_one_index_and_no_ids_are_told_apart_when_one_is_whole(names)
     got = told(translate(MESSAGES, CHAT, wire(first, second, again, chunk({}, "stop"), done=True)))
     assert [(one["name"], one["input"]) for one in got] == [(names[0], {"a": 0}), (names[1], {"a": 1})]
     assert len({one["id"] for one in got}) == 2
+
+
+def test_arguments_may_begin_with_an_empty_object_that_means_nothing():
+    pieces = [call(0, "a", "f", "{}"), call(0, arguments='{"a"'), call(0, arguments=":1}")]
+    for more in ([], [call(1, "b", "g", "{}")], [call(1, "b", "g", '{"b":2}')]):
+        got = told(from_chat(*(chunk(one) for one in [*pieces, *more]), chunk({}, "stop")))
+        inputs = [json.loads(one["tool_calls"][0]["function"]["arguments"]) for one in more]
+        assert [one["input"] for one in got] == [{"a": 1}, *inputs]
+
+
+def test_an_empty_object_is_all_of_the_arguments_when_something_else_follows():
+    bare = chunk(call(0, "a", "f", "{}"))
+    parser = translate_as_it_comes(bare)
+    assert [one["type"] for one in parser(chunk(call(1, "b", "g", '{"b":2}')))][:2] == [
+        "content_block_delta",
+        "content_block_stop",
+    ]
+    got = told(from_chat(bare, chunk({"content": "so"}), chunk({}, "stop")))
+    assert (got[0]["input"], got[1]["text"]) == ({}, "so")
+    got = told(from_chat(chunk(call(0, "", "f", "{}")), chunk(call(0, "", "g", '{"b":2}')), chunk({}, "stop")))
+    assert [(one["name"], one["input"]) for one in got] == [("f", {}), ("g", {"b": 2})]
 
 
 def test_a_name_that_comes_with_each_piece_begins_no_further_call():
@@ -339,6 +369,8 @@ def test_a_stop_sequence_is_named():
     }
     end["choices"][0]["stop_reason"] = 128009  # some engines tell a token
     assert stop_of(from_chat(chunk({"content": "a"}), end))["stop_reason"] == "end_turn"
+    end["choices"][0] |= {"stop_reason": None, "matched_stop": "END"}
+    assert stop_of(from_chat(chunk({"content": "a"}), end))["stop_sequence"] == "END"
 
 
 @pytest.mark.parametrize(
@@ -411,6 +443,15 @@ def test_what_caches_held_is_inside_for_one_and_outside_for_the_other():
         (
             {"cache_read_input_tokens": 5, "cache_creation_input_tokens": 1},
             {"input_tokens": 4, "output_tokens": 4},
+        ),
+        (
+            {"input_tokens": 4, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 1},
+            {
+                "input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "cache_creation_input_tokens": 0,
+                "output_tokens": 4,
+            },
         ),
     ],
 )

@@ -96,6 +96,11 @@ class Usage(NamedTuple):
         """Return it updated with later values."""
         return Usage(*(old if new is None else new for old, new in zip(self, later, strict=True)))
 
+    def grown(self, later: Usage) -> Usage:
+        """Return it with later values that are not less: where counts only grow, 0 may mean that none is told."""
+        pairs = zip(self, later, strict=True)
+        return Usage(*(new if old is None else old if new is None else max(old, new) for old, new in pairs))
+
 
 def usage_of(usage: dict[str, Any], given: str, made: str, written: str) -> Usage:
     """Return what a chat completion or a response reports, by its words for tokens read, made, and cached."""

@@ -23,7 +23,7 @@ from llmux.targets.codecs.answer import (
     identity,
     usage_of,
 )
-from llmux.targets.codecs.request import seal
+from llmux.targets.codecs.request import TOOL_CALL, seal
 
 _STOPS = {
     "stop": Stop.END,
@@ -62,6 +62,7 @@ class AnswerDecoder(Decoder):
         self._places: dict[Any, int] = {}  # the engine's index → ours
         self._ids: dict[int, str] = {}
         self._unnamed: dict[Any, dict[str, Any]] = {}  # calls whose names have not come, by the engine's index
+        self._bare = -1  # a call that began with `{}`, which may be all of its arguments, or not
         self._finish: str | None = None
         self._sequence: str | None = None
         self._usage: Usage | None = None
@@ -105,7 +106,7 @@ class AnswerDecoder(Decoder):
                     found += self._delta(delta)
                 if reason := choice.get("finish_reason"):
                     self._finish = str(reason)
-                    stop = choice.get("stop_reason")
+                    stop = choice.get("stop_reason") or choice.get("matched_stop")  # as SGLang's
                     self._sequence = stop if isinstance(stop, str) else None
                 if error := choice.get("error"):
                     return found + self._fail(*error_of(error))
@@ -165,7 +166,7 @@ class AnswerDecoder(Decoder):
     def _begin(self, kind: Kind) -> list[Event]:
         self._prose = (kind.value, self._prose[1] + 1)
         self._thought = ""
-        return self._blocks.start(self._prose, BlockStarted(kind))
+        return [*self._settled(), *self._blocks.start(self._prose, BlockStarted(kind))]
 
     def _say(self, kind: Kind, text: str) -> list[Event]:
         found = [] if self._prose[0] == kind.value else self._begin(kind)
@@ -191,8 +192,23 @@ class AnswerDecoder(Decoder):
             taken = self._ids.values()
             self._ids[place] = f"{given}_{place}" if given in taken else given or f"call_{identity()}"
             self._prose = ("", self._prose[1])
-            found = self._blocks.start(place, BlockStarted(Kind.CALL, self._ids[place], name))
+            found = self._settled()
+            if extra := call.get("extra_content"):
+                mark = seal({"type": TOOL_CALL, "id": self._ids[place], "extra_content": extra})
+                found += self._blocks.start(("extra", place), BlockStarted(Kind.REDACTED, data=mark))
+                found += self._blocks.end(("extra", place))
+            found += self._blocks.start(place, BlockStarted(Kind.CALL, self._ids[place], name))
+            if told == "{}" and not self._whole:
+                self._bare = place
+                return found
+        elif told and place == self._bare:
+            self._bare = -1
         return found + self._blocks.delta(place, told) if told else found
+
+    def _settled(self) -> list[Event]:
+        """Return what is due before something else begins."""
+        bare, self._bare = self._bare, -1
+        return self._blocks.delta(bare, "{}") if bare >= 0 else []
 
     def _place(self, index: Any, given: str, name: str, told: str) -> int | None:
         """Return which call this continues; None for a new one.
@@ -205,8 +221,10 @@ class AnswerDecoder(Decoder):
             return None
         if given and name and given != self._ids[place] and f"{given}_{place}" != self._ids[place]:
             return next((known for known, id_ in self._ids.items() if id_ == given), None)
-        if name and not given and (index is None or (told and self._blocks.is_whole(place))):
-            return None
+        if name and not given:
+            whole = place == self._bare or self._blocks.is_whole(place)
+            if index is None or (told and whole):
+                return None
         return place
 
     def _end(self) -> list[Event]:

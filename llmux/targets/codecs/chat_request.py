@@ -6,6 +6,7 @@ from typing import Any
 
 from llmux.targets.codecs.request import (
     CHOSEN,
+    TOOL_CALL,
     Call,
     Document,
     Format,
@@ -263,11 +264,13 @@ def _messages(request: Request, losses: Losses, names: ToolNames) -> list[dict[s
 def _assistant(turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant"}
     calls, thoughts, refusals, said, details = [], [], [], [], []
+    extra: dict[str, Any] = {}  # what an engine wants back with its calls, as Gemini's does, by their ids
     for index, part in enumerate(turn.parts):
         match part:
             case Call():
                 function = {"name": names.fit(part.name), "arguments": part.arguments}
-                calls.append({"id": short_id(part.id), "type": "function", "function": function})
+                call = {"id": short_id(part.id), "type": "function", "function": function}
+                calls.append(call if part.id not in extra else {**call, "extra_content": extra[part.id]})
             case Thinking():
                 thoughts.append(part.text)
                 if (detail := unseal(part.signature)) is not None:
@@ -275,7 +278,10 @@ def _assistant(turn: Turn, losses: Losses, names: ToolNames) -> dict[str, Any]:
                 elif part.signature:
                     losses.loss(f"{turn.at}.content[{index}].signature", "only its own provider understands it")
             case Redacted():
-                if (detail := unseal(part.data)) is not None:
+                detail = unseal(part.data)
+                if detail is not None and detail.get("type") == TOOL_CALL:
+                    extra[str(detail.get("id"))] = detail.get("extra_content")
+                elif detail is not None:
                     details.append(detail)
                 else:
                     losses.loss(f"{turn.at}.content[{index}]", "only its own provider understands it")

@@ -69,7 +69,7 @@ class AnswerDecoder(Decoder):
                 self._usage = _usage_of(message.get("usage") or {})
                 return self._start(message)
             case "message_delta":
-                self._usage = self._usage.updated(_usage_of(document.get("usage") or {}, start=self._usage))
+                self._usage = self._usage.grown(_usage_of(document.get("usage") or {}, start=self._usage))
                 self._finish(document.get("delta") or {})
             case "message_stop":
                 return self._end()

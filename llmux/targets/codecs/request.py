@@ -362,15 +362,17 @@ def read_image(url: str, detail: str | None) -> Image:
 
 
 _SEAL = "llmux-chat."
+TOOL_CALL = "tool_call"
+"""The type of what an engine of chat says of a call, and wants back with it."""
 
 
 def seal(detail: dict[str, Any]) -> str:
-    """Return what an engine of chat says of a thought, as other dialects keep it: as a signature, or as data."""
+    """Return what an engine of chat wants back, as other dialects keep it: a signature, or hidden thinking."""
     return _SEAL + base64.urlsafe_b64encode(json.dumps(detail).encode()).decode()
 
 
 def unseal(kept: str) -> dict[str, Any] | None:
-    """Return what an engine of chat said of a thought; None if this is another provider's."""
+    """Return what an engine of chat wants back; None if this is another provider's."""
     if not kept.startswith(_SEAL):
         return None
     try:
