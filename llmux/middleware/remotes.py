@@ -26,7 +26,7 @@ from llmux.middleware.translating import Translating
 from llmux.observability.metrics import RemoteRow
 from llmux.proxy import Exchange, ExtraFields
 from llmux.proxy.aiohttp_client import AiohttpClient
-from llmux.proxy.remote import Endpoint, Guard, GuardFactory, Timeouts, Watch, translating
+from llmux.proxy.remote import Endpoint, Guard, GuardFactory, PathLackedError, Timeouts, Watch, translating
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.request_handle import UNCOUNTED
 from llmux.targets.breaker import State
@@ -49,6 +49,7 @@ _OWN = b"x-llmux-"
 _NOT_PASSED_ON = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})  # of a remote's answers
 _VERSION = b"2023-06-01"  # of Anthropic's API, for clients of another dialect
 _MESSAGES = "/v1/messages"
+_LACKS_FOR = 3600.0  # seconds for which a remote that does not count is not asked to: clients ask often
 _ENDS_IN_VERSION = re.compile(r"/v\d+[a-z0-9]*(?:/openai)?\Z")  # Gemini's and others' begin with it
 _BARE = frozenset({"/chat/completions", "/completions", "/embeddings"})  # llama.cpp's, which others have under /v1
 _PATHS: Mapping[str, tuple[str, ...]] = {
@@ -86,9 +87,14 @@ class Remote:
             self.endpoint.counts = before.endpoint.counts
         apis = settings.apis
         self._paths = None if apis is None else tuple(path for api in apis for path in _PATHS[api])
-        self.counts = apis is None or "count_tokens" in apis
-        """Whether it counts the tokens of requests."""
+        self._counts = apis is None or "count_tokens" in apis
+        self.counts_after = 0.0
+        """When it is asked again to count the tokens of requests, by the switcher's clock."""
         self._has_version = _ENDS_IN_VERSION.search(address.base_path) is not None
+
+    def counts(self, now: float) -> bool:
+        """Whether it is asked to count the tokens of requests."""
+        return self._counts and now >= self.counts_after
 
     def target(self, path: str, target: str) -> str:
         """Return a request's target, without the address. BadRequestError if the remote has no such path."""
@@ -195,12 +201,45 @@ class Remotes:
         self._let_go(name, context)
         self._make_room(remote)
         context.model = name
-        if context.route.path == COUNT and body is not None and not remote.counts:
-            from llmux.middleware.counting import estimated  # noqa: PLC0415 - few ask for it
+        if context.route.path == COUNT and body is not None:
+            return await self._counted(theirs, remote, request, context, body, others=others)
+        return await self._fitted(theirs, remote, request, context, body, others=others)
 
-            counted = await estimated(context, body)
-            if counted is not None:
-                return counted
+    async def _counted(
+        self,
+        theirs: str,
+        remote: Remote,
+        request: web.Request,
+        context: RequestContext,
+        body: Body,
+        *,
+        others: bool,
+    ) -> web.StreamResponse:
+        """Let a remote count the tokens of a request, or estimate them where it does not."""
+        from llmux.middleware.counting import estimated  # noqa: PLC0415 - few ask for it
+
+        if remote.counts(self._switcher.now()):
+            try:
+                return await self._fitted(theirs, remote, request, context, body, others=others, may_lack=True)
+            except PathLackedError:
+                remote.counts_after = self._switcher.now() + _LACKS_FOR
+                context.exchange = None
+        counted = await estimated(context, body)
+        if counted is not None:
+            return counted
+        return await self._fitted(theirs, remote, request, context, body, others=others)
+
+    async def _fitted(
+        self,
+        theirs: str,
+        remote: Remote,
+        request: web.Request,
+        context: RequestContext,
+        body: Body | None,
+        *,
+        others: bool,
+        may_lack: bool = False,
+    ) -> web.StreamResponse:
         fitted, relay = body, None
         if self._translating is not None:
             fitted = self._translating.fit(context, body)
@@ -211,7 +250,9 @@ class Remotes:
             if asking is not None:
                 fitted, relay = asking, FilteringGuardedRelay
         try:
-            return await self._sent(theirs, remote, request, context, fitted, relay, others=others)
+            return await self._sent(
+                theirs, remote, request, context, fitted, relay, others=others, may_lack=may_lack
+            )
         finally:
             if fitted is not None and body is not None and not fitted.shares(body):
                 fitted.close()
@@ -257,6 +298,7 @@ class Remotes:
         relay: GuardFactory | None,
         *,
         others: bool,
+        may_lack: bool,
     ) -> web.StreamResponse:
         switcher, name = self._switcher, context.model or ""
         path, target = context.route.path, context.route.target
@@ -291,7 +333,11 @@ class Remotes:
         before = remote.endpoint.breaker.state(switcher.now())
         try:
             with context.attempted(exchange):
-                return await remote.endpoint.forward(request, exchange, relay, secret=remote.secret, others=others)
+                return await remote.endpoint.forward(
+                    request, exchange, relay, secret=remote.secret, others=others, may_lack=may_lack
+                )
+        except PathLackedError:
+            raise  # which is no failure
         except RemoteError as error:
             why = str(error.__cause__ or error)  # clients do not learn its address
             switcher.log.emit("remote_failed", remote=remote.name, error=why, request_id=context.request_id)

@@ -60,6 +60,7 @@ _NOT_MODIFIED = 304
 _ERROR = 400
 _SERVER_ERROR = 500
 _UNAUTHORIZED = 401
+_LACKED = frozenset({404, 405, 501})
 _TOO_MANY = 429
 _UNAVAILABLE = 503
 _REST = 1.0  # seconds, if an overloaded endpoint does not say for how long
@@ -80,6 +81,10 @@ class RemoteAnswerError(RemoteError):
     def __init__(self, message: str, status: int, retry_after: float | None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.status = status
+
+
+class PathLackedError(RemoteAnswerError):
+    """The endpoint does not know a path that some lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +164,19 @@ class Endpoint:
         *,
         secret: str | None = None,
         others: bool = False,
+        may_lack: bool = False,
     ) -> RelayedResponse:
         """Send a request, which ``wait`` allows, and relay the answer; ``relay`` makes a special relay.
 
         ``secret`` is the key, which no answer may repeat. ``others``: there are other endpoints to try.
+        ``may_lack``: it may not know the path, which is a PathLackedError then.
 
         Raises RemoteError, and what ``Forwarder.forward`` raises, when nothing has gone to the client yet.
         """
         loop = asyncio.get_running_loop()
         number = self.breaker.passed(loop.time())
         self.in_flight += 1
-        watch = Watch(self, number, loop, secret=secret, others=others)
+        watch = Watch(self, number, loop, secret=secret, others=others, may_lack=may_lack)
         told = False
         try:
             make = GuardedRelay if relay is None else relay
@@ -214,11 +221,19 @@ class Watch:
     """Enforces the time limits of one request, and reports its outcome to the breaker."""
 
     def __init__(
-        self, endpoint: Endpoint, number: int, loop: asyncio.AbstractEventLoop, *, secret: str | None, others: bool
+        self,
+        endpoint: Endpoint,
+        number: int,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        secret: str | None,
+        others: bool,
+        may_lack: bool,
     ) -> None:
         self.name = endpoint.name
         self.secret = None if secret is None else secret.encode()
         self.others = others
+        self.may_lack = may_lack
         self._endpoint = endpoint
         self._number = number
         self._loop = loop
@@ -265,7 +280,9 @@ class Watch:
         endpoint, now = self._endpoint, self._loop.time()
         self._answered = True
         breaker = endpoint.breaker
-        if status == _TOO_MANY or (status == _UNAVAILABLE and retry_after is not None):
+        if self.may_lack and status in _LACKED:
+            breaker.succeeded(self._number)
+        elif status == _TOO_MANY or (status == _UNAVAILABLE and retry_after is not None):
             breaker.rests(self._number, now, _REST if retry_after is None else retry_after)
         elif status < _REDIRECT and stream:
             self._pending = True
@@ -438,6 +455,9 @@ class Guard(Relay):
         if status < _ERROR:
             # A client that followed it would bypass llmux.
             self._settle(RemoteError(f"{watch.name} answered with a redirect ({status}): its `url` is not right."))
+            return
+        if watch.may_lack and status in _LACKED:
+            self._settle(PathLackedError(f"{watch.name} does not know the path ({status}).", status, None))
             return
         if watch.others and (status >= _SERVER_ERROR or status in WORTH_ANOTHER):
             error = f"{watch.name} answered with {status}."

@@ -141,6 +141,27 @@ async def test_what_a_remote_does_not_speak_is_translated_or_refused(house, host
     assert len(host.asked) == 1
 
 
+@pytest.mark.parametrize("status", ["404 Not Found", "405 Not Allowed", "501 Not Implemented"])
+async def test_tokens_are_estimated_for_a_remote_that_does_not_count_them(house, host, certificates, status):
+    host.says = [error(status)]
+    await opened(house, host, certificates)
+    count, turn = "/v1/messages/count_tokens", {"role": "user", "content": "hi" * 40}
+    for _ in range(3):  # it is asked once
+        reply = await house.ask("POST", count, {"model": "r/m", "messages": [turn]})
+        assert (reply.status, reply.headers["x-llmux-estimated"]) == (200, "true")
+        assert reply.json()["input_tokens"] > 20
+    assert [asked.path for asked in host.asked] == [count]
+    assert not house.log.named("remote_failed")
+    assert house.switcher.remotes.document()["r"]["failures"] == 0
+    assert (await house.ask("POST", "/v1/messages", {"model": "r/m"})).status == int(status[:3])
+    reply = await house.ask("POST", count, {"model": "r/m"})  # there is nothing to count
+    assert reply.status == int(status[:3])
+    host.says = [answer({"input_tokens": 7})]
+    house.switcher.remotes._remotes["r"].counts_after = 0.0  # an hour later
+    reply = await house.ask("POST", count, {"model": "r/m", "messages": [turn]})
+    assert (reply.json(), "x-llmux-estimated" in reply.headers) == ({"input_tokens": 7}, False)
+
+
 async def test_a_stream_passes_as_it_comes_and_is_translated_too(house, host, certificates):
     whole = chunk("a") + chunk("b") + b"data: [DONE]\n\n"
     # cut into pieces that are no events
