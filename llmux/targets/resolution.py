@@ -93,7 +93,7 @@ class Resolution(NamedTuple):
     reason: Reason
     way: tuple[str, ...]
     others: tuple[Target, ...] = ()
-    """The next targets if this one fails before it has answered: of ``first``."""
+    """The next targets if this one fails before it has answered: of each ``first`` that led to it."""
 
 
 class Names:
@@ -104,6 +104,10 @@ class Names:
         self._targets |= {name: Target(model, name) for name, model in config.variants.items()}
         self._targets |= {name: Target(name, remote=True) for name in config.remote_models}
         self._virtual: Mapping[str, VirtualConfig] = config.virtual
+        self._within = {
+            name: [target for target in virtual.targets if target in config.virtual]
+            for name, virtual in config.virtual.items()
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._targets or name in self._virtual
@@ -116,7 +120,9 @@ class Names:
         kept = ask.kept
         if kept is not None and kept in self.targets(name, ask.role) and _keeps(self._virtual[name], kept, view):
             return Resolution(kept, Reason.CONVERSATION, (name, kept.name), self._after(name, kept, ask, view))
-        return self._choose(name, ask, view)
+        found = self._choose(name, ask, view)
+        others = self._after(name, found.target, ask, view)
+        return Resolution(found.target, found.reason, found.way, others) if others else found
 
     def targets(self, name: str, role: str | None = None) -> tuple[Target, ...]:
         """Return all targets of a name, each once; for a ladder, those at or above the role's floor."""
@@ -142,8 +148,7 @@ class Names:
                 chosen, reason = self._ladder(_rungs(virtual, ask.role), ask, view)
             case _:
                 chosen, reason = self._choose(*self._share(name, virtual, ask, view), view), Reason.SPLIT
-        others = self._after(name, chosen.target, ask, view)
-        return Resolution(chosen.target, reason, (name, *chosen.way), others)
+        return Resolution(chosen.target, reason, (name, *chosen.way))
 
     def _awake(self, names: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
         each = [self._choose(name, ask, view) for name in names]
@@ -175,12 +180,20 @@ class Names:
         return self._first(rungs, ask, view) if math.isinf(costs[best][0]) else (each[best], Reason.SHORTEST_WAIT)
 
     def _after(self, name: str, chosen: Target, ask: Ask, view: View) -> tuple[Target, ...]:
-        virtual = self._virtual[name]
+        """Return the next targets after a chosen one: of the ``first`` that led to it, then of those around it."""
+        virtual, inner = self._virtual[name], None
+        after: tuple[Target, ...] = ()
+        if within := self._within[name]:
+            inner = next((each for each in within if chosen in self.targets(each, ask.role)), None)
+            after = () if inner is None else self._after(inner, chosen, ask, view)
         if virtual.kind != "first":
-            return ()
+            return after
         each = [self._choose(target, ask, view).target for target in virtual.targets]
-        place = each.index(chosen) + 1 if chosen in each else 0
-        after = [target for target in each[place:] if target != chosen and view.allowed(target.model)]
+        if inner is not None:
+            place = virtual.targets.index(inner) + 1
+        else:
+            place = each.index(chosen) + 1 if chosen in each else 0
+        after += tuple(target for target in each[place:] if target != chosen and view.allowed(target.model))
         return tuple(dict.fromkeys(after))
 
     def _leads(self, name: str, ask: Ask, view: View) -> bool:

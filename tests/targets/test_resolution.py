@@ -304,3 +304,24 @@ def test_a_split_within_a_share_is_drawn_for_by_itself():
     what = names(v={"split": {"inner": 1, "big": 1}}, inner={"split": {"mid": 1, "small": 1}})
     draws = Counter(chosen(what, ask=Ask(draw=n / 1000))[0] for n in range(1000))
     assert draws == {"big": 500, "mid": 250, "small": 250}
+
+
+@pytest.mark.parametrize("outer", ["awake", "ladder", "split"])
+@pytest.mark.parametrize("kept", [None, Target("big")])
+def test_a_first_within_another_has_its_next_targets(outer, kept):
+    targets = {"safe": 1} if outer == "split" else ["safe"]
+    what = names(
+        v={outer: targets}, safe={"first": ["big", "middle", "small"]}, w={"first": ["v", "mid:low", "safe"]}
+    )
+    seen = Seen(up=("big",) if kept and outer != "split" else ())
+    found = what.resolve("v", Ask(kept=kept), seen)
+    assert (found.target.name, [each.name for each in found.others]) == ("big", ["mid", "small"])
+    # Behind these come those of the outer one.
+    found = what.resolve("w", Ask(kept=kept), seen)
+    assert (found.target.name, [each.name for each in found.others]) == ("big", ["mid", "small", "mid:low"])
+
+
+def test_a_first_within_another_fails_over_only_to_where_the_request_may_go():
+    what = names(v={"split": {"safe": 1}}, safe={"first": ["big", "mid", FAR, "small"]})
+    found = what.resolve("v", Ask(), Seen(up=("big", "small"), only_up=True))
+    assert (found.target.name, [each.name for each in found.others]) == ("big", ["small"])

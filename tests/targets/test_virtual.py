@@ -92,6 +92,14 @@ async def test_the_next_one_is_tried_when_the_first_does_not_wake(house):
     assert house.in_flight("b") == 0
 
 
+@pytest.mark.parametrize("outer", [{"awake": ["safe"]}, {"ladder": ["safe"]}, {"split": {"safe": 1}}])
+async def test_so_it_is_where_another_virtual_model_leads_to_it(house, outer):
+    await house.open({"a": FAILS, "b": {}}, virtual={"safe": {"first": ["a", "b"]}, "v": outer})
+    reply, by = await asked(house, "v")
+    assert (reply.status, by) == (200, "b")
+    assert switches(house) == ["a", "b"]
+
+
 async def test_when_all_fail_the_last_error_is_told(house):
     await house.open({"a": FAILS, "b": FAILS}, virtual={"safe": {"first": ["a", "b"]}})
     reply, by = await asked(house, "safe")
