@@ -66,7 +66,7 @@ def translate(file: FilePath, environ: Mapping[str, str], *, port: int | None = 
     result = translator.result
     result.settings = {"port": own_port(port, translator.addresses), **_whole(read.config), **result.settings}
     result.variables = list(dict.fromkeys(variables(_all_text(read.config))))
-    result.notes = in_order([*leftovers(read.raw), *translator.notes], read.lines)
+    result.notes = in_order([*leftovers(read.raw, read.config), *translator.notes], read.lines)
     return result
 
 
@@ -408,6 +408,7 @@ _LIST = "`/v1/models` shows a model's name here, its state, and its `info`"
 _TIMEOUTS = "llmux does not limit how long an engine takes to answer"
 _PROGRESS = "`progress` is for all models, for a key, or for one request (`X-LLMux-Progress`)"
 
+_UNKNOWN = "is an unknown setting of llama-swap"
 # Values without effect: no note is needed.
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", {}, [])
 _MODEL = {
@@ -431,9 +432,13 @@ _KNOWN_MODEL = frozenset({*Model.model_fields, *_MODEL, "macros", "sendLoadingSt
 _KNOWN = frozenset({*LlamaSwap.model_fields, *_GLOBAL, "macros"})
 
 
-def leftovers(raw: Mapping[str, Any]) -> Iterator[Note]:
-    """Yield the top-level settings that are not carried over."""
+def leftovers(raw: Mapping[str, Any], config: source.LlamaSwap) -> Iterator[Note]:
+    """Yield the settings at the top level, and within its sections, that are not carried over."""
     yield from _named((), raw, _GLOBAL, _KNOWN)
+    for path in source.unknown_within(config):
+        told = path[0] == "selectors" or (path[0] == "peers" and path[-1] in _PEER)  # each with its own reason
+        if not told:
+            yield Note(path, _UNKNOWN)
 
 
 def model_leftovers(name: str, model: Mapping[str, Any], *, loading_state: bool) -> Iterator[Note]:
@@ -469,7 +474,7 @@ def _named(
         if key in reasons and value not in _NOTHING and value not in _DEFAULTS.get(key, ()):
             yield Note((*at, key), reasons[key])
         elif key not in known and not key.startswith("x-"):
-            yield Note((*at, key), "is an unknown setting of llama-swap")
+            yield Note((*at, key), _UNKNOWN)
 
 
 WIDTH = 115

@@ -221,6 +221,19 @@ class LlamaSwap(Part):
     peers: Mapping[str, Peer] = Field(default_factory=dict)
 
 
+def unknown_within(part: Part, at: Path = ()) -> Iterator[Path]:
+    """Yield where there are unknown settings in the parts of ``part``, but not in itself or in a model."""
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        named = isinstance(value, Mapping)
+        parts = {(name, key): each for key, each in value.items()} if named else {(name,): value}
+        for place, each in parts.items():
+            if isinstance(each, Part):
+                if not isinstance(each, Model):
+                    yield from ((*at, *place, unknown) for unknown in each.model_extra or {})
+                yield from unknown_within(each, (*at, *place))
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something that is ``lost``, or not quite equivalent. ``path`` is in llama-swap's file."""

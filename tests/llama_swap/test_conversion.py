@@ -526,6 +526,25 @@ def test_the_policy_is_written_out_where_the_file_names_none(load):
 CMD = 'cmd: "x ${PORT}"'
 
 
+def test_what_llama_swap_does_not_know_is_named_wherever_it_is(load):
+    got = load(f"""
+        models: {{m: {{{CMD}, ttll: 3, filters: {{stripParam: top_p}}, capabilities: {{tool: true, in: [text]}}}}}}
+        x-notes: [a]
+        groups:
+          always: {{persistent: true, preload: [m]}}
+          some: {{members: [m], exclusiv: false}}
+        hooks: {{on_start: {{preload: [m]}}, on_startup: {{preloads: [m]}}}}
+        peers:
+          near: {{proxy: "http://10.0.0.1:80", models: [y], filter: {{}}, timeouts: {{keepalive: 5, conect: 1}}}}
+    """)
+    assert set(got.lost()) - {"peers.near.timeouts.keepalive"} == {
+        "models.m.ttll", "models.m.filters.stripParam", "models.m.capabilities.tool", "groups.always.preload",
+        "groups.some.exclusiv", "hooks.on_start", "hooks.on_startup.preloads", "peers.near.filter",
+        "peers.near.timeouts.conect",
+    }  # fmt: skip
+    assert got.lost()["groups.always.preload"] == "is an unknown setting of llama-swap"
+
+
 def test_peers_without_keys_and_selectors_of_them(load):
     got = load(f"""
         models: {{m: {{{CMD}, filters: {{setParamsByID: {{"m:hot": {{temperature: 2}}}}}}}}, n: {{{CMD}}}}}
