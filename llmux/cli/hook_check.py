@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import enum
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -42,6 +43,10 @@ class Wrong(enum.Enum):
     """A mistake that hooks make, and its repair."""
 
     WAKE_FAILS = "Run it by hand, with the model's `env`, until it exits with 0 once the engine answers."
+    WAKE_STAYS = (
+        "Give the command as `cmd`; or let wake start it with `setsid … </dev/null >engine.log 2>&1 &`, wait "
+        "until it answers, and exit: llmux sends it nothing before."
+    )
     WAKE_TOO_EARLY = (
         "Let wake wait until the engine answers, as `until curl -fs $LLMUX_URL/health; do sleep 0.2; done`: "
         "llmux sends it requests as soon as wake has ended."
@@ -117,6 +122,8 @@ class Finding:
 
 
 VERIFY_EVERY = 0.5  # seconds, as in llmux
+STAYS = 30.0  # seconds that a wake may go on after alive says that the engine is ready
+ASK_EVERY = 0.5  # seconds
 LINGER = 10.0  # seconds to see whether a state that a hook reported is reached later
 SETTLED = 1.0  # seconds after which an engine that still listens will go on listening
 LOOK = 0.05
@@ -218,8 +225,15 @@ class HookCheck:
 
     async def _wake(self) -> bool:
         self._may_be_awake = True
-        wake = await self._hook(HookKind.WAKE, "wake")
+        watching = asyncio.create_task(self._end_if_it_stays())
+        try:
+            wake = await self._hook(HookKind.WAKE, "wake")
+        finally:
+            watching.cancel()
         group = self._group
+        if watching.done() and not watching.cancelled():
+            self._found(Wrong.WAKE_STAYS, f"alive says that the engine is ready, and wake goes on for {STAYS:g} s")
+            return False
         if not wake.ok:
             self._found(Wrong.WAKE_FAILS, f"wake {wake.detail}")
             return False
@@ -242,6 +256,20 @@ class HookCheck:
             self._found(Wrong.IN_HOOKS_GROUP, "what wake has started is in the hook's own process group")
         await asyncio.sleep(ORPHAN_AFTER + LOOK)  # the runner reports an open pipe only then
         return True
+
+    async def _end_if_it_stays(self) -> None:
+        """End a wake that goes on although the engine is ready, as one that is the engine itself."""
+        address, ready = self._settings.address, math.inf
+        while time.monotonic() - ready < STAYS:
+            await asyncio.sleep(ASK_EVERY)
+            there = await asyncio.to_thread(is_open, address.host, address.port)
+            if not there or not (await self._run(HookKind.ALIVE, self.model, self._settings.timeouts.alive)).ok:
+                ready = math.inf
+            elif ready == math.inf:
+                ready = time.monotonic()
+        for number, job in self._runner.running.items():
+            if job.kind is HookKind.WAKE:
+                self._runner.kill(number, "it does not return")
 
     async def _becomes_ready(self) -> bool:
         address = self._settings.address

@@ -163,6 +163,9 @@ _SHELL = frozenset(
         then time times trap true type ulimit umask unalias unset until wait while { } ! (""",
     )
 )
+_SERVERS = frozenset(
+    {"llama-server", "vllm", "trtllm-serve", "whisper-server", "sd-server", "koboldcpp", "text-embeddings-router"}
+)
 _PROGRAMS = ("COMMAND", "LLAMA_SERVER")  # variables of the shipped scripts that hold a command
 
 
@@ -178,7 +181,7 @@ def look(config: Config) -> Iterator[Problem]:
         stands_for = expand({line: getattr(model, line), "port": 1})
         for kind, script in model.scripts.items():
             at = (*place, line if stands_for.get(kind.value) == script else kind.value)
-            for problem in _script(at, script, config.folder, path):
+            for problem in _hook(at, kind.value, script, config.folder, path):
                 if problem.message not in seen:  # one script may serve as all the hooks
                     seen.add(problem.message)
                     yield problem
@@ -278,6 +281,14 @@ def _first_line(file: Path, path: str | None) -> str | None:
     if len(words) > 1 and words[0].endswith("/env") and re.fullmatch(r"[\w.+][\w.+-]*", words[1]):
         return None if shutil.which(words[1], path=path) else f"there is no program {words[1]} on the PATH"
     return None
+
+
+def _hook(at: Place, kind: str, script: str, folder: Path, path: str | None) -> Iterator[Problem]:
+    found = [*_script(at, script, folder, path)]
+    yield from found
+    server = Path(_program(script) or "").name
+    if kind == "wake" and not found and server in _SERVERS and "&" not in script:
+        yield Problem(at, f"{server} stays, and wake has to return once it answers; write `cmd:` in its place")
 
 
 def _path(folder: Path, text: str) -> Path:

@@ -92,6 +92,7 @@ wake)
 	fi
 	start
 	bad wake-too-early || until up; do sleep 0.02; done
+	! bad wake-stays || sleep 100
 	;;
 sleep)
 	! bad sleep-fails || { echo "permission denied"; exit 3; }
@@ -130,6 +131,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PATH", with_tools()["PATH"])
     monkeypatch.setattr(hook_check, "LINGER", 30.0)
+    monkeypatch.setattr(hook_check, "ASK_EVERY", 0.02)
+    monkeypatch.setattr(hook_check, "STAYS", 0.2)
     monkeypatch.setattr(hook_probes, "_LAST_PID", Path("/proc/version"))  # as for a user without rights
     monkeypatch.setattr(hook_check, "MEMORY_PATIENCE", 0.2)
     (tmp_path / "engine.py").write_text(ENGINE)

@@ -128,6 +128,31 @@ def test_a_script_that_cannot_be_run_is_told_from_one_that_is_not_there(check, t
     assert said == ([] if says is None else [whole.format(file=tmp_path / "h.sh")])
 
 
+@pytest.mark.parametrize(
+    ("setting", "warned"),
+    [
+        ("wake: ./llama-server -m x.gguf --port 1", True),
+        ("wake: llama-server -m x.gguf", True),
+        ("wake: 'CUDA_VISIBLE_DEVICES=0 ./llama-server -m x.gguf'", True),
+        ("wake: './llama-server -m x.gguf >log 2>&1 & sleep 9'", False),
+        ("wake: ./start.sh llama-server", False),
+        ("stop: ./llama-server --stop", False),
+        ("cmd: './llama-server --port ${PORT}'", False),
+    ],
+)
+def test_a_wake_that_is_the_server_itself(check, tmp_path, monkeypatch, setting, warned):
+    for name in ("llama-server", "start.sh"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    hooks = "" if setting.startswith("cmd") else "port: 1, sleep: 'true', alive: 'true', "
+    wake = "wake: 'true', " if setting.startswith("stop") else ""
+    done = check(f"models: {{a: {{{hooks}{wake}{setting}}}}}")
+    said = "llama-server stays, and wake has to return once it answers; write `cmd:` in its place"
+    assert (said in done.output) is warned
+    assert ("warning" in done.output) is warned
+
+
 def test_what_is_there_is_not_warned_of(check, tmp_path):
     (tmp_path / "x.gguf").touch()
     done = check("models: {a: {cmd: 'sleep ${PORT}', env: {MODEL: x.gguf}}, b: {port: 1, hooks: process}}")
