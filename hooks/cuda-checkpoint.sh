@@ -41,7 +41,7 @@
 #   URL           where it is asked                                  $LLMUX_URL, or http://127.0.0.1:$PORT
 #   GRACE         seconds from TERM to the second TERM               20
 #   PID_DIR       for the file that says which process it is         ${XDG_STATE_HOME:-~/.local/state}/llmux/engines
-#   LOG_DIR       for its log; the one before is kept as .log.1      $PID_DIR
+#   LOG_DIR       for its log, cut at LOG_MIB (64); before: .log.1   $PID_DIR
 #   ASK_SECONDS   how long an answer may take                        5
 #
 # Exit codes: 0 done; 1 failed, or not alive; 2 not set up: an action, a variable or a program is missing.

@@ -90,10 +90,10 @@ spawn_engine() { # $@, and wait for its pid file
 	[ ! -f "$log" ] || mv -f "$log" "$log.1"
 	# This script itself writes the pid file and then becomes the engine: a hook that is killed leaves no orphan.
 	if has setsid; then
-		setsid sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 9<&- &
+		setsid sh "$0" become-engine "$@" </dev/null >>"$log" 2>&1 9<&- &
 	elif has python3; then
 		python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' \
-			sh "$0" become-engine "$@" </dev/null >"$log" 2>&1 9<&- &
+			sh "$0" become-engine "$@" </dev/null >>"$log" 2>&1 9<&- &
 	else
 		not_set_up "needs setsid or python3, to detach the engine"
 	fi
@@ -196,21 +196,21 @@ set_up() { # with the script's arguments: from here on, the process can be looke
 	boot=''
 	[ ! -r /proc/sys/kernel/random/boot_id ] || read -r boot </proc/sys/kernel/random/boot_id
 	pid_dir=${PID_DIR:-${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/llmux/engines}
-	log_dir=${LOG_DIR:-$pid_dir}
-	file_name=$name-$port
+	log_dir=${LOG_DIR:-$pid_dir} file_name=$name-$port
 	if [ "${#name}" -gt 128 ] || is_odd; then
 		plain=$(printf %s "$name" | tr -c 'A-Za-z0-9._-' _)
 		sum=$(printf %s "$name" | cksum 2>/dev/null) || sum=$(printf %s "$name" | md5sum) # as some busybox
 		file_name=$(printf '%.100s@%s' "$plain" "${sum%% *}")-$port # for each name another
 		[ ! -f "$pid_dir/$plain-$port.pid" ] || take_over "$pid_dir/$plain-$port"
 	fi
-	pid_file=$pid_dir/$file_name.pid
-	log=$log_dir/$file_name.log
+	pid_file=$pid_dir/$file_name.pid log=$log_dir/$file_name.log
 	action=${1:-${LLMUX_HOOK:-}}
 
 	[ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
 	[ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
 	has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
+	[ "$action" != alive ] || [ -z "$(find "$log" -size "+${LOG_MIB:-64}M" 2>/dev/null)" ] ||
+		{ tail -c 1048576 "$log" >"$log.1" && : >"$log"; } # an engine appends: cut, its log has no hole
 }
 
 act() { # with the script's arguments, in a script which has nothing to add

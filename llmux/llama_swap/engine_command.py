@@ -141,7 +141,7 @@ _PLAIN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 _TAKEN = frozenset(
     {
         "COMMAND", "STOP_COMMAND", "FOLDER", "HEALTH_PATH", "EXPECT", "EXPECT_PATH", "PORT", "URL", "GRACE",
-        "PID_DIR", "LOG_DIR", "ASK_SECONDS",
+        "PID_DIR", "LOG_DIR", "LOG_MIB", "ASK_SECONDS",
     }
 )  # fmt: skip
 

@@ -502,3 +502,23 @@ def test_the_log_of_the_engine_before_is_kept(hook):
         hook.ok("sleep")
     logs = sorted(path.name for path in hook.pid_dir.iterdir())
     assert logs == [f"tiny-{hook.port}.log", f"tiny-{hook.port}.log.1"]
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)
+def test_the_log_of_an_engine_that_is_awake_for_long_is_cut(hook):
+    hook.ok("wake")
+    log = hook.pid_file.with_suffix(".log")
+    with log.open("a") as file:  # by the same means as the engine
+        file.write("x" * (1 << 20))
+    before = log.stat().st_size
+    hook.ok("alive")
+    assert log.stat().st_size >= before
+    with log.open("a") as file:
+        file.write("y" * (1 << 20) + "the last\n")
+    hook.ok("alive", LOG_MIB="1")
+    old = log.with_suffix(".log.1").read_bytes()
+    assert (len(old), old[-10:]) == (1 << 20, b"ythe last\n")
+    hook.ok("alive")
+    hook.ok("sleep")  # the engine says so, at the end of what is left
+    assert b"\0" not in log.read_bytes()
+    assert log.stat().st_size < 1 << 20
