@@ -25,7 +25,7 @@ from llmux.config.model_settings import expand, hook_folder
 from llmux.config.problems import Path as Place
 from llmux.config.problems import Problem
 from llmux.config.remotes import check_remotes, remotes_warnings
-from llmux.config.residency import check_levels, check_residency, levels_warnings
+from llmux.config.residency import check_levels, check_residency, levels_warnings, staying_warnings
 from llmux.config.setting_types import covers, is_loopback
 from llmux.config.targets import check_targets
 from llmux.errors import ConfigError
@@ -126,6 +126,7 @@ def find_warnings(config: Config) -> Iterator[str]:
             )
     yield from _sizes(config)
     yield from levels_warnings(config)
+    yield from staying_warnings(config)
     yield from accounts_warnings(config)
     yield from remotes_warnings(config)
     endpoints = [model.address.endpoint for model in config.models.values()]

@@ -310,6 +310,34 @@ def _staying(config: "Config") -> Iterator[Problem]:
             yield Problem(("models", name, "idle_sleep"), "is there beside `keep_awake: true`; keep one of them")
 
 
+def staying_warnings(config: "Config") -> Iterator[str]:
+    """Yield which models are to be awake without a request, and cannot be beside others which are, too."""
+    for setting in ("preload", "keep_awake"):
+        names = [name for name, model in config.models.items() if getattr(model, setting)]
+        if len(names) > 1:
+            yield from _too_many(config, setting, names)
+
+
+def _too_many(config: "Config", setting: str, names: list[str]) -> Iterator[str]:
+    from llmux.core.residency import fits  # noqa: PLC0415 - few configurations need the rules of the core
+    from llmux.core.spec import ModelSpec  # noqa: PLC0415
+
+    there: list[ModelSpec] = []
+    for name in names:
+        model = config.models[name]
+        spec = ModelSpec(
+            name,
+            memory=memory_of(config, name),
+            companions=companions_of(config, name),
+            shared_address=str(model.address.endpoint) if model.shared_address else None,
+        )
+        if fits([*there, spec], capacity_of(config)):
+            there.append(spec)
+        else:
+            others = " and ".join(each.name for each in there)
+            yield f"models.{name}.{setting}: cannot be awake beside {others}, and so waits for a request"
+
+
 def _groups(config: "Config") -> Iterator[Problem]:
     for label, group in config.groups.items():
         for index, name in enumerate(group.models):

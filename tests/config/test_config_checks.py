@@ -281,6 +281,26 @@ def test_warnings(read, model, settings, more, words):
         assert warnings[0].startswith(words)
 
 
+@pytest.mark.parametrize("setting", ["preload", "keep_awake"])
+@pytest.mark.parametrize(
+    ("top", "memory", "named"),
+    [
+        ("port: 3000", {}, {"b": "a", "d": "a"}),
+        ("capacity: 24GiB", {"a": "8GiB", "b": "8GiB", "d": "9GiB"}, {"d": "a and b"}),
+        ("capacity: 24GiB", {"a": "8GiB", "b": "8GiB", "d": "8GiB"}, {}),
+        ("groups: {g: {models: [a, d], together: true}}", {}, {"b": "a"}),
+    ],
+)
+def test_more_than_can_be_awake_together_are_to_be(read, model, setting, top, memory, named):
+    lines = [top, "models:"]
+    for port, name in enumerate("abcd", 1):
+        own = "" if name == "c" else f", {setting}: true"
+        size = f", memory: {memory.get(name, '24GiB')}" if memory else ""
+        lines.append(f"  {name}: {model(f'port: {port}{own}{size}')}")
+    said = "models.{}.{}: cannot be awake beside {}, and so waits for a request"
+    assert read("\n".join(lines)).warnings == tuple(said.format(one, setting, by) for one, by in named.items())
+
+
 @pytest.mark.parametrize("name", ["a;b", "a\\b", "..", "a/./b", "%2e.", "a%3Bb", "a%00b"])
 def test_a_name_that_can_stand_in_no_path(read, model, name, tmp_path):
     [warning] = read(f"models:\n  '{name}': {model()}\n").warnings
