@@ -305,11 +305,15 @@ class ForwardedPaths:
             return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
         if _OWN.fullmatch(path):
             return Route(Kind.OWN, path, raw_path)
-        if self._allowed.fullmatch(path) and not self._without.fullmatch(path):
+        twice = path.startswith("/v1/v1/")  # a model would be woken for its engine's 404
+        if not twice and self._allowed.fullmatch(path) and not self._without.fullmatch(path):
             return Route(Kind.FORWARD, path, raw_path)
         if reading and path == _BARE_MODELS:
             return Route(Kind.OWN, path, raw_path)
-        return Route(Kind.REFUSED, path, reason=f"{path} is not among the forwarded paths (see `forward`)")
+        reason = f"{path} is not among the forwarded paths (see `forward`)"
+        if twice:
+            reason = "it has /v1 twice: the client's base address must end without it"
+        return Route(Kind.REFUSED, path, reason=reason)
 
     def _upstream(self, raw_path: str, path: str, *, reading: bool) -> Route:
         """``/upstream/MODEL/rest``: the longest known name wins; the rest goes on raw."""

@@ -144,6 +144,15 @@ def test_refused(target):
 
 
 @pytest.mark.parametrize(
+    "target", ["/v1/v1/messages", "/v1//v1/chat/completions?beta=true", "http://h/v1/%761/responses"]
+)
+def test_a_base_address_that_ends_with_the_version_is_named_and_wakes_nothing(target):
+    route = PATHS.decide(target)
+    assert (route.kind, "/v1 twice" in route.reason) == (Kind.REFUSED, True)
+    assert PATHS.decide("/v1/v1").kind is Kind.FORWARD
+
+
+@pytest.mark.parametrize(
     "target",
     [
         "", "*", "v1/chat/completions", "localhost:3000", "/v1/%", "/v1/%zz", "/v1/a%2", "/v1/%00", "/v1/%0a",
