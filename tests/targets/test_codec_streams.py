@@ -167,6 +167,18 @@ def test_arguments_may_begin_with_an_empty_object_that_means_nothing():
         assert [one["input"] for one in got] == [{"a": 1}, *inputs]
 
 
+def test_arguments_that_are_null_are_none():
+    made = call(0, "a", "f", "null")
+    [got] = told(from_chat(chunk(made), chunk({}, "stop")))
+    assert got["input"] == {}
+    translation = Translation(MESSAGES, CHAT)
+    whole = translation.answer({"choices": [{"message": made, "finish_reason": "tool_calls"}]})
+    assert whole["content"][0]["input"] == {}
+    pieces = [call(0, "a", "f", '{"a":'), call(0, arguments="null"), call(0, arguments="}")]
+    [got] = told(from_chat(*(chunk(one) for one in pieces), chunk({}, "stop")))
+    assert got["input"] == {"a": None}
+
+
 def test_an_empty_object_is_all_of_the_arguments_when_something_else_follows():
     bare = chunk(call(0, "a", "f", "{}"))
     parser = translate_as_it_comes(bare)

@@ -198,6 +198,8 @@ class AnswerDecoder(Decoder):
                 found += self._blocks.start(("extra", place), BlockStarted(Kind.REDACTED, data=mark))
                 found += self._blocks.end(("extra", place))
             found += self._blocks.start(place, BlockStarted(Kind.CALL, self._ids[place], name))
+            if told == "null":  # as models write of tools that take none
+                return found
             if told == "{}" and not self._whole:
                 self._bare = place
                 return found
