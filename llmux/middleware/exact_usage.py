@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmux.errors import BadRequestError, EngineError
-from llmux.extract import SLICE, Body, BodyBudget, ModelScanner
+from llmux.extract import Body, BodyBudget, ModelScanner, Pace, scan_slowly
 from llmux.extract.body import Store
 from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.early_response import ResumedRelay
@@ -56,14 +56,17 @@ class ExactUsage:
         """
         if body is None or path not in PATHS or body.form or body.compressed:
             return None
+        flat = asking = None
         try:
-            if not _is_silent(await _options(body)):
-                return None
-            if body.edited:  # the changed field may be the same
-                body = _flat(body, self._budget)
-            return body.edit(await changes(body, _ASK))
+            flat = await _flat(body, self._budget) if body.edited else body  # the changed field may be the same
+            if _is_silent(await _options(flat)):
+                asking = flat.edit(await changes(flat, _ASK))
         except (BadRequestError, ValueError, RecursionError):
-            return None
+            pass
+        finally:
+            if asking is None and flat is not None and flat is not body:
+                flat.close()
+        return asking
 
 
 def _is_silent(document: Mapping[str, Any]) -> bool:
@@ -75,9 +78,6 @@ def _is_silent(document: Mapping[str, Any]) -> bool:
 
 async def _options(body: Body) -> Mapping[str, Any]:
     """Return whether a request is for a stream, and asks for its usage."""
-    if body.edited:
-        document = json.loads(b"".join(body))
-        return document if isinstance(document, dict) else {}
     found = last_of_each((await scan(body, 0, body.received, _NAMES)).found)
     options, asks = found.get("stream_options"), False
     if options is not None and b"".join(body.part(options.start, options.start + 1)) == b"{":
@@ -90,14 +90,13 @@ def _is_true(body: Body, member: Member | None) -> bool:
     return member is not None and b"".join(body.part(member.start, min(member.end, member.start + 5))) == b"true"
 
 
-def _flat(body: Body, budget: BodyBudget) -> Body:
+async def _flat(body: Body, budget: BodyBudget) -> Body:
     """Return a body whose changes are applied, as if it had been received so."""
-    store, scanner = Store(budget), ModelScanner()
+    store, scanner, pace = Store(budget), ModelScanner(), Pace()
     try:
         for data in body:
-            for start in range(0, len(data), SLICE):
-                scanner.feed(data[start : start + SLICE])
-                store.add(data[start : start + SLICE])
+            await scan_slowly(scanner, data, pace)
+            store.add(data)
         return Body(store, scanner.finish())
     except BaseException:
         store.close()

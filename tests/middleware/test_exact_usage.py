@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import time
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from llmux.extract import BodyBudget, body_of
 from llmux.extract.json_object import members_of
 from llmux.middleware import exact_usage
 from llmux.middleware.exact_usage import ExactUsage, UsageFilter
+from llmux.targets.field_scanner import Rule, changes, tree
 from tests.server.house import until
 
 CHAT = "/v1/chat/completions"
@@ -196,6 +198,46 @@ async def test_a_stream_that_breaks_off(house):
     line.abort()
     await until(lambda: len(tokens(house)) == 2)
     assert tokens(house)[1][2] == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "given"),
+    [
+        ({"set": {"stream": True}}, {}),
+        (
+            {"set": {"stream_options.include_usage": False}},
+            {"stream": True, "stream_options": {"include_usage": True}},
+        ),
+        ({"strip": ["stream_options"]}, {"stream": True, "stream_options": {"include_usage": True}}),
+    ],
+)
+async def test_what_a_variant_makes_of_a_request_counts_both_ways(house, variant, given):
+    await house.open({"a": {"variants": {"a:v": variant}}}, ledger="ledger.db", usage="exact")
+    house.engine.says = stream(SAID)
+    for _ in range(2):  # the second finds its model awake
+        assert (await ask(house, {**given, "model": "a:v"})).body == FOR_CLIENTS
+        sent = json.loads(house.engine.bodies[-1])
+        assert (sent["stream"], sent["stream_options"]) == (True, {"include_usage": True})
+    await until(lambda: tokens(house) == [(12, 7, 0)] * 2)
+
+
+async def test_a_large_body_that_a_variant_has_changed_holds_nothing_up():
+    message = {"role": "user", "content": "words \n" * 10}
+    raw = json.dumps({"model": "a", "messages": [message] * 60_000, "stream": True}).encode()
+    usage, longest, now = ExactUsage(budget := BodyBudget(2**30)), 0.0, time.thread_time
+    with body_of(raw, "a", budget) as received:
+        body = received.edit(await changes(received, tree({"temperature": Rule(always=0.5, given=True)})))
+        asking = asyncio.create_task(usage.asking(CHAT, body))
+        while not asking.done():
+            began = now()
+            await asyncio.sleep(0)
+            longest = max(longest, now() - began)
+        sent = await asking
+        began = now()
+        assert json.loads(b"".join(sent))["stream_options"] == {"include_usage": True}
+        assert longest < (now() - began) / 2
+        sent.close()
+    assert budget.held == 0
 
 
 async def test_an_answer_that_begins_while_the_model_wakes(house):
