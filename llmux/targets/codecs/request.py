@@ -410,9 +410,14 @@ def short_id(given: str) -> str:
 _PERSONAL = re.compile(r"@|^\+?[\d\s().-]{7,}$")  # an address, or a telephone number
 
 
+def short_user(user: str) -> str:
+    """Return a user's name as providers take it; the digest of a long one."""
+    return user if len(user) <= LONGEST_NAME else _digest(user)
+
+
 def opaque_user(user: str) -> str:
-    """Return a user's name as every provider takes it; the digest of a long one, an address or a number."""
-    return _digest(user) if len(user) > LONGEST_NAME or _PERSONAL.search(user) else user
+    """Return a user's name for providers which also refuse to be told an address or a telephone number."""
+    return _digest(user) if _PERSONAL.search(user) else short_user(user)
 
 
 def _digest(text: str) -> str:

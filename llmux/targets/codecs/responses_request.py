@@ -31,12 +31,12 @@ from llmux.targets.codecs.request import (
     nothing_else,
     number,
     object_schema,
-    opaque_user,
     parse_data_url,
     read_choice,
     read_format,
     read_image,
     short_id,
+    short_user,
     take,
     text,
     told,
@@ -258,7 +258,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
         ("max_output_tokens", request.max_tokens),
         ("temperature", request.temperature),
         ("top_p", request.top_p),
-        ("user", None if request.user is None else opaque_user(request.user)),
+        ("user", None if request.user is None else short_user(request.user)),
     ):
         if value is not None:
             document[name] = value
