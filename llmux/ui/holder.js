@@ -56,6 +56,7 @@ function facts(world) {
     const others = status.awake.filter(name => name !== move.to && !move.from.includes(name))
     return [
       `switch ${move.id}, for ${duration(move.since)}`,
+      move.phase === "draining" && drained(move.from.flatMap(name => status.models[name]?.serving ?? [])),
       left.length && `${several(left)} wait until it is back`,
       expected != null && `it costs about ${duration(expected)} after the drain`,
       others.length && `${several(others)} ${others.length > 1 ? "stay" : "stays"} awake`,
@@ -82,6 +83,13 @@ function facts(world) {
   }
   if (!parts.length) return status.ready ? "The first request wakes its model." : "Looking at what runs."
   return parts.join(" · ")
+}
+
+// What a drain waits for: these are the ones that have been in flight longest.
+function drained(serving) {
+  if (!serving.length) return ""
+  const longest = serving.reduce((one, other) => other.for > one.for ? other : one)
+  return `waits for ${longest.request_id || "a request"}, in flight for ${duration(longest.for)}${longest.answering ? "" : " without an answer"}`
 }
 
 // What the models on the GPU take of the capacity.

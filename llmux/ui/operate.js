@@ -89,9 +89,9 @@ export const manual = (button, begins, world) => open({
 }, () => carryOut(button, "manual mode", { to: "manual", method: begins ? "POST" : "DELETE" },
   () => begins ? "Manual mode: only operators switch" : "The policy switches again"))
 
-export const cancel = (button, { model, request_id: id, key }) => open({
+export const cancel = (button, { model, request_id: id, key, answering }) => open({
   title: "Cancel a request", word: "Cancel it", stop: "Leave it", choices: false,
-  note: () => `The request ${id}${key ? ` of ${key}` : ""} for ${model} is answered with 410 at once. Of several that have this id all end, also those in flight.`,
+  note: () => `The request ${id}${key ? ` of ${key}` : ""} for ${model} ${answering ? "ends in the middle of its answer" : "is answered with 410 at once"}. Of several that have this id all end, also those in flight.`,
 }, () => carryOut(button, "cancel", { to: `requests/${encodeURIComponent(id)}/cancel` }, () => `Request ${id} is cancelled`))
 
 const LENGTHS = { m: 60, h: 3600 }

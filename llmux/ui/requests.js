@@ -1,4 +1,5 @@
-// The requests: those that wait, from the status; those that have ended, asked for while they are looked at.
+// The requests: those that wait, or are in flight for long, from the status; those that have ended, asked for while
+// they are looked at.
 
 import { Refused, read } from "./api.js"
 import { at, make, mark, only, say } from "./dom.js"
@@ -12,6 +13,7 @@ import { tab } from "./tabs.js"
 const EVERY = 900 // ms
 const PAGE = 200
 const WAITING = 8 // that are shown at first
+const LONG = 30 // seconds in flight after which a request is shown
 const NEAR = 1 // seconds
 const SETTLED = 5 // seconds after its end by which the ledger knows what a request cost
 let world = null
@@ -28,13 +30,16 @@ let allWaiting = false
 let open = null // the id of the request whose details are shown
 
 const named = model => make("span", { class: "model" }, shape(model), make("bdi", {}, model))
-const waiting = new Rows(at("waiting").tBodies[0], one => {
+const rowOf = (one, ...figures) => {
   const button = make("button", { type: "button", "aria-label": `Cancel request ${one.request_id}`, onclick: event => cancel(event.currentTarget, one) }, "Cancel…")
   return row([
-    [named(one.model), "model", "subject"], [make("bdi", {}, one.key ?? "–"), "key", "key"], ["", "position", "number"], ["", "waited", "number"],
-    ["", "expected still", "number"], [one.request_id ?? "", "request id", "id"], [one.request_id ? button : "", "", "deeds"],
+    [named(one.model), "model", "subject"], [make("bdi", {}, one.key ?? "–"), "key", "key"], ...figures,
+    [one.request_id ?? "", "request id", "id"], [one.request_id ? button : "", "", "deeds"],
   ])
-})
+}
+const waiting = new Rows(at("waiting").tBodies[0], one =>
+  rowOf(one, ["", "position", "number"], ["", "waited", "number"], ["", "expected still", "number"]))
+const serving = new Rows(at("serving").tBodies[0], one => rowOf(one, ["", "in flight", "number"], ["", "answer", "number"]))
 const ended = new Rows(at("ended").tBodies[0], endedRow)
 
 export function showRequests(now) {
@@ -42,6 +47,7 @@ export function showRequests(now) {
   choose(at("requests-of"), Object.keys(world.status.models), () => refresh(true))
   if (tab !== "requests") return
   showWaiting()
+  showServing()
   if (world.link === "live") refresh()
 }
 
@@ -142,16 +148,9 @@ at("all-waiting").addEventListener("click", () => {
 function showWaiting() {
   const rows = Object.entries(world.status.models).flatMap(([model, it]) => it.waiting.map(one => ({ model, ...one })))
   rows.sort((one, other) => other.waited - one.waited)
-  const keys = rows.some(one => one.key)
   at("of-waiting").hidden = !rows.length
-  at("waiting").toggleAttribute("data-keys", keys)
-  // A client may give several requests one id.
-  const times = new Map()
-  for (const one of rows) {
-    const name = `${one.model}\n${one.request_id}`
-    times.set(name, (times.get(name) ?? 0) + 1)
-    one.identity = `${name}\n${times.get(name)}`
-  }
+  at("waiting").toggleAttribute("data-keys", rows.some(one => one.key))
+  tellApart(rows)
   const most = allWaiting ? rows.length : WAITING
   at("all-waiting").hidden = rows.length <= most
   say(at("all-waiting"), `All ${rows.length}`)
@@ -161,6 +160,30 @@ function showWaiting() {
     say(waited, duration(one.waited))
     say(expected, duration(one.expected))
   })
+}
+
+function showServing() {
+  const rows = Object.entries(world.status.models).flatMap(([model, it]) =>
+    it.serving.filter(one => it.phase === "draining" || one.for > LONG).map(one => ({ model, ...one })))
+  rows.sort((one, other) => other.for - one.for)
+  at("of-serving").hidden = !rows.length
+  at("serving").toggleAttribute("data-keys", rows.some(one => one.key))
+  tellApart(rows)
+  serving.show(rows, one => `${one.identity}\n${one.answering}`, ([element], one) => {
+    const [, , since, answer] = element.cells
+    say(since, duration(one.for))
+    say(answer, one.answering ? "has begun" : "not yet")
+  })
+}
+
+// A client may give several requests one id.
+function tellApart(rows) {
+  const times = new Map()
+  for (const one of rows) {
+    const name = `${one.model}\n${one.request_id}`
+    times.set(name, (times.get(name) ?? 0) + 1)
+    one.identity = `${name}\n${times.get(name)}`
+  }
 }
 
 function showEnded() {

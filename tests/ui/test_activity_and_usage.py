@@ -135,6 +135,27 @@ def test_a_request_that_waits_can_be_cancelled(make_stage, visit):
     stage.release("go")
 
 
+def test_what_a_drain_waits_for_is_told_and_can_be_cancelled(make_stage, visit):
+    stage = make_stage({"llama": {}, "qwen": {}})
+    page = visit(stage)
+    stage.ask("llama", request_id="endless", hold=True)
+    stage.in_flight("llama")
+    page.get_by_role("tab", name="Requests").click()
+    expect(page.locator("#of-serving")).to_be_hidden()
+    stage.ask("qwen", request_id="next")
+    row = page.locator("#serving tbody tr")
+    expect(row).to_have_count(1)
+    expect(row.locator("[data-label=answer]")).to_have_text("has begun")
+    expect(page.locator("#who-facts")).to_contain_text(re.compile(r"waits for endless, in flight for \d\S* m?s"))
+    page.get_by_role("button", name="Cancel request endless").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("The request endless for llama ends in the middle of its answer.")
+    dialog.get_by_role("button", name="Cancel it").click()
+    expect(rows_of(page)).to_have_count(2)
+    expect(page.locator("#of-serving")).to_be_hidden()
+    expect(rows_of(page).filter(has_text="qwen").locator(".status")).to_have_text("200")
+
+
 def test_the_older_ones_are_there_too_and_another_llmux_begins_anew(make_stage, visit):
     stage = make_stage({"llama": {}, "qwen": {}})
     for _ in range(250):
