@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llmux.middleware.remotes import Remotes
 
 _FINAL = frozenset({"stopping"})  # no other target would do better
-_WORTH_ANOTHER = frozenset({402, 408, 429})  # as of a remote: see `proxy/remote.py`
+_WORTH_ANOTHER = frozenset({408, 429})
 _SERVER_ERROR = 500
 
 Through = tuple[Reason, str]  # why, and from which name

@@ -53,8 +53,8 @@ MOST_HELD = 1024 * 1024
 
 SECRET = 8
 """Characters: a shorter key is no secret, and not searched for in errors."""
-WORTH_ANOTHER = frozenset({402, 408, 429})
-"""The statuses below 500 with which another endpoint may succeed; 402 is about what llmux's account has left."""
+WORTH_ANOTHER = frozenset({408, 429})
+"""The statuses below 500 with which another endpoint may succeed."""
 _REDIRECT = 300
 _NOT_MODIFIED = 304
 _ERROR = 400
