@@ -67,7 +67,9 @@ _REST = 1.0  # seconds, if an overloaded endpoint does not say for how long
 _SMOOTHING = 0.3  # weight of the latest time to a first byte in the mean
 # What marks a stream as complete if its connection's end may be a cut.
 _ENDS = (b"[DONE]", b"message_stop", b"response.completed", b"response.incomplete", b"response.failed")
-# Events that only announce an answer.
+# Events that only announce an answer. With another endpoint to try they are held, but not for long: what lies
+# between llmux and its client may lose patience with a silent connection.
+HELD_FOR = 5.0  # seconds
 _ANNOUNCING = frozenset({"ping", "message_start", "response.created", "response.queued", "response.in_progress"})
 _FAILING = frozenset({"error", "response.failed"})
 _REFRAMED = frozenset({b"content-length", b"transfer-encoding"})
@@ -245,6 +247,7 @@ class Watch:
         self._kept: list[bytes] = []
         self._size = 0
         self._answered = False
+        self._answered_at = 0.0
         self._pending = False  # a stream has been answered, but has said nothing yet
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
@@ -278,7 +281,7 @@ class Watch:
     def answered(self, status: int, retry_after: float | None, *, stream: bool) -> None:
         """Take note of an answer's head. ``stream``: what counts is its first event."""
         endpoint, now = self._endpoint, self._loop.time()
-        self._answered = True
+        self._answered, self._answered_at = True, now
         breaker = endpoint.breaker
         if self.may_lack and status in _LACKED:
             breaker.succeeded(self._number)
@@ -300,6 +303,11 @@ class Watch:
         if self._pending:
             self._pending = False
             self._endpoint.breaker.succeeded(self._number)
+
+    @property
+    def holds(self) -> bool:
+        """Whether what only announces an answer is held: another endpoint could give one."""
+        return self.others and self._loop.time() - self._answered_at < HELD_FOR
 
     def over(self, exchange: Exchange, error: RequestError | None) -> None:
         """Record the end of a request that was not ended here."""
@@ -416,7 +424,7 @@ class Guard(Relay):
         """
         failing = begins_with_error(events)
         if failing is None:
-            return not self._watch.others or len(events) > MOST_HELD
+            return not self._watch.holds or len(events) > MOST_HELD
         self._watch.judged = True
         if failing:
             return not self._began_badly()
@@ -549,6 +557,10 @@ class TranslatingGuardedRelay(Guard, TranslatingRelay):
     ) -> None:
         TranslatingRelay.__init__(self, client, exchange, loop, translation)
         self._watch = watch
+
+    def _keep_open(self) -> None:
+        if self._started or not self._watch.holds:
+            super()._keep_open()
 
     def _send(self, data: bytes) -> None:
         stream = self._stream

@@ -30,6 +30,9 @@ _ERROR = 400
 _MADE_HERE = frozenset({b"content-length", b"content-type"})
 _OF_STREAMS = (b"data:", b"event:", b"id:", b":")
 _BROKEN_OFF = "The engine's answer broke off."
+# With these an engine keeps a connection open while it has nothing to say; a comment does so in every dialect.
+_KEEPING_OPEN = (b":", b"event: ping")
+_COMMENT = b": ping\n\n"
 
 
 class TranslatingRelay(Relay):
@@ -80,7 +83,11 @@ class TranslatingRelay(Relay):
             if self._size <= MOST and not self._unusable:
                 self._kept.append(data)
             return
-        self._send(self._stream.feed(data))
+        translated = self._stream.feed(data)
+        if not translated and not self._stream.over and data.startswith(_KEEPING_OPEN):
+            self._keep_open()
+        else:
+            self._send(translated)
         # Usage is read from what the engine said: its client need not be told.
         if not self._opened:
             first, self._opened, _ = (exchange.opening + data[:BLOCK]).partition(b"\n\n")
@@ -123,6 +130,10 @@ class TranslatingRelay(Relay):
         super().response_data(data)
         exchange.tail.pop()  # what was translated is not where usage is looked for
         exchange.opening = opening
+
+    def _keep_open(self) -> None:
+        """Tell the client that the engine still works, or what lies between them loses patience."""
+        TranslatingRelay._send(self, _COMMENT)
 
     def _begin(self, head: ResponseHead, kind: bytes, length: int | None = None) -> None:
         """Make the client's head."""

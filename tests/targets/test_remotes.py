@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmux.proxy import remote as remote_module
 from llmux.proxy.remote import MOST_HELD, end_of_events, retry_after_of
 from llmux.upstream import ResponseHead
 from tests.harness.sdks import anthropic_client, openai_client
+from tests.harness.waiting import PATIENCE
 from tests.server.house import HOST, until
 from tests.targets.remote_host import (
     CHAT,
@@ -571,6 +573,33 @@ async def test_what_only_announces_an_answer_is_passed_on_with_it(house, certifi
             reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
             assert reply.headers["x-llmux-served-by"] == "s/m"
             house.switcher.remotes._remotes["r"].endpoint.breaker.succeeded(0)
+
+
+@pytest.mark.parametrize(("model", "held_for"), [("v", 0.0), ("s/m", 60.0)])
+@pytest.mark.parametrize("more", [{}, {"usage": "exact"}, {"apis": ["chat"]}])
+async def test_what_announces_an_answer_is_not_held_for_long_nor_without_another_to_ask(
+    house, certificates, monkeypatch, model, held_for, more
+):
+    monkeypatch.setattr(remote_module, "HELD_FOR", held_for)
+    seen = asyncio.Event()
+
+    async def after(_host, writer):
+        await asyncio.wait_for(seen.wait(), PATIENCE)
+        writer.write(chunked(chunk("a") + b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    says = then(STREAM_HEAD + chunked(WAIT), after)
+    apis = {name: more[name] for name in ("apis",) if name in more}
+    usage = {name: more[name] for name in ("usage",) if name in more}
+    async with RemoteHost(says, tls=certificates.context()) as host:
+        settings = host.settings(ca=certificates.authority, **apis)
+        virtual = {"v": {"first": ["r/m", "s/m"]}}
+        await house.open("a", remotes={"r": settings, "s": settings}, virtual=virtual, **OPEN, **usage)
+        path = "/v1/messages" if apis else "/v1/chat/completions"
+        line = await house.begin("POST", path, {"model": model, "stream": True, "max_tokens": 9, "messages": []})
+        assert (await line.head()).status == 200
+        await line.reader.readuntil(b": ping" if apis else WAIT)
+        seen.set()
+        assert b'"a"' in await line.reader.readuntil(b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize("says", [chunked(FAILED) + b"0\r\n\r\n", b""])

@@ -534,6 +534,33 @@ async def test_a_client_that_leaves_in_mid_stream_is_noticed(serve, house):
     assert house.front._handler.budget.held == 0
 
 
+@pytest.mark.parametrize(
+    ("engine", "client", "path", "ping"),
+    [
+        (CHAT, MESSAGES, "/v1/messages", b": 3\n\n"),
+        (MESSAGES, CHAT, "/v1/chat/completions", b'event: ping\ndata: {"type": "ping"}\n\n'),
+        (CHAT, RESPONSES, "/v1/responses", b":\n\n"),
+    ],
+)
+async def test_what_keeps_a_connection_open_reaches_the_client(
+    serve, house, gpt, claude, engine, client, path, ping
+):
+    running = await serve(engine)
+    answer, running.stream = running.stream, ping
+    running.hold.clear()
+    line = await house.begin(
+        "POST", path, {"model": "m", "max_tokens": 1, "messages": [], "input": "q", "stream": True}
+    )
+    assert (await line.head()).status == 200
+    await line.reader.readuntil(b"\r\n: ping\n\n\r\n")
+    running.hold.set()
+    assert b"broke off" in await line.closed()
+    running.stream, running.piece = ping + answer, len(ping)
+    sdk = await (claude if client is MESSAGES else gpt)()
+    assert (await ASK[client](sdk, stream=True))[1:3]
+    await sdk.close()
+
+
 async def test_usage_is_counted_from_what_the_engine_said(serve, house):
     await serve(MESSAGES)
     body = {"model": "m", "messages": QUESTION, "stream": True}  # this client is told nothing of it
