@@ -145,10 +145,7 @@ wake() {
 }
 
 go_to_sleep() {
-	find_engine || {
-		nothing_runs
-		return
-	}
+	find_engine || nothing_runs || return 0
 	if [ "${LLMUX_SLEEP_LEVEL:-}" = stop ]; then
 		sleep_engine
 		return

@@ -104,6 +104,13 @@ spawn_engine() { # $@, and wait for its pid file
 		sleep 0.02
 	done
 	read -r pid started state <"$pid_file"
+	spawned=$!
+}
+
+has_failed() { # has the leader of what was spawned ended, other than well? Its workers may live on, and wait for it
+	[ "$pid" = "$spawned" ] && [ "${process:-/proc/$pid}" != "/proc/$pid" ] || return
+	spawned=''
+	! wait "$pid"
 }
 
 become_engine() {
@@ -125,20 +132,20 @@ wake_engine() { # is_ready has is_healthy ask first: an engine that starts is as
 		say "is awake already"
 		return
 	fi
-	mine=''
+	mine='' spawned=''
 	if find_engine && [ "$state" = ready ]; then
 		say "process $pid no longer answers; it is ended before a new one is started"
 		end_engine TERM "${GRACE:-10}" || kill_engine
 	fi
 	strangers=0
 	while :; do
-		if find_engine; then
+		if find_engine && ! has_failed; then
 			[ "$healthy" = no ] || strangers=$((strangers + 1))
 			[ "$strangers" -lt 20 ] || fail "something answers at $url, but it is not $name"
 		elif [ -n "$mine" ]; then
 			say "ended while it was starting; the end of $log:" >&2
 			tail -n 20 "$log" >&2
-			rm -f "$pid_file"
+			end_engine TERM "${GRACE:-10}" || kill_engine
 			exit 1
 		elif [ "$healthy.$status" != no.refused ] && speaks_http; then
 			is_ready || fail "something else answers at $url, not $name"
@@ -158,28 +165,23 @@ wake_engine() { # is_ready has is_healthy ask first: an engine that starts is as
 	fi
 }
 
-nothing_runs() { # what is left to say when the pid file leads to no process
+nothing_runs() { # what is left to say when the pid file leads to no process; it fails, too
 	rm -f "$pid_file"
 	! is_ours || fail "$url answers, but this script has not started what does: end it by hand"
 	say "does not run"
+	false
 }
 
 sleep_engine() {
-	if ! find_engine; then
-		nothing_runs
-	else
-		end_engine TERM "${GRACE:-10}" || end_engine TERM 2 || kill_engine
-		say "process $pid has ended"
-	fi
+	find_engine || nothing_runs || return 0
+	end_engine TERM "${GRACE:-10}" || end_engine TERM 2 || kill_engine
+	say "process $pid has ended"
 }
 
 stop_engine() {
-	if ! find_engine; then
-		nothing_runs
-	else
-		kill_engine
-		say "process $pid was killed"
-	fi
+	find_engine || nothing_runs || return 0
+	kill_engine
+	say "process $pid was killed"
 }
 
 is_odd() { case $name in *[!A-Za-z0-9._-]*) ;; *) false ;; esac }

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,17 @@ OK = FORKING.replace("os.fork() == 0", "False").replace("signal.SIG_IGN", "signa
 GROUP_OF_ITS_OWN = """
 import subprocess, sys
 subprocess.Popen(sys.argv[1:], process_group=0).wait()
+"""
+
+# Its worker lives on, as vLLM's do, when the leader of its session has ended.
+LOADING = """
+import os, signal, sys
+if os.fork():
+    os.waitpid(-1, 0) if sys.argv[1] == "killed" else sys.exit(int(sys.argv[1]))
+with open(sys.argv[2], "w") as file:
+    file.write("loading")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+signal.pause()
 """
 
 LEADERLESS = """
@@ -210,6 +223,33 @@ def test_a_stale_pid_file_whose_number_belongs_to_another_process(hook):
         assert hook.pid != bystander.pid
         hook.ok("sleep")
         assert bystander.poll() is None
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"], indirect=True)
+@pytest.mark.parametrize("end", ["killed", "1"])
+def test_one_whose_leader_ends_while_it_starts_has_failed_whatever_it_leaves(make_hook, tmp_path, shell, end):
+    loading = tmp_path / "loading"
+    command = shlex.join([sys.executable, "-c", LOADING, end, str(loading)])
+    hook = make_hook("process.sh", COMMAND=command)
+    hook.shell = shell
+    with ThreadPoolExecutor() as pool:
+        waking = pool.submit(hook.fails, "wake")
+        wait_until(lambda: loading.exists() or waking.done(), what="the worker")
+        if end == "killed":
+            os.kill(hook.pid, signal.SIGKILL)
+        assert "ended while it was starting" in waking.result()
+    assert not processes_with(f"PID_DIR={hook.pid_dir}")
+    assert not hook.pid_file.exists()
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)
+def test_one_that_becomes_a_daemon_is_waited_for(hook):
+    hook.env["COMMAND"] = f"sh -c '(sleep 0.5; exec {PROCESS_COMMAND}) & exit 0'"
+    hook.ok("wake")
+    assert not runs(hook.pid)
+    hook.ok("alive")
+    hook.ok("sleep")
+    hook.ok("verify")
 
 
 @pytest.mark.parametrize("hook", ["process.sh"], indirect=True)  # what it is about is in lib/, the same for all
