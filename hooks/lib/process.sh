@@ -211,8 +211,14 @@ set_up() { # with the script's arguments: from here on, the process can be looke
 	[ -n "$name" ] || not_set_up "LLMUX_MODEL is not set"
 	[ -n "$port" ] || not_set_up "LLMUX_PORT is not set"
 	has curl || has python3 || has wget || not_set_up "needs curl, python3 or wget, to ask the engine"
-	[ "$action" != alive ] || [ -z "$(find "$log" -size "+${LOG_MIB:-64}M" 2>/dev/null)" ] ||
-		{ tail -c 1048576 "$log" >"$log.1" && : >"$log"; } # an engine appends: cut, its log has no hole
+	[ "$action" != alive ] || cut_log
+}
+
+cut_log() { # by what it takes on the disk: where an engine does not append, a log that was cut has a hole instead
+	taken=$(du -m "$log" 2>/dev/null)
+	[ "${taken%%[!0-9]*}" -gt "${LOG_MIB:-64}" ] 2>/dev/null && [ -w "$log" ] || return 0
+	tail -c 1048576 "$log" >"$log.1"
+	: >"$log" # even on a full disk, where nothing can be kept
 }
 
 act() { # with the script's arguments, in a script which has nothing to add

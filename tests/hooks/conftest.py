@@ -48,6 +48,7 @@ def shell(request, tmp_path) -> str:
         "cat",
         "cksum",
         "cut",
+        "du",
         "grep",
         "md5sum",
         "mkdir",

@@ -544,8 +544,9 @@ def test_the_log_of_the_engine_before_is_kept(hook):
     assert logs == [f"tiny-{hook.port}.log", f"tiny-{hook.port}.log.1"]
 
 
-@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)
-def test_the_log_of_an_engine_that_is_awake_for_long_is_cut(hook):
+@pytest.mark.parametrize(("hook", "shell"), [("process.sh", "sh"), ("process.sh", "busybox")], indirect=True)
+def test_the_log_of_an_engine_that_is_awake_for_long_is_cut(hook, shell):
+    hook.shell = shell
     hook.ok("wake")
     log = hook.pid_file.with_suffix(".log")
     with log.open("a") as file:  # by the same means as the engine
@@ -561,4 +562,27 @@ def test_the_log_of_an_engine_that_is_awake_for_long_is_cut(hook):
     hook.ok("alive")
     hook.ok("sleep")  # the engine says so, at the end of what is left
     assert b"\0" not in log.read_bytes()
+    assert log.stat().st_size < 1 << 20
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)
+def test_what_the_cut_of_a_log_meets(hook):
+    hook.ok("wake")
+    log = hook.pid_file.with_suffix(".log")
+    old = log.with_suffix(".log.1")
+    old.write_text("what was cut\n")
+    with log.open("r+") as file:  # which the hook of before has opened, and not to append
+        file.seek(2 << 20)
+        file.write("it goes on\n")
+    hook.ok("alive", LOG_MIB="1")
+    assert old.read_text() == "what was cut\n"
+    assert log.read_bytes().endswith(b"\0it goes on\n")
+
+    with log.open("a") as file:
+        file.write("x" * (2 << 20))
+    hook.ok("alive", LOG_MIB="as much as there is")
+    assert log.stat().st_size > 4 << 20
+    old.unlink()
+    old.mkdir()  # nothing can be kept, as on a full disk
+    hook.ok("alive", LOG_MIB="1")
     assert log.stat().st_size < 1 << 20
