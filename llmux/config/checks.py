@@ -288,8 +288,19 @@ def _hook(at: Place, kind: str, script: str, folder: Path, path: str | None) -> 
     found = [*_script(at, script, folder, path)]
     yield from found
     server = Path(_program(script) or "").name
-    if kind == "wake" and not found and server in _SERVERS and "&" not in script:
+    if kind == "wake" and not found and server in _SERVERS and _serves(script):
         yield Problem(at, f"{server} stays, and wake has to return once it answers; write `cmd:` in its place")
+
+
+def _serves(script: str) -> bool:
+    """Whether a script that begins with a server's name is that server: a user's own may have it, and return."""
+    line = _joined(script)
+    return not re.search(r"[;&|\n]", line) and re.search(r"\s(serve|--?[a-z][\w-]*)([\s=]|\Z)", line) is not None
+
+
+def _joined(script: str) -> str:
+    """Return a script without ends of lines that the shell ignores."""
+    return script.strip().replace("\\\n", " ")
 
 
 def _path(folder: Path, text: str) -> Path:
@@ -340,7 +351,7 @@ def _syntax(script: str) -> str | None:
 def _program(script: str) -> str | None:
     """Return the program that a script of one command runs; None if reading does not show it."""
     try:
-        words = shlex.split(script.strip().splitlines()[0], comments=True)
+        words = shlex.split(_joined(script).splitlines()[0], comments=True)
     except ValueError:
         return None
     for word in words:

@@ -135,7 +135,12 @@ def test_a_script_that_cannot_be_run_is_told_from_one_that_is_not_there(check, t
         ("wake: llama-server -m x.gguf", True),
         ("wake: 'CUDA_VISIBLE_DEVICES=0 ./llama-server -m x.gguf'", True),
         ("wake: './llama-server -m x.gguf >log 2>&1 & sleep 9'", False),
+        ('wake: "./llama-server \\\\\\n  -m x.gguf\\n"', True),
         ("wake: ./start.sh llama-server", False),
+        ("wake: ./llama-server wake", False),  # the user's own script
+        ("wake: ./llama-server $LLMUX_HOOK", False),
+        ("wake: './llama-server --version || exit 1; ./start.sh'", False),
+        ('wake: "./llama-server --version\\n./start.sh"', False),
         ("stop: ./llama-server --stop", False),
         ("cmd: './llama-server --port ${PORT}'", False),
     ],
